@@ -1,0 +1,135 @@
+"""The config of one training run, and the combinations of values that cannot run.
+
+What depends on the number of processes is checked by `accumulation_steps`, which the launcher calls before a job starts.
+"""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.config import LoaderConfig
+from models.config import ModelConfig, Section
+from models.errors import ConfigError
+
+
+class ObjectiveConfig(Section):
+    """What is learned, from which draws."""
+
+    kind: str = Field("flow_matching", description="an objective's name: flow_matching or mask_decoder")
+    boundary_bias: bool = Field(True, description="draw t=1 with boundary_probability; off: uniform t")
+    boundary_probability: float = Field(0.5, ge=0, le=1)
+    start_point_augmentation: bool = Field(True, description="sample the video's posterior; off: its mean")
+    video_injection: bool = Field(True, description="the DiT also sees the video latent at every t")
+    latent_noise_std: float = Field(0.0, ge=0, description="mask decoder: noise added to its input latent")
+    focal_weight: float = Field(8.0, ge=0)
+    focal_alpha: float = Field(0.25, ge=0, le=1)
+    focal_gamma: float = Field(2.0, ge=0)
+    dice_weight: float = Field(4.0, ge=0)
+
+
+class TrainConfig(Section):
+    """Optimiser, batch, precision and parallelism."""
+
+    steps: int = Field(ge=1, description="optimiser steps in all; may be raised later")
+    seed: int = 0
+    lr: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+    global_batch: int = Field(ge=1, description="examples in one optimiser step, over all processes")
+    micro_batch: int = Field(1, ge=1, description="examples in one forward pass of one process")
+    zero_stage: int = Field(1, ge=0, le=3)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    schedule: Literal["constant", "cosine", "multistep"] = "constant"
+    schedule_steps: int | None = Field(None, ge=1, description="length of the schedule; None: first `steps`")
+    warmup_steps: int = Field(0, ge=0)
+    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="cosine: where the learning rate ends")
+    decay_at_steps: tuple[int, ...] = Field((), description="multistep: where the learning rate drops")
+    decay_factor: float = Field(0.9, gt=0, le=1, description="multistep: by how much it drops")
+    offload_optimizer: bool = Field(False, description="keep the optimiser state in host memory")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    log_every_steps: int = Field(10, ge=1, description="steps between two lines of log.txt")
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Self:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(_batch_message(self, 1))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas is {list(self.betas)}; each must be in [0, 1)")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("train.offload_optimizer needs train.zero_stage 1, 2 or 3; it is 0")
+        if self.schedule == "multistep" and not self.decay_at_steps:
+            raise ValueError("train.schedule is multistep but train.decay_at_steps is empty; name the steps")
+        if list(self.decay_at_steps) != sorted(set(self.decay_at_steps)):
+            raise ValueError(f"train.decay_at_steps is {list(self.decay_at_steps)}; the steps must rise")
+        length = self.schedule_steps or self.steps
+        if self.schedule == "cosine" and self.warmup_steps >= length:
+            raise ValueError(
+                f"train.warmup_steps is {self.warmup_steps}; it must be below the schedule's {length} steps"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """When the run's state is saved, and how much of it stays."""
+
+    every_steps: int = Field(1000, ge=1)
+    keep_last: int = Field(2, ge=1)
+
+
+class EmaConfig(Section):
+    """Exponential moving average of the weights; update s decays by 0 if s = 1, else min(decay, s/(9+s))."""
+
+    decay: float = Field(0.9999, ge=0, lt=1)
+
+
+class GuardConfig(Section):
+    """What happens when the numbers break."""
+
+    max_consecutive_skips: int = Field(10, ge=1, description="non-finite steps in a row before the run stops")
+
+
+class TrackingConfig(Section):
+    """Where MLflow keeps the run."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="any MLflow URI; None: mlflow.db beside the run folder")
+    experiment: str = "flowmask"
+
+
+class RunConfig(Section):
+    """Everything that decides a training run."""
+
+    out: Path = Field(description="run folder; an existing run there is resumed")
+    model: ModelConfig
+    data: LoaderConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    ema: EmaConfig = EmaConfig()
+    guard: GuardConfig = GuardConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def accumulation_steps(train: TrainConfig, world_size: int) -> int:
+    """Micro-batches that one process runs for one optimiser step; ConfigError when they don't come out even."""
+    per_pass = train.micro_batch * world_size
+    if train.global_batch % per_pass:
+        raise ConfigError(_batch_message(train, world_size))
+    return train.global_batch // per_pass
+
+
+def _batch_message(train: TrainConfig, world_size: int) -> str:
+    batch, micro = train.global_batch, train.micro_batch
+    per_pass = micro * world_size
+    below, above = batch // per_pass * per_pass, -(-batch // per_pass) * per_pass
+    fits = " or ".join(str(fit) for fit in (below, above) if fit > 0)
+    micros = [m for m in range(1, batch + 1) if batch % (m * world_size) == 0]
+    nearest = min(micros, key=lambda m: abs(m - micro)) if micros else None
+    other = f", or train.micro_batch {nearest}" if nearest else ""
+    return (
+        f"train.global_batch is {batch}; it must be a multiple of train.micro_batch {micro} x {world_size} "
+        f"process{'es' if world_size > 1 else ''} = {per_pass}. Nearest: {fits}{other}"
+    )
