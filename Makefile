@@ -1,0 +1,43 @@
+# The two commands of the README are `make demo` and `make test`; both set everything up first.
+PYTHON ?= python3
+OUT ?= out/demo
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE = 1
+
+.PHONY: help setup demo demo-full test test-long lint format clean
+
+help:            ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## the virtual environment, with pinned versions
+
+$(VENV)/.ready: constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FlowMask needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup      ## dataset -> cache -> decoder -> DiT -> J&F -> predict, in about ten minutes on 2 cores
+	$(BIN)/flowmask demo --out $(OUT)
+
+demo-full: setup ## the same at length, up to an hour on 2 cores
+	$(BIN)/flowmask demo --full --out $(OUT)-full
+
+test: setup      ## every law once, small
+	$(BIN)/pytest -m 'not long'
+
+test-long: setup ## the same laws at length; TRIALS=N SEED=S
+	$(BIN)/pytest
+
+lint: setup      ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup    ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:           ## forget the environment and every output of the demo
+	rm -rf $(VENV) out *.egg-info

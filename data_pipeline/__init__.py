@@ -1,0 +1,1 @@
+"""Datasets to latent shards to training batches; imports `models` only."""

@@ -1,0 +1,1 @@
+"""What a person types, and how jobs reach machines; imported by nothing else."""

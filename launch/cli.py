@@ -1,0 +1,152 @@
+"""The command `flowmask`. Parses, prints and exits; every job itself belongs to another file.
+
+A person's mistake is one line on stderr and exit code 2; a stack trace is a bug of ours.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from models.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and run referring video segmentation by flow matching on Wan2.1.\n\n"
+    "Start with: flowmask demo --out out/demo",
+)
+cache_app = typer.Typer(no_args_is_help=True, help="Pre-encode a dataset into latent shards, and check them.")
+app.add_typer(cache_app, name="cache")
+console = Console()
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; the examples are in configs/")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - Typer reads this annotation
+    typer.Argument(help="KEY=VALUE, as many as you like, for example train.lr=1e-4 out=runs/mine"),
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written")] = Path("out/demo"),
+    smoke: Annotated[bool, typer.Option("--smoke", help="Every stage, no claim on the score; 90 s")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train longer, for a high score; up to an hour")] = False,
+) -> None:
+    """Dataset, cache, mask decoder, DiT, J&F and prediction on a synthetic world, on this machine."""
+    from launch.demo import Profile, run_demo
+
+    if smoke and full:
+        raise UserError("--smoke and --full exclude each other; give one or none")
+    run_demo(out, Profile.SMOKE if smoke else Profile.FULL if full else Profile.DEFAULT, console=console)
+
+
+@cache_app.command("build")
+def cache_build(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Encode clips, masks and sentences once into OUT/shards. A killed build goes on where it stopped."""
+    _run("cache", config, overrides)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+) -> None:
+    """Read every byte of a cache again and name each file that is not as it was written."""
+    from data_pipeline.verify import verify
+
+    report = verify(folder)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+    else:
+        for problem in report.problems:
+            console.print(f"[red]wrong[/]  {problem.file}: {problem.reason}", highlight=False)
+        console.print(report.summary(), highlight=False)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train a DiT or a mask decoder on a cache. The same command again resumes the run in OUT, exactly."""
+    _run("train", config, overrides)
+
+
+@app.command()
+def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Predict every expression of a dataset's split and score it: J, F and J&F, with masks and a report in OUT."""
+    _run("evaluate", config, overrides)
+
+
+@app.command()
+def predict(
+    video: Annotated[Path, typer.Argument(help="A video file, or a folder of frames")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more sentences, each in quotes")],
+    checkpoint: Annotated[str, typer.Option(help="A run, an export, or a FlowRVS .pth")],
+    out: Annotated[Path, typer.Option(help="Where masks and overlay videos go")] = Path("out/predict"),
+    mask_decoder: Annotated[Optional[str], typer.Option(help="Default: the one the run names")] = None,  # noqa: UP045
+    wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the run's")] = None,  # noqa: UP045
+    steps: Annotated[int, typer.Option(help="Euler steps")] = 1,
+) -> None:
+    """Find what each sentence names in a video: PNG masks and overlay videos."""
+    from launch.progress import predict_progress
+    from models.config import SamplerConfig
+    from trainer.predict import predict as predict_video
+
+    with predict_progress() as on_progress:
+        result = predict_video(
+            video,
+            prompts,
+            checkpoint=checkpoint,
+            out=out,
+            mask_decoder=mask_decoder,
+            wan=wan,
+            sampler=SamplerConfig(steps=steps),
+            on_progress=on_progress,
+        )
+    console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png", highlight=False)
+
+
+@app.command("tiny-wan")
+def tiny_wan(
+    folder: Annotated[Path, typer.Argument(help="A new folder")],
+    seed: Annotated[int, typer.Option(help="Of the random weights")] = 0,
+    random_vae: Annotated[bool, typer.Option("--random-vae", help="Also a random VAE")] = False,
+) -> None:
+    """Write a tiny checkpoint in the layout of Wan2.1, to try everything offline: random but for its small VAE."""
+    from models.tiny_wan import write_tiny_wan
+
+    write_tiny_wan(folder, seed=seed, random_vae=random_vae)
+    console.print(f"wrote {folder}", highlight=False)
+
+
+def _run(kind: str, config: Path, overrides: list[str] | None) -> None:
+    from launch.jobs import start
+
+    code = start(kind, config, overrides or [])
+    if code:
+        raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point: one line and exit code 2 for what a person can mend."""
+    from launch.worker import explain_os_error
+
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        message = explain_os_error(error)
+        if message is None:
+            raise
+        _fail(message)
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"flowmask: {message}", style="red")
+    sys.exit(2)

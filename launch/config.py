@@ -1,0 +1,152 @@
+"""Reads a YAML config and dotted overrides into one strict, frozen job; says in one line what is wrong with it.
+
+Order of strength: defaults < file < command line. Every section belongs to the room that reads it; this file
+owns the `launch` section and the jobs that are made of all of them.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from data_pipeline.config import CacheBuildConfig
+from models.config import Section
+from models.errors import ConfigError
+from trainer.config import RunConfig, accumulation_steps
+from trainer.evaluate_config import EvaluateConfig
+
+
+class LaunchConfig(Section):
+    """How many processes, and where."""
+
+    cluster: Literal["local"] = "local"
+    nodes: int = Field(1, ge=1)
+    processes_per_node: int = Field(1, ge=1, description="one a GPU; on a CPU at most one a core")
+
+    @model_validator(mode="after")
+    def _one_machine(self) -> "LaunchConfig":
+        if self.cluster == "local" and self.nodes != 1:
+            raise ValueError(f"launch.nodes is {self.nodes}; launch.cluster=local is this machine alone, so 1")
+        return self
+
+
+class CacheJob(CacheBuildConfig):
+    """`flowmask cache build`."""
+
+    launch: LaunchConfig = LaunchConfig()
+
+
+class TrainJob(RunConfig):
+    """`flowmask train`."""
+
+    launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> "TrainJob":
+        accumulation_steps(self.train, self.launch.nodes * self.launch.processes_per_node)
+        return self
+
+
+class EvaluateJob(EvaluateConfig):
+    """`flowmask evaluate`."""
+
+    launch: LaunchConfig = LaunchConfig()
+
+
+Job = TypeVar("Job", bound=BaseModel)
+
+
+def load_job(path: Path, kind: type[Job], overrides: Sequence[str] = ()) -> Job:
+    """Read `path`, apply `key.path=value` overrides, validate as `kind`.
+
+    Raises ConfigError with one line that names the key, its value and what is allowed.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config {path} does not exist; the examples are in configs/")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), _dotlist(overrides))
+        data = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"config {path} is not valid YAML: {_one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
+    return validate(data, kind, origin=str(path))
+
+
+def validate(data: dict[Any, Any], kind: type[Job], *, origin: str) -> Job:
+    """`data` as a `kind`, or a ConfigError that names the first wrong key."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(kind, dict(item)) for item in error.errors(include_url=False)]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(f"{origin}: {problems[0]}{more}") from error
+
+
+def _dotlist(overrides: Sequence[str]) -> Any:
+    for item in overrides:
+        if "=" not in item or item.startswith("="):
+            raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
+    return OmegaConf.from_dotlist(list(overrides))
+
+
+def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
+    """One problem of pydantic's as one line."""
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    match item["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key}{_nearest(kind, location)}"
+        case "missing":
+            return f"key {key} is missing; set it in the file or as {key}=VALUE"
+        case "value_error":
+            message = _one_line(item["ctx"]["error"])
+            return message if not key or key in message else f"{key}: {message}"
+        case _:
+            return f"{key} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _nearest(kind: type[BaseModel], location: list[str]) -> str:
+    """The right key nearest to an unknown one: in its own section first, then anywhere."""
+    section: type[BaseModel] | None = kind
+    for part in location[:-1]:
+        section = _section(section.model_fields[part].annotation) if section and part in section.model_fields else None
+    if section is None:
+        return ""
+    prefix = "".join(f"{part}." for part in location[:-1])
+    siblings = [prefix + name for name in section.model_fields]
+    wanted = ".".join(location)
+    close = difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.6)
+    close = close or [key for key in _all_keys(kind) if key.rpartition(".")[2] == location[-1]][:1]
+    close = close or difflib.get_close_matches(wanted, _all_keys(kind), n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; {prefix.rstrip('.') or 'the config'} knows {', '.join(sorted(section.model_fields))}"
+
+
+def _all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in kind.model_fields.items():
+        section = _section(field.annotation)
+        keys += _all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
+    return keys
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, also through Optional."""
+    candidates = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
+    if get_origin(annotation) not in (None, Union) and not any(isinstance(c, type) for c in candidates):
+        return None
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,80 @@
+"""The jobs by name: which config each reads, and what one rank of it runs.
+
+A job is data (`kind`, resolved config) so that it means the same in this process, in a local rank and on a cluster.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.config import CacheJob, EvaluateJob, TrainJob, load_job, validate
+from launch.processes import run_local
+from models.errors import UserError
+
+Resolved = dict[str, Any]
+KINDS: dict[str, type[CacheJob] | type[TrainJob] | type[EvaluateJob]] = {
+    "cache": CacheJob,
+    "train": TrainJob,
+    "evaluate": EvaluateJob,
+}
+
+
+def start(kind: str, config: Path, overrides: Sequence[str] = ()) -> int:
+    """Read the config of a job and run it on this machine; returns the exit code."""
+    job = load_job(config, KINDS[kind], overrides)
+    return run_local(kind, job.model_dump(mode="json"), processes=job.launch.processes_per_node)
+
+
+def save_config(folder: Path, resolved: Resolved) -> None:
+    """Write `folder/config.yaml`, with which the same command repeats the job."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / ".config.yaml.tmp"
+    beside.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    beside.replace(folder / "config.yaml")
+
+
+def _strip(resolved: Resolved) -> Resolved:
+    """The part of a job's config that its room knows."""
+    return {key: value for key, value in resolved.items() if key != "launch"}
+
+
+def _cache(resolved: Resolved) -> int:
+    from data_pipeline.build import build
+    from data_pipeline.config import CacheBuildConfig
+    from launch.progress import cache_progress
+
+    config = validate(_strip(resolved), CacheBuildConfig, origin="cache job")
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with cache_progress(show=rank == 0) as on_progress:
+        build(config, worker=rank, workers=world, on_progress=on_progress)
+    if rank == 0:
+        save_config(config.out, resolved)
+    return 0
+
+
+def _train(resolved: Resolved) -> int:
+    from trainer.config import RunConfig
+    from trainer.train import run
+
+    return run(validate(_strip(resolved), RunConfig, origin="train job"), resolved=resolved)
+
+
+def _evaluate(resolved: Resolved) -> int:
+    from launch.progress import evaluate_progress, show_scores
+    from trainer.evaluate import evaluate
+    from trainer.evaluate_config import EvaluateConfig
+
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        raise UserError("launch.processes_per_node is above 1; evaluation runs in one process")
+    config = validate(_strip(resolved), EvaluateConfig, origin="evaluate job")
+    with evaluate_progress() as on_progress:
+        scores = evaluate(config, on_progress=on_progress)
+    save_config(config.out, resolved)
+    show_scores(scores, config.out)
+    return 0
+
+
+RUN: dict[str, Callable[[Resolved], int]] = {"cache": _cache, "train": _train, "evaluate": _evaluate}

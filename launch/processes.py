@@ -1,0 +1,131 @@
+"""Starts the ranks of a job on this machine, passes signals on, and never leaves one behind.
+
+The kernel kills a rank as soon as its launcher is gone (PR_SET_PDEATHSIG), also when that was kill -9. A rank
+that fails ends the others: they would wait for it in a collective for ever.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from models.errors import UserError
+
+PR_SET_PDEATHSIG = 1
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+GRACE_S = 20.0  # for the others to end by themselves once one rank has ended well
+
+
+class JobFailed(UserError):
+    """A rank ended with an error that is not the user's; its traceback stands above."""
+
+
+def run_local(kind: str, resolved: dict[str, Any], *, processes: int) -> int:
+    """Run one job in `processes` ranks and wait; returns their exit code (0, or the code that asks for a requeue).
+
+    kind: "cache", "train" or "evaluate"; resolved: the whole config as plain data.
+    Raises the rank's own UserError, or JobFailed when a rank crashed.
+    """
+    with tempfile.TemporaryDirectory(prefix="flowmask-") as scratch:
+        folder = Path(scratch)
+        (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
+        port = free_port()
+        ranks = [_start(folder, rank, processes, port=port) for rank in range(processes)]
+        previous = {number: signal.signal(number, _forward_to(ranks)) for number in FORWARDED}
+        try:
+            codes = _wait(ranks)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            _kill(ranks)
+        return _verdict(folder, codes)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def die_with_parent(parent: int) -> None:
+    """Called first in a rank: the kernel ends it when `parent` ends; already gone counts."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _start(folder: Path, rank: int, processes: int, *, port: int) -> subprocess.Popen[bytes]:
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    environment = os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "FLOWMASK_PARENT": str(os.getpid()),
+    }
+    command = [sys.executable, "-m", "launch.worker", str(folder)]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+
+def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Any:
+    def handler(number: int, frame: FrameType | None) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    return handler
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Wait for all; one failure ends the rest at once, one good end gives the rest a grace period."""
+    deadline: float | None = None
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        ended = [code for code in codes if code is not None]
+        if len(ended) == len(ranks) or any(_is_failure(code) for code in ended):
+            return codes
+        if ended and deadline is None:
+            deadline = time.monotonic() + GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            return codes
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ranks[codes.index(None)].wait(timeout=0.2)
+
+
+def _is_failure(code: int) -> bool:
+    from trainer.train import REQUEUE_EXIT_CODE
+
+    return code not in (0, REQUEUE_EXIT_CODE)
+
+
+def _kill(ranks: list[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.kill()
+        rank.wait()
+
+
+def _verdict(folder: Path, codes: list[int | None]) -> int:
+    errors = sorted(folder.glob("error_*.txt"))
+    if errors:
+        raise UserError(errors[0].read_text())
+    for rank, code in enumerate(codes):
+        if code is None:
+            raise JobFailed(f"rank {rank} did not end {GRACE_S:.0f} s after the others and was killed")
+        if _is_failure(code):
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            raise JobFailed(f"rank {rank} {how}; what it printed stands above")
+    return max(code or 0 for code in codes)

@@ -1,0 +1,47 @@
+"""One rank of a job: what `launch.processes` starts. Reads the job from a folder, runs it, reports a person's mistake."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from launch.processes import die_with_parent
+from models.errors import UserError
+
+
+def main(folder: Path) -> int:
+    """Run the job in `folder` as the rank that the environment names; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes on what concerns us; a terminal's ^C would come twice
+    die_with_parent(int(os.environ["FLOWMASK_PARENT"]))
+    job = json.loads((folder / "job.json").read_text())
+    rank = int(os.environ["RANK"])
+    try:
+        return run(job["kind"], job["config"])
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = explain_os_error(error)
+        if message is None:
+            raise
+    (folder / f"error_{rank:05d}.txt").write_text(message)
+    return 2
+
+
+def run(kind: str, resolved: dict[str, Any]) -> int:
+    """Run one job of a kind in this process. Imports only what that job needs."""
+    from launch import jobs
+
+    return jobs.RUN[kind](resolved)
+
+
+def explain_os_error(error: OSError) -> str | None:
+    """One line for what the file system refuses; None for an error of ours."""
+    if error.filename is None:
+        return None
+    return f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,28 @@
+"""Errors that a person can act on: the command line prints them as one line and exits with 2.
+
+Every message names the thing, its value and the fix. Anything else that is raised is a bug of ours.
+"""
+
+
+class UserError(Exception):
+    """Something outside the program is wrong; the message says what to do."""
+
+
+class ConfigError(UserError):
+    """A config key, value or combination that cannot run."""
+
+
+class DataError(UserError):
+    """A dataset, video, image or mask that is missing or damaged."""
+
+
+class WeightsError(UserError):
+    """A weights folder or file that is missing, damaged or of another architecture."""
+
+
+class CacheError(UserError):
+    """A latent cache that is incomplete, damaged or made with other settings."""
+
+
+class CheckpointError(UserError):
+    """A run folder or checkpoint that cannot be used as asked."""

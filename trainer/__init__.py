@@ -1,0 +1,1 @@
+"""DeepSpeed engine, loop, EMA, checkpoints, tracking and evaluation; imports `data_pipeline` and `models`."""
