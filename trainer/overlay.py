@@ -1,0 +1,227 @@
+"""Drawing: masks over frames, a legend of the prompts, mask PNGs and H.264 files.
+
+Owns every pixel that a person looks at. Works frame by frame, so a video of any length takes the memory of
+one frame. An mp4 exists whole or not at all, with even sides and 4:2:0 colour, as every player wants.
+"""
+
+import colorsys
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from models.errors import DataError
+
+Rgb = tuple[int, int, int]
+SHORT_SIDE_PX = 480  # smaller videos are enlarged, or nobody can read the legend
+LONG_SIDE_PX = 1920  # larger ones shrink: H.264 decoders in hardware end near 4096
+_PALETTE: tuple[Rgb, ...] = (  # Okabe and Ito's colours, apart for the colour-blind too
+    (230, 97, 0),
+    (34, 160, 230),
+    (0, 178, 130),
+    (240, 228, 66),
+    (214, 90, 170),
+    (0, 104, 190),
+    (250, 170, 30),
+)
+_STRIP, _INK = (18, 18, 22), (238, 238, 242)
+_FILL = 0.45
+
+
+def colour(number: int) -> Rgb:
+    """The colour of prompt `number`: distinct hues, without end."""
+    if number < len(_PALETTE):
+        return _PALETTE[number]
+    r, g, b = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.95)
+    return round(255 * r), round(255 * g), round(255 * b)
+
+
+@lru_cache
+def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans when the machine has it (prompts in any script), else the font that PIL carries."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size_px)
+    except OSError:
+        return ImageFont.load_default(size_px)
+
+
+def view_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which a video is shown: short side at least 480, long side at most 1920."""
+    scale = max(1.0, SHORT_SIDE_PX / min(height, width))
+    scale = min(scale, LONG_SIDE_PX / max(height, width))
+    return max(2, round(height * scale)), max(2, round(width * scale))
+
+
+def _resized(image: NDArray[np.uint8], size: tuple[int, int], how: Image.Resampling) -> NDArray[np.uint8]:
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), how))
+
+
+def _contour(mask: NDArray[np.bool_], thickness_px: int) -> NDArray[np.bool_]:
+    """The pixels of a mask that are at most `thickness_px` away from its outside, along rows and columns."""
+    inside = mask
+    for _ in range(thickness_px):
+        ringed = np.pad(inside, 1, constant_values=True)  # the frame's border is not a contour
+        inside = inside & ringed[:-2, 1:-1] & ringed[2:, 1:-1] & ringed[1:-1, :-2] & ringed[1:-1, 2:]
+    return mask & ~inside
+
+
+def paint(
+    frame: NDArray[np.uint8],
+    layers: Sequence[tuple[NDArray[np.bool_], Rgb]],
+    *,
+    size: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Masks as translucent colours with a solid contour over a frame.
+
+    frame:   uint8 [H W 3] rgb8
+    layers:  (bool [H W], colour) each; later ones lie on top, contours above all fills
+    returns: uint8 [size 3], the frame's own size unless given; masks are enlarged without smoothing
+    """
+    size = size or (frame.shape[0], frame.shape[1])
+    canvas = _resized(frame, size, Image.Resampling.BICUBIC).astype(np.float32)
+    shown = [
+        (
+            _resized(mask.astype(np.uint8), size, Image.Resampling.NEAREST).astype(bool),
+            np.array(tone, np.float32),
+        )
+        for mask, tone in layers
+    ]
+    for mask, tone in shown:
+        canvas[mask] = (1 - _FILL) * canvas[mask] + _FILL * tone
+    for mask, tone in shown:
+        canvas[_contour(mask, max(1, min(size) // 160))] = tone
+    return canvas.round().clip(0, 255).astype(np.uint8)
+
+
+def wrap(text: str, *, width_px: int, size_px: int, lines: int) -> list[str]:
+    """Break a sentence into at most `lines` lines of at most `width_px`; the rest becomes an ellipsis."""
+    face, rest, broken = font(size_px), " ".join(text[:1000].split()), list[str]()
+    while rest:
+        fit = len(rest)
+        while fit > 1 and face.getlength(rest[:fit]) > width_px:
+            fit -= 1
+        if fit < len(rest) and " " in rest[: fit + 1]:
+            fit = rest[: fit + 1].rindex(" ")
+        broken.append(rest[:fit])
+        rest = rest[fit:].lstrip()
+    if len(broken) > lines:
+        last = broken[lines - 1]
+        while last and face.getlength(last + "…") > width_px:
+            last = last[:-1]
+        broken = [*broken[: lines - 1], last.rstrip() + "…"]
+    return broken
+
+
+def legend(prompts: Sequence[tuple[str, Rgb]], *, width: int) -> NDArray[np.uint8]:
+    """A strip to stand below a frame: a swatch of each prompt's colour and its sentence.
+
+    returns: uint8 [height width 3]; as high as the wrapped sentences need
+    """
+    size_px = min(40, max(16, width // 36))
+    line_px, gap = round(size_px * 1.35), max(4, size_px // 2)
+    text_left = gap + size_px + gap
+    room = max(size_px, width - text_left - gap)
+    lines_each = 3 if len(prompts) <= 6 else 1
+    blocks = [(wrap(text, width_px=room, size_px=size_px, lines=lines_each), tone) for text, tone in prompts]
+    height = gap + sum(len(lines) * line_px + gap // 2 for lines, _ in blocks) + gap // 2
+    strip = Image.new("RGB", (width, height), _STRIP)
+    draw, top = ImageDraw.Draw(strip), gap
+    for lines, tone in blocks:
+        y = top + (line_px - size_px) // 2
+        draw.rounded_rectangle((gap, y, gap + size_px, y + size_px), size_px // 5, fill=tone)
+        for line in lines:
+            draw.text((text_left, top + line_px // 2), line, fill=_INK, font=font(size_px), anchor="lm")
+            top += line_px
+        top += gap // 2
+    return np.asarray(strip)
+
+
+def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
+    """Write bool [H W] as an 8-bit grey PNG of 0 and 255: the form that the MeViS server takes."""
+    Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path, format="PNG")
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Read what `write_mask` wrote: bool [H W]."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L")) > 127
+
+
+class OverlayVideo:
+    """One mp4 of a video under coloured masks, a legend below; `with` makes it whole or leaves nothing."""
+
+    def __init__(
+        self, path: Path, *, prompts: Sequence[tuple[str, Rgb]], height: int, width: int, fps: float
+    ) -> None:
+        """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97."""
+        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._tones = [tone for _, tone in prompts]
+        self._size = view_size(height, width)
+        self._strip = legend(prompts, width=self._size[1])
+        high, wide = self._size[0] + self._strip.shape[0], self._size[1]
+        self._even = (high % 2, wide % 2)
+        try:
+            self._container = av.open(
+                str(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
+            )
+        except OSError as error:
+            raise DataError(f"cannot write the video {path}: {error.strerror or error}") from error
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = self._container.add_stream(_encoder(), rate=rate if rate > 0 else Fraction(1))
+        assert isinstance(stream, av.VideoStream)
+        self._stream = stream
+        stream.width, stream.height = wide + self._even[1], high + self._even[0]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast"}
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, said and done
+        context.color_range = ColorRange.MPEG
+        context.thread_count = 1
+
+    def add(self, frame: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]]) -> None:
+        """Append one frame: uint8 [H W 3] and one bool [H W] for each prompt, in the order of the prompts."""
+        picture = paint(frame, list(zip(masks, self._tones, strict=True)), size=self._size)
+        picture = np.concatenate([picture, self._strip])
+        picture = np.pad(picture, ((0, self._even[0]), (0, self._even[1]), (0, 0)), mode="edge")
+        video_frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        self._send(
+            video_frame.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
+        )
+
+    def _send(self, frame: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._send(None)
+            self._container.close()
+            if kind is None:
+                self._partial.replace(self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def _encoder() -> str:
+    """H.264 by libx264 wherever PyAV carries it, which its wheels do."""
+    if "libx264" not in av.codecs_available:
+        raise DataError("this PyAV has no libx264; install the wheel: pip install --force-reinstall av")
+    return "libx264"
