@@ -1,6 +1,7 @@
 """The config of one training run, and the combinations of values that cannot run.
 
-What depends on the number of processes is checked by `accumulation_steps`, which the launcher calls before a job starts.
+What depends on the number of processes is checked by `accumulation_steps`, which the launcher calls too, before
+a job starts.
 """
 
 from pathlib import Path
@@ -105,16 +106,16 @@ class RunConfig(Section):
     out: Path = Field(description="run folder; an existing run there is resumed")
     model: ModelConfig
     data: LoaderConfig
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     train: TrainConfig
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    ema: EmaConfig = EmaConfig()
-    guard: GuardConfig = GuardConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    ema: EmaConfig = Field(default_factory=EmaConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
 
 def accumulation_steps(train: TrainConfig, world_size: int) -> int:
-    """Micro-batches that one process runs for one optimiser step; ConfigError when they don't come out even."""
+    """Micro-batches that one process runs for one optimiser step; ConfigError when they don't divide evenly."""
     per_pass = train.micro_batch * world_size
     if train.global_batch % per_pass:
         raise ConfigError(_batch_message(train, world_size))
