@@ -1,0 +1,111 @@
+"""The process group: who this process is, and the few collectives that the trainer needs.
+
+The only file that imports `torch.distributed`. One process without any launcher variables is a group of one, so
+nothing above has to ask whether it runs alone. A collective that waits longer than the timeout ends the process
+with an error instead of stalling the job.
+"""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from models.errors import ConfigError
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def init(*, timeout_s: float = 1800.0) -> None:
+    """Join the group that the launcher's variables describe; a no-op when already joined.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without any of them the group is this process.
+    NCCL where there is a GPU, else gloo. Raises ConfigError when only some of the variables are set.
+    """
+    if dist.is_initialized():
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(device())
+    backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
+    present = [name for name in _VARIABLES if name in os.environ]
+    timeout = timedelta(seconds=timeout_s)
+    if "RANK" not in present and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    missing = sorted(set(_VARIABLES) - set(present))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} not set although {', '.join(present)} is; use `flowmask train`")
+    dist.init_process_group(backend, timeout=timeout)
+
+
+def shutdown() -> None:
+    """Leave the group; a no-op when not in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number in the group; 0 without a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Processes in the group; 1 without a group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over all ranks, in place; every rank ends with the same bits."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def sum_to_rank_zero(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over all ranks, in place on rank 0; the other ranks' copies are then undefined."""
+    if world_size() > 1:
+        dist.reduce(tensor, dst=0)
+    return tensor
+
+
+def any_true(flag: bool) -> bool:
+    """Whether any rank said yes; every rank gets the same answer."""
+    return bool(all_reduce_sum(torch.tensor([int(flag)], dtype=torch.int64)).item())
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value` (any picklable object) on every rank."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """Rank 0's `tensor` on every rank, in place."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank."""
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    any_true(False)

@@ -1,0 +1,118 @@
+"""Pieces of fp32 master weights that this rank holds, under every ZeRO stage, by parameter name.
+
+A fragment is a range of one flattened parameter with views of its master and its two Adam moments. The EMA and the
+checkpoint know nothing else of how a stage lays its memory out. What is read of DeepSpeed's optimizers are plain
+attributes, listed here so that an upgrade of DeepSpeed has one file to look at.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import distributed
+from trainer.optimizer import ArmedAdamW, ReplicatedAdamW
+
+KINDS = ("master", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements start .. start + numel of the flattened parameter `name`; the tensors are fp32 views [numel]."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    master: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+    @property
+    def numel(self) -> int:
+        return self.master.numel()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fragment's tensors by kind."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
+
+def _cut(
+    flat: Tensor, state: Mapping[str, Tensor], *, name: str, shape: Sequence[int], start: int, at: int, n: int
+) -> Fragment:
+    views = [t.detach().narrow(0, at, n) for t in (flat, state["exp_avg"], state["exp_avg_sq"])]
+    return Fragment(name, tuple(shape), start, *views)
+
+
+def replicated(optimizer: ReplicatedAdamW, *, owned: bool) -> list[Fragment]:
+    """ZeRO 0: every parameter whole, or (owned) this rank's 1 / world_size of the flat master."""
+    first, last = 0, optimizer.master.numel()
+    if owned:
+        share = -(-last // distributed.world_size())
+        first = min(distributed.rank() * share, last)
+        last = min(first + share, last)
+    state = optimizer.state[optimizer.master]
+    pieces = []
+    for name, parameter in optimizer.named:
+        offset = optimizer.offsets[name]
+        begin, end = max(first, offset), min(last, offset + parameter.numel())
+        if begin < end:
+            shape, start = parameter.shape, begin - offset
+            pieces.append(
+                _cut(optimizer.master, state, name=name, shape=shape, start=start, at=begin, n=end - begin)
+            )
+    return pieces
+
+
+def flat_partition(module: nn.Module, optimizer: ArmedAdamW) -> list[Fragment]:
+    """ZeRO 1 and 2: one flat fp32 partition a rank; DeepSpeed's `_hp_mapping` says which part is whose."""
+    flat = optimizer.param_groups[0]["params"][0]
+    pieces = []
+    for name, parameter in module.named_parameters():
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is None:
+            continue
+        at, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+        shape, state = parameter.shape, optimizer.state[flat]
+        pieces.append(_cut(flat, state, name=name, shape=shape, start=start, at=at.start, n=at.numel))
+    return pieces
+
+
+def partitioned(module: nn.Module, optimizer: ArmedAdamW, zero: Any) -> list[Fragment]:
+    """ZeRO 3: every parameter is cut evenly over the ranks, padded at its end; the padding is left out."""
+    pieces = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group, at, share = zero.grad_position[zero.get_param_id(parameter)]
+        start = distributed.rank() * share
+        held = min(share, parameter.ds_numel - start)
+        if held > 0:
+            flat = zero.fp32_partitioned_groups_flat[group]
+            shape, state = parameter.ds_shape, optimizer.state[flat]
+            pieces.append(_cut(flat, state, name=name, shape=shape, start=start, at=at, n=held))
+    return pieces
+
+
+def assemble(
+    fragments: Sequence[Fragment], values: Sequence[Tensor], *, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Whole fp32 tensors [shape] on rank 0 (an empty dict elsewhere) from every rank's `values`; collective.
+
+    Bits are added as integers to zeros, so that even the sign of a zero survives. One parameter at a time: the
+    largest one is all the extra memory a rank needs.
+    """
+    mine: dict[str, list[tuple[int, Tensor]]] = {}
+    for fragment, value in zip(fragments, values, strict=True):
+        mine.setdefault(fragment.name, []).append((fragment.start, value))
+    where = distributed.device()
+    whole = {}
+    for name, shape in shapes.items():
+        buffer = torch.zeros(torch.Size(shape).numel(), device=where)
+        for start, value in mine.get(name, ()):
+            buffer.narrow(0, start, value.numel()).copy_(value)
+        distributed.sum_to_rank_zero(buffer.view(torch.int32))
+        if distributed.rank() == 0:
+            whole[name] = buffer.view(shape).cpu()
+    return whole

@@ -1,0 +1,116 @@
+"""AdamW that moves only on command, and the replicated (ZeRO 0) form of it with flat fp32 masters.
+
+DeepSpeed calls `step` at times of its own (once inside `initialize`), and ZeRO wraps whatever it is given. So the
+permission to move lives here, at the innermost place: an optimizer that is not armed changes nothing, at any stage.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from trainer import distributed
+
+_ALIGN = 64  # elements; keeps every parameter's view as aligned as an allocation of its own
+
+
+class ArmedAdamW(torch.optim.AdamW):
+    """torch's fused AdamW whose `step` does nothing unless `armed` is true."""
+
+    def __init__(self, params: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float, decay: float):
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
+        self.armed = False
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient, if armed."""
+        if self.armed:
+            super().step()
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the next step."""
+        for group in self.param_groups:
+            group["lr"] = lr
+
+    def create_state(self, masters: list[Tensor]) -> None:
+        """Zero moments and step count for `masters` now, so that a checkpoint has them before the first step."""
+        for master in masters:
+            self.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                "exp_avg": torch.zeros_like(master, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+            }
+
+    def set_step_count(self, steps: int) -> None:
+        """Adam's own step number, which decides its bias correction."""
+        for state in self.state.values():
+            state["step"].fill_(float(steps))
+
+
+class ReplicatedAdamW(ArmedAdamW):
+    """ZeRO 0: every rank holds one flat fp32 master, one flat fp32 gradient and the whole optimizer state.
+
+    The module's parameters become views of a flat working buffer (the master itself in fp32) and their gradients
+    views of the flat fp32 gradient, so micro-batches accumulate in fp32 whatever the working precision, and the
+    reduction, the norm, the clipping and the update are one kernel each. A parameter that a step does not use
+    counts as one with a zero gradient, as in the ZeRO stages.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        working_dtype: torch.dtype,
+        grad_clip: float,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        decay: float,
+    ):
+        self.named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self.offsets: dict[str, int] = {}
+        total = 0
+        for name, parameter in self.named:
+            self.offsets[name] = total
+            total += -(-parameter.numel() // _ALIGN) * _ALIGN
+        where = self.named[0][1].device
+        self.master = torch.zeros(total, device=where)
+        self.gradient = torch.zeros(total, device=where)
+        same = working_dtype == torch.float32
+        self.working = self.master if same else torch.zeros(total, dtype=working_dtype, device=where)
+        for name, parameter in self.named:
+            self._view(self.master, name, parameter).copy_(parameter.data)
+            parameter.data = self._view(self.working, name, parameter)
+            parameter.grad_dtype = torch.float32  # type: ignore[attr-defined]
+        self.grad_clip = grad_clip
+        self.overflow = False
+        self._global_grad_norm = torch.zeros((), device=where)
+        super().__init__([self.master], lr=lr, betas=betas, eps=eps, decay=decay)
+        self.publish()
+
+    def _view(self, flat: Tensor, name: str, parameter: Tensor) -> Tensor:
+        return flat.narrow(0, self.offsets[name], parameter.numel()).view(parameter.shape)
+
+    def attach_gradients(self) -> None:
+        """Zero the flat gradient and lend its views to the parameters, for the next step's backward passes."""
+        self.gradient.zero_()
+        for name, parameter in self.named:
+            parameter.grad = self._view(self.gradient, name, parameter)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Average over ranks, measure, clip, update; a non-finite norm leaves everything as it was."""
+        if distributed.world_size() > 1:
+            distributed.all_reduce_sum(self.gradient).div_(distributed.world_size())
+        norm = torch.linalg.vector_norm(self.gradient)
+        self._global_grad_norm = norm
+        self.overflow = not bool(torch.isfinite(norm))
+        if self.overflow or not self.armed:
+            return
+        if self.grad_clip > 0:
+            self.gradient.mul_(1.0 / torch.clamp((norm + 1e-6) / self.grad_clip, min=1.0))
+        self.master.grad = self.gradient
+        super().step()
+        self.publish()
+
+    def publish(self) -> None:
+        """Copy the masters to the working weights."""
+        if self.working is not self.master:
+            self.working.copy_(self.master)
