@@ -171,11 +171,11 @@ class OverlayVideo:
         high, wide = self._size[0] + self._strip.shape[0], self._size[1]
         self._even = (high % 2, wide % 2)
         try:
-            self._container = av.open(
-                str(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
-            )
+            self._partial.touch()  # av opens its file late, at the first packet
         except OSError as error:
-            raise DataError(f"cannot write the video {path}: {error.strerror or error}") from error
+            raise DataError(f"cannot write the video {path}: {error.strerror}") from error
+        options = {"movflags": "+faststart"}  # the index in front: plays while it downloads
+        self._container = av.open(str(self._partial), "w", format="mp4", options=options)
         rate = Fraction(fps).limit_denominator(1001)
         stream = self._container.add_stream(_encoder(), rate=rate if rate > 0 else Fraction(1))
         assert isinstance(stream, av.VideoStream)

@@ -7,7 +7,6 @@ with the run. Knows nothing of datasets or models; the caller hands it rows and 
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.overlay import Rgb, paint
+from trainer.run_folder import write_atomically
 
 TRUE_COLOUR: Rgb = (60, 190, 90)
 PREDICTED_COLOUR: Rgb = (230, 97, 0)
@@ -81,12 +81,7 @@ def write_report(
     if rows:
         body.append(_table(rows))
     page = _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(body))
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(page)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, page)
 
 
 def _table(rows: Sequence[ReportRow]) -> str:
