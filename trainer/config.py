@@ -1,7 +1,6 @@
 """The config of one training run, and the combinations of values that cannot run.
 
-What depends on the number of processes is checked by `accumulation_steps`, which the launcher calls too, before
-a job starts.
+What depends on the number of processes is checked by `accumulation_steps`, which the launcher calls too, early.
 """
 
 from pathlib import Path
@@ -106,16 +105,16 @@ class RunConfig(Section):
     out: Path = Field(description="run folder; an existing run there is resumed")
     model: ModelConfig
     data: LoaderConfig
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    ema: EmaConfig = Field(default_factory=EmaConfig)
-    guard: GuardConfig = Field(default_factory=GuardConfig)
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    ema: EmaConfig = EmaConfig()
+    guard: GuardConfig = GuardConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
 
 def accumulation_steps(train: TrainConfig, world_size: int) -> int:
-    """Micro-batches that one process runs for one optimiser step; ConfigError when they don't divide evenly."""
+    """Micro-batches that one process runs for one optimiser step; ConfigError if there's a remainder."""
     per_pass = train.micro_batch * world_size
     if train.global_batch % per_pass:
         raise ConfigError(_batch_message(train, world_size))
