@@ -46,3 +46,196 @@ class StepResult:
     skipped: bool  # a non-finite loss or norm somewhere: weights, moments and step count are untouched
     digest: int  # sum of the micro-batches' digests over all ranks, mod 2^64
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Engine:
+    """A module under training. Construction and every public method are collective: all ranks call them in step.
+
+    `module` comes with its initial weights in fp32, the same on every rank (rank 0's are taken). Afterwards the
+    parameters hold the working precision, under ZeRO 3 only this rank's share of it: read weights through
+    `full_state_dict`, never from the module. One process alone has nothing to shard, so without
+    `train.offload_optimizer` every ZeRO stage is then ZeRO 0. ConfigError if the batch does not divide.
+    """
+
+    def __init__(self, module: nn.Module, *, train: TrainConfig):
+        distributed.init()
+        self.accumulation = accumulation_steps(train, distributed.world_size())
+        self.dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        alone = distributed.world_size() == 1 and not train.offload_optimizer
+        self.zero_stage = 0 if alone else train.zero_stage
+        self.updates = 0
+        module = module.float().to(distributed.device()).train()
+        self.shapes = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
+        for parameter in module.parameters():
+            distributed.broadcast(parameter.data)
+        keep_exact = self.zero_stage > 0 and self.dtype != torch.float32
+        exact = {n: p.detach().clone() for n, p in module.named_parameters() if keep_exact and n in self.shapes}
+        self._optimizer = self._make_optimizer(module, train)
+        self._deepspeed = _initialize(module, self._optimizer, _deepspeed_config(train, self))
+        self.module: nn.Module = self._deepspeed.module
+        self._optimizer.create_state(self._flat_masters())
+        self._held = self._enumerate(owned=False)
+        self._owned = self._enumerate(owned=True)
+        for piece in self._held if exact else ():
+            piece.master.copy_(exact[piece.name].flatten()[piece.start : piece.start + piece.numel])
+
+    def _make_optimizer(self, module: nn.Module, train: TrainConfig) -> ArmedAdamW:
+        if self.zero_stage > 0:
+            trained = [p for p in module.parameters() if p.requires_grad]
+            return ArmedAdamW(
+                trained, lr=train.lr, betas=train.betas, eps=train.eps, decay=train.weight_decay
+            )
+        return ReplicatedAdamW(
+            module,
+            working_dtype=self.dtype,
+            grad_clip=train.grad_clip,
+            lr=train.lr,
+            betas=train.betas,
+            eps=train.eps,
+            decay=train.weight_decay,
+        )
+
+    def _flat_masters(self) -> list[Tensor]:
+        if self.zero_stage == 3:
+            return list(self._deepspeed.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _enumerate(self, *, owned: bool) -> list[Fragment]:
+        if isinstance(self._optimizer, ReplicatedAdamW):
+            return layout.replicated(self._optimizer, owned=owned)
+        if self.zero_stage == 3:
+            return layout.partitioned(self.module, self._optimizer, self._deepspeed.optimizer)
+        return layout.flat_partition(self.module, self._optimizer)
+
+    def fragments(self) -> list[Fragment]:
+        """This rank's share of the masters and moments: over all ranks, every element exactly once."""
+        return self._owned
+
+    def held_fragments(self) -> list[Fragment]:
+        """Everything that lies on this rank, to be filled on a load: at ZeRO 0 all of it, else `fragments()`."""
+        return self._held
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the next step."""
+        self._optimizer.set_lr(lr)
+
+    def set_updates(self, updates: int) -> None:
+        """Steps taken so far (skipped ones not counted); the number behind Adam's bias correction."""
+        self.updates = updates
+        self._optimizer.set_step_count(updates)
+
+    def step(self, objective: Objective, micro_batches: Sequence[MicroBatch]) -> StepResult:
+        """One optimizer step over this rank's `micro_batches` of one global batch.
+
+        There is one small reduction of our own for everything that is reported and decided, and a step that any
+        rank cannot take is taken by none.
+        """
+        assert len(micro_batches) == self.accumulation, (len(micro_batches), self.accumulation)
+        if isinstance(self._optimizer, ReplicatedAdamW):
+            self._optimizer.attach_gradients()
+        losses: list[Tensor] = []
+        parts: list[Mapping[str, Tensor]] = []
+        for number, batch in enumerate(micro_batches, start=1):
+            loss, metrics = objective.loss(self._deepspeed, batch)
+            self._deepspeed.backward(loss)
+            losses.append(loss.detach())
+            parts.append(metrics)
+            if number < self.accumulation:
+                self._deepspeed.step()
+        means, finite, digest = self._agree(losses, parts, sum(batch.digest for batch in micro_batches))
+        self._optimizer.armed = finite
+        self._deepspeed.step()
+        self._optimizer.armed = False
+        norm = float(self._deepspeed.get_global_grad_norm())
+        taken = finite and self._deepspeed.was_step_applied()
+        self.updates += int(taken)
+        loss_mean = means.pop("loss")
+        return StepResult(loss_mean, norm if taken else math.nan, not taken, digest, means)
+
+    def _agree(
+        self, losses: list[Tensor], parts: list[Mapping[str, Tensor]], digest: int
+    ) -> tuple[dict[str, float], bool, int]:
+        """Means over the global batch, whether every loss is finite, and the digests' sum: one all-reduce."""
+        names = ["loss", *sorted(parts[0])]
+        rows = [[loss, *(part[name] for name in names[1:])] for loss, part in zip(losses, parts, strict=True)]
+        sums = torch.stack([torch.stack([v.detach().double() for v in row]) for row in rows]).sum(0)
+        limbs = [digest >> shift & _LIMB - 1 for shift in (0, 16, 32, 48)]  # each sum is exact in a float64
+        broken = ~torch.isfinite(sums[:1])
+        packed = torch.cat([sums, broken, torch.tensor(limbs, device=sums.device, dtype=torch.float64)])
+        total = distributed.all_reduce_sum(packed).tolist()
+        count = self.accumulation * distributed.world_size()
+        means = {name: value / count for name, value in zip(names, total)}
+        folded = sum(int(limb) << shift for limb, shift in zip(total[-4:], (0, 16, 32, 48)))
+        return means, total[-5] == 0, folded % (1 << 64)
+
+    @torch.no_grad()
+    def refresh_weights(self) -> None:
+        """Make the working weights follow masters that were written from outside."""
+        zero = self._deepspeed.optimizer
+        if isinstance(self._optimizer, ReplicatedAdamW):
+            self._optimizer.publish()
+            return
+        if self.zero_stage < 3:
+            zero.update_lp_params()
+            return
+        for group in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    def full_state_dict(self, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """Trained parameters in fp32, whole, on rank 0's host memory (elsewhere empty).
+
+        `values` takes the place of the masters, one tensor a fragment of `fragments()`: the EMA's shadow.
+        """
+        masters = [piece.master for piece in self._owned]
+        return layout.assemble(self._owned, masters if values is None else values, shapes=self.shapes)
+
+    def close(self) -> None:
+        """Drop DeepSpeed's hooks; the engine is then useless."""
+        self._deepspeed.destroy()
+
+
+def _deepspeed_config(train: TrainConfig, engine: Engine) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": engine.accumulation,
+    }
+    if engine.zero_stage == 0:
+        return config
+    zero: dict[str, Any] = {
+        "stage": engine.zero_stage,
+        "overlap_comm": distributed.device().type == "cuda",
+        "reduce_bucket_size": _BUCKET_ELEMENTS,
+        "allgather_bucket_size": _BUCKET_ELEMENTS,
+    }
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return config | {
+        "gradient_clipping": train.grad_clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": engine.dtype == torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+
+
+def _initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any]) -> Any:
+    """`deepspeed.initialize` without its launcher, its compiled operators and its chatter."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__ = {}  # else the gloo backend compiles an operator, which needs a compiler
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    if not config.get("zero_optimization"):
+        engine.enable_backward_allreduce = False  # the replicated optimizer reduces its flat gradient itself
+    return engine
