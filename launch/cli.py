@@ -35,7 +35,7 @@ Overrides = Annotated[
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything is written")] = Path("out/demo"),
     smoke: Annotated[bool, typer.Option("--smoke", help="Every stage, no claim on the score; 90 s")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Train longer, for a high score; up to an hour")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Trains longer; up to an hour")] = False,
 ) -> None:
     """Dataset, cache, mask decoder, DiT, J&F and prediction on a synthetic world, on this machine."""
     from launch.demo import Profile, run_demo
@@ -78,7 +78,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Predict every expression of a dataset's split and score it: J, F and J&F, with masks and a report in OUT."""
+    """Predict every expression of a split and score it: J, F, J&F, masks and a report in OUT."""
     _run("evaluate", config, overrides)
 
 
@@ -93,9 +93,10 @@ def predict(
     steps: Annotated[int, typer.Option(help="Euler steps")] = 1,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
+    from trainer.predict import predict as predict_video
+
     from launch.progress import predict_progress
     from models.config import SamplerConfig
-    from trainer.predict import predict as predict_video
 
     with predict_progress() as on_progress:
         result = predict_video(
@@ -117,7 +118,7 @@ def tiny_wan(
     seed: Annotated[int, typer.Option(help="Of the random weights")] = 0,
     random_vae: Annotated[bool, typer.Option("--random-vae", help="Also a random VAE")] = False,
 ) -> None:
-    """Write a tiny checkpoint in the layout of Wan2.1, to try everything offline: random but for its small VAE."""
+    """Write a tiny checkpoint in the layout of Wan2.1, to try everything offline: random, but for its VAE."""
     from models.tiny_wan import write_tiny_wan
 
     write_tiny_wan(folder, seed=seed, random_vae=random_vae)
@@ -148,5 +149,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"flowmask: {message}", style="red")
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
+        f"flowmask: {message}", style="red"
+    )
     sys.exit(2)

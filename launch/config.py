@@ -1,4 +1,4 @@
-"""Reads a YAML config and dotted overrides into one strict, frozen job; says in one line what is wrong with it.
+"""Reads a YAML config and dotted overrides into one strict, frozen job, or says in one line what is wrong.
 
 Order of strength: defaults < file < command line. Every section belongs to the room that reads it; this file
 owns the `launch` section and the jobs that are made of all of them.
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -31,7 +31,7 @@ class LaunchConfig(Section):
     @model_validator(mode="after")
     def _one_machine(self) -> "LaunchConfig":
         if self.cluster == "local" and self.nodes != 1:
-            raise ValueError(f"launch.nodes is {self.nodes}; launch.cluster=local is this machine alone, so 1")
+            raise ValueError(f"launch.nodes is {self.nodes}; launch.cluster=local is this machine alone: 1")
         return self
 
 
@@ -69,12 +69,13 @@ def load_job(path: Path, kind: type[Job], overrides: Sequence[str] = ()) -> Job:
     if not path.is_file():
         raise ConfigError(f"config {path} does not exist; the examples are in configs/")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), _dotlist(overrides))
-        data = OmegaConf.to_container(merged, resolve=True)
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig) or not loaded:
+            raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
+        data = OmegaConf.to_container(OmegaConf.merge(loaded, _dotlist(overrides)), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"config {path} is not valid YAML: {_one_line(error)}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
+    assert isinstance(data, dict)
     return validate(data, kind, origin=str(path))
 
 
@@ -115,7 +116,11 @@ def _nearest(kind: type[BaseModel], location: list[str]) -> str:
     """The right key nearest to an unknown one: in its own section first, then anywhere."""
     section: type[BaseModel] | None = kind
     for part in location[:-1]:
-        section = _section(section.model_fields[part].annotation) if section and part in section.model_fields else None
+        section = (
+            _section(section.model_fields[part].annotation)
+            if section and part in section.model_fields
+            else None
+        )
     if section is None:
         return ""
     prefix = "".join(f"{part}." for part in location[:-1])

@@ -1,6 +1,6 @@
 """The jobs by name: which config each reads, and what one rank of it runs.
 
-A job is data (`kind`, resolved config) so that it means the same in this process, in a local rank and on a cluster.
+A job is data (`kind`, resolved config), so that it means the same in a local rank and on a cluster.
 """
 
 import os
@@ -24,7 +24,11 @@ KINDS: dict[str, type[CacheJob] | type[TrainJob] | type[EvaluateJob]] = {
 
 def start(kind: str, config: Path, overrides: Sequence[str] = ()) -> int:
     """Read the config of a job and run it on this machine; returns the exit code."""
-    job = load_job(config, KINDS[kind], overrides)
+    return run(kind, load_job(config, KINDS[kind], overrides))
+
+
+def run(kind: str, job: CacheJob | TrainJob | EvaluateJob) -> int:
+    """Run a job on this machine, one process a rank; returns 0, or the exit code that asks for a requeue."""
     return run_local(kind, job.model_dump(mode="json"), processes=job.launch.processes_per_node)
 
 
@@ -43,6 +47,7 @@ def _strip(resolved: Resolved) -> Resolved:
 
 def _cache(resolved: Resolved) -> int:
     from data_pipeline.build import build
+
     from data_pipeline.config import CacheBuildConfig
     from launch.progress import cache_progress
 
@@ -56,15 +61,17 @@ def _cache(resolved: Resolved) -> int:
 
 
 def _train(resolved: Resolved) -> int:
-    from trainer.config import RunConfig
     from trainer.train import run
+
+    from trainer.config import RunConfig
 
     return run(validate(_strip(resolved), RunConfig, origin="train job"), resolved=resolved)
 
 
 def _evaluate(resolved: Resolved) -> int:
-    from launch.progress import evaluate_progress, show_scores
     from trainer.evaluate import evaluate
+
+    from launch.progress import evaluate_progress, show_scores
     from trainer.evaluate_config import EvaluateConfig
 
     if int(os.environ["WORLD_SIZE"]) > 1:
@@ -77,4 +84,4 @@ def _evaluate(resolved: Resolved) -> int:
     return 0
 
 
-RUN: dict[str, Callable[[Resolved], int]] = {"cache": _cache, "train": _train, "evaluate": _evaluate}
+RANK: dict[str, Callable[[Resolved], int]] = {"cache": _cache, "train": _train, "evaluate": _evaluate}

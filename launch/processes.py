@@ -25,15 +25,15 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 GRACE_S = 20.0  # for the others to end by themselves once one rank has ended well
 
 
-class JobFailed(UserError):
+class JobFailedError(UserError):
     """A rank ended with an error that is not the user's; its traceback stands above."""
 
 
 def run_local(kind: str, resolved: dict[str, Any], *, processes: int) -> int:
-    """Run one job in `processes` ranks and wait; returns their exit code (0, or the code that asks for a requeue).
+    """Run one job in `processes` ranks and wait; returns 0, or the exit code that asks for a requeue.
 
     kind: "cache", "train" or "evaluate"; resolved: the whole config as plain data.
-    Raises the rank's own UserError, or JobFailed when a rank crashed.
+    Raises the rank's own UserError, or JobFailedError when a rank crashed.
     """
     with tempfile.TemporaryDirectory(prefix="flowmask-") as scratch:
         folder = Path(scratch)
@@ -76,8 +76,9 @@ def _start(folder: Path, rank: int, processes: int, *, port: int) -> subprocess.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "FLOWMASK_PARENT": str(os.getpid()),
     }
+    # A session of their own: a terminal's ^C reaches the launcher alone, which passes it on once.
     command = [sys.executable, "-m", "launch.worker", str(folder)]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Any:
@@ -124,8 +125,8 @@ def _verdict(folder: Path, codes: list[int | None]) -> int:
         raise UserError(errors[0].read_text())
     for rank, code in enumerate(codes):
         if code is None:
-            raise JobFailed(f"rank {rank} did not end {GRACE_S:.0f} s after the others and was killed")
+            raise JobFailedError(f"rank {rank} did not end {GRACE_S:.0f} s after the others and was killed")
         if _is_failure(code):
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise JobFailed(f"rank {rank} {how}; what it printed stands above")
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            raise JobFailedError(f"rank {rank} {how}; what it printed stands above")
     return max(code or 0 for code in codes)

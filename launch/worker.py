@@ -1,8 +1,7 @@
-"""One rank of a job: what `launch.processes` starts. Reads the job from a folder, runs it, reports a person's mistake."""
+"""One rank of a job, as `launch.processes` starts it: read the job, run it, report a person's mistake."""
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from models.errors import UserError
 
 def main(folder: Path) -> int:
     """Run the job in `folder` as the rank that the environment names; returns the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes on what concerns us; a terminal's ^C would come twice
     die_with_parent(int(os.environ["FLOWMASK_PARENT"]))
     job = json.loads((folder / "job.json").read_text())
     rank = int(os.environ["RANK"])
@@ -33,14 +31,16 @@ def run(kind: str, resolved: dict[str, Any]) -> int:
     """Run one job of a kind in this process. Imports only what that job needs."""
     from launch import jobs
 
-    return jobs.RUN[kind](resolved)
+    return jobs.RANK[kind](resolved)
 
 
 def explain_os_error(error: OSError) -> str | None:
     """One line for what the file system refuses; None for an error of ours."""
     if error.filename is None:
         return None
-    return f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
+    return (
+        f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,216 @@
+"""`flowmask demo`: every stage on a synthetic world, each stage the same job that a person runs on real data.
+
+Stopped half-way and started again it goes on where it was, since each of its jobs does. Refuses a folder that
+holds a demo of other settings.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from launch.config import CacheJob, EvaluateJob, Job, TrainJob, load_job
+from launch.demo_report import collect, show
+from launch.jobs import run
+from models.errors import ConfigError, UserError
+
+MARK = "demo.json"
+
+
+class Profile(StrEnum):
+    """How long the demo trains."""
+
+    DEFAULT = "default"
+    SMOKE = "smoke"
+    FULL = "full"
+
+
+def run_demo(out: Path, profile: Profile, *, console: Console) -> dict[str, Any]:
+    """Run every stage into `out`, write `out/report.json` and print it as a table; returns the report."""
+    started = time.time()
+    settings = load_settings(profile)
+    claim(out, settings)
+    stages = Stages(out, settings, console)
+    stages.run()
+    report = collect(out) | {"wall_s": round(time.time() - started, 1)}
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    show(out, report, console)
+    return report
+
+
+def load_settings(profile: Profile) -> dict[str, Any]:
+    """The sizes of a profile, and the overrides of its jobs, as configs/demo.yaml states them."""
+    settings = yaml.safe_load(_config("demo.yaml").read_text())
+    return {"profile": str(profile), **settings["dataset"], **settings["profiles"][profile]}
+
+
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make `out` the folder of this demo; ConfigError when it is another's or not a demo's."""
+    mark = out / MARK
+    if mark.is_file():
+        held = json.loads(mark.read_text())
+        if held != settings:
+            changed = sorted(key for key in held | settings if held.get(key) != settings.get(key))
+            raise ConfigError(
+                f"--out {out} holds a demo with other settings ({', '.join(changed)}); name another folder"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} is in use by something else; name a new or empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps(settings))
+
+
+class Stages:
+    """The stages in order; each skips itself when its result is there."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], console: Console) -> None:
+        self.out, self.settings, self.console = out, settings, console
+        self.processes, self.precision = machine()
+
+    def run(self) -> None:
+        """dataset -> wan -> cache -> decoder -> DiT -> J&F -> prediction."""
+        self._say("1/7", "synthetic dataset")
+        self._dataset()
+        self._say("2/7", "tiny Wan")
+        self._wan()
+        self._say("3/7", "latent cache")
+        started = time.time()
+        self._job("cache", CacheJob, "cache.yaml", self.out / "cache", processes=self.processes)
+        self._note("cache_s", time.time() - started)
+        self._say("4/7", "mask decoder")
+        self._train("decoder")
+        self._say("5/7", "DiT")
+        self._train("dit")
+        self._say("6/7", "J&F on held-out videos")
+        self._job("evaluate", EvaluateJob, "evaluate.yaml", self.out / "evaluate", processes=1)
+        self._say("7/7", "prediction")
+        self._predict()
+
+    def _say(self, number: str, what: str) -> None:
+        self.console.print(f"[bold]{number}[/] {what}", highlight=False)
+
+    def _note(self, key: str, value: float) -> None:
+        """Keep a duration beside the demo's settings, unless an earlier start already took it."""
+        path = self.out / "durations.json"
+        durations = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps({key: round(value, 2)} | durations))
+
+    def _dataset(self) -> None:
+        from data_pipeline.sources.synthetic import write_synthetic
+
+        sizes = {"train": self.settings["train_videos"], "valid_u": self.settings["valid_videos"]}
+        for split, videos in sizes.items():
+            place = self.out / "dataset" / split
+            if not place.exists():
+                with whole(place) as root:
+                    write_synthetic(
+                        root,
+                        split=split,
+                        videos=videos,
+                        seed=self.settings["seed"],
+                        frames=self.settings["frames"],
+                        size=self.settings["size_px"],
+                    )
+
+    def _wan(self) -> None:
+        from models.tiny_wan import write_tiny_wan
+
+        place = self.out / "wan"
+        if not place.exists():
+            with whole(place) as root:
+                write_tiny_wan(root / place.name, seed=self.settings["seed"])
+
+    def _predict(self) -> None:
+        """Two sentences about different objects of a held-out video, given as an mp4."""
+        from trainer.predict import predict
+
+        video, prompts = write_example(self.out)
+        predict(video, prompts, checkpoint=str(self.out / "runs" / "dit"), out=self.out / "predict")
+
+    def _train(self, name: str) -> None:
+        overrides = [f"{key}={value}" for key, value in self.settings[name].items()]
+        overrides += [
+            f"train.precision={self.precision}",
+            f"tracking.uri=sqlite:///{self.out.resolve()}/mlflow.db",
+        ]
+        self._job(
+            "train", TrainJob, f"{name}.yaml", self.out / "runs" / name, *overrides, processes=self.processes
+        )
+
+    def _job(
+        self, kind: str, model: type[Job], part: str, out: Path, *overrides: str, processes: int
+    ) -> None:
+        """Run one job of configs/demo with every path below `out`."""
+        places = {
+            "cache": [f"data.root={self.out}/dataset", f"model.wan={self.out}/wan"],
+            "train": [f"data.cache={self.out}/cache", f"model.wan={self.out}/wan"],
+            "evaluate": [f"data.root={self.out}/dataset", f"checkpoint={self.out}/runs/dit"],
+        }[kind]
+        if part == "dit.yaml":
+            places.append(f"model.mask_decoder={self.out}/runs/decoder")
+        launch = f"launch.processes_per_node={processes}"
+        code = run(kind, load_job(_config(part), model, [f"out={out}", *places, launch, *overrides]))
+        if code:
+            raise UserError(
+                f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}"
+            )
+
+
+@contextmanager
+def whole(place: Path) -> Iterator[Path]:
+    """A scratch root in which to write a folder called `place.name`, moved to `place` once it is whole."""
+    scratch = place.parent / f".{place.name}.part"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    (scratch / place.name).replace(place)
+    scratch.rmdir()
+
+
+def machine() -> tuple[int, str]:
+    """Processes and precision that suit this machine: bf16 where the hardware multiplies it, else fp32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.device_count(), "bf16"
+    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return min(2, len(os.sched_getaffinity(0))), "bf16" if bf16 else "fp32"
+
+
+def write_example(out: Path) -> tuple[Path, list[str]]:
+    """An mp4 of the first held-out video that has sentences about different objects, and two of those."""
+    from data_pipeline.config import DataSourceConfig
+    from data_pipeline.sources import open_source
+    from trainer.overlay import OverlayVideo
+
+    for video in open_source(DataSourceConfig(root=out / "dataset", split="valid_u")).videos():
+        first = video.expressions[0]
+        other = next((e for e in video.expressions if not set(e.anno_ids) & set(first.anno_ids)), None)
+        if other is None:
+            continue
+        path = out / "example.mp4"
+        frames = video.frames(range(len(video.frame_names)))
+        height, width = frames[0].shape[:2]
+        with OverlayVideo(path, prompts=[], height=height, width=width, fps=5) as writer:
+            for frame in frames:
+                writer.add(frame, [])
+        return path, [first.text, other.text]
+    raise AssertionError("the synthetic dataset has no video with two objects")
+
+
+def _config(part: str) -> Path:
+    """A file of the configs that this installation carries."""
+    path = Path(str(files("configs").joinpath(part if part == "demo.yaml" else f"demo/{part}")))
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing; install FlowMask from its checkout: make setup")
+    return path

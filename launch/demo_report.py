@@ -1,0 +1,61 @@
+"""The figures of a demo, gathered from what its jobs wrote, and the table that a person sees at the end."""
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+EDGE_STEPS = 20  # steps over which the first and the last loss are averaged
+
+
+def collect(out: Path) -> dict[str, Any]:
+    """Read the scores, losses and speeds of the demo in `out`: nothing that was not measured there."""
+    scores = json.loads((out / "evaluate" / "scores.json").read_text())
+    rows = [json.loads(line) for line in (out / "runs" / "dit" / "metrics.jsonl").read_text().splitlines()]
+    durations = json.loads((out / "durations.json").read_text())
+    manifest = json.loads((out / "cache" / "manifest.json").read_text())
+    losses = [row["loss"] for row in rows]
+    edge = min(EDGE_STEPS, len(losses))
+    return {
+        "jf": scores["jf"],
+        "j": scores["j"],
+        "f": scores["f"],
+        "jf_right_text": scores["shuffled_text"]["jf_right"],
+        "jf_shuffled_text": scores["shuffled_text"]["jf_shuffled"],
+        "decoder_jf": scores["decoder"]["jf"],
+        "train_loss_first": fmean(losses[:edge]),
+        "train_loss_last": fmean(losses[-edge:]),
+        "cache_clips_per_s": round(manifest["clips"] / durations["cache_s"], 2),
+        "train_samples_per_s": round(fmean(row["examples_per_s"] for row in rows[edge // 2 :]), 2),
+    }
+
+
+def show(out: Path, report: dict[str, Any], console: Console) -> None:
+    """Print the report as a short table, and where to look next."""
+    table = Table(title="FlowMask demo: held-out synthetic videos", show_header=False, title_justify="left")
+    share = (
+        100 * report["jf_shuffled_text"] / report["jf_right_text"]
+        if report["jf_right_text"]
+        else float("nan")
+    )
+    table.add_row("J&F", f"{report['jf']:.1f}   (J {report['j']:.1f}, F {report['f']:.1f})")
+    table.add_row(
+        "with other sentences",
+        f"{report['jf_shuffled_text']:.1f}   {share:.0f} % of {report['jf_right_text']:.1f}",
+    )
+    table.add_row("mask decoder alone", f"{report['decoder_jf']:.1f}")
+    table.add_row("training loss", f"{report['train_loss_first']:.3f} -> {report['train_loss_last']:.3f}")
+    table.add_row("cache", f"{report['cache_clips_per_s']:.1f} clips/s")
+    table.add_row("training", f"{report['train_samples_per_s']:.1f} examples/s")
+    table.add_row("all of it", f"{report['wall_s'] / 60:.1f} min")
+    console.print(table)
+    for what, where in (
+        ("report", out / "evaluate" / "report.html"),
+        ("overlay video", out / "predict" / "overlay.mp4"),
+        ("losses", f"mlflow ui --backend-store-uri sqlite:///{out / 'mlflow.db'}"),
+        ("figures", out / "report.json"),
+    ):
+        console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)

@@ -1,0 +1,107 @@
+"""A config is right, or one line says which key is wrong, what it holds and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.config import CacheJob, EvaluateJob, TrainJob, load_job
+from models.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TRAIN = {
+    "out": "runs/a",
+    "model": {"wan": "weights/wan"},
+    "data": {"cache": "caches/a"},
+    "train": {"steps": 10, "global_batch": 8, "micro_batch": 2},
+}
+
+
+@pytest.fixture
+def train_file(tmp_path: Path) -> Path:
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(TRAIN))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("cache_mevis", CacheJob),
+        ("train_mevis", TrainJob),
+        ("train_mask_decoder", TrainJob),
+        ("evaluate_mevis", EvaluateJob),
+        ("demo/cache", CacheJob),
+        ("demo/decoder", TrainJob),
+        ("demo/dit", TrainJob),
+        ("demo/evaluate", EvaluateJob),
+    ],
+)
+def test_every_shipped_config_is_valid_and_opens_with_its_command(name: str, kind: type) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    load_job(path, kind)
+    assert "flowmask " in path.read_text().partition("\nout:")[0]
+
+
+def test_the_command_line_is_stronger_than_the_file(train_file: Path) -> None:
+    job = load_job(train_file, TrainJob, ["train.lr=1e-4", "out=elsewhere"])
+    assert job.train.lr == 1e-4
+    assert job.out == Path("elsewhere")
+
+
+def test_a_resolved_config_read_again_is_the_same_job(train_file: Path, tmp_path: Path) -> None:
+    job = load_job(train_file, TrainJob)
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    assert load_job(again, TrainJob) == job
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.learning_rate=1", ["train.learning_rate"]),
+        ("train.stepz=1", ["train.stepz", "did you mean train.steps"]),
+        ("trian.lr=1", ["unknown key trian", "train"]),
+        ("lr=1", ["unknown key lr", "train.lr"]),
+        ("train.steps=many", ["train.steps is 'many'", "integer"]),
+        ("train.steps=0", ["train.steps is 0", "greater than or equal to 1"]),
+        ("train.zero_stage=4", ["train.zero_stage is 4", "less than or equal to 3"]),
+        ("train.precision=fp8", ["train.precision is 'fp8'", "bf16"]),
+        ("train.micro_batch=3", ["train.global_batch is 8", "Nearest: 6 or 9"]),
+        ("launch.processes_per_node=3", ["train.global_batch is 8", "3 processes = 6"]),
+        ("launch.nodes=2", ["launch.nodes is 2"]),
+        ("objective.boundary_bias=maybe", ["objective.boundary_bias is 'maybe'"]),
+        ("train=fast", ["train is 'fast'"]),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_key_value_and_rule(
+    train_file: Path, override: str, words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_job(train_file, TrainJob, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "", "a: b: c"])
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml") as caught:
+        load_job(path, TrainJob)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_missing_key_are_named(train_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml does not exist"):
+        load_job(tmp_path / "nowhere.yaml", TrainJob)
+    train_file.write_text(yaml.safe_dump({key: value for key, value in TRAIN.items() if key != "model"}))
+    with pytest.raises(ConfigError, match=r"key model is missing"):
+        load_job(train_file, TrainJob)
+
+
+def test_an_override_without_a_value_is_named(train_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'train\.lr' is not KEY=VALUE"):
+        load_job(train_file, TrainJob, ["train.lr"])
