@@ -1,6 +1,6 @@
 """The config of one training run, and the combinations of values that cannot run.
 
-What depends on the number of processes is checked by `accumulation_steps`, which the launcher calls too, early.
+What depends on the number of processes is checked by `accumulation_steps`, which the launcher calls too.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""What is learned: each objective says which tensors it needs, builds its module, draws its noise, gives its loss.
+"""What is learned: an objective names the tensors it needs, builds its module, draws its noise, gives its loss.
 
-An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone, made on the CPU
-in the loader's thread; a loss is the mean over the micro-batch, in float32. Metrics come as sums and counts
-(`x_sum`, `x_count`), which may be added or averaged over micro-batches and ranks alike: `read_metrics` divides.
+An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone, made on the
+CPU in the loader's thread; a loss is the mean over the micro-batch, in float32. Metrics come as sums and counts
+(`x_sum`, `x_count`), which may be added or averaged over micro-batches and ranks: `read_metrics` divides.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Objective(Protocol):
 
 
 class FlowMatching:
-    """Fine-tune the DiT: a velocity that carries a video's latent (t=1) to the latent of the named mask (t=0)."""
+    """Fine-tune the DiT: a velocity that carries a video's latent (t=1) to the named mask's latent (t=0)."""
 
     needs = frozenset({"video_mean", "video_logvar", "mask_mean", "text"})
 
@@ -53,7 +53,8 @@ class FlowMatching:
 
     def build(self) -> nn.Module:
         """The DiT, widened for direct video injection unless that is switched off."""
-        return WanFolder(self._model.wan).transformer(video_injection=self._config.video_injection)
+        dit: Any = WanFolder(self._model.wan).transformer(video_injection=self._config.video_injection)
+        return dit
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -88,7 +89,9 @@ class FlowMatching:
         video_latent, mask_latent = self._endpoints(batch)
         timestep = batch.draws["timestep"]
         x_t, target = interpolate(video_latent, mask_latent, path_time(timestep))
-        predicted = velocity(module, x_t=x_t, video_latent=video_latent, timestep=timestep, text=batch.text)
+        assert batch.text is not None
+        dit: Any = module  # or an engine around it
+        predicted = velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=batch.text)
         losses = (predicted - target).square().flatten(1).mean(1)
         at_video = (timestep == TRAIN_TIMESTEPS).float()
         detached = losses.detach()
@@ -100,7 +103,7 @@ class FlowMatching:
         }
 
     def _endpoints(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Video latent (norm) and mask latent (raw unless `mask_latent_norm` says so), float32 [B 16 f h w]."""
+        """Video latent (norm), mask latent (raw unless `mask_latent_norm` says so), float32 [B 16 f h w]."""
         assert batch.video_mean is not None and batch.video_logvar is not None and batch.mask_mean is not None
         raw = batch.video_mean.float()
         if self._config.start_point_augmentation:
@@ -112,7 +115,7 @@ class FlowMatching:
 
 
 class MaskDecoding:
-    """Fine-tune the VAE's decoder, with one output channel, to give a mask's pixels back from its raw latent."""
+    """Fine-tune the VAE's decoder, with one output channel, to give a mask back from its raw latent."""
 
     needs = frozenset({"mask_mean", "mask_pixels"})
 
@@ -126,7 +129,7 @@ class MaskDecoding:
         return {"objective": "mask_decoder"}
 
     def prepare(self, batch: Batch) -> Batch:
-        """With `latent_noise_std`: noise float32 [B 16 f h w], so that the decoder bears what a DiT gets wrong."""
+        """With `latent_noise_std`: noise float32 [B 16 f h w], to bear what a DiT gets wrong."""
         assert batch.mask_mean is not None
         if self._config.latent_noise_std:
             shape = batch.mask_mean.shape[1:]
