@@ -1,0 +1,78 @@
+"""The flow between a mask (t=0) and its video (t=1): path, posterior sample, timestep law, Euler sampler.
+
+Pure functions: tensors in, tensors out; no config, device, logger or global generator. The caller brings
+every random number, so that the law of a draw can be tested apart from where it came from.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TRAIN_TIMESTEPS = 1000
+LOGVAR_RANGE = (-30.0, 20.0)
+_SMALLEST_T = 1e-5
+
+
+def interpolate(video: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Point on the straight path from the mask (t=0) to the video (t=1), and the velocity of that path.
+
+    video:   [B 16 f h w] norm    mask: [B 16 f h w] raw    t: [B]
+    returns: x_t = t video + (1-t) mask, velocity = video - mask
+    """
+    t = t.view(-1, *[1] * (video.dim() - 1))
+    return t * video + (1 - t) * mask, video - mask
+
+
+def path_time(timestep: Tensor) -> Tensor:
+    """t [B] float32 of integer timesteps [B]: timestep/1000, kept off 0 where the path has no direction."""
+    return (timestep.float() / TRAIN_TIMESTEPS).clamp(_SMALLEST_T, 1.0)
+
+
+def sample_posterior(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    """Sample of the VAE posterior, raw; `eps` is standard normal; logvar is clamped first, as by the VAE."""
+    return mean + torch.exp(0.5 * logvar.clamp(*LOGVAR_RANGE)) * eps
+
+
+def draw_timestep(u_special: Tensor, u: Tensor, *, boundary_probability: float) -> Tensor:
+    """Training timestep of each example on its own: 1000 with `boundary_probability`, else over 1..999.
+
+    u_special, u: uniform in [0, 1), any equal shapes. Returns int64 of that shape. 1 is twice as likely as
+    any other value below 1000, because floor(1000 u) = 0 is moved there; 1000 never comes from `u`.
+    """
+    rest = (u.double() * TRAIN_TIMESTEPS).floor().clamp(1, TRAIN_TIMESTEPS - 1).long()
+    return torch.where(u_special < boundary_probability, TRAIN_TIMESTEPS, rest)
+
+
+def euler_timesteps(steps: int, shift: float) -> tuple[Tensor, Tensor]:
+    """Timesteps [steps] and sigmas [steps + 1] (the last is 0), float32, from the video down to the mask.
+
+    The shift is applied once, here; `FlowMatchEulerDiscreteScheduler` would ignore Wan's `flow_shift`.
+    """
+    s = np.linspace(1.0, 1 / TRAIN_TIMESTEPS, steps + 1)[:-1]
+    timesteps = np.round(TRAIN_TIMESTEPS * shift * s / (1 + (shift - 1) * s))
+    sigmas = np.append(timesteps / TRAIN_TIMESTEPS, 0.0)
+    return torch.from_numpy(timesteps).float(), torch.from_numpy(sigmas).float()
+
+
+def integrate(
+    velocity_fn: Callable[[Tensor, Tensor], Tensor], start: Tensor, *, timesteps: Tensor, sigmas: Tensor
+) -> Tensor:
+    """Euler steps along given times: z <- z + (sigma[k+1] - sigma[k]) velocity(z, timestep[k]).
+
+    velocity_fn: (x_t [B 16 f h w], timestep [B] float32) -> velocity [B 16 f h w]
+    """
+    z = start
+    for k, timestep in enumerate(timesteps.to(start.device)):
+        velocity = velocity_fn(z, timestep.expand(z.shape[0]))
+        z = z + float(sigmas[k + 1] - sigmas[k]) * velocity
+    return z
+
+
+def euler(
+    velocity_fn: Callable[[Tensor, Tensor], Tensor], video_latent: Tensor, *, steps: int, shift: float
+) -> Tensor:
+    """Carry a video latent (norm) to the mask latent (raw); no noise anywhere. One step: video - v."""
+    timesteps, sigmas = euler_timesteps(steps, shift)
+    return integrate(velocity_fn, video_latent, timesteps=timesteps, sigmas=sigmas)

@@ -1,0 +1,101 @@
+"""Pixels and a sentence to mask logits: encode once a video, sample, decode, resize to the original frames.
+
+The caller brings pixels at a size that the DiT takes (multiples of 16) and 4k+1 frames; how they were resized and
+padded is not this file's business.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.config import SamplerConfig
+from models.dit import velocity
+from models.flow import euler
+from models.mask_decoder import MaskDecoder
+from models.text import TextEncoder, clean, pad
+from models.vae import LatentStats, denormalise, encode_moments, normalise
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """The conventions that the DiT was trained with, and the sampler."""
+
+    text_tokens: int = 256
+    mask_latent_norm: Literal["none", "video"] = "none"
+    lowercase: bool = True
+    sampler: SamplerConfig = SamplerConfig()
+
+
+class Segmenter:
+    """Frozen models that turn a video and a sentence into masks; every part stays on its own device and dtype."""
+
+    def __init__(
+        self,
+        dit: "WanTransformer3DModel",
+        *,
+        vae: "AutoencoderKLWan",
+        text_encoder: TextEncoder,
+        mask_decoder: MaskDecoder,
+        settings: SegmentSettings,
+    ) -> None:
+        self.dit = dit.eval()
+        self.vae = vae.eval()
+        self.text_encoder = text_encoder
+        self.mask_decoder = mask_decoder.eval()
+        self.settings = settings
+        self.stats = LatentStats.of(vae)
+
+    @torch.no_grad()
+    def encode_video(self, signed: Tensor) -> Tensor:
+        """float [1 3 F H W] signed, F = 4k+1 -> video latent [1 16 f h w] norm: the posterior mean, no sample."""
+        mean, _ = encode_moments(self.vae, signed.to(self.vae.device))
+        return normalise(self.stats, mean)
+
+    @torch.no_grad()
+    def encode_text(self, sentence: str) -> Tensor:
+        """A raw sentence -> [1 L D], cleaned, cut to the trained length and zero padded to it."""
+        text = clean(sentence, lowercase=self.settings.lowercase)
+        embedding = self.text_encoder(text, max_tokens=self.settings.text_tokens)
+        return pad(embedding, self.settings.text_tokens)[None]
+
+    @torch.no_grad()
+    def mask_latent(self, video_latent: Tensor, text: Tensor) -> Tensor:
+        """Sample from the video: [1 16 f h w] norm and [1 L D] -> the mask's latent [1 16 f h w] raw."""
+        device = self.dit.device
+        video_latent, text = video_latent.to(device), text.to(device)
+
+        def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
+            return velocity(self.dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)
+
+        sampler = self.settings.sampler
+        mask = euler(predict, video_latent, steps=sampler.steps, shift=sampler.shift)
+        return denormalise(self.stats, mask) if self.settings.mask_latent_norm == "video" else mask
+
+    @torch.no_grad()
+    def logits(self, video_latent: Tensor, sentence: str) -> Tensor:
+        """Video latent [1 16 f h w] norm and a raw sentence -> logits [F H W], unclamped, padding frames included."""
+        mask = self.mask_latent(video_latent, self.encode_text(sentence))
+        return self.mask_decoder(mask)[0, 0]
+
+
+def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
+    """Logits [F H W] -> bool [frames H0 W0] at the original `size` (width, height): prob > 0.5."""
+    return resize_logits(logits[:frames], size=size) > 0
+
+
+def resize_logits(logits: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Logits [F H W] -> [F H0 W0] by bilinear resizing.
+
+    Clamped to -1..1 before, as the VAE's own decode is: it moves the edge by a fraction of a pixel, and published
+    scores are measured so.
+    """
+    width, height = size
+    clamped = logits.clamp(-1, 1)[:, None]
+    return F.interpolate(clamped, size=(height, width), mode="bilinear", align_corners=False)[:, 0]

@@ -1,0 +1,56 @@
+"""Sentences to UMT5 embeddings: the reference's cleaning, tokens that equal the training ones, zero padding.
+
+There is no attention mask in the DiT's cross-attention, so the padded length is part of the model and padding
+is exactly zero. A sentence longer than the model's `text_tokens` is cut before the encoder, not after.
+"""
+
+import html
+import re
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+
+def clean(text: str, *, lowercase: bool) -> str:
+    """A sentence as the encoder sees it; cleaning is not idempotent (entities), so do it once.
+
+    White space runs become one space, HTML entities are unescaped once (white space born there stays), double
+    quotes and backslashes vanish. The training sets lower-case before all that.
+    """
+    if lowercase:
+        text = text.lower()
+    text = re.sub(r"\s+", " ", text).strip()
+    text = html.unescape(text)
+    return re.sub(r'["\\]+', "", text)
+
+
+def pad(embedding: Tensor, length: int) -> Tensor:
+    """Embedding [L D] -> [length D], zeros after the last token; L <= length."""
+    assert embedding.shape[0] <= length, f"{embedding.shape[0]} tokens do not fit in {length}"
+    return torch.nn.functional.pad(embedding, (0, 0, 0, length - embedding.shape[0]))
+
+
+class TextEncoder:
+    """A frozen UMT5 encoder with its tokenizer; one sentence at a time, so none depends on its neighbours."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", model: "UMT5EncoderModel") -> None:
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+
+    def token_ids(self, text: str, *, max_tokens: int | None = None) -> list[int]:
+        """Ids of cleaned text; the last one is the end of sentence, also when cut to `max_tokens`."""
+        return self.tokenizer(text, truncation=max_tokens is not None, max_length=max_tokens)["input_ids"]
+
+    def token_count(self, text: str) -> int:
+        """How many tokens cleaned text has, end of sentence included, without any cut."""
+        return len(self.token_ids(text))
+
+    @torch.no_grad()
+    def __call__(self, text: str, *, max_tokens: int) -> Tensor:
+        """Embedding [L D] of cleaned text, L <= max_tokens, unpadded, in the dtype of the weights."""
+        ids = torch.tensor([self.token_ids(text, max_tokens=max_tokens)], device=self.model.device)
+        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]

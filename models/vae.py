@@ -1,0 +1,76 @@
+"""The frozen Wan VAE: pixels to raw posterior moments, and the statistics that normalise a video latent.
+
+The video's latent is normalised, the mask's never is: two tensors of one shape and two meanings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.flow import LOGVAR_RANGE
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+
+@dataclass(frozen=True)
+class LatentStats:
+    """Per-channel mean and deviation of raw video latents, from a VAE's config or a cache's manifest."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, vae: "AutoencoderKLWan") -> "LatentStats":
+        config: Any = vae.config
+        return cls.from_lists(config.latents_mean, config.latents_std)
+
+    @classmethod
+    def from_lists(cls, mean: Sequence[float], std: Sequence[float]) -> "LatentStats":
+        return cls(tuple(map(float, mean)), tuple(map(float, std)))
+
+    def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(v, device=like.device).view(1, -1, 1, 1, 1) for v in (self.mean, self.std))
+        return mean, std
+
+
+def normalise(stats: LatentStats, raw: Tensor) -> Tensor:
+    """raw [B 16 f h w] -> norm, float32. Normalise after sampling; a logvar is never normalised."""
+    mean, std = stats._columns(raw)
+    return (raw.float() - mean) / std
+
+
+def denormalise(stats: LatentStats, norm: Tensor) -> Tensor:
+    """norm [B 16 f h w] -> raw, float32; the inverse of `normalise`."""
+    mean, std = stats._columns(norm)
+    return norm.float() * std + mean
+
+
+@torch.no_grad()
+def encode_moments(vae: "AutoencoderKLWan", signed: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior of a clip.
+
+    signed:  [B 3 F H W] in -1..1, F = 4k+1, H and W multiples of 8
+    returns: mean, logvar (clamped to -30..20), float32 [B 16 f h w] raw
+    """
+    assert signed.shape[2] % 4 == 1, f"{signed.shape[2]} frames; the VAE takes 4k+1"
+    posterior = vae.encode(signed.to(vae.dtype)).latent_dist
+    return posterior.mean.float(), posterior.logvar.float().clamp(*LOGVAR_RANGE)
+
+
+def encode_mask(vae: "AutoencoderKLWan", mask: Tensor) -> Tensor:
+    """Encode a binary mask as if it were a black and white video.
+
+    mask:    bool [B F H W]           union of the objects that the sentence names
+    returns: float32 [B 16 f h w] raw   posterior mean; not normalised, unlike the video's
+    """
+    return encode_moments(vae, mask_to_signed(mask))[0]
+
+
+def mask_to_signed(mask: Tensor) -> Tensor:
+    """bool [B F H W] -> float32 [B 3 F H W]: 2m - 1 in three equal channels."""
+    signed = mask.float() * 2 - 1
+    return signed.unsqueeze(1).expand(-1, 3, -1, -1, -1)
