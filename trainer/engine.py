@@ -7,6 +7,7 @@ the global batch, one decision of all ranks to take or skip a step. Refuses noth
 import logging
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -200,6 +201,7 @@ def _deepspeed_config(train: TrainConfig, engine: Engine) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": engine.accumulation,
+        "gradient_clipping": 0.0,  # absent, it is 1.0
     }
     if engine.zero_stage == 0:
         return config
@@ -229,9 +231,12 @@ def _initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any]
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime import bf16_optimizer
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # prints at every construction
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     deepspeed.ops.__compatible_ops__ = {}  # else the gloo backend compiles an operator, which needs a compiler
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=config, dist_init_required=False
