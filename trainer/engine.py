@@ -70,7 +70,9 @@ class Engine:
         for parameter in module.parameters():
             distributed.broadcast(parameter.data)
         keep_exact = self.zero_stage > 0 and self.dtype != torch.float32
-        exact = {n: p.detach().clone() for n, p in module.named_parameters() if keep_exact and n in self.shapes}
+        exact = {
+            n: p.detach().clone() for n, p in module.named_parameters() if keep_exact and n in self.shapes
+        }
         self._optimizer = self._make_optimizer(module, train)
         self._deepspeed = _initialize(module, self._optimizer, _deepspeed_config(train, self))
         self.module: nn.Module = self._deepspeed.module

@@ -15,7 +15,9 @@ _ALIGN = 64  # elements; keeps every parameter's view as aligned as an allocatio
 class ArmedAdamW(torch.optim.AdamW):
     """torch's fused AdamW whose `step` does nothing unless `armed` is true."""
 
-    def __init__(self, params: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float, decay: float):
+    def __init__(
+        self, params: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float, decay: float
+    ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
         self.armed = False
 
