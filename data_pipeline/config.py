@@ -1,0 +1,112 @@
+"""Config sections of the data pipeline: what to read, how to cut it into clips, how to cache and to load it.
+
+Every rule that can be checked without touching a file is checked here, with the value and the nearest right one.
+"""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from models.config import Section
+
+
+class DataSourceConfig(Section):
+    """Which raw dataset to read."""
+
+    source: str = Field(default="mevis", description="layout of the dataset: a name in data_pipeline/sources")
+    root: Path = Field(description="folder of the dataset (`videos`: the JSONL file)")
+    split: str = Field(default="train", description="split folder under `root`, where the layout has splits")
+
+
+class ClipConfig(Section):
+    """How a video is cut into clips, and how each frame is resized and augmented."""
+
+    sampling: Literal["sparse", "whole"] = Field(
+        default="sparse", description="anchor + sparse frames, or all frames"
+    )
+    frames: int = Field(
+        default=17, ge=1, description="frames of a sparse clip: 4k + 1, as the VAE packs four into one"
+    )
+    short_side: int = Field(default=480, ge=16, description="short side in px before flooring")
+    long_side: int = Field(default=832, ge=16, description="largest long side in px")
+    size_multiple: int = Field(default=32, ge=16, description="both sides are floored to a multiple of this many px")
+    augment: bool = Field(
+        default=True, description="random resize-and-crop and flip, drawn once for each clip and view"
+    )
+    crop_probability: float = Field(default=0.5, ge=0, le=1)
+    crop_short_sides: tuple[int, ...] = Field(
+        default=(400, 500, 600), min_length=1, description="short sides in px to crop from"
+    )
+    crop_min: int = Field(default=384, ge=16, description="smallest crop side in px")
+    crop_max: int = Field(default=600, ge=16, description="largest crop side in px")
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Self:
+        if self.frames % 4 != 1:
+            low = (self.frames - 1) // 4 * 4 + 1
+            raise ValueError(f"frames is {self.frames}; it must be 4k + 1. Nearest: {low} or {low + 4}")
+        if self.size_multiple % 16:
+            raise ValueError(
+                f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)"
+            )
+        if self.short_side > self.long_side:
+            raise ValueError(f"short_side {self.short_side} is larger than long_side {self.long_side}")
+        if self.short_side < self.size_multiple:
+            raise ValueError(
+                f"short_side {self.short_side} is smaller than size_multiple {self.size_multiple}"
+            )
+        if self.crop_min > self.crop_max:
+            raise ValueError(f"crop_min {self.crop_min} is larger than crop_max {self.crop_max}")
+        return self
+
+
+class CacheConfig(Section):
+    """What shapes the bytes of a cache, and how they are packed."""
+
+    clips_per_shard: int = Field(default=64, ge=1, description="clips of one shard, the unit of work of the build")
+    views: int = Field(
+        default=1, ge=1, le=1024, description="differently drawn versions of each clip; epoch e uses e mod views"
+    )
+    seed: int = Field(default=0, ge=0)
+    dtype: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="how latents and embeddings are stored"
+    )
+    encoder_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="what the encoders compute in"
+    )
+    drop_empty_masks: bool = Field(
+        default=True, description="leave out an expression whose object is absent from the clip"
+    )
+    lowercase: bool = Field(default=True, description="lower-case sentences before encoding")
+    pixel_norm: Literal["half", "imagenet"] = "half"
+    batch_clips: int = Field(default=4, ge=1, description="clips of one shape that go through the VAE together")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class CacheModel(Section):
+    """The frozen encoders."""
+
+    wan: Path = Field(description="Wan2.1 folder in the diffusers layout")
+
+
+class CacheBuildConfig(Section):
+    """One cache: where it goes, what it is made of."""
+
+    out: Path
+    model: CacheModel
+    data: DataSourceConfig
+    clip: ClipConfig = ClipConfig()
+    cache: CacheConfig = CacheConfig()
+
+
+class LoaderConfig(Section):
+    """How training reads a cache; nothing here changes which examples a batch holds, except `remainder`."""
+
+    cache: Path = Field(description="folder that `flowmask cache build` finished")
+    remainder: Literal["carry", "drop"] = Field(
+        default="carry", description="an epoch's last examples: carried over or dropped"
+    )
+    threads: int = Field(default=2, ge=0, description="reading threads; 0 reads in the training thread")
+    prefetch_batches: int = Field(default=4, ge=1, description="global batches read ahead")

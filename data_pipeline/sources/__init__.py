@@ -1,0 +1,31 @@
+"""Dataset layouts by name: a new one is one file here and one line below."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipeline.config import DataSourceConfig
+from data_pipeline.sources.base import Source
+from models.errors import ConfigError
+
+
+def _mevis(root: Path, split: str) -> Source:
+    from data_pipeline.sources.mevis import MevisSource
+
+    return MevisSource(root, split=split)
+
+
+def _videos(root: Path, split: str) -> Source:
+    from data_pipeline.sources.videos import VideosSource
+
+    return VideosSource(root, split=split)
+
+
+# The synthetic dataset is written in the layout of MeViS.
+SOURCES: dict[str, Callable[[Path, str], Source]] = {"mevis": _mevis, "synthetic": _mevis, "videos": _videos}
+
+
+def open_source(config: DataSourceConfig) -> Source:
+    """The source that a config names; ConfigError lists the known names, DataError says what is wrong with the data."""
+    if config.source not in SOURCES:
+        raise ConfigError(f"data.source is {config.source!r}; known sources: {', '.join(sorted(SOURCES))}")
+    return SOURCES[config.source](config.root, config.split)

@@ -1,0 +1,132 @@
+"""What every dataset layout turns into: videos with frames, sentences and the masks that the sentences mean.
+
+A source names the file and the field of whatever is wrong with it, in one DataError. Opening reads the annotations;
+frames are read when asked for.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.errors import DataError
+from models.text import clean
+
+Frame = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One sentence of a video; `anno_ids` are the annotations whose union it means (empty where none are given)."""
+
+    exp_id: str
+    text: str
+    anno_ids: tuple[str, ...]
+
+
+class Video(ABC):
+    """One video of a dataset; `frame_names` are in time order, as evaluation writes them."""
+
+    video_id: str
+    frame_names: tuple[str, ...]
+    expressions: tuple[Expression, ...]
+    has_masks: bool
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """(height, width) in px of every frame."""
+
+    @abstractmethod
+    def frames(self, ids: Sequence[int]) -> list[Frame]:
+        """rgb8 [H W 3] of each frame id, in the order asked for; DataError names the file that is wrong."""
+
+    @abstractmethod
+    def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
+        """Union of annotations, bool [n H W] at the size of the frames; DataError for one of another size."""
+
+    @abstractmethod
+    def files_digest(self) -> str:
+        """Hash of the names and sizes of the video's frame files; DataError if one is missing."""
+
+
+class Source(ABC):
+    """One split of a dataset."""
+
+    @abstractmethod
+    def videos(self) -> Sequence[Video]:
+        """The videos in a fixed order, that of the annotation file."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """Hashes of the annotation files: `expressions`, and `masks` where there are any."""
+
+
+def check_expression(text: Any, *, where: str) -> str:
+    """The sentence if it is one; DataError if it is no string, or nothing is left of it after cleaning."""
+    if not isinstance(text, str):
+        raise DataError(f"{where} is {text!r}; it must be a sentence")
+    if not clean(text, lowercase=True):
+        raise DataError(f"{where} is {text!r}: an empty sentence; write one or remove the expression")
+    return text
+
+
+def field(entry: Any, name: str, kind: type, *, where: str) -> Any:
+    """`entry[name]` of the given type; DataError says where it is missing or what stands there instead."""
+    if not isinstance(entry, dict) or name not in entry:
+        raise DataError(f"{where} has no field {name!r}")
+    if not isinstance(entry[name], kind):
+        raise DataError(f"{where}.{name} is {str(entry[name])[:40]!r}; expected a {kind.__name__}")
+    return entry[name]
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON; DataError for a file that is missing or does not parse."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: no valid JSON ({error})") from error
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:
+    """rgb8 [H W 3] of an image file; DataError if missing, no image, truncated, or not of `size` (height, width)."""
+    try:
+        with Image.open(path) as image:
+            frame = np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: the frame is missing") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable image, or a truncated one ({error})") from error
+    if size is not None and frame.shape[:2] != size:
+        raise DataError(
+            f"{path}: {frame.shape[0]}x{frame.shape[1]} px (height x width), the video's first frame has "
+            f"{size[0]}x{size[1]}"
+        )
+    return frame
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) in px, from the header alone."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise DataError(f"{path}: the frame is missing") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable image ({error})") from error

@@ -1,0 +1,150 @@
+"""MeViS: {split}/JPEGImages/<video>/<frame>.jpg, meta_expressions.json and, where masks are public, mask_dict.json.
+
+Refuses missing files and fields, masks that do not fit their video, sentences without words and a split without any.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline import rle
+from data_pipeline.sources.base import (
+    Expression,
+    Frame,
+    Source,
+    Video,
+    check_expression,
+    field,
+    hash_file,
+    image_size,
+    read_image,
+    read_json,
+)
+from models.errors import DataError
+
+_META, _MASKS, _FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
+
+
+class MevisVideo(Video):
+    """One folder of JPEG frames; `masks` is the split's annotation table, None where masks are not public."""
+
+    def __init__(
+        self,
+        video_id: str,
+        *,
+        folder: Path,
+        frame_names: Sequence[str],
+        expressions: Sequence[Expression],
+        masks: dict[str, list[Any]] | None,
+        masks_path: Path,
+    ):
+        self.video_id, self.folder = video_id, folder
+        self.frame_names, self.expressions = tuple(frame_names), tuple(expressions)
+        self.has_masks = masks is not None
+        self._masks, self._masks_path = masks, masks_path
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{self.frame_names[index]}.jpg"
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        return image_size(self._path(0))
+
+    def frames(self, ids: Sequence[int]) -> list[Frame]:
+        read = {i: read_image(self._path(i), size=self.size) for i in sorted(set(ids))}
+        return [read[i] for i in ids]
+
+    def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
+        assert self._masks is not None, f"{self.video_id} has no masks"
+        union = np.zeros((len(ids), *self.size), dtype=bool)
+        for anno_id in anno_ids:
+            for place, i in enumerate(ids):
+                where = f"{self._masks_path}: annotation {anno_id}, frame {self.frame_names[i]}"
+                if (mask := self._masks[anno_id][i]) is not None:
+                    union[place] |= rle.decode(mask, size=self.size, where=where)
+        return union
+
+    def files_digest(self) -> str:
+        try:
+            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}
+        except OSError as error:
+            raise DataError(f"{self.folder}: the video's frame folder cannot be read: {error.strerror}") from error
+        digest = hashlib.sha256()
+        for index in range(len(self.frame_names)):
+            path = self._path(index)
+            if path.name not in sizes:
+                raise DataError(f"{path}: the frame is missing")
+            digest.update(f"{path.name} {sizes[path.name]}\n".encode())
+        return digest.hexdigest()
+
+
+class MevisSource(Source):
+    """One split folder in the MeViS layout."""
+
+    def __init__(self, root: Path, *, split: str):
+        self.folder = root / split
+        if not self.folder.is_dir():
+            found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else None
+            hint = f"; {root} holds {', '.join(found) or 'no folder'}" if found is not None else ""
+            raise DataError(f"{self.folder}: no such dataset folder (data.root / data.split){hint}")
+        self._meta_path, self._masks_path = self.folder / _META, self.folder / _MASKS
+        if not (self.folder / _FRAMES).is_dir():
+            raise DataError(f"{self.folder / _FRAMES} is missing; a MeViS split holds {_FRAMES}, {_META}, {_MASKS}")
+        self._masks: dict[str, list[Any]] | None = None
+        if self._masks_path.exists():
+            self._masks = read_json(self._masks_path)
+            if not isinstance(self._masks, dict):
+                raise DataError(f"{self._masks_path}: expected an object of annotation ids")
+        entries = field(read_json(self._meta_path), "videos", dict, where=str(self._meta_path))
+        self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
+        if not any(video.expressions for video in self._videos):
+            raise DataError(f"{self._meta_path}: the dataset is empty: {len(self._videos)} videos and no expression")
+
+    def videos(self) -> Sequence[MevisVideo]:
+        return self._videos
+
+    def identity(self) -> dict[str, str]:
+        identity = {"expressions": hash_file(self._meta_path)}
+        if self._masks is not None:
+            identity["masks"] = hash_file(self._masks_path)
+        return identity
+
+    def _video(self, video_id: str, entry: Any) -> MevisVideo:
+        where = f"{self._meta_path}: videos.{video_id}"
+        names = sorted(str(name) for name in field(entry, "frames", list, where=where))
+        if not names:
+            raise DataError(f"{where}.frames is empty")
+        expressions = [
+            self._expression(exp_id, expression, frames=len(names), where=f"{where}.expressions.{exp_id}")
+            for exp_id, expression in field(entry, "expressions", dict, where=where).items()
+        ]
+        return MevisVideo(
+            video_id,
+            folder=self.folder / _FRAMES / video_id,
+            frame_names=names,
+            expressions=expressions,
+            masks=self._masks,
+            masks_path=self._masks_path,
+        )
+
+    def _expression(self, exp_id: str, entry: Any, *, frames: int, where: str) -> Expression:
+        text = check_expression(field(entry, "exp", str, where=where), where=f"{where}.exp")
+        if self._masks is None:
+            return Expression(exp_id, text, ())
+        anno_ids = tuple(str(anno_id) for anno_id in field(entry, "anno_id", list, where=where))
+        if not anno_ids:
+            raise DataError(f"{where}.anno_id is empty; an expression must mean at least one annotation")
+        for anno_id in anno_ids:
+            masks = self._masks.get(anno_id)
+            if masks is None:
+                raise DataError(f"{where}.anno_id names {anno_id}, which {self._masks_path} does not hold")
+            if not isinstance(masks, list) or len(masks) != frames:
+                count = len(masks) if isinstance(masks, list) else "no list of"
+                raise DataError(f"{self._masks_path}: annotation {anno_id} has {count} masks, its video {frames} frames")
+        return Expression(exp_id, text, anno_ids)

@@ -1,0 +1,131 @@
+"""Video files listed in a JSONL, one video a line, read with decord.
+
+{"video": path, "video_id"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to the JSONL's folder.
+`masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order, or a list of PNG paths; any
+value above 0 is the object. Needed by a cache, not by prediction.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline import rle
+from data_pipeline.sources.base import (
+    Expression,
+    Frame,
+    Source,
+    Video,
+    check_expression,
+    field,
+    hash_file,
+    read_image,
+)
+from data_pipeline.video_file import VideoFile
+from models.errors import DataError
+
+
+class ListedVideo(Video):
+    """One line of the list; the file is opened when its frames, their number or their size are asked for."""
+
+    def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
+        self._folder, self._where = folder, where
+        self.path = folder / field(entry, "video", str, where=where)
+        self.video_id = str(entry.get("video_id", self.path.stem))
+        listed = field(entry, "expressions", list, where=where)
+        self._masks: dict[str, Any] = {}
+        self.expressions = tuple(self._expression(number, item) for number, item in enumerate(listed))
+        self.has_masks = all(expression.anno_ids for expression in self.expressions)
+
+    def _expression(self, number: int, item: Any) -> Expression:
+        where = f"{self._where}: expressions[{number}]"
+        text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
+        exp_id = str(item.get("exp_id", number))
+        masks = item.get("masks")
+        if masks is None:
+            return Expression(exp_id, text, ())
+        # Sentences of one video that spell the same masks mean the same object: it is encoded once.
+        anno_id = hashlib.sha256(json.dumps(masks, sort_keys=True).encode()).hexdigest()[:16]
+        self._masks[anno_id] = masks
+        return Expression(exp_id, text, (anno_id,))
+
+    @cached_property
+    def _file(self) -> VideoFile:
+        return VideoFile(self.path)
+
+    @cached_property
+    def frame_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"{i:05d}" for i in range(len(self._file)))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._file.size
+
+    def frames(self, ids: Sequence[int]) -> list[Frame]:
+        return self._file.frames(ids)
+
+    def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
+        union = np.zeros((len(ids), *self.size), dtype=bool)
+        for anno_id in anno_ids:
+            masks = self._listed_masks(anno_id)
+            for place, i in enumerate(ids):
+                union[place] |= self._frame_mask(masks[i], where=f"{self._where}: masks, frame {i}")
+        return union
+
+    def _listed_masks(self, anno_id: str) -> list[Any]:
+        masks = self._masks[anno_id]
+        if isinstance(masks, str):
+            masks = [str(path) for path in sorted((self._folder / masks).glob("*.png"))]
+        if not isinstance(masks, list) or len(masks) != len(self._file):
+            count = len(masks) if isinstance(masks, list) else "no list of"
+            raise DataError(f"{self._where}: {count} masks for the {len(self._file)} frames of {self.path}")
+        return masks
+
+    def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:
+        if isinstance(mask, str):
+            return read_image(self._folder / mask, size=self.size).any(axis=2)
+        return rle.decode(mask, size=self.size, where=where)
+
+    def files_digest(self) -> str:
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{self._where}: video {self.path}: {error.strerror}") from error
+        return hashlib.sha256(f"{self.path.name} {size}".encode()).hexdigest()
+
+
+class VideosSource(Source):
+    """`root` is the JSONL file, or a folder that holds {split}.jsonl."""
+
+    def __init__(self, root: Path, *, split: str):
+        self.path = root / f"{split}.jsonl" if root.is_dir() else root
+        try:
+            lines = self.path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.path}: the list of videos cannot be read: {error}") from error
+        self._videos = [self._video(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        if not any(video.expressions for video in self._videos):
+            raise DataError(f"{self.path}: the dataset is empty: {len(self._videos)} videos and no expression")
+        ids = [video.video_id for video in self._videos]
+        if twice := next((video_id for video_id in ids if ids.count(video_id) > 1), None):
+            raise DataError(f"{self.path}: two videos are called {twice!r}; give each line its own video_id")
+
+    def _video(self, number: int, line: str) -> ListedVideo:
+        where = f"{self.path}:{number}"
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where}: no valid JSON ({error})") from error
+        return ListedVideo(entry, folder=self.path.parent, where=where)
+
+    def videos(self) -> Sequence[ListedVideo]:
+        return self._videos
+
+    def identity(self) -> dict[str, str]:
+        digest = hash_file(self.path)
+        return {"expressions": digest, "masks": digest}
