@@ -1,11 +1,13 @@
 """Checkpoints: complete or not there, and readable at any world size and ZeRO stage.
 
     checkpoints/step_00000040/rank_00000.safetensors   this rank's fragments, keyed `parameter|kind|start`
-                              state.json               counters, the caller's state, every file's size and SHA-256
+                              state.json               counters, the caller's state, every file's size and
+                              SHA-256
     checkpoints/latest -> step_00000040                moves last
 
-Everything is written into a folder beside, synced and renamed; old ones are renamed away before they are deleted, so
-a kill at any moment leaves the last complete checkpoint. Refuses files whose size or hash differ from `state.json`.
+Everything is written into a folder beside, synced and renamed; old ones are renamed away before they are
+deleted, so a kill at any moment leaves the last complete checkpoint. Refuses files whose size or hash differ
+from `state.json`.
 """
 
 import hashlib
@@ -44,7 +46,7 @@ class Piece:
 
 
 class Checkpoints:
-    """The checkpoints of one run. `save`, `newest`, `restore` and `clean` are collective; rank 0 moves folders."""
+    """The checkpoints of one run. All methods are collective; rank 0 alone moves folders."""
 
     def __init__(self, folder: Path, *, keep_last: int, warn: Callable[[str], None]):
         self.folder = folder
@@ -106,7 +108,7 @@ class Checkpoints:
                 _remove(_rename(old, f".trash_{old.name}"))
 
     def newest(self) -> Path | None:
-        """The newest undamaged checkpoint, None if there are none; CheckpointError if all of them are damaged."""
+        """The newest undamaged checkpoint, None if there are none; CheckpointError if all are damaged."""
         found = distributed.broadcast_object([str(path) for path in complete(self.folder)])
         reasons = []
         for path in map(Path, found):
@@ -118,7 +120,7 @@ class Checkpoints:
                 self._warn(f"{problem}; going back to the checkpoint before it")
         if reasons:
             raise CheckpointError(
-                f"no usable checkpoint in {self.folder}: {'; '.join(reasons)}. Move the folder away to start anew"
+                f"no usable checkpoint in {self.folder}: {'; '.join(reasons)}. Move it away to start anew"
             )
         return None
 
@@ -132,7 +134,7 @@ class Checkpoints:
         return next((problem for problem in distributed.gather_objects(mine) if problem), None)
 
     def restore(self, engine: Engine, ema: ShardedEma, path: Path) -> dict[str, Any]:
-        """Fill masters, moments, EMA and counters from `path`, at any world size and stage; the caller's state.
+        """Fill masters, moments, EMA and counters from `path`, at any world size and stage.
 
         CheckpointError when the parameters are not this model's or an element is missing or stored twice.
         """
@@ -181,7 +183,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path, *, share: int = 0, shares: int = 1) -> None:
-    """Check sizes and hashes of every `shares`-th file from `share` on; CheckpointError names the first wrong one."""
+    """Check size and hash of every `shares`-th file from `share` on; CheckpointError names a wrong one."""
     for name, facts in sorted(read_state(path)["files"].items())[share::shares]:
         file = path / name
         if not file.is_file():

@@ -1,8 +1,8 @@
 """The process group: who this process is, and the few collectives that the trainer needs.
 
-The only file that imports `torch.distributed`. One process without any launcher variables is a group of one, so
-nothing above has to ask whether it runs alone. A collective that waits longer than the timeout ends the process
-with an error instead of stalling the job.
+The only file that imports `torch.distributed`. One process without any launcher variables is a group of one,
+so nothing above has to ask whether it runs alone. A collective that waits longer than the timeout ends the
+process with an error instead of stalling the job.
 """
 
 import os
@@ -21,8 +21,8 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 def init(*, timeout_s: float = 1800.0) -> None:
     """Join the group that the launcher's variables describe; a no-op when already joined.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without any of them the group is this process.
-    NCCL where there is a GPU, else gloo. Raises ConfigError when only some of the variables are set.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without any of them the group is this
+    process. NCCL where there is a GPU, else gloo. Raises ConfigError when only some of the variables are set.
     """
     if dist.is_initialized():
         return
@@ -38,7 +38,7 @@ def init(*, timeout_s: float = 1800.0) -> None:
     missing = sorted(set(_VARIABLES) - set(present))
     if missing:
         raise ConfigError(
-            f"{', '.join(missing)} not set although {', '.join(present)} is; use `flowmask train`"
+            f"{', '.join(missing)} not set though {', '.join(present)} is; use `flowmask train`"
         )
     dist.init_process_group(backend, timeout=timeout)
 

@@ -1,7 +1,7 @@
-"""Exponential moving average of the fp32 masters, sharded like them: 4 bytes x parameters / world size a rank.
+"""Exponential moving average of the fp32 masters, sharded like them: 4 bytes a parameter over all ranks.
 
-Owns the shadow of this rank's fragments and the number of updates. No collective runs in `update`; whole tensors are
-put together only when somebody asks for them.
+Owns the shadow of this rank's fragments and the number of updates. No collective runs in `update`; whole
+tensors are put together only when somebody asks for them.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from trainer.engine import Engine
 
 
 def decay_of_update(number: int, *, decay: float) -> float:
-    """Weight of the old average in update `number` = 1, 2, ...: 0 at the first, then min(decay, s / (9 + s))."""
+    """Weight of the old average in update s = `number`: 0 at the first, then min(decay, s / (9 + s))."""
     return 0.0 if number <= 1 else min(decay, number / (9 + number))
 
 
 class ShardedEma:
-    """The average over `engine.fragments()`; call `update` after every step that was taken, not after a skip."""
+    """The average over `engine.fragments()`; call `update` after every step taken, not after a skip."""
 
     def __init__(self, engine: Engine, *, decay: float):
         self._engine = engine

@@ -1,7 +1,8 @@
 """The training engine: one optimizer step at any ZeRO stage and precision; the only importer of DeepSpeed.
 
-Owns what must be the same everywhere: fp32 masters that start as the exact initial weights, gradients averaged over
-the global batch, one decision of all ranks to take or skip a step. Refuses nothing about data or objectives.
+Owns what must be the same everywhere: fp32 masters that start as the exact initial weights, gradients
+averaged over the global batch, one decision of all ranks to take or skip a step. Refuses nothing about data
+or objectives.
 """
 
 import logging
@@ -32,7 +33,7 @@ class MicroBatch(Protocol):
 
 
 class Objective(Protocol):
-    """A loss: the mean over the micro-batch's examples, a scalar that needs gradients, and detached metrics."""
+    """A loss: the mean over the micro-batch's examples, a scalar with a graph, and detached metrics."""
 
     def loss(self, module: nn.Module, batch: Any, /) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Call `module` (its parameters have the engine's `dtype`) once; returns the loss and its parts."""
@@ -50,10 +51,10 @@ class StepResult:
 
 
 class Engine:
-    """A module under training. Construction and every public method are collective: all ranks call them in step.
+    """A module under training. Construction and the public methods are collective: all ranks call them.
 
-    `module` comes with its initial weights in fp32, the same on every rank (rank 0's are taken). Afterwards the
-    parameters hold the working precision, under ZeRO 3 only this rank's share of it: read weights through
+    `module` comes with its initial weights in fp32, the same on every rank (rank 0's are taken). Afterwards
+    the parameters hold the working precision, under ZeRO 3 only this rank's share of it: read weights through
     `full_state_dict`, never from the module. One process alone has nothing to shard, so without
     `train.offload_optimizer` every ZeRO stage is then ZeRO 0. ConfigError if the batch does not divide.
     """
@@ -107,7 +108,7 @@ class Engine:
         if isinstance(self._optimizer, ReplicatedAdamW):
             return layout.replicated(self._optimizer, owned=owned)
         if self.zero_stage == 3:
-            return layout.partitioned(self.module, self._optimizer, self._deepspeed.optimizer)
+            return layout.partitioned(self.module, self._optimizer, zero=self._deepspeed.optimizer)
         return layout.flat_partition(self.module, self._optimizer)
 
     def fragments(self) -> list[Fragment]:
@@ -115,7 +116,7 @@ class Engine:
         return self._owned
 
     def held_fragments(self) -> list[Fragment]:
-        """Everything that lies on this rank, to be filled on a load: at ZeRO 0 all of it, else `fragments()`."""
+        """All that lies on this rank, to be filled on a load: everything at ZeRO 0, else `fragments()`."""
         return self._held
 
     def set_lr(self, lr: float) -> None:
@@ -130,8 +131,8 @@ class Engine:
     def step(self, objective: Objective, micro_batches: Sequence[MicroBatch]) -> StepResult:
         """One optimizer step over this rank's `micro_batches` of one global batch.
 
-        There is one small reduction of our own for everything that is reported and decided, and a step that any
-        rank cannot take is taken by none.
+        There is one small reduction of our own for everything that is reported and decided, and a step that
+        any rank cannot take is taken by none.
         """
         assert len(micro_batches) == self.accumulation, (len(micro_batches), self.accumulation)
         if isinstance(self._optimizer, ReplicatedAdamW):
@@ -239,7 +240,7 @@ def _initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any]
     logger.setLevel(logging.ERROR)
     bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # prints at every construction
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    deepspeed.ops.__compatible_ops__ = {}  # else the gloo backend compiles an operator, which needs a compiler
+    deepspeed.ops.__compatible_ops__ = {}  # else gloo compiles an operator, which needs a compiler
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=config, dist_init_required=False
     )

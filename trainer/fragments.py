@@ -1,8 +1,8 @@
 """Pieces of fp32 master weights that this rank holds, under every ZeRO stage, by parameter name.
 
-A fragment is a range of one flattened parameter with views of its master and its two Adam moments. The EMA and the
-checkpoint know nothing else of how a stage lays its memory out. What is read of DeepSpeed's optimizers are plain
-attributes, listed here so that an upgrade of DeepSpeed has one file to look at.
+A fragment is a range of one flattened parameter with views of its master and its two Adam moments. The EMA
+and the checkpoint know nothing else of how a stage lays its memory out. What is read of DeepSpeed's
+optimizers are plain attributes, listed here so that an upgrade of DeepSpeed has one file to look at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements start .. start + numel of the flattened parameter `name`; the tensors are fp32 views [numel]."""
+    """Elements start .. start + numel of the flattened parameter `name`; the tensors are fp32 [numel]."""
 
     name: str
     shape: tuple[int, ...]
@@ -79,9 +79,10 @@ def flat_partition(module: nn.Module, optimizer: ArmedAdamW) -> list[Fragment]:
     return pieces
 
 
-def partitioned(module: nn.Module, optimizer: ArmedAdamW, zero: Any) -> list[Fragment]:
+def partitioned(module: nn.Module, optimizer: ArmedAdamW, *, zero: Any) -> list[Fragment]:
     """ZeRO 3: every parameter is cut evenly over the ranks, padded at its end; the padding is left out."""
     pieces = []
+    parameter: Any  # DeepSpeed hangs its own attributes on it
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -98,10 +99,10 @@ def partitioned(module: nn.Module, optimizer: ArmedAdamW, zero: Any) -> list[Fra
 def assemble(
     fragments: Sequence[Fragment], values: Sequence[Tensor], *, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Whole fp32 tensors [shape] on rank 0 (an empty dict elsewhere) from every rank's `values`; collective.
+    """Whole fp32 tensors [shape] on rank 0 (an empty dict elsewhere) from every rank's `values`.
 
-    Bits are added as integers to zeros, so that even the sign of a zero survives. One parameter at a time: the
-    largest one is all the extra memory a rank needs.
+    Bits are added as integers to zeros, so that even the sign of a zero survives. One parameter at a time:
+    the largest one is all the extra memory a rank needs.
     """
     mine: dict[str, list[tuple[int, Tensor]]] = {}
     for fragment, value in zip(fragments, values, strict=True):

@@ -1,8 +1,11 @@
 """AdamW that moves only on command, and the replicated (ZeRO 0) form of it with flat fp32 masters.
 
-DeepSpeed calls `step` at times of its own (once inside `initialize`), and ZeRO wraps whatever it is given. So the
-permission to move lives here, at the innermost place: an optimizer that is not armed changes nothing, at any stage.
+DeepSpeed calls `step` at times of its own (once inside `initialize`), and ZeRO wraps whatever it is given. So
+the permission to move lives here, at the innermost place: an optimizer that is not armed changes nothing, at
+any stage.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +19,9 @@ class ArmedAdamW(torch.optim.AdamW):
     """torch's fused AdamW whose `step` does nothing unless `armed` is true."""
 
     def __init__(
-        self, params: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float, decay: float
+        self, params: Sequence[Tensor], *, lr: float, betas: tuple[float, float], eps: float, decay: float
     ):
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
+        super().__init__(list(params), lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
         self.armed = False
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -32,7 +35,7 @@ class ArmedAdamW(torch.optim.AdamW):
             group["lr"] = lr
 
     def create_state(self, masters: list[Tensor]) -> None:
-        """Zero moments and step count for `masters` now, so that a checkpoint has them before the first step."""
+        """Zero moments and step count for `masters` now: a checkpoint may come before the first step."""
         for master in masters:
             self.state[master] = {
                 "step": torch.zeros((), dtype=torch.float32, device=master.device),
@@ -47,12 +50,12 @@ class ArmedAdamW(torch.optim.AdamW):
 
 
 class ReplicatedAdamW(ArmedAdamW):
-    """ZeRO 0: every rank holds one flat fp32 master, one flat fp32 gradient and the whole optimizer state.
+    """ZeRO 0: every rank holds one flat fp32 master, one flat fp32 gradient and both moments.
 
-    The module's parameters become views of a flat working buffer (the master itself in fp32) and their gradients
-    views of the flat fp32 gradient, so micro-batches accumulate in fp32 whatever the working precision, and the
-    reduction, the norm, the clipping and the update are one kernel each. A parameter that a step does not use
-    counts as one with a zero gradient, as in the ZeRO stages.
+    The module's parameters become views of a flat working buffer (the master itself in fp32) and their
+    gradients views of the flat fp32 gradient, so micro-batches accumulate in fp32 whatever the working
+    precision, and the reduction, the norm, the clipping and the update are one kernel each. A parameter that
+    a step does not use counts as one with a zero gradient, as in the ZeRO stages.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class ReplicatedAdamW(ArmedAdamW):
         for name, parameter in self.named:
             self._view(self.master, name, parameter).copy_(parameter.data)
             parameter.data = self._view(self.working, name, parameter)
-            parameter.grad_dtype = torch.float32  # type: ignore[attr-defined]
+            parameter.grad_dtype = torch.float32
         self.grad_clip = grad_clip
         self.overflow = False
         self._global_grad_norm = torch.zeros((), device=where)
@@ -91,7 +94,7 @@ class ReplicatedAdamW(ArmedAdamW):
         return flat.narrow(0, self.offsets[name], parameter.numel()).view(parameter.shape)
 
     def attach_gradients(self) -> None:
-        """Zero the flat gradient and lend its views to the parameters, for the next step's backward passes."""
+        """Zero the flat gradient and lend its views to the parameters for the next backward passes."""
         self.gradient.zero_()
         for name, parameter in self.named:
             parameter.grad = self._view(self.gradient, name, parameter)
