@@ -135,8 +135,7 @@ class Engine:
         any rank cannot take is taken by none.
         """
         assert len(micro_batches) == self.accumulation, (len(micro_batches), self.accumulation)
-        if isinstance(self._optimizer, ReplicatedAdamW):
-            self._optimizer.attach_gradients()
+        self._clear_gradients()
         losses: list[Tensor] = []
         parts: list[Mapping[str, Tensor]] = []
         for number, batch in enumerate(micro_batches, start=1):
@@ -155,6 +154,12 @@ class Engine:
         self.updates += int(taken)
         loss_mean = means.pop("loss")
         return StepResult(loss_mean, norm if taken else math.nan, not taken, digest, means)
+
+    def _clear_gradients(self) -> None:
+        if isinstance(self._optimizer, ReplicatedAdamW):
+            self._optimizer.attach_gradients()
+        elif self.zero_stage == 3:  # DeepSpeed would take a parameter unused in this step by its last gradient
+            self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
 
     def _agree(
         self, losses: list[Tensor], parts: list[Mapping[str, Tensor]], digest: int
