@@ -26,3 +26,7 @@ class CacheError(UserError):
 
 class CheckpointError(UserError):
     """A run folder or checkpoint that cannot be used as asked."""
+
+
+class TrainingError(UserError):
+    """A training that cannot go on; its run folder keeps the last good state."""

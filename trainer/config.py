@@ -12,6 +12,8 @@ from data_pipeline.config import LoaderConfig
 from models.config import ModelConfig, Section
 from models.errors import ConfigError
 
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again
+
 
 class ObjectiveConfig(Section):
     """What is learned, from which draws."""

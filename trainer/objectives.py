@@ -1,8 +1,8 @@
-"""What is learned: an objective names the tensors it needs, builds its module, draws its noise, gives its loss.
+"""What is learned: an objective names the tensors it needs, builds its module, draws noise, gives its loss.
 
-An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone, made on the
-CPU in the loader's thread; a loss is the mean over the micro-batch, in float32. Metrics come as sums and counts
-(`x_sum`, `x_count`), which may be added or averaged over micro-batches and ranks: `read_metrics` divides.
+An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone, made on
+the CPU in the loader's thread; a loss is the mean over the micro-batch, in float32. Metrics come as sums and
+counts (`x_sum`, `x_count`), which may be added or averaged over micro-batches and ranks: `read_metrics` divides.
 """
 
 from collections.abc import Mapping

@@ -2,8 +2,8 @@
 
     config.yaml   metrics.jsonl   log.txt   checkpoints/step_00000040/   checkpoints/latest   tracking.json
 
-Only rank 0 writes here (checkpoints aside). A folder that holds something else is refused, as is a second writer,
-and a resume whose config differs in what shapes the training.
+Only rank 0 writes here (checkpoints aside). A folder that holds something else is refused, as is a second
+writer, and a resume whose config differs in what shapes the training.
 """
 
 import fcntl
@@ -20,7 +20,8 @@ import yaml
 from models.errors import CheckpointError
 
 LOCK_PATIENCE_S = 15.0
-CONFIG, METRICS, LOG, CHECKPOINTS = "config.yaml", "metrics.jsonl", "log.txt", "checkpoints"
+CONFIG, METRICS, LOG = "config.yaml", "metrics.jsonl", "log.txt"
+CHECKPOINTS, TRACKING = "checkpoints", "tracking.json"
 
 # A resume may change these. The cache may move, not change: its fingerprint is compared on its own.
 _FREE_KEYS = {
@@ -38,7 +39,7 @@ class RunFolder:
     """A run folder that this process alone may write; `close` (or the process's death) lets it go."""
 
     def __init__(self, path: Path, *, patience_s: float = LOCK_PATIENCE_S) -> None:
-        """Create and lock `path`; CheckpointError if it can't be written, is no run, or has another writer."""
+        """Create and lock `path`; CheckpointError if that can't be done or `path` holds something else."""
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,9 @@ def _refuse_foreign(path: Path) -> None:
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
     if not names or names & {METRICS, CHECKPOINTS}:
         return
-    strange = sorted(name for name in names - {CONFIG, LOG} if not name.startswith(("launch", "slurm")))
+    strange = sorted(
+        name for name in names - {CONFIG, LOG, TRACKING} if not name.startswith(("launch", "slurm"))
+    )
     if strange or (CONFIG in names and not _is_run_config(path / CONFIG)):
         found = ", ".join(strange[:3] or [CONFIG])
         raise CheckpointError(f"out is {path}, which is not a run but holds {found}; choose an empty folder")

@@ -13,8 +13,8 @@ def schedule_length(train: TrainConfig) -> int:
 def learning_rate(step: int, train: TrainConfig) -> float:
     """Learning rate of the optimiser step that follows `step` finished ones.
 
-    Rises linearly to `lr` over `warmup_steps`, then stays, falls along a cosine to `final_lr_fraction` x lr at
-    the schedule's end (and stays there), or drops by `decay_factor` at each of `decay_at_steps`.
+    Rises linearly to `lr` over `warmup_steps`, then stays, falls along a cosine to `final_lr_fraction` x lr
+    at the schedule's end (and stays there), or drops by `decay_factor` at each of `decay_at_steps`.
     """
     if step < train.warmup_steps:
         return train.lr * (step + 1) / (train.warmup_steps + 1)

@@ -1,0 +1,133 @@
+"""Trained weights by name: a run folder, an export, or a FlowRVS .pth, with the conventions they were trained with.
+
+Owns what counts as which, and the refusal of weights whose conventions are not the ones asked for. Whole tensors in
+fp32 on the host; nothing here needs a process group or a GPU.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import CheckpointError, WeightsError
+from models.strict import SafetensorsFolder, load_strict, read_json
+from trainer.checkpoint import complete, read_full, read_state, verify
+from trainer.run_folder import CHECKPOINTS
+
+EXPORT_SETTINGS = "flowmask.json"
+_EXPORT_STEM = "diffusion_pytorch_model"
+_PARTS = {"flow_matching": "transformer", "mask_decoder": "mask_decoder"}
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """fp32 tensors by name; `settings` holds what is known of their conventions, `sha256` identifies their values.
+
+    A run's settings also name its `wan` folder and its `mask_decoder`.
+    """
+
+    state_dict: dict[str, Tensor]
+    settings: dict[str, Any]
+    sha256: str
+
+
+def load_dit(source: str, *, ema: bool = True) -> LoadedWeights:
+    """A DiT's weights from a run (its newest complete checkpoint), one of its steps, an export or a .pth file.
+
+    ema: the averaged weights where the source has both. Raises UserError naming what is missing or damaged.
+    """
+    return _load(source, objective="flow_matching", ema=ema)
+
+
+def load_mask_decoder(source: str, *, ema: bool = True) -> LoadedWeights:
+    """A mask decoder's weights, `decoder.*` and `post_quant_conv.*`; sources and errors as for `load_dit`."""
+    return _load(source, objective="mask_decoder", ema=ema)
+
+
+def start_from(source: str, module: nn.Module, *, ema: bool, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Put trained weights into `module`; what was taken, to be recorded. WeightsError if `settings` disagree."""
+    load = load_mask_decoder if settings["objective"] == "mask_decoder" else load_dit
+    loaded = load(source, ema=ema)
+    differ = [
+        f"{key} {loaded.settings[key]} there, {wanted} here"
+        for key, wanted in settings.items()
+        if loaded.settings.get(key, wanted) != wanted
+    ]
+    if differ:
+        raise WeightsError(
+            f"model.init {source} was trained with other settings: {'; '.join(differ)}. Make them equal"
+        )
+    load_strict(module, loaded.state_dict, where=source, fix="Use the model.wan that it was trained from")
+    return {"source": source, "ema": ema, "sha256": loaded.sha256}
+
+
+def content_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of names, shapes and values: equal weights have equal hashes, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load(source: str, *, objective: str, ema: bool) -> LoadedWeights:
+    path = Path(source)
+    if (path / CHECKPOINTS).is_dir() or (path / "state.json").is_file():
+        state, settings = _from_run(path, objective=objective, ema=ema)
+    elif path.is_dir():
+        state, settings = _from_export(path, objective=objective)
+    elif path.is_file():
+        state, settings = _from_pth(path, objective=objective, ema=ema)
+    else:
+        raise WeightsError(f"{source} does not exist; give a run folder, an export or a FlowRVS .pth file")
+    return LoadedWeights(state, settings, content_sha256(state))
+
+
+def _from_run(path: Path, *, objective: str, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    checkpoint = path if (path / "state.json").is_file() else _newest(path)
+    saved = read_state(checkpoint)["state"]
+    trained = saved["settings"]["objective"]
+    if trained != objective:
+        raise WeightsError(
+            f"{path} trained {trained}, but the weights of {objective} are needed; give such a run"
+        )
+    model = saved["config"]["model"]
+    settings = {**saved["settings"], "wan": model["wan"], "mask_decoder": model["mask_decoder"]}
+    return read_full(checkpoint, kind="ema" if ema else "master"), settings
+
+
+def _newest(run: Path) -> Path:
+    """The newest undamaged checkpoint of a run."""
+    problems = []
+    for checkpoint in complete(run / CHECKPOINTS):
+        try:
+            verify(checkpoint)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        return checkpoint
+    reason = f" ({'; '.join(problems)})" if problems else ""
+    raise WeightsError(f"{run} has no complete checkpoint{reason}; train until its first one")
+
+
+def _from_export(path: Path, *, objective: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    part = path / _PARTS[objective]
+    if not part.is_dir():
+        raise WeightsError(
+            f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.name}/)"
+        )
+    settings = read_json(path / EXPORT_SETTINGS) if (path / EXPORT_SETTINGS).is_file() else {}
+    with SafetensorsFolder(part, _EXPORT_STEM) as weights:
+        state = {key: weights.tensor(key, torch.float32) for key in weights.shapes()}
+    return state, settings
+
+
+def _from_pth(path: Path, *, objective: str, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from models import flowrvs
+
+    raise NotImplementedError
