@@ -1,7 +1,7 @@
 """Pixels and a sentence to mask logits: encode once a video, sample, decode, resize to the original frames.
 
-The caller brings pixels at a size that the DiT takes (multiples of 16) and 4k+1 frames; how they were resized and
-padded is not this file's business.
+The caller brings pixels at a size that the DiT takes (multiples of 16) and 4k+1 frames; how they were resized
+and padded is not this file's business.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 class SegmentSettings:
     """The conventions that the DiT was trained with, and the sampler."""
 
+    sampler: SamplerConfig
     text_tokens: int = 256
     mask_latent_norm: Literal["none", "video"] = "none"
     lowercase: bool = True
-    sampler: SamplerConfig = SamplerConfig()
 
 
 class Segmenter:
-    """Frozen models that turn a video and a sentence into masks; every part stays on its own device and dtype."""
+    """Frozen models that turn a video and a sentence into masks; each keeps its own device and dtype."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Segmenter:
 
     @torch.no_grad()
     def encode_video(self, signed: Tensor) -> Tensor:
-        """float [1 3 F H W] signed, F = 4k+1 -> video latent [1 16 f h w] norm: the posterior mean, no sample."""
+        """float [1 3 F H W] signed, F = 4k+1 -> video latent [1 16 f h w] norm: the posterior mean."""
         mean, _ = encode_moments(self.vae, signed.to(self.vae.device))
         return normalise(self.stats, mean)
 
@@ -80,7 +80,7 @@ class Segmenter:
 
     @torch.no_grad()
     def logits(self, video_latent: Tensor, sentence: str) -> Tensor:
-        """Video latent [1 16 f h w] norm and a raw sentence -> logits [F H W], unclamped, padding frames included."""
+        """Video latent [1 16 f h w] norm and a raw sentence -> unclamped logits [F H W], padding too."""
         mask = self.mask_latent(video_latent, self.encode_text(sentence))
         return self.mask_decoder(mask)[0, 0]
 
@@ -93,8 +93,8 @@ def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
 def resize_logits(logits: Tensor, *, size: tuple[int, int]) -> Tensor:
     """Logits [F H W] -> [F H0 W0] by bilinear resizing.
 
-    Clamped to -1..1 before, as the VAE's own decode is: it moves the edge by a fraction of a pixel, and published
-    scores are measured so.
+    Clamped to -1..1 before, as the VAE's own decode is: it moves edges by a fraction of a pixel, and
+    published scores are measured so.
     """
     width, height = size
     clamped = logits.clamp(-1, 1)[:, None]
