@@ -1,8 +1,8 @@
 """Published FlowRVS training files (.pth) to plain state dicts, read without executing anything in them.
 
-Owns the two layouts: a DiT trainer's file (`model`, `ema_model`, ...) whose EMA weights are a bare list in the
-reference's own parameter order, and a mask decoder's file, a whole VAE under `vae.`. Refuses files without weights,
-with missing, unexpected or reshaped ones, and pickles that ask for any class beyond tensors and a Namespace.
+Owns the two layouts: a DiT trainer's file (`model`, `ema_model`, ...) whose EMA weights are a bare list in
+the reference's own parameter order, and a mask decoder's file, a whole VAE under `vae.`. Refuses what has no
+weights, missing, unexpected or reshaped ones, and pickles that want more than tensors and a Namespace.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.dit import PATCH_KEY, build_dit
 from models.errors import WeightsError
 from models.strict import check_shapes
 
 _FIX = "Give a file that FlowRVS's training wrote"
-_PATCH_KEY = "patch_embedding.weight"
 _HEAD = (
     "scale_shift_table",
     *(f"patch_embedding.{kind}" for kind in ("weight", "bias")),
@@ -45,13 +45,15 @@ _BLOCK = (
     *(f"{layer}.{kind}" for layer in ("norm2", "ffn.net.0.proj", "ffn.net.2") for kind in ("weight", "bias")),
 )
 _TAIL = ("proj_out.weight", "proj_out.bias")
+_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
+_ENCODER = ("vae.encoder.", "vae.quant_conv.")
 
 
 def reference_order(names: Iterable[str]) -> list[str]:
-    """The parameter names of a DiT in the order of the reference's `parameters()`, whatever order they come in.
+    """The parameter names of a DiT in the order of the reference's `parameters()`, however they come.
 
-    It differs from diffusers' in each attention, where the reference lists norm_q and norm_k before to_q, to_k,
-    to_v and to_out. All names that a DiT of as many blocks has are listed; a caller compares the two sets.
+    It differs from diffusers' in each attention, where the reference lists norm_q and norm_k before to_q,
+    to_k, to_v and to_out. Every name of a DiT of as many blocks is listed; the caller compares the sets.
     """
     found = (re.match(r"blocks\.(\d+)\.", name) for name in names)
     blocks = max((int(match[1]) + 1 for match in found if match), default=0)
@@ -69,6 +71,7 @@ def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any
     order = reference_order(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
     check_shapes({name: shapes.get(name, ()) for name in order}, shapes, where=f"{path}: `model`", fix=_FIX)
+    check_shapes(_implied_shapes(shapes, path), shapes, where=f"{path}: `model`", fix=_FIX)
     settings = {"video_injection": _injected(shapes, path)}
     if not ema:
         return {name: tensor.float() for name, tensor in model.items()}, settings
@@ -87,7 +90,7 @@ def load_mask_decoder(path: Path, *, ema: bool = False) -> tuple[dict[str, Tenso
 
 
 def load_encoder(path: Path) -> dict[str, Tensor]:
-    """The encoder half of a mask decoder file (`encoder.*`, `quant_conv.*`), which the reference encodes with."""
+    """The encoder half of a decoder file (`encoder.*`, `quant_conv.*`); the reference encodes with it."""
     return _halves(path)[1]
 
 
@@ -95,23 +98,20 @@ def _halves(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     content = _read(path)
     where = f"{path}: the VAE"
     state = _tensors(content.get("model", content), where=where)
-    strangers = [key for key in state if not key.startswith("vae.")]
-    if strangers or not state:
+    strangers = [key for key in state if not key.startswith((*_DECODER, *_ENCODER))]
+    if strangers:
         raise WeightsError(
-            f"{where} has {len(strangers)} keys outside `vae.` ({', '.join(strangers[:3])}). {_FIX}"
+            f"{where} has {len(strangers)} keys that are none of a VAE's ({', '.join(strangers[:3])}). {_FIX}"
         )
-    halves: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    for key, tensor in state.items():
-        name = key.removeprefix("vae.")
-        side = 0 if name.startswith(("decoder.", "post_quant_conv.")) else 1
-        halves[side][name] = tensor.float()
-    last = halves[0].get("decoder.conv_out.weight")
+    last = state.get("vae.decoder.conv_out.weight")
     if last is None or last.shape[0] != 1:
         channels = "no" if last is None else last.shape[0]
-        raise WeightsError(
-            f"{where} has a decoder of {channels} output channels; a mask decoder has 1. {_FIX}"
-        )
-    return halves
+        raise WeightsError(f"{where} decodes to {channels} channels; a mask decoder has 1. {_FIX}")
+    decoder, encoder = (
+        {key.removeprefix("vae."): tensor.float() for key, tensor in state.items() if key.startswith(half)}
+        for half in (_DECODER, _ENCODER)
+    )
+    return decoder, encoder
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -163,8 +163,30 @@ def _shadows(content: Mapping[str, Any], count: int, path: Path) -> list[Tensor]
 
 
 def _injected(shapes: Mapping[str, tuple[int, ...]], path: Path) -> bool:
-    """Whether the DiT takes the video: 32 input channels. The file's own `args` are not to be trusted on it."""
-    channels = shapes[_PATCH_KEY][1]
+    """Whether the DiT takes the video: 32 input channels. The file's own `args` do not always say so."""
+    channels = shapes[PATCH_KEY][1]
     if channels not in (16, 32):
-        raise WeightsError(f"{path}: {_PATCH_KEY} takes {channels} channels; 16 or 32 are known. {_FIX}")
+        raise WeightsError(f"{path}: {PATCH_KEY} takes {channels} channels; 16 or 32 are known. {_FIX}")
     return channels == 32
+
+
+def _implied_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, tuple[int, ...]]:
+    """Every shape of a DiT whose widths a few of its tensors tell; shapes do not depend on the heads."""
+    patch = shapes[PATCH_KEY]
+    try:
+        config = {
+            "num_attention_heads": 1,
+            "attention_head_dim": patch[0],
+            "num_layers": sum(name.endswith(".norm2.weight") for name in shapes),
+            "patch_size": patch[2:],
+            "text_dim": shapes["condition_embedder.text_embedder.linear_1.weight"][1],
+            "freq_dim": shapes["condition_embedder.time_embedder.linear_1.weight"][1],
+            "ffn_dim": shapes["blocks.0.ffn.net.0.proj.weight"][0],
+            "rope_max_seq_len": 1,
+        }
+        dit = build_dit(config, in_channels=patch[1])
+    except (KeyError, IndexError, RuntimeError, ValueError, AssertionError) as error:
+        raise WeightsError(
+            f"{path}: `model` is no Wan DiT ({type(error).__name__}: {error}). {_FIX}"
+        ) from None
+    return {name: tuple(tensor.shape) for name, tensor in dit.state_dict().items()}
