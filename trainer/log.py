@@ -1,4 +1,5 @@
-"""What a person sees of a run: log.txt, the console, and the numbers of each step on their way to metrics.jsonl.
+"""What a person sees of a run: log.txt, the console, and the numbers of each step on their way to
+metrics.jsonl.
 
 A bar on a terminal, plain lines anywhere else; a file never gets a control character. Only rank 0 has one.
 """
@@ -18,7 +19,7 @@ from trainer.tracking import Tracker
 
 
 class RunLog:
-    """Lines with the time of day, to log.txt and to the console; without a file it is silent (ranks above 0)."""
+    """Lines with the time of day, to log.txt and the console; without a file it is silent (ranks above 0)."""
 
     def __init__(self, path: Path | None) -> None:
         self._file: TextIO | None = path.open("a", encoding="utf-8", buffering=1) if path else None

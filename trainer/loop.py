@@ -1,6 +1,7 @@
 """The training loop, on one screen, and the decisions that all ranks take together at a step's boundary.
 
-A signal only raises a flag; whether to stop, to save or to give up is agreed between two steps, never in a handler.
+A signal only raises a flag; whether to stop, to save or to give up is agreed between two steps, never in a
+handler.
 """
 
 import signal
@@ -127,7 +128,7 @@ def train(run: Run) -> Ending:
 
 @contextmanager
 def stop_signals(raise_flag: Callable[[], None]) -> Iterator[None]:
-    """While inside, the first of STOP_SIGNALS calls `raise_flag`; the same signal again does what it did before."""
+    """While inside, a first signal calls `raise_flag`; the same one again does what it did before."""
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOP_SIGNALS}
 
     def handle(number: int, _: FrameType | None) -> None:

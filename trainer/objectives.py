@@ -2,7 +2,8 @@
 
 An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone, made on
 the CPU in the loader's thread; a loss is the mean over the micro-batch, in float32. Metrics come as sums and
-counts (`x_sum`, `x_count`), which may be added or averaged over micro-batches and ranks: `read_metrics` divides.
+counts (`x_sum`, `x_count`), which may be added or averaged over micro-batches and ranks: `read_metrics`
+divides.
 """
 
 from collections.abc import Mapping
@@ -123,7 +124,8 @@ class MaskDecoding:
         self._config, self._model = config, model
 
     def build(self) -> nn.Module:
-        return MaskDecoder.from_vae(WanFolder(self._model.wan).vae())
+        vae: Any = WanFolder(self._model.wan).vae()
+        return MaskDecoder.from_vae(vae)
 
     def settings(self) -> dict[str, Any]:
         return {"objective": "mask_decoder"}

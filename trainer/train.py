@@ -1,9 +1,10 @@
 """One training run from its config to its last checkpoint; called in every process that the launcher started.
 
-Owns the order in which things are opened, checked and closed. What a person did wrong is found before a model is
-built, by all ranks together, so that no rank waits for one that has given up.
+Owns the order in which things are opened, checked and closed. What a person did wrong is found before a
+model is built, by all ranks together, so that no rank waits for one that has given up.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -38,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass
 class Session:
-    """What one start of a run has open. `folder` is None above rank 0; `state` is what the last start saved."""
+    """What one start of a run has open. `folder` is None above rank 0; `state` is what was saved."""
 
     config: RunConfig
     resolved: dict[str, Any]
@@ -55,14 +56,15 @@ class Session:
 def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
     """Start or resume the run in `config.out` and train it to `train.steps`; returns the exit code.
 
-    resolved: what is saved as config.yaml. Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
-    and MASTER_PORT say who calls. 0 when finished, REQUEUE_EXIT_CODE when a signal stopped it. Raises
-    UserError on every rank if anything is wrong, TrainingError if the guard stopped it with the state saved.
+    resolved: what is saved as config.yaml. Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK,
+    MASTER_ADDR and MASTER_PORT say who calls. 0 when finished, REQUEUE_EXIT_CODE when a signal stopped it.
+    Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with the state
+    saved.
     """
     distributed.init()
+    atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
+    _share_cores()
     with ExitStack() as stack:
-        stack.callback(distributed.shutdown)
-        _share_cores()
         session = _open(config, resolved, stack)
         steps = session.config.train.steps
         if session.step >= steps:
@@ -71,8 +73,8 @@ def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
         ending = _train(session, stack)
     if ending is Ending.BROKEN:
         raise TrainingError(
-            f"{config.out} stopped: {config.guard.max_consecutive_skips} steps in a row had no finite loss or "
-            "gradient; the last good weights are saved. See the examples in log.txt, or train with a lower lr"
+            f"{config.out} stopped: {config.guard.max_consecutive_skips} steps in a row had no finite loss "
+            "or gradient; the last good weights are saved. See the examples in log.txt, or train with a lower lr"
         )
     return REQUEUE_EXIT_CODE if ending is Ending.STOPPED else 0
 
@@ -91,7 +93,7 @@ def together(call: Callable[[], T]) -> T:
 
 
 def _open(config: RunConfig, resolved: Mapping[str, Any], stack: ExitStack) -> Session:
-    """Lock the folder, open the cache, find the checkpoint to go on from, and check that they belong together."""
+    """Lock the folder, open the cache, find the checkpoint to go on from, and check that they match."""
     leader = distributed.rank() == 0
     folder = together(lambda: RunFolder(config.out) if leader else None)
     if folder is not None:
@@ -281,8 +283,8 @@ def _say_hello(session: Session, *, engine: Engine, plan: EpochPlan) -> None:
     config, say = session.config, session.log.say
     parameters = sum(torch.Size(shape).numel() for shape in engine.shapes.values())
     say(
-        f"{config.objective.kind}: {parameters / 1e6:.2f} M parameters, {config.train.precision}, ZeRO "
-        f"{engine.zero_stage}, {distributed.world_size()} processes x micro-batch {config.train.micro_batch} x "
+        f"{config.objective.kind}: {parameters / 1e6:.2f} M parameters, {config.train.precision}, "
+        f"ZeRO {engine.zero_stage}, {distributed.world_size()} processes x micro-batch {config.train.micro_batch} x "
         f"{engine.accumulation} = global batch {config.train.global_batch}"
     )
     manifest = session.reader.manifest

@@ -1,7 +1,8 @@
-"""Trained weights by name: a run folder, an export, or a FlowRVS .pth, with the conventions they were trained with.
+"""Trained weights by name: a run folder, an export, or a FlowRVS .pth, with the conventions they were
+trained with.
 
-Owns what counts as which, and the refusal of weights whose conventions are not the ones asked for. Whole tensors in
-fp32 on the host; nothing here needs a process group or a GPU.
+Owns what counts as which, and the refusal of weights whose conventions are not the ones asked for. Whole
+tensors in fp32 on the host; nothing here needs a process group or a GPU.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ _PARTS = {"flow_matching": "transformer", "mask_decoder": "mask_decoder"}
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """fp32 tensors by name; `settings` holds what is known of their conventions, `sha256` identifies their values.
+    """fp32 tensors by name; `settings` holds what is known of their conventions, `sha256` identifies their
+    values.
 
     A run's settings also name its `wan` folder and its `mask_decoder`.
     """
@@ -36,7 +38,8 @@ class LoadedWeights:
 
 
 def load_dit(source: str, *, ema: bool = True) -> LoadedWeights:
-    """A DiT's weights from a run (its newest complete checkpoint), one of its steps, an export or a .pth file.
+    """A DiT's weights from a run (its newest complete checkpoint), one of its steps, an export or a .pth
+    file.
 
     ema: the averaged weights where the source has both. Raises UserError naming what is missing or damaged.
     """
@@ -49,7 +52,7 @@ def load_mask_decoder(source: str, *, ema: bool = True) -> LoadedWeights:
 
 
 def start_from(source: str, module: nn.Module, *, ema: bool, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Put trained weights into `module`; what was taken, to be recorded. WeightsError if `settings` disagree."""
+    """Put trained weights into `module`; what was taken, for the record. WeightsError if `settings` disagree."""
     load = load_mask_decoder if settings["objective"] == "mask_decoder" else load_dit
     loaded = load(source, ema=ema)
     differ = [
@@ -130,4 +133,5 @@ def _from_export(path: Path, *, objective: str) -> tuple[dict[str, Tensor], dict
 def _from_pth(path: Path, *, objective: str, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from models import flowrvs
 
-    raise NotImplementedError
+    load = flowrvs.load_dit if objective == "flow_matching" else flowrvs.load_mask_decoder
+    return load(path, ema=ema)
