@@ -1,6 +1,7 @@
 """Config sections of the data pipeline: what to read, how to cut it into clips, how to cache and to load it.
 
-Every rule that can be checked without touching a file is checked here, with the value and the nearest right one.
+Every rule that can be checked without touching a file is checked here, with the value and the nearest right
+one.
 """
 
 from pathlib import Path
@@ -30,7 +31,9 @@ class ClipConfig(Section):
     )
     short_side: int = Field(default=480, ge=16, description="short side in px before flooring")
     long_side: int = Field(default=832, ge=16, description="largest long side in px")
-    size_multiple: int = Field(default=32, ge=16, description="both sides are floored to a multiple of this many px")
+    size_multiple: int = Field(
+        default=32, ge=16, description="both sides are floored to a multiple of this many px"
+    )
     augment: bool = Field(
         default=True, description="random resize-and-crop and flip, drawn once for each clip and view"
     )
@@ -65,9 +68,14 @@ class ClipConfig(Section):
 class CacheConfig(Section):
     """What shapes the bytes of a cache, and how they are packed."""
 
-    clips_per_shard: int = Field(default=64, ge=1, description="clips of one shard, the unit of work of the build")
+    clips_per_shard: int = Field(
+        default=64, ge=1, description="clips of one shard, the unit of work of the build"
+    )
     views: int = Field(
-        default=1, ge=1, le=1024, description="differently drawn versions of each clip; epoch e uses e mod views"
+        default=1,
+        ge=1,
+        le=1024,
+        description="differently drawn versions of each clip; epoch e uses e mod views",
     )
     seed: int = Field(default=0, ge=0)
     dtype: Literal["bfloat16", "float32"] = Field(
@@ -81,7 +89,9 @@ class CacheConfig(Section):
     )
     lowercase: bool = Field(default=True, description="lower-case sentences before encoding")
     pixel_norm: Literal["half", "imagenet"] = "half"
-    batch_clips: int = Field(default=4, ge=1, description="clips of one shape that go through the VAE together")
+    batch_clips: int = Field(
+        default=4, ge=1, description="clips of one shape that go through the VAE together"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

@@ -1,8 +1,8 @@
 """Which examples stand in which global batch: computed from (seed, step), never stored.
 
-Each bucket is one endless stream of examples: its epochs' permutations end to end, cut into global batches. All
-arithmetic is exact, on Python integers and uint64; nothing depends on world size, workers or history. Refuses an empty
-cache and, with `drop`, a bucket that is smaller than a batch.
+Each bucket is one endless stream of examples: its epochs' permutations end to end, cut into global batches.
+All arithmetic is exact, on Python integers and uint64; nothing depends on world size, workers or history.
+Refuses an empty cache and, with `drop`, a bucket that is smaller than a batch.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Uint64 = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Bucket:
-    """The examples of one clip shape: `counts[v]` of them in view v, numbered from `first[v]` without gaps."""
+    """The examples of one clip shape: `counts[v]` in view v, numbered from `first[v]` without gaps."""
 
     name: str
     first: tuple[int, ...]
@@ -42,9 +42,10 @@ class PlannedBatch:
 def permute(values: Uint64, *, sizes: Uint64, keys: Uint64) -> Uint64:
     """Image of each value under a keyed bijection of range(size): a Feistel network with cycle walking.
 
-    values, sizes, keys: uint64 [n], value < size; the bijection is a function of (size, key) alone.
-    The network works on the pairs (left, right) of a grid a x b >= size that is hardly larger than size, so that a
-    walk out of the range is short; adding modulo a or b (instead of xor on bits) keeps each round invertible.
+    values, sizes, keys: uint64 [n], value < size; the bijection is a function of (size, key) alone. The
+    network works on the pairs (left, right) of a grid a x b >= size that is hardly larger than size, so
+    that a walk out of the range is short; adding modulo a or b (instead of xor on bits) keeps each round
+    invertible.
     """
     a = np.maximum(np.ceil(np.sqrt(sizes)).astype(np.uint64), np.uint64(1))
     b = (sizes + a - np.uint64(1)) // a
@@ -65,7 +66,7 @@ def _feistel(values: Uint64, a: Uint64, b: Uint64, keys: Uint64) -> Uint64:
 
 
 class _Stream:
-    """Closed-form positions of one bucket: how many examples its first e epochs feed, and which stands where."""
+    """Positions of one bucket in closed form: how much its first e epochs feed, and which stands where."""
 
     def __init__(self, bucket: Bucket, *, global_batch: int, seed: int, number: int, remainder: str):
         self.bucket, self.global_batch = bucket, global_batch
@@ -97,7 +98,7 @@ class _Stream:
 
 
 class EpochPlan:
-    """`plan[step]` is the global batch of that step; O(1) memory and O(log step) time at any number of examples."""
+    """`plan[step]` is the global batch of that step; O(1) memory, O(log step) time at any size."""
 
     def __init__(self, buckets: Sequence[Bucket], *, global_batch: int, seed: int, remainder: str = "carry"):
         self.buckets, self.global_batch, self.seed, self.remainder = (
@@ -120,8 +121,9 @@ class EpochPlan:
             for view, count in enumerate(bucket.counts):
                 if 0 < count < self.global_batch:
                     raise ConfigError(
-                        f"data.remainder is drop, but bucket {bucket.name} has only {count} examples in view {view}, "
-                        f"fewer than train.global_batch {self.global_batch}: use data.remainder=carry or a smaller batch"
+                        f"data.remainder is drop, but bucket {bucket.name} has only {count} examples in "
+                        f"view {view}, fewer than train.global_batch {self.global_batch}: use "
+                        "data.remainder=carry or a smaller batch"
                     )
 
     def dropped(self) -> dict[str, list[int]]:
@@ -132,7 +134,7 @@ class EpochPlan:
         }
 
     def first_step(self, epoch: int) -> int:
-        """The first step of an epoch; equal to the next epoch's where an epoch is too small to fill a batch."""
+        """The first step of an epoch; the next epoch's where this one is too small to fill a batch."""
         return sum(stream.batches(epoch) for stream in self._streams)
 
     def epoch_of(self, step: int) -> int:

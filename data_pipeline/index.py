@@ -1,7 +1,8 @@
 """The index of a cache: one fixed-size row per example, with the byte range of every tensor it needs.
 
-Rows are sorted by (bucket, view), then in the order of the plan, so that a row number is an example id and the
-examples of a bucket and view are contiguous. Read memory-mapped: a process pays for the pages it touches.
+Rows are sorted by (bucket, view), then in the order of the plan, so that a row number is an example id and
+the examples of a bucket and view are contiguous. Read memory-mapped: a process pays for the pages it
+touches.
 """
 
 from pathlib import Path
@@ -35,7 +36,7 @@ COLUMNS = tuple(name for name in ROW.names or () if name not in ("bucket", "unus
 
 
 def open_index(folder: Path, *, rows: int) -> NDArray[np.void]:
-    """The memory-mapped index of a finished cache; CacheError if it is missing, short or of another layout."""
+    """The memory-mapped index of a finished cache; CacheError if missing, short or of another layout."""
     path = folder / FILE
     try:
         index = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -45,6 +46,7 @@ def open_index(folder: Path, *, rows: int) -> NDArray[np.void]:
         ) from error
     if index.dtype != ROW or index.shape != (rows,):
         raise CacheError(
-            f"{path}: {index.shape} rows of {index.dtype.itemsize} bytes; the manifest says {rows} of {ROW.itemsize}"
+            f"{path}: {index.shape} rows of {index.dtype.itemsize} bytes, the manifest says {rows} of "
+            f"{ROW.itemsize}: damaged, or written by another version; build the cache again"
         )
     return index

@@ -1,7 +1,7 @@
 """Batches for one rank, read ahead by threads, in the plan's order whatever the number of ranks and threads.
 
-The state is the step number: nothing else is needed to continue anywhere. An error in a reading thread surfaces at
-the step it belongs to.
+The state is the step number: nothing else is needed to continue anywhere. An error in a reading thread
+surfaces at the step it belongs to.
 """
 
 from collections import deque
@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_pipeline.epoch_plan import EpochPlan, PlannedBatch
 from data_pipeline.randomness import mix64
-from data_pipeline.reader import CacheReader
+from data_pipeline.reader import NEEDS, CacheReader
 from models.errors import ConfigError
 
 _MASK = (1 << 64) - 1
@@ -53,11 +53,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its data and draws on a device; ids and keys stay on the host."""
-        moved = {
-            name: tensor.to(device, non_blocking=True)
-            for name in ("video_mean", "video_logvar", "mask_mean", "text", "mask_pixels")
-            if (tensor := getattr(self, name)) is not None
-        }
+        held = {name: getattr(self, name) for name in NEEDS}
+        moved = {name: t.to(device, non_blocking=True) for name, t in held.items() if t is not None}
         draws = {name: draw.to(device, non_blocking=True) for name, draw in self.draws.items()}
         return replace(self, draws=draws, **moved)
 
@@ -67,10 +64,10 @@ def unchanged(batch: Batch) -> Batch:
 
 
 class Loader:
-    """Iterates over global steps from `start_step` without end: each item is this rank's list of micro-batches.
+    """Iterates over global steps from `start_step` without end: an item is this rank's list of micro-batches.
 
-    `prepare` runs in the reading threads, once on each micro-batch. `wait_s` is how long the consumer has waited so
-    far. Use as a context manager, or call `close`, so that no thread outlives its run.
+    `prepare` runs in the reading threads, once on each micro-batch. `wait_s` is how long the consumer has
+    waited so far. Use as a context manager, or call `close`, so that no thread outlives its run.
     """
 
     def __init__(
@@ -90,8 +87,8 @@ class Loader:
     ):
         if plan.global_batch % (micro_batch * world_size):
             raise ConfigError(
-                f"train.global_batch is {plan.global_batch}; it must be a multiple of train.micro_batch x processes = "
-                f"{micro_batch} x {world_size} = {micro_batch * world_size}"
+                f"train.global_batch is {plan.global_batch}; it must be a multiple of train.micro_batch x "
+                f"processes = {micro_batch} x {world_size} = {micro_batch * world_size}"
             )
         if "text" in needs:
             reader.check_text_tokens(text_tokens)
@@ -145,9 +142,9 @@ class Loader:
                 mix64(self.plan.seed, int(e), int(i), planned.step) for e, i in zip(epochs, ids, strict=True)
             ],
             digest=sum(mix64(place, int(i)) for place, i in zip(positions, ids, strict=True)) & _MASK,
-            **self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens),
         )
-        return self.prepare(batch)
+        tensors: dict[str, Any] = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
+        return self.prepare(replace(batch, **tensors))
 
     def __enter__(self) -> Self:
         return self

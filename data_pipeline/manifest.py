@@ -1,7 +1,7 @@
 """manifest.json: what a finished cache is. Written last, so a folder without it is not a cache.
 
-Holds no time, path or number of workers: the same inputs give the same bytes. Refuses another schema and anything
-that does not parse.
+Holds no time, path or number of workers: the same inputs give the same bytes. Refuses another schema and
+anything that does not parse.
 """
 
 from pathlib import Path
@@ -107,7 +107,7 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{folder}: no such cache folder; make one with `flowmask cache build`"
             ) from None
         raise CacheError(
-            f"{folder} has no {FILE}: it is no cache, or its build has not finished; run `flowmask cache build` (again)"
+            f"{folder} has no {FILE}: its build has not finished; run `flowmask cache build` (again)"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CacheError(f"{path}: cannot be read: {error}") from error

@@ -1,7 +1,7 @@
 """Reading a finished cache: exactly the bytes that an example needs, straight into the batch's tensors.
 
-Thread safe; `preadv` releases the GIL. Opening refuses a cache that is unfinished, of another version, or whose
-shards are missing or of another size than the manifest says.
+Thread safe; `preadv` releases the GIL. Opening refuses a cache that is unfinished, of another version, or
+whose shards are missing or of another size than the manifest says.
 """
 
 import json
@@ -53,17 +53,17 @@ class CacheReader:
                 ) from error
             if size != shard.size:
                 raise CacheError(
-                    f"{path}: {size} bytes, the manifest says {shard.size}: the file is damaged; delete {self.folder} "
-                    "and build the cache again"
+                    f"{path}: {size} bytes, the manifest says {shard.size}: the file is damaged; "
+                    f"delete {self.folder} and build the cache again"
                 )
 
     def check_text_tokens(self, text_tokens: int) -> None:
-        """ConfigError if some sentence is stored neither whole nor cut so that it is right for this length."""
+        """ConfigError if some sentence is stored neither whole nor cut to this length."""
         longest = self.manifest.longest_text_tokens
         if text_tokens < longest and text_tokens != SHORT_TEXT:
             raise ConfigError(
-                f"model.text_tokens is {text_tokens}, but the longest sentence of {self.folder} has {longest} tokens, "
-                f"and long sentences are stored cut to {SHORT_TEXT} and {LONG_TEXT} only: use one of these, or {longest}"
+                f"model.text_tokens is {text_tokens}, but {self.folder} has a sentence of {longest} tokens, and "
+                f"stores long ones cut to {SHORT_TEXT} and {LONG_TEXT} only: use one of these, or {longest}"
             )
 
     def bucket_of(self, example_id: int) -> BucketEntry:
@@ -74,7 +74,8 @@ class CacheReader:
     ) -> dict[str, Tensor]:
         """Tensors of examples of one bucket.
 
-        returns: of `needs`: video_mean, video_logvar, mask_mean [b 16 f h w] raw, stored dtype; text [b text_tokens D],
+        returns: of `needs`: video_mean, video_logvar, mask_mean [b 16 f h w] raw, stored dtype; text [b
+        text_tokens D],
                  zeros after the last token, stored dtype; mask_pixels bool [b F H W]
         """
         assert set(needs) <= NEEDS, f"unknown needs {set(needs) - NEEDS}"
@@ -130,7 +131,7 @@ class CacheReader:
 
 def _fill(file: "_OpenFile", offset: int, tensor: Tensor) -> None:
     """Read a contiguous tensor's bytes in place."""
-    file.read(memoryview(tensor.view(torch.uint8).numpy()).cast("B"), offset)
+    file.read(tensor.view(torch.uint8).numpy().data.cast("B"), offset)
 
 
 class _OpenFile:

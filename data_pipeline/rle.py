@@ -1,8 +1,8 @@
 """COCO run-length masks, the truth that every record carries.
 
-A mask is {"size": [H, W], "counts": str}, runs counted down the columns. Refused by DataError, with the caller's
-words for where it stands: another size, counts that are malformed or do not cover the frame (pycocotools' own decoder
-returns uninitialised memory for those, so decoding is done here).
+A mask is {"size": [H, W], "counts": str}, runs counted down the columns. Refused by DataError, with the
+caller's words for where it stands: another size, counts that are malformed or do not cover the frame
+(pycocotools' own decoder returns uninitialised memory for those, so decoding is done here).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def encode(mask: Mask) -> dict[str, Any]:
 
 
 def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) -> Mask:
-    """Bool [H W] of one RLE, whose size must be `size` = (H, W); None is an empty mask (the object is absent)."""
+    """Bool [H W] of one RLE, which must be of `size` (H, W); None is an empty mask: the object is absent."""
     if rle is None:
         return np.zeros(size, dtype=bool)
     try:
@@ -50,7 +50,7 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
 
 
 def _runs(counts: Any, *, where: str) -> NDArray[np.int64]:
-    """Run lengths of a COCO counts field: a list, or the compressed string of 5-bit groups, low group first."""
+    """Run lengths of a COCO counts field: a list, or the string of 5-bit groups, low group first."""
     if isinstance(counts, list):
         return np.asarray(counts, dtype=np.int64)
     try:

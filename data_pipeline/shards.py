@@ -1,7 +1,7 @@
 """Shards: valid WebDataset tar files whose bytes depend on their records alone, and whole files or none.
 
-A record is one clip, {key}.json and {key}.safetensors. Writing goes to a file beside, is flushed to the disk and
-renamed, so a shard that has its name is complete.
+A record is one clip, {key}.json and {key}.safetensors. Writing goes to a file beside, is flushed to the
+disk and renamed, so a shard that has its name is complete.
 """
 
 import hashlib
@@ -41,8 +41,8 @@ def to_json(value: Any) -> bytes:
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name when the block ends well, flushed to the disk; never half of it.
 
-    Two writers of one path are harmless: each has its own temporary file. An OSError (a full disk, no right to
-    write) is raised as a CacheError with the path.
+    Two writers of one path are harmless: each has its own temporary file. An OSError (a full disk, no right
+    to write) is raised as a CacheError with the path.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}.{os.urandom(4).hex()}")
     try:
@@ -98,7 +98,7 @@ class ShardWriter:
     _tar: tarfile.TarFile = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
 
     def add(self, key: str, *, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RecordPlace:
         """Append one record; `key` must not hold a dot (WebDataset cuts names at the first one)."""

@@ -1,7 +1,7 @@
 """Video files, read with decord: how many frames, of which size, and any of them.
 
-Refused by DataError: a file that is missing, is no video, or is cut or damaged (where decord raises, or gives fewer
-frames than its own count).
+Refused by DataError: a file that is missing, is no video, or is cut or damaged (where decord raises, or
+gives fewer frames than its own count).
 """
 
 from collections.abc import Sequence
@@ -46,9 +46,13 @@ class VideoFile:
         try:
             decoded = self._reader.get_batch(unique).asnumpy()
         except (RuntimeError, IndexError, decord.DECORDError) as error:
-            raise DataError(f"{self.path}: truncated or damaged: a frame cannot be decoded ({_reason(error)})") from error
+            raise DataError(
+                f"{self.path}: truncated or damaged: a frame cannot be decoded ({_reason(error)})"
+            ) from error
         if len(decoded) != len(unique):
-            raise DataError(f"{self.path}: truncated: {len(decoded)} of the {len(unique)} frames asked for decode")
+            raise DataError(
+                f"{self.path}: truncated: {len(decoded)} of the {len(unique)} frames asked for decode"
+            )
         by_id = dict(zip(unique, decoded, strict=True))
         return [by_id[i] for i in ids]
 

@@ -25,7 +25,7 @@ SOURCES: dict[str, Callable[[Path, str], Source]] = {"mevis": _mevis, "synthetic
 
 
 def open_source(config: DataSourceConfig) -> Source:
-    """The source that a config names; ConfigError lists the known names, DataError says what is wrong with the data."""
+    """The source that a config names; ConfigError lists the known ones, DataError says what is wrong."""
     if config.source not in SOURCES:
         raise ConfigError(f"data.source is {config.source!r}; known sources: {', '.join(sorted(SOURCES))}")
     return SOURCES[config.source](config.root, config.split)

@@ -1,7 +1,7 @@
 """What every dataset layout turns into: videos with frames, sentences and the masks that the sentences mean.
 
-A source names the file and the field of whatever is wrong with it, in one DataError. Opening reads the annotations;
-frames are read when asked for.
+A source names the file and the field of whatever is wrong with it, in one DataError. Opening reads the
+annotations; frames are read when asked for.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ Frame = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence of a video; `anno_ids` are the annotations whose union it means (empty where none are given)."""
+    """One sentence of a video; `anno_ids` are the annotations whose union it means, if any are given."""
 
     exp_id: str
     text: str
@@ -105,7 +105,7 @@ def hash_file(path: Path) -> str:
 
 
 def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:
-    """rgb8 [H W 3] of an image file; DataError if missing, no image, truncated, or not of `size` (height, width)."""
+    """rgb8 [H W 3] of an image; DataError if missing, no image, cut, or not of `size` (height, width)."""
     try:
         with Image.open(path) as image:
             frame = np.asarray(image.convert("RGB"))

@@ -1,6 +1,7 @@
-"""MeViS: {split}/JPEGImages/<video>/<frame>.jpg, meta_expressions.json and, where masks are public, mask_dict.json.
+"""MeViS: {split}/JPEGImages/<video>/<frame>.jpg, meta_expressions.json and mask_dict.json (if public).
 
-Refuses missing files and fields, masks that do not fit their video, sentences without words and a split without any.
+Refuses missing files and fields, masks that do not fit their video, sentences without words and a split
+without any.
 """
 
 import hashlib
@@ -74,7 +75,9 @@ class MevisVideo(Video):
         try:
             sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}
         except OSError as error:
-            raise DataError(f"{self.folder}: the video's frame folder cannot be read: {error.strerror}") from error
+            raise DataError(
+                f"{self.folder}: the video's frame folder cannot be read: {error.strerror}"
+            ) from error
         digest = hashlib.sha256()
         for index in range(len(self.frame_names)):
             path = self._path(index)
@@ -95,7 +98,9 @@ class MevisSource(Source):
             raise DataError(f"{self.folder}: no such dataset folder (data.root / data.split){hint}")
         self._meta_path, self._masks_path = self.folder / _META, self.folder / _MASKS
         if not (self.folder / _FRAMES).is_dir():
-            raise DataError(f"{self.folder / _FRAMES} is missing; a MeViS split holds {_FRAMES}, {_META}, {_MASKS}")
+            raise DataError(
+                f"{self.folder / _FRAMES} is missing; a MeViS split holds {_FRAMES}, {_META}, {_MASKS}"
+            )
         self._masks: dict[str, list[Any]] | None = None
         if self._masks_path.exists():
             self._masks = read_json(self._masks_path)
@@ -104,7 +109,9 @@ class MevisSource(Source):
         entries = field(read_json(self._meta_path), "videos", dict, where=str(self._meta_path))
         self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
         if not any(video.expressions for video in self._videos):
-            raise DataError(f"{self._meta_path}: the dataset is empty: {len(self._videos)} videos and no expression")
+            raise DataError(
+                f"{self._meta_path}: the dataset is empty: {len(self._videos)} videos and no expression"
+            )
 
     def videos(self) -> Sequence[MevisVideo]:
         return self._videos
@@ -146,5 +153,7 @@ class MevisSource(Source):
                 raise DataError(f"{where}.anno_id names {anno_id}, which {self._masks_path} does not hold")
             if not isinstance(masks, list) or len(masks) != frames:
                 count = len(masks) if isinstance(masks, list) else "no list of"
-                raise DataError(f"{self._masks_path}: annotation {anno_id} has {count} masks, its video {frames} frames")
+                raise DataError(
+                    f"{self._masks_path}: annotation {anno_id} has {count} masks, its video {frames} frames"
+                )
         return Expression(exp_id, text, anno_ids)

@@ -1,8 +1,8 @@
 """Video files listed in a JSONL, one video a line, read with decord.
 
-{"video": path, "video_id"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to the JSONL's folder.
-`masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order, or a list of PNG paths; any
-value above 0 is the object. Needed by a cache, not by prediction.
+{"video": path, "video_id"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to the
+JSONL's folder. `masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order, or
+a list of PNG paths; any value above 0 is the object. Needed by a cache, not by prediction.
 """
 
 import hashlib
@@ -88,7 +88,7 @@ class ListedVideo(Video):
 
     def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:
         if isinstance(mask, str):
-            return read_image(self._folder / mask, size=self.size).any(axis=2)
+            return np.asarray(read_image(self._folder / mask, size=self.size).any(axis=2))
         return rle.decode(mask, size=self.size, where=where)
 
     def files_digest(self) -> str:
@@ -110,7 +110,9 @@ class VideosSource(Source):
             raise DataError(f"{self.path}: the list of videos cannot be read: {error}") from error
         self._videos = [self._video(number, line) for number, line in enumerate(lines, 1) if line.strip()]
         if not any(video.expressions for video in self._videos):
-            raise DataError(f"{self.path}: the dataset is empty: {len(self._videos)} videos and no expression")
+            raise DataError(
+                f"{self.path}: the dataset is empty: {len(self._videos)} videos and no expression"
+            )
         ids = [video.video_id for video in self._videos]
         if twice := next((video_id for video_id in ids if ids.count(video_id) > 1), None):
             raise DataError(f"{self.path}: two videos are called {twice!r}; give each line its own video_id")

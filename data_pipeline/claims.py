@@ -1,0 +1,67 @@
+"""Who works on what, without a coordinator: a claim is a file lock, which the kernel frees with its owner."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.errors import CacheError
+
+
+@contextmanager
+def claim(path: Path, *, wait: bool) -> Iterator[bool]:
+    """True if the claim is ours until the block ends: at once or after a wait; False if another has it."""
+    descriptor = _locked(path, wait=wait)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _locked(path: Path, *, wait: bool) -> int | None:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # a worker that finished has just removed the folder
+        except OSError as error:
+            raise CacheError(f"cannot write {path}: {error.strerror}; choose another `out`") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            raise CacheError(
+                f"cannot lock {path}: {error.strerror}; the filesystem must support flock"
+            ) from error
+        if _still_named(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # the file was removed while we waited: its lock says nothing
+
+
+def _still_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def share_out(
+    units: Sequence[int], *, folder: Path, kind: str, done: Callable[[int], bool], work: Callable[[int], None]
+) -> None:
+    """Return when every unit is done, by us or by others; first what is free, then what a dead owner left.
+
+    Any number of workers may run this at once, join late or die.
+    """
+    for wait in (False, True):
+        for unit in units:
+            if done(unit):
+                continue
+            with claim(folder / f"{kind}-{unit:06d}", wait=wait) as ours:
+                if ours and not done(unit):
+                    work(unit)

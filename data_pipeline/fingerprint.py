@@ -1,0 +1,88 @@
+"""What determines the bytes of a cache, field by field, hashed separately for text, video and masks.
+
+Paths, worker counts and devices are not in it. A cache is trained on, continued or mended only with the same
+fingerprint; a difference is refused with the fields that differ.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.config import CacheBuildConfig
+from data_pipeline.manifest import LONG_TEXT, SHORT_TEXT, Fingerprint
+from data_pipeline.shards import to_json, write_file
+from data_pipeline.sources.base import Source
+from models.errors import CacheError
+from models.wan import WanFolder
+
+_TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
+_PIXELS = ("format", "model.vae", "data.frames", "clip.", "cache.seed", "cache.views", "cache.batch_clips")
+_VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_empty_masks")
+_MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
+_STORAGE = ("cache.dtype", "cache.encoder_dtype")
+_UNSHAPED = ("device",)
+
+
+def fingerprint(config: CacheBuildConfig, source: Source, *, memo: Path) -> Fingerprint:
+    """The fingerprint of a build; `memo` remembers the hashes of weights, which take long, for all."""
+    wan = WanFolder(config.model.wan)
+    fields: dict[str, Any] = {"format": 1, "text.limits": [SHORT_TEXT, LONG_TEXT]}
+    for part in ("vae", "text_encoder", "tokenizer"):
+        fields[f"model.{part}"] = _weights_identity(wan, part, memo=memo)
+    fields |= {f"data.{name}": value for name, value in source.identity().items()}
+    fields["data.frames"] = _hash(video.files_digest() for video in source.videos() if video.expressions)
+    fields |= {f"clip.{name}": value for name, value in config.clip.model_dump(mode="json").items()}
+    cache = config.cache.model_dump(mode="json", exclude=set(_UNSHAPED))
+    fields |= {f"cache.{name}": value for name, value in cache.items()}
+    return Fingerprint(
+        total=_hash_fields(fields, ("",)),
+        text=_hash_fields(fields, (*_TEXT, *_STORAGE)),
+        video=_hash_fields(fields, (*_VIDEO, *_STORAGE)),
+        masks=_hash_fields(fields, (*_MASKS, *_STORAGE)),
+        fields=fields,
+    )
+
+
+def refuse_other(ours: Fingerprint, theirs: Fingerprint, *, where: Path) -> None:
+    """CacheError that names every field in which a cache differs from what is asked for."""
+    if ours.total == theirs.total:
+        return
+    names = sorted(ours.fields.keys() | theirs.fields.keys())
+    differing = [name for name in names if ours.fields.get(name) != theirs.fields.get(name)]
+    details = "; ".join(
+        f"{name}: {_short(theirs.fields.get(name))} there, {_short(ours.fields.get(name))} asked for"
+        for name in differing
+    )
+    raise CacheError(
+        f"{where} holds a cache of another fingerprint ({details}): choose another `out`, or delete it"
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _hash(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _hash_fields(fields: dict[str, Any], prefixes: tuple[str, ...]) -> str:
+    chosen = {name: value for name, value in fields.items() if name.startswith(prefixes)}
+    return hashlib.sha256(to_json(chosen)).hexdigest()
+
+
+def _weights_identity(wan: WanFolder, part: str, *, memo: Path) -> str:
+    """Hash of a part's weights, from the memo if its files have the names, sizes and times they had then."""
+    files = sorted((wan.path / part).glob("*"))
+    state = [f"{file.resolve()} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in files]
+    key = _hash([part, *state])
+    known: dict[str, str] = json.loads(memo.read_text()) if memo.exists() else {}
+    if key not in known:
+        known[key] = wan.identity(part)
+        write_file(memo, to_json(known))
+    return known[key]
