@@ -23,6 +23,7 @@ from trainer.fragments import Fragment
 from trainer.optimizer import ArmedAdamW, ReplicatedAdamW
 
 _BUCKET_ELEMENTS = 50_000_000
+_PERSISTENT_ELEMENTS = 100_000  # ZeRO 3 keeps parameters up to this size whole on every rank
 _LIMB = 1 << 16
 
 
@@ -158,7 +159,9 @@ class Engine:
     def _clear_gradients(self) -> None:
         if isinstance(self._optimizer, ReplicatedAdamW):
             self._optimizer.attach_gradients()
-        elif self.zero_stage == 3:  # DeepSpeed would take a parameter unused in this step by its last gradient
+        elif (
+            self.zero_stage == 3
+        ):  # DeepSpeed would take a parameter unused in this step by its last gradient
             self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
 
     def _agree(
@@ -218,6 +221,7 @@ def _deepspeed_config(train: TrainConfig, engine: Engine) -> dict[str, Any]:
         "overlap_comm": distributed.device().type == "cuda",
         "reduce_bucket_size": _BUCKET_ELEMENTS,
         "allgather_bucket_size": _BUCKET_ELEMENTS,
+        "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
     }
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -237,6 +241,9 @@ def _initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any]
     os.environ.setdefault("LOCAL_RANK", "0")
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
+        os.environ.setdefault(
+            "LOCAL_SIZE", "1"
+        )  # else ZeRO 3 starts `numactl` for every micro-batch to count
     import deepspeed
     import deepspeed.ops
     from deepspeed.runtime import bf16_optimizer

@@ -1,0 +1,37 @@
+"""The process groups that the trainer's tests share: starting one costs more than what it is asked for."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+
+@pytest.fixture(scope="session")
+def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two processes of `two_ranks` leave their checkpoints."""
+    return tmp_path_factory.mktemp("two_ranks") / "saved"
+
+
+@pytest.fixture(scope="session")
+def two_ranks(saved_by_two: Path) -> list[dict[str, Any]]:
+    """Everything that two real processes were asked for, by rank."""
+    from workers import run_ranks
+
+    arguments = {"folder": str(saved_by_two)}
+    where = saved_by_two.parent
+    return run_ranks(2, HERE / "scenarios.py", "group", folder=where, timeout_s=500, arguments=arguments)
+
+
+@pytest.fixture(scope="session")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same trainings in one process, which needs no launcher."""
+    from scenarios import trajectories
+
+    torch.set_num_threads(1)
+    return trajectories(folder=str(tmp_path_factory.mktemp("one_rank")), micros=[1, 2, 4], resume=False)

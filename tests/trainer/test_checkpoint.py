@@ -1,0 +1,235 @@
+"""A checkpoint is complete or not there; a resumed run is the run that never stopped, at any world size."""
+
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scenarios import PRECISIONS, STAGES, Training, same
+from test_engine import assert_same_training
+from workers import run_ranks
+
+from models.errors import CheckpointError
+from trainer import checkpoint as checkpoint_module
+from trainer import distributed
+from trainer.checkpoint import Checkpoints, complete, read_full, read_state, verify
+
+HERE = Path(__file__).parent
+per_engine = pytest.mark.parametrize(("precision", "stage"), list(itertools.product(PRECISIONS, STAGES)))
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours may catch it."""
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Training:
+    torch.set_num_threads(1)
+    distributed.init()
+    return Training(stage=0, precision="fp32", micro=4, folder=tmp_path / "checkpoints")
+
+
+@per_engine
+def test_a_resumed_run_equals_one_that_never_stopped_to_the_bit(
+    two_ranks: list[dict[str, Any]], precision: str, stage: int
+) -> None:
+    row = two_ranks[0]["trajectories"][f"{precision}/{stage}/2"]
+    assert row["restored_exact"], "masters, moments and EMA come back as they were"
+    assert row["resumed"] == row["losses"][12:]
+    assert row["end_exact"]
+    assert row["state"] == {"step": 12, "note": "x"}
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_a_run_of_two_processes_resumes_in_one_and_in_four_at_any_stage(
+    two_ranks: list[dict[str, Any]], saved_by_two: Path, tmp_path: Path, world_size: int
+) -> None:
+    arguments = {"folder": str(saved_by_two)}
+    file = HERE / "scenarios.py"
+    found = run_ranks(world_size, file, "continued", folder=tmp_path, timeout_s=400, arguments=arguments)
+    assert len(found[0]) == 16
+    for name, losses in found[0].items():
+        precision, stage, _ = name.split("/")
+        expected = two_ranks[0]["trajectories"][f"{precision}/{stage}/2"]["losses"][12:]
+        assert_same_training(losses, expected, precision=precision)
+
+
+@per_engine
+def test_whole_tensors_are_read_without_any_process_group(
+    two_ranks: list[dict[str, Any]], saved_by_two: Path, precision: str, stage: int
+) -> None:
+    assert two_ranks
+    folder = saved_by_two / f"{precision}_{stage}" / "latest"
+    whole = {kind: read_full(folder, kind=kind) for kind in ("ema", "master")}
+    names = list(read_state(folder)["parameters"])
+    assert list(whole["ema"]) == names == list(whole["master"])
+    alone = Training(stage=0, precision="fp32", folder=folder.parent)
+    alone.restore()
+    assert same(whole["ema"], alone.ema.full_state_dict())
+    assert same(whole["master"], alone.engine.full_state_dict())
+
+
+def test_the_last_k_stay_and_latest_points_to_the_newest(training: Training) -> None:
+    for step in (1, 2, 3):
+        training.save(step)
+    folder = training.checkpoints.folder
+    assert [path.name for path in complete(folder)] == ["step_00000003", "step_00000002"]
+    assert os.readlink(folder / "latest") == "step_00000003"
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_00000002", "step_00000003"]
+
+
+def _points(monkeypatch: pytest.MonkeyPatch, *, die_at: int) -> list[str]:
+    """Make the `die_at`-th touch of the file system from now on the last one of this life."""
+    seen: list[str] = []
+
+    def counted(name: str, real: Any, *, half: Any = None) -> Any:
+        def touch(*arguments: Any, **named: Any) -> Any:
+            seen.append(name)
+            if len(seen) == die_at:
+                if half is not None:
+                    half(*arguments)
+                raise Killed
+            return real(*arguments, **named)
+
+        return touch
+
+    def half_save(tensors: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half a file")
+
+    def half_remove(path: Path) -> None:
+        sorted(Path(path).rglob("*"))[0].unlink()
+
+    monkeypatch.setattr(checkpoint_module, "save_file", counted("save", save_file, half=half_save))
+    monkeypatch.setattr(shutil, "rmtree", counted("rmtree", shutil.rmtree, half=half_remove))
+    monkeypatch.setattr(checkpoint_module, "_sync", counted("sync", checkpoint_module._sync))
+    for name in ("replace", "rename", "symlink_to", "mkdir", "write_text"):
+        monkeypatch.setattr(Path, name, counted(name, getattr(Path, name)))
+    return seen
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_the_last_complete_checkpoint(training: Training) -> None:
+    folder = training.checkpoints.folder
+    states = {}
+    for step in (1, 2):
+        training.run(range(step, step + 1))
+        training.save(step)
+        states[step] = training.everything()
+    training.run(range(3, 4))
+    states[3] = training.everything()
+    keep = folder.with_name("keep")
+    shutil.copytree(folder, keep, symlinks=True)
+    steps_found = set()
+    for die_at in itertools.count(1):
+        shutil.rmtree(folder)
+        shutil.copytree(keep, folder, symlinks=True)
+        with pytest.MonkeyPatch.context() as patched:
+            seen = _points(patched, die_at=die_at)
+            try:
+                training.save(3)
+                break
+            except Killed:
+                pass
+        training.checkpoints.clean()
+        names = {path.name for path in folder.iterdir()}
+        assert all(name == "latest" or name.startswith("step_") for name in names), seen
+        newest = training.checkpoints.newest()
+        assert newest is not None and verify(folder / "latest") is None, seen
+        step = read_state(newest)["step"]
+        steps_found.add(step)
+        assert same(read_full(newest, kind="master"), _masters(states[step])), seen
+        assert training.warnings == []
+    assert steps_found == {2, 3} and die_at > 10
+
+
+def _masters(everything: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix("master|"): v for k, v in everything.items() if k.startswith("master|")}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "state"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
+    training: Training, damage: str
+) -> None:
+    for step in (1, 2):
+        training.save(step)
+    newest = training.checkpoints.folder / "step_00000002"
+    file = newest / "rank_00000.safetensors"
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[-5] ^= 1
+        file.write_bytes(data)
+    elif damage == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (newest / "state.json").write_text((newest / "state.json").read_text()[:100])
+    assert training.restore()["step"] == 1
+    assert len(training.warnings) == 1
+    assert "step_00000002" in training.warnings[0] and "going back" in training.warnings[0]
+
+
+def test_when_every_checkpoint_is_damaged_nothing_starts_anew_behind_ones_back(training: Training) -> None:
+    assert training.checkpoints.newest() is None
+    file = training.save(1) / "rank_00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        training.checkpoints.newest()
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(training: Training) -> None:
+    file = training.save(1) / "rank_00000.safetensors"
+    file.unlink()
+    training.save(1)
+    assert training.restore()["step"] == 1 and training.warnings == []
+
+
+def _rewrite(path: Path, change: Any) -> None:
+    """Change the tensors of a checkpoint and record the new file as the right one."""
+    file = path / "rank_00000.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    document = read_state(path)
+    facts = {"bytes": file.stat().st_size, "sha256": checkpoint_module._sha256(file)}
+    document["files"][file.name] = facts
+    (path / "state.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("kind", ["master", "exp_avg", "exp_avg_sq", "ema"])
+def test_an_element_that_is_missing_or_stored_twice_is_an_error(training: Training, kind: str) -> None:
+    path = training.save(1)
+    key = f"proj_out.bias|{kind}|0"
+    _rewrite(path, lambda tensors: tensors.update({key: tensors[key][:-1].clone()}))
+    with pytest.raises(CheckpointError, match=f"lacks 1 elements of {kind} of proj_out.bias"):
+        training.restore()
+    path = training.save(1)
+    _rewrite(path, lambda tensors: tensors.update({f"proj_out.bias|{kind}|1": tensors[key][:2].clone()}))
+    with pytest.raises(CheckpointError, match=f"holds 2 elements twice of {kind} of proj_out.bias"):
+        training.restore()
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_first_parameter_that_differs(
+    training: Training,
+) -> None:
+    path = training.save(1)
+    document = read_state(path)
+    document["parameters"]["proj_out.bias"] = [7]
+    (path / "state.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"another model: proj_out.bias is \[7\] there"):
+        training.restore()
+
+
+def test_what_a_killed_process_left_is_cleaned_and_nothing_else(training: Training) -> None:
+    training.save(1)
+    folder = training.checkpoints.folder
+    for name in (".writing_step_00000009", ".trash_step_00000008"):
+        (folder / name).mkdir()
+    (folder / ".latest_step_00000009").symlink_to("step_00000009")
+    (folder / "notes.txt").write_text("mine")
+    Checkpoints(folder, keep_last=1, warn=print).clean()
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "notes.txt", "step_00000001"]

@@ -1,0 +1,34 @@
+"""The process group's few collectives, in this process alone and in two real ones."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from models.errors import ConfigError
+from trainer import distributed
+
+
+def test_one_process_without_a_launcher_is_a_group_of_one() -> None:
+    distributed.init()
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.any_true(True) and not distributed.any_true(False)
+    assert distributed.broadcast_object([1]) == [1] and distributed.gather_objects("x") == ["x"]
+    assert distributed.all_reduce_sum(torch.ones(2)).tolist() == [1.0, 1.0]
+    distributed.barrier()
+
+
+def test_half_set_launcher_variables_are_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed.shutdown()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(ConfigError, match="MASTER_PORT"):
+        distributed.init()
+
+
+def test_what_one_rank_says_every_rank_hears(two_ranks: list[dict[str, Any]]) -> None:
+    assert [found["rank"] for found in two_ranks] == [0, 1]
+    for found in two_ranks:
+        assert found["any"] == [True, False]
+        assert found["broadcast"] == {"from": 0}
+        assert found["gathered"] == [0, 1]

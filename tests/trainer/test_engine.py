@@ -1,0 +1,94 @@
+"""One optimizer step is the same step at every ZeRO stage, world size, micro-batch and precision."""
+
+import itertools
+from typing import Any
+
+import pytest
+from scenarios import PRECISIONS, STAGES, global_batch
+
+from models.errors import ConfigError
+from trainer.engine import Engine
+
+LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
+NORM_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+
+per_engine = pytest.mark.parametrize(("precision", "stage"), list(itertools.product(PRECISIONS, STAGES)))
+
+
+def assert_same_training(one: list[list[float]], other: list[list[float]], *, precision: str) -> None:
+    for (loss, norm), (expected_loss, expected_norm) in zip(one, other, strict=True):
+        assert abs(loss - expected_loss) <= LOSS_TOLERANCE[precision] * expected_loss
+        assert abs(norm - expected_norm) <= NORM_TOLERANCE[precision] * expected_norm
+
+
+@per_engine
+def test_the_masters_start_as_the_exact_initial_weights(
+    two_ranks: list[dict[str, Any]], precision: str, stage: int
+) -> None:
+    assert two_ranks[0]["trajectories"][f"{precision}/{stage}/2"]["starts_exact"]
+
+
+@per_engine
+def test_the_zero_stage_does_not_change_the_training(
+    two_ranks: list[dict[str, Any]], precision: str, stage: int
+) -> None:
+    found = two_ranks[0]["trajectories"]
+    losses, expected = found[f"{precision}/{stage}/2"]["losses"], found[f"{precision}/1/2"]["losses"]
+    assert len(losses) == 20
+    assert losses[-1][0] < losses[0][0]
+    assert_same_training(losses, expected, precision=precision)
+
+
+@pytest.mark.parametrize(("precision", "micro"), list(itertools.product(PRECISIONS, (1, 2, 4))))
+def test_world_size_and_micro_batch_do_not_change_the_training(
+    two_ranks: list[dict[str, Any]], one_rank: dict[str, Any], precision: str, micro: int
+) -> None:
+    expected = two_ranks[0]["trajectories"][f"{precision}/1/2"]["losses"]
+    assert_same_training(
+        two_ranks[0]["trajectories"][f"{precision}/1/{micro}"]["losses"], expected, precision=precision
+    )
+    assert_same_training(one_rank[f"{precision}/1/{micro}"]["losses"], expected, precision=precision)
+
+
+def test_every_rank_reports_the_same_numbers(two_ranks: list[dict[str, Any]]) -> None:
+    for name, row in two_ranks[0]["trajectories"].items():
+        other = two_ranks[1]["trajectories"][name]
+        assert (row["losses"], row["digests"]) == (other["losses"], other["digests"])
+
+
+def test_the_digest_and_the_metrics_are_of_the_global_batch(
+    two_ranks: list[dict[str, Any]], one_rank: dict[str, Any]
+) -> None:
+    expected = [str(sum(example.digest for example in global_batch(step)) % (1 << 64)) for step in range(20)]
+    for row in [*two_ranks[0]["trajectories"].values(), *one_rank.values()]:
+        assert row["digests"] == expected
+        assert row["doubles"] == pytest.approx([2.0] * 20, rel=1e-12)
+
+
+@per_engine
+def test_what_one_rank_cannot_take_no_rank_takes(
+    two_ranks: list[dict[str, Any]], precision: str, stage: int
+) -> None:
+    for found in two_ranks:
+        row = found["skips"][f"{precision}/{stage}"]
+        assert row["skipped"] == [True, True], "a NaN loss, then an infinite gradient, on the last rank only"
+        assert row["finite_loss"] == [False, True]
+        assert row["untouched"], "weights, moments and EMA are as before"
+        assert row["as_if_never"], "and later steps are those of a run that never saw the bad ones"
+        assert row["updates"] == 4
+
+
+@per_engine
+def test_a_parameter_unused_in_a_step_has_no_gradient_in_it(
+    two_ranks: list[dict[str, Any]], precision: str, stage: int
+) -> None:
+    found = two_ranks[0]["branches"]
+    assert_same_training(found[f"{precision}/{stage}"], found[f"{precision}/1"], precision=precision)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_built() -> None:
+    from scenarios import settings, tiny_dit
+
+    config = settings(stage=1, precision="fp32").model_copy(update={"micro_batch": 3})
+    with pytest.raises(ConfigError, match="Nearest"):
+        Engine(tiny_dit(), train=config)
