@@ -35,3 +35,14 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     return trajectories(folder=str(tmp_path_factory.mktemp("one_rank")), micros=[1, 2, 4], resume=False)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `wan` (a tiny Wan) and `cache` (16 examples of 5x32x48 px) for the tests of whole runs."""
+    from runs import make_lab
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("lab")
+    make_lab(folder)
+    return folder

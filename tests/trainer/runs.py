@@ -1,0 +1,113 @@
+"""What the tests of whole runs share: a tiny Wan, a cache of a few clips, configs and the rows of a run."""
+
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from trainer.config import RunConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "parity" / "e2e" / "data"
+DIT = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 48, "num_layers": 1, "freq_dim": 16}
+
+
+def make_lab(folder: Path) -> None:
+    """`folder/wan` and `folder/cache`: 8 clips of 5x32x48 px in two views, two sentences each."""
+    from data_pipeline.build import build
+    from data_pipeline.config import CacheBuildConfig
+    from models import tiny_wan
+
+    normal = dict(tiny_wan.TRANSFORMER)
+    tiny_wan.TRANSFORMER.update(DIT)
+    try:
+        tiny_wan.write_tiny_wan(folder / "wan")
+    finally:
+        tiny_wan.TRANSFORMER.update(normal)
+    build(CacheBuildConfig.model_validate(cache_settings(folder)))
+
+
+def cache_settings(folder: Path) -> dict[str, Any]:
+    """The config of the lab's cache."""
+    return {
+        "out": folder / "cache",
+        "model": {"wan": folder / "wan"},
+        "data": {"source": "mevis", "root": GOLDEN, "split": "valid_u"},
+        "clip": {"frames": 5, "short_side": 32, "long_side": 64, "size_multiple": 16, "augment": False},
+        "cache": {"clips_per_shard": 4, "views": 2},
+    }
+
+
+def run_config(lab: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """A run of 10 steps on the lab's cache; `overrides` by dotted key."""
+    tree: dict[str, Any] = {
+        "out": str(out),
+        "model": {"wan": str(lab / "wan")},
+        "data": {"cache": str(lab / "cache")},
+        "train": {"steps": 10, "lr": 2e-3, "global_batch": 4, "micro_batch": 2, "log_every_steps": 5},
+        "checkpoint": {"every_steps": 3},
+        "ema": {"decay": 0.9},
+        "tracking": {"enabled": False},
+    }
+    for key, value in (overrides or {}).items():
+        *sections, last = key.split(".")
+        section = tree
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return RunConfig.model_validate(tree)
+
+
+def start(lab: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> int:
+    """Run (or resume) in this process; the exit code."""
+    from trainer.train import run
+
+    config = run_config(lab, out, overrides)
+    return run(config, resolved=config.model_dump(mode="json"))
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out: Path) -> list[float]:
+    """A run's losses; the rows must be those of steps 1, 2, 3, ... once each."""
+    found = rows(out)
+    assert [row["step"] for row in found] == list(range(1, len(found) + 1))
+    return [row["loss"] for row in found]
+
+
+def many(*, jobs: list[dict[str, Any]]) -> list[int]:
+    """Runs one after another in one process (group): each job has lab, out and overrides."""
+    codes = []
+    for job in jobs:
+        codes.append(start(Path(job["lab"]), Path(job["out"]), job["overrides"]))
+    return codes
+
+
+class SignalAt:
+    """An objective that behaves as `inner`, and sends this process a signal during the loss of one step."""
+
+    step: ClassVar[int] = 4
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.needs = inner, inner.needs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def loss(self, module: Any, batch: Any) -> Any:
+        if batch.step == self.step:
+            signal.raise_signal(signal.SIGTERM)
+        return self.inner.loss(module, batch)
+
+
+class NanFrom(SignalAt):
+    """An objective whose loss is not a number in some steps."""
+
+    steps: ClassVar[range] = range(4, 7)
+
+    def loss(self, module: Any, batch: Any) -> Any:
+        loss, metrics = self.inner.loss(module, batch)
+        return (loss * float("nan") if batch.step in self.steps else loss), metrics

@@ -1,0 +1,56 @@
+"""A run's config refuses what cannot run, with the value, the rule and the fix."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from models.errors import ConfigError
+from trainer.config import RunConfig, TrainConfig, accumulation_steps
+
+
+def make(**train: Any) -> TrainConfig:
+    return TrainConfig(**{"steps": 10, "global_batch": 12, "micro_batch": 2} | train)
+
+
+def test_accumulation_is_what_is_left_of_the_global_batch() -> None:
+    assert [accumulation_steps(make(), world) for world in (1, 2, 3, 6)] == [6, 3, 2, 1]
+
+
+def test_a_remainder_names_the_nearest_global_batches_and_micro_batch() -> None:
+    with pytest.raises(ConfigError, match=r"is 12; .* 2 x 4 processes = 8\. Nearest: 8 or 16, or .*micro_batch 1"):
+        accumulation_steps(make(), 4)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"micro_batch": 5}, "Nearest: 10 or 15, or train.micro_batch 4"),
+        ({"zero_stage": 0, "offload_optimizer": True}, "needs train.zero_stage 1, 2 or 3"),
+        ({"schedule": "multistep"}, "decay_at_steps is empty"),
+        ({"schedule": "multistep", "decay_at_steps": [5, 3]}, "must rise"),
+        ({"schedule": "cosine", "warmup_steps": 10}, "below the schedule's 10 steps"),
+        ({"betas": [0.9, 1.0]}, r"\[0, 1\)"),
+        ({"zero_stage": 4}, "less than or equal to 3"),
+        ({"precision": "fp16"}, "'bf16' or 'fp32'"),
+        ({"learning_rate": 1}, "Extra inputs"),
+    ],
+)
+def test_an_impossible_combination_is_refused_with_the_rule(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make(**train)
+
+
+def test_the_defaults_are_the_published_recipe() -> None:
+    config = RunConfig.model_validate(
+        {
+            "out": "o",
+            "model": {"wan": "w"},
+            "data": {"cache": "c"},
+            "train": {"steps": 1, "global_batch": 8},
+        }
+    )
+    assert (config.train.lr, config.train.weight_decay, config.train.grad_clip) == (5e-5, 5e-4, 1.0)
+    assert (config.ema.decay, config.train.precision, config.objective.boundary_probability) == (0.9999, "bf16", 0.5)
+    assert config.tracking.uri is None and config.out == Path("o")
