@@ -1,0 +1,84 @@
+"""The synthetic dataset on disk: moving coloured shapes in the layout of MeViS.
+
+Owns which scenes make a split and how they are stored: `<root>/<split>/JPEGImages/<video>/<frame>.jpg`,
+meta_expressions.json and mask_dict.json (COCO RLE per frame, null where the object is absent). Reading it back is
+the `mevis` source's business. Deterministic in (seed, split); another split or seed shows other scenes.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_pipeline.randomness import mix64
+from data_pipeline.rle import encode
+from data_pipeline.sources.synthetic_scene import BLOCK, SceneBlock, draw_block
+from models.errors import DataError
+
+JPEG_QUALITY = 95
+FRAME_STRIDE = 5  # frames are named 00000, 00005, ... as in MeViS
+
+
+def write_synthetic(
+    root: Path,
+    *,
+    split: str,
+    videos: int,
+    seed: int,
+    frames: int = 5,
+    size: int = 64,
+    sentences: int = 5,
+    on_progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write `videos` videos of `frames` frames of `size` x `size` pixels below `<root>/<split>`.
+
+    Every video has 2 or 3 objects and 2 to `sentences` sentences. `on_progress` is told the number of videos written.
+    The two JSON files come last. Raises DataError where `<root>/<split>` already exists.
+    """
+    folder = root / split
+    if folder.exists():
+        raise DataError(f"{folder} exists: choose another root or split, or remove it")
+    split_seed = mix64(seed, int.from_bytes(hashlib.sha256(split.encode()).digest()[:8], "big"))
+    meta: dict[str, Any] = {}
+    masks: dict[str, list[dict[str, Any] | None]] = {}
+    for number in range(videos):
+        scene = number % BLOCK
+        if scene == 0:
+            block = draw_block(split_seed, number // BLOCK, frames=frames, size=size, sentences=sentences)
+        name = f"{split}_{number:05d}"
+        frame_names = [f"{FRAME_STRIDE * f:05d}" for f in range(frames)]
+        _write_frames(folder / "JPEGImages" / name, block.frames[scene], frame_names)
+        meta[name] = _describe(block, scene, number, frame_names, masks)
+        if on_progress is not None:
+            on_progress(number + 1)
+    (folder / "mask_dict.json").write_text(json.dumps(masks))
+    (folder / "meta_expressions.json").write_text(json.dumps({"videos": meta}))
+
+
+def _write_frames(folder: Path, frames: NDArray[np.uint8], names: list[str]) -> None:
+    folder.mkdir(parents=True)
+    for name, frame in zip(names, frames, strict=True):
+        Image.fromarray(frame).save(folder / f"{name}.jpg", quality=JPEG_QUALITY, subsampling=0)
+
+
+def _describe(
+    block: SceneBlock,
+    scene: int,
+    number: int,
+    frame_names: list[str],
+    masks: dict[str, list[dict[str, Any] | None]],
+) -> dict[str, Any]:
+    """The meta entry of one video; the RLEs of every object that a sentence names are added to `masks`."""
+    expressions = {}
+    for exp_id, (text, objects) in enumerate(block.sentences[scene]):
+        anno_ids = [number * block.masks.shape[1] + k for k in objects]
+        expressions[str(exp_id)] = {"exp": text, "obj_id": list(objects), "anno_id": anno_ids}
+        for anno_id, k in zip(anno_ids, objects, strict=True):
+            if str(anno_id) not in masks:
+                masks[str(anno_id)] = [encode(m) if m.any() else None for m in block.masks[scene, k]]
+    return {"expressions": expressions, "vid_id": number, "frames": frame_names}

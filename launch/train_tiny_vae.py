@@ -1,0 +1,269 @@
+"""Train the tiny Wan VAE that ships in models/tiny: `python -m launch.train_tiny_vae --out DIR --minutes 30`.
+
+Owns the recipe: an `AutoencoderKLWan` of 1 M parameters learns to keep synthetic clips, their masks as grey videos and
+noise textures through 16 latent channels, on one CPU thread. Afterwards every latent channel is shifted and scaled,
+exactly, by rewriting the 1x1 convolutions around the latent, so that raw latents have Wan's scale (standard deviation
+1-3 for videos and masks). DIR then holds config.json, the weights in bfloat16 and measured.json.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from data_pipeline.randomness import mix64
+from data_pipeline.sources.synthetic_scene import BLOCK, draw_block
+
+ARCHITECTURE = {
+    "base_dim": 8,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 6],
+    "num_res_blocks": 1,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+}
+RAW_STD = 1.7  # geometric mean of a channel's standard deviation over videos and over masks
+GEOMETRIES = ((9, 64, 96), (17, 48, 48), (5, 64, 96), (9, 48, 64))  # frames, height, width beside 5 x 64 x 64
+log = logging.getLogger("train_tiny_vae")
+
+
+def textures(
+    rng: np.random.Generator, count: int, frames: int, height: int, width: int
+) -> NDArray[np.float32]:
+    """Natural-looking clips: noise with a 1/f-like spectrum that pans, signed float32 [N 3 F H W]."""
+    margin = 16
+    canvas = np.zeros((count, 3, height + margin, width + margin), np.float32)
+    tall, wide = canvas.shape[2:]
+    for cell, weight in ((48, 1.0), (24, 0.7), (12, 0.5), (6, 0.3), (3, 0.2), (1, 0.06)):
+        coarse = rng.normal(0, weight, (count, 3, tall // cell + 2, wide // cell + 2)).astype(np.float32)
+        grey = rng.uniform(0.3, 1.0, (count, 1, 1, 1)).astype(np.float32)
+        coarse = grey * coarse.mean(1, keepdims=True) * 1.7 + (1 - grey) * coarse
+        smooth = F.interpolate(torch.from_numpy(coarse), (tall, wide), mode="bilinear", align_corners=False)
+        canvas += smooth.numpy()
+    canvas = np.tanh(canvas * rng.uniform(0.3, 0.9, (count, 1, 1, 1)) + rng.normal(0, 0.4, (count, 3, 1, 1)))
+    start, stop = rng.integers(0, margin + 1, (2, count, 2))
+    clips = np.empty((count, 3, frames, height, width), np.float32)
+    for n in range(count):
+        stop[n] = np.clip(stop[n], start[n] - frames, start[n] + frames)
+        for f in range(frames):
+            y, x = np.rint(start[n] + (stop[n] - start[n]) * f / max(frames - 1, 1)).astype(int)
+            clips[n, :, f] = canvas[n, :, y : y + height, x : x + width]
+    return clips
+
+
+def blobs(rng: np.random.Generator, count: int, frames: int, height: int, width: int) -> NDArray[np.float32]:
+    """Masks of irregular, panning regions as grey videos: -1 or 1, float32 [N 3 F H W]."""
+    field = textures(rng, count, frames, height, width)[:, :1]
+    level = np.quantile(field, rng.uniform(0.4, 0.95))
+    return np.repeat(np.where(field > level, 1.0, -1.0).astype(np.float32), 3, axis=1)
+
+
+def scenes(seed: int, block: int, *, frames: int = 5, size: int = 64) -> tuple[NDArray[np.float32], ...]:
+    """One block of synthetic clips and one mask of each, both signed float32 [N 3 F H W]."""
+    drawn = draw_block(seed, block, frames=frames, size=size)
+    videos = drawn.frames.transpose(0, 4, 1, 2, 3).astype(np.float32) / 127.5 - 1
+    rng = np.random.default_rng(mix64(seed, block, 1))
+    named = rng.random(drawn.masks.shape[:2]) < 0.45
+    masks = (drawn.masks & named[:, :, None, None, None]).any(1)
+    return videos, np.repeat(masks[:, None], 3, axis=1).astype(np.float32) * 2 - 1
+
+
+def batches(seed: int) -> Iterator[Tensor]:
+    """Endless batches: 4 synthetic videos, 4 masks, 1 blob and 1 texture; every 6th of other sizes and lengths."""
+    rng = np.random.default_rng(mix64(seed, 2))
+    step = 0
+    for block in iter(range(1 << 40)):
+        videos, masks = scenes(seed, block)
+        for first in range(0, BLOCK, 4):
+            step += 1
+            if step % 6 == 0:
+                frames, height, width = GEOMETRIES[step // 6 % len(GEOMETRIES)]
+                count = max(1, 5 * 5 * 64 * 64 // (frames * height * width))
+                parts = [make(rng, count, frames, height, width) for make in (blobs, textures)]
+            else:
+                other = (first + 40 + np.arange(6)) % BLOCK
+                parts = [
+                    videos[first : first + 7],
+                    masks[other],
+                    blobs(rng, 1, 5, 64, 64),
+                    textures(rng, 2, 5, 64, 64),
+                ]
+            yield torch.from_numpy(np.concatenate(parts)).contiguous(memory_format=torch.channels_last_3d)
+
+
+def decode(vae: AutoencoderKLWan, raw: Tensor) -> Tensor:
+    """Latent [B 16 f h w] raw -> pixels [B 3 F H W], without the clamp of `vae.decode` that stops gradients."""
+    vae.clear_cache()
+    hidden = vae.post_quant_conv(raw)
+    frames = []
+    for i in range(raw.shape[2]):
+        vae._conv_idx = [0]
+        frames.append(
+            vae.decoder(
+                hidden[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0
+            )
+        )
+    vae.clear_cache()
+    return torch.cat(frames, 2)
+
+
+def new_vae(seed: int) -> AutoencoderKLWan:
+    """A VAE whose residual branches start at zero, so that it starts close to a linear map, which trains faster."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKLWan(**ARCHITECTURE)
+    for name, module in vae.named_modules():
+        if name.endswith("conv2") and isinstance(module, nn.Conv3d):
+            nn.init.zeros_(module.weight)
+    with torch.no_grad():
+        vae.quant_conv.bias[16:] = -5.0
+    return channels_last(vae)
+
+
+def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """The same VAE with weights laid out for the CPU's fast convolutions; the numbers do not change."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    return vae
+
+
+def loss_of(vae: AutoencoderKLWan, clips: Tensor, noise: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    """Reconstruction (mean square plus a little mean absolute error) and KL; returns (loss, mean square error)."""
+    mean, logvar = vae._encode(clips.to(vae.dtype)).float().chunk(2, 1)
+    logvar = logvar.clamp(-30, 20)
+    latent = mean + torch.exp(0.5 * logvar) * noise[: mean.shape[0]].expand_as(mean)
+    error = decode(vae, latent.to(vae.dtype)).float() - clips
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+    square = (error**2).mean()
+    return square + 0.1 * error.abs().mean() + kl_weight * kl, square
+
+
+def train(
+    vae: AutoencoderKLWan, *, out: Path, minutes: float, seed: int, lr: float, kl_weight: float
+) -> None:
+    """Train in place for `minutes`, saving averaged weights as it goes.
+
+    Convolutions run on a bfloat16 copy; AdamW and the average keep fp32.
+    """
+    working = channels_last(AutoencoderKLWan.from_config(vae.config).to(torch.bfloat16))
+    master, fast = list(vae.parameters()), list(working.parameters())
+    optimizer = torch.optim.AdamW(master, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, foreach=True)
+    average = [p.detach().clone() for p in master]
+    begin, next_save, recent = time.monotonic(), 3.0, 0.0
+    for step, clips in enumerate(batches(seed), 1):
+        spent = (time.monotonic() - begin) / 60
+        if spent >= minutes:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = (
+                lr * min(1.0, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * spent / minutes)))
+            )
+        with torch.no_grad():
+            torch._foreach_copy_(fast, master)
+        frames, height, width = clips.shape[2:]
+        noise = torch.randn(clips.shape[0], 16, 1 + (frames - 1) // 4, height // 8, width // 8)
+        loss, square = loss_of(working, clips, noise, kl_weight)
+        loss.backward()
+        for target, source in zip(master, fast, strict=True):
+            target.grad, source.grad = source.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(master, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, master, max(1 / step, 0.01))
+        recent += (square.item() - recent) * max(1 / step, 0.02)
+        if step % 25 == 0:
+            log.info("step %d  %.1f min  mean square error %.4f", step, spent, recent)
+        if spent >= next_save:
+            save(_with(vae, average), out)
+            next_save += 4
+    with torch.no_grad():
+        torch._foreach_copy_(master, average)
+
+
+def _with(vae: AutoencoderKLWan, weights: list[Tensor]) -> AutoencoderKLWan:
+    copy = channels_last(AutoencoderKLWan.from_config(vae.config))
+    with torch.no_grad():
+        torch._foreach_copy_(list(copy.parameters()), weights)
+    return copy
+
+
+@torch.no_grad()
+def rescale(vae: AutoencoderKLWan, videos: Tensor, masks: Tensor) -> None:
+    """Shift and scale each latent channel, in place and exactly, to zero mean and `RAW_STD` over videos and masks."""
+    of_videos, of_masks = (vae._encode(clips)[:, :16].transpose(0, 1).flatten(1) for clips in (videos, masks))
+    centre = 0.5 * (of_videos.mean(1) + of_masks.mean(1))
+    scale = RAW_STD / (of_videos.std(1) * of_masks.std(1)).sqrt()
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0, 0] @ centre
+    vae.post_quant_conv.weight /= scale[:, None, None, None]
+    vae.quant_conv.weight[:16] *= scale[:, None, None, None, None]
+    vae.quant_conv.bias[:16] = scale * (vae.quant_conv.bias[:16] - centre)
+    vae.quant_conv.bias[16:] += 2 * scale.log()
+
+
+@torch.no_grad()
+def save(vae: AutoencoderKLWan, out: Path) -> None:
+    """Rescale, round to bfloat16, measure on clips that training never saw, and write the folder."""
+    videos, masks = (torch.from_numpy(clips) for clips in scenes(mix64(0xE7A1), 0))
+    rescale(vae, videos, masks)
+    rounded = vae.to(torch.bfloat16).float()
+    latent, mask_latent = (rounded._encode(clips) for clips in (videos, masks))
+    of_videos = latent[:, :16].transpose(0, 1).flatten(1)
+    rounded.register_to_config(latents_mean=of_videos.mean(1).tolist(), latents_std=of_videos.std(1).tolist())
+    decoded = decode(rounded, mask_latent[:, :16])[:, 0] > 0
+    truth = masks[:, 0] > 0
+    rng = np.random.default_rng(5)
+    natural = torch.from_numpy(textures(rng, 8, 9, 64, 96))
+    measured = {
+        "video_psnr_db": _psnr(decode(rounded, latent[:, :16]), videos),
+        "texture_psnr_db": _psnr(decode(rounded, rounded._encode(natural)[:, :16]), natural),
+        "mask_iou": float((decoded & truth).sum() / (decoded | truth).sum()),
+        "video_raw_std": of_videos.std(1).tolist(),
+        "mask_raw_std": mask_latent[:, :16].transpose(0, 1).flatten(1).std(1).tolist(),
+        "posterior_std": float((0.5 * latent[:, 16:]).exp().mean()),
+    }
+    rounded.to(torch.bfloat16).save_pretrained(out)
+    (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+    log.info("saved %s: %s", out, {k: v for k, v in measured.items() if isinstance(v, float)})
+
+
+def _psnr(decoded: Tensor, clips: Tensor) -> float:
+    return 10 * math.log10(4 / float(((decoded.clamp(-1, 1) - clips) ** 2).mean()))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Train the tiny Wan VAE that FlowMask ships.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--minutes", type=float, default=30, help="training time on one thread")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--kl-weight", type=float, default=2e-4)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    torch.set_num_threads(1)
+    vae = new_vae(options.seed)
+    train(
+        vae,
+        out=options.out,
+        minutes=options.minutes,
+        seed=options.seed,
+        lr=options.lr,
+        kl_weight=options.kl_weight,
+    )
+    save(vae, options.out)
+
+
+if __name__ == "__main__":
+    main()
