@@ -7,7 +7,6 @@ Videos can be shared out over processes that know nothing of each other; whoever
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +37,12 @@ from trainer.overlay import read_mask, write_mask
 _FREE_KEYS = {"out", "report_examples", "sentences_per_batch"}
 
 
-@dataclass(frozen=True)
-class EvaluateProgress:
-    """How far this process is: videos of its share."""
-
-    videos_done: int
-    videos: int
-    video_id: str
-
-
 def evaluate(
     config: EvaluateConfig,
     *,
     rank: int = 0,
     world: int = 1,
-    on_progress: Callable[[EvaluateProgress], None] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Scores | None:
     """Write out/{masks/, report.html, scores.json} and return the scores.
 
@@ -81,12 +71,12 @@ def evaluate(
     with store.claim(rank):
         for done, video in enumerate(share):
             if on_progress:
-                on_progress(EvaluateProgress(done, len(share), video.video_id))
+                on_progress("videos", done, len(share))
             if store.record(video.video_id) is None:
                 store.start_video(video.video_id)
                 store.write_record(video.video_id, _evaluate_video(config, loaded, video, store))
-        if on_progress and share:
-            on_progress(EvaluateProgress(len(share), len(share), share[-1].video_id))
+        if on_progress:
+            on_progress("videos", len(share), len(share))
         results = store.publish_if_complete(
             [video.video_id for video in videos],
             lambda masks, records: finish(

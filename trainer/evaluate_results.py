@@ -25,7 +25,7 @@ class Scores:
     """What scores.json holds; j, f, jf in 0..100, None where the dataset has no masks.
 
     per_expression: `video/expression id` -> j, f, jf
-    shuffled_text:  jf with the right and jf_shuffled with the wrong sentences, over the same `expressions`
+    shuffled_text:  jf_right with the right, jf_shuffled with the wrong sentences, of the same expressions
     decoder:        j, f, jf of the true masks after the VAE and the mask decoder: the method's ceiling
     """
 
@@ -63,7 +63,7 @@ def merge(
     if both:
         shuffled = {
             "expressions": len(both),
-            "jf": _mean([entry["right"] for entry in both.values()])["jf"],
+            "jf_right": _mean([entry["right"] for entry in both.values()])["jf"],
             "jf_shuffled": _mean([entry["wrong"] for entry in both.values()])["jf"],
         }
     decoder = [entry["decoder"] for entry in entries.values() if "decoder" in entry]
