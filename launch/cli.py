@@ -61,11 +61,23 @@ def cache_verify(
 
     report = verify(folder)
     if as_json:
-        typer.echo(json.dumps(report.as_dict()))
+        typer.echo(
+            json.dumps(
+                {
+                    "ok": report.ok,
+                    "shards": report.shards,
+                    "records": report.records,
+                    "examples": report.examples,
+                    "problems": [{"file": str(p.file), "reason": p.reason} for p in report.problems],
+                }
+            )
+        )
     else:
         for problem in report.problems:
             console.print(f"[red]wrong[/]  {problem.file}: {problem.reason}", highlight=False)
-        console.print(report.summary(), highlight=False)
+        found = f"{report.shards} shards, {report.records} clips, {report.examples} examples"
+        verdict = "all right" if report.ok else f"{len(report.problems)} wrong"
+        console.print(f"{folder}: {found}: {verdict}", highlight=False)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -93,12 +105,11 @@ def predict(
     steps: Annotated[int, typer.Option(help="Euler steps")] = 1,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
+    from launch.progress import bar
+    from models.config import SamplerConfig
     from trainer.predict import predict as predict_video
 
-    from launch.progress import predict_progress
-    from models.config import SamplerConfig
-
-    with predict_progress() as on_progress:
+    with bar() as on_progress:
         result = predict_video(
             video,
             prompts,

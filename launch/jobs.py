@@ -12,7 +12,6 @@ import yaml
 
 from launch.config import CacheJob, EvaluateJob, TrainJob, load_job, validate
 from launch.processes import run_local
-from models.errors import UserError
 
 Resolved = dict[str, Any]
 KINDS: dict[str, type[CacheJob] | type[TrainJob] | type[EvaluateJob]] = {
@@ -45,15 +44,18 @@ def _strip(resolved: Resolved) -> Resolved:
     return {key: value for key, value in resolved.items() if key != "launch"}
 
 
+def _rank() -> tuple[int, int]:
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def _cache(resolved: Resolved) -> int:
     from data_pipeline.build import build
-
     from data_pipeline.config import CacheBuildConfig
     from launch.progress import cache_progress
 
     config = validate(_strip(resolved), CacheBuildConfig, origin="cache job")
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    with cache_progress(show=rank == 0) as on_progress:
+    rank, world = _rank()
+    with cache_progress(config.out, show=rank == 0) as on_progress:
         build(config, worker=rank, workers=world, on_progress=on_progress)
     if rank == 0:
         save_config(config.out, resolved)
@@ -61,26 +63,24 @@ def _cache(resolved: Resolved) -> int:
 
 
 def _train(resolved: Resolved) -> int:
-    from trainer.train import run
-
     from trainer.config import RunConfig
+    from trainer.train import run as train
 
-    return run(validate(_strip(resolved), RunConfig, origin="train job"), resolved=resolved)
+    return train(validate(_strip(resolved), RunConfig, origin="train job"), resolved=resolved)
 
 
 def _evaluate(resolved: Resolved) -> int:
+    from launch.progress import bar, show_scores
     from trainer.evaluate import evaluate
-
-    from launch.progress import evaluate_progress, show_scores
     from trainer.evaluate_config import EvaluateConfig
 
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        raise UserError("launch.processes_per_node is above 1; evaluation runs in one process")
     config = validate(_strip(resolved), EvaluateConfig, origin="evaluate job")
-    with evaluate_progress() as on_progress:
-        scores = evaluate(config, on_progress=on_progress)
-    save_config(config.out, resolved)
-    show_scores(scores, config.out)
+    rank, world = _rank()
+    with bar(show=rank == 0) as on_progress:
+        scores = evaluate(config, rank=rank, world=world, on_progress=on_progress)
+    if scores is not None:  # whoever finishes last has them
+        save_config(config.out, resolved)
+        show_scores(scores, config.out)
     return 0
 
 

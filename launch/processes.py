@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from models.errors import UserError
+from trainer.config import REQUEUE_EXIT_CODE
 
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -107,8 +108,6 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
 
 
 def _is_failure(code: int) -> bool:
-    from trainer.train import REQUEUE_EXIT_CODE
-
     return code not in (0, REQUEUE_EXIT_CODE)
 
 

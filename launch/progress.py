@@ -1,8 +1,9 @@
-"""What a person sees while a job runs: rich bars on a terminal, nothing but the result elsewhere."""
+"""What a person sees while a job runs: rich bars on a terminal, plain lines elsewhere, and the scores at its end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -13,27 +14,69 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
-console = Console()
-Update = Callable[[Any], None]
+if TYPE_CHECKING:
+    from data_pipeline.build import BuildProgress
+    from trainer.evaluate_results import Scores
+
+Update = Callable[[str, int, int], None]
+console = Console(stderr=True)
 
 
 @contextmanager
-def bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar to be told (what, done, total); a new `what` starts a new line."""
+def bar(*, show: bool = True) -> Iterator[Update]:
+    """A bar to be told (what, done, total); a new `what` starts a new line. Nothing where there is no terminal."""
     columns = (
-        TextColumn("{task.description:<12}"),
+        TextColumn("{task.description:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as progress:
         tasks: dict[str, Any] = {}
 
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what)
+                tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def cache_progress(out: Path, *, show: bool) -> Iterator[Callable[["BuildProgress"], None]]:
+    """A bar for each phase of a build; without a terminal a line at its beginning."""
+    seen: set[str] = set()
+    with bar(show=show) as update:
+
+        def on_progress(progress: "BuildProgress") -> None:
+            new = progress.phase not in seen
+            seen.add(progress.phase)
+            if progress.phase in ("text", "clips"):
+                update(progress.phase, progress.done, progress.total)
+            if show and new and not console.is_terminal:
+                console.print(f"{out}: {progress.phase}", highlight=False, soft_wrap=True)
+
+        yield on_progress
+
+
+def show_scores(scores: "Scores", out: Path) -> None:
+    """The scores as a table on stdout, and where the rest is."""
+    table = Table("", "J&F", "J", "F")
+    if scores.jf is not None:
+        table.add_row("all expressions", *(f"{value:.1f}" for value in (scores.jf, scores.j, scores.f)))
+    if scores.decoder:
+        decoder = (scores.decoder[key] for key in ("jf", "j", "f"))
+        table.add_row("mask decoder alone", *(f"{value:.1f}" for value in decoder))
+    if scores.shuffled_text:
+        table.add_row("other sentences", f"{scores.shuffled_text['jf_shuffled']:.1f}", "", "")
+        table.add_row("  the same with theirs", f"{scores.shuffled_text['jf']:.1f}", "", "")
+    printer = Console()
+    if table.row_count:
+        printer.print(table)
+    if scores.note:
+        printer.print(scores.note, highlight=False, soft_wrap=True)
+    counts = f"{scores.videos} videos, {scores.expressions} expressions, {scores.frames} frames"
+    printer.print(f"{counts}; report: {out / 'report.html'}", highlight=False, soft_wrap=True)

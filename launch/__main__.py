@@ -1,0 +1,5 @@
+"""`python -m launch` is `flowmask`."""
+
+from launch.cli import main
+
+main()
