@@ -101,7 +101,7 @@ def _evaluate_video(
 ) -> dict[str, Any]:
     """Masks of every expression into the store; returns the video's record."""
     names = [safe_name(name) for name in video.frame_names]
-    clip = read_clip(video, range(len(names)), box=config.box, pixel_norm=loaded.pixel_norm)
+    clip = read_clip(video, range(len(names)), box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
     video_latent = loaded.encode(clip)
     folders = {e.exp_id: store.mask_folder(video.video_id, e.exp_id) for e in video.expressions}
     for some in chunks(video.expressions, config.sentences_per_batch):

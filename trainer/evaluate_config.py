@@ -46,7 +46,7 @@ class EvaluateConfig(Section):
     )
     model: EvaluateModel = EvaluateModel()
     data: DataSourceConfig
-    box: FrameBox = FrameBox()
+    box: FrameBox | None = Field(None, description="None: the sides that the weights were trained with")
     sampler: SamplerConfig = SamplerConfig()
     ema: bool = Field(True, description="evaluate the averaged weights")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="what the DiT computes in")

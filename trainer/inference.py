@@ -86,12 +86,14 @@ def masks_of(logits: Tensor, clip: Clip) -> Iterator[MaskPiece]:
 class LoadedSegmenter:
     """A segmenter with what its weights are.
 
+    box:       the frame box of the training's clips, where the weights tell, else that of the published ones
     weights:   SHA-256 of the DiT's and the mask decoder's
     wan_files: names, sizes and times in the Wan folder, to notice a swap without reading 11 GB
     """
 
     segmenter: Segmenter
     pixel_norm: PixelNorm
+    box: FrameBox
     weights: dict[str, str]
     wan_files: str
 
@@ -165,6 +167,7 @@ def load_segmenter(
     return LoadedSegmenter(
         segmenter,
         pixel_norm=settings.get("pixel_norm", "half"),
+        box=_trained_box(settings),
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=_folder_state(folder.path),
     )
@@ -192,6 +195,12 @@ def _wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) 
             f"{checkpoint} was trained from {known}, which is not there; give model.wan (--wan)"
         )
     return Path(known)
+
+
+def _trained_box(settings: Mapping[str, Any]) -> FrameBox:
+    """Short and long side of the training as height and width, as the reference pairs 480x832 with them."""
+    sides = {"height_px": settings.get("short_side"), "width_px": settings.get("long_side")}
+    return FrameBox(**{name: side for name, side in sides.items() if side is not None})
 
 
 def _video_injected(weights: LoadedWeights) -> bool:

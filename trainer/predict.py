@@ -111,6 +111,7 @@ def predict(
 ) -> Predictions:
     """Segment what each prompt names, and draw it.
 
+    box:         None: the sides that the weights were trained with
     max_frames:  only the first frames of the video
     clip_frames: cut the video into clips of so many frames, each judged on its own: bounds the memory for
                  long videos, but a motion is seen within its clip only. None: the whole video is one clip.
@@ -131,7 +132,7 @@ def predict(
             device=device,
         )
         drawing = _Drawing(source, prompts=prompts, slugs=slugs, folder=partial)
-        areas = drawing.run(loaded, clips, box=box or FrameBox(), on_progress=on_progress)
+        areas = drawing.run(loaded, clips, box=box or loaded.box, on_progress=on_progress)
         names = source.frame_names[: sum(map(len, clips))]
         _publish(partial, out, _described(video, source, names, prompts, slugs, areas) | loaded.weights)
     finally:
@@ -197,7 +198,7 @@ class _Drawing:
 
 
 def unique_slugs(prompts: Sequence[str]) -> list[str]:
-    """A file name for each prompt, readable and different from all others; ConfigError for an empty prompt."""
+    """A file name for each prompt, readable and unlike all others; ConfigError for an empty prompt."""
     if not prompts:
         raise ConfigError('no prompt was given; say in quotes what to find, such as "the red car"')
     slugs: list[str] = []
