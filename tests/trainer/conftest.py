@@ -34,7 +34,8 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from scenarios import trajectories
 
     torch.set_num_threads(1)
-    return trajectories(folder=str(tmp_path_factory.mktemp("one_rank")), micros=[1, 2, 4], resume=False)
+    folder = str(tmp_path_factory.mktemp("one_rank"))
+    return trajectories(folder=folder, micros=[1, 2, 4], resume=False, stages=(1,))
 
 
 @pytest.fixture(scope="session")

@@ -80,9 +80,9 @@ class BranchLoss:
 
 
 def tiny_dit() -> WanTransformer3DModel:
-    """Two layers of width 24 with random weights, the same everywhere; its output layer does not start at zero."""
+    """Two layers of width 24 with random weights, the same everywhere."""
     torch.manual_seed(0)
-    dit = WanTransformer3DModel(
+    return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
@@ -95,7 +95,6 @@ def tiny_dit() -> WanTransformer3DModel:
         cross_attn_norm=True,
         rope_max_seq_len=16,
     )
-    return dit
 
 
 def global_batch(step: int) -> list[Batch]:
@@ -181,10 +180,12 @@ def _plain(results: list[StepResult]) -> list[list[float]]:
     return [[result.loss, result.grad_norm] for result in results]
 
 
-def trajectories(*, folder: str, micros: list[int], resume: bool) -> dict[str, Any]:
-    """20 steps for each stage, precision and micro-batch; with `resume`, saved at 12 and continued by another."""
+def trajectories(
+    *, folder: str, micros: list[int], resume: bool, stages: tuple[int, ...] = STAGES
+) -> dict[str, Any]:
+    """20 steps for each setting; with `resume`, saved at step 12 and continued by another engine."""
     found: dict[str, Any] = {}
-    for precision, stage, micro in itertools.product(PRECISIONS, STAGES, micros):
+    for precision, stage, micro in itertools.product(PRECISIONS, stages, micros):
         if micro != 2 and distributed.world_size() > 1 and stage != 1:
             continue
         place = Path(folder) / f"{precision}_{stage}"
@@ -298,15 +299,14 @@ def group(*, folder: str) -> dict[str, Any]:
     }
 
 
-def continued(*, folder: str) -> dict[str, Any]:
-    """Steps 12 to 20 from the checkpoints of two ranks, at this world size, at their stage and at another."""
+def continued(*, folder: str, moves: list[tuple[str, int, int]]) -> dict[str, Any]:
+    """Four steps from two ranks' checkpoints at this world size; moves: precision, stage saved, stage now."""
     distributed.init(timeout_s=60)
     found = {}
-    for precision, stage in itertools.product(PRECISIONS, STAGES):
+    for precision, stage, to in moves:
         place = Path(folder) / f"{precision}_{stage}"
-        for to in (stage, (stage + 1) % 4):
-            training = Training(stage=to, precision=precision, folder=place)
-            training.restore()
-            found[f"{precision}/{stage}/{to}"] = _plain(training.run(range(12, 20)))
-            training.engine.close()
+        training = Training(stage=to, precision=precision, folder=place)
+        training.restore()
+        found[f"{precision}/{stage}/{to}"] = _plain(training.run(range(12, 16)))
+        training.engine.close()
     return found

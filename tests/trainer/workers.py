@@ -1,4 +1,4 @@
-"""Real gloo processes for tests: start N ranks on a free port, run one function in each, collect what it returns.
+"""Real gloo processes for tests: start N ranks on a free port, run a function in each, collect the results.
 
 Every process start imports torch and DeepSpeed anew (about 6 s), so a test asks one group for many things.
 """
