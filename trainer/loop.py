@@ -128,11 +128,10 @@ def train(run: Run) -> Ending:
 
 @contextmanager
 def stop_signals(raise_flag: Callable[[], None]) -> Iterator[None]:
-    """While inside, a first signal calls `raise_flag`; the same one again does what it did before."""
+    """While inside, STOP_SIGNALS only call `raise_flag`: clusters and launchers send them more than once."""
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOP_SIGNALS}
 
-    def handle(number: int, _: FrameType | None) -> None:
-        signal.signal(number, before[signal.Signals(number)])
+    def handle(number: int, frame: FrameType | None) -> None:
         raise_flag()
 
     for number in STOP_SIGNALS:

@@ -74,7 +74,7 @@ def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
     if ending is Ending.BROKEN:
         raise TrainingError(
             f"{config.out} stopped: {config.guard.max_consecutive_skips} steps in a row had no finite loss "
-            "or gradient; the last good weights are saved. See the examples in log.txt, or train with a lower lr"
+            "or gradient; the last good weights are saved. See log.txt for the examples, or lower train.lr"
         )
     return REQUEUE_EXIT_CODE if ending is Ending.STOPPED else 0
 
@@ -284,8 +284,8 @@ def _say_hello(session: Session, *, engine: Engine, plan: EpochPlan) -> None:
     parameters = sum(torch.Size(shape).numel() for shape in engine.shapes.values())
     say(
         f"{config.objective.kind}: {parameters / 1e6:.2f} M parameters, {config.train.precision}, "
-        f"ZeRO {engine.zero_stage}, {distributed.world_size()} processes x micro-batch {config.train.micro_batch} x "
-        f"{engine.accumulation} = global batch {config.train.global_batch}"
+        f"ZeRO {engine.zero_stage}, {distributed.world_size()} processes x micro-batch "
+        f"{config.train.micro_batch} x {engine.accumulation} = global batch {config.train.global_batch}"
     )
     manifest = session.reader.manifest
     say(f"{config.data.cache}: {manifest.examples} examples, fingerprint {manifest.fingerprint.total[:12]}")

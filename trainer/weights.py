@@ -52,7 +52,7 @@ def load_mask_decoder(source: str, *, ema: bool = True) -> LoadedWeights:
 
 
 def start_from(source: str, module: nn.Module, *, ema: bool, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Put trained weights into `module`; what was taken, for the record. WeightsError if `settings` disagree."""
+    """Put trained weights into `module`; what was taken. WeightsError if `settings` disagree."""
     load = load_mask_decoder if settings["objective"] == "mask_decoder" else load_dit
     loaded = load(source, ema=ema)
     differ = [

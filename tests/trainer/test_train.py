@@ -44,7 +44,7 @@ def test_a_run_leaves_its_config_rows_log_and_checkpoints(finished: Path) -> Non
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["train"]["schedule_steps"] == 10 and config["train"]["lr"] == 2e-3
     log = (finished / "log.txt").read_text()
-    line = r"step {2}5/10  epoch 2\.50  loss \d\.\d+  lr 0\.002  grad norm .*  [\d.]+ samples/s  data wait \d+ %"
+    line = r"step {2}5/10  epoch 2\.00  loss \d\.\d+  lr 0\.002  grad norm .*  [\d.]+ samples/s  data wait \d+ %"
     assert re.search(line, log) and "\x1b" not in log and "\r" not in log
     assert losses(finished)[-1] < losses(finished)[0]
 

@@ -1,0 +1,49 @@
+"""The number of ranks and the micro-batch change how a batch is computed, not which batch and hardly its loss."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import losses, rows, run_group, start
+
+STEPS = 12
+TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
+MICRO = (1, 2, 4)
+
+
+def overrides(precision: str, micro: int) -> dict[str, Any]:
+    return {
+        "train.precision": precision,
+        "train.micro_batch": micro,
+        "train.global_batch": 8,
+        "train.steps": STEPS,
+        "checkpoint.every_steps": 100,
+    }
+
+
+@pytest.fixture(scope="module")
+def by_ranks(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`<precision>_<ranks>_<micro-batch>`: the same training, cut up in every way."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.set_num_threads(1)
+    jobs = []
+    for precision in TOLERANCE:
+        for micro in MICRO:
+            start(lab, folder / f"{precision}_1_{micro}", overrides(precision, micro))
+            out = str(folder / f"{precision}_2_{micro}")
+            jobs.append({"lab": str(lab), "out": out, "overrides": overrides(precision, micro)})
+    run_group(jobs, folder=folder / "two")
+    return folder
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("micro", MICRO)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_batches_are_the_same_and_losses_too_at_any_ranks_and_micro_batch(
+    by_ranks: Path, precision: str, micro: int, ranks: int
+) -> None:
+    one, other = by_ranks / f"{precision}_1_1", by_ranks / f"{precision}_{ranks}_{micro}"
+    assert [row["batch"] for row in rows(other)] == [row["batch"] for row in rows(one)]
+    assert {row["world_size"] for row in rows(other)} == {ranks}
+    assert losses(other) == pytest.approx(losses(one), rel=TOLERANCE[precision])
