@@ -3,7 +3,6 @@
 Pure: every draw comes from the generator that the caller hands in.
 """
 
-from collections.abc import Iterator, Sequence
 from random import Random
 
 _MAX_NEIGHBOUR_DISTANCE = 3
@@ -13,16 +12,6 @@ _DENSE = 3
 def anchor_frames(length: int, frames: int) -> range:
     """Start frames of a video's clips: 0, frames, 2 frames, ... below `length`."""
     return range(0, length, frames)
-
-
-def anchored(
-    lengths: Sequence[int], expressions: Sequence[int], *, frames: int
-) -> Iterator[tuple[int, int, int]]:
-    """(video, expression, anchor) of one epoch in order, for videos of these lengths and sentence counts."""
-    for video, (length, count) in enumerate(zip(lengths, expressions, strict=True)):
-        for expression in range(count):
-            for anchor in anchor_frames(length, frames):
-                yield video, expression, anchor
 
 
 def sparse_frames(rng: Random, *, anchor: int, length: int, frames: int) -> list[int]:

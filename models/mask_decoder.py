@@ -17,8 +17,6 @@ from models.strict import load_strict
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-_PARTS = ("decoder.", "post_quant_conv.")
-
 
 class MaskDecoder(nn.Module):
     """Raw mask latent to one logit a pixel."""
@@ -61,11 +59,6 @@ class MaskDecoder(nn.Module):
             for i in range(hidden.shape[2])
         ]
         return torch.cat(frames, dim=2).float()
-
-
-def decoder_part(vae_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a whole VAE's state dict that a MaskDecoder holds."""
-    return {key: value for key, value in vae_state.items() if key.startswith(_PARTS)}
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

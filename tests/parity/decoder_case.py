@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.flow import sample_posterior
-from models.mask_decoder import MaskDecoder, decoder_part
+from models.mask_decoder import MaskDecoder
 from models.segment import masks_at, resize_logits
 from models.vae import encode_moments, mask_to_signed
 from parity.core import Check, ParitySet, names_are, near, same, unpack
@@ -36,7 +36,9 @@ def recorded_vae(data: ParitySet) -> tuple[Any, MaskDecoder]:
     assert all(name.startswith("vae.") for name in weights), "a key outside `vae.`"
     state = {name.removeprefix("vae."): tensor for name, tensor in weights.items()}
     vae = AutoencoderKLWan(**data.record("mask_decoder/config.json"))
-    decoder = MaskDecoder.from_vae(vae).load(decoder_part(state), where="parity set")
+    parts = ("decoder.", "post_quant_conv.")
+    own = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+    decoder = MaskDecoder.from_vae(vae).load(own, where="parity set")
     for part, module in (("encoder", vae.encoder), ("quant_conv", vae.quant_conv)):
         own = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
         module.load_state_dict(own)
