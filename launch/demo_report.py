@@ -23,7 +23,7 @@ def collect(out: Path) -> dict[str, Any]:
         "jf": scores["jf"],
         "j": scores["j"],
         "f": scores["f"],
-        "jf_right_text": scores["shuffled_text"]["jf"],
+        "jf_right_text": scores["shuffled_text"]["jf_right"],
         "jf_shuffled_text": scores["shuffled_text"]["jf_shuffled"],
         "decoder_jf": scores["decoder"]["jf"],
         "train_loss_first": fmean(losses[:edge]),

@@ -72,7 +72,7 @@ def show_scores(scores: "Scores", out: Path) -> None:
         table.add_row("mask decoder alone", *(f"{value:.1f}" for value in decoder))
     if scores.shuffled_text:
         table.add_row("other sentences", f"{scores.shuffled_text['jf_shuffled']:.1f}", "", "")
-        table.add_row("  the same with theirs", f"{scores.shuffled_text['jf']:.1f}", "", "")
+        table.add_row("  the same with theirs", f"{scores.shuffled_text['jf_right']:.1f}", "", "")
     printer = Console()
     if table.row_count:
         printer.print(table)
