@@ -1,0 +1,85 @@
+"""The DiT's velocity: injection by concatenation, dtypes, and a rotary table that keeps its precision."""
+
+import copy
+
+import pytest
+import torch
+
+from models.dit import PATCH_KEY, build_dit, velocity, widen
+
+CONFIG = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "num_layers": 2,
+    "text_dim": 24,
+    "freq_dim": 32,
+    "ffn_dim": 48,
+}
+
+
+def random_dit(channels: int, seed: int = 0) -> torch.nn.Module:
+    dit = build_dit(CONFIG, in_channels=channels)
+    source = torch.Generator().manual_seed(seed)
+    state = {k: torch.randn(v.shape, generator=source) * 0.1 for k, v in dit.state_dict().items()}
+    dit.load_state_dict(state, assign=True)
+    return dit
+
+
+def inputs(batch: int = 2) -> dict[str, torch.Tensor]:
+    source = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, batch, 16, 3, 4, 6, generator=source)
+    return {
+        "x_t": latents[0],
+        "video_latent": latents[1],
+        "timestep": torch.tensor([1000, 437][:batch]),
+        "text": torch.randn(batch, 7, 24, generator=source),
+    }
+
+
+@torch.no_grad()
+def test_a_plain_dit_never_sees_the_video_and_a_wide_one_does() -> None:
+    given = inputs()
+    other = {**given, "video_latent": -given["video_latent"]}
+    plain, wide = random_dit(16), random_dit(32)
+    assert torch.equal(velocity(plain, **given), velocity(plain, **other))
+    assert not torch.allclose(velocity(wide, **given), velocity(wide, **other))
+
+
+@torch.no_grad()
+def test_a_widened_dit_starts_out_equal_to_the_plain_one() -> None:
+    plain, wide = random_dit(16), build_dit(CONFIG, in_channels=32)
+    state = plain.state_dict()
+    wide.load_state_dict({**state, PATCH_KEY: widen(state[PATCH_KEY])}, assign=True)
+    assert torch.allclose(velocity(plain, **inputs()), velocity(wide, **inputs()), atol=1e-6)
+
+
+@torch.no_grad()
+def test_an_example_does_not_depend_on_its_neighbours_in_the_batch() -> None:
+    dit, given = random_dit(32), inputs()
+    alone = velocity(dit, **{name: tensor[:1] for name, tensor in given.items()})
+    assert torch.allclose(velocity(dit, **given)[:1], alone, atol=1e-5)
+
+
+def test_the_rotary_table_stays_float32_through_casts_and_copies() -> None:
+    dit = random_dit(32)
+    want = dit.rope.freqs_cos.clone()
+    for cast in (dit.bfloat16(), copy.deepcopy(dit).to("cpu", torch.float16), dit.float()):
+        assert cast.rope.freqs_cos.dtype == torch.float32 and torch.equal(cast.rope.freqs_cos, want)
+    assert dit.proj_out.weight.dtype == torch.float32
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("timestep", [1000, 437, 3])
+def test_bfloat16_weights_give_a_float32_velocity_near_the_float32_one(timestep: int) -> None:
+    given = {**inputs(), "timestep": torch.tensor([timestep, timestep])}
+    dit = random_dit(32)
+    exact = velocity(dit, **given)
+    half = velocity(dit.bfloat16(), **given)
+    assert half.dtype == torch.float32
+    assert (half - exact).norm() < 0.02 * exact.norm()
+
+
+def test_gradients_reach_every_parameter() -> None:
+    dit = random_dit(32)
+    velocity(dit, **inputs()).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in dit.parameters())

@@ -1,0 +1,106 @@
+"""The mask decoder decodes as the VAE does, without the clamp, and learns through every frame."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.errors import WeightsError
+from models.mask_decoder import MaskDecoder, dice_loss, focal_loss
+
+
+@pytest.fixture(scope="module")
+def vae() -> torch.nn.Module:
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
+    with torch.no_grad():
+        vae.decoder.conv_out.weight *= 8  # so that some outputs pass the clamp
+    return vae
+
+
+@torch.no_grad()
+def test_at_the_start_it_is_the_mean_of_the_vaes_own_channels(vae: torch.nn.Module) -> None:
+    latent = torch.randn(2, 16, 3, 4, 6)
+    decoded = vae.decode(latent).sample
+    seen = decoded.abs().amax(1, keepdim=True) < 1  # where the VAE's clamp hides nothing
+    ours = MaskDecoder.from_vae(vae)(latent)
+    assert seen.float().mean() > 0.1
+    assert torch.allclose(ours[seen], decoded.mean(1, keepdim=True)[seen], atol=1e-5)
+
+
+@torch.no_grad()
+def test_logits_pass_the_bounds_that_the_vae_clamps_to(vae: torch.nn.Module) -> None:
+    logits = MaskDecoder.from_vae(vae)(torch.randn(1, 16, 2, 4, 4) * 5)
+    assert logits.shape == (1, 1, 5, 32, 32) and logits.abs().max() > 1
+
+
+@torch.no_grad()
+def test_a_clip_does_not_depend_on_its_neighbours_or_on_an_earlier_call(vae: torch.nn.Module) -> None:
+    decoder, latent = MaskDecoder.from_vae(vae), torch.randn(2, 16, 3, 4, 4)
+    first = decoder(latent)
+    assert torch.equal(decoder(latent), first)
+    assert torch.allclose(decoder(latent[1:]), first[1:], atol=1e-5)
+
+
+@torch.no_grad()
+def test_decoding_is_causal(vae: torch.nn.Module) -> None:
+    decoder, latent = MaskDecoder.from_vae(vae), torch.randn(1, 16, 3, 4, 4)
+    changed = torch.cat([latent[:, :, :2], -latent[:, :, 2:]], dim=2)
+    first, second = decoder(latent), decoder(changed)
+    assert torch.equal(first[:, :, :5], second[:, :, :5]) and not torch.allclose(first, second)
+
+
+def test_gradients_reach_every_parameter_and_every_latent_frame(vae: torch.nn.Module) -> None:
+    decoder = MaskDecoder.from_vae(vae)
+    latent = torch.randn(2, 16, 3, 4, 4, requires_grad=True)
+    decoder(latent)[:, :, -1].square().mean().backward()
+    without = [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without and all(latent.grad[:, :, k].any() for k in range(3))
+
+
+def test_training_it_leaves_the_vae_alone(vae: torch.nn.Module) -> None:
+    decoder, before = MaskDecoder.from_vae(vae), vae.decoder.conv_in.weight.clone()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+    assert torch.equal(vae.decoder.conv_in.weight, before) and vae.decoder.conv_out.weight.shape[0] == 3
+    assert {name.split(".")[0] for name in decoder.state_dict()} == {"decoder", "post_quant_conv"}
+
+
+def test_weights_load_strictly(vae: torch.nn.Module) -> None:
+    decoder = MaskDecoder.from_vae(vae)
+    state = {name: tensor + 1 for name, tensor in decoder.state_dict().items()}
+    loaded = MaskDecoder.from_vae(vae).load(state, where="x").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    state.pop("post_quant_conv.bias")
+    with pytest.raises(WeightsError, match=r"1 missing \(post_quant_conv\.bias\)"):
+        decoder.load(state, where="decoder.pth")
+
+
+def test_focal_loss_with_no_focus_and_even_balance_is_half_the_cross_entropy() -> None:
+    logits, target = torch.randn(2, 1, 3, 4, 4), torch.rand(2, 1, 3, 4, 4) > 0.5
+    want = 0.5 * F.binary_cross_entropy_with_logits(logits, target.float())
+    assert torch.allclose(focal_loss(logits, target, alpha=0.5, gamma=0.0), want)
+
+
+def test_focal_loss_forgets_pixels_that_are_right() -> None:
+    target = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool)
+    sure, unsure = (focal_loss(torch.full_like(target, v, dtype=torch.float32), target) for v in (4.0, 0.0))
+    expected = 0.25 * 0.25 * torch.log(torch.tensor(2.0))
+    assert torch.allclose(unsure, expected) and sure < unsure / 1000
+
+
+def test_dice_loss_is_zero_for_a_perfect_mask_and_near_one_for_a_disjoint_one() -> None:
+    target = torch.zeros(1, 1, 2, 8, 8, dtype=torch.bool)
+    target[..., :4] = True
+    logits = torch.where(target, 50.0, -50.0)
+    assert dice_loss(logits, target) < 1e-6 and dice_loss(-logits, target) > 0.99
+    assert dice_loss(-torch.full_like(logits, 50.0), torch.zeros_like(target)) < 1e-6
+
+
+def test_losses_are_finite_for_extreme_logits() -> None:
+    logits = torch.tensor([-1e4, 1e4, 0.0]).view(1, 1, 3, 1, 1).requires_grad_()
+    target = torch.tensor([True, False, True]).view(1, 1, 3, 1, 1)
+    (focal_loss(logits, target) + dice_loss(logits, target)).backward()
+    assert logits.grad.isfinite().all()

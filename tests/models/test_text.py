@@ -1,0 +1,68 @@
+"""Cleaning is the reference's; a sentence's embedding depends on nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.text import TextEncoder, clean, pad
+from models.wan import WanFolder
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "parity"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    root = tmp_path_factory.mktemp("wan")
+    (root / "text_encoder").symlink_to(GOLDEN / "text" / "encoder")
+    (root / "tokenizer").symlink_to(GOLDEN / "text" / "tokenizer")
+    return WanFolder(root).text_encoder(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("  two\t \n words\u00a0here ", "two words here"),
+        ("a &amp; b", "a & b"),
+        ("a &amp;amp; b", "a &amp; b"),
+        ("one&nbsp;two", "one\u00a0two"),
+        ('say ""hi"" \\\\ now', "say hi  now"),
+        ('the end "', "the end "),
+        ("&quot;quoted&quot;", "quoted"),
+        ("it's", "it's"),
+        ("", ""),
+    ],
+)
+def test_cleaning_collapses_space_then_unescapes_once_then_drops_quotes(raw: str, cleaned: str) -> None:
+    assert clean(raw, lowercase=False) == cleaned
+
+
+def test_lower_case_is_a_choice_and_comes_first() -> None:
+    assert clean("The DOG", lowercase=True) == "the dog" and clean("The DOG", lowercase=False) == "The DOG"
+    assert clean("&Eacute;", lowercase=True) == "\u00e9"
+
+
+def test_a_long_sentence_is_cut_before_the_encoder_and_still_ends(encoder: TextEncoder) -> None:
+    text = "the red dog running " * 40
+    ids = encoder.token_ids(text, max_tokens=16)
+    assert len(ids) == 16 and ids[-1] == encoder.tokenizer.eos_token_id
+    assert encoder.token_count(text) > 16
+    assert encoder(text, max_tokens=16).shape[0] == 16
+    assert not torch.allclose(encoder(text, max_tokens=16), encoder(text, max_tokens=64)[:16], atol=1e-3)
+
+
+def test_an_embedding_is_unpadded_and_padding_is_zero(encoder: TextEncoder) -> None:
+    embedding = encoder("a dog", max_tokens=64)
+    assert embedding.shape == (encoder.token_count("a dog"), 24) and not embedding.requires_grad
+    padded = pad(embedding, 64)
+    assert torch.equal(padded[: len(embedding)], embedding) and not padded[len(embedding) :].any()
+    assert torch.equal(pad(embedding, len(embedding)), embedding)
+    with pytest.raises(AssertionError, match="do not fit"):
+        pad(embedding, 1)
+
+
+def test_an_embedding_does_not_depend_on_what_was_encoded_before(encoder: TextEncoder) -> None:
+    first = encoder("a dog", max_tokens=64)
+    encoder("something else entirely", max_tokens=8)
+    assert torch.equal(encoder("a dog", max_tokens=64), first)
+    assert torch.equal(encoder("a dog", max_tokens=256), first)
