@@ -1,12 +1,12 @@
-"""Train the tiny Wan VAE that ships in models/tiny: `python -m launch.train_tiny_vae --out DIR --minutes 30`.
+"""Make the tiny Wan VAE that ships in models/tiny: `python -m launch.train_tiny_vae --out DIR --minutes 12`.
 
-Owns the recipe: an `AutoencoderKLWan` of 1 M parameters learns to keep synthetic clips, their masks as grey videos and
-noise textures through 16 latent channels, on one CPU thread. Afterwards every latent channel is shifted and scaled,
-exactly, by rewriting the 1x1 convolutions around the latent, so that raw latents have Wan's scale (standard deviation
-1-3 for videos and masks). DIR then holds config.json, the weights in bfloat16 and measured.json.
+Owns the recipe. The encoder is a closed form (launch/tiny_vae_encoder.py): the principal components of synthetic clips
+and of their masks as grey videos, at Wan's scale. The decoder is trained to undo it on one CPU thread, on
+synthetic clips, masks and noise textures. DIR then holds config.json, the weights in bfloat16 and measured.json.
 """
 
 import argparse
+import copy
 import json
 import logging
 import math
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from data_pipeline.randomness import mix64
 from data_pipeline.sources.synthetic_scene import BLOCK, draw_block
+from launch.tiny_vae_encoder import POSTERIOR_STD, LinearEncoder, fit, write
 
 ARCHITECTURE = {
     "base_dim": 8,
@@ -32,7 +33,7 @@ ARCHITECTURE = {
     "attn_scales": [],
     "temperal_downsample": [False, True, True],
 }
-RAW_STD = 1.7  # geometric mean of a channel's standard deviation over videos and over masks
+RAW_STD = 1.7  # of every latent channel over videos and masks together
 GEOMETRIES = ((9, 64, 96), (17, 48, 48), (5, 64, 96), (9, 48, 64))  # frames, height, width beside 5 x 64 x 64
 log = logging.getLogger("train_tiny_vae")
 
@@ -79,7 +80,7 @@ def scenes(seed: int, block: int, *, frames: int = 5, size: int = 64) -> tuple[N
 
 
 def batches(seed: int) -> Iterator[Tensor]:
-    """Endless batches: 4 synthetic videos, 4 masks, 1 blob and 1 texture; every 6th of other sizes and lengths."""
+    """Endless batches: 2 synthetic videos, 4 masks, 1 blob and 1 texture; every 6th of other sizes and lengths."""
     rng = np.random.default_rng(mix64(seed, 2))
     step = 0
     for block in iter(range(1 << 40)):
@@ -88,7 +89,7 @@ def batches(seed: int) -> Iterator[Tensor]:
             step += 1
             if step % 6 == 0:
                 frames, height, width = GEOMETRIES[step // 6 % len(GEOMETRIES)]
-                count = max(1, 5 * 5 * 64 * 64 // (frames * height * width))
+                count = max(1, 4 * 5 * 64 * 64 // (frames * height * width))
                 parts = [make(rng, count, frames, height, width) for make in (blobs, textures)]
             else:
                 other = (first + 40 + np.arange(6)) % BLOCK
@@ -117,15 +118,14 @@ def decode(vae: AutoencoderKLWan, raw: Tensor) -> Tensor:
     return torch.cat(frames, 2)
 
 
-def new_vae(seed: int) -> AutoencoderKLWan:
-    """A VAE whose residual branches start at zero, so that it starts close to a linear map, which trains faster."""
+def new_vae(linear: LinearEncoder, seed: int) -> AutoencoderKLWan:
+    """A VAE whose encoder is `linear`. The decoder's residual branches start at zero: close to linear trains faster."""
     torch.manual_seed(seed)
     vae = AutoencoderKLWan(**ARCHITECTURE)
-    for name, module in vae.named_modules():
+    write(linear, vae)
+    for name, module in vae.decoder.named_modules():
         if name.endswith("conv2") and isinstance(module, nn.Conv3d):
             nn.init.zeros_(module.weight)
-    with torch.no_grad():
-        vae.quant_conv.bias[16:] = -5.0
     return channels_last(vae)
 
 
@@ -139,101 +139,72 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     return vae
 
 
-def loss_of(vae: AutoencoderKLWan, clips: Tensor, noise: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
-    """Reconstruction (mean square plus a little mean absolute error) and KL; returns (loss, mean square error)."""
-    mean, logvar = vae._encode(clips.to(vae.dtype)).float().chunk(2, 1)
-    logvar = logvar.clamp(-30, 20)
-    latent = mean + torch.exp(0.5 * logvar) * noise[: mean.shape[0]].expand_as(mean)
-    error = decode(vae, latent.to(vae.dtype)).float() - clips
-    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    square = (error**2).mean()
-    return square + 0.1 * error.abs().mean() + kl_weight * kl, square
+def decoder_weights(vae: AutoencoderKLWan) -> list[nn.Parameter]:
+    """What is trained."""
+    return [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
 
 
 def train(
-    vae: AutoencoderKLWan, *, out: Path, minutes: float, seed: int, lr: float, kl_weight: float
+    vae: AutoencoderKLWan, linear: LinearEncoder, *, out: Path, minutes: float, seed: int, lr: float
 ) -> None:
-    """Train in place for `minutes`, saving averaged weights as it goes.
+    """Train the decoder in place for `minutes`, saving averaged weights as it goes.
 
     Convolutions run on a bfloat16 copy; AdamW and the average keep fp32.
     """
-    working = channels_last(AutoencoderKLWan.from_config(vae.config).to(torch.bfloat16))
-    master, fast = list(vae.parameters()), list(working.parameters())
+    working = copy.deepcopy(vae).to(torch.bfloat16)
+    master, fast = decoder_weights(vae), decoder_weights(working)
     optimizer = torch.optim.AdamW(master, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, foreach=True)
-    average = [p.detach().clone() for p in master]
-    begin, next_save, recent = time.monotonic(), 3.0, 0.0
+    averaged = copy.deepcopy(vae)
+    average = [p.detach() for p in decoder_weights(averaged)]
+    begin, next_save, recent = time.monotonic(), 2.0, 0.0
     for step, clips in enumerate(batches(seed), 1):
         spent = (time.monotonic() - begin) / 60
         if spent >= minutes:
             break
         for group in optimizer.param_groups:
-            group["lr"] = (
-                lr * min(1.0, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * spent / minutes)))
-            )
+            group["lr"] = lr * min(1.0, step / 30) * (0.02 + 0.49 * (1 + math.cos(math.pi * spent / minutes)))
         with torch.no_grad():
             torch._foreach_copy_(fast, master)
-        frames, height, width = clips.shape[2:]
-        noise = torch.randn(clips.shape[0], 16, 1 + (frames - 1) // 4, height // 8, width // 8)
-        loss, square = loss_of(working, clips, noise, kl_weight)
-        loss.backward()
+            latent = linear(clips)
+            latent += POSTERIOR_STD * linear.scale.view(1, -1, 1, 1, 1) / RAW_STD * torch.randn_like(latent)
+        error = decode(working, latent.to(torch.bfloat16)).float() - clips
+        square = (error**2).mean()
+        (square + 0.1 * error.abs().mean()).backward()
         for target, source in zip(master, fast, strict=True):
+            assert source.grad is not None
             target.grad, source.grad = source.grad.float(), None
         torch.nn.utils.clip_grad_norm_(master, 1.0)
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(average, master, max(1 / step, 0.01))
+            torch._foreach_lerp_(average, master, max(1 / step, 0.02))
         recent += (square.item() - recent) * max(1 / step, 0.02)
         if step % 25 == 0:
             log.info("step %d  %.1f min  mean square error %.4f", step, spent, recent)
         if spent >= next_save:
-            save(_with(vae, average), out)
-            next_save += 4
+            save(averaged, out)
+            next_save += 3
     with torch.no_grad():
         torch._foreach_copy_(master, average)
 
 
-def _with(vae: AutoencoderKLWan, weights: list[Tensor]) -> AutoencoderKLWan:
-    copy = channels_last(AutoencoderKLWan.from_config(vae.config))
-    with torch.no_grad():
-        torch._foreach_copy_(list(copy.parameters()), weights)
-    return copy
-
-
 @torch.no_grad()
-def rescale(vae: AutoencoderKLWan, videos: Tensor, masks: Tensor) -> None:
-    """Shift and scale each latent channel, in place and exactly, to zero mean and `RAW_STD` over videos and masks."""
-    of_videos, of_masks = (vae._encode(clips)[:, :16].transpose(0, 1).flatten(1) for clips in (videos, masks))
-    centre = 0.5 * (of_videos.mean(1) + of_masks.mean(1))
-    scale = RAW_STD / (of_videos.std(1) * of_masks.std(1)).sqrt()
-    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0, 0] @ centre
-    vae.post_quant_conv.weight /= scale[:, None, None, None]
-    vae.quant_conv.weight[:16] *= scale[:, None, None, None, None]
-    vae.quant_conv.bias[:16] = scale * (vae.quant_conv.bias[:16] - centre)
-    vae.quant_conv.bias[16:] += 2 * scale.log()
-
-
-@torch.no_grad()
-def save(vae: AutoencoderKLWan, out: Path) -> None:
-    """Rescale, round to bfloat16, measure on clips that training never saw, and write the folder."""
+def save(trained: AutoencoderKLWan, out: Path) -> None:
+    """Round to bfloat16, measure on clips that training never saw, and write the folder."""
+    vae = channels_last(copy.deepcopy(trained).to(torch.bfloat16).float())
     videos, masks = (torch.from_numpy(clips) for clips in scenes(mix64(0xE7A1), 0))
-    rescale(vae, videos, masks)
-    rounded = vae.to(torch.bfloat16).float()
-    latent, mask_latent = (rounded._encode(clips) for clips in (videos, masks))
-    of_videos = latent[:, :16].transpose(0, 1).flatten(1)
-    rounded.register_to_config(latents_mean=of_videos.mean(1).tolist(), latents_std=of_videos.std(1).tolist())
-    decoded = decode(rounded, mask_latent[:, :16])[:, 0] > 0
-    truth = masks[:, 0] > 0
-    rng = np.random.default_rng(5)
-    natural = torch.from_numpy(textures(rng, 8, 9, 64, 96))
+    latent, mask_latent = (vae._encode(clips)[:, :16] for clips in (videos, masks))
+    of_videos, of_masks = (z.transpose(0, 1).flatten(1) for z in (latent, mask_latent))
+    vae.register_to_config(latents_mean=of_videos.mean(1).tolist(), latents_std=of_videos.std(1).tolist())
+    decoded, truth = decode(vae, mask_latent)[:, 0] > 0, masks[:, 0] > 0
+    natural = torch.from_numpy(textures(np.random.default_rng(5), 8, 9, 64, 96))
     measured = {
-        "video_psnr_db": _psnr(decode(rounded, latent[:, :16]), videos),
-        "texture_psnr_db": _psnr(decode(rounded, rounded._encode(natural)[:, :16]), natural),
+        "video_psnr_db": _psnr(decode(vae, latent), videos),
+        "texture_psnr_db": _psnr(decode(vae, vae._encode(natural)[:, :16]), natural),
         "mask_iou": float((decoded & truth).sum() / (decoded | truth).sum()),
         "video_raw_std": of_videos.std(1).tolist(),
-        "mask_raw_std": mask_latent[:, :16].transpose(0, 1).flatten(1).std(1).tolist(),
-        "posterior_std": float((0.5 * latent[:, 16:]).exp().mean()),
+        "mask_raw_std": of_masks.std(1).tolist(),
     }
-    rounded.to(torch.bfloat16).save_pretrained(out)
+    vae.to(torch.bfloat16).save_pretrained(out)
     (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     log.info("saved %s: %s", out, {k: v for k, v in measured.items() if isinstance(v, float)})
 
@@ -249,19 +220,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="training time on one thread")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--kl-weight", type=float, default=2e-4)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     torch.set_num_threads(1)
-    vae = new_vae(options.seed)
-    train(
-        vae,
-        out=options.out,
-        minutes=options.minutes,
-        seed=options.seed,
-        lr=options.lr,
-        kl_weight=options.kl_weight,
-    )
+    linear = fit(torch.from_numpy(np.concatenate(scenes(mix64(options.seed, 3), 0))), raw_std=RAW_STD)
+    vae = new_vae(linear, options.seed)
+    train(vae, linear, out=options.out, minutes=options.minutes, seed=options.seed, lr=options.lr)
     save(vae, options.out)
 
 

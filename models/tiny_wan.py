@@ -1,8 +1,8 @@
 """A tiny Wan2.1 checkpoint in exactly the diffusers layout, so that the code that loads the real one runs anywhere.
 
-Owns the tiny architecture: a random DiT (sharded), a random UMT5 encoder with its own small tokenizer, and the VAE that
-`launch/train_tiny_vae.py` trained on synthetic clips, shipped in models/tiny. It knows nothing of language or video beyond
-that: it is for demos, tests and dry runs. Same seed, same bytes.
+Owns the tiny architecture: a random DiT (sharded), a random UMT5 encoder with its own small tokenizer, and the VAE
+that `launch/train_tiny_vae.py` made from synthetic clips, shipped in models/tiny. It knows nothing of language or of
+other videos: it is for demos, tests and dry runs. Same seed, same bytes.
 """
 
 import json
@@ -63,11 +63,13 @@ PARTS = {
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
 SPECIAL = ("<pad>", "</s>", "<s>", "<unk>")  # ids 0 to 3, as in UMT5's tokenizer
-WORDS = """a all an and are at away back behind big bottom by chair circle circles dark down does falls falling first
- front glass go goes going green blue red yellow purple white black orange pink grey in inside is it its large left
- light long moving move moves near not object objects of off on one ones out person purple reflection right seen shape
- shapes side small square squares stand standing stands still stay stays that the them thing things to top triangle
- triangles two under up walks walking which white with""".split()
+WORDS = (
+    "a all an and are at away back behind big blue bottom by chair circle circles dark down falling falls first "
+    "front glass go goes going green grey in inside is it its large left light long move moves moving near not "
+    "object objects of off on one ones orange out person pink purple red reflection right seen shape shapes side "
+    "small square squares stand standing stands stay stays still that the them thing things to top triangle "
+    "triangles two under up walking walks which white with yellow black"
+)
 
 
 def write_tiny_wan(folder: Path, *, seed: int = 0, random_vae: bool = False) -> None:
@@ -127,7 +129,7 @@ def _vocabulary() -> list[tuple[str, float]]:
     """Unigram pieces with log probabilities: whole words cost least, then letters; bytes cover everything else."""
     letters = [chr(code) for code in range(33, 127)]
     pieces = [(piece, 0.0) for piece in SPECIAL]
-    pieces += [("▁" + word, -4.0) for word in dict.fromkeys(WORDS)]
+    pieces += [("▁" + word, -4.0) for word in WORDS.split()]
     pieces += [("▁", -6.0), *((letter, -7.0) for letter in letters)]
     return pieces + [(f"<0x{byte:02X}>", -9.0) for byte in range(256)]
 
