@@ -40,7 +40,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `wan` (a tiny Wan) and `cache` (16 examples of 5x32x48 px) for the tests of whole runs."""
+    """A folder with `wan` (a tiny Wan) and `cache` (16 examples of two shapes) for the tests of whole runs."""
     from runs import make_lab
 
     torch.set_num_threads(1)

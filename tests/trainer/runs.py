@@ -18,7 +18,7 @@ DIT = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 48, "num_l
 
 
 def make_lab(folder: Path) -> None:
-    """`folder/wan` and `folder/cache`: 8 clips of 5x32x48 px in two views, two sentences each."""
+    """`folder/wan` and `folder/cache`: 16 examples of two shapes, 8 in each of two views."""
     from data_pipeline.build import build
     from data_pipeline.config import CacheBuildConfig
     from models import tiny_wan
@@ -38,7 +38,10 @@ def cache_settings(folder: Path) -> dict[str, Any]:
         "out": folder / "cache",
         "model": {"wan": folder / "wan"},
         "data": {"source": "mevis", "root": GOLDEN, "split": "valid_u"},
-        "clip": {"frames": 5, "short_side": 32, "long_side": 64, "size_multiple": 16, "augment": False},
+        "clip": {
+            "frames": 5, "short_side": 32, "long_side": 64, "size_multiple": 16,
+            "crop_probability": 0.0, "flip_probability": 0.5,  # crops would need larger videos
+        },
         "cache": {"clips_per_shard": 4, "views": 2},
     }
 
@@ -92,7 +95,9 @@ def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> 
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["trainer.train", "deepspeed", "diffusers.models.transformers.transformer_wan"])
+    forks.set_forkserver_preload(
+        ["trainer.train", "deepspeed", "diffusers.models.transformers.transformer_wan"]
+    )
     port = free_port()
     group = []
     for rank in range(ranks):

@@ -44,7 +44,9 @@ def test_a_run_leaves_its_config_rows_log_and_checkpoints(finished: Path) -> Non
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["train"]["schedule_steps"] == 10 and config["train"]["lr"] == 2e-3
     log = (finished / "log.txt").read_text()
-    line = r"step {2}5/10  epoch 2\.00  loss \d\.\d+  lr 0\.002  grad norm .*  [\d.]+ samples/s  data wait \d+ %"
+    line = (
+        r"step {2}5/10  epoch 2\.00  loss \d\.\d+  lr 0\.002  grad norm .*  [\d.]+ samples/s  data wait \d+ %"
+    )
     assert re.search(line, log) and "\x1b" not in log and "\r" not in log
     assert losses(finished)[-1] < losses(finished)[0]
 
@@ -137,9 +139,10 @@ def test_a_resume_that_would_change_the_training_is_refused_field_by_field(
 def test_a_cache_may_move_but_not_change_under_a_run(lab: Path, finished: Path, tmp_path: Path) -> None:
     import shutil
 
+    from runs import cache_settings
+
     from data_pipeline.build import build
     from data_pipeline.config import CacheBuildConfig
-    from runs import cache_settings
 
     moved = shutil.copytree(lab / "cache", tmp_path / "moved")
     run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
