@@ -19,7 +19,8 @@ from models.strict import SafetensorsFolder, check_shapes, read_json
 from models.text import TextEncoder
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 _STEMS = {
     "transformer": "diffusion_pytorch_model",

@@ -15,13 +15,13 @@ def vae() -> torch.nn.Module:
     torch.manual_seed(0)
     vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
     with torch.no_grad():
-        vae.decoder.conv_out.weight *= 8  # so that some outputs pass the clamp
+        vae.decoder.conv_out.weight *= 2  # so that some outputs pass the clamp
     return vae
 
 
 @torch.no_grad()
 def test_at_the_start_it_is_the_mean_of_the_vaes_own_channels(vae: torch.nn.Module) -> None:
-    latent = torch.randn(2, 16, 3, 4, 6)
+    latent = torch.randn(2, 16, 3, 4, 6) * 0.05
     decoded = vae.decode(latent).sample
     seen = decoded.abs().amax(1, keepdim=True) < 1  # where the VAE's clamp hides nothing
     ours = MaskDecoder.from_vae(vae)(latent)
@@ -31,7 +31,9 @@ def test_at_the_start_it_is_the_mean_of_the_vaes_own_channels(vae: torch.nn.Modu
 
 @torch.no_grad()
 def test_logits_pass_the_bounds_that_the_vae_clamps_to(vae: torch.nn.Module) -> None:
-    logits = MaskDecoder.from_vae(vae)(torch.randn(1, 16, 2, 4, 4) * 5)
+    decoder = MaskDecoder.from_vae(vae)
+    decoder.decoder.conv_out.weight.mul_(20)
+    logits = decoder(torch.randn(1, 16, 2, 4, 4))
     assert logits.shape == (1, 1, 5, 32, 32) and logits.abs().max() > 1
 
 
