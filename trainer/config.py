@@ -18,16 +18,24 @@ REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved;
 class ObjectiveConfig(Section):
     """What is learned, from which draws."""
 
-    kind: str = Field("flow_matching", description="an objective's name: flow_matching or mask_decoder")
-    boundary_bias: bool = Field(True, description="draw t=1 with boundary_probability; off: uniform t")
-    boundary_probability: float = Field(0.5, ge=0, le=1)
-    start_point_augmentation: bool = Field(True, description="sample the video's posterior; off: its mean")
-    video_injection: bool = Field(True, description="the DiT also sees the video latent at every t")
-    latent_noise_std: float = Field(0.0, ge=0, description="mask decoder: noise added to its input latent")
-    focal_weight: float = Field(8.0, ge=0)
-    focal_alpha: float = Field(0.25, ge=0, le=1)
-    focal_gamma: float = Field(2.0, ge=0)
-    dice_weight: float = Field(4.0, ge=0)
+    kind: str = Field(
+        default="flow_matching", description="an objective's name: flow_matching or mask_decoder"
+    )
+    boundary_bias: bool = Field(
+        default=True, description="draw t=1 with boundary_probability; off: uniform t"
+    )
+    boundary_probability: float = Field(default=0.5, ge=0, le=1)
+    start_point_augmentation: bool = Field(
+        default=True, description="sample the video's posterior; off: its mean"
+    )
+    video_injection: bool = Field(default=True, description="the DiT also sees the video latent at every t")
+    latent_noise_std: float = Field(
+        default=0.0, ge=0, description="mask decoder: noise added to its input latent"
+    )
+    focal_weight: float = Field(default=8.0, ge=0)
+    focal_alpha: float = Field(default=0.25, ge=0, le=1)
+    focal_gamma: float = Field(default=2.0, ge=0)
+    dice_weight: float = Field(default=4.0, ge=0)
 
 
 class TrainConfig(Section):
@@ -35,24 +43,32 @@ class TrainConfig(Section):
 
     steps: int = Field(ge=1, description="optimiser steps in all; may be raised later")
     seed: int = 0
-    lr: float = Field(5e-5, gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
+    lr: float = Field(default=5e-5, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+    eps: float = Field(default=1e-8, gt=0)
+    grad_clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")
     global_batch: int = Field(ge=1, description="examples in one optimiser step, over all processes")
-    micro_batch: int = Field(1, ge=1, description="examples in one forward pass of one process")
-    zero_stage: int = Field(1, ge=0, le=3)
+    micro_batch: int = Field(default=1, ge=1, description="examples in one forward pass of one process")
+    zero_stage: int = Field(default=1, ge=0, le=3)
     precision: Literal["bf16", "fp32"] = "bf16"
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
-    schedule_steps: int | None = Field(None, ge=1, description="length of the schedule; None: first `steps`")
-    warmup_steps: int = Field(0, ge=0)
-    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="cosine: where the learning rate ends")
-    decay_at_steps: tuple[int, ...] = Field((), description="multistep: where the learning rate drops")
-    decay_factor: float = Field(0.9, gt=0, le=1, description="multistep: by how much it drops")
-    offload_optimizer: bool = Field(False, description="keep the optimiser state in host memory")
-    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    log_every_steps: int = Field(10, ge=1, description="steps between two lines of log.txt")
+    schedule_steps: int | None = Field(
+        default=None, ge=1, description="length of the schedule; None: first `steps`"
+    )
+    warmup_steps: int = Field(default=0, ge=0)
+    final_lr_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="cosine: where the learning rate ends"
+    )
+    decay_at_steps: tuple[int, ...] = Field(
+        default=(), description="multistep: where the learning rate drops"
+    )
+    decay_factor: float = Field(default=0.9, gt=0, le=1, description="multistep: by how much it drops")
+    offload_optimizer: bool = Field(default=False, description="keep the optimiser state in host memory")
+    activation_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass"
+    )
+    log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of log.txt")
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
@@ -77,27 +93,29 @@ class TrainConfig(Section):
 class CheckpointConfig(Section):
     """When the run's state is saved, and how much of it stays."""
 
-    every_steps: int = Field(1000, ge=1)
-    keep_last: int = Field(2, ge=1)
+    every_steps: int = Field(default=1000, ge=1)
+    keep_last: int = Field(default=2, ge=1)
 
 
 class EmaConfig(Section):
     """Exponential moving average of the weights; update s decays by 0 if s = 1, else min(decay, s/(9+s))."""
 
-    decay: float = Field(0.9999, ge=0, lt=1)
+    decay: float = Field(default=0.9999, ge=0, lt=1)
 
 
 class GuardConfig(Section):
     """What happens when the numbers break."""
 
-    max_consecutive_skips: int = Field(10, ge=1, description="non-finite steps in a row before the run stops")
+    max_consecutive_skips: int = Field(
+        default=10, ge=1, description="non-finite steps in a row before the run stops"
+    )
 
 
 class TrackingConfig(Section):
     """Where MLflow keeps the run."""
 
     enabled: bool = True
-    uri: str | None = Field(None, description="any MLflow URI; None: mlflow.db beside the run folder")
+    uri: str | None = Field(default=None, description="any MLflow URI; None: mlflow.db beside the run folder")
     experiment: str = "flowmask"
 
 

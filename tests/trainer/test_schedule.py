@@ -1,5 +1,6 @@
 """The learning rate is a function of the step alone."""
 
+import itertools
 import math
 from typing import Any
 
@@ -25,7 +26,7 @@ def test_warm_up_rises_evenly_and_ends_at_the_full_rate() -> None:
 def test_cosine_falls_from_the_full_rate_to_its_floor_and_stays_there() -> None:
     found = rates(40, schedule="cosine", warmup_steps=4, final_lr_fraction=0.1)
     assert found[4] == 1.0 and found[12] == pytest.approx(0.55)
-    assert all(later < earlier for earlier, later in zip(found[4:20], found[5:21]))
+    assert all(later < earlier for earlier, later in itertools.pairwise(found[4:21]))
     assert found[20:] == [pytest.approx(0.1)] * 20
     assert found[8] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
 
