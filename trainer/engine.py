@@ -67,10 +67,10 @@ class Engine:
         alone = distributed.world_size() == 1 and not train.offload_optimizer
         self.zero_stage = 0 if alone else train.zero_stage
         self.updates = 0
-        module = module.float().to(distributed.device()).train()
+        module = module.to(distributed.device()).train()
         self.shapes = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
-        for parameter in module.parameters():
-            distributed.broadcast(parameter.data)
+        for parameter in module.parameters():  # not the buffers: a rotary table may be float64, and stays so
+            parameter.data = distributed.broadcast(parameter.data.float().contiguous())
         keep_exact = self.zero_stage > 0 and self.dtype != torch.float32
         exact = {
             n: p.detach().clone() for n, p in module.named_parameters() if keep_exact and n in self.shapes
@@ -147,11 +147,11 @@ class Engine:
             if number < self.accumulation:
                 self._deepspeed.step()
         means, finite, digest = self._agree(losses, parts, sum(batch.digest for batch in micro_batches))
-        self._optimizer.armed = finite
+        if finite:
+            self._optimizer.arm(lambda: torch.as_tensor(self._deepspeed.optimizer._global_grad_norm))
         self._deepspeed.step()
-        self._optimizer.armed = False
+        taken = self._optimizer.disarm()
         norm = float(self._deepspeed.get_global_grad_norm())
-        taken = finite and self._deepspeed.was_step_applied()
         self.updates += int(taken)
         loss_mean = means.pop("loss")
         return StepResult(loss_mean, norm if taken else math.nan, not taken, digest, means)
@@ -230,7 +230,7 @@ def _deepspeed_config(train: TrainConfig, engine: Engine) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": engine.dtype == torch.bfloat16},
+        "bf16": {"enabled": engine.dtype == torch.bfloat16, "check_grad_overflow": False},  # ours decides
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
     }

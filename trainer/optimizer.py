@@ -5,7 +5,8 @@ the permission to move lives here, at the innermost place: an optimizer that is 
 any stage.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,29 @@ _ALIGN = 64  # elements; keeps every parameter's view as aligned as an allocatio
 
 
 class ArmedAdamW(torch.optim.AdamW):
-    """torch's fused AdamW whose `step` does nothing unless `armed` is true."""
+    """torch's fused AdamW whose `step` does nothing unless armed and the gradients are finite."""
 
     def __init__(
         self, params: Sequence[Tensor], *, lr: float, betas: tuple[float, float], eps: float, decay: float
     ):
         super().__init__(list(params), lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
-        self.armed = False
+        self._norm: Callable[[], Tensor] | None = None
+        self._moved = False
+
+    def arm(self, norm: Callable[[], Tensor]) -> None:
+        """Allow the coming step, if `norm()`, the gradients' global norm, is then finite."""
+        self._norm, self._moved = norm, False
+
+    def disarm(self) -> bool:
+        """Forbid steps again; whether one was taken since `arm`."""
+        moved, self._norm, self._moved = self._moved, None, False
+        return moved
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient, if armed."""
-        if self.armed:
+        """Update every parameter that has a gradient, if allowed."""
+        if self._norm is not None and math.isfinite(float(self._norm())):
             super().step()
+            self._moved = True
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of the next step."""
@@ -85,7 +97,6 @@ class ReplicatedAdamW(ArmedAdamW):
             parameter.data = self._view(self.working, name, parameter)
             parameter.grad_dtype = torch.float32
         self.grad_clip = grad_clip
-        self.overflow = False
         self._global_grad_norm = torch.zeros((), device=where)
         super().__init__([self.master], lr=lr, betas=betas, eps=eps, decay=decay)
         self.publish()
@@ -105,10 +116,7 @@ class ReplicatedAdamW(ArmedAdamW):
         if distributed.world_size() > 1:
             distributed.all_reduce_sum(self.gradient).div_(distributed.world_size())
         norm = torch.linalg.vector_norm(self.gradient)
-        self._global_grad_norm = norm
-        self.overflow = not bool(torch.isfinite(norm))
-        if self.overflow or not self.armed:
-            return
+        self._global_grad_norm = norm  # where DeepSpeed looks for it
         if self.grad_clip > 0:
             self.gradient.mul_(1.0 / torch.clamp((norm + 1e-6) / self.grad_clip, min=1.0))
         self.master.grad = self.gradient
