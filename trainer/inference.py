@@ -23,7 +23,9 @@ from models.segment import Segmenter, SegmentSettings, masks_at
 from models.strict import load_strict
 from models.vae import encode_mask
 from models.wan import WanFolder
+from trainer.checkpoint import complete, read_state
 from trainer.evaluate_config import FrameBox
+from trainer.run_folder import CHECKPOINTS
 from trainer.weights import LoadedWeights, load_dit, load_mask_decoder
 
 if TYPE_CHECKING:
@@ -167,7 +169,7 @@ def load_segmenter(
     return LoadedSegmenter(
         segmenter,
         pixel_norm=settings.get("pixel_norm", "half"),
-        box=_trained_box(settings),
+        box=_trained_box(checkpoint, settings),
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=_folder_state(folder.path),
     )
@@ -197,10 +199,20 @@ def _wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) 
     return Path(known)
 
 
-def _trained_box(settings: Mapping[str, Any]) -> FrameBox:
+def _trained_box(checkpoint: str, settings: Mapping[str, Any]) -> FrameBox:
     """Short and long side of the training as height and width, as the reference pairs 480x832 with them."""
-    sides = {"height_px": settings.get("short_side"), "width_px": settings.get("long_side")}
+    told = {**_cache_fields(Path(checkpoint)), **settings}
+    sides = {"height_px": told.get("short_side"), "width_px": told.get("long_side")}
     return FrameBox(**{name: side for name, side in sides.items() if side is not None})
+
+
+def _cache_fields(path: Path) -> dict[str, Any]:
+    """How the clips were cut that a run was trained on; nothing for weights that are no run's."""
+    steps = [path] if (path / "state.json").is_file() else complete(path / CHECKPOINTS)
+    if not steps:
+        return {}
+    fields = read_state(steps[0])["state"].get("fingerprint", {}).get("fields", {})
+    return {name.removeprefix("clip."): value for name, value in fields.items() if name.startswith("clip.")}
 
 
 def _video_injected(weights: LoadedWeights) -> bool:
