@@ -159,10 +159,13 @@ class Engine:
     def _clear_gradients(self) -> None:
         if isinstance(self._optimizer, ReplicatedAdamW):
             self._optimizer.attach_gradients()
-        elif (
-            self.zero_stage == 3
-        ):  # DeepSpeed would take a parameter unused in this step by its last gradient
+            return
+        # else DeepSpeed would move a parameter that this step does not use by its last gradient
+        if self.zero_stage == 3:
             self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
+        for master in self._flat_masters():
+            if master.grad is not None:  # it stays allocated when the optimizer is offloaded
+                master.grad.zero_()
 
     def _agree(
         self, losses: list[Tensor], parts: list[Mapping[str, Tensor]], digest: int
