@@ -27,7 +27,7 @@ _STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
-_PARTS = (*_STEMS, "tokenizer", "scheduler")
+_PARTS = (*_STEMS, "tokenizer")
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 _SPECIAL = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 _FIX = "Point model.wan at a complete Wan2.1 folder in the diffusers layout"
@@ -108,7 +108,7 @@ class WanFolder:
             digest.update(json.dumps(kept, sort_keys=True).encode())
             files = SafetensorsFolder(folder, _STEMS[part]).files
         else:
-            files = [folder / ("tokenizer.json" if part == "tokenizer" else "scheduler_config.json")]
+            files = [folder / "tokenizer.json"]
         for file in files:
             if not file.is_file():
                 raise WeightsError(f"{file} is missing; download it again")
