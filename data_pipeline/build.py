@@ -79,17 +79,21 @@ class Build:
             torch.set_num_threads(1)
 
     def run(self) -> None:
-        self.on_progress(BuildProgress("plan", 0, 1))
-        with claim(self.work / "plan", wait=True):
-            plan = self._plan()
-        if not (self.out / manifest.FILE).exists():
-            self._encode_sentences(plan)
-            self._encode_clips(plan)
-            self.on_progress(BuildProgress("finalise", 0, 1))
-            with claim(self.work / "finalise", wait=True):
-                if not (self.out / manifest.FILE).exists():
-                    finalise.finalise(self.out, plan, config=self.config)
-        shutil.rmtree(self.work, ignore_errors=True)
+        finished = self.out / manifest.FILE
+        try:
+            self.on_progress(BuildProgress("plan", 0, 1))
+            with claim(self.work / "plan", wait=True):
+                plan = self._plan()
+            if not finished.exists():
+                self._encode_sentences(plan)
+                self._encode_clips(plan)
+                self.on_progress(BuildProgress("finalise", 0, 1))
+                with claim(self.work / "finalise", wait=True):
+                    if not finished.exists():
+                        finalise.finalise(self.out, plan, config=self.config)
+        finally:
+            if finished.exists():  # also when refused: a finished cache is left exactly as it was
+                shutil.rmtree(self.work, ignore_errors=True)
         self.on_progress(BuildProgress("complete", plan.clips, plan.clips))
 
     @cached_property

@@ -52,6 +52,8 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
 def _runs(counts: Any, *, where: str) -> NDArray[np.int64]:
     """Run lengths of a COCO counts field: a list, or the string of 5-bit groups, low group first."""
     if isinstance(counts, list):
+        if not all(isinstance(count, int) for count in counts):
+            raise DataError(f"{where}: malformed RLE counts {str(counts)[:40]!r}")
         return np.asarray(counts, dtype=np.int64)
     try:
         code = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48

@@ -1,0 +1,212 @@
+"""Laws of reading: the bytes of the shards, in an order that no rank, thread or restart can change."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+
+from data_pipeline.epoch_plan import EpochPlan
+from data_pipeline.loader import Loader
+from data_pipeline.randomness import mix64
+from data_pipeline.reader import NEEDS, CacheReader
+from data_pipeline.verify import _records
+from models.errors import CacheError, ConfigError
+
+MASK = (1 << 64) - 1
+LATENTS = {"video_mean", "mask_mean"}
+
+
+@pytest.fixture
+def reader(cache):
+    reader = CacheReader(cache)
+    yield reader
+    reader.close()
+
+
+def loader_of(reader, *, global_batch=8, rank=0, world_size=1, micro_batch=1, **rest):
+    plan = EpochPlan(reader.buckets, global_batch=global_batch, seed=3)
+    rest = {"needs": LATENTS, "text_tokens": 256} | rest
+    return Loader(reader, plan, rank=rank, world_size=world_size, micro_batch=micro_batch, **rest)
+
+
+def steps_of(loader, count):
+    with loader:
+        return [next(loader) for _ in range(count)]
+
+
+def test_an_example_read_is_the_tensors_of_its_record(reader, cache):
+    seen = 0
+    for example in range(reader.manifest.examples):
+        row = reader.index[example]
+        shard = cache / "shards" / f"{int(row['shard']):06d}.tar"
+        meta, tensors = next(
+            (meta, tensors) for meta, place, tensors, _ in _records(shard) if place[0] == int(row["record"])
+        )
+        expression = meta["expressions"][int(row["expression"])]
+        read = reader.read(np.array([example]), needs=NEEDS, text_tokens=256)
+        assert torch.equal(read["video_mean"][0], tensors["video.mean"])
+        assert torch.equal(read["video_logvar"][0], tensors["video.logvar"])
+        assert torch.equal(read["mask_mean"][0], tensors[f"mask.{expression['mask']}.mean"])
+        text = tensors[f"text.{expression['text_id']}"]
+        assert torch.equal(read["text"][0, : len(text)], text) and not read["text"][0, len(text) :].any()
+        assert read["mask_pixels"].shape == (1, len(meta["frame_ids"]), meta["size"][1], meta["size"][0])
+        seen += 1
+    assert seen > 20
+
+
+def test_a_sentence_too_long_for_the_trained_length_is_the_one_cut_before_the_encoder(reader, cache):
+    long = np.flatnonzero(reader.index["short_text_tokens"])
+    assert long.size and reader.manifest.longest_text_tokens > 64
+    row = reader.index[long[0]]
+    shard = cache / "shards" / f"{int(row['shard']):06d}.tar"
+    content = shard.read_bytes()
+    start = int(row["short_text"])
+    stored = content[start : start + 64 * reader.manifest.text_dim * 2]
+    read = reader.read(long[:1], needs={"text"}, text_tokens=64)["text"][0]
+    assert read.shape == (64, reader.manifest.text_dim)
+    assert read.view(torch.uint8).numpy().tobytes() == stored
+    whole = reader.read(long[:1], needs={"text"}, text_tokens=256)["text"][0]
+    assert not torch.equal(whole[:64], read), "cut before the encoder is not cut after it"
+
+
+def test_a_text_length_that_no_stored_sentence_fits_is_refused_by_name(reader):
+    with pytest.raises(ConfigError, match=r"model\.text_tokens is 32"):
+        loader_of(reader, needs={"text"}, text_tokens=32)
+    assert loader_of(reader, needs={"text"}, text_tokens=64, threads=0)
+
+
+def digests(reader, *, world_size, steps, global_batch, threads):
+    total = [0] * steps
+    for rank in range(world_size):
+        loader = loader_of(
+            reader, global_batch=global_batch, rank=rank, world_size=world_size, needs=set(), threads=threads
+        )
+        for step, batches in enumerate(steps_of(loader, steps)):
+            total[step] = total[step] + sum(batch.digest for batch in batches) & MASK
+    return total
+
+
+def test_the_global_batches_are_the_same_for_any_number_of_ranks_and_threads(reader):
+    expected = digests(reader, world_size=1, steps=2, global_batch=1000, threads=0)
+    plan = EpochPlan(reader.buckets, global_batch=1000, seed=3)
+    by_hand = sum(mix64(place, int(i)) for place, i in enumerate(plan[0].example_ids)) & MASK
+    assert expected[0] == by_hand
+    for world_size, threads in ((1, 1), (1, 3), (2, 1), (4, 2), (8, 0), (1000, 0)):
+        assert digests(reader, world_size=world_size, steps=2, global_batch=1000, threads=threads) == expected
+
+
+def test_micro_batches_hold_the_same_examples_with_the_same_keys(reader):
+    def examples(micro_batch):
+        steps = steps_of(loader_of(reader, micro_batch=micro_batch), 4)
+        rows = []
+        for batches in steps:
+            assert len(batches) == 8 // micro_batch
+            for batch in batches:
+                rows += zip(batch.positions.tolist(), batch.example_ids.tolist(), batch.keys, strict=True)
+        return rows, torch.cat([batch.video_mean.flatten() for batches in steps for batch in batches])
+
+    rows, tensors = examples(1)
+    for micro_batch in (2, 4, 8):
+        others, other_tensors = examples(micro_batch)
+        assert others == rows
+        assert torch.equal(other_tensors, tensors)
+
+
+def test_starting_at_a_step_gives_what_that_step_would_have_given(reader):
+    whole = steps_of(loader_of(reader, threads=2), 6)
+    resumed = steps_of(loader_of(reader, start_step=4, threads=1, prefetch_batches=1), 2)
+    for then, now in zip(whole[4:], resumed, strict=True):
+        for a, b in zip(then, now, strict=True):
+            assert (a.step, a.digest, a.keys) == (b.step, b.digest, b.keys)
+            assert torch.equal(a.mask_mean, b.mask_mean)
+
+
+def test_the_key_of_an_example_is_of_seed_epoch_example_and_step(reader):
+    (batch,) = steps_of(loader_of(reader, micro_batch=8), 1)[0]
+    ids, epochs = batch.example_ids.tolist(), batch.epochs.tolist()
+    assert batch.keys == [mix64(3, epoch, i, 0) for epoch, i in zip(epochs, ids, strict=True)]
+
+
+def test_only_what_is_needed_is_read(reader):
+    (batch,) = steps_of(loader_of(reader, micro_batch=8, needs={"mask_pixels"}), 1)[0]
+    assert batch.mask_pixels is not None and batch.mask_pixels.dtype == torch.bool
+    assert batch.video_mean is batch.video_logvar is batch.mask_mean is batch.text is None
+
+
+def test_prepare_runs_once_on_each_micro_batch(reader):
+    def prepare(batch):
+        batch.draws["key"] = torch.tensor([key % 1000 for key in batch.keys])
+        return batch
+
+    for batches in steps_of(loader_of(reader, micro_batch=4, prepare=prepare), 3):
+        for batch in batches:
+            assert batch.draws["key"].tolist() == [key % 1000 for key in batch.keys]
+
+
+def test_an_error_of_a_reading_thread_surfaces_at_its_step_and_close_ends_the_threads(reader):
+    def prepare(batch):
+        if batch.step == 2:
+            raise ValueError("spoiled")
+        return batch
+
+    loader = loader_of(reader, prepare=prepare, threads=2, prefetch_batches=4)
+    next(loader), next(loader)
+    with pytest.raises(ValueError, match="spoiled"):
+        next(loader)
+    loader.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_a_batch_that_does_not_divide_is_refused(reader):
+    with pytest.raises(ConfigError, match="multiple of train.micro_batch x processes = 3 x 1"):
+        loader_of(reader, micro_batch=3)
+
+
+def test_more_shards_than_files_may_be_open_are_read_all_the_same(reader, monkeypatch):
+    monkeypatch.setattr("data_pipeline.reader._MAX_OPEN_FILES", 1)
+    first = steps_of(loader_of(reader, threads=3), 5)
+    monkeypatch.setattr("data_pipeline.reader._MAX_OPEN_FILES", 100)
+    second = steps_of(loader_of(reader, threads=0), 5)
+    for a, b in zip(first, second, strict=True):
+        assert all(torch.equal(x.video_mean, y.video_mean) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "flowmask cache build"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: damaged"),
+        (lambda folder: (folder / "shards/000001.tar").unlink(), "000001.tar: missing from the cache"),
+        (lambda folder: (folder / "shards/000001.tar").write_bytes(b"x"), "000001.tar: 1 bytes"),
+        (lambda folder: (folder / "index.npy").write_bytes(b"x"), "index.npy: the index cannot be read"),
+        (lambda folder: np.save(folder / "index.npy", np.zeros(3)), "index.npy: "),
+        (shutil.rmtree, "no such cache folder"),
+    ],
+)
+def test_a_cache_that_is_not_whole_is_refused_with_the_file(cache, tmp_path, spoil, said):
+    shutil.copytree(cache, tmp_path / "cache")
+    spoil(tmp_path / "cache")
+    with pytest.raises(CacheError, match=said) as raised:
+        CacheReader(tmp_path / "cache")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_shard_cut_after_opening_is_an_error_not_zeros(cache, tmp_path):
+    shutil.copytree(cache, tmp_path / "cache")
+    reader = CacheReader(tmp_path / "cache")
+    for shard in (tmp_path / "cache" / "shards").glob("*.tar"):
+        shard.write_bytes(shard.read_bytes()[:600])
+    with pytest.raises(CacheError, match="the file was cut"):
+        steps_of(loader_of(reader), 1)
+
+
+def test_the_safetensors_of_a_record_load_with_the_plain_library(cache):
+    import tarfile
+
+    with tarfile.open(next((cache / "shards").glob("*.tar"))) as tar:
+        member = next(m for m in tar.getmembers() if m.name.endswith(".safetensors"))
+        tensors = load(tar.extractfile(member).read())
+    assert tensors["video.mean"].dtype == torch.bfloat16
