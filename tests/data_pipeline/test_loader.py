@@ -161,7 +161,7 @@ def test_an_error_of_a_reading_thread_surfaces_at_its_step_and_close_ends_the_th
 
 
 def test_a_batch_that_does_not_divide_is_refused(reader):
-    with pytest.raises(ConfigError, match="multiple of train.micro_batch x processes = 3 x 1"):
+    with pytest.raises(ConfigError, match=r"multiple of train\.micro_batch x processes = 3 x 1"):
         loader_of(reader, micro_batch=3)
 
 
