@@ -119,7 +119,12 @@ class LoadedSegmenter:
 
     @torch.no_grad()
     def _decoded(self, latent: Tensor) -> Tensor:
-        return self.segmenter.mask_decoder(latent.to(self.segmenter.vae.device))[0, 0]
+        logits = self.segmenter.mask_decoder(latent.to(self.segmenter.vae.device))[0, 0]
+        if not torch.isfinite(logits).all():  # compared with 0 they would pass for an empty mask
+            raise CheckpointError(
+                "the weights give logits that are not finite; take an earlier checkpoint, or precision=fp32"
+            )
+        return logits
 
 
 def load_segmenter(

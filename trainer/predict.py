@@ -134,7 +134,8 @@ def predict(
         drawing = _Drawing(source, prompts=prompts, slugs=slugs, folder=partial)
         areas = drawing.run(loaded, clips, box=box or loaded.box, on_progress=on_progress)
         names = source.frame_names[: sum(map(len, clips))]
-        _publish(partial, out, _described(video, source, names, prompts, slugs, areas) | loaded.weights)
+        said = {"video": str(video), "checkpoint": checkpoint, "weights": loaded.weights}
+        _publish(partial, out, said | _described(source, names, prompts, slugs, areas))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     results = [
@@ -243,7 +244,6 @@ def _made_writable(out: Path) -> Path:
 
 
 def _described(
-    video: Path,
     source: InputVideo,
     names: Sequence[str],
     prompts: Sequence[str],
@@ -253,7 +253,6 @@ def _described(
     """What predictions.json holds; paths are relative to it."""
     height, width = source.size
     return {
-        "video": str(video),
         "height": height,
         "width": width,
         "fps": source.fps,

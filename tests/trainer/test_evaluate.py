@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_export import BOX, DATA, PARITY, write_golden_export
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from data_pipeline.config import DataSourceConfig
 from data_pipeline.sources import open_source
@@ -260,3 +261,33 @@ def test_an_output_that_cannot_be_written_is_one_line(export: Path, tmp_path: Pa
 def test_an_id_that_leads_out_of_the_folder_is_refused(name: str) -> None:
     with pytest.raises(DataError):
         safe_name(name)
+
+
+def test_without_a_box_the_frames_have_the_sides_of_the_training(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = _encoded(monkeypatch)
+    evaluate(_config(export, tmp_path / "e", box=None))
+    assert encoded == [(1, 3, 9, 32, 32), (1, 3, 9, 32, 16)]
+
+
+def test_weights_that_diverged_are_refused_and_not_scored_as_empty_masks(
+    export: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "export"
+    shutil.copytree(export, broken)
+    file = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["proj_out.bias"][0] = float("nan")
+    save_file(weights, file)
+    with pytest.raises(CheckpointError, match="not finite"):
+        evaluate(_config(broken, tmp_path / "e"))
+    assert not (tmp_path / "e" / "scores.json").exists()
+
+
+def test_the_report_shows_every_score_and_as_many_examples_as_asked(export: Path, tmp_path: Path) -> None:
+    scores = evaluate(_config(export, tmp_path / "e", report_examples=3))
+    assert scores is not None
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert page.count("<figure>") == 3
+    assert all(f"<td>{key}<td>" in page for key in scores.per_expression)

@@ -86,6 +86,7 @@ def test_predictions_json_says_what_lies_where(export: Path, video: Path, tmp_pa
     said = json.loads((tmp_path / "p" / "predictions.json").read_text())
     assert (said["height"], said["width"], said["fps"]) == (46, 70, 12.5)
     assert said["frames"] == [f"{i:05d}" for i in range(FRAMES)]
+    assert (said["video"], said["checkpoint"]) == (str(video), str(export))
     assert [entry["prompt"] for entry in said["prompts"]] == PROMPTS
     for entry in said["prompts"]:
         assert (tmp_path / "p" / entry["masks"]).is_dir() and (tmp_path / "p" / entry["overlay"]).is_file()
