@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from launch.config import CacheJob, EvaluateJob, Job, TrainJob, load_job
+from launch.config import load_job
 from launch.demo_report import collect, show
-from launch.jobs import run
+from launch.jobs import KINDS, run
 from models.errors import ConfigError, UserError
 
 MARK = "demo.json"
@@ -85,14 +85,14 @@ class Stages:
         self._wan()
         self._say("3/7", "latent cache")
         started = time.time()
-        self._job("cache", CacheJob, "cache.yaml", self.out / "cache", processes=self.processes)
+        self._job("cache", "cache.yaml", self.out / "cache", processes=self.processes)
         self._note("cache_s", time.time() - started)
         self._say("4/7", "mask decoder")
         self._train("decoder")
         self._say("5/7", "DiT")
         self._train("dit")
         self._say("6/7", "J&F on held-out videos")
-        self._job("evaluate", EvaluateJob, "evaluate.yaml", self.out / "evaluate", processes=1)
+        self._job("evaluate", "evaluate.yaml", self.out / "evaluate", processes=1)
         self._say("7/7", "prediction")
         self._predict()
 
@@ -143,13 +143,9 @@ class Stages:
             f"train.precision={self.precision}",
             f"tracking.uri=sqlite:///{self.out.resolve()}/mlflow.db",
         ]
-        self._job(
-            "train", TrainJob, f"{name}.yaml", self.out / "runs" / name, *overrides, processes=self.processes
-        )
+        self._job("train", f"{name}.yaml", self.out / "runs" / name, *overrides, processes=self.processes)
 
-    def _job(
-        self, kind: str, model: type[Job], part: str, out: Path, *overrides: str, processes: int
-    ) -> None:
+    def _job(self, kind: str, part: str, out: Path, *overrides: str, processes: int) -> None:
         """Run one job of configs/demo with every path below `out`."""
         places = {
             "cache": [f"data.root={self.out}/dataset", f"model.wan={self.out}/wan"],
@@ -159,7 +155,7 @@ class Stages:
         if part == "dit.yaml":
             places.append(f"model.mask_decoder={self.out}/runs/decoder")
         launch = f"launch.processes_per_node={processes}"
-        code = run(kind, load_job(_config(part), model, [f"out={out}", *places, launch, *overrides]))
+        code = run(kind, load_job(_config(part), KINDS[kind], [f"out={out}", *places, launch, *overrides]))
         if code:
             raise UserError(
                 f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}"

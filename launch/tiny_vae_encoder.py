@@ -7,9 +7,9 @@ constant channel (the norm then divides by a constant) and by pairs, since SiLU(
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 Z = 16  # latent channels
@@ -69,13 +69,16 @@ def fit(clips: Tensor, *, raw_std: float) -> LinearEncoder:
 
 
 @torch.no_grad()
-def write(linear: LinearEncoder, vae: AutoencoderKLWan) -> None:
-    """Make `vae`'s encoder compute `linear`, in place. Fits base_dim 8, dim_mult [1, 2, 4, M] with 8M >= 33."""
+def write(linear: LinearEncoder, vae: Any) -> None:
+    """Make the encoder of an AutoencoderKLWan compute `linear`, in place.
+
+    Fits base_dim 8 and dim_mult [1, 2, 4, M] with 8M >= 33.
+    """
     encoder = vae.encoder
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+            for parameter in module.parameters():
+                parameter.zero_()
     block0, down0, block1, down1, block2, down2, block3 = encoder.down_blocks
     assert isinstance(block0.conv_shortcut, nn.Identity)
     encoder.conv_in.weight[:3, :, -1, 1, 1] = torch.eye(3)
@@ -102,14 +105,14 @@ def _write_pointwise(conv: nn.Conv3d, matrix: Tensor) -> None:
     conv.weight[: matrix.shape[0], : matrix.shape[1], -1, 0, 0] = matrix
 
 
-def _write_space(down: nn.Module, matrix: Tensor) -> None:
+def _write_space(down: Any, matrix: Tensor) -> None:
     """The first two rows and columns of a 3x3 convolution of stride 2 are the block itself."""
     conv = down.resample[1]
     channels = matrix.shape[1] // 4
     conv.weight[: matrix.shape[0], :channels, :2, :2] = matrix.view(-1, channels, 2, 2)
 
 
-def _write_time(down: nn.Module, matrix: Tensor) -> None:
+def _write_time(down: Any, matrix: Tensor) -> None:
     """Of a window of three frames at stride 2 the last two are the pair."""
     channels = matrix.shape[1] // 2
     down.time_conv.weight[:, :, 1, 0, 0] = matrix[:, :channels]

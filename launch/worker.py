@@ -18,12 +18,12 @@ def main(folder: Path) -> int:
     try:
         return run(job["kind"], job["config"])
     except UserError as error:
-        message = str(error)
+        message: str | None = str(error)
     except OSError as error:
         message = explain_os_error(error)
         if message is None:
             raise
-    (folder / f"error_{rank:05d}.txt").write_text(message)
+    (folder / f"error_{rank:05d}.txt").write_text(message or "")
     return 2
 
 
