@@ -259,6 +259,27 @@ def branches() -> dict[str, Any]:
     return found
 
 
+def offloaded() -> dict[str, Any]:
+    """Four steps around a skipped one, and steps with unused parameters, the optimizer in host memory or not."""
+    found: dict[str, Any] = {}
+    for stage, offload in itertools.product((1, 2, 3), (False, True)):
+        config = settings(stage=stage, precision="bf16").model_copy(update={"offload_optimizer": offload})
+        bad = micro_batches(2, micro=2)
+        if distributed.rank() == 0:
+            bad[0].latents.fill_(torch.nan)
+        dit = Engine(tiny_dit(), train=config)
+        steps = [micro_batches(0, micro=2), micro_batches(1, micro=2), bad, micro_batches(3, micro=2)]
+        results = [dit.step(Velocity(), batches) for batches in steps]
+        dit.close()
+        torch.manual_seed(0)
+        turns = Engine(Branches(), train=config)
+        taken = [result for result in results if not result.skipped]
+        taken += [turns.step(BranchLoss(), micro_batches(step, micro=2)) for step in range(4)]
+        turns.close()
+        found[f"{stage}/{offload}"] = _plain(taken)
+    return found
+
+
 def average() -> dict[str, Any]:
     """The EMA of 8 steps at each stage beside the same average of the gathered masters."""
     found: dict[str, Any] = {}
@@ -295,6 +316,7 @@ def group(*, folder: str) -> dict[str, Any]:
         "trajectories": trajectories(folder=folder, micros=[1, 2, 4], resume=True),
         "skips": skips(),
         "branches": branches(),
+        "offloaded": offloaded(),
         "average": average(),
     }
 

@@ -86,6 +86,15 @@ def test_a_parameter_unused_in_a_step_has_no_gradient_in_it(
     assert_same_training(found[f"{precision}/{stage}"], found[f"{precision}/1"], precision=precision)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_offloaded_optimizer_does_not_change_the_training(
+    two_ranks: list[dict[str, Any]], stage: int
+) -> None:
+    found = two_ranks[0]["offloaded"]
+    assert len(found[f"{stage}/True"]) == 3 + 4, "one step of four was skipped, not those after it"
+    assert_same_training(found[f"{stage}/True"], found[f"{stage}/False"], precision="bf16")
+
+
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_built() -> None:
     from scenarios import settings, tiny_dit
 
