@@ -5,7 +5,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,8 +40,12 @@ def cache_settings(folder: Path) -> dict[str, Any]:
         "model": {"wan": folder / "wan"},
         "data": {"source": "mevis", "root": GOLDEN, "split": "valid_u"},
         "clip": {
-            "frames": 5, "short_side": 32, "long_side": 64, "size_multiple": 16,
-            "crop_probability": 0.0, "flip_probability": 0.5,  # crops would need larger videos
+            "frames": 5,
+            "short_side": 32,
+            "long_side": 64,
+            "size_multiple": 16,
+            "crop_probability": 0.0,
+            "flip_probability": 0.5,  # crops would need larger videos
         },
         "cache": {"clips_per_shard": 4, "views": 2},
     }
@@ -87,10 +92,11 @@ def losses(out: Path) -> list[float]:
 
 
 def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> list[Any]:
-    """Runs one after another in one group of real processes; each job has lab, out and overrides.
+    """Runs one after another in one group of real processes.
 
-    The ranks are forked from a server that has imported everything once, which saves 6 s a process. What they
-    print is in `folder`.
+    A job has lab, out and overrides, and may have `code` (its exit code; 0) and `signal_rank` (which rank alone
+    gets a SIGTERM). The ranks are forked from a server that has imported everything once, which saves 6 s a
+    process. What they print is in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -139,7 +145,9 @@ def _rank(rank: int, ranks: int, port: int, jobs: list[dict[str, Any]], log: Pat
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     for job in jobs:
-        assert start(Path(job["lab"]), Path(job["out"]), job["overrides"]) == 0
+        signalled = SignalAt.on_every_run() if job.get("signal_rank") == rank else nullcontext()
+        with signalled:
+            assert start(Path(job["lab"]), Path(job["out"]), job["overrides"]) == job.get("code", 0)
 
 
 class SignalAt:
@@ -149,6 +157,19 @@ class SignalAt:
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.needs = inner, inner.needs
+
+    @classmethod
+    @contextmanager
+    def on_every_run(cls) -> Iterator[None]:
+        """While inside, runs of this process have their objective wrapped."""
+        from trainer import train
+
+        real = train.objective_named
+        train.objective_named = lambda *args, **named: cls(real(*args, **named))  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            train.objective_named = real
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from runs import losses, rows, run_group, start
 
+from trainer.config import REQUEUE_EXIT_CODE
+
 STEPS = 12
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
 MICRO = (1, 2, 4)
@@ -33,6 +35,8 @@ def by_ranks(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             start(lab, folder / f"{precision}_1_{micro}", overrides(precision, micro))
             out = str(folder / f"{precision}_2_{micro}")
             jobs.append({"lab": str(lab), "out": out, "overrides": overrides(precision, micro)})
+    one_stopped = {"lab": str(lab), "out": str(folder / "stopped"), "overrides": overrides("fp32", 2)}
+    jobs += [one_stopped | {"signal_rank": 1, "code": REQUEUE_EXIT_CODE}, one_stopped]
     run_group(jobs, folder=folder / "two")
     return folder
 
@@ -47,3 +51,9 @@ def test_batches_are_the_same_and_losses_too_at_any_ranks_and_micro_batch(
     assert [row["batch"] for row in rows(other)] == [row["batch"] for row in rows(one)]
     assert {row["world_size"] for row in rows(other)} == {ranks}
     assert losses(other) == pytest.approx(losses(one), rel=TOLERANCE[precision])
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_costs_nothing(by_ranks: Path) -> None:
+    log = (by_ranks / "stopped" / "log.txt").read_text()
+    assert "saved step_00000005" in log and "going on from step_00000005" in log
+    assert losses(by_ranks / "stopped") == losses(by_ranks / "fp32_2_2")

@@ -4,22 +4,18 @@ import socket
 import time
 from pathlib import Path
 
-import pytest
 from runs import SignalAt, start
 
-from trainer import train as train_module
 from trainer.tracking import Tracker, default_uri
 
 TRACKED = {"tracking.enabled": True, "train.log_every_steps": 1}
 
 
 def test_one_mlflow_run_across_restarts_with_params_metrics_and_the_right_end(
-    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        real = train_module.objective_named
-        patch.setattr(train_module, "objective_named", lambda *a, **k: SignalAt(real(*a, **k)))
+    with SignalAt.on_every_run():
         start(lab, out, TRACKED)
     from mlflow.tracking import MlflowClient
 

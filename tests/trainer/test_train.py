@@ -10,7 +10,6 @@ import yaml
 from runs import NanFrom, SignalAt, losses, rows, start
 
 from models.errors import CacheError, CheckpointError, ConfigError, TrainingError, UserError, WeightsError
-from trainer import train as train_module
 from trainer.checkpoint import complete, read_full, read_state
 from trainer.config import REQUEUE_EXIT_CODE
 from trainer.weights import content_sha256, load_dit, load_mask_decoder
@@ -27,11 +26,6 @@ def finished(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
     assert start(lab, out) == 0
     return out
-
-
-def wrap(monkeypatch: pytest.MonkeyPatch, wrapper: type[SignalAt]) -> None:
-    real = train_module.objective_named
-    monkeypatch.setattr(train_module, "objective_named", lambda *a, **k: wrapper(real(*a, **k)))
 
 
 def test_a_run_leaves_its_config_rows_log_and_checkpoints(finished: Path) -> None:
@@ -79,10 +73,9 @@ def test_the_saved_config_repeats_the_run_to_the_bit(lab: Path, tmp_path: Path, 
 
 
 def test_a_signal_saves_at_the_next_boundary_asks_for_a_requeue_and_costs_nothing(
-    lab: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Path, tmp_path: Path, finished: Path
 ) -> None:
-    with monkeypatch.context() as patch:
-        wrap(patch, SignalAt)
+    with SignalAt.on_every_run():
         assert start(lab, tmp_path / "run") == REQUEUE_EXIT_CODE
     assert complete(tmp_path / "run" / "checkpoints")[0].name == "step_00000005"
     assert start(lab, tmp_path / "run") == 0
@@ -90,10 +83,10 @@ def test_a_signal_saves_at_the_next_boundary_asks_for_a_requeue_and_costs_nothin
 
 
 def test_steps_without_a_finite_loss_are_skipped_and_named_and_training_goes_on(
-    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Path, tmp_path: Path
 ) -> None:
-    wrap(monkeypatch, NanFrom)
-    assert start(lab, tmp_path / "run") == 0
+    with NanFrom.on_every_run():
+        assert start(lab, tmp_path / "run") == 0
     found = rows(tmp_path / "run")
     assert [row["step"] for row in found if row.get("skipped")] == [5, 6, 7]
     assert [row["step"] for row in found if row["loss"] is None or row["grad_norm"] is None] == [5, 6, 7]
@@ -102,13 +95,11 @@ def test_steps_without_a_finite_loss_are_skipped_and_named_and_training_goes_on(
 
 
 def test_too_many_skips_in_a_row_stop_the_run_with_the_last_good_weights_saved(
-    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Path, tmp_path: Path
 ) -> None:
     guard = {"guard.max_consecutive_skips": 3, "checkpoint.every_steps": 2, "checkpoint.keep_last": 9}
-    with monkeypatch.context() as patch:
-        wrap(patch, NanFrom)
-        with pytest.raises(TrainingError, match="3 steps in a row"):
-            start(lab, tmp_path / "run", guard)
+    with NanFrom.on_every_run(), pytest.raises(TrainingError, match="3 steps in a row"):
+        start(lab, tmp_path / "run", guard)
     last, *_, good, _ = complete(tmp_path / "run" / "checkpoints")
     assert (last.name, good.name) == ("step_00000007", "step_00000004")
     assert content_sha256(read_full(last, kind="master")) == content_sha256(read_full(good, kind="master"))

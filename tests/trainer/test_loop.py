@@ -1,0 +1,76 @@
+"""The loop's decisions: what a signal may do, and when the state is saved."""
+
+import os
+import signal
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Any
+
+from trainer.loop import STOP_SIGNALS, Ending, Run, stop_signals, train
+
+
+class Nothing:
+    """Stands for the parts of a run that a test does not look at."""
+
+    wait_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **named: 0.0
+
+
+class Engine(Nothing):
+    """Steps whose numbers in `bad` are skipped."""
+
+    def __init__(self, bad: Collection[int]) -> None:
+        self.taken, self.bad = 0, bad
+
+    def step(self, objective: Any, batch: Any) -> Any:
+        self.taken += 1
+        skipped = self.taken in self.bad
+        return SimpleNamespace(loss=1.0, grad_norm=1.0, skipped=skipped, digest=0, metrics={})
+
+
+class Plan(Nothing):
+    def __getitem__(self, step: int) -> Any:
+        return SimpleNamespace(example_ids=[step])
+
+
+class Batches(Nothing):
+    def __next__(self) -> list[Any]:
+        return []
+
+
+def make(*, steps: int, every: int, bad: Collection[int] = (), patience: int = 2) -> tuple[Run, list[int]]:
+    saved: list[int] = []
+    config: Any = SimpleNamespace(
+        train=SimpleNamespace(steps=steps, warmup_steps=0, schedule="constant", lr=1.0),
+        checkpoint=SimpleNamespace(every_steps=every),
+        guard=SimpleNamespace(max_consecutive_skips=patience),
+    )
+    nothing: Any = Nothing()
+    parts: Any = {"plan": Plan(), "engine": Engine(bad), "batches": Batches()}
+    others: Any = dict.fromkeys(("ema", "objective", "report", "log"), nothing)
+    return Run(config=config, save_state=lambda run: saved.append(run.step), **parts, **others), saved
+
+
+def test_the_state_is_saved_when_due_and_at_the_end_but_never_twice() -> None:
+    for steps, expected in [(7, [3, 6, 7]), (6, [3, 6])]:
+        run, saved = make(steps=steps, every=3)
+        assert train(run) is Ending.FINISHED and saved == expected
+
+
+def test_only_skips_in_a_row_break_a_run() -> None:
+    run, saved = make(steps=9, every=100, bad={2, 4, 6, 7})
+    assert train(run) is Ending.BROKEN and saved == [7] and run.skipped == 4
+    assert train(make(steps=9, every=100, bad={2, 4, 6, 8})[0]) is Ending.FINISHED
+
+
+def test_a_signal_only_raises_a_flag_however_often_it_comes_and_leaves_the_old_handlers() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    run, saved = make(steps=9, every=100)
+    with stop_signals(run.request_stop):
+        for number in (*STOP_SIGNALS, *STOP_SIGNALS):
+            os.kill(os.getpid(), number)
+        assert not saved and run.signalled
+        assert train(run) is Ending.STOPPED
+    assert saved == [1] and [signal.getsignal(number) for number in STOP_SIGNALS] == before
