@@ -21,7 +21,7 @@ from data_pipeline.claims import claim, share_out
 from data_pipeline.config import CacheBuildConfig
 from data_pipeline.encode import ClipEncoder, EncodedClip
 from data_pipeline.fingerprint import fingerprint, refuse_other
-from data_pipeline.shards import FOLDER, TEMPORARY, shard_name, sidecar_name
+from data_pipeline.shards import FOLDER, remove_leftovers, shard_name, sidecar_name
 from data_pipeline.sources import open_source
 from data_pipeline.sources.base import Source
 from models.errors import CacheError, ConfigError
@@ -82,6 +82,7 @@ class Build:
         finished = self.out / manifest.FILE
         try:
             self.on_progress(BuildProgress("plan", 0, 1))
+            self.source.videos()  # bad input is refused before anything is written
             with claim(self.work / "plan", wait=True):
                 plan = self._plan()
             if not finished.exists():
@@ -160,8 +161,7 @@ class Build:
     def _encode_clips(self, plan: units.Plan) -> None:
         def work(unit: int) -> None:
             for name in (shard_name(unit), sidecar_name(unit)):
-                for leftover in self.shards.glob(f"{TEMPORARY}{name}.*"):
-                    leftover.unlink()
+                remove_leftovers(self.shards, name)
             self._write_unit(plan, unit)
 
         self._report_clips(plan, own=0)

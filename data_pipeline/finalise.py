@@ -16,7 +16,7 @@ from data_pipeline import index, manifest
 from data_pipeline.config import CacheBuildConfig
 from data_pipeline.manifest import BucketEntry, FileEntry, Manifest, ShardEntry
 from data_pipeline.records import Sidecar, read_sidecar
-from data_pipeline.shards import FOLDER, TEMPORARY, shard_name, whole_file, write_file
+from data_pipeline.shards import FOLDER, remove_leftovers, shard_name, whole_file, write_file
 from data_pipeline.units import Plan
 from models.errors import CacheError, DataError
 
@@ -25,8 +25,8 @@ Shape = tuple[int, int, int]
 
 def finalise(out: Path, plan: Plan, *, config: CacheBuildConfig) -> Manifest:
     """Write the index, then the manifest; every unit must be finished. DataError if no example is left."""
-    for leftover in (out / FOLDER).glob(f"{TEMPORARY}*"):
-        leftover.unlink(missing_ok=True)  # of workers that were killed; all units are done, so nobody writes
+    for folder in (out, out / FOLDER):
+        remove_leftovers(folder)  # all units are done, so nobody else writes
     views = config.cache.views
     counts: Counter[tuple[Shape, int]] = Counter()
     totals = _Totals()

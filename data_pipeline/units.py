@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from data_pipeline.clips import Clip, clips_of
 from data_pipeline.config import CacheBuildConfig
 from data_pipeline.manifest import Fingerprint
-from data_pipeline.shards import to_json, whole_file, write_file
+from data_pipeline.shards import remove_leftovers, to_json, whole_file, write_file
 from data_pipeline.sources.base import Source
 from models.errors import CacheError, DataError
 
@@ -63,6 +63,7 @@ def write_plan(
 ) -> None:
     """Write the plan of a build into `folder`; `facts` are kept in plan.json for whoever finalises."""
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     with whole_file(folder / "clips.jsonl") as clips_file, whole_file(folder / "texts.jsonl") as texts_file:
         clips, texts = _Lines(clips_file), _Lines(texts_file)
         numbering = _Numbering(texts)

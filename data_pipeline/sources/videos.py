@@ -8,7 +8,7 @@ a list of PNG paths; any value above 0 is the object. Needed by a cache, not by 
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ from data_pipeline.sources.base import (
 )
 from data_pipeline.video_file import VideoFile
 from models.errors import DataError
+
+
+@lru_cache(maxsize=2)
+def _opened(path: Path) -> VideoFile:
+    """The videos used last stay open: clips of one video follow each other."""
+    return VideoFile(path)
 
 
 class ListedVideo(Video):
@@ -54,17 +60,22 @@ class ListedVideo(Video):
         self._masks[anno_id] = masks
         return Expression(exp_id, text, (anno_id,))
 
-    @cached_property
+    @property
     def _file(self) -> VideoFile:
-        return VideoFile(self.path)
+        return _opened(self.path)
+
+    @cached_property
+    def _facts(self) -> tuple[int, tuple[int, int]]:
+        """Number of frames and their size; kept, so that planning needs no file to stay open."""
+        return len(self._file), self._file.size
 
     @cached_property
     def frame_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(f"{i:05d}" for i in range(len(self._file)))
+        return tuple(f"{i:05d}" for i in range(self._facts[0]))
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._file.size
+        return self._facts[1]
 
     def frames(self, ids: Sequence[int]) -> list[Frame]:
         return self._file.frames(ids)
@@ -81,9 +92,9 @@ class ListedVideo(Video):
         masks = self._masks[anno_id]
         if isinstance(masks, str):
             masks = [str(path) for path in sorted((self._folder / masks).glob("*.png"))]
-        if not isinstance(masks, list) or len(masks) != len(self._file):
+        if not isinstance(masks, list) or len(masks) != self._facts[0]:
             count = len(masks) if isinstance(masks, list) else "no list of"
-            raise DataError(f"{self._where}: {count} masks for the {len(self._file)} frames of {self.path}")
+            raise DataError(f"{self._where}: {count} masks for the {self._facts[0]} frames of {self.path}")
         return masks
 
     def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:

@@ -105,8 +105,9 @@ def test_a_worker_that_dies_leaves_its_unit_to_the_others(cache, make_config, tm
 
 def test_leftovers_of_a_killed_writer_vanish(cache, make_config, tmp_path):
     config = make_config(tmp_path / "cache")
-    (config.out / "shards").mkdir(parents=True)
-    (config.out / "shards" / ".tmp-000001.tar.0badcafe").write_bytes(b"half a shard")
+    for left in ("shards/.tmp-000001.tar.0badcafe", "plan/.tmp-clips.jsonl.00", ".tmp-index.npy.00"):
+        (config.out / left).parent.mkdir(parents=True, exist_ok=True)
+        (config.out / left).write_bytes(b"half a file")
     build(config)
     assert contents(config.out) == contents(cache)
 
