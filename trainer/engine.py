@@ -244,9 +244,7 @@ def _initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any]
     os.environ.setdefault("LOCAL_RANK", "0")
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
-        os.environ.setdefault(
-            "LOCAL_SIZE", "1"
-        )  # else ZeRO 3 starts `numactl` for every micro-batch to count
+        os.environ.setdefault("LOCAL_SIZE", "1")  # else ZeRO 3 runs `numactl` for every micro-batch
     import deepspeed
     import deepspeed.ops
     from deepspeed.runtime import bf16_optimizer
