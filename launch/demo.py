@@ -92,7 +92,7 @@ class Stages:
         self._say("5/7", "DiT")
         self._train("dit")
         self._say("6/7", "J&F on held-out videos")
-        self._job("evaluate", "evaluate.yaml", self.out / "evaluate", processes=1)
+        self._job("evaluate", "evaluate.yaml", self.out / "evaluate", processes=self.processes)
         self._say("7/7", "prediction")
         self._predict()
 

@@ -125,8 +125,10 @@ def wrap(text: str, *, width_px: int, size_px: int, lines: int) -> list[str]:
 def legend(prompts: Sequence[tuple[str, Rgb]], *, width: int) -> NDArray[np.uint8]:
     """A strip to stand below a frame: a swatch of each prompt's colour and its sentence.
 
-    returns: uint8 [height width 3]; as high as the wrapped sentences need
+    returns: uint8 [height width 3]; as high as the wrapped sentences need, 0 without any
     """
+    if not prompts:
+        return np.zeros((0, width, 3), dtype=np.uint8)
     size_px = min(40, max(16, width // 36))
     line_px, gap = round(size_px * 1.35), max(4, size_px // 2)
     text_left = gap + size_px + gap

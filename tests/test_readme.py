@@ -1,0 +1,31 @@
+"""The README tells the truth about the tree."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SOURCES = sorted(
+    path
+    for room in ("models", "data_pipeline", "trainer", "launch")
+    for path in (ROOT / room).rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_readme_names_every_source_file(path: Path) -> None:
+    assert path.name in README
+
+
+def test_every_config_that_the_readme_names_exists() -> None:
+    named = {word.strip("`,.;)") for word in README.split() if word.startswith(("configs/", "`configs/"))}
+    for name in named - {"configs/"}:
+        assert (ROOT / name.strip("`")).is_file(), name
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test", "test-long", "lint", "setup"):
+        assert f"\n{target}:" in makefile
