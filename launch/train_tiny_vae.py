@@ -220,12 +220,26 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="training time on one thread")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument(
+        "--start", type=Path, help="go on from the decoder of this folder, of the same --seed"
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     torch.set_num_threads(1)
     linear = fit(torch.from_numpy(np.concatenate(scenes(mix64(options.seed, 3), 0))), raw_std=RAW_STD)
     vae = new_vae(linear, options.seed)
-    train(vae, linear, out=options.out, minutes=options.minutes, seed=options.seed, lr=options.lr)
+    if options.start is not None:
+        earlier = AutoencoderKLWan.from_pretrained(options.start)
+        vae.decoder.load_state_dict(earlier.decoder.state_dict())
+        vae.post_quant_conv.load_state_dict(earlier.post_quant_conv.state_dict())
+    train(
+        vae,
+        linear,
+        out=options.out,
+        minutes=options.minutes,
+        seed=mix64(options.seed, 4, options.start is not None),
+        lr=options.lr,
+    )
     save(vae, options.out)
 
 
