@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from data_pipeline.randomness import mix64
 from data_pipeline.sources.synthetic_scene import BLOCK, draw_block
 from launch.tiny_vae_encoder import POSTERIOR_STD, LinearEncoder, fit, write
 
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "base_dim": 8,
     "z_dim": 16,
     "dim_mult": [1, 2, 4, 6],
@@ -35,6 +36,7 @@ ARCHITECTURE = {
 }
 RAW_STD = 1.7  # of every latent channel over videos and masks together
 GEOMETRIES = ((9, 64, 96), (17, 48, 48), (5, 64, 96), (9, 48, 64))  # frames, height, width beside 5 x 64 x 64
+# Every `vae` below is an AutoencoderKLWan, whose class diffusers leaves untyped.
 log = logging.getLogger("train_tiny_vae")
 
 
@@ -75,8 +77,8 @@ def scenes(seed: int, block: int, *, frames: int = 5, size: int = 64) -> tuple[N
     videos = drawn.frames.transpose(0, 4, 1, 2, 3).astype(np.float32) / 127.5 - 1
     rng = np.random.default_rng(mix64(seed, block, 1))
     named = rng.random(drawn.masks.shape[:2]) < 0.45
-    masks = (drawn.masks & named[:, :, None, None, None]).any(1)
-    return videos, np.repeat(masks[:, None], 3, axis=1).astype(np.float32) * 2 - 1
+    masks = np.any(drawn.masks & np.asarray(named)[:, :, None, None, None], axis=1)
+    return videos, np.repeat(np.expand_dims(masks, 1), 3, axis=1).astype(np.float32) * 2 - 1
 
 
 def batches(seed: int) -> Iterator[Tensor]:
@@ -102,7 +104,7 @@ def batches(seed: int) -> Iterator[Tensor]:
             yield torch.from_numpy(np.concatenate(parts)).contiguous(memory_format=torch.channels_last_3d)
 
 
-def decode(vae: AutoencoderKLWan, raw: Tensor) -> Tensor:
+def decode(vae: Any, raw: Tensor) -> Tensor:
     """Latent [B 16 f h w] raw -> pixels [B 3 F H W], without the clamp of `vae.decode` that stops gradients."""
     vae.clear_cache()
     hidden = vae.post_quant_conv(raw)
@@ -118,10 +120,10 @@ def decode(vae: AutoencoderKLWan, raw: Tensor) -> Tensor:
     return torch.cat(frames, 2)
 
 
-def new_vae(linear: LinearEncoder, seed: int) -> AutoencoderKLWan:
+def new_vae(linear: LinearEncoder, seed: int) -> Any:
     """A VAE whose encoder is `linear`. The decoder's residual branches start at zero: close to linear trains faster."""
     torch.manual_seed(seed)
-    vae = AutoencoderKLWan(**ARCHITECTURE)
+    vae: Any = AutoencoderKLWan(**ARCHITECTURE)
     write(linear, vae)
     for name, module in vae.decoder.named_modules():
         if name.endswith("conv2") and isinstance(module, nn.Conv3d):
@@ -129,24 +131,22 @@ def new_vae(linear: LinearEncoder, seed: int) -> AutoencoderKLWan:
     return channels_last(vae)
 
 
-def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+def channels_last(vae: Any) -> Any:
     """The same VAE with weights laid out for the CPU's fast convolutions; the numbers do not change."""
+    formats = {nn.Conv3d: torch.channels_last_3d, nn.Conv2d: torch.channels_last}
     for module in vae.modules():
-        if isinstance(module, nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
-        elif isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
+        for kind, memory_format in formats.items():
+            if isinstance(module, kind):
+                module.weight.data = module.weight.data.contiguous(memory_format=memory_format)
     return vae
 
 
-def decoder_weights(vae: AutoencoderKLWan) -> list[nn.Parameter]:
+def decoder_weights(vae: Any) -> list[Tensor]:
     """What is trained."""
     return [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
 
 
-def train(
-    vae: AutoencoderKLWan, linear: LinearEncoder, *, out: Path, minutes: float, seed: int, lr: float
-) -> None:
+def train(vae: Any, linear: LinearEncoder, *, out: Path, minutes: float, seed: int, lr: float) -> None:
     """Train the decoder in place for `minutes`, saving averaged weights as it goes.
 
     Convolutions run on a bfloat16 copy; AdamW and the average keep fp32.
@@ -188,7 +188,7 @@ def train(
 
 
 @torch.no_grad()
-def save(trained: AutoencoderKLWan, out: Path) -> None:
+def save(trained: Any, out: Path) -> None:
     """Round to bfloat16, measure on clips that training never saw, and write the folder."""
     vae = channels_last(copy.deepcopy(trained).to(torch.bfloat16).float())
     videos, masks = (torch.from_numpy(clips) for clips in scenes(mix64(0xE7A1), 0))
@@ -229,7 +229,7 @@ def main() -> None:
     linear = fit(torch.from_numpy(np.concatenate(scenes(mix64(options.seed, 3), 0))), raw_std=RAW_STD)
     vae = new_vae(linear, options.seed)
     if options.start is not None:
-        earlier = AutoencoderKLWan.from_pretrained(options.start)
+        earlier: Any = AutoencoderKLWan.from_pretrained(options.start)
         vae.decoder.load_state_dict(earlier.decoder.state_dict())
         vae.post_quant_conv.load_state_dict(earlier.post_quant_conv.state_dict())
     train(

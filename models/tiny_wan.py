@@ -9,6 +9,7 @@ import json
 from importlib import resources
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 from models.errors import WeightsError
 
 TEXT_DIM = 64
-TRANSFORMER = {
+TRANSFORMER: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 4,
     "attention_head_dim": 32,
@@ -29,7 +30,7 @@ TRANSFORMER = {
     "cross_attn_norm": True,
     "qk_norm": "rms_norm_across_heads",
 }
-TEXT_ENCODER = {
+TEXT_ENCODER: dict[str, Any] = {
     "d_model": TEXT_DIM,
     "d_kv": 16,
     "d_ff": 128,
@@ -38,7 +39,7 @@ TEXT_ENCODER = {
     "feed_forward_proj": "gated-gelu",
     "dropout_rate": 0.0,
 }
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "_class_name": "UniPCMultistepScheduler",
     "beta_end": 0.02,
     "beta_schedule": "linear",
@@ -96,7 +97,8 @@ def write_tiny_wan(folder: Path, *, seed: int = 0, random_vae: bool = False) -> 
 def _write_transformer(folder: Path) -> None:
     from diffusers import WanTransformer3DModel
 
-    WanTransformer3DModel(**TRANSFORMER).save_pretrained(folder, max_shard_size="2MB")
+    dit: Any = WanTransformer3DModel(**TRANSFORMER)
+    dit.save_pretrained(folder, max_shard_size="2MB")
 
 
 def _write_text_encoder(folder: Path) -> None:
@@ -122,7 +124,8 @@ def _write_vae(folder: Path, *, random: bool) -> None:
     from diffusers import AutoencoderKLWan
 
     settings = json.loads((packaged / "config.json").read_text())
-    AutoencoderKLWan(**{k: v for k, v in settings.items() if not k.startswith("_")}).save_pretrained(folder)
+    vae: Any = AutoencoderKLWan(**{k: v for k, v in settings.items() if not k.startswith("_")})
+    vae.save_pretrained(folder)
 
 
 def _vocabulary() -> list[tuple[str, float]]:
@@ -154,6 +157,6 @@ def _write_tokenizer(folder: Path) -> None:
     )
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
