@@ -1,31 +1,9 @@
 """One smoke demo for all tests of the command line: every stage really ran, on real files."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-
-
-def flowmask(*words: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run the command as a person does, in a process of its own."""
-    command = [sys.executable, "-m", "launch", *(str(word) for word in words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment())
-
-
-def start_flowmask(*words: object) -> subprocess.Popen[str]:
-    """Start the command and return at once."""
-    command: Sequence[str] = [sys.executable, "-m", "launch", *(str(word) for word in words)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    )
-
-
-def environment() -> dict[str, str]:
-    root = str(Path(__file__).parents[2])
-    return os.environ | {"PYTHONPATH": root, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+from command import flowmask
 
 
 @pytest.fixture(scope="session")

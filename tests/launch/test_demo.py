@@ -7,7 +7,7 @@ from pathlib import Path
 
 import av
 import pytest
-from conftest import flowmask
+from command import flowmask
 
 REPORT_KEYS = {
     "jf", "j", "f", "jf_shuffled_text", "train_loss_first", "train_loss_last",
