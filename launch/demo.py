@@ -10,10 +10,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
@@ -75,7 +76,7 @@ class Stages:
 
     def __init__(self, out: Path, settings: dict[str, Any], console: Console) -> None:
         self.out, self.settings, self.console = out, settings, console
-        self.processes, self.precision = machine()
+        self.machine = machine()
 
     def run(self) -> None:
         """dataset -> wan -> cache -> decoder -> DiT -> J&F -> prediction."""
@@ -85,14 +86,15 @@ class Stages:
         self._wan()
         self._say("3/7", "latent cache")
         started = time.time()
-        self._job("cache", "cache.yaml", self.out / "cache", processes=self.processes)
+        encoder = {"bf16": "bfloat16", "fp32": "float32"}[self.machine.convolutions]
+        self._job("cache", "cache.yaml", self.out / "cache", f"cache.encoder_dtype={encoder}")
         self._note("cache_s", time.time() - started)
         self._say("4/7", "mask decoder")
-        self._train("decoder")
+        self._train("decoder", self.machine.convolutions)
         self._say("5/7", "DiT")
-        self._train("dit")
+        self._train("dit", self.machine.attention)
         self._say("6/7", "J&F on held-out videos")
-        self._job("evaluate", "evaluate.yaml", self.out / "evaluate", processes=self.processes)
+        self._job("evaluate", "evaluate.yaml", self.out / "evaluate", "precision=fp32")
         self._say("7/7", "prediction")
         self._predict()
 
@@ -137,15 +139,13 @@ class Stages:
         video, prompts = write_example(self.out)
         predict(video, prompts, checkpoint=str(self.out / "runs" / "dit"), out=self.out / "predict")
 
-    def _train(self, name: str) -> None:
+    def _train(self, name: str, precision: str) -> None:
         overrides = [f"{key}={value}" for key, value in self.settings[name].items()]
-        overrides += [
-            f"train.precision={self.precision}",
-            f"tracking.uri=sqlite:///{self.out.resolve()}/mlflow.db",
-        ]
-        self._job("train", f"{name}.yaml", self.out / "runs" / name, *overrides, processes=self.processes)
+        tracking = f"tracking.uri=sqlite:///{self.out.resolve()}/mlflow.db"
+        run = self.out / "runs" / name
+        self._job("train", f"{name}.yaml", run, f"train.precision={precision}", tracking, *overrides)
 
-    def _job(self, kind: str, part: str, out: Path, *overrides: str, processes: int) -> None:
+    def _job(self, kind: str, part: str, out: Path, *overrides: str) -> None:
         """Run one job of configs/demo with every path below `out`."""
         places = {
             "cache": [f"data.root={self.out}/dataset", f"model.wan={self.out}/wan"],
@@ -154,7 +154,7 @@ class Stages:
         }[kind]
         if part == "dit.yaml":
             places.append(f"model.mask_decoder={self.out}/runs/decoder")
-        launch = f"launch.processes_per_node={processes}"
+        launch = f"launch.processes_per_node={self.machine.processes}"
         code = run(kind, load_job(_config(part), KINDS[kind], [f"out={out}", *places, launch, *overrides]))
         if code:
             raise UserError(
@@ -173,14 +173,23 @@ def whole(place: Path) -> Iterator[Path]:
     scratch.rmdir()
 
 
-def machine() -> tuple[int, str]:
-    """Processes and precision that suit this machine: bf16 where the hardware multiplies it, else fp32."""
+@dataclass(frozen=True)
+class Machine:
+    """What suits this machine: one process a GPU, or two for the cores; how fast its bfloat16 is."""
+
+    processes: int
+    convolutions: Literal["bf16", "fp32"]  # encoding and the mask decoder
+    attention: Literal["bf16", "fp32"]  # the DiT: PyTorch's bf16 attention backward is slow on a CPU
+
+
+def machine() -> Machine:
+    """This machine, by what its hardware multiplies."""
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.device_count(), "bf16"
-    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return min(2, len(os.sched_getaffinity(0))), "bf16" if bf16 else "fp32"
+        return Machine(torch.cuda.device_count(), "bf16", "bf16")
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return Machine(min(2, len(os.sched_getaffinity(0))), "bf16" if fast else "fp32", "fp32")
 
 
 def write_example(out: Path) -> tuple[Path, list[str]]:

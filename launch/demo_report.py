@@ -1,6 +1,7 @@
 """The figures of a demo, gathered from what its jobs wrote, and the table that a person sees at the end."""
 
 import json
+import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -55,7 +56,10 @@ def show(out: Path, report: dict[str, Any], console: Console) -> None:
     for what, where in (
         ("report", out / "evaluate" / "report.html"),
         ("overlay video", out / "predict" / "overlay.mp4"),
-        ("losses", f"mlflow ui --backend-store-uri sqlite:///{out / 'mlflow.db'}"),
+        (
+            "losses",
+            f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri sqlite:///{out / 'mlflow.db'}",
+        ),
         ("figures", out / "report.json"),
     ):
         console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)
