@@ -24,7 +24,7 @@ from launch.demo_report import collect, show
 from launch.jobs import KINDS, run
 from models.errors import ConfigError, UserError
 
-MARK = "demo.json"
+MARK, REPORT = "demo.json", "report.json"
 
 
 class Profile(StrEnum):
@@ -40,10 +40,14 @@ def run_demo(out: Path, profile: Profile, *, console: Console) -> dict[str, Any]
     started = time.time()
     settings = load_settings(profile)
     claim(out, settings)
-    stages = Stages(out, settings, console)
-    stages.run()
+    if (out / REPORT).is_file():
+        report: dict[str, Any] = json.loads((out / REPORT).read_text())
+        console.print(f"{out} holds this demo, finished", highlight=False)
+        show(out, report, console)
+        return report
+    Stages(out, settings, console).run()
     report = collect(out) | {"wall_s": round(time.time() - started, 1)}
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     show(out, report, console)
     return report
 

@@ -123,9 +123,10 @@ def _verdict(folder: Path, codes: list[int | None]) -> int:
     if errors:
         raise UserError(errors[0].read_text())
     for rank, code in enumerate(codes):
-        if code is None:
-            raise JobFailedError(f"rank {rank} did not end {GRACE_S:.0f} s after the others and was killed")
-        if _is_failure(code):
+        if code is not None and _is_failure(code):
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             raise JobFailedError(f"rank {rank} {how}; what it printed stands above")
+    if None in codes:
+        late = codes.index(None)
+        raise JobFailedError(f"rank {late} did not end {GRACE_S:.0f} s after the others and was killed")
     return max(code or 0 for code in codes)

@@ -53,8 +53,9 @@ def test_a_server_that_accepts_and_never_answers_costs_neither_time_nor_life(tmp
             tracker.log(step, {"loss": 1.0})
         logged = time.perf_counter() - started
         tracker.close("FINISHED", patience_s=1.0)
-        assert logged < 1.0 and time.perf_counter() - started < 5.0
-    assert len(warnings) <= 2 and "did not take everything" in warnings[-1] and "\n" not in "".join(warnings)
+        assert logged < 10 and time.perf_counter() - started < 30  # a call that waits would take minutes
+    assert any("did not take everything" in warning for warning in warnings)
+    assert len(warnings) <= 2 and "\n" not in "".join(warnings)
 
 
 def test_a_dead_server_is_one_line_in_the_log(lab: Path, tmp_path: Path) -> None:
