@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from rich.console import Console
 from launch.config import load_job
 from launch.demo_report import collect, show
 from launch.jobs import KINDS, run
+from launch.progress import bar
 from models.errors import ConfigError, UserError
 
 MARK, REPORT = "demo.json", "report.json"
@@ -112,21 +112,25 @@ class Stages:
         path.write_text(json.dumps({key: round(value, 2)} | durations))
 
     def _dataset(self) -> None:
+        self._split("train", videos=self.settings["train_videos"])
+        self._split("valid_u", videos=self.settings["valid_videos"])
+
+    def _split(self, split: str, *, videos: int) -> None:
         from data_pipeline.sources.synthetic import write_synthetic
 
-        sizes = {"train": self.settings["train_videos"], "valid_u": self.settings["valid_videos"]}
-        for split, videos in sizes.items():
-            place = self.out / "dataset" / split
-            if not place.exists():
-                with whole(place) as root:
-                    write_synthetic(
-                        root,
-                        split=split,
-                        videos=videos,
-                        seed=self.settings["seed"],
-                        frames=self.settings["frames"],
-                        size=self.settings["size_px"],
-                    )
+        place = self.out / "dataset" / split
+        if place.exists():
+            return
+        with whole(place) as root, bar() as update:
+            write_synthetic(
+                root,
+                split=split,
+                videos=videos,
+                seed=self.settings["seed"],
+                frames=self.settings["frames"],
+                size=self.settings["size_px"],
+                on_progress=lambda done: update(split, done, videos),
+            )
 
     def _wan(self) -> None:
         from models.tiny_wan import write_tiny_wan
@@ -141,7 +145,9 @@ class Stages:
         from trainer.predict import predict
 
         video, prompts = write_example(self.out)
-        predict(video, prompts, checkpoint=str(self.out / "runs" / "dit"), out=self.out / "predict")
+        with bar() as update:
+            checkpoint = str(self.out / "runs" / "dit")
+            predict(video, prompts, checkpoint=checkpoint, out=self.out / "predict", on_progress=update)
 
     def _train(self, name: str, precision: str) -> None:
         overrides = [f"{key}={value}" for key, value in self.settings[name].items()]
@@ -219,7 +225,8 @@ def write_example(out: Path) -> tuple[Path, list[str]]:
 
 def _config(part: str) -> Path:
     """A file of the configs that this installation carries."""
-    path = Path(str(files("configs").joinpath(part if part == "demo.yaml" else f"demo/{part}")))
+    folder = Path(__file__).resolve().parents[1] / "configs"  # beside the packages, installed or checked out
+    path = folder / (part if part == "demo.yaml" else f"demo/{part}")
     if not path.is_file():
         raise ConfigError(f"{path} is missing; install FlowMask from its checkout: make setup")
     return path

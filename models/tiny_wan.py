@@ -104,7 +104,9 @@ def _write_transformer(folder: Path) -> None:
 def _write_text_encoder(folder: Path) -> None:
     """A random encoder; position biases are wide, so that its outputs tell the order of words too."""
     from transformers import UMT5Config, UMT5EncoderModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a few MB need none
     config = UMT5Config(vocab_size=len(_vocabulary()), num_decoder_layers=2, **TEXT_ENCODER)
     model = UMT5EncoderModel(config).eval()
     for name, weight in model.named_parameters():
