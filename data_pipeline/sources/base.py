@@ -7,8 +7,9 @@ annotations; frames are read when asked for.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,36 @@ class Video(ABC):
         """Hash of the names and sizes of the video's frame files; DataError if one is missing."""
 
 
+class FolderVideo(Video):
+    """A video whose frames are JPEG files of one folder, named by `frame_names`."""
+
+    def __init__(
+        self,
+        video_id: str,
+        *,
+        folder: Path,
+        frame_names: Sequence[str],
+        expressions: Sequence[Expression],
+        has_masks: bool,
+    ):
+        self.video_id, self.folder, self.has_masks = video_id, folder, has_masks
+        self.frame_names, self.expressions = tuple(frame_names), tuple(expressions)
+
+    def frame_path(self, index: int) -> Path:
+        return self.folder / f"{self.frame_names[index]}.jpg"
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        return image_size(self.frame_path(0))
+
+    def frames(self, ids: Sequence[int]) -> list[Frame]:
+        read = {i: read_image(self.frame_path(i), size=self.size) for i in sorted(set(ids))}
+        return [read[i] for i in ids]
+
+    def files_digest(self) -> str:
+        return names_and_sizes(map(self.frame_path, range(len(self.frame_names))), what="frame")
+
+
 class Source(ABC):
     """One split of a dataset."""
 
@@ -87,10 +118,13 @@ def field(entry: Any, name: str, kind: type, *, where: str) -> Any:
     return entry[name]
 
 
-def read_json(path: Path) -> Any:
-    """Parsed JSON; DataError for a file that is missing or does not parse."""
+def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parsed JSON; DataError for a file that is missing or does not parse.
+
+    object_hook: makes each object smaller as it is parsed, for files that are too large to hold as a whole.
+    """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_hook=object_hook)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
     except OSError as error:
@@ -102,6 +136,18 @@ def read_json(path: Path) -> Any:
 def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def names_and_sizes(paths: Iterable[Path], *, what: str) -> str:
+    """Hash of the names and sizes of files; DataError that names `what` is missing."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        except OSError as error:
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
+            raise DataError(f"{path}: the {what} is {reason}") from error
+    return digest.hexdigest()
 
 
 def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:

@@ -4,10 +4,7 @@ Refuses missing files and fields, masks that do not fit their video, sentences w
 without any.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +14,11 @@ from numpy.typing import NDArray
 from data_pipeline import rle
 from data_pipeline.sources.base import (
     Expression,
-    Frame,
+    FolderVideo,
     Source,
-    Video,
     check_expression,
     field,
     hash_file,
-    image_size,
-    read_image,
     read_json,
 )
 from models.errors import DataError
@@ -32,7 +26,7 @@ from models.errors import DataError
 _META, _MASKS, _FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
 
 
-class MevisVideo(Video):
+class MevisVideo(FolderVideo):
     """One folder of JPEG frames; `masks` is the split's annotation table, None where masks are not public."""
 
     def __init__(
@@ -45,21 +39,14 @@ class MevisVideo(Video):
         masks: dict[str, list[Any]] | None,
         masks_path: Path,
     ):
-        self.video_id, self.folder = video_id, folder
-        self.frame_names, self.expressions = tuple(frame_names), tuple(expressions)
-        self.has_masks = masks is not None
+        super().__init__(
+            video_id,
+            folder=folder,
+            frame_names=frame_names,
+            expressions=expressions,
+            has_masks=masks is not None,
+        )
         self._masks, self._masks_path = masks, masks_path
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"{self.frame_names[index]}.jpg"
-
-    @cached_property
-    def size(self) -> tuple[int, int]:
-        return image_size(self._path(0))
-
-    def frames(self, ids: Sequence[int]) -> list[Frame]:
-        read = {i: read_image(self._path(i), size=self.size) for i in sorted(set(ids))}
-        return [read[i] for i in ids]
 
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
         assert self._masks is not None, f"{self.video_id} has no masks"
@@ -70,21 +57,6 @@ class MevisVideo(Video):
                 if (mask := self._masks[anno_id][i]) is not None:
                     union[place] |= rle.decode(mask, size=self.size, where=where)
         return union
-
-    def files_digest(self) -> str:
-        try:
-            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}
-        except OSError as error:
-            raise DataError(
-                f"{self.folder}: the video's frame folder cannot be read: {error.strerror}"
-            ) from error
-        digest = hashlib.sha256()
-        for index in range(len(self.frame_names)):
-            path = self._path(index)
-            if path.name not in sizes:
-                raise DataError(f"{path}: the frame is missing")
-            digest.update(f"{path.name} {sizes[path.name]}\n".encode())
-        return digest.hexdigest()
 
 
 class MevisSource(Source):
