@@ -71,6 +71,13 @@ def to_signed(frames: Sequence[NDArray[np.uint8]], *, pixel_norm: PixelNorm = "h
     return (stacked - mean) / std
 
 
+def from_signed(signed: Tensor, *, pixel_norm: PixelNorm = "half") -> NDArray[np.uint8]:
+    """Float [3 F H W] back to rgb8 [F H W 3]: the inverse of `to_signed`, clipped to what 8 bits hold."""
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in _STATISTICS[pixel_norm])
+    scaled = ((signed.float().cpu() * std + mean) * 255).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(1, 2, 3, 0).numpy()
+
+
 def resize_masks(masks: NDArray[np.bool_], *, size: tuple[int, int]) -> NDArray[np.bool_]:
     """bool [F H W] to `size` (width, height): output pixel i takes source floor(i * source / output)."""
     width, height = size

@@ -82,6 +82,23 @@ def cache_verify(
         raise typer.Exit(1)
 
 
+@cache_app.command("inspect")
+def cache_inspect(
+    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write")],
+    examples: Annotated[int, typer.Option(min=0, help="Random examples to decode; 0 needs no VAE")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the choice of examples")] = 0,
+    wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the build's")] = None,  # noqa: UP045
+) -> None:
+    """Write one HTML page of a cache: what is in it, and random examples decoded from the latents."""
+    from data_pipeline.inspect_page import inspect
+    from launch.progress import bar
+
+    with bar() as on_progress:
+        inspect(folder, out=out, examples=examples, seed=seed, wan=wan, on_progress=on_progress)
+    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+
+
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a DiT or a mask decoder on a cache. The same command again resumes the run in OUT, exactly."""

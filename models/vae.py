@@ -1,4 +1,4 @@
-"""The frozen Wan VAE: pixels to raw posterior moments, and the statistics that normalise a video latent.
+"""The frozen Wan VAE: pixels to raw posterior moments and back, and the statistics that normalise a video latent.
 
 The video's latent is normalised, the mask's never is: two tensors of one shape and two meanings.
 """
@@ -68,6 +68,17 @@ def encode_mask(vae: "AutoencoderKLWan", mask: Tensor) -> Tensor:
     returns: float32 [B 16 f h w] raw   posterior mean; not normalised, unlike the video's
     """
     return encode_moments(vae, mask_to_signed(mask))[0]
+
+
+@torch.no_grad()
+def decode(vae: "AutoencoderKLWan", latent: Tensor) -> Tensor:
+    """What a latent shows, of a video or of a mask that was encoded as one.
+
+    latent:  [B 16 f h w] raw
+    returns: float32 [B 3 F H W] in -1..1, F = 4f - 3
+    """
+    decoded: Tensor = vae.decode(latent.to(vae.device, vae.dtype)).sample
+    return decoded.float()
 
 
 def mask_to_signed(mask: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.page import spread
 from data_pipeline.sources.base import Video
 from trainer.evaluate_config import EvaluateConfig
 from trainer.evaluate_store import REPORT
 from trainer.overlay import read_mask
-from trainer.report import ReportExample, ReportRow, spread, write_report
+from trainer.report import ReportExample, ReportRow, write_report
 
 NO_MASKS = "The dataset has no masks: masks/ holds the predictions, but no score is possible."
 _SHEET_FRAMES = 6

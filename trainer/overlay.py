@@ -1,7 +1,7 @@
-"""Drawing: masks over frames, a legend of the prompts, mask PNGs and H.264 files.
+"""What a person looks at: videos under coloured masks, a legend of the prompts, mask PNGs and H.264 files.
 
-Owns every pixel that a person looks at. Works frame by frame, so a video of any length takes the memory of
-one frame. An mp4 exists whole or not at all, with even sides and 4:2:0 colour, as every player wants.
+Works frame by frame, so a video of any length takes the memory of one frame. An mp4 exists whole or not at
+all, with even sides and 4:2:0 colour, as every player wants.
 """
 
 import colorsys
@@ -18,9 +18,9 @@ from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from data_pipeline.paint import Rgb, paint
 from models.errors import DataError
 
-Rgb = tuple[int, int, int]
 SHORT_SIDE_PX = 480  # smaller videos are enlarged, or nobody can read the legend
 LONG_SIDE_PX = 1920  # larger ones shrink: H.264 decoders in hardware end near 4096
 _PALETTE: tuple[Rgb, ...] = (  # Okabe and Ito's colours, apart for the colour-blind too
@@ -33,7 +33,6 @@ _PALETTE: tuple[Rgb, ...] = (  # Okabe and Ito's colours, apart for the colour-b
     (250, 170, 30),
 )
 _STRIP, _INK = (18, 18, 22), (238, 238, 242)
-_FILL = 0.45
 
 
 def colour(number: int) -> Rgb:
@@ -58,49 +57,6 @@ def view_size(height: int, width: int) -> tuple[int, int]:
     scale = max(1.0, SHORT_SIDE_PX / min(height, width))
     scale = min(scale, LONG_SIDE_PX / max(height, width))
     return max(2, round(height * scale)), max(2, round(width * scale))
-
-
-def _resized(image: NDArray[np.uint8], size: tuple[int, int], how: Image.Resampling) -> NDArray[np.uint8]:
-    if image.shape[:2] == size:
-        return image
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), how))
-
-
-def _contour(mask: NDArray[np.bool_], thickness_px: int) -> NDArray[np.bool_]:
-    """The pixels of a mask that are at most `thickness_px` away from its outside, along rows and columns."""
-    inside = mask
-    for _ in range(thickness_px):
-        ringed = np.pad(inside, 1, constant_values=True)  # the frame's border is not a contour
-        inside = inside & ringed[:-2, 1:-1] & ringed[2:, 1:-1] & ringed[1:-1, :-2] & ringed[1:-1, 2:]
-    return mask & ~inside
-
-
-def paint(
-    frame: NDArray[np.uint8],
-    layers: Sequence[tuple[NDArray[np.bool_], Rgb]],
-    *,
-    size: tuple[int, int] | None = None,
-) -> NDArray[np.uint8]:
-    """Masks as translucent colours with a solid contour over a frame.
-
-    frame:   uint8 [H W 3] rgb8
-    layers:  (bool [H W], colour) each; later ones lie on top, contours above all fills
-    returns: uint8 [size 3], the frame's own size unless given; masks are enlarged without smoothing
-    """
-    size = size or (frame.shape[0], frame.shape[1])
-    canvas = _resized(frame, size, Image.Resampling.BICUBIC).astype(np.float32)
-    shown = [
-        (
-            _resized(mask.astype(np.uint8), size, Image.Resampling.NEAREST).astype(bool),
-            np.array(tone, np.float32),
-        )
-        for mask, tone in layers
-    ]
-    for mask, tone in shown:
-        canvas[mask] = (1 - _FILL) * canvas[mask] + _FILL * tone
-    for mask, tone in shown:
-        canvas[_contour(mask, max(1, min(size) // 160))] = tone
-    return canvas.round().clip(0, 255).astype(np.uint8)
 
 
 def wrap(text: str, *, width_px: int, size_px: int, lines: int) -> list[str]:

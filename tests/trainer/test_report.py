@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.report import ReportExample, ReportRow, spread, write_report
+from data_pipeline.page import spread
+from trainer.report import ReportExample, ReportRow, write_report
 
 
 def _example(*, true: bool = True) -> ReportExample:

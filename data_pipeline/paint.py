@@ -1,0 +1,83 @@
+"""Pictures that a person looks at: masks painted over frames, and frames as data addresses for a page.
+
+Pure functions on uint8 [H W 3] rgb8 and bool [H W]; no files.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Rgb = tuple[int, int, int]
+TRUE_COLOUR: Rgb = (60, 190, 90)
+PREDICTED_COLOUR: Rgb = (230, 97, 0)
+CELL_PX = 160  # width of one picture of a contact sheet
+_FILL = 0.45
+_DIM = 0.45
+
+
+def paint(
+    frame: NDArray[np.uint8],
+    layers: Sequence[tuple[NDArray[np.bool_], Rgb]],
+    *,
+    size: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Masks as translucent colours with a solid contour over a frame.
+
+    frame:   uint8 [H W 3] rgb8
+    layers:  (bool [H W], colour) each; later ones lie on top, contours above all fills
+    returns: uint8 [size 3], the frame's own size unless given; masks are enlarged without smoothing
+    """
+    size = size or (frame.shape[0], frame.shape[1])
+    canvas = _resized(frame, size, Image.Resampling.BICUBIC).astype(np.float32)
+    shown = [
+        (
+            _resized(mask.astype(np.uint8), size, Image.Resampling.NEAREST).astype(bool),
+            np.array(tone, np.float32),
+        )
+        for mask, tone in layers
+    ]
+    for mask, tone in shown:
+        canvas[mask] = (1 - _FILL) * canvas[mask] + _FILL * tone
+    for mask, tone in shown:
+        canvas[_contour(mask, max(1, min(size) // 160))] = tone
+    return canvas.round().clip(0, 255).astype(np.uint8)
+
+
+def lit(frame: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> NDArray[np.uint8]:
+    """The frame dimmed, with its own light and a coloured veil inside the mask, at the size of a cell."""
+    dimmed = np.where(mask[..., None], frame, (frame * _DIM).astype(np.uint8))
+    return paint(dimmed, [(mask, tone)], size=_cell_size(frame))
+
+
+def embedded(picture: NDArray[np.uint8]) -> str:
+    """A picture as a data address: JPEG, at the width of a cell."""
+    high, wide = _cell_size(picture)
+    image = Image.fromarray(picture)
+    if image.size != (wide, high):
+        image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _cell_size(frame: NDArray[np.uint8]) -> tuple[int, int]:
+    return max(1, round(frame.shape[0] * CELL_PX / frame.shape[1])), CELL_PX
+
+
+def _resized(image: NDArray[np.uint8], size: tuple[int, int], how: Image.Resampling) -> NDArray[np.uint8]:
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), how))
+
+
+def _contour(mask: NDArray[np.bool_], thickness_px: int) -> NDArray[np.bool_]:
+    """The pixels of a mask that are at most `thickness_px` away from its outside, along rows and columns."""
+    inside = mask
+    for _ in range(thickness_px):
+        ringed = np.pad(inside, 1, constant_values=True)  # the frame's border is not a contour
+        inside = inside & ringed[:-2, 1:-1] & ringed[2:, 1:-1] & ringed[1:-1, :-2] & ringed[1:-1, 2:]
+    return mask & ~inside
