@@ -1,4 +1,4 @@
-"""COCO run-length masks, the truth that every record carries.
+"""COCO run-length masks, the truth that every record carries; polygons to such masks.
 
 A mask is {"size": [H, W], "counts": str}, runs counted down the columns. Refused by DataError, with the
 caller's words for where it stands: another size, counts that are malformed or do not cover the frame
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.errors import DataError
 
 Mask = NDArray[np.bool_]
+_TRIANGLE = 6  # coordinates
 
 
 def encode(mask: Mask) -> dict[str, Any]:
@@ -47,6 +48,44 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
     values = np.zeros(len(runs), dtype=bool)
     values[1::2] = True
     return np.repeat(values, runs).reshape(width, height).T
+
+
+def rasterise(polygons: Any, *, size: tuple[int, int], where: str) -> Mask:
+    """Bool [H W], the union of COCO polygons [x0, y0, x1, y1, ...] in px.
+
+    Fewer than three points cover nothing (COCO has a few). DataError for anything but flat lists of finite
+    numbers in pairs, and for points so far outside that they belong to another picture: pycocotools' memory
+    grows with the length of an edge.
+    """
+    from pycocotools import mask as coco
+
+    height, width = size
+    if not isinstance(polygons, list) or not polygons:
+        raise DataError(f"{where}: expected a list of polygons, found {str(polygons)[:40]!r}")
+    shapes = []
+    for polygon in polygons:
+        points = _points(polygon, where=where)
+        if ((points < -max(size)) | (points > 2 * max(size))).any():
+            raise DataError(
+                f"{where}: the polygon reaches from {points.min():g} to {points.max():g} px, but its image "
+                f"is {height}x{width} (height x width)"
+            )
+        if len(points) >= _TRIANGLE:
+            shapes.append(points.tolist())
+    if not shapes:
+        return np.zeros(size, dtype=bool)
+    return np.asarray(coco.decode(coco.merge(coco.frPyObjects(shapes, height, width))), dtype=bool)
+
+
+def _points(polygon: Any, *, where: str) -> NDArray[np.float64]:
+    """Flat float64 coordinates of one polygon."""
+    try:
+        points = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: no polygon of numbers: {str(polygon)[:40]!r}") from error
+    if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
+        raise DataError(f"{where}: no list of finite x, y, x, y, ...: {str(polygon)[:40]!r}")
+    return points
 
 
 def _runs(counts: Any, *, where: str) -> NDArray[np.int64]:

@@ -20,8 +20,32 @@ def _videos(root: Path, split: str) -> Source:
     return VideosSource(root, split=split)
 
 
-# The synthetic dataset is written in the layout of MeViS.
-SOURCES: dict[str, Callable[[Path, str], Source]] = {"mevis": _mevis, "synthetic": _mevis, "videos": _videos}
+def _ref_youtube_vos(root: Path, split: str) -> Source:
+    from data_pipeline.sources.ref_youtube_vos import RefYoutubeVosSource
+
+    return RefYoutubeVosSource(root, split=split)
+
+
+def _ref_davis17(root: Path, split: str) -> Source:
+    from data_pipeline.sources.ref_davis17 import RefDavis17Source
+
+    return RefDavis17Source(root, split=split)
+
+
+def _refcoco(root: Path, split: str) -> Source:
+    from data_pipeline.sources.refcoco import RefcocoSource
+
+    return RefcocoSource(root, split=split)
+
+
+SOURCES: dict[str, Callable[[Path, str], Source]] = {
+    "mevis": _mevis,
+    "ref_davis17": _ref_davis17,
+    "ref_youtube_vos": _ref_youtube_vos,
+    "refcoco": _refcoco,
+    "synthetic": _mevis,  # written in the layout of MeViS
+    "videos": _videos,
+}
 
 
 def open_source(config: DataSourceConfig) -> Source:

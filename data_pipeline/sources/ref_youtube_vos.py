@@ -1,0 +1,208 @@
+"""Ref-YouTube-VOS: meta_expressions/{split}/meta_expressions.json, {split}/JPEGImages, {split}/Annotations.
+
+Annotations/<video>/<frame>.png holds the object of each pixel as its palette index; an expression names one
+in `obj_id`. `valid` has no public masks, and what meta_expressions/test lists is no part of it. Refuses
+missing files and fields, an object that {split}/meta.json does not list (where there is that file), masks
+without a palette or of another size, and `train` without Annotations.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_pipeline.sources.base import (
+    Expression,
+    FolderVideo,
+    Source,
+    check_expression,
+    field,
+    hash_file,
+    names_and_sizes,
+    read_json,
+)
+from models.errors import DataError
+
+_EXPRESSIONS = "meta_expressions"
+_LARGEST_INDEX, _DIGITS = 255, 3
+_MAPS_KEPT = 32  # the masks of a clip's objects are asked for one after the other, from the same files
+
+
+class PaletteVideo(FolderVideo):
+    """Frames with an index map beside each; `annotations` is None where masks are not public."""
+
+    def __init__(
+        self,
+        video_id: str,
+        *,
+        folder: Path,
+        annotations: Path | None,
+        frame_names: Sequence[str],
+        expressions: Sequence[Expression],
+    ):
+        super().__init__(
+            video_id,
+            folder=folder,
+            frame_names=frame_names,
+            expressions=expressions,
+            has_masks=annotations is not None,
+        )
+        self._annotations = annotations
+
+    def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
+        objects = [int(anno_id) for anno_id in anno_ids]
+        masks = np.zeros((len(ids), *self.size), dtype=bool)
+        for place, i in enumerate(ids):
+            path = self._map_path(i)
+            indices = _index_map(path)
+            if indices.shape != self.size:
+                raise DataError(
+                    f"{path}: the mask is {indices.shape[0]}x{indices.shape[1]} (height x width), its frame "
+                    f"{self.size[0]}x{self.size[1]}"
+                )
+            masks[place] = np.isin(indices, objects)
+        return masks
+
+    def masks_digest(self) -> str:
+        """Hash of the names and sizes of the index maps; DataError if a frame has none."""
+        return names_and_sizes(map(self._map_path, range(len(self.frame_names))), what="mask")
+
+    def _map_path(self, index: int) -> Path:
+        assert self._annotations is not None, f"{self.video_id} has no masks"
+        return self._annotations / f"{self.frame_names[index]}.png"
+
+
+@lru_cache(maxsize=_MAPS_KEPT)
+def _index_map(path: Path) -> NDArray[np.uint8]:
+    """uint8 [H W], the object of each pixel, 0 for none."""
+    try:
+        with Image.open(path) as image:
+            mode, indices = image.mode, np.asarray(image)
+    except FileNotFoundError:
+        raise DataError(f"{path}: the mask is missing") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable mask, or a truncated one ({error})") from error
+    if mode not in ("P", "L"):
+        raise DataError(f"{path}: a mask of mode {mode}; expected palette indices (mode P), one an object")
+    return indices
+
+
+class RefYoutubeVosSource(Source):
+    """One split of a dataset in the layout of Ref-YouTube-VOS."""
+
+    def __init__(self, root: Path, *, split: str):
+        self.folder = root / split
+        self._meta_path = root / _EXPRESSIONS / split / "meta_expressions.json"
+        self._test_path = root / _EXPRESSIONS / "test" / "meta_expressions.json"
+        self._objects_path = self.folder / "meta.json"
+        self._frames, self._annotations = self.folder / "JPEGImages", self.folder / "Annotations"
+        if not self._frames.is_dir():
+            raise DataError(f"{self._frames}: no such folder of frames (data.root / data.split / JPEGImages)")
+        entries = self._entries()
+        self.has_masks = self._masks_are_public(entries)
+        self._objects: dict[str, Any] | None = None
+        if self.has_masks and self._objects_path.exists():
+            self._objects = field(
+                read_json(self._objects_path), "videos", dict, where=str(self._objects_path)
+            )
+        self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
+        if not any(video.expressions for video in self._videos):
+            raise DataError(
+                f"{self._meta_path}: the dataset is empty: {len(self._videos)} videos and no expression"
+            )
+
+    def videos(self) -> Sequence[PaletteVideo]:
+        return self._videos
+
+    def identity(self) -> dict[str, str]:
+        files = [path for path in (self._meta_path, self._held_back()) if path]
+        identity = {"expressions": _hash([hash_file(path) for path in files])}
+        if self.has_masks:
+            identity["masks"] = _hash([video.masks_digest() for video in self._videos if video.expressions])
+        return identity
+
+    def check_expressions(self, expressions: Sequence[Expression], *, where: str) -> None:
+        """Rules of a dataset that shares this layout; DataError names the field that breaks one."""
+
+    def _held_back(self) -> Path | None:
+        """The list of test videos, which are among those of `valid` and have a server of their own."""
+        return self._test_path if self.folder.name == "valid" and self._test_path.exists() else None
+
+    def _entries(self) -> dict[str, Any]:
+        entries = field(read_json(self._meta_path), "videos", dict, where=str(self._meta_path))
+        if (path := self._held_back()) is None:
+            return entries
+        held_back = field(read_json(path), "videos", dict, where=str(path))
+        return {video_id: entry for video_id, entry in entries.items() if video_id not in held_back}
+
+    def _masks_are_public(self, entries: dict[str, Any]) -> bool:
+        if not self._annotations.is_dir():
+            if self.folder.name == "train":
+                raise DataError(f"{self._annotations} is missing; it holds the masks of the split train")
+            return False
+        return any(
+            isinstance(expression, dict) and "obj_id" in expression
+            for video_id, entry in entries.items()
+            for expression in self._listed(video_id, entry).values()
+        )
+
+    def _listed(self, video_id: str, entry: Any) -> dict[str, Any]:
+        listed: dict[str, Any] = field(entry, "expressions", dict, where=self._where(video_id))
+        return listed
+
+    def _where(self, video_id: str) -> str:
+        return f"{self._meta_path}: videos.{video_id}"
+
+    def _video(self, video_id: str, entry: Any) -> PaletteVideo:
+        where = self._where(video_id)
+        names = sorted(str(name) for name in field(entry, "frames", list, where=where))
+        if not names:
+            raise DataError(f"{where}.frames is empty")
+        expressions = [
+            self._expression(exp_id, expression, video_id=video_id, where=f"{where}.expressions.{exp_id}")
+            for exp_id, expression in self._listed(video_id, entry).items()
+        ]
+        self.check_expressions(expressions, where=f"{where}.expressions")
+        return PaletteVideo(
+            video_id,
+            folder=self._frames / video_id,
+            annotations=self._annotations / video_id if self.has_masks else None,
+            frame_names=names,
+            expressions=expressions,
+        )
+
+    def _expression(self, exp_id: str, entry: Any, *, video_id: str, where: str) -> Expression:
+        text = check_expression(field(entry, "exp", str, where=where), where=f"{where}.exp")
+        if not self.has_masks:
+            return Expression(exp_id, text, ())
+        obj_id = _object_id(entry, where=where)
+        if self._objects is not None:
+            listed = f"{self._objects_path}: videos"
+            video = field(self._objects, video_id, dict, where=listed)
+            if obj_id not in field(video, "objects", dict, where=f"{listed}.{video_id}"):
+                raise DataError(
+                    f"{where}.obj_id names {obj_id}, which {listed}.{video_id}.objects does not hold"
+                )
+        return Expression(exp_id, text, (obj_id,))
+
+
+def _object_id(entry: Any, *, where: str) -> str:
+    """The one object of an expression, a palette index above the background's 0."""
+    if not isinstance(entry, dict) or "obj_id" not in entry:
+        raise DataError(f"{where} has no field 'obj_id'")
+    obj_id = entry["obj_id"]
+    text = str(obj_id) if isinstance(obj_id, str | int) else ""
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS and 0 < int(text) <= _LARGEST_INDEX):
+        raise DataError(
+            f"{where}.obj_id is {str(obj_id)[:40]!r}; expected one palette index, 1..{_LARGEST_INDEX}"
+        )
+    return str(int(text))
+
+
+def _hash(digests: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

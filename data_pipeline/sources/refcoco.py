@@ -1,0 +1,290 @@
+"""RefCOCO, RefCOCO+, RefCOCOg: sentences about objects of COCO train2014 images; an image is a one-frame video.
+
+`data.split` says what is read under `data.root`, for a SET such as refcoco, refcoco+, refcocog:
+  SET/SPLIT     SET/instances_SET_SPLIT.json, COCO's form with one image entry a sentence
+  SET/BY/SPLIT  SET/refs(BY).p, the original pickle of unc, umd or google, and SET/instances.json
+Video ids are coco_<COCO image id>, the same in all sets. Refuses missing files and fields, ids that lead
+nowhere, images and masks that do not fit each other, and a pickle of more than plain data, unexecuted.
+"""
+
+import hashlib
+import json
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline import rle
+from data_pipeline.sources.base import (
+    Expression,
+    FolderVideo,
+    Source,
+    check_expression,
+    field,
+    hash_file,
+    image_size,
+    read_json,
+)
+from models.errors import DataError
+from models.text import clean
+
+_IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
+_KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation")
+_PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sentence; `image` and `annotations` are entries of the JSON, `where` says which image entry."""
+
+    image_id: int
+    image: dict[str, Any]
+    where: str
+    exp_id: str
+    text: str
+    annotations: Sequence[dict[str, Any]]
+
+
+class CocoImage(FolderVideo):
+    """One image with all of its sentences; `segmentations` are JSON by annotation id, parsed when asked for."""
+
+    def __init__(self, rows: Sequence[_Row], *, folder: Path, path: Path):
+        first = rows[0]
+        self._path = folder / field(first.image, "file_name", str, where=first.where)
+        self._json, self._where = path, first.where
+        self._given = tuple(field(first.image, side, int, where=first.where) for side in ("height", "width"))
+        self._segmentations: dict[str, str] = {}
+        expressions = []
+        for row in rows:
+            if row.image["file_name"] != first.image["file_name"]:
+                raise DataError(
+                    f"{row.where}.file_name is {row.image['file_name']!r}, but {first.where}, of the same "
+                    f"COCO image {row.image_id}, has {first.image['file_name']!r}"
+                )
+            ids = [self._add(annotation) for annotation in row.annotations]
+            expressions.append(Expression(row.exp_id, row.text, tuple(ids)))
+        super().__init__(
+            f"coco_{first.image_id:012d}",
+            folder=folder,
+            frame_names=(self._path.stem,),
+            expressions=expressions,
+            has_masks=True,
+        )
+
+    def _add(self, annotation: dict[str, Any]) -> str:
+        anno_id = str(annotation.get("original_id", annotation.get("id")))
+        where = f"{self._json}: annotation {anno_id}"
+        self._segmentations.setdefault(anno_id, field(annotation, "segmentation", str, where=where))
+        return anno_id
+
+    def frame_path(self, index: int) -> Path:
+        return self._path
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        size = image_size(self._path)
+        if size != self._given:
+            raise DataError(
+                f"{self._where}: height x width is {self._given[0]}x{self._given[1]}, but {self._path} has "
+                f"{size[0]}x{size[1]} px"
+            )
+        return size
+
+    def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
+        union = np.zeros(self.size, dtype=bool)
+        for anno_id in anno_ids:
+            where = f"{self._json}: annotation {anno_id}.segmentation"
+            segmentation = json.loads(self._segmentations[anno_id])
+            read = rle.decode if isinstance(segmentation, dict) else rle.rasterise
+            union |= read(segmentation, size=self.size, where=where)
+        return np.repeat(union[None], len(ids), axis=0)
+
+
+class RefcocoSource(Source):
+    """One split of one of the three sets, in either form."""
+
+    def __init__(self, root: Path, *, split: str):
+        self._split = split
+        names = split.split("/")
+        if len(names) not in (2, 3) or not all(names):
+            raise DataError(
+                f"data.split is {split!r}; name SET/SPLIT for COCO's form (refcoco/train) or SET/BY/SPLIT "
+                "for the original pickles (refcocog/umd/val)"
+            )
+        folder = root / names[0]
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder (data.root / the set that data.split names)")
+        images = next((root / name for name in _IMAGES if (root / name).is_dir()), None)
+        if images is None:
+            raise DataError(f"{root} holds no COCO images; expected them in one of {', '.join(_IMAGES)}")
+        if len(names) == 2:
+            self._masks_path = self._expressions_path = folder / f"instances_{names[0]}_{names[1]}.json"
+            rows = _coco_rows(self._masks_path)
+        else:
+            self._expressions_path = folder / f"refs({names[1]}).p"
+            self._masks_path = folder / "instances.json"
+            rows = _refs_rows(self._expressions_path, self._masks_path, split=names[2])
+        self._videos = list(_images(rows, folder=images, path=self._masks_path))
+        if not self._videos:
+            raise DataError(f"{self._expressions_path}: the dataset is empty: no sentence")
+
+    def videos(self) -> Sequence[CocoImage]:
+        return self._videos
+
+    def identity(self) -> dict[str, str]:
+        # All splits share one pickle, so the name of the split is part of what is read from it.
+        expressions = f"{hash_file(self._expressions_path)} {self._split}"
+        return {
+            "expressions": hashlib.sha256(expressions.encode()).hexdigest(),
+            "masks": hash_file(self._masks_path),
+        }
+
+
+def _images(rows: Iterable[_Row], *, folder: Path, path: Path) -> Iterator[CocoImage]:
+    """One video for each COCO image, in the order of their first sentences."""
+    by_image: defaultdict[int, list[_Row]] = defaultdict(list)
+    for row in rows:
+        by_image[row.image_id].append(row)
+    for group in by_image.values():
+        yield CocoImage(group, folder=folder, path=path)
+
+
+def _coco_rows(path: Path) -> Iterator[_Row]:
+    content = read_json(path, object_hook=_compact)
+    annotations: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for i, annotation in enumerate(field(content, "annotations", list, where=str(path))):
+        where = f"{path}: annotations[{i}]"
+        field(annotation, "id", int, where=where)
+        annotations[field(annotation, "image_id", int, where=where)].append(annotation)
+    seen = set()
+    for i, image in enumerate(field(content, "images", list, where=str(path))):
+        where = f"{path}: images[{i}]"
+        number = field(image, "id", int, where=where)
+        if number in seen:
+            raise DataError(
+                f"{where}.id is {number}, as of an earlier image entry; each sentence has its own"
+            )
+        seen.add(number)
+        if number not in annotations:
+            raise DataError(f"{where}.id is {number}, which no annotation's image_id names")
+        yield _Row(
+            image_id=field(image, "original_id", int, where=where),
+            image=image,
+            where=where,
+            exp_id=str(number),
+            text=check_expression(field(image, "caption", str, where=where), where=f"{where}.caption"),
+            annotations=annotations[number],
+        )
+
+
+def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator[_Row]:
+    refs = _read_plain_pickle(refs_path)
+    if not isinstance(refs, list):
+        raise DataError(f"{refs_path} holds a {type(refs).__name__}; expected a list of refs")
+    splits = [field(ref, "split", str, where=f"{refs_path}: refs[{i}]") for i, ref in enumerate(refs)]
+    if split not in splits:
+        raise DataError(
+            f"{refs_path} has no split {split!r}; it has {', '.join(sorted(set(splits))) or 'none'}"
+        )
+    instances = read_json(instances_path, object_hook=_compact)
+    images, annotations = (_by_id(instances, name, path=instances_path) for name in ("images", "annotations"))
+    for i, ref in enumerate(refs):
+        if splits[i] != split:
+            continue
+        where = f"{refs_path}: refs[{i}]"
+        image_id, ann_id = (field(ref, name, int, where=where) for name in ("image_id", "ann_id"))
+        if image_id not in images:
+            raise DataError(f"{where}.image_id names {image_id}, which {instances_path} does not hold")
+        if ann_id not in annotations or annotations[ann_id].get("image_id") != image_id:
+            raise DataError(
+                f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}"
+            )
+        for j, sentence in enumerate(field(ref, "sentences", list, where=where)):
+            spot = f"{where}.sentences[{j}]"
+            yield _Row(
+                image_id=image_id,
+                image=images[image_id],
+                where=f"{instances_path}: image {image_id}",
+                exp_id=str(field(sentence, "sent_id", int, where=spot)),
+                text=_sentence(sentence, where=spot),
+                annotations=[annotations[ann_id]],
+            )
+
+
+def _sentence(sentence: Any, *, where: str) -> str:
+    """`sent`, the normalised form; `raw`, as it was typed, if that left nothing of it."""
+    text = field(sentence, "sent", str, where=where)
+    raw = sentence.get("raw")
+    if isinstance(raw, str) and not clean(text, lowercase=True):
+        text = raw
+    return check_expression(text, where=f"{where}.sent")
+
+
+def _by_id(content: Any, name: str, *, path: Path) -> dict[int, dict[str, Any]]:
+    entries = field(content, name, list, where=str(path))
+    return {field(entry, "id", int, where=f"{path}: {name}[{i}]"): entry for i, entry in enumerate(entries)}
+
+
+def _compact(entry: dict[str, Any]) -> dict[str, Any]:
+    """An image or annotation entry without what nobody asks for; polygons as JSON, a tenth of their size."""
+    if "segmentation" in entry:
+        entry["segmentation"] = json.dumps(entry["segmentation"])
+    elif "file_name" not in entry:
+        return entry
+    return {name: entry[name] for name in _KEPT if name in entry}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits no class and no function: nothing can be called, so nothing in the file is executed."""
+
+    def __init__(self, file: Any, path: Path):
+        super().__init__(file, encoding="utf-8")  # strings of Python 2
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise DataError(
+            f"{self._path}: the pickle asks for {module}.{name}; only plain data is read (dict, list, tuple, "
+            "str, numbers, bytes). Get the file from its publisher"
+        )
+
+
+def _read_plain_pickle(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            content = _PlainUnpickler(file, path).load()
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise DataError(f"{path}: no valid pickle ({' '.join(str(error).split())})") from error
+    _refuse_other_types(content, path)
+    return content
+
+
+def _refuse_other_types(content: Any, path: Path) -> None:
+    """DataError for what opcodes make without a class: sets and byte arrays."""
+    seen, stack = set(), [content]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict | list | tuple):
+            if id(item) not in seen:
+                seen.add(id(item))
+                stack.extend([*item.keys(), *item.values()] if isinstance(item, dict) else item)
+        elif not isinstance(item, _PLAIN):
+            raise DataError(f"{path}: the pickle holds a {type(item).__name__}; only plain data is read")
