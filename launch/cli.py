@@ -119,7 +119,15 @@ def predict(
     out: Annotated[Path, typer.Option(help="Where masks and overlay videos go")] = Path("out/predict"),
     mask_decoder: Annotated[Optional[str], typer.Option(help="Default: the one the run names")] = None,  # noqa: UP045
     wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the run's")] = None,  # noqa: UP045
-    steps: Annotated[int, typer.Option(help="Euler steps")] = 1,
+    steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
+    max_frames: Annotated[Optional[int], typer.Option(help="Only the first frames", min=1)] = None,  # noqa: UP045
+    clip_frames: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Cut a long video into clips of so many frames: less memory, shorter sight", min=1),
+    ] = None,
+    averaged: Annotated[
+        bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")
+    ] = True,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from launch.progress import bar
@@ -134,7 +142,10 @@ def predict(
             out=out,
             mask_decoder=mask_decoder,
             wan=wan,
+            ema=averaged,
             sampler=SamplerConfig(steps=steps),
+            max_frames=max_frames,
+            clip_frames=clip_frames,
             on_progress=on_progress,
         )
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png", highlight=False)
