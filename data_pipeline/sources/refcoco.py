@@ -62,10 +62,10 @@ class CocoImage(FolderVideo):
         self._segmentations: dict[str, str] = {}
         expressions = []
         for row in rows:
-            if row.image["file_name"] != first.image["file_name"]:
+            if (name := field(row.image, "file_name", str, where=row.where)) != first.image["file_name"]:
                 raise DataError(
-                    f"{row.where}.file_name is {row.image['file_name']!r}, but {first.where}, of the same "
-                    f"COCO image {row.image_id}, has {first.image['file_name']!r}"
+                    f"{row.where}.file_name is {name!r}, but {first.where}, of the same COCO image "
+                    f"{row.image_id}, has {first.image['file_name']!r}"
                 )
             ids = [self._add(annotation) for annotation in row.annotations]
             expressions.append(Expression(row.exp_id, row.text, tuple(ids)))

@@ -10,7 +10,6 @@ from PIL import Image
 
 from data_pipeline.build import build
 from data_pipeline.config import DataSourceConfig
-from data_pipeline.reader import CacheReader
 from data_pipeline.sources import open_source
 from data_pipeline.verify import verify
 from models.errors import DataError
