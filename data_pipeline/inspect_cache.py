@@ -5,6 +5,7 @@ the cache. Checking what the bytes say is the business of verify.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,25 @@ def count(reader: CacheReader, *, on_progress: OnProgress = lambda *_: None) -> 
         starts, sizes = _runs(rows)
         _count_rows(facts, rows, starts, sizes, itemsize=reader.dtype.itemsize)
         for first, size in zip(starts, sizes, strict=True):
-            _count_record(facts, reader.record(start + int(first)), rows[first : first + size])
+            with naming_damage(reader, start + int(first)):
+                _count_record(facts, reader.record(start + int(first)), rows[first : first + size])
         clips += len(starts)
         on_progress("records", clips, manifest.clips)
     stored = sum(shard.size for shard in manifest.shards)
     facts.bytes_by_kind["tar and padding"] = stored - sum(facts.bytes_by_kind.values())
     return facts
+
+
+@contextmanager
+def naming_damage(reader: CacheReader, example_id: int) -> Iterator[None]:
+    """CacheError if an example's record does not hold what records hold."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CacheError(
+            f"{reader.folder}: the record of example {example_id} is damaged "
+            f"({type(error).__name__}: {error}); see `flowmask cache verify {reader.folder}`"
+        ) from error
 
 
 def _planned(folder: Path) -> int | None:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.clips import Geometry
 from data_pipeline.config import CacheBuildConfig
-from data_pipeline.inspect_cache import OnProgress
+from data_pipeline.inspect_cache import OnProgress, naming_damage
 from data_pipeline.page import spread
 from data_pipeline.pixels import from_signed
 from data_pipeline.randomness import mix64
@@ -94,9 +94,11 @@ class ExampleDecoder:
     def decode(self, example_id: int) -> CachedExample:
         """Decode one example's clip and mask."""
         needs = {"video_mean", "mask_mean", "mask_pixels"}
-        parts = self.reader.read(np.array([example_id]), needs=needs, text_tokens=0)
         row = self.reader.index[example_id]
-        record = self.reader.record(example_id)
+        with naming_damage(self.reader, example_id):
+            parts = self.reader.read(np.array([example_id]), needs=needs, text_tokens=0)
+            record = self.reader.record(example_id)
+            expression = record["expressions"][int(row["expression"])]
         frames = from_signed(
             decode(self.vae, parts["video_mean"])[0], pixel_norm=self.reader.manifest.pixel_norm
         )
@@ -107,7 +109,7 @@ class ExampleDecoder:
         return CachedExample(
             example_id=example_id,
             record=record,
-            expression=record["expressions"][int(row["expression"])],
+            expression=expression,
             tokens=int(row["text_tokens"]),
             places=places,
             frames=frames[places],

@@ -43,9 +43,7 @@ def inspect(
         facts = count(reader, on_progress=on_progress)
         body = [_tiles(facts), *_charts(facts)]
         if decoder is not None:
-            body += [page.heading(f"Contact sheet: examples drawn by seed {seed}"), page.paragraph(_PROOF)]
-            body += [page.note(decoder.why_no_originals)] if decoder.why_no_originals else []
-            body += map(_sheet, decoder.draw(examples, seed=seed, on_progress=on_progress))
+            body += _contact_sheet(decoder, examples, seed=seed, on_progress=on_progress)
     finally:
         reader.close()
     body += _origin(facts)
@@ -82,13 +80,9 @@ def _charts(facts: CacheFacts) -> list[str]:
     total = sum(facts.bytes_by_kind.values())
     kinds = {kind: (size, f"{_size(size)}, {size / total:.1%}") for kind, size in facts.bytes_by_kind.items()}
     histograms = (
-        ("Length of sentences", facts.tokens, "tokens of the sentence; the column counts examples"),
-        ("Examples of a clip", facts.examples_per_clip, "examples; the column counts clips"),
-        (
-            "Objects that a sentence means",
-            facts.objects,
-            "annotations of the mask; the column counts examples",
-        ),
+        ("Examples by length of sentence", facts.tokens, "tokens"),
+        ("Clips by their examples", facts.examples_per_clip, "examples"),
+        ("Examples by objects meant", facts.objects, "annotations in the mask"),
     )
     charts = [(title, page.columns_chart(_columns(counts), unit=unit)) for title, counts, unit in histograms]
     return [
@@ -124,6 +118,21 @@ def _columns(counts: NDArray[np.int64]) -> dict[str, int]:
         high = low + width - 1
         columns[str(low) if width == 1 else f"{low}–{high}"] = int(counts[low : high + 1].sum())
     return columns
+
+
+def _contact_sheet(
+    decoder: ExampleDecoder, examples: int, *, seed: int, on_progress: OnProgress
+) -> list[str]:
+    sheets, overlaps = [], []
+    for example in decoder.draw(examples, seed=seed, on_progress=on_progress):
+        sheets.append(_sheet(example))
+        overlaps.append(example.iou)
+    overlap = f"Mask IoU of these {len(sheets)}: mean {np.mean(overlaps):.3f}, lowest {min(overlaps):.3f}."
+    head = [
+        page.heading(f"Contact sheet: examples drawn by seed {seed}"),
+        page.paragraph(f"{_PROOF} {overlap}"),
+    ]
+    return [*head, *([page.note(decoder.why_no_originals)] if decoder.why_no_originals else []), *sheets]
 
 
 def _sheet(example: CachedExample) -> str:
