@@ -70,7 +70,7 @@ def count(reader: CacheReader, *, on_progress: OnProgress = lambda *_: None) -> 
         clips += len(starts)
         on_progress("records", clips, manifest.clips)
     stored = sum(shard.size for shard in manifest.shards)
-    facts.bytes_by_kind["tar and padding"] = stored - sum(facts.bytes_by_kind.values())
+    facts.bytes_by_kind["headers, padding"] = stored - sum(facts.bytes_by_kind.values())
     return facts
 
 

@@ -105,7 +105,10 @@ def _buckets(facts: CacheFacts) -> dict[str, tuple[float, str]]:
     shown = [entry for entry in entries if entry[0] in kept]
     if others:
         shown.append((f"{len(others)} others", sum(e[1] for e in others), sum(e[2] for e in others)))
-    return {name: (examples, f"{examples:,} in {clips:,} clips") for name, examples, clips in shown}
+    return {
+        name: (examples, f"{_many(examples, 'example')} in {_many(clips, 'clip')}")
+        for name, examples, clips in shown
+    }
 
 
 def _columns(counts: NDArray[np.int64]) -> dict[str, int]:
@@ -152,8 +155,8 @@ def _sheet(example: CachedExample) -> str:
         *(["flipped"] if record["flip"] else []),
         *([f"crop {'x'.join(map(str, record['crop'][2:]))}"] if record["crop"] else []),
         f"{len(record['frame_ids'])}x{record['size'][1]}x{record['size'][0]}",
-        f"{len(anno_ids)} object{'s' * (len(anno_ids) != 1)}",
-        f"{example.tokens} tokens",
+        _many(len(anno_ids), "object"),
+        _many(example.tokens, "token"),
         f"mask IoU {example.iou:.3f}",
         *([f"PSNR {example.psnr_db:.1f} dB"] if example.psnr_db is not None else []),
     ]
@@ -207,6 +210,10 @@ def _size(count_bytes: int) -> str:
         if value < 999.5 or not units:
             break
     return f"{value:.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
+
+
+def _many(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _share(part: int, whole: int) -> str:

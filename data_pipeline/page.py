@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.paint import CELL_PX, embedded
 
-_PLOT_PX, _LABEL_PX, _VALUE_PX, _ROW_PX = 420, 130, 150, 24  # parts of a chart of rows
+_PLOT_PX, _LABEL_PX, _VALUE_PX, _ROW_PX = 420, 130, 260, 24  # parts of a chart of rows
+_COLUMN_PX, _HIGH_PX = 64, 120  # of a chart of columns
 
 
 def document(title: str, body: Sequence[str]) -> str:
@@ -63,24 +64,23 @@ def rows_chart(rows: Mapping[str, tuple[float, str]]) -> str:
 
 
 def columns_chart(columns: Mapping[str, int], *, unit: str) -> str:
-    """Vertical bars: name -> count, counts above them, `unit` below the names. At most 12 are legible."""
-    high, step = 120, min(64.0, 640 / max(1, len(columns)))
+    """Vertical bars: name -> count, counts above them, `unit` below the names. Twelve fit the width of a page."""
     largest = max(columns.values(), default=0) or 1
     parts = []
     for place, (name, count) in enumerate(columns.items()):
-        tall, left = high * count / largest, place * step
-        middle, top = left + step / 2, 18 + high - tall
-        shown = (
-            f'<text x="{middle:.1f}" y="{top - 8:.1f}" class=middle>{_short(count)}</text>' if count else ""
-        )
+        tall, left = _HIGH_PX * count / largest, place * _COLUMN_PX
+        middle, top = left + _COLUMN_PX / 2, 18 + _HIGH_PX - tall
+        shown = f'<text x="{middle}" y="{top - 8:.1f}" class=middle>{_short(count)}</text>' if count else ""
         parts.append(
             f"<g><title>{html.escape(name)}: {count:,}</title>"
-            f'<rect x="{left + 2:.1f}" y="{top:.1f}" width="{step - 4:.1f}" height="{tall:.1f}" rx="2"/>{shown}'
-            f'<text x="{middle:.1f}" y="{high + 30}" class=middle>{html.escape(name)}</text></g>'
+            f'<rect x="{left + 2}" y="{top:.1f}" width="{_COLUMN_PX - 4}" height="{tall:.1f}" rx="2"/>{shown}'
+            f'<text x="{middle}" y="{_HIGH_PX + 30}" class=middle>{html.escape(name)}</text></g>'
         )
-    wide = max(240.0, step * len(columns))
-    axis = f'<path d="M0 {high + 18.5}H{wide:.1f}"/><text x="0" y="{high + 52}">{html.escape(unit)}</text>'
-    return _svg(wide, high + 62, "".join(parts) + axis)
+    wide = max(240, _COLUMN_PX * len(columns))
+    axis = (
+        f'<path d="M0 {_HIGH_PX + 18.5}H{wide}"/><text x="0" y="{_HIGH_PX + 52}">{html.escape(unit)}</text>'
+    )
+    return _svg(wide, _HIGH_PX + 62, "".join(parts) + axis)
 
 
 def side_by_side(parts: Sequence[str]) -> str:
