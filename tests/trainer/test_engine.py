@@ -10,7 +10,7 @@ from models.errors import ConfigError
 from trainer.engine import Engine
 
 LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
-NORM_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+NORM_TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
 
 per_engine = pytest.mark.parametrize(("precision", "stage"), list(itertools.product(PRECISIONS, STAGES)))
 
