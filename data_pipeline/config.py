@@ -17,7 +17,9 @@ class DataSourceConfig(Section):
 
     source: str = Field(default="mevis", description="layout of the dataset: a name in data_pipeline/sources")
     root: Path = Field(description="folder of the dataset (`videos`: the JSONL file)")
-    split: str = Field(default="train", description="split folder under `root`, where the layout has splits")
+    split: str = Field(
+        default="train", description="split under `root`; for refcoco SET/BY/SPLIT, such as refcoco/unc/train"
+    )
 
 
 class ClipConfig(Section):

@@ -28,6 +28,7 @@ def train_file(tmp_path: Path) -> Path:
     ("name", "kind"),
     [
         ("cache_mevis", CacheJob),
+        ("cache_refcoco", CacheJob),
         ("train_mevis", TrainJob),
         ("train_mask_decoder", TrainJob),
         ("evaluate_mevis", EvaluateJob),
