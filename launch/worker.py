@@ -1,5 +1,6 @@
 """One rank of a job, as `launch.processes` starts it: read the job, run it, report a person's mistake."""
 
+import errno
 import json
 import os
 import sys
@@ -8,6 +9,8 @@ from typing import Any
 
 from launch.processes import die_with_parent
 from models.errors import UserError
+
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a flush of an open file names no path
 
 
 def main(folder: Path) -> int:
@@ -37,7 +40,9 @@ def run(kind: str, resolved: dict[str, Any]) -> int:
 def explain_os_error(error: OSError) -> str | None:
     """One line for what the file system refuses; None for an error of ours."""
     if error.filename is None:
-        return None
+        if error.errno not in _DISK_REFUSES:
+            return None
+        return f"the disk refused to write: {str(error.strerror).lower()}; make room, then start again"
     return (
         f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
     )

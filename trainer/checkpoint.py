@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,7 @@ from trainer import distributed
 from trainer.ema import ShardedEma
 from trainer.engine import Engine
 
+T = TypeVar("T")
 FORMAT = 1
 _STEP = re.compile(r"step_(\d{8,})")
 _BESIDE = (".writing_", ".trash_", ".latest_")
@@ -62,19 +63,27 @@ class Checkpoints:
         distributed.barrier()
 
     def save(self, engine: Engine, ema: ShardedEma, *, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of `step` with the caller's JSON `state`, move `latest`, drop the oldest."""
+        """Write the checkpoint of `step` with the caller's JSON `state`, move `latest`, drop the oldest.
+
+        CheckpointError on every rank when any of them can't write (a full disk); the earlier ones stay.
+        """
         final = self.folder / f"step_{step:08d}"
         beside = self.folder / f".writing_{final.name}"
-        if distributed.rank() == 0:
-            _remove(beside)
-            beside.mkdir(parents=True)
-        distributed.barrier()
-        name = f"rank_{distributed.rank():05d}.safetensors"
-        save_file(_tensors_of(engine, ema), beside / name)
-        _sync(beside / name)
-        facts = {"bytes": (beside / name).stat().st_size, "sha256": _sha256(beside / name)}
-        files = dict(distributed.gather_objects((name, facts)))
-        if distributed.rank() == 0:
+
+        def prepare() -> None:
+            if distributed.rank() == 0:
+                _remove(beside)
+                beside.mkdir(parents=True)
+
+        def write() -> tuple[str, dict[str, Any]]:
+            name = f"rank_{distributed.rank():05d}.safetensors"
+            save_file(_tensors_of(engine, ema), beside / name)
+            _sync(beside / name)
+            return name, {"bytes": (beside / name).stat().st_size, "sha256": _sha256(beside / name)}
+
+        def publish() -> None:
+            if distributed.rank() != 0:
+                return
             document = {
                 "format": FORMAT,
                 "step": step,
@@ -90,7 +99,10 @@ class Checkpoints:
             _sync(beside / "state.json")
             _sync(beside)
             self._publish(beside, final)
-        distributed.barrier()
+
+        _written_by_all(prepare, beside)
+        files = dict(_written_by_all(write, beside))
+        _written_by_all(publish, beside)
         return final
 
     def _publish(self, beside: Path, final: Path) -> None:
@@ -162,6 +174,22 @@ class Checkpoints:
         ema.updates = document["ema_updates"]
         engine.refresh_weights()
         return dict(document["state"])
+
+
+def _written_by_all(write: Callable[[], T], where: Path) -> list[T]:
+    """Every rank's result of `write`, by rank; if the disk refused any of them, one CheckpointError on all."""
+    result, problem = None, None
+    try:
+        result = write()
+    except (OSError, SafetensorError) as error:
+        problem = " ".join(str(error).split())
+    found = distributed.gather_objects((result, problem))
+    refused = next((said for _, said in found if said is not None), None)
+    if refused is not None:
+        raise CheckpointError(
+            f"cannot write the checkpoint {where}: {refused}; earlier ones are kept: make room, start again"
+        )
+    return [result for result, _ in found]
 
 
 def complete(folder: Path) -> list[Path]:

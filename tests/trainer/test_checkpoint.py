@@ -1,5 +1,6 @@
 """A checkpoint is complete or not there; a resumed run is the run that never stopped, at any world size."""
 
+import errno
 import itertools
 import json
 import shutil
@@ -149,6 +150,32 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_last_complete_checkpoint(trai
         assert same(read_full(newest, kind="master"), _masters(states[step])), seen
         assert training.warnings == []
     assert steps_found == {2, 3} and die_at > 10
+
+
+def test_a_disk_that_is_full_at_any_moment_of_a_save_is_one_line_and_keeps_the_earlier_one(
+    training: Training,
+) -> None:
+    training.save(1)
+    for fails_at in itertools.count(1):
+        calls = 0
+
+        def full(path: Path, real: Any = checkpoint_module._sync, fails_at: int = fails_at) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == fails_at:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(path)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(checkpoint_module, "_sync", full)
+            try:
+                training.save(2)
+                break
+            except CheckpointError as refused:
+                assert "No space left on device" in str(refused) and "\n" not in str(refused)
+        newest = training.checkpoints.newest()
+        assert newest is not None and read_state(newest)["step"] in (1, 2)
+    assert fails_at > 4
 
 
 def _masters(everything: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
