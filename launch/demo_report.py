@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 from rich.console import Console
@@ -30,7 +30,7 @@ def collect(out: Path) -> dict[str, Any]:
         "train_loss_first": fmean(losses[:edge]),
         "train_loss_last": fmean(losses[-edge:]),
         "cache_clips_per_s": round(manifest["clips"] / durations["cache_s"], 2),
-        "train_samples_per_s": round(fmean(row["examples_per_s"] for row in rows[edge // 2 :]), 2),
+        "train_samples_per_s": round(harmonic_mean(row["examples_per_s"] for row in rows[edge // 2 :]), 2),
     }
 
 

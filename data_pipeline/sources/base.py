@@ -176,3 +176,9 @@ def image_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: the frame is missing") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image ({error})") from error
+
+
+def refuse_empty(videos: Sequence[Video], *, where: object) -> None:
+    """DataError when there is no sentence at all: nothing could be cached, trained or scored."""
+    if not any(video.expressions for video in videos):
+        raise DataError(f"{where}: the dataset is empty: {len(videos)} videos and no expression")

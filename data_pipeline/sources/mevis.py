@@ -20,6 +20,7 @@ from data_pipeline.sources.base import (
     field,
     hash_file,
     read_json,
+    refuse_empty,
 )
 from models.errors import DataError
 
@@ -80,10 +81,7 @@ class MevisSource(Source):
                 raise DataError(f"{self._masks_path}: expected an object of annotation ids")
         entries = field(read_json(self._meta_path), "videos", dict, where=str(self._meta_path))
         self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
-        if not any(video.expressions for video in self._videos):
-            raise DataError(
-                f"{self._meta_path}: the dataset is empty: {len(self._videos)} videos and no expression"
-            )
+        refuse_empty(self._videos, where=self._meta_path)
 
     def videos(self) -> Sequence[MevisVideo]:
         return self._videos

@@ -25,6 +25,7 @@ from data_pipeline.sources.base import (
     hash_file,
     names_and_sizes,
     read_json,
+    refuse_empty,
 )
 from models.errors import DataError
 
@@ -111,10 +112,7 @@ class RefYoutubeVosSource(Source):
                 read_json(self._objects_path), "videos", dict, where=str(self._objects_path)
             )
         self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
-        if not any(video.expressions for video in self._videos):
-            raise DataError(
-                f"{self._meta_path}: the dataset is empty: {len(self._videos)} videos and no expression"
-            )
+        refuse_empty(self._videos, where=self._meta_path)
 
     def videos(self) -> Sequence[PaletteVideo]:
         return self._videos

@@ -30,6 +30,7 @@ from data_pipeline.sources.base import (
     hash_file,
     image_size,
     read_json,
+    refuse_empty,
 )
 from models.errors import DataError
 from models.text import clean
@@ -132,8 +133,7 @@ class RefcocoSource(Source):
             self._masks_path = folder / "instances.json"
             rows = _refs_rows(self._expressions_path, self._masks_path, split=names[2])
         self._videos = list(_images(rows, folder=images, path=self._masks_path))
-        if not self._videos:
-            raise DataError(f"{self._expressions_path}: the dataset is empty: no sentence")
+        refuse_empty(self._videos, where=self._expressions_path)
 
     def videos(self) -> Sequence[CocoImage]:
         return self._videos

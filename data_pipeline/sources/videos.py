@@ -25,6 +25,7 @@ from data_pipeline.sources.base import (
     field,
     hash_file,
     read_image,
+    refuse_empty,
 )
 from data_pipeline.video_file import VideoFile
 from models.errors import DataError
@@ -120,10 +121,7 @@ class VideosSource(Source):
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{self.path}: the list of videos cannot be read: {error}") from error
         self._videos = [self._video(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        if not any(video.expressions for video in self._videos):
-            raise DataError(
-                f"{self.path}: the dataset is empty: {len(self._videos)} videos and no expression"
-            )
+        refuse_empty(self._videos, where=self.path)
         ids = [video.video_id for video in self._videos]
         if twice := next((video_id for video_id in ids if ids.count(video_id) > 1), None):
             raise DataError(f"{self.path}: two videos are called {twice!r}; give each line its own video_id")
