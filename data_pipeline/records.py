@@ -3,7 +3,6 @@
 The sidecar, written after the tar, says what it holds and where: the index is made of sidecars alone.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from data_pipeline.clips import clip_facts
 from data_pipeline.encode import EncodedClip
 from data_pipeline.index import COLUMNS
 from data_pipeline.manifest import LONG_TEXT, SHORT_TEXT
+from data_pipeline.sealed import seal, unseal
 from data_pipeline.shards import (
     RecordPlace,
     ShardWriter,
     shard_name,
     sidecar_name,
-    to_json,
     whole_file,
     write_file,
 )
@@ -51,7 +50,7 @@ class Sidecar:
 def read_sidecar(folder: Path, unit: int) -> Sidecar | None:
     """The sidecar of a finished unit whose tar is whole; None if the unit must (again) be worked on."""
     try:
-        content = json.loads((folder / sidecar_name(unit)).read_bytes())
+        content = unseal((folder / sidecar_name(unit)).read_bytes())
         content["shapes"] = [tuple(shape) for shape in content["shapes"]]
         sidecar = Sidecar(**content)
         complete = not sidecar.records or (folder / shard_name(unit)).stat().st_size == sidecar.size
@@ -91,7 +90,7 @@ def write_unit(
                 text_dim = tensors["text.0"].shape[-1]
             size, sha256 = writer.close()
     sidecar = Sidecar(unit, len(clips), dropped, size, sha256, text_dim, made_with, shapes, examples)
-    write_file(folder / sidecar_name(unit), to_json(asdict(sidecar)))
+    write_file(folder / sidecar_name(unit), seal(asdict(sidecar)))
 
 
 def record(

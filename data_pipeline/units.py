@@ -19,11 +19,13 @@ from pydantic import TypeAdapter
 from data_pipeline.clips import Clip, clips_of
 from data_pipeline.config import CacheBuildConfig
 from data_pipeline.manifest import Fingerprint
+from data_pipeline.sealed import seal, unseal
 from data_pipeline.shards import remove_leftovers, to_json, whole_file, write_file
-from data_pipeline.sources.base import Source
+from data_pipeline.sources.base import Source, hash_file
 from models.errors import CacheError, DataError
 
 FOLDER = "plan"
+FILES = ("clips.jsonl", "clips.npy", "texts.jsonl", "texts.npy")  # beside plan.json, which has their hashes
 SENTENCES_PER_UNIT = 256
 _PLANNED = TypeAdapter(tuple[Clip, tuple[int, ...]])
 
@@ -76,12 +78,13 @@ def write_plan(
         with whole_file(folder / f"{name}.npy") as file:
             np.save(file, np.asarray(lines.offsets, dtype="<u8"))
     plan = {
+        "files": {name: hash_file(folder / name) for name in FILES},
         "fingerprint": fingerprint.model_dump(),
         "clips": clips.count,
         "texts": texts.count,
         "facts": facts,
     }
-    write_file(folder / "plan.json", to_json(plan))
+    write_file(folder / "plan.json", seal(plan))
 
 
 def _view_clips(source: Source, *, view: int, config: CacheBuildConfig) -> Iterator[Clip]:
@@ -107,6 +110,7 @@ class Plan:
     clips: int
     texts: int
     facts: dict[str, Any]
+    files: dict[str, str]  # name -> SHA-256
     clip_offsets: NDArray[np.uint64]
     text_offsets: NDArray[np.uint64]
 
@@ -140,13 +144,14 @@ def read_plan(folder: Path) -> Plan | None:
     if not path.exists():
         return None
     try:
-        plan = json.loads(path.read_bytes())
+        plan = unseal(path.read_bytes())
         return Plan(
             folder=folder,
             fingerprint=Fingerprint.model_validate(plan["fingerprint"]),
             clips=plan["clips"],
             texts=plan["texts"],
             facts=plan["facts"],
+            files=plan["files"],
             clip_offsets=np.load(folder / "clips.npy", mmap_mode="r"),
             text_offsets=np.load(folder / "texts.npy", mmap_mode="r"),
         )
