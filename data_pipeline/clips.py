@@ -73,13 +73,15 @@ class Clip:
     geometry: Geometry
     masks: tuple[tuple[str, ...], ...]  # distinct sets of annotation ids
     sentences: tuple[Sentence, ...]
+    source: str = ""  # name of the video's dataset, where a cache has several
 
     @property
     def key(self) -> str:
         return f"{self.number:08d}_{self.view:02d}"
 
     def __str__(self) -> str:
-        return f"clip {self.key} (video {self.video_id}, frames {self.frame_ids[0]}..{self.frame_ids[-1]})"
+        video = f"{self.source}/{self.video_id}" if self.source else self.video_id
+        return f"clip {self.key} (video {video}, frames {self.frame_ids[0]}..{self.frame_ids[-1]})"
 
 
 def clips_of(
@@ -89,13 +91,11 @@ def clips_of(
     if not video.expressions:
         return
     if not video.has_masks:
-        raise DataError(
-            f"video {video.video_id} has no masks, which a cache needs: choose a split that has them"
-        )
-    length = len(video.frame_names)
+        raise DataError(f"{video} has no masks, which a cache needs: choose a split that has them")
+    length, identity = len(video.frame_names), _hash(_identity(video))
     anchors = anchor_frames(length, clip.frames) if clip.sampling == "sparse" else range(1)
     for place, anchor in enumerate(anchors):
-        rng = Random(mix64(cache.seed, _hash(video.video_id), anchor, view))
+        rng = Random(mix64(cache.seed, identity, anchor, view))
         frame_ids = _frame_ids(rng, anchor=anchor, length=length, config=clip)
         geometry = _geometry(rng, size=video.size, config=clip)
         masks, sentences = _sentences(video.expressions, flip=geometry.flip, lowercase=cache.lowercase)
@@ -108,7 +108,13 @@ def clips_of(
             geometry=geometry,
             masks=masks,
             sentences=sentences,
+            source=video.source,
         )
+
+
+def _identity(video: Video) -> str:
+    """Two datasets may use one id; where there is only one dataset its name is empty, and plays no part."""
+    return f"{video.source}/{video.video_id}" if video.source else video.video_id
 
 
 def swap_sides(text: str) -> str:
@@ -170,6 +176,7 @@ def clip_facts(clip: Clip) -> dict[str, Any]:
     return {
         "clip": clip.number,
         "view": clip.view,
+        **({"source": clip.source} if clip.source else {}),
         "video_id": clip.video_id,
         "frame_ids": clip.frame_ids,
         "source_size": geometry.source,

@@ -4,10 +4,11 @@ Every rule that can be checked without touching a file is checked here, with the
 one.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from models.config import Section
 
@@ -20,6 +21,45 @@ class DataSourceConfig(Section):
     split: str = Field(
         default="train", description="split under `root`; for refcoco SET/BY/SPLIT, such as refcoco/unc/train"
     )
+
+
+class CacheSourceConfig(DataSourceConfig):
+    """One of the datasets that a cache is made of."""
+
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9+_-]+$",
+        description="what records and fingerprint call it; default: `source`, where there are several",
+    )
+    frames: int | None = Field(
+        default=None, ge=1, description="frames of this dataset's sparse clips; default: clip.frames"
+    )
+
+    @model_validator(mode="after")
+    def _frames_fit(self) -> Self:
+        if self.frames is not None:
+            _check_frames(self.frames)
+        return self
+
+
+def _check_frames(frames: int) -> None:
+    if frames % 4 != 1:
+        low = (frames - 1) // 4 * 4 + 1
+        raise ValueError(f"frames is {frames}; it must be 4k + 1. Nearest: {low} or {low + 4}")
+
+
+def _one_or_several(value: Any) -> Any:
+    """Parsed here and not by a union, whose errors would name a branch that nobody wrote."""
+    if isinstance(value, list | tuple):
+        return TypeAdapter(Annotated[tuple[CacheSourceConfig, ...], Field(min_length=1)]).validate_python(
+            value
+        )
+    return CacheSourceConfig.model_validate(value)
+
+
+def source_names(sources: Sequence[CacheSourceConfig]) -> list[str]:
+    """What each dataset is called in records and fingerprint; "" for one that is alone and has no name."""
+    return [data.name or ("" if len(sources) == 1 else data.source) for data in sources]
 
 
 class ClipConfig(Section):
@@ -49,9 +89,7 @@ class ClipConfig(Section):
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
-        if self.frames % 4 != 1:
-            low = (self.frames - 1) // 4 * 4 + 1
-            raise ValueError(f"frames is {self.frames}; it must be 4k + 1. Nearest: {low} or {low + 4}")
+        _check_frames(self.frames)
         if self.size_multiple % 16:
             raise ValueError(
                 f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)"
@@ -108,9 +146,27 @@ class CacheBuildConfig(Section):
 
     out: Path
     model: CacheModel
-    data: DataSourceConfig
+    data: Annotated[CacheSourceConfig | tuple[CacheSourceConfig, ...], BeforeValidator(_one_or_several)] = (
+        Field(description="one dataset, or a list of them")
+    )
     clip: ClipConfig = ClipConfig()
     cache: CacheConfig = CacheConfig()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = source_names(self.sources)
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"data lists two datasets called {twice!r}; give each a `name` of its own")
+        return self
+
+    @property
+    def sources(self) -> Sequence[CacheSourceConfig]:
+        return self.data if isinstance(self.data, tuple) else (self.data,)
+
+    def clip_of(self, source: str) -> ClipConfig:
+        """How the videos of the dataset called `source` are cut."""
+        frames = self.sources[source_names(self.sources).index(source)].frames
+        return self.clip if frames is None else self.clip.model_copy(update={"frames": frames})
 
 
 class LoaderConfig(Section):

@@ -7,10 +7,11 @@ fingerprint; a difference is refused with the fields that differ.
 import hashlib
 import json
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.config import CacheBuildConfig
+from data_pipeline.config import CacheBuildConfig, source_names
 from data_pipeline.manifest import LONG_TEXT, SHORT_TEXT, Fingerprint
 from data_pipeline.shards import to_json, write_file
 from data_pipeline.sources.base import Source
@@ -18,7 +19,16 @@ from models.errors import CacheError
 from models.wan import WanFolder
 
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
-_PIXELS = ("format", "model.vae", "data.frames", "clip.", "cache.seed", "cache.views", "cache.batch_clips")
+_PIXELS = (
+    "format",
+    "model.vae",
+    "data.frames",
+    "data.sources",
+    "clip.",
+    "cache.seed",
+    "cache.views",
+    "cache.batch_clips",
+)
 _VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_empty_masks")
 _MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
 _STORAGE = ("cache.dtype", "cache.encoder_dtype")
@@ -31,9 +41,7 @@ def fingerprint(config: CacheBuildConfig, source: Source, *, memo: Path) -> Fing
     fields: dict[str, Any] = {"format": 1, "text.limits": [SHORT_TEXT, LONG_TEXT]}
     for part in ("vae", "text_encoder", "tokenizer"):
         fields[f"model.{part}"] = _weights_identity(wan, part, memo=memo)
-    fields |= {f"data.{name}": value for name, value in source.identity().items()}
-    fields["data.frames"] = _hash(video.files_digest() for video in source.videos() if video.expressions)
-    fields |= {f"clip.{name}": value for name, value in config.clip.model_dump(mode="json").items()}
+    fields |= _data_fields(config, source)
     cache = config.cache.model_dump(mode="json", exclude=set(_UNSHAPED))
     fields |= {f"cache.{name}": value for name, value in cache.items()}
     return Fingerprint(
@@ -43,6 +51,21 @@ def fingerprint(config: CacheBuildConfig, source: Source, *, memo: Path) -> Fing
         masks=_hash_fields(fields, (*_MASKS, *_STORAGE)),
         fields=fields,
     )
+
+
+def _data_fields(config: CacheBuildConfig, source: Source) -> dict[str, Any]:
+    """What the datasets are and how they are cut; with a name of its own where a dataset has one."""
+    names = source_names(config.sources)
+    fields: dict[str, Any] = {f"data.{name}": value for name, value in source.identity().items()}
+    for name, videos in groupby(source.videos(), key=lambda video: video.source):
+        digest = _hash(video.files_digest() for video in videos if video.expressions)
+        fields[f"data.frames.{name}" if name else "data.frames"] = digest
+    if any(names):
+        fields["data.sources"] = names  # their order numbers the clips
+    base = config.clip if len(names) > 1 else config.clip_of(names[0])
+    fields |= {f"clip.{name}": value for name, value in base.model_dump(mode="json").items()}
+    own = {name: config.clip_of(name).frames for name in names}
+    return fields | {f"clip.frames.{name}": frames for name, frames in own.items() if frames != base.frames}
 
 
 def refuse_other(ours: Fingerprint, theirs: Fingerprint, *, where: Path) -> None:

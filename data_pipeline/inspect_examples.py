@@ -121,7 +121,7 @@ class ExampleDecoder:
 
     def _originals(self, record: dict[str, Any], places: list[int]) -> NDArray[np.uint8] | None:
         """uint8 [n H W 3], cut as the clip was; None if a frame cannot be read (any more)."""
-        video = self._videos.get(record["video_id"])
+        video = self._videos.get((record.get("source", ""), record["video_id"]))
         if video is None:
             return None
         kept = {name: record[name] for name in ("resize", "crop", "size", "flip")}
@@ -161,17 +161,19 @@ def _open_vae(reader: CacheReader, wan: Path | None) -> "AutoencoderKLWan":
     return vae.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _open_videos(reader: CacheReader, config: CacheBuildConfig | None) -> tuple[dict[str, Video], str]:
-    """The dataset's videos by id, or none and why."""
+def _open_videos(
+    reader: CacheReader, config: CacheBuildConfig | None
+) -> tuple[dict[tuple[str, str], Video], str]:
+    """The datasets' videos by the dataset's name and the video's id, or none and why."""
     if config is None:
         return {}, f"Originals are left out: {CONFIG} does not say where the dataset is."
-    where = f"{config.data.root} (split {config.data.split})"
+    where = ", ".join(f"{data.root} (split {data.split})" for data in config.sources)
     try:
-        source = open_source(config.data)
+        source = open_source(config.sources)
         identity = source.identity()
     except (UserError, OSError):
         return {}, f"Originals are left out: the dataset {where} is out of reach."
     fields = reader.manifest.fingerprint.fields
     if any(fields.get(f"data.{name}") != value for name, value in identity.items()):
         return {}, f"Originals are left out: the dataset {where} is not what it was when the cache was made."
-    return {video.video_id: video for video in source.videos()}, ""
+    return {(video.source, video.video_id): video for video in source.videos()}, ""

@@ -1,10 +1,11 @@
 """Dataset layouts by name: a new one is one file here and one line below."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_pipeline.config import DataSourceConfig
+from data_pipeline.config import CacheSourceConfig, DataSourceConfig, source_names
 from data_pipeline.sources.base import Source
+from data_pipeline.sources.named import NamedSources
 from models.errors import ConfigError
 
 
@@ -48,8 +49,21 @@ SOURCES: dict[str, Callable[[Path, str], Source]] = {
 }
 
 
-def open_source(config: DataSourceConfig) -> Source:
-    """The source that a config names; ConfigError lists the known ones, DataError says what is wrong."""
-    if config.source not in SOURCES:
-        raise ConfigError(f"data.source is {config.source!r}; known sources: {', '.join(sorted(SOURCES))}")
-    return SOURCES[config.source](config.root, config.split)
+def open_source(data: DataSourceConfig | Sequence[CacheSourceConfig]) -> Source:
+    """The source that a config names, or several as one, each video with the name of its dataset.
+
+    ConfigError lists the known sources, DataError says what is wrong with one.
+    """
+    if not isinstance(data, DataSourceConfig):
+        names = source_names(data)
+        opened = [_open(entry) for entry in data]
+        return opened[0] if names == [""] else NamedSources(dict(zip(names, opened, strict=True)))
+    if isinstance(data, CacheSourceConfig) and data.name:
+        return NamedSources({data.name: _open(data)})
+    return _open(data)
+
+
+def _open(data: DataSourceConfig) -> Source:
+    if data.source not in SOURCES:
+        raise ConfigError(f"data.source is {data.source!r}; known sources: {', '.join(sorted(SOURCES))}")
+    return SOURCES[data.source](data.root, data.split)

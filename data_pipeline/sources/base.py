@@ -33,12 +33,19 @@ class Expression:
 
 
 class Video(ABC):
-    """One video of a dataset; `frame_names` are in time order, as evaluation writes them."""
+    """One video of a dataset; `frame_names` are in time order, as evaluation writes them.
 
+    `video_id` is unique in its dataset, and with `source`, the dataset's name where it has one, in a cache.
+    """
+
+    source: str = ""
     video_id: str
     frame_names: tuple[str, ...]
     expressions: tuple[Expression, ...]
     has_masks: bool
+
+    def __str__(self) -> str:
+        return f"video {self.source}/{self.video_id}" if self.source else f"video {self.video_id}"
 
     @property
     @abstractmethod

@@ -157,9 +157,9 @@ def test_an_example_shows_its_own_latents_mask_and_the_originals_as_they_were_cu
 
 
 def _data(folder):
-    from data_pipeline.config import DataSourceConfig
+    from data_pipeline.config import CacheSourceConfig
 
-    return DataSourceConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text())["data"])
+    return CacheSourceConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text())["data"])
 
 
 def test_a_dataset_that_has_changed_is_not_shown_as_the_original(configured, mevis, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.build import build
-from data_pipeline.config import DataSourceConfig
+from data_pipeline.config import CacheSourceConfig, DataSourceConfig
 from data_pipeline.sources import open_source
 from data_pipeline.verify import verify
 from models.errors import DataError
@@ -203,7 +203,7 @@ def test_a_missing_frame_or_mask_is_refused_before_anything_is_encoded(copy):
 
 
 def test_a_cache_of_it_is_whole(youtube, make_config, tmp_path):
-    data = DataSourceConfig(source="ref_youtube_vos", root=youtube)
+    data = CacheSourceConfig(source="ref_youtube_vos", root=youtube)
     config = make_config(tmp_path / "cache", cache={"views": 1}).model_copy(update={"data": data})
     build(config)
     report = verify(config.out)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipeline import rle
 from data_pipeline.build import build
-from data_pipeline.config import DataSourceConfig
+from data_pipeline.config import CacheSourceConfig, DataSourceConfig
 from data_pipeline.sources import open_source
 from data_pipeline.verify import verify
 from models.errors import DataError
@@ -341,7 +341,7 @@ def test_plain_data_of_every_kind_is_admitted_also_if_it_holds_itself(copy):
 
 @pytest.mark.parametrize("split", FORMS)
 def test_a_cache_of_one_frame_clips_is_whole(refcoco, make_config, tmp_path, split):
-    data = DataSourceConfig(source="refcoco", root=refcoco, split=split)
+    data = CacheSourceConfig(source="refcoco", root=refcoco, split=split)
     config = make_config(tmp_path / "cache", clip={"frames": 1}).model_copy(update={"data": data})
     build(config)
     report = verify(config.out)
