@@ -19,7 +19,8 @@ from models.errors import CacheError
 from models.wan import WanFolder
 
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
-_PIXELS = (
+_DATA = ("data.frames", "data.sources")
+_PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
     "format",
     "model.vae",
     "data.frames",
