@@ -21,15 +21,6 @@ from models.wan import WanFolder
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
 _DATA = ("data.frames", "data.sources")
 _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
-    "format",
-    "model.vae",
-    "data.frames",
-    "data.sources",
-    "clip.",
-    "cache.seed",
-    "cache.views",
-    "cache.batch_clips",
-)
 _VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_empty_masks")
 _MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
 _STORAGE = ("cache.dtype", "cache.encoder_dtype")

@@ -91,12 +91,15 @@ def _view_clips(source: Source, *, view: int, config: CacheBuildConfig) -> Itera
     number = 0
     for index, video in enumerate(source.videos()):
         for clip in clips_of(
-            video, index=index, first_number=number, view=view, clip=config.clip_of(video.source), cache=config.cache
+            video,
+            index=index,
+            first_number=number,
+            view=view,
+            clip=config.clip_of(video.source),
+            cache=config.cache,
         ):
             if any(not sentence.text for sentence in clip.sentences):
-                raise DataError(
-                    f"{video} has a sentence that is empty after cleaning; remove it"
-                )
+                raise DataError(f"{video} has a sentence that is empty after cleaning; remove it")
             number += 1
             yield clip
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import SIZE, index_map, write_davis, write_youtube
 from PIL import Image
 
 from data_pipeline.build import build
@@ -14,64 +15,11 @@ from data_pipeline.sources import open_source
 from data_pipeline.verify import verify
 from models.errors import DataError
 
-SIZE = (48, 64)  # height, width in px
-LENGTHS = {"0a1b": 6, "2c3d": 4}
-
-
-def index_map(frame: int) -> np.ndarray:
-    """uint8 [H W]: object 1 moves to the right, object 3 leaves after two frames, 2 does not exist."""
-    indices = np.zeros(SIZE, np.uint8)
-    indices[10:30, 4 * frame : 4 * frame + 16] = 1
-    if frame < 2:
-        indices[32:46, 40:60] = 3
-    return indices
-
-
-def write_video(split: Path, video_id: str, *, length: int, masks: bool) -> list[str]:
-    names = [f"{5 * i:05d}" for i in range(length)]
-    for kind in ("JPEGImages", "Annotations")[: 1 + masks]:
-        (split / kind / video_id).mkdir(parents=True)
-    for i, name in enumerate(names):
-        indices = index_map(i)
-        colours = np.array([(90, 110, 80), (200, 30, 40), (0, 0, 0), (20, 60, 220)], np.uint8)
-        Image.fromarray(colours[indices]).save(split / "JPEGImages" / video_id / f"{name}.jpg", quality=95)
-        if masks:
-            picture = Image.fromarray(indices)
-            picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])  # mode P
-            picture.save(split / "Annotations" / video_id / f"{name}.png")
-    return names
-
-
-def write_meta(root: Path, split: str, videos: dict) -> None:
-    folder = root / "meta_expressions" / split
-    folder.mkdir(parents=True)
-    (folder / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
-
 
 @pytest.fixture(scope="module")
 def youtube(tmp_path_factory) -> Path:
-    """`train` with masks, `valid` without, and a `test` list whose video stands in `valid` too."""
     root = tmp_path_factory.mktemp("ref_youtube_vos")
-    texts = [("A red  Square", "1"), ("the disc on the right", "3"), ("the moving one", "1")]
-    train = {
-        video_id: {
-            "expressions": {str(i): {"exp": text, "obj_id": obj} for i, (text, obj) in enumerate(texts)},
-            "frames": write_video(root / "train", video_id, length=length, masks=True),
-        }
-        for video_id, length in LENGTHS.items()
-    }
-    write_meta(root, "train", train)
-    objects = {"objects": {"1": {"category": "square"}, "3": {"category": "disc"}}}
-    (root / "train/meta.json").write_text(json.dumps({"videos": dict.fromkeys(LENGTHS, objects)}))
-    valid = {
-        video_id: {
-            "expressions": {"0": {"exp": "the square"}},
-            "frames": write_video(root / "valid", video_id, length=3, masks=False),
-        }
-        for video_id in ("4e5f", "6a7b")
-    }
-    write_meta(root, "valid", valid)
-    write_meta(root, "test", {"6a7b": valid["6a7b"]})
+    write_youtube(root)
     return root
 
 
@@ -216,15 +164,8 @@ DAVIS = "meta_expressions/valid/meta_expressions.json"
 
 @pytest.fixture
 def davis(tmp_path) -> Path:
-    """One video of two objects, each with a sentence of all four annotators."""
     root = tmp_path / "ref_davis17"
-    names = write_video(root / "valid", "blackswan", length=3, masks=True)
-    expressions = {
-        str(place * 4 + annotator): {"exp": f"object {obj}, words of {annotator}", "obj_id": obj}
-        for place, obj in enumerate(("1", "3"))
-        for annotator in range(4)
-    }
-    write_meta(root, "valid", {"blackswan": {"expressions": expressions, "frames": names}})
+    write_davis(root)
     return root
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import COCO_JSON, INSTANCES, PICKLE, TRUTH, write_refcoco
 from PIL import Image
 
 from data_pipeline import rle
@@ -18,103 +19,11 @@ from data_pipeline.sources import open_source
 from data_pipeline.verify import verify
 from models.errors import DataError
 
-COCO_JSON, PICKLE, INSTANCES = (
-    "refcoco/instances_refcoco_train.json",
-    "refcoco/refs(unc).p",
-    "refcoco/instances.json",
-)
-SIZES = {581857: (48, 64), 98304: (40, 56), 7: (48, 64)}  # COCO image id: height, width in px
-TRUTH = {}  # annotation id: bool [H W]
-for number, (image, box) in enumerate([(581857, (4, 6, 30, 40)), (581857, (30, 2, 60, 20)), (98304, (0, 0, 56, 9)),
-                                       (7, (8, 8, 20, 44))]):  # fmt: skip
-    TRUTH[100 + number] = np.zeros(SIZES[image], bool)
-    TRUTH[100 + number][box[1] : box[3], box[0] : box[2]] = True
-# (COCO image id, annotation id, split, sentences); the sentences of an image need not stand together
-REFS = [
-    (581857, 100, "train", ["the Man in red", "left man"]),
-    (98304, 102, "train", ["sky"]),
-    (581857, 101, "train", ["woman on the right"]),
-    (7, 103, "val", ["the bus"]),
-]
-
-
-def segmentation(ann_id):
-    """A polygon of two parts for 100, an RLE for 102, else one polygon."""
-    if ann_id == 102:
-        return rle.encode(TRUTH[ann_id])
-    rows, columns = np.nonzero(TRUTH[ann_id])
-    left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-    middle = (left + right) // 2 if ann_id == 100 else right
-    parts = [(left, middle)] + ([(middle, right)] if ann_id == 100 else [])
-    return [[float(v) for v in (a, top, b, top, b, bottom, a, bottom)] for a, b in parts]
-
-
-def image_entry(image_id):
-    height, width = SIZES[image_id]
-    return {
-        "file_name": f"COCO_train2014_{image_id:012d}.jpg",
-        "height": height,
-        "width": width,
-        "license": 1,
-    }
-
-
-def write_coco_form(root: Path, split: str) -> None:
-    images, annotations = [], []
-    for image_id, ann_id, _, texts in (ref for ref in REFS if ref[2] == split):
-        for text in texts:
-            number = len(images) + 1
-            images.append({**image_entry(image_id), "id": number, "original_id": image_id, "caption": text})
-            annotations.append(
-                {
-                    "id": number,
-                    "image_id": number,
-                    "original_id": ann_id,
-                    "segmentation": segmentation(ann_id),
-                }
-            )
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
-    (root / f"refcoco/instances_refcoco_{split}.json").write_text(json.dumps(content))
-
-
-def write_original_form(root: Path) -> None:
-    refs, sent_id = [], 0
-    for place, (image_id, ann_id, split, texts) in enumerate(REFS):
-        sentences = []
-        for text in texts:
-            sentences.append({"sent": text, "raw": text + "!", "sent_id": sent_id, "tokens": text.split()})
-            sent_id += 1
-        ref = {"ref_id": place, "ann_id": ann_id, "image_id": image_id, "category_id": 1, "split": split}
-        refs.append(
-            {**ref, "file_name": f"COCO_{image_id}_{place}.jpg", "sentences": sentences, "sent_ids": ()}
-        )
-    (root / PICKLE).write_bytes(pickle.dumps(refs, protocol=2))
-    owners = {ann_id: image_id for image_id, ann_id, _, _ in REFS}
-    content = {
-        "images": [{**image_entry(image_id), "id": image_id} for image_id in SIZES],
-        "annotations": [
-            {"id": ann_id, "image_id": owner, "segmentation": segmentation(ann_id), "bbox": [0, 0, 1, 1]}
-            for ann_id, owner in owners.items()
-        ],
-        "categories": [],
-    }
-    (root / INSTANCES).write_text(json.dumps(content))
-
 
 @pytest.fixture(scope="module")
 def refcoco(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("coco")
-    for folder in ("train2014", "refcoco"):
-        (root / folder).mkdir()
-    for image_id, size in SIZES.items():
-        pixels = np.full((*size, 3), 90, np.uint8)
-        for owner, ann_id, _, _ in REFS:
-            if owner == image_id:
-                pixels[TRUTH[ann_id]] = (200, 30 * (ann_id - 99), 40)
-        Image.fromarray(pixels).save(root / "train2014" / image_entry(image_id)["file_name"], quality=95)
-    for split in ("train", "val"):
-        write_coco_form(root, split)
-    write_original_form(root)
+    write_refcoco(root)
     return root
 
 
