@@ -151,6 +151,35 @@ def predict(
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png", highlight=False)
 
 
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run, one of its steps, or another export")],
+    format: Annotated[str, typer.Option(help="diffusers, flowrvs or safetensors")] = "diffusers",
+    out: Annotated[Optional[Path], typer.Option(help="Default: RUN/export/NAME")] = None,  # noqa: UP045
+    averaged: Annotated[
+        bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")
+    ] = True,
+    dtype: Annotated[
+        str, typer.Option(help="float32 keeps every bit; bfloat16 is half the size")
+    ] = "float32",
+    wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the run's")] = None,  # noqa: UP045
+) -> None:
+    """Write trained weights so that diffusers, FlowRVS's code or any reader of safetensors loads them."""
+    import torch
+
+    from trainer.export import export as export_weights
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
+    done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan)
+    console.print(
+        f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 @app.command("tiny-wan")
 def tiny_wan(
     folder: Annotated[Path, typer.Argument(help="A new folder")],

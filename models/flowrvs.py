@@ -19,6 +19,7 @@ from models.dit import PATCH_KEY, build_dit
 from models.errors import WeightsError
 from models.strict import check_shapes
 
+SETTINGS = "flowmask"  # key of the conventions in files that we wrote; published ones have none
 _FIX = "Give a file that FlowRVS's training wrote"
 _HEAD = (
     "scale_shift_table",
@@ -72,7 +73,7 @@ def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any
     shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
     check_shapes({name: shapes.get(name, ()) for name in order}, shapes, where=f"{path}: `model`", fix=_FIX)
     check_shapes(_implied_shapes(shapes, path), shapes, where=f"{path}: `model`", fix=_FIX)
-    settings = {"video_injection": _injected(shapes, path)}
+    settings = {**_settings(content, path), "video_injection": _injected(shapes, path)}
     if not ema:
         return {name: tensor.float() for name, tensor in model.items()}, settings
     averaged = dict(zip(order, _shadows(content, len(order), path), strict=True))
@@ -82,20 +83,28 @@ def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def load_mask_decoder(path: Path, *, ema: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The decoder half of a mask decoder file: `decoder.*`, `post_quant_conv.*`, fp32; no settings are in it.
+    """The decoder half of a mask decoder file: `decoder.*`, `post_quant_conv.*`, fp32; its settings, if ours.
 
     ema: accepted for symmetry; these files hold one set of weights.
     """
-    return _halves(path)[0], {}
+    content = _read(path)
+    return _halves(path, content)[0], _settings(content, path)
 
 
 def load_encoder(path: Path) -> dict[str, Tensor]:
     """The encoder half of a decoder file (`encoder.*`, `quant_conv.*`); the reference encodes with it."""
-    return _halves(path)[1]
+    return _halves(path, _read(path))[1]
 
 
-def _halves(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    content = _read(path)
+def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The conventions that an export of ours recorded; nothing for a published file."""
+    settings = content.get(SETTINGS, {})
+    if not isinstance(settings, Mapping):
+        raise WeightsError(f"{path}: `{SETTINGS}` is no mapping of settings. {_FIX}")
+    return dict(settings)
+
+
+def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     where = f"{path}: the VAE"
     state = _tensors(content.get("model", content), where=where)
     strangers = [key for key in state if not key.startswith((*_DECODER, *_ENCODER))]

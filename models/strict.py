@@ -41,6 +41,13 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: object
     module.load_state_dict(state)
 
 
+def assign_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: object, fix: str) -> None:
+    """Make a state dict's tensors the module's own, no copy; for a module on the meta device. As load_strict."""
+    expected = {k: v.shape for k, v in module.state_dict().items()}
+    check_shapes(expected, {k: v.shape for k, v in state.items()}, where=where, fix=fix)
+    module.load_state_dict(state, assign=True)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a weights folder; a missing or damaged file is one WeightsError line."""
     if not path.is_file():

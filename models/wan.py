@@ -48,7 +48,7 @@ class WanFolder:
 
         Which of the two the file holds is told by its patch embedding, never by its config.
         """
-        from models.dit import LATENT_CHANNELS, PATCH_KEY, build_dit, widen
+        from models.dit import LATENT_CHANNELS, PATCH_KEY, widen
 
         folder = self._part("transformer")
         with SafetensorsFolder(folder, _STEMS["transformer"]) as weights:
@@ -56,28 +56,41 @@ class WanFolder:
             held = shapes.get(PATCH_KEY, (0, LATENT_CHANNELS))[1]
             if held == 2 * LATENT_CHANNELS and not video_injection:
                 raise WeightsError(f"{folder} expects the injected video; set objective.video_injection=true")
-            config = _constructor_config(folder, "WanTransformer3DModel")
-            dit = _attempt(lambda: build_dit(config, in_channels=held), folder)
+            dit = self.empty_transformer(video_injection=held == 2 * LATENT_CHANNELS)
             check_shapes(_shapes_of(dit), shapes, where=folder, fix=_FIX)
             state = {key: weights.tensor(key, dtype) for key in shapes}
         if video_injection and held == LATENT_CHANNELS:
-            dit = build_dit(config, in_channels=2 * LATENT_CHANNELS)
+            dit = self.empty_transformer(video_injection=True)
             state[PATCH_KEY] = widen(state[PATCH_KEY])
         dit.load_state_dict(state, assign=True)
         return dit
 
+    def empty_transformer(self, *, video_injection: bool) -> "WanTransformer3DModel":
+        """The DiT of the config alone, its parameters on the meta device, to be given weights of a training."""
+        from models.dit import LATENT_CHANNELS, build_dit
+
+        folder = self._part("transformer")
+        config = _constructor_config(folder, "WanTransformer3DModel")
+        channels = 2 * LATENT_CHANNELS if video_injection else LATENT_CHANNELS
+        return _attempt(lambda: build_dit(config, in_channels=channels), folder)
+
     def vae(self, dtype: torch.dtype = torch.float32) -> "AutoencoderKLWan":
         """The frozen VAE; 16 latent channels, 8x in space and 4x in time."""
+        vae = self.empty_vae()
+        self._fill(vae, self._part("vae"), dtype)
+        return vae.eval().requires_grad_(False)
+
+    def empty_vae(self, **changes: Any) -> "AutoencoderKLWan":
+        """The VAE of the config alone, its parameters on the meta device; `changes` to constructor arguments."""
         from diffusers import AutoencoderKLWan
 
         folder = self._part("vae")
-        config = _constructor_config(folder, "AutoencoderKLWan")
+        config = {**_constructor_config(folder, "AutoencoderKLWan"), **changes}
         with torch.device("meta"):
             vae = _attempt(lambda: AutoencoderKLWan(**config), folder)
         if vae.config.z_dim != 16 or vae.config.patch_size is not None:
             raise WeightsError(f"{folder} is not a Wan2.1 VAE (z_dim {vae.config.z_dim}). {_FIX}")
-        self._fill(vae, folder, dtype)
-        return vae.eval().requires_grad_(False)
+        return vae
 
     def text_encoder(self, dtype: torch.dtype = torch.float32) -> TextEncoder:
         """UMT5 and its tokenizer. The token table may be stored under either of its two names, or both."""

@@ -20,13 +20,13 @@ from models.config import SamplerConfig
 from models.errors import CheckpointError, ConfigError
 from models.mask_decoder import MaskDecoder
 from models.segment import Segmenter, SegmentSettings, masks_at
-from models.strict import load_strict
+from models.strict import assign_strict, load_strict
 from models.vae import encode_mask
 from models.wan import WanFolder
 from trainer.checkpoint import complete, read_state
 from trainer.evaluate_config import FrameBox
 from trainer.run_folder import CHECKPOINTS
-from trainer.weights import LoadedWeights, load_dit, load_mask_decoder
+from trainer.weights import load_dit, load_mask_decoder
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -150,10 +150,9 @@ def load_segmenter(
     dit_weights = load_dit(checkpoint, ema=ema)
     settings = dit_weights.settings
     folder = WanFolder(_wan_path(wan, settings, checkpoint))
-    dit: Any = folder.transformer(video_injection=_video_injected(dit_weights), dtype=dtype)
-    load_strict(
-        dit, dit_weights.state_dict, where=checkpoint, fix="Give the model.wan that it was trained from"
-    )
+    dit: Any = folder.empty_transformer(video_injection=video_injected(dit_weights.state_dict))
+    state = {name: tensor.to(dtype) for name, tensor in dit_weights.state_dict.items()}
+    assign_strict(dit, state, where=checkpoint, fix="Give the model.wan that it was trained from")
     vae: Any = folder.vae()
     named = mask_decoder or settings.get("mask_decoder") or "vae"
     decoder, decoder_sha256 = _mask_decoder(named, vae, ema=ema, asked=mask_decoder is not None)
@@ -206,25 +205,26 @@ def _wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) 
 
 def _trained_box(checkpoint: str, settings: Mapping[str, Any]) -> FrameBox:
     """Short and long side of the training as height and width, as the reference pairs 480x832 with them."""
-    told = {**_cache_fields(Path(checkpoint)), **settings}
+    told = {**trained_sides(Path(checkpoint)), **settings}
     sides = {"height_px": told.get("short_side"), "width_px": told.get("long_side")}
     return FrameBox(**{name: side for name, side in sides.items() if side is not None})
 
 
-def _cache_fields(path: Path) -> dict[str, Any]:
-    """How the clips were cut that a run was trained on; nothing for weights that are no run's."""
+def trained_sides(path: Path) -> dict[str, Any]:
+    """Short and long side in px of the clips that a run was trained on; nothing for weights that are no run's."""
     steps = [path] if (path / "state.json").is_file() else complete(path / CHECKPOINTS)
     if not steps:
         return {}
     fields = read_state(steps[0])["state"].get("fingerprint", {}).get("fields", {})
-    return {name.removeprefix("clip."): value for name, value in fields.items() if name.startswith("clip.")}
+    sides = {name: fields.get(f"clip.{name}") for name in ("short_side", "long_side")}
+    return {name: value for name, value in sides.items() if value is not None}
 
 
-def _video_injected(weights: LoadedWeights) -> bool:
-    """Told by the shape of the patch embedding, never by a config."""
+def video_injected(state: Mapping[str, Tensor]) -> bool:
+    """Whether a DiT takes the video: told by the shape of the patch embedding, never by a config."""
     from models.dit import LATENT_CHANNELS, PATCH_KEY
 
-    weight = weights.state_dict.get(PATCH_KEY)
+    weight = state.get(PATCH_KEY)
     return weight is not None and weight.shape[1] == 2 * LATENT_CHANNELS
 
 
@@ -238,7 +238,8 @@ def _mask_decoder(named: str, vae: "AutoencoderKLWan", *, ema: bool, asked: bool
             f"the run names the mask decoder {named}, which is not there; give mask_decoder"
         )
     weights = load_mask_decoder(named, ema=ema)
-    if Path(named).is_file() and (encoder := flowrvs.load_encoder(Path(named))):
+    pickled = Path(named).is_file() and Path(named).suffix != ".safetensors"
+    if pickled and (encoder := flowrvs.load_encoder(Path(named))):
         kept = {key: value for key, value in vae.state_dict().items() if key not in encoder}
         load_strict(vae, {**kept, **encoder}, where=named, fix="Use a decoder of the same VAE")
     return decoder.load(weights.state_dict, where=named), weights.sha256

@@ -1,27 +1,32 @@
-"""Trained weights by name: a run folder, an export, or a FlowRVS .pth, with the conventions they were
-trained with.
+"""Trained weights by name: a run folder, an export (folder or .safetensors) or a FlowRVS .pth.
+
+Each comes with the conventions it was trained with.
 
 Owns what counts as which, and the refusal of weights whose conventions are not the ones asked for. Whole
 tensors in fp32 on the host; nothing here needs a process group or a GPU.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models.errors import CheckpointError, WeightsError
+from models.flowrvs import SETTINGS
 from models.strict import SafetensorsFolder, load_strict, read_json
 from trainer.checkpoint import complete, read_full, read_state, verify
 from trainer.run_folder import CHECKPOINTS
 
 EXPORT_SETTINGS = "flowmask.json"
-_EXPORT_STEM = "diffusion_pytorch_model"
-_PARTS = {"flow_matching": "transformer", "mask_decoder": "mask_decoder"}
+EXPORT_STEM = "diffusion_pytorch_model"
+_ENCODER = ("encoder.", "quant_conv.")  # of the VAE that goes with an exported mask decoder
+PARTS = {"flow_matching": "transformer", "mask_decoder": "mask_decoder"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,7 @@ class LoadedWeights:
 
 
 def load_dit(source: str, *, ema: bool = True) -> LoadedWeights:
-    """A DiT's weights from a run (its newest complete checkpoint), one of its steps, an export or a .pth
-    file.
+    """A DiT's weights from a run (its newest complete checkpoint), one of its steps, an export or a .pth file.
 
     ema: the averaged weights where the source has both. Raises UserError naming what is missing or damaged.
     """
@@ -84,6 +88,8 @@ def _load(source: str, *, objective: str, ema: bool) -> LoadedWeights:
         state, settings = _from_run(path, objective=objective, ema=ema)
     elif path.is_dir():
         state, settings = _from_export(path, objective=objective)
+    elif path.suffix == ".safetensors" and path.is_file():
+        state, settings = _from_safetensors(path, objective=objective)
     elif path.is_file():
         state, settings = _from_pth(path, objective=objective, ema=ema)
     else:
@@ -92,7 +98,7 @@ def _load(source: str, *, objective: str, ema: bool) -> LoadedWeights:
 
 
 def _from_run(path: Path, *, objective: str, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    checkpoint = path if (path / "state.json").is_file() else _newest(path)
+    checkpoint = path if (path / "state.json").is_file() else newest_checkpoint(path)
     saved = read_state(checkpoint)["state"]
     trained = saved["settings"]["objective"]
     if trained != objective:
@@ -104,7 +110,7 @@ def _from_run(path: Path, *, objective: str, ema: bool) -> tuple[dict[str, Tenso
     return read_full(checkpoint, kind="ema" if ema else "master"), settings
 
 
-def _newest(run: Path) -> Path:
+def newest_checkpoint(run: Path) -> Path:
     """The newest undamaged checkpoint of a run."""
     problems = []
     for checkpoint in complete(run / CHECKPOINTS):
@@ -119,14 +125,31 @@ def _newest(run: Path) -> Path:
 
 
 def _from_export(path: Path, *, objective: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    part = path / _PARTS[objective]
+    part = path / PARTS[objective]
     if not part.is_dir():
         raise WeightsError(
             f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.name}/)"
         )
     settings = read_json(path / EXPORT_SETTINGS) if (path / EXPORT_SETTINGS).is_file() else {}
-    with SafetensorsFolder(part, _EXPORT_STEM) as weights:
-        state = {key: weights.tensor(key, torch.float32) for key in weights.shapes()}
+    if (path / PARTS["mask_decoder"]).is_dir() and objective == "flow_matching":
+        settings["mask_decoder"] = str(path)
+    with SafetensorsFolder(part, EXPORT_STEM) as weights:
+        kept = [key for key in weights.shapes() if not key.startswith(_ENCODER)]
+        state = {key: weights.tensor(key, torch.float32) for key in kept}
+    return state, settings
+
+
+def _from_safetensors(path: Path, *, objective: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One file of weights whose settings stand in its own header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None
+    trained = settings.get("objective", objective)
+    if trained != objective:
+        raise WeightsError(f"{path} holds weights of {trained}, not of {objective}; give those")
     return state, settings
 
 
