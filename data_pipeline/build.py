@@ -91,7 +91,7 @@ class Build:
                 self.on_progress(BuildProgress("finalise", 0, 1))
                 with claim(self.work / "finalise", wait=True):
                     if not finished.exists():
-                        finalise.finalise(self.out, plan, config=self.config)
+                        finalise.finalise(self.out, plan)
         finally:
             if finished.exists():  # also when refused: a finished cache is left exactly as it was
                 shutil.rmtree(self.work, ignore_errors=True)

@@ -6,14 +6,13 @@ with the number of examples.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from data_pipeline import index, manifest
-from data_pipeline.config import CacheBuildConfig
 from data_pipeline.manifest import BucketEntry, FileEntry, Manifest, ShardEntry
 from data_pipeline.records import Sidecar, read_sidecar
 from data_pipeline.shards import FOLDER, remove_leftovers, shard_name, whole_file, write_file
@@ -23,49 +22,65 @@ from models.errors import CacheError, DataError
 Shape = tuple[int, int, int]
 
 
-def finalise(out: Path, plan: Plan, *, config: CacheBuildConfig) -> Manifest:
+def finalise(out: Path, plan: Plan) -> Manifest:
     """Write the index, then the manifest; every unit must be finished. DataError if no example is left."""
     for folder in (out, out / FOLDER):
         remove_leftovers(folder)  # all units are done, so nobody else writes
-    views = config.cache.views
-    counts: Counter[tuple[Shape, int]] = Counter()
-    totals = _Totals()
-    for sidecar in _sidecars(out, plan):
-        totals.add(sidecar)
-        view = 1 + index.COLUMNS.index("view")
-        counts.update((sidecar.shapes[row[0]], row[view]) for row in sidecar.examples)
-    if not counts:
+
+    def sidecars() -> Iterator[Sidecar]:
+        return _sidecars(out, plan)
+
+    totals = count(sidecars(), views=plan.fingerprint.fields["cache.views"])
+    if not totals.buckets:
         raise DataError("no example is left: every mask is empty in its clip; see cache.drop_empty_masks")
-    buckets = _buckets(counts, views=views)
     with whole_file(out / index.FILE) as file:
-        size, sha256 = _write_index(file, out, plan, buckets=buckets)
-    result = Manifest(
+        entry = write_index(file, sidecars(), buckets=totals.buckets)
+    result = make_manifest(plan, totals, index_entry=entry)
+    write_file(out / manifest.FILE, result.to_bytes())
+    return result
+
+
+def count(sidecars: Iterable[Sidecar], *, views: int) -> "Totals":
+    """What all sidecars together say, in the order of their units."""
+    counts: Counter[tuple[Shape, int]] = Counter()
+    totals = Totals()
+    view = 1 + index.COLUMNS.index("view")
+    for sidecar in sidecars:
+        totals.add(sidecar)
+        counts.update((sidecar.shapes[row[0]], row[view]) for row in sidecar.examples)
+    totals.buckets = _buckets(counts, views=views)
+    return totals
+
+
+def make_manifest(plan: Plan, totals: "Totals", *, index_entry: FileEntry) -> Manifest:
+    """The manifest: a function of the plan, the sidecars and the index that follows from them."""
+    fields = plan.fingerprint.fields
+    return Manifest(
         fingerprint=plan.fingerprint,
-        dtype=config.cache.dtype,
-        views=views,
+        dtype=fields["cache.dtype"],
+        views=fields["cache.views"],
         latent_channels=plan.facts["latent_channels"],
         latents_mean=plan.facts["latents_mean"],
         latents_std=plan.facts["latents_std"],
         text_dim=totals.text_dim,
         longest_text_tokens=totals.longest_text_tokens,
-        pixel_norm=config.cache.pixel_norm,
-        lowercase=config.cache.lowercase,
+        pixel_norm=fields["cache.pixel_norm"],
+        lowercase=fields["cache.lowercase"],
         clips=totals.clips,
-        examples=sum(counts.values()),
+        examples=sum(sum(bucket.examples) for bucket in totals.buckets),
         dropped_empty_masks=totals.dropped,
-        buckets=buckets,
-        index=FileEntry(file=index.FILE, size=size, sha256=sha256),
+        buckets=totals.buckets,
+        index=index_entry,
         environments=totals.environments,
         shards=totals.shards,
     )
-    write_file(out / manifest.FILE, result.to_bytes())
-    return result
 
 
-class _Totals:
+class Totals:
     """What the manifest says of all shards together."""
 
     def __init__(self) -> None:
+        self.buckets: list[BucketEntry] = []
         self.clips = self.dropped = self.text_dim = self.longest_text_tokens = 0
         self.environments: list[dict[str, str]] = []
         self.shards: list[ShardEntry] = []
@@ -114,7 +129,8 @@ def _buckets(counts: Counter[tuple[Shape, int]], *, views: int) -> list[BucketEn
     return buckets
 
 
-def _write_index(file: IO[bytes], out: Path, plan: Plan, *, buckets: list[BucketEntry]) -> tuple[int, str]:
+def write_index(file: IO[bytes], sidecars: Iterable[Sidecar], *, buckets: Sequence[BucketEntry]) -> FileEntry:
+    """Write the index into an empty file, opened for reading too; its size and hash."""
     rows = sum(sum(bucket.examples) for bucket in buckets)
     header = {"descr": np.lib.format.dtype_to_descr(index.ROW), "fortran_order": False, "shape": (rows,)}
     np.lib.format.write_array_header_1_0(file, header)
@@ -124,7 +140,7 @@ def _write_index(file: IO[bytes], out: Path, plan: Plan, *, buckets: list[Bucket
     table = np.memmap(file, dtype=index.ROW, mode="r+", offset=start, shape=(rows,))
     place = {(b.frames, b.height, b.width): number for number, b in enumerate(buckets)}
     cursor = {(number, view): first for number, b in enumerate(buckets) for view, first in enumerate(b.first)}
-    for sidecar in _sidecars(out, plan):
+    for sidecar in sidecars:
         for shape, *values in sidecar.examples:
             row = dict(zip(index.COLUMNS, values, strict=True))
             bucket = place[sidecar.shapes[shape]]
@@ -133,4 +149,5 @@ def _write_index(file: IO[bytes], out: Path, plan: Plan, *, buckets: list[Bucket
             cursor[bucket, row["view"]] += 1
     table.flush()
     file.seek(0)
-    return start + rows * index.ROW.itemsize, hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return FileEntry(file=index.FILE, size=start + rows * index.ROW.itemsize, sha256=sha256)
