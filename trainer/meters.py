@@ -1,0 +1,133 @@
+"""How fast a run is and what it holds: rates of one step, what a window of steps amounts to, memory, peaks.
+
+Rates are rank 0's clock over the whole global batch; memory is rank 0's. Imports neither torch nor MLflow
+at the top: the process that feeds MLflow uses it too.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+
+_GIB = 2**30
+_BY_TIME = ("examples_per_s", "tokens_per_s", "model_tflop_per_s", "mfu_pct", "data_wait_pct")
+_LATEST = ("epoch", "lr", "host_memory_gib", "device_memory_gib", "device_memory_peak_gib")
+_NOT_SUMMARISED = ("step", "batch", "time", "step_s", "world_size", "skipped")
+_PERCENTILES = (50, 90, 99)
+
+# Dense bf16 tensor-core TFLOP/s from NVIDIA's data sheets; the first name that the device's contains.
+_PEAK_TFLOPS = (
+    ("GB200", 2500.0),
+    ("B200", 2250.0),
+    ("GH200", 989.4),
+    ("H200 NVL", 835.5),
+    ("H200", 989.4),
+    ("H100 NVL", 835.5),
+    ("H100 PCIE", 756.5),
+    ("H100", 989.4),
+    ("H20", 148.0),
+    ("A100", 312.0),
+    ("A800", 312.0),
+    ("A40", 149.7),
+    ("A30", 165.0),
+    ("A10", 125.0),
+    ("RTX A6000", 154.8),
+    ("RTX 6000 ADA", 364.2),
+    ("L40S", 362.1),
+    ("L40", 181.0),
+    ("L4", 121.0),
+    ("RTX 5090", 209.5),
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71.0),
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one global batch asks of the model; flop: forward and backward, without recomputation."""
+
+    tokens: int
+    flop: float
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Turns the seconds of a step into rates.
+
+    work(step): what the global batch of that step (counted from 1) holds, or None for a module whose work
+    nobody counts; peak_tflops: of one device, None where it is unknown.
+    """
+
+    global_batch: int
+    world_size: int = 1
+    peak_tflops: float | None = None
+    work: Callable[[int], Work] | None = None
+
+    def rates(self, step: int, *, seconds: float, waited_s: float) -> dict[str, float]:
+        """Rates of one step that took `seconds`, of which `waited_s` went by waiting for data."""
+        rates = {
+            "step_s": seconds,
+            "examples_per_s": self.global_batch / seconds,
+            "data_wait_pct": 100 * min(1.0, waited_s / seconds),
+        }
+        if self.work is None:
+            return rates
+        work = self.work(step)
+        tflops = work.flop / seconds / 1e12
+        rates |= {"tokens_per_s": work.tokens / seconds, "model_tflop_per_s": tflops}
+        if self.peak_tflops is not None:
+            rates["mfu_pct"] = 100 * tflops / (self.peak_tflops * self.world_size)
+        return rates
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, float]:
+    """What a window of consecutive rows amounts to: finite numbers by name, a pure function of the rows.
+
+    Rates are weighted by the steps' time, states are the last row's, anything else is the mean over the rows
+    that have it. Percentiles are of the steps' seconds.
+    """
+    summary: dict[str, float] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        known = [row for row in rows if _is_finite(row.get(key))]
+        if key in _NOT_SUMMARISED or not known:
+            continue
+        if key in _LATEST:
+            summary[key] = float(known[-1][key])
+            continue
+        weights = [row.get("step_s") or 1.0 if key in _BY_TIME else 1.0 for row in known]
+        total = math.fsum(row[key] * weight for row, weight in zip(known, weights, strict=True))
+        summary[key] = total / math.fsum(weights)
+    seconds = [row["step_s"] for row in rows if _is_finite(row.get("step_s"))]
+    if seconds:
+        found = np.percentile(seconds, _PERCENTILES)
+        summary |= {f"step_s_p{p}": float(value) for p, value in zip(_PERCENTILES, found, strict=True)}
+    return summary
+
+
+def memory() -> dict[str, float]:
+    """GiB that this process holds now: resident on the host, allocated (and the most so far) on its GPU."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    held = {"host_memory_gib": pages * os.sysconf("SC_PAGE_SIZE") / _GIB}
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        held["device_memory_gib"] = torch.cuda.memory_allocated() / _GIB
+        held["device_memory_peak_gib"] = torch.cuda.max_memory_allocated() / _GIB
+    return held
+
+
+def peak_tflops(device_name: str | None) -> float | None:
+    """Dense bf16 peak of a GPU by the name that CUDA gives it; None if the table does not know it."""
+    name = (device_name or "").upper()
+    return next((peak for part, peak in _PEAK_TFLOPS if re.search(rf"\b{part}\b", name)), None)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
