@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from models.errors import CacheError
@@ -51,17 +51,28 @@ def _still_named(descriptor: int, path: Path) -> bool:
         return False
 
 
-def share_out(
-    units: Sequence[int], *, folder: Path, kind: str, done: Callable[[int], bool], work: Callable[[int], None]
-) -> None:
-    """Return when every unit is done, by us or by others; first what is free, then what a dead owner left.
+def claimed(
+    units: Sequence[int], *, folder: Path, kind: str, done: Callable[[int], bool]
+) -> Iterator[tuple[int, ExitStack]]:
+    """Units to work on, each with its claim, until every unit is done, by us or by others.
 
-    Any number of workers may run this at once, join late or die.
+    Whoever takes one closes its stack when the unit is finished, in any thread; several may be held at once.
+    First comes what is free, then what a dead owner left. Any number of workers may run this, join late or die.
     """
     for wait in (False, True):
         for unit in units:
             if done(unit):
                 continue
-            with claim(folder / f"{kind}-{unit:06d}", wait=wait) as ours:
+            with ExitStack() as stack:
+                ours = stack.enter_context(claim(folder / f"{kind}-{unit:06d}", wait=wait))
                 if ours and not done(unit):
-                    work(unit)
+                    yield unit, stack.pop_all()
+
+
+def share_out(
+    units: Sequence[int], *, folder: Path, kind: str, done: Callable[[int], bool], work: Callable[[int], None]
+) -> None:
+    """Work on units one by one; return when every unit is done, by us or by others."""
+    for unit, held in claimed(units, folder=folder, kind=kind, done=done):
+        with held:
+            work(unit)
