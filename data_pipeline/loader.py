@@ -28,7 +28,8 @@ class Batch:
     """One micro-batch of one rank; tensors that the objective did not ask for are None.
 
     video_mean, video_logvar, mask_mean  [b 16 f h w] raw, stored dtype
-    text         [b L D] zero padded, stored dtype        mask_pixels  bool [b F H W]
+    text         [b L D] stored dtype, L the longest here, zeros after a shorter one's end; see `padded_text`
+    mask_pixels  bool [b F H W]
     example_ids  int64 [b]      epochs  int64 [b]         positions  int64 [b], places in the global batch
     keys         one integer per example, mix64(seed, epoch, example, step): its only source of randomness
     digest       sum of mix64(position, example id) mod 2^64: identifies the examples that were delivered
@@ -45,11 +46,18 @@ class Batch:
     video_logvar: Tensor | None = None
     mask_mean: Tensor | None = None
     text: Tensor | None = None
+    text_tokens: int = 0
     mask_pixels: Tensor | None = None
     draws: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def padded_text(self) -> Tensor:
+        """Text as the DiT sees it, zeros up to `text_tokens`: made last, as most of it is zeros."""
+        assert self.text is not None
+        missing = max(0, self.text_tokens - self.text.shape[1])
+        return torch.nn.functional.pad(self.text, (0, 0, 0, missing))
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its data and draws on a device; ids and keys stay on the host."""
@@ -142,6 +150,7 @@ class Loader:
                 mix64(self.plan.seed, int(e), int(i), planned.step) for e, i in zip(epochs, ids, strict=True)
             ],
             digest=sum(mix64(place, int(i)) for place, i in zip(positions, ids, strict=True)) & _MASK,
+            text_tokens=self.text_tokens,
         )
         tensors: dict[str, Any] = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
         return self.prepare(replace(batch, **tensors))

@@ -1,10 +1,15 @@
 """Counter-based randomness: every random number is a function of named integers, never of a rank or a history."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 _MASK = (1 << 64) - 1
+_GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def mix64(*values: int) -> int:
@@ -27,6 +32,30 @@ def mix64_array(seed: int, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         x = (x ^ (x >> np.uint64(30))) * m1
         x = (x ^ (x >> np.uint64(27))) * m2
         return x ^ (x >> np.uint64(31))
+
+
+def normal(key: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal numbers, float32 of `shape`, that are a function of `key` alone on any device.
+
+    Number 2i and its pair are Box-Muller's of the 64 bits mix(key + i * golden): integer arithmetic, the same
+    to the bit everywhere; log, sin and cos round as the device does (1e-6).
+    """
+    count = math.prod(shape)
+    bits = torch.arange(1, (count + 1) // 2 + 1, device=device)
+    bits.mul_(_signed(_GOLDEN)).add_(_signed(key))
+    for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1]), (31, 1)):
+        bits ^= (bits >> shift) & ((1 << (64 - shift)) - 1)  # int64 shifts copy the sign: mask it off
+        bits *= _signed(factor)
+    halves = bits.view(torch.int32).view(-1, 2).to(torch.float32)
+    radius = halves[:, 0].add(2.0**31 + 0.5).mul_(2.0**-32).clamp_(max=1).log_().mul_(-2).sqrt_()
+    angle = halves[:, 1] * (2 * math.pi * 2.0**-32)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(*shape)
+
+
+def _signed(value: int) -> int:
+    """The int64 of the same 64 bits."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
 
 
 def generator(key: int) -> torch.Generator:

@@ -28,6 +28,10 @@ def shard_name(number: int) -> str:
     return f"{number:06d}.tar"
 
 
+def shard_number(name: str) -> int:
+    return int(name.removesuffix(".tar"))
+
+
 def sidecar_name(number: int) -> str:
     return f"{number:06d}.json"
 

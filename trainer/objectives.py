@@ -1,9 +1,10 @@
 """What is learned: an objective names the tensors it needs, builds its module, draws noise, gives its loss.
 
-An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone, made on
-the CPU in the loader's thread; a loss is the mean over the micro-batch, in float32. Metrics come as sums and
-counts (`x_sum`, `x_count`), which may be added or averaged over micro-batches and ranks: `read_metrics`
-divides.
+An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone: small ones
+are made in the loader's threads, the posterior's noise on the device (a CPU takes five times as long to draw it
+as to read the latents, and a GPU would be sent twice the bytes). A loss is the mean over the micro-batch, in
+float32. Metrics come as sums and counts (`x_sum`, `x_count`), which may be added or averaged over micro-batches
+and ranks: `read_metrics` divides.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.loader import Batch
-from data_pipeline.randomness import generator
+from data_pipeline.randomness import generator, mix64, normal
 from models.config import ModelConfig
 from models.dit import velocity
 from models.errors import ConfigError
@@ -24,6 +25,7 @@ from models.wan import WanFolder
 from trainer.config import ObjectiveConfig
 
 Metrics = dict[str, Tensor]
+_EPS = 1  # keeps the noise of an example apart from its other draws
 
 
 class Objective(Protocol):
@@ -66,18 +68,22 @@ class FlowMatching:
         }
 
     def prepare(self, batch: Batch) -> Batch:
-        """Draws of each example from its own key: timestep int64 [B], eps float32 [B 16 f h w]."""
-        assert batch.video_mean is not None
-        timesteps, noises = [], []
+        """Draws of each example from its own key: timestep int64 [B]."""
+        timesteps = []
         for key in batch.keys:
-            source = generator(key)
-            u_special, u = torch.rand(2, generator=source, dtype=torch.float64)
+            u_special, u = torch.rand(2, generator=generator(key), dtype=torch.float64)
             timesteps.append(self._timestep(u_special, u))
-            noises.append(torch.randn(batch.video_mean.shape[1:], generator=source))
         batch.draws["timestep"] = torch.stack(timesteps)
-        if self._config.start_point_augmentation:
-            batch.draws["eps"] = torch.stack(noises)
         return batch
+
+    @staticmethod
+    def noise(batch: Batch) -> Tensor:
+        """The posterior's eps, float32 [B 16 f h w] on the batch's device; `draws` may hold another."""
+        assert batch.video_mean is not None
+        if "eps" in batch.draws:
+            return batch.draws["eps"]
+        shape, device = batch.video_mean.shape[1:], batch.video_mean.device
+        return torch.stack([normal(mix64(key, _EPS), shape, device) for key in batch.keys])
 
     def _timestep(self, u_special: Tensor, u: Tensor) -> Tensor:
         if self._config.boundary_bias:
@@ -90,9 +96,9 @@ class FlowMatching:
         video_latent, mask_latent = self._endpoints(batch)
         timestep = batch.draws["timestep"]
         x_t, target = interpolate(video_latent, mask_latent, path_time(timestep))
-        assert batch.text is not None
+        text = batch.padded_text()
         dit: Any = module  # or an engine around it
-        predicted = velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=batch.text)
+        predicted = velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)
         losses = (predicted - target).square().flatten(1).mean(1)
         at_video = (timestep == TRAIN_TIMESTEPS).float()
         detached = losses.detach()
@@ -108,7 +114,7 @@ class FlowMatching:
         assert batch.video_mean is not None and batch.video_logvar is not None and batch.mask_mean is not None
         raw = batch.video_mean.float()
         if self._config.start_point_augmentation:
-            raw = sample_posterior(raw, batch.video_logvar.float(), batch.draws["eps"])
+            raw = sample_posterior(raw, batch.video_logvar.float(), self.noise(batch))
         mask_latent = batch.mask_mean.float()
         if self._model.mask_latent_norm == "video":
             mask_latent = normalise(self._stats, mask_latent)

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -194,13 +195,62 @@ def test_a_cache_that_is_not_whole_is_refused_with_the_file(cache, tmp_path, spo
     assert "\n" not in str(raised.value)
 
 
-def test_a_shard_cut_after_opening_is_an_error_not_zeros(cache, tmp_path):
+@pytest.mark.parametrize("opened", [False, True], ids=["before it was read", "while it was read"])
+def test_a_shard_cut_after_the_start_is_an_error_not_zeros(cache, tmp_path, opened):
     shutil.copytree(cache, tmp_path / "cache")
     reader = CacheReader(tmp_path / "cache")
-    for shard in (tmp_path / "cache" / "shards").glob("*.tar"):
-        shard.write_bytes(shard.read_bytes()[:600])
-    with pytest.raises(CacheError, match="the file was cut"):
-        steps_of(loader_of(reader), 1)
+    if opened:
+        reader.read(np.array([0]), needs=LATENTS, text_tokens=256)
+    shard = tmp_path / "cache" / "shards" / f"{int(reader.index[0]['shard']):06d}.tar"
+    with shard.open("r+b") as file:
+        file.truncate(600)
+    said = "the file was cut" if opened else f"{shard}: 600 bytes, the manifest says"
+    with pytest.raises(CacheError, match=said) as raised:
+        reader.read(np.array([0]), needs=LATENTS, text_tokens=256)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda shard: shard.unlink(), "missing from the cache"),
+        (lambda shard: shard.write_bytes(b"x"), "1 bytes, the manifest says"),
+    ],
+)
+def test_a_reader_that_does_not_check_at_the_start_names_a_shard_when_it_is_touched(
+    cache, tmp_path, spoil, said
+):
+    shutil.copytree(cache, tmp_path / "cache")
+    spoil(tmp_path / "cache/shards/000001.tar")
+    reader = CacheReader(tmp_path / "cache", check=False)
+    here = reader.index["shard"] == 1
+    assert reader.read(np.flatnonzero(~here)[:1], needs=LATENTS, text_tokens=256)
+    with pytest.raises(CacheError, match=f"000001.tar: {said}"):
+        reader.read(np.flatnonzero(here)[:1], needs=LATENTS, text_tokens=256)
+
+
+def test_reading_ahead_is_bounded_by_the_batches_asked_for(reader):
+    """Examples in memory: those handed out, and `prefetch_batches` global batches of this rank's share."""
+    alive = peak = 0
+    lock = threading.Lock()
+
+    def count(by):
+        nonlocal alive, peak
+        with lock:
+            alive += by
+            peak = max(peak, alive)
+
+    def prepare(batch):
+        count(len(batch))
+        weakref.finalize(batch, count, -len(batch))
+        return batch
+
+    for depth in (1, 3, 20):
+        alive = peak = 0
+        with loader_of(reader, micro_batch=2, prefetch_batches=depth, prepare=prepare, threads=4) as loader:
+            for _ in range(30):
+                next(loader)
+        assert peak <= 8 * (depth + 2), "those ahead, those just handed out and those before them"
 
 
 def test_the_safetensors_of_a_record_load_with_the_plain_library(cache):

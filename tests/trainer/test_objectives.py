@@ -63,9 +63,9 @@ def test_every_draw_is_a_function_of_the_examples_key_alone() -> None:
     objective = make()
     together = objective.prepare(batch_of([11, 12, 13]))
     alone = [objective.prepare(batch_of([key])) for key in (13, 11, 12)]
-    for name in ("timestep", "eps"):
-        expected = torch.cat([alone[i].draws[name] for i in (1, 2, 0)])
-        assert torch.equal(together.draws[name], expected)
+    order = (1, 2, 0)
+    assert torch.equal(together.draws["timestep"], torch.cat([alone[i].draws["timestep"] for i in order]))
+    assert torch.equal(objective.noise(together), torch.cat([objective.noise(alone[i]) for i in order]))
 
 
 def test_with_boundary_bias_half_the_timesteps_are_1000_and_the_rest_uniform_below() -> None:
@@ -94,10 +94,9 @@ def test_an_exact_velocity_has_no_loss_whatever_the_masks_norm(norm: str) -> Non
 def test_the_video_is_sampled_then_normalised_and_the_mask_is_left_raw() -> None:
     batch = make().prepare(batch_of([5]))
     video, mask = make()._endpoints(batch)
-    sample = batch.video_mean + torch.exp(batch.video_logvar / 2) * batch.draws["eps"]
+    sample = batch.video_mean + torch.exp(batch.video_logvar / 2) * make().noise(batch)
     assert torch.allclose(video, (sample - 0.5) / 2) and torch.equal(mask, batch.mask_mean)
     plain = make(start_point_augmentation=False).prepare(batch_of([5]))
-    assert "eps" not in plain.draws
     assert torch.equal(
         make(start_point_augmentation=False)._endpoints(plain)[0], (batch.video_mean - 0.5) / 2
     )
