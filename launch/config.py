@@ -66,6 +66,11 @@ def load_job(path: Path, kind: type[Job], overrides: Sequence[str] = ()) -> Job:
 
     Raises ConfigError with one line that names the key, its value and what is allowed.
     """
+    return validate(read_tree(path, overrides), kind, origin=str(path))
+
+
+def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
+    """The keys of `path` with overrides applied, not yet validated as any kind of job."""
     if not path.is_file():
         raise ConfigError(f"config {path} does not exist; the examples are in configs/")
     try:
@@ -76,7 +81,7 @@ def load_job(path: Path, kind: type[Job], overrides: Sequence[str] = ()) -> Job:
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"config {path} is not valid YAML: {_one_line(error)}") from error
     assert isinstance(data, dict)
-    return validate(data, kind, origin=str(path))
+    return data
 
 
 def validate(data: dict[Any, Any], kind: type[Job], *, origin: str) -> Job:
