@@ -86,7 +86,7 @@ def write_unit(
                 shape = (len(encoded.clip.frame_ids), height, width)
                 if shape not in shapes:
                     shapes.append(shape)
-                examples += _examples(meta, tensors, place, unit=unit, shape=shapes.index(shape))
+                examples += example_rows(meta, tensors, place, unit=unit, shape=shapes.index(shape))
                 text_dim = tensors["text.0"].shape[-1]
             size, sha256 = writer.close()
     sidecar = Sidecar(unit, len(clips), dropped, size, sha256, text_dim, made_with, shapes, examples)
@@ -120,10 +120,10 @@ def record(
     return {**clip_facts(clip), "masks": masks, "expressions": expressions}, tensors
 
 
-def _examples(
+def example_rows(
     meta: dict[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace, *, unit: int, shape: int
 ) -> list[list[int]]:
-    """One row for each expression of a record."""
+    """One row of a sidecar for each expression of a record; `shape` is a place in the sidecar's shapes."""
     rows = []
     for number, expression in enumerate(meta["expressions"]):
         text, short = f"text.{expression['text_id']}", f"text.{expression['text_id']}.t{SHORT_TEXT}"
