@@ -6,14 +6,14 @@ with the number of examples.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from data_pipeline import index, manifest
-from data_pipeline.manifest import BucketEntry, FileEntry, Manifest, ShardEntry
+from data_pipeline.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
 from data_pipeline.records import Sidecar, read_sidecar
 from data_pipeline.shards import FOLDER, remove_leftovers, shard_name, whole_file, write_file
 from data_pipeline.units import Plan
@@ -35,7 +35,7 @@ def finalise(out: Path, plan: Plan) -> Manifest:
         raise DataError("no example is left: every mask is empty in its clip; see cache.drop_empty_masks")
     with whole_file(out / index.FILE) as file:
         entry = write_index(file, sidecars(), buckets=totals.buckets)
-    result = make_manifest(plan, totals, index_entry=entry)
+    result = make_manifest(plan.fingerprint, plan.facts, totals, index_entry=entry)
     write_file(out / manifest.FILE, result.to_bytes())
     return result
 
@@ -52,16 +52,18 @@ def count(sidecars: Iterable[Sidecar], *, views: int) -> "Totals":
     return totals
 
 
-def make_manifest(plan: Plan, totals: "Totals", *, index_entry: FileEntry) -> Manifest:
-    """The manifest: a function of the plan, the sidecars and the index that follows from them."""
-    fields = plan.fingerprint.fields
+def make_manifest(
+    fingerprint: Fingerprint, facts: Mapping[str, Any], totals: "Totals", *, index_entry: FileEntry
+) -> Manifest:
+    """The manifest: a function of the plan (its fingerprint and facts), the sidecars and the index."""
+    fields = fingerprint.fields
     return Manifest(
-        fingerprint=plan.fingerprint,
+        fingerprint=fingerprint,
         dtype=fields["cache.dtype"],
         views=fields["cache.views"],
-        latent_channels=plan.facts["latent_channels"],
-        latents_mean=plan.facts["latents_mean"],
-        latents_std=plan.facts["latents_std"],
+        latent_channels=facts["latent_channels"],
+        latents_mean=facts["latents_mean"],
+        latents_std=facts["latents_std"],
         text_dim=totals.text_dim,
         longest_text_tokens=totals.longest_text_tokens,
         pixel_norm=fields["cache.pixel_norm"],

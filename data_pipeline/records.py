@@ -47,12 +47,17 @@ class Sidecar:
     examples: list[list[int]]
 
 
+def parse_sidecar(content: bytes) -> Sidecar:
+    """A sidecar from its file's bytes; ValueError, TypeError or KeyError if they are damaged."""
+    fields = unseal(content)
+    fields["shapes"] = [tuple(shape) for shape in fields["shapes"]]
+    return Sidecar(**fields)
+
+
 def read_sidecar(folder: Path, unit: int) -> Sidecar | None:
     """The sidecar of a finished unit whose tar is whole; None if the unit must (again) be worked on."""
     try:
-        content = unseal((folder / sidecar_name(unit)).read_bytes())
-        content["shapes"] = [tuple(shape) for shape in content["shapes"]]
-        sidecar = Sidecar(**content)
+        sidecar = parse_sidecar((folder / sidecar_name(unit)).read_bytes())
         complete = not sidecar.records or (folder / shard_name(unit)).stat().st_size == sidecar.size
     except FileNotFoundError:
         return None
