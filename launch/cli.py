@@ -180,6 +180,25 @@ def export(
     )
 
 
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A job's YAML: what it names is checked too")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+) -> None:
+    """Is this machine fit for the job? Libraries, GPUs, filesystem, weights, MLflow, SLURM; a fix for each fault."""
+    from launch import doctor as examination
+
+    findings = examination.examine(examination.subject_of(config, overrides or []))
+    report = examination.as_json(findings)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        examination.show(findings, console)
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
 @app.command("tiny-wan")
 def tiny_wan(
     folder: Annotated[Path, typer.Argument(help="A new folder")],
