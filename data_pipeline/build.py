@@ -7,7 +7,9 @@ workers.
 
 import importlib.metadata
 import platform
+import gc
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -17,18 +19,23 @@ from typing import Any, Literal
 import torch
 
 from data_pipeline import finalise, manifest, records, sentences, units
-from data_pipeline.claims import claim, share_out
+from data_pipeline.claims import claimed, once, share_out
+from data_pipeline.clip_pass import ClipPass
 from data_pipeline.config import CacheBuildConfig
-from data_pipeline.encode import ClipEncoder, EncodedClip
+from data_pipeline.encode import ClipEncoder
 from data_pipeline.fingerprint import fingerprint, refuse_other
-from data_pipeline.shards import FOLDER, remove_leftovers, shard_name, sidecar_name
+from data_pipeline.manifest import Fingerprint
+from data_pipeline.quarantine import Quarantine
+from data_pipeline.shards import FOLDER
 from data_pipeline.sources import open_source
 from data_pipeline.sources.base import Source
+from data_pipeline.stage_clock import StageClock
 from models.errors import CacheError, ConfigError
 from models.text import TextEncoder
 from models.wan import WanFolder
 
 Phase = Literal["plan", "text", "clips", "finalise", "complete"]
+_COUNT_EVERY_S = 1.0
 _LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "pillow", "numpy", "safetensors")
 
 
@@ -70,32 +77,43 @@ class Build:
         self.config, self.worker, self.workers, self.on_progress = config, worker, workers, on_progress
         self.out = Path(config.out)
         self.work, self.shards = self.out / "work", self.out / FOLDER
+        self.claims, self.finished = self.work / "claims", self.out / manifest.FILE
         self.device = _device(config.cache.device)
         self.dtype: torch.dtype = getattr(torch, config.cache.dtype)
         self.encoder_dtype: torch.dtype = getattr(torch, config.cache.encoder_dtype)
-        self.wan = WanFolder(config.model.wan)
+        self.wan, self.clock = WanFolder(config.model.wan), StageClock()
+        self._counted_at, self._finished_clips = 0.0, 0
         if self.device.type == "cpu":
             # More threads split sums differently: bytes must not depend on how many workers share the cores.
             torch.set_num_threads(1)
 
     def run(self) -> None:
-        finished = self.out / manifest.FILE
         try:
             self.on_progress(BuildProgress("plan", 0, 1))
             self.source.videos()  # bad input is refused before anything is written
-            with claim(self.work / "plan", wait=True):
-                plan = self._plan()
-            if not finished.exists():
-                self._encode_sentences(plan)
-                self._encode_clips(plan)
-                self.on_progress(BuildProgress("finalise", 0, 1))
-                with claim(self.work / "finalise", wait=True):
-                    if not finished.exists():
-                        finalise.finalise(self.out, plan)
+            plan = self._plan()
+            if not self.finished.exists():
+                self._encode(plan)
         finally:
-            if finished.exists():  # also when refused: a finished cache is left exactly as it was
+            if self.finished.exists():  # also when refused: a finished cache is left exactly as it was
                 shutil.rmtree(self.work, ignore_errors=True)
         self.on_progress(BuildProgress("complete", plan.clips, plan.clips))
+
+    def _encode(self, plan: units.Plan) -> None:
+        try:
+            self._encode_sentences(plan)
+            self._encode_clips(plan)
+            self.on_progress(BuildProgress("finalise", 0, 1))
+            self._quarantine(plan).check()
+            once(
+                self.claims / "finalise",
+                done=self.finished.exists,
+                work=lambda: finalise.finalise(self.out, plan),
+                lease_s=self.config.cache.lease_s,
+            )
+        except (CacheError, FileNotFoundError):
+            if not self.finished.exists():
+                raise  # else the others have finished, and cleared away `work` under a slow worker's feet
 
     @cached_property
     def source(self) -> Source:
@@ -107,27 +125,34 @@ class Build:
             self.shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CacheError(f"cannot write {self.shards}: {error.strerror}; choose another `out`") from error
-        ours = fingerprint(self.config, self.source, memo=self.work / "weights.json")
-        plan = units.read_plan(self.out / units.FOLDER)
-        if plan is None:
-            if (self.out / manifest.FILE).exists():
-                raise CacheError(
-                    f"{self.out} holds a cache without its plan; choose another `out`, or delete it"
-                )
-            vae: Any = self.wan.vae()
-            stats = vae.config
-            facts = {
-                "latent_channels": stats.z_dim,
-                "latents_mean": list(stats.latents_mean),
-                "latents_std": list(stats.latents_std),
-            }
-            units.write_plan(
-                self.out / units.FOLDER, self.source, config=self.config, fingerprint=ours, facts=facts
-            )
-            plan = units.read_plan(self.out / units.FOLDER)
-            assert plan is not None
-        refuse_other(ours, plan.fingerprint, where=self.out)
+        folder = self.out / units.FOLDER
+        once(
+            self.claims / "plan",
+            done=lambda: units.read_plan(folder) is not None,
+            work=lambda: self._write_plan(folder),
+            lease_s=self.config.cache.lease_s,
+        )
+        plan = units.read_plan(folder)
+        assert plan is not None
+        refuse_other(self._fingerprint(), plan.fingerprint, where=self.out)
         return plan
+
+    def _fingerprint(self) -> Fingerprint:
+        return fingerprint(self.config, self.source, memo=self.work / "weights.json")
+
+    def _write_plan(self, folder: Path) -> None:
+        if self.finished.exists():
+            raise CacheError(f"{self.out} holds a cache without its plan; choose another `out`, or delete it")
+        vae: Any = self.wan.vae()
+        stats = vae.config
+        facts = {
+            "latent_channels": stats.z_dim,
+            "latents_mean": list(stats.latents_mean),
+            "latents_std": list(stats.latents_std),
+        }
+        units.write_plan(
+            folder, self.source, config=self.config, fingerprint=self._fingerprint(), facts=facts
+        )
 
     def _in_turn(self, units_: int) -> Sequence[int]:
         """All units, beginning at this worker's share, so that workers seldom ask for the same one."""
@@ -152,30 +177,59 @@ class Build:
         self.on_progress(BuildProgress("text", 0, plan.texts))
         share_out(
             self._in_turn(plan.text_units),
-            folder=self.work / "claims",
+            folder=self.claims,
             kind="text",
-            done=lambda unit: sentences.unit_path(texts, unit).exists(),
+            done=lambda unit: sentences.unit_path(texts, unit).exists() or self.finished.exists(),
             work=work,
+            lease_s=self.config.cache.lease_s,
+            results=texts,
         )
 
     def _encode_clips(self, plan: units.Plan) -> None:
-        def work(unit: int) -> None:
-            for name in (shard_name(unit), sidecar_name(unit)):
-                remove_leftovers(self.shards, name)
-            self._write_unit(plan, unit)
-
         self._report_clips(plan, own=0)
-        share_out(
-            self._in_turn(plan.clip_units),
-            folder=self.work / "claims",
-            kind="clips",
-            done=lambda unit: records.read_sidecar(self.shards, unit) is not None,
-            work=work,
+        self.clip_pass(plan).run(
+            lambda: claimed(
+                self._in_turn(plan.clip_units),
+                folder=self.claims,
+                kind="clips",
+                done=lambda unit: records.read_sidecar(self.shards, unit) is not None,
+                lease_s=self.config.cache.lease_s,
+                results=self.shards,
+            )
         )
 
     def _report_clips(self, plan: units.Plan, *, own: int) -> None:
-        finished = sum(1 for _ in self.shards.glob("*.json")) * self.config.cache.clips_per_shard
-        self.on_progress(BuildProgress("clips", min(finished + own, plan.clips), plan.clips))
+        """Counting what is finished lists a folder, so it is done once in a while; own: clips of the unit in hand."""
+        now = time.monotonic()
+        if own == 0 or now > self._counted_at + _COUNT_EVERY_S:
+            self._counted_at = now
+            finished = sum(1 for _ in self.shards.glob("*.json"))
+            self._finished_clips = finished * self.config.cache.clips_per_shard
+        self.on_progress(BuildProgress("clips", min(self._finished_clips + own, plan.clips), plan.clips))
+
+    def clip_pass(self, plan: units.Plan) -> ClipPass:
+        """How this worker makes units: all that are free, or one that somebody names."""
+        return ClipPass(
+            config=self.config,
+            plan=plan,
+            source=self.source,
+            shards=self.shards,
+            texts=self.work / "texts",
+            quarantine=self._quarantine(plan),
+            encoder=lambda: self._encoder,
+            made_with=_environment(self.device),
+            clock=self.clock,
+            on_clip=lambda count: self._report_clips(plan, own=count),
+        )
+
+    def _quarantine(self, plan: units.Plan) -> Quarantine:
+        return Quarantine(
+            self.out,
+            shards=self.shards,
+            clips=plan.clips,
+            videos=plan.unreadable_videos,
+            fraction=self.config.cache.max_quarantined_fraction,
+        )
 
     @cached_property
     def _encoder(self) -> ClipEncoder:
@@ -185,35 +239,7 @@ class Build:
             dtype=self.dtype,
             pixel_norm=self.config.cache.pixel_norm,
             batch_clips=self.config.cache.batch_clips,
-            drop_empty_masks=self.config.cache.drop_empty_masks,
-        )
-
-    def encode_unit(self, plan: units.Plan, unit: int) -> list[EncodedClip]:
-        """The clips of a unit, encoded on the fly: exactly what its shard stores."""
-        videos = self.source.videos()
-        count = 0
-
-        def on_clip() -> None:
-            nonlocal count
-            count += 1
-            self._report_clips(plan, own=count)
-
-        clips = ((clip, videos[clip.video]) for clip, _ in plan.unit_clips(unit))
-        return self._encoder.encode(clips, on_clip=on_clip)
-
-    def _write_unit(self, plan: units.Plan, unit: int) -> None:
-        numbers = {clip.key: texts for clip, texts in plan.unit_clips(unit)}
-        encoded = self.encode_unit(plan, unit)
-        kept = [(clip, numbers[clip.clip.key]) for clip in encoded]
-        wanted = {number for _, texts in kept for number in texts}
-        planned = sum(len(clip.masks) for clip, _ in plan.unit_clips(unit))
-        records.write_unit(
-            self.shards,
-            unit,
-            kept,
-            embeddings=sentences.Embeddings(self.work / "texts").of(sorted(wanted)),
-            dropped=planned - sum(len(clip.mask_means) for clip in encoded),
-            made_with=_environment(self.device),
+            clock=self.clock,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
+from data_pipeline.leases import DEFAULT_LEASE_S
 from models.config import Section
 
 
@@ -133,6 +134,17 @@ class CacheConfig(Section):
         default=4, ge=1, description="clips of one shape that go through the VAE together"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    decode_threads: int = Field(
+        default=2, ge=1, description="threads of a worker that read and resize while its encoder works"
+    )
+    max_quarantined_fraction: float = Field(
+        default=0.01, ge=0, le=1, description="the build stops when more of its clips cannot be read"
+    )
+    lease_s: float = Field(
+        default=DEFAULT_LEASE_S,
+        ge=1,
+        description="a worker on another node that gives no sign of life for so long loses its unit",
+    )
 
 
 class CacheModel(Section):
@@ -169,12 +181,38 @@ class CacheBuildConfig(Section):
         return self.clip if frames is None else self.clip.model_copy(update={"frames": frames})
 
 
-class LoaderConfig(Section):
-    """How training reads a cache; nothing here changes which examples a batch holds, except `remainder`."""
+class MixConfig(Section):
+    """One of the caches that a run trains on."""
 
     cache: Path = Field(description="folder that `flowmask cache build` finished")
+    weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="its share of the steps, relative to the others'"
+    )
+
+
+class LoaderConfig(Section):
+    """How training reads a cache or several; of all this only `remainder` and weights decide what a batch holds."""
+
+    cache: Path | None = Field(default=None, description="folder that `flowmask cache build` finished")
+    mix: tuple[MixConfig, ...] = Field(default=(), description="instead of `cache`: several, with weights")
     remainder: Literal["carry", "drop"] = Field(
         default="carry", description="an epoch's last examples: carried over or dropped"
     )
     threads: int = Field(default=2, ge=0, description="reading threads; 0 reads in the training thread")
     prefetch_batches: int = Field(default=4, ge=1, description="global batches read ahead")
+
+    @model_validator(mode="after")
+    def _cache_or_mix(self) -> Self:
+        if self.cache is not None and self.mix:
+            raise ValueError("data.cache and data.mix are both given; give one: a cache, or a list of caches")
+        if self.cache is None and not self.mix:
+            raise ValueError(
+                "key data.cache is missing; set it, or data.mix to a list of {cache: FOLDER, weight: NUMBER}"
+            )
+        return self
+
+    @property
+    def caches(self) -> str:
+        """What is read, for messages: the folder, or the folders with their weights."""
+        mixed = ", ".join(f"{entry.cache} (weight {entry.weight:g})" for entry in self.mix)
+        return mixed or str(self.cache)

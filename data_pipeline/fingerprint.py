@@ -7,6 +7,7 @@ fingerprint; a difference is refused with the fields that differ.
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", 
 _VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_empty_masks")
 _MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
 _STORAGE = ("cache.dtype", "cache.encoder_dtype")
-_UNSHAPED = ("device",)
+_UNSHAPED = ("device", "lease_s", "decode_threads", "max_quarantined_fraction")
 
 
 def fingerprint(config: CacheBuildConfig, source: Source, *, memo: Path) -> Fingerprint:
@@ -96,8 +97,12 @@ def _weights_identity(wan: WanFolder, part: str, *, memo: Path) -> str:
     files = sorted((wan.path / part).glob("*"))
     state = [f"{file.resolve()} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in files]
     key = _hash([part, *state])
-    known: dict[str, str] = json.loads(memo.read_text()) if memo.exists() else {}
+    known: dict[str, str] = {}
+    with suppress(FileNotFoundError):
+        known = json.loads(memo.read_text())
     if key not in known:
         known[key] = wan.identity(part)
-        write_file(memo, to_json(known))
+        with suppress(CacheError):  # whoever finished the build has just removed its folder
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            write_file(memo, to_json(known))
     return known[key]

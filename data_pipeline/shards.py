@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
+from data_pipeline.leases import TakenOverError
 from models.errors import CacheError
 
 FOLDER = "shards"
@@ -45,8 +46,9 @@ def to_json(value: Any) -> bytes:
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name when the block ends well, flushed to the disk; never half of it.
 
-    Two writers of one path are harmless: each has its own temporary file. An OSError (a full disk, no right
-    to write) is raised as a CacheError with the path.
+    Two writers of one path are harmless: each has its own temporary file, and the slower one, whose file the
+    other took for a leftover, hears a TakenOverError. An OSError (a full disk, no right to write) is raised as a
+    CacheError with the path.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}.{os.urandom(4).hex()}")
     try:
@@ -54,7 +56,12 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except FileNotFoundError as error:
+            if not path.parent.is_dir():
+                raise
+            raise TakenOverError(f"{path}: another worker has taken this over") from error
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -70,7 +77,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what killed writers of `name` left; only for whoever alone may write it."""
+    """Delete what killed writers of `name` left; only for whoever holds its claim (see `whole_file`)."""
     for leftover in folder.glob(f"{TEMPORARY}{name}.*"):
         leftover.unlink(missing_ok=True)
 
