@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: help setup demo demo-full test test-long lint format clean
+.PHONY: help setup demo demo-full test test-slurm test-long lint format clean
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -26,6 +26,10 @@ demo-full: setup ## the same at length, up to an hour on 2 cores
 
 test: setup      ## every law once, small
 	$(BIN)/pytest -m 'not long'
+
+test-slurm: setup ## the laws of launching on a real two-node SLURM; installs its packages when root
+	tests/slurm/install.sh
+	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest tests/slurm -m 'not long'
 
 test-long: setup ## the same laws at length; TRIALS=N SEED=S
 	$(BIN)/pytest

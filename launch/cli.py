@@ -29,6 +29,9 @@ Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - Typer reads this annotation
     typer.Argument(help="KEY=VALUE, as many as you like, for example train.lr=1e-4 out=runs/mine"),
 ]
+Wait = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="On SLURM: show the progress until the job is done, or leave")
+]
 
 
 @app.command()
@@ -46,9 +49,9 @@ def demo(
 
 
 @cache_app.command("build")
-def cache_build(config: ConfigFile, overrides: Overrides = None) -> None:
+def cache_build(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
     """Encode clips, masks and sentences once into OUT/shards. A killed build goes on where it stopped."""
-    _run("cache", config, overrides)
+    _run("cache", config, overrides, wait=wait)
 
 
 @cache_app.command("verify")
@@ -100,15 +103,15 @@ def cache_inspect(
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
+def train(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
     """Train a DiT or a mask decoder on a cache. The same command again resumes the run in OUT, exactly."""
-    _run("train", config, overrides)
+    _run("train", config, overrides, wait=wait)
 
 
 @app.command()
-def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
+def evaluate(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
     """Predict every expression of a split and score it: J, F, J&F, masks and a report in OUT."""
-    _run("evaluate", config, overrides)
+    _run("evaluate", config, overrides, wait=wait)
 
 
 @app.command()
@@ -212,10 +215,10 @@ def tiny_wan(
     console.print(f"wrote {folder}", highlight=False)
 
 
-def _run(kind: str, config: Path, overrides: list[str] | None) -> None:
+def _run(kind: str, config: Path, overrides: list[str] | None, *, wait: bool) -> None:
     from launch.jobs import start
 
-    code = start(kind, config, overrides or [])
+    code = start(kind, config, overrides or [], wait=wait)
     if code:
         raise typer.Exit(code)
 

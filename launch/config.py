@@ -22,17 +22,51 @@ from trainer.evaluate_config import EvaluateConfig
 
 
 class LaunchConfig(Section):
-    """How many processes, and where."""
+    """How many processes, and where. `local`: this machine; `slurm`: through submitit; `debug`: this very process."""
 
-    cluster: Literal["local"] = "local"
+    cluster: Literal["local", "slurm", "debug"] = "local"
     nodes: int = Field(1, ge=1)
     processes_per_node: int = Field(1, ge=1, description="one a GPU; on a CPU at most one a core")
+    array: int = Field(
+        1, ge=1, description="cache builds: so many tasks, each of `nodes` nodes, share the work"
+    )
+    array_parallel: int | None = Field(None, ge=1, description="array tasks that may run at once; None: all")
+    gpus_per_node: int | None = Field(None, ge=0)
+    cpus_per_node: int | None = Field(None, ge=1, description="None: one a process")
+    mem_gb: float | None = Field(None, gt=0, description="memory of a node; None: the partition's default")
+    time_min: int | None = Field(None, ge=1, description="time limit; None: the partition's default")
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    setup: tuple[str, ...] = Field((), description="shell lines before the job: modules, variables")
+    srun_args: tuple[str, ...] = Field((), description="passed to srun, for example a container's image")
+    sbatch_args: dict[str, str] = Field({}, description="any other option of sbatch, by its long name")
+    signal_margin_s: int = Field(90, ge=1, description="time to save before a time limit")
+    max_preemptions: int = Field(100, ge=0)
+    max_timeouts: int = Field(100, ge=0)
+    max_crashes: int = Field(2, ge=0, description="starts after a crash before the job ends for good")
 
     @model_validator(mode="after")
-    def _one_machine(self) -> "LaunchConfig":
+    def _fits(self) -> "LaunchConfig":
         if self.cluster == "local" and self.nodes != 1:
             raise ValueError(f"launch.nodes is {self.nodes}; launch.cluster=local is this machine alone: 1")
+        if self.cluster == "slurm" and self.time_min and self.time_min * 60 <= self.signal_margin_s:
+            raise ValueError(
+                f"launch.signal_margin_s is {self.signal_margin_s}; it must be less than "
+                f"launch.time_min {self.time_min} x 60 s"
+            )
         return self
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train or evaluate together."""
+        return 1 if self.cluster == "debug" else self.nodes * self.processes_per_node
+
+
+def _refuse_array(launch: LaunchConfig) -> None:
+    if launch.array != 1:
+        raise ValueError(f"launch.array is {launch.array}; only a cache build is split into array tasks: 1")
 
 
 class CacheJob(CacheBuildConfig):
@@ -48,7 +82,8 @@ class TrainJob(RunConfig):
 
     @model_validator(mode="after")
     def _batch_fits(self) -> "TrainJob":
-        accumulation_steps(self.train, self.launch.nodes * self.launch.processes_per_node)
+        _refuse_array(self.launch)
+        accumulation_steps(self.train, self.launch.world_size)
         return self
 
 
@@ -56,6 +91,11 @@ class EvaluateJob(EvaluateConfig):
     """`flowmask evaluate`."""
 
     launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _one_task(self) -> "EvaluateJob":
+        _refuse_array(self.launch)
+        return self
 
 
 Job = TypeVar("Job", bound=BaseModel)

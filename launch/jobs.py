@@ -21,20 +21,32 @@ KINDS: dict[str, type[CacheJob] | type[TrainJob] | type[EvaluateJob]] = {
 }
 
 
-def start(kind: str, config: Path, overrides: Sequence[str] = ()) -> int:
-    """Read the config of a job and run it on this machine; returns the exit code."""
-    return run(kind, load_job(config, KINDS[kind], overrides))
+def start(kind: str, config: Path, overrides: Sequence[str] = (), *, wait: bool = True) -> int:
+    """Read the config of a job and run it where `launch.cluster` says; returns the exit code."""
+    return run(kind, load_job(config, KINDS[kind], overrides), wait=wait)
 
 
-def run(kind: str, job: CacheJob | TrainJob | EvaluateJob) -> int:
-    """Run a job on this machine, one process a rank; returns 0, or the exit code that asks for a requeue."""
-    return run_local(kind, job.model_dump(mode="json"), processes=job.launch.processes_per_node)
+def run(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool = True) -> int:
+    """Run a job, one process a rank; returns 0, or the exit code that asks for a requeue.
+
+    wait: on a cluster, until it is done; a job on this machine is always waited for.
+    """
+    resolved = job.model_dump(mode="json")
+    if job.launch.cluster == "slurm":
+        from launch.submit import to_slurm
+
+        return to_slurm(kind, job, wait=wait)
+    if job.launch.cluster == "debug":
+        return RANK[kind](resolved)
+    return run_local(kind, resolved, processes=job.launch.array * job.launch.processes_per_node)
 
 
 def save_config(folder: Path, resolved: Resolved) -> None:
     """Write `folder/config.yaml`, with which the same command repeats the job."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / ".config.yaml.tmp"
+    beside = (
+        folder / f".config.yaml.{os.uname().nodename}.{os.getpid()}.tmp"
+    )  # tasks of an array end together
     beside.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     beside.replace(folder / "config.yaml")
 
@@ -45,7 +57,7 @@ def _strip(resolved: Resolved) -> Resolved:
 
 
 def _rank() -> tuple[int, int]:
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _cache(resolved: Resolved) -> int:
@@ -57,7 +69,7 @@ def _cache(resolved: Resolved) -> int:
     rank, world = _rank()
     with cache_progress(config.out, show=rank == 0) as on_progress:
         build(config, worker=rank, workers=world, on_progress=on_progress)
-    if rank == 0:
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # on every node: the first one may have died
         save_config(config.out, resolved)
     return 0
 

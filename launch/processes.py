@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,20 +28,34 @@ GRACE_S = 20.0  # for the others to end by themselves once one rank has ended we
 
 
 class JobFailedError(UserError):
-    """A rank ended with an error that is not the user's; its traceback stands above."""
+    """A rank ended with an error that is not the user's; what it printed stands above."""
+
+    def __init__(self, what: str, traceback: str = "") -> None:
+        super().__init__(f"{what}; what it printed stands above")
+        self.what, self.traceback = what, traceback
 
 
-def run_local(kind: str, resolved: dict[str, Any], *, processes: int) -> int:
+@dataclass(frozen=True)
+class Group:
+    """The part of a job's ranks that this machine holds, and where rank 0 listens."""
+
+    first_rank: int
+    world: int
+    address: str
+    port: int
+
+
+def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Group | None = None) -> int:
     """Run one job in `processes` ranks and wait; returns 0, or the exit code that asks for a requeue.
 
-    kind: "cache", "train" or "evaluate"; resolved: the whole config as plain data.
-    Raises the rank's own UserError, or JobFailedError when a rank crashed.
+    kind: "cache", "train" or "evaluate"; resolved: the whole config as plain data; group: None when these ranks
+    are the whole job. Raises the rank's own UserError, or JobFailedError when a rank crashed.
     """
+    group = group or Group(0, processes, "127.0.0.1", free_port())
     with tempfile.TemporaryDirectory(prefix="flowmask-") as scratch:
         folder = Path(scratch)
         (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
-        port = free_port()
-        ranks = [_start(folder, rank, processes, port=port) for rank in range(processes)]
+        ranks = [_start(folder, rank, processes, group=group) for rank in range(processes)]
         previous = {number: signal.signal(number, _forward_to(ranks)) for number in FORWARDED}
         try:
             codes = _wait(ranks)
@@ -65,15 +80,15 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _start(folder: Path, rank: int, processes: int, *, port: int) -> subprocess.Popen[bytes]:
+def _start(folder: Path, rank: int, processes: int, *, group: Group) -> subprocess.Popen[bytes]:
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     environment = os.environ | {
-        "RANK": str(rank),
+        "RANK": str(group.first_rank + rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
+        "WORLD_SIZE": str(group.world),
         "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": group.address,
+        "MASTER_PORT": str(group.port),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "FLOWMASK_PARENT": str(os.getpid()),
     }
@@ -122,10 +137,14 @@ def _verdict(folder: Path, codes: list[int | None]) -> int:
     errors = sorted(folder.glob("error_*.txt"))
     if errors:
         raise UserError(errors[0].read_text())
+    if any(code is not None and -code in FORWARDED for code in codes):
+        return REQUEUE_EXIT_CODE  # asked to stop before it listened: there is nothing to save yet
+    crashes = sorted(folder.glob("crash_*.txt"))
+    traceback = crashes[0].read_text() if crashes else ""
     for rank, code in enumerate(codes):
         if code is not None and _is_failure(code):
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            raise JobFailedError(f"rank {rank} {how}; what it printed stands above")
+            raise JobFailedError(f"rank {rank} {how}", traceback)
     if None in codes:
         late = codes.index(None)
         raise JobFailedError(f"rank {late} did not end {GRACE_S:.0f} s after the others and was killed")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ def main(folder: Path) -> int:
     except OSError as error:
         message = explain_os_error(error)
         if message is None:
+            (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
             raise
+    except BaseException:
+        (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
+        raise
     (folder / f"error_{rank:05d}.txt").write_text(message or "")
     return 2
 

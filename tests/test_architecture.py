@@ -13,6 +13,7 @@ OWNERS = {
     "deepspeed": "trainer/engine.py",
     "torch.distributed": "trainer/distributed.py",
     "mlflow": "trainer/tracking.py",
+    "submitit": "launch/slurm.py",
     "decord": "data_pipeline/video_file.py",
     "pycocotools": "data_pipeline/rle.py",
 }

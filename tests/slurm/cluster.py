@@ -1,0 +1,308 @@
+"""A throwaway SLURM of two nodes with accounting on this machine: real daemons, private ports, one scratch folder.
+
+Everything, also munge's socket and key, lies in the scratch folder; nothing in /etc is read or written. What was
+started is stopped by its pid, and the kernel stops it when the tests die. Needs root and Debian's packages.
+"""
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
+_PROGRAMS = (
+    "slurmctld",
+    "slurmd",
+    "slurmdbd",
+    "munged",
+    "mariadbd",
+    "mysql_install_db",
+    "sbatch",
+    "sacctmgr",
+)
+NODES = ("n1", "n2")
+PATIENCE_S = 60.0
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+_SLURM_CONF = """
+ClusterName=tiny
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={scratch}/munge/socket
+CredType=cred/munge
+StateSaveLocation={scratch}/state
+SlurmctldPidFile={scratch}/slurmctld.pid
+SlurmctldLogFile={scratch}/log/slurmctld.log
+SlurmdPidFile={scratch}/slurmd.%n.pid
+SlurmdSpoolDir={scratch}/spool/%n
+SlurmdLogFile={scratch}/log/slurmd.%n.log
+PlugStackConfig={scratch}/plugstack.conf
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,sched_min_interval=100000,bf_interval=2
+ReturnToService=2
+MpiDefault=none
+SwitchType=switch/none
+SlurmdTimeout=10
+KillWait=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={dbd}
+AccountingStoragePass={scratch}/munge/socket
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=2000 State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=2000 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=120 State=UP
+PartitionName=gentle Nodes=ALL PriorityTier=1 GraceTime=60 MaxTime=120 State=UP
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=120 State=UP
+"""
+_SLURMDBD_CONF = """
+AuthType=auth/munge
+AuthInfo=socket={scratch}/munge/socket
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={dbd}
+SlurmUser=root
+LogFile={scratch}/log/slurmdbd.log
+PidFile={scratch}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={db}
+StorageUser=slurm
+StoragePass={password}
+StorageLoc=slurm
+"""
+
+
+def why_not() -> str | None:
+    """What keeps a cluster from starting here, with the fix; None when it can start."""
+    missing = [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
+    if missing:
+        install = f"apt-get install {' '.join(PACKAGES)}"
+        return f"{', '.join(missing)} not installed: run `make test-slurm` as root, or {install}"
+    if os.geteuid() != 0:
+        return "its daemons need root: run `make test-slurm` as root"
+    return None
+
+
+class Cluster:
+    """Two idle nodes from `start` to `stop`. `environment` is what a command needs to talk to them."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.environment = os.environ | {"SLURM_CONF": str(scratch / "slurm.conf"), "PATH": _PATH}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start every daemon and wait until both nodes are idle."""
+        for name in ("munge", "state", "spool", "log", "db"):
+            (self.scratch / name).mkdir(mode=0o755, parents=True)
+        ports = dict(zip(("ctld", "dbd", "db", "n1", "n2"), _free_ports(5), strict=True))
+        facts = {"scratch": self.scratch, "host": socket.gethostname(), "password": secrets.token_hex(8)}
+        facts |= {name: str(port) for name, port in ports.items()}
+        (self.scratch / "plugstack.conf").write_text("")
+        (self.scratch / "slurm.conf").write_text(_SLURM_CONF.format(**facts))
+        (self.scratch / "slurmdbd.conf").write_text(_SLURMDBD_CONF.format(**facts))
+        (self.scratch / "slurmdbd.conf").chmod(0o600)
+        self._start_munge()
+        self._start_database(ports["db"], password=str(facts["password"]))
+        self._daemon("slurmdbd", "slurmdbd", "-D")
+        _until(lambda: _listens(ports["dbd"]), "slurmdbd did not start")
+        self.run("sacctmgr", "-i", "add", "cluster", "tiny")
+        self._daemon("slurmctld", "slurmctld", "-D", "-i")
+        for node in NODES:
+            self.start_node(node)
+        _until(lambda: self.node_states() == ["idle", "idle"], "the nodes did not come up")
+
+    def stop(self) -> None:
+        """Cancel what runs, then stop the daemons in the reverse order of their start."""
+        if "slurmctld" in self._daemons:
+            with contextlib.suppress(subprocess.SubprocessError, AssertionError):
+                self.cancel_all()
+        for process in self._of_jobs():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for daemon in reversed(self._daemons.values()):
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        self._daemons.clear()
+
+    def run(self, *command: object, check: bool = True) -> str:
+        """One of SLURM's commands; its output."""
+        words = [str(word) for word in command]
+        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60)
+        assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def start_node(self, node: str) -> None:
+        """Start the daemon of a node, also after `kill_node`."""
+        self._daemon(node, "slurmd", "-D", "-N", node)
+
+    def kill_node(self, node: str) -> None:
+        """kill -9 of a node: its daemon and every process of its jobs, as when the machine loses power."""
+        self._daemons[node].kill()
+        self._daemons.pop(node).wait()
+        for process in self._of_jobs():
+            with contextlib.suppress(psutil.Error):
+                if _on_node(process, node):
+                    process.kill()
+
+    def node_states(self) -> list[str]:
+        return self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%t", check=False).split()
+
+    def job_state(self, job: str) -> str:
+        """SLURM's word for the state of a job that it still remembers, such as RUNNING."""
+        return self.job_fields(job).get("JobState", "")
+
+    def job_fields(self, job: str) -> dict[str, str]:
+        shown = self.run("scontrol", "show", "job", "-o", job, check=False)
+        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
+
+    def wait_for_state(self, job: str, *states: str, timeout_s: float = PATIENCE_S) -> None:
+        _until(
+            lambda: self.job_state(job) in states,
+            f"job {job} is not {' or '.join(states)}",
+            timeout_s,
+            lambda: self.job_state(job),
+        )
+
+    def start_now(self, job: str) -> None:
+        """A requeued job would wait for two minutes."""
+        _until(
+            lambda: self.job_state(job) == "PENDING",
+            f"job {job} is not pending",
+            30,
+            lambda: self.job_state(job),
+        )
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def cancel_all(self) -> None:
+        """End every job and wait until both nodes are free."""
+        jobs = self.run("squeue", "-h", "-o", "%A").split()
+        if jobs:
+            self.run("scancel", *jobs, check=False)
+        _until(lambda: not self.run("squeue", "-h", "-o", "%A"), "jobs do not end")
+
+    def _start_munge(self) -> None:
+        folder = self.scratch / "munge"
+        (folder / "key").write_bytes(secrets.token_bytes(128))
+        (folder / "key").chmod(0o400)
+        # --force: as root instead of `munge`, which a folder of pytest's would keep out.
+        files = [f"--{kind}-file={folder / kind}" for kind in ("key", "log", "pid", "seed")]
+        self._daemon("munged", "munged", "-F", "--force", f"--socket={folder / 'socket'}", *files)
+        _until((folder / "socket").exists, "munged did not start")
+
+    def _start_database(self, port: int, *, password: str) -> None:
+        folder, its_socket = self.scratch / "db", self.scratch / "db.socket"
+        install = [
+            "mysql_install_db",
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={folder}",
+            "--skip-test-db",
+        ]
+        self.run(*install, "--auth-root-authentication-method=normal")
+        self._daemon(
+            "mariadbd",
+            *("mariadbd", "--no-defaults", "--user=root", f"--datadir={folder}", f"--socket={its_socket}"),
+            *("--bind-address=127.0.0.1", f"--port={port}", "--innodb-buffer-pool-size=32M"),
+        )
+        _until(its_socket.exists, "mariadbd did not start")
+        grant = f"CREATE USER slurm@'%' IDENTIFIED BY '{password}'; GRANT ALL ON *.* TO slurm@'%'"
+        client = ["mariadb", "--no-defaults", f"--socket={its_socket}", "--user=root", "-e"]
+        _until(lambda: bool(self.run(*client, "SELECT 1", check=False)), "mariadbd does not answer")
+        self.run(*client, grant)
+
+    def _daemon(self, name: str, *command: str) -> None:
+        with (self.scratch / "log" / f"{name}.out").open("ab") as log:
+            self._daemons[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.scratch,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def _of_jobs(self) -> list[psutil.Process]:
+        """The processes of this cluster's jobs, and those that keep them for SLURM."""
+        ours = self.environment["SLURM_CONF"]
+        daemons = {daemon.pid for daemon in self._daemons.values()}
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid in daemons or process.environ().get("SLURM_CONF") != ours:
+                    continue
+                if "SLURM_JOB_ID" in process.environ() or process.name().startswith("slurmstepd"):
+                    found.append(process)
+        return found
+
+
+def _on_node(process: psutil.Process, node: str) -> bool:
+    own = process.environ().get("SLURMD_NODENAME")
+    if own is not None:
+        return own == node
+    # a slurmstepd keeps the open log of its node's slurmd
+    return any(f"slurmd.{node}.log" in file.path for file in process.open_files())
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _until(
+    condition: Callable[[], bool],
+    otherwise: str,
+    timeout_s: float = PATIENCE_S,
+    found: Callable[[], object] = lambda: "",
+) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, f"{otherwise} after {timeout_s:.0f} s {found()}"
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def running_cluster(scratch: Path) -> Iterator[Cluster]:
+    """A cluster that is stopped at the end, also when it did not come up."""
+    cluster = Cluster(scratch)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
