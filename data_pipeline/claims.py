@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.leases import (
@@ -60,25 +61,14 @@ def share_out(
     Any number of workers may run this at once, join late or die. `results` is where finished units appear: it is
     opened before a question that matters, since a network filesystem may remember that a file was not there.
     """
-
-    def settle(unit: int) -> bool:
-        """Whether a unit needs no more thought: somebody did it, we among them."""
-        if done(unit):
-            return True
-        with claim(folder / f"{kind}-{unit:06d}", wait=False, lease_s=lease_s) as ours:
-            if ours:
-                _look_again(results)
-            return ours and (done(unit) or _worked(lambda: work(unit)))
-
-    left, pauses = list(units), _pauses(lease_s)
-    while left:
-        waiting = [unit for unit in left if not settle(unit)]
-        if len(waiting) == len(left):
-            time.sleep(next(pauses))
-            _look_again(results)
-        else:
-            pauses = _pauses(lease_s)
-        left = waiting
+    taken_away = True
+    while taken_away:
+        taken_away = False
+        for unit, held in claimed(
+            units, folder=folder, kind=kind, done=done, lease_s=lease_s, results=results
+        ):
+            with held:
+                taken_away |= not _worked(partial(work, unit))
 
 
 def claimed(
@@ -152,9 +142,10 @@ def claims_in(folder: Path) -> list[Claim]:
     latest: dict[str, tuple[int, Path]] = {}
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
-            name, _, generation = path.name.partition("~")
-            if path.is_symlink() and int(generation or 0) >= latest.get(name, (0, path))[0]:
-                latest[name] = int(generation or 0), path
+            name, _, number = path.name.partition("~")
+            generation = int(number) if number.isdecimal() else 0
+            if path.is_symlink() and generation >= latest.get(name, (0, path))[0]:
+                latest[name] = generation, path
     found = []
     for name, (_, path) in sorted(latest.items()):
         with suppress(FileNotFoundError):  # released meanwhile
@@ -219,9 +210,7 @@ def _is_free(worker: Worker, name: Path, now_ns: int) -> bool:
     """
     lease = read_lease(name)
     if lease is None:
-        return (
-            name.is_symlink()
-        )  # its owner has left; or it was released this moment, and is asked for again later
+        return name.is_symlink()  # its owner cleaned up; without a link it was released just now: ask again
     state = lease.state(now_ns)
     if state == "dead":
         return True

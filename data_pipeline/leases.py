@@ -160,12 +160,7 @@ class Worker:
         """Renew the lease now; returns the filesystem's time in ns. CacheError if the folder cannot be written."""
         with self.lock:
             try:
-                try:
-                    now = self._touch()
-                except FileNotFoundError:
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
-                    self.path.write_bytes(self._content)
-                    now = self._touch()
+                now = self._touch_or_write()
             except OSError as error:
                 raise CacheError(
                     f"cannot write {self.path.parent}: {error.strerror}; make room, or choose another `out`"
@@ -175,9 +170,19 @@ class Worker:
                 self._thread.start()
             return now
 
-    def _touch(self) -> int:
-        os.utime(self.path)  # without a time: the filesystem sets its own
-        return self.path.stat().st_mtime_ns
+    def _touch_or_write(self) -> int:
+        for attempt in range(1000):  # workers that end just now may remove the folder, each of them once
+            try:
+                os.utime(self.path)  # without a time: the filesystem sets its own
+                return self.path.stat().st_mtime_ns
+            except FileNotFoundError:
+                try:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    self.path.write_bytes(self._content)
+                except (FileNotFoundError, FileExistsError):
+                    if attempt == 999:
+                        raise
+        raise AssertionError
 
     def _keep_beating(self) -> None:
         while True:
