@@ -69,20 +69,39 @@ class Segmenter:
     def mask_latent(self, video_latent: Tensor, text: Tensor) -> Tensor:
         """Sample from the video: [1 16 f h w] norm and [1 L D] -> the mask's latent [1 16 f h w] raw."""
         device = self.dit.device
-        video_latent, text = video_latent.to(device), text.to(device)
-
-        def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
-            return velocity(self.dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)
-
-        sampler = self.settings.sampler
-        mask = euler(predict, video_latent, steps=sampler.steps, shift=sampler.shift)
-        return denormalise(self.stats, mask) if self.settings.mask_latent_norm == "video" else mask
+        return sample_mask(
+            self.dit,
+            video_latent=video_latent.to(device),
+            text=text.to(device),
+            sampler=self.settings.sampler,
+            denormalise_with=self.stats if self.settings.mask_latent_norm == "video" else None,
+        )
 
     @torch.no_grad()
     def logits(self, video_latent: Tensor, sentence: str) -> Tensor:
         """Video latent [1 16 f h w] norm and a raw sentence -> unclamped logits [F H W], padding too."""
         mask = self.mask_latent(video_latent, self.encode_text(sentence))
         return self.mask_decoder(mask)[0, 0]
+
+
+def sample_mask(
+    dit: "WanTransformer3DModel",
+    *,
+    video_latent: Tensor,
+    text: Tensor,
+    sampler: SamplerConfig,
+    denormalise_with: LatentStats | None,
+) -> Tensor:
+    """Video latent [B 16 f h w] norm and text [B L D] to the masks' latents [B 16 f h w] raw.
+
+    denormalise_with: the latents' statistics if the DiT was trained on normalised mask latents
+    """
+
+    def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
+        return velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)
+
+    mask = euler(predict, video_latent, steps=sampler.steps, shift=sampler.shift)
+    return mask if denormalise_with is None else denormalise(denormalise_with, mask)
 
 
 def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:

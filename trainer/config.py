@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from data_pipeline.config import LoaderConfig
-from models.config import ModelConfig, Section
+from models.config import ModelConfig, SamplerConfig, Section
 from models.errors import ConfigError
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again
@@ -69,6 +69,9 @@ class TrainConfig(Section):
         default=False, description="recompute activations in the backward pass"
     )
     log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of log.txt")
+    collective_timeout_s: float = Field(
+        default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"
+    )
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
@@ -95,6 +98,9 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(default=1000, ge=1)
     keep_last: int = Field(default=2, ge=1)
+    milestone_every_steps: int | None = Field(
+        default=None, ge=1, description="checkpoints of these steps are made too, and stay for ever"
+    )
 
 
 class EmaConfig(Section):
@@ -104,11 +110,48 @@ class EmaConfig(Section):
 
 
 class GuardConfig(Section):
-    """What happens when the numbers break."""
+    """What happens when the numbers break. A spike is judged against the steps taken last, on a log scale."""
 
     max_consecutive_skips: int = Field(
-        default=10, ge=1, description="non-finite steps in a row before the run stops"
+        default=10, ge=1, description="skipped steps in a row before the run stops"
     )
+    grad_norm_spike: float | None = Field(
+        default=10.0, gt=0, description="robust standard deviations above the median; null: never skip"
+    )
+    loss_spike: float | None = Field(default=None, gt=0, description="the same for the loss")
+    window_steps: int = Field(default=200, ge=2, description="steps that the median is taken over")
+    judge_after_steps: int = Field(default=50, ge=2, description="steps taken before anything is a spike")
+
+    @model_validator(mode="after")
+    def _window_fills(self) -> Self:
+        if self.judge_after_steps > self.window_steps:
+            raise ValueError(
+                f"guard.judge_after_steps is {self.judge_after_steps}; it must be at most "
+                f"guard.window_steps {self.window_steps}"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Evaluation of the EMA weights while training: losses and J&F on a fixed part of a held-out cache."""
+
+    every_steps: int | None = Field(default=None, ge=1, description="null: never")
+    cache: Path | None = Field(
+        default=None, description="held-out cache of the same kind; null: the training's"
+    )
+    examples: int = Field(default=32, ge=1, description="examples that the losses are measured on")
+    timesteps: tuple[int, ...] = Field(
+        default=(1000, 800, 600, 400, 200, 1), min_length=1, description="where the loss is measured, 1..1000"
+    )
+    jf_examples: int = Field(default=8, ge=0, description="so many of these are sampled, decoded, scored")
+    sampler: SamplerConfig = SamplerConfig()
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Self:
+        wrong = [t for t in self.timesteps if not 1 <= t <= 1000]
+        if wrong or len(set(self.timesteps)) < len(self.timesteps):
+            raise ValueError(f"evaluate.timesteps is {list(self.timesteps)}; each must be in 1..1000, once")
+        return self
 
 
 class TrackingConfig(Section):
@@ -117,6 +160,12 @@ class TrackingConfig(Section):
     enabled: bool = True
     uri: str | None = Field(default=None, description="any MLflow URI; None: mlflow.db beside the run folder")
     experiment: str = "flowmask"
+    end_timeout_s: float = Field(
+        default=30.0, ge=0, description="how long the end of a run waits for the server"
+    )
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="dense bf16 peak of one device, for MFU; None: by the GPU's name"
+    )
 
 
 class RunConfig(Section):
@@ -130,6 +179,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     ema: EmaConfig = EmaConfig()
     guard: GuardConfig = GuardConfig()
+    evaluate: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
 

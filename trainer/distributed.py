@@ -43,6 +43,12 @@ def init(*, timeout_s: float = 1800.0) -> None:
     dist.init_process_group(backend, timeout=timeout)
 
 
+def limit_waits(timeout_s: float) -> None:
+    """Give every group this timeout: those that a library made for itself have a default of their own."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+
+
 def shutdown() -> None:
     """Leave the group; a no-op when not in one."""
     if dist.is_initialized():
@@ -83,6 +89,12 @@ def sum_to_rank_zero(tensor: Tensor) -> Tensor:
 def any_true(flag: bool) -> bool:
     """Whether any rank said yes; every rank gets the same answer."""
     return bool(all_reduce_sum(torch.tensor([int(flag)], dtype=torch.int64)).item())
+
+
+def any_true_each(*flags: bool) -> list[bool]:
+    """`any_true` of several questions in one reduction."""
+    votes = all_reduce_sum(torch.tensor([int(flag) for flag in flags], dtype=torch.int64))
+    return [bool(vote) for vote in votes.tolist()]
 
 
 def broadcast_object(value: Any) -> Any:

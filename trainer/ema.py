@@ -4,7 +4,7 @@ Owns the shadow of this rank's fragments and the number of updates. No collectiv
 tensors are put together only when somebody asks for them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,3 +38,7 @@ class ShardedEma:
     def full_state_dict(self) -> dict[str, Tensor]:
         """The averaged parameters in fp32, whole, on rank 0's host memory (elsewhere empty); collective."""
         return self._engine.full_state_dict(self.shadow)
+
+    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each averaged parameter in fp32, whole, on every rank's device, one at a time; collective."""
+        return self._engine.whole_tensors(self.shadow)

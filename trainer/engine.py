@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,8 +45,8 @@ class StepResult:
     """One optimizer step, the same on every rank; means are over the global batch, in full precision."""
 
     loss: float
-    grad_norm: float  # before clipping; nan when skipped
-    skipped: bool  # a non-finite loss or norm somewhere: weights, moments and step count are untouched
+    grad_norm: float  # before clipping; nan when it or the loss is not finite
+    skipped: bool  # not finite, or beyond a limit: weights, moments and step count are untouched
     digest: int  # sum of the micro-batches' digests over all ranks, mod 2^64
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -129,11 +129,18 @@ class Engine:
         self.updates = updates
         self._optimizer.set_step_count(updates)
 
-    def step(self, objective: Objective, micro_batches: Sequence[MicroBatch]) -> StepResult:
+    def step(
+        self,
+        objective: Objective,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        loss_limit: float = math.inf,
+        grad_norm_limit: float = math.inf,
+    ) -> StepResult:
         """One optimizer step over this rank's `micro_batches` of one global batch.
 
         There is one small reduction of our own for everything that is reported and decided, and a step that
-        any rank cannot take is taken by none.
+        any rank cannot take, or whose mean loss or gradient norm is above its limit, is taken by none.
         """
         assert len(micro_batches) == self.accumulation, (len(micro_batches), self.accumulation)
         self._clear_gradients()
@@ -147,14 +154,18 @@ class Engine:
             if number < self.accumulation:
                 self._deepspeed.step()
         means, finite, digest = self._agree(losses, parts, sum(batch.digest for batch in micro_batches))
-        if finite:
-            self._optimizer.arm(lambda: torch.as_tensor(self._deepspeed.optimizer._global_grad_norm))
+        if finite and means["loss"] <= loss_limit:
+            self._optimizer.arm(self._reduced_norm, limit=grad_norm_limit)
         self._deepspeed.step()
         taken = self._optimizer.disarm()
         norm = float(self._deepspeed.get_global_grad_norm())
         self.updates += int(taken)
-        loss_mean = means.pop("loss")
-        return StepResult(loss_mean, norm if taken else math.nan, not taken, digest, means)
+        norm = norm if finite and math.isfinite(norm) else math.nan
+        return StepResult(means.pop("loss"), norm, not taken, digest, means)
+
+    def _reduced_norm(self) -> Tensor:
+        """The gradients' global norm, the same on every rank, once the optimizer is asked to step."""
+        return torch.as_tensor(self._deepspeed.optimizer._global_grad_norm)
 
     def _clear_gradients(self) -> None:
         if isinstance(self._optimizer, ReplicatedAdamW):
@@ -205,6 +216,10 @@ class Engine:
         """
         masters = [piece.master for piece in self._owned]
         return layout.assemble(self._owned, masters if values is None else values, shapes=self.shapes)
+
+    def whole_tensors(self, values: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """`values` of `fragments()` put together, one parameter at a time, on every rank's device; collective."""
+        return layout.whole_tensors(self._owned, values, shapes=self.shapes)
 
     def close(self) -> None:
         """Drop DeepSpeed's hooks; the engine is then useless."""

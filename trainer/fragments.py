@@ -5,7 +5,7 @@ and the checkpoint know nothing else of how a stage lays its memory out. What is
 optimizers are plain attributes, listed here so that an upgrade of DeepSpeed has one file to look at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,21 +99,30 @@ def partitioned(module: nn.Module, optimizer: ArmedAdamW, *, zero: Any) -> list[
 def assemble(
     fragments: Sequence[Fragment], values: Sequence[Tensor], *, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Whole fp32 tensors [shape] on rank 0 (an empty dict elsewhere) from every rank's `values`.
+    """Whole fp32 tensors [shape] on rank 0's host memory (an empty dict elsewhere) from every rank's `values`."""
+    tensors = whole_tensors(fragments, values, shapes=shapes, everywhere=False)
+    return {name: tensor.cpu() for name, tensor in tensors if distributed.rank() == 0}
+
+
+def whole_tensors(
+    fragments: Sequence[Fragment],
+    values: Sequence[Tensor],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    everywhere: bool = True,
+) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter's name and its whole fp32 tensor [shape], on every rank (or right on rank 0 alone).
 
     Bits are added as integers to zeros, so that even the sign of a zero survives. One parameter at a time:
-    the largest one is all the extra memory a rank needs.
+    the largest one is all the extra memory a rank needs. Collective: every rank takes all of them.
     """
     mine: dict[str, list[tuple[int, Tensor]]] = {}
     for fragment, value in zip(fragments, values, strict=True):
         mine.setdefault(fragment.name, []).append((fragment.start, value))
-    where = distributed.device()
-    whole = {}
+    add = distributed.all_reduce_sum if everywhere else distributed.sum_to_rank_zero
     for name, shape in shapes.items():
-        buffer = torch.zeros(torch.Size(shape).numel(), device=where)
+        buffer = torch.zeros(torch.Size(shape).numel(), device=distributed.device())
         for start, value in mine.get(name, ()):
             buffer.narrow(0, start, value.numel()).copy_(value)
-        distributed.sum_to_rank_zero(buffer.view(torch.int32))
-        if distributed.rank() == 0:
-            whole[name] = buffer.view(shape).cpu()
-    return whole
+        add(buffer.view(torch.int32))
+        yield name, buffer.view(shape)

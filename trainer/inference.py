@@ -155,7 +155,7 @@ def load_segmenter(
     assign_strict(dit, state, where=checkpoint, fix="Give the model.wan that it was trained from")
     vae: Any = folder.vae()
     named = mask_decoder or settings.get("mask_decoder") or "vae"
-    decoder, decoder_sha256 = _mask_decoder(named, vae, ema=ema, asked=mask_decoder is not None)
+    decoder, decoder_sha256 = mask_decoder_named(named, vae, ema=ema, asked=mask_decoder is not None)
     text_encoder = folder.text_encoder(dtype)
     text_encoder.model.to(where)
     segmenter = Segmenter(
@@ -228,7 +228,9 @@ def video_injected(state: Mapping[str, Tensor]) -> bool:
     return weight is not None and weight.shape[1] == 2 * LATENT_CHANNELS
 
 
-def _mask_decoder(named: str, vae: "AutoencoderKLWan", *, ema: bool, asked: bool) -> tuple[MaskDecoder, str]:
+def mask_decoder_named(
+    named: str, vae: "AutoencoderKLWan", *, ema: bool = True, asked: bool = True
+) -> tuple[MaskDecoder, str]:
     """The decoder and its hash. A FlowRVS file brings its own encoder, which then replaces the VAE's."""
     decoder = MaskDecoder.from_vae(vae)
     if named == "vae":

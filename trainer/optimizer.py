@@ -18,18 +18,19 @@ _ALIGN = 64  # elements; keeps every parameter's view as aligned as an allocatio
 
 
 class ArmedAdamW(torch.optim.AdamW):
-    """torch's fused AdamW whose `step` does nothing unless armed and the gradients are finite."""
+    """torch's fused AdamW whose `step` does nothing unless armed and the gradients are as they should be."""
 
     def __init__(
         self, params: Sequence[Tensor], *, lr: float, betas: tuple[float, float], eps: float, decay: float
     ):
         super().__init__(list(params), lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
         self._norm: Callable[[], Tensor] | None = None
+        self._limit = math.inf
         self._moved = False
 
-    def arm(self, norm: Callable[[], Tensor]) -> None:
-        """Allow the coming step, if `norm()`, the gradients' global norm, is then finite."""
-        self._norm, self._moved = norm, False
+    def arm(self, norm: Callable[[], Tensor], *, limit: float = math.inf) -> None:
+        """Allow the coming step, if `norm()`, the gradients' global norm, is then finite and within `limit`."""
+        self._norm, self._limit, self._moved = norm, limit, False
 
     def disarm(self) -> bool:
         """Forbid steps again; whether one was taken since `arm`."""
@@ -38,7 +39,10 @@ class ArmedAdamW(torch.optim.AdamW):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, if allowed."""
-        if self._norm is not None and math.isfinite(float(self._norm())):
+        if self._norm is None:
+            return
+        norm = float(self._norm())
+        if math.isfinite(norm) and norm <= self._limit:
             super().step()
             self._moved = True
 

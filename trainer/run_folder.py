@@ -1,6 +1,7 @@
 """The folder of one training run: one writer, a resolved config, one metrics row per step, a text log.
 
-    config.yaml   metrics.jsonl   log.txt   checkpoints/step_00000040/   checkpoints/latest   tracking.json
+    config.yaml   metrics.jsonl   evaluations.jsonl   log.txt   tracking.json
+    checkpoints/step_00000040/   checkpoints/latest   checkpoints/best
 
 Only rank 0 writes here (checkpoints aside). A folder that holds something else is refused, as is a second
 writer, and a resume whose config differs in what shapes the training.
@@ -8,6 +9,7 @@ writer, and a resume whose config differs in what shapes the training.
 
 import fcntl
 import json
+import math
 import os
 import socket
 import time
@@ -21,18 +23,22 @@ from models.errors import CheckpointError
 
 LOCK_PATIENCE_S = 15.0
 CONFIG, METRICS, LOG = "config.yaml", "metrics.jsonl", "log.txt"
+EVALUATIONS = "evaluations.jsonl"
 CHECKPOINTS, TRACKING = "checkpoints", "tracking.json"
 
-# A resume may change these. The cache may move, not change: its fingerprint is compared on its own.
+# A resume may change these. Caches may move, not change: fingerprints, with weights, are compared on their own.
 _FREE_KEYS = {
     "out",
     "train.steps",
     "train.micro_batch",
+    "train.log_every_steps",
+    "train.collective_timeout_s",
     "data.cache",
+    "data.mix",
     "data.threads",
     "data.prefetch_batches",
 }
-_FREE_SECTIONS = ("launch", "checkpoint", "tracking")
+_FREE_SECTIONS = ("launch", "checkpoint", "tracking", "guard", "evaluate")
 
 
 class RunFolder:
@@ -50,32 +56,40 @@ class RunFolder:
                 f"out is {path}; it can't be written ({error.strerror}): choose another"
             ) from error
         self._metrics: Any = None
+        self._evaluations: Any = None
 
     def write_config(self, resolved: Mapping[str, Any]) -> None:
         """Save the config that repeats this run."""
         text = yaml.safe_dump(plain(resolved), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / CONFIG, text)
 
-    def open_metrics(self, *, after_step: int) -> None:
-        """Continue metrics.jsonl behind the row of `after_step`: later rows and a torn last line go."""
-        path = self.path / METRICS
-        kept = b"".join(_rows_up_to(path, after_step)) if path.exists() else b""
-        if not path.exists() or kept != path.read_bytes():
-            write_atomically(path, kept)
-        self._metrics = path.open("ab", buffering=0)
+    def open_metrics(self, *, after_step: int, evaluated_step: int = 0) -> None:
+        """Continue the rows behind those of `after_step` and of the last evaluation that is remembered.
+
+        Later rows and a torn last line go.
+        """
+        self._metrics = _continue_rows(self.path / METRICS, after_step)
+        self._evaluations = _continue_rows(self.path / EVALUATIONS, evaluated_step)
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Append one step's row, in one write, so that a kill can tear only the last line."""
         self._metrics.write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
+    def add_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Append one evaluation to evaluations.jsonl; a number that is none becomes null."""
+        known = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
+        self._evaluations.write(json.dumps(known, allow_nan=False).encode() + b"\n")
+
     def sync(self) -> None:
         """Put the rows on disk; called before a checkpoint that builds on them is published."""
         os.fsync(self._metrics.fileno())
+        os.fsync(self._evaluations.fileno())
 
     def close(self) -> None:
         """Let the lock go."""
-        if self._metrics is not None:
-            self._metrics.close()
+        for rows in (self._metrics, self._evaluations):
+            if rows is not None:
+                rows.close()
         os.close(self._lock)
 
 
@@ -135,6 +149,14 @@ def _may_change(key: str) -> bool:
     return key in _FREE_KEYS or key.split(".")[0] in _FREE_SECTIONS
 
 
+def _continue_rows(path: Path, step: int) -> Any:
+    """The file opened for appending, cut to its rows up to `step`."""
+    kept = b"".join(_rows_up_to(path, step)) if path.exists() else b""
+    if not path.exists() or kept != path.read_bytes():
+        write_atomically(path, kept)
+    return path.open("ab", buffering=0)
+
+
 def _rows_up_to(path: Path, step: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         for line in file:
@@ -158,7 +180,9 @@ def _refuse_foreign(path: Path) -> None:
     if not names or names & {METRICS, CHECKPOINTS}:
         return
     strange = sorted(
-        name for name in names - {CONFIG, LOG, TRACKING} if not name.startswith(("launch", "slurm"))
+        name
+        for name in names - {CONFIG, EVALUATIONS, LOG, TRACKING}
+        if not name.startswith(("launch", "slurm"))
     )
     if strange or (CONFIG in names and not _is_run_config(path / CONFIG)):
         found = ", ".join(strange[:3] or [CONFIG])

@@ -1,56 +1,38 @@
 """One training run from its config to its last checkpoint; called in every process that the launcher started.
 
-Owns the order in which things are opened, checked and closed. What a person did wrong is found before a
-model is built, by all ranks together, so that no rank waits for one that has given up.
+Builds the parts of a run, lets the loop have them, and closes them in reverse.
 """
 
 import atexit
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from data_pipeline.epoch_plan import EpochPlan
 from data_pipeline.loader import Batch, Loader
-from data_pipeline.reader import CacheReader
-from models.errors import CheckpointError, ConfigError, TrainingError, UserError
+from data_pipeline.mixture import MixturePlan, Plan, Reader, plan_for
+from models.errors import CheckpointError, ConfigError, TrainingError
 from models.vae import LatentStats
 from trainer import distributed
-from trainer.checkpoint import Checkpoints, read_state
-from trainer.config import REQUEUE_EXIT_CODE, RunConfig, accumulation_steps
+from trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig
 from trainer.ema import ShardedEma
 from trainer.engine import Engine
-from trainer.log import RunLog, StepReport
-from trainer.loop import Ending, Run, stop_signals, train
+from trainer.guard import SpikeGuard
+from trainer.log import StepReport, throughput_of
+from trainer.loop import Ending, stop_signals, train
 from trainer.objectives import Objective, objective_named
-from trainer.run_folder import CHECKPOINTS, LOG, TRACKING, RunFolder, flatten, plain, refuse_differences
-from trainer.tracking import Status, Tracker, default_uri
-from trainer.weights import start_from
+from trainer.run_state import Run
+from trainer.session import Session, open_session, together
+from trainer.spool import Status
+from trainer.tracking import Tracker, start_tracking
+from trainer.validate import Evaluator, describe, make_evaluator
+from trainer.weights import content_sha256, start_from
 
 _STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOPPED: "KILLED"}
-
-T = TypeVar("T")
-
-
-@dataclass
-class Session:
-    """What one start of a run has open. `folder` is None above rank 0; `state` is what was saved."""
-
-    config: RunConfig
-    resolved: dict[str, Any]
-    folder: RunFolder | None
-    log: RunLog
-    reader: CacheReader
-    checkpoints: Checkpoints
-    newest: Path | None
-    state: dict[str, Any] = field(default_factory=dict)
-    step: int = 0
-    tracker: Tracker | None = None
 
 
 def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
@@ -61,11 +43,11 @@ def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
     Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with the state
     saved.
     """
-    distributed.init()
+    distributed.init(timeout_s=config.train.collective_timeout_s)
     atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
     _share_cores()
     with ExitStack() as stack:
-        session = _open(config, resolved, stack)
+        session = open_session(config, resolved, stack)
         steps = session.config.train.steps
         if session.step >= steps:
             session.log.say(f"{config.out} is finished: step {session.step} of {steps}; nothing to do")
@@ -79,72 +61,19 @@ def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
     return REQUEUE_EXIT_CODE if ending is Ending.STOPPED else 0
 
 
-def together(call: Callable[[], T]) -> T:
-    """This rank's result of `call`; if it is a UserError on any rank, that error on all of them."""
-    value, error = None, None
-    try:
-        value = call()
-    except UserError as raised:
-        error = raised
-    for failure in distributed.gather_objects(error):
-        if failure is not None:
-            raise failure
-    return value  # type: ignore[return-value]
-
-
-def _open(config: RunConfig, resolved: Mapping[str, Any], stack: ExitStack) -> Session:
-    """Lock the folder, open the cache, find the checkpoint to go on from, and check that they match."""
-    leader = distributed.rank() == 0
-    folder = together(lambda: RunFolder(config.out) if leader else None)
-    if folder is not None:
-        stack.callback(folder.close)
-    log = RunLog(config.out / LOG if leader else None)
-    stack.callback(log.close)
-    reader = together(lambda: CacheReader(config.data.cache))
-    stack.callback(reader.close)
-    checkpoints = Checkpoints(config.out / CHECKPOINTS, keep_last=config.checkpoint.keep_last, warn=log.say)
-    checkpoints.clean()
-    newest = checkpoints.newest()
-    document: dict[str, Any] = read_state(newest) if newest is not None else {"step": 0, "state": {}}
-    state = document["state"]
-    config, tree = together(lambda: continued(config, resolved, state=state, reader=reader))
-    return Session(config, tree, folder, log, reader, checkpoints, newest, state, document["step"])
-
-
-def continued(
-    config: RunConfig, resolved: Mapping[str, Any], *, state: Mapping[str, Any], reader: CacheReader
-) -> tuple[RunConfig, dict[str, Any]]:
-    """The config as it holds from now on, and the same as config.yaml says it.
-
-    The schedule's length is `train.steps` of the first start unless the config names one; a resume keeps it.
-    CheckpointError lists what else differs from the `state` of an earlier start (empty: there was none).
-    """
-    accumulation_steps(config.train, distributed.world_size())
-    first = state["config"]["train"]["schedule_steps"] if state else config.train.steps
-    length = config.train.schedule_steps or first
-    config = config.model_copy(update={"train": config.train.model_copy(update={"schedule_steps": length})})
-    tree = plain({**resolved, **config.model_dump(mode="json")})
-    if state:
-        fingerprint = reader.manifest.fingerprint.model_dump(mode="json")
-        refuse_differences(state["config"], tree, out=config.out, what="config")
-        refuse_differences(
-            state["fingerprint"]["fields"], fingerprint["fields"], out=config.out, what="cache"
-        )
-        if state["fingerprint"] != fingerprint:
-            raise CheckpointError(f"{config.out} was trained on another cache than {config.data.cache}")
-    return config, tree
-
-
 def _train(session: Session, stack: ExitStack) -> Ending:
     """Build everything, train, close everything in reverse; the ending, with the state saved."""
     config = session.config
     objective, plan = together(lambda: _objective_and_plan(config, reader=session.reader))
     module = together(lambda: _module(session, objective))
+    evaluator = together(lambda: _evaluator(session)) if config.evaluate.every_steps else None
     if session.folder is not None:
         session.folder.write_config(session.resolved)
-        session.folder.open_metrics(after_step=session.step)
+        evaluated_step = session.state.get("evaluated_step", 0)
+        session.folder.open_metrics(after_step=session.step, evaluated_step=evaluated_step)
     engine = Engine(module, train=config.train)
     stack.callback(engine.close)
+    distributed.limit_waits(config.train.collective_timeout_s)
     ema = ShardedEma(engine, decay=config.ema.decay)
     if session.newest is not None:
         session.checkpoints.restore(engine, ema, session.newest)
@@ -152,22 +81,9 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     session.tracker = _tracker(session) if session.folder is not None else None
     ending: Ending | None = None
     try:
-        with _loader(session, plan, objective) as batches, _report(session) as report:
-            the_run = Run(
-                config=config,
-                plan=plan,
-                engine=engine,
-                ema=ema,
-                objective=objective,
-                batches=batches,
-                report=report,
-                log=session.log,
-                save_state=lambda run: _save(session, run),
-                step=session.step,
-                saved_step=session.step,
-                skipped=session.state.get("skipped", 0),
-                skipped_in_a_row=session.state.get("skipped_in_a_row", 0),
-            )
+        with _loader(session, plan, objective) as batches, _report(session, plan, module) as report:
+            parts = {"plan": plan, "objective": objective, "batches": batches, "report": report}
+            the_run = _run_of(session, engine=engine, ema=ema, evaluator=evaluator, **parts)
             with stop_signals(the_run.request_stop):
                 ending = train(the_run)
     finally:
@@ -177,13 +93,66 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     return ending
 
 
-def _objective_and_plan(config: RunConfig, *, reader: CacheReader) -> tuple[Objective, EpochPlan]:
+def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, **parts: Any) -> Run:
+    """The run between two steps, as it was saved or as it starts."""
+    state = session.state
+
+    def measure() -> dict[str, float]:
+        assert evaluator is not None
+        return evaluator.measure(ema)
+
+    return Run(
+        config=session.config,
+        ema=ema,
+        guard=SpikeGuard(session.config.guard, state=state.get("guard")),
+        log=session.log,
+        checkpoints=session.checkpoints,
+        begin_save=lambda run: _begin_save(session, run),
+        measure=measure,
+        on_evaluated=lambda run, found: _report_evaluation(session, run, found),
+        step=session.step,
+        skipped=state.get("skipped", 0),
+        skipped_in_a_row=state.get("skipped_in_a_row", 0),
+        evaluated_step=state.get("evaluated_step", 0),
+        best=state.get("best"),
+        **parts,
+    )
+
+
+def _evaluator(session: Session) -> Evaluator:
+    config, reader = session.config, session.reader
+    stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
+
+    def objective(settings: ObjectiveConfig) -> Objective:
+        return objective_named(settings, model=config.model, stats=stats)
+
+    evaluator = make_evaluator(
+        config,
+        reader,
+        objective=objective,
+        build=lambda: objective(config.objective).build(),
+        dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+    )
+    whose = config.evaluate.cache or f"{config.data.caches}, which is trained on: name evaluate.cache"
+    session.log.say(f"evaluating on {len(evaluator.example_ids)} examples of {whose}")
+    return evaluator
+
+
+def _report_evaluation(session: Session, run: Run, found: Mapping[str, float]) -> None:
+    session.log.say(f"evaluated step {run.step}: {describe(found)}{' (best)' if run.is_best else ''}")
+    if session.folder is not None:
+        session.folder.add_evaluation({"step": run.step, **found, "best": run.is_best})
+    if session.tracker is not None:
+        session.tracker.log(run.step, {k: v for k, v in found.items() if math.isfinite(v)})
+
+
+def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective, Plan]:
     stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
     objective = objective_named(config.objective, model=config.model, stats=stats)
     if "text" in objective.needs:
         reader.check_text_tokens(config.model.text_tokens)
     train, remainder = config.train, config.data.remainder
-    plan = EpochPlan(reader.buckets, global_batch=train.global_batch, seed=train.seed, remainder=remainder)
+    plan = plan_for(reader, global_batch=train.global_batch, seed=train.seed, remainder=remainder)
     return objective, plan
 
 
@@ -202,7 +171,21 @@ def _module(session: Session, objective: Objective) -> nn.Module:
         session.state["init"] = start_from(
             config.model.init, module, ema=config.model.init_ema, settings=_settings(session, objective)
         )
+    _note_frozen(session, module)
     return module
+
+
+def _note_frozen(session: Session, module: nn.Module) -> None:
+    """Record which frozen weights the trained ones rest on; a checkpoint holds only what is trained."""
+    frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    found = {"parameters": len(frozen), "sha256": content_sha256(frozen)} if frozen else None
+    known = session.state.get("frozen")
+    if session.newest is not None and known != found:
+        raise CheckpointError(
+            f"{session.config.out} was trained on other frozen weights ({known}) than model.wan "
+            f"{session.config.model.wan} has ({found}); give the old ones"
+        )
+    session.state["frozen"] = found
 
 
 def _settings(session: Session, objective: Objective) -> dict[str, Any]:
@@ -213,7 +196,7 @@ def _settings(session: Session, objective: Objective) -> dict[str, Any]:
     return objective.settings() | {"pixel_norm": manifest.pixel_norm, "lowercase": manifest.lowercase}
 
 
-def _loader(session: Session, plan: EpochPlan, objective: Objective) -> Loader:
+def _loader(session: Session, plan: Plan, objective: Objective) -> Loader:
     config, device = session.config, distributed.device()
 
     def prepare(batch: Batch) -> Batch:
@@ -234,52 +217,54 @@ def _loader(session: Session, plan: EpochPlan, objective: Objective) -> Loader:
     )
 
 
-def _report(session: Session) -> StepReport:
-    train = session.config.train
+def _report(session: Session, plan: Plan, module: nn.Module) -> StepReport:
+    config = session.config
     return StepReport(
         session.log,
         session.folder,
-        session.tracker,
-        steps=train.steps,
+        throughput_of(config, plan, buckets=session.reader.manifest.buckets, module=module),
+        steps=config.train.steps,
         start_step=session.step,
-        global_batch=train.global_batch,
-        every_steps=train.log_every_steps,
+        every_steps=config.train.log_every_steps,
     )
 
 
 def _tracker(session: Session) -> Tracker | None:
-    tracking, out = session.config.tracking, session.config.out
-    if not tracking.enabled:
-        return None
-    fingerprint = session.reader.manifest.fingerprint.total
-    return Tracker(
-        uri=tracking.uri or default_uri(out),
-        experiment=tracking.experiment,
-        name=out.resolve().name,
-        params={**flatten(session.resolved), "fingerprint": fingerprint},
-        identity=out / TRACKING,
+    return start_tracking(
+        session.config,
+        session.resolved,
+        fingerprint=session.reader.manifest.fingerprint.total,
+        run_id=session.state.get("mlflow_run_id"),
         warn=session.log.say,
     )
 
 
-def _save(session: Session, run: Run) -> None:
-    """Save everything that a resume needs, as of `run.step`; collective."""
-    if session.folder is not None:
-        session.folder.sync()
+def _begin_save(session: Session, run: Run) -> None:
+    """Begin to save everything that a resume needs, as of `run.step`; collective."""
     state = {
         "config": session.resolved,
         "fingerprint": session.reader.manifest.fingerprint.model_dump(mode="json"),
         "settings": _settings(session, run.objective),
         "init": session.state.get("init"),
+        "frozen": session.state.get("frozen"),
         "mlflow_run_id": session.tracker.run_id if session.tracker is not None else None,
         "skipped": run.skipped,
         "skipped_in_a_row": 0 if run.broken else run.skipped_in_a_row,
+        "guard": run.guard.state(),
+        "evaluated_step": run.evaluated_step,
+        "best": run.best,
     }
-    path = session.checkpoints.save(run.engine, run.ema, step=run.step, state=state)
-    session.log.say(f"saved {path.name}")
+    session.checkpoints.begin(
+        run.engine,
+        run.ema,
+        step=run.step,
+        state=state,
+        best=run.is_best,
+        before_publish=session.folder.sync if session.folder is not None else lambda: None,
+    )
 
 
-def _say_hello(session: Session, *, engine: Engine, plan: EpochPlan) -> None:
+def _say_hello(session: Session, *, engine: Engine, plan: Plan) -> None:
     config, say = session.config, session.log.say
     parameters = sum(torch.Size(shape).numel() for shape in engine.shapes.values())
     say(
@@ -288,7 +273,10 @@ def _say_hello(session: Session, *, engine: Engine, plan: EpochPlan) -> None:
         f"{config.train.micro_batch} x {engine.accumulation} = global batch {config.train.global_batch}"
     )
     manifest = session.reader.manifest
-    say(f"{config.data.cache}: {manifest.examples} examples, fingerprint {manifest.fingerprint.total[:12]}")
+    say(f"{config.data.caches}: {manifest.examples} examples, fingerprint {manifest.fingerprint.total[:12]}")
+    if isinstance(plan, MixturePlan):
+        seen = ", ".join(f"{epochs:.2f}" for epochs in plan.progress_of_each(config.train.steps))
+        say(f"epochs of each cache at the last step: {seen}; `epoch` is the least of them")
     lost = {name: counts for name, counts in plan.dropped().items() if any(counts)}
     if lost:
         say(f"data.remainder is drop: examples left out of an epoch of each view, by bucket: {lost}")

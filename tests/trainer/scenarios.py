@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from trainer import distributed
 from trainer import engine as engine_module
-from trainer.checkpoint import Checkpoints
-from trainer.config import TrainConfig
+from trainer.config import CheckpointConfig, TrainConfig
 from trainer.ema import ShardedEma
 from trainer.engine import Engine, StepResult
+from trainer.saving import Checkpoints
 
 GLOBAL_BATCH = 8
 STAGES = (0, 1, 2, 3)
@@ -136,12 +136,21 @@ def settings(*, stage: int, precision: str, micro: int = 2, clip: float = 1.0) -
 class Training:
     """An engine, its EMA and its checkpoints, and the steps taken so far."""
 
-    def __init__(self, *, stage: int, precision: str, micro: int = 2, folder: Path | None = None):
+    def __init__(
+        self,
+        *,
+        stage: int,
+        precision: str,
+        micro: int = 2,
+        folder: Path | None = None,
+        kept: CheckpointConfig | None = None,
+    ):
         self.micro = micro
         self.engine = Engine(tiny_dit(), train=settings(stage=stage, precision=precision, micro=micro))
         self.ema = ShardedEma(self.engine, decay=EMA_DECAY)
         self.warnings: list[str] = []
-        self.checkpoints = Checkpoints(folder or Path(), keep_last=2, warn=self.warnings.append)
+        kept = kept or CheckpointConfig(keep_last=2)
+        self.checkpoints = Checkpoints(folder or Path(), config=kept, warn=self.warnings.append)
 
     def run(self, steps: range, *, objective: Any = None) -> list[StepResult]:
         results = []
@@ -153,8 +162,14 @@ class Training:
                 self.ema.update()
         return results
 
-    def save(self, step: int) -> Path:
-        return self.checkpoints.save(self.engine, self.ema, step=step, state={"step": step, "note": "x"})
+    def begin(self, step: int, *, best: bool = False) -> None:
+        state = {"step": step, "note": "x"}
+        self.checkpoints.begin(self.engine, self.ema, step=step, state=state, best=best)
+
+    def save(self, step: int, *, best: bool = False) -> Path:
+        self.begin(step, best=best)
+        self.checkpoints.require(step)
+        return self.checkpoints.folder / f"step_{step:08d}"
 
     def restore(self) -> dict[str, Any]:
         path = self.checkpoints.newest()

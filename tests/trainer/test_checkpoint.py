@@ -3,7 +3,10 @@
 import errno
 import itertools
 import json
+import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,13 @@ from test_engine import assert_same_training
 from workers import run_ranks
 
 from models.errors import CheckpointError
-from trainer import checkpoint as checkpoint_module
-from trainer import distributed
-from trainer.checkpoint import Checkpoints, complete, read_full, read_state, verify
+from trainer import checkpoint_write, distributed
+from trainer.checkpoint import complete, read_full, read_state, sha256_of, verify
+from trainer.config import CheckpointConfig
+from trainer.saving import Checkpoints
 
 HERE = Path(__file__).parent
 per_engine = pytest.mark.parametrize(("precision", "stage"), list(itertools.product(PRECISIONS, STAGES)))
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing of ours may catch it."""
 
 
 @pytest.fixture
@@ -89,67 +89,69 @@ def test_the_last_k_stay_and_latest_points_to_the_newest(training: Training) -> 
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_00000002", "step_00000003"]
 
 
-def _points(monkeypatch: pytest.MonkeyPatch, *, die_at: int) -> list[str]:
-    """Make the `die_at`-th touch of the file system from now on the last one of this life."""
-    seen: list[str] = []
+def _die_at(call_number: int) -> None:
+    """Let the `call_number`-th touch of the file system from now on be this process's end by kill -9."""
+    seen = 0
 
-    def counted(name: str, real: Any, *, half: Any = None) -> Any:
+    def counted(real: Any, half: Any = None) -> Any:
         def touch(*arguments: Any, **named: Any) -> Any:
-            seen.append(name)
-            if len(seen) == die_at:
+            nonlocal seen
+            seen += 1
+            if seen == call_number:
                 if half is not None:
                     half(*arguments)
-                raise Killed
+                os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **named)
 
         return touch
 
-    def half_save(tensors: Any, path: Path) -> None:
+    def half_a_file(tensors: Any, path: Path) -> None:
         Path(path).write_bytes(b"half a file")
 
-    def half_remove(path: Path) -> None:
-        sorted(Path(path).rglob("*"))[0].unlink()
-
-    monkeypatch.setattr(checkpoint_module, "save_file", counted("save", save_file, half=half_save))
-    monkeypatch.setattr(shutil, "rmtree", counted("rmtree", shutil.rmtree, half=half_remove))
-    monkeypatch.setattr(checkpoint_module, "_sync", counted("sync", checkpoint_module._sync))
-    for name in ("replace", "rename", "symlink_to", "mkdir", "write_text"):
-        monkeypatch.setattr(Path, name, counted(name, getattr(Path, name)))
-    return seen
+    checkpoint_write.save_file = counted(save_file, half_a_file)  # type: ignore[assignment]
+    for name in ("open", "fsync", "mkdir", "rename", "replace", "symlink", "unlink", "rmdir", "scandir"):
+        setattr(os, name, counted(getattr(os, name)))
 
 
-def test_a_kill_at_any_moment_of_a_save_leaves_the_last_complete_checkpoint(training: Training) -> None:
+def _killed_while(work: Any, *, call_number: int) -> bool:
+    """Run `work` in a forked process that dies at a touch of the file system; False if it came to its end."""
+    child = os.fork()
+    if child == 0:
+        _die_at(call_number)
+        work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, status
+    return status != 0
+
+
+def test_kill_9_at_any_moment_of_a_save_and_its_deletions_leaves_the_last_complete_checkpoint(
+    training: Training,
+) -> None:
     folder = training.checkpoints.folder
     states = {}
-    for step in (1, 2):
+    for step in (1, 2, 3):
         training.run(range(step, step + 1))
-        training.save(step)
         states[step] = training.everything()
-    training.run(range(3, 4))
-    states[3] = training.everything()
+        if step < 3:
+            training.save(step)
     keep = folder.with_name("keep")
     shutil.copytree(folder, keep, symlinks=True)
-    steps_found = set()
-    for die_at in itertools.count(1):
+    steps_found = []
+    for call_number in itertools.count(1):
         shutil.rmtree(folder)
         shutil.copytree(keep, folder, symlinks=True)
-        with pytest.MonkeyPatch.context() as patched:
-            seen = _points(patched, die_at=die_at)
-            try:
-                training.save(3)
-                break
-            except Killed:
-                pass
+        if not _killed_while(lambda: training.save(3, best=True), call_number=call_number):
+            break
         training.checkpoints.clean()
         names = {path.name for path in folder.iterdir()}
-        assert all(name == "latest" or name.startswith("step_") for name in names), seen
+        assert all(name in ("latest", "best") or name.startswith("step_") for name in names), call_number
         newest = training.checkpoints.newest()
-        assert newest is not None and verify(folder / "latest") is None, seen
-        step = read_state(newest)["step"]
-        steps_found.add(step)
-        assert same(read_full(newest, kind="master"), _masters(states[step])), seen
+        assert newest is not None and verify(folder / "latest") is None, call_number
+        steps_found.append(read_state(newest)["step"])
+        assert same(read_full(newest, kind="master"), _masters(states[steps_found[-1]])), call_number
         assert training.warnings == []
-    assert steps_found == {2, 3} and die_at > 10
+    assert set(steps_found) == {2, 3} and steps_found == sorted(steps_found) and call_number > 20
 
 
 def test_a_disk_that_is_full_at_any_moment_of_a_save_is_one_line_and_keeps_the_earlier_one(
@@ -159,7 +161,7 @@ def test_a_disk_that_is_full_at_any_moment_of_a_save_is_one_line_and_keeps_the_e
     for fails_at in itertools.count(1):
         calls = 0
 
-        def full(path: Path, real: Any = checkpoint_module._sync, fails_at: int = fails_at) -> None:
+        def full(path: Path, real: Any = checkpoint_write.sync, fails_at: int = fails_at) -> None:
             nonlocal calls
             calls += 1
             if calls == fails_at:
@@ -167,7 +169,7 @@ def test_a_disk_that_is_full_at_any_moment_of_a_save_is_one_line_and_keeps_the_e
             real(path)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(checkpoint_module, "_sync", full)
+            patched.setattr(checkpoint_write, "sync", full)
             try:
                 training.save(2)
                 break
@@ -175,7 +177,91 @@ def test_a_disk_that_is_full_at_any_moment_of_a_save_is_one_line_and_keeps_the_e
                 assert "No space left on device" in str(refused) and "\n" not in str(refused)
         newest = training.checkpoints.newest()
         assert newest is not None and read_state(newest)["step"] in (1, 2)
-    assert fails_at > 4
+        assert not list(training.checkpoints.folder.glob(".writing_*"))
+    assert fails_at > 4 and training.restore()["step"] == 2
+
+
+class Gate:
+    """Holds every write back until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._open = threading.Event()
+
+        def held_back(tensors: Any, path: Path) -> None:
+            assert self._open.wait(60)
+            save_file(tensors, path)
+
+        monkeypatch.setattr(checkpoint_write, "save_file", held_back)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_leak_into_it(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    training.run(range(1))
+    before = training.everything()
+    training.begin(1)
+    training.run(range(1, 4))
+    assert training.checkpoints.busy and training.checkpoints.newest() is None
+    assert training.checkpoints.covers(1) and not training.checkpoints.covers(3)
+    gate.open()
+    training.checkpoints.settle()
+    assert not training.checkpoints.busy and training.checkpoints.saved_step == 1
+    assert not same(before, training.everything())
+    training.restore()
+    assert same(before, training.everything())
+
+
+def test_a_second_save_waits_for_the_first_and_both_are_whole(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    states = {}
+    for step in (1, 2):
+        training.run(range(step, step + 1))
+        states[step] = training.everything()
+        if step == 2:
+            threading.Timer(0.2, gate.open).start()
+        training.begin(step)
+    training.checkpoints.settle()
+    for path in complete(training.checkpoints.folder):
+        assert same(read_full(path, kind="master"), _masters(states[read_state(path)["step"]]))
+    assert training.checkpoints.saved_step == 2 and len(complete(training.checkpoints.folder)) == 2
+
+
+def test_a_save_that_the_disk_refuses_costs_a_warning_and_the_next_one_tries_again(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: Any, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    training.save(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_write, "save_file", full)
+        training.begin(2)
+        training.checkpoints.settle()
+        assert "step 2 could not be written: [Errno 28] No space left" in training.warnings.pop()
+        assert training.checkpoints.saved_step == 1 and not training.checkpoints.covers(2)
+        with pytest.raises(CheckpointError, match=r"of step 2: \[Errno 28\] No space left .* earlier ones"):
+            training.save(2)
+    training.save(3)
+    assert [path.name for path in complete(training.checkpoints.folder)] == ["step_00000003", "step_00000001"]
+
+
+def test_milestones_and_the_best_stay_for_ever(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    kept = CheckpointConfig(keep_last=1, milestone_every_steps=4)
+    training = Training(stage=0, precision="fp32", micro=4, folder=tmp_path / "checkpoints", kept=kept)
+    for step in range(1, 11):
+        training.save(step, best=step in (2, 3))
+    folder = training.checkpoints.folder
+    assert [read_state(path)["step"] for path in complete(folder)] == [10, 8, 4, 3]
+    assert (folder / "best").resolve().name == "step_00000003"
+    training.checkpoints.mark_best()
+    assert (folder / "best").resolve().name == "step_00000010"
 
 
 def _masters(everything: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -227,7 +313,7 @@ def _rewrite(path: Path, change: Any) -> None:
     change(tensors)
     save_file(tensors, file)
     document = read_state(path)
-    facts = {"bytes": file.stat().st_size, "sha256": checkpoint_module._sha256(file)}
+    facts = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     document["files"][file.name] = facts
     (path / "state.json").write_text(json.dumps(document))
 
@@ -259,9 +345,9 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_first_parameter_that_di
 def test_what_a_killed_process_left_is_cleaned_and_nothing_else(training: Training) -> None:
     training.save(1)
     folder = training.checkpoints.folder
-    for name in (".writing_step_00000009", ".trash_step_00000008"):
+    for name in (".writing_step_00000009_1", ".trash_step_00000008"):
         (folder / name).mkdir()
-    (folder / ".latest_step_00000009").symlink_to("step_00000009")
+    (folder / ".link_latest").symlink_to("step_00000009")
     (folder / "notes.txt").write_text("mine")
-    Checkpoints(folder, keep_last=1, warn=print).clean()
+    Checkpoints(folder, config=CheckpointConfig(), warn=print).clean()
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "notes.txt", "step_00000001"]

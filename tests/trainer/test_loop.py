@@ -6,7 +6,8 @@ from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
-from trainer.loop import STOP_SIGNALS, Ending, Run, stop_signals, train
+from trainer.loop import STOP_SIGNALS, Ending, stop_signals, train
+from trainer.run_state import Run
 
 
 class Nothing:
@@ -24,7 +25,7 @@ class Engine(Nothing):
     def __init__(self, bad: Collection[int]) -> None:
         self.taken, self.bad = 0, bad
 
-    def step(self, objective: Any, batch: Any) -> Any:
+    def step(self, objective: Any, batch: Any, **limits: float) -> Any:
         self.taken += 1
         skipped = self.taken in self.bad
         return SimpleNamespace(loss=1.0, grad_norm=1.0, skipped=skipped, digest=0, metrics={})
@@ -33,6 +34,22 @@ class Engine(Nothing):
 class Plan(Nothing):
     def __getitem__(self, step: int) -> Any:
         return SimpleNamespace(example_ids=[step])
+
+
+class Guard(Nothing):
+    loss_limit = grad_norm_limit = 100.0
+
+
+class Saves(Nothing):
+    """Checkpoints whose every save goes well at once."""
+
+    busy = False
+
+    def __init__(self, saved: list[int]) -> None:
+        self.saved = saved
+
+    def covers(self, step: int) -> bool:
+        return step in self.saved
 
 
 class Batches(Nothing):
@@ -44,13 +61,16 @@ def make(*, steps: int, every: int, bad: Collection[int] = (), patience: int = 2
     saved: list[int] = []
     config: Any = SimpleNamespace(
         train=SimpleNamespace(steps=steps, warmup_steps=0, schedule="constant", lr=1.0),
-        checkpoint=SimpleNamespace(every_steps=every),
+        checkpoint=SimpleNamespace(every_steps=every, milestone_every_steps=None),
         guard=SimpleNamespace(max_consecutive_skips=patience),
+        evaluate=SimpleNamespace(every_steps=None),
     )
     nothing: Any = Nothing()
-    parts: Any = {"plan": Plan(), "engine": Engine(bad), "batches": Batches()}
-    others: Any = dict.fromkeys(("ema", "objective", "report", "log"), nothing)
-    return Run(config=config, save_state=lambda run: saved.append(run.step), **parts, **others), saved
+    parts: Any = {"plan": Plan(), "engine": Engine(bad), "batches": Batches(), "guard": Guard()}
+    others: Any = dict.fromkeys(("ema", "objective", "report", "log", "measure"), nothing)
+    checkpoints: Any = Saves(saved)
+    hooks: Any = {"begin_save": lambda run: saved.append(run.step), "on_evaluated": nothing}
+    return Run(config=config, checkpoints=checkpoints, **parts, **others, **hooks), saved
 
 
 def test_the_state_is_saved_when_due_and_at_the_end_but_never_twice() -> None:
