@@ -85,6 +85,24 @@ def cache_verify(
         raise typer.Exit(1)
 
 
+@cache_app.command("status")
+def cache_status(
+    folder: Annotated[Path, typer.Argument(help="A cache, finished or being built")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+) -> None:
+    """How far a build is, how fast, who works on what: read from its folder alone, from any node."""
+    from dataclasses import asdict
+
+    from data_pipeline.status import status
+    from launch.cache_status import show_status
+
+    found = status(folder)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        show_status(found, console)
+
+
 @cache_app.command("inspect")
 def cache_inspect(
     folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
@@ -200,6 +218,20 @@ def doctor(
         examination.show(findings, console)
     if not report["ok"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def track(
+    run: Annotated[Path, typer.Argument(help="A run folder that nobody trains now")],
+    timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds")] = 600.0,
+) -> None:
+    """Send MLflow what it missed of an ended run, and how that ended. A run that died is FAILED."""
+    from trainer.tracking import replay
+
+    if not replay(run, timeout_s=timeout_s, warn=lambda line: console.print(line, highlight=False)):
+        console.print(f"MLflow has not taken everything in {timeout_s:.0f} s; the same command continues")
+        raise typer.Exit(1)
+    console.print(f"MLflow has all of {run}", highlight=False)
 
 
 @app.command("tiny-wan")

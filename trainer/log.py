@@ -1,5 +1,5 @@
 """What a person sees of a run: log.txt, the console, and the numbers of each step on their way to
-metrics.jsonl.
+metrics.jsonl, which MLflow is fed from.
 
 A bar on a terminal, plain lines anywhere else; a file never gets a control character. Only rank 0 has one.
 """
@@ -7,15 +7,21 @@ A bar on a terminal, plain lines anywhere else; a file never gets a control char
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data_pipeline.manifest import BucketEntry
+from data_pipeline.mixture import Plan
+from models.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
+from trainer import distributed
+from trainer.config import RunConfig
+from trainer.meters import Throughput, Work, memory, peak_tflops, summarise
 from trainer.run_folder import RunFolder
-from trainer.tracking import Tracker
 
 
 class RunLog:
@@ -39,21 +45,20 @@ class RunLog:
 
 
 class StepReport:
-    """Turns finished steps into rows, log lines, tracked metrics and the bar's advance."""
+    """Turns finished steps into rows, log lines and the bar's advance; without a folder it is silent."""
 
     def __init__(
         self,
         log: RunLog,
         folder: RunFolder | None,
-        tracker: Tracker | None,
+        throughput: Throughput,
         *,
         steps: int,
         start_step: int,
-        global_batch: int,
         every_steps: int,
     ) -> None:
-        self._log, self._folder, self._tracker = log, folder, tracker
-        self._steps, self._global_batch, self._every = steps, global_batch, every_steps
+        self._log, self._folder, self._throughput = log, folder, throughput
+        self._steps, self._every = steps, every_steps
         self._width = len(str(steps))
         self._window: list[Mapping[str, Any]] = []
         self._bar = _bar(log.console) if folder is not None else None
@@ -74,35 +79,29 @@ class StepReport:
         self._started, self._waited_s = now, waited_s
         if self._folder is None:
             return
-        row = dict(row) | {
-            "time": time.time(),
-            "examples_per_s": self._global_batch / took,
-            "data_wait_pct": 100 * min(1.0, wait / took),
-        }
+        step = row["step"]
+        line_due = step % self._every == 0 or step == self._steps
+        row = dict(row) | {"time": time.time()} | self._throughput.rates(step, seconds=took, waited_s=wait)
+        if line_due:
+            row |= memory()
         self._folder.add_row({key: _finite(value) for key, value in row.items()})
-        self._window.append(row | {"seconds": took})
+        self._window.append(row)
         if self._bar is not None:
-            self._bar.update(self._task, completed=row["step"], description=f"loss {row['loss']:.4f}")
-        if row["step"] % self._every == 0 or row["step"] == self._steps:
+            self._bar.update(self._task, completed=step, description=f"loss {row['loss']:.4f}")
+        if line_due:
             self._flush()
 
     def _flush(self) -> None:
         """One line for the steps since the last: means of loss and norm over them, rates over their time."""
         window, self._window = self._window, []
-        last, seconds = window[-1], sum(row["seconds"] for row in window)
-        loss, norm = (_mean([row[key] for row in window]) for key in ("loss", "grad_norm"))
-        rate = len(window) * self._global_batch / seconds
-        wait = sum(row["data_wait_pct"] * row["seconds"] for row in window) / seconds
+        last, mean = window[-1], summarise(window)
+        loss, norm = mean.get("loss", math.nan), mean.get("grad_norm", math.nan)
+        mfu = f"  MFU {mean['mfu_pct']:.1f} %" if "mfu_pct" in mean else ""
         self._log.say(
             f"step {last['step']:>{self._width}}/{self._steps}  epoch {last['epoch']:.2f}  loss {loss:.5f}  "
-            f"lr {last['lr']:.3g}  grad norm {norm:.3f}  {rate:.2f} samples/s  data wait {wait:.0f} %"
+            f"lr {last['lr']:.3g}  grad norm {norm:.3f}  {mean['examples_per_s']:.2f} samples/s  "
+            f"data wait {mean['data_wait_pct']:.0f} %{mfu}"
         )
-        if self._tracker is not None:
-            tracked = {key: value for key, value in last.items() if key not in _NOT_TRACKED}
-            tracked |= {"loss": loss, "grad_norm": norm, "examples_per_s": rate, "data_wait_pct": wait}
-            self._tracker.log(
-                last["step"], {k: float(v) for k, v in tracked.items() if _finite(v) is not None}
-            )
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +114,30 @@ class StepReport:
             self._bar.stop()
 
 
-_NOT_TRACKED = ("step", "batch", "time", "seconds", "world_size", "skipped")
+def throughput_of(
+    config: RunConfig, plan: Plan, *, buckets: Sequence[BucketEntry], module: Any
+) -> Throughput:
+    """What to divide a step's seconds into: the work of the DiT, if it is one that is trained.
+
+    module: as it was built; its `config` has the sizes. The peak is `tracking.peak_tflops`, else the GPU's.
+    """
+    device = distributed.device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    text_tokens, examples = config.model.text_tokens, config.train.global_batch
+
+    def work(bucket: BucketEntry) -> Work:
+        forward = dit_forward_flop(module.config, bucket.latent_shape, text_tokens=text_tokens)
+        tokens = dit_tokens(module.config, bucket.latent_shape)
+        return Work(examples * tokens, examples * TRAINING_PASSES * forward)
+
+    is_dit = config.objective.kind == "flow_matching"
+    by_bucket = [work(bucket) for bucket in buckets] if is_dit else []
+    return Throughput(
+        global_batch=examples,
+        world_size=distributed.world_size(),
+        peak_tflops=config.tracking.peak_tflops or peak_tflops(name),
+        work=(lambda step: by_bucket[plan[step - 1].bucket]) if is_dit else None,
+    )
 
 
 def _bar(console: Console) -> Progress | None:
@@ -125,11 +147,6 @@ def _bar(console: Console) -> Progress | None:
     return Progress(*columns, console=console)
 
 
-def _mean(values: list[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else math.nan
-
-
 def _finite(value: Any) -> Any:
-    """JSON and MLflow know no nan: a number that is none becomes null."""
+    """JSON knows no nan: a number that is none becomes null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

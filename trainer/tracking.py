@@ -1,174 +1,298 @@
 """MLflow, kept at arm's length: one MLflow run per training run, however often that is restarted.
 
-Every call is made by one background thread behind a bounded queue, so a slow, dead or lying server costs the
-training neither time nor its life: metrics.jsonl has everything, MLflow gets what it can take.
+The only file that imports MLflow, and it does so in the sending process alone (trainer/sender.py). Training
+starts that process and writes files; it never waits for a server, and loses nothing to one.
 """
 
-import json
+import hashlib
 import logging
 import os
-import queue
+import re
+import subprocess
+import sys
 import threading
-import time
-import uuid
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from trainer.run_folder import write_atomically
+from models.errors import CheckpointError
+from trainer import spool
+from trainer.run_folder import CONFIG, TRACKING, RunFolder, flatten
+from trainer.spool import Plan, Point, Sent, Status
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
 
-_QUEUE_ROWS = 10_000
-_BATCH_ROWS = 200
-_RETRY_S = 5.0
-_PARAM_CHARACTERS = 500
-_KEY_TAG = "flowmask.run"
+DONE, LEFT = 0, 3  # exit codes of the sender: the server has everything; it has not
+KEY_TAG = "flowmask.run"
+PROGRESS = "step"  # a metric whose value is its own step: the server's latest says how far it has the run
+
+_ROOT = Path(__file__).resolve().parents[1]
+_RESTART_S = 30.0
+_PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
+_PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
 
 
 class Tracker:
-    """Feeds one MLflow run; `identity` is a small file in the run folder that ties all starts to that run."""
+    """Training's end of the wire: starts the sender, and tells it by a closed pipe that the run has ended.
 
-    def __init__(
-        self,
-        *,
-        uri: str,
-        experiment: str,
-        name: str,
-        params: Mapping[str, Any],
-        identity: Path,
-        warn: Callable[[str], None],
-    ) -> None:
-        """Return at once; connecting (and a new database's migrations) happens in the thread."""
-        self._uri, self._experiment, self._name, self._params = uri, experiment, name, params
-        self._identity, self._warn = identity, warn
-        self._queue: queue.Queue[tuple[int, dict[str, float], int]] = queue.Queue(_QUEUE_ROWS)
-        self._status: Status | None = None
+    The sender is a process of its own, so neither MLflow's imports nor its waiting take the interpreter from a
+    step. It ends by itself when training dies in any way, and marks the run FAILED then.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, *, warn: Callable[[str], None]) -> None:
+        """Write the plan to the run folder and return at once."""
+        self._folder, self._plan, self._warn = folder, plan, warn
+        spool.write_plan(folder, plan)
         self._closing = threading.Event()
-        self._deadline = float("inf")
-        self._warned = False
-        self._dropped = 0
-        self._known = _read_identity(identity)
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._code: int | None = None
+        self._thread = threading.Thread(target=self._supervise, name="mlflow", daemon=True)
         self._thread.start()
 
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None until the server has given one."""
-        return self._known.get("run_id")
+        return spool.read_sent(self._folder, uri=self._plan.uri).run_id or self._plan.run_id
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Queue one step's metrics; never waits, and drops them when the server is far behind."""
-        try:
-            self._queue.put_nowait((step, dict(metrics), int(time.time() * 1000)))
-        except queue.Full:
-            self._dropped += 1
+        """Metrics that are not a training step's; those are read from metrics.jsonl."""
+        spool.add_metrics(self._folder, step, metrics)
 
-    def close(self, status: Status, *, patience_s: float = 20.0) -> None:
-        """Send what is queued and the final status; give up, with one line, after `patience_s`."""
-        self._status, self._deadline = status, time.monotonic() + patience_s
-        self._closing.set()
-        self._thread.join(patience_s)
-        if self._thread.is_alive() or self._dropped:
-            left = self._queue.qsize() + self._dropped
+    def artifact(self, path: Path, *, to: str | None = None) -> None:
+        """Upload a file or folder under the artifact folder `to`, some time: it is read when it is sent."""
+        spool.add_artifact(self._folder, path, to=to)
+
+    def close(self, status: Status) -> None:
+        """Let everything be sent, with the final status; gives up, with one line, after `end_timeout_s`."""
+        spool.write_plan(self._folder, self._plan.model_copy(update={"status": status}))
+        with self._lock:
+            self._closing.set()
+            _end_input(self._process)
+        self._thread.join(self._plan.end_timeout_s + 2)
+        if self._thread.is_alive() and self._process is not None:
+            self._process.kill()
+            self._thread.join(2)
+        if self._code != DONE:
             self._warn(
-                f"MLflow at {self._uri} did not take everything ({left} rows left); metrics.jsonl has all"
+                f"MLflow at {self._plan.uri} has not taken everything; `flowmask track {self._folder}` sends "
+                "the rest, as does the next start"
             )
 
-    def _work(self) -> None:
-        client = self._patiently(self._connect)
-        while client is not None:
-            rows = self._next_rows()
-            if rows and self._patiently(partial(self._send, client, rows)) is None:
-                return
-            if self._closing.is_set() and not rows and self._queue.empty():
-                self._patiently(partial(self._finish, client))
-                return
-
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        """Result of `call`, tried again until it succeeds or the tracker is closed and out of time (None)."""
+    def _supervise(self) -> None:
+        """Keep a sender alive, and pass on what it says."""
         while True:
-            try:
-                return call()
-            except Exception as error:  # noqa: BLE001 - whatever a tracking server does, training goes on
-                if not self._warned:
-                    self._warned = True
-                    reason = (str(error).strip().splitlines() or [""])[0][:200]
-                    self._warn(
-                        f"MLflow at {self._uri} can't be reached ({type(error).__name__}: {reason}); "
-                        "training goes on, metrics.jsonl has everything"
-                    )
-            if time.monotonic() + 1 >= self._deadline:
-                return None
-            self._closing.wait(_RETRY_S)
-            if self._closing.is_set():
-                time.sleep(0.5)
+            with self._lock:
+                process = self._process = _start_sender(
+                    self._folder, timeout_s=self._plan.end_timeout_s, parent=os.getpid()
+                )
+                last = self._closing.is_set()
+                if last:
+                    _end_input(process)
+            assert process.stdout is not None
+            for line in process.stdout:
+                self._warn(line.rstrip("\n"))
+            self._code = process.wait()
+            if last or self._code in (DONE, LEFT):
+                return
+            self._closing.wait(_RESTART_S)
 
-    def _connect(self) -> Any:
-        _quieten()
+
+def replay(folder: Path, *, timeout_s: float, warn: Callable[[str], None]) -> bool:
+    """Send what an ended run has left and set its status; whether the server has everything now.
+
+    A run that died without a word is FAILED. CheckpointError if the run was never tracked, or is being trained:
+    then it sends by itself.
+    """
+    if spool.read_plan(folder) is None:
+        raise CheckpointError(
+            f"{folder} has no readable {TRACKING}: it is no run, or was trained with tracking.enabled=false"
+        )
+    RunFolder(folder, patience_s=0).close()
+    process = _start_sender(folder, timeout_s=timeout_s)
+    assert process.stdout is not None
+    for line in process.stdout:
+        warn(line.rstrip("\n"))
+    return process.wait() == DONE
+
+
+def _start_sender(folder: Path, *, timeout_s: float, parent: int | None = None) -> subprocess.Popen[str]:
+    """`python -m trainer.sender`: its session is its own, so that a terminal's ^C does not reach it."""
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    who = [str(parent)] if parent is not None else []
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.sender", str(folder), str(timeout_s), *who],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _end_input(process: subprocess.Popen[str] | None) -> None:
+    if process is not None and process.stdin is not None:
+        process.stdin.close()
+
+
+class MlflowRun:
+    """The MLflow run of a plan. Every call may raise whatever a server can do to a client, and may be repeated."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        """Find the run or make it, and say in it what is trained."""
+        quieten()
         from mlflow.tracking import MlflowClient
 
-        _quieten()  # importing mlflow has reset its loggers
+        quieten()  # importing mlflow has reset its loggers
+        self._folder, self._plan = folder, plan
+        self._client: Any = MlflowClient(tracking_uri=plan.uri)
+        self.sent = spool.read_sent(folder, uri=plan.uri)
+        self._experiment_id = self._experiment()
+        self.run_id = self._run()
+        self.note_sent(self.sent.outbox_bytes)
+        self._client.update_run(self.run_id, status="RUNNING")
+        self._send_params()
+        self.send_artifact(folder / CONFIG, to=None)
 
-        client = MlflowClient(tracking_uri=self._uri)
-        experiment_id = _experiment_id(client, self._experiment)
-        run_id = self.run_id or self._find(client, experiment_id)
-        if run_id is None:
-            run = client.create_run(experiment_id, run_name=self._name, tags={_KEY_TAG: self._known["key"]})
-            run_id = run.info.run_id
-        self._remember(run_id)
-        client.update_run(run_id, status="RUNNING")
-        self._send_params(client, run_id)
-        return client
+    def _experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._plan.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        served = self._plan.uri.startswith(("http://", "https://", "databricks"))
+        beside = self._folder.resolve().parent / "mlflow_artifacts"  # else MLflow takes the working folder
+        location = None if served else beside.as_uri()
+        return str(self._client.create_experiment(self._plan.experiment, artifact_location=location))
 
-    def _find(self, client: Any, experiment_id: str) -> str | None:
-        """The run of an earlier start that died between creating it and noting its id."""
-        found = client.search_runs(
-            [experiment_id], f"tags.`{_KEY_TAG}` = '{self._known['key']}'", max_results=1
+    def _run(self) -> str:
+        """The id that is known, or what an earlier start made without noting it, or a new run.
+
+        A request to make one may be carried out after its answer was given up: what such requests leave is
+        an empty run with our tag, and is deleted.
+        """
+        for known in (self.sent.run_id, self._plan.run_id):
+            if known is not None and self._is_active(known):
+                self._delete_copies(of=known)
+                return known
+        self.sent = Sent(uri=self._plan.uri)  # a run that is not there has nothing
+        found = self._tagged()
+        if not found:
+            run = self._client.create_run(
+                self._experiment_id, run_name=self._plan.name, tags={KEY_TAG: self._plan.key}
+            )
+            return str(run.info.run_id)
+        oldest = str(found[0].info.run_id)
+        self._delete_copies(of=oldest)
+        return oldest
+
+    def _is_active(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def _tagged(self) -> list[Any]:
+        ours = f"tags.`{KEY_TAG}` = '{self._plan.key}'"
+        return list(
+            self._client.search_runs([self._experiment_id], ours, order_by=["attributes.start_time ASC"])
         )
-        return found[0].info.run_id if found else None
 
-    def _remember(self, run_id: str) -> None:
-        if self._known.get("run_id") != run_id:
-            self._known["run_id"] = run_id
-            write_atomically(self._identity, json.dumps(self._known))
+    def _delete_copies(self, *, of: str) -> None:
+        for run in self._tagged():
+            if run.info.run_id != of and not run.data.metrics:
+                self._client.delete_run(run.info.run_id)
 
-    def _send_params(self, client: Any, run_id: str) -> None:
+    def note_sent(self, outbox_bytes: int) -> None:
+        """Remember the run's id and how much of the outbox it has."""
+        sent = Sent(uri=self._plan.uri, run_id=self.run_id, outbox_bytes=outbox_bytes)
+        if sent != spool.read_sent(self._folder, uri=self._plan.uri):
+            spool.write_sent(self._folder, sent)
+        self.sent = sent
+
+    def last_step(self) -> int:
+        """The last training step whose metrics the server has; 0 if it has none."""
+        return int(self._client.get_run(self.run_id).data.metrics.get(PROGRESS, 0))
+
+    def _send_params(self) -> None:
         """Params can't change in MLflow: a resume adds only new ones, and notes changed ones as tags."""
         from mlflow.entities import Param
 
-        there = client.get_run(run_id).data.params
-        params = {key: str(value)[:_PARAM_CHARACTERS] for key, value in self._params.items()}
-        new = [Param(key, value) for key, value in params.items() if key not in there]
-        for start in range(0, len(new), 100):
-            client.log_batch(run_id, params=new[start : start + 100])
+        there = self._client.get_run(self.run_id).data
+        params = {_name(key): short(value) for key, value in self._plan.params.items()}
+        new = [Param(key, value) for key, value in params.items() if key not in there.params]
+        for start in range(0, len(new), _PARAMS_A_REQUEST):
+            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_A_REQUEST])
         for key, value in params.items():
-            if there.get(key, value) != value:
-                client.set_tag(run_id, f"resumed.{key}", value)
+            tag = f"resumed.{key}"
+            if there.tags.get(tag, there.params.get(key, value)) != value:
+                self._client.set_tag(self.run_id, tag, value)
 
-    def _send(self, client: Any, rows: list[tuple[int, dict[str, float], int]]) -> bool:
+    def send_steps(self, points: Sequence[Point]) -> None:
+        """Training steps' points, each whole or not at all, with the mark that says how far the server is."""
+        self._send([p._replace(metrics=p.metrics | {PROGRESS: float(p.step)}) for p in points])
+
+    def send_note(self, point: Point) -> None:
+        """One point beside the steps: MLflow drops the second of two equal points."""
+        self._send([point])
+
+    def _send(self, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(key, value, now, step) for step, row, now in rows for key, value in row.items()]
-        for start in range(0, len(metrics), 1000):
-            client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
-        return True
+        request: list[Any] = []
+        for point in points:
+            metrics = [Metric(_name(k), v, point.time_ms, point.step) for k, v in point.metrics.items()]
+            if len(request) + len(metrics) > _METRICS_A_REQUEST:
+                self._client.log_batch(self.run_id, metrics=request)
+                request = []
+            request += metrics
+        if request:
+            self._client.log_batch(self.run_id, metrics=request)
 
-    def _finish(self, client: Any) -> bool:
-        client.set_terminated(self.run_id, status=self._status)
-        return True
+    def send_artifact(self, path: Path, *, to: str | None) -> None:
+        """Upload a file, or what is in a folder; one that is gone is no error."""
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), to)
+        elif path.exists():
+            self._client.log_artifact(self.run_id, str(path), to)
 
-    def _next_rows(self) -> list[tuple[int, dict[str, float], int]]:
-        """Wait for rows (or the close) and take what is there."""
-        rows = []
-        try:
-            rows.append(self._queue.get(timeout=0 if self._closing.is_set() else 0.5))
-            while len(rows) < _BATCH_ROWS:
-                rows.append(self._queue.get_nowait())
-        except queue.Empty:
-            pass
-        return rows
+    def finish(self, status: Status) -> None:
+        self._delete_copies(of=self.run_id)
+        self._client.set_terminated(self.run_id, status=status)
+
+
+def start_tracking(
+    config: "RunConfig",
+    resolved: Mapping[str, Any],
+    *,
+    fingerprint: str,
+    run_id: str | None,
+    warn: Callable[[str], None],
+) -> Tracker | None:
+    """The tracker of a training run; None if it wants none.
+
+    resolved: the config as params; fingerprint: of the cache; run_id: the MLflow run that a checkpoint names.
+    """
+    tracking, out = config.tracking, config.out
+    if not tracking.enabled:
+        return None
+    facts = {"fingerprint": fingerprint, "git_commit": git_commit()}
+    plan = Plan(
+        key=spool.key_of(out),
+        uri=tracking.uri or default_uri(out),
+        experiment=tracking.experiment,
+        name=out.resolve().name,
+        params={key: str(value) for key, value in (flatten(resolved) | facts).items()},
+        every_steps=config.train.log_every_steps,
+        end_timeout_s=tracking.end_timeout_s,
+        run_id=run_id,
+    )
+    return Tracker(out, plan, warn=warn)
 
 
 def default_uri(run_folder: Path) -> str:
@@ -176,31 +300,41 @@ def default_uri(run_folder: Path) -> str:
     return f"sqlite:///{run_folder.resolve().parent / 'mlflow.db'}"
 
 
-def _read_identity(path: Path) -> dict[str, str]:
+def git_commit() -> str:
+    """The commit of the code that runs, `-dirty` if files differ from it; "unknown" without a repository."""
+    if not (_ROOT / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if "key" not in known:
-        known = {"key": uuid.uuid4().hex}
-        write_atomically(path, json.dumps(known))
-    return known
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
-def _experiment_id(client: Any, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    return found.experiment_id if found is not None else client.create_experiment(name)
+def short(value: str) -> str:
+    """A param's value as every server takes it: a long one is cut, and ends in its own hash."""
+    if len(value) <= _PARAM_CHARACTERS:
+        return value
+    mark = f"... sha256 {hashlib.sha256(value.encode()).hexdigest()[:16]}"
+    return value[: _PARAM_CHARACTERS - len(mark)] + mark
 
 
-def _quieten() -> None:
-    """MLflow neither phones home nor writes into the console, and gives a dead server up in seconds."""
+def quieten() -> None:
+    """MLflow neither phones home nor writes into the console, and leaves patience to the sender."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its own would make a run twice
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _name(key: str) -> str:
+    """A key of the characters that MLflow allows."""
+    return re.sub(r"[^\w\-./ :]", "_", key, flags=re.ASCII)[:250]
