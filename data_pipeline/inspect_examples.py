@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipeline.clips import Geometry
 from data_pipeline.config import CacheBuildConfig
 from data_pipeline.inspect_cache import OnProgress, naming_damage
+from data_pipeline.manifest import Fingerprint
 from data_pipeline.page import spread
 from data_pipeline.pixels import from_signed
 from data_pipeline.randomness import mix64
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 CONFIG = "config.yaml"  # of the build: where its weights and its dataset were
+_OTHERWISE = "give the folder of its weights with --wan, or --examples 0 for the numbers alone"
 _FRAMES = 5  # of each example, evenly spread over its clip
 _GEOMETRY = TypeAdapter(Geometry)
 
@@ -77,7 +79,7 @@ class ExampleDecoder:
         """wan: the weights folder; by default the one in the build's config. ConfigError, WeightsError."""
         self.reader = reader
         config = _build_config(reader.folder / CONFIG)
-        self.vae = _open_vae(reader, wan or (config.model.wan if config else None))
+        self.vae = vae_of(reader.folder, reader.manifest.fingerprint, wan=wan, otherwise=_OTHERWISE)
         self._videos, self.why_no_originals = _open_videos(reader, config)
 
     def draw(
@@ -142,22 +144,28 @@ def _build_config(path: Path) -> CacheBuildConfig | None:
         return None
 
 
-def _open_vae(reader: CacheReader, wan: Path | None) -> "AutoencoderKLWan":
-    otherwise = "give the folder of its weights with --wan, or --examples 0 for the numbers alone"
+def vae_of(folder: Path, fingerprint: Fingerprint, *, wan: Path | None, otherwise: str) -> "AutoencoderKLWan":
+    """The VAE that made the cache `folder`, from `wan` or from where the build's config says it was.
+
+    otherwise: what a person may do instead. ConfigError, WeightsError if it is not there or another one.
+    """
+    if wan is None:
+        config = _build_config(folder / CONFIG)
+        wan = config.model.wan if config else None
     if wan is None:
         raise ConfigError(
-            f"{reader.folder / CONFIG} is missing or of another version, so its VAE is not known: {otherwise}"
+            f"{folder / CONFIG} is missing or of another version, so its VAE is not known: {otherwise}"
         )
     if not wan.is_dir():
-        raise WeightsError(f"{wan}, whose VAE made the cache {reader.folder}, is no folder: {otherwise}")
-    folder = WanFolder(wan)
-    theirs, ours = reader.manifest.fingerprint.fields.get("model.vae"), folder.identity("vae")
+        raise WeightsError(f"{wan}, whose VAE made the cache {folder}, is no folder: {otherwise}")
+    weights = WanFolder(wan)
+    theirs, ours = fingerprint.fields.get("model.vae"), weights.identity("vae")
     if ours != theirs:
         raise WeightsError(
-            f"{wan}/vae is not the VAE that made {reader.folder} ({ours[:12]}..., the cache says "
+            f"{wan}/vae is not the VAE that made {folder} ({ours[:12]}..., the cache says "
             f"{str(theirs)[:12]}...): {otherwise}"
         )
-    vae: Any = folder.vae()
+    vae: Any = weights.vae()
     return vae.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

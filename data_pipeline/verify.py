@@ -1,195 +1,347 @@
-"""`flowmask cache verify`: re-read everything and name each file that is wrong, and no file that is right."""
+"""`flowmask cache verify`: re-read everything and name each file that is wrong, and no file that is right.
 
-import hashlib
-import json
-import tarfile
-from collections.abc import Iterator
+Sidecars and plan carry their own hash, so each is judged alone. A shard is compared with its own content
+and its sidecar; index and manifest are functions of the sidecars, so they are made anew and compared. A
+damaged file thus never speaks against another one.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from safetensors.torch import load
-from torch import Tensor
+from data_pipeline import finalise, index, manifest, units
+from data_pipeline.manifest import FileEntry, Fingerprint, Manifest, ShardEntry, read_manifest
+from data_pipeline.records import Sidecar, parse_sidecar
+from data_pipeline.sealed import unseal
+from data_pipeline.shards import FOLDER, shard_name, sidecar_name
+from data_pipeline.verify_masks import IOU_FLOOR, MaskCheck, MaskSample, check_masks
+from data_pipeline.verify_shard import ShardContent, Storage, WrongError, file_hash, read_shard
+from models.errors import CacheError, UserError
 
-from data_pipeline import rle
-from data_pipeline.index import open_index
-from data_pipeline.manifest import BucketEntry, FileEntry, Manifest, read_manifest
-from data_pipeline.shards import FOLDER, tensor_ranges
-from models.errors import UserError
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One wrong file, and what is wrong with it."""
+    """One wrong file, and what is wrong with it; `unit` where it belongs to one."""
 
     file: Path
     reason: str
+    unit: int | None = None
 
 
 @dataclass
 class VerifyReport:
-    """What a verification found; `ok` if nothing is wrong."""
+    """What a verification found; `ok` if nothing is wrong. `not_decoded` says why no mask was decoded."""
 
     shards: int = 0
     records: int = 0
     examples: int = 0
     problems: list[Problem] = field(default_factory=list)
+    masks: list[MaskCheck] = field(default_factory=list)
+    not_decoded: str = ""
+    environments: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         return not self.problems
 
+    @property
+    def poor_masks(self) -> list[MaskCheck]:
+        """Right latents of which the VAE shows little."""
+        return [check for check in self.masks if not check.reason and check.iou < IOU_FLOOR]
 
-class _WrongError(Exception):
-    """The first thing that is wrong with a file."""
+    def to_json(self) -> dict[str, Any]:
+        masks = [
+            {"file": str(m.file), "clip": m.clip, "mask": m.mask, "iou": m.iou, "error": m.error}
+            for m in self.masks
+        ]
+        return {
+            "ok": self.ok,
+            "shards": self.shards,
+            "records": self.records,
+            "examples": self.examples,
+            "problems": [{"file": str(p.file), "reason": p.reason, "unit": p.unit} for p in self.problems],
+            "masks": masks,
+            "masks_not_decoded": self.not_decoded,
+            "environments": self.environments,
+        }
 
 
-def verify(folder: Path) -> VerifyReport:
-    """Check a finished cache; CacheError if it has no readable manifest, all else is in the report."""
-    manifest = read_manifest(folder)
-    report = VerifyReport(shards=len(manifest.shards), examples=manifest.examples)
-    index = _index(folder, manifest, report)
-    by_shard = _rows_by_shard(index) if index is not None else {}
-    for entry in manifest.shards:
-        path = folder / FOLDER / entry.file
-        rows = by_shard.get(int(Path(entry.file).stem)) if index is not None else None
+def verify(
+    folder: Path,
+    *,
+    decode_masks: int = 0,
+    wan: Path | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = lambda *_: None,
+) -> VerifyReport:
+    """Check a finished cache; CacheError if it is none, all else is in the report.
+
+    decode_masks: how many masks, drawn by `seed` from the shards that are right, are decoded and compared
+    wan: the weights folder with the cache's VAE; by default where the build's config says it was
+    """
+    return _Verification(folder, masks=MaskSample(decode_masks, seed=seed)).run(
+        wan=wan, wanted=decode_masks, on_progress=on_progress
+    )
+
+
+class _Verification:
+    """One pass over a cache. `derived` are sidecars made anew from right shards, for those that are damaged."""
+
+    def __init__(self, folder: Path, *, masks: MaskSample):
+        self.folder, self.shards, self.masks = folder, folder / FOLDER, masks
+        self.report = VerifyReport()
+        self.manifest = self._manifest()
+        self.plan = self._plan()
+        self.entries = {e.file: e for e in self.manifest.shards} if self.manifest else {}
+        self.derived: dict[int, Sidecar] = {}
+        self.unknown: set[int] = set()
+        self.wrong_shards: set[str] = set()
+
+    def run(self, *, wan: Path | None, wanted: int, on_progress: OnProgress) -> VerifyReport:
+        facts = self._facts()
+        count = self._units()
+        for unit in range(count):
+            on_progress("shards", unit, count)
+            self._unit(unit, storage=_storage(facts))
+        on_progress("shards", count, count)
+        if self.unknown:
+            self._index_by_hash()
+        else:
+            self._index_and_manifest(count, facts)
+        if self.manifest:
+            self.report.examples = self.manifest.examples
+            self.report.environments = self.manifest.environments
+        if wanted:
+            self._decode(wan, _storage(facts), on_progress)
+        self.report.problems.sort(key=lambda problem: str(problem.file))
+        return self.report
+
+    def _wrong(self, file: Path, reason: str, unit: int | None = None) -> None:
+        self.report.problems.append(Problem(file, reason, unit))
+
+    def _manifest(self) -> Manifest | None:
         try:
-            _check_hash(path, entry)
-            report.records += _check_shard(path, rows, manifest=manifest, index=index)
-        except (_WrongError, UserError) as wrong:
-            report.problems.append(Problem(path, str(wrong)))
-        except (OSError, tarfile.TarError, ValueError, KeyError) as error:
-            report.problems.append(Problem(path, f"cannot be read: {error}"))
-    return report
+            return read_manifest(self.folder)
+        except CacheError as error:
+            if not (self.folder / manifest.FILE).exists():
+                raise
+            self._wrong(self.folder / manifest.FILE, _after_path(error, self.folder / manifest.FILE))
+            return None
 
+    def _plan(self) -> units.Plan | None:
+        """The plan if all of its files are right."""
+        folder = self.folder / units.FOLDER
+        right = True
+        try:
+            hashes = unseal((folder / "plan.json").read_bytes())["files"]
+        except FileNotFoundError:
+            self._wrong(folder / "plan.json", "missing")
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._wrong(folder / "plan.json", f"damaged: {error}")
+            return None
+        for name, expected in sorted(hashes.items()):
+            try:
+                if file_hash(folder / name)[1] != expected:
+                    raise WrongError("its SHA-256 is not that of plan.json: a byte has changed")
+            except WrongError as wrong:
+                self._wrong(folder / name, str(wrong))
+                right = False
+        return units.read_plan(folder) if right else None
 
-def _index(folder: Path, manifest: Manifest, report: VerifyReport) -> NDArray[Any] | None:
-    """The index if it is right, else None and a problem."""
-    path = folder / manifest.index.file
-    try:
-        _check_hash(path, manifest.index)
-        return open_index(folder, rows=manifest.examples)
-    except (_WrongError, UserError, OSError) as error:
-        report.problems.append(Problem(path, str(error)))
+    def _facts(self) -> tuple[Fingerprint, dict[str, Any]]:
+        """Fingerprint and facts of the plan; from the manifest where the plan is damaged."""
+        if self.plan:
+            return self.plan.fingerprint, self.plan.facts
+        try:
+            plan = unseal((self.folder / units.FOLDER / "plan.json").read_bytes())
+            return Fingerprint.model_validate(plan["fingerprint"]), plan["facts"]
+        except (OSError, ValueError, KeyError):
+            if self.manifest is None:
+                raise CacheError(
+                    f"{self.folder}: neither {manifest.FILE} nor {units.FOLDER}/plan.json can be read: delete "
+                    "the cache and build it again"
+                ) from None
+            return self.manifest.fingerprint, self.manifest.model_dump()
+
+    def _units(self) -> int:
+        if self.plan:
+            return self.plan.clip_units
+        numbers = [int(path.stem) for path in self.shards.glob("[0-9]*.json")]
+        return max([*numbers, *(int(Path(name).stem) for name in self.entries)], default=-1) + 1
+
+    def _unit(self, unit: int, *, storage: Storage) -> None:
+        """Judge a unit's sidecar and its shard, each alone."""
+        path, entry = self.shards / shard_name(unit), self.entries.get(shard_name(unit))
+        sidecar = self._sidecar(unit)
+        if sidecar.records == 0 if sidecar else entry is None and not path.exists():
+            if sidecar is None:
+                self.unknown.add(unit)
+            return
+        self.report.shards += 1
+        try:
+            content, size, sha256 = self._shard(path, unit, sidecar, entry, storage=storage)
+        except WrongError as wrong:
+            self._wrong(path, str(wrong), unit)
+            self.wrong_shards.add(path.name)
+            if sidecar is None:
+                self.unknown.add(unit)
+            return
+        self.report.records += content.records
+        if sidecar is None:
+            if self.manifest is None or entry is None:
+                self.unknown.add(unit)
+                return
+            sidecar = self.derived[unit] = derived_sidecar(
+                unit,
+                content,
+                size=size,
+                sha256=sha256,
+                dropped=0,
+                made_with=self.manifest.environments[entry.made_with],
+            )
+        self.masks.offer(sidecar, path)
+
+    def _sidecar(self, unit: int) -> Sidecar | None:
+        path = self.shards / sidecar_name(unit)
+        try:
+            sidecar = parse_sidecar(path.read_bytes())
+            if sidecar.unit != unit:
+                raise ValueError(f"it is the sidecar of unit {sidecar.unit}")
+        except FileNotFoundError:
+            self._wrong(path, "missing", unit)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            self._wrong(path, f"damaged: {error}", unit)
+        else:
+            return sidecar
         return None
 
+    def _shard(
+        self, path: Path, unit: int, sidecar: Sidecar | None, entry: ShardEntry | None, *, storage: Storage
+    ) -> tuple[ShardContent, int, str]:
+        """Content, size and hash of a right shard. A sidecar that agrees with the file outweighs the manifest."""
+        size, sha256 = file_hash(path)
+        known = {e.sha256: e.size for e in (sidecar, entry) if e is not None}
+        if known and sha256 not in known:
+            expected = sidecar.size if sidecar else next(iter(known.values()))
+            if size != expected:
+                raise WrongError(f"{size} bytes, it was written with {expected}")
+            raise WrongError("its SHA-256 is not the one it was written with: a byte has changed")
+        content = read_shard(path, unit=unit, storage=storage)
+        if sidecar and (content.examples, content.shapes) != (sidecar.examples, sidecar.shapes):
+            raise WrongError("its records are not those that its sidecar, and so the index, speaks of")
+        if sidecar and sha256 != sidecar.sha256:
+            raise WrongError("its SHA-256 is not that of its sidecar")
+        return content, size, sha256
 
-def _rows_by_shard(index: NDArray[Any]) -> dict[int, NDArray[np.int64]]:
-    order = np.argsort(index["shard"], kind="stable")
-    shards, starts = np.unique(index["shard"][order], return_index=True)
-    return dict(zip(shards.tolist(), np.split(order, starts[1:]), strict=True))
+    def _effective(self, count: int) -> Iterator[Sidecar]:
+        for unit in range(count):
+            if unit in self.derived:
+                yield self.derived[unit]
+            else:
+                yield parse_sidecar((self.shards / sidecar_name(unit)).read_bytes())
 
+    def _index_and_manifest(self, count: int, facts: tuple[Fingerprint, dict[str, Any]]) -> None:
+        """Both are made anew from the sidecars; the index in a temporary file, not in the cache."""
+        fingerprint, rest = facts
+        totals = finalise.count(self._effective(count), views=fingerprint.fields["cache.views"])
+        self.report.examples = sum(sum(bucket.examples) for bucket in totals.buckets)
+        self.report.environments = totals.environments
+        with tempfile.TemporaryFile() as file:
+            expected = finalise.write_index(file, self._effective(count), buckets=totals.buckets)
+        self._index(expected)
+        if self.manifest is None:
+            return
+        made = finalise.make_manifest(fingerprint, rest, totals, index_entry=expected)
+        reason = _difference(self.manifest, self._excused(made))
+        if reason:
+            self._wrong(self.folder / manifest.FILE, reason)
 
-def _check_hash(path: Path, entry: FileEntry) -> None:
-    if not path.exists():
-        raise _WrongError("missing")
-    size = path.stat().st_size
-    if size != entry.size:
-        raise _WrongError(f"{size} bytes, the manifest says {entry.size}")
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-            raise _WrongError("its SHA-256 is not that of the manifest: a byte has changed")
+    def _excused(self, made: Manifest) -> Manifest:
+        """Without what the manifest is not to blame for: entries of wrong shards, counts of damaged sidecars."""
+        assert self.manifest is not None
+        shards = [
+            self.entries.get(entry.file, entry) if entry.file in self.wrong_shards else entry
+            for entry in made.shards
+        ]
+        update: dict[str, Any] = {"shards": shards}
+        if self.derived:
+            update["dropped_empty_masks"] = self.manifest.dropped_empty_masks
+        return made.model_copy(update=update)
 
+    def _index(self, expected: FileEntry) -> None:
+        path = self.folder / index.FILE
+        try:
+            size, sha256 = file_hash(path)
+            if size != expected.size:
+                raise WrongError(f"{size} bytes, the sidecars say {expected.size}")
+            if sha256 != expected.sha256:
+                raise WrongError("it is not the index that follows from the sidecars: a byte has changed")
+        except WrongError as wrong:
+            self._wrong(path, str(wrong))
 
-def _check_shard(
-    path: Path, rows: NDArray[np.int64] | None, *, manifest: Manifest, index: NDArray[Any] | None
-) -> int:
-    """Check a shard's records against themselves and a right index; returns how many there are."""
-    buckets = {(b.frames, b.height, b.width): b for b in manifest.buckets}
-    expected = {} if rows is None or index is None else {_row_key(index[row]): index[row] for row in rows}
-    count = 0
-    for meta, meta_place, tensors, places in _records(path):
-        count += 1
-        width, height = meta["size"]
-        bucket = buckets.get((len(meta["frame_ids"]), height, width))
-        if bucket is None:
-            raise _WrongError(f"clip {meta['clip']} has a shape that the manifest does not list")
-        _check_tensors(meta, tensors, bucket=bucket, manifest=manifest)
-        _check_masks(meta, bucket)
-        for number in range(len(meta["expressions"])):
-            row = expected.pop((meta_place[0], number), None)
-            if index is not None and (
-                row is None or not _agrees(row, meta, number, meta_place, tensors, places)
-            ):
-                raise _WrongError(f"clip {meta['clip']}, expression {number}: the index says something else")
-    if expected:
-        raise _WrongError(f"the index has {len(expected)} examples that are not in the shard")
-    return count
+    def _index_by_hash(self) -> None:
+        """Where a unit has lost both shard and sidecar, the manifest alone knows the index."""
+        if self.manifest is not None:
+            self._index(self.manifest.index)
 
+    def _decode(self, wan: Path | None, storage: Storage, on_progress: OnProgress) -> None:
+        from data_pipeline.inspect_examples import vae_of
 
-def _row_key(row: Any) -> tuple[int, int]:
-    return int(row["record"]), int(row["expression"])
-
-
-def _records(
-    path: Path,
-) -> Iterator[tuple[dict[str, Any], tuple[int, int], dict[str, Tensor], dict[str, int]]]:
-    """JSON, its (offset, length), tensors and their offsets, of each record in a tar."""
-    with tarfile.open(path, "r:") as tar:
-        members = tar.getmembers()
-        for first, second in zip(members[::2], members[1::2], strict=True):
-            key = first.name.removesuffix(".json")
-            if (first.name, second.name) != (f"{key}.json", f"{key}.safetensors"):
-                raise _WrongError(f"{first.name}, {second.name}: not a record's two files")
-            texts = [tar.extractfile(member) for member in (first, second)]
-            assert texts[0] is not None and texts[1] is not None
-            meta, content = json.loads(texts[0].read()), texts[1].read()
-            places = {name: second.offset_data + start for name, (start, _) in tensor_ranges(content).items()}
-            yield meta, (first.offset_data, first.size), load(content), places
-
-
-def _check_tensors(
-    meta: dict[str, Any], tensors: dict[str, Tensor], *, bucket: BucketEntry, manifest: Manifest
-) -> None:
-    names = {"video.mean", "video.logvar", *(f"mask.{mask['j']}.mean" for mask in meta["masks"])}
-    texts = {f"text.{expression['text_id']}" for expression in meta["expressions"]}
-    found = {name for name in tensors if not (name.startswith("text.") and name.endswith(".t64"))}
-    if found != names | texts:
-        raise _WrongError(f"clip {meta['clip']} holds {sorted(found)}, its JSON says {sorted(names | texts)}")
-    shape = (manifest.latent_channels, *bucket.latent_shape)
-    for name, tensor in tensors.items():
-        right = tensor.shape == shape if name in names else tensor.shape[1:] == (manifest.text_dim,)
-        if not right or tensor.dtype != getattr(torch, manifest.dtype):
-            raise _WrongError(f"clip {meta['clip']}: {name} is {tensor.dtype} {tuple(tensor.shape)}")
-        if not tensor.isfinite().all():
-            raise _WrongError(f"clip {meta['clip']}: {name} has a number that is not finite")
-
-
-def _check_masks(meta: dict[str, Any], bucket: BucketEntry) -> None:
-    for mask in meta["masks"]:
-        if len(mask["rle"]) != bucket.frames:
-            raise _WrongError(f"clip {meta['clip']}: mask {mask['j']} has {len(mask['rle'])} frames")
-        for frame in mask["rle"]:
-            rle.decode(
-                frame, size=(bucket.height, bucket.width), where=f"clip {meta['clip']}, mask {mask['j']}"
+        report = self.report
+        if not self.masks.chosen:
+            report.not_decoded = "no shard is right"
+            return
+        fingerprint, _ = self._facts()
+        try:
+            vae = vae_of(
+                self.folder, fingerprint, wan=wan, otherwise="give the folder of its weights with --wan"
             )
+        except UserError as error:
+            if wan is not None:
+                raise
+            report.not_decoded = str(error)
+            return
+        report.masks = check_masks(self.masks.chosen, vae, storage=storage, on_progress=on_progress)
+        for check in report.masks:
+            if check.reason:
+                self._wrong(check.file, check.reason, int(check.file.stem))
 
 
-def _agrees(
-    row: Any,
-    meta: dict[str, Any],
-    number: int,
-    meta_place: tuple[int, int],
-    tensors: dict[str, Tensor],
-    places: dict[str, int],
-) -> bool:
-    """Whether an index row points where its example's parts stand."""
-    expression = meta["expressions"][number]
-    text = f"text.{expression['text_id']}"
-    short = f"{text}.t64"
-    wanted = {
-        "video_mean": places["video.mean"],
-        "video_logvar": places["video.logvar"],
-        "mask_mean": places[f"mask.{expression['mask']}.mean"],
-        "mask": expression["mask"],
-        "text": places[text],
-        "text_tokens": tensors[text].shape[0],
-        "short_text": places.get(short, 0),
-        "short_text_tokens": tensors[short].shape[0] if short in tensors else 0,
-        "record_length": meta_place[1],
-        "view": meta["view"],
-    }
-    return all(int(row[name]) == value for name, value in wanted.items())
+def derived_sidecar(
+    unit: int, content: ShardContent, *, size: int, sha256: str, dropped: int, made_with: dict[str, str]
+) -> Sidecar:
+    """A sidecar made anew from its right shard, and what a shard does not hold."""
+    return Sidecar(
+        unit=unit,
+        records=content.records,
+        dropped_empty_masks=dropped,
+        size=size,
+        sha256=sha256,
+        text_dim=content.text_dim,
+        made_with=made_with,
+        shapes=content.shapes,
+        examples=content.examples,
+    )
+
+
+def _storage(facts: tuple[Fingerprint, dict[str, Any]]) -> Storage:
+    fingerprint, rest = facts
+    return Storage(dtype=fingerprint.fields["cache.dtype"], latent_channels=rest["latent_channels"])
+
+
+def _difference(found: Manifest, expected: Manifest) -> str:
+    """The first field in which a manifest is not what follows from the sidecars and the plan."""
+    theirs, ours = found.model_dump(), expected.model_dump()
+    for name in ours:
+        if theirs[name] != ours[name]:
+            return f"its field {name} is not what follows from the plan and the sidecars: a byte has changed"
+    return ""
+
+
+def _after_path(error: CacheError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
