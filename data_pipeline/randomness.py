@@ -49,7 +49,7 @@ def normal(key: int, shape: Sequence[int], device: torch.device | str = "cpu") -
     halves = bits.view(torch.int32).view(-1, 2).to(torch.float32)
     radius = halves[:, 0].add(2.0**31 + 0.5).mul_(2.0**-32).clamp_(max=1).log_().mul_(-2).sqrt_()
     angle = halves[:, 1] * (2 * math.pi * 2.0**-32)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(*shape)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(tuple(shape))
 
 
 def _signed(value: int) -> int:

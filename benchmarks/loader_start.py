@@ -1,0 +1,61 @@
+"""From opening a cache to the first batch: seconds and private memory, as one JSON line. Called by loader.py.
+
+Imports and the objective are not counted: they are done before. `uss_mb` is what this process's private memory (USS)
+grew by, the first batch and those read ahead (one example each) included; `uss_absolute_mb` is all of it, with
+Python, torch and DeepSpeed.
+"""
+
+import json
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import psutil
+
+import trainer.train  # noqa: F401  (everything that a training process imports)
+from data_pipeline.config import LoaderConfig
+from data_pipeline.epoch_plan import EpochPlan
+from data_pipeline.loader import Loader
+from data_pipeline.reader import CacheReader
+from models.config import ModelConfig
+from models.vae import LatentStats
+from trainer.config import ObjectiveConfig
+from trainer.objectives import objective_named
+
+
+def main() -> None:
+    config = LoaderConfig(cache=Path(sys.argv[1]))
+    stats = LatentStats(mean=(0.0,) * 16, std=(1.0,) * 16)
+    objective = objective_named(ObjectiveConfig(), model=ModelConfig(wan=Path()), stats=stats)
+    process = psutil.Process()
+    before, started = process.memory_full_info().uss, perf_counter()
+    reader = CacheReader(config.cache)
+    opened = perf_counter() - started
+    plan = EpochPlan(reader.buckets, global_batch=1, seed=1, remainder=config.remainder)
+    loader = Loader(
+        reader,
+        plan,
+        rank=0,
+        world_size=1,
+        micro_batch=1,
+        needs=objective.needs,
+        text_tokens=256,
+        prepare=objective.prepare,
+        threads=config.threads,
+        prefetch_batches=config.prefetch_batches,
+    )
+    with loader:
+        (batch,) = next(loader)
+        seconds, after = perf_counter() - started, process.memory_full_info().uss
+    assert batch.video_mean is not None
+    figures = {
+        "startup_s": round(seconds, 3),
+        "startup_open_s": round(opened, 3),
+        "uss_mb": round((after - before) / 1e6, 1),
+        "uss_absolute_mb": round(after / 1e6, 1),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Memory for batches, given out again once no tensor uses it: fresh memory costs as much as reading into it.
+
+Owns when a buffer is free: when its storage dies, whoever held it. Page-locked memory is torch's own affair,
+which knows when a copy to the device has ended.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from math import prod
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ALIGNMENT = 64  # bytes between tensors of one buffer
+_KEPT_BYTES = 1 << 28  # free buffers beyond this are given back to the system
+Wanted = Mapping[str, tuple[Sequence[int], torch.dtype]]
+
+
+class Buffers:
+    """Hands out tensors; thread safe. pin: page-locked, for copies to a GPU that don't wait."""
+
+    def __init__(self, *, pin: bool = False):
+        self._pin, self._lock = pin, Lock()
+        self._free: list[NDArray[np.uint8]] = []
+        self._returned: deque[NDArray[np.uint8]] = deque()
+
+    def tensors(self, wanted: Wanted) -> dict[str, Tensor]:
+        """Uninitialised tensors of these shapes and dtypes, in one buffer."""
+        sizes = {name: prod(shape) * dtype.itemsize for name, (shape, dtype) in wanted.items()}
+        buffer = self._take(sum(_aligned(size) for size in sizes.values()))
+        given, start = {}, 0
+        for name, (shape, dtype) in wanted.items():
+            given[name] = buffer[start : start + sizes[name]].view(dtype).view(tuple(shape))
+            start += _aligned(sizes[name])
+        return given
+
+    def _take(self, size: int) -> Tensor:
+        if self._pin:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        with self._lock:
+            while self._returned:
+                self._free.append(self._returned.popleft())
+            while sum(free.nbytes for free in self._free) > _KEPT_BYTES:
+                self._free.pop(0)
+            fits = [i for i, free in enumerate(self._free) if size <= free.nbytes <= 2 * size]
+            whole = self._free.pop(fits[-1]) if fits else None
+        whole = np.empty(size, np.uint8) if whole is None else whole
+        lent = whole[:size]
+        # called wherever the last tensor dies, inside a collection too: it may take no lock
+        weakref.finalize(lent, self._returned.append, whole).atexit = False
+        return torch.from_numpy(lent)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
