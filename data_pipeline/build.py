@@ -5,14 +5,14 @@ continues a build that was killed, and ends with the same bytes as one that was 
 workers.
 """
 
+import gc
 import importlib.metadata
 import platform
-import gc
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from data_pipeline import finalise, manifest, records, sentences, units
 from data_pipeline.claims import claimed, once, share_out
 from data_pipeline.clip_pass import ClipPass
 from data_pipeline.config import CacheBuildConfig
+from data_pipeline.cost import describe
 from data_pipeline.encode import ClipEncoder
 from data_pipeline.fingerprint import fingerprint, refuse_other
 from data_pipeline.manifest import Fingerprint
@@ -30,11 +31,12 @@ from data_pipeline.shards import FOLDER
 from data_pipeline.sources import open_source
 from data_pipeline.sources.base import Source
 from data_pipeline.stage_clock import StageClock
+from data_pipeline.warm_up import measure
 from models.errors import CacheError, ConfigError
 from models.text import TextEncoder
 from models.wan import WanFolder
 
-Phase = Literal["plan", "text", "clips", "finalise", "complete"]
+Phase = Literal["plan", "cost", "text", "clips", "finalise", "complete"]
 _COUNT_EVERY_S = 1.0
 _LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "pillow", "numpy", "safetensors")
 
@@ -46,6 +48,7 @@ class BuildProgress:
     phase: Phase
     done: int
     total: int
+    note: str = ""  # a line for the person who waits
 
 
 OnProgress = Callable[[BuildProgress], None]
@@ -101,6 +104,7 @@ class Build:
 
     def _encode(self, plan: units.Plan) -> None:
         try:
+            self._tell_cost(plan)
             self._encode_sentences(plan)
             self._encode_clips(plan)
             self.on_progress(BuildProgress("finalise", 0, 1))
@@ -163,14 +167,10 @@ class Build:
         texts = self.work / "texts"
         texts.mkdir(parents=True, exist_ok=True)
 
-        @cache  # a worker that finds all sentences done loads no encoder; freed before the VAE is loaded
-        def encoder() -> TextEncoder:
-            loaded = self.wan.text_encoder(self.encoder_dtype)
-            loaded.model.to(self.device)
-            return loaded
-
         def work(unit: int) -> None:
-            sentences.write_unit(texts, unit, plan.unit_texts(unit), encoder=encoder(), dtype=self.dtype)
+            with self.clock.measure("text"):
+                encoder = self._text_encoder
+                sentences.write_unit(texts, unit, plan.unit_texts(unit), encoder=encoder, dtype=self.dtype)
             done = sum(1 for _ in texts.glob("text-*")) * units.SENTENCES_PER_UNIT
             self.on_progress(BuildProgress("text", min(done, plan.texts), plan.texts))
 
@@ -184,6 +184,39 @@ class Build:
             lease_s=self.config.cache.lease_s,
             results=texts,
         )
+        self._free("_text_encoder")
+
+    @cached_property
+    def _text_encoder(self) -> TextEncoder:
+        """Loaded by a worker that has sentences to encode, freed before the VAE is loaded."""
+        loaded = self.wan.text_encoder(self.encoder_dtype)
+        loaded.model.to(self.device)
+        return loaded
+
+    def _free(self, name: str) -> None:
+        """Give back the memory of an encoder: the two never share a device."""
+        self.__dict__.pop(name, None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _tell_cost(self, plan: units.Plan) -> None:
+        """What the build will cost, by encoding one clip and one sentence; said once, before anything is stored."""
+        texts = self.work / "texts"
+        if self.worker or any(texts.glob("text-*")) or any(self.shards.glob("*.json")):
+            return
+        speed = measure(
+            plan,
+            clips=self.clip_pass(plan),
+            free_vae=lambda: self._free("_encoder"),
+            text_encoder=lambda: self._text_encoder,
+            dtype=self.dtype,
+        )
+        if speed is not None:
+            note = describe(
+                plan.costs, speed, texts=plan.texts, value_bytes=self.dtype.itemsize, workers=self.workers
+            )
+            self.on_progress(BuildProgress("cost", 1, 1, note=note))
 
     def _encode_clips(self, plan: units.Plan) -> None:
         self._report_clips(plan, own=0)
@@ -199,9 +232,9 @@ class Build:
         )
 
     def _report_clips(self, plan: units.Plan, *, own: int) -> None:
-        """Counting what is finished lists a folder, so it is done once in a while; own: clips of the unit in hand."""
+        """own: clips of the unit in hand. Counting the others lists a folder, so it is done once in a while."""
         now = time.monotonic()
-        if own == 0 or now > self._counted_at + _COUNT_EVERY_S:
+        if own <= 1 or now > self._counted_at + _COUNT_EVERY_S:
             self._counted_at = now
             finished = sum(1 for _ in self.shards.glob("*.json"))
             self._finished_clips = finished * self.config.cache.clips_per_shard
@@ -227,7 +260,7 @@ class Build:
             self.out,
             shards=self.shards,
             clips=plan.clips,
-            videos=plan.unreadable_videos,
+            videos=plan.facts["unreadable_videos"],
             fraction=self.config.cache.max_quarantined_fraction,
         )
 

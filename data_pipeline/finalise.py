@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from data_pipeline import index, manifest
+from data_pipeline import index, manifest, quarantine
 from data_pipeline.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
 from data_pipeline.records import Sidecar, read_sidecar
 from data_pipeline.shards import FOLDER, remove_leftovers, shard_name, whole_file, write_file
@@ -32,7 +32,13 @@ def finalise(out: Path, plan: Plan) -> Manifest:
 
     totals = count(sidecars(), views=plan.fingerprint.fields["cache.views"])
     if not totals.buckets:
-        raise DataError("no example is left: every mask is empty in its clip; see cache.drop_empty_masks")
+        raise DataError(
+            "no example is left: every clip is unreadable or has only empty masks; see cache.drop_empty_masks"
+        )
+    with whole_file(out / quarantine.FILE) as lines:
+        lines.write(quarantine.to_bytes(quarantine.read(plan.folder / quarantine.FILE)))
+        for sidecar in sidecars():
+            lines.write(quarantine.to_bytes(sidecar.quarantined))
     with whole_file(out / index.FILE) as file:
         entry = write_index(file, sidecars(), buckets=totals.buckets)
     result = make_manifest(plan.fingerprint, plan.facts, totals, index_entry=entry)
@@ -71,6 +77,8 @@ def make_manifest(
         clips=totals.clips,
         examples=sum(sum(bucket.examples) for bucket in totals.buckets),
         dropped_empty_masks=totals.dropped,
+        quarantined_clips=totals.quarantined,
+        unreadable_videos=facts["unreadable_videos"],
         buckets=totals.buckets,
         index=index_entry,
         environments=totals.environments,
@@ -83,13 +91,14 @@ class Totals:
 
     def __init__(self) -> None:
         self.buckets: list[BucketEntry] = []
-        self.clips = self.dropped = self.text_dim = self.longest_text_tokens = 0
+        self.clips = self.dropped = self.quarantined = self.text_dim = self.longest_text_tokens = 0
         self.environments: list[dict[str, str]] = []
         self.shards: list[ShardEntry] = []
 
     def add(self, sidecar: Sidecar) -> None:
         self.clips += sidecar.records
         self.dropped += sidecar.dropped_empty_masks
+        self.quarantined += len(sidecar.quarantined)
         if not sidecar.records:
             return
         if sidecar.made_with not in self.environments:

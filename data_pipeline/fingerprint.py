@@ -6,6 +6,7 @@ fingerprint; a difference is refused with the fields that differ.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import groupby
@@ -25,6 +26,7 @@ _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", 
 _VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_empty_masks")
 _MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
 _STORAGE = ("cache.dtype", "cache.encoder_dtype")
+_MEMO_ENTRIES = 64
 _UNSHAPED = ("device", "lease_s", "decode_threads", "max_quarantined_fraction")
 
 
@@ -93,16 +95,33 @@ def _hash_fields(fields: dict[str, Any], prefixes: tuple[str, ...]) -> str:
 
 
 def _weights_identity(wan: WanFolder, part: str, *, memo: Path) -> str:
-    """Hash of a part's weights, from the memo if its files have the names, sizes and times they had then."""
+    """Hash of a part's weights, from a memo if its files have the names, sizes and times they had then.
+
+    The build's own memo spares its other workers the reading, the user's every later command.
+    """
     files = sorted((wan.path / part).glob("*"))
     state = [f"{file.resolve()} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in files]
     key = _hash([part, *state])
-    known: dict[str, str] = {}
-    with suppress(FileNotFoundError):
-        known = json.loads(memo.read_text())
-    if key not in known:
-        known[key] = wan.identity(part)
-        with suppress(CacheError):  # whoever finished the build has just removed its folder
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            write_file(memo, to_json(known))
-    return known[key]
+    memos = {path: _read_memo(path) for path in (memo, _users_memo())}
+    found = next((known[key] for known in memos.values() if key in known), None) or wan.identity(part)
+    for path, known in memos.items():
+        if key in known:
+            continue
+        with suppress(CacheError, OSError):  # a home that is read-only; a build that has just ended
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, to_json(dict([*known.items(), (key, found)][-_MEMO_ENTRIES:])))
+    return found
+
+
+def _users_memo() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - never raises
+    return Path(base) / "flowmask" / "weights.json"
+
+
+def _read_memo(path: Path) -> dict[str, str]:
+    """What a memo holds; nothing if it is missing or damaged: then weights are read again."""
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

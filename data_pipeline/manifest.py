@@ -87,6 +87,8 @@ class Manifest(_Part):
     clips: int
     examples: int
     dropped_empty_masks: int
+    quarantined_clips: int = 0  # planned, but not readable: see quarantine.jsonl
+    unreadable_videos: int = 0  # of which no clip could be planned
     buckets: list[BucketEntry]
     index: FileEntry
     environments: list[dict[str, str]]

@@ -66,9 +66,13 @@ def resize_frame(frame: NDArray[np.uint8], *, size: tuple[int, int]) -> NDArray[
 
 def to_signed(frames: Sequence[NDArray[np.uint8]], *, pixel_norm: PixelNorm = "half") -> Tensor:
     """rgb8 frames [H W 3], all of one size, to float32 [3 F H W]: x/255 less the mean, over the deviation."""
-    stacked = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).float() / 255
-    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in _STATISTICS[pixel_norm])
-    return (stacked - mean) / std
+    return batch_to_signed(torch.from_numpy(np.stack(frames))[None], pixel_norm=pixel_norm)[0]
+
+
+def batch_to_signed(frames: Tensor, *, pixel_norm: PixelNorm = "half") -> Tensor:
+    """rgb8 [B F H W 3] to float32 [B 3 F H W] on the same device: x/255 less the mean, over the deviation."""
+    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1, 1) for v in _STATISTICS[pixel_norm])
+    return (frames.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
 
 
 def from_signed(signed: Tensor, *, pixel_norm: PixelNorm = "half") -> NDArray[np.uint8]:

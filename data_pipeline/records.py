@@ -3,19 +3,21 @@
 The sidecar, written after the tar, says what it holds and where: the index is made of sidecars alone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from data_pipeline import rle
 from data_pipeline.clips import clip_facts
 from data_pipeline.encode import EncodedClip
 from data_pipeline.index import COLUMNS
 from data_pipeline.manifest import LONG_TEXT, SHORT_TEXT
+from data_pipeline.quarantine import Line
 from data_pipeline.sealed import seal, unseal
+from data_pipeline.sentences import Embeddings
 from data_pipeline.shards import (
     RecordPlace,
     ShardWriter,
@@ -24,9 +26,8 @@ from data_pipeline.shards import (
     whole_file,
     write_file,
 )
+from data_pipeline.stage_clock import StageClock
 from models.errors import CacheError
-
-Embeddings = Mapping[int, Mapping[int, Tensor]]  # by sentence number and token limit
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Sidecar:
     made_with: dict[str, str]
     shapes: list[tuple[int, int, int]]
     examples: list[list[int]]
+    quarantined: list[Line] = field(default_factory=list)
 
 
 def parse_sidecar(content: bytes) -> Sidecar:
@@ -71,44 +73,79 @@ def read_sidecar(folder: Path, unit: int) -> Sidecar | None:
 def write_unit(
     folder: Path,
     unit: int,
-    clips: Sequence[tuple[EncodedClip, Sequence[int]]],
+    clips: Iterator[tuple[EncodedClip, Sequence[int]]],
     *,
     embeddings: Embeddings,
-    dropped: int,
+    outcome: Callable[[], tuple[int, list[Line]]],
     made_with: dict[str, str],
+    clock: StageClock,
 ) -> None:
-    """Write a unit's tar and sidecar; each clip comes with the numbers of its sentences."""
-    shapes: list[tuple[int, int, int]] = []
-    examples: list[list[int]] = []
-    size, sha256, text_dim = 0, "", 0
-    if clips:
+    """Write a unit's tar as its clips come, then its sidecar; each clip comes with the numbers of its sentences.
+
+    outcome: asked after the last clip: how many empty masks were dropped, and the lines of unreadable clips.
+    """
+    rows = _Rows(unit)
+    size, sha256 = 0, ""
+    first = next(clips, None)
+    if first is not None:
         with whole_file(folder / shard_name(unit)) as file:
             writer = ShardWriter(file)
-            for encoded, numbers in clips:
-                meta, tensors = record(encoded, numbers, embeddings=embeddings)
-                place = writer.add(encoded.clip.key, meta=meta, tensors=tensors)
-                width, height = encoded.clip.geometry.size
-                shape = (len(encoded.clip.frame_ids), height, width)
-                if shape not in shapes:
-                    shapes.append(shape)
-                examples += example_rows(meta, tensors, place, unit=unit, shape=shapes.index(shape))
-                text_dim = tensors["text.0"].shape[-1]
-            size, sha256 = writer.close()
-    sidecar = Sidecar(unit, len(clips), dropped, size, sha256, text_dim, made_with, shapes, examples)
-    write_file(folder / sidecar_name(unit), seal(asdict(sidecar)))
+            for encoded, numbers in chain([first], clips):
+                with clock.measure("write"):
+                    meta, tensors = record(encoded, numbers, embeddings=embeddings.of(sorted(set(numbers))))
+                    rows.add(encoded, meta, tensors, writer.add(encoded.clip.key, meta=meta, tensors=tensors))
+            with clock.measure("write"):
+                size, sha256 = writer.close()
+    dropped, lost = outcome()
+    sidecar = Sidecar(
+        unit=unit,
+        records=rows.records,
+        dropped_empty_masks=dropped,
+        quarantined=lost,
+        size=size,
+        sha256=sha256,
+        text_dim=rows.text_dim,
+        made_with=made_with,
+        shapes=rows.shapes,
+        examples=rows.examples,
+    )
+    with clock.measure("write"):
+        write_file(folder / sidecar_name(unit), seal(asdict(sidecar)))
+
+
+class _Rows:
+    """The rows of a sidecar, gathered record by record."""
+
+    def __init__(self, unit: int) -> None:
+        self.unit, self.records, self.text_dim = unit, 0, 0
+        self.shapes: list[tuple[int, int, int]] = []
+        self.examples: list[list[int]] = []
+
+    def add(
+        self, encoded: EncodedClip, meta: dict[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace
+    ) -> None:
+        width, height = encoded.clip.geometry.size
+        shape = (len(encoded.clip.frame_ids), height, width)
+        if shape not in self.shapes:
+            self.shapes.append(shape)
+        self.examples += example_rows(meta, tensors, place, unit=self.unit, shape=self.shapes.index(shape))
+        self.text_dim = tensors["text.0"].shape[-1]
+        self.records += 1
 
 
 def record(
-    encoded: EncodedClip, numbers: Sequence[int], *, embeddings: Embeddings
+    encoded: EncodedClip, numbers: Sequence[int], *, embeddings: Mapping[int, Mapping[int, Tensor]]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """JSON and tensors of one record; masks and sentences are numbered anew where some were dropped."""
+    """JSON and tensors of one record; masks and sentences are numbered anew where some were dropped.
+
+    embeddings: by sentence number and token limit.
+    """
     clip = encoded.clip
     tensors = {"video.mean": encoded.video_mean, "video.logvar": encoded.video_logvar}
     masks = []
     for j, (place, mean) in enumerate(sorted(encoded.mask_means.items())):
         tensors[f"mask.{j}.mean"] = mean
-        frames = [rle.encode(frame) for frame in encoded.mask_pixels[place]]
-        masks.append({"j": j, "anno_ids": clip.masks[place], "rle": frames})
+        masks.append({"j": j, "anno_ids": clip.masks[place], "rle": encoded.mask_rles[place]})
     new_place = {place: j for j, place in enumerate(sorted(encoded.mask_means))}
     text_ids: dict[int, int] = {}
     expressions = []

@@ -7,8 +7,8 @@ written last.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,16 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from data_pipeline import quarantine
 from data_pipeline.clips import Clip, clips_of
 from data_pipeline.config import CacheBuildConfig
+from data_pipeline.cost import ViewCost
 from data_pipeline.manifest import Fingerprint
+from data_pipeline.quarantine import Line
 from data_pipeline.sealed import seal, unseal
 from data_pipeline.shards import remove_leftovers, to_json, whole_file, write_file
-from data_pipeline.sources.base import Source, hash_file
+from data_pipeline.sources.base import Source, Video, hash_file
 from models.errors import CacheError, DataError
 
 FOLDER = "plan"
-FILES = ("clips.jsonl", "clips.npy", "texts.jsonl", "texts.npy")  # beside plan.json, which has their hashes
+FILES = (
+    "clips.jsonl",
+    "clips.npy",
+    "texts.jsonl",
+    "texts.npy",
+    quarantine.FILE,
+)  # beside plan.json, which has their hashes
 SENTENCES_PER_UNIT = 256
 _PLANNED = TypeAdapter(tuple[Clip, tuple[int, ...]])
 
@@ -69,11 +78,16 @@ def write_plan(
     with whole_file(folder / "clips.jsonl") as clips_file, whole_file(folder / "texts.jsonl") as texts_file:
         clips, texts = _Lines(clips_file), _Lines(texts_file)
         numbering = _Numbering(texts)
-        for view in range(config.cache.views):
-            for number, clip in enumerate(_view_clips(source, view=view, config=config)):
+        costs = [ViewCost() for _ in range(config.cache.views)]
+        losses = _Losses(roots=[Path(data.root) for data in config.sources])
+        for view, cost in enumerate(costs):
+            for number, clip in enumerate(_view_clips(source, view=view, config=config, losses=losses)):
                 texts_of_clip = tuple(numbering.number(sentence.text) for sentence in clip.sentences)
                 line = _PLANNED.dump_json((clip, texts_of_clip))
                 clips.add(line, starts_unit=number % config.cache.clips_per_shard == 0)
+                cost.add(clip, texts_of_clip)
+        losses.refuse_too_many(clips=clips.count, fraction=config.cache.max_quarantined_fraction)
+    write_file(folder / quarantine.FILE, quarantine.to_bytes(losses.videos.values()))
     for name, lines in (("clips", clips), ("texts", texts)):
         with whole_file(folder / f"{name}.npy") as file:
             np.save(file, np.asarray(lines.offsets, dtype="<u8"))
@@ -82,14 +96,50 @@ def write_plan(
         "fingerprint": fingerprint.model_dump(),
         "clips": clips.count,
         "texts": texts.count,
-        "facts": facts,
+        "costs": [asdict(cost) for cost in costs],
+        "facts": {**facts, "unreadable_videos": len(losses.videos)},
     }
     write_file(folder / "plan.json", seal(plan))
 
 
-def _view_clips(source: Source, *, view: int, config: CacheBuildConfig) -> Iterator[Clip]:
+class _Losses:
+    """What is known to be unreadable before anything is read: videos without a header, clips without a frame."""
+
+    def __init__(self, *, roots: Sequence[Path]):
+        self._roots = roots
+        self.videos: dict[int, Line] = {}  # by place in the source
+        self._clips: list[Line] = []
+
+    def has_header(self, video: Video, index: int, *, view: int) -> bool:
+        """Whether the number and size of a video's frames can be read; asked of the first view, it holds for all."""
+        if view == 0 and video.expressions and video.has_masks:
+            try:
+                _ = video.frame_names, video.size
+            except DataError as error:
+                self.videos[index] = quarantine.line(
+                    error, video_id=video.video_id, clip=None, roots=self._roots
+                )
+        return index not in self.videos
+
+    def look_at(self, clip: Clip, video: Video) -> None:
+        """Note a clip with a missing frame: too many are refused while mending them still costs nothing."""
+        if missing := video.missing_file(clip.frame_ids):
+            error = DataError(f"{missing}: the frame is missing")
+            self._clips.append(
+                quarantine.line(error, video_id=clip.video_id, clip=clip.key, roots=self._roots)
+            )
+
+    def refuse_too_many(self, *, clips: int, fraction: float) -> None:
+        lost = [*self.videos.values(), *self._clips]
+        if len(lost) > fraction * (total := clips + len(self.videos)):
+            raise quarantine.too_many(len(lost), of=total, fraction=fraction, example=lost[0])
+
+
+def _view_clips(source: Source, *, view: int, config: CacheBuildConfig, losses: _Losses) -> Iterator[Clip]:
     number = 0
     for index, video in enumerate(source.videos()):
+        if not losses.has_header(video, index, view=view):
+            continue
         for clip in clips_of(
             video,
             index=index,
@@ -100,6 +150,7 @@ def _view_clips(source: Source, *, view: int, config: CacheBuildConfig) -> Itera
         ):
             if any(not sentence.text for sentence in clip.sentences):
                 raise DataError(f"{video} has a sentence that is empty after cleaning; remove it")
+            losses.look_at(clip, video)
             number += 1
             yield clip
 
@@ -112,6 +163,7 @@ class Plan:
     fingerprint: Fingerprint
     clips: int
     texts: int
+    costs: list[ViewCost]
     facts: dict[str, Any]
     files: dict[str, str]  # name -> SHA-256
     clip_offsets: NDArray[np.uint64]
@@ -153,6 +205,7 @@ def read_plan(folder: Path) -> Plan | None:
             fingerprint=Fingerprint.model_validate(plan["fingerprint"]),
             clips=plan["clips"],
             texts=plan["texts"],
+            costs=[ViewCost(**cost) for cost in plan["costs"]],
             facts=plan["facts"],
             files=plan["files"],
             clip_offsets=np.load(folder / "clips.npy", mmap_mode="r"),

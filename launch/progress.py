@@ -56,7 +56,9 @@ def cache_progress(out: Path, *, show: bool) -> Iterator[Callable[["BuildProgres
             seen.add(progress.phase)
             if progress.phase in ("text", "clips"):
                 update(progress.phase, progress.done, progress.total)
-            if show and new and not console.is_terminal:
+            if show and progress.note:
+                console.print(f"{out}: {progress.note}", highlight=False, soft_wrap=True)
+            elif show and new and not console.is_terminal:
                 console.print(f"{out}: {progress.phase}", highlight=False, soft_wrap=True)
 
         yield on_progress

@@ -62,7 +62,11 @@ class Video(ABC):
 
     @abstractmethod
     def files_digest(self) -> str:
-        """Hash of the names and sizes of the video's frame files; DataError if one is missing."""
+        """Hash of the names and sizes of the video's frame files; one that is missing has no size."""
+
+    def missing_file(self, ids: Sequence[int]) -> Path | None:
+        """The first frame of these without a file, where frames are files: known before anything is read."""
+        return None
 
 
 class FolderVideo(Video):
@@ -92,7 +96,10 @@ class FolderVideo(Video):
         return [read[i] for i in ids]
 
     def files_digest(self) -> str:
-        return names_and_sizes(map(self.frame_path, range(len(self.frame_names))), what="frame")
+        return names_and_sizes(map(self.frame_path, range(len(self.frame_names))))
+
+    def missing_file(self, ids: Sequence[int]) -> Path | None:
+        return next((path for path in map(self.frame_path, ids) if not path.exists()), None)
 
 
 class Source(ABC):
@@ -111,9 +118,26 @@ def check_expression(text: Any, *, where: str) -> str:
     """The sentence if it is one; DataError if it is no string, or nothing is left of it after cleaning."""
     if not isinstance(text, str):
         raise DataError(f"{where} is {text!r}; it must be a sentence")
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+        raise DataError(
+            f"{where} is {text[:40]!r}: half a character (a lone surrogate), which no encoder reads"
+        )
     if not clean(text, lowercase=True):
         raise DataError(f"{where} is {text!r}: an empty sentence; write one or remove the expression")
     return text
+
+
+def check_name(value: Any, *, where: str) -> str:
+    """A name of a file, a frame or an annotation; DataError for what no file can be called, or no line show."""
+    name = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not name.strip() or not name.isprintable():
+        raise DataError(f"{where} is {str(value)[:40]!r}; expected a name")
+    return name
+
+
+def check_names(values: Sequence[Any], *, where: str) -> list[str]:
+    """Names of one list field, in its order."""
+    return [check_name(value, where=f"{where}[{i}]") for i, value in enumerate(values)]
 
 
 def field(entry: Any, name: str, kind: type, *, where: str) -> Any:
@@ -145,15 +169,15 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def names_and_sizes(paths: Iterable[Path], *, what: str) -> str:
-    """Hash of the names and sizes of files; DataError that names `what` is missing."""
+def names_and_sizes(paths: Iterable[Path]) -> str:
+    """Hash of the names and sizes of files; one that cannot be found counts as such: it is quarantined later."""
     digest = hashlib.sha256()
     for path in paths:
         try:
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        except OSError as error:
-            reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
-            raise DataError(f"{path}: the {what} is {reason}") from error
+            size: int | None = path.stat().st_size
+        except OSError:
+            size = None
+        digest.update(f"{path.name} {size}\n".encode())
     return digest.hexdigest()
 
 

@@ -21,6 +21,8 @@ from data_pipeline.sources.base import (
     FolderVideo,
     Source,
     check_expression,
+    check_name,
+    check_names,
     field,
     hash_file,
     names_and_sizes,
@@ -70,8 +72,8 @@ class PaletteVideo(FolderVideo):
         return masks
 
     def masks_digest(self) -> str:
-        """Hash of the names and sizes of the index maps; DataError if a frame has none."""
-        return names_and_sizes(map(self._map_path, range(len(self.frame_names))), what="mask")
+        """Hash of the names and sizes of the index maps."""
+        return names_and_sizes(map(self._map_path, range(len(self.frame_names))))
 
     def _map_path(self, index: int) -> Path:
         assert self._annotations is not None, f"{self.video_id} has no masks"
@@ -158,11 +160,17 @@ class RefYoutubeVosSource(Source):
 
     def _video(self, video_id: str, entry: Any) -> PaletteVideo:
         where = self._where(video_id)
-        names = sorted(str(name) for name in field(entry, "frames", list, where=where))
+        check_name(video_id, where=f"{self._meta_path}: an id in videos")
+        names = sorted(check_names(field(entry, "frames", list, where=where), where=f"{where}.frames"))
         if not names:
             raise DataError(f"{where}.frames is empty")
         expressions = [
-            self._expression(exp_id, expression, video_id=video_id, where=f"{where}.expressions.{exp_id}")
+            self._expression(
+                check_name(exp_id, where=f"{where}: an id in expressions"),
+                expression,
+                video_id=video_id,
+                where=f"{where}.expressions.{exp_id}",
+            )
             for exp_id, expression in self._listed(video_id, entry).items()
         ]
         self.check_expressions(expressions, where=f"{where}.expressions")

@@ -22,8 +22,10 @@ from data_pipeline.sources.base import (
     Source,
     Video,
     check_expression,
+    check_name,
     field,
     hash_file,
+    names_and_sizes,
     read_image,
     refuse_empty,
 )
@@ -42,8 +44,8 @@ class ListedVideo(Video):
 
     def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
         self._folder, self._where = folder, where
-        self.path = folder / field(entry, "video", str, where=where)
-        self.video_id = str(entry.get("video_id", self.path.stem))
+        self.path = folder / check_name(field(entry, "video", str, where=where), where=f"{where}: video")
+        self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
         listed = field(entry, "expressions", list, where=where)
         self._masks: dict[str, Any] = {}
         self.expressions = tuple(self._expression(number, item) for number, item in enumerate(listed))
@@ -52,7 +54,7 @@ class ListedVideo(Video):
     def _expression(self, number: int, item: Any) -> Expression:
         where = f"{self._where}: expressions[{number}]"
         text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
-        exp_id = str(item.get("exp_id", number))
+        exp_id = check_name(item.get("exp_id", number), where=f"{where}.exp_id")
         masks = item.get("masks")
         if masks is None:
             return Expression(exp_id, text, ())
@@ -92,7 +94,8 @@ class ListedVideo(Video):
     def _listed_masks(self, anno_id: str) -> list[Any]:
         masks = self._masks[anno_id]
         if isinstance(masks, str):
-            masks = [str(path) for path in sorted((self._folder / masks).glob("*.png"))]
+            folder = self._folder / check_name(masks, where=f"{self._where}: masks")
+            masks = [str(path) for path in sorted(folder.glob("*.png"))]
         if not isinstance(masks, list) or len(masks) != self._facts[0]:
             count = len(masks) if isinstance(masks, list) else "no list of"
             raise DataError(f"{self._where}: {count} masks for the {self._facts[0]} frames of {self.path}")
@@ -100,15 +103,12 @@ class ListedVideo(Video):
 
     def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:
         if isinstance(mask, str):
-            return np.asarray(read_image(self._folder / mask, size=self.size).any(axis=2))
+            path = self._folder / check_name(mask, where=where)
+            return np.asarray(read_image(path, size=self.size).any(axis=2))
         return rle.decode(mask, size=self.size, where=where)
 
     def files_digest(self) -> str:
-        try:
-            size = self.path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{self._where}: video {self.path}: {error.strerror}") from error
-        return hashlib.sha256(f"{self.path.name} {size}".encode()).hexdigest()
+        return names_and_sizes([self.path])
 
 
 class VideosSource(Source):

@@ -140,14 +140,17 @@ def test_a_bad_mask_is_refused_with_its_path(copy, spoil, said):
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_frame_or_mask_is_refused_before_anything_is_encoded(copy):
+def test_a_missing_frame_or_mask_changes_what_the_source_is_and_is_refused_when_it_is_read(copy):
+    whole, digest = open_split(copy).identity(), open_split(copy).videos()[1].files_digest()
     (copy / "train/Annotations/2c3d/00005.png").unlink()
     (copy / "train/JPEGImages/2c3d/00005.jpg").unlink()
     source = open_split(copy)
+    video = source.videos()[1]
+    assert source.identity()["masks"] != whole["masks"]
+    assert video.files_digest() != digest
+    assert video.missing_file([0, 1]) == copy / "train/JPEGImages/2c3d/00005.jpg"
     with pytest.raises(DataError, match=r"00005\.png: the mask is missing"):
-        source.identity()
-    with pytest.raises(DataError, match=r"00005\.jpg: the frame is missing"):
-        source.videos()[1].files_digest()
+        video.mask(("1",), [1])
 
 
 def test_a_cache_of_it_is_whole(youtube, make_config, tmp_path):

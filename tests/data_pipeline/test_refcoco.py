@@ -171,7 +171,7 @@ def test_an_image_of_another_size_is_refused_with_its_path(copy):
         open_split(copy, FORMS[0]).videos()[1].frames([0])
     path.unlink()
     with pytest.raises(DataError, match=r"98304\.jpg: the frame is missing"):
-        open_split(copy, FORMS[0]).videos()[1].files_digest()
+        open_split(copy, FORMS[0]).videos()[1].frames([0])
 
 
 @pytest.mark.parametrize(
