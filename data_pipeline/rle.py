@@ -32,7 +32,7 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
     try:
         height, width = (int(side) for side in rle["size"])
         counts = rle["counts"]
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise DataError(
             f"{where}: expected a COCO RLE with `size` and `counts`, found {str(rle)[:60]!r}"
         ) from error

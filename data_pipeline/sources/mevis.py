@@ -17,6 +17,8 @@ from data_pipeline.sources.base import (
     FolderVideo,
     Source,
     check_expression,
+    check_name,
+    check_names,
     field,
     hash_file,
     read_json,
@@ -93,12 +95,19 @@ class MevisSource(Source):
         return identity
 
     def _video(self, video_id: str, entry: Any) -> MevisVideo:
-        where = f"{self._meta_path}: videos.{video_id}"
-        names = sorted(str(name) for name in field(entry, "frames", list, where=where))
+        where = (
+            f"{self._meta_path}: videos.{check_name(video_id, where=f'{self._meta_path}: an id in videos')}"
+        )
+        names = sorted(check_names(field(entry, "frames", list, where=where), where=f"{where}.frames"))
         if not names:
             raise DataError(f"{where}.frames is empty")
         expressions = [
-            self._expression(exp_id, expression, frames=len(names), where=f"{where}.expressions.{exp_id}")
+            self._expression(
+                check_name(exp_id, where=f"{where}: an id in expressions"),
+                expression,
+                frames=len(names),
+                where=f"{where}.expressions.{exp_id}",
+            )
             for exp_id, expression in field(entry, "expressions", dict, where=where).items()
         ]
         return MevisVideo(
@@ -114,7 +123,7 @@ class MevisSource(Source):
         text = check_expression(field(entry, "exp", str, where=where), where=f"{where}.exp")
         if self._masks is None:
             return Expression(exp_id, text, ())
-        anno_ids = tuple(str(anno_id) for anno_id in field(entry, "anno_id", list, where=where))
+        anno_ids = tuple(check_names(field(entry, "anno_id", list, where=where), where=f"{where}.anno_id"))
         if not anno_ids:
             raise DataError(f"{where}.anno_id is empty; an expression must mean at least one annotation")
         for anno_id in anno_ids:

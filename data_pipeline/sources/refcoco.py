@@ -26,6 +26,7 @@ from data_pipeline.sources.base import (
     FolderVideo,
     Source,
     check_expression,
+    check_name,
     field,
     hash_file,
     image_size,
@@ -58,7 +59,10 @@ class CocoImage(FolderVideo):
 
     def __init__(self, rows: Sequence[_Row], *, folder: Path, path: Path):
         first = rows[0]
-        self._path = folder / field(first.image, "file_name", str, where=first.where)
+        name = check_name(
+            field(first.image, "file_name", str, where=first.where), where=f"{first.where}.file_name"
+        )
+        self._path = folder / name
         self._json, self._where = path, first.where
         self._given = tuple(field(first.image, side, int, where=first.where) for side in ("height", "width"))
         self._segmentations: dict[str, bytes] = {}
