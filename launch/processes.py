@@ -7,6 +7,7 @@ that fails ends the others: they would wait for it in a collective for ever.
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -35,14 +37,22 @@ class JobFailedError(UserError):
         self.what, self.traceback = what, traceback
 
 
+class TooLateError(UserError):
+    """Ranks that were asked to stop had not saved when their time was over, and were killed."""
+
+
 @dataclass(frozen=True)
 class Group:
-    """The part of a job's ranks that this machine holds, and where rank 0 listens."""
+    """The part of a job's ranks that this machine holds, and where rank 0 listens.
+
+    time_to_stop_s: asked once when a signal has come: seconds that the ranks have; None: as long as they need.
+    """
 
     first_rank: int
     world: int
     address: str
     port: int
+    time_to_stop_s: Callable[[], float | None] = lambda: None
 
 
 def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Group | None = None) -> int:
@@ -56,9 +66,10 @@ def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Gro
         folder = Path(scratch)
         (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
         ranks = [_start(folder, rank, processes, group=group) for rank in range(processes)]
-        previous = {number: signal.signal(number, _forward_to(ranks)) for number in FORWARDED}
+        signals: list[int] = []
+        previous = {number: signal.signal(number, _forward_to(ranks, signals)) for number in FORWARDED}
         try:
-            codes = _wait(ranks)
+            codes = _wait(ranks, signals, group)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -97,8 +108,9 @@ def _start(folder: Path, rank: int, processes: int, *, group: Group) -> subproce
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Any:
+def _forward_to(ranks: list[subprocess.Popen[bytes]], signals: list[int]) -> Any:
     def handler(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
@@ -106,10 +118,16 @@ def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Any:
     return handler
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
+def _wait(ranks: list[subprocess.Popen[bytes]], signals: list[int], group: Group) -> list[int | None]:
     """Wait for all; one failure ends the rest at once, one good end gives the rest a grace period."""
     deadline: float | None = None
+    stop_by: float | None = None
     while True:
+        if signals and stop_by is None:
+            within_s = group.time_to_stop_s()
+            stop_by = math.inf if within_s is None else time.monotonic() + within_s
+        if stop_by is not None and time.monotonic() > stop_by:
+            raise TooLateError("the ranks did not save in time; the checkpoint before stays")
         codes = [rank.poll() for rank in ranks]
         ended = [code for code in codes if code is not None]
         if len(ended) == len(ranks) or any(_is_failure(code) for code in ended):
@@ -141,10 +159,13 @@ def _verdict(folder: Path, codes: list[int | None]) -> int:
         return REQUEUE_EXIT_CODE  # asked to stop before it listened: there is nothing to save yet
     crashes = sorted(folder.glob("crash_*.txt"))
     traceback = crashes[0].read_text() if crashes else ""
+    lost = sorted(folder.glob("lost_*.txt"))  # they only saw that another one was gone: that one comes first
     for rank, code in enumerate(codes):
-        if code is not None and _is_failure(code):
+        if code is not None and _is_failure(code) and not any(f"_{rank:05d}" in file.stem for file in lost):
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             raise JobFailedError(f"rank {rank} {how}", traceback)
+    if lost:
+        raise JobFailedError(lost[0].read_text())
     if None in codes:
         late = codes.index(None)
         raise JobFailedError(f"rank {late} did not end {GRACE_S:.0f} s after the others and was killed")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.processes import die_with_parent
-from models.errors import UserError
+from models.errors import RankLostError, UserError
 
 _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a flush of an open file names no path
 
@@ -28,6 +28,9 @@ def main(folder: Path) -> int:
         if message is None:
             (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
             raise
+    except RankLostError as error:
+        (folder / f"lost_{int(os.environ['LOCAL_RANK']):05d}.txt").write_text(str(error))
+        return 1
     except BaseException:
         (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
         raise

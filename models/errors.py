@@ -30,3 +30,7 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A training that cannot go on; its run folder keeps the last good state."""
+
+
+class RankLostError(Exception):
+    """Another rank of the job hangs or is gone: no one's mistake, so it may be started again."""

@@ -6,6 +6,8 @@ process with an error instead of stalling the job.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -13,8 +15,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.errors import ConfigError
+from models.errors import ConfigError, RankLostError
 
+_LOST = (  # what gloo and NCCL say when a peer does not answer any more
+    "Timed out waiting",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Application timeout caused pair closure",
+    "Broken pipe",
+    "NCCL",
+)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -47,6 +57,21 @@ def limit_waits(timeout_s: float) -> None:
     """Give every group this timeout: those that a library made for itself have a default of their own."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+
+
+@contextmanager
+def lost_ranks_named(timeout_s: float) -> Iterator[None]:
+    """While inside, a collective that another rank does not come to raises RankLostError, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        known = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+        if not known and not any(words in str(error) for words in _LOST):
+            raise
+        raise RankLostError(
+            f"rank {rank()} lost touch with another rank, which is gone or did not answer for "
+            f"{timeout_s:g} s (train.collective_timeout_s); start again: the last checkpoint is whole"
+        ) from error
 
 
 def shutdown() -> None:

@@ -19,6 +19,7 @@ from models.errors import CheckpointError, ConfigError, TrainingError
 from models.vae import LatentStats
 from trainer import distributed
 from trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig
+from trainer.distributed import limit_waits, lost_ranks_named
 from trainer.ema import ShardedEma
 from trainer.engine import Engine
 from trainer.guard import SpikeGuard
@@ -41,12 +42,12 @@ def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
     resolved: what is saved as config.yaml. Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK,
     MASTER_ADDR and MASTER_PORT say who calls. 0 when finished, REQUEUE_EXIT_CODE when a signal stopped it.
     Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with the state
-    saved.
+    saved, RankLostError if another rank hangs or is gone.
     """
     distributed.init(timeout_s=config.train.collective_timeout_s)
     atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
     _share_cores()
-    with ExitStack() as stack:
+    with lost_ranks_named(config.train.collective_timeout_s), ExitStack() as stack:
         session = open_session(config, resolved, stack)
         steps = session.config.train.steps
         if session.step >= steps:
@@ -55,8 +56,9 @@ def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
         ending = _train(session, stack)
     if ending is Ending.BROKEN:
         raise TrainingError(
-            f"{config.out} stopped: {config.guard.max_consecutive_skips} steps in a row had no finite loss "
-            "or gradient; the last good weights are saved. See log.txt for the examples, or lower train.lr"
+            f"{config.out} stopped: {config.guard.max_consecutive_skips} steps in a row were not finite "
+            "or spikes; the last good weights are saved. See log.txt for the examples; lower train.lr, or "
+            "raise guard.grad_norm_spike"
         )
     return REQUEUE_EXIT_CODE if ending is Ending.STOPPED else 0
 
@@ -73,7 +75,7 @@ def _train(session: Session, stack: ExitStack) -> Ending:
         session.folder.open_metrics(after_step=session.step, evaluated_step=evaluated_step)
     engine = Engine(module, train=config.train)
     stack.callback(engine.close)
-    distributed.limit_waits(config.train.collective_timeout_s)
+    limit_waits(config.train.collective_timeout_s)
     ema = ShardedEma(engine, decay=config.ema.decay)
     if session.newest is not None:
         session.checkpoints.restore(engine, ema, session.newest)
