@@ -143,14 +143,20 @@ def main(folder: Path, timeout_s: float, parent: int | None) -> int:
         return LEFT
     end = End(timeout_s=timeout_s, parent=parent)
     with spool.only_sender(folder):
-        Sender(folder, plan, end, _say).run()
+        Sender(folder, plan, end, _voice()).run()
     return DONE
 
 
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # training is gone
-        sys.stdout.write(line + "\n")  # the pipe to the run's log
-        sys.stdout.flush()
+def _voice() -> Callable[[str], None]:
+    """Lines to standard output, which nobody else may write to (MLflow does) and nobody may read any more."""
+    pipe = os.fdopen(os.dup(1), "w", buffering=1)
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - to the end of the process
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):  # training is gone
+            pipe.write(line + "\n")
+
+    return say
 
 
 if __name__ == "__main__":

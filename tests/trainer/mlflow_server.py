@@ -46,6 +46,7 @@ class Server:
         command += ["--backend-store-uri", self._database, "--workers", "1"]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"}
+        quiet["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # five processes that nobody here needs
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,

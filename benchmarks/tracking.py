@@ -1,0 +1,143 @@
+"""What MLflow costs a run: steps/s without tracking, with a healthy server, and with one that never answers.
+
+    python benchmarks/tracking.py [--json] [--steps N] [--rounds N] [--folder DIR]
+
+A tiny DiT on a synthetic cache, on this machine, every step a point; rounds interleaved, median over them. Rates are of
+the second half of a run's steps: the sending process takes about a second of CPU time to start, once. `whole` has
+the same ratios over all steps, so that this is not hidden.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.build import build
+from data_pipeline.config import CacheBuildConfig
+from data_pipeline.sources.synthetic import write_synthetic
+from launch.processes import free_port
+from models.tiny_wan import write_tiny_wan
+from trainer.config import RunConfig
+from trainer.train import run
+
+MODES = ("without", "healthy", "hanging")
+
+
+def make_world(folder: Path) -> None:
+    """A tiny Wan and a cache of 16 synthetic videos."""
+    write_synthetic(folder / "dataset", split="train", videos=16, seed=0)
+    write_tiny_wan(folder / "wan")
+    tree = {
+        "out": folder / "cache",
+        "model": {"wan": folder / "wan"},
+        "data": {"source": "mevis", "root": folder / "dataset", "split": "train"},
+        "clip": {"sampling": "whole", "frames": 5, "short_side": 64, "long_side": 64, "augment": False},
+    }
+    build(CacheBuildConfig.model_validate(tree))
+
+
+@contextmanager
+def healthy(folder: Path) -> Iterator[str]:
+    """A real `mlflow server`; its URI."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        until = time.monotonic() + 180
+        while not answers(port):
+            assert server.poll() is None and time.monotonic() < until, (folder / "server.log").read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+        return True
+    return False
+
+
+@contextmanager
+def hanging() -> Iterator[str]:
+    """A socket that takes connections and never answers; its URI."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def rates(folder: Path, name: str, uri: str | None, *, steps: int) -> tuple[float, float]:
+    """Steps/s of one run: of its second half, and of all but the first five steps."""
+    tree: dict[str, Any] = {
+        "out": folder / "runs" / name,
+        "model": {"wan": folder / "wan", "text_tokens": 16},
+        "data": {"cache": folder / "cache"},
+        "train": {"steps": steps, "global_batch": 8, "micro_batch": 8, "log_every_steps": 1},
+        "checkpoint": {"every_steps": 10 * steps},
+        "tracking": {"enabled": uri is not None, "uri": uri, "end_timeout_s": 5},
+    }
+    config = RunConfig.model_validate(tree)
+    run(config, resolved=config.model_dump(mode="json"))
+    lines = (config.out / "metrics.jsonl").read_text().splitlines()
+    times = [json.loads(line)["time"] for line in lines]
+
+    def since(first: int) -> float:
+        return (len(times) - 1 - first) / (times[-1] - times[first])
+
+    return since(steps // 2), since(5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="an empty folder to keep everything in")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (arguments.folder or Path(scratch)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        make_world(folder)
+        found: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
+        with healthy(folder) as server, hanging() as silence:
+            uris = {"without": None, "healthy": server, "hanging": silence}
+            rates(folder, "warm", None, steps=20)
+            for number in range(arguments.rounds):
+                for mode in (*MODES[number % 3 :], *MODES[: number % 3]):
+                    name = f"{mode}_{number}"
+                    found[mode].append(rates(folder, name, uris[mode], steps=arguments.steps))
+    report(found, as_json=arguments.json)
+
+
+def report(found: dict[str, list[tuple[float, float]]], *, as_json: bool) -> None:
+    result: dict[str, Any] = {"rounds": len(found["without"])}
+    for mode, pairs in found.items():
+        result[f"{mode}_steps_per_s"] = round(statistics.median(half for half, _ in pairs), 3)
+    for place, suffix in enumerate(("", "_whole")):
+        for mode in MODES[1:]:
+            ratios = [a[place] / b[place] for a, b in zip(found[mode], found["without"], strict=True)]
+            result[f"{mode}_ratio{suffix}"] = round(statistics.median(ratios), 3)
+    for key, value in result.items():
+        print(f"{key:24} {value}")
+    if as_json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
