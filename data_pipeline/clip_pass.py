@@ -96,7 +96,7 @@ class ClipPass:
         try:
             return self.decoded(clip)
         except DataError as error:
-            return line(error, video_id=clip.video_id, clip=clip.key, roots=self._roots)
+            return line(error, video_id=clip.label, clip=clip.key, roots=self._roots)
 
     def _encode(
         self, unit: UnitInHand[Planned], decoded: Iterator[DecodedClip | Line]

@@ -79,9 +79,13 @@ class Clip:
     def key(self) -> str:
         return f"{self.number:08d}_{self.view:02d}"
 
+    @property
+    def label(self) -> str:
+        """As its video's."""
+        return f"{self.source}/{self.video_id}" if self.source else self.video_id
+
     def __str__(self) -> str:
-        video = f"{self.source}/{self.video_id}" if self.source else self.video_id
-        return f"clip {self.key} (video {video}, frames {self.frame_ids[0]}..{self.frame_ids[-1]})"
+        return f"clip {self.key} (video {self.label}, frames {self.frame_ids[0]}..{self.frame_ids[-1]})"
 
 
 def clips_of(
@@ -92,7 +96,7 @@ def clips_of(
         return
     if not video.has_masks:
         raise DataError(f"{video} has no masks, which a cache needs: choose a split that has them")
-    length, identity = len(video.frame_names), _hash(_identity(video))
+    length, identity = len(video.frame_names), _hash(video.label)
     anchors = anchor_frames(length, clip.frames) if clip.sampling == "sparse" else range(1)
     for place, anchor in enumerate(anchors):
         rng = Random(mix64(cache.seed, identity, anchor, view))
@@ -110,11 +114,6 @@ def clips_of(
             sentences=sentences,
             source=video.source,
         )
-
-
-def _identity(video: Video) -> str:
-    """Two datasets may use one id; where there is only one dataset its name is empty, and plays no part."""
-    return f"{video.source}/{video.video_id}" if video.source else video.video_id
 
 
 def swap_sides(text: str) -> str:

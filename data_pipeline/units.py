@@ -117,7 +117,7 @@ class _Losses:
                 _ = video.frame_names, video.size
             except DataError as error:
                 self.videos[index] = quarantine.line(
-                    error, video_id=video.video_id, clip=None, roots=self._roots
+                    error, video_id=video.label, clip=None, roots=self._roots
                 )
         return index not in self.videos
 
@@ -126,7 +126,7 @@ class _Losses:
         if missing := video.missing_file(clip.frame_ids):
             error = DataError(f"{missing}: the frame is missing")
             self._clips.append(
-                quarantine.line(error, video_id=clip.video_id, clip=clip.key, roots=self._roots)
+                quarantine.line(error, video_id=clip.label, clip=clip.key, roots=self._roots)
             )
 
     def refuse_too_many(self, *, clips: int, fraction: float) -> None:

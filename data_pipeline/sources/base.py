@@ -44,8 +44,13 @@ class Video(ABC):
     expressions: tuple[Expression, ...]
     has_masks: bool
 
+    @property
+    def label(self) -> str:
+        """What tells the video from all others of a cache."""
+        return f"{self.source}/{self.video_id}" if self.source else self.video_id
+
     def __str__(self) -> str:
-        return f"video {self.source}/{self.video_id}" if self.source else f"video {self.video_id}"
+        return f"video {self.label}"
 
     @property
     @abstractmethod

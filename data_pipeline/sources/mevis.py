@@ -95,9 +95,8 @@ class MevisSource(Source):
         return identity
 
     def _video(self, video_id: str, entry: Any) -> MevisVideo:
-        where = (
-            f"{self._meta_path}: videos.{check_name(video_id, where=f'{self._meta_path}: an id in videos')}"
-        )
+        check_name(video_id, where=f"{self._meta_path}: an id in videos")
+        where = f"{self._meta_path}: videos.{video_id}"
         names = sorted(check_names(field(entry, "frames", list, where=where), where=f"{where}.frames"))
         if not names:
             raise DataError(f"{where}.frames is empty")
