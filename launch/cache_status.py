@@ -31,8 +31,9 @@ def _lines(status: CacheStatus) -> list[RenderableType]:
         Text.assemble(
             (status.folder, "bold"), ": ", (_PHASES[status.phase], "green" if complete else "cyan")
         ),
-        _bars(status),
     ]
+    if status.clips:
+        lines.append(_bars(status))
     if complete:
         lines.append(Text(f"{status.examples:,} examples"))
     else:
