@@ -147,6 +147,10 @@ class Build:
     def _write_plan(self, folder: Path) -> None:
         if self.finished.exists():
             raise CacheError(f"{self.out} holds a cache without its plan; choose another `out`, or delete it")
+        self.plan_into(folder, fingerprint=self._fingerprint())
+
+    def plan_into(self, folder: Path, *, fingerprint: Fingerprint) -> None:
+        """Write the plan of this build into any folder."""
         vae: Any = self.wan.vae()
         stats = vae.config
         facts = {
@@ -154,9 +158,7 @@ class Build:
             "latents_mean": list(stats.latents_mean),
             "latents_std": list(stats.latents_std),
         }
-        units.write_plan(
-            folder, self.source, config=self.config, fingerprint=self._fingerprint(), facts=facts
-        )
+        units.write_plan(folder, self.source, config=self.config, fingerprint=fingerprint, facts=facts)
 
     def _in_turn(self, units_: int) -> Sequence[int]:
         """All units, beginning at this worker's share, so that workers seldom ask for the same one."""

@@ -63,7 +63,13 @@ def _data_fields(config: CacheBuildConfig, source: Source) -> dict[str, Any]:
     return fields | {f"clip.frames.{name}": frames for name, frames in own.items() if frames != base.frames}
 
 
-def refuse_other(ours: Fingerprint, theirs: Fingerprint, *, where: Path) -> None:
+def refuse_other(
+    ours: Fingerprint,
+    theirs: Fingerprint,
+    *,
+    where: Path,
+    advice: str = "choose another `out`, or delete it",
+) -> None:
     """CacheError that names every field in which a cache differs from what is asked for."""
     if ours.total == theirs.total:
         return
@@ -74,7 +80,7 @@ def refuse_other(ours: Fingerprint, theirs: Fingerprint, *, where: Path) -> None
         for name in differing
     )
     raise CacheError(
-        f"{where} holds a cache of another fingerprint ({details}): choose another `out`, or delete it"
+        f"{where} holds a cache of another fingerprint ({details}): {advice}"
     )
 
 

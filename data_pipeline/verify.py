@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import finalise, index, manifest, units
+from data_pipeline import finalise, index, manifest, quarantine, units
 from data_pipeline.manifest import FileEntry, Fingerprint, Manifest, ShardEntry, read_manifest
+from data_pipeline.quarantine import Line
 from data_pipeline.records import Sidecar, parse_sidecar
 from data_pipeline.sealed import unseal
 from data_pipeline.shards import FOLDER, shard_name, sidecar_name
@@ -106,7 +107,7 @@ class _Verification:
         count = self._units()
         for unit in range(count):
             on_progress("shards", unit, count)
-            self._unit(unit, storage=_storage(facts))
+            self._unit(unit, storage=Storage.of(*facts))
         on_progress("shards", count, count)
         if self.unknown:
             self._index_by_hash()
@@ -116,7 +117,7 @@ class _Verification:
             self.report.examples = self.manifest.examples
             self.report.environments = self.manifest.environments
         if wanted:
-            self._decode(wan, _storage(facts), on_progress)
+            self._decode(wan, Storage.of(*facts), on_progress)
         self.report.problems.sort(key=lambda problem: str(problem.file))
         return self.report
 
@@ -202,6 +203,7 @@ class _Verification:
                 size=size,
                 sha256=sha256,
                 dropped=0,
+                quarantined=[],
                 made_with=self.manifest.environments[entry.made_with],
             )
         self.masks.offer(sidecar, path)
@@ -254,6 +256,7 @@ class _Verification:
         with tempfile.TemporaryFile() as file:
             expected = finalise.write_index(file, self._effective(count), buckets=totals.buckets)
         self._index(expected)
+        self._quarantine(count)
         if self.manifest is None:
             return
         made = finalise.make_manifest(fingerprint, rest, totals, index_entry=expected)
@@ -270,7 +273,8 @@ class _Verification:
         ]
         update: dict[str, Any] = {"shards": shards}
         if self.derived:
-            update["dropped_empty_masks"] = self.manifest.dropped_empty_masks
+            for name in ("dropped_empty_masks", "quarantined_clips"):
+                update[name] = getattr(self.manifest, name)
         return made.model_copy(update=update)
 
     def _index(self, expected: FileEntry) -> None:
@@ -283,6 +287,19 @@ class _Verification:
                 raise WrongError("it is not the index that follows from the sidecars: a byte has changed")
         except WrongError as wrong:
             self._wrong(path, str(wrong))
+
+    def _quarantine(self, count: int) -> None:
+        """quarantine.jsonl is what the plan and the sidecars set aside, line by line."""
+        if self.plan is None or self.derived:
+            return
+        lines = quarantine.read(self.plan.folder / quarantine.FILE)
+        lines += [line for sidecar in self._effective(count) for line in sidecar.quarantined]
+        path = self.folder / quarantine.FILE
+        try:
+            if path.read_bytes() != quarantine.to_bytes(lines):
+                self._wrong(path, "it is not what the plan and the sidecars set aside: a byte has changed")
+        except OSError as error:
+            self._wrong(path, "missing" if isinstance(error, FileNotFoundError) else str(error.strerror))
 
     def _index_by_hash(self) -> None:
         """Where a unit has lost both shard and sidecar, the manifest alone knows the index."""
@@ -313,13 +330,21 @@ class _Verification:
 
 
 def derived_sidecar(
-    unit: int, content: ShardContent, *, size: int, sha256: str, dropped: int, made_with: dict[str, str]
+    unit: int,
+    content: ShardContent,
+    *,
+    size: int,
+    sha256: str,
+    dropped: int,
+    quarantined: list[Line],
+    made_with: dict[str, str],
 ) -> Sidecar:
     """A sidecar made anew from its right shard, and what a shard does not hold."""
     return Sidecar(
         unit=unit,
         records=content.records,
         dropped_empty_masks=dropped,
+        quarantined=quarantined,
         size=size,
         sha256=sha256,
         text_dim=content.text_dim,
@@ -327,11 +352,6 @@ def derived_sidecar(
         shapes=content.shapes,
         examples=content.examples,
     )
-
-
-def _storage(facts: tuple[Fingerprint, dict[str, Any]]) -> Storage:
-    fingerprint, rest = facts
-    return Storage(dtype=fingerprint.fields["cache.dtype"], latent_channels=rest["latent_channels"])
 
 
 def _difference(found: Manifest, expected: Manifest) -> str:

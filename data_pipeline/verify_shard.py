@@ -7,7 +7,7 @@ first thing that is wrong, as a WrongError.
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from data_pipeline import rle
-from data_pipeline.manifest import SHORT_TEXT
+from data_pipeline.manifest import SHORT_TEXT, Fingerprint
 from data_pipeline.records import example_rows
 from data_pipeline.shards import RecordPlace, tensor_ranges
 from models.errors import UserError
@@ -35,6 +35,11 @@ class Storage:
 
     dtype: str
     latent_channels: int
+
+    @classmethod
+    def of(cls, fingerprint: Fingerprint, facts: Mapping[str, Any]) -> "Storage":
+        """From the fingerprint and the facts of a plan."""
+        return cls(dtype=fingerprint.fields["cache.dtype"], latent_channels=facts["latent_channels"])
 
 
 @dataclass

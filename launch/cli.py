@@ -33,6 +33,9 @@ Wait = Annotated[
     bool, typer.Option("--wait/--no-wait", help="On SLURM: show the progress until the job is done, or leave")
 ]
 
+DecodeMasks = Annotated[int, typer.Option(min=0, help="Masks to decode and compare; 0 needs no VAE")]
+CacheWan = Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the build's")]  # noqa: UP045
+
 
 @app.command()
 def demo(
@@ -58,31 +61,56 @@ def cache_build(config: ConfigFile, overrides: Overrides = None, wait: Wait = Tr
 def cache_verify(
     folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+    decode_masks: DecodeMasks = 8,
+    seed: Annotated[int, typer.Option(help="Of the choice of masks")] = 0,
+    wan: CacheWan = None,
+    against: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Compare with this cache of the same fingerprint instead, within a tolerance"),
+    ] = None,
 ) -> None:
     """Read every byte of a cache again and name each file that is not as it was written."""
     from data_pipeline.verify import verify
+    from launch.cache_check import show_comparison, show_report
+    from launch.progress import bar
 
-    report = verify(folder)
+    if against is not None:
+        show_comparison(folder, against, as_json=as_json, console=console)
+        return
+    with bar(show=not as_json) as on_progress:
+        report = verify(folder, decode_masks=decode_masks, wan=wan, seed=seed, on_progress=on_progress)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "ok": report.ok,
-                    "shards": report.shards,
-                    "records": report.records,
-                    "examples": report.examples,
-                    "problems": [{"file": str(p.file), "reason": p.reason} for p in report.problems],
-                }
-            )
-        )
+        typer.echo(json.dumps(report.to_json()))
     else:
-        for problem in report.problems:
-            console.print(f"[red]wrong[/]  {problem.file}: {problem.reason}", highlight=False)
-        found = f"{report.shards} shards, {report.records} clips, {report.examples} examples"
-        verdict = "all right" if report.ok else f"{len(report.problems)} wrong"
-        console.print(f"{folder}: {found}: {verdict}", highlight=False)
+        show_report(report, folder, console)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@cache_app.command("repair")
+def cache_repair(
+    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
+    overrides: Overrides = None,
+    unit: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(help="Encode this unit again without looking; may be given several times", min=0),
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option(help="Of the build; default: FOLDER/config.yaml")] = None,  # noqa: UP045
+    decode_masks: DecodeMasks = 8,
+    wan: CacheWan = None,
+) -> None:
+    """Make the files that are wrong anew, and no other: only their units are encoded again."""
+    from launch.cache_check import repair_cache
+
+    repair_cache(
+        folder,
+        overrides or [],
+        config=config,
+        rebuild=unit or [],
+        decode_masks=decode_masks,
+        wan=wan,
+        console=console,
+    )
 
 
 @cache_app.command("status")
@@ -170,6 +198,7 @@ def predict(
             on_progress=on_progress,
         )
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png", highlight=False)
+    _offer(checkpoint, result.overlay, to="predict")
 
 
 @app.command()
@@ -199,6 +228,7 @@ def export(
         highlight=False,
         soft_wrap=True,
     )
+    _offer(source, done.path, to="export")
 
 
 @app.command()
@@ -268,6 +298,14 @@ def main() -> None:
         if message is None:
             raise
         _fail(message)
+
+
+def _offer(run: str, path: Path, *, to: str) -> None:
+    """Let the MLflow run of a checkpoint have what was made from it, when somebody sends it."""
+    from trainer.tracking import offer_artifact
+
+    if offer_artifact(run, path, to=to):
+        console.print(f"`flowmask track {run}` uploads it to MLflow", highlight=False, soft_wrap=True)
 
 
 def _fail(message: str) -> None:
