@@ -13,9 +13,11 @@ import numpy as np
 from data_pipeline.page import spread
 from data_pipeline.sources.base import Video
 from trainer.evaluate_config import EvaluateConfig
+from trainer.evaluate_overlays import write_overlays
 from trainer.evaluate_store import REPORT
 from trainer.overlay import read_mask
 from trainer.report import ReportExample, ReportRow, write_report
+from trainer.tracking import offer_artifact
 
 NO_MASKS = "The dataset has no masks: masks/ holds the predictions, but no score is possible."
 _SHEET_FRAMES = 6
@@ -98,18 +100,25 @@ def finish(
     records: Sequence[Mapping[str, Any]],
     weights: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Merge all records, write the report, return what scores.json holds. masks: the published folder."""
+    """Merge all records, write the report and its overlay videos, return what scores.json holds.
+
+    masks: the published folder. The MLflow run of a checkpoint that has one is left the report and the videos.
+    """
     scores = merge(videos, records, checkpoint=config.checkpoint, weights=weights)
     texts = {f"{video.video_id}/{e.exp_id}": e.text for video in videos for e in video.expressions}
     rows = [ReportRow(key, texts[key], **entry) for key, entry in scores.per_expression.items()]
+    examples = _examples(config, videos, masks, scores)
     write_report(
         config.out / REPORT,
         title="FlowMask evaluation",
         facts=_facts(config, scores),
         rows=rows,
-        examples=_examples(config, videos, masks, scores),
+        examples=examples,
         note=scores.note,
     )
+    keys = [example.key for example in examples]
+    for made in (config.out / REPORT, write_overlays(config.out, keys, videos=videos, masks=masks)):
+        offer_artifact(config.checkpoint, made, to="evaluation")
     return asdict(scores)
 
 

@@ -117,6 +117,18 @@ def replay(folder: Path, *, timeout_s: float, warn: Callable[[str], None]) -> bo
     return process.wait() == DONE
 
 
+def offer_artifact(run: str | Path, path: Path, *, to: str) -> bool:
+    """Leave a file or folder that was made from a run for its MLflow run; whether `run` is one that is tracked.
+
+    A run in training uploads it at once, one that has ended with `replay`.
+    """
+    folder = Path(run)
+    if spool.read_plan(folder) is None:
+        return False
+    spool.add_artifact(folder, path, to=to)
+    return True
+
+
 def _start_sender(folder: Path, *, timeout_s: float, parent: int | None = None) -> subprocess.Popen[str]:
     """`python -m trainer.sender`: its session is its own, so that a terminal's ^C does not reach it."""
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))

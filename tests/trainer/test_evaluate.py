@@ -16,6 +16,7 @@ from data_pipeline.config import DataSourceConfig
 from data_pipeline.sources import open_source
 from models.errors import CheckpointError, ConfigError, DataError
 from models.segment import Segmenter
+from trainer import spool
 from trainer.evaluate import evaluate, shuffled_partners
 from trainer.evaluate_config import EvaluateConfig
 from trainer.evaluate_store import safe_name
@@ -291,3 +292,27 @@ def test_the_report_shows_every_score_and_as_many_examples_as_asked(export: Path
     page = (tmp_path / "e" / "report.html").read_text()
     assert page.count("<figure>") == 3
     assert all(f"<td>{key}<td>" in page for key in scores.per_expression)
+
+
+def test_overlay_videos_and_the_report_are_left_for_the_mlflow_run_of_the_checkpoint(
+    export: Path, tmp_path: Path
+) -> None:
+    import av
+
+    run = tmp_path / "run"
+    shutil.copytree(export, run)
+    spool.write_plan(run, spool.Plan(key="k", uri="http://127.0.0.1:1", experiment="e", name="n"))
+    scores = evaluate(_config(run, tmp_path / "e", report_examples=2))
+    assert scores is not None
+    notes = spool.Outbox(run, offset=0).take()
+    assert [(note.artifact, note.to) for note in notes] == [
+        (tmp_path / "e" / "report.html", "evaluation"),
+        (tmp_path / "e" / "overlays", "evaluation"),
+    ]
+    made = sorted((tmp_path / "e" / "overlays").iterdir())
+    assert len(made) == 2 and {f.stem for f in made} <= {k.replace("/", "_") for k in scores.per_expression}
+    for file in made:
+        video, expression = file.stem.rsplit("_", 1)
+        with av.open(str(file)) as container:
+            shown = sum(1 for _ in container.decode(video=0))
+        assert shown == len(list((tmp_path / "e" / "masks" / video / expression).iterdir()))

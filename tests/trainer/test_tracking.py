@@ -80,9 +80,8 @@ class Writer:
         self._folder.close()
 
     def kill_sender(self) -> None:
-        process = self.tracker._process
-        assert process is not None
-        process.kill()
+        if self.tracker._process is not None:
+            self.tracker._process.kill()
 
 
 def loss(step: int) -> float:
