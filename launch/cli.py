@@ -199,6 +199,7 @@ def predict(
         )
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png", highlight=False)
     _offer(checkpoint, result.overlay, to="predict")
+    _offer(checkpoint, result.overlay, to="predict")
 
 
 @app.command()
@@ -228,6 +229,7 @@ def export(
         highlight=False,
         soft_wrap=True,
     )
+    _offer(source, done.path, to="export")
     _offer(source, done.path, to="export")
 
 
@@ -298,6 +300,14 @@ def main() -> None:
         if message is None:
             raise
         _fail(message)
+
+
+def _offer(run: str, path: Path, *, to: str) -> None:
+    """Let the MLflow run of a checkpoint have what was made from it, when somebody sends it."""
+    from trainer.tracking import offer_artifact
+
+    if offer_artifact(run, path, to=to):
+        console.print(f"`flowmask track {run}` uploads it to MLflow", highlight=False, soft_wrap=True)
 
 
 def _offer(run: str, path: Path, *, to: str) -> None:
