@@ -117,7 +117,7 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig) or not loaded:
             raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
-        data = OmegaConf.to_container(OmegaConf.merge(loaded, _dotlist(overrides)), resolve=True)
+        data = OmegaConf.to_container(_overridden(loaded, overrides), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"config {path} is not valid YAML: {_one_line(error)}") from error
     assert isinstance(data, dict)
@@ -134,11 +134,23 @@ def validate(data: dict[Any, Any], kind: type[Job], *, origin: str) -> Job:
         raise ConfigError(f"{origin}: {problems[0]}{more}") from error
 
 
-def _dotlist(overrides: Sequence[str]) -> Any:
+def _overridden(config: DictConfig, overrides: Sequence[str]) -> Any:
+    """The config with each KEY=VALUE in it; a number in a key is a place in a list."""
+    result: Any = config
     for item in overrides:
         if "=" not in item or item.startswith("="):
             raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
-    return OmegaConf.from_dotlist(list(overrides))
+        key, change = item.partition("=")[0], OmegaConf.from_dotlist([item])
+        try:
+            if any(part.isdigit() for part in key.split(".")):
+                OmegaConf.update(result, key, OmegaConf.select(change, key), merge=True, force_add=True)
+            else:
+                result = OmegaConf.merge(result, change)
+        except (TypeError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"override {item!r} does not fit the file; a list is changed as a whole or by place, as data.0.root=..."
+            ) from error
+    return result
 
 
 def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:

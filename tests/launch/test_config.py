@@ -29,7 +29,9 @@ def train_file(tmp_path: Path) -> Path:
     [
         ("cache_mevis", CacheJob),
         ("cache_refcoco", CacheJob),
+        ("cache_refcoco_all", CacheJob),
         ("train_mevis", TrainJob),
+        ("train_mixed", TrainJob),
         ("train_mask_decoder", TrainJob),
         ("evaluate_mevis", EvaluateJob),
         ("demo/cache", CacheJob),
@@ -48,6 +50,23 @@ def test_the_command_line_is_stronger_than_the_file(train_file: Path) -> None:
     job = load_job(train_file, TrainJob, ["train.lr=1e-4", "out=elsewhere"])
     assert job.train.lr == 1e-4
     assert job.out == Path("elsewhere")
+
+
+def test_a_number_in_an_override_is_a_place_in_a_list() -> None:
+    file = CONFIGS / "cache_refcoco_all.yaml"
+    job = load_job(file, CacheJob, ["data.1.root=elsewhere", "out=here"])
+    assert [str(source.root) for source in job.sources] == [
+        "datasets/refcoco",
+        "elsewhere",
+        "datasets/refcoco",
+    ]
+    assert load_job(file, CacheJob, ["data=[{root: x, source: videos}]"]).sources[0].source == "videos"
+    mixed = load_job(CONFIGS / "train_mixed.yaml", TrainJob, ["data.mix.0.weight=2.5"])
+    assert [entry.weight for entry in mixed.data.mix] == [2.5, 1.0]
+    for wrong in ("data.root=x", "data.7.root=x", "data.one.root=x", "data.1.root.deep=x", "data.x=1"):
+        with pytest.raises(ConfigError) as raised:
+            load_job(file, CacheJob, [wrong])
+        assert "data" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_resolved_config_read_again_is_the_same_job(train_file: Path, tmp_path: Path) -> None:
