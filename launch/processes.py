@@ -26,6 +26,8 @@ from trainer.config import REQUEUE_EXIT_CODE
 
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+INDEPENDENT = ("cache",)  # kinds of jobs whose ranks take over what a lost one leaves
+MISTAKE_EXIT_CODE = 2  # of a rank that met a UserError
 GRACE_S = 20.0  # for the others to end by themselves once one rank has ended well
 
 
@@ -69,11 +71,15 @@ def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Gro
         signals: list[int] = []
         previous = {number: signal.signal(number, _forward_to(ranks, signals)) for number in FORWARDED}
         try:
-            codes = _wait(ranks, signals, group)
+            codes = _wait(ranks, signals, group, independent=kind in INDEPENDENT)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
             _kill(ranks)
+        if kind in INDEPENDENT and 0 in codes:
+            return (
+                0  # a rank ends well when all of the work is done, its own and that of ranks that were lost
+            )
         return _verdict(folder, codes)
 
 
@@ -118,8 +124,13 @@ def _forward_to(ranks: list[subprocess.Popen[bytes]], signals: list[int]) -> Any
     return handler
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], signals: list[int], group: Group) -> list[int | None]:
-    """Wait for all; one failure ends the rest at once, one good end gives the rest a grace period."""
+def _wait(
+    ranks: list[subprocess.Popen[bytes]], signals: list[int], group: Group, *, independent: bool
+) -> list[int | None]:
+    """Wait for all; one failure ends the rest at once, one good end gives the rest a grace period.
+
+    independent: only a person's mistake ends the rest, which is theirs too; a rank that was killed is done without.
+    """
     deadline: float | None = None
     stop_by: float | None = None
     while True:
@@ -130,9 +141,10 @@ def _wait(ranks: list[subprocess.Popen[bytes]], signals: list[int], group: Group
             raise TooLateError("the ranks did not save in time; the checkpoint before stays")
         codes = [rank.poll() for rank in ranks]
         ended = [code for code in codes if code is not None]
-        if len(ended) == len(ranks) or any(_is_failure(code) for code in ended):
+        failed = [code for code in ended if _is_failure(code)]
+        if len(ended) == len(ranks) or (MISTAKE_EXIT_CODE in failed if independent else failed):
             return codes
-        if ended and deadline is None:
+        if len(ended) > len(failed) and deadline is None:
             deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:
             return codes

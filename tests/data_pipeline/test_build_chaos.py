@@ -4,11 +4,15 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 from build_workers import contents, finish, follow, start
+from command import start_flowmask
 
 from data_pipeline.build import Build, build
 from data_pipeline.config import CacheBuildConfig
@@ -134,3 +138,18 @@ def test_how_long_a_lease_lasts_does_not_shape_bytes(many, undisturbed):
     build(patient)
     assert contents(config.out) == undisturbed
     build(config)  # and is no other fingerprint
+
+
+def test_a_rank_of_the_command_that_is_killed_is_done_without(many, undisturbed, tmp_path):
+    config = many("ranks")
+    (tmp_path / "cache.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = start_flowmask("cache", "build", tmp_path / "cache.yaml", "launch.processes_per_node=2")
+    while not list(config.out.glob("shards/0*.json")):
+        assert command.poll() is None
+        time.sleep(0.05)
+    psutil.Process(command.pid).children()[0].kill()
+    said, _ = command.communicate(timeout=300)
+    assert command.returncode == 0, said
+    found = contents(config.out)
+    found.pop("config.yaml", None)
+    assert found == undisturbed
