@@ -37,7 +37,8 @@ def main(folder: Path, srun_code: int) -> int:
     """Record why the attempt of this process's job ended, and requeue it or not; the job's exit code."""
     submission, job_id = Submission(folder), os.environ["SLURM_JOB_ID"]
     array, restart = array_task(), restart_count()
-    launch = submission.job()[1]["launch"]
+    kind, config = submission.job()
+    launch = config["launch"]
     ends = submission.ended(array=array, restart=restart, nodes=launch["nodes"])
     facts = slurm_commands.job_facts(job_id)
     why, message = why_ended(
@@ -51,7 +52,7 @@ def main(folder: Path, srun_code: int) -> int:
     close_lost_attempts(submission, job_id, array=array, restart=restart)
     attempt = Attempt(restart, why, message, checkpoint=newest_checkpoint(submission.out))
     submission.add_attempt(attempt, array=array)
-    verdict = judge(submission.attempts(array=array), launch)
+    verdict = judge(submission.attempts(array=array), launch, saves=kind == "train")
     if verdict is not None:
         submission.set_verdict(verdict, array=array)
         if verdict.message:
@@ -89,10 +90,11 @@ def why_ended(
     if asked and stop:
         return "stopped", "stopped on request, with everything saved"
     if asked:
+        late = next((end.message for end in said if end.message), "")
         left = None if facts is None or facts.ends is None else facts.ends - (now or datetime.now())
         if left is not None and left <= timedelta(seconds=margin_s + EARLY_S):
-            return "time limit", "the time limit came near"
-        return "preempted", "a signal asked for a stop"
+            return "time limit", late or "the time limit came near"
+        return "preempted", late or "a signal asked for a stop"
     crash = next((end for end in said if end.code == 1), None)
     if crash is None:
         return "crashed", f"a task ended with code {srun_code} and left no word"
@@ -100,8 +102,8 @@ def why_ended(
     return "crashed", f"{crash.message}: {lines[-1]}" if lines else crash.message
 
 
-def judge(attempts: list[Attempt], launch: dict[str, Any]) -> Verdict | None:
-    """Whether the job ends here for good; None: it starts again."""
+def judge(attempts: list[Attempt], launch: dict[str, Any], *, saves: bool) -> Verdict | None:
+    """Whether the job ends here for good; None: it starts again. saves: it leaves checkpoints."""
     last = attempts[-1]
     if last.why == "finished":
         return Verdict(0, "finished")
@@ -110,12 +112,20 @@ def judge(attempts: list[Attempt], launch: dict[str, Any]) -> Verdict | None:
     if last.why in ("cancelled", "stopped"):
         return Verdict(REQUEUE_EXIT_CODE, last.why, last.message)
     assert last.why is not None
+    before = attempts[-2] if len(attempts) > 1 else None
+    if saves and before is not None and last.why == "time limit" and _same(before, last):
+        what = f"two time limits in a row without a new checkpoint ({last.message})"
+        return Verdict(2, last.why, f"{what}: raise launch.time_min or launch.signal_margin_s")
     budget = _BUDGETS[last.why]
     count = sum(1 for attempt in attempts if _BUDGETS.get(attempt.why or "") == budget)
     if count > launch[budget]:
         what = f"{last.message}; {count} times, launch.{budget} is {launch[budget]}: {_ADVICE[last.why]}"
         return Verdict(2 if last.why == "crashed" else REQUEUE_EXIT_CODE, last.why, what)
     return None
+
+
+def _same(before: Attempt, last: Attempt) -> bool:
+    return (before.why, before.checkpoint) == (last.why, last.checkpoint)
 
 
 def close_lost_attempts(submission: Submission, job_id: str, *, array: int, restart: int) -> None:

@@ -18,8 +18,6 @@ from launch.config import LaunchConfig
 from launch.submission import Submission
 from models.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
-
 
 class _Executor(SlurmExecutor):
     """submitit's, but a script can be written where there is no SLURM."""
@@ -29,7 +27,7 @@ class _Executor(SlurmExecutor):
         return 1
 
 
-def submit(submission: Submission, launch: LaunchConfig, *, name: str, code: Path = ROOT) -> str:
+def submit(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> str:
     """Hand a submission to SLURM; returns the job id. ConfigError with what SLURM said when it refuses.
 
     code: the folder that holds the packages the job runs, first on its PYTHONPATH.
@@ -46,7 +44,7 @@ def submit(submission: Submission, launch: LaunchConfig, *, name: str, code: Pat
     return job_id
 
 
-def script(submission: Submission, launch: LaunchConfig, *, name: str, code: Path = ROOT) -> str:
+def script(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> str:
     """The text that sbatch would be given; needs no SLURM."""
     executor = _executor(submission, launch, name=name, code=code)
     if launch.array > 1:
@@ -88,6 +86,7 @@ def _setup(launch: LaunchConfig, code: Path) -> list[str]:
     return [
         *launch.setup,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1  # the folder it was submitted in is often a checkout that goes on changing",
         "trap : TERM  # the last line below must be reached when SLURM takes the nodes back",
     ]
 

@@ -4,6 +4,7 @@ from rich.console import Console
 
 from launch import slurm_commands
 from launch.config import CacheJob, EvaluateJob, TrainJob
+from launch.snapshot import freeze
 from launch.submission import Submission
 
 INTERRUPTED = 130  # the shell's code for ^C
@@ -20,7 +21,8 @@ def to_slurm(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool) -
 
     slurm_commands.require()
     submission = Submission.create(job.out, kind=kind, resolved=job.model_dump(mode="json"))
-    job_id = slurm.submit(submission, job.launch, name=f"flowmask-{kind}-{job.out.resolve().name}")
+    code = freeze(submission.folder)
+    job_id = slurm.submit(submission, job.launch, name=_name(kind, job), code=code)
     console.print(f"submitted job {job_id}; its logs: {submission.logs}", markup=False)
     if not wait:
         return 0
@@ -29,3 +31,8 @@ def to_slurm(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool) -
     except KeyboardInterrupt:
         waiting.say_left(submission)
         return INTERRUPTED
+
+
+def _name(kind: str, job: CacheJob | TrainJob | EvaluateJob) -> str:
+    """What the queue calls the job."""
+    return f"flowmask-{kind}-{job.out.resolve().name}"

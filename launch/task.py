@@ -8,15 +8,18 @@ import os
 import signal
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
-from launch.processes import Group, JobFailedError, free_port, run_local
+from launch import slurm_commands
+from launch.processes import Group, JobFailedError, TooLateError, free_port, run_local
 from launch.submission import NodeEnd, Submission
 from models.errors import TrainingError, UserError
 from trainer.config import REQUEUE_EXIT_CODE
 from trainer.run_folder import write_atomically
 
 RENDEZVOUS_S = 300.0
+REQUEUE_S = 15.0  # for the batch script to put the job back into the queue
 
 
 def run(folder: str) -> None:
@@ -54,12 +57,26 @@ def _run_ranks(submission: Submission, *, array: int, restart: int, node: int) -
             world=launch["array"] * nodes * processes,
             address=address,
             port=port,
+            time_to_stop_s=lambda: _time_to_stop_s(launch["signal_margin_s"]),
         )
         return NodeEnd(run_local(kind, resolved, processes=processes, group=group))
+    except TooLateError as error:
+        return NodeEnd(REQUEUE_EXIT_CODE, f"{error}; launch.signal_margin_s is {launch['signal_margin_s']}")
     except JobFailedError as error:
         return NodeEnd(1, f"{error.what} on {os.uname().nodename}; see {submission.logs}", error.traceback)
     except UserError as error:
         return NodeEnd(2, str(error))
+
+
+def _time_to_stop_s(margin_s: int) -> float | None:
+    """Until the job's end, less what putting it back into the queue takes; None if SLURM ends it already."""
+    try:
+        facts = slurm_commands.job_facts(os.environ["SLURM_JOB_ID"])
+    except UserError:
+        return None
+    if facts is None or facts.state != "RUNNING" or facts.ends is None:
+        return None
+    return (facts.ends - datetime.now()).total_seconds() - min(REQUEUE_S, margin_s / 4)
 
 
 def _meet(submission: Submission, *, array: int, restart: int, node: int) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from launch import slurm_commands
 from launch.progress import Update, bar
 from launch.submission import Submission, Verdict
-from models.errors import UserError
+from models.errors import CacheError, UserError
 
 POLL_S = 1.0
 QUEUE_EVERY_S = 5.0  # many people asking more often is what makes a cluster's queue slow
@@ -49,8 +49,8 @@ class _Watcher:
 
     def look(self, update: Update) -> None:
         """Tell what has changed."""
-        self.count(update)
         if time.monotonic() - self.asked > QUEUE_EVERY_S:
+            self.count(update)
             self.queue, self.asked = slurm_commands.queued(self.job_id), time.monotonic()
             self._tell_states()
         for task, verdict in self.submission.verdicts().items():
@@ -125,20 +125,15 @@ def _complete(out: Path) -> bool:
 
 def _cache_counter(out: Path) -> Callable[[Update], None]:
     """Tells the progress of a build, read from its folder alone."""
-    from data_pipeline import units
-    from data_pipeline.shards import FOLDER
-
-    plan: units.Plan | None = None
+    from data_pipeline.status import status
 
     def count(update: Update) -> None:
-        nonlocal plan
-        plan = plan or units.read_plan(out / units.FOLDER)
-        if plan is None:
-            return
-        texts = sum(1 for _ in (out / "work" / "texts").glob("text-*"))
-        shards = sum(1 for _ in (out / FOLDER).glob("[0-9]*.json"))
-        if not shards:
-            update("text units", min(texts, plan.text_units), plan.text_units)
-        update("shards", min(shards, plan.clip_units), plan.clip_units)
+        try:
+            found = status(out)
+        except CacheError:
+            return  # nobody has begun
+        for what, part in (("sentences", found.sentences), ("clips", found.clips)):
+            if part is not None:
+                update(what, part.done, part.total)
 
     return count

@@ -162,10 +162,9 @@ class Cluster:
         """kill -9 of a node: its daemon and every process of its jobs, as when the machine loses power."""
         self._daemons[node].kill()
         self._daemons.pop(node).wait()
-        for process in self._of_jobs():
+        for process in self._of_jobs(node):
             with contextlib.suppress(psutil.Error):
-                if _on_node(process, node):
-                    process.kill()
+                process.kill()
 
     def node_states(self) -> list[str]:
         return self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%t", check=False).split()
@@ -246,26 +245,27 @@ class Cluster:
                 preexec_fn=_die_with_parent,
             )
 
-    def _of_jobs(self) -> list[psutil.Process]:
-        """The processes of this cluster's jobs, and those that keep them for SLURM."""
-        ours = self.environment["SLURM_CONF"]
-        daemons = {daemon.pid for daemon in self._daemons.values()}
-        found = []
+    def _of_jobs(self, node: str = "*") -> list[psutil.Process]:
+        """The processes of this cluster's jobs; first SLURM's own, which would tell it how the others ended."""
+        keepers, others = [], []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.pid in daemons or process.environ().get("SLURM_CONF") != ours:
-                    continue
-                if "SLURM_JOB_ID" in process.environ() or process.name().startswith("slurmstepd"):
-                    found.append(process)
-        return found
+                if process.name().startswith("slurmstepd"):  # known by the log of its node's slurmd
+                    logs = [Path(file.path) for file in process.open_files()]
+                    if any(
+                        log.parent == self.scratch / "log" and log.match(f"slurmd.{node}.log") for log in logs
+                    ):
+                        keepers.append(process)
+                elif self._is_of_job(process.environ(), node):
+                    others.append(process)
+        return keepers + others
 
-
-def _on_node(process: psutil.Process, node: str) -> bool:
-    own = process.environ().get("SLURMD_NODENAME")
-    if own is not None:
-        return own == node
-    # a slurmstepd keeps the open log of its node's slurmd
-    return any(f"slurmd.{node}.log" in file.path for file in process.open_files())
+    def _is_of_job(self, environment: dict[str, str], node: str) -> bool:
+        return (
+            environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+            and "SLURM_JOB_ID" in environment
+            and node in ("*", environment.get("SLURMD_NODENAME"))
+        )
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,84 @@
+"""Freezes what a submitted job needs into its own folder, so that editing the checkout does not change a queued job.
+
+    code/              the packages, first on the job's PYTHONPATH
+    provenance.json    git commit, versions of the packages, Python, host; environment.json without secrets
+    changes.patch      what the checkout had changed since that commit
+
+Nothing secret is written: variables whose name or value looks like a credential are left out, and counted.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from trainer.run_folder import write_atomically
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("models", "data_pipeline", "trainer", "launch")
+_SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASS|PWD$|KEY|CREDENTIAL|AUTH|COOKIE|SESSION|PRIVATE|DSN", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(r"://[^/\s]*@|-----BEGIN|\b(?:gh[pousr]_|sk-|hf_|AKIA|eyJ)[\w-]{10,}")
+
+
+def freeze(folder: Path) -> Path:
+    """Write the snapshot of this code into `folder`; returns the folder to import it from."""
+    code = folder / "code"
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    commit, patch = _git_state()
+    facts = {
+        "commit": commit,
+        "changed": bool(patch),
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "packages": _versions(),
+    }
+    write_atomically(folder / "provenance.json", json.dumps(facts, indent=1))
+    write_atomically(folder / "environment.json", json.dumps(_environment(dict(os.environ)), indent=1))
+    write_atomically(folder / "changes.patch", patch)
+    return code
+
+
+def _environment(variables: dict[str, str]) -> dict[str, str]:
+    """Variables without those that may be secret: their values must not lie in a folder that others read."""
+    return {
+        name: value
+        for name, value in sorted(variables.items())
+        if not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Version of every installed distribution."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:
+            found[name] = distribution.version
+    return dict(sorted(found.items()))
+
+
+def _git_state() -> tuple[str | None, str]:
+    """Commit and changes of the packages in the checkout; (None, "") where they are not in one."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return None, ""
+    patch = _git("diff", "--binary", "HEAD", "--", *PACKAGES) or ""
+    added = (_git("ls-files", "--others", "--exclude-standard", "--", *PACKAGES) or "").splitlines()
+    return commit.strip(), patch + "".join(
+        f"# not in the commit, copied whole into code/: {name}\n" for name in added
+    )
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

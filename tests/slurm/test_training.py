@@ -1,0 +1,165 @@
+"""Training on two real nodes: the same numbers as on one machine, however often the cluster takes the nodes back."""
+
+import contextlib
+import json
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from cluster import Cluster
+from command import flowmask
+from runs import run_config
+
+from launch.submission import Submission
+
+PATIENCE_S = 180
+STEPS = 400
+
+
+def config(lab: Path, out: Path, **overrides: Any) -> Path:
+    """A run of two ranks in all, which saves often enough to lose little and seldom enough to lose something."""
+    keys = {"train.steps": STEPS, "checkpoint.every_steps": 50, "train.log_every_steps": 50, **overrides}
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(run_config(lab, out, keys).model_dump(mode="json")))
+    return path
+
+
+def submit(path: Path, *words: str) -> tuple[Submission, str]:
+    """Hand a run to SLURM on two nodes; its files and its job id."""
+    done = flowmask("train", path, "launch.cluster=slurm", "launch.nodes=2", *words, "--no-wait")
+    assert done.returncode == 0, done.stderr
+    submission = Submission.latest(Path(yaml.safe_load(path.read_text())["out"]))
+    assert submission is not None
+    return submission, submission.slurm()[0]
+
+
+def step_of(out: Path) -> int:
+    metrics = out / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("\n") else 0
+
+
+def until(condition: Callable[[], object], submission: Submission) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail("\n".join([str(submission.attempts(array=0)), *submission.log_tail(60)]))
+        time.sleep(0.05)
+
+
+def until_step(out: Path, step: int, submission: Submission) -> None:
+    until(lambda: step_of(out) >= step, submission)
+
+
+def weights(out: Path) -> dict[str, str]:
+    """Hash of each rank's share of the last checkpoint."""
+    state = json.loads((out / "checkpoints" / "latest" / "state.json").read_text())
+    assert state["step"] == STEPS
+    return {name: file["sha256"] for name, file in state["files"].items()}
+
+
+def rows(out: Path) -> list[tuple[int, float]]:
+    return [
+        (row["step"], row["loss"])
+        for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    ]
+
+
+def preempt(cluster: Cluster) -> None:
+    """A job that needs both nodes, from a partition that takes them."""
+    words = ("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.run("sbatch", *words)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run on one machine, from beginning to end."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    done = flowmask("train", config(lab, out), "launch.processes_per_node=2")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_run_that_is_preempted_and_loses_a_node_ends_with_the_weights_of_one_that_never_was(
+    cluster: Cluster, lab: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "run"
+    submission, job = submit(config(lab, out))
+    until_step(out, 20, submission)
+    preempt(cluster)  # without grace: SIGTERM, KillWait, SIGKILL; SLURM requeues
+    cluster.wait_for_state(job, "PENDING")
+    cluster.run("scontrol", "update", f"JobId={job}", "Partition=gentle")
+    cluster.start_now(job)
+    resumed = step_of(out)
+    until_step(out, resumed + 20, submission)
+    preempt(cluster)  # with grace: SIGTERM and a minute; a job that leaves early must requeue itself
+    cluster.wait_for_state(job, "PENDING")
+    cluster.start_now(job)
+    resumed = step_of(out)
+    until_step(out, resumed + 20, submission)
+    cluster.kill_node("n1")  # the batch script's own node
+    cluster.wait_for_state(job, "PENDING")
+    cluster.start_node("n1")
+    cluster.start_now(job)
+    until(lambda: submission.verdicts(), submission)
+    assert submission.verdicts()[0].code == 0
+    assert [attempt.why for attempt in submission.attempts(array=0)] == [
+        "preempted",
+        "preempted",
+        "node lost",
+        "finished",
+    ]
+    assert cluster.job_fields(job)["Restarts"] == "3"
+    assert weights(out) == weights(undisturbed)
+    assert rows(out) == rows(undisturbed)
+
+
+def test_a_time_limit_requeues_and_scancel_ends_for_good(cluster: Cluster, lab: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    path = config(
+        lab, out, **{"train.steps": 1_000_000, "checkpoint.every_steps": 1_000_000, "tracking.enabled": True}
+    )
+    submission, job = submit(path, "launch.time_min=1", "launch.signal_margin_s=10")
+    until(lambda: submission.attempts(array=0), submission)
+    assert submission.attempts(array=0)[0].why == "time limit"
+    saved = step_of(out)
+    assert submission.attempts(array=0)[0].checkpoint == f"step_{saved:08d}"
+    cluster.wait_for_state(job, "PENDING")
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    cluster.start_now(job)
+    until_step(out, saved + 20, submission)
+    assert [step for step, _ in rows(out)] == list(range(1, len(rows(out)) + 1))
+    cluster.run("scancel", job)
+    until(lambda: cluster.job_state(job) == "CANCELLED", submission)
+    assert submission.verdicts()[0].why == "cancelled"
+    assert cluster.job_fields(job)["Restarts"] == "1"
+    assert (out / "checkpoints" / "latest").readlink().name == f"step_{step_of(out):08d}"
+    with contextlib.closing(sqlite3.connect(out.parent / "mlflow.db")) as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
+
+
+def test_a_crash_loop_stops_with_its_reason(cluster: Cluster, lab: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    submission, job = submit(config(lab, out, **{"train.steps": 1_000_000}), "launch.max_crashes=1")
+    for crash in range(2):
+        before = step_of(out)
+        until_step(out, before + 20, submission)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("SLURM_JOB_ID") == job and "launch.worker" in process.cmdline():
+                    process.send_signal(signal.SIGKILL)
+                    break
+        until(lambda wanted=crash + 1: len(submission.attempts(array=0)) == wanted, submission)
+        if crash == 0:
+            cluster.start_now(job)
+    cluster.wait_for_state(job, "FAILED")
+    assert [attempt.why for attempt in submission.attempts(array=0)] == ["crashed", "crashed"]
+    verdict = submission.verdicts()[0]
+    assert verdict.code == 2 and "launch.max_crashes is 1" in verdict.message
+    assert cluster.job_fields(job)["ExitCode"] == "2:0"
