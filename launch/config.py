@@ -114,14 +114,29 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
     if not path.is_file():
         raise ConfigError(f"config {path} does not exist; the examples are in configs/")
     try:
-        loaded = OmegaConf.load(path)
-        if not isinstance(loaded, DictConfig) or not loaded:
-            raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
+        loaded = _load_with_base(path)
         data = OmegaConf.to_container(_overridden(loaded, overrides), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"config {path} is not valid YAML: {_one_line(error)}") from error
     assert isinstance(data, dict)
     return data
+
+
+def _load_with_base(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
+    """The keys of a file over those of the file that its `base` names, a path from its own folder."""
+    loaded = OmegaConf.load(path)
+    if not isinstance(loaded, DictConfig) or not loaded:
+        raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
+    base = loaded.pop("base", None)
+    if base is None:
+        return loaded
+    below = (path.parent / str(base)).resolve()
+    if not below.is_file() or below in above:
+        why = "is based on itself" if below in above else "does not exist"
+        raise ConfigError(f"config {path}: base is {base}, which {why}; give a path from {path.parent}")
+    merged = OmegaConf.merge(_load_with_base(below, above=(*above, path.resolve())), loaded)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def validate(data: dict[Any, Any], kind: type[Job], *, origin: str) -> Job:

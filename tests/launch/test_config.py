@@ -125,3 +125,29 @@ def test_a_missing_file_and_a_missing_key_are_named(train_file: Path, tmp_path: 
 def test_an_override_without_a_value_is_named(train_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"'train\.lr' is not KEY=VALUE"):
         load_job(train_file, TrainJob, ["train.lr"])
+
+
+def test_the_ablation_is_every_combination_of_the_three_techniques_and_nothing_else() -> None:
+    jobs = {path.stem: load_job(path, TrainJob) for path in (CONFIGS / "ablation").glob("*.yaml")}
+    full = load_job(CONFIGS / "train_mevis.yaml", TrainJob)
+    switches = {"bbs": "boundary_bias", "spa": "start_point_augmentation", "dvi": "video_injection"}
+    assert len(jobs) == 8
+    for stem, job in jobs.items():
+        parts = stem.split("_")
+        expected = {switches[part]: part in parts for part in switches}
+        assert job.objective == full.objective.model_copy(update=expected)
+        assert job.out == Path("runs/ablation") / stem
+        assert job == full.model_copy(update={"out": job.out, "objective": job.objective})
+        text = (CONFIGS / "ablation" / f"{stem}.yaml").read_text()
+        assert f"flowmask train configs/ablation/{stem}.yaml" in text
+
+
+def test_a_config_may_stand_on_another_one_but_not_on_itself(tmp_path: Path, train_file: Path) -> None:
+    top = tmp_path / "top.yaml"
+    top.write_text("base: train.yaml\ntrain:\n  lr: 3.0e-4\n")
+    job = load_job(top, TrainJob, ["train.steps=12"])
+    assert (job.train.lr, job.train.steps, job.train.global_batch) == (3e-4, 12, 8)
+    for said, why in (("base: top.yaml", "is based on itself"), ("base: gone.yaml", "does not exist")):
+        top.write_text(f"{said}\nout: x\n")
+        with pytest.raises(ConfigError, match=f"top.yaml: {said}".replace(": ", ".*") + f".*{why}"):
+            load_job(top, TrainJob)
