@@ -108,15 +108,23 @@ def claimed(
 
 
 def once(
-    path: Path, *, done: Callable[[], bool], work: Callable[[], object], lease_s: float = DEFAULT_LEASE_S
+    path: Path,
+    *,
+    done: Callable[[], bool],
+    work: Callable[[], object],
+    lease_s: float = DEFAULT_LEASE_S,
+    results: Path | None = None,
 ) -> None:
     """Return when `done`, after one worker's `work`, ours or another's; a worker that dies at it is replaced."""
     pauses = _pauses(lease_s)
     while not done():
         with claim(path, wait=False, lease_s=lease_s) as ours:
+            if ours:
+                _look_again(results)
             if ours and (done() or _worked(work)):
                 return
         time.sleep(next(pauses))
+        _look_again(results)
 
 
 def _worked(work: Callable[[], object]) -> bool:
@@ -232,6 +240,6 @@ def _pauses(lease_s: float) -> Iterator[float]:
 
 def _look_again(folder: Path | None) -> None:
     """Make a network filesystem ask its server what the folder holds now: opening it does."""
-    if folder is not None:
+    for place in (folder.parent, folder) if folder else ():
         with suppress(OSError):
-            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+            os.close(os.open(place, os.O_RDONLY | os.O_DIRECTORY))

@@ -178,7 +178,7 @@ class Worker:
             except FileNotFoundError:
                 try:
                     self.path.parent.mkdir(parents=True, exist_ok=True)
-                    self.path.write_bytes(self._content)
+                    _write_whole(self.path, self._content)
                 except (FileNotFoundError, FileExistsError):
                     if attempt == 999:
                         raise
@@ -195,6 +195,15 @@ class Worker:
                     return
                 except OSError:
                     continue  # a network filesystem that stumbles; the next beat may succeed
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a small file, or leave none: on a full disk even a few bytes may not fit."""
+    try:
+        path.write_bytes(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 _lock = threading.Lock()

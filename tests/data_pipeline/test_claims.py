@@ -323,6 +323,19 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(raised.value)
 
 
+def test_a_disk_that_is_full_when_the_lease_is_written_leaves_no_half_of_it(tmp_path, monkeypatch):
+    def full(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(CacheError, match="No space left on device"):
+            is_free(tmp_path / "claims" / "unit")
+    assert list((tmp_path / "claims").iterdir()) == []
+    assert is_free(tmp_path / "claims" / "unit")
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match=r"cannot write .*file/claims: Not a directory") as raised:
