@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from data_pipeline import claims
-from data_pipeline.claims import claim, claims_in, once
+from data_pipeline.claims import claim, claims_in, once, share_out
 from data_pipeline.leases import WORKER, filesystem_now, read_lease, this_worker
+from data_pipeline.shards import remove_leftovers, whole_file
 from models.errors import CacheError
 
 ROOT = Path(__file__).parents[2]
@@ -279,6 +280,21 @@ def test_a_stopped_worker_loses_its_unit_and_does_no_harm_when_it_goes_on(tmp_pa
         assert holder.wait(timeout=30) == 0
         assert [found.name for found in claims_in(tmp_path)] == ["unit"]  # ours still
     assert claims_in(tmp_path) == []
+
+
+def test_a_slow_owner_whose_half_file_was_cleared_away_waits_for_the_others_and_goes_on(tmp_path):
+    result, tries = tmp_path / "unit.tar", []
+
+    def work(unit: int) -> None:
+        tries.append(unit)
+        with whole_file(result) as file:
+            file.write(b"bytes of the unit")
+            if len(tries) == 1:
+                remove_leftovers(tmp_path, result.name)  # as a new owner does
+
+    share_out([0], folder=tmp_path / "work", kind="unit", done=lambda _: result.exists(), work=work)
+    assert tries == [0, 0]
+    assert result.read_bytes() == b"bytes of the unit"
 
 
 def test_what_is_taken_over_is_taken_by_one(tmp_path):
