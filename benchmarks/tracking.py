@@ -3,13 +3,15 @@
     python benchmarks/tracking.py [--json] [--steps N] [--rounds N] [--folder DIR]
 
 A tiny DiT on a synthetic cache, on this machine, every step a point; rounds interleaved, median over them. Rates are of
-the second half of a run's steps: the sending process takes about a second of CPU time to start, once. `whole` has
-the same ratios over all steps, so that this is not hidden.
+the second half of a run's steps: the sending process takes a few seconds of CPU time to start, once. `whole` has the
+same ratios over all steps, so that this is not hidden. CPU seconds depend less on what else the machine does: `cpu` is
+the ratio of steps per CPU second of the training process alone, `sender_cpu_s` what the sender used in a whole run.
 """
 
 import argparse
 import json
 import os
+import resource
 import signal
 import socket
 import statistics
@@ -82,25 +84,32 @@ def hanging() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def rates(folder: Path, name: str, uri: str | None, *, steps: int) -> tuple[float, float]:
-    """Steps/s of one run: of its second half, and of all but the first five steps."""
+def rates(folder: Path, name: str, uri: str | None, *, steps: int) -> dict[str, float]:
+    """Of one run: steps/s of its second half and of all but the first five steps; CPU seconds."""
     tree: dict[str, Any] = {
         "out": folder / "runs" / name,
         "model": {"wan": folder / "wan", "text_tokens": 16},
         "data": {"cache": folder / "cache"},
         "train": {"steps": steps, "global_batch": 8, "micro_batch": 8, "log_every_steps": 1},
         "checkpoint": {"every_steps": 10 * steps},
-        "tracking": {"enabled": uri is not None, "uri": uri, "end_timeout_s": 5},
+        "tracking": {
+            "enabled": uri is not None,
+            "uri": uri,
+            "end_timeout_s": 15 if name.startswith("healthy") else 1,
+        },
     }
     config = RunConfig.model_validate(tree)
+    before, children = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
     run(config, resolved=config.model_dump(mode="json"))
+    cpu_s, after = time.process_time() - before, resource.getrusage(resource.RUSAGE_CHILDREN)
+    sender_s = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
     lines = (config.out / "metrics.jsonl").read_text().splitlines()
     times = [json.loads(line)["time"] for line in lines]
 
     def since(first: int) -> float:
         return (len(times) - 1 - first) / (times[-1] - times[first])
 
-    return since(steps // 2), since(5)
+    return {"half": since(steps // 2), "whole": since(5), "cpu": steps / cpu_s, "sender_cpu_s": sender_s}
 
 
 def main() -> None:
@@ -114,7 +123,7 @@ def main() -> None:
         folder = (arguments.folder or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         make_world(folder)
-        found: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
+        found: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
         with healthy(folder) as server, hanging() as silence:
             uris = {"without": None, "healthy": server, "hanging": silence}
             rates(folder, "warm", None, steps=20)
@@ -125,14 +134,18 @@ def main() -> None:
     report(found, as_json=arguments.json)
 
 
-def report(found: dict[str, list[tuple[float, float]]], *, as_json: bool) -> None:
+def report(found: dict[str, list[dict[str, float]]], *, as_json: bool) -> None:
     result: dict[str, Any] = {"rounds": len(found["without"])}
-    for mode, pairs in found.items():
-        result[f"{mode}_steps_per_s"] = round(statistics.median(half for half, _ in pairs), 3)
-    for place, suffix in enumerate(("", "_whole")):
+    for mode, runs in found.items():
+        result[f"{mode}_steps_per_s"] = round(statistics.median(run["half"] for run in runs), 3)
+    for kind, suffix in (("half", ""), ("whole", "_whole"), ("cpu", "_cpu")):
         for mode in MODES[1:]:
-            ratios = [a[place] / b[place] for a, b in zip(found[mode], found["without"], strict=True)]
+            ratios = [a[kind] / b[kind] for a, b in zip(found[mode], found["without"], strict=True)]
             result[f"{mode}_ratio{suffix}"] = round(statistics.median(ratios), 3)
+    for mode in MODES[1:]:
+        result[f"{mode}_sender_cpu_s"] = round(
+            statistics.median(run["sender_cpu_s"] for run in found[mode]), 3
+        )
     for key, value in result.items():
         print(f"{key:24} {value}")
     if as_json:

@@ -58,15 +58,23 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics that are not a training step's; those are read from metrics.jsonl."""
-        spool.add_metrics(self._folder, step, metrics)
+        self._write(lambda: spool.add_metrics(self._folder, step, metrics))
 
     def artifact(self, path: Path, *, to: str | None = None) -> None:
         """Upload a file or folder under the artifact folder `to`, some time: it is read when it is sent."""
-        spool.add_artifact(self._folder, path, to=to)
+        self._write(lambda: spool.add_artifact(self._folder, path, to=to))
+
+    def _write(self, call: Callable[[], None]) -> None:
+        """A disk that is full ends no training on MLflow's account."""
+        try:
+            call()
+        except OSError as error:
+            self._warn(f"{self._folder} can't be written for MLflow ({error.strerror}); training goes on")
 
     def close(self, status: Status) -> None:
         """Let everything be sent, with the final status; gives up, with one line, after `end_timeout_s`."""
-        spool.write_plan(self._folder, self._plan.model_copy(update={"status": status}))
+        ended = self._plan.model_copy(update={"status": status})
+        self._write(lambda: spool.write_plan(self._folder, ended))
         with self._lock:
             self._closing.set()
             _end_input(self._process)
@@ -75,9 +83,10 @@ class Tracker:
             self._process.kill()
             self._thread.join(2)
         if self._code != DONE:
+            or_start = "" if status == "FINISHED" else ", as does the next start"
             self._warn(
                 f"MLflow at {self._plan.uri} has not taken everything; `flowmask track {self._folder}` sends "
-                "the rest, as does the next start"
+                f"the rest{or_start}"
             )
 
     def _supervise(self) -> None:

@@ -1,5 +1,6 @@
 """MLflow sees one run per training run, whole and once, and can neither stop nor slow it."""
 
+import errno
 import os
 import random
 import signal
@@ -291,6 +292,22 @@ def test_replay_is_refused_for_a_run_that_trains_and_for_what_is_no_run(tmp_path
     with pytest.raises(CheckpointError, match="is being written by process"):
         replay(tmp_path / "run", timeout_s=1, warn=print)
     folder.close()
+
+
+def test_a_full_disk_ends_no_training_on_account_of_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer(tmp_path / "run", uri="http://127.0.0.1:1", experiment="full", end_timeout_s=0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("add_metrics", "add_artifact", "write_plan"):
+        monkeypatch.setattr(spool, name, full)
+    writer.tracker.log(1, {"eval_loss": 1.0})
+    writer.tracker.artifact(tmp_path)
+    writer.close("FAILED")
+    assert sum("No space left" in line for line in writer.warnings) == 3
 
 
 def test_params_of_any_length_and_keys_of_any_letters_fit() -> None:
