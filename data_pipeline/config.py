@@ -190,10 +190,27 @@ class MixConfig(Section):
     )
 
 
+def _folder_or_url(value: Any) -> Any:
+    is_url = isinstance(value, str) and ("://" in value or value.startswith("pipe:"))
+    return value if is_url or not isinstance(value, str) else Path(value)
+
+
+CachePlace = Annotated[Path | str, BeforeValidator(_folder_or_url)]  # str: a URL
+
+
 class LoaderConfig(Section):
     """How training reads a cache or several; of all this only `remainder` and weights decide what a batch holds."""
 
-    cache: Path | None = Field(default=None, description="folder that `flowmask cache build` finished")
+    cache: CachePlace | None = Field(
+        default=None, description="folder that `flowmask cache build` finished; stream: or its URL"
+    )
+    mode: Literal["indexed", "stream"] = Field(
+        default="indexed", description="stream: shards from front to back, as at a URL; see docs/design.md"
+    )
+    shuffle_examples: int = Field(
+        default=256, ge=1, description="stream: examples of a rank that are shuffled together, in memory"
+    )
+    retries: int = Field(default=3, ge=0, le=10, description="stream: how often a shard is fetched again")
     mix: tuple[MixConfig, ...] = Field(default=(), description="instead of `cache`: several, with weights")
     remainder: Literal["carry", "drop"] = Field(
         default="carry", description="an epoch's last examples: carried over or dropped"
@@ -203,6 +220,14 @@ class LoaderConfig(Section):
 
     @model_validator(mode="after")
     def _cache_or_mix(self) -> Self:
+        if self.mode == "stream" and self.mix:
+            raise ValueError(
+                "data.mode is stream, which reads one data.cache; data.mix needs data.mode=indexed"
+            )
+        if self.mode == "stream" and self.remainder == "drop":
+            raise ValueError("data.remainder is drop; data.mode=stream carries over: data.remainder=carry")
+        if self.mode == "indexed" and isinstance(self.cache, str):
+            raise ValueError(f"data.cache is {self.cache}; a URL is read with data.mode=stream")
         if self.cache is not None and self.mix:
             raise ValueError("data.cache and data.mix are both given; give one: a cache, or a list of caches")
         if self.cache is None and not self.mix:

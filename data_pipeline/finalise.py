@@ -55,6 +55,7 @@ def count(sidecars: Iterable[Sidecar], *, views: int) -> "Totals":
         totals.add(sidecar)
         counts.update((sidecar.shapes[row[0]], row[view]) for row in sidecar.examples)
     totals.buckets = _buckets(counts, views=views)
+    totals.name_shapes()
     return totals
 
 
@@ -94,6 +95,7 @@ class Totals:
         self.clips = self.dropped = self.quarantined = self.text_dim = self.longest_text_tokens = 0
         self.environments: list[dict[str, str]] = []
         self.shards: list[ShardEntry] = []
+        self._shapes: list[Counter[Shape]] = []
 
     def add(self, sidecar: Sidecar) -> None:
         self.clips += sidecar.records
@@ -106,6 +108,7 @@ class Totals:
         self.text_dim = sidecar.text_dim
         tokens = 1 + index.COLUMNS.index("text_tokens")
         self.longest_text_tokens = max(self.longest_text_tokens, *(row[tokens] for row in sidecar.examples))
+        self._shapes.append(Counter(sidecar.shapes[row[0]] for row in sidecar.examples))
         self.shards.append(
             ShardEntry(
                 file=shard_name(sidecar.unit),
@@ -113,8 +116,17 @@ class Totals:
                 sha256=sidecar.sha256,
                 records=sidecar.records,
                 made_with=self.environments.index(sidecar.made_with),
+                view=sidecar.examples[0][1 + index.COLUMNS.index("view")],
             )
         )
+
+    def name_shapes(self) -> None:
+        """Fill in how many examples of each bucket a shard has, now that the buckets have their numbers."""
+        shapes = [(bucket.frames, bucket.height, bucket.width) for bucket in self.buckets]
+        self.shards = [
+            shard.model_copy(update={"examples": [counts[shape] for shape in shapes]})
+            for shard, counts in zip(self.shards, self._shapes, strict=True)
+        ]
 
 
 def _sidecars(out: Path, plan: Plan) -> Iterator[Sidecar]:

@@ -5,7 +5,7 @@ surfaces at the step it belongs to.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -13,11 +13,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.epoch_plan import EpochPlan, PlannedBatch
+from data_pipeline.epoch_plan import PlannedBatch
+from data_pipeline.mixture import Plan, Reader
 from data_pipeline.randomness import mix64
-from data_pipeline.reader import NEEDS, CacheReader
+from data_pipeline.reader import NEEDS
 from models.errors import ConfigError
 
 _MASK = (1 << 64) - 1
@@ -67,6 +69,11 @@ class Batch:
         return replace(self, draws=draws, **moved)
 
 
+def digest_of(positions: Sequence[int], ids: NDArray[np.int64]) -> int:
+    """What `Batch.digest` says of examples at places in the global batch."""
+    return sum(mix64(place, int(i)) for place, i in zip(positions, ids, strict=True)) & _MASK
+
+
 def unchanged(batch: Batch) -> Batch:
     return batch
 
@@ -80,8 +87,8 @@ class Loader:
 
     def __init__(
         self,
-        reader: CacheReader,
-        plan: EpochPlan,
+        reader: Reader,
+        plan: Plan,
         *,
         rank: int,
         world_size: int,
@@ -149,7 +156,7 @@ class Loader:
             keys=[
                 mix64(self.plan.seed, int(e), int(i), planned.step) for e, i in zip(epochs, ids, strict=True)
             ],
-            digest=sum(mix64(place, int(i)) for place, i in zip(positions, ids, strict=True)) & _MASK,
+            digest=digest_of(positions, ids),
             text_tokens=self.text_tokens,
         )
         tensors: dict[str, Any] = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)

@@ -42,10 +42,16 @@ class FileEntry(_Part):
 
 
 class ShardEntry(FileEntry):
-    """One tar file; `made_with` is a place in the manifest's `environments`."""
+    """One tar file; `made_with` is a place in the manifest's `environments`.
+
+    All its clips are of one view; `examples[b]` is how many examples of bucket b it has, which is what reading
+    it as a stream needs to know beforehand.
+    """
 
     records: int
     made_with: int
+    view: int = 0
+    examples: list[int] = []
 
 
 class BucketEntry(_Part):
@@ -102,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished cache; CacheError says what to do when there is none."""
     path = folder / FILE
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
         if not folder.is_dir():
             raise CacheError(
@@ -111,14 +117,19 @@ def read_manifest(folder: Path) -> Manifest:
         raise CacheError(
             f"{folder} has no {FILE}: its build has not finished; run `flowmask cache build` (again)"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise CacheError(f"{path}: cannot be read: {error}") from error
+    return parse_manifest(content, where=path)
+
+
+def parse_manifest(content: bytes, *, where: Path | str) -> Manifest:
+    """The manifest from its file's content; `where` is for messages."""
     try:
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "JSON"
+        field = ".".join(str(part) for part in first["loc"]) or "JSON"
         raise CacheError(
-            f"{path}: damaged or written by another version of flowmask ({where}: {first['msg']}); "
+            f"{where}: damaged or written by another version of flowmask ({field}: {first['msg']}); "
             "build the cache again into another folder"
         ) from error

@@ -167,6 +167,7 @@ Plan = EpochPlan | MixturePlan
 def open_reader(data: LoaderConfig, *, check: bool = True, pin: bool = False) -> Reader:
     """The cache, or the mixture of caches, that a config names; see `CacheReader` for `check` and `pin`."""
     if data.cache is not None:
+        assert isinstance(data.cache, Path), "a URL is for streams"
         return CacheReader(data.cache, check=check, pin=pin)
     weights = [Fraction(str(entry.weight)) for entry in data.mix]
     opened: list[CacheReader] = []

@@ -55,12 +55,7 @@ class CacheReader:
 
     def check_text_tokens(self, text_tokens: int) -> None:
         """ConfigError if some sentence is stored neither whole nor cut to this length."""
-        longest = self.manifest.longest_text_tokens
-        if text_tokens < longest and text_tokens != SHORT_TEXT:
-            raise ConfigError(
-                f"model.text_tokens is {text_tokens}, but {self.folder} has a sentence of {longest} tokens, and "
-                f"stores long ones cut to {SHORT_TEXT} and {LONG_TEXT} only: use one of these, or {longest}"
-            )
+        refuse_text_tokens(self.manifest, text_tokens, where=self.folder)
 
     def bucket_of(self, example_id: int) -> BucketEntry:
         return self.manifest.buckets[int(self.index[example_id]["bucket"])]
@@ -122,6 +117,16 @@ class CacheReader:
 
     def close(self) -> None:
         self._files.close()
+
+
+def refuse_text_tokens(manifest: Manifest, text_tokens: int, *, where: Path | str | None) -> None:
+    """ConfigError if some sentence of a cache is stored neither whole nor cut to this length."""
+    longest = manifest.longest_text_tokens
+    if text_tokens < longest and text_tokens != SHORT_TEXT:
+        raise ConfigError(
+            f"model.text_tokens is {text_tokens}, but {where} has a sentence of {longest} tokens, and "
+            f"stores long ones cut to {SHORT_TEXT} and {LONG_TEXT} only: use one of these, or {longest}"
+        )
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data_pipeline.batches import Plan
 from data_pipeline.manifest import BucketEntry
-from data_pipeline.mixture import Plan
 from models.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
 from trainer import distributed
 from trainer.config import RunConfig

@@ -37,6 +37,7 @@ _FREE_KEYS = {
     "data.mix",
     "data.threads",
     "data.prefetch_batches",
+    "data.retries",
 }
 _FREE_SECTIONS = ("launch", "checkpoint", "tracking", "guard", "evaluate")
 

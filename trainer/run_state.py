@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.loader import Loader
-from data_pipeline.mixture import Plan
+from data_pipeline.batches import Batches, Plan
 from trainer import distributed
 from trainer.config import RunConfig
 from trainer.ema import ShardedEma
@@ -32,7 +31,7 @@ class Run:
     ema: ShardedEma
     objective: Objective
     guard: SpikeGuard
-    batches: Loader
+    batches: Batches
     report: StepReport
     log: RunLog
     checkpoints: Checkpoints

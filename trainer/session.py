@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_pipeline.mixture import Reader, open_reader
+from data_pipeline.batches import Reader, open_reader
 from models.errors import CheckpointError, UserError
 from trainer import distributed
 from trainer.checkpoint import read_state
@@ -60,7 +60,7 @@ def open_session(config: RunConfig, resolved: Mapping[str, Any], stack: ExitStac
         stack.callback(folder.close)
     log = RunLog(config.out / LOG if leader else None)
     stack.callback(log.close)
-    reader = together(lambda: open_reader(config.data))
+    reader = together(lambda: open_reader(config.data, check=leader, pin=distributed.device().type == "cuda"))
     stack.callback(reader.close)
     checkpoints = Checkpoints(
         config.out / CHECKPOINTS,

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipeline.loader import Batch, Loader
-from data_pipeline.mixture import MixturePlan, Plan, Reader, plan_for
+from data_pipeline.batches import Batches, Plan, Reader, open_batches, plan_for
+from data_pipeline.loader import Batch
+from data_pipeline.mixture import MixturePlan
 from models.errors import CheckpointError, ConfigError, TrainingError
 from models.vae import LatentStats
 from trainer import distributed
@@ -198,13 +199,13 @@ def _settings(session: Session, objective: Objective) -> dict[str, Any]:
     return objective.settings() | {"pixel_norm": manifest.pixel_norm, "lowercase": manifest.lowercase}
 
 
-def _loader(session: Session, plan: Plan, objective: Objective) -> Loader:
+def _loader(session: Session, plan: Plan, objective: Objective) -> Batches:
     config, device = session.config, distributed.device()
 
     def prepare(batch: Batch) -> Batch:
         return objective.prepare(batch).to(device)
 
-    return Loader(
+    return open_batches(
         session.reader,
         plan,
         rank=distributed.rank(),

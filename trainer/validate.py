@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.batches import Reader
 from data_pipeline.epoch_plan import Bucket, permute
 from data_pipeline.loader import Batch
-from data_pipeline.mixture import Reader
 from data_pipeline.reader import CacheReader
 from models.config import ModelConfig
 from models.errors import ConfigError

@@ -1,6 +1,8 @@
 """Laws of reading: the bytes of the shards, in an order that no rank, thread or restart can change."""
 
+import json
 import shutil
+import tarfile
 import threading
 import weakref
 
@@ -13,7 +15,6 @@ from data_pipeline.epoch_plan import EpochPlan
 from data_pipeline.loader import Loader
 from data_pipeline.randomness import mix64
 from data_pipeline.reader import NEEDS, CacheReader
-from data_pipeline.verify import _records
 from models.errors import CacheError, ConfigError
 
 MASK = (1 << 64) - 1
@@ -33,6 +34,15 @@ def loader_of(reader, *, global_batch=8, rank=0, world_size=1, micro_batch=1, **
     return Loader(reader, plan, rank=rank, world_size=world_size, micro_batch=micro_batch, **rest)
 
 
+def records_of(shard):
+    """JSON, its place and the tensors of each record, by the plain libraries."""
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+        for described, stored in zip(members[::2], members[1::2], strict=True):
+            meta = json.loads(tar.extractfile(described).read())
+            yield meta, described.offset_data, load(tar.extractfile(stored).read())
+
+
 def steps_of(loader, count):
     with loader:
         return [next(loader) for _ in range(count)]
@@ -44,7 +54,7 @@ def test_an_example_read_is_the_tensors_of_its_record(reader, cache):
         row = reader.index[example]
         shard = cache / "shards" / f"{int(row['shard']):06d}.tar"
         meta, tensors = next(
-            (meta, tensors) for meta, place, tensors, _ in _records(shard) if place[0] == int(row["record"])
+            (meta, tensors) for meta, place, tensors in records_of(shard) if place == int(row["record"])
         )
         expression = meta["expressions"][int(row["expression"])]
         read = reader.read(np.array([example]), needs=NEEDS, text_tokens=256)
@@ -254,8 +264,6 @@ def test_reading_ahead_is_bounded_by_the_batches_asked_for(reader):
 
 
 def test_the_safetensors_of_a_record_load_with_the_plain_library(cache):
-    import tarfile
-
     with tarfile.open(next((cache / "shards").glob("*.tar"))) as tar:
         member = next(m for m in tar.getmembers() if m.name.endswith(".safetensors"))
         tensors = load(tar.extractfile(member).read())
