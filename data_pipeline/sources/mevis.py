@@ -4,9 +4,11 @@ Refuses missing files and fields, masks that do not fit their video, sentences w
 without any.
 """
 
+from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +23,26 @@ from data_pipeline.sources.base import (
     check_names,
     field,
     hash_file,
-    read_json,
+    is_evaluation,
+    listed_videos,
     refuse_empty,
 )
+from data_pipeline.sources.json_members import Places, members, read_range
 from models.errors import DataError
 
 _META, _MASKS, _FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
+_NOTHING, _NO_LIST = -1, -2
+_VIDEOS_KEPT = 16  # those whose clips are decoded at the same time
+
+
+def evaluation_splits(root: Path, *, split: str) -> list[str]:
+    """The splits beside `split` that are there to be scored on."""
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and is_evaluation(path.name))
+
+
+def split_ids(root: Path, split: str) -> frozenset[str] | None:
+    """Video ids of a split, from its list alone; None if it holds neither list nor frames."""
+    return listed_videos(root / split / _META, root / split / _FRAMES)
 
 
 class MevisVideo(FolderVideo):
@@ -39,7 +55,7 @@ class MevisVideo(FolderVideo):
         folder: Path,
         frame_names: Sequence[str],
         expressions: Sequence[Expression],
-        masks: dict[str, list[Any]] | None,
+        masks: Places | None,
         masks_path: Path,
     ):
         super().__init__(
@@ -55,10 +71,10 @@ class MevisVideo(FolderVideo):
         assert self._masks is not None, f"{self.video_id} has no masks"
         union = np.zeros((len(ids), *self.size), dtype=bool)
         for anno_id in anno_ids:
+            masks = self._masks.read(anno_id)
             for place, i in enumerate(ids):
                 where = f"{self._masks_path}: annotation {anno_id}, frame {self.frame_names[i]}"
-                if (mask := self._masks[anno_id][i]) is not None:
-                    union[place] |= rle.decode(mask, size=self.size, where=where)
+                union[place] |= rle.decode(masks[i], size=self.size, where=where)
         return union
 
 
@@ -76,13 +92,11 @@ class MevisSource(Source):
             raise DataError(
                 f"{self.folder / _FRAMES} is missing; a MeViS split holds {_FRAMES}, {_META}, {_MASKS}"
             )
-        self._masks: dict[str, list[Any]] | None = None
+        self._masks: Places | None = None
         if self._masks_path.exists():
-            self._masks = read_json(self._masks_path)
-            if not isinstance(self._masks, dict):
-                raise DataError(f"{self._masks_path}: expected an object of annotation ids")
-        entries = field(read_json(self._meta_path), "videos", dict, where=str(self._meta_path))
-        self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
+            counted = ((member, _count(member.value)) for member in members(self._masks_path))
+            self._masks = Places(self._masks_path, counted)
+        self._videos = _Videos(self, self._meta_path)
         refuse_empty(self._videos, where=self._meta_path)
 
     def videos(self) -> Sequence[MevisVideo]:
@@ -94,7 +108,8 @@ class MevisSource(Source):
             identity["masks"] = hash_file(self._masks_path)
         return identity
 
-    def _video(self, video_id: str, entry: Any) -> MevisVideo:
+    def video(self, video_id: str, entry: Any) -> MevisVideo:
+        """The video that an entry of the file describes; DataError names the field that is wrong."""
         check_name(video_id, where=f"{self._meta_path}: an id in videos")
         where = f"{self._meta_path}: videos.{video_id}"
         names = sorted(check_names(field(entry, "frames", list, where=where), where=f"{where}.frames"))
@@ -126,12 +141,52 @@ class MevisSource(Source):
         if not anno_ids:
             raise DataError(f"{where}.anno_id is empty; an expression must mean at least one annotation")
         for anno_id in anno_ids:
-            masks = self._masks.get(anno_id)
-            if masks is None:
+            count = self._masks.number(anno_id)
+            if count is None or count == _NOTHING:
                 raise DataError(f"{where}.anno_id names {anno_id}, which {self._masks_path} does not hold")
-            if not isinstance(masks, list) or len(masks) != frames:
-                count = len(masks) if isinstance(masks, list) else "no list of"
+            if count != frames:
+                has = "no list of" if count == _NO_LIST else count
                 raise DataError(
-                    f"{self._masks_path}: annotation {anno_id} has {count} masks, its video {frames} frames"
+                    f"{self._masks_path}: annotation {anno_id} has {has} masks, its video {frames} frames"
                 )
         return Expression(exp_id, text, anno_ids)
+
+
+class _Videos(Sequence[MevisVideo]):
+    """The videos of the file, checked once from end to end, each read again when it is asked for.
+
+    Memory holds a few of them: a split of 20,000 videos is no larger than one of 1,000.
+    """
+
+    def __init__(self, source: MevisSource, path: Path):
+        self._source, self._path = source, path
+        self._places = array("q")
+        for member in members(path, field="videos"):
+            source.video(member.name, member.value)
+            self._places.extend((member.start, member.length, member.name_start, member.name_length))
+        self._kept = lru_cache(maxsize=_VIDEOS_KEPT)(self._read)
+
+    def __len__(self) -> int:
+        return len(self._places) // 4
+
+    @overload
+    def __getitem__(self, index: int) -> MevisVideo: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[MevisVideo]: ...
+
+    def __getitem__(self, index: int | slice) -> MevisVideo | list[MevisVideo]:
+        places = range(len(self))[index]
+        return self._kept(places) if isinstance(places, int) else [self._kept(place) for place in places]
+
+    def _read(self, index: int) -> MevisVideo:
+        start, length, name_start, name_length = self._places[4 * index : 4 * index + 4]
+        entry = read_range(self._path, start, length)
+        return self._source.video(read_range(self._path, name_start, name_length), entry)
+
+
+def _count(masks: Any) -> int:
+    """How many masks an annotation has, or what stands there instead of a list."""
+    if masks is None:
+        return _NOTHING
+    return len(masks) if isinstance(masks, list) else _NO_LIST

@@ -4,7 +4,10 @@ A video is known by (name of the dataset, id), so two datasets may use one id. E
 identity of its own, under its name.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import overload
 
 from data_pipeline.sources.base import Source, Video
 
@@ -14,11 +17,7 @@ class NamedSources(Source):
 
     def __init__(self, sources: Mapping[str, Source]):
         self._sources = dict(sources)
-        self._videos: list[Video] = []
-        for name, source in self._sources.items():
-            for video in source.videos():
-                video.source = name
-                self._videos.append(video)
+        self._videos = _NamedVideos({name: source.videos() for name, source in self._sources.items()})
 
     def videos(self) -> Sequence[Video]:
         return self._videos
@@ -29,3 +28,31 @@ class NamedSources(Source):
             for name, source in self._sources.items()
             for what, digest in source.identity().items()
         }
+
+
+class _NamedVideos(Sequence[Video]):
+    """The videos of all datasets, each taken from its own when it is asked for: none is held here."""
+
+    def __init__(self, videos: Mapping[str, Sequence[Video]]):
+        self._videos = list(videos.items())
+        self._ends = list(accumulate(len(each) for each in videos.values()))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Video: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Video]: ...
+
+    def __getitem__(self, index: int | slice) -> Video | list[Video]:
+        places = range(len(self))[index]
+        return self._named(places) if isinstance(places, int) else [self._named(place) for place in places]
+
+    def _named(self, place: int) -> Video:
+        dataset = bisect_right(self._ends, place)
+        name, videos = self._videos[dataset]
+        video = videos[place - self._ends[dataset]]  # counted from the end
+        video.source = name
+        return video
