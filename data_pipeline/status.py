@@ -167,10 +167,12 @@ def _finished(folder: Path) -> CacheStatus:
 def _read_plan(path: Path) -> dict[str, Any] | None:
     try:
         plan: dict[str, Any] = json.loads(path.read_bytes())
+        _ = plan["texts"], plan["costs"], plan["fingerprint"]["fields"]["cache.clips_per_shard"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise CacheError(f"{path}: damaged ({error}); delete {path.parents[1]} and build again") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"damaged, or of another version of flowmask ({error})"
+        raise CacheError(f"{path}: {reason}; delete {path.parents[1]} and build again") from error
     return plan
 
 

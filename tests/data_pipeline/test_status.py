@@ -131,6 +131,14 @@ def test_a_build_that_is_being_planned_is_one(tmp_path):
     assert "planning" in printed(found)
 
 
+@pytest.mark.parametrize("plan", ["no json", "[]", "{}"])
+def test_a_damaged_plan_is_one_line(half_built, plan):
+    (half_built / "plan" / "plan.json").write_text(plan)
+    with pytest.raises(CacheError, match=r"plan\.json: damaged") as raised:
+        status(half_built)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(("name", "said"), [("empty", "holds no cache"), ("nowhere", "no such folder")])
 def test_what_is_no_cache_is_one_line(tmp_path, name, said):
     (tmp_path / "empty").mkdir()
