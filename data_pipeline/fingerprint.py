@@ -27,7 +27,7 @@ _VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_emp
 _MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
 _STORAGE = ("cache.dtype", "cache.encoder_dtype")
 _MEMO_ENTRIES = 64
-_UNSHAPED = ("device", "lease_s", "decode_threads", "max_quarantined_fraction")
+_UNSHAPED = ("device", "held_out", "lease_s", "decode_threads", "max_quarantined_fraction")
 
 
 def fingerprint(config: CacheBuildConfig, source: Source, *, memo: Path) -> Fingerprint:
@@ -39,6 +39,8 @@ def fingerprint(config: CacheBuildConfig, source: Source, *, memo: Path) -> Fing
     fields |= _data_fields(config, source)
     cache = config.cache.model_dump(mode="json", exclude=set(_UNSHAPED))
     fields |= {f"cache.{name}": value for name, value in cache.items()}
+    if fields.get("cache.leaks") != "drop":  # otherwise it shapes no byte
+        fields.pop("cache.leaks", None)
     return Fingerprint(
         total=_hash_fields(fields, ("",)),
         text=_hash_fields(fields, (*_TEXT, *_STORAGE)),
@@ -79,9 +81,7 @@ def refuse_other(
         f"{name}: {_short(theirs.fields.get(name))} there, {_short(ours.fields.get(name))} asked for"
         for name in differing
     )
-    raise CacheError(
-        f"{where} holds a cache of another fingerprint ({details}): {advice}"
-    )
+    raise CacheError(f"{where} holds a cache of another fingerprint ({details}): {advice}")
 
 
 def _short(value: Any) -> str:

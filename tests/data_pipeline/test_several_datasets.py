@@ -145,6 +145,22 @@ def test_a_list_of_one_dataset_is_that_dataset(cache, config_of, entries, tmp_pa
     assert [shard.sha256 for shard in ours.shards] == [shard.sha256 for shard in theirs.shards]
 
 
+def test_the_fingerprint_of_one_dataset_has_the_fields_it_always_had(cache):
+    """One field more, whatever its default, would refuse every cache that was ever built."""
+    fields = CacheReader(cache).manifest.fingerprint.fields
+    clip = (
+        "sampling frames short_side long_side size_multiple augment crop_probability crop_short_sides crop_min "
+        "crop_max flip_probability"
+    )
+    kept = "clips_per_shard views seed dtype encoder_dtype drop_empty_masks lowercase pixel_norm batch_clips"
+    assert set(fields) == {
+        *("format", "text.limits", "model.vae", "model.text_encoder", "model.tokenizer"),
+        *("data.expressions", "data.masks", "data.frames"),
+        *(f"clip.{name}" for name in clip.split()),
+        *(f"cache.{name}" for name in kept.split()),
+    }
+
+
 def test_a_change_of_one_dataset_is_refused_by_its_name(mixed, config_of, entries, roots, tmp_path):
     changed = shutil.copytree(roots["other"], tmp_path / "changed")
     meta = changed / "train/meta_expressions.json"
