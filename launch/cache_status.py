@@ -47,6 +47,8 @@ def _lines(status: CacheStatus) -> list[RenderableType]:
 
 def _bars(status: CacheStatus) -> Table:
     table = Table.grid(padding=(0, 2))
+    for justify in ("left", "left", "right", "right"):
+        table.add_column(justify=justify)
     counts = {"sentences": status.sentences, "clips": status.clips, "shards": status.units}
     for name, count in counts.items():
         if count is not None:
@@ -82,7 +84,7 @@ def _leases(leases: list[LeaseStatus]) -> RenderableType:
         ages = _duration(lease.held_s), f"{_duration(lease.silent_s)} ago"
         table.add_row(lease.unit, lease.host, str(lease.pid), *ages, state)
     hidden = len(leases) - _LEASES_SHOWN
-    return Group(table, Text(f"... and {hidden} more, alive or younger", "dim")) if hidden > 0 else table
+    return Group(table, Text(f"... and {hidden} more", "dim")) if hidden > 0 else table
 
 
 def _duration(seconds: float) -> str:
