@@ -25,11 +25,11 @@ from data_pipeline.config import CacheBuildConfig
 from data_pipeline.cost import describe
 from data_pipeline.encode import ClipEncoder
 from data_pipeline.fingerprint import fingerprint, refuse_other
+from data_pipeline.leaks import LeakFree, without_leaks
 from data_pipeline.manifest import Fingerprint
 from data_pipeline.quarantine import Quarantine
 from data_pipeline.shards import FOLDER
 from data_pipeline.sources import open_source
-from data_pipeline.sources.base import Source
 from data_pipeline.stage_clock import StageClock
 from data_pipeline.warm_up import measure
 from models.errors import CacheError, ConfigError
@@ -112,6 +112,7 @@ class Build:
             once(
                 self.claims / "finalise",
                 done=self.finished.exists,
+                results=self.out,
                 work=lambda: finalise.finalise(self.out, plan),
                 lease_s=self.config.cache.lease_s,
             )
@@ -120,8 +121,8 @@ class Build:
                 raise  # else the others have finished, and cleared away `work` under a slow worker's feet
 
     @cached_property
-    def source(self) -> Source:
-        return open_source(self.config.data)
+    def source(self) -> LeakFree:
+        return without_leaks(open_source(self.config.data), self.config)
 
     def _plan(self) -> units.Plan:
         """The plan on disk, written if there is none; refuses one, or a cache, of another fingerprint."""
@@ -135,6 +136,7 @@ class Build:
             done=lambda: units.read_plan(folder) is not None,
             work=lambda: self._write_plan(folder),
             lease_s=self.config.cache.lease_s,
+            results=folder,
         )
         plan = units.read_plan(folder)
         assert plan is not None
@@ -157,6 +159,7 @@ class Build:
             "latent_channels": stats.z_dim,
             "latents_mean": list(stats.latents_mean),
             "latents_std": list(stats.latents_std),
+            **self.source.facts,
         }
         units.write_plan(folder, self.source, config=self.config, fingerprint=fingerprint, facts=facts)
 

@@ -135,10 +135,17 @@ class CacheConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decode_threads: int = Field(
-        default=2, ge=1, description="threads of a worker that read and resize while its encoder works"
+        default=4, ge=1, description="threads of a worker that read and resize while its encoder works"
     )
     max_quarantined_fraction: float = Field(
         default=0.01, ge=0, le=1, description="the build stops when more of its clips cannot be read"
+    )
+    leaks: Literal["refuse", "drop", "allow"] = Field(
+        default="refuse",
+        description="videos that are in an evaluation split too: refuse, leave out, or do not look",
+    )
+    held_out: tuple[DataSourceConfig, ...] = Field(
+        default=(), description="more splits that will be scored on, for `leaks`"
     )
     lease_s: float = Field(
         default=DEFAULT_LEASE_S,

@@ -79,6 +79,8 @@ def make_manifest(
         examples=sum(sum(bucket.examples) for bucket in totals.buckets),
         dropped_empty_masks=totals.dropped,
         quarantined_clips=totals.quarantined,
+        role=facts["role"],
+        leaks=facts["leaks"],
         unreadable_videos=facts["unreadable_videos"],
         buckets=totals.buckets,
         index=index_entry,

@@ -76,6 +76,15 @@ class BucketEntry(_Part):
         return Bucket(self.name, tuple(self.first), tuple(self.examples))
 
 
+class LeakEntry(_Part):
+    """How a cache was kept apart from evaluation: which splits were looked into, and what was left out."""
+
+    setting: Literal["refuse", "drop", "allow"]
+    checked: list[str]
+    unreadable: list[str]
+    dropped_videos: int
+
+
 class Manifest(_Part):
     """Everything that a reader must know; see the module's docstring."""
 
@@ -94,6 +103,8 @@ class Manifest(_Part):
     examples: int
     dropped_empty_masks: int
     quarantined_clips: int = 0  # planned, but not readable: see quarantine.jsonl
+    role: Literal["train", "evaluation"] = "train"
+    leaks: LeakEntry | None = None
     unreadable_videos: int = 0  # of which no clip could be planned
     buckets: list[BucketEntry]
     index: FileEntry

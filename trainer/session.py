@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.batches import Reader, open_reader
+from data_pipeline.leaks import refuse_evaluation
+from data_pipeline.mixture import MixtureReader
 from models.errors import CheckpointError, UserError
 from trainer import distributed
 from trainer.checkpoint import read_state
@@ -62,6 +64,8 @@ def open_session(config: RunConfig, resolved: Mapping[str, Any], stack: ExitStac
     stack.callback(log.close)
     reader = together(lambda: open_reader(config.data, check=leader, pin=distributed.device().type == "cuda"))
     stack.callback(reader.close)
+    caches = reader.caches if isinstance(reader, MixtureReader) else [reader]
+    together(lambda: refuse_evaluation((c.manifest for c in caches), where=config.data.caches))
     checkpoints = Checkpoints(
         config.out / CHECKPOINTS,
         config=config.checkpoint,

@@ -107,6 +107,18 @@ class FolderVideo(Video):
         return next((path for path in map(self.frame_path, ids) if not path.exists()), None)
 
 
+def is_evaluation(split: str) -> bool:
+    """Whether a split is there to be scored on, by its name: valid, valid_u, val, test, testA, ..."""
+    return split.rpartition("/")[2].startswith(("val", "test"))
+
+
+def listed_videos(meta: Path, frames: Path) -> frozenset[str] | None:
+    """Ids of the videos of a split: the keys of `videos` in its JSON, else the folders of its frames, else None."""
+    if meta.is_file():
+        return frozenset(map(str, field(read_json(meta), "videos", dict, where=str(meta))))
+    return frozenset(path.name for path in frames.iterdir()) if frames.is_dir() else None
+
+
 class Source(ABC):
     """One split of a dataset."""
 

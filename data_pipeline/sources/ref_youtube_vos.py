@@ -25,6 +25,8 @@ from data_pipeline.sources.base import (
     check_names,
     field,
     hash_file,
+    is_evaluation,
+    listed_videos,
     names_and_sizes,
     read_json,
     refuse_empty,
@@ -34,6 +36,18 @@ from models.errors import DataError
 _EXPRESSIONS = "meta_expressions"
 _LARGEST_INDEX, _DIGITS = 255, 3
 _MAPS_KEPT = 32  # the masks of a clip's objects are asked for one after the other, from the same files
+
+
+def evaluation_splits(root: Path, *, split: str) -> list[str]:
+    """The splits beside `split` that are there to be scored on."""
+    folders = [folder for folder in (root, root / _EXPRESSIONS) if folder.is_dir()]
+    names = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
+    return sorted(filter(is_evaluation, names))
+
+
+def split_ids(root: Path, split: str) -> frozenset[str] | None:
+    """Video ids of a split, from its list alone; None if there is neither list nor frames."""
+    return listed_videos(root / _EXPRESSIONS / split / "meta_expressions.json", root / split / "JPEGImages")
 
 
 class PaletteVideo(FolderVideo):

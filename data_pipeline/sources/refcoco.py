@@ -13,7 +13,7 @@ import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,7 @@ from data_pipeline.sources.base import (
     field,
     hash_file,
     image_size,
+    is_evaluation,
     read_json,
     refuse_empty,
 )
@@ -40,6 +41,61 @@ _IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
 _KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation")
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
+
+
+_PARTITION = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # on which results are reported
+
+
+def evaluation_splits(root: Path, *, split: str) -> list[str]:
+    """What is there to be scored on in all sets under `root`, whichever `split` is read.
+
+    Of a set's pickles, which cut the same images differently, the one on which results are reported, and the
+    one that `split` itself is of; all of them where the former is missing.
+    """
+    found = []
+    own = split.split("/")
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        by = sorted(path.name[len("refs(") : -len(").p")] for path in folder.glob("refs(*).p"))
+        if (standard := _PARTITION.get(folder.name)) in by:
+            by = sorted({standard, *([own[1]] if own[0] == folder.name and own[1] in by else [])})
+        found += [f"{folder.name}/{name}/{held}" for name in by for held in ("val", "test", "testA", "testB")]
+        prefix = f"instances_{folder.name}_"
+        listed = (path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.json"))
+        found += [f"{folder.name}/{name}" for name in sorted(listed) if is_evaluation(name)]
+    return found
+
+
+def split_ids(root: Path, split: str) -> frozenset[str] | None:
+    """Video ids, which name COCO images, of a split; None if there is no such split."""
+    names = split.split("/")
+    if len(names) == 2:
+        path = root / names[0] / f"instances_{names[0]}_{names[1]}.json"
+        if not path.is_file():
+            return None
+        images = field(read_json(path, object_hook=_compact), "images", list, where=str(path))
+        numbers = [
+            field(image, "original_id", int, where=f"{path}: images[{i}]") for i, image in enumerate(images)
+        ]
+        return frozenset(map(_video_id, numbers))
+    path = root / names[0] / f"refs({names[1]}).p"
+    if len(names) != 3 or not path.is_file():
+        return None
+    return _pickled_ids(path, path.stat().st_mtime_ns).get(names[2])
+
+
+@lru_cache(maxsize=8)
+def _pickled_ids(path: Path, changed_ns: int) -> dict[str, frozenset[str]]:
+    """Video ids by split, read once for all of a file's splits."""
+    ids: defaultdict[str, set[str]] = defaultdict(set)
+    for i, ref in enumerate(_read_plain_pickle(path)):
+        where = f"{path}: refs[{i}]"
+        image_id = field(ref, "image_id", int, where=where)
+        ids[field(ref, "split", str, where=where)].add(_video_id(image_id))
+    return {split: frozenset(found) for split, found in ids.items()}
+
+
+def _video_id(image_id: int) -> str:
+    return f"coco_{image_id:012d}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +132,7 @@ class CocoImage(FolderVideo):
             ids = [self._add(annotation) for annotation in row.annotations]
             expressions.append(Expression(row.exp_id, row.text, tuple(ids)))
         super().__init__(
-            f"coco_{first.image_id:012d}",
+            _video_id(first.image_id),
             folder=folder,
             frame_names=(self._path.stem,),
             expressions=expressions,

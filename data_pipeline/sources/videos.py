@@ -25,6 +25,7 @@ from data_pipeline.sources.base import (
     check_name,
     field,
     hash_file,
+    is_evaluation,
     names_and_sizes,
     read_image,
     refuse_empty,
@@ -37,6 +38,24 @@ from models.errors import DataError
 def _opened(path: Path) -> VideoFile:
     """The videos used last stay open: clips of one video follow each other."""
     return VideoFile(path)
+
+
+def evaluation_splits(root: Path, *, split: str) -> list[str]:
+    """The lists in the same folder that are there to be scored on; a `root` that is a file stands alone."""
+    return sorted(path.stem for path in root.glob("*.jsonl") if is_evaluation(path.stem))
+
+
+def split_ids(root: Path, split: str) -> frozenset[str] | None:
+    """Video ids of a list, without opening a video; None if there is no such list."""
+    path = root / f"{split}.jsonl" if root.is_dir() else root
+    if not path.is_file():
+        return None
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    try:
+        entries = [json.loads(line) for line in lines]
+        return frozenset(str(e.get("video_id", Path(e["video"]).stem)) for e in entries)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: a line is no video, so leaks cannot be looked for ({error})") from error
 
 
 class ListedVideo(Video):
