@@ -195,6 +195,17 @@ class Cluster:
         )
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
+    def processes(self, **wanted: str) -> list[psutil.Process]:
+        """The processes of jobs whose environment has these values; another cluster's jobs have the same numbers."""
+        wanted |= {"SLURM_CONF": self.environment["SLURM_CONF"]}
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                environment = process.environ()
+                if all(environment.get(name) == value for name, value in wanted.items()):
+                    found.append(process)
+        return found
+
     def cancel_all(self) -> None:
         """End every job and wait until both nodes are free."""
         jobs = self.run("squeue", "-h", "-o", "%A").split()

@@ -48,18 +48,6 @@ def until(condition: Callable[[], object], command: subprocess.Popen[str]) -> No
         time.sleep(0.05)
 
 
-def processes_of(job: str, task: int) -> list[psutil.Process]:
-    """Every process of one task of an array, its ranks too."""
-    wanted = {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)}
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            environment = process.environ()
-            if all(environment.get(key) == value for key, value in wanted.items()):
-                found.append(process)
-    return found
-
-
 def test_an_array_that_loses_two_tasks_builds_the_bytes_of_one_process(
     cluster: Cluster, lab: Path, tmp_path: Path, one_process: dict[str, str]
 ) -> None:
@@ -74,7 +62,7 @@ def test_an_array_that_loses_two_tasks_builds_the_bytes_of_one_process(
     nodes = {cluster.job_fields(f"{job}_{task}").get("NodeList") for task in range(4)}
     assert nodes == {"n1", "n2"}
     cluster.run("scancel", f"{job}_1")
-    for process in processes_of(job, 2):
+    for process in cluster.processes(SLURM_ARRAY_JOB_ID=job, SLURM_ARRAY_TASK_ID="2"):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
     said, _ = command.communicate(timeout=PATIENCE_S)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from cluster import Cluster
@@ -150,11 +149,8 @@ def test_a_crash_loop_stops_with_its_reason(cluster: Cluster, lab: Path, tmp_pat
     for crash in range(2):
         before = step_of(out)
         until_step(out, before + 20, submission)
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("SLURM_JOB_ID") == job and "launch.worker" in process.cmdline():
-                    process.send_signal(signal.SIGKILL)
-                    break
+        ranks = [one for one in cluster.processes(SLURM_JOB_ID=job) if "launch.worker" in one.cmdline()]
+        ranks[0].send_signal(signal.SIGKILL)
         until(lambda wanted=crash + 1: len(submission.attempts(array=0)) == wanted, submission)
         if crash == 0:
             cluster.start_now(job)
