@@ -4,6 +4,8 @@ Refused by DataError: a file that is missing, is no video, or is cut or damaged 
 gives fewer frames than its own count).
 """
 
+import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ class VideoFile:
         decord.logging.set_level(decord.logging.QUIET)  # FFmpeg would write its own lines beside ours
         if not path.is_file():
             raise DataError(f"{path}: no such video file")
-        self.path = path
+        self.path, self._lock = path, threading.Lock()  # a reader has one position
         try:
             self._reader: Any = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
             self._length = len(self._reader)
@@ -44,7 +46,8 @@ class VideoFile:
 
         unique = sorted(set(ids))
         try:
-            decoded = self._reader.get_batch(unique).asnumpy()
+            with self._lock:
+                decoded = self._reader.get_batch(unique).asnumpy()
         except (RuntimeError, IndexError, decord.DECORDError) as error:
             raise DataError(
                 f"{self.path}: truncated or damaged: a frame cannot be decoded ({_reason(error)})"
@@ -58,4 +61,7 @@ class VideoFile:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[-160:]
+    """The end of what decord says, without the time, addresses and stack that its messages carry."""
+    said = str(error).partition("Stack trace")[0]
+    said = re.sub(r"\[\d\d:\d\d:\d\d\]\s*|\b0x[0-9a-fA-F]+\b", "", said)
+    return " ".join(said.split())[-160:]
