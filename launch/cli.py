@@ -149,6 +149,25 @@ def cache_inspect(
 
 
 @app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Show the progress until the job is done")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the sbatch script and the plan; needs no SLURM")
+    ] = False,
+) -> None:
+    """Check a job of any kind, freeze its code and send it where launch.cluster says: slurm, local or debug."""
+    from launch.submit import submit as submit_job
+
+    code = submit_job(config, overrides or [], wait=wait, dry_run=dry_run)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def train(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
     """Train a DiT or a mask decoder on a cache. The same command again resumes the run in OUT, exactly."""
     _run("train", config, overrides, wait=wait)

@@ -19,6 +19,7 @@ from pathlib import Path
 from trainer.run_folder import write_atomically
 
 ROOT = Path(__file__).parents[1]
+CODE = "code"
 PACKAGES = ("models", "data_pipeline", "trainer", "launch")
 _SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASS|PWD$|KEY|CREDENTIAL|AUTH|COOKIE|SESSION|PRIVATE|DSN", re.IGNORECASE
@@ -28,7 +29,7 @@ _SECRET_VALUE = re.compile(r"://[^/\s]*@|-----BEGIN|\b(?:gh[pousr]_|sk-|hf_|AKIA
 
 def freeze(folder: Path) -> Path:
     """Write the snapshot of this code into `folder`; returns the folder to import it from."""
-    code = folder / "code"
+    code = folder / CODE
     for name in PACKAGES:
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     commit, patch = _git_state()

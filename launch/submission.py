@@ -62,12 +62,9 @@ class Submission:
     @classmethod
     def create(cls, out: Path, *, kind: str, resolved: dict[str, Any]) -> "Submission":
         """A new numbered folder in OUT/launch with the job in it; ConfigError where that can't be written."""
-        root = out.resolve() / "launch"
+        folder = cls.planned(out).folder
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            number = max((int(path.name) for path in root.iterdir() if path.name.isdecimal()), default=0) + 1
-            folder = root / f"{number:04d}"
-            folder.mkdir()
+            folder.mkdir(parents=True)
             for name in ("logs", "ended", "attempts", "verdict"):
                 (folder / name).mkdir()
             write_atomically(folder / "job.json", json.dumps({"kind": kind, "config": resolved}, indent=1))
@@ -76,6 +73,13 @@ class Submission:
                 f"out is {out}; it can't be written ({error.strerror}): choose another"
             ) from error
         return cls(folder)
+
+    @classmethod
+    def planned(cls, out: Path) -> "Submission":
+        """Where the next submission will lie; nothing is written."""
+        root = out.resolve() / "launch"
+        taken = [int(path.name) for path in root.glob("[0-9]*") if path.name.isdecimal()]
+        return cls(root / f"{max(taken, default=0) + 1:04d}")
 
     @classmethod
     def latest(cls, out: Path) -> "Submission | None":

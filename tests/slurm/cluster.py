@@ -59,7 +59,6 @@ ReturnToService=2
 MpiDefault=none
 SwitchType=switch/none
 SlurmdTimeout=10
-KillWait=10
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/slurmdbd

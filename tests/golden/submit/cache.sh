@@ -1,0 +1,26 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-7%3
+#SBATCH --cpus-per-task=2
+#SBATCH --error=PLACE/caches/a/launch/0001/logs/%A_%a_0_log.err
+#SBATCH --job-name=flowmask-cache-a
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=PLACE/caches/a/launch/0001/logs/%A_%a_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+
+# setup
+export PYTHONPATH=PLACE/caches/a/launch/0001/code${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1  # the folder it was submitted in is often a checkout that goes on changing
+trap : TERM  # the last line below must be reached when SLURM takes the nodes back
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output PLACE/caches/a/launch/0001/logs/%A_%a_%t_log.out --error PLACE/caches/a/launch/0001/logs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=2 PYTHON -u -m submitit.core._submit PLACE/caches/a/launch/0001/logs
+
+
+# teardown
+PYTHON -m launch.requeue PLACE/caches/a/launch/0001 $?

@@ -1,0 +1,96 @@
+"""Why a SLURM job ended, and whether it starts again: each cause told from the others, each with its own budget."""
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from launch.requeue import judge, why_ended
+from launch.slurm_commands import JobFacts
+from launch.submission import Attempt, NodeEnd, Why
+from trainer.config import REQUEUE_EXIT_CODE
+
+NOW = datetime(2030, 1, 1, 12)
+DONE, SAVED, CRASH = (
+    NodeEnd(0),
+    NodeEnd(REQUEUE_EXIT_CODE),
+    NodeEnd(1, "rank 1 ended with code 1", "...\nKeyError: 'x'\n"),
+)
+MISTAKE = NodeEnd(2, "train.lr is odd")
+BUDGETS = {"max_preemptions": 2, "max_timeouts": 1, "max_crashes": 1}
+
+
+def facts(
+    state: str = "RUNNING", *, restarts: int = 0, left_s: float = 7200, preempted: bool = False
+) -> JobFacts:
+    return JobFacts(state, restarts, NOW + timedelta(seconds=left_s), NOW if preempted else None)
+
+
+@pytest.mark.parametrize(
+    ("ends", "found", "stop", "srun_code", "why"),
+    [
+        ([DONE, DONE], facts(), False, 0, "finished"),
+        ([DONE, DONE], facts("COMPLETING"), False, 0, "finished"),
+        ([SAVED, MISTAKE], facts(), False, 2, "mistake"),
+        ([SAVED, SAVED], facts("COMPLETING", restarts=1), False, 0, "preempted"),
+        ([None, None], facts("PENDING", restarts=1), False, 137, "preempted"),
+        ([SAVED, SAVED], facts("COMPLETING"), False, 0, "cancelled"),
+        ([SAVED, SAVED], facts("CANCELLED"), False, 0, "cancelled"),
+        ([SAVED, SAVED], facts(preempted=True, left_s=50), False, 0, "preempted"),
+        ([None, SAVED], facts(preempted=True), False, 15, "preempted"),
+        ([SAVED, SAVED], facts(left_s=119), False, 0, "time limit"),
+        ([SAVED, SAVED], facts(left_s=3600), False, 0, "preempted"),  # a signal of somebody's
+        ([SAVED, SAVED], None, False, 0, "preempted"),
+        ([SAVED, SAVED], facts(), True, 0, "stopped"),
+        ([SAVED, CRASH], facts(), False, 1, "crashed"),
+        ([SAVED, None], facts(), False, 137, "crashed"),
+        ([SAVED, CRASH], facts(left_s=100), False, 1, "crashed"),
+    ],
+)
+def test_the_cause_of_an_end_is_told_from_what_slurm_and_the_nodes_say(
+    ends: list[NodeEnd | None], found: JobFacts | None, stop: bool, srun_code: int, why: str
+) -> None:
+    told, _ = why_ended(ends, found, restart=0, margin_s=60, stop=stop, srun_code=srun_code, now=NOW)
+    assert told == why
+
+
+def test_a_crash_is_told_with_the_last_line_of_its_traceback() -> None:
+    _, message = why_ended([CRASH], facts(), restart=0, margin_s=60, stop=False, srun_code=1, now=NOW)
+    assert message == "rank 1 ended with code 1: KeyError: 'x'"
+
+
+def attempts(*causes: Why) -> list[Attempt]:
+    return [Attempt(number, why, "so it was", f"step_{number}") for number, why in enumerate(causes)]
+
+
+@pytest.mark.parametrize(
+    ("causes", "goes_on"),
+    [
+        (("preempted", "preempted"), True),
+        (("preempted", "preempted", "preempted"), False),
+        (("time limit",), True),
+        (("time limit", "time limit"), False),
+        (("crashed",), True),
+        (("crashed", "crashed"), False),
+        (("crashed", "node lost"), False),
+        (("crashed", "preempted", "time limit", "preempted"), True),
+        (("finished",), False),
+        (("cancelled",), False),
+        (("stopped",), False),
+        (("mistake",), False),
+    ],
+)
+def test_each_cause_has_a_budget_of_its_own(causes: tuple[Why, ...], goes_on: bool) -> None:
+    verdict = judge(attempts(*causes), BUDGETS, saves=True)
+    assert (verdict is None) == goes_on
+    if verdict is not None:
+        assert (verdict.code == 0) == (causes[-1] == "finished")
+        assert "\n" not in verdict.message
+
+
+def test_time_limits_that_leave_no_new_checkpoint_end_the_job_though_the_budget_lasts() -> None:
+    stuck = [Attempt(0, "time limit", "late", "step_1"), Attempt(1, "time limit", "late", "step_1")]
+    budgets = BUDGETS | {"max_timeouts": 100}
+    verdict = judge(stuck, budgets, saves=True)
+    assert verdict is not None and "launch.signal_margin_s" in verdict.message
+    assert judge(stuck, budgets, saves=False) is None  # a cache build leaves none
+    assert judge([stuck[0], Attempt(1, "time limit", "late", "step_2")], budgets, saves=True) is None
