@@ -45,6 +45,9 @@ class TrainConfig(Section):
     seed: int = 0
     lr: float = Field(default=5e-5, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay_exclude: Literal["none", "norms_biases"] = Field(
+        default="none", description="norms_biases: scales of norms and biases do not decay"
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     grad_clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")

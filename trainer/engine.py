@@ -20,7 +20,7 @@ from trainer import distributed
 from trainer import fragments as layout
 from trainer.config import TrainConfig, accumulation_steps
 from trainer.fragments import Fragment
-from trainer.optimizer import ArmedAdamW, ReplicatedAdamW
+from trainer.optimizer import ArmedAdamW, NamedTensors, ReplicatedAdamW, decay_groups
 
 _BUCKET_ELEMENTS = 50_000_000
 _PERSISTENT_ELEMENTS = 100_000  # ZeRO 3 keeps parameters up to this size whole on every rank
@@ -85,20 +85,14 @@ class Engine:
             piece.master.copy_(exact[piece.name].flatten()[piece.start : piece.start + piece.numel])
 
     def _make_optimizer(self, module: nn.Module, train: TrainConfig) -> ArmedAdamW:
+        trained: NamedTensors = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        groups = decay_groups(trained, exclude=train.weight_decay_exclude)
+        adam: dict[str, Any] = {"lr": train.lr, "betas": train.betas, "eps": train.eps}
+        adam["decay"] = train.weight_decay if groups[0] else 0.0
+        groups = [group for group in groups if group]
         if self.zero_stage > 0:
-            trained = [p for p in module.parameters() if p.requires_grad]
-            return ArmedAdamW(
-                trained, lr=train.lr, betas=train.betas, eps=train.eps, decay=train.weight_decay
-            )
-        return ReplicatedAdamW(
-            module,
-            working_dtype=self.dtype,
-            grad_clip=train.grad_clip,
-            lr=train.lr,
-            betas=train.betas,
-            eps=train.eps,
-            decay=train.weight_decay,
-        )
+            return ArmedAdamW(groups, **adam)
+        return ReplicatedAdamW(groups, working_dtype=self.dtype, grad_clip=train.grad_clip, **adam)
 
     def _flat_masters(self) -> list[Tensor]:
         if self.zero_stage == 3:

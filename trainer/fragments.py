@@ -52,28 +52,27 @@ def replicated(optimizer: ReplicatedAdamW, *, owned: bool) -> list[Fragment]:
         share = -(-last // distributed.world_size())
         first = min(distributed.rank() * share, last)
         last = min(first + share, last)
-    state = optimizer.state[optimizer.master]
     pieces = []
     for name, parameter in optimizer.named:
-        offset = optimizer.offsets[name]
+        offset, group = optimizer.offsets[name], optimizer.group_of[name]
         begin, end = max(first, offset), min(last, offset + parameter.numel())
         if begin < end:
-            shape, start = parameter.shape, begin - offset
-            pieces.append(
-                _cut(optimizer.master, state, name=name, shape=shape, start=start, at=begin, n=end - begin)
-            )
+            flat, at = optimizer.masters[group], begin - optimizer.starts[group]
+            shape, start, state = parameter.shape, begin - offset, optimizer.state[flat]
+            pieces.append(_cut(flat, state, name=name, shape=shape, start=start, at=at, n=end - begin))
     return pieces
 
 
 def flat_partition(module: nn.Module, optimizer: ArmedAdamW) -> list[Fragment]:
-    """ZeRO 1 and 2: one flat fp32 partition a rank; DeepSpeed's `_hp_mapping` says which part is whose."""
-    flat = optimizer.param_groups[0]["params"][0]
+    """ZeRO 1 and 2: one flat fp32 partition a rank and group; DeepSpeed's `_hp_mapping` says which part is whose."""
+    flats = [group["params"][0] for group in optimizer.param_groups]
     pieces = []
     for name, parameter in module.named_parameters():
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None:
             continue
         at, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+        flat = flats[optimizer.group_of[name]]
         shape, state = parameter.shape, optimizer.state[flat]
         pieces.append(_cut(flat, state, name=name, shape=shape, start=start, at=at.start, n=at.numel))
     return pieces

@@ -7,23 +7,46 @@ any stage.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import distributed
 
+NamedTensors = list[tuple[str, Tensor]]
 _NORM_CHUNK = 1 << 24  # elements that are widened to float64 at a time
 _ALIGN = 64  # elements; keeps every parameter's view as aligned as an allocation of its own
+
+
+def decay_groups(named: NamedTensors, *, exclude: Literal["none", "norms_biases"]) -> list[NamedTensors]:
+    """All parameters in one group, or those whose weights decay and, apart, biases and scales of norms."""
+    if exclude == "none":
+        return [named]
+    spared = {name for name, p in named if p.ndim <= 1 or name.endswith((".bias", ".gamma"))}
+    decaying = [(name, p) for name, p in named if name not in spared]
+    return [decaying, [(name, p) for name, p in named if name in spared]]
 
 
 class ArmedAdamW(torch.optim.AdamW):
     """torch's fused AdamW whose `step` does nothing unless armed and the gradients are as they should be."""
 
     def __init__(
-        self, params: Sequence[Tensor], *, lr: float, betas: tuple[float, float], eps: float, decay: float
+        self,
+        groups: Sequence[NamedTensors],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        decay: float,
     ):
-        super().__init__(list(params), lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
+        """groups: of `decay_groups`; only the first one's weights decay."""
+        self.group_of = {name: number for number, group in enumerate(groups) for name, _ in group}
+        params = [
+            {"params": [tensor for _, tensor in group], "weight_decay": 0.0 if number else decay}
+            for number, group in enumerate(groups)
+        ]
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
         self._norm: Callable[[], Tensor] | None = None
         self._limit = math.inf
         self._moved = False
@@ -77,7 +100,7 @@ class ReplicatedAdamW(ArmedAdamW):
 
     def __init__(
         self,
-        module: nn.Module,
+        groups: Sequence[NamedTensors],
         *,
         working_dtype: torch.dtype,
         grad_clip: float,
@@ -86,12 +109,15 @@ class ReplicatedAdamW(ArmedAdamW):
         eps: float,
         decay: float,
     ):
-        self.named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self.named = [pair for group in groups for pair in group]
         self.offsets: dict[str, int] = {}
+        self.starts: list[int] = []
         total = 0
-        for name, parameter in self.named:
-            self.offsets[name] = total
-            total += -(-parameter.numel() // _ALIGN) * _ALIGN
+        for group in groups:
+            self.starts.append(total)
+            for name, parameter in group:
+                self.offsets[name] = total
+                total += -(-parameter.numel() // _ALIGN) * _ALIGN
         where = self.named[0][1].device
         self.master = torch.zeros(total, device=where)
         self.gradient = torch.zeros(total, device=where)
@@ -103,8 +129,15 @@ class ReplicatedAdamW(ArmedAdamW):
             parameter.grad_dtype = torch.float32
         self.grad_clip = grad_clip
         self._global_grad_norm = torch.zeros((), device=where)
-        super().__init__([self.master], lr=lr, betas=betas, eps=eps, decay=decay)
+        self.masters = self._by_group(self.master)
+        flat = [[(name, master) for name, _ in group] for group, master in zip(groups, self.masters)]
+        super().__init__([group[:1] for group in flat], lr=lr, betas=betas, eps=eps, decay=decay)
+        self.group_of = {name: number for number, group in enumerate(flat) for name, _ in group}
         self.publish()
+
+    def _by_group(self, flat: Tensor) -> list[Tensor]:
+        ends = [*self.starts[1:], flat.numel()]
+        return [flat[start:end] for start, end in zip(self.starts, ends, strict=True)]
 
     def _view(self, flat: Tensor, name: str, parameter: Tensor) -> Tensor:
         return flat.narrow(0, self.offsets[name], parameter.numel()).view(parameter.shape)
@@ -124,7 +157,8 @@ class ReplicatedAdamW(ArmedAdamW):
         self._global_grad_norm = norm  # where DeepSpeed looks for it
         if self.grad_clip > 0:
             self.gradient.mul_(1.0 / torch.clamp((norm + 1e-6) / self.grad_clip, min=1.0))
-        self.master.grad = self.gradient
+        for master, gradient in zip(self.masters, self._by_group(self.gradient), strict=True):
+            master.grad = gradient
         super().step()
         self.publish()
 

@@ -144,9 +144,11 @@ class Training:
         micro: int = 2,
         folder: Path | None = None,
         kept: CheckpointConfig | None = None,
+        change: dict[str, Any] | None = None,
     ):
         self.micro = micro
-        self.engine = Engine(tiny_dit(), train=settings(stage=stage, precision=precision, micro=micro))
+        config = settings(stage=stage, precision=precision, micro=micro).model_copy(update=change)
+        self.engine = Engine(tiny_dit(), train=config)
         self.ema = ShardedEma(self.engine, decay=EMA_DECAY)
         self.warnings: list[str] = []
         kept = kept or CheckpointConfig(keep_last=2)
@@ -262,6 +264,50 @@ def skips() -> dict[str, Any]:
     return found
 
 
+def spikes() -> dict[str, Any]:
+    """Steps beyond a limit of the loss or of the gradient norm: reported, and not taken."""
+    found: dict[str, Any] = {}
+    for precision, stage in itertools.product(PRECISIONS, STAGES):
+        training = Training(stage=stage, precision=precision)
+        taken = training.run(range(2))
+        before = training.everything()
+        over = [
+            training.engine.step(Velocity(), micro_batches(2, micro=2), grad_norm_limit=1e-3),
+            training.engine.step(Velocity(), micro_batches(2, micro=2), loss_limit=1e-3),
+        ]
+        untouched = same(before, training.everything())
+        wide = {"loss_limit": 1e9, "grad_norm_limit": 1e9}
+        within = training.engine.step(Velocity(), micro_batches(2, micro=2), **wide)
+        found[f"{precision}/{stage}"] = {
+            "skipped": [result.skipped for result in (*taken, *over, within)],
+            "norms": [result.grad_norm for result in (*over, within)],
+            "untouched": untouched,
+        }
+        training.engine.close()
+    return found
+
+
+def decays(*, folder: str) -> dict[str, Any]:
+    """Weights after four steps in which only matrices decay, and whether a checkpoint brings them back."""
+    found: dict[str, Any] = {}
+    for stage in STAGES:
+        place = Path(folder) / f"decays_{stage}"
+        change = {"weight_decay": 0.5, "weight_decay_exclude": "norms_biases"}
+        training = Training(stage=stage, precision="fp32", folder=place, change=change)
+        training.run(range(4))
+        training.save(4)
+        saved = training.everything()
+        training.run(range(4, 5))
+        training.restore()
+        found[str(stage)] = {
+            "restored_exact": same(saved, training.everything()),
+            "masters": training.engine.full_state_dict(),
+            "groups": len(training.engine._optimizer.param_groups),
+        }
+        training.engine.close()
+    return found
+
+
 def branches() -> dict[str, Any]:
     """Losses and norms when a step leaves parameters unused."""
     found: dict[str, Any] = {}
@@ -330,6 +376,8 @@ def group(*, folder: str) -> dict[str, Any]:
         "gathered": distributed.gather_objects(distributed.rank()),
         "trajectories": trajectories(folder=folder, micros=[1, 2, 4], resume=True),
         "skips": skips(),
+        "spikes": spikes(),
+        "decays": decays(folder=folder),
         "branches": branches(),
         "offloaded": offloaded(),
         "average": average(),

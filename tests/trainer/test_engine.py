@@ -4,7 +4,8 @@ import itertools
 from typing import Any
 
 import pytest
-from scenarios import PRECISIONS, STAGES, global_batch
+import torch
+from scenarios import PRECISIONS, STAGES, Velocity, global_batch, tiny_dit
 
 from models.errors import ConfigError
 from trainer.engine import Engine
@@ -101,3 +102,40 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_built() -> N
     config = settings(stage=1, precision="fp32").model_copy(update={"micro_batch": 3})
     with pytest.raises(ConfigError, match="Nearest"):
         Engine(tiny_dit(), train=config)
+
+
+@per_engine
+def test_a_step_beyond_a_limit_moves_nothing_at_any_stage_and_reports_its_norm(
+    two_ranks: list[dict[str, Any]], precision: str, stage: int
+) -> None:
+    row = two_ranks[0]["spikes"][f"{precision}/{stage}"]
+    assert row["skipped"] == [False, False, True, True, False] and row["untouched"]
+    over_norm, over_loss, within = row["norms"]
+    assert over_norm == over_loss == within > 1e-3
+    assert row["norms"] == two_ranks[1]["spikes"][f"{precision}/{stage}"]["norms"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_biases_and_norms_can_be_spared_from_weight_decay_as_in_plain_torch(
+    two_ranks: list[dict[str, Any]], stage: int
+) -> None:
+    row = two_ranks[0]["decays"][str(stage)]
+    assert row["restored_exact"] and row["groups"] == 2
+    for name, expected in _plain_torch_with_spared_decay().items():
+        torch.testing.assert_close(row["masters"][name], expected, rtol=2e-5, atol=2e-6)
+
+
+def _plain_torch_with_spared_decay() -> dict[str, torch.Tensor]:
+    dit = tiny_dit()
+    matrices = [p for p in dit.parameters() if p.ndim > 1]
+    others = [p for p in dit.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=2e-3)
+    for step in range(4):
+        adam.param_groups[0]["lr"] = adam.param_groups[1]["lr"] = 2e-3 * (1 - step / 40)
+        adam.zero_grad()
+        losses = [Velocity().loss(dit, example)[0] for example in global_batch(step)]
+        torch.stack(losses).mean().backward()
+        torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
+        adam.step()
+    return {name: parameter.detach() for name, parameter in dit.named_parameters()}

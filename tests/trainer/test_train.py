@@ -1,6 +1,8 @@
 """Whole runs in one process: what is written, what is refused, and how a run ends."""
 
+import errno
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import yaml
 from runs import NanFrom, SignalAt, losses, rows, start
 
 from models.errors import CacheError, CheckpointError, ConfigError, TrainingError, UserError, WeightsError
+from trainer import checkpoint_write
 from trainer.checkpoint import complete, read_full, read_state
 from trainer.config import REQUEUE_EXIT_CODE
 from trainer.weights import content_sha256, load_dit, load_mask_decoder
@@ -105,6 +108,60 @@ def test_too_many_skips_in_a_row_stop_the_run_with_the_last_good_weights_saved(
     assert content_sha256(read_full(last, kind="master")) == content_sha256(read_full(good, kind="master"))
     assert content_sha256(read_full(last)) == content_sha256(read_full(good))
     assert start(lab, tmp_path / "run", guard) == 0
+
+
+def test_a_full_disk_costs_a_save_but_not_the_run_until_the_last_one_which_says_so_in_one_line(
+    lab: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = {3, 10}
+    real = checkpoint_write.save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if int(path.parent.name.split("_")[2]) in refused:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint_write, "save_file", full)
+    with pytest.raises(
+        CheckpointError, match=r"of step 10: .*No space left on device; earlier ones are kept"
+    ):
+        start(lab, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in complete(checkpoints)] == ["step_00000009", "step_00000006"]
+    assert "step 3 could not be written: [Errno 28] No space left" in _log(tmp_path / "run")
+    refused.clear()
+    assert start(lab, tmp_path / "run") == 0
+    assert losses(tmp_path / "run") == losses(finished)
+
+
+def test_what_does_not_shape_the_training_may_change_on_a_resume(
+    lab: Path, tmp_path: Path, finished: Path
+) -> None:
+    import shutil
+
+    run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    harmless = {
+        "train.log_every_steps": 1,
+        "train.collective_timeout_s": 60.0,
+        "checkpoint.milestone_every_steps": 11,
+        "guard.max_consecutive_skips": 2,
+        "evaluate.every_steps": 6,
+    }
+    assert start(lab, run, {"train.steps": 12} | harmless) == 0
+    assert losses(run)[:10] == losses(finished) and len(losses(run)) == 12
+    assert "step_00000011" in [path.name for path in complete(run / "checkpoints")]
+
+
+def test_other_frozen_weights_under_a_run_are_refused(lab: Path, tmp_path: Path, finished: Path) -> None:
+    import shutil
+
+    run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    state = complete(run / "checkpoints")[0] / "state.json"
+    document = json.loads(state.read_text())
+    document["state"]["frozen"] = {"parameters": 3, "sha256": "0"}
+    state.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="trained on other frozen weights"):
+        start(lab, run, {"train.steps": 12})
 
 
 @pytest.mark.parametrize(
