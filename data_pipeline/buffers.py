@@ -26,6 +26,7 @@ class Buffers:
     def __init__(self, *, pin: bool = False):
         self._pin, self._lock = pin, Lock()
         self._free: list[NDArray[np.uint8]] = []
+        self._free_bytes = 0
         self._returned: deque[NDArray[np.uint8]] = deque()
 
     def tensors(self, wanted: Wanted) -> dict[str, Tensor]:
@@ -42,17 +43,25 @@ class Buffers:
         if self._pin:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         with self._lock:
-            while self._returned:
-                self._free.append(self._returned.popleft())
-            while sum(free.nbytes for free in self._free) > _KEPT_BYTES:
-                self._free.pop(0)
-            fits = [i for i, free in enumerate(self._free) if size <= free.nbytes <= 2 * size]
-            whole = self._free.pop(fits[-1]) if fits else None
+            self._take_back()
+            whole: NDArray[np.uint8] | None = None
+            for place in range(len(self._free) - 1, -1, -1):  # the one given back last is warm
+                if size <= self._free[place].nbytes <= 2 * size:
+                    whole = self._free.pop(place)
+                    self._free_bytes -= whole.nbytes
+                    break
         whole = np.empty(size, np.uint8) if whole is None else whole
         lent = whole[:size]
         # called wherever the last tensor dies, inside a collection too: it may take no lock
         weakref.finalize(lent, self._returned.append, whole).atexit = False
         return torch.from_numpy(lent)
+
+    def _take_back(self) -> None:
+        while self._returned:
+            self._free.append(self._returned.popleft())
+            self._free_bytes += self._free[-1].nbytes
+        while self._free_bytes > _KEPT_BYTES:
+            self._free_bytes -= self._free.pop(0).nbytes
 
 
 def _aligned(size: int) -> int:
