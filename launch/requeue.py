@@ -6,6 +6,7 @@ over; then, at a time limit and after a crash the job puts itself back. Each cau
 
 import os
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from launch.task import array_task, restart_count
 from models.errors import UserError
 from trainer.config import REQUEUE_EXIT_CODE
 
-STOP_FILE = "stop"  # in OUT/launch: whoever makes it wants the job to end for good
+STOP_FILE = "stop"  # in the submission's folder: whoever makes it wants the job to end for good
 EARLY_S = 90  # SLURM looks at time limits once in a minute, and warns that much too early
 _BUDGETS = {
     "preempted": "max_preemptions",
@@ -46,7 +47,7 @@ def main(folder: Path, srun_code: int) -> int:
         facts,
         restart=restart,
         margin_s=launch["signal_margin_s"],
-        stop=(submission.out / "launch" / STOP_FILE).exists(),
+        stop=(submission.folder / STOP_FILE).exists(),
         srun_code=srun_code,
     )
     close_lost_attempts(submission, job_id, array=array, restart=restart)
@@ -54,6 +55,7 @@ def main(folder: Path, srun_code: int) -> int:
     submission.add_attempt(attempt, array=array)
     verdict = judge(submission.attempts(array=array), launch, saves=kind == "train")
     if verdict is not None:
+        verdict = replace(verdict, message=verdict.message + _left_waiting(verdict, job_id))
         submission.set_verdict(verdict, array=array)
         if verdict.message:
             print(f"flowmask: {verdict.message}", file=sys.stderr)  # noqa: T201 - it is the log
@@ -122,6 +124,15 @@ def judge(attempts: list[Attempt], launch: dict[str, Any], *, saves: bool) -> Ve
         what = f"{last.message}; {count} times, launch.{budget} is {launch[budget]}: {_ADVICE[last.why]}"
         return Verdict(2 if last.why == "crashed" else REQUEUE_EXIT_CODE, last.why, what)
     return None
+
+
+def _left_waiting(verdict: Verdict, job_id: str) -> str:
+    """The jobs that will now never start."""
+    waiting = slurm_commands.waiting_for(job_id) if verdict.code else []
+    if not waiting:
+        return ""
+    jobs = " ".join(waiting)
+    return f"; waiting for it in vain (afterok): {jobs}. Submit again, or end them: scancel {jobs}"
 
 
 def _same(before: Attempt, last: Attempt) -> bool:

@@ -77,6 +77,13 @@ def final_states(job_id: str) -> list[str]:
     return [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
 
 
+def waiting_for(job_id: str) -> list[str]:
+    """Jobs in the queue that start only after this one has ended well."""
+    done = _run(("squeue", "--noheader", "--states", "PENDING", "--format", "%i|%E"))
+    rows = [line.partition("|") for line in done.stdout.splitlines()]
+    return [job for job, _, dependency in rows if re.search(rf"afterok:{job_id}\b", dependency)]
+
+
 def requeue(job_id: str) -> None:
     """Put a running job back into the queue; SLURM ends its processes."""
     run("scontrol", "requeue", job_id)
