@@ -5,7 +5,7 @@
 encode_bound: encoding costs at least four times decoding and writing; `busy` is the share of the wall time in which the
 encoder worked. decode_bound: large frames, small clips; `ratio` is wall time over (CPU seconds of all stages / cores).
 Both are of the clips' phase, without loading weights; best of some rounds, since whatever else runs takes cores away
-(`load` says how much did). --memory: peak resident memory of a worker at 1,000 and at 20,000 clips (half an hour).
+(`load` says how much did). `wanted_cores` holds on a busy machine too: threads that ran or waited for a core, on average. --memory: peak resident memory of a worker at 1,000 and at 20,000 clips (half an hour).
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,16 @@ def config_of(folder: Path, case: Case, *, out: Path) -> CacheBuildConfig:
     )
 
 
+def _core_seconds() -> float:
+    """Seconds that threads of this process ran, or could have run if there had been a core."""
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has just ended
+            ran, waited, _ = path.read_text().split()
+            total += int(ran) + int(waited)
+    return total / 1e9
+
+
 class Watch:
     """Stage seconds and wall time of the clips' phase of one build."""
 
@@ -106,6 +117,9 @@ class Watch:
             _ = self._build._encoder  # its weights are loaded before the clock starts
             self.before = {stage: self._build.clock.busy(stage) for stage in STAGES}
             self.started = time.perf_counter()
+            self.first = self.last = (_core_seconds(), self.started)
+        elif progress.phase == "clips":  # not later: the pipeline's threads end with it
+            self.last = (_core_seconds(), time.perf_counter())
         if progress.phase == "finalise":
             self.ended = time.perf_counter()
         self._phase = progress.phase
@@ -121,6 +135,7 @@ class Watch:
             "cpu_s": cpu,
             "busy": encoding / wall,
             "ratio": wall / (sum(cpu.values()) / CORES),
+            "wanted_cores": (self.last[0] - self.first[0]) / (self.last[1] - self.first[1]),
             "encode_over_rest": cpu["encode"] / (cpu["decode"] + cpu["write"]),
         }
 
@@ -171,7 +186,7 @@ def main() -> None:
             figures[case.name] = asdict(case) | found
             print(
                 f"{case.name}: wall {found['wall_s']:.1f} s, encoder busy {found['busy']:.1%}, wall / (CPU / cores) "
-                f"{found['ratio']:.2f}, encode / (decode + write) {found['encode_over_rest']:.2f}, "
+                f"{found['ratio']:.2f}, wanted cores {found['wanted_cores']:.2f}, encode / (decode + write) {found['encode_over_rest']:.2f}, "
                 f"load {found['load']:.1f}"
             )
         if arguments.memory:
