@@ -5,7 +5,8 @@
 encode_bound: encoding costs at least four times decoding and writing; `busy` is the share of the wall time in which the
 encoder worked. decode_bound: large frames, small clips; `ratio` is wall time over (CPU seconds of all stages / cores).
 Both are of the clips' phase, without loading weights; best of some rounds, since whatever else runs takes cores away
-(`load` says how much did). `wanted_cores` holds on a busy machine too: threads that ran or waited for a core, on average. --memory: peak resident memory of a worker at 1,000 and at 20,000 clips (half an hour).
+(`load` says how much). `wanted_cores` holds on a busy machine too: threads that ran or waited for a core, on average.
+--memory: peak resident memory of a worker at 1,000 and at 20,000 clips (half an hour).
 """
 
 import argparse
@@ -186,7 +187,8 @@ def main() -> None:
             figures[case.name] = asdict(case) | found
             print(
                 f"{case.name}: wall {found['wall_s']:.1f} s, encoder busy {found['busy']:.1%}, wall / (CPU / cores) "
-                f"{found['ratio']:.2f}, wanted cores {found['wanted_cores']:.2f}, encode / (decode + write) {found['encode_over_rest']:.2f}, "
+                f"{found['ratio']:.2f}, wanted cores {found['wanted_cores']:.2f}, "
+                f"encode / (decode + write) {found['encode_over_rest']:.2f}, "
                 f"load {found['load']:.1f}"
             )
         if arguments.memory:
