@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline import page
+from data_pipeline import page, quarantine
 from data_pipeline.inspect_cache import CacheFacts, OnProgress, count
 from data_pipeline.inspect_examples import CachedExample, ExampleDecoder
 from data_pipeline.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
@@ -14,7 +14,7 @@ from data_pipeline.reader import CacheReader
 from data_pipeline.shards import write_file
 from models.errors import CacheError, ConfigError
 
-_MAX_BUCKETS, _MAX_COLUMNS, _MAX_SENTENCES = 24, 12, 4
+_MAX_BUCKETS, _MAX_COLUMNS, _MAX_SENTENCES, _MAX_QUARANTINED = 24, 12, 4, 20
 _PROOF = (
     "Decoded from the stored latents by the VAE that made them. Green: the true mask, as the record has it. "
     "Orange: the mask decoded from its latent."
@@ -46,7 +46,7 @@ def inspect(
             body += _contact_sheet(decoder, examples, seed=seed, on_progress=on_progress)
     finally:
         reader.close()
-    body += _origin(facts)
+    body += [*_set_aside(folder, facts), *_origin(facts)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,6 +71,17 @@ def _tiles(facts: CacheFacts) -> str:
         "examples of several objects": _share(int(facts.objects[2:].sum()), manifest.examples),
         "empty masks dropped": f"{manifest.dropped_empty_masks:,}",
     }
+    if manifest.role == "evaluation":
+        tiles["role"] = "evaluation"
+    if sources := manifest.fingerprint.fields.get("data.sources"):
+        tiles["datasets"] = ", ".join(sources)
+    if manifest.quarantined_clips or manifest.unreadable_videos:
+        tiles["clips quarantined"] = _share(
+            manifest.quarantined_clips, manifest.clips + manifest.quarantined_clips
+        )
+        tiles["videos unreadable"] = f"{manifest.unreadable_videos:,}"
+    if manifest.leaks and manifest.leaks.dropped_videos:
+        tiles["videos left out as leaks"] = f"{manifest.leaks.dropped_videos:,}"
     if facts.planned is not None:
         tiles["examples dropped"] = _share(facts.planned - manifest.examples, facts.planned)
     return page.tiles(tiles)
@@ -179,6 +190,28 @@ def _same_mask(example: CachedExample) -> str:
     ]
     more = [f"and {len(others) - _MAX_SENTENCES} more"] if len(others) > _MAX_SENTENCES else []
     return "Same mask: " + ", ".join(others[:_MAX_SENTENCES] + more) if others else ""
+
+
+def _set_aside(folder: Path, facts: CacheFacts) -> list[str]:
+    """Inputs that could not be read, the first of them, and how evaluation was kept apart."""
+    body, leaks = [], facts.manifest.leaks
+    if lines := quarantine.read(folder / quarantine.FILE):
+        shown = {
+            f"{line['video']} {line['clip'] or ''}": f"{line['file']}: {line['reason']}"
+            for line in lines[:_MAX_QUARANTINED]
+        }
+        body += [page.heading(f"Quarantine: {_many(len(lines), 'unreadable input')}"), page.pairs(shown)]
+        if len(lines) > len(shown):
+            body.append(page.paragraph(f"and {len(lines) - len(shown):,} more in {quarantine.FILE}"))
+    if leaks is not None and facts.manifest.role == "train":
+        checked = {
+            "handling": leaks.setting,
+            "splits looked into": ", ".join(leaks.checked) or "none was found",
+            **({"splits without a list": ", ".join(leaks.unreadable)} if leaks.unreadable else {}),
+            "videos left out": f"{leaks.dropped_videos:,}",
+        }
+        body += [page.heading("Kept apart from evaluation"), page.pairs(checked)]
+    return body
 
 
 def _origin(facts: CacheFacts) -> list[str]:

@@ -218,3 +218,24 @@ def test_what_is_no_cache_or_no_place_for_a_page_is_one_line(cache, tmp_path):
         inspect(cache, out=tmp_path, examples=0)
     with pytest.raises(CacheError, match="cannot write"):
         inspect(cache, out=cache / "manifest.json" / "page.html", examples=0)
+
+
+def test_the_page_shows_quarantine_datasets_and_what_was_kept_apart(cache, make_config, mevis, tmp_path):
+    root = shutil.copytree(mevis, tmp_path / "mevis")
+    (root / "train/JPEGImages/cars/00010.jpg").write_bytes(b"no image")
+    (root / "valid").mkdir()
+    (root / "valid/meta_expressions.json").write_text('{"videos": {"birds": {}}}')
+    settings = {"leaks": "drop", "max_quarantined_fraction": 1.0}
+    build(make_config(tmp_path / "cache", root=root, cache=settings))
+    inspect(tmp_path / "cache", out=tmp_path / "cache.html", examples=0)
+    text = (tmp_path / "cache.html").read_text()
+    for shown in (
+        "videos left out as leaks",
+        "clips quarantined",
+        "Quarantine:",
+        "00010.jpg",
+        "splits looked into",
+    ):
+        assert shown in text, shown
+    inspect(cache, out=tmp_path / "whole.html", examples=0)
+    assert "Quarantine:" not in (tmp_path / "whole.html").read_text()
