@@ -42,26 +42,32 @@ def chaos(config: CacheBuildConfig, *, workers: int, events: int, seed: int) -> 
     draw = random.Random(seed)
     crew = [start(config, worker=i, workers=workers) for i in range(workers)]
     stopped: list[subprocess.Popen[str]] = []
-    for _ in range(events):
-        victim = draw.choice(crew)
-        what = draw.choice(["kill", "kill", "stop", "join"])
-        if what == "join":
-            crew.append(start(config, worker=draw.randrange(workers), workers=workers))
-            continue
-        if victim not in stopped:
-            follow(victim, draw.randint(1, 6 * VIEWS))
-        if what == "kill":
-            victim.kill()
-        else:
-            victim.send_signal(signal.SIGSTOP)
-            stopped.append(victim)
-    for worker in crew:
-        if worker not in stopped:
-            _, errors = worker.communicate(timeout=300)
-            assert worker.returncode in (0, -signal.SIGKILL), errors
-    build(config)
-    for worker in stopped:
-        worker.send_signal(signal.SIGCONT)
+    try:
+        for _ in range(events):
+            victim, what = draw.choice(crew), draw.choice(["kill", "kill", "stop", "join"])
+            if what == "join":
+                crew.append(start(config, worker=draw.randrange(workers), workers=workers))
+                continue
+            if victim not in stopped:
+                follow(victim, draw.randint(1, 6 * VIEWS))
+            if what == "kill":
+                victim.kill()
+            else:
+                victim.send_signal(signal.SIGSTOP)
+                stopped.append(victim)
+        all_end_well([worker for worker in crew if worker not in stopped])
+        build(config)
+        for worker in stopped:
+            worker.send_signal(signal.SIGCONT)
+        all_end_well(stopped)
+    finally:
+        for worker in crew:
+            worker.kill()
+
+
+def all_end_well(workers: list[subprocess.Popen[str]]) -> None:
+    """Or were killed by us."""
+    for worker in workers:
         _, errors = worker.communicate(timeout=300)
         assert worker.returncode in (0, -signal.SIGKILL), errors
 
