@@ -173,6 +173,8 @@ def make_evaluator(
             vae: Any = WanFolder(config.model.wan).vae()
             decoder = mask_decoder_named(config.model.mask_decoder, vae)[0].eval().requires_grad_(False)
     examples = fixed_examples(reader.buckets, settings.examples)
+    first = np.array(examples[:1])  # read now: a stream can't, and says so before the training starts
+    reader.read(first, needs=quiet.needs, text_tokens=config.model.text_tokens)
     return Evaluator(settings, config.model, reader, examples, quiet, stats, decoder, build, dtype)
 
 
