@@ -28,7 +28,8 @@ from data_pipeline.quarantine import Quarantine
 from data_pipeline.records import Sidecar, parse_sidecar
 from data_pipeline.sealed import seal
 from data_pipeline.shards import FOLDER, shard_name, sidecar_name, write_file
-from data_pipeline.verify import OnProgress, Problem, VerifyReport, derived_sidecar
+from data_pipeline.verify import OnProgress, derived_sidecar
+from data_pipeline.verify_report import Problem, VerifyReport
 from data_pipeline.verify_shard import Storage, WrongError, file_hash, read_shard
 from models.errors import CacheError, ConfigError, UserError
 

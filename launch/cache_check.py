@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from data_pipeline.config import CacheBuildConfig
-from data_pipeline.verify import VerifyReport
+from data_pipeline.verify_report import VerifyReport
 from models.errors import ConfigError
 
 CONFIG = "config.yaml"

@@ -9,13 +9,12 @@ nowhere, images and masks that do not fit each other, and a pickle of more than 
 
 import hashlib
 import marshal
-import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +33,12 @@ from data_pipeline.sources.base import (
     read_json,
     refuse_empty,
 )
+from data_pipeline.sources.plain_pickle import read_plain_pickle
 from models.errors import DataError
 from models.text import clean
 
 _IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
 _KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation")
-_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
-_CONTAINERS = frozenset({dict, list, tuple})
 
 
 _PARTITION = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # on which results are reported
@@ -87,7 +85,7 @@ def split_ids(root: Path, split: str) -> frozenset[str] | None:
 def _pickled_ids(path: Path, changed_ns: int) -> dict[str, frozenset[str]]:
     """Video ids by split, read once for all of a file's splits."""
     ids: defaultdict[str, set[str]] = defaultdict(set)
-    for i, ref in enumerate(_read_plain_pickle(path)):
+    for i, ref in enumerate(read_plain_pickle(path)):
         where = f"{path}: refs[{i}]"
         image_id = field(ref, "image_id", int, where=where)
         ids[field(ref, "split", str, where=where)].add(_video_id(image_id))
@@ -245,7 +243,7 @@ def _coco_rows(path: Path) -> Iterator[_Row]:
 
 
 def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator[_Row]:
-    refs = _read_plain_pickle(refs_path)
+    refs = read_plain_pickle(refs_path)
     if not isinstance(refs, list):
         raise DataError(f"{refs_path} holds a {type(refs).__name__}; expected a list of refs")
     splits = [field(ref, "split", str, where=f"{refs_path}: refs[{i}]") for i, ref in enumerate(refs)]
@@ -299,55 +297,3 @@ def _compact(entry: dict[str, Any]) -> dict[str, Any]:
     elif "file_name" not in entry:
         return entry
     return {name: entry[name] for name in _KEPT if name in entry}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Admits no class and no function: nothing can be called, so nothing in the file is executed."""
-
-    def __init__(self, file: Any, path: Path):
-        super().__init__(file, encoding="utf-8")  # strings of Python 2
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise DataError(
-            f"{self._path}: the pickle asks for {module}.{name}; only plain data is read (dict, list, tuple, "
-            "str, numbers, bytes). Get the file from its publisher"
-        )
-
-
-def _read_plain_pickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            content = _PlainUnpickler(file, path).load()
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-    ) as error:
-        raise DataError(f"{path}: no valid pickle ({' '.join(str(error).split())})") from error
-    _refuse_other_types(content, path)
-    return content
-
-
-def _refuse_other_types(content: Any, path: Path) -> None:
-    """DataError for what opcodes make without a class: sets and byte arrays."""
-    seen: set[int] = set()
-    stack: list[Any] = [[content]]
-    while stack:
-        for item in stack.pop():
-            kind = type(item)
-            if kind in _PLAIN or id(item) in seen:
-                continue
-            if kind not in _CONTAINERS:
-                raise DataError(f"{path}: the pickle holds a {kind.__name__}; only plain data is read")
-            seen.add(id(item))
-            stack.append([*item.keys(), *item.values()] if kind is dict else item)
