@@ -113,7 +113,8 @@ class Run:
         metric = "eval_jf" if "eval_jf" in found else "eval_loss"
         value = found[metric]
         old = self.best if self.best is not None and self.best["metric"] == metric else None
-        if old is None or (value > old["value"] if metric == "eval_jf" else value < old["value"]):
+        better = old is None or (value > old["value"] if metric == "eval_jf" else value < old["value"])
+        if better and math.isfinite(value):
             self.best = {"step": self.step, "metric": metric, "value": value}
             self._save_best()
         self.on_evaluated(self, found)

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from trainer.loop import STOP_SIGNALS, Ending, stop_signals, train
 from trainer.run_state import Run
 
@@ -69,7 +71,7 @@ def make(*, steps: int, every: int, bad: Collection[int] = (), patience: int = 2
     parts: Any = {"plan": Plan(), "engine": Engine(bad), "batches": Batches(), "guard": Guard()}
     others: Any = dict.fromkeys(("ema", "objective", "report", "log", "measure"), nothing)
     checkpoints: Any = Saves(saved)
-    hooks: Any = {"begin_save": lambda run: saved.append(run.step), "on_evaluated": nothing}
+    hooks: Any = {"begin_save": lambda run: saved.append(run.step), "on_evaluated": lambda run, found: None}
     return Run(config=config, checkpoints=checkpoints, **parts, **others, **hooks), saved
 
 
@@ -94,3 +96,22 @@ def test_a_signal_only_raises_a_flag_however_often_it_comes_and_leaves_the_old_h
         assert not saved and run.signalled
         assert train(run) is Ending.STOPPED
     assert saved == [1] and [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("eval_jf", [float("nan"), 3.0, 3.0, 5.0, 4.0], [2, 4]),
+        ("eval_loss", [3.0, 4.0, float("nan"), 2.0], [1, 4]),
+    ],
+)
+def test_the_best_evaluation_is_saved_at_once_and_a_broken_one_is_never_best(
+    metric: str, values: list[float], best: list[int]
+) -> None:
+    run, saved = make(steps=len(values), every=100)
+    run.config.evaluate.every_steps = 1  # type: ignore[misc]
+    left = iter(values)
+    run.measure = lambda: {metric: next(left)}
+    train(run)
+    assert saved == sorted({*best, len(values)})
+    assert run.best == {"step": best[-1], "metric": metric, "value": values[best[-1] - 1]}
