@@ -125,9 +125,7 @@ class _Losses:
         """Note a clip with a missing frame: too many are refused while mending them still costs nothing."""
         if missing := video.missing_file(clip.frame_ids):
             error = DataError(f"{missing}: the frame is missing")
-            self._clips.append(
-                quarantine.line(error, video_id=clip.label, clip=clip.key, roots=self._roots)
-            )
+            self._clips.append(quarantine.line(error, video_id=clip.label, clip=clip.key, roots=self._roots))
 
     def refuse_too_many(self, *, clips: int, fraction: float) -> None:
         lost = [*self.videos.values(), *self._clips]
