@@ -29,7 +29,7 @@ test: setup      ## every law once, small
 
 test-slurm: setup ## the laws of launching on a real two-node SLURM; installs its packages when root
 	tests/slurm/install.sh
-	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest tests/slurm -m 'not long'
+	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest tests/slurm
 
 test-long: setup ## the same laws at length; TRIALS=N SEED=S
 	$(BIN)/pytest

@@ -1,4 +1,4 @@
-"""The end of every attempt of a SLURM job, decided once, in the batch script: over, or back into the queue.
+"""Before and after every attempt of a SLURM job, in its batch script: over, or back into the queue.
 
 SLURM is asked why the job ends. It requeues a preempted job itself, unless the job leaves before its grace time is
 over; then, at a time limit and after a crash the job puts itself back. Each cause has a budget.
@@ -6,6 +6,7 @@ over; then, at a time limit and after a crash the job puts itself back. Each cau
 
 import os
 import sys
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from models.errors import UserError
 from trainer.config import REQUEUE_EXIT_CODE
 
 STOP_FILE = "stop"  # in the submission's folder: whoever makes it wants the job to end for good
+OVER = 100  # exit code of `before`, which the script looks for: any other one must not end the job
 EARLY_S = 90  # SLURM looks at time limits once in a minute, and warns that much too early
 _BUDGETS = {
     "preempted": "max_preemptions",
@@ -34,7 +36,22 @@ _ADVICE = {
 }
 
 
-def main(folder: Path, srun_code: int) -> int:
+def before(folder: Path) -> int:
+    """Say how attempts ended that could not say it themselves; OVER if that was the last, else 0."""
+    submission, job_id = Submission(folder), os.environ["SLURM_JOB_ID"]
+    array, restart = array_task(), restart_count()
+    kind, config = submission.job()
+    close_lost_attempts(submission, job_id, array=array, restart=restart)
+    attempts = submission.attempts(array=array)
+    if not attempts or attempts[-1].why not in _BUDGETS:
+        return 0  # a person started it again
+    verdict = judge(attempts, config["launch"], saves=kind == "train")
+    if verdict is not None:
+        _say(submission, verdict, array=array)
+    return 0 if verdict is None else OVER
+
+
+def after(folder: Path, srun_code: int) -> int:
     """Record why the attempt of this process's job ended, and requeue it or not; the job's exit code."""
     submission, job_id = Submission(folder), os.environ["SLURM_JOB_ID"]
     array, restart = array_task(), restart_count()
@@ -50,18 +67,20 @@ def main(folder: Path, srun_code: int) -> int:
         stop=(submission.folder / STOP_FILE).exists(),
         srun_code=srun_code,
     )
-    close_lost_attempts(submission, job_id, array=array, restart=restart)
     attempt = Attempt(restart, why, message, checkpoint=newest_checkpoint(submission.out))
     submission.add_attempt(attempt, array=array)
     verdict = judge(submission.attempts(array=array), launch, saves=kind == "train")
     if verdict is not None:
-        verdict = replace(verdict, message=verdict.message + _left_waiting(verdict, job_id))
-        submission.set_verdict(verdict, array=array)
-        if verdict.message:
-            print(f"flowmask: {verdict.message}", file=sys.stderr)  # noqa: T201 - it is the log
+        _say(
+            submission,
+            replace(verdict, message=verdict.message + _left_waiting(verdict, job_id)),
+            array=array,
+        )
+        if verdict.code and facts is not None and facts.restarts > restart:
+            slurm_commands.cancel(job_id)  # SLURM has requeued it already
         return verdict.code
-    if facts is not None and facts.state == "RUNNING":  # else SLURM has requeued it already
-        slurm_commands.requeue(job_id)
+    if facts is None or facts.state == "RUNNING":  # else SLURM has requeued it already
+        _requeue(job_id)
     return REQUEUE_EXIT_CODE
 
 
@@ -99,7 +118,7 @@ def why_ended(
         return "preempted", late or "a signal asked for a stop"
     crash = next((end for end in said if end.code == 1), None)
     if crash is None:
-        return "crashed", f"a task ended with code {srun_code} and left no word"
+        return "crashed", f"a task ended with code {srun_code} and left no word; see the submission's logs"
     lines = crash.traceback.strip().splitlines()
     return "crashed", f"{crash.message}: {lines[-1]}" if lines else crash.message
 
@@ -126,6 +145,24 @@ def judge(attempts: list[Attempt], launch: dict[str, Any], *, saves: bool) -> Ve
     return None
 
 
+def _requeue(job_id: str) -> None:
+    """The controller may be away for a moment; without this the job would be over."""
+    for wait_s in (1, 3):
+        try:
+            slurm_commands.requeue(job_id)
+        except UserError:
+            time.sleep(wait_s)
+        else:
+            return
+    slurm_commands.requeue(job_id)
+
+
+def _say(submission: Submission, verdict: Verdict, *, array: int) -> None:
+    submission.set_verdict(verdict, array=array)
+    if verdict.message:
+        print(f"flowmask: {verdict.message}", file=sys.stderr)  # noqa: T201 - it is the log
+
+
 def _left_waiting(verdict: Verdict, job_id: str) -> str:
     """The jobs that will now never start."""
     waiting = slurm_commands.waiting_for(job_id) if verdict.code else []
@@ -145,7 +182,10 @@ def close_lost_attempts(submission: Submission, job_id: str, *, array: int, rest
     lost = sorted(set(range(restart)) - known)
     if not lost:
         return
-    states = slurm_commands.final_states(job_id)
+    try:
+        states = slurm_commands.final_states(job_id)
+    except UserError:
+        states = []  # no accounting here
     for number in lost:
         state = states[number] if number < len(states) else "NODE_FAIL"
         why: Why = "preempted" if state in ("PREEMPTED", "REQUEUED") else "node lost"
@@ -160,7 +200,8 @@ def newest_checkpoint(out: Path) -> str:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+        of = Path(sys.argv[1])
+        sys.exit(before(of) if len(sys.argv) == 2 else after(of, int(sys.argv[2])))
     except UserError as error:
         print(f"flowmask: {error}", file=sys.stderr)  # noqa: T201 - it is the log
         sys.exit(1)

@@ -15,8 +15,10 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from launch import slurm_commands, task
 from launch.config import LaunchConfig
+from launch.requeue import OVER
 from launch.submission import Submission
 from models.errors import ConfigError
+from trainer.config import REQUEUE_EXIT_CODE
 
 
 class _Executor(SlurmExecutor):
@@ -71,7 +73,7 @@ def _executor(submission: Submission, launch: LaunchConfig, *, name: str, code: 
         "signal_delay_s": launch.signal_margin_s,
         "wckey": None,
         "additional_parameters": {"requeue": True, **launch.sbatch_args},
-        "setup": _setup(launch, code),
+        "setup": _setup(submission, launch, code),
         "teardown": [_then("launch.requeue", submission.folder, "$?")],
         # a node that fails ends the others, which would wait for it; srun does not take over sbatch's CPUs
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", *launch.srun_args],
@@ -82,11 +84,13 @@ def _executor(submission: Submission, launch: LaunchConfig, *, name: str, code: 
     return executor
 
 
-def _setup(launch: LaunchConfig, code: Path) -> list[str]:
+def _setup(submission: Submission, launch: LaunchConfig, code: Path) -> list[str]:
+    before = _then("launch.requeue", submission.folder)
     return [
         *launch.setup,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # the folder it was submitted in is often a checkout that goes on changing",
+        f'[ -z "$SLURM_RESTART_COUNT" ] || {before} || [ $? != {OVER} ] || exit {REQUEUE_EXIT_CODE}',
         "trap : TERM  # the last line below must be reached when SLURM takes the nodes back",
     ]
 

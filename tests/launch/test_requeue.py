@@ -1,12 +1,14 @@
 """Why a SLURM job ended, and whether it starts again: each cause told from the others, each with its own budget."""
 
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from launch.requeue import judge, why_ended
+from launch import slurm_commands
+from launch.requeue import OVER, after, before, judge, why_ended
 from launch.slurm_commands import JobFacts
-from launch.submission import Attempt, NodeEnd, Why
+from launch.submission import Attempt, NodeEnd, Submission, Why
 from trainer.config import REQUEUE_EXIT_CODE
 
 NOW = datetime(2030, 1, 1, 12)
@@ -94,3 +96,72 @@ def test_time_limits_that_leave_no_new_checkpoint_end_the_job_though_the_budget_
     assert verdict is not None and "launch.signal_margin_s" in verdict.message
     assert judge(stuck, budgets, saves=False) is None  # a cache build leaves none
     assert judge([stuck[0], Attempt(1, "time limit", "late", "step_2")], budgets, saves=True) is None
+
+
+class Slurm:
+    """What the batch script would ask of SLURM, answered and written down: only its commands are replaced."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, found: JobFacts | None, states: list[str]) -> None:
+        self.asked: list[str] = []
+        monkeypatch.setattr(slurm_commands, "job_facts", lambda job: found)
+        monkeypatch.setattr(slurm_commands, "final_states", lambda job: states)
+        monkeypatch.setattr(slurm_commands, "waiting_for", lambda job: ["8"])
+        monkeypatch.setattr(slurm_commands, "requeue", lambda job: self.asked.append(f"requeue {job}"))
+        monkeypatch.setattr(slurm_commands, "cancel", lambda job: self.asked.append(f"cancel {job}"))
+
+
+@pytest.fixture
+def submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submission:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    launch = {"nodes": 1, "signal_margin_s": 60, **BUDGETS}
+    return Submission.create(tmp_path, kind="train", resolved={"launch": launch})
+
+
+def test_a_job_that_slurm_has_requeued_is_not_requeued_again(
+    submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = Slurm(monkeypatch, facts("COMPLETING", restarts=1), [])
+    submission.set_ended(SAVED, array=0, restart=0, node=0)
+    after(submission.folder, 0)
+    assert slurm.asked == [] and submission.verdicts() == {}
+
+
+def test_a_job_that_must_requeue_itself_does_so_once(
+    submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = Slurm(monkeypatch, facts(preempted=True), [])
+    submission.set_ended(SAVED, array=0, restart=0, node=0)
+    after(submission.folder, 0)
+    assert slurm.asked == ["requeue 7"] and submission.verdicts() == {}
+
+
+def test_a_job_beyond_its_budget_is_taken_out_of_the_queue_and_names_who_waits_for_it(
+    submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = Slurm(monkeypatch, facts("COMPLETING", restarts=3), [])
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    for attempt in attempts("preempted", "preempted"):
+        submission.add_attempt(attempt, array=0)
+    submission.set_ended(SAVED, array=0, restart=2, node=0)
+    assert after(submission.folder, 0) != 0
+    assert slurm.asked == ["cancel 7"]
+    message = submission.verdicts()[0].message
+    assert "launch.max_preemptions is 2" in message and "scancel 8" in message
+
+
+@pytest.mark.parametrize(
+    ("states", "causes", "over"),
+    [
+        (["NODE_FAIL", "RUNNING"], ["node lost"], False),
+        (["PREEMPTED", "NODE_FAIL", "NODE_FAIL", "RUNNING"], ["preempted", "node lost", "node lost"], True),
+        ([], ["node lost"], False),
+    ],
+)
+def test_attempts_that_were_killed_outright_are_counted_before_the_next_one(
+    states: list[str], causes: list[str], over: bool, submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Slurm(monkeypatch, facts(), states)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(len(causes)))
+    assert (before(submission.folder) == OVER) == over
+    assert [attempt.why for attempt in submission.attempts(array=0)] == causes
+    assert bool(submission.verdicts()) == over

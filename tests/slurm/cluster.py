@@ -58,7 +58,7 @@ SchedulerParameters=sched_interval=2,sched_min_interval=100000,bf_interval=2
 ReturnToService=2
 MpiDefault=none
 SwitchType=switch/none
-SlurmdTimeout=10
+SlurmdTimeout=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/slurmdbd
@@ -154,8 +154,19 @@ class Cluster:
         return done.stdout.strip()
 
     def start_node(self, node: str) -> None:
-        """Start the daemon of a node, also after `kill_node`."""
+        """Start the daemon of a node."""
         self._daemon(node, "slurmd", "-D", "-N", node)
+
+    def restart_node(self, node: str) -> None:
+        """Start a killed node again, and let the controller tell it of the job that it lost.
+
+        A job that is started again sooner would be ended by that message: hence SLURM's own wait of two minutes.
+        """
+        self.start_node(node)
+        _until(
+            lambda: "Agent queue size: 0" in " ".join(self.run("sdiag").split()), "messages stay undelivered"
+        )
+        _until(lambda: not set(self.node_states()) & {"down", "down*"}, "the node does not come back")
 
     def kill_node(self, node: str) -> None:
         """kill -9 of a node: its daemon and every process of its jobs, as when the machine loses power."""
