@@ -182,10 +182,7 @@ def close_lost_attempts(submission: Submission, job_id: str, *, array: int, rest
     lost = sorted(set(range(restart)) - known)
     if not lost:
         return
-    try:
-        states = slurm_commands.final_states(job_id)
-    except UserError:
-        states = []  # no accounting here
+    states = slurm_commands.final_states(job_id)
     for number in lost:
         state = states[number] if number < len(states) else "NODE_FAIL"
         why: Why = "preempted" if state in ("PREEMPTED", "REQUEUED") else "node lost"

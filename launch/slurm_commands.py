@@ -71,9 +71,12 @@ def queued(job_id: str) -> dict[str, tuple[str, str]]:
 
 
 def final_states(job_id: str) -> list[str]:
-    """How every attempt of a job ended, from the accounting; empty where there is none."""
+    """How every attempt of a job ended, from the accounting; empty where there is none, or it does not answer."""
     command = ("sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format", "State")
-    done = _run((*command, "--jobs", job_id))
+    try:
+        done = _run((*command, "--jobs", job_id))
+    except ConfigError:
+        return []
     return [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
 
 
@@ -82,6 +85,16 @@ def waiting_for(job_id: str) -> list[str]:
     done = _run(("squeue", "--noheader", "--states", "PENDING", "--format", "%i|%E"))
     rows = [line.partition("|") for line in done.stdout.splitlines()]
     return [job for job, _, dependency in rows if re.search(rf"afterok:{job_id}\b", dependency)]
+
+
+def job_named(name: str) -> str | None:
+    """The id of the one job of this name: from the queue, else from the accounting; None if SLURM knows none."""
+    found = run("squeue", "--noheader", "--name", name, "--format", "%A").split()
+    if not found:
+        words = ("sacct", "--noheader", "--parsable2", "--allocations", "--starttime", "now-30days")
+        done = _run((*words, "--format", "JobID", "--name", name))
+        found = done.stdout.split()
+    return found[0].partition("_")[0] if found else None
 
 
 def requeue(job_id: str) -> None:
