@@ -82,7 +82,7 @@ def without_leaks(source: Source, config: CacheBuildConfig) -> LeakFree:
     if setting == "allow":
         role = "train"  # who allows it means to train on it
     held = Held() if role == "evaluation" or setting == "allow" else held_out(config)
-    families = dict(zip(source_names(config.sources), map(_family, config.sources), strict=True))
+    families = dict(zip(source_names(config.sources), map(family_of, config.sources), strict=True))
     kept, leaking, sentences = array("q"), [], False  # places, not videos: a source need not hold all of them
     for place, video in enumerate(source.videos()):
         split = held.split_of(families[video.source], video.video_id)
@@ -107,7 +107,7 @@ def held_out(config: CacheBuildConfig) -> Held:
     held = Held()
     for data, label in zip(config.sources, _labels(config), strict=True):
         for split, ids in _beside(data):
-            held.in_family |= {(_family(data), video_id): label + split for video_id in ids or ()}
+            held.in_family |= {(family_of(data), video_id): label + split for video_id in ids or ()}
             (held.unreadable if ids is None else held.checked).append(label + split)
     for other in config.cache.held_out:
         ids = _module(other.source).split_ids(Path(other.root), other.split)
@@ -147,7 +147,7 @@ def _evaluates(data: DataSourceConfig) -> bool:
     return is_evaluation(root.stem if root.is_file() else data.split)
 
 
-def _family(data: DataSourceConfig) -> str:
+def family_of(data: DataSourceConfig) -> str:
     """Datasets in which equal ids mean equal videos."""
     return "mevis" if data.source == "synthetic" else data.source
 

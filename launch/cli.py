@@ -168,6 +168,23 @@ def submit(
 
 
 @app.command()
+def curriculum(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    wait: Wait = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the stages, what would run or be skipped, and why")
+    ] = False,
+) -> None:
+    """Run stages that build on each other, here or on SLURM; what is done is skipped, the same command goes on."""
+    from launch.curriculum import run_curriculum
+
+    code = run_curriculum(config, overrides or [], wait=wait, dry_run=dry_run)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def train(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
     """Train a DiT or a mask decoder on a cache. The same command again resumes the run in OUT, exactly."""
     _run("train", config, overrides, wait=wait)
@@ -218,7 +235,6 @@ def predict(
         )
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png", highlight=False)
     _offer(checkpoint, result.overlay, to="predict")
-    _offer(checkpoint, result.overlay, to="predict")
 
 
 @app.command()
@@ -248,7 +264,6 @@ def export(
         highlight=False,
         soft_wrap=True,
     )
-    _offer(source, done.path, to="export")
     _offer(source, done.path, to="export")
 
 
@@ -319,14 +334,6 @@ def main() -> None:
         if message is None:
             raise
         _fail(message)
-
-
-def _offer(run: str, path: Path, *, to: str) -> None:
-    """Let the MLflow run of a checkpoint have what was made from it, when somebody sends it."""
-    from trainer.tracking import offer_artifact
-
-    if offer_artifact(run, path, to=to):
-        console.print(f"`flowmask track {run}` uploads it to MLflow", highlight=False, soft_wrap=True)
 
 
 def _offer(run: str, path: Path, *, to: str) -> None:

@@ -6,7 +6,7 @@ Videos can be shared out over processes that know nothing of each other; whoever
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from trainer.metrics import clip_scores
 from trainer.overlay import read_mask, write_mask
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
-_FREE_KEYS = {"out", "report_examples", "sentences_per_batch"}
+_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive"}
 
 
 def evaluate(
@@ -66,7 +66,8 @@ def evaluate(
         precision=config.precision,
         device=config.device,
     )
-    store = EvaluationStore(config.out, _fingerprint(config, source, videos, loaded))
+    fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
+    store = EvaluationStore(config.out, fingerprint)
     share = videos[rank::world]
     with store.claim(rank):
         for done, video in enumerate(share):
@@ -79,20 +80,36 @@ def evaluate(
             on_progress("videos", len(share), len(share))
         results = store.publish_if_complete(
             [video.video_id for video in videos],
-            lambda masks, records: finish(
-                config, videos=videos, masks=masks, records=records, weights=loaded.weights
+            lambda masks, records: (
+                finish(config, videos=videos, masks=masks, records=records, weights=loaded.weights)
+                | {"fingerprint": fingerprint}
             ),
         )
     return Scores(**results) if results else None
 
 
+def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_files: str) -> str:
+    """What scores.json of this evaluation would have as its fingerprint with these weights; loads none.
+
+    weights, wan_files: as `LoadedSegmenter` has them.
+    """
+    source = open_source(config.data)
+    videos = list(source.videos())[: config.max_videos]
+    return _fingerprint(config, source, videos, weights=weights, wan_files=wan_files)
+
+
 def _fingerprint(
-    config: EvaluateConfig, source: Source, videos: Sequence[Video], loaded: LoadedSegmenter
+    config: EvaluateConfig,
+    source: Source,
+    videos: Sequence[Video],
+    *,
+    weights: Mapping[str, str],
+    wan_files: str,
 ) -> str:
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
     files = [(video.video_id, video.files_digest()) for video in videos]
-    said = json.dumps([settings, source.identity(), files, loaded.weights, loaded.wan_files], sort_keys=True)
+    said = json.dumps([settings, source.identity(), files, dict(weights), wan_files], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from data_pipeline.config import DataSourceConfig
 from models.config import SamplerConfig, Section
+from trainer.archive import Layout
 
 
 class FrameBox(Section):
@@ -62,4 +63,7 @@ class EvaluateConfig(Section):
         False, description="also score the true masks after encoding and decoding: the ceiling"
     )
     seed: int = Field(0, ge=0, description="chooses the sentences of shuffled_text")
+    archive: Layout | None = Field(
+        None, description="also write submission.zip, in the layout of this benchmark's server"
+    )
     report_examples: int = Field(12, ge=0, description="expressions on the report's contact sheet")

@@ -12,6 +12,8 @@ import numpy as np
 
 from data_pipeline.page import spread
 from data_pipeline.sources.base import Video
+from trainer.archive import FILE as ARCHIVE
+from trainer.archive import write_archive
 from trainer.evaluate_config import EvaluateConfig
 from trainer.evaluate_overlays import write_overlays
 from trainer.evaluate_store import REPORT
@@ -44,6 +46,7 @@ class Scores:
     checkpoint: str
     weights: dict[str, str]
     note: str
+    fingerprint: str = ""  # of all that shaped them: settings, dataset, weights
 
 
 def merge(
@@ -119,6 +122,9 @@ def finish(
     keys = [example.key for example in examples]
     for made in (config.out / REPORT, write_overlays(config.out, keys, videos=videos, masks=masks)):
         offer_artifact(config.checkpoint, made, to="evaluation")
+    (config.out / ARCHIVE).unlink(missing_ok=True)  # of other masks
+    if config.archive is not None:
+        write_archive(config.out, masks=masks, layout=config.archive)
     return asdict(scores)
 
 

@@ -1,7 +1,7 @@
 """Where an evaluation keeps its masks and scores while it works, and how they become its results.
 
     out/.evaluate/<fingerprint>/{masks/<video>/<expression>/<frame>.png, records/<video>.json}   at work
-    out/{masks/, report.html, overlays/, scores.json}                                                 published
+    out/{masks/, report.html, overlays/, submission.zip, scores.json}                           published
 
 A record is written after its video's masks, and trusted only in the folder of the same weights, data and
 settings: masks of another checkpoint are neither scored nor left among the new ones. scores.json comes last.

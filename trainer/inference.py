@@ -147,9 +147,9 @@ def load_segmenter(
     """
     where = _device(device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    dit_weights = load_dit(checkpoint, ema=ema)
+    dit_weights = load_dit(checkpoint, ema=ema, wan=wan)
     settings = dit_weights.settings
-    folder = WanFolder(_wan_path(wan, settings, checkpoint))
+    folder = WanFolder(wan_path(wan, settings, checkpoint))
     dit: Any = folder.empty_transformer(video_injection=video_injected(dit_weights.state_dict))
     state = {name: tensor.to(dtype) for name, tensor in dit_weights.state_dict.items()}
     assign_strict(dit, state, where=checkpoint, fix="Give the model.wan that it was trained from")
@@ -175,7 +175,7 @@ def load_segmenter(
         pixel_norm=settings.get("pixel_norm", "half"),
         box=_trained_box(checkpoint, settings),
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
-        wan_files=_folder_state(folder.path),
+        wan_files=folder_state(folder.path),
     )
 
 
@@ -187,7 +187,7 @@ def _device(asked: str) -> torch.device:
     return torch.device(asked)
 
 
-def _wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -> Path:
+def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -> Path:
     """The Wan folder that was asked for, or the one that the run remembers if it is still there."""
     if asked is not None:
         return asked
@@ -247,6 +247,7 @@ def mask_decoder_named(
     return decoder.load(weights.state_dict, where=named), weights.sha256
 
 
-def _folder_state(folder: Path) -> str:
+def folder_state(folder: Path) -> str:
+    """Names, sizes and times of all files, to notice a swap."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return ";".join(f"{p.relative_to(folder)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from models.errors import CheckpointError, WeightsError
 from models.flowrvs import SETTINGS
+from models.lora import ADAPTER_CONFIG, frozen_part, merged
 from models.strict import SafetensorsFolder, load_strict, read_json
+from models.wan import WanFolder
+from trainer.adapters import Adapter, adapter_in_run, read_adapter
 from trainer.checkpoint import complete, read_full, read_state, verify
 from trainer.run_folder import CHECKPOINTS
 
@@ -42,12 +45,27 @@ class LoadedWeights:
     sha256: str
 
 
-def load_dit(source: str, *, ema: bool = True) -> LoadedWeights:
+def load_dit(source: str, *, ema: bool = True, wan: Path | None = None) -> LoadedWeights:
     """A DiT's weights from a run (its newest complete checkpoint), one of its steps, an export or a .pth file.
 
-    ema: the averaged weights where the source has both. Raises UserError naming what is missing or damaged.
+    ema: the averaged weights where the source has both. wan: the Wan folder that adapters are merged into;
+    default: that of their run. Raises UserError naming what is missing, damaged or not the base.
     """
-    return _load(source, objective="flow_matching", ema=ema)
+    return _load(source, objective="flow_matching", ema=ema, wan=wan)
+
+
+def load_adapter(source: str, *, ema: bool = True) -> Adapter:
+    """What a LoRA run (or one of its steps, or an exported adapter) trained, without its base."""
+    path = Path(source)
+    found = None
+    if _is_run(path):
+        checkpoint, saved = _saved(path)
+        found = adapter_in_run(checkpoint, saved, ema=ema)
+    elif (path / ADAPTER_CONFIG).is_file():
+        found = read_adapter(path, _export_settings(path))
+    if found is None:
+        raise WeightsError(f"{source} has no LoRA adapters; export it in another format")
+    return found
 
 
 def load_mask_decoder(source: str, *, ema: bool = True) -> LoadedWeights:
@@ -55,10 +73,11 @@ def load_mask_decoder(source: str, *, ema: bool = True) -> LoadedWeights:
     return _load(source, objective="mask_decoder", ema=ema)
 
 
-def start_from(source: str, module: nn.Module, *, ema: bool, settings: Mapping[str, Any]) -> dict[str, Any]:
+def start_from(
+    source: str, module: nn.Module, *, ema: bool, settings: Mapping[str, Any], wan: Path | None = None
+) -> dict[str, Any]:
     """Put trained weights into `module`; what was taken. WeightsError if `settings` disagree."""
-    load = load_mask_decoder if settings["objective"] == "mask_decoder" else load_dit
-    loaded = load(source, ema=ema)
+    loaded = _load(source, objective=settings["objective"], ema=ema, wan=wan)
     differ = [
         f"{key} {loaded.settings[key]} there, {wanted} here"
         for key, wanted in settings.items()
@@ -82,10 +101,13 @@ def content_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load(source: str, *, objective: str, ema: bool) -> LoadedWeights:
+def _load(source: str, *, objective: str, ema: bool, wan: Path | None = None) -> LoadedWeights:
     path = Path(source)
-    if (path / CHECKPOINTS).is_dir() or (path / "state.json").is_file():
-        state, settings = _from_run(path, objective=objective, ema=ema)
+    if _is_run(path):
+        state, settings = _from_run(path, objective=objective, ema=ema, wan=wan)
+    elif (path / ADAPTER_CONFIG).is_file() and objective == "flow_matching":
+        adapter = load_adapter(source)
+        state, settings = _merged(adapter, wan=wan, where=source), adapter.settings
     elif path.is_dir():
         state, settings = _from_export(path, objective=objective)
     elif path.suffix == ".safetensors" and path.is_file():
@@ -97,17 +119,72 @@ def _load(source: str, *, objective: str, ema: bool) -> LoadedWeights:
     return LoadedWeights(state, settings, content_sha256(state))
 
 
-def _from_run(path: Path, *, objective: str, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _is_run(path: Path) -> bool:
+    return (path / CHECKPOINTS).is_dir() or (path / "state.json").is_file()
+
+
+def _saved(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that a run, or one of its steps, stands for, and its state."""
     checkpoint = path if (path / "state.json").is_file() else newest_checkpoint(path)
-    saved = read_state(checkpoint)["state"]
+    return checkpoint, read_state(checkpoint)["state"]
+
+
+def _from_run(
+    path: Path, *, objective: str, ema: bool, wan: Path | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    checkpoint, saved = _saved(path)
     trained = saved["settings"]["objective"]
     if trained != objective:
         raise WeightsError(
             f"{path} trained {trained}, but the weights of {objective} are needed; give such a run"
         )
+    adapter = adapter_in_run(checkpoint, saved, ema=ema)
+    if adapter is not None:
+        return _merged(adapter, wan=wan, where=path), _run_settings(saved)
+    return read_full(checkpoint, kind="ema" if ema else "master"), _run_settings(saved)
+
+
+def _merged(adapter: Adapter, *, wan: Path | None, where: object) -> dict[str, Tensor]:
+    """The whole DiT of adapters; WeightsError unless the base is there and is the one that they were trained on."""
+    base, named = _base(adapter, wan=wan, where=where)
+    found = content_sha256(frozen_part(base, adapter.trained))
+    known = adapter.frozen["sha256"]
+    if found != known:
+        raise WeightsError(
+            f"{where} was trained on other frozen weights (sha256 {known[:12]}) than {named} has "
+            f"({found[:12]}); give that base, or a merged export"
+        )
+    return merged(base, adapter.trained, scale=adapter.config.scale, where=where)
+
+
+def _base(adapter: Adapter, *, wan: Path | None, where: object) -> tuple[dict[str, Tensor], str]:
+    """The fp32 weights that adapters are put into, and what they are called."""
+    folder = wan or adapter.settings.get("wan")
+    if adapter.init is not None:
+        source, averaged = adapter.init
+        return load_dit(source, ema=averaged, wan=wan).state_dict, source
+    if folder is None or not Path(folder).is_dir():
+        what = f"names its base {folder}, which is not there" if folder else "does not say where its base is"
+        raise WeightsError(f"{where} {what}; give model.wan (--wan)")
+    injected = adapter.settings["video_injection"]
+    dit = WanFolder(Path(folder)).transformer(video_injection=injected)
+    return {name: parameter.detach() for name, parameter in dit.named_parameters()}, str(folder)
+
+
+def _run_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     model = saved["config"]["model"]
-    settings = {**saved["settings"], "wan": model["wan"], "mask_decoder": model["mask_decoder"]}
-    return read_full(checkpoint, kind="ema" if ema else "master"), settings
+    return {**saved["settings"], "wan": model["wan"], "mask_decoder": model["mask_decoder"]}
+
+
+def source_settings(source: str) -> dict[str, Any]:
+    """What is known of a source of weights without reading them; nothing for a .pth file."""
+    path = Path(source)
+    steps = [path] if (path / "state.json").is_file() else complete(path / CHECKPOINTS)
+    if steps:
+        return _run_settings(read_state(steps[0])["state"])
+    if path.is_dir():
+        return _export_settings(path)
+    return {}
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -130,13 +207,21 @@ def _from_export(path: Path, *, objective: str) -> tuple[dict[str, Tensor], dict
         raise WeightsError(
             f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.name}/)"
         )
-    settings = read_json(path / EXPORT_SETTINGS) if (path / EXPORT_SETTINGS).is_file() else {}
-    if (path / PARTS["mask_decoder"]).is_dir() and objective == "flow_matching":
-        settings["mask_decoder"] = str(path)
+    settings = _export_settings(path)
+    if objective == "mask_decoder":
+        settings.pop("mask_decoder", None)
     with SafetensorsFolder(part, EXPORT_STEM) as weights:
         kept = [key for key in weights.shapes() if not key.startswith(_ENCODER)]
         state = {key: weights.tensor(key, torch.float32) for key in kept}
     return state, settings
+
+
+def _export_settings(path: Path) -> dict[str, Any]:
+    """What an export's own file says; its mask decoder is the one that lies beside the DiT."""
+    settings = read_json(path / EXPORT_SETTINGS) if (path / EXPORT_SETTINGS).is_file() else {}
+    if (path / PARTS["mask_decoder"]).is_dir():
+        settings["mask_decoder"] = str(path)
+    return settings
 
 
 def _from_safetensors(path: Path, *, objective: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,32 @@
+"""An evaluation's masks as the zip file that a benchmark's server takes.
+
+    mevis            <video>/<expression>/<frame>.png
+    ref_youtube_vos  Annotations/<video>/<expression>/<frame>.png
+
+Equal masks give equal bytes: entries in order, of one date, not compressed again (a PNG already is).
+"""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+Layout = Literal["mevis", "ref_youtube_vos"]
+FILE = "submission.zip"
+_ABOVE = {"mevis": "", "ref_youtube_vos": "Annotations/"}
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def write_archive(out: Path, *, masks: Path, layout: Layout) -> Path:
+    """Write out/submission.zip of every mask below `masks`, whole or not at all; returns its path."""
+    path = out / FILE
+    beside = path.with_name(f".{FILE}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+            for mask in sorted(masks.rglob("*.png")):
+                name = f"{_ABOVE[layout]}{mask.relative_to(masks).as_posix()}"
+                archive.writestr(zipfile.ZipInfo(name, _DATE), mask.read_bytes())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
