@@ -17,7 +17,7 @@ from typing import Any, Literal
 from launch import slurm_commands
 from launch.config import CacheJob, EvaluateJob, LaunchConfig, TrainJob
 from models.errors import ConfigError, UserError
-from trainer.config import accumulation_steps
+from trainer.config import accumulation_steps, workers
 from trainer.run_folder import refuse_differences
 
 AnyJob = CacheJob | TrainJob | EvaluateJob
@@ -103,9 +103,7 @@ def _path(key: str, path: Path, what: str) -> Check:
 def _batch(job: TrainJob) -> Check:
     world, train = job.launch.world_size, job.train
     passes = accumulation_steps(train, world)
-    said = (
-        f"{world} processes x micro-batch {train.micro_batch} x {passes} = global batch {train.global_batch}"
-    )
+    said = f"{workers(train, world)} x micro-batch {train.micro_batch} x {passes} = global batch {train.global_batch}"
     return Check("batch", "pass", f"{said}; ZeRO {train.zero_stage}, {train.precision}")
 
 

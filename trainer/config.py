@@ -53,6 +53,9 @@ class TrainConfig(Section):
     grad_clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")
     global_batch: int = Field(ge=1, description="examples in one optimiser step, over all processes")
     micro_batch: int = Field(default=1, ge=1, description="examples in one forward pass of one process")
+    sequence_parallel: int = Field(
+        default=1, ge=1, description="neighbouring processes that share each example's tokens"
+    )
     zero_stage: int = Field(default=1, ge=0, le=3)
     precision: Literal["bf16", "fp32"] = "bf16"
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
@@ -194,15 +197,42 @@ def accumulation_steps(train: TrainConfig, world_size: int) -> int:
     return train.global_batch // per_pass
 
 
-def _batch_message(train: TrainConfig, world_size: int) -> str:
+def accumulation_steps(train: TrainConfig, world_size: int) -> int:
+    """Micro-batches that one process runs for one optimiser step; ConfigError if there's a remainder.
+
+    `train.sequence_parallel` processes work on the same micro-batch, so they count as one.
+    """
+    ranks = train.sequence_parallel
+    if world_size % ranks:
+        fits = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        raise ConfigError(
+            f"train.sequence_parallel is {ranks}; it must divide the number of processes, {world_size}: {fits}"
+        )
+    groups = world_size // ranks
+    if train.global_batch % (train.micro_batch * groups):
+        raise ConfigError(_batch_message(train, groups))
+    return train.global_batch // (train.micro_batch * groups)
+
+
+def workers(train: TrainConfig, world_size: int) -> str:
+    """Who computes micro-batches, in words: `4 processes`, or `2 groups of 2 processes` that share one each."""
+    ranks = train.sequence_parallel
+    groups = world_size // ranks
+    if ranks == 1:
+        return f"{groups} process{'es' if groups > 1 else ''}"
+    return f"{groups} group{'s' if groups > 1 else ''} of {ranks} processes"
+
+
+def _batch_message(train: TrainConfig, groups: int) -> str:
     batch, micro = train.global_batch, train.micro_batch
-    per_pass = micro * world_size
+    per_pass = micro * groups
     below, above = batch // per_pass * per_pass, -(-batch // per_pass) * per_pass
     fits = " or ".join(str(fit) for fit in (below, above) if fit > 0)
-    micros = [m for m in range(1, batch + 1) if batch % (m * world_size) == 0]
+    micros = [m for m in range(1, batch + 1) if batch % (m * groups) == 0]
     nearest = min(micros, key=lambda m: abs(m - micro)) if micros else None
     other = f", or train.micro_batch {nearest}" if nearest else ""
     return (
-        f"train.global_batch is {batch}; it must be a multiple of train.micro_batch {micro} x {world_size} "
-        f"process{'es' if world_size > 1 else ''} = {per_pass}. Nearest: {fits}{other}"
+    who = workers(train, groups * train.sequence_parallel)
+        f"train.global_batch is {batch}; it must be a multiple of train.micro_batch {micro} x {who} "
+        f"= {per_pass}. Nearest: {fits}{other}"
     )

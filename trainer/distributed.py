@@ -9,11 +9,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from models.errors import ConfigError, RankLostError
 
@@ -77,6 +79,7 @@ def lost_ranks_named(timeout_s: float) -> Iterator[None]:
 def shutdown() -> None:
     """Leave the group; a no-op when not in one."""
     if dist.is_initialized():
+        sequence_mesh.cache_clear()
         dist.destroy_process_group()
 
 
@@ -88,6 +91,13 @@ def rank() -> int:
 def world_size() -> int:
     """Processes in the group; 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@lru_cache
+def sequence_mesh(ranks: int) -> DeviceMesh:
+    """The ranks as a mesh [data, ring 1, ulysses `ranks`]: each row of neighbours shares its examples. Collective."""
+    shape = (world_size() // ranks, 1, ranks)
+    return init_device_mesh(device().type, shape, mesh_dim_names=("data", "ring", "ulysses"))
 
 
 def device() -> torch.device:

@@ -65,6 +65,7 @@ class Engine:
         self.accumulation = accumulation_steps(train, distributed.world_size())
         self.dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         alone = distributed.world_size() == 1 and not train.offload_optimizer
+        self._sequence_ranks = train.sequence_parallel
         self.zero_stage = 0 if alone else train.zero_stage
         self.updates = 0
         module = module.to(distributed.device()).train()
@@ -142,7 +143,8 @@ class Engine:
         parts: list[Mapping[str, Tensor]] = []
         for number, batch in enumerate(micro_batches, start=1):
             loss, metrics = objective.loss(self._deepspeed, batch)
-            self._deepspeed.backward(loss)
+            # averaged over all ranks, but summed over those that hold one example's tokens
+            self._deepspeed.backward(loss * self._sequence_ranks)
             losses.append(loss.detach())
             parts.append(metrics)
             if number < self.accumulation:
@@ -182,6 +184,7 @@ class Engine:
         limbs = [digest >> shift & _LIMB - 1 for shift in (0, 16, 32, 48)]  # each sum is exact in a float64
         broken = ~torch.isfinite(sums[:1])
         packed = torch.cat([sums, broken, torch.tensor(limbs, device=sums.device, dtype=torch.float64)])
+        digest = digest if distributed.rank() % self._sequence_ranks == 0 else 0  # once a group
         total = distributed.all_reduce_sum(packed).tolist()
         count = self.accumulation * distributed.world_size()
         means = {name: value / count for name, value in zip(names, total)}

@@ -31,6 +31,7 @@ _FREE_KEYS = {
     "out",
     "train.steps",
     "train.micro_batch",
+    "train.sequence_parallel",
     "train.log_every_steps",
     "train.collective_timeout_s",
     "data.cache",

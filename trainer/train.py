@@ -19,7 +19,7 @@ from data_pipeline.mixture import MixturePlan
 from models.errors import CheckpointError, ConfigError, TrainingError
 from models.vae import LatentStats
 from trainer import distributed
-from trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig
+from trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig, workers
 from trainer.distributed import limit_waits, lost_ranks_named
 from trainer.ema import ShardedEma
 from trainer.engine import Engine
@@ -28,6 +28,7 @@ from trainer.log import StepReport, throughput_of
 from trainer.loop import Ending, stop_signals, train
 from trainer.objectives import Objective, objective_named
 from trainer.run_state import Run
+from trainer.sequence_parallel import refuse_uneven, split_tokens
 from trainer.session import Session, open_session, together
 from trainer.spool import Status
 from trainer.tracking import Tracker, start_tracking
@@ -74,6 +75,7 @@ def _train(session: Session, stack: ExitStack) -> Ending:
         session.folder.write_config(session.resolved)
         evaluated_step = session.state.get("evaluated_step", 0)
         session.folder.open_metrics(after_step=session.step, evaluated_step=evaluated_step)
+    split_tokens(module, ranks=config.train.sequence_parallel)
     engine = Engine(module, train=config.train)
     stack.callback(engine.close)
     limit_waits(config.train.collective_timeout_s)
@@ -163,6 +165,7 @@ def _module(session: Session, objective: Objective) -> nn.Module:
     """The module with the weights it starts from; on a resume the checkpoint's replace them later."""
     config = session.config
     module = objective.build().requires_grad_(True)
+    refuse_uneven(module, ranks=config.train.sequence_parallel, buckets=session.reader.manifest.buckets)
     if config.train.activation_checkpointing:
         if not getattr(module, "_supports_gradient_checkpointing", False):
             raise ConfigError(
@@ -208,8 +211,8 @@ def _loader(session: Session, plan: Plan, objective: Objective) -> Batches:
     return open_batches(
         session.reader,
         plan,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=distributed.rank() // config.train.sequence_parallel,
+        world_size=distributed.world_size() // config.train.sequence_parallel,
         micro_batch=config.train.micro_batch,
         needs=objective.needs,
         text_tokens=config.model.text_tokens,
@@ -272,7 +275,7 @@ def _say_hello(session: Session, *, engine: Engine, plan: Plan) -> None:
     parameters = sum(torch.Size(shape).numel() for shape in engine.shapes.values())
     say(
         f"{config.objective.kind}: {parameters / 1e6:.2f} M parameters, {config.train.precision}, "
-        f"ZeRO {engine.zero_stage}, {distributed.world_size()} processes x micro-batch "
+        f"ZeRO {engine.zero_stage}, {workers(config.train, distributed.world_size())} x micro-batch "
         f"{config.train.micro_batch} x {engine.accumulation} = global batch {config.train.global_batch}"
     )
     manifest = session.reader.manifest
