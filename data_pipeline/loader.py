@@ -64,6 +64,9 @@ class Batch:
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its data and draws on a device; ids and keys stay on the host."""
         held = {name: getattr(self, name) for name in NEEDS}
+        where = torch.device(device)
+        if where.type == "cpu" and all(t is None or t.device == where for t in held.values()):
+            return self
         moved = {name: t.to(device, non_blocking=True) for name, t in held.items() if t is not None}
         draws = {name: draw.to(device, non_blocking=True) for name, draw in self.draws.items()}
         return replace(self, draws=draws, **moved)
@@ -148,19 +151,21 @@ class Loader:
         places = slice(first, first + self.micro_batch)
         ids, epochs = planned.example_ids[places].astype(np.int64), planned.epochs[places]
         positions = range(first, first + self.micro_batch)
+        tensors: dict[str, Any] = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
         batch = Batch(
             step=planned.step,
             example_ids=torch.from_numpy(ids),
             positions=torch.tensor(positions),
             epochs=torch.from_numpy(epochs.copy()),
             keys=[
-                mix64(self.plan.seed, int(e), int(i), planned.step) for e, i in zip(epochs, ids, strict=True)
+                mix64(self.plan.seed, epoch, example, planned.step)
+                for epoch, example in zip(epochs.tolist(), ids.tolist(), strict=True)
             ],
             digest=digest_of(positions, ids),
             text_tokens=self.text_tokens,
+            **tensors,
         )
-        tensors: dict[str, Any] = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
-        return self.prepare(replace(batch, **tensors))
+        return self.prepare(batch)
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,11 @@ def mix64(*values: int) -> int:
     return state
 
 
+def uniform(key: int, *, number: int = 0) -> float:
+    """The `number`th uniform float64 in [0, 1) of a key: the upper 53 bits of `mix64(key, number)`."""
+    return (mix64(key, number) >> 11) * 2.0**-53
+
+
 def mix64_array(seed: int, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """`mix64(seed, v)` for every v of an array, in one pass; returns uint64 of the same shape."""
     state = np.uint64(mix64(seed))

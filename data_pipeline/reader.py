@@ -8,7 +8,7 @@ them at the start by whoever asks for it: one process of a run, so that 1,000 ra
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from operator import itemgetter
@@ -24,7 +24,7 @@ from torch import Tensor
 from data_pipeline import rle
 from data_pipeline.buffers import Buffers
 from data_pipeline.epoch_plan import Bucket
-from data_pipeline.index import open_index
+from data_pipeline.index import ROW, open_index
 from data_pipeline.manifest import LONG_TEXT, SHORT_TEXT, BucketEntry, Manifest, read_manifest
 from data_pipeline.shards import FOLDER, shard_name, shard_number
 from models.errors import CacheError, ConfigError
@@ -82,30 +82,41 @@ class CacheReader:
         if "mask_pixels" in needs:
             wanted["mask_pixels"] = (len(rows), bucket.frames, bucket.height, bucket.width), torch.bool
         batch = self._buffers.tensors(wanted)
-        for place, row in enumerate(rows):
-            into = {name: tensor[place] for name, tensor in batch.items()}
-            self._read_row(row, into, bucket=bucket, text_tokens=text_tokens)
+        memory = {name: _bytes(tensor) for name, tensor in batch.items() if name != "mask_pixels"}
+        for place, values in enumerate(rows.tolist()):
+            row = dict(zip(ROW.names or (), values, strict=True))
+            parts = self._parts(row, memory, place=place, examples=len(rows), text_tokens=text_tokens)
+            with self._files.open(row["shard"]) as file:
+                file.read_parts(parts)
+                if "mask_pixels" in batch:
+                    size = (bucket.height, bucket.width)
+                    batch["mask_pixels"][place] = torch.from_numpy(_masks(file, row, size=size))
         return batch
 
-    def _read_row(self, row: Any, into: dict[str, Tensor], *, bucket: BucketEntry, text_tokens: int) -> None:
-        parts = [(int(row[name]), into[name]) for name in LATENTS if name in into]
-        if "text" in into:
-            offset, tokens = int(row["text"]), int(row["text_tokens"])
-            if tokens > text_tokens:
-                offset, tokens = int(row["short_text"]), int(row["short_text_tokens"])
-            parts.append((offset, into["text"][:tokens]))
-            into["text"][tokens:].zero_()
-        with self._files.open(int(row["shard"])) as file:
-            file.read_parts([(offset, _bytes(tensor)) for offset, tensor in parts])
-            if "mask_pixels" in into:
-                content = bytearray(int(row["record_length"]))
-                file.read(memoryview(content), int(row["record"]))
-                frames = json.loads(content)["masks"][int(row["mask"])]["rle"]
-                size = (bucket.height, bucket.width)
-                masks = [
-                    rle.decode(frame, size=size, where=f"{file.path}, mask {row['mask']}") for frame in frames
-                ]
-                into["mask_pixels"].copy_(torch.from_numpy(np.stack(masks)))
+    def _parts(
+        self,
+        row: dict[str, int],
+        memory: Mapping[str, memoryview],
+        *,
+        place: int,
+        examples: int,
+        text_tokens: int,
+    ) -> list[tuple[int, memoryview]]:
+        """What to read of an example: offset in the shard, and the place in the batch's memory that it fills."""
+        parts = []
+        for name, whole in memory.items():
+            size = len(whole) // examples
+            own = whole[place * size : (place + 1) * size]
+            offset = row[name]
+            if name == "text":
+                offset, tokens = row["text"], row["text_tokens"]
+                if tokens > text_tokens:
+                    offset, tokens = row["short_text"], row["short_text_tokens"]
+                filled = tokens * self.manifest.text_dim * self.dtype.itemsize
+                own[filled:] = bytes(size - filled)
+                own = own[:filled]
+            parts.append((offset, own))
+        return parts
 
     def record(self, example_id: int) -> dict[str, Any]:
         """The record's JSON: video id, frames, crop, masks as RLE and expressions of the example's clip."""
@@ -117,6 +128,15 @@ class CacheReader:
 
     def close(self) -> None:
         self._files.close()
+
+
+def _masks(file: "_OpenFile", row: dict[str, int], *, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """bool [F H W] of an example, from the run-length code in its record."""
+    content = bytearray(row["record_length"])
+    file.read(memoryview(content), row["record"])
+    frames = json.loads(content)["masks"][row["mask"]]["rle"]
+    where = f"{file.path}, mask {row['mask']}"
+    return np.stack([rle.decode(frame, size=size, where=where) for frame in frames])
 
 
 def refuse_text_tokens(manifest: Manifest, text_tokens: int, *, where: Path | str | None) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.loader import Batch
-from data_pipeline.randomness import generator, mix64, normal
+from data_pipeline.randomness import generator, mix64, normal, uniform
 from models.config import ModelConfig
 from models.dit import velocity
 from models.errors import ConfigError
@@ -25,7 +25,7 @@ from models.wan import WanFolder
 from trainer.config import ObjectiveConfig
 
 Metrics = dict[str, Tensor]
-_EPS = 1  # keeps the noise of an example apart from its other draws
+_EPS, _SPECIAL, _TIME = 1, 2, 3  # keep the draws of an example apart
 
 
 class Objective(Protocol):
@@ -69,11 +69,11 @@ class FlowMatching:
 
     def prepare(self, batch: Batch) -> Batch:
         """Draws of each example from its own key: timestep int64 [B]."""
-        timesteps = []
-        for key in batch.keys:
-            u_special, u = torch.rand(2, generator=generator(key), dtype=torch.float64)
-            timesteps.append(self._timestep(u_special, u))
-        batch.draws["timestep"] = torch.stack(timesteps)
+        u_special, u = torch.tensor(
+            [[uniform(key, number=draw) for key in batch.keys] for draw in (_SPECIAL, _TIME)],
+            dtype=torch.float64,
+        )
+        batch.draws["timestep"] = self._timestep(u_special, u)
         return batch
 
     @staticmethod
