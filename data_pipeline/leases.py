@@ -41,6 +41,11 @@ class Owner(BaseModel):
     started: int  # clock ticks after boot: tells a process from a later one of the same pid
     lease_s: float = Field(gt=0)
 
+    def is_here(self) -> bool:
+        """True if it is, or was, a process of this host and pid namespace."""
+        here = _here()
+        return bool(here.boot) and (self.boot, self.namespace) == (here.boot, here.namespace)
+
     def is_dead(self) -> bool:
         """True if surely ended; False if alive, or not for this host to say."""
         here = _here()

@@ -72,7 +72,7 @@ def _pace(status: CacheStatus) -> Text:
         per_s, what = status.rate_per_s, "sentences" if status.phase == "text" else "clips"
         parts.append(f"{per_s:.1f} {what}/s" if per_s >= 1 else f"{60 * per_s:.1f} {what}/min")
     if status.eta_s is not None:
-        parts.append(f"{_duration(status.eta_s)} left{' of this phase' if status.phase == 'text' else ''}")
+        parts.append(f"{duration(status.eta_s)} left{' of this phase' if status.phase == 'text' else ''}")
     return Text(", ".join(parts))
 
 
@@ -81,13 +81,14 @@ def _leases(leases: list[LeaseStatus]) -> RenderableType:
     worst = sorted(leases, key=lambda lease: (lease.state == "alive", -lease.silent_s))
     for lease in worst[:_LEASES_SHOWN]:
         state = Text(lease.state, _COLOURS[lease.state])
-        ages = _duration(lease.held_s), f"{_duration(lease.silent_s)} ago"
+        ages = duration(lease.held_s), f"{duration(lease.silent_s)} ago"
         table.add_row(lease.unit, lease.host, str(lease.pid), *ages, state)
     hidden = len(leases) - _LEASES_SHOWN
     return Group(table, Text(f"... and {hidden} more", "dim")) if hidden > 0 else table
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

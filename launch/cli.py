@@ -185,6 +185,45 @@ def curriculum(
 
 
 @app.command()
+def status(
+    runs: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="Runs, or folders with runs below them; default: this folder"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead")] = False,
+) -> None:
+    """How runs are getting on: state and why, step, loss, speed, time left, restarts, where the logs are."""
+    from launch.run_control import show_status
+
+    show_status(runs or [Path()], as_json=as_json)
+
+
+@app.command()
+def logs(
+    run: Annotated[Path, typer.Argument(help="The `out` of a job")],
+    rank: Annotated[Optional[int], typer.Option(help="What this rank's node printed, on SLURM")] = None,  # noqa: UP045
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="So many from the end")] = 100,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run is over")] = False,
+) -> None:
+    """The log of a run; of one that failed on SLURM, what it printed."""
+    from launch.run_control import show_logs
+
+    show_logs(run, rank=rank, lines=lines, follow=follow)
+
+
+@app.command()
+def stop(
+    run: Annotated[Path, typer.Argument(help="The `out` of a job")],
+    timeout_s: Annotated[float, typer.Option(min=1, help="Wait so long for it to end")] = 1800.0,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has ended")] = True,
+) -> None:
+    """Let a run save at its next step and end for good; the same command that started it goes on from there."""
+    from launch.run_control import stop as stop_run
+
+    stop_run(run, timeout_s=timeout_s, wait=wait)
+
+
+@app.command()
 def train(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
     """Train a DiT or a mask decoder on a cache. The same command again resumes the run in OUT, exactly."""
     _run("train", config, overrides, wait=wait)

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from launch.config import CacheJob, EvaluateJob, TrainJob, load_job, validate
-from launch.processes import run_local
+from launch.processes import MISTAKE_EXIT_CODE, JobFailedError, run_local
+from models.errors import UserError
+from trainer.owner import note_end
 
 Resolved = dict[str, Any]
 KINDS: dict[str, type[CacheJob] | type[TrainJob] | type[EvaluateJob]] = {
@@ -36,9 +38,21 @@ def run(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool = True)
         from launch.submit import to_slurm
 
         return to_slurm(kind, job, wait=wait)
-    if job.launch.cluster == "debug":
-        return RANK[kind](resolved)
-    return run_local(kind, resolved, processes=job.launch.array * job.launch.processes_per_node)
+    try:
+        code = (
+            RANK[kind](resolved)
+            if job.launch.cluster == "debug"
+            else run_local(kind, resolved, processes=job.launch.array * job.launch.processes_per_node)
+        )
+    except JobFailedError as error:
+        last = error.traceback.strip().splitlines()[-1:]
+        note_end(job.out, code=1, message=": ".join([error.what, *last]))
+        raise
+    except UserError as error:
+        note_end(job.out, code=MISTAKE_EXIT_CODE, message=str(error))
+        raise
+    note_end(job.out, code=code)
+    return code
 
 
 def save_config(folder: Path, resolved: Resolved) -> None:

@@ -102,6 +102,16 @@ def requeue(job_id: str) -> None:
     run("scontrol", "requeue", job_id)
 
 
+def cancel_waiting(job_id: str) -> None:
+    """End those tasks of a job that have not started."""
+    run("scancel", "--state=PENDING", job_id)
+
+
+def ask_to_stop(job_id: str) -> None:
+    """Send every process of a running job, but for the batch script, the signal that asks for a save."""
+    run("scancel", "--signal=USR2", job_id)
+
+
 def cancel(job_id: str) -> None:
     """End a job for good."""
     run("scancel", job_id)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import ConfigError, DataError
+from trainer.owner import note_start
 from trainer.run_folder import write_atomically
 
 MASKS, REPORT, SCORES = "masks", "report.html", "scores.json"
@@ -49,6 +50,7 @@ class EvaluationStore:
                 ) from error
             if rank == 0:
                 self._drop_other_work()
+                note_start(self.out)
             yield
 
     def start_video(self, video_id: str) -> None:

@@ -18,6 +18,7 @@ from trainer import distributed
 from trainer.checkpoint import read_state
 from trainer.config import RunConfig, accumulation_steps
 from trainer.log import RunLog
+from trainer.owner import note_start
 from trainer.run_folder import CHECKPOINTS, LOG, RunFolder, plain, refuse_differences
 from trainer.saving import Checkpoints
 from trainer.tracking import Tracker
@@ -60,6 +61,7 @@ def open_session(config: RunConfig, resolved: Mapping[str, Any], stack: ExitStac
     folder = together(lambda: RunFolder(config.out) if leader else None)
     if folder is not None:
         stack.callback(folder.close)
+        note_start(config.out)
     log = RunLog(config.out / LOG if leader else None)
     stack.callback(log.close)
     reader = together(lambda: open_reader(config.data, check=leader, pin=distributed.device().type == "cuda"))
