@@ -279,7 +279,9 @@ def predict(
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A run, one of its steps, or another export")],
-    format: Annotated[str, typer.Option(help="diffusers, flowrvs or safetensors")] = "diffusers",
+    format: Annotated[
+        str, typer.Option(help="diffusers, flowrvs, safetensors, or lora: adapters alone")
+    ] = "diffusers",
     out: Annotated[Optional[Path], typer.Option(help="Default: RUN/export/NAME")] = None,  # noqa: UP045
     averaged: Annotated[
         bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")

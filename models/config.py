@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -21,6 +21,37 @@ class ModelConfig(Section):
     text_tokens: int = Field(256, ge=1, le=512, description="padded text length that the DiT sees")
     mask_latent_norm: Literal["none", "video"] = "none"
     mask_decoder: str = Field("vae", description="decoder run, FlowRVS .pth, or 'vae': the VAE's own decoder")
+
+
+class LoraConfig(Section):
+    """Low-rank updates of some of the DiT's projections in place of training it whole."""
+
+    rank: int = Field(32, ge=1, description="rank of each update")
+    alpha: float | None = Field(None, gt=0, description="updates are scaled by alpha / rank; null: by 1")
+    dropout: float = Field(0.0, description="only 0: a step's numbers depend on nothing but seed and example")
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
+        min_length=1,
+        description="ends of the names of linear layers; default: attention and feed-forward",
+    )
+    also_train: tuple[str, ...] | None = Field(
+        None, description="modules trained whole; null: patch_embedding if the video is injected, else none"
+    )
+
+    @field_validator("dropout")
+    @classmethod
+    def _no_dropout(cls, dropout: float) -> float:
+        if dropout:
+            raise ValueError(
+                f"lora.dropout is {dropout}; only 0 can be repeated and resumed at any number of processes. "
+                "Lower lora.rank or raise train.weight_decay instead"
+            )
+        return dropout
+
+    @property
+    def scale(self) -> float:
+        """What B·A is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 class SamplerConfig(Section):

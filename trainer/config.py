@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from data_pipeline.config import LoaderConfig
-from models.config import ModelConfig, SamplerConfig, Section
+from models.config import LoraConfig, ModelConfig, SamplerConfig, Section
 from models.errors import ConfigError
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again
@@ -181,6 +181,7 @@ class RunConfig(Section):
     model: ModelConfig
     data: LoaderConfig
     objective: ObjectiveConfig = ObjectiveConfig()
+    lora: LoraConfig | None = Field(default=None, description="train adapters; null: train the whole module")
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     ema: EmaConfig = EmaConfig()
@@ -188,13 +189,13 @@ class RunConfig(Section):
     evaluate: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-
-def accumulation_steps(train: TrainConfig, world_size: int) -> int:
-    """Micro-batches that one process runs for one optimiser step; ConfigError if there's a remainder."""
-    per_pass = train.micro_batch * world_size
-    if train.global_batch % per_pass:
-        raise ConfigError(_batch_message(train, world_size))
-    return train.global_batch // per_pass
+    @model_validator(mode="after")
+    def _lora_has_a_dit(self) -> Self:
+        if self.lora is not None and self.objective.kind != "flow_matching":
+            raise ValueError(
+                f"lora is for objective.kind flow_matching; it is {self.objective.kind}: drop the lora section"
+            )
+        return self
 
 
 def accumulation_steps(train: TrainConfig, world_size: int) -> int:
@@ -231,8 +232,8 @@ def _batch_message(train: TrainConfig, groups: int) -> str:
     micros = [m for m in range(1, batch + 1) if batch % (m * groups) == 0]
     nearest = min(micros, key=lambda m: abs(m - micro)) if micros else None
     other = f", or train.micro_batch {nearest}" if nearest else ""
-    return (
     who = workers(train, groups * train.sequence_parallel)
+    return (
         f"train.global_batch is {batch}; it must be a multiple of train.micro_batch {micro} x {who} "
         f"= {per_pass}. Nearest: {fits}{other}"
     )

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from models.lora import named_parameters
 from trainer import distributed
 from trainer import fragments as layout
 from trainer.config import TrainConfig, accumulation_steps
@@ -54,7 +55,8 @@ class StepResult:
 class Engine:
     """A module under training. Construction and the public methods are collective: all ranks call them.
 
-    `module` comes with its initial weights in fp32, the same on every rank (rank 0's are taken). Afterwards
+    `module` comes with its initial weights in fp32, the same on every rank (rank 0's are taken). What needs no
+    gradient stays frozen, in the working precision alone: no master, no moments, no fragment. Afterwards
     the parameters hold the working precision, under ZeRO 3 only this rank's share of it: read weights through
     `full_state_dict`, never from the module. One process alone has nothing to shard, so without
     `train.offload_optimizer` every ZeRO stage is then ZeRO 0. ConfigError if the batch does not divide.
@@ -63,19 +65,20 @@ class Engine:
     def __init__(self, module: nn.Module, *, train: TrainConfig):
         distributed.init()
         self.accumulation = accumulation_steps(train, distributed.world_size())
+        self._sequence_ranks = train.sequence_parallel
         self.dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         alone = distributed.world_size() == 1 and not train.offload_optimizer
-        self._sequence_ranks = train.sequence_parallel
         self.zero_stage = 0 if alone else train.zero_stage
         self.updates = 0
-        module = module.to(distributed.device()).train()
-        self.shapes = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
         for parameter in module.parameters():  # not the buffers: a rotary table may be float64, and stays so
-            parameter.data = distributed.broadcast(parameter.data.float().contiguous())
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else self.dtype)
+        module = module.to(distributed.device()).train()
+        for parameter in module.parameters():
+            parameter.data = distributed.broadcast(parameter.data.contiguous())
+        trained = [(name, p) for name, p in named_parameters(module) if p.requires_grad]
+        self.shapes = {name: tuple(p.shape) for name, p in trained}
         keep_exact = self.zero_stage > 0 and self.dtype != torch.float32
-        exact = {
-            n: p.detach().clone() for n, p in module.named_parameters() if keep_exact and n in self.shapes
-        }
+        exact = {name: p.detach().clone() for name, p in trained if keep_exact}
         self._optimizer = self._make_optimizer(module, train)
         self._deepspeed = _initialize(module, self._optimizer, _deepspeed_config(train, self))
         self.module: nn.Module = self._deepspeed.module
@@ -86,7 +89,7 @@ class Engine:
             piece.master.copy_(exact[piece.name].flatten()[piece.start : piece.start + piece.numel])
 
     def _make_optimizer(self, module: nn.Module, train: TrainConfig) -> ArmedAdamW:
-        trained: NamedTensors = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        trained: NamedTensors = [(name, p) for name, p in named_parameters(module) if p.requires_grad]
         groups = decay_groups(trained, exclude=train.weight_decay_exclude)
         adam: dict[str, Any] = {"lr": train.lr, "betas": train.betas, "eps": train.eps}
         adam["decay"] = train.weight_decay if groups[0] else 0.0
@@ -181,10 +184,10 @@ class Engine:
         names = ["loss", *sorted(parts[0])]
         rows = [[loss, *(part[name] for name in names[1:])] for loss, part in zip(losses, parts, strict=True)]
         sums = torch.stack([torch.stack([v.detach().double() for v in row]) for row in rows]).sum(0)
+        digest = digest if distributed.rank() % self._sequence_ranks == 0 else 0  # once a group
         limbs = [digest >> shift & _LIMB - 1 for shift in (0, 16, 32, 48)]  # each sum is exact in a float64
         broken = ~torch.isfinite(sums[:1])
         packed = torch.cat([sums, broken, torch.tensor(limbs, device=sums.device, dtype=torch.float64)])
-        digest = digest if distributed.rank() % self._sequence_ranks == 0 else 0  # once a group
         total = distributed.all_reduce_sum(packed).tolist()
         count = self.accumulation * distributed.world_size()
         means = {name: value / count for name, value in zip(names, total)}

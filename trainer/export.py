@@ -3,16 +3,18 @@
     diffusers     OUT/transformer (or OUT/mask_decoder, a VAE of one output channel), OUT/flowmask.json
     flowrvs       one .pth in the layout of the published files
     safetensors   one file; the conventions stand in its header
+    lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
 
-Each is again a source of weights here (`trainer/weights.py`), with the same tensors to the bit. Refuses an
-`out` that is already there.
+The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/weights.py`),
+with the same tensors to the bit. Refuses an `out` that is already there.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +25,7 @@ from torch import Tensor
 from models.errors import ConfigError, WeightsError
 from models.flowrvs import SETTINGS
 from models.flowrvs_write import write_dit, write_mask_decoder
+from models.lora import write_adapter
 from models.strict import assign_strict
 from models.wan import WanFolder
 from trainer.checkpoint import read_state
@@ -32,14 +35,15 @@ from trainer.weights import (
     EXPORT_SETTINGS,
     PARTS,
     LoadedWeights,
+    content_sha256,
+    load_adapter,
     load_dit,
     load_mask_decoder,
     newest_checkpoint,
 )
 
-Format = Literal["diffusers", "flowrvs", "safetensors"]
-_SUFFIX = {"diffusers": "", "flowrvs": ".pth", "safetensors": ".safetensors"}
-_LOADERS = {"flow_matching": load_dit, "mask_decoder": load_mask_decoder}
+Format = Literal["diffusers", "flowrvs", "safetensors", "lora"]
+_SUFFIX = {"diffusers": "", "flowrvs": ".pth", "safetensors": ".safetensors", "lora": ""}
 _PATHS = ("wan", "mask_decoder")  # settings that name places on the machine of the training
 
 
@@ -71,12 +75,13 @@ def export(
     """
     if format not in _SUFFIX:
         raise ConfigError(f"--format is {format!r}; known formats: {', '.join(get_args(Format))}")
-    target = _target(source, out, suffix=_SUFFIX[format])
+    target = _target(source, out, format=format)
     job = _Export(source, objective=objective_of(source), ema=ema, dtype=dtype, asked_wan=wan)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        {"diffusers": job.diffusers, "flowrvs": job.flowrvs, "safetensors": job.safetensors}[format](beside)
+        writers = {"diffusers": job.diffusers, "flowrvs": job.flowrvs, "safetensors": job.safetensors}
+        (writers | {"lora": job.lora})[format](beside)
         beside.replace(target)
     finally:
         if beside.is_dir():
@@ -105,12 +110,12 @@ def objective_of(source: str) -> str:
     return "flow_matching"
 
 
-def _target(source: str, out: Path | None, *, suffix: str) -> Path:
-    run = Path(source)
+def _target(source: str, out: Path | None, *, format: str) -> Path:
+    run, suffix = Path(source), _SUFFIX[format]
     if out is None:
         if not (run / CHECKPOINTS).is_dir():
             raise ConfigError(f"{source} is no run folder, so its export has no default place; give --out")
-        out = run / "export" / f"{run.resolve().name}{suffix}"
+        out = run / "export" / f"{run.resolve().name}{'_lora' if format == 'lora' else suffix}"
     if not out.name.endswith(suffix):
         raise ConfigError(f"--out is {out}; a file of this format is told by its name: end it in {suffix}")
     if out.exists():
@@ -127,10 +132,13 @@ class _Export:
     ema: bool
     dtype: torch.dtype
     asked_wan: Path | None
-    loaded: LoadedWeights = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.loaded = _LOADERS[self.objective](self.source, ema=self.ema)
+    @cached_property
+    def loaded(self) -> LoadedWeights:
+        """The whole model; `lora` puts its adapters in its place."""
+        if self.objective == "mask_decoder":
+            return load_mask_decoder(self.source, ema=self.ema)
+        return load_dit(self.source, ema=self.ema, wan=self.asked_wan)
 
     def safetensors(self, out: Path) -> None:
         metadata = {SETTINGS: json.dumps(self._settings())}
@@ -154,11 +162,22 @@ class _Export:
         assign_strict(model, state, where=self.source, fix="Give the model.wan of its training (--wan)")
         model.save_pretrained(out / PARTS[self.objective], max_shard_size="5GB")
 
+    def lora(self, out: Path) -> None:
+        """peft's files, and with them what tells their base from others."""
+        adapter = load_adapter(self.source, ema=self.ema)
+        trained = adapter.trained
+        self.loaded = LoadedWeights(trained, adapter.settings, content_sha256(trained))
+        write_adapter(out, self._cast(self.loaded), adapter.config)
+        base = {"lora": adapter.config.model_dump(mode="json"), "frozen": adapter.frozen}
+        (out / EXPORT_SETTINGS).write_text(json.dumps({**self._settings(), **base}, indent=1) + "\n")
+
     def flowrvs(self, out: Path) -> None:
         if self.objective == "mask_decoder":
             write_mask_decoder(out, vae=self._whole_vae(self._cast(self.loaded)), settings=self._settings())
             return
-        other = load_dit(self.source, ema=not self.ema) if self._has_both() else self.loaded
+        other = (
+            load_dit(self.source, ema=not self.ema, wan=self.asked_wan) if self._has_both() else self.loaded
+        )
         averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
         write_dit(out, model=self._cast(last), ema=self._cast(averaged), settings=self._settings())
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.lora import named_parameters
 from trainer import distributed
 from trainer.optimizer import ArmedAdamW, ReplicatedAdamW
 
@@ -67,7 +68,7 @@ def flat_partition(module: nn.Module, optimizer: ArmedAdamW) -> list[Fragment]:
     """ZeRO 1 and 2: one flat fp32 partition a rank and group; DeepSpeed's `_hp_mapping` says which part is whose."""
     flats = [group["params"][0] for group in optimizer.param_groups]
     pieces = []
-    for name, parameter in module.named_parameters():
+    for name, parameter in named_parameters(module):
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None:
             continue
@@ -82,7 +83,7 @@ def partitioned(module: nn.Module, optimizer: ArmedAdamW, *, zero: Any) -> list[
     """ZeRO 3: every parameter is cut evenly over the ranks, padded at its end; the padding is left out."""
     pieces = []
     parameter: Any  # DeepSpeed hangs its own attributes on it
-    for name, parameter in module.named_parameters():
+    for name, parameter in named_parameters(module):
         if not parameter.requires_grad:
             continue
         group, at, share = zero.grad_position[zero.get_param_id(parameter)]

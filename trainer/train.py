@@ -16,7 +16,7 @@ from torch import nn
 from data_pipeline.batches import Batches, Plan, Reader, open_batches, plan_for
 from data_pipeline.loader import Batch
 from data_pipeline.mixture import MixturePlan
-from models.errors import CheckpointError, ConfigError, TrainingError
+from models.errors import ConfigError, TrainingError
 from models.vae import LatentStats
 from trainer import distributed
 from trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig, workers
@@ -31,9 +31,9 @@ from trainer.run_state import Run
 from trainer.sequence_parallel import refuse_uneven, split_tokens
 from trainer.session import Session, open_session, together
 from trainer.spool import Status
+from trainer.start import frozen_record, starting_module
 from trainer.tracking import Tracker, start_tracking
 from trainer.validate import Evaluator, describe, make_evaluator
-from trainer.weights import content_sha256, start_from
 
 _STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOPPED: "KILLED"}
 
@@ -135,7 +135,7 @@ def _evaluator(session: Session) -> Evaluator:
         config,
         reader,
         objective=objective,
-        build=lambda: objective(config.objective).build(),
+        build=lambda: _starting(session, objective(config.objective), resumed=True)[0],
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
     )
     whose = config.evaluate.cache or f"{config.data.caches}, which is trained on: name evaluate.cache"
@@ -164,7 +164,9 @@ def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective
 def _module(session: Session, objective: Objective) -> nn.Module:
     """The module with the weights it starts from; on a resume the checkpoint's replace them later."""
     config = session.config
-    module = objective.build().requires_grad_(True)
+    resumed = session.newest is not None
+    module, taken = _starting(session, objective, resumed=resumed)
+    session.state["init"] = session.state.get("init") if resumed else taken
     refuse_uneven(module, ranks=config.train.sequence_parallel, buckets=session.reader.manifest.buckets)
     if config.train.activation_checkpointing:
         if not getattr(module, "_supports_gradient_checkpointing", False):
@@ -173,25 +175,15 @@ def _module(session: Session, objective: Objective) -> nn.Module:
                 f"{config.objective.kind} can't recompute; set it to false"
             )
         module.enable_gradient_checkpointing()  # type: ignore[operator]
-    if session.newest is None and config.model.init is not None:
-        session.state["init"] = start_from(
-            config.model.init, module, ema=config.model.init_ema, settings=_settings(session, objective)
-        )
-    _note_frozen(session, module)
+    session.state["frozen"] = frozen_record(
+        config, module, known=session.state.get("frozen"), resumed=resumed
+    )
     return module
 
 
-def _note_frozen(session: Session, module: nn.Module) -> None:
-    """Record which frozen weights the trained ones rest on; a checkpoint holds only what is trained."""
-    frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-    found = {"parameters": len(frozen), "sha256": content_sha256(frozen)} if frozen else None
-    known = session.state.get("frozen")
-    if session.newest is not None and known != found:
-        raise CheckpointError(
-            f"{session.config.out} was trained on other frozen weights ({known}) than model.wan "
-            f"{session.config.model.wan} has ({found}); give the old ones"
-        )
-    session.state["frozen"] = found
+def _starting(session: Session, objective: Objective, *, resumed: bool) -> tuple[nn.Module, Any]:
+    settings = _settings(session, objective)
+    return starting_module(session.config, objective, settings=settings, resumed=resumed)
 
 
 def _settings(session: Session, objective: Objective) -> dict[str, Any]:

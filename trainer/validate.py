@@ -21,6 +21,7 @@ from data_pipeline.loader import Batch
 from data_pipeline.reader import CacheReader
 from models.config import ModelConfig
 from models.errors import ConfigError
+from models.lora import named_parameters
 from models.mask_decoder import MaskDecoder
 from models.segment import masks_at, sample_mask
 from models.vae import LatentStats, normalise
@@ -79,7 +80,7 @@ class Evaluator:
             self._module = self.build().eval().requires_grad_(False)
             for parameter in self._module.parameters():  # not the buffers: a rotary table stays as it is
                 parameter.data = parameter.data.to(self.dtype)
-        parameters = dict(self._module.named_parameters())
+        parameters = dict(named_parameters(self._module))
         for name, whole in ema.whole_tensors():
             parameters[name].data.copy_(whole)
         return self._module.to(distributed.device())

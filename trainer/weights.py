@@ -162,6 +162,8 @@ def _base(adapter: Adapter, *, wan: Path | None, where: object) -> tuple[dict[st
     folder = wan or adapter.settings.get("wan")
     if adapter.init is not None:
         source, averaged = adapter.init
+        if not Path(source).exists():
+            raise WeightsError(f"{where} was trained on {source}, which is not there; put it back")
         return load_dit(source, ema=averaged, wan=wan).state_dict, source
     if folder is None or not Path(folder).is_dir():
         what = f"names its base {folder}, which is not there" if folder else "does not say where its base is"

@@ -1,0 +1,185 @@
+"""Low-rank adapters (LoRA) in a DiT, through peft: put in, initialised, merged, written as peft's folder.
+
+Owns the names: parameters are called as in the DiT without adapters, and an adapter's two factors
+`<layer>.lora_A.weight` [r in] and `<layer>.lora_B.weight` [out r]; how peft nests them shows nowhere else.
+Refuses targets that are no linear layer, and a frozen patch embedding that could never see the video.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.config import LoraConfig
+from models.errors import ConfigError, WeightsError
+from models.strict import check_shapes
+
+PATCH = "patch_embedding"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."  # what peft's own files put before every name
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_ADAPTER = "default"
+_VIDEO_CHANNELS = slice(16, None)  # of the patch embedding's input, behind those of x_t
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without peft's nesting; names of a module without adapters stay as they are."""
+    name = name.replace(".base_layer.", ".")
+    return name.replace(f".lora_A.{_ADAPTER}.", ".lora_A.").replace(f".lora_B.{_ADAPTER}.", ".lora_B.")
+
+
+def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """As `module.named_parameters()`, by plain names."""
+    return ((plain_name(name), parameter) for name, parameter in module.named_parameters())
+
+
+def add_lora(dit: nn.Module, config: LoraConfig, *, seed: int) -> None:
+    """Put adapters into a DiT that has its base weights, and freeze all else but `also_train`.
+
+    The result computes what it computed before: B is zero. A is drawn from (seed, name) alone. ConfigError for
+    names that fit nothing, and for zero channels of the injected video that nothing would train.
+    """
+    from peft import inject_adapter_in_model
+
+    _check_targets(dit, config)
+    whole = _trained_whole(dit, config)
+    inject_adapter_in_model(_peft_config(config), dit, adapter_name=_ADAPTER, low_cpu_mem_usage=True)
+    for name, layer in list(dit.named_modules()):
+        if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
+            for factors, make in ((layer.lora_A, _uniform), (layer.lora_B, _zeros)):
+                weight = factors[_ADAPTER].weight
+                factors[_ADAPTER].weight = nn.Parameter(make(tuple(weight.shape), f"{seed} {name}"))
+    for name, parameter in named_parameters(dit):
+        parameter.requires_grad_(name.endswith((_A, _B)) or name in whole)
+
+
+def merged(
+    base: Mapping[str, Tensor], trained: Mapping[str, Tensor], *, scale: float, where: object
+) -> dict[str, Tensor]:
+    """The whole DiT: fp32 `base` with `trained` in place of what was trained whole, and scale·B·A added.
+
+    WeightsError if a trained tensor has no place in the base.
+    """
+    frozen = frozen_part(base, trained)
+    layers = [name.removesuffix(_A) for name in trained if name.endswith(_A)]
+    expected: dict[str, tuple[int, ...]] = {n: tuple(base[n].shape) for n in base if n not in frozen}
+    for layer in layers:
+        rank = trained[layer + _A].shape[0]
+        out, into = base[f"{layer}.weight"].shape if f"{layer}.weight" in base else (0, 0)
+        expected |= {layer + _A: (rank, into), layer + _B: (out, rank)}
+    found = {name: tuple(tensor.shape) for name, tensor in trained.items()}
+    check_shapes(expected, found, where=where, fix="Give the base that it was trained on")
+    whole = {**frozen, **{name: tensor for name, tensor in trained.items() if name in base}}
+    for layer in layers:
+        update = trained[layer + _B].float() @ trained[layer + _A].float()
+        whole[f"{layer}.weight"] = torch.add(base[f"{layer}.weight"], update, alpha=scale)
+    return {name: whole[name] for name in base}
+
+
+def frozen_part(base: Mapping[str, Tensor], trained: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a run that trained `trained` took from its base and left as it was."""
+    return {name: tensor for name, tensor in base.items() if name not in trained}
+
+
+def write_adapter(folder: Path, trained: Mapping[str, Tensor], config: LoraConfig) -> None:
+    """A folder that `peft.PeftModel.from_pretrained(dit, folder)` loads, and diffusers' `load_lora_adapter`.
+
+    diffusers reads the config from the header of the weights; what was trained whole is in `modules_to_save`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = sorted({name.rpartition(".")[0] for name in trained if not name.endswith((_A, _B))})
+    described = _peft_config(config, whole=whole)
+    described.inference_mode = True
+    described.save_pretrained(str(folder))
+    told = json.loads((folder / ADAPTER_CONFIG).read_text())
+    told["target_modules"] = sorted(
+        told["target_modules"]
+    )  # peft keeps a set: another order in every process
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+    header = {f"{PEFT_PREFIX}{key}": told[key] for key in ("r", "lora_alpha", "target_modules", "peft_type")}
+    if whole:
+        header[f"{PEFT_PREFIX}modules_to_save"] = whole
+    tensors = {PEFT_PREFIX + name: tensor.contiguous() for name, tensor in trained.items()}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(header)}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata=metadata)
+
+
+def _peft_config(config: LoraConfig, *, whole: list[str] | None = None) -> Any:
+    from peft import LoraConfig as PeftConfig
+
+    alpha: Any = config.rank if config.alpha is None else config.alpha
+    return PeftConfig(
+        r=config.rank, lora_alpha=alpha, target_modules=list(config.targets), modules_to_save=whole or None
+    )
+
+
+def _fits(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
+
+
+def _check_targets(dit: nn.Module, config: LoraConfig) -> None:
+    modules = [(name, module) for name, module in dit.named_modules() if name]
+    linear = {name for name, module in modules if isinstance(module, nn.Linear)}
+    for target in config.targets:
+        found = [name for name, _ in modules if _fits(name, target)]
+        if not found or not linear.issuperset(found):
+            what = "fits no layer of the DiT" if not found else f"fits {found[0]}, which is not linear"
+            raise ConfigError(f"lora.targets has {target!r}, which {what}; known: {_ends(linear)}")
+
+
+def _ends(linear: set[str]) -> str:
+    """What may stand in `targets`: names of linear layers without the number of their block."""
+    return ", ".join(sorted({n.split(".", 2)[2] if n.startswith("blocks.") else n for n in linear}))
+
+
+def _trained_whole(dit: nn.Module, config: LoraConfig) -> set[str]:
+    """Names of the parameters that are trained as they are."""
+    patch: Any = dict(dit.named_modules()).get(PATCH)
+    video = patch.weight[:, _VIDEO_CHANNELS] if patch is not None else torch.empty(0)
+    asked = config.also_train
+    if asked is None:
+        asked = (PATCH,) if video.numel() else ()
+    targeted = {name for name, _ in dit.named_modules() if any(_fits(name, t) for t in config.targets)}
+    names: set[str] = set()
+    for entry in asked:
+        modules = [name for name, _ in dit.named_modules() if name and _fits(name, entry)]
+        inside = {n for n, _ in dit.named_parameters() if any(n.startswith(f"{m}.") for m in modules)}
+        if not inside:
+            raise ConfigError(f"lora.also_train has {entry!r}, which fits no module of the DiT with weights")
+        both = sorted(t for t in targeted if f"{t}.weight" in inside)
+        if both:
+            raise ConfigError(
+                f"lora.also_train has {entry!r}, but {both[0]} is one of lora.targets; drop one"
+            )
+        names |= inside
+    if video.numel() and f"{PATCH}.weight" not in names and not video.any():
+        raise ConfigError(
+            f"lora.also_train is {list(asked)}, but the {PATCH}'s channels for the injected video are all zero "
+            f"and would stay so; add {PATCH}, or set objective.video_injection=false"
+        )
+    return names
+
+
+def _uniform(shape: tuple[int, ...], key: str) -> Tensor:
+    """A's start [r in], as peft draws it (Kaiming, a = sqrt 5), but from `key` alone."""
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=torch.Generator().manual_seed(number))
+
+
+def _zeros(shape: tuple[int, ...], key: str) -> Tensor:
+    return torch.zeros(shape)
+
+
+def read_names(tensors: Mapping[str, Tensor], *, where: object) -> dict[str, Tensor]:
+    """An adapter file's tensors by plain names; WeightsError if they are not peft's."""
+    strange = [name for name in tensors if not name.startswith(PEFT_PREFIX)]
+    if strange or not tensors:
+        raise WeightsError(f"{where} is not a peft adapter ({', '.join(strange[:3]) or 'it is empty'})")
+    return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
