@@ -196,14 +196,23 @@ class Cluster:
         )
 
     def start_now(self, job: str) -> None:
-        """A requeued job would wait for two minutes."""
+        """Start a requeued job, which would wait for two minutes.
+
+        Not in the second of its requeue: its old credential was revoked then, and the new one would be taken for it.
+        """
         _until(
             lambda: self.job_state(job) == "PENDING",
             f"job {job} is not pending",
             30,
             lambda: self.job_state(job),
         )
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
+
+    def bring_limit_near(self, job: str) -> None:
+        """Give a running job so little time that it has about a minute left."""
+        hours, minutes, seconds = map(int, self.job_fields(job)["RunTime"].split(":"))
+        limit = 60 * hours + minutes + (1 if seconds < 30 else 2)
+        self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
 
     def processes(self, **wanted: str) -> list[psutil.Process]:
         """The processes of jobs whose environment has these values; another cluster's jobs have the same numbers."""

@@ -139,7 +139,9 @@ def test_a_time_limit_requeues_and_scancel_ends_for_good(cluster: Cluster, lab: 
     path = config(
         lab, out, **{"train.steps": 1_000_000, "checkpoint.every_steps": 1_000_000, "tracking.enabled": True}
     )
-    submission, job = submit(path, "launch.time_min=1", "launch.signal_margin_s=10")
+    submission, job = submit(path, "launch.time_min=100", "launch.signal_margin_s=10")
+    until_step(out, 20, submission)
+    cluster.bring_limit_near(job)
     until(lambda: submission.attempts(array=0), submission)
     assert submission.attempts(array=0)[0].why == "time limit"
     saved = step_of(out)
