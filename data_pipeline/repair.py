@@ -27,7 +27,7 @@ from data_pipeline.manifest import Manifest, read_manifest
 from data_pipeline.quarantine import Quarantine
 from data_pipeline.records import Sidecar, parse_sidecar
 from data_pipeline.sealed import seal
-from data_pipeline.shards import FOLDER, shard_name, sidecar_name, write_file
+from data_pipeline.shards import FOLDER, remove_leftovers, shard_name, sidecar_name, write_file
 from data_pipeline.verify import OnProgress, derived_sidecar
 from data_pipeline.verify_report import Problem, VerifyReport
 from data_pipeline.verify_shard import Storage, WrongError, file_hash, read_shard
@@ -65,6 +65,8 @@ def repair(
         finally:
             if stage.exists():  # ours, or of a repair that was killed
                 _remove(stage)
+            for place in (folder, folder / FOLDER, folder / units.FOLDER):
+                remove_leftovers(place)
 
 
 @contextmanager
