@@ -65,9 +65,14 @@ class Owner(BaseModel):
 
 def this_worker(lease_s: float) -> Owner:
     """The identity of this process."""
-    process = _process(os.getpid())
+    return process_here(os.getpid(), lease_s=lease_s)
+
+
+def process_here(pid: int, *, lease_s: float = DEFAULT_LEASE_S) -> Owner:
+    """The identity of a process of this host and pid namespace."""
+    process = _process(pid)
     started = process[1] if process else 0
-    return _here().model_copy(update={"pid": os.getpid(), "started": started, "lease_s": lease_s})
+    return _here().model_copy(update={"pid": pid, "started": started, "lease_s": lease_s})
 
 
 @cache

@@ -1,13 +1,12 @@
 """What a person sees of `flowmask cache status`: bars, rate, time left, and who works on what."""
 
-from datetime import timedelta
-
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.status import CacheStatus, Count, LeaseStatus
+from launch.progress import duration
 
 _LEASES_SHOWN = 20
 _COLOURS = {"alive": "green", "expired": "yellow", "dead": "red"}
@@ -85,15 +84,3 @@ def _leases(leases: list[LeaseStatus]) -> RenderableType:
         table.add_row(lease.unit, lease.host, str(lease.pid), *ages, state)
     hidden = len(leases) - _LEASES_SHOWN
     return Group(table, Text(f"... and {hidden} more", "dim")) if hidden > 0 else table
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    whole = timedelta(seconds=round(seconds))
-    hours, minutes = divmod(whole.seconds // 60, 60)
-    days = f"{whole.days} d " if whole.days else ""
-    return f"{days}{hours} h {minutes:02d} min"

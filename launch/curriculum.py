@@ -23,12 +23,11 @@ from launch.preflight import Check
 from launch.processes import JobFailedError
 from launch.stage_checks import check
 from launch.stage_done import Judgement, judge, judge_all
-from launch.stages import Curriculum, Stage, load_curriculum
+from launch.stages import MARK, Curriculum, Stage, load_curriculum
 from launch.wait import JobEndedError
 from models.errors import ConfigError, UserError
 from trainer.run_folder import write_atomically
 
-MARK = "curriculum.json"
 POLL_S = 5.0
 INTERRUPTED = 130
 console = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,3 +83,15 @@ def show_scores(scores: "Scores", out: Path) -> None:
         printer.print(scores.note, highlight=False, soft_wrap=True)
     counts = f"{scores.videos} videos, {scores.expressions} expressions, {scores.frames} frames"
     printer.print(f"{counts}; report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    whole = timedelta(seconds=round(seconds))
+    hours, minutes = divmod(whole.seconds // 60, 60)
+    days = f"{whole.days} d " if whole.days else ""
+    return f"{days}{hours} h {minutes:02d} min"

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from launch import slurm_commands
-from launch.cache_status import duration
+from launch.progress import duration
 from launch.requeue import STOP_FILE
 from launch.runs import OVER, RunStatus, find, look, require_run
 from launch.submission import Submission, Verdict
@@ -199,4 +199,4 @@ def _signal_workers(folder: Path) -> None:
     leases = [read_lease(path) for path in (folder / "work" / "claims").glob(f"{WORKER}*")]
     owners = [lease.owner for lease in leases if lease is not None and lease.owner is not None]
     for owner in owners:
-        _signal(Start(owner, owner.pid, 0), folder)
+        _signal(Start(owner, owner, 0), folder)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from launch import slurm_commands
-from launch.curriculum import MARK
+from launch.stages import MARK
 from launch.submission import Submission
 from models.errors import ConfigError, UserError
 from trainer.config import REQUEUE_EXIT_CODE
@@ -51,14 +51,14 @@ class RunStatus:
 
 def find(folders: Sequence[Path]) -> list[Path]:
     """The runs that are meant: each folder itself, or those below it; ConfigError for one that holds none."""
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for folder in folders:
         below = list(_below(folder, _DEPTH)) if folder.is_dir() else []
         if not below:
             what = "holds no run" if folder.is_dir() else "does not exist"
             raise ConfigError(f"{folder} {what}; give the `out` of a training, an evaluation or a cache")
-        found |= dict.fromkeys(below)
-    return list(found)
+        found |= {path.resolve(): path for path in below if path.resolve() not in found}
+    return list(found.values())
 
 
 def require_run(folder: Path) -> Path:
@@ -184,13 +184,15 @@ def _here(found: RunStatus, folder: Path) -> RunStatus:
     if found.kind == "cache" and found.state != "idle":
         return found
     if _held(folder / ".lock") or _held(folder / ".evaluate" / "rank_0.lock"):
-        where = f"process {start.launcher} on {start.owner.host}" if start else ""
+        where = f"process {start.launcher.pid} on {start.owner.host}" if start else ""
         return replace(found, state="running", why=where)
     if found.state == "finished":
         return found
     if end is None:
         if start is None:
             return replace(found, why="nobody works on it; the same command goes on")
+        if start.launcher.is_here() and not start.launcher.is_dead():
+            return replace(found, state="running", why="starting, or ending")
         if start.owner.is_dead():
             return replace(
                 found, state="failed", why=f"process {start.owner.pid} was killed; the same command goes on"

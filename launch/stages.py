@@ -23,6 +23,7 @@ from models.errors import ConfigError
 from trainer.run_folder import flatten
 
 AnyJob = CacheJob | TrainJob | EvaluateJob
+MARK = "curriculum.json"  # in the folder of a curriculum: its stages
 DECODER = "decoder"  # a training whose objective is the mask decoder
 _CARRIED = re.compile(r"\$\{stages\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_.]+)\}")
 

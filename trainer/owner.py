@@ -1,6 +1,6 @@
 """Who works in a folder on this machine, and how that ended: read by `flowmask status` and `flowmask stop`.
 
-    FOLDER/.owner.json   the process that works there (host, boot, pid, start time), its launcher, which start it is
+    FOLDER/.owner.json   the process that works there (host, boot, pid, start time), its launcher; which start it is
     FOLDER/.ended.json   how the launcher says that start ended
 
 Only for people who look: no training depends on these files, so a disk that refuses them is no error.
@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_pipeline.leases import Owner, this_worker
+from data_pipeline.leases import Owner, process_here
 from trainer.run_folder import write_atomically
 
 OWNER, ENDED = ".owner.json", ".ended.json"
@@ -26,7 +26,7 @@ class Start:
     """One start of a job in a folder; `number` counts from 1."""
 
     owner: Owner
-    launcher: int
+    launcher: Owner
     number: int
 
 
@@ -43,8 +43,8 @@ def note_start(folder: Path) -> None:
     """Say that this process works in `folder` now; called by whoever holds its lock."""
     before = read_start(folder)
     found = {
-        "owner": this_worker(1.0).model_dump(),
-        "launcher": int(os.environ.get("FLOWMASK_PARENT", os.getpid())),
+        "owner": process_here(os.getpid()).model_dump(),
+        "launcher": process_here(int(os.environ.get("FLOWMASK_PARENT", os.getpid()))).model_dump(),
         "number": before.number + 1 if before else 1,
     }
     with suppress(OSError):
@@ -54,7 +54,7 @@ def note_start(folder: Path) -> None:
 def note_end(folder: Path, *, code: int, message: str = "") -> None:
     """Say how the job of this launcher ended, if one of its processes worked in `folder`."""
     start = read_start(folder)
-    if start is None or start.launcher != os.getpid() or start.owner.host != os.uname().nodename:
+    if start is None or start.launcher != process_here(os.getpid()):
         return
     with suppress(OSError):
         write_atomically(folder / ENDED, json.dumps(asdict(End(start.number, code, message))))
@@ -64,7 +64,11 @@ def read_start(folder: Path) -> Start | None:
     """The last start in a folder; None if none is known."""
     found = _read(folder / OWNER)
     try:
-        return Start(Owner.model_validate(found["owner"]), int(found["launcher"]), int(found["number"]))
+        return Start(
+            Owner.model_validate(found["owner"]),
+            Owner.model_validate(found["launcher"]),
+            int(found["number"]),
+        )
     except (KeyError, TypeError, ValueError, ValidationError):
         return None
 
