@@ -25,7 +25,7 @@ from trainer.optimizer import ArmedAdamW, NamedTensors, ReplicatedAdamW, decay_g
 
 _BUCKET_ELEMENTS = 50_000_000
 _PERSISTENT_ELEMENTS = 100_000  # ZeRO 3 keeps parameters up to this size whole on every rank
-_LIMB = 1 << 16
+_LIMB, _SHIFTS = 1 << 16, (0, 16, 32, 48)  # of a digest: sums of such parts are exact in a float64
 
 
 class MicroBatch(Protocol):
@@ -152,23 +152,30 @@ class Engine:
             parts.append(metrics)
             if number < self.accumulation:
                 self._deepspeed.step()
-        means, finite, digest = self._agree(losses, parts, sum(batch.digest for batch in micro_batches))
-        if finite and means["loss"] <= loss_limit:
-            self._optimizer.arm(self._reduced_norm, limit=grad_norm_limit)
+        names, sums = self._agree(losses, parts, sum(batch.digest for batch in micro_batches))
+        fine = (sums[-1] == 0) & (sums[0] <= loss_limit)
+        self._optimizer.arm(fine, self._reduced_norm, limit=grad_norm_limit)
         self._deepspeed.step()
-        taken = self._optimizer.disarm()
-        norm = float(self._deepspeed.get_global_grad_norm())
-        self.updates += int(taken)
-        norm = norm if finite and math.isfinite(norm) else math.nan
-        return StepResult(means.pop("loss"), norm, not taken, digest, means)
+        return self._result(names, sums, self._optimizer.disarm())
 
     def _reduced_norm(self) -> Tensor:
         """The gradients' global norm, the same on every rank, once the optimizer is asked to step."""
         return torch.as_tensor(self._deepspeed.optimizer._global_grad_norm)
 
+    def _result(self, names: Sequence[str], sums: Tensor, moved: Tensor | None) -> StepResult:
+        """What the step did. The only place that waits for the device, when all of the step is in its queue."""
+        norm = self._reduced_norm().to(sums)
+        moved = torch.zeros_like(norm) if moved is None else moved.to(sums)
+        *means, a, b, c, d, broken, norm_, taken = torch.cat([sums, torch.stack([norm, moved])]).tolist()
+        digest = sum(int(limb) << shift for limb, shift in zip((a, b, c, d), _SHIFTS)) % (1 << 64)
+        self.updates += int(taken)
+        reported = norm_ if not broken and math.isfinite(norm_) else math.nan
+        metrics = dict(zip(names, means, strict=True))
+        return StepResult(metrics.pop("loss"), reported, not taken, digest, metrics)
+
     def _clear_gradients(self) -> None:
         if isinstance(self._optimizer, ReplicatedAdamW):
-            self._optimizer.attach_gradients()
+            self._optimizer.expect_gradients()
             return
         # else DeepSpeed would move a parameter that this step does not use by its last gradient
         if self.zero_stage == 3:
@@ -179,20 +186,18 @@ class Engine:
 
     def _agree(
         self, losses: list[Tensor], parts: list[Mapping[str, Tensor]], digest: int
-    ) -> tuple[dict[str, float], bool, int]:
-        """Means over the global batch, whether every loss is finite, and the digests' sum: one all-reduce."""
+    ) -> tuple[list[str], Tensor]:
+        """One all-reduce: names, and float64 [names + 5]: their means, the digests' sum, how many are not finite."""
         names = ["loss", *sorted(parts[0])]
         rows = [[loss, *(part[name] for name in names[1:])] for loss, part in zip(losses, parts, strict=True)]
         sums = torch.stack([torch.stack([v.detach().double() for v in row]) for row in rows]).sum(0)
         digest = digest if distributed.rank() % self._sequence_ranks == 0 else 0  # once a group
-        limbs = [digest >> shift & _LIMB - 1 for shift in (0, 16, 32, 48)]  # each sum is exact in a float64
+        limbs = torch.tensor([digest >> shift & _LIMB - 1 for shift in _SHIFTS], dtype=torch.float64)
         broken = ~torch.isfinite(sums[:1])
-        packed = torch.cat([sums, broken, torch.tensor(limbs, device=sums.device, dtype=torch.float64)])
-        total = distributed.all_reduce_sum(packed).tolist()
-        count = self.accumulation * distributed.world_size()
-        means = {name: value / count for name, value in zip(names, total)}
-        folded = sum(int(limb) << shift for limb, shift in zip(total[-4:], (0, 16, 32, 48)))
-        return means, total[-5] == 0, folded % (1 << 64)
+        packed = torch.cat([sums, limbs.to(sums.device, non_blocking=True), broken])
+        total = distributed.all_reduce_sum(packed)
+        total[: len(names)] /= self.accumulation * distributed.world_size()
+        return names, total
 
     @torch.no_grad()
     def refresh_weights(self) -> None:
