@@ -185,7 +185,7 @@ def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
 
 
 def _nearest(kind: type[BaseModel], location: list[str]) -> str:
-    """The right key nearest to an unknown one: in its own section first, then anywhere."""
+    """The right key nearest to an unknown one: of its very name anywhere, in its own section, then anywhere."""
     section: type[BaseModel] | None = kind
     for part in location[:-1]:
         section = (
@@ -198,8 +198,8 @@ def _nearest(kind: type[BaseModel], location: list[str]) -> str:
     prefix = "".join(f"{part}." for part in location[:-1])
     siblings = [prefix + name for name in section.model_fields]
     wanted = ".".join(location)
-    close = difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.6)
-    close = close or [key for key in _all_keys(kind) if key.rpartition(".")[2] == location[-1]][:1]
+    close = [key for key in _all_keys(kind) if key.rpartition(".")[2] == location[-1]][:1]
+    close = close or difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.6)
     close = close or difflib.get_close_matches(wanted, _all_keys(kind), n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]}?"
