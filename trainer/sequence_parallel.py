@@ -6,6 +6,7 @@ entry, `enable_parallelism`, divides by the number of accelerators and so can't 
 called here. Refuses modules without tokens, and numbers of heads or tokens that the ranks can't share evenly.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def split_tokens(module: nn.Module, *, ranks: int) -> None:
         if isinstance(part, AttentionModuleMixin):
             processor: Any = part.processor
             processor._parallel_config = parallel
+    warnings.filterwarnings("ignore", message=".*all_gather_tensor", category=FutureWarning)  # in every step
     dit: Any = module
     apply_context_parallel(dit, context, {name: cut for name, cut in dit._cp_plan.items() if name})
 

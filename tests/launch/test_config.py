@@ -89,6 +89,7 @@ def test_a_resolved_config_read_again_is_the_same_job(train_file: Path, tmp_path
         ("train.precision=fp8", ["train.precision is 'fp8'", "bf16"]),
         ("train.micro_batch=3", ["train.global_batch is 8", "Nearest: 6 or 9"]),
         ("launch.processes_per_node=3", ["train.global_batch is 8", "3 processes = 6"]),
+        ("train.sequence_parallel=2", ["train.sequence_parallel is 2", "number of processes, 1: 1"]),
         ("launch.nodes=2", ["launch.nodes is 2"]),
         ("objective.boundary_bias=maybe", ["objective.boundary_bias is 'maybe'"]),
         ("train=fast", ["train is 'fast'"]),
