@@ -37,3 +37,19 @@ def dit_forward_flop(config: Mapping[str, Any], latent: tuple[int, int, int], *,
     feed_forward = 2 * s * width * config["ffn_dim"]
     layer = self_attention + cross_attention + feed_forward
     return 2.0 * (embed + time + text + config["num_layers"] * layer)
+
+
+def dit_training_flop(
+    config: Mapping[str, Any], latent: tuple[int, int, int], *, text_tokens: int, adapters: bool = False
+) -> float:
+    """FLOPs of one example's forward and backward pass; arguments as for `dit_forward_flop`.
+
+    adapters: only LoRA trains, so no gradient of a frozen weight is computed; attention's own products, which have
+    no weights, still cost three passes. The adapters' few per cent are not counted.
+    """
+    forward = dit_forward_flop(config, latent, text_tokens=text_tokens)
+    if not adapters:
+        return TRAINING_PASSES * forward
+    s, width = dit_tokens(config, latent), config["num_attention_heads"] * config["attention_head_dim"]
+    attention = 2.0 * config["num_layers"] * 2 * s * (s + text_tokens) * width
+    return (TRAINING_PASSES - 1) * forward + attention

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipeline.batches import Plan
 from data_pipeline.manifest import BucketEntry
-from models.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
+from models.flops import dit_tokens, dit_training_flop
 from trainer import distributed
 from trainer.config import RunConfig
 from trainer.meters import Throughput, Work, memory, peak_tflops, summarise
@@ -126,9 +126,9 @@ def throughput_of(
     text_tokens, examples = config.model.text_tokens, config.train.global_batch
 
     def work(bucket: BucketEntry) -> Work:
-        forward = dit_forward_flop(module.config, bucket.latent_shape, text_tokens=text_tokens)
-        tokens = dit_tokens(module.config, bucket.latent_shape)
-        return Work(examples * tokens, examples * TRAINING_PASSES * forward)
+        latent, adapters = bucket.latent_shape, config.lora is not None
+        flop = dit_training_flop(module.config, latent, text_tokens=text_tokens, adapters=adapters)
+        return Work(examples * dit_tokens(module.config, latent), examples * flop)
 
     is_dit = config.objective.kind == "flow_matching"
     by_bucket = [work(bucket) for bucket in buckets] if is_dit else []

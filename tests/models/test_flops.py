@@ -7,8 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.config import LoraConfig
 from models.dit import build_dit, velocity
-from models.flops import dit_forward_flop, dit_tokens
+from models.flops import dit_forward_flop, dit_tokens, dit_training_flop
+from models.lora import add_lora
 from models.tiny_wan import TRANSFORMER
 
 WAN_1_3B = {
@@ -51,3 +53,24 @@ def test_wan_1_3b_costs_what_was_measured() -> None:
     latent = (5, 60, 104)
     assert dit_tokens(WAN_1_3B, latent) == 7800
     assert dit_forward_flop(WAN_1_3B, latent, text_tokens=256) / 1e12 == pytest.approx(31.2, abs=0.05)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_frozen_weights_cost_no_gradients_of_their_own(adapters: bool) -> None:
+    latent, text_tokens = (3, 24, 28), 16
+    dit: Any = build_dit(TRANSFORMER, in_channels=32).to_empty(device="cpu")
+    if adapters:
+        add_lora(dit, LoraConfig(rank=1, also_train=("patch_embedding",)), seed=0)
+    shape = (1, 16, *latent)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        velocity(
+            dit,
+            x_t=torch.zeros(shape),
+            video_latent=torch.zeros(shape),
+            timestep=torch.full((1,), 1000),
+            text=torch.zeros(1, text_tokens, dit.config.text_dim),
+        ).sum().backward()
+    formula = dit_training_flop(dit.config, latent, text_tokens=text_tokens, adapters=adapters)
+    assert counter.get_total_flops() == pytest.approx(formula, rel=0.05)
+    whole = dit_training_flop(dit.config, latent, text_tokens=text_tokens)
+    assert adapters == (formula < 0.95 * whole)
