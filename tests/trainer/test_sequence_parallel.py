@@ -20,15 +20,22 @@ from trainer.sequence_parallel import refuse_uneven, split_tokens
 
 STEPS, STAGES = 10, (0, 1, 2, 3)
 CLIPS = BucketEntry(frames=5, height=48, width=80, first=[0], examples=[1])  # 2 x 3 x 5 = 30 tokens
-EVALUATE = {"evaluate.every_steps": 5, "evaluate.examples": 3, "evaluate.jf_examples": 0}
+EVALUATE = {
+    "evaluate.every_steps": 5,
+    "evaluate.examples": 3,
+    "evaluate.jf_examples": 0,
+    "evaluate.timesteps": (1000, 1),
+}
 SPLIT = {"train.sequence_parallel": 2, "train.micro_batch": 2}
 CHANGES = {  # of the run that one process alone makes
     **{f"zero_{stage}": SPLIT | {"train.zero_stage": stage} for stage in STAGES},
     "one_each": SPLIT | {"train.micro_batch": 1},
     "bf16": SPLIT | {"train.zero_stage": 2, "train.precision": "bf16"},
+    "lora": SPLIT | {"lora": {"rank": 4}},
     "recomputed": SPLIT | {"train.zero_stage": 3, "train.activation_checkpointing": True},
 }
-FP32 = [name for name in CHANGES if name != "bf16"]
+OTHERS = ("bf16", "lora")  # than the run of one process that the rest is compared with
+SAME = [name for name in CHANGES if name not in OTHERS]
 
 
 def overrides(**changes: Any) -> dict[str, Any]:
@@ -96,9 +103,11 @@ def alone(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone_in_bf16(lab: Path, alone: Path) -> Path:
-    start(lab, alone.parent / "bf16", overrides(**CHANGES["bf16"] | {"train.sequence_parallel": 1}))
-    return alone.parent / "bf16"
+def others_alone(lab: Path, alone: Path) -> Path:
+    """The folder of the runs in one process of another precision, and of adapters."""
+    for name in OTHERS:
+        start(lab, alone.parent / name, overrides(**CHANGES[name] | {"train.sequence_parallel": 1}))
+    return alone.parent
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +120,7 @@ def split(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
 def run_group_of(ranks: int, lab: Path, folder: Path, names: list[str]) -> list[dict[str, Any]]:
     arguments = {"lab": str(lab), "folder": str(folder), "names": names}
     return run_ranks(
-        ranks, Path(__file__), "trainings", folder=folder / "logs", timeout_s=400, arguments=arguments
+        ranks, Path(__file__), "trainings", folder=folder / "logs", timeout_s=600, arguments=arguments
     )
 
 
@@ -138,17 +147,18 @@ def evaluations(out: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(line).items() if k.startswith("eval_")} for line in lines]
 
 
-@pytest.mark.parametrize("name", FP32)
+@pytest.mark.parametrize("name", SAME)
 def test_ten_steps_of_a_group_are_those_of_one_process(
     alone: Path, split: tuple[Path, list[dict[str, Any]]], name: str
 ) -> None:
     assert_same_training(split[0] / name, alone)
 
 
-def test_in_bf16_they_are_the_same_but_for_rounding(
-    alone_in_bf16: Path, split: tuple[Path, list[dict[str, Any]]]
+def test_so_are_those_of_adapters_and_in_bf16_but_for_rounding(
+    others_alone: Path, split: tuple[Path, list[dict[str, Any]]]
 ) -> None:
-    assert losses(split[0] / "bf16") == pytest.approx(losses(alone_in_bf16), rel=5e-3)
+    assert_same_training(split[0] / "lora", others_alone / "lora")
+    assert losses(split[0] / "bf16") == pytest.approx(losses(others_alone / "bf16"), rel=5e-3)
 
 
 def test_a_run_goes_on_with_its_tokens_split_over_another_number_of_ranks(
@@ -176,8 +186,8 @@ def test_each_rank_computes_its_share_of_the_tokens_and_the_sum_of_gradients_is_
 
 @pytest.mark.long
 def test_so_are_those_of_two_groups_of_two(lab: Path, alone: Path, tmp_path: Path) -> None:
-    run_group_of(4, lab, tmp_path, FP32)
-    for name in [*FP32, "elastic"]:
+    run_group_of(4, lab, tmp_path, SAME)
+    for name in [*SAME, "elastic"]:
         assert {row["world_size"] for row in rows(tmp_path / name)} == {4}
         assert_same_training(tmp_path / name, alone)
 
