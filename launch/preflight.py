@@ -14,11 +14,13 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.manifest import BucketEntry
 from launch import slurm_commands
 from launch.config import CacheJob, EvaluateJob, LaunchConfig, TrainJob
 from models.errors import ConfigError, UserError
 from trainer.config import accumulation_steps, workers
 from trainer.run_folder import refuse_differences
+from trainer.sequence_parallel import refuse_uneven
 
 AnyJob = CacheJob | TrainJob | EvaluateJob
 STATE_BYTES = 16  # of a checkpoint for each parameter: fp32 master, two moments, EMA
@@ -42,7 +44,7 @@ def examine(job: AnyJob, script: str | None) -> list[Check]:
     """Every check of a job. script: what sbatch would be given, None for a job that stays on this machine."""
     found = [_out(job.out), *_inputs(job)]
     if isinstance(job, TrainJob):
-        found += [_batch(job), *_resume(job), _disk(job)]
+        found += [_batch(job), *_tokens(job), *_resume(job), _disk(job)]
     if script is not None:
         found += _slurm(job.launch, script)
     return found
@@ -105,6 +107,26 @@ def _batch(job: TrainJob) -> Check:
     passes = accumulation_steps(train, world)
     said = f"{workers(train, world)} x micro-batch {train.micro_batch} x {passes} = global batch {train.global_batch}"
     return Check("batch", "pass", f"{said}; ZeRO {train.zero_stage}, {train.precision}")
+
+
+def _tokens(job: TrainJob) -> Iterator[Check]:
+    """Whether the processes that `train.sequence_parallel` names can share each clip's tokens."""
+    ranks, kind = job.train.sequence_parallel, job.objective.kind
+    if ranks == 1:
+        return
+    try:
+        shape = json.loads((job.model.wan / "transformer" / "config.json").read_text())
+        caches = [json.loads((cache / "manifest.json").read_text()) for cache in _caches(job)]
+        buckets = [BucketEntry.model_validate(bucket) for cache in caches for bucket in cache["buckets"]]
+        refuse_uneven(kind, config=shape, ranks=ranks, buckets=buckets)
+    except ConfigError as error:
+        yield Check("tokens", "fail", str(error))
+        return
+    except (OSError, ValueError, KeyError):
+        return  # the paths are other checks'
+    yield Check(
+        "tokens", "pass", f"train.sequence_parallel: {ranks} processes share each clip's tokens evenly"
+    )
 
 
 def _resume(job: TrainJob) -> Iterator[Check]:

@@ -3,25 +3,22 @@
 diffusers does it (context parallelism, Ulysses): tokens are split in front of the first block, each attention
 exchanges them for heads and back, and the output is put together again on every rank of the group. Its own
 entry, `enable_parallelism`, divides by the number of accelerators and so can't run on a CPU; what it calls is
-called here. Refuses modules without tokens, and numbers of heads or tokens that the ranks can't share evenly.
+called here. Refuses objectives without tokens, and numbers of heads or tokens that the ranks can't share evenly.
 """
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
-
-from diffusers.hooks.context_parallel import apply_context_parallel
-from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
-from diffusers.models.attention import AttentionModuleMixin
-from torch import nn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.manifest import BucketEntry
 from models.errors import ConfigError
 from models.flops import dit_tokens
-from trainer import distributed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def split_tokens(module: nn.Module, *, ranks: int) -> None:
+def split_tokens(module: "nn.Module", *, ranks: int) -> None:
     """Split the tokens of `module` over groups of `ranks` neighbouring ranks, from now on; 1: nothing to do.
 
     Every rank of a group must then call it with the same batch, and gets the whole output. A loss of that
@@ -30,6 +27,12 @@ def split_tokens(module: nn.Module, *, ranks: int) -> None:
     """
     if ranks == 1:
         return
+    from diffusers.hooks.context_parallel import apply_context_parallel
+    from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
+    from diffusers.models.attention import AttentionModuleMixin
+
+    from trainer import distributed
+
     context = ContextParallelConfig(ulysses_degree=ranks)
     parallel = ParallelConfig(context_parallel_config=context)
     mesh = distributed.sequence_mesh(ranks)
@@ -43,17 +46,20 @@ def split_tokens(module: nn.Module, *, ranks: int) -> None:
     apply_context_parallel(dit, context, {name: cut for name, cut in dit._cp_plan.items() if name})
 
 
-def refuse_uneven(module: nn.Module, *, ranks: int, buckets: Sequence[BucketEntry]) -> None:
-    """ConfigError if `ranks` can't share the module's heads or some bucket's tokens evenly."""
+def refuse_uneven(
+    kind: str, *, config: Mapping[str, Any], ranks: int, buckets: Sequence[BucketEntry]
+) -> None:
+    """ConfigError if `ranks` can't share the heads or some bucket's tokens evenly; loads nothing.
+
+    kind: of the objective; config: constructor arguments of its WanTransformer3DModel, if that is what it trains.
+    """
     if ranks == 1:
         return
-    if getattr(module, "_cp_plan", None) is None:
+    if kind != "flow_matching":
         raise ConfigError(
-            f"train.sequence_parallel is {ranks}, but {type(module).__name__} has no tokens to split; "
-            "only objective.kind flow_matching has: set it to 1"
+            f"train.sequence_parallel is {ranks}, but objective.kind {kind} has no tokens to split; set it to 1"
         )
-    config: Any = module.config
-    heads = int(config.num_attention_heads)
+    heads = int(config["num_attention_heads"])
     tokens = {bucket.name: dit_tokens(config, bucket.latent_shape) for bucket in buckets}
     counts = [heads, *tokens.values()]
     fits = ", ".join(str(n) for n in range(1, heads + 1) if not any(count % n for count in counts))

@@ -167,7 +167,13 @@ def _module(session: Session, objective: Objective) -> nn.Module:
     resumed = session.newest is not None
     module, taken = _starting(session, objective, resumed=resumed)
     session.state["init"] = session.state.get("init") if resumed else taken
-    refuse_uneven(module, ranks=config.train.sequence_parallel, buckets=session.reader.manifest.buckets)
+    shape: Any = getattr(module, "config", {})
+    refuse_uneven(
+        config.objective.kind,
+        config=shape,
+        ranks=config.train.sequence_parallel,
+        buckets=session.reader.manifest.buckets,
+    )
     if config.train.activation_checkpointing:
         if not getattr(module, "_supports_gradient_checkpointing", False):
             raise ConfigError(

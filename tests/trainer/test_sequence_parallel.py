@@ -207,14 +207,16 @@ def test_ranks_that_share_an_example_count_as_one() -> None:
 
 
 def test_what_cannot_be_shared_evenly_is_refused_with_the_numbers_and_the_fix() -> None:
-    dit = tiny_dit()  # 2 heads
-    refuse_uneven(dit, ranks=2, buckets=[CLIPS])
+    def refuse(ranks: int, *buckets: BucketEntry, kind: str = "flow_matching") -> None:
+        refuse_uneven(kind, config=tiny_dit().config, ranks=ranks, buckets=buckets)  # 2 heads
+
+    refuse(2, CLIPS)
     with pytest.raises(
         ConfigError, match=r"is 3; the DiT's 2 heads .* set train.sequence_parallel to one of 1, 2"
     ):
-        refuse_uneven(dit, ranks=3, buckets=[CLIPS])
+        refuse(3, CLIPS)
     odd = CLIPS.model_copy(update={"frames": 1, "height": 48, "width": 80})
     with pytest.raises(ConfigError, match=r"is 2; the 15 tokens of clips 1x48x80 .* one of 1, or build"):
-        refuse_uneven(dit, ranks=2, buckets=[CLIPS, odd])
-    with pytest.raises(ConfigError, match=r"is 2, but Linear has no tokens to split.*flow_matching"):
-        refuse_uneven(torch.nn.Linear(2, 2), ranks=2, buckets=[CLIPS])
+        refuse(2, CLIPS, odd)
+    with pytest.raises(ConfigError, match=r"is 2, but objective.kind mask_decoder has no tokens .* to 1$"):
+        refuse(2, CLIPS, kind="mask_decoder")
