@@ -309,6 +309,31 @@ def export(
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+    gpu: Annotated[Optional[str], typer.Option(help="GPU by name; default: H100")] = None,  # noqa: UP045
+    tflops: Annotated[Optional[float], typer.Option(help="Its dense bf16 peak instead")] = None,  # noqa: UP045
+    mfu: Annotated[float, typer.Option(help="The part of the peak that is useful work, 0 to 1")] = 0.4,
+    clip: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="FRAMESxHEIGHTxWIDTH, where there is no cache or dataset yet"),
+    ] = None,
+) -> None:
+    """What a job holds, takes and writes: memory for each ZeRO stage, hours, bytes. Needs no GPU and no weights."""
+    from launch import plan as planning
+    from launch.plan_show import show
+
+    speed = planning.speed_of(gpu=gpu, tflops=tflops, mfu=mfu)
+    found = planning.plan(config, overrides or [], speed=speed, clip=planning.clip_of(clip))
+    if as_json:
+        typer.echo(json.dumps(planning.to_json(found)))
+    else:
+        show(found, console)
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A job's YAML: what it names is checked too")] = None,
     overrides: Overrides = None,

@@ -129,5 +129,10 @@ def peak_tflops(device_name: str | None) -> float | None:
     return next((peak for part, peak in _PEAK_TFLOPS if re.search(rf"\b{part}\b", name)), None)
 
 
+def known_gpus() -> list[str]:
+    """The names that `peak_tflops` knows."""
+    return [name for name, _ in _PEAK_TFLOPS]
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

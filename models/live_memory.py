@@ -1,0 +1,52 @@
+"""Bytes of the tensors that are alive, now and at most: measured under real operators, or fake ones without memory.
+
+Counts storages, so views are free and nothing is counted twice. It sees what operators return, not the scratch
+space inside a kernel.
+"""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class LiveMemory(TorchDispatchMode):
+    """While entered, follows every storage from its first operator to its end; `bytes` and `peak_bytes`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.peak_bytes = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.add(item for item in tree_iter(result) if isinstance(item, torch.Tensor))
+        return result
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that were made before."""
+        for tensor in tensors:
+            if tensor.device.type != "meta":
+                self._note(tensor.untyped_storage())
+
+    def restart_peak(self) -> None:
+        """Forget the peak so far."""
+        self.peak_bytes = self.bytes
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key not in self._sizes:
+            weakref.finalize(storage, self._forget, key)
+        self.bytes += size - self._sizes.get(key, 0)  # a storage may have been resized
+        self._sizes[key] = size
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
+
+    def _forget(self, key: int) -> None:
+        self.bytes -= self._sizes.pop(key)

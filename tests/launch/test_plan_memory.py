@@ -1,0 +1,82 @@
+"""What `flowmask plan` says a rank holds is what real ranks hold: two of them, every ZeRO stage, bf16 and fp32."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plan_ranks import BUCKET, LATENT, job_of
+
+from launch.plan_memory import Setting, device_memory, host_memory
+from launch.plan_model import architecture, trained_module
+from launch.plan_pass import Shape, batch_bytes, micro_batch_pass
+from models.tiny_wan import write_tiny_wan
+
+HERE = Path(__file__).parent
+SHAPE = Shape(4 * LATENT[0] - 3, 8 * LATENT[1], 8 * LATENT[2])
+CASES: list[dict[str, Any]] = [
+    {
+        "precision": precision,
+        "zero_stage": stage,
+        "offload_optimizer": offload,
+        "activation_checkpointing": stage == 2,
+    }
+    for precision in ("bf16", "fp32")
+    for offload in (False, True)
+    for stage in range(4)
+    if stage or not offload
+]
+CASES += [{"zero_stage": stage, "sequence_parallel": 2} for stage in (0, 2)]
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan") / "wan"
+    write_tiny_wan(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, int]]:
+    sys.path.insert(0, str(HERE.parent / "trainer"))
+    from workers import run_ranks
+
+    arguments = {"wan": str(wan), "cases": CASES}
+    folder = tmp_path_factory.mktemp("ranks")
+    ranks = run_ranks(2, HERE / "plan_ranks.py", "measure", folder=folder, timeout_s=500, arguments=arguments)
+    return list(ranks[0])
+
+
+@pytest.mark.parametrize(
+    "number", range(len(CASES)), ids=[" ".join(map(str, case.values())) for case in CASES]
+)
+def test_a_rank_holds_what_the_plan_says(wan: Path, measured: list[dict[str, int]], number: int) -> None:
+    job = job_of(wan, CASES[number])
+    shapes = architecture(wan)
+    sizes = [parameter.numel() for parameter in trained_module(job, shapes).parameters()]
+    recompute = job.train.activation_checkpointing != "none"
+    cost = micro_batch_pass(job, shapes, SHAPE, recompute=recompute, like_a_gpu=False)
+    assert cost is not None
+    setting = Setting(job.train.zero_stage, job.train.precision, job.train.offload_optimizer, 2)
+    batch = 2 * (
+        batch_bytes(job, SHAPE, text_dim=64) + 4 * 16 * LATENT[0] * LATENT[1] * LATENT[2]
+    )  # with its noise
+    device = device_memory(
+        setting,
+        parameters=sum(sizes),
+        activations=cost.peak_bytes,
+        batch_bytes=batch,
+        largest=max(sizes),
+        bucket=BUCKET,
+        prefetch=BUCKET,
+        gpu=False,
+    )
+    host = host_memory(setting, parameters=sum(sizes)).offloaded  # on a CPU both are the same memory
+    found = measured[number]
+    between = (
+        device.states + host + (device.buffers if job.train.zero_stage == 3 else 0)
+    )  # some stay gathered
+    assert found["peak"] == pytest.approx(device.working + host, rel=0.1)
+    assert found["held"] == pytest.approx(between, rel=0.1)
+    if not job.train.offload_optimizer:
+        assert found["start"] == pytest.approx(device.start, rel=0.1)
