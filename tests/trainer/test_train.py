@@ -256,7 +256,7 @@ def _log(out: Path) -> str:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Content hashes of a folder's files, without the lock and the log."""
+    """Content hashes of a folder's files, without the lock, the log and who was there last."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    kept = [path for path in paths if path.name not in (".lock", "log.txt")]
+    kept = [path for path in paths if path.name not in (".lock", "log.txt", ".owner.json")]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
