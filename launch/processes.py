@@ -28,7 +28,7 @@ PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 INDEPENDENT = ("cache",)  # kinds of jobs whose ranks take over what a lost one leaves
 MISTAKE_EXIT_CODE = 2  # of a rank that met a UserError
-GRACE_S = 20.0  # for the others to end by themselves once one rank has ended well
+GRACE_S = 60.0  # for the others to end once one rank has; rank 0 may wait tracking.end_timeout_s for MLflow
 
 
 class JobFailedError(UserError):
