@@ -18,6 +18,7 @@ from launch.config import LaunchConfig
 from launch.requeue import OVER
 from launch.submission import Submission
 from models.errors import ConfigError
+from trainer.run_folder import write_atomically
 from trainer.config import REQUEUE_EXIT_CODE
 
 
@@ -44,6 +45,19 @@ def submit(submission: Submission, launch: LaunchConfig, *, name: str, code: Pat
     job_id = str(jobs[0].job_id).partition("_")[0]
     submission.set_slurm(job_id=job_id, array=launch.array)
     return job_id
+
+
+def adopt(submission: Submission, *, job_id: str, array: int) -> None:
+    """Finish what a submitter that was killed behind sbatch left undone: a job finds its task by its own number.
+
+    All tasks of a submission are the same call, so any of its pickles is the right one.
+    """
+    pickles = sorted(submission.logs.glob("*.pkl"))
+    for task_id in [job_id] if array == 1 else [f"{job_id}_{task}" for task in range(array)]:
+        path = submission.logs / f"{task_id}_submitted.pkl"
+        if not path.exists() and pickles:
+            write_atomically(path, pickles[0].read_bytes())
+    submission.set_slurm(job_id=job_id, array=array)
 
 
 def script(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> str:

@@ -73,6 +73,8 @@ def submit(out: Path, stage: Stage, *, after: list[str]) -> str:
 
 def known_job(out: Path, stage: Stage) -> str | None:
     """The id of the stage's last job, also of one whose submitter was killed before it could note it."""
+    from launch import slurm
+
     record = read(out, stage.name)
     if record is None or record.job_id is not None:
         return record.job_id if record else None
@@ -82,7 +84,7 @@ def known_job(out: Path, stage: Stage) -> str | None:
         _let_sbatch_end(record.submission.folder)
         job_id = slurm_commands.job_named(record.job_name)
     if job_id is not None:
-        record.submission.set_slurm(job_id=job_id, array=stage.job.launch.array)
+        slurm.adopt(record.submission, job_id=job_id, array=stage.job.launch.array)
         _write(out, stage.name, replace(record, job_id=job_id))
     return job_id
 
