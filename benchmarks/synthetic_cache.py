@@ -22,8 +22,15 @@ MASKS, SENTENCES = 2, 3
 CLIPS_PER_SHARD = 24
 
 
-def write_cache(folder: Path, *, clips: int) -> None:
-    """A whole cache of `clips` records of 4.4 MB, each with MASKS masks and SENTENCES sentences."""
+def write_cache(
+    folder: Path,
+    *,
+    clips: int,
+    latent: tuple[int, ...] = LATENT,
+    shape: tuple[int, int, int] = SHAPE,
+    text_dim: int = TEXT_DIM,
+) -> None:
+    """A whole cache of `clips` records (4.4 MB unless told), each with MASKS masks and SENTENCES sentences."""
     (folder / FOLDER).mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     rows, shards = [], []
@@ -33,7 +40,7 @@ def write_cache(folder: Path, *, clips: int) -> None:
         with whole_file(path) as file:
             writer = ShardWriter(file)
             for clip in records:
-                meta, tensors = _record(clip, generator)
+                meta, tensors = _record(clip, generator, latent=latent, shape=shape, text_dim=text_dim)
                 place = writer.add(f"{clip:08d}_00", meta=meta, tensors=tensors)
                 rows += example_rows(meta, tensors, place, unit=unit, shape=0)
             size, sha256 = writer.close()
@@ -43,27 +50,32 @@ def write_cache(folder: Path, *, clips: int) -> None:
         for name, value in zip(index.COLUMNS, values, strict=True):
             table[name][place] = value
     np.save(folder / index.FILE, table)
-    _write_manifest(folder, shards, clips=clips, examples=[len(rows)])
+    _write_manifest(folder, shards, clips=clips, examples=[len(rows)], shape=shape, text_dim=text_dim)
 
 
-def _record(clip: int, generator: torch.Generator) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    def latent() -> torch.Tensor:
-        return torch.randn(LATENT, generator=generator).bfloat16()
+def _record(
+    clip: int,
+    generator: torch.Generator,
+    *,
+    latent: tuple[int, ...],
+    shape: tuple[int, int, int],
+    text_dim: int,
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator).bfloat16()
 
-    tensors = {"video.mean": latent(), "video.logvar": latent()}
-    tensors |= {f"mask.{j}.mean": latent() for j in range(MASKS)}
-    tensors |= {
-        f"text.{k}": torch.randn(TOKENS, TEXT_DIM, generator=generator).bfloat16() for k in range(SENTENCES)
-    }
+    tensors = {"video.mean": random(*latent), "video.logvar": random(*latent)}
+    tensors |= {f"mask.{j}.mean": random(*latent) for j in range(MASKS)}
+    tensors |= {f"text.{k}": random(TOKENS, text_dim) for k in range(SENTENCES)}
     expressions = [
         {"exp_id": str(k), "text": f"the thing number {k}", "mask": k % MASKS, "text_id": k}
         for k in range(SENTENCES)
     ]
     meta = {
         "video_id": f"video {clip}",
-        "frame_ids": list(range(SHAPE[0])),
+        "frame_ids": list(range(shape[0])),
         "view": 0,
-        "size": [SHAPE[2], SHAPE[1]],
+        "size": [shape[2], shape[1]],
         "masks": [],
         "expressions": expressions,
     }
@@ -94,8 +106,16 @@ def write_large_cache(folder: Path, *, shards: int, examples: int, buckets: int 
     _write_manifest(folder, entries, clips=shards * 64, examples=counts)
 
 
-def _write_manifest(folder: Path, shards: list[ShardEntry], *, clips: int, examples: list[int]) -> None:
-    frames, height, width = SHAPE
+def _write_manifest(
+    folder: Path,
+    shards: list[ShardEntry],
+    *,
+    clips: int,
+    examples: list[int],
+    shape: tuple[int, int, int] = SHAPE,
+    text_dim: int = TEXT_DIM,
+) -> None:
+    frames, height, width = shape
     buckets = [
         # the shape is what matters to a reader; equal shapes would be one bucket in a real cache
         BucketEntry(frames=frames, height=height, width=width, first=[sum(examples[:b])], examples=[count])
@@ -109,7 +129,7 @@ def _write_manifest(folder: Path, shards: list[ShardEntry], *, clips: int, examp
         latent_channels=LATENT[0],
         latents_mean=[0.0] * LATENT[0],
         latents_std=[1.0] * LATENT[0],
-        text_dim=TEXT_DIM,
+        text_dim=text_dim,
         longest_text_tokens=TOKENS,
         pixel_norm="half",
         lowercase=True,

@@ -1,15 +1,20 @@
-"""The Wan DiT of diffusers: built without weights, widened for direct video injection, asked for a velocity.
+"""The Wan DiT of diffusers: built without weights, widened for video injection, asked for a velocity, made faster.
 
 There is no DiT of ours: `WanTransformer3DModel(in_channels=32)` fed concat([x_t, video]) is the reference's.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from models.errors import ConfigError
+
+Recompute = Literal["none", "selective", "full"]
 LATENT_CHANNELS = 16
 PATCH_KEY = "patch_embedding.weight"
 
@@ -63,3 +68,65 @@ def velocity(
         return_dict=False,
     )
     return out[0].float()
+
+
+def can_recompute(module: nn.Module) -> bool:
+    """Whether `recompute_blocks` and `compile_blocks` know the module: whether it is a DiT."""
+    return isinstance(module, WanTransformer3DModel)
+
+
+def recompute_blocks(dit: nn.Module, kind: Recompute, *, compiled: bool = False) -> None:
+    """Drop activations in the forward pass and make them again in the backward one; no bit of a loss changes.
+
+    full: a block keeps its input alone. selective: also what attention and the narrow matrix products gave,
+    so that of the products only the feed-forward's wide one is done twice. compiled: see `compile_blocks`.
+    """
+    assert isinstance(dit, WanTransformer3DModel)
+    if kind == "none":
+        return
+    if kind == "full":
+        dit.enable_gradient_checkpointing()
+        return
+    width = dit.config.num_attention_heads * dit.config.attention_head_dim
+    contexts = partial(create_selective_checkpoint_contexts, partial(_what_to_keep, width))
+
+    def run(block: nn.Module, *inputs: Any) -> Any:
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+    dit.enable_gradient_checkpointing(torch.compile(run) if compiled else run)
+
+
+def _what_to_keep(width: int, context: Any, op: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:
+    """Attention, and matrix products whose rows are no longer than the model is wide."""
+    aten = torch.ops.aten
+    product = op in (aten.mm.default, aten.addmm.default) and inputs[-1].shape[-1] <= width
+    if product or "scaled_dot_product" in op.__name__:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def compile_blocks(dit: nn.Module, *, recompute: Recompute) -> None:
+    """Compile the blocks, which share one program, on first use; ConfigError in one line without a compiler."""
+    assert isinstance(dit, WanTransformer3DModel)
+    _require_compiler()
+    recompute_blocks(dit, recompute, compiled=True)
+    if recompute != "selective":  # there the recomputing call is what is compiled
+        dit.compile_repeated_blocks()
+
+
+def _require_compiler() -> None:
+    from torch.utils._triton import has_triton
+
+    if torch.cuda.is_available():
+        if not has_triton():
+            raise ConfigError("train.compile is true, but there is no triton here; set it to false")
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "train.compile is true, but no C++ compiler works here; install g++ or set it to false"
+        ) from error

@@ -33,7 +33,9 @@ class LatentStats:
         return cls(tuple(map(float, mean)), tuple(map(float, std)))
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(v, device=like.device).view(1, -1, 1, 1, 1) for v in (self.mean, self.std))
+        # made on the host: `torch.tensor(..., device=cuda)` waits until the GPU has done all that it was told
+        columns = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (column.to(like.device, non_blocking=True) for column in columns)
         return mean, std
 
 

@@ -4,9 +4,9 @@ What depends on the number of processes is checked by `accumulation_steps`, whic
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from data_pipeline.config import LoaderConfig
 from models.config import LoraConfig, ModelConfig, SamplerConfig, Section
@@ -36,6 +36,11 @@ class ObjectiveConfig(Section):
     focal_alpha: float = Field(default=0.25, ge=0, le=1)
     focal_gamma: float = Field(default=2.0, ge=0)
     dice_weight: float = Field(default=4.0, ge=0)
+
+
+def _checkpointing(value: Any) -> Any:
+    """`true` and `false`, as older configs have it, are full and none."""
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
 
 class TrainConfig(Section):
@@ -71,9 +76,13 @@ class TrainConfig(Section):
     )
     decay_factor: float = Field(default=0.9, gt=0, le=1, description="multistep: by how much it drops")
     offload_optimizer: bool = Field(default=False, description="keep the optimiser state in host memory")
-    activation_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass"
+    activation_checkpointing: Annotated[
+        Literal["none", "selective", "full"], BeforeValidator(_checkpointing)
+    ] = Field(
+        default="none",
+        description="recompute activations in the backward pass: none, selective (cheap ones), full",
     )
+    compile: bool = Field(default=False, description="compile the DiT's blocks; needs a compiler")
     log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of log.txt")
     collective_timeout_s: float = Field(
         default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"
@@ -87,6 +96,15 @@ class TrainConfig(Section):
             raise ValueError(f"train.betas is {list(self.betas)}; each must be in [0, 1)")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("train.offload_optimizer needs train.zero_stage 1, 2 or 3; it is 0")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "train.compile needs train.zero_stage 0, 1 or 2; it is 3, whose hooks can't be compiled"
+            )
+        if self.activation_checkpointing == "selective" and self.zero_stage == 3:
+            raise ValueError(
+                "train.activation_checkpointing is selective and train.zero_stage is 3, whose layers add their bias "
+                "to what was kept: choose full, or stage 0, 1 or 2"
+            )
         if self.schedule == "multistep" and not self.decay_at_steps:
             raise ValueError("train.schedule is multistep but train.decay_at_steps is empty; name the steps")
         if list(self.decay_at_steps) != sorted(set(self.decay_at_steps)):

@@ -32,6 +32,7 @@ _FREE_KEYS = {
     "train.steps",
     "train.micro_batch",
     "train.sequence_parallel",
+    "train.activation_checkpointing",  # changes no bit
     "train.log_every_steps",
     "train.collective_timeout_s",
     "data.cache",

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from models.errors import CheckpointError
+from models.dit import can_recompute, compile_blocks, recompute_blocks
+from models.errors import CheckpointError, ConfigError
 from models.lora import add_lora, named_parameters
 from trainer.config import RunConfig
 from trainer.objectives import Objective
@@ -32,6 +33,27 @@ def starting_module(
     if config.lora is not None:
         add_lora(module, config.lora, seed=config.train.seed)
     return module, taken
+
+
+def save_memory_and_time(config: RunConfig, module: nn.Module) -> None:
+    """Recomputation and compilation, as the config asks for; only a DiT knows either."""
+    recompute, compiled = config.train.activation_checkpointing, config.train.compile
+    if not can_recompute(module):
+        kind = config.objective.kind
+        if recompute != "none":
+            raise ConfigError(
+                f"train.activation_checkpointing is {recompute}, but the module of objective.kind {kind} can't "
+                "recompute; set it to none"
+            )
+        if compiled:
+            raise ConfigError(
+                f"train.compile is true, but the module of objective.kind {kind} has no blocks; set it to false"
+            )
+        return
+    if compiled:
+        compile_blocks(module, recompute=recompute)
+    else:
+        recompute_blocks(module, recompute)
 
 
 def frozen_record(

@@ -16,7 +16,7 @@ from torch import nn
 from data_pipeline.batches import Batches, Plan, Reader, open_batches, plan_for
 from data_pipeline.loader import Batch
 from data_pipeline.mixture import MixturePlan
-from models.errors import ConfigError, TrainingError
+from models.errors import TrainingError
 from models.vae import LatentStats
 from trainer import distributed
 from trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig, workers
@@ -31,7 +31,7 @@ from trainer.run_state import Run
 from trainer.sequence_parallel import refuse_uneven, split_tokens
 from trainer.session import Session, open_session, together
 from trainer.spool import Status
-from trainer.start import frozen_record, starting_module
+from trainer.start import frozen_record, save_memory_and_time, starting_module
 from trainer.tracking import Tracker, start_tracking
 from trainer.validate import Evaluator, describe, make_evaluator
 
@@ -174,13 +174,7 @@ def _module(session: Session, objective: Objective) -> nn.Module:
         ranks=config.train.sequence_parallel,
         buckets=session.reader.manifest.buckets,
     )
-    if config.train.activation_checkpointing:
-        if not getattr(module, "_supports_gradient_checkpointing", False):
-            raise ConfigError(
-                f"train.activation_checkpointing is true, but the module of objective.kind "
-                f"{config.objective.kind} can't recompute; set it to false"
-            )
-        module.enable_gradient_checkpointing()  # type: ignore[operator]
+    save_memory_and_time(config, module)
     session.state["frozen"] = frozen_record(
         config, module, known=session.state.get("frozen"), resumed=resumed
     )

@@ -37,11 +37,19 @@ def test_a_remainder_names_the_nearest_global_batches_and_micro_batch() -> None:
         ({"zero_stage": 4}, "less than or equal to 3"),
         ({"precision": "fp16"}, "'bf16' or 'fp32'"),
         ({"learning_rate": 1}, "Extra inputs"),
+        ({"compile": True, "zero_stage": 3}, "compile needs train.zero_stage 0, 1 or 2"),
+        ({"activation_checkpointing": "selective", "zero_stage": 3}, "choose full, or stage 0, 1 or 2"),
+        ({"activation_checkpointing": "some"}, "'none', 'selective' or 'full'"),
     ],
 )
 def test_an_impossible_combination_is_refused_with_the_rule(train: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         make(**train)
+
+
+def test_recomputation_may_be_named_or_be_true_or_false() -> None:
+    for given, meant in ((True, "full"), (False, "none"), ("selective", "selective")):
+        assert make(activation_checkpointing=given).activation_checkpointing == meant
 
 
 def test_the_defaults_are_the_published_recipe() -> None:

@@ -1,0 +1,93 @@
+"""The ways of train_step.py to take one training step, with everything around it or without."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from train_sizes import TEXT_TOKENS, Size
+
+from data_pipeline.loader import Batch
+from models.dit import velocity
+from trainer import distributed
+from trainer.run_state import Run
+from trainer.start import save_memory_and_time
+
+
+class Fixed:
+    """A micro-batch as the DiT sees it, made once."""
+
+    def __init__(self, size: Size, *, batch: int):
+        device = distributed.device()
+        self.x_t, self.video_latent, self.target = torch.randn(3, batch, 16, *size.latent, device=device)
+        self.timestep = torch.full((batch,), 437, device=device)
+        self.text = torch.randn(batch, TEXT_TOKENS, size.dit["text_dim"], device=device).bfloat16()
+
+    def loss(self, module: Any) -> Tensor:
+        given = {"x_t": self.x_t, "video_latent": self.video_latent, "timestep": self.timestep}
+        return (velocity(module, **given, text=self.text) - self.target).square().mean()
+
+
+class Bare:
+    """The run's own DeepSpeed engine and optimizer, on fixed tensors."""
+
+    def __init__(self, run: Run, size: Size):
+        self._engine, self._fixed = run.engine, Fixed(size, batch=run.config.train.micro_batch)
+        device = distributed.device()
+        self._fine, self._norm = (
+            torch.ones((), dtype=torch.bool, device=device),
+            torch.zeros((), device=device),
+        )
+
+    def step(self) -> None:
+        engine, deepspeed = self._engine, self._engine._deepspeed
+        engine._clear_gradients()
+        deepspeed.backward(self._fixed.loss(deepspeed))
+        engine._optimizer.arm(self._fine, lambda: self._norm)
+        deepspeed.step()
+        engine._optimizer.disarm()
+
+
+class BareTorch:
+    """bf16 weights and gradients, fp32 masters, clipping and torch's fused AdamW."""
+
+    def __init__(self, run: Run, size: Size):
+        self._module = trained_as(run, size.build_dit()).to(distributed.device()).train()
+        self._masters = [p.detach().clone() for p in self._module.parameters()]
+        for parameter in self._module.parameters():
+            parameter.data = parameter.data.bfloat16()
+        self._weights = list(self._module.parameters())
+        self._adam = torch.optim.AdamW(self._masters, lr=1e-5, fused=True)
+        self._fixed = Fixed(size, batch=run.config.train.micro_batch)
+
+    def step(self) -> None:
+        self._fixed.loss(self._module).backward()
+        for master, weight in zip(self._masters, self._weights, strict=True):
+            assert weight.grad is not None
+            master.grad, weight.grad = weight.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
+        self._adam.step()
+        with torch.no_grad():
+            torch._foreach_copy_(self._weights, self._masters)
+
+
+class Trainer:
+    """One turn of the training loop; `encode` replaces what the cache held."""
+
+    def __init__(self, run: Run, encode: Callable[[], dict[str, Tensor]] | None = None):
+        self._run, self._encode = run, encode
+
+    def step(self) -> None:
+        run = self._run
+        micro_batches: list[Batch] = next(run.batches)
+        if self._encode is not None:
+            micro_batches = [replace(batch, **self._encode()) for batch in micro_batches]
+        run.advance(run.take_step(micro_batches))
+        run.stop_requested()
+
+
+def trained_as(run: Run, module: Any) -> Any:
+    """A module that recomputes and is compiled as the run's is."""
+    save_memory_and_time(run.config, module)
+    return module
