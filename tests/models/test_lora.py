@@ -156,7 +156,7 @@ def test_peft_loads_the_folder_and_merges_it_to_our_weights(
     dit = adapted(config, trained=True)
     trained = {name: p.detach() for name, p in learning(dit).items()}
     write_adapter(tmp_path, trained, config)
-    loaded = PeftModel.from_pretrained(base_dit(), str(tmp_path))
+    loaded: Any = PeftModel.from_pretrained(base_dit(), str(tmp_path))
     assert torch.allclose(velocity(loaded, **inputs()), velocity(dit, **inputs()), atol=1e-5)
     theirs = loaded.merge_and_unload().state_dict()
     ours = merged(weights(base_dit()), trained, scale=config.scale, where="a test")
