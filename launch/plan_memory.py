@@ -7,6 +7,8 @@ each rank, the rest is shared by all. What a pass of the module needs comes from
 from dataclasses import dataclass
 from typing import Literal
 
+from models.dit import Recompute
+
 Precision = Literal["bf16", "fp32"]
 
 # Of DeepSpeed, as trainer/engine.py configures it
@@ -84,7 +86,7 @@ class Setting:
     precision: Precision = "bf16"
     offload: bool = False
     ranks: int = 1
-    recompute: str = "none"
+    recompute: Recompute = "none"
 
     @property
     def effective_stage(self) -> int:

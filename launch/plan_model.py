@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from launch.config import TrainJob
-from models.dit import LATENT_CHANNELS, build_dit
+from models.dit import LATENT_CHANNELS, Recompute, build_dit, can_recompute, recompute_blocks
 from models.errors import ConfigError
 from models.lora import add_lora
 from models.mask_decoder import MaskDecoder
@@ -108,13 +108,13 @@ def trained_module(job: TrainJob, shapes: Architecture, *, layers: int | None = 
     return module
 
 
-def set_recompute(module: nn.Module, recompute: bool) -> bool:
-    """Switch recomputation on if asked to; whether the module is then as asked."""
-    if not recompute:
+def set_recompute(module: nn.Module, kind: Recompute) -> bool:
+    """Let a DiT recompute as `train.activation_checkpointing` says; whether the module can."""
+    if kind == "none":
         return True
-    if not getattr(module, "_supports_gradient_checkpointing", False):
+    if not can_recompute(module):
         return False
-    module.enable_gradient_checkpointing()  # type: ignore[operator]
+    recompute_blocks(module, kind)
     return True
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from data_pipeline.loader import Batch
 from launch.config import TrainJob
 from launch.plan_model import Architecture, set_recompute, trained_module
-from models.dit import LATENT_CHANNELS
+from models.dit import LATENT_CHANNELS, Recompute
 from models.dry_run import Pass, dry_pass
 from models.vae import LatentStats
 from trainer.objectives import Objective, objective_named
@@ -39,7 +39,7 @@ def micro_batch_pass(
     shapes: Architecture,
     shape: Shape,
     *,
-    recompute: bool,
+    recompute: Recompute,
     like_a_gpu: bool = True,
     every_layer: bool = False,
 ) -> Pass | None:

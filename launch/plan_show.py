@@ -159,8 +159,7 @@ def _recommend(found: TrainPlan, console: Console) -> None:
 def _keys(plan: SettingPlan) -> str:
     """The overrides of a setting."""
     setting = plan.setting
-    recompute = "false" if setting.recompute == "none" else "true"
-    keys = [f"train.zero_stage={setting.zero_stage}", f"train.activation_checkpointing={recompute}"]
+    keys = [f"train.zero_stage={setting.zero_stage}", f"train.activation_checkpointing={setting.recompute}"]
     return " ".join([*keys, *(["train.offload_optimizer=true"] if setting.offload else [])])
 
 

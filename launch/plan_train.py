@@ -19,13 +19,14 @@ from launch.plan_memory import (
 )
 from launch.plan_model import Architecture, architecture, trained_module
 from launch.plan_pass import Shape, batch_bytes, micro_batch_pass
+from models.dit import Recompute
 from models.dry_run import Pass
 from models.errors import CacheError, ConfigError
 from models.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
 from trainer.config import accumulation_steps
 
 GPUS_GB = (24, 40, 80)  # of the cards that people have; --memory adds one
-RECOMPUTE = {False: "none", True: "full"}
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -121,8 +122,8 @@ def plan_training(job: TrainJob, *, speed: Speed, clip: Shape | None = None) -> 
     )
     if chosen is None:
         raise ConfigError(
-            f"train.activation_checkpointing is true, but the module of objective.kind {job.objective.kind} "
-            "can't recompute; set it to false"
+            f"train.activation_checkpointing is {job.train.activation_checkpointing}, but the module of objective.kind "
+            f"{job.objective.kind} can't recompute; set it to none"
         )
     step_flop = job.train.global_batch * flop
     tokens = dit_tokens(shapes.dit_config, largest.latent) if job.objective.kind == "flow_matching" else 0
@@ -167,12 +168,11 @@ class _Planner:
     shapes: Architecture
     largest: Shape
     counts: _Counts
-    passes: dict[bool, Pass | None]
+    passes: dict[Recompute, Pass | None]
 
     def at(self, setting: Setting) -> SettingPlan | None:
         """None if the module can't be run so."""
-        recompute = next(r for r, name in RECOMPUTE.items() if name == setting.recompute)
-        cost, plain = self.passes[recompute], self.passes[False]
+        cost, plain = self.passes[setting.recompute], self.passes["none"]
         if cost is None or plain is None:
             return None
         train = self.job.train
@@ -202,7 +202,7 @@ class _Planner:
         found = [
             self.at(Setting(stage, precision, offload, ranks, name))
             for offload in (False, True)
-            for name in RECOMPUTE.values()
+            for name in RECOMPUTE
             for stage in range(4)
             if stage or not offload
         ]
@@ -236,7 +236,7 @@ def _forward_flop(job: TrainJob, shapes: Architecture, shape: Shape) -> float:
         config = {**shapes.dit_config, "in_channels": channels}
         return dit_forward_flop(config, shape.latent, text_tokens=job.model.text_tokens)
     alone = job.model_copy(update={"train": job.train.model_copy(update={"micro_batch": 1})})
-    found = micro_batch_pass(alone, shapes, shape, recompute=False)
+    found = micro_batch_pass(alone, shapes, shape, recompute="none")
     assert found is not None
     return found.forward_flop
 

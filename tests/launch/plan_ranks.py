@@ -41,7 +41,7 @@ def measure(wan: str, cases: list[dict[str, Any]]) -> list[dict[str, int]]:
         config.get("zero_optimization", {})["stage3_prefetch_bucket_size"] = BUCKET
         return config
 
-    trainer.engine._deepspeed_config = with_small_prefetch
+    trainer.engine._deepspeed_config = with_small_prefetch  # type: ignore[assignment]
     return [_measure(job_of(Path(wan), case)) for case in cases]
 
 
