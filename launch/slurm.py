@@ -18,8 +18,8 @@ from launch.config import LaunchConfig
 from launch.requeue import OVER
 from launch.submission import Submission
 from models.errors import ConfigError
-from trainer.run_folder import write_atomically
 from trainer.config import REQUEUE_EXIT_CODE
+from trainer.run_folder import write_atomically
 
 
 class _Executor(SlurmExecutor):
@@ -53,7 +53,7 @@ def adopt(submission: Submission, *, job_id: str, array: int) -> None:
     All tasks of a submission are the same call, so any of its pickles is the right one.
     """
     pickles = sorted(submission.logs.glob("*.pkl"))
-    for task_id in [job_id] if array == 1 else [f"{job_id}_{task}" for task in range(array)]:
+    for task_id in [job_id] if array == 1 else [f"{job_id}_{number}" for number in range(array)]:
         path = submission.logs / f"{task_id}_submitted.pkl"
         if not path.exists() and pickles:
             write_atomically(path, pickles[0].read_bytes())
