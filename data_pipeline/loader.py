@@ -30,7 +30,7 @@ class Batch:
     """One micro-batch of one rank; tensors that the objective did not ask for are None.
 
     video_mean, video_logvar, mask_mean  [b 16 f h w] raw, stored dtype
-    text         [b L D] stored dtype, L the longest here, zeros after a shorter one's end; see `padded_text`
+    text         [b L D] stored dtype, L at least the longest here, zeros after a shorter one's end; see `padded_text`
     mask_pixels  bool [b F H W]
     example_ids  int64 [b]      epochs  int64 [b]         positions  int64 [b], places in the global batch
     keys         one integer per example, mix64(seed, epoch, example, step): its only source of randomness
@@ -116,7 +116,8 @@ class Loader:
         self._places = range(rank * share, (rank + 1) * share)
         self._depth = prefetch_batches
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
-        self._ahead: deque[list[Future[Batch]]] = deque()
+        self._threads = threads
+        self._ahead: deque[list[Future[list[Batch]]]] = deque()
         self._submitted = self.step = start_step
         self.wait_s = 0.0
 
@@ -128,11 +129,11 @@ class Loader:
         started = perf_counter()
         if self._pool is None:
             planned = self.plan[self.step]
-            batches = [self._read(planned, first) for first in self._firsts()]
+            batches = self._read_all(planned, self._firsts())
         else:
             while len(self._ahead) < self._depth:
                 self._submit(self._pool)
-            batches = [future.result() for future in self._ahead[0]]
+            batches = [batch for future in self._ahead[0] for batch in future.result()]
             self._ahead.popleft()
             self._submit(self._pool)
         self.step += 1
@@ -143,24 +144,40 @@ class Loader:
         return self._places[:: self.micro_batch]
 
     def _submit(self, pool: ThreadPoolExecutor) -> None:
-        planned = self.plan[self._submitted]
-        self._ahead.append([pool.submit(self._read, planned, first) for first in self._firsts()])
+        planned, firsts = self.plan[self._submitted], self._firsts()
+        several = -(-len(firsts) // self._threads)  # a future each costs as much as a third of the reading
+        parts = [firsts[start : start + several] for start in range(0, len(firsts), several)]
+        self._ahead.append([pool.submit(self._read_all, planned, part) for part in parts])
         self._submitted += 1
 
-    def _read(self, planned: PlannedBatch, first: int) -> Batch:
-        places = slice(first, first + self.micro_batch)
-        ids, epochs = planned.example_ids[places].astype(np.int64), planned.epochs[places]
-        positions = range(first, first + self.micro_batch)
+    def _read_all(self, planned: PlannedBatch, firsts: Sequence[int]) -> list[Batch]:
+        """The micro-batches that begin at these neighbouring places, from one reading of all their examples."""
+        start, stop = firsts[0], firsts[-1] + self.micro_batch
+        ids, epochs = planned.example_ids[start:stop].astype(np.int64), planned.epochs[start:stop]
         tensors: dict[str, Any] = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
+        batches = []
+        for first in firsts:
+            own = slice(first - start, first - start + self.micro_batch)
+            parts = {name: tensor[own] for name, tensor in tensors.items()}
+            batches.append(self._batch(planned.step, first, ids[own], epochs[own], parts))
+        return batches
+
+    def _batch(
+        self,
+        step: int,
+        first: int,
+        ids: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        tensors: dict[str, Any],
+    ) -> Batch:
+        positions = range(first, first + self.micro_batch)
+        keys = [mix64(self.plan.seed, e, i, step) for e, i in zip(epochs.tolist(), ids.tolist(), strict=True)]
         batch = Batch(
-            step=planned.step,
+            step=step,
             example_ids=torch.from_numpy(ids),
             positions=torch.tensor(positions),
             epochs=torch.from_numpy(epochs.copy()),
-            keys=[
-                mix64(self.plan.seed, epoch, example, planned.step)
-                for epoch, example in zip(epochs.tolist(), ids.tolist(), strict=True)
-            ],
+            keys=keys,
             digest=digest_of(positions, ids),
             text_tokens=self.text_tokens,
             **tensors,
