@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from cluster import Cluster
 from command import flowmask, start_flowmask
 
@@ -97,8 +98,13 @@ def test_what_is_wrong_reaches_the_person_in_one_line(cluster: Cluster, lab: Pat
 def test_who_stops_waiting_leaves_the_job_running_and_learns_how_to_watch_it(
     cluster: Cluster, lab: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "cache"
-    command = start_flowmask("cache", "build", lab / "cache.yaml", f"out={out}", "launch.cluster=slurm")
+    out, config = tmp_path / "cache", tmp_path / "held.yaml"
+    held = yaml.safe_load(
+        (lab / "cache.yaml").read_text()
+    )  # a job that cannot be over before it is asked for
+    held["launch"] = {**held.get("launch", {}), "setup": [f"until [ -e {tmp_path}/go ]; do sleep 0.1; done"]}
+    config.write_text(yaml.safe_dump(held))
+    command = start_flowmask("cache", "build", config, f"out={out}", "launch.cluster=slurm")
     until(lambda: list(out.glob("launch/*/slurm.json")), command)
     job = json.loads(next(out.glob("launch/*/slurm.json")).read_text())["job_id"]
     cluster.wait_for_state(job, "RUNNING")
@@ -107,3 +113,5 @@ def test_who_stops_waiting_leaves_the_job_running_and_learns_how_to_watch_it(
     assert command.returncode == 130
     assert f"flowmask cache status {out}" in said.replace("\n", "") and f"scancel {job}" in said
     assert cluster.job_state(job) == "RUNNING"
+    (tmp_path / "go").touch()
+    cluster.wait_for_state(job, "COMPLETED")
