@@ -158,11 +158,11 @@ def test_done_is_told_by_content_and_nothing_of_another_content_is_overwritten(
     other = copy.deepcopy(tree)
     for one in other["stages"]:
         one["config"]["out"] = str(tmp_path / one["name"])
-    shutil.copytree(out / "pretrain", tmp_path / "pretrain", symlinks=True)
+    shutil.copytree(out / "decoder", tmp_path / "decoder", symlinks=True)
     elsewhere = write(tmp_path / "moved.yaml", {**other, "out": str(tmp_path / "curriculum")})
-    assert judged(elsewhere)["pretrain"].why == "cache_refcoco not done"  # its cache must be there to compare
-    shutil.copytree(out / "cache_refcoco", tmp_path / "cache_refcoco")
-    assert judged(elsewhere)["pretrain"].done
+    assert judged(elsewhere)["decoder"].why == "cache_mevis not done"  # its cache must be there to compare
+    shutil.copytree(out / "cache_mevis", tmp_path / "cache_mevis")
+    assert judged(elsewhere)["decoder"].done
 
 
 def test_other_weights_in_a_stages_folder_are_not_the_ones_it_was_built_on(
