@@ -18,7 +18,7 @@ from data_pipeline.manifest import BucketEntry
 from launch import slurm_commands
 from launch.config import CacheJob, EvaluateJob, LaunchConfig, TrainJob
 from models.errors import ConfigError, UserError
-from trainer.config import accumulation_steps, workers
+from trainer.config import accumulation_steps, in_todays_terms, workers
 from trainer.run_folder import refuse_differences
 from trainer.sequence_parallel import refuse_uneven
 
@@ -138,7 +138,7 @@ def _resume(job: TrainJob) -> Iterator[Check]:
     except (OSError, ValueError) as error:
         yield Check("resume", "unknown", f"resume: the newest checkpoint can't be read here: {error}")
         return
-    old, new = document["state"]["config"], job.model_dump(mode="json")
+    old, new = in_todays_terms(document["state"]["config"]), job.model_dump(mode="json")
     if new["train"]["schedule_steps"] is None:
         new["train"]["schedule_steps"] = old["train"].get("schedule_steps")
     try:

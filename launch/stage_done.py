@@ -17,6 +17,7 @@ from launch.config import CacheJob, EvaluateJob, TrainJob
 from launch.stages import Curriculum, Stage
 from models.errors import ConfigError, UserError
 from trainer.checkpoint import complete, read_state
+from trainer.config import in_todays_terms
 from trainer.run_folder import CHECKPOINTS, refuse_differences, write_atomically
 
 _MEMO_ENTRIES = 64
@@ -83,7 +84,7 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
     wanted = job.model_dump(mode="json")
     if wanted["train"]["schedule_steps"] is None:
         wanted["train"]["schedule_steps"] = state["config"]["train"]["schedule_steps"]
-    refuse_differences(state["config"], wanted, out=job.out, what="config")
+    refuse_differences(in_todays_terms(state["config"]), wanted, out=job.out, what="config")
     _refuse_other_start(stage, job, state, unfinished, memo)
     waits = unfinished & {name for key, name in stage.carries.items() if key.startswith("data.")}
     if waits:

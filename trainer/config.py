@@ -3,10 +3,11 @@
 What depends on the number of processes is checked by `accumulation_steps`, which the launcher calls too.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from data_pipeline.config import LoaderConfig
 from models.config import LoraConfig, ModelConfig, SamplerConfig, Section
@@ -214,6 +215,16 @@ class RunConfig(Section):
                 f"lora is for objective.kind flow_matching; it is {self.objective.kind}: drop the lora section"
             )
         return self
+
+
+def in_todays_terms(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config of a run, with the keys that it could not know yet at their defaults: these change nothing."""
+    sections = {key: value for key, value in saved.items() if key in RunConfig.model_fields}
+    try:
+        known = RunConfig.model_validate(sections)
+    except ValidationError:  # of a version that knew other keys: whoever compares lists them
+        return dict(saved)
+    return {**saved, **known.model_dump(mode="json")}
 
 
 def accumulation_steps(train: TrainConfig, world_size: int) -> int:

@@ -16,7 +16,7 @@ from data_pipeline.mixture import MixtureReader
 from models.errors import CheckpointError, UserError
 from trainer import distributed
 from trainer.checkpoint import read_state
-from trainer.config import RunConfig, accumulation_steps
+from trainer.config import RunConfig, accumulation_steps, in_todays_terms
 from trainer.log import RunLog
 from trainer.owner import note_start
 from trainer.run_folder import CHECKPOINTS, LOG, RunFolder, plain, refuse_differences
@@ -97,7 +97,7 @@ def continued(
     tree = plain({**resolved, **config.model_dump(mode="json")})
     if state:
         fingerprint = reader.manifest.fingerprint.model_dump(mode="json")
-        refuse_differences(state["config"], tree, out=config.out, what="config")
+        refuse_differences(in_todays_terms(state["config"]), tree, out=config.out, what="config")
         refuse_differences(
             state["fingerprint"]["fields"], fingerprint["fields"], out=config.out, what="cache"
         )

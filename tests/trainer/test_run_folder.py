@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import run_config
 
 from models.errors import CheckpointError
+from trainer.config import in_todays_terms
 from trainer.run_folder import METRICS, RunFolder, config_differences, refuse_differences, write_atomically
 
 HOLD = """
@@ -94,3 +96,16 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) 
     write_atomically(tmp_path / "f", "one")
     write_atomically(tmp_path / "f", b"two")
     assert [path.name for path in tmp_path.iterdir()] == ["f"] and (tmp_path / "f").read_text() == "two"
+
+
+def test_a_key_that_is_newer_than_a_run_is_no_difference_unless_it_is_used(tmp_path: Path) -> None:
+    now = run_config(tmp_path, tmp_path / "run").model_dump(mode="json")
+    saved = json.loads(json.dumps(now))
+    del saved["train"]["compile"], saved["lora"], saved["evaluate"]
+    refuse_differences(in_todays_terms(saved), now, out=Path("r"), what="config")
+    used = {**now, "train": {**now["train"], "compile": True}}
+    with pytest.raises(CheckpointError, match=r"train\.compile: False -> True"):
+        refuse_differences(in_todays_terms(saved), used, out=Path("r"), what="config")
+    gone = {**saved, "train": {**saved["train"], "a_key_of_long_ago": 1}}
+    with pytest.raises(CheckpointError, match="a_key_of_long_ago"):
+        refuse_differences(in_todays_terms(gone), now, out=Path("r"), what="config")
