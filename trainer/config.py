@@ -101,6 +101,11 @@ class TrainConfig(Section):
             raise ValueError(
                 "train.compile needs train.zero_stage 0, 1 or 2; it is 3, whose hooks can't be compiled"
             )
+        if self.compile and self.sequence_parallel > 1:
+            raise ValueError(
+                f"train.compile can't be had with train.sequence_parallel {self.sequence_parallel}, whose hooks it "
+                "does not see: choose one of them"
+            )
         if self.activation_checkpointing == "selective" and self.zero_stage == 3:
             raise ValueError(
                 "train.activation_checkpointing is selective and train.zero_stage is 3, whose layers add their bias "

@@ -38,6 +38,7 @@ def test_a_remainder_names_the_nearest_global_batches_and_micro_batch() -> None:
         ({"precision": "fp16"}, "'bf16' or 'fp32'"),
         ({"learning_rate": 1}, "Extra inputs"),
         ({"compile": True, "zero_stage": 3}, "compile needs train.zero_stage 0, 1 or 2"),
+        ({"compile": True, "sequence_parallel": 2}, "choose one of them"),
         ({"activation_checkpointing": "selective", "zero_stage": 3}, "choose full, or stage 0, 1 or 2"),
         ({"activation_checkpointing": "some"}, "'none', 'selective' or 'full'"),
     ],
