@@ -5,6 +5,9 @@ Needs no GPU, no weights and no finished cache: whatever was assumed is in `note
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from data_pipeline.config import ClipConfig
 from data_pipeline.manifest import read_manifest
@@ -23,7 +26,7 @@ from models.dit import Recompute
 from models.dry_run import Pass
 from models.errors import CacheError, ConfigError
 from models.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
-from trainer.config import accumulation_steps
+from trainer.config import TrainConfig, accumulation_steps
 
 GPUS_GB = (24, 40, 80)  # of the cards that people have; --memory adds one
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
@@ -117,7 +120,7 @@ def plan_training(job: TrainJob, *, speed: Speed, clip: Shape | None = None) -> 
             job.train.precision,
             job.train.offload_optimizer,
             job.launch.world_size,
-            RECOMPUTE[job.train.activation_checkpointing != "none"],
+            job.train.activation_checkpointing,
         )
     )
     if chosen is None:
@@ -204,9 +207,17 @@ class _Planner:
             for offload in (False, True)
             for name in RECOMPUTE
             for stage in range(4)
-            if stage or not offload
+            if self._allowed(zero_stage=stage, offload_optimizer=offload, activation_checkpointing=name)
         ]
         return [plan for plan in found if plan is not None]
+
+    def _allowed(self, **changes: Any) -> bool:
+        """Whether the config would be accepted with these settings of `train`."""
+        try:
+            TrainConfig.model_validate({**self.job.train.model_dump(), **changes})
+        except ValidationError:
+            return False
+        return True
 
 
 def _worlds(
