@@ -1,6 +1,7 @@
 """The command `flowmask` as a person runs it: a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,14 @@ def start_flowmask(*words: object) -> subprocess.Popen[str]:
     """Start the command and return at once."""
     command: Sequence[str] = [sys.executable, "-m", "launch", *(str(word) for word in words)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # shells have background jobs ignore it
     )
 
 

@@ -28,6 +28,7 @@ CASES: list[dict[str, Any]] = [
     if stage or not offload
 ]
 CASES += [{"zero_stage": stage, "sequence_parallel": 2} for stage in (0, 2)]
+FP32 = [number for number, case in enumerate(CASES) if case.get("precision") == "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +39,41 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, int]]:
+def in_bf16(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, int]]:
+    numbers = [number for number in range(len(CASES)) if number not in FP32]
+    return measured_by_ranks(wan, tmp_path_factory.mktemp("ranks"), numbers)
+
+
+@pytest.fixture(scope="module")
+def in_fp32(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, int]]:
+    return measured_by_ranks(wan, tmp_path_factory.mktemp("ranks"), FP32)
+
+
+def measured_by_ranks(wan: Path, folder: Path, numbers: list[int]) -> dict[int, dict[str, int]]:
+    """What the first of two real ranks held, by the number of the case."""
     sys.path.insert(0, str(HERE.parent / "trainer"))
     from workers import run_ranks
 
-    arguments = {"wan": str(wan), "cases": CASES}
-    folder = tmp_path_factory.mktemp("ranks")
+    arguments = {"wan": str(wan), "cases": [CASES[number] for number in numbers]}
     ranks = run_ranks(2, HERE / "plan_ranks.py", "measure", folder=folder, timeout_s=500, arguments=arguments)
-    return list(ranks[0])
+    return dict(zip(numbers, ranks[0], strict=True))
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest, number: int) -> dict[int, dict[str, int]]:
+    return request.getfixturevalue("in_fp32" if number in FP32 else "in_bf16")
 
 
 @pytest.mark.parametrize(
-    "number", range(len(CASES)), ids=[" ".join(map(str, case.values())) for case in CASES]
+    "number",
+    [
+        pytest.param(
+            number, id=" ".join(map(str, case.values())), marks=[pytest.mark.long] if number in FP32 else []
+        )
+        for number, case in enumerate(CASES)
+    ],
 )
-def test_a_rank_holds_what_the_plan_says(wan: Path, measured: list[dict[str, int]], number: int) -> None:
+def test_a_rank_holds_what_the_plan_says(wan: Path, measured: dict[int, dict[str, int]], number: int) -> None:
     job = job_of(wan, CASES[number])
     shapes = architecture(wan)
     sizes = [parameter.numel() for parameter in trained_module(job, shapes).parameters()]

@@ -72,6 +72,7 @@ def test_an_array_that_loses_two_tasks_builds_the_bytes_of_one_process(
     assert not (out / "work").exists()
 
 
+@pytest.mark.long
 def test_two_processes_a_task_build_the_same_bytes(
     cluster: Cluster, lab: Path, tmp_path: Path, one_process: dict[str, str]
 ) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from trainer.export import export, objective_of
 from trainer.inference import load_segmenter
 from trainer.weights import load_adapter, load_dit
 
-STAGES = (0, 1, 2, 3)
+STAGES, SHORT = (0, 1, 2, 3), (1, 3)
+EACH_STAGE = [stage if stage in SHORT else pytest.param(stage, marks=pytest.mark.long) for stage in STAGES]
 STEPS = 8
 LORA: dict[str, Any] = {"lora": {"rank": 3, "alpha": 6}, "train.steps": STEPS, "train.lr": 1e-2}
 FORMATS = {"diffusers": "", "flowrvs": ".pth", "safetensors": ".safetensors"}
@@ -39,17 +40,31 @@ def overrides(stage: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trials(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_trials(lab, tmp_path_factory.mktemp("lora"), SHORT)
+
+
+@pytest.fixture(scope="module")
+def other_trials(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_trials(lab, tmp_path_factory.mktemp("lora"), [stage for stage in STAGES if stage not in SHORT])
+
+
+@pytest.fixture
+def trial(request: pytest.FixtureRequest, stage: int) -> Path:
+    """The folder that holds the runs of this ZeRO stage."""
+    return request.getfixturevalue("trials" if stage in SHORT else "other_trials")
+
+
+def run_trials(lab: Path, folder: Path, stages: Sequence[int]) -> Path:
     """`one` process; of two, at every ZeRO stage N: `never_N`, `stopped_N` (then resumed), `moved_N` (to one)."""
-    folder = tmp_path_factory.mktemp("lora")
     assert start(lab, folder / "one", overrides(0)) == 0
     jobs: list[dict[str, Any]] = []
-    for stage in STAGES:
+    for stage in stages:
         job = {"lab": str(lab), "overrides": overrides(stage) | {"checkpoint.keep_last": 9}}
         stopped = job | {"out": str(folder / f"stopped_{stage}")}
         jobs += [job | {"out": str(folder / f"never_{stage}")}]
         jobs += [stopped | {"signal_rank": 1, "code": REQUEUE_EXIT_CODE}, stopped]
     run_group(jobs, folder=folder / "logs", timeout_s=540)
-    for stage in STAGES:
+    for stage in stages:
         moved = shutil.copytree(folder / f"stopped_{stage}", folder / f"moved_{stage}", symlinks=True)
         for later in ("step_00000006", "step_00000008"):
             shutil.rmtree(moved / "checkpoints" / later)
@@ -57,16 +72,16 @@ def trials(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_ranks_and_zero_stage_do_not_change_the_training_of_adapters(trials: Path, stage: int) -> None:
-    one, two = losses(trials / "one"), losses(trials / f"never_{stage}")
+@pytest.mark.parametrize("stage", EACH_STAGE)
+def test_ranks_and_zero_stage_do_not_change_the_training_of_adapters(trial: Path, stage: int) -> None:
+    one, two = losses(trial / "one"), losses(trial / f"never_{stage}")
     assert two == pytest.approx(one, rel=5e-3) and len(two) == STEPS
     assert max(abs(a - b) for a, b in pairwise(one)) > 0.05  # it moves
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_resumed_run_of_adapters_equals_one_never_stopped_to_the_bit(trials: Path, stage: int) -> None:
-    never, stopped = trials / f"never_{stage}", trials / f"stopped_{stage}"
+@pytest.mark.parametrize("stage", EACH_STAGE)
+def test_a_resumed_run_of_adapters_equals_one_never_stopped_to_the_bit(trial: Path, stage: int) -> None:
+    never, stopped = trial / f"never_{stage}", trial / f"stopped_{stage}"
     assert "going on from step_00000005" in (stopped / "log.txt").read_text()
     assert losses(stopped) == losses(never)
     for kind in ("master", "ema", "exp_avg", "exp_avg_sq"):
@@ -74,18 +89,18 @@ def test_a_resumed_run_of_adapters_equals_one_never_stopped_to_the_bit(trials: P
         assert all(torch.equal(ends[1][name], tensor) for name, tensor in ends[0].items())
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_hand_their_adapters_to_one(trials: Path, stage: int) -> None:
-    moved = trials / f"moved_{stage}"
+@pytest.mark.parametrize("stage", EACH_STAGE)
+def test_two_processes_hand_their_adapters_to_one(trial: Path, stage: int) -> None:
+    moved = trial / f"moved_{stage}"
     assert "going on from step_00000005" in (moved / "log.txt").read_text()
-    assert losses(moved) == pytest.approx(losses(trials / f"never_{stage}"), rel=5e-3)
+    assert losses(moved) == pytest.approx(losses(trial / f"never_{stage}"), rel=5e-3)
 
 
 def test_a_checkpoint_holds_what_is_trained_and_nothing_else(trials: Path, lab: Path) -> None:
     dit: Any = WanFolder(lab / "wan").transformer(video_injection=True)
     add_lora(dit, LoraConfig(rank=3, alpha=6), seed=0)
     trained = {name: list(p.shape) for name, p in named_parameters(dit) if p.requires_grad}
-    for stage in STAGES:
+    for stage in SHORT:
         newest = complete(trials / f"never_{stage}" / "checkpoints")[0]
         document = json.loads((newest / "state.json").read_text())
         assert document["parameters"] == trained and "peft" not in json.dumps(sorted(trained))
@@ -195,7 +210,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
 def test_the_merged_export_computes_what_base_and_adapters_compute(
     trials: Path, lab: Path, tmp_path: Path, format: str, ema: bool
 ) -> None:
-    run = str(trials / "never_2")
+    run = str(trials / "never_3")
     done = export(run, format=format, out=tmp_path / f"w{FORMATS[format]}", ema=ema)
     loaded = load_dit(str(done.path), ema=ema)
     assert loaded.sha256 == load_dit(run, ema=ema).sha256 == done.sha256
