@@ -14,6 +14,7 @@ OWNERS = {
     "torch.distributed": "trainer/distributed.py",
     "mlflow": "trainer/tracking.py",
     "submitit": "launch/slurm.py",
+    "bitsandbytes": "trainer/optimizer8bit.py",
     "decord": "data_pipeline/video_file.py",
     "pycocotools": "data_pipeline/rle.py",
 }

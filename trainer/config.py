@@ -49,6 +49,9 @@ class TrainConfig(Section):
 
     steps: int = Field(ge=1, description="optimiser steps in all; may be raised later")
     seed: int = 0
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        default="adamw", description="adamw8bit: moments in 8 bits, a quarter of their memory (bitsandbytes)"
+    )
     lr: float = Field(default=5e-5, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
     weight_decay_exclude: Literal["none", "norms_biases"] = Field(
@@ -97,6 +100,10 @@ class TrainConfig(Section):
             raise ValueError(f"train.betas is {list(self.betas)}; each must be in [0, 1)")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("train.offload_optimizer needs train.zero_stage 1, 2 or 3; it is 0")
+        if self.offload_optimizer and self.optimizer == "adamw8bit":
+            raise ValueError(
+                "train.offload_optimizer keeps fp32 moments and train.optimizer is adamw8bit; choose one of the two"
+            )
         if self.compile and self.zero_stage == 3:
             raise ValueError(
                 "train.compile needs train.zero_stage 0, 1 or 2; it is 3, whose hooks can't be compiled"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.lora import named_parameters
-from trainer import distributed
+from trainer import distributed, optimizer8bit
 from trainer import fragments as layout
 from trainer.config import TrainConfig, accumulation_steps
 from trainer.fragments import Fragment
@@ -64,6 +64,8 @@ class Engine:
 
     def __init__(self, module: nn.Module, *, train: TrainConfig):
         distributed.init()
+        if train.optimizer == "adamw8bit":
+            optimizer8bit.require()
         self.accumulation = accumulation_steps(train, distributed.world_size())
         self._sequence_ranks = train.sequence_parallel
         self.dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
@@ -94,9 +96,11 @@ class Engine:
         adam: dict[str, Any] = {"lr": train.lr, "betas": train.betas, "eps": train.eps}
         adam["decay"] = train.weight_decay if groups[0] else 0.0
         groups = [group for group in groups if group]
+        eight = train.optimizer == "adamw8bit"
         if self.zero_stage > 0:
-            return ArmedAdamW(groups, **adam)
-        return ReplicatedAdamW(groups, working_dtype=self.dtype, grad_clip=train.grad_clip, **adam)
+            return (optimizer8bit.ArmedAdamW8bit if eight else ArmedAdamW)(groups, **adam)
+        replicated = optimizer8bit.ReplicatedAdamW8bit if eight else ReplicatedAdamW
+        return replicated(groups, working_dtype=self.dtype, grad_clip=train.grad_clip, **adam)
 
     def _flat_masters(self) -> list[Tensor]:
         if self.zero_stage == 3:
@@ -115,7 +119,11 @@ class Engine:
         return self._owned
 
     def held_fragments(self) -> list[Fragment]:
-        """All that lies on this rank, to be filled on a load: everything at ZeRO 0, else `fragments()`."""
+        """All that lies on this rank, to be filled on a load: everything at ZeRO 0, else `fragments()`.
+
+        What is written to their moments counts from `refresh_weights` on.
+        """
+        self._optimizer.open_moments()
         return self._held
 
     def set_lr(self, lr: float) -> None:
@@ -201,7 +209,8 @@ class Engine:
 
     @torch.no_grad()
     def refresh_weights(self) -> None:
-        """Make the working weights follow masters that were written from outside."""
+        """Make the working weights follow masters, and the state moments, that were written from outside."""
+        self._optimizer.close_moments()
         zero = self._deepspeed.optimizer
         if isinstance(self._optimizer, ReplicatedAdamW):
             self._optimizer.publish()

@@ -1,12 +1,13 @@
 """Pieces of fp32 master weights that this rank holds, under every ZeRO stage, by parameter name.
 
-A fragment is a range of one flattened parameter with views of its master and its two Adam moments. The EMA
+A fragment is a range of one flattened parameter with its master (a view) and its two Adam moments. The EMA
 and the checkpoint know nothing else of how a stage lays its memory out. What is read of DeepSpeed's
 optimizers are plain attributes, listed here so that an upgrade of DeepSpeed has one file to look at.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +22,24 @@ KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements start .. start + numel of the flattened parameter `name`; the tensors are fp32 [numel]."""
+    """Elements start .. start + numel of the flattened parameter `name`; the tensors are fp32 [numel].
+
+    Moments are asked of the optimizer each time: it may keep them in another form.
+    """
 
     name: str
     shape: tuple[int, ...]
     start: int
     master: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    moment: Callable[[str], Tensor]
+
+    @property
+    def exp_avg(self) -> Tensor:
+        return self.moment("exp_avg")
+
+    @property
+    def exp_avg_sq(self) -> Tensor:
+        return self.moment("exp_avg_sq")
 
     @property
     def numel(self) -> int:
@@ -40,10 +51,10 @@ class Fragment:
 
 
 def _cut(
-    flat: Tensor, state: Mapping[str, Tensor], *, name: str, shape: Sequence[int], start: int, at: int, n: int
+    flat: Tensor, optimizer: ArmedAdamW, *, name: str, shape: Sequence[int], start: int, at: int, n: int
 ) -> Fragment:
-    views = [t.detach().narrow(0, at, n) for t in (flat, state["exp_avg"], state["exp_avg_sq"])]
-    return Fragment(name, tuple(shape), start, *views)
+    moment = partial(optimizer.moment, flat, at=at, n=n)
+    return Fragment(name, tuple(shape), start, flat.detach().narrow(0, at, n), moment)
 
 
 def replicated(optimizer: ReplicatedAdamW, *, owned: bool) -> list[Fragment]:
@@ -59,8 +70,8 @@ def replicated(optimizer: ReplicatedAdamW, *, owned: bool) -> list[Fragment]:
         begin, end = max(first, offset), min(last, offset + parameter.numel())
         if begin < end:
             flat, at = optimizer.masters[group], begin - optimizer.starts[group]
-            shape, start, state = parameter.shape, begin - offset, optimizer.state[flat]
-            pieces.append(_cut(flat, state, name=name, shape=shape, start=start, at=at, n=end - begin))
+            shape, start = parameter.shape, begin - offset
+            pieces.append(_cut(flat, optimizer, name=name, shape=shape, start=start, at=at, n=end - begin))
     return pieces
 
 
@@ -74,8 +85,8 @@ def flat_partition(module: nn.Module, optimizer: ArmedAdamW) -> list[Fragment]:
             continue
         at, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
         flat = flats[optimizer.group_of[name]]
-        shape, state = parameter.shape, optimizer.state[flat]
-        pieces.append(_cut(flat, state, name=name, shape=shape, start=start, at=at.start, n=at.numel))
+        shape = parameter.shape
+        pieces.append(_cut(flat, optimizer, name=name, shape=shape, start=start, at=at.start, n=at.numel))
     return pieces
 
 
@@ -91,8 +102,8 @@ def partitioned(module: nn.Module, optimizer: ArmedAdamW, *, zero: Any) -> list[
         held = min(share, parameter.ds_numel - start)
         if held > 0:
             flat = zero.fp32_partitioned_groups_flat[group]
-            shape, state = parameter.ds_shape, optimizer.state[flat]
-            pieces.append(_cut(flat, state, name=name, shape=shape, start=start, at=at, n=held))
+            shape = parameter.ds_shape
+            pieces.append(_cut(flat, optimizer, name=name, shape=shape, start=start, at=at, n=held))
     return pieces
 
 

@@ -71,7 +71,10 @@ class ArmedAdamW(torch.optim.AdamW):
             return
         norm = self._norm().to(self._allowed.device)
         self._moved = self._allowed & torch.isfinite(norm) & (norm.double() <= self._limit)
-        self.found_inf = (~self._moved).float()  # what torch's fused kernel reads, made for gradient scalers
+        self._update(self._moved)
+
+    def _update(self, moved: Tensor) -> None:
+        self.found_inf = (~moved).float()  # what torch's fused kernel reads, made for gradient scalers
         super().step()
 
     def set_lr(self, lr: float) -> None:
@@ -92,6 +95,17 @@ class ArmedAdamW(torch.optim.AdamW):
         """Adam's own step number, which decides its bias correction."""
         for state in self.state.values():
             state["step"].fill_(float(steps))
+
+    def moment(self, master: Tensor, kind: str, *, at: int, n: int) -> Tensor:
+        """Elements at .. at + n of a flat master's `kind` of moment: a view, fp32 [n]."""
+        whole: Tensor = self.state[master][kind]
+        return whole.detach().narrow(0, at, n)
+
+    def open_moments(self) -> None:
+        """`moment` gives what may be written, until `close_moments`: here it always does."""
+
+    def close_moments(self) -> None:
+        """What was written since `open_moments` is the state."""
 
 
 class ReplicatedAdamW(ArmedAdamW):
