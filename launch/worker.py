@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import sys
 import traceback
@@ -17,6 +18,7 @@ _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a flush of an open 
 def main(folder: Path) -> int:
     """Run the job in `folder` as the rank that the environment names; returns the exit code."""
     die_with_parent(int(os.environ["FLOWMASK_PARENT"]))
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses kernels that nothing here asks for
     job = json.loads((folder / "job.json").read_text())
     rank = int(os.environ["RANK"])
     try:
