@@ -11,6 +11,8 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from launch.cli_cache import cache_app
+from launch.cli_words import ConfigFile, Overrides, Wait, run_job
 from models.errors import UserError
 
 app = typer.Typer(
@@ -20,21 +22,8 @@ app = typer.Typer(
     help="Train, evaluate and run referring video segmentation by flow matching on Wan2.1.\n\n"
     "Start with: flowmask demo --out out/demo",
 )
-cache_app = typer.Typer(no_args_is_help=True, help="Pre-encode a dataset into latent shards, and check them.")
 app.add_typer(cache_app, name="cache")
 console = Console()
-
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file; the examples are in configs/")]
-Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - Typer reads this annotation
-    typer.Argument(help="KEY=VALUE, as many as you like, for example train.lr=1e-4 out=runs/mine"),
-]
-Wait = Annotated[
-    bool, typer.Option("--wait/--no-wait", help="On SLURM: show the progress until the job is done, or leave")
-]
-
-DecodeMasks = Annotated[int, typer.Option(min=0, help="Masks to decode and compare; 0 needs no VAE")]
-CacheWan = Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the build's")]  # noqa: UP045
 
 
 @app.command()
@@ -49,103 +38,6 @@ def demo(
     if smoke and full:
         raise UserError("--smoke and --full exclude each other; give one or none")
     run_demo(out, Profile.SMOKE if smoke else Profile.FULL if full else Profile.DEFAULT, console=console)
-
-
-@cache_app.command("build")
-def cache_build(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
-    """Encode clips, masks and sentences once into OUT/shards. A killed build goes on where it stopped."""
-    _run("cache", config, overrides, wait=wait)
-
-
-@cache_app.command("verify")
-def cache_verify(
-    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
-    decode_masks: DecodeMasks = 8,
-    seed: Annotated[int, typer.Option(help="Of the choice of masks")] = 0,
-    wan: CacheWan = None,
-    against: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Compare with this cache of the same fingerprint instead, within a tolerance"),
-    ] = None,
-) -> None:
-    """Read every byte of a cache again and name each file that is not as it was written."""
-    from data_pipeline.verify import verify
-    from launch.cache_check import show_comparison, show_report
-    from launch.progress import bar
-
-    if against is not None:
-        show_comparison(folder, against, as_json=as_json, console=console)
-        return
-    with bar(show=not as_json) as on_progress:
-        report = verify(folder, decode_masks=decode_masks, wan=wan, seed=seed, on_progress=on_progress)
-    if as_json:
-        typer.echo(json.dumps(report.to_json()))
-    else:
-        show_report(report, folder, console)
-    if not report.ok:
-        raise typer.Exit(1)
-
-
-@cache_app.command("repair")
-def cache_repair(
-    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
-    overrides: Overrides = None,
-    unit: Annotated[
-        Optional[list[int]],  # noqa: UP045
-        typer.Option(help="Encode this unit again without looking; may be given several times", min=0),
-    ] = None,
-    config: Annotated[Optional[Path], typer.Option(help="Of the build; default: FOLDER/config.yaml")] = None,  # noqa: UP045
-    decode_masks: DecodeMasks = 8,
-    wan: CacheWan = None,
-) -> None:
-    """Make the files that are wrong anew, and no other: only their units are encoded again."""
-    from launch.cache_check import repair_cache
-
-    repair_cache(
-        folder,
-        overrides or [],
-        config=config,
-        rebuild=unit or [],
-        decode_masks=decode_masks,
-        wan=wan,
-        console=console,
-    )
-
-
-@cache_app.command("status")
-def cache_status(
-    folder: Annotated[Path, typer.Argument(help="A cache, finished or being built")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
-) -> None:
-    """How far a build is, how fast, who works on what: read from its folder alone, from any node."""
-    from dataclasses import asdict
-
-    from data_pipeline.status import status
-    from launch.cache_status import show_status
-
-    found = status(folder)
-    if as_json:
-        typer.echo(json.dumps(asdict(found)))
-    else:
-        show_status(found, console)
-
-
-@cache_app.command("inspect")
-def cache_inspect(
-    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
-    out: Annotated[Path, typer.Option(help="The HTML file to write")],
-    examples: Annotated[int, typer.Option(min=0, help="Random examples to decode; 0 needs no VAE")] = 12,
-    seed: Annotated[int, typer.Option(help="Of the choice of examples")] = 0,
-    wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the build's")] = None,  # noqa: UP045
-) -> None:
-    """Write one HTML page of a cache: what is in it, and random examples decoded from the latents."""
-    from data_pipeline.inspect_page import inspect
-    from launch.progress import bar
-
-    with bar() as on_progress:
-        inspect(folder, out=out, examples=examples, seed=seed, wan=wan, on_progress=on_progress)
-    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -226,13 +118,13 @@ def stop(
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
     """Train a DiT or a mask decoder on a cache. The same command again resumes the run in OUT, exactly."""
-    _run("train", config, overrides, wait=wait)
+    run_job("train", config, overrides, wait=wait)
 
 
 @app.command()
 def evaluate(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
     """Predict every expression of a split and score it: J, F, J&F, masks and a report in OUT."""
-    _run("evaluate", config, overrides, wait=wait)
+    run_job("evaluate", config, overrides, wait=wait)
 
 
 @app.command()
@@ -379,18 +271,11 @@ def tiny_wan(
     console.print(f"wrote {folder}", highlight=False)
 
 
-def _run(kind: str, config: Path, overrides: list[str] | None, *, wait: bool) -> None:
-    from launch.jobs import start
-
-    code = start(kind, config, overrides or [], wait=wait)
-    if code:
-        raise typer.Exit(code)
-
-
 def main() -> None:
     """Entry point: one line and exit code 2 for what a person can mend."""
-    from launch.worker import explain_os_error
+    from launch.worker import explain_os_error, quieten_libraries
 
+    quieten_libraries()
     try:
         app()
     except UserError as error:

@@ -18,7 +18,7 @@ _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a flush of an open 
 def main(folder: Path) -> int:
     """Run the job in `folder` as the rank that the environment names; returns the exit code."""
     die_with_parent(int(os.environ["FLOWMASK_PARENT"]))
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses kernels that nothing here asks for
+    quieten_libraries()
     job = json.loads((folder / "job.json").read_text())
     rank = int(os.environ["RANK"])
     try:
@@ -38,6 +38,11 @@ def main(folder: Path) -> int:
         raise
     (folder / f"error_{rank:05d}.txt").write_text(message or "")
     return 2
+
+
+def quieten_libraries() -> None:
+    """On a CPU bitsandbytes, which diffusers imports where it finds it, misses kernels that nothing here asks for."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def run(kind: str, resolved: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ ROOMS = ("models", "data_pipeline", "trainer", "launch")  # a room imports only 
 OWNERS = {
     "deepspeed": "trainer/engine.py",
     "torch.distributed": "trainer/distributed.py",
-    "mlflow": "trainer/tracking.py",
+    "mlflow": "trainer/mlflow_run.py",
     "submitit": "launch/slurm.py",
     "bitsandbytes": "trainer/optimizer8bit.py",
     "decord": "data_pipeline/video_file.py",

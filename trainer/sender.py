@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from trainer import spool
+from trainer.mlflow_run import MlflowRun
 from trainer.spool import Outbox, Plan, Status, StepPoints
-from trainer.tracking import DONE, LEFT, MlflowRun
+from trainer.tracking import DONE, LEFT
 
 _POINTS = 40  # a request holds up to 1000 metrics
 _LOOK_EVERY_S = 1.0

@@ -17,7 +17,7 @@ from mlflow_server import Line, Postgres, Server, wait_until
 from runs import SignalAt, start
 
 from models.errors import CheckpointError
-from trainer import spool, tracking
+from trainer import mlflow_run, spool, tracking
 from trainer.run_folder import RunFolder
 from trainer.spool import Plan
 from trainer.tracking import Tracker, default_uri, replay
@@ -210,7 +210,7 @@ def test_a_run_that_is_made_after_its_maker_gave_up_is_deleted(sqlite_server: Se
     writer.train(10)
     wait_until(lambda: has_step(sqlite_server, "late", 10), "the steps")
     first = the_run(client, "late").info
-    client.create_run(first.experiment_id, tags={tracking.KEY_TAG: writer.plan.key})
+    client.create_run(first.experiment_id, tags={mlflow_run.KEY_TAG: writer.plan.key})
     writer.close("FINISHED")
     assert the_run(client, "late").info.run_id == first.run_id
 
@@ -311,8 +311,10 @@ def test_a_full_disk_ends_no_training_on_account_of_mlflow(
 
 
 def test_params_of_any_length_and_keys_of_any_letters_fit() -> None:
-    assert tracking.short("x" * 500) == "x" * 500
-    assert len(tracking.short("x" * 501)) == 500 and tracking.short("x" * 600) != tracking.short("x" * 601)
+    assert mlflow_run.short("x" * 500) == "x" * 500
+    assert len(mlflow_run.short("x" * 501)) == 500 and mlflow_run.short("x" * 600) != mlflow_run.short(
+        "x" * 601
+    )
     assert tracking._name("data.sources.MeViS (ü)") == "data.sources.MeViS ___"
 
 
