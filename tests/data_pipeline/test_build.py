@@ -1,18 +1,17 @@
 """Laws of the build, held with real processes: the same bytes however it was interrupted and shared."""
 
-import hashlib
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from build_workers import contents, finish, start
 
 from data_pipeline import rle
 from data_pipeline.build import Build, BuildProgress, build
@@ -23,41 +22,6 @@ from data_pipeline.units import read_plan
 from models.errors import CacheError, DataError
 from models.text import clean
 from models.wan import WanFolder
-
-REPOSITORY = Path(__file__).parents[2]
-_WORKER = """
-import sys
-from data_pipeline.build import build
-from data_pipeline.config import CacheBuildConfig
-config = CacheBuildConfig.model_validate_json(sys.argv[1])
-said = lambda progress: print(progress.phase, progress.done, flush=True)
-build(config, worker=int(sys.argv[2]), workers=int(sys.argv[3]), on_progress=said)
-"""
-
-
-def start(config: CacheBuildConfig, *, worker: int = 0, workers: int = 1) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", _WORKER, config.model_dump_json(), str(worker), str(workers)],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Hash of every file, by its path in the folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def kill_after(process: subprocess.Popen[str], lines: int) -> None:
