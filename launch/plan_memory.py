@@ -4,7 +4,7 @@ Every coefficient was measured on real ranks (tests/launch/test_plan_memory.py d
 each rank, the rest is shared by all. What a pass of the module needs comes from models/dry_run.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.dit import Recompute
@@ -16,6 +16,8 @@ BUCKET_ELEMENTS = 50_000_000
 GATHERED_ELEMENTS = 1_000_000_000  # ZeRO 3 keeps up to so many parameters whole between forward and backward
 PREFETCH_ELEMENTS = 50_000_000
 
+FP32_MOMENTS_BYTES = 8.0
+EIGHT_BIT_MOMENTS_BYTES = 2 + 8 / 256  # a code each, and fp32 scales for blocks of 256
 STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
 CONTEXT_BYTES = (
     1.5e9  # CUDA's own, NCCL's buffers and the kernels' scratch space: an allowance, not a measurement
@@ -87,6 +89,15 @@ class Setting:
     offload: bool = False
     ranks: int = 1
     recompute: Recompute = "none"
+    moments_bytes: float = FP32_MOMENTS_BYTES  # of both moments of a trained parameter
+
+    @property
+    def layout(self) -> Layout:
+        """What the engine holds, with the moments as they are stored."""
+        found = layout(zero_stage=self.effective_stage, precision=self.precision, offload=self.offload)
+        spared = FP32_MOMENTS_BYTES - self.moments_bytes
+        less = Share(whole=-spared) if self.effective_stage == 0 else Share(shared=-spared)
+        return replace(found, held=found.held + less)
 
     @property
     def effective_stage(self) -> int:
@@ -102,7 +113,7 @@ class DeviceMemory:
     gradients: float  # besides, at the end of a backward pass
     buffers: float  # DeepSpeed's buckets and gathered parameters
     activations: float  # the most that one forward and backward pass needs
-    start: float  # while the engine is built: the fp32 weights lie on every rank
+    start: float  # while the engine is built
     working: float  # the most in a training step
     peak: float
 
@@ -138,7 +149,7 @@ def device_memory(
     the largest parameter; gpu: with the allowances, and buckets twice, as reductions overlap the pass there.
     """
     stage, ranks = setting.effective_stage, setting.ranks
-    plan = layout(zero_stage=stage, precision=setting.precision, offload=setting.offload)
+    plan = setting.layout
     working = 2 if setting.precision == "bf16" else 4
     states = plan.held.of(parameters, ranks) + frozen_bytes
     if ema and not setting.offload:
@@ -165,14 +176,14 @@ def device_memory(
 
 
 def start_bytes(setting: Setting, *, parameters: float) -> float:
-    """The most while the engine is built: whole fp32 weights, and an exact copy of them where bf16 is sharded."""
+    """The most on a device while the engine is built; where bf16 is sharded, the fp32 weights wait in host memory."""
     stage, ranks = setting.effective_stage, setting.ranks
-    plan = layout(zero_stage=stage, precision=setting.precision, offload=setting.offload)
+    plan = setting.layout
     held = plan.held.of(parameters, ranks)
     if stage == 0:
         return held
     if setting.precision == "bf16":
-        return max(held + 4 * parameters, 8 * parameters)
+        return max(held, parameters * (4 + 4 / ranks))  # the weights, DeepSpeed's flat copy, the masters
     return max(held, (4 if stage == 3 else 8) * parameters)
 
 
@@ -180,8 +191,8 @@ def host_memory(
     setting: Setting, *, parameters: float, batch_bytes: float = 0, module_parameters: float | None = None
 ) -> HostMemory:
     """Host memory of one rank; batch_bytes: of what is read ahead; module_parameters: with the frozen ones."""
-    stage, ranks = setting.effective_stage, setting.ranks
-    plan = layout(zero_stage=stage, precision=setting.precision, offload=setting.offload)
+    ranks = setting.ranks
+    plan = setting.layout
     offloaded = plan.host.of(parameters, ranks) + (4 * parameters / ranks if setting.offload else 0)
     snapshot = STATE_BYTES * parameters / ranks
     start = 4 * (module_parameters or parameters)

@@ -13,6 +13,8 @@ from data_pipeline.config import ClipConfig
 from data_pipeline.manifest import read_manifest
 from launch.config import TrainJob
 from launch.plan_memory import (
+    EIGHT_BIT_MOMENTS_BYTES,
+    FP32_MOMENTS_BYTES,
     STATE_BYTES,
     DeviceMemory,
     HostMemory,
@@ -121,6 +123,7 @@ def plan_training(job: TrainJob, *, speed: Speed, clip: Shape | None = None) -> 
             job.train.offload_optimizer,
             job.launch.world_size,
             job.train.activation_checkpointing,
+            _moments_bytes(job),
         )
     )
     if chosen is None:
@@ -203,7 +206,7 @@ class _Planner:
         """Every stage, with and without recomputation and offload."""
         ranks, precision = self.job.launch.world_size, self.job.train.precision
         found = [
-            self.at(Setting(stage, precision, offload, ranks, name))
+            self.at(Setting(stage, precision, offload, ranks, name, _moments_bytes(self.job)))
             for offload in (False, True)
             for name in RECOMPUTE
             for stage in range(4)
@@ -218,6 +221,10 @@ class _Planner:
         except ValidationError:
             return False
         return True
+
+
+def _moments_bytes(job: TrainJob) -> float:
+    return EIGHT_BIT_MOMENTS_BYTES if job.train.optimizer == "adamw8bit" else FP32_MOMENTS_BYTES
 
 
 def _worlds(

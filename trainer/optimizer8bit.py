@@ -71,8 +71,13 @@ class ArmedAdamW8bit(ArmedAdamW):
         self._opened: dict[Tensor, dict[str, Tensor]] = {}
         for master in masters:
             self.state[master] = {"step": 0}
-            for kind in _KINDS:
-                self._encode(master, kind, torch.zeros_like(master, requires_grad=False))
+            for kind, table in self._tables.items():
+                code = int(
+                    encode(torch.zeros(1, device=where), table)[0]
+                )  # of zero, without a master's worth
+                codes = torch.full((master.numel(),), code, dtype=torch.uint8, device=where)
+                scales = torch.zeros(-(-master.numel() // BLOCK), device=where)
+                self.state[master] |= {kind: codes, f"{kind}_scale": scales}
 
     def set_step_count(self, steps: int) -> None:
         """Adam's own step number, which decides its bias correction."""

@@ -315,7 +315,7 @@ def test_params_of_any_length_and_keys_of_any_letters_fit() -> None:
     assert len(mlflow_run.short("x" * 501)) == 500 and mlflow_run.short("x" * 600) != mlflow_run.short(
         "x" * 601
     )
-    assert tracking._name("data.sources.MeViS (ü)") == "data.sources.MeViS ___"
+    assert mlflow_run._name("data.sources.MeViS (ü)") == "data.sources.MeViS ___"
 
 
 def test_the_commit_is_read_and_its_absence_is_no_error(
