@@ -169,7 +169,7 @@ def _nothing(found: TrainPlan, gb: int) -> str:
     if found.tokens:
         fix += ", or train.sequence_parallel"
     if least.device.start >= 0.9 * (least.device.peak - CONTEXT_BYTES):
-        fix = "a smaller model: its fp32 weights lie on each GPU while the engine is built"
+        fix = "a smaller model: its whole weights lie on each GPU while the engine is built"
     return f"{gb} GB GPU: no setting fits, the least is {least.device.peak / 1e9:.1f} GB; it needs {fix}"
 
 

@@ -72,15 +72,9 @@ class Engine:
         alone = distributed.world_size() == 1 and not train.offload_optimizer
         self.zero_stage = 0 if alone else train.zero_stage
         self.updates = 0
-        for parameter in module.parameters():  # not the buffers: a rotary table may be float64, and stays so
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else self.dtype)
-        module = module.to(distributed.device()).train()
-        for parameter in module.parameters():
-            parameter.data = distributed.broadcast(parameter.data.contiguous())
         trained = [(name, p) for name, p in named_parameters(module) if p.requires_grad]
         self.shapes = {name: tuple(p.shape) for name, p in trained}
-        keep_exact = self.zero_stage > 0 and self.dtype != torch.float32
-        exact = {name: p.detach().clone() for name, p in trained if keep_exact}
+        exact = self._place(module, keep_exact=self.zero_stage > 0 and self.dtype != torch.float32)
         self._optimizer = self._make_optimizer(module, train)
         self._deepspeed = _initialize(module, self._optimizer, _deepspeed_config(train, self))
         self.module: nn.Module = self._deepspeed.module
@@ -89,6 +83,23 @@ class Engine:
         self._owned = self._enumerate(owned=True)
         for piece in self._held if exact else ():
             piece.master.copy_(exact[piece.name].flatten()[piece.start : piece.start + piece.numel])
+
+    def _place(self, module: nn.Module, *, keep_exact: bool) -> dict[str, Tensor]:
+        """Rank 0's weights onto every device; keep_exact: there in the working precision, the fp32 ones in host memory.
+
+        One parameter at a time, so that a device never holds the whole module in fp32 where the masters are sharded.
+        """
+        exact = {}
+        for name, parameter in named_parameters(module):
+            wide = parameter.requires_grad
+            data = parameter.data.to(distributed.device(), torch.float32 if wide else self.dtype).contiguous()
+            data = distributed.broadcast(data)
+            if wide and keep_exact:
+                exact[name] = data.cpu()
+                data = data.to(self.dtype)
+            parameter.data = data
+        module.to(distributed.device()).train()  # the buffers, a rotary table may be float64 and stays so
+        return exact
 
     def _make_optimizer(self, module: nn.Module, train: TrainConfig) -> ArmedAdamW:
         trained: NamedTensors = [(name, p) for name, p in named_parameters(module) if p.requires_grad]
