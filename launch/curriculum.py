@@ -4,8 +4,8 @@ Everything is checked before anything starts. What is done is skipped, and whate
 command goes on.
 """
 
-import fcntl
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +26,7 @@ from launch.stage_done import Judgement, judge, judge_all
 from launch.stages import MARK, Curriculum, Stage, load_curriculum
 from launch.wait import JobEndedError
 from models.errors import ConfigError, UserError
+from trainer import locks
 from trainer.run_folder import write_atomically
 
 POLL_S = 5.0
@@ -77,19 +78,17 @@ def _claimed(curriculum: Curriculum) -> Iterator[None]:
             raise ConfigError(
                 f"out is {out}, which is no curriculum's but holds {strange[0]}; choose an empty folder"
             )
-        lock = (out / ".lock").open("w")
+        lock = locks.take(out / ".lock")
     except OSError as error:
         raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another `flowmask curriculum` is at work in {out}; wait for it, or end it"
-            ) from error
+    if lock is None:
+        raise ConfigError(f"another `flowmask curriculum` is at work in {out}; wait for it, or end it")
+    try:
         stages = [{"name": s.name, "kind": s.kind, "out": str(s.out.resolve())} for s in curriculum.stages]
         write_atomically(out / MARK, json.dumps({"config": str(curriculum.path), "stages": stages}, indent=1))
         yield
+    finally:
+        os.close(lock)
 
 
 def _run_here(curriculum: Curriculum) -> int:

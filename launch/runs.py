@@ -3,7 +3,6 @@
 A run is the `out` of any job: a training, an evaluation or a cache. What is not one is refused in one line.
 """
 
-import fcntl
 import json
 import os
 import statistics
@@ -19,6 +18,7 @@ from launch import slurm_commands
 from launch.stages import MARK
 from launch.submission import Submission
 from models.errors import ConfigError, UserError
+from trainer import locks
 from trainer.config import REQUEUE_EXIT_CODE
 from trainer.owner import read_end, read_start
 from trainer.run_folder import CHECKPOINTS, CONFIG, LOG, METRICS
@@ -183,7 +183,7 @@ def _here(found: RunStatus, folder: Path) -> RunStatus:
     start, end = read_start(folder), read_end(folder)
     if found.kind == "cache" and found.state != "idle":
         return found
-    if _held(folder / ".lock") or _held(folder / ".evaluate" / "rank_0.lock"):
+    if locks.is_held(folder / ".lock") or locks.is_held(folder / ".evaluate" / "rank_0.lock"):
         where = f"process {start.launcher.pid} on {start.owner.host}" if start else ""
         return replace(found, state="running", why=where)
     if found.state == "finished":
@@ -249,21 +249,6 @@ def _newer_here(folder: Path, submission: Submission) -> bool:
     files = sorted((submission.folder / "verdict").glob("*.json"))
     path = folder / ".owner.json"
     return bool(start and files and path.stat().st_mtime > files[-1].stat().st_mtime)
-
-
-def _held(path: Path) -> bool:
-    """Whether somebody holds a lock; asking takes it for an instant at most."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def _last_rows(path: Path) -> list[dict[str, Any]]:

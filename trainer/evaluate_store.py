@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import ConfigError, DataError
+from trainer import locks
 from trainer.owner import note_start
 from trainer.run_folder import write_atomically
 
@@ -41,17 +42,16 @@ class EvaluationStore:
     @contextmanager
     def claim(self, rank: int) -> Iterator[None]:
         """Be the one process that works as `rank` here; the kernel lets go when the process ends."""
-        with (self._home / f"rank_{rank}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"out is {self.out}; another evaluation is writing there: choose another"
-                ) from error
+        lock = locks.take(self._home / f"rank_{rank}.lock")
+        if lock is None:
+            raise ConfigError(f"out is {self.out}; another evaluation is writing there: choose another")
+        try:
             if rank == 0:
                 self._drop_other_work()
                 note_start(self.out)
             yield
+        finally:
+            os.close(lock)
 
     def start_video(self, video_id: str) -> None:
         """Forget masks of a video that was not finished."""

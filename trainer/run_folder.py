@@ -7,12 +7,10 @@ Only rank 0 writes here (checkpoints aside). A folder that holds something else 
 writer, and a resume whose config differs in what shapes the training.
 """
 
-import fcntl
 import json
 import math
 import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import yaml
 
 from models.errors import CheckpointError
+from trainer import locks
 
 LOCK_PATIENCE_S = 15.0
 CONFIG, METRICS, LOG = "config.yaml", "metrics.jsonl", "log.txt"
@@ -201,26 +200,12 @@ def _is_run_config(path: Path) -> bool:
 
 
 def _lock(path: Path, patience_s: float) -> int:
-    """Hold `path` by flock, which the kernel gives back when the holder dies, however it dies."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + patience_s
-    while not _taken(handle):
-        if time.monotonic() >= deadline:
-            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "an unknown process"
-            os.close(handle)
-            raise CheckpointError(
-                f"{path.parent} is being written by {holder}; stop it or choose another out "
-                f"(waited {patience_s:.0f} s)"
-            )
-        time.sleep(0.1)
+    handle = locks.take(path, patience_s=patience_s)
+    if handle is None:
+        holder = path.read_text(errors="replace").strip() or "an unknown process"
+        raise CheckpointError(
+            f"{path.parent} is being written by {holder}; stop it or choose another out (waited {patience_s:.0f} s)"
+        )
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return handle
-
-
-def _taken(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
