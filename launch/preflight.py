@@ -44,7 +44,7 @@ def examine(job: AnyJob, script: str | None) -> list[Check]:
     """Every check of a job. script: what sbatch would be given, None for a job that stays on this machine."""
     found = [_out(job.out), *_inputs(job)]
     if isinstance(job, TrainJob):
-        found += [_batch(job), *_tokens(job), *_resume(job), _disk(job)]
+        found += [_batch(job), _deepspeed(job), *_tokens(job), *_resume(job), _disk(job)]
     if script is not None:
         found += _slurm(job.launch, script)
     return found
@@ -107,6 +107,16 @@ def _batch(job: TrainJob) -> Check:
     passes = accumulation_steps(train, world)
     said = f"{workers(train, world)} x micro-batch {train.micro_batch} x {passes} = global batch {train.global_batch}"
     return Check("batch", "pass", f"{said}; ZeRO {train.zero_stage}, {train.precision}")
+
+
+def _deepspeed(job: TrainJob) -> Check:
+    from trainer import zero  # takes seconds
+
+    try:
+        version = zero.check(job.train, world=job.launch.world_size)
+    except ConfigError as error:
+        return Check("deepspeed", "fail", str(error))
+    return Check("deepspeed", "pass", f"DeepSpeed {version} takes its config of this training")
 
 
 def _tokens(job: TrainJob) -> Iterator[Check]:

@@ -1,14 +1,11 @@
-"""The training engine: one optimizer step at any ZeRO stage and precision; the only importer of DeepSpeed.
+"""The training engine: one optimizer step at any ZeRO stage and precision.
 
 Owns what must be the same everywhere: fp32 masters that start as the exact initial weights, gradients
 averaged over the global batch, one decision of all ranks to take or skip a step. Refuses nothing about data
 or objectives.
 """
 
-import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from models.lora import named_parameters
-from trainer import distributed, optimizer8bit
+from trainer import distributed, optimizer8bit, zero
 from trainer import fragments as layout
 from trainer.config import TrainConfig, accumulation_steps
 from trainer.fragments import Fragment
 from trainer.optimizer import ArmedAdamW, NamedTensors, ReplicatedAdamW, decay_groups
 
-_BUCKET_ELEMENTS = 50_000_000
-_PERSISTENT_ELEMENTS = 100_000  # ZeRO 3 keeps parameters up to this size whole on every rank
 _LIMB, _SHIFTS = 1 << 16, (0, 16, 32, 48)  # of a digest: sums of such parts are exact in a float64
 
 
@@ -69,14 +64,14 @@ class Engine:
         self.accumulation = accumulation_steps(train, distributed.world_size())
         self._sequence_ranks = train.sequence_parallel
         self.dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-        alone = distributed.world_size() == 1 and not train.offload_optimizer
-        self.zero_stage = 0 if alone else train.zero_stage
+        self.zero_stage = zero.effective_stage(train, distributed.world_size())
         self.updates = 0
         trained = [(name, p) for name, p in named_parameters(module) if p.requires_grad]
         self.shapes = {name: tuple(p.shape) for name, p in trained}
         exact = self._place(module, keep_exact=self.zero_stage > 0 and self.dtype != torch.float32)
         self._optimizer = self._make_optimizer(module, train)
-        self._deepspeed = _initialize(module, self._optimizer, _deepspeed_config(train, self))
+        config = zero.config(train, world=distributed.world_size())
+        self._deepspeed = zero.initialize(module, self._optimizer, config)
         self.module: nn.Module = self._deepspeed.module
         self._optimizer.create_state(self._flat_masters())
         self._held = self._enumerate(owned=False)
@@ -222,17 +217,17 @@ class Engine:
     def refresh_weights(self) -> None:
         """Make the working weights follow masters, and the state moments, that were written from outside."""
         self._optimizer.close_moments()
-        zero = self._deepspeed.optimizer
+        sharded = self._deepspeed.optimizer
         if isinstance(self._optimizer, ReplicatedAdamW):
             self._optimizer.publish()
             return
         if self.zero_stage < 3:
-            zero.update_lp_params()
+            sharded.update_lp_params()
             return
-        for group in range(len(zero.fp16_groups)):
-            zero._reassign_or_swap_out_partitioned_parameters(group)
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        for group in range(len(sharded.fp16_groups)):
+            sharded._reassign_or_swap_out_partitioned_parameters(group)
+        if sharded.persistent_parameters:
+            sharded.persistent_parameters[0].all_gather(sharded.persistent_parameters)
 
     def full_state_dict(self, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Trained parameters in fp32, whole, on rank 0's host memory (elsewhere empty).
@@ -249,54 +244,3 @@ class Engine:
     def close(self) -> None:
         """Drop DeepSpeed's hooks; the engine is then useless."""
         self._deepspeed.destroy()
-
-
-def _deepspeed_config(train: TrainConfig, engine: Engine) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": train.micro_batch,
-        "gradient_accumulation_steps": engine.accumulation,
-        "gradient_clipping": 0.0,  # absent, it is 1.0
-    }
-    if engine.zero_stage == 0:
-        return config
-    zero: dict[str, Any] = {
-        "stage": engine.zero_stage,
-        "overlap_comm": distributed.device().type == "cuda",
-        "reduce_bucket_size": _BUCKET_ELEMENTS,
-        "allgather_bucket_size": _BUCKET_ELEMENTS,
-        "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
-    }
-    if train.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return config | {
-        "gradient_clipping": train.grad_clip,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": engine.dtype == torch.bfloat16, "check_grad_overflow": False},  # ours decides
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-    }
-
-
-def _initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any]) -> Any:
-    """`deepspeed.initialize` without its launcher, its compiled operators and its chatter."""
-    os.environ.setdefault("LOCAL_RANK", "0")
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
-        os.environ.setdefault("LOCAL_SIZE", "1")  # else ZeRO 3 runs `numactl` for every micro-batch
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.runtime import bf16_optimizer
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.ERROR)
-    bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # prints at every construction
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    deepspeed.ops.__compatible_ops__ = {}  # else gloo compiles an operator, which needs a compiler
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=config, dist_init_required=False
-    )
-    if not config.get("zero_optimization"):
-        engine.enable_backward_allreduce = False  # the replicated optimizer reduces its flat gradient itself
-    return engine

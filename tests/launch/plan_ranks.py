@@ -29,19 +29,17 @@ def job_of(wan: Path, changes: dict[str, Any]) -> Any:
 
 def measure(wan: str, cases: list[dict[str, Any]]) -> list[dict[str, int]]:
     """For each case: bytes of live tensors between two steps, at the most in a step, and at the most at the start."""
-    import trainer.engine
+    from trainer import zero
 
-    trainer.engine._BUCKET_ELEMENTS = (
-        BUCKET  # as small beside the tiny DiT as the real ones beside the real DiT
-    )
-    configure = trainer.engine._deepspeed_config
+    zero._BUCKET_ELEMENTS = BUCKET  # as small beside the tiny DiT as the real ones beside the real DiT
+    configure = zero.config
 
-    def with_small_prefetch(*args: Any) -> dict[str, Any]:
-        config = configure(*args)
+    def with_small_prefetch(*args: Any, **keys: Any) -> dict[str, Any]:
+        config = configure(*args, **keys)
         config.get("zero_optimization", {})["stage3_prefetch_bucket_size"] = BUCKET
         return config
 
-    trainer.engine._deepspeed_config = with_small_prefetch  # type: ignore[assignment]
+    zero.config = with_small_prefetch
     return [_measure(job_of(Path(wan), case)) for case in cases]
 
 

@@ -214,6 +214,11 @@ class Cluster:
         limit = 60 * hours + minutes + (1 if seconds < 30 else 2)
         self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
 
+    def preempt(self) -> None:
+        """A job that needs both nodes, from the partition that takes them."""
+        words = ("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        self.run("sbatch", *words)
+
     def processes(self, **wanted: str) -> list[psutil.Process]:
         """The processes of jobs whose environment has these values; another cluster's jobs have the same numbers."""
         wanted |= {"SLURM_CONF": self.environment["SLURM_CONF"]}

@@ -105,6 +105,15 @@ def test_a_submitter_killed_behind_sbatch_submits_no_stage_twice_and_a_stopped_s
     assert running["state"] == "running" and running["job_id"] == read_job(tmp_path, "pretrain")
     waits = look(more)
     assert (waits.state, waits.why) == ("queued", "Dependency")
+
+    cluster.preempt()
+    until(lambda: look(pretrain).state == "requeued", "the training was not preempted")
+    assert look(pretrain).why.startswith("preempted") and look(more).why == "Dependency"
+    cluster.start_now(running["job_id"])
+    before = look(pretrain).step or 0
+    until(lambda: (look(pretrain).step or 0) > before + 20, "the training did not go on")
+    assert look(pretrain).restarts == 1 and look(more).why == "Dependency"
+
     stopped = flowmask("stop", pretrain)
     assert stopped.returncode == 0, stopped.stderr
     saved = read_state(complete(pretrain / "checkpoints")[0])["step"]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -77,10 +78,9 @@ def rows(out: Path) -> list[tuple[int, float]]:
     ]
 
 
-def preempt(cluster: Cluster) -> None:
-    """A job that needs both nodes, from a partition that takes them."""
-    words = ("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    cluster.run("sbatch", *words)
+def ranks_of(cluster: Cluster, job: str) -> list[psutil.Process]:
+    """The processes that train, on both nodes."""
+    return [one for one in cluster.processes(SLURM_JOB_ID=job) if "launch.worker" in one.cmdline()]
 
 
 def finished(submission: Submission) -> list[str | None]:
@@ -104,12 +104,12 @@ def test_a_run_that_is_preempted_twice_ends_with_the_weights_of_one_that_never_w
     out = tmp_path / "run"
     submission, job = submit(config(lab, out))
     until_step(out, 20, submission)
-    preempt(cluster)  # without grace: SIGTERM, KillWait, SIGKILL; SLURM requeues
+    cluster.preempt()  # without grace: SIGTERM, KillWait, SIGKILL; SLURM requeues
     cluster.wait_for_state(job, "PENDING")
     cluster.run("scontrol", "update", f"JobId={job}", "Partition=gentle")
     cluster.start_now(job)
     until_step(out, step_of(out) + 20, submission)
-    preempt(cluster)  # with grace: SIGTERM and a minute; a job that leaves early must requeue itself
+    cluster.preempt()  # with grace: SIGTERM and a minute; a job that leaves early must requeue itself
     cluster.wait_for_state(job, "PENDING")
     cluster.start_now(job)
     assert finished(submission) == ["preempted", "preempted", "finished"]
@@ -160,14 +160,52 @@ def test_a_time_limit_requeues_and_scancel_ends_for_good(cluster: Cluster, lab: 
         assert database.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
 
 
+@pytest.mark.long
+def test_a_save_that_does_not_fit_the_margin_keeps_the_checkpoint_before(
+    cluster: Cluster, lab: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "run"
+    submission, job = submit(config(lab, out), "launch.time_min=100", "launch.signal_margin_s=10")
+    until_step(out, 60, submission)
+    ranks_of(cluster, job)[0].suspend()  # as a file system that does not answer
+    cluster.bring_limit_near(job)
+    until(lambda: submission.attempts(array=0), submission)
+    (attempt,) = submission.attempts(array=0)
+    assert attempt.why == "time limit" and "launch.signal_margin_s is 10" in attempt.message
+    saved = int(attempt.checkpoint.removeprefix("step_"))
+    assert saved % 50 == 0 and 0 < saved <= step_of(out)
+    cluster.wait_for_state(job, "PENDING")
+    assert not ranks_of(cluster, job)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    cluster.start_now(job)
+    assert finished(submission) == ["time limit", "finished"]
+    assert_same_weights(out, undisturbed)
+    assert rows(out) == rows(undisturbed)
+
+
+@pytest.mark.long
+def test_two_ranks_on_each_of_two_nodes_train_as_four_on_one_machine(
+    cluster: Cluster, lab: Path, tmp_path: Path
+) -> None:
+    four, keys = "launch.processes_per_node=4", {"train.micro_batch": 1, "train.steps": 40}
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    done = flowmask("train", config(lab, alone, **keys), four)
+    assert done.returncode == 0, done.stderr
+    submission, _ = submit(config(lab, out, **keys), "launch.processes_per_node=2")
+    assert finished(submission) == ["finished"]
+    assert rows(out) == rows(alone) and len(rows(out)) == 40
+    assert {path.name for path in (out / "checkpoints" / "latest").glob("rank_*")} == {
+        f"rank_{rank:05d}.safetensors" for rank in range(4)
+    }
+
+
 def test_a_crash_loop_stops_with_its_reason(cluster: Cluster, lab: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     submission, job = submit(config(lab, out, **{"train.steps": 1_000_000}), "launch.max_crashes=1")
     for crash in range(2):
         before = step_of(out)
         until_step(out, before + 20, submission)
-        ranks = [one for one in cluster.processes(SLURM_JOB_ID=job) if "launch.worker" in one.cmdline()]
-        ranks[0].send_signal(signal.SIGKILL)
+        ranks_of(cluster, job)[0].send_signal(signal.SIGKILL)
         until(lambda wanted=crash + 1: len(submission.attempts(array=0)) == wanted, submission)
         if crash == 0:
             cluster.start_now(job)
