@@ -155,6 +155,11 @@ class MixtureReader:
         place = self._cache_of(example_id)
         return self.caches[place].record(example_id - self._first_id[place])
 
+    def sentence(self, example_id: int) -> str:
+        """The sentence that names the example's objects."""
+        place = self._cache_of(example_id)
+        return self.caches[place].sentence(example_id - self._first_id[place])
+
     def close(self) -> None:
         for cache in self.caches:
             cache.close()

@@ -126,6 +126,11 @@ class CacheReader:
             file.read(memoryview(content), int(row["record"]))
         return json.loads(content)
 
+    def sentence(self, example_id: int) -> str:
+        """The sentence that names the example's objects."""
+        row = self.index[example_id]
+        return str(self.record(example_id)["expressions"][int(row["expression"])]["text"])
+
     def close(self) -> None:
         self._files.close()
 

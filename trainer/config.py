@@ -181,6 +181,7 @@ class EvaluationConfig(Section):
         default=(1000, 800, 600, 400, 200, 1), min_length=1, description="where the loss is measured, 1..1000"
     )
     jf_examples: int = Field(default=8, ge=0, description="so many of these are sampled, decoded, scored")
+    overlays: int = Field(default=2, ge=0, description="so many of those are drawn, as videos for MLflow too")
     sampler: SamplerConfig = SamplerConfig()
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from trainer import locks
 
 LOCK_PATIENCE_S = 15.0
 CONFIG, METRICS, LOG = "config.yaml", "metrics.jsonl", "log.txt"
-EVALUATIONS = "evaluations.jsonl"
+EVALUATIONS, OVERLAYS = "evaluations.jsonl", "overlays"
 CHECKPOINTS, TRACKING = "checkpoints", "tracking.json"
 
 # A resume may change these. Caches may move, not change: fingerprints, with weights, are compared on their own.
@@ -183,7 +183,7 @@ def _refuse_foreign(path: Path) -> None:
         return
     strange = sorted(
         name
-        for name in names - {CONFIG, EVALUATIONS, LOG, TRACKING}
+        for name in names - {CONFIG, EVALUATIONS, LOG, OVERLAYS, TRACKING}
         if not name.startswith(("launch", "slurm"))
     )
     if strange or (CONFIG in names and not _is_run_config(path / CONFIG)):

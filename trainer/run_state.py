@@ -36,7 +36,7 @@ class Run:
     log: RunLog
     checkpoints: Checkpoints
     begin_save: Callable[["Run"], None]
-    measure: Callable[[], Mapping[str, float]]
+    measure: Callable[["Run"], Mapping[str, float]]
     on_evaluated: Callable[["Run", Mapping[str, float]], None]
     step: int = 0
     skipped: int = 0
@@ -108,7 +108,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Evaluate the EMA weights; the best so far are saved at once."""
-        found = self.measure()
+        found = self.measure(self)
         self.evaluated_step = self.step
         metric = "eval_jf" if "eval_jf" in found else "eval_loss"
         value = found[metric]

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from trainer.guard import SpikeGuard
 from trainer.log import StepReport, throughput_of
 from trainer.loop import Ending, stop_signals, train
 from trainer.objectives import Objective, objective_named
+from trainer.run_folder import OVERLAYS
 from trainer.run_state import Run
 from trainer.sequence_parallel import refuse_uneven, split_tokens
 from trainer.session import Session, open_session, together
@@ -102,9 +104,9 @@ def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, *
     """The run between two steps, as it was saved or as it starts."""
     state = session.state
 
-    def measure() -> dict[str, float]:
+    def measure(run: Run) -> dict[str, float]:
         assert evaluator is not None
-        return evaluator.measure(ema)
+        return evaluator.measure(ema, pictures=_pictures(run))
 
     return Run(
         config=session.config,
@@ -137,10 +139,16 @@ def _evaluator(session: Session) -> Evaluator:
         objective=objective,
         build=lambda: _starting(session, objective(config.objective), resumed=True)[0],
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        say=session.log.say,
     )
     whose = config.evaluate.cache or f"{config.data.caches}, which is trained on: name evaluate.cache"
     session.log.say(f"evaluating on {len(evaluator.example_ids)} examples of {whose}")
     return evaluator
+
+
+def _pictures(run: Run) -> Path:
+    """The folder of the overlay videos of this step's evaluation."""
+    return run.config.out / OVERLAYS / f"step_{run.step:08d}"
 
 
 def _report_evaluation(session: Session, run: Run, found: Mapping[str, float]) -> None:
@@ -149,6 +157,8 @@ def _report_evaluation(session: Session, run: Run, found: Mapping[str, float]) -
         session.folder.add_evaluation({"step": run.step, **found, "best": run.is_best})
     if session.tracker is not None:
         session.tracker.log(run.step, {k: v for k, v in found.items() if math.isfinite(v)})
+        if _pictures(run).is_dir():
+            session.tracker.artifact(_pictures(run), to=f"evaluation/{_pictures(run).name}")
 
 
 def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective, Plan]:

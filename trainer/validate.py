@@ -9,16 +9,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_pipeline.batches import Reader
 from data_pipeline.epoch_plan import Bucket, permute
 from data_pipeline.loader import Batch
 from data_pipeline.reader import CacheReader
+from data_pipeline.stream import StreamReader
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.lora import named_parameters
@@ -32,6 +35,7 @@ from trainer.ema import ShardedEma
 from trainer.inference import mask_decoder_named
 from trainer.metrics import clip_scores
 from trainer.objectives import Objective
+from trainer.validate_overlays import ClipOverlays
 
 Found = dict[str, float]
 _WITHOUT_NOISE = {"start_point_augmentation": False, "latent_noise_std": 0.0}
@@ -47,6 +51,7 @@ class Evaluator:
 
     objective: draws no noise (the video's latent is its posterior's mean); decoder: None when it is trained
     build: a module like the one in training, float32 on the CPU; asked once, at the first evaluation
+    overlays: draws the first of the scored examples; None for no pictures
     """
 
     config: EvaluationConfig
@@ -58,14 +63,18 @@ class Evaluator:
     decoder: MaskDecoder | None
     build: Callable[[], nn.Module]
     dtype: torch.dtype
+    overlays: ClipOverlays | None = None
     _module: nn.Module | None = None
 
-    def measure(self, ema: ShardedEma) -> Found:
-        """eval_loss, eval_loss_t<timestep>, eval_j, eval_f, eval_jf: means over the examples, on every rank."""
+    def measure(self, ema: ShardedEma, *, pictures: Path | None = None) -> Found:
+        """eval_loss, eval_loss_t<timestep>, eval_j, eval_f, eval_jf: means over the examples, on every rank.
+
+        pictures: the folder for the overlay videos, which all ranks see
+        """
         with _random_streams_kept(), torch.no_grad():
             module = self._filled(ema)
             places = range(distributed.rank(), len(self.example_ids), distributed.world_size())
-            mine = {place: self._measure_one(module, place) for place in places}
+            mine = {place: self._measure_one(module, place, pictures) for place in places}
             module.to("cpu")
         rows: dict[int, Found] = {}
         for share in distributed.gather_objects(mine):
@@ -85,12 +94,16 @@ class Evaluator:
             parameters[name].data.copy_(whole)
         return self._module.to(distributed.device())
 
-    def _measure_one(self, module: nn.Module, place: int) -> Found:
+    def _measure_one(self, module: nn.Module, place: int, pictures: Path | None) -> Found:
         batch = self._read(place)
         found = self._losses(module, batch)
-        if place < self.config.jf_examples:
-            found |= self._scores(module, batch)
-        return found
+        if place >= self.config.jf_examples:
+            return found
+        predicted, truth = self._masks(module, batch)
+        if self.overlays is not None and pictures is not None and place < self.config.overlays:
+            self.overlays.write(pictures, self.example_ids[place], predicted=predicted, truth=truth)
+        j, f = (100 * float(np.mean(scores)) for scores in clip_scores(truth, predicted))
+        return found | {"eval_j": j, "eval_f": f, "eval_jf": (j + f) / 2}
 
     def _read(self, place: int) -> Batch:
         example = self.example_ids[place]
@@ -118,8 +131,8 @@ class Evaluator:
             found[f"eval_loss_t{timestep}"] = float(self.objective.loss(module, batch)[0])
         return {"eval_loss": math.fsum(found.values()) / len(found)} | found
 
-    def _scores(self, module: nn.Module, batch: Batch) -> Found:
-        """J, F and their mean of one clip, in 0..100, from the mask that is sampled and decoded."""
+    def _masks(self, module: nn.Module, batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The mask of one clip that is sampled and decoded, and the true one: bool [F H W]."""
         assert batch.mask_pixels is not None
         latent, decoder = self._mask_latent(module, batch), self.decoder
         decode = module if decoder is None else decoder.to(distributed.device())
@@ -128,9 +141,7 @@ class Evaluator:
         logits = decode(latent.float())[0, 0]
         if decoder is not None:
             decoder.to("cpu")
-        predicted = masks_at(logits.float(), frames=frames, size=(width, height)).cpu().numpy()
-        j, f = (100 * float(np.mean(scores)) for scores in clip_scores(truth, predicted))
-        return {"eval_j": j, "eval_f": f, "eval_jf": (j + f) / 2}
+        return masks_at(logits.float(), frames=frames, size=(width, height)).cpu().numpy(), truth
 
     def _mask_latent(self, module: nn.Module, batch: Batch) -> Tensor:
         """Sampled from the video by the DiT, or the true one for a mask decoder; [1 16 f h w] raw."""
@@ -155,10 +166,12 @@ def make_evaluator(
     objective: Callable[[ObjectiveConfig], Objective],
     build: Callable[[], nn.Module],
     dtype: torch.dtype,
+    say: Callable[[str], None],
 ) -> Evaluator:
     """The evaluator of a run; UserError for a held-out cache or a mask decoder that does not fit.
 
     objective: makes one from its config; build: the module in training once more, with any weights
+    say: where a picture that can't be written is told
     """
     settings = config.evaluate
     reader: Reader = training
@@ -168,15 +181,17 @@ def make_evaluator(
         reader.check_text_tokens(config.model.text_tokens)
     stats = LatentStats.from_lists(training.manifest.latents_mean, training.manifest.latents_std)
     quiet = objective(config.objective.model_copy(update=_WITHOUT_NOISE))
-    decoder = None
+    decoder, overlays = None, None
     with _random_streams_kept():
         if settings.jf_examples and "video_mean" in quiet.needs:
             vae: Any = WanFolder(config.model.wan).vae()
             decoder = mask_decoder_named(config.model.mask_decoder, vae)[0].eval().requires_grad_(False)
+        if min(settings.jf_examples, settings.overlays) and not isinstance(reader, StreamReader):
+            overlays = ClipOverlays(reader, WanFolder(config.model.wan).vae(), say=say)
     examples = fixed_examples(reader.buckets, settings.examples)
     first = np.array(examples[:1])  # read now: a stream can't, and says so before the training starts
     reader.read(first, needs=quiet.needs, text_tokens=config.model.text_tokens)
-    return Evaluator(settings, config.model, reader, examples, quiet, stats, decoder, build, dtype)
+    return Evaluator(settings, config.model, reader, examples, quiet, stats, decoder, build, dtype, overlays)
 
 
 def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:

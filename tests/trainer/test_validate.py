@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from runs import SignalAt, cache_settings, losses, rows, run_group, start
@@ -12,9 +14,11 @@ from runs import SignalAt, cache_settings, losses, rows, run_group, start
 from data_pipeline.epoch_plan import Bucket
 from data_pipeline.reader import CacheReader
 from models.errors import ConfigError
+from models.wan import WanFolder
 from trainer.checkpoint import complete, read_state
 from trainer.config import REQUEUE_EXIT_CODE
 from trainer.validate import fixed_examples, refuse_other_conventions
+from trainer.validate_overlays import ClipOverlays
 
 OFTEN = {"evaluate.every_steps": 2, "evaluate.examples": 5, "evaluate.jf_examples": 3}
 EXACT = {"train.precision": "fp32", "train.micro_batch": 1}
@@ -129,3 +133,32 @@ def test_a_held_out_cache_of_other_conventions_is_refused_by_name(lab: Path, tmp
     build(CacheBuildConfig.model_validate(other))
     with pytest.raises(ConfigError, match=r"other has pixel_norm imagenet, the training's cache has half"):
         refuse_other_conventions(CacheReader(tmp_path / "other"), CacheReader(lab / "cache"))
+
+
+def test_some_of_the_scored_examples_are_drawn_and_the_drawing_changes_no_number(
+    lab: Path, tmp_path: Path, evaluated: Path
+) -> None:
+    drawn = sorted((evaluated / "often" / "overlays").iterdir())
+    assert [folder.name for folder in drawn] == [f"step_{step:08d}" for step in (2, 4, 6, 8, 10)]
+    reader = CacheReader(lab / "cache")
+    for folder in drawn:
+        ids = [int(path.stem.removeprefix("example_")) for path in sorted(folder.iterdir())]
+        assert len(ids) == 2
+        for path, example in zip(sorted(folder.iterdir()), ids, strict=True):
+            with av.open(str(path)) as video:
+                pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+            masks = reader.read(np.array([example]), needs={"mask_pixels"}, text_tokens=0)["mask_pixels"][0]
+            assert len(pictures) == len(masks)
+    assert start(lab, tmp_path / "run", EXACT | OFTEN | {"evaluate.overlays": 0}) == 0
+    assert not (tmp_path / "run" / "overlays").exists()
+    assert evaluations(tmp_path / "run") == evaluations(evaluated / "often")
+
+
+def test_a_picture_that_cannot_be_written_is_a_line_and_not_the_end(lab: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    reader = CacheReader(lab / "cache")
+    drawer = ClipOverlays(reader, WanFolder(lab / "wan").vae(), say=said.append)
+    truth = reader.read(np.array([0]), needs={"mask_pixels"}, text_tokens=0)["mask_pixels"][0].numpy()
+    (tmp_path / "file").touch()
+    drawer.write(tmp_path / "file" / "folder", 0, predicted=truth, truth=truth)
+    assert len(said) == 1 and "example_0.mp4 could not be written" in said[0]
