@@ -111,7 +111,7 @@ def test_the_best_evaluation_is_saved_at_once_and_a_broken_one_is_never_best(
     run, saved = make(steps=len(values), every=100)
     run.config.evaluate.every_steps = 1  # type: ignore[misc]
     left = iter(values)
-    run.measure = lambda: {metric: next(left)}
+    run.measure = lambda _: {metric: next(left)}
     train(run)
     assert saved == sorted({*best, len(values)})
     assert run.best == {"step": best[-1], "metric": metric, "value": values[best[-1] - 1]}
