@@ -1,6 +1,7 @@
 # The two commands of the README are `make demo` and `make test`; both set everything up first.
 PYTHON ?= python3
 OUT ?= out/demo
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
@@ -24,8 +25,8 @@ demo: setup      ## dataset -> cache -> decoder -> DiT -> J&F -> predict, in abo
 demo-full: setup ## the same at length, up to an hour on 2 cores
 	$(BIN)/flowmask demo --full --out $(OUT)-full
 
-test: setup      ## every law once, small
-	$(BIN)/pytest -m 'not long'
+test: setup      ## every law once, small; JOBS=N processes, 2 unless said
+	$(BIN)/pytest -m 'not long' --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-slurm: setup ## the laws of launching on a real two-node SLURM; installs its packages when root
 	tests/slurm/install.sh

@@ -128,7 +128,7 @@ def bytes_held(kind: Recompute) -> int:
     return held
 
 
-@pytest.mark.parametrize("kind", ["none", "selective"])
+@pytest.mark.parametrize("kind", ["none", pytest.param("selective", marks=pytest.mark.long)])
 def test_compiled_blocks_compute_what_the_others_do(kind: Recompute) -> None:
     plain, compiled = random_dit(32), random_dit(32)
     compile_blocks(compiled, recompute=kind)

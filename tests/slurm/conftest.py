@@ -20,13 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slurm)
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    reason = why_not()
-    if reason is not None:
-        terminalreporter.write_line(f"tests/slurm: skipped, no SLURM here: {reason}")
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     reason = why_not()
     if reason is not None:
@@ -45,7 +39,7 @@ def cluster(one_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
     one_cluster.cancel_all()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Wan, a finished cache, and `cache.yaml`, which builds one that takes some seconds."""
     folder = tmp_path_factory.mktemp("lab")
