@@ -44,7 +44,7 @@ def pixels_checks(data: ParitySet) -> Iterator[Check]:
     assert kinds == {"eval", "train", "check"}, f"the table has the rules {sorted(rules)}"
     for row in table:
         width, height = row["orig_w"], row["orig_h"]
-        for key in rules & row.keys():
+        for key in sorted(rules & row.keys()):
             yield Check(
                 f"table.{width}x{height}.{key}",
                 lambda k=key, w=width, h=height, row=row: _agrees(lambda: _size(k, w, h), row[k]),
