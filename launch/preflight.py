@@ -17,13 +17,13 @@ from typing import Any, Literal
 from data_pipeline.manifest import BucketEntry
 from launch import slurm_commands
 from launch.config import CacheJob, EvaluateJob, LaunchConfig, TrainJob
+from launch.plan_memory import STATE_BYTES
 from models.errors import ConfigError, UserError
 from trainer.config import accumulation_steps, in_todays_terms, workers
 from trainer.run_folder import refuse_differences
 from trainer.sequence_parallel import refuse_uneven
 
 AnyJob = CacheJob | TrainJob | EvaluateJob
-STATE_BYTES = 16  # of a checkpoint for each parameter: fp32 master, two moments, EMA
 _WAN_PARTS = {
     "cache": ("vae", "text_encoder", "tokenizer"),
     "flow_matching": ("transformer",),

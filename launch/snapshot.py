@@ -13,12 +13,11 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
+from trainer.provenance import PROVENANCE, ROOT, git
 from trainer.run_folder import write_atomically
 
-ROOT = Path(__file__).parents[1]
 CODE = "code"
 PACKAGES = ("models", "data_pipeline", "trainer", "launch")
 _SECRET_NAME = re.compile(
@@ -40,7 +39,7 @@ def freeze(folder: Path) -> Path:
         "host": platform.node(),
         "packages": _versions(),
     }
-    write_atomically(folder / "provenance.json", json.dumps(facts, indent=1))
+    write_atomically(folder / PROVENANCE, json.dumps(facts, indent=1))
     write_atomically(folder / "environment.json", json.dumps(_environment(dict(os.environ)), indent=1))
     write_atomically(folder / "changes.patch", patch)
     return code
@@ -67,19 +66,11 @@ def _versions() -> dict[str, str]:
 
 def _git_state() -> tuple[str | None, str]:
     """Commit and changes of the packages in the checkout; (None, "") where they are not in one."""
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     if commit is None:
         return None, ""
-    patch = _git("diff", "--binary", "HEAD", "--", *PACKAGES) or ""
-    added = (_git("ls-files", "--others", "--exclude-standard", "--", *PACKAGES) or "").splitlines()
+    patch = git("diff", "--binary", "HEAD", "--", *PACKAGES) or ""
+    added = (git("ls-files", "--others", "--exclude-standard", "--", *PACKAGES) or "").splitlines()
     return commit.strip(), patch + "".join(
         f"# not in the commit, copied whole into code/: {name}\n" for name in added
     )
-
-
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

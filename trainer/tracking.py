@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.errors import CheckpointError
 from trainer import spool
+from trainer.provenance import ROOT, git_commit
 from trainer.run_folder import TRACKING, RunFolder, flatten
 from trainer.spool import Plan, Status
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 DONE, LEFT = 0, 3  # exit codes of the sender: the server has everything; it has not
 
-_ROOT = Path(__file__).resolve().parents[1]
 _RESTART_S = 30.0
 
 
@@ -133,7 +133,7 @@ def offer_artifact(run: str | Path, path: Path, *, to: str) -> bool:
 
 def _start_sender(folder: Path, *, timeout_s: float, parent: int | None = None) -> subprocess.Popen[str]:
     """`python -m trainer.sender`: its session is its own, so that a terminal's ^C does not reach it."""
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     who = [str(parent)] if parent is not None else []
     return subprocess.Popen(
@@ -184,15 +184,3 @@ def start_tracking(
 def default_uri(run_folder: Path) -> str:
     """A SQLite database beside the run folder, shared by the runs that lie there."""
     return f"sqlite:///{run_folder.resolve().parent / 'mlflow.db'}"
-
-
-def git_commit() -> str:
-    """The commit of the code that runs, `-dirty` if files differ from it; "unknown" without a repository."""
-    if not (_ROOT / ".git").exists():
-        return "unknown"
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip() or "unknown"

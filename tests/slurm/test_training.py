@@ -19,6 +19,7 @@ from runs import run_config
 from safetensors.torch import load_file
 
 from launch.submission import Submission
+from trainer.provenance import git_commit
 
 PATIENCE_S = 180
 STEPS = 400
@@ -158,6 +159,8 @@ def test_a_time_limit_requeues_and_scancel_ends_for_good(cluster: Cluster, lab: 
     assert (out / "checkpoints" / "latest").readlink().name == f"step_{step_of(out):08d}"
     with contextlib.closing(sqlite3.connect(out.parent / "mlflow.db")) as database:
         assert database.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
+        (commit,) = database.execute("SELECT value FROM params WHERE key = 'git_commit'").fetchone()
+    assert commit.removesuffix("-dirty") == git_commit().removesuffix("-dirty")  # though it ran its snapshot
 
 
 @pytest.mark.long

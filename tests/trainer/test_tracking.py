@@ -17,7 +17,7 @@ from mlflow_server import Line, Postgres, Server, wait_until
 from runs import SignalAt, start
 
 from models.errors import CheckpointError
-from trainer import mlflow_run, spool, tracking
+from trainer import mlflow_run, provenance, spool, tracking
 from trainer.run_folder import RunFolder
 from trainer.spool import Plan
 from trainer.tracking import Tracker, default_uri, replay
@@ -128,7 +128,7 @@ def test_one_mlflow_run_across_restarts_with_params_metrics_and_the_right_end(
     run = the_run(client, "flowmask")
     assert run.info.run_id == stopped.info.run_id and run.info.status == "FINISHED"
     assert run.data.params["train.lr"] == "0.002" and len(run.data.params["fingerprint"]) == 64
-    assert run.data.params["git_commit"] == tracking.git_commit()
+    assert run.data.params["git_commit"] == provenance.git_commit()
     assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 11))
     assert run.data.metrics.keys() >= {
         *("lr", "epoch", "loss", "loss_at_video", "loss_elsewhere", "grad_norm", "skipped_steps", "step"),
@@ -316,33 +316,6 @@ def test_params_of_any_length_and_keys_of_any_letters_fit() -> None:
         "x" * 601
     )
     assert mlflow_run._name("data.sources.MeViS (ü)") == "data.sources.MeViS ___"
-
-
-def test_the_commit_is_read_and_its_absence_is_no_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(tracking, "_ROOT", tmp_path)
-    assert tracking.git_commit() == "unknown"
-    git = [
-        "git",
-        "-C",
-        str(tmp_path),
-        "-c",
-        "user.name=n",
-        "-c",
-        "user.email=e@x",
-        "-c",
-        "commit.gpgsign=false",
-    ]
-    (tmp_path / "file").write_text("1")
-    for arguments in (["init", "-q"], ["add", "file"], ["commit", "-qm", "m"]):
-        subprocess.run([*git, *arguments], check=True, capture_output=True)
-    commit = tracking.git_commit()
-    assert len(commit) == 40
-    (tmp_path / "file").write_text("2")
-    assert tracking.git_commit() == f"{commit}-dirty"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert tracking.git_commit() == "unknown"
 
 
 @pytest.mark.long
