@@ -172,7 +172,10 @@ class GuardConfig(Section):
 class EvaluationConfig(Section):
     """Evaluation of the EMA weights while training: losses and J&F on a fixed part of a held-out cache."""
 
-    every_steps: int | None = Field(default=None, ge=1, description="null: never")
+    every_steps: int | None = Field(default=None, ge=1, description="null: never by steps")
+    every_epochs: float | None = Field(
+        default=None, gt=0, description="null: never by epochs; 0.5 is twice in each"
+    )
     cache: Path | None = Field(
         default=None, description="held-out cache of the same kind; null: the training's"
     )
@@ -183,6 +186,11 @@ class EvaluationConfig(Section):
     jf_examples: int = Field(default=8, ge=0, description="so many of these are sampled, decoded, scored")
     overlays: int = Field(default=2, ge=0, description="so many of those are drawn, as videos for MLflow too")
     sampler: SamplerConfig = SamplerConfig()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a run is evaluated at all."""
+        return self.every_steps is not None or self.every_epochs is not None
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:

@@ -103,8 +103,16 @@ class Run:
 
     def evaluation_due(self) -> bool:
         """Whether the weights of this very step have still to be evaluated."""
-        every = self.config.evaluate.every_steps
-        return every is not None and self.step % every == 0 and self.evaluated_step != self.step
+        if self.evaluated_step == self.step:
+            return False
+        every, epochs = self.config.evaluate.every_steps, self.config.evaluate.every_epochs
+        if every is not None and self.step % every == 0:
+            return True
+        return epochs is not None and self._epochs(epochs, self.step) > self._epochs(epochs, self.step - 1)
+
+    def _epochs(self, length: float, step: int) -> int:
+        """How many stretches of `length` epochs were over before `step`."""
+        return math.floor(self.plan.progress(max(0, step)) / length)
 
     def evaluate(self) -> None:
         """Evaluate the EMA weights; the best so far are saved at once."""

@@ -72,7 +72,7 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     config = session.config
     objective, plan = together(lambda: _objective_and_plan(config, reader=session.reader))
     module = together(lambda: _module(session, objective))
-    evaluator = together(lambda: _evaluator(session)) if config.evaluate.every_steps else None
+    evaluator = together(lambda: _evaluator(session)) if config.evaluate.wanted else None
     if session.folder is not None:
         session.folder.write_config(session.resolved)
         evaluated_step = session.state.get("evaluated_step", 0)

@@ -65,7 +65,7 @@ def make(*, steps: int, every: int, bad: Collection[int] = (), patience: int = 2
         train=SimpleNamespace(steps=steps, warmup_steps=0, schedule="constant", lr=1.0),
         checkpoint=SimpleNamespace(every_steps=every, milestone_every_steps=None),
         guard=SimpleNamespace(max_consecutive_skips=patience),
-        evaluate=SimpleNamespace(every_steps=None),
+        evaluate=SimpleNamespace(every_steps=None, every_epochs=None),
     )
     nothing: Any = Nothing()
     parts: Any = {"plan": Plan(), "engine": Engine(bad), "batches": Batches(), "guard": Guard()}
@@ -115,3 +115,21 @@ def test_the_best_evaluation_is_saved_at_once_and_a_broken_one_is_never_best(
     train(run)
     assert saved == sorted({*best, len(values)})
     assert run.best == {"step": best[-1], "metric": metric, "value": values[best[-1] - 1]}
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, [4, 7]), (2.0, [7]), (0.5, [2, 4, 6, 7])])
+def test_an_evaluation_is_due_when_an_epoch_is_over_wherever_its_last_step_lies(
+    epochs: float, steps: list[int]
+) -> None:
+    run, _ = make(steps=9, every=100)
+    run.config.evaluate.every_epochs = epochs  # type: ignore[misc]
+    run.plan.progress = lambda step: step / 4 if step < 4 else 1 + (step - 4) / 3  # type: ignore[method-assign]
+    evaluated: list[int] = []
+
+    def measure(one: Run) -> dict[str, float]:
+        evaluated.append(one.step)
+        return {"eval_loss": 1.0}
+
+    run.measure = measure
+    train(run)
+    assert [step for step in evaluated if step <= 7] == steps
