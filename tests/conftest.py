@@ -13,6 +13,7 @@ COSTLY = (
 )  # fixtures of a session; a cluster mostly waits, so it comes first
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     together: dict[str, str] = {}
     for item in items:

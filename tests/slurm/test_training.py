@@ -151,7 +151,8 @@ def test_a_time_limit_requeues_and_scancel_ends_for_good(cluster: Cluster, lab: 
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     cluster.start_now(job)
     until_step(out, saved + 20, submission)
-    assert [step for step, _ in rows(out)] == list(range(1, len(rows(out)) + 1))
+    steps = [step for step, _ in rows(out)]
+    assert steps == list(range(1, len(steps) + 1))
     cluster.run("scancel", job)
     assert finished(submission) == ["time limit", "cancelled"]
     cluster.wait_for_state(job, "CANCELLED")
