@@ -26,7 +26,7 @@ demo-full: setup ## the same at length, up to an hour on 2 cores
 	$(BIN)/flowmask demo --full --out $(OUT)-full
 
 test: setup      ## every law once, small; JOBS=N processes, 2 unless said
-	$(BIN)/pytest -m 'not long' --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -m 'not long' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slurm: setup ## the laws of launching on a real two-node SLURM; installs its packages when root
 	tests/slurm/install.sh

@@ -1,30 +1,41 @@
 """How the tests are shared out when several processes run them (`make test`): a file is never split.
 
-Files that need the same costly thing go together, so that it is made once, and the longest go first.
+Files that need the same costly thing go together, so that it is made once, and they go first.
 """
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import why_not
 
-COSTLY = (
-    "one_cluster",
-    "smoke",
-    "two_ranks",
-)  # fixtures of a session; a cluster mostly waits, so it comes first
+# Words that stand in a file which needs the thing. A SLURM mostly waits, so its tests come before all others.
+COSTLY = ("import Cluster", "smoke:", "two_ranks:")
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+@lru_cache
+def costly(file: str) -> str | None:
+    """What a test file needs of the things that are made once."""
+    text = (ROOT / file).read_text()
+    return next((word for word in COSTLY if word in text), None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    together: dict[str, str] = {}
-    for item in items:
-        needs = [name for name in COSTLY if name in getattr(item, "fixturenames", ())]
-        if needs:
-            together[item.location[0]] = needs[0]
-    ranks = {name: rank for rank, name in enumerate(COSTLY)}
-    for item in items:
-        file = item.location[0]
-        item.add_marker(pytest.mark.xdist_group(together.get(file, file.replace("/", "."))))
-    items.sort(key=lambda item: ranks.get(together.get(item.location[0], ""), len(ranks)))
+    items.sort(key=lambda item: COSTLY.index(word) if (word := costly(item.location[0])) else len(COSTLY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return costly(file) or file
+
+    return Together(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
