@@ -31,6 +31,8 @@ _FREE_KEYS = {
     "train.steps",
     "train.micro_batch",
     "train.sequence_parallel",
+    "train.zero_stage",  # a checkpoint names no stage
+    "train.offload_optimizer",
     "train.activation_checkpointing",  # changes no bit
     "train.log_every_steps",
     "train.collective_timeout_s",

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,12 @@ def trials(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         out = folder / f"killed_{stage}"
         left = kill_at(lab, out, stage, row=rng.randint(2, 7), folder=folder / f"kill_{stage}")
         (folder / f"left_{stage}").write_bytes(b"".join(left.splitlines(keepends=True)[: kept_rows(out)]))
-    run_group([job(lab, folder / f"killed_{stage}", stage) for stage in STAGES], folder=folder / "resumed")
+    resumed = [job(lab, folder / f"killed_{stage}", stage) for stage in STAGES]
+    for name, stage in (("stayed", 1), ("moved", 3)):  # both go on from the end of ZeRO 1
+        shutil.copytree(folder / "never_1", folder / name, symlinks=True)
+        resumed.append(job(lab, folder / name, stage))
+        resumed[-1]["overrides"]["train.steps"] = STEPS + 4
+    run_group(resumed, folder=folder / "resumed")
     return folder
 
 
@@ -74,6 +80,12 @@ def test_rows_up_to_the_checkpoint_stay_byte_for_byte_and_no_step_stands_twice(
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_zero_stage_does_not_change_the_training(trials: Path, stage: int) -> None:
     assert losses(trials / f"never_{stage}") == pytest.approx(losses(trials / "never_0"), rel=5e-3)
+
+
+def test_a_run_goes_on_at_another_zero_stage(trials: Path) -> None:
+    stayed, moved = losses(trials / "stayed"), losses(trials / "moved")
+    assert moved[:STEPS] == stayed[:STEPS] == losses(trials / "never_1")
+    assert len(moved) == STEPS + 4 and moved == pytest.approx(stayed, rel=5e-3)
 
 
 @pytest.mark.long

@@ -73,7 +73,7 @@ def test_only_what_shapes_no_training_may_change_on_a_resume() -> None:
     old = {
         "out": "a",
         "launch": {"processes_per_node": 2},
-        "train": {"steps": 10, "micro_batch": 1, "lr": 0.1, "betas": (0.9, 0.99)},
+        "train": {"steps": 10, "micro_batch": 1, "zero_stage": 1, "lr": 0.1, "betas": (0.9, 0.99)},
         "data": {"cache": "c", "threads": 2, "prefetch_batches": 1, "remainder": "carry"},
         "checkpoint": {"every_steps": 5},
         "tracking": {"uri": None},
@@ -81,7 +81,7 @@ def test_only_what_shapes_no_training_may_change_on_a_resume() -> None:
     new = {
         "out": "b",
         "launch": {"processes_per_node": 1},
-        "train": {"steps": 20, "micro_batch": 2, "lr": 0.1, "betas": [0.9, 0.99]},
+        "train": {"steps": 20, "micro_batch": 2, "zero_stage": 3, "lr": 0.1, "betas": [0.9, 0.99]},
         "data": {"cache": "d", "threads": 0, "prefetch_batches": 9, "remainder": "carry"},
         "checkpoint": {"every_steps": 7},
         "tracking": {"uri": "sqlite:///x"},
