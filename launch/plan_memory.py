@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.dit import Recompute
+from trainer.config import STATE_BYTES
 
 Precision = Literal["bf16", "fp32"]
 
@@ -18,7 +19,6 @@ PREFETCH_ELEMENTS = 50_000_000
 
 FP32_MOMENTS_BYTES = 8.0
 EIGHT_BIT_MOMENTS_BYTES = 2 + 8 / 256  # a code each, and fp32 scales for blocks of 256
-STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
 CONTEXT_BYTES = (
     1.5e9  # CUDA's own, NCCL's buffers and the kernels' scratch space: an allowance, not a measurement
 )

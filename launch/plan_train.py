@@ -15,7 +15,6 @@ from launch.config import TrainJob
 from launch.plan_memory import (
     EIGHT_BIT_MOMENTS_BYTES,
     FP32_MOMENTS_BYTES,
-    STATE_BYTES,
     DeviceMemory,
     HostMemory,
     Setting,
@@ -28,7 +27,7 @@ from models.dit import Recompute
 from models.dry_run import Pass
 from models.errors import CacheError, ConfigError
 from models.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
-from trainer.config import TrainConfig, accumulation_steps
+from trainer.config import STATE_BYTES, TrainConfig, accumulation_steps
 
 GPUS_GB = (24, 40, 80)  # of the cards that people have; --memory adds one
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")

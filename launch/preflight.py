@@ -17,9 +17,8 @@ from typing import Any, Literal
 from data_pipeline.manifest import BucketEntry
 from launch import slurm_commands
 from launch.config import CacheJob, EvaluateJob, LaunchConfig, TrainJob
-from launch.plan_memory import STATE_BYTES
 from models.errors import ConfigError, UserError
-from trainer.config import accumulation_steps, in_todays_terms, workers
+from trainer.config import STATE_BYTES, accumulation_steps, in_todays_terms, workers
 from trainer.run_folder import refuse_differences
 from trainer.sequence_parallel import refuse_uneven
 
@@ -44,9 +43,11 @@ def examine(job: AnyJob, script: str | None) -> list[Check]:
     """Every check of a job. script: what sbatch would be given, None for a job that stays on this machine."""
     found = [_out(job.out), *_inputs(job)]
     if isinstance(job, TrainJob):
-        found += [_batch(job), _deepspeed(job), *_tokens(job), *_resume(job), _disk(job)]
+        found += [_batch(job), *_tokens(job), *_resume(job), _disk(job)]
     if script is not None:
         found += _slurm(job.launch, script)
+    if isinstance(job, TrainJob) and all(check.state != "fail" for check in found):
+        found.append(_deepspeed(job))
     return found
 
 
@@ -110,7 +111,8 @@ def _batch(job: TrainJob) -> Check:
 
 
 def _deepspeed(job: TrainJob) -> Check:
-    from trainer import zero  # takes seconds
+    """The last, as importing DeepSpeed takes seconds: of a job that is fine so far."""
+    from trainer import zero
 
     try:
         version = zero.check(job.train, world=job.launch.world_size)

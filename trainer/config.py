@@ -13,6 +13,7 @@ from data_pipeline.config import LoaderConfig
 from models.config import LoraConfig, ModelConfig, SamplerConfig, Section
 from models.errors import ConfigError
 
+STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again
 
 

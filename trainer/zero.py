@@ -2,7 +2,10 @@
 
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,8 +101,24 @@ def _deepspeed() -> Any:
     """The package, without its chatter."""
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
-    import deepspeed
+    with _without(
+        "mlflow"
+    ):  # its autotuner, which we do not use, would import that in every rank: a second each
+        import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
     return deepspeed
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """A package that is not there for those who import it here, unless somebody has imported it already."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -1,6 +1,5 @@
 """What a person sees before a job is sent: which job it is, what would be refused, the very script."""
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,6 @@ def test_a_dry_run_says_the_plan_what_would_be_refused_and_what_it_could_not_che
     _, out, _ = said("submit", "job.yaml", "--dry-run", capsys=capsys, monkeypatch=monkeypatch)
     plan = out.partition("\n# train")[2]
     assert "8 processes x micro-batch 2 x 2 = global batch 32" in plan
-    assert re.search(r"DeepSpeed [\d.]+ takes its config", plan)
     refused, _, unknown = plan.partition("submit would refuse:")[2].partition("could not be checked here:")
     assert "weights/wan" in refused and "caches/a/manifest.json" in refused
     assert "no sbatch on this machine" in unknown

@@ -1,10 +1,13 @@
 """What SLURM would refuse, or leave in the queue for ever, is refused on the login node, in one line."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from cluster import Cluster
 from command import flowmask
+from runs import run_config
 
 
 @pytest.mark.parametrize(
@@ -36,3 +39,16 @@ def test_a_dry_run_tells_when_the_job_could_start(cluster: Cluster, lab: Path, t
     assert "to start at" in done.stdout and "partition main: 2 nodes" in done.stdout
     assert "could not be checked here:\n#   encoder weights" in done.stdout
     assert not out.exists()
+
+
+def test_deepspeed_reads_its_config_before_the_job_is_sent(
+    cluster: Cluster, lab: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(run_config(lab, tmp_path / "run").model_dump(mode="json")))
+    done = flowmask("submit", path, "launch.cluster=slurm", "launch.nodes=2", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"checked:.*#   DeepSpeed [\d.]+ takes its config of this training", done.stdout, re.DOTALL
+    )
+    assert "submit would refuse" not in done.stdout

@@ -9,8 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from trainer import distributed
-from trainer import engine as engine_module
+from trainer import distributed, zero
 from trainer.config import CheckpointConfig, TrainConfig
 from trainer.ema import ShardedEma
 from trainer.engine import Engine, StepResult
@@ -368,7 +367,7 @@ def average() -> dict[str, Any]:
 def group(*, folder: str) -> dict[str, Any]:
     """All that two ranks are asked for, in one group."""
     distributed.init(timeout_s=60)
-    engine_module._PERSISTENT_ELEMENTS = 600  # so that ZeRO 3 has both kinds of parameters in a tiny model
+    zero._PERSISTENT_ELEMENTS = 600  # so that ZeRO 3 has both kinds of parameters in a tiny model
     return {
         "rank": distributed.rank(),
         "any": [distributed.any_true(distributed.rank() == 1), distributed.any_true(False)],

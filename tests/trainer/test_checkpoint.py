@@ -47,7 +47,7 @@ def test_a_resumed_run_equals_one_that_never_stopped_to_the_bit(
 
 MOVES = {  # precision, ZeRO stage of the two processes that saved, stage of those that go on
     1: [(precision, stage, 1) for precision in PRECISIONS for stage in STAGES],
-    4: [("bf16", 0, 1), ("bf16", 1, 3), ("bf16", 2, 2), ("bf16", 3, 3), ("fp32", 3, 0), ("fp32", 1, 1)],
+    4: [("bf16", 0, 1), ("bf16", 1, 3), ("bf16", 2, 2), ("fp32", 3, 0)],
 }
 
 

@@ -12,8 +12,7 @@ from scenarios import Training, Velocity, micro_batches, settings, tiny_dit
 from workers import run_ranks
 
 from models.errors import ConfigError
-from trainer import distributed
-from trainer import engine as engine_module
+from trainer import distributed, zero
 from trainer.config import REQUEUE_EXIT_CODE, TrainConfig
 from trainer.engine import Engine
 from trainer.optimizer8bit import BLOCK, code_table, encode
@@ -116,7 +115,7 @@ def test_a_run_that_was_stopped_ends_with_the_losses_of_one_that_never_was(lab: 
 def skipped_and_resumed(*, folder: str) -> dict[str, Any]:
     """What skips and a resume leave, at every ZeRO stage and precision."""
     distributed.init(timeout_s=60)
-    engine_module._PERSISTENT_ELEMENTS = 600  # both kinds of ZeRO 3's parameters
+    zero._PERSISTENT_ELEMENTS = 600  # both kinds of ZeRO 3's parameters
     found = {}
     for precision, stage in [("fp32", stage) for stage in STAGES] + [("bf16", stage) for stage in STAGES]:
         trained = training(stage, precision, folder=Path(folder) / f"{precision}_{stage}")

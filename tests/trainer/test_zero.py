@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,8 @@ import pytest
 from models.errors import ConfigError
 from trainer import zero
 from trainer.config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
 
 
 def training(**keys: Any) -> TrainConfig:
@@ -21,6 +26,14 @@ def test_deepspeed_takes_every_training_that_we_take(stage: int) -> None:
     for world, precision, offload in ways:
         train = training(zero_stage=stage, precision=precision, offload_optimizer=offload)
         assert zero.check(train, world=world)
+
+
+def test_a_rank_never_imports_mlflow() -> None:
+    words = "import sys, trainer.train; from trainer import zero; zero._deepspeed(); assert 'mlflow' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_asking_leaves_nothing_in_the_environment_that_a_job_would_take_along() -> None:
