@@ -48,12 +48,12 @@ def step_of(out: Path) -> int:
     return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("\n") else 0
 
 
-def until(condition: Callable[[], object], submission: Submission) -> None:
+def until(condition: Callable[[], object], submission: Submission, *, every_s: float = 0.05) -> None:
     end = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > end:
             pytest.fail("\n".join([str(submission.attempts(array=0)), *submission.log_tail(60)]))
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 def until_step(out: Path, step: int, submission: Submission) -> None:
@@ -171,9 +171,16 @@ def test_a_save_that_does_not_fit_the_margin_keeps_the_checkpoint_before(
     out = tmp_path / "run"
     submission, job = submit(config(lab, out), "launch.time_min=100", "launch.signal_margin_s=10")
     until_step(out, 60, submission)
-    ranks_of(cluster, job)[0].suspend()  # as a file system that does not answer
+    stuck = ranks_of(cluster, job)[0]  # as on a file system that does not answer
+    stuck.suspend()
     cluster.bring_limit_near(job)
-    until(lambda: submission.attempts(array=0), submission)
+
+    def over() -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stuck.suspend()  # SLURM's signals come with SIGCONT
+        return bool(submission.attempts(array=0))
+
+    until(over, submission, every_s=0.005)
     (attempt,) = submission.attempts(array=0)
     assert attempt.why == "time limit" and "launch.signal_margin_s is 10" in attempt.message
     saved = int(attempt.checkpoint.removeprefix("step_"))
