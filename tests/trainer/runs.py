@@ -10,6 +10,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from safetensors.torch import load_file
 from workers import free_port
 
 from trainer.config import RunConfig
@@ -89,6 +91,24 @@ def losses(out: Path) -> list[float]:
     found = rows(out)
     assert [row["step"] for row in found] == list(range(1, len(found) + 1))
     return [row["loss"] for row in found]
+
+
+def unequal_tensors(one: Path, other: Path) -> list[str]:
+    """What differs between the newest checkpoints of two runs: masters, moments and averages of every rank.
+
+    The process's own generator is left out: nothing is drawn from it, and its state tells how often a run was started.
+    """
+    wrong, files = [], sorted((one / "checkpoints" / "latest").glob("rank_*.safetensors"))
+    assert files, one
+    for path in files:
+        ours, theirs = load_file(path), load_file(other / "checkpoints" / "latest" / path.name)
+        names = {name for name in ours.keys() | theirs.keys() if not name.startswith("rng|")}
+        wrong += [
+            name
+            for name in sorted(names)
+            if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name])
+        ]
+    return wrong
 
 
 def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> list[Any]:

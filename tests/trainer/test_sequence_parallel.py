@@ -36,7 +36,7 @@ CHANGES = {  # of the run that one process alone makes
 AT_LENGTH = CHANGES | {
     "zero_0": SPLIT | {"train.zero_stage": 0},
     "zero_2": SPLIT | {"train.zero_stage": 2},
-    "selective": SPLIT | {"train.zero_stage": 3, "train.activation_checkpointing": "selective"},
+    "selective": SPLIT | {"train.zero_stage": 2, "train.activation_checkpointing": "selective"},
     "one_each": SPLIT | {"train.micro_batch": 1},
     "bf16": SPLIT | {"train.zero_stage": 2, "train.precision": "bf16"},
 }
