@@ -97,9 +97,12 @@ def recompute_blocks(dit: nn.Module, kind: Recompute, *, compiled: bool = False)
 
 
 def _what_to_keep(width: int, context: Any, op: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:
-    """Attention, and matrix products whose rows are no longer than the model is wide."""
-    aten = torch.ops.aten
-    product = op in (aten.mm.default, aten.addmm.default) and inputs[-1].shape[-1] <= width
+    """Attention, and matrix products whose rows are no longer than the model is wide.
+
+    Only products that add their bias themselves. DeepSpeed's ZeRO 3 puts a linear layer of its own in torch's place
+    (for the rest of the process) that adds it in place: what was kept would have it twice, and no version tells.
+    """
+    product = op is torch.ops.aten.addmm.default and inputs[-1].shape[-1] <= width
     if product or "scaled_dot_product" in op.__name__:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE

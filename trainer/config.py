@@ -116,8 +116,8 @@ class TrainConfig(Section):
             )
         if self.activation_checkpointing == "selective" and self.zero_stage == 3:
             raise ValueError(
-                "train.activation_checkpointing is selective and train.zero_stage is 3, whose layers add their bias "
-                "to what was kept: choose full, or stage 0, 1 or 2"
+                "train.activation_checkpointing is selective and train.zero_stage is 3, whose layers' products can't "
+                "be kept: choose full, or stage 0, 1 or 2"
             )
         if self.schedule == "multistep" and not self.decay_at_steps:
             raise ValueError("train.schedule is multistep but train.decay_at_steps is empty; name the steps")

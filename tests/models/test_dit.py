@@ -1,6 +1,7 @@
 """The DiT's velocity: injection by concatenation, dtypes, a rotary table that keeps its precision, and speed."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,37 @@ def train_once(dit: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["selective", "full"])
 def test_recomputation_changes_no_bit_of_loss_and_gradients(kind: Recompute, dtype: torch.dtype) -> None:
     plain, saving = random_dit(32).to(dtype), random_dit(32).to(dtype)
+    recompute_blocks(saving, kind)
+    for one, other in zip(train_once(plain), train_once(saving), strict=True):
+        assert torch.equal(one, other)
+
+
+class InPlaceLinear(torch.autograd.Function):
+    """A linear layer as DeepSpeed's ZeRO 3 has it: the bias is added to the product itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        out = x.matmul(weight.t())
+        return out if bias is None else out.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x, weight, bias), grad = ctx.saved_tensors, grads[0]
+        rows = grad.flatten(0, -2)
+        of_bias = None if bias is None else rows.sum(0)
+        return grad.matmul(weight), rows.t().matmul(x.flatten(0, -2)), of_bias
+
+
+@pytest.mark.parametrize("kind", ["selective", "full"])
+def test_nor_does_it_where_layers_add_their_bias_in_place(
+    kind: Recompute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return InPlaceLinear.apply(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    plain, saving = random_dit(32), random_dit(32)
     recompute_blocks(saving, kind)
     for one, other in zip(train_once(plain), train_once(saving), strict=True):
         assert torch.equal(one, other)
