@@ -2,6 +2,7 @@
 PYTHON ?= python3
 OUT ?= out/demo
 JOBS ?= 2
+SHARED := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
@@ -26,14 +27,14 @@ demo-full: setup ## the same at length, up to an hour on 2 cores
 	$(BIN)/flowmask demo --full --out $(OUT)-full
 
 test: setup      ## every law once, small; JOBS=N processes, 2 unless said
-	$(BIN)/pytest -m 'not long' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m 'not long' $(SHARED)
 
 test-slurm: setup ## the laws of launching on a real two-node SLURM; installs its packages when root
 	tests/slurm/install.sh
 	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest tests/slurm
 
-test-long: setup ## the same laws at length; TRIALS=N SEED=S
-	$(BIN)/pytest
+test-long: setup ## the same laws at length; TRIALS=N SEED=S JOBS=N
+	$(BIN)/pytest $(SHARED)
 
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check .
