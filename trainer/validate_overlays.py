@@ -49,7 +49,7 @@ class ClipOverlays:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with OverlayVideo(path, prompts=prompts, height=height, width=2 * width, fps=_FPS) as overlay:
-                for frame, left, right in zip(frames, predicted, truth, strict=True):
+                for frame, left, right in zip(frames[: len(truth)], predicted, truth, strict=True):
                     masks = [np.hstack([left, nothing]), np.hstack([nothing, right])]
                     overlay.add(np.hstack([frame, frame]), masks)
         except (OSError, DataError) as error:
