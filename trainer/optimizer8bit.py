@@ -72,10 +72,9 @@ class ArmedAdamW8bit(ArmedAdamW):
         for master in masters:
             self.state[master] = {"step": 0}
             for kind, table in self._tables.items():
-                code = int(
-                    encode(torch.zeros(1, device=where), table)[0]
-                )  # of zero, without a master's worth
-                codes = torch.full((master.numel(),), code, dtype=torch.uint8, device=where)
+                # the code of one zero, repeated: fp32 zeros of a master's size would be the peak of a start
+                code = encode(torch.zeros(1, device=where), table)[0]
+                codes = code.repeat(master.numel())
                 scales = torch.zeros(-(-master.numel() // BLOCK), device=where)
                 self.state[master] |= {kind: codes, f"{kind}_scale": scales}
 

@@ -186,7 +186,9 @@ def make_evaluator(
         if settings.jf_examples and "video_mean" in quiet.needs:
             vae: Any = WanFolder(config.model.wan).vae()
             decoder = mask_decoder_named(config.model.mask_decoder, vae)[0].eval().requires_grad_(False)
-        if min(settings.jf_examples, settings.overlays) and not isinstance(reader, StreamReader):
+        # the first examples lie on the first ranks; the others need no second VAE
+        draws = distributed.rank() < min(settings.jf_examples, settings.overlays)
+        if draws and not isinstance(reader, StreamReader):
             overlays = ClipOverlays(reader, WanFolder(config.model.wan).vae(), say=say)
     examples = fixed_examples(reader.buckets, settings.examples)
     first = np.array(examples[:1])  # read now: a stream can't, and says so before the training starts

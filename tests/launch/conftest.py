@@ -1,5 +1,7 @@
-"""One smoke demo for all tests of the command line: every stage really ran, on real files."""
+"""What tests of the command line share: one smoke demo, and commands that do not outlive a test."""
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,3 +15,19 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = flowmask("demo", "--smoke", "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Commands that a test starts here do not outlive it."""
+    commands: list[subprocess.Popen[str]] = []
+    yield commands
+    for command in commands:
+        command.kill()
+        command.wait()
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process that a test starts computes in one thread."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

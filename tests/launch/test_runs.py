@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from launch.runs import look
 from trainer.owner import Start
 
 PATIENCE_S = 180
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +28,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lab")
     make_lab(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Commands that a test starts here do not outlive it."""
-    commands: list[subprocess.Popen[str]] = []
-    yield commands
-    for command in commands:
-        command.kill()
-        command.wait()
 
 
 def config(lab: Path, out: Path, **overrides: Any) -> Path:

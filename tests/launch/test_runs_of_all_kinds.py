@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,7 @@ from runs import cache_settings, make_lab
 from launch.runs import look
 
 PATIENCE_S = 180
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Commands that a test starts here do not outlive it."""
-    commands: list[subprocess.Popen[str]] = []
-    yield commands
-    for command in commands:
-        command.kill()
-        command.wait()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def written(path: Path, tree: dict[str, Any]) -> Path:
