@@ -31,8 +31,15 @@ class LaunchConfig(Section):
         1, ge=1, description="cache builds: so many tasks, each of `nodes` nodes, share the work"
     )
     array_parallel: int | None = Field(None, ge=1, description="array tasks that may run at once; None: all")
-    gpus_per_node: int | None = Field(None, ge=0)
-    cpus_per_node: int | None = Field(None, ge=1, description="None: one a process")
+    gpus_per_node: int | None = Field(
+        None, ge=0, description="None: one a process, of a partition that has GPUs; 0: a CPU job"
+    )
+    cpus_per_node: int | None = Field(
+        None,
+        ge=1,
+        description="None: for each process one and its reading threads (data.threads, cache.decode_threads), "
+        "at most all of the partition's smallest node",
+    )
     mem_gb: float | None = Field(None, gt=0, description="memory of a node; None: the partition's default")
     time_min: int | None = Field(None, ge=1, description="time limit; None: the partition's default")
     partition: str | None = None
@@ -51,6 +58,11 @@ class LaunchConfig(Section):
     def _fits(self) -> "LaunchConfig":
         if self.cluster == "local" and self.nodes != 1:
             raise ValueError(f"launch.nodes is {self.nodes}; launch.cluster=local is this machine alone: 1")
+        if self.cluster != "slurm" and self.array != 1:
+            raise ValueError(
+                f"launch.array is {self.array}; it splits a cache build on SLURM: set launch.cluster=slurm, "
+                "or on this machine launch.processes_per_node"
+            )
         if self.cluster == "slurm" and self.time_min and self.time_min * 60 <= self.signal_margin_s:
             raise ValueError(
                 f"launch.signal_margin_s is {self.signal_margin_s}; it must be less than "

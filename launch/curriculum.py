@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch import jobs, slurm_commands, stage_jobs
+from launch import jobs, resources, slurm_commands, stage_jobs
 from launch.preflight import Check
 from launch.processes import JobFailedError
 from launch.stage_checks import check
@@ -232,6 +232,8 @@ def _describe(curriculum: Curriculum, judged: Mapping[str, Judgement], checks: S
         found = judged[stage.name]
         printer.print(f"{number}. {stage.name}: {'skip' if found.done else 'run'} ({found.why})")
         printer.print(f"     {stage.kind}, out {stage.out}")
+        if curriculum.cluster == "slurm" and not found.done:
+            printer.print(f"     {resources.settle(stage.job).said}")
         if stage.needs:
             printer.print(f"     after {', '.join(stage.needs)}")
         for key, name in stage.carries.items():

@@ -42,7 +42,7 @@ def run(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool = True)
         code = (
             RANK[kind](resolved)
             if job.launch.cluster == "debug"
-            else run_local(kind, resolved, processes=job.launch.array * job.launch.processes_per_node)
+            else run_local(kind, resolved, processes=job.launch.processes_per_node)
         )
     except JobFailedError as error:
         last = error.traceback.strip().splitlines()[-1:]

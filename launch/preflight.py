@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -39,13 +39,16 @@ class Check:
     found: str
 
 
-def examine(job: AnyJob, script: str | None) -> list[Check]:
-    """Every check of a job. script: what sbatch would be given, None for a job that stays on this machine."""
+def examine(job: AnyJob, script: str | None, asked: Sequence[Check] = ()) -> list[Check]:
+    """Every check of a job. script: what sbatch would be given, None for a job that stays on this machine.
+
+    asked: what `launch.resources` found about the job's nodes.
+    """
     found = [_out(job.out), *_inputs(job)]
     if isinstance(job, TrainJob):
         found += [_batch(job), *_tokens(job), *_resume(job), _disk(job)]
     if script is not None:
-        found += _slurm(job.launch, script)
+        found += _slurm(job.launch, script, asked)
     if isinstance(job, TrainJob) and all(check.state != "fail" for check in found):
         found.append(_deepspeed(job))
     return found
@@ -197,19 +200,19 @@ def _parameters(folder: Path) -> int:
     return total
 
 
-def _slurm(launch: LaunchConfig, script: str) -> Iterator[Check]:
+def _slurm(launch: LaunchConfig, script: str, asked: Sequence[Check]) -> Iterator[Check]:
+    what = "partition, limits, account, qos, constraint"
     if not slurm_commands.available():
-        yield Check(
-            "SLURM",
-            "unknown",
-            "SLURM: no sbatch on this machine: partition, limits, account, qos, constraint",
-        )
+        yield Check("SLURM", "unknown", f"SLURM: no sbatch on this machine: {what}")
+        yield from asked
         return
     try:
         yield _partition(launch)
     except ConfigError as error:
-        yield Check("SLURM", "unknown", f"SLURM: {error}: partition, limits, account, qos, constraint")
+        yield Check("SLURM", "unknown", f"SLURM: {error}: {what}")
+        yield from asked
         return
+    yield from asked
     done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60)
     said = " ".join((done.stderr or done.stdout).split())
     if done.returncode:
@@ -219,28 +222,14 @@ def _slurm(launch: LaunchConfig, script: str) -> Iterator[Check]:
 
 
 def _partition(launch: LaunchConfig) -> Check:
-    shown = slurm_commands.run("scontrol", "show", "partition", "-o")
-    known = [
-        dict(re.findall(r"(\w+)=(\S*)", line)) for line in shown.splitlines() if "PartitionName=" in line
-    ]
-    by_name = {facts["PartitionName"]: facts for facts in known}
-    name = launch.partition or next(
-        (key for key, facts in by_name.items() if facts.get("Default") == "YES"), None
-    )
-    names = ", ".join(by_name)
-    if name is None:
-        return Check(
-            "partition",
-            "fail",
-            f"launch.partition is not set and this cluster has no default; it has {names}",
-        )
-    if name not in by_name:
-        return Check("partition", "fail", f"launch.partition is {name}; this cluster has {names}")
-    problem = _limit(launch, name, by_name[name])
+    try:
+        facts = slurm_commands.partition(launch.partition)
+    except slurm_commands.NoPartitionError as error:
+        return Check("partition", "fail", str(error))
+    name = facts["PartitionName"]
+    problem = _limit(launch, name, facts)
     return (
-        Check("partition", "fail", problem)
-        if problem
-        else Check("partition", "pass", _describe(name, by_name[name]))
+        Check("partition", "fail", problem) if problem else Check("partition", "pass", _describe(name, facts))
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
-from launch import slurm_commands, task
+from launch import slurm_commands, snapshot, task
 from launch.config import LaunchConfig
 from launch.requeue import OVER
 from launch.submission import Submission
@@ -33,7 +33,7 @@ class _Executor(SlurmExecutor):
 def submit(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> str:
     """Hand a submission to SLURM; returns the job id. ConfigError with what SLURM said when it refuses.
 
-    code: the folder that holds the packages the job runs, first on its PYTHONPATH.
+    launch: as `launch.resources` settled it. code: holds the packages the job runs, first on its PYTHONPATH.
     """
     slurm_commands.require()
     executor = _executor(submission, launch, name=name, code=code)
@@ -60,23 +60,24 @@ def adopt(submission: Submission, *, job_id: str, array: int) -> None:
     submission.set_slurm(job_id=job_id, array=array)
 
 
-def script(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> str:
-    """The text that sbatch would be given; needs no SLURM."""
-    executor = _executor(submission, launch, name=name, code=code)
+def script(out: Path, launch: LaunchConfig, *, name: str) -> str:
+    """The text that sbatch would be given for the next submission to `out`; needs no SLURM and writes nothing."""
+    planned = Submission.planned(out)
+    executor = _executor(planned, launch, name=name, code=planned.folder / snapshot.CODE)
     if launch.array > 1:
         executor.parameters["map_count"] = launch.array
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry"))
 
 
 def _executor(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> SlurmExecutor:
-    executor = _Executor(submission.logs)
-    cpus = launch.cpus_per_node or launch.processes_per_node
+    executor, cpus = _Executor(submission.logs), launch.cpus_per_node
+    assert cpus is not None, "launch.resources settles what is asked for"
     values: dict[str, Any] = {
         "job_name": name,
         "nodes": launch.nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": cpus,
-        "gpus_per_node": launch.gpus_per_node,
+        "gpus_per_node": launch.gpus_per_node or None,
         "mem": None if launch.mem_gb is None else f"{round(launch.mem_gb * 1024)}M",
         "time": launch.time_min,
         "partition": launch.partition,

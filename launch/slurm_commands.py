@@ -12,6 +12,10 @@ from models.errors import ConfigError
 TIMEOUT_S = 60.0
 
 
+class NoPartitionError(ConfigError):
+    """SLURM has no partition of this name, or no default one."""
+
+
 @dataclass(frozen=True)
 class JobFacts:
     """What SLURM knows of a job now. `ends` and `preempted` are None where it gives no time."""
@@ -43,6 +47,25 @@ def run(*command: str) -> str:
         said = " ".join((done.stderr or done.stdout).split())
         raise ConfigError(f"`{' '.join(command)}` failed: {said}")
     return done.stdout
+
+
+def partition(name: str | None) -> dict[str, str]:
+    """What `scontrol` shows of a partition; None: of the default one. NoPartitionError lists those that there are."""
+    shown = _rows(run("scontrol", "show", "partition", "-o"))
+    by_name = {facts["PartitionName"]: facts for facts in shown if "PartitionName" in facts}
+    names = ", ".join(by_name)
+    chosen = name or next((key for key, facts in by_name.items() if facts.get("Default") == "YES"), None)
+    if chosen is None:
+        raise NoPartitionError(f"launch.partition is not set and this cluster has no default; it has {names}")
+    if chosen not in by_name:
+        raise NoPartitionError(f"launch.partition is {chosen}; this cluster has {names}")
+    return by_name[chosen]
+
+
+def nodes_of(partition: str) -> list[dict[str, str]]:
+    """What `scontrol` shows of every node of a partition; empty on a cluster that does not show them."""
+    shown = _rows(run("scontrol", "show", "node", "-o"))
+    return [facts for facts in shown if partition in facts.get("Partitions", "").split(",")]
 
 
 def job_facts(job_id: str) -> JobFacts | None:
@@ -115,6 +138,10 @@ def ask_to_stop(job_id: str) -> None:
 def cancel(job_id: str) -> None:
     """End a job for good."""
     run("scancel", job_id)
+
+
+def _rows(shown: str) -> list[dict[str, str]]:
+    return [dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line)) for line in shown.splitlines() if line.strip()]
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

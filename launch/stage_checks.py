@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch import preflight
+from launch import preflight, resources
 from launch.config import CacheJob, EvaluateJob, TrainJob
 from launch.preflight import Check
 from launch.stages import Curriculum, Stage
@@ -41,19 +41,20 @@ def _inputs(curriculum: Curriculum, stage: Stage) -> Iterator[Check]:
     """A stage's own checks, but for what the stages before it will make."""
     made = [str(curriculum.by_name[name].out) for name in curriculum.before(stage)]
     here = re.compile(rf"(?<!\S)(?:{'|'.join(map(re.escape, made)) or '(?!)'})(?=[/\s;,:]|$)")
-    for found in preflight.examine(stage.job, _script(stage)):
+    script, asked = _to_slurm(stage)
+    for found in preflight.examine(stage.job, script, asked):
         if found.state != "fail" or not here.search(found.found):
             yield found
 
 
-def _script(stage: Stage) -> str | None:
+def _to_slurm(stage: Stage) -> tuple[str | None, tuple[Check, ...]]:
+    """The script that sbatch would be given, and what was found about the nodes it asks for."""
     if stage.job.launch.cluster != "slurm":
-        return None
-    from launch import slurm, snapshot
-    from launch.submission import Submission
+        return None, ()
+    from launch import slurm
 
-    planned = Submission.planned(stage.out)
-    return slurm.script(planned, stage.job.launch, name=stage.name, code=planned.folder / snapshot.CODE)
+    asked = resources.settle(stage.job)
+    return slurm.script(stage.out, asked.launch, name=stage.name), asked.checks
 
 
 def _settings(curriculum: Curriculum, stage: Stage) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from launch import slurm_commands, snapshot
+from launch import resources, slurm_commands, snapshot
 from launch.stages import Stage
 from launch.submission import Submission
 from models.errors import ConfigError
@@ -60,7 +60,7 @@ def submit(out: Path, stage: Stage, *, after: list[str]) -> str:
     code = snapshot.freeze(submission.folder)
     record = Record(name, str(submission.folder))
     _write(out, stage.name, record)
-    launch = stage.job.launch
+    launch = resources.settle(stage.job).launch
     if after:
         own = launch.sbatch_args.get("dependency")
         depends = ",".join([f"afterok:{':'.join(after)}", *([own] if own else [])])

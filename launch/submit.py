@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from launch import preflight, slurm_commands, snapshot
+from launch import preflight, resources, slurm_commands, snapshot
 from launch.config import CacheJob, EvaluateJob, TrainJob, read_tree, validate
 from launch.jobs import KINDS, run
 from launch.submission import Submission
@@ -61,12 +61,12 @@ def to_slurm(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool) -
     from launch import wait as waiting
 
     slurm_commands.require()
-    name, planned = _name(kind, job), Submission.planned(job.out)
-    script = slurm.script(planned, job.launch, name=name, code=planned.folder / snapshot.CODE)
-    preflight.refuse(preflight.examine(job, script))
+    name, asked = _name(kind, job), resources.settle(job)
+    script = slurm.script(job.out, asked.launch, name=name)
+    preflight.refuse(preflight.examine(job, script, asked.checks))
     submission = Submission.create(job.out, kind=kind, resolved=job.model_dump(mode="json"))
     code = snapshot.freeze(submission.folder)
-    job_id = slurm.submit(submission, job.launch, name=name, code=code)
+    job_id = slurm.submit(submission, asked.launch, name=name, code=code)
     console.print(f"submitted job {job_id}; its logs: {submission.logs}", markup=False)
     if not wait:
         return 0
@@ -79,26 +79,27 @@ def to_slurm(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool) -
 
 def describe(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, because: str) -> str:
     """What `submit` would do: the script, if there is one, then the plan as comments below it. Writes nothing."""
-    launch, script = job.launch, None
+    launch, script, asked = job.launch, None, None
     if launch.cluster == "slurm":
         from launch import slurm
 
-        planned = Submission.planned(job.out)
-        script = slurm.script(planned, launch, name=_name(kind, job), code=planned.folder / snapshot.CODE)
+        asked = resources.settle(job)
+        script = slurm.script(job.out, asked.launch, name=_name(kind, job))
     tasks = f"{launch.array} tasks x " if launch.array > 1 else ""
     lines = [
         f"{kind}, {because}",
         f"out: {job.out.resolve()}",
         f"where: {launch.cluster}, {tasks}{launch.nodes} nodes x {launch.processes_per_node} processes",
     ]
-    if script is not None:
+    if asked is not None:
         limit = f"{launch.time_min} min" if launch.time_min else "the partition's"
         lines += [
+            asked.said,
             f"time limit: {limit}; saves {launch.signal_margin_s} s before it and goes back into the queue",
             f"goes on after {launch.max_preemptions} preemptions, {launch.max_timeouts} time limits, "
             f"{launch.max_crashes} crashes",
         ]
-    checks = preflight.examine(job, script)
+    checks = preflight.examine(job, script, asked.checks if asked else ())
     titles = {"pass": "checked:", "fail": "submit would refuse:", "unknown": "could not be checked here:"}
     for state, title in titles.items():
         found = [f"  {check.found}" for check in checks if check.state == state]

@@ -91,6 +91,7 @@ def test_a_resolved_config_read_again_is_the_same_job(train_file: Path, tmp_path
         ("launch.processes_per_node=3", ["train.global_batch is 8", "3 processes = 6"]),
         ("train.sequence_parallel=2", ["train.sequence_parallel is 2", "number of processes, 1: 1"]),
         ("launch.nodes=2", ["launch.nodes is 2"]),
+        ("launch.array=16", ["launch.array is 16", "launch.cluster=slurm", "launch.processes_per_node"]),
         ("objective.boundary_bias=maybe", ["objective.boundary_bias is 'maybe'"]),
         ("train=fast", ["train is 'fast'"]),
     ],

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_slurm import fake_slurm
 
 from launch import cli, preflight, snapshot
 from launch.config import TrainJob, validate
@@ -68,8 +69,15 @@ def said(
 
 @pytest.mark.parametrize(("name", "config"), [("train", TRAIN), ("cache", CACHE)])
 def test_a_dry_run_prints_the_script_as_it_has_always_been(
-    name: str, config: dict[str, Any], place: Path, capsys: Any, monkeypatch: Any
+    name: str,
+    config: dict[str, Any],
+    place: Path,
+    capsys: Any,
+    monkeypatch: Any,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    """The training says what it needs of a node; for the cache that is found out."""
+    fake_slurm(tmp_path_factory.mktemp("slurm"), monkeypatch, {"gpu": [("gpu:a100:8(S:0-1)", 64)]})
     Path("job.yaml").write_text(yaml.safe_dump(config))
     code, out, _ = said("submit", "job.yaml", "--dry-run", capsys=capsys, monkeypatch=monkeypatch)
     assert code == 0
@@ -92,6 +100,22 @@ def test_a_dry_run_says_the_plan_what_would_be_refused_and_what_it_could_not_che
     refused, _, unknown = plan.partition("submit would refuse:")[2].partition("could not be checked here:")
     assert "weights/wan" in refused and "caches/a/manifest.json" in refused
     assert "no sbatch on this machine" in unknown
+
+
+def test_a_dry_run_says_what_is_asked_of_a_node_and_warns_once_where_that_is_not_known(
+    place: Path, capsys: Any, monkeypatch: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    Path("job.yaml").write_text(yaml.safe_dump(CACHE))
+    words = ("submit", "job.yaml", "--dry-run")
+    code, out, _ = said(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 0 and out.count("warning: launch.gpus_per_node") == 1
+    assert "--gpus" not in out and "# each node: no GPUs, 10 CPUs" in out
+    _, out, _ = said(*words, "launch.gpus_per_node=0", capsys=capsys, monkeypatch=monkeypatch)
+    assert "launch.gpus_per_node" not in out and "--gpus" not in out
+    fake_slurm(tmp_path_factory.mktemp("slurm"), monkeypatch, {"gpu": [("gpu:8", 64)]})
+    _, out, _ = said(*words, capsys=capsys, monkeypatch=monkeypatch)
+    assert "# each node: 2 GPUs (one a process), 10 CPUs (2 processes x (1 + 4 reading threads))" in out
+    assert "warning" not in out
 
 
 def test_submitting_where_there_is_no_slurm_is_one_line(place: Path, capsys: Any, monkeypatch: Any) -> None:

@@ -1,4 +1,5 @@
-"""A throwaway SLURM of two nodes with accounting on this machine: real daemons, private ports, one scratch folder.
+"""A throwaway SLURM with accounting on this machine: real daemons, private ports, one scratch folder. Two nodes have no
+GPU, a third one has two that are only names, in a partition of its own.
 
 Everything, also munge's socket and key, lies in the scratch folder; nothing in /etc is read or written. What was
 started is stopped by its pid, and the kernel stops it when the tests die. Needs root and Debian's packages.
@@ -29,7 +30,7 @@ _PROGRAMS = (
     "sbatch",
     "sacctmgr",
 )
-NODES = ("n1", "n2")
+NODES = ("n1", "n2", "g1")
 PATIENCE_S = 60.0
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
@@ -67,9 +68,16 @@ AccountingStoragePort={dbd}
 AccountingStoragePass={scratch}/munge/socket
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=2000 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=2000 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=120 State=UP
-PartitionName=gentle Nodes=ALL PriorityTier=1 GraceTime=60 MaxTime=120 State=UP
-PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=120 State=UP
+NodeName=g1 NodeHostname={host} NodeAddr=127.0.0.1 Port={g1} CPUs=2 RealMemory=2000 Gres=gpu:tiny:2 State=UNKNOWN
+GresTypes=gpu
+PartitionName=main Nodes=n1,n2 Default=YES PriorityTier=1 MaxTime=120 State=UP
+PartitionName=gentle Nodes=n1,n2 PriorityTier=1 GraceTime=60 MaxTime=120 State=UP
+PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=120 State=UP
+PartitionName=gpu Nodes=g1 MaxTime=120 State=UP
+"""
+_GRES_CONF = """
+NodeName=g1 Name=gpu Type=tiny File=/dev/null
+NodeName=g1 Name=gpu Type=tiny File=/dev/zero
 """
 _SLURMDBD_CONF = """
 AuthType=auth/munge
@@ -101,7 +109,7 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """Two idle nodes from `start` to `stop`. `environment` is what a command needs to talk to them."""
+    """Idle nodes from `start` to `stop`. `environment` is what a command needs to talk to them."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -109,14 +117,15 @@ class Cluster:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Start every daemon and wait until both nodes are idle."""
+        """Start every daemon and wait until the nodes are idle."""
         for name in ("munge", "state", "spool", "log", "db"):
             (self.scratch / name).mkdir(mode=0o755, parents=True)
-        ports = dict(zip(("ctld", "dbd", "db", "n1", "n2"), _free_ports(5), strict=True))
+        ports = dict(zip(("ctld", "dbd", "db", *NODES), _free_ports(3 + len(NODES)), strict=True))
         facts = {"scratch": self.scratch, "host": socket.gethostname(), "password": secrets.token_hex(8)}
         facts |= {name: str(port) for name, port in ports.items()}
         (self.scratch / "plugstack.conf").write_text("")
         (self.scratch / "slurm.conf").write_text(_SLURM_CONF.format(**facts))
+        (self.scratch / "gres.conf").write_text(_GRES_CONF)
         (self.scratch / "slurmdbd.conf").write_text(_SLURMDBD_CONF.format(**facts))
         (self.scratch / "slurmdbd.conf").chmod(0o600)
         self._start_munge()

@@ -54,6 +54,7 @@ def test_an_array_that_loses_two_tasks_builds_the_bytes_of_one_process(
 ) -> None:
     out = tmp_path / "cache"
     array = ("launch.cluster=slurm", "launch.array=4", "launch.max_crashes=0")
+    array = (*array, "launch.cpus_per_node=1")  # all four at once
     command = start_flowmask("cache", "build", lab / "cache.yaml", f"out={out}", *array)
     until(lambda: len(list((out / "shards").glob("*.tar"))) >= 3, command)
     submission = Submission.latest(out)

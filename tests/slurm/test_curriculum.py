@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def path(world: Path, tmp_path: Path) -> Path:
     """A cache, a training that takes for ever, and one that starts from its weights."""
     tree = curriculum(world, tmp_path)
-    tree["launch"] = {"cluster": "slurm"}
+    tree["launch"] = {"cluster": "slurm", "gpus_per_node": 0}
     stages = {one["name"]: one for one in tree["stages"]}
     stages["pretrain"] |= {"needs": ["cache_refcoco"], "retries": 1}
     stages["pretrain"]["carries"] = {"data.cache": "${stages.cache_refcoco.out}"}

@@ -21,6 +21,7 @@ from trainer.provenance import git_commit
 
 PATIENCE_S = 180
 STEPS = 400
+CPU_JOB = ("launch.gpus_per_node=0",)
 
 
 def config(lab: Path, out: Path, **overrides: Any) -> Path:
@@ -33,7 +34,7 @@ def config(lab: Path, out: Path, **overrides: Any) -> Path:
 
 def submit(path: Path, *words: str) -> tuple[Submission, str]:
     """Hand a run to SLURM on two nodes; its files and its job id."""
-    done = flowmask("train", path, "launch.cluster=slurm", "launch.nodes=2", *words, "--no-wait")
+    done = flowmask("train", path, "launch.cluster=slurm", "launch.nodes=2", *CPU_JOB, *words, "--no-wait")
     assert done.returncode == 0, done.stderr
     submission = Submission.latest(Path(yaml.safe_load(path.read_text())["out"]))
     assert submission is not None

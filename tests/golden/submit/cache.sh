@@ -2,8 +2,9 @@
 
 # Parameters
 #SBATCH --array=0-7%3
-#SBATCH --cpus-per-task=2
+#SBATCH --cpus-per-task=10
 #SBATCH --error=PLACE/caches/a/launch/0001/logs/%A_%a_0_log.err
+#SBATCH --gpus-per-node=2
 #SBATCH --job-name=flowmask-cache-a
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -20,7 +21,7 @@ trap : TERM  # the last line below must be reached when SLURM takes the nodes ba
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output PLACE/caches/a/launch/0001/logs/%A_%a_%t_log.out --error PLACE/caches/a/launch/0001/logs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=2 PYTHON -u -m submitit.core._submit PLACE/caches/a/launch/0001/logs
+srun --unbuffered --output PLACE/caches/a/launch/0001/logs/%A_%a_%t_log.out --error PLACE/caches/a/launch/0001/logs/%A_%a_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=10 PYTHON -u -m submitit.core._submit PLACE/caches/a/launch/0001/logs
 
 
 # teardown
