@@ -29,7 +29,7 @@ demo-full: setup ## the same at length, up to an hour on 2 cores
 test: setup      ## every law once, small; JOBS=N processes, 2 unless said
 	$(BIN)/pytest -m 'not long' $(SHARED)
 
-test-slurm: setup ## the laws of launching on a real two-node SLURM; installs its packages when root
+test-slurm: setup ## the laws of launching on a real SLURM; installs its packages when root
 	tests/slurm/install.sh
 	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest tests/slurm
 

@@ -17,8 +17,10 @@ import psutil
 import pytest
 from command import flowmask, start_flowmask
 from curriculum_lab import curriculum, write, write_world
+from fake_slurm import fake_slurm
 from runs import unequal_tensors
 
+from launch.curriculum import run_curriculum
 from launch.stage_checks import check
 from launch.stage_done import Judgement, judge_all
 from launch.stages import load_curriculum
@@ -233,6 +235,22 @@ def test_weights_are_handed_on_only_with_equal_settings(tree: dict[str, Any], tm
         assert what in refused(tree, tmp_path, f"stages.finetune.{key}")
     stage(tree, "finetune")["carries"]["model.init"] = "${stages.decoder.out}"
     assert "makes mask_decoder; it needs flow_matching" in refused(tree, tmp_path)
+
+
+def test_a_stage_that_would_train_on_cpus_unasked_is_refused_before_anything_is_submitted(
+    tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake_slurm(tmp_path, monkeypatch, {"main": [("(null)", 4)], "gpu": [("gpu:a100:8", 64)]})
+    tree["launch"] = {"cluster": "slurm"}
+    assert "stage decoder: partition main has no GPUs" in refused(tree, tmp_path)
+    for launch, gpus in (({"partition": "gpu"}, "1 GPU (one a process)"), ({"gpus_per_node": 0}, "no GPUs")):
+        tree["launch"] = {"cluster": "slurm", **launch}
+        run_curriculum(write(tmp_path / "c.yaml", tree), (), wait=False, dry_run=True)
+        said = capsys.readouterr().out
+        assert said.count("each node: ") == len(tree["stages"]) and f"each node: {gpus}" in said
 
 
 def test_no_stage_trains_on_what_another_one_scores(tree: dict[str, Any], tmp_path: Path) -> None:
