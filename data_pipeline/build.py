@@ -23,7 +23,7 @@ from data_pipeline.claims import claimed, once, share_out
 from data_pipeline.clip_pass import ClipPass
 from data_pipeline.config import CacheBuildConfig
 from data_pipeline.cost import describe
-from data_pipeline.encode import ClipEncoder
+from data_pipeline.encode import LESS_MEMORY, ClipEncoder
 from data_pipeline.fingerprint import fingerprint, refuse_other
 from data_pipeline.leaks import LeakFree, without_leaks
 from data_pipeline.manifest import Fingerprint
@@ -32,7 +32,8 @@ from data_pipeline.shards import FOLDER
 from data_pipeline.sources import open_source
 from data_pipeline.stage_clock import StageClock
 from data_pipeline.warm_up import measure
-from models.errors import CacheError, ConfigError
+from models.device import gpu_holds, rank_device
+from models.errors import CacheError
 from models.text import TextEncoder
 from models.wan import WanFolder
 
@@ -81,7 +82,7 @@ class Build:
         self.out = Path(config.out)
         self.work, self.shards = self.out / "work", self.out / FOLDER
         self.claims, self.finished = self.work / "claims", self.out / manifest.FILE
-        self.device = _device(config.cache.device)
+        self.device = rank_device(config.cache.device, key="cache.device")
         self.dtype: torch.dtype = getattr(torch, config.cache.dtype)
         self.encoder_dtype: torch.dtype = getattr(torch, config.cache.encoder_dtype)
         self.wan, self.clock = WanFolder(config.model.wan), StageClock()
@@ -174,7 +175,7 @@ class Build:
 
         def work(unit: int) -> None:
             with self.clock.measure("text"):
-                encoder = self._text_encoder
+                encoder = self.text_encoder
                 sentences.write_unit(texts, unit, plan.unit_texts(unit), encoder=encoder, dtype=self.dtype)
             done = sum(1 for _ in texts.glob("text-*")) * units.SENTENCES_PER_UNIT
             self.on_progress(BuildProgress("text", min(done, plan.texts), plan.texts))
@@ -189,16 +190,17 @@ class Build:
             lease_s=self.config.cache.lease_s,
             results=texts,
         )
-        self._free("_text_encoder")
+        self.free("text_encoder")
 
     @cached_property
-    def _text_encoder(self) -> TextEncoder:
+    def text_encoder(self) -> TextEncoder:
         """Loaded by a worker that has sentences to encode, freed before the VAE is loaded."""
         loaded = self.wan.text_encoder(self.encoder_dtype)
-        loaded.model.to(self.device)
+        with gpu_holds("the text encoder", fix=sentences.LESS_MEMORY):
+            loaded.model.to(self.device)
         return loaded
 
-    def _free(self, name: str) -> None:
+    def free(self, name: str) -> None:
         """Give back the memory of an encoder: the two never share a device."""
         self.__dict__.pop(name, None)
         gc.collect()
@@ -213,8 +215,8 @@ class Build:
         speed = measure(
             plan,
             clips=self.clip_pass(plan),
-            free_vae=lambda: self._free("_encoder"),
-            text_encoder=lambda: self._text_encoder,
+            free_vae=lambda: self.free("_encoder"),
+            text_encoder=lambda: self.text_encoder,
             dtype=self.dtype,
         )
         if speed is not None:
@@ -272,21 +274,15 @@ class Build:
     @cached_property
     def _encoder(self) -> ClipEncoder:
         vae: Any = self.wan.vae(self.encoder_dtype)
+        with gpu_holds("the VAE", fix=LESS_MEMORY):
+            vae.to(self.device)
         return ClipEncoder(
-            vae.to(self.device),
+            vae,
             dtype=self.dtype,
             pixel_norm=self.config.cache.pixel_norm,
             batch_clips=self.config.cache.batch_clips,
             clock=self.clock,
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("cache.device is cuda, but this machine has no usable GPU; use auto or cpu")
-    return torch.device(name)
 
 
 def _environment(device: torch.device) -> dict[str, str]:

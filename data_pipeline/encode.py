@@ -18,12 +18,14 @@ from data_pipeline.clips import Clip
 from data_pipeline.decode import DecodedClip
 from data_pipeline.pixels import PixelNorm, batch_to_signed
 from data_pipeline.stage_clock import StageClock
+from models.device import gpu_holds
 from models.errors import CacheError
 from models.vae import encode_mask, encode_moments
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
+LESS_MEMORY = "lower cache.batch_clips, or choose cache.encoder_dtype=bfloat16"  # where the GPU is too small
 Result = tuple[Tensor, ...]
 
 
@@ -159,13 +161,9 @@ class _Batches:
 
     def _send(self, shape: tuple[int, ...]) -> None:
         batch = self._waiting.pop(shape)
-        try:
+        what = f"{len(batch)} clips of {'x'.join(map(str, shape))}, {batch[0][1]} the first"
+        with gpu_holds(what, fix=LESS_MEMORY):
             sent = self._encode(torch.from_numpy(np.stack([pixels for pixels, _, _ in batch])))
-        except torch.OutOfMemoryError as error:
-            raise CacheError(
-                f"{batch[0][1]}: the GPU's memory does not hold {len(batch)} clips of {'x'.join(map(str, shape))}; "
-                "lower cache.batch_clips, or choose cache.encoder_dtype bfloat16"
-            ) from error
         self._receive()
         self._sent = [(name, sink) for _, name, sink in batch], sent
 

@@ -12,7 +12,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
@@ -27,6 +26,7 @@ from data_pipeline.randomness import mix64
 from data_pipeline.reader import CacheReader
 from data_pipeline.sources import open_source
 from data_pipeline.sources.base import Video
+from models.device import gpu_holds, rank_device
 from models.errors import ConfigError, UserError, WeightsError
 from models.vae import decode
 from models.wan import WanFolder
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"  # of the build: where its weights and its dataset were
 _OTHERWISE = "give the folder of its weights with --wan, or --examples 0 for the numbers alone"
+WITHOUT_GPU = "set CUDA_VISIBLE_DEVICES= to decode on the CPU"
 _FRAMES = 5  # of each example, evenly spread over its clip
 _GEOMETRY = TypeAdapter(Geometry)
 
@@ -101,10 +102,10 @@ class ExampleDecoder:
             parts = self.reader.read(np.array([example_id]), needs=needs, text_tokens=0)
             record = self.reader.record(example_id)
             expression = record["expressions"][int(row["expression"])]
-        frames = from_signed(
-            decode(self.vae, parts["video_mean"])[0], pixel_norm=self.reader.manifest.pixel_norm
-        )
-        decoded = (decode(self.vae, parts["mask_mean"])[0].mean(0) > 0).cpu().numpy()  # three equal channels
+        with gpu_holds(f"the decoded clip of example {example_id}", fix=WITHOUT_GPU):
+            video, mask = (decode(self.vae, parts[name])[0].cpu() for name in ("video_mean", "mask_mean"))
+        frames = from_signed(video, pixel_norm=self.reader.manifest.pixel_norm)
+        decoded = (mask.mean(0) > 0).numpy()  # three equal channels
         true = parts["mask_pixels"][0].numpy()
         union = int((decoded | true).sum())
         places = spread(len(frames), _FRAMES)
@@ -166,7 +167,8 @@ def vae_of(folder: Path, fingerprint: Fingerprint, *, wan: Path | None, otherwis
             f"{str(theirs)[:12]}...): {otherwise}"
         )
     vae: Any = weights.vae()
-    return vae.to("cuda" if torch.cuda.is_available() else "cpu")
+    with gpu_holds("the VAE", fix=WITHOUT_GPU):
+        return vae.to(rank_device())
 
 
 def _open_videos(

@@ -8,7 +8,6 @@ read then and cannot be read now.
 
 import dataclasses
 import fcntl
-import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-import torch
 
 from data_pipeline import finalise, manifest, quarantine, sentences, units
 from data_pipeline.build import Build
@@ -249,15 +246,12 @@ class _Repair:
         texts.mkdir(exist_ok=True)
         numbers = {n for unit in again for _, numbers in self._plan.unit_clips(unit) for n in numbers}
         wanted = sorted({number // units.SENTENCES_PER_UNIT for number in numbers})
-        encoder = build.wan.text_encoder(build.encoder_dtype)
-        encoder.model.to(build.device)
         for done, unit in enumerate(wanted):
             self.on_progress("sentences", done, len(wanted))
-            sentences.write_unit(texts, unit, self._plan.unit_texts(unit), encoder=encoder, dtype=build.dtype)
-        del encoder
-        gc.collect()
-        if build.device.type == "cuda":
-            torch.cuda.empty_cache()
+            sentences.write_unit(
+                texts, unit, self._plan.unit_texts(unit), encoder=build.text_encoder, dtype=build.dtype
+            )
+        build.free("text_encoder")
 
     def _move_in(self, unit: int, stage: Path) -> None:
         """Replace a unit's shard, then its sidecar: between the two it is wrong still, and mended next time."""

@@ -16,8 +16,13 @@ from torch import Tensor
 from data_pipeline.manifest import LONG_TEXT, SHORT_TEXT
 from data_pipeline.shards import write_file
 from data_pipeline.units import SENTENCES_PER_UNIT
+from models.device import gpu_holds
 from models.errors import CacheError
 from models.text import TextEncoder
+
+LESS_MEMORY = (
+    "choose cache.encoder_dtype=bfloat16, or cache.device=cpu"  # what to do where the GPU is too small
+)
 
 
 def unit_path(folder: Path, unit: int) -> Path:
@@ -26,9 +31,10 @@ def unit_path(folder: Path, unit: int) -> Path:
 
 def encode_sentence(encoder: TextEncoder, text: str, *, dtype: torch.dtype) -> dict[int, Tensor]:
     """Embeddings [L D] of a cleaned sentence by token limit: LONG_TEXT, and SHORT_TEXT where it cuts."""
-    embeddings = {LONG_TEXT: encoder(text, max_tokens=LONG_TEXT)}
-    if embeddings[LONG_TEXT].shape[0] > SHORT_TEXT:
-        embeddings[SHORT_TEXT] = encoder(text, max_tokens=SHORT_TEXT)
+    with gpu_holds("the text encoder at work", fix=LESS_MEMORY):
+        embeddings = {LONG_TEXT: encoder(text, max_tokens=LONG_TEXT)}
+        if embeddings[LONG_TEXT].shape[0] > SHORT_TEXT:
+            embeddings[SHORT_TEXT] = encoder(text, max_tokens=SHORT_TEXT)
     for embedding in embeddings.values():
         if not embedding.isfinite().all():
             raise CacheError(

@@ -19,6 +19,7 @@ from data_pipeline.shards import FOLDER, shard_name, sidecar_name
 from data_pipeline.verify_masks import MaskSample, check_masks
 from data_pipeline.verify_report import Problem, VerifyReport
 from data_pipeline.verify_shard import ShardContent, Storage, WrongError, file_hash, read_shard
+from models.device import gpu_holds
 from models.errors import CacheError, UserError
 
 OnProgress = Callable[[str, int, int], None]
@@ -260,7 +261,7 @@ class _Verification:
             self._index(self.manifest.index)
 
     def _decode(self, wan: Path | None, storage: Storage, on_progress: OnProgress) -> None:
-        from data_pipeline.inspect_examples import vae_of
+        from data_pipeline.inspect_examples import WITHOUT_GPU, vae_of
 
         report = self.report
         if not self.masks.chosen:
@@ -276,7 +277,8 @@ class _Verification:
                 raise
             report.not_decoded = str(error)
             return
-        report.masks = check_masks(self.masks.chosen, vae, storage=storage, on_progress=on_progress)
+        with gpu_holds("a decoded mask", fix=WITHOUT_GPU):
+            report.masks = check_masks(self.masks.chosen, vae, storage=storage, on_progress=on_progress)
         for check in report.masks:
             if check.reason:
                 self._wrong(check.file, check.reason, int(check.file.stem))

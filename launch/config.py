@@ -96,6 +96,12 @@ class TrainJob(RunConfig):
     def _batch_fits(self) -> "TrainJob":
         _refuse_array(self.launch)
         accumulation_steps(self.train, self.launch.world_size)
+        gpus, ranks = self.launch.gpus_per_node, self.launch.processes_per_node
+        if gpus and ranks > gpus:
+            raise ValueError(
+                f"launch.processes_per_node is {ranks}, launch.gpus_per_node {gpus}; each rank of a training "
+                "needs a GPU of its own: set both to the same number"
+            )
         return self
 
 

@@ -40,7 +40,7 @@ def run(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool = True)
         return to_slurm(kind, job, wait=wait)
     try:
         code = (
-            RANK[kind](resolved)
+            run_rank(kind, resolved)
             if job.launch.cluster == "debug"
             else run_local(kind, resolved, processes=job.launch.processes_per_node)
         )
@@ -53,6 +53,17 @@ def run(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool = True)
         raise
     note_end(job.out, code=code)
     return code
+
+
+def run_rank(kind: str, resolved: Resolved) -> int:
+    """Run one rank of a job in this process; ConfigError where its GPU is missing or has too little memory."""
+    from models.device import gpu_holds, require_gpu
+
+    asked = {"cache": resolved.get("cache", {}).get("device"), "evaluate": resolved.get("device")}.get(kind)
+    if (promised := resolved["launch"]["gpus_per_node"]) and asked != "cpu":
+        require_gpu(f"launch.gpus_per_node is {promised}", otherwise="set launch.gpus_per_node=0")
+    with gpu_holds(f"this {kind} job", fix=_LESS_MEMORY[kind]):
+        return RANK[kind](resolved)
 
 
 def save_config(folder: Path, resolved: Resolved) -> None:
@@ -110,4 +121,9 @@ def _evaluate(resolved: Resolved) -> int:
     return 0
 
 
+_LESS_MEMORY = {  # what to do where the GPU is too small
+    "cache": "lower cache.batch_clips, or choose cache.encoder_dtype=bfloat16",
+    "train": "lower train.micro_batch, or choose what `flowmask plan` says fits",
+    "evaluate": "lower sentences_per_batch or the box, or choose precision=bf16",
+}
 RANK: dict[str, Callable[[Resolved], int]] = {"cache": _cache, "train": _train, "evaluate": _evaluate}

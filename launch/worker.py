@@ -49,7 +49,7 @@ def run(kind: str, resolved: dict[str, Any]) -> int:
     """Run one job of a kind in this process. Imports only what that job needs."""
     from launch import jobs
 
-    return jobs.RANK[kind](resolved)
+    return jobs.run_rank(kind, resolved)
 
 
 def explain_os_error(error: OSError) -> str | None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from models.device import rank_device
 from models.errors import ConfigError, RankLostError
 
 _LOST = (  # what gloo and NCCL say when a peer does not answer any more
@@ -34,14 +35,12 @@ def init(*, timeout_s: float = 1800.0) -> None:
     """Join the group that the launcher's variables describe; a no-op when already joined.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without any of them the group is this
-    process. NCCL where there is a GPU, else gloo. Raises ConfigError when only some of the variables are set.
+    process. NCCL where there is a GPU, else gloo. Raises ConfigError when only some of the variables are set, or
+    when ranks would share a GPU.
     """
     if dist.is_initialized():
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(device())
-    backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
+    backend = "cuda:nccl,cpu:gloo" if device().type == "cuda" else "gloo"
     present = [name for name in _VARIABLES if name in os.environ]
     timeout = timedelta(seconds=timeout_s)
     if "RANK" not in present and int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -102,9 +101,7 @@ def sequence_mesh(ranks: int) -> DeviceMesh:
 
 def device() -> torch.device:
     """Where this process computes: its own GPU, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return rank_device(exclusive=True)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

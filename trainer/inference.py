@@ -17,7 +17,8 @@ from torch import Tensor
 from data_pipeline.pixels import PixelNorm, eval_size, pad_to_stride, resize_frame, to_signed
 from models import flowrvs
 from models.config import SamplerConfig
-from models.errors import CheckpointError, ConfigError
+from models.device import rank_device
+from models.errors import CheckpointError
 from models.mask_decoder import MaskDecoder
 from models.segment import Segmenter, SegmentSettings, masks_at
 from models.strict import assign_strict, load_strict
@@ -145,7 +146,7 @@ def load_segmenter(
     precision:    of the DiT and the text encoder; the VAE and the mask decoder always compute in fp32
     Raises UserError in one line for whatever is missing, moved or of another architecture.
     """
-    where = _device(device)
+    where = rank_device(device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     dit_weights = load_dit(checkpoint, ema=ema, wan=wan)
     settings = dit_weights.settings
@@ -177,14 +178,6 @@ def load_segmenter(
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=folder_state(folder.path),
     )
-
-
-def _device(asked: str) -> torch.device:
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but no GPU is visible; use device=cpu or device=auto")
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(asked)
 
 
 def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -> Path:

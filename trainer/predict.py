@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from data_pipeline.sources.base import image_size, read_image
 from data_pipeline.video_file import VideoFile
 from models.config import SamplerConfig
+from models.device import gpu_holds
 from models.errors import ConfigError, DataError
 from models.text import clean
 from trainer.evaluate_config import FrameBox
@@ -91,6 +92,7 @@ class InputVideo:
         return [read_image(self._images[i], size=self.size) for i in ids]
 
 
+@gpu_holds("a clip and the models", fix="lower --clip-frames, or set CUDA_VISIBLE_DEVICES= for the CPU")
 def predict(
     video: Path,
     prompts: Sequence[str],

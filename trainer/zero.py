@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from models.errors import ConfigError
-from trainer import distributed
 from trainer.config import TrainConfig, accumulation_steps
 from trainer.optimizer import ArmedAdamW
 
@@ -37,7 +36,7 @@ def config(train: TrainConfig, *, world: int) -> dict[str, Any]:
         return found
     zero: dict[str, Any] = {
         "stage": stage,
-        "overlap_comm": distributed.device().type == "cuda",
+        "overlap_comm": torch.cuda.is_available(),
         "reduce_bucket_size": _BUCKET_ELEMENTS,
         "allgather_bucket_size": _BUCKET_ELEMENTS,
         "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,

@@ -129,7 +129,7 @@ def test_a_worker_under_whom_the_others_finish_encodes_nothing_and_ends_well(
         monkeypatch.setattr(Build, phase, real)
         build(config)
         forbidden = property(lambda _: pytest.fail("encodes what is done"))
-        monkeypatch.setattr(Build, "_text_encoder", forbidden)
+        monkeypatch.setattr(Build, "text_encoder", forbidden)
         monkeypatch.setattr(Build, "_encoder", forbidden)
         real(self, plan)
 

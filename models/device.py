@@ -1,0 +1,69 @@
+"""The one device on which a rank computes, and what is said when it is missing or its memory is too small.
+
+Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from models.errors import ConfigError
+
+_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # besides torch.OutOfMemoryError
+
+
+def rank_device(
+    asked: Literal["auto", "cpu", "cuda"] = "auto", *, key: str = "device", exclusive: bool = False
+) -> torch.device:
+    """The GPU of this local rank, which also becomes the default of every library; "auto": the CPU without a GPU.
+
+    It is number LOCAL_RANK (0 without) of the GPUs that this process sees. A launcher that shows each rank only its
+    own (srun --gpus-per-task) makes that one cuda:0. Where a node has more ranks than GPUs the ranks take turns:
+    those of a cache build or an evaluation may share. `exclusive`: ConfigError instead, as NCCL refuses two ranks
+    on a GPU. `key` is the config key that holds `asked`; ConfigError if it asks for a GPU that isn't there.
+    """
+    if asked == "cuda":
+        require_gpu(f"{key} is cuda", otherwise=f"set {key} to cpu or auto")
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if exclusive:
+        _refuse_sharing(max(rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), count)
+    device = torch.device("cuda", rank % count)
+    torch.cuda.set_device(device)
+    return device
+
+
+def require_gpu(reason: str, *, otherwise: str) -> None:
+    """ConfigError if this process sees no GPU. reason: who counts on one; otherwise: how to do without."""
+    if torch.cuda.is_available():
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+    raise ConfigError(
+        f"{reason}, but {os.uname().nodename} shows no usable GPU{shown}; check nvidia-smi there, or {otherwise}"
+    )
+
+
+@contextmanager
+def gpu_holds(what: str, *, fix: str) -> Iterator[None]:
+    """While inside, a GPU that runs out of memory is a ConfigError: it does not hold `what`, and the `fix`."""
+    try:
+        yield
+    except RuntimeError as error:
+        full = isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL)
+        if not full:
+            raise
+        raise ConfigError(f"the GPU's free memory does not hold {what}; {fix}") from error
+
+
+def _refuse_sharing(ranks: int, gpus: int) -> None:
+    one_shown_to_each = gpus == 1 and "FLOWMASK_PARENT" not in os.environ  # `launch` shows all ranks the same
+    if ranks > gpus and not one_shown_to_each:
+        raise ConfigError(
+            f"{ranks} ranks train on {os.uname().nodename}, which shows {gpus} GPU{'s' * (gpus > 1)}; each rank "
+            f"needs its own: set launch.processes_per_node to at most {gpus}"
+        )
