@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
-from launch.config import load_job
+from launch.config import CacheJob, EvaluateJob, TrainJob, load_job
 from launch.demo_report import collect, show
 from launch.jobs import KINDS, run
 from launch.progress import bar
@@ -164,12 +164,21 @@ class Stages:
         }[kind]
         if part == "dit.yaml":
             places.append(f"model.mask_decoder={self.out}/runs/decoder")
-        launch = f"launch.processes_per_node={self.machine.processes}"
-        code = run(kind, load_job(_config(part), KINDS[kind], [f"out={out}", *places, launch, *overrides]))
-        if code:
+        settings = [f"out={out}", *places, *overrides]
+        processes = self._processes(load_job(_config(part), KINDS[kind], settings))
+        settings.append(f"launch.processes_per_node={processes}")
+        if run(kind, load_job(_config(part), KINDS[kind], settings)):
             raise UserError(
                 f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}"
             )
+
+    def _processes(self, job: CacheJob | TrainJob | EvaluateJob) -> int:
+        """As many as suit the machine; of a training the most that share its micro-batches evenly."""
+        most = self.machine.processes
+        if not isinstance(job, TrainJob):
+            return most
+        batches = job.train.global_batch // job.train.micro_batch
+        return max(n for n in range(1, most + 1) if batches % n == 0)
 
 
 @contextmanager

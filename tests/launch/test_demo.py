@@ -7,7 +7,12 @@ from pathlib import Path
 
 import av
 import pytest
+import torch
 from command import flowmask
+from rich.console import Console
+
+from launch import demo
+from launch.demo import Profile
 
 REPORT_KEYS = {
     "jf", "j", "f", "jf_shuffled_text", "train_loss_first", "train_loss_last",
@@ -84,6 +89,23 @@ def test_a_run_leaves_one_row_for_each_step(smoke: Path) -> None:
     assert all(row.keys() >= keys for row in rows)
     assert (run / "checkpoints" / "latest").exists()
     assert "loss" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("profile", Profile)
+@pytest.mark.parametrize(("gpus", "training"), [(1, 1), (4, 2), (8, 2)])
+def test_the_demo_trains_in_as_many_processes_as_share_its_batches(
+    gpus: int, training: int, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        demo, "run", lambda kind, job: asked.append((kind, job.launch.processes_per_node)) or 0
+    )
+    for part in ("_dataset", "_wan", "_predict"):
+        monkeypatch.setattr(demo.Stages, part, lambda self: None)
+    demo.Stages(tmp_path, demo.load_settings(profile), Console(quiet=True)).run()
+    assert asked == [("cache", gpus), ("train", training), ("train", training), ("evaluate", gpus)]
 
 
 def test_the_same_demo_again_finds_everything_done(smoke: Path) -> None:
