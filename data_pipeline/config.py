@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from data_pipeline.leases import DEFAULT_LEASE_S
-from models.config import Section
+from flowmask.data_pipeline.claim.leases import DEFAULT_LEASE_S
+from flowmask.models.config import Section
 
 
 class DataSourceConfig(Section):

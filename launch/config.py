@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from data_pipeline.config import CacheBuildConfig
-from models.config import Section
-from models.errors import ConfigError
-from trainer.config import RunConfig, accumulation_steps
-from trainer.evaluate_config import EvaluateConfig
+from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.models.config import Section
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.config import RunConfig, accumulation_steps
+from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
 
 class LaunchConfig(Section):

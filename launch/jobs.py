@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from launch.config import CacheJob, EvaluateJob, TrainJob, load_job, validate
-from launch.processes import MISTAKE_EXIT_CODE, JobFailedError, run_local
-from models.errors import UserError
-from trainer.owner import note_end
+from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job, validate
+from flowmask.launch.local.processes import MISTAKE_EXIT_CODE, JobFailedError, run_local
+from flowmask.models.errors import UserError
+from flowmask.trainer.state.owner import note_end
 
 Resolved = dict[str, Any]
 KINDS: dict[str, type[CacheJob] | type[TrainJob] | type[EvaluateJob]] = {
@@ -35,7 +35,7 @@ def run(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool = True)
     """
     resolved = job.model_dump(mode="json")
     if job.launch.cluster == "slurm":
-        from launch.submit import to_slurm
+        from flowmask.launch.slurm.submit import to_slurm
 
         return to_slurm(kind, job, wait=wait)
     try:
@@ -75,9 +75,9 @@ def _rank() -> tuple[int, int]:
 
 
 def _cache(resolved: Resolved) -> int:
-    from data_pipeline.build import build
-    from data_pipeline.config import CacheBuildConfig
-    from launch.progress import cache_progress
+    from flowmask.data_pipeline.build.build import build
+    from flowmask.data_pipeline.config import CacheBuildConfig
+    from flowmask.launch.progress import cache_progress
 
     config = validate(_strip(resolved), CacheBuildConfig, origin="cache job")
     rank, world = _rank()
@@ -89,16 +89,16 @@ def _cache(resolved: Resolved) -> int:
 
 
 def _train(resolved: Resolved) -> int:
-    from trainer.config import RunConfig
-    from trainer.train import run as train
+    from flowmask.trainer.config import RunConfig
+    from flowmask.trainer.run.train import run as train
 
     return train(validate(_strip(resolved), RunConfig, origin="train job"), resolved=resolved)
 
 
 def _evaluate(resolved: Resolved) -> int:
-    from launch.progress import bar, show_scores
-    from trainer.evaluate import evaluate
-    from trainer.evaluate_config import EvaluateConfig
+    from flowmask.launch.progress import bar, show_scores
+    from flowmask.trainer.score.evaluate import evaluate
+    from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
     config = validate(_strip(resolved), EvaluateConfig, origin="evaluate job")
     rank, world = _rank()

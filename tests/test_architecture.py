@@ -54,7 +54,7 @@ def test_no_import_does_work_at_the_command_line() -> None:
     import sys
 
     heavy = ("torch", "deepspeed", "mlflow", "diffusers")
-    code = f"import sys, launch.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, flowmask.launch.cli.main; print([m for m in {heavy} if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
 

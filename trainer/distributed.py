@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from models.errors import ConfigError, RankLostError
+from flowmask.models.errors import ConfigError, RankLostError
 
 _LOST = (  # what gloo and NCCL say when a peer does not answer any more
     "Timed out waiting",

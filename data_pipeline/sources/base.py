@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import DataError
-from models.text import clean
+from flowmask.models.errors import DataError
+from flowmask.models.text import clean
 
 Frame = NDArray[np.uint8]
 

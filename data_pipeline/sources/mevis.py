@@ -13,8 +13,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline import rle
-from data_pipeline.sources.base import (
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.json_members import Places, members, read_range
+from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
     Source,
@@ -27,8 +28,7 @@ from data_pipeline.sources.base import (
     listed_videos,
     refuse_empty,
 )
-from data_pipeline.sources.json_members import Places, members, read_range
-from models.errors import DataError
+from flowmask.models.errors import DataError
 
 _META, _MASKS, _FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
 _NOTHING, _NO_LIST = -1, -2

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.sources.base import (
+from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
     Source,
@@ -31,7 +31,7 @@ from data_pipeline.sources.base import (
     read_json,
     refuse_empty,
 )
-from models.errors import DataError
+from flowmask.models.errors import DataError
 
 _EXPRESSIONS = "meta_expressions"
 _LARGEST_INDEX, _DIGITS = 255, 3

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline import rle
-from data_pipeline.sources.base import (
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.plain_pickle import read_plain_pickle
+from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
     Source,
@@ -33,9 +34,8 @@ from data_pipeline.sources.base import (
     read_json,
     refuse_empty,
 )
-from data_pipeline.sources.plain_pickle import read_plain_pickle
-from models.errors import DataError
-from models.text import clean
+from flowmask.models.errors import DataError
+from flowmask.models.text import clean
 
 _IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
 _KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation")

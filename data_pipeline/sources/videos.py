@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline import rle
-from data_pipeline.sources.base import (
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.video_file import VideoFile
+from flowmask.data_pipeline.sources.base import (
     Expression,
     Frame,
     Source,
@@ -30,8 +31,7 @@ from data_pipeline.sources.base import (
     read_image,
     refuse_empty,
 )
-from data_pipeline.video_file import VideoFile
-from models.errors import DataError
+from flowmask.models.errors import DataError
 
 
 @lru_cache(maxsize=2)
