@@ -13,6 +13,7 @@ import yaml
 from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job, validate
 from flowmask.launch.local.processes import MISTAKE_EXIT_CODE, JobFailedError, run_local
 from flowmask.models.errors import UserError
+from flowmask.models.files import write_atomically
 from flowmask.trainer.state.owner import note_end
 
 Resolved = dict[str, Any]
@@ -58,11 +59,8 @@ def run(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool = True)
 def save_config(folder: Path, resolved: Resolved) -> None:
     """Write `folder/config.yaml`, with which the same command repeats the job."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = (
-        folder / f".config.yaml.{os.uname().nodename}.{os.getpid()}.tmp"
-    )  # tasks of an array end together
-    beside.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    beside.replace(folder / "config.yaml")
+    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "config.yaml", text)
 
 
 def _strip(resolved: Resolved) -> Resolved:

@@ -16,13 +16,12 @@ from flowmask.data_pipeline.build.sentences import Embeddings
 from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.cache.quarantine import Line, Quarantine, line
 from flowmask.data_pipeline.cache.shards import remove_leftovers, shard_name, sidecar_name
-from flowmask.data_pipeline.claim.leases import TakenOverError
 from flowmask.data_pipeline.clip.clips import Clip
 from flowmask.data_pipeline.clip.decode import DecodedClip, decode
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan import units
 from flowmask.data_pipeline.sources.base import Source
-from flowmask.models.errors import DataError
+from flowmask.models.errors import DataError, TakenOverError
 
 Planned = tuple[Clip, tuple[int, ...]]  # a clip and the numbers of its sentences
 

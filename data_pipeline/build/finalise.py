@@ -4,7 +4,6 @@ Two passes over the sidecars, one counting and one writing into a mapped file, s
 with the number of examples.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ import numpy as np
 from flowmask.data_pipeline.build.records import Sidecar, read_sidecar
 from flowmask.data_pipeline.cache import index, manifest, quarantine
 from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
-from flowmask.data_pipeline.cache.shards import FOLDER, remove_leftovers, shard_name, whole_file, write_file
+from flowmask.data_pipeline.cache.shards import FOLDER, cache_file, remove_leftovers, shard_name, write_file
 from flowmask.data_pipeline.plan.units import Plan
 from flowmask.models.errors import CacheError, DataError
+from flowmask.models.files import sha256_of_open
 
 Shape = tuple[int, int, int]
 
@@ -35,11 +35,11 @@ def finalise(out: Path, plan: Plan) -> Manifest:
         raise DataError(
             "no example is left: every clip is unreadable or has only empty masks; see cache.drop_empty_masks"
         )
-    with whole_file(out / quarantine.FILE) as lines:
+    with cache_file(out / quarantine.FILE) as lines:
         lines.write(quarantine.to_bytes(quarantine.read(plan.folder / quarantine.FILE)))
         for sidecar in sidecars():
             lines.write(quarantine.to_bytes(sidecar.quarantined))
-    with whole_file(out / index.FILE) as file:
+    with cache_file(out / index.FILE) as file:
         entry = write_index(file, sidecars(), buckets=totals.buckets)
     result = make_manifest(plan.fingerprint, plan.facts, totals, index_entry=entry)
     write_file(out / manifest.FILE, result.to_bytes())
@@ -174,5 +174,5 @@ def write_index(file: IO[bytes], sidecars: Iterable[Sidecar], *, buckets: Sequen
             cursor[bucket, row["view"]] += 1
     table.flush()
     file.seek(0)
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    sha256 = sha256_of_open(file)
     return FileEntry(file=index.FILE, size=start + rows * index.ROW.itemsize, sha256=sha256)

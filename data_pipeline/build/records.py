@@ -21,9 +21,9 @@ from flowmask.data_pipeline.cache.sealed import seal, unseal
 from flowmask.data_pipeline.cache.shards import (
     RecordPlace,
     ShardWriter,
+    cache_file,
     shard_name,
     sidecar_name,
-    whole_file,
     write_file,
 )
 from flowmask.data_pipeline.clip.clips import clip_facts
@@ -88,7 +88,7 @@ def write_unit(
     size, sha256 = 0, ""
     first = next(clips, None)
     if first is not None:
-        with whole_file(folder / shard_name(unit)) as file:
+        with cache_file(folder / shard_name(unit)) as file:
             writer = ShardWriter(file)
             for encoded, numbers in chain([first], clips):
                 with clock.measure("write"):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flowmask.data_pipeline.read.epoch_plan import Bucket
+from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.models.errors import CacheError
 
 FILE = "manifest.json"

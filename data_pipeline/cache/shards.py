@@ -4,25 +4,22 @@ A record is one clip, {key}.json and {key}.safetensors. Writing goes to a file b
 disk and renamed, so a shard that has its name is complete.
 """
 
-import hashlib
 import io
 import json
-import os
 import struct
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from torch import Tensor
 
-from flowmask.data_pipeline.claim.leases import TakenOverError
-from flowmask.models.errors import CacheError
+from flowmask.models.errors import CacheError, TakenOverError
+from flowmask.models.files import TEMPORARY, sha256_of_open, whole_file
 
 FOLDER = "shards"
-TEMPORARY = ".tmp-"  # prefix of unfinished files; whoever holds a unit may delete its own
 
 
 def shard_name(number: int) -> str:
@@ -43,47 +40,31 @@ def to_json(value: Any) -> bytes:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when the block ends well, flushed to the disk; never half of it.
+def cache_file(path: Path) -> Iterator[IO[bytes]]:
+    """`whole_file` in a folder that several workers write.
 
-    Two writers of one path are harmless: each has its own temporary file, and the slower one, whose file the
-    other took for a leftover, hears a TakenOverError. An OSError (a full disk, no right to write) is raised as a
-    CacheError with the path.
+    Two writers of one path are harmless: the slower one, whose file the other took for a leftover, gets a
+    TakenOverError. An OSError (a full disk, no right to write) is raised as a CacheError with the path.
     """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}.{os.urandom(4).hex()}")
     try:
-        with temporary.open("w+b") as file:
+        with whole_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            temporary.replace(path)
-        except FileNotFoundError as error:
-            if not path.parent.is_dir():
-                raise
-            raise TakenOverError(f"{path}: another worker has taken this over") from error
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+            raise TakenOverError(f"{path}: another worker has taken this over") from error
         raise CacheError(
             f"cannot write {path}: {error.strerror or error}; what is complete is kept"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what killed writers of `name` left; only for whoever holds its claim (see `whole_file`)."""
+    """Delete what killed writers of `name` left; only for whoever holds its claim (see `cache_file`)."""
     for leftover in folder.glob(f"{TEMPORARY}{name}.*"):
         leftover.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    with whole_file(path) as file:
+    with cache_file(path) as file:
         file.write(content)
 
 
@@ -140,5 +121,5 @@ class ShardWriter:
         self._tar.close()
         self.file.flush()
         self.file.seek(0)
-        digest = hashlib.file_digest(self.file, "sha256")  # type: ignore[arg-type]
-        return self.file.tell(), digest.hexdigest()
+        digest = sha256_of_open(self.file)
+        return self.file.tell(), digest

@@ -4,7 +4,6 @@ What stands in a shard is checked against its own JSON and the shapes and types 
 first thing that is wrong, as a WrongError.
 """
 
-import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from flowmask.data_pipeline.cache.manifest import SHORT_TEXT, Fingerprint
 from flowmask.data_pipeline.cache.shards import RecordPlace, tensor_ranges
 from flowmask.data_pipeline.formats import rle
 from flowmask.models.errors import UserError
+from flowmask.models.files import sha256_of_open
 
 Shape = tuple[int, int, int]
 
@@ -57,7 +57,7 @@ def file_hash(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file; WrongError if it is missing or cannot be read."""
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of_open(file)
             return file.tell(), digest
     except FileNotFoundError:
         raise WrongError("missing") from None

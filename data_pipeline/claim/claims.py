@@ -17,14 +17,13 @@ from pathlib import Path
 
 from flowmask.data_pipeline.claim.leases import (
     BEATS_PER_LEASE,
-    DEFAULT_LEASE_S,
     Lease,
-    TakenOverError,
     Worker,
     read_lease,
     worker_in,
 )
-from flowmask.models.errors import CacheError
+from flowmask.models.errors import CacheError, TakenOverError
+from flowmask.models.process import DEFAULT_LEASE_S
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 _jitter = random.SystemRandom()

@@ -20,12 +20,13 @@ from flowmask.data_pipeline.cache import quarantine
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.cache.quarantine import Line
 from flowmask.data_pipeline.cache.sealed import seal, unseal
-from flowmask.data_pipeline.cache.shards import remove_leftovers, to_json, whole_file, write_file
+from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, to_json, write_file
 from flowmask.data_pipeline.clip.clips import Clip, clips_of
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan.cost import ViewCost
-from flowmask.data_pipeline.sources.base import Source, Video, hash_file
+from flowmask.data_pipeline.sources.base import Source, Video
 from flowmask.models.errors import CacheError, DataError
+from flowmask.models.files import sha256_of
 
 FOLDER = "plan"
 FILES = (
@@ -75,7 +76,7 @@ def write_plan(
     """Write the plan of a build into `folder`; `facts` are kept in plan.json for whoever finalises."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    with whole_file(folder / "clips.jsonl") as clips_file, whole_file(folder / "texts.jsonl") as texts_file:
+    with cache_file(folder / "clips.jsonl") as clips_file, cache_file(folder / "texts.jsonl") as texts_file:
         clips, texts = _Lines(clips_file), _Lines(texts_file)
         numbering = _Numbering(texts)
         costs = [ViewCost() for _ in range(config.cache.views)]
@@ -89,10 +90,10 @@ def write_plan(
         losses.refuse_too_many(clips=clips.count, fraction=config.cache.max_quarantined_fraction)
     write_file(folder / quarantine.FILE, quarantine.to_bytes(losses.videos.values()))
     for name, lines in (("clips", clips), ("texts", texts)):
-        with whole_file(folder / f"{name}.npy") as file:
+        with cache_file(folder / f"{name}.npy") as file:
             np.save(file, np.asarray(lines.offsets, dtype="<u8"))
     plan = {
-        "files": {name: hash_file(folder / name) for name in FILES},
+        "files": {name: sha256_of(folder / name) for name in FILES},
         "fingerprint": fingerprint.model_dump(),
         "clips": clips.count,
         "texts": texts.count,

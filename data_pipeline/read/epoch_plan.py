@@ -12,21 +12,13 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.randomness import mix64, mix64_array
 from flowmask.models.errors import ConfigError
 
 _ROUNDS = 8
 _EXAMPLES, _BATCHES = 1, 2  # what a key permutes: keeps the two families of bijections apart
 Uint64 = NDArray[np.uint64]
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """The examples of one clip shape: `counts[v]` in view v, numbered from `first[v]` without gaps."""
-
-    name: str
-    first: tuple[int, ...]
-    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest
 from flowmask.data_pipeline.cache.shards import to_json
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.randomness import mix64
-from flowmask.data_pipeline.read.epoch_plan import Bucket, EpochPlan, PlannedBatch
+from flowmask.data_pipeline.read.epoch_plan import EpochPlan, PlannedBatch
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.errors import CacheError
 

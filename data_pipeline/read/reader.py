@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.index import ROW, open_index
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, BucketEntry, Manifest, read_manifest
 from flowmask.data_pipeline.cache.shards import FOLDER, shard_name, shard_number
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.read.buffers import Buffers
-from flowmask.data_pipeline.read.epoch_plan import Bucket
 from flowmask.models.errors import CacheError, ConfigError
 
 LATENTS = ("video_mean", "video_logvar", "mask_mean")

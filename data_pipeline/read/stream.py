@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.manifest import FILE, SHORT_TEXT, Manifest, parse_manifest
 from flowmask.data_pipeline.cache.shards import FOLDER, tensor_ranges
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.read.buffers import Buffers
-from flowmask.data_pipeline.read.epoch_plan import Bucket
 from flowmask.data_pipeline.read.loader import Batch, digest_of, unchanged
 from flowmask.data_pipeline.read.reader import LATENTS, refuse_text_tokens
 from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan, Window

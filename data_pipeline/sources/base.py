@@ -181,11 +181,6 @@ def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None
         raise DataError(f"{path}: no valid JSON ({error})") from error
 
 
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def names_and_sizes(paths: Iterable[Path]) -> str:
     """Hash of the names and sizes of files; one that cannot be found counts as such: it is quarantined later."""
     digest = hashlib.sha256()

@@ -25,13 +25,13 @@ from flowmask.data_pipeline.sources.base import (
     check_expression,
     check_name,
     field,
-    hash_file,
     is_evaluation,
     names_and_sizes,
     read_image,
     refuse_empty,
 )
 from flowmask.models.errors import DataError
+from flowmask.models.files import sha256_of
 
 
 @lru_cache(maxsize=2)
@@ -157,5 +157,5 @@ class VideosSource(Source):
         return self._videos
 
     def identity(self) -> dict[str, str]:
-        digest = hash_file(self.path)
+        digest = sha256_of(self.path)
         return {"expressions": digest, "masks": digest}

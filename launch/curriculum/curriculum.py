@@ -28,8 +28,8 @@ from flowmask.launch.local.processes import JobFailedError
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.wait import JobEndedError
 from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.files import write_atomically
 from flowmask.trainer.state import locks
-from flowmask.trainer.state.run_folder import write_atomically
 
 POLL_S = 5.0
 INTERRUPTED = 130

@@ -16,9 +16,10 @@ import yaml
 from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob
 from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.files import write_atomically
 from flowmask.trainer.config import in_todays_terms
 from flowmask.trainer.state.checkpoint import complete, read_state
-from flowmask.trainer.state.run_folder import CHECKPOINTS, refuse_differences, write_atomically
+from flowmask.trainer.state.run_folder import CHECKPOINTS, refuse_differences
 
 _MEMO_ENTRIES = 64
 

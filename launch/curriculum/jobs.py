@@ -19,7 +19,7 @@ from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import snapshot
 from flowmask.launch.slurm.submission import Submission
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.state.run_folder import write_atomically
+from flowmask.models.files import write_atomically
 
 FOLDER = "stages"
 SBATCH_S = 60.0

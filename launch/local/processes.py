@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from flowmask.models.errors import UserError
+from flowmask.models.process import python_module
 from flowmask.trainer.config import REQUEUE_EXIT_CODE
 
 PR_SET_PDEATHSIG = 1
@@ -110,7 +110,7 @@ def _start(folder: Path, rank: int, processes: int, *, group: Group) -> subproce
         "FLOWMASK_PARENT": str(os.getpid()),
     }
     # A session of their own: a terminal's ^C reaches the launcher alone, which passes it on once.
-    command = [sys.executable, "-m", "flowmask.launch.local.worker", str(folder)]
+    command = python_module("flowmask.launch.local.worker", folder)
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 

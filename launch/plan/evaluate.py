@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from flowmask.data_pipeline.clip.pixels import eval_size
+from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources import open_source
 from flowmask.launch.config import EvaluateJob
 from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
@@ -14,7 +15,6 @@ from flowmask.launch.plan.one_pass import Shape
 from flowmask.launch.plan.train import Speed
 from flowmask.models.errors import DataError, UserError
 from flowmask.trainer.predict.weights import newest_checkpoint
-from flowmask.trainer.score.evaluate_config import FrameBox
 
 _DTYPE = {"bf16": "bfloat16", "fp32": "float32"}
 _TEXT_TOKENS = 256

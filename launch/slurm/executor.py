@@ -6,7 +6,6 @@ checkpoint runs inside a signal handler on one rank alone.
 """
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from flowmask.launch.slurm import task
 from flowmask.launch.slurm.requeue import OVER
 from flowmask.launch.slurm.submission import Submission
 from flowmask.models.errors import ConfigError
+from flowmask.models.files import write_atomically
+from flowmask.models.process import python_module
 from flowmask.trainer.config import REQUEUE_EXIT_CODE
-from flowmask.trainer.state.run_folder import write_atomically
 
 
 class _Executor(SlurmExecutor):
@@ -111,7 +111,7 @@ def _setup(submission: Submission, launch: LaunchConfig, code: Path) -> list[str
 
 
 def _then(module: str, folder: Path, *words: str) -> str:
-    return " ".join([shlex.quote(sys.executable), "-m", module, shlex.quote(str(folder)), *words])
+    return " ".join([shlex.join(python_module(module, folder)), *words])
 
 
 def _last_line(error: Exception) -> str:

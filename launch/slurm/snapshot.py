@@ -15,8 +15,8 @@ import re
 import shutil
 from pathlib import Path
 
+from flowmask.models.files import write_atomically
 from flowmask.trainer.state.provenance import PACKAGE, PROVENANCE, git
-from flowmask.trainer.state.run_folder import write_atomically
 
 CODE = "code"
 SOURCES = ("flowmask", "models", "data_pipeline", "trainer", "launch", "configs")  # in a checkout

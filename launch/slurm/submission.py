@@ -11,14 +11,13 @@ Files are written whole or not at all; readers need no SLURM.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.state.run_folder import write_atomically
+from flowmask.models.files import sync_open, write_atomically
 
 Why = Literal[
     "finished", "mistake", "crashed", "preempted", "time limit", "node lost", "cancelled", "stopped"
@@ -121,10 +120,9 @@ class Submission:
 
     def add_attempt(self, attempt: Attempt, *, array: int) -> None:
         """Add a row; a later row of the same restart replaces an earlier one."""
-        with (self.folder / "attempts" / f"{array:05d}.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(attempt)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with (self.folder / "attempts" / f"{array:05d}.jsonl").open("ab") as file:
+            file.write(json.dumps(asdict(attempt)).encode() + b"\n")
+            sync_open(file)
 
     def attempts(self, *, array: int) -> list[Attempt]:
         """Every attempt so far, in the order of their starts."""

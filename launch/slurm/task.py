@@ -15,8 +15,8 @@ from flowmask.launch.local.processes import Group, JobFailedError, TooLateError,
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.submission import NodeEnd, Submission
 from flowmask.models.errors import TrainingError, UserError
+from flowmask.models.files import write_atomically
 from flowmask.trainer.config import REQUEUE_EXIT_CODE
-from flowmask.trainer.state.run_folder import write_atomically
 
 RENDEZVOUS_S = 300.0
 REQUEUE_S = 15.0  # for the batch script to put the job back into the queue

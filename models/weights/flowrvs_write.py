@@ -3,7 +3,6 @@
 Only tensors, numbers and strings are written, so that the file loads with `weights_only=True`.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowmask.models.errors import WeightsError
+from flowmask.models.files import whole_file
 from flowmask.models.weights.flowrvs import SETTINGS, reference_order
 
 
@@ -35,9 +35,5 @@ def write_mask_decoder(path: Path, *, vae: Mapping[str, Tensor], settings: Mappi
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(content, beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        torch.save(content, file)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from flowmask.models.errors import WeightsError
+from flowmask.models.files import sha256_of
 from flowmask.models.strict import SafetensorsFolder, check_shapes, read_json
 from flowmask.models.text import TextEncoder
 
@@ -125,8 +126,7 @@ class WanFolder:
         for file in files:
             if not file.is_file():
                 raise WeightsError(f"{file} is missing; download it again")
-            with file.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(file)))
         return digest.hexdigest()
 
     def _part(self, part: str) -> Path:

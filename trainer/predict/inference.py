@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmask.data_pipeline.clip.pixels import PixelNorm, eval_size, pad_to_stride, resize_frame, to_signed
+from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.config import SamplerConfig
 from flowmask.models.errors import CheckpointError, ConfigError
 from flowmask.models.mask_decoder import MaskDecoder
@@ -24,7 +25,6 @@ from flowmask.models.vae import encode_mask
 from flowmask.models.weights import flowrvs
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
-from flowmask.trainer.score.evaluate_config import FrameBox
 from flowmask.trainer.state.checkpoint import complete, read_state
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 

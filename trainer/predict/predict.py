@@ -20,15 +20,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.formats.video_file import VideoFile
 from flowmask.data_pipeline.sources.base import image_size, read_image
 from flowmask.models.config import SamplerConfig
 from flowmask.models.errors import ConfigError, DataError
+from flowmask.models.files import write_atomically
 from flowmask.models.text import clean
 from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter, masks_of, read_clip
 from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, write_mask
-from flowmask.trainer.score.evaluate_config import FrameBox
-from flowmask.trainer.state.run_folder import write_atomically
 
 PREDICTIONS, OVERLAY = "predictions.json", "overlay"
 FOLDER_FPS = 10.0

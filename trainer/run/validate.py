@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.read.batches import Reader
-from flowmask.data_pipeline.read.epoch_plan import Bucket, permute
+from flowmask.data_pipeline.read.epoch_plan import permute
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.data_pipeline.read.stream import StreamReader

@@ -6,10 +6,11 @@
 Equal masks give equal bytes: entries in order, of one date, not compressed again (a PNG already is).
 """
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Literal
+
+from flowmask.models.files import whole_file
 
 Layout = Literal["mevis", "ref_youtube_vos"]
 FILE = "submission.zip"
@@ -20,13 +21,8 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 def write_archive(out: Path, *, masks: Path, layout: Layout) -> Path:
     """Write out/submission.zip of every mask below `masks`, whole or not at all; returns its path."""
     path = out / FILE
-    beside = path.with_name(f".{FILE}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
-            for mask in sorted(masks.rglob("*.png")):
-                name = f"{_ABOVE[layout]}{mask.relative_to(masks).as_posix()}"
-                archive.writestr(zipfile.ZipInfo(name, _DATE), mask.read_bytes())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for mask in sorted(masks.rglob("*.png")):
+            name = f"{_ABOVE[layout]}{mask.relative_to(masks).as_posix()}"
+            archive.writestr(zipfile.ZipInfo(name, _DATE), mask.read_bytes())
     return path

@@ -1,32 +1,13 @@
-"""The config of one evaluation, and the frame box that evaluation and prediction share."""
+"""The config of one evaluation."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from flowmask.data_pipeline.config import DataSourceConfig
+from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
 from flowmask.models.config import SamplerConfig, Section
 from flowmask.trainer.score.archive import Layout
-
-
-class FrameBox(Section):
-    """A frame becomes the largest size of its own shape inside the box, sides floored to the multiple."""
-
-    height_px: int = Field(480, ge=16)
-    width_px: int = Field(832, ge=16)
-    size_multiple: int = Field(16, ge=16, description="VAE 8 x patch 2 = 16, or a multiple of it")
-
-    @model_validator(mode="after")
-    def _can_run(self) -> Self:
-        if self.size_multiple % 16:
-            raise ValueError(
-                f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)"
-            )
-        for name, side in (("height_px", self.height_px), ("width_px", self.width_px)):
-            if side < self.size_multiple:
-                raise ValueError(f"{name} is {side}, smaller than size_multiple {self.size_multiple}")
-        return self
 
 
 class EvaluateModel(Section):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.show import page
 from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
-from flowmask.trainer.state.run_folder import write_atomically
+from flowmask.models.files import write_atomically
 
 
 @dataclass(frozen=True)

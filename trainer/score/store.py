@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from flowmask.models.errors import ConfigError, DataError
+from flowmask.models.files import write_atomically
 from flowmask.trainer.state import locks
 from flowmask.trainer.state.owner import note_start
-from flowmask.trainer.state.run_folder import write_atomically
 
 MASKS, REPORT, SCORES = "masks", "report.html", "scores.json"
 

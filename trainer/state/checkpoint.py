@@ -9,7 +9,6 @@
 Needs no process group and no engine. Refuses files whose size or hash differ from `state.json`.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flowmask.models.errors import CheckpointError
+from flowmask.models.files import sha256_of
 
 FORMAT = 1
 _STEP = re.compile(r"step_(\d{8,})")
@@ -131,9 +131,3 @@ def refuse_other_parameters(
             raise CheckpointError(
                 f"{path} is of another model: {name} is {stored.get(name)} there and {ours} here"
             )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

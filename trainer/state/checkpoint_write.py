@@ -6,7 +6,6 @@ before it is deleted, so a kill at any moment leaves the last complete checkpoin
 """
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -18,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowmask.trainer.state.checkpoint import complete, sha256_of, step_of
+from flowmask.models.files import sha256_of, sync
+from flowmask.trainer.state.checkpoint import complete, step_of
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
 
@@ -134,15 +134,6 @@ def prune(folder: Path, *, keep_last: int, milestone_every_steps: int | None) ->
     for old in others[keep_last:]:
         if old.name not in pinned:
             remove(_rename(old, f".trash_{old.name}"))
-
-
-def sync(path: Path) -> None:
-    """Put a file or a folder's entries on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flowmask.data_pipeline.claim.leases import Owner, process_here
-from flowmask.trainer.state.run_folder import write_atomically
+from flowmask.models.files import write_atomically
+from flowmask.models.process import Owner, process_here
 
 OWNER, ENDED = ".owner.json", ".ended.json"
 

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from flowmask.models.errors import CheckpointError
+from flowmask.models.files import sync_open, write_atomically
 from flowmask.trainer.state import locks
 
 LOCK_PATIENCE_S = 15.0
@@ -86,8 +87,8 @@ class RunFolder:
 
     def sync(self) -> None:
         """Put the rows on disk; called before a checkpoint that builds on them is published."""
-        os.fsync(self._metrics.fileno())
-        os.fsync(self._evaluations.fileno())
+        sync_open(self._metrics)
+        sync_open(self._evaluations)
 
     def close(self) -> None:
         """Let the lock go."""
@@ -137,16 +138,6 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file whole: readers see the old content or the new, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _may_change(key: str) -> bool:

@@ -21,7 +21,8 @@ from typing import IO, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flowmask.trainer.state.run_folder import METRICS, TRACKING, write_atomically
+from flowmask.models.files import write_atomically
+from flowmask.trainer.state.run_folder import METRICS, TRACKING
 from flowmask.trainer.track.meters import Row, summarise
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]

@@ -6,13 +6,13 @@ nothing to one. Nothing here imports MLflow.
 
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowmask.models.errors import CheckpointError
+from flowmask.models.process import python_module
 from flowmask.trainer.state.provenance import ROOT, git_commit
 from flowmask.trainer.state.run_folder import TRACKING, RunFolder, flatten
 from flowmask.trainer.track import spool
@@ -137,7 +137,7 @@ def _start_sender(folder: Path, *, timeout_s: float, parent: int | None = None) 
     environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     who = [str(parent)] if parent is not None else []
     return subprocess.Popen(
-        [sys.executable, "-m", "flowmask.trainer.track.sender", str(folder), str(timeout_s), *who],
+        python_module("flowmask.trainer.track.sender", folder, timeout_s, *who),
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowmask.data_pipeline.cache.shards import ShardWriter, tensor_ranges, whole_file
+from flowmask.data_pipeline.cache.shards import ShardWriter, cache_file, tensor_ranges
 from flowmask.models.errors import CacheError
 
 
@@ -19,7 +19,7 @@ def test_the_webdataset_library_reads_every_record(cache):
 
 
 def write(path):
-    with whole_file(path) as file:
+    with cache_file(path) as file:
         writer = ShardWriter(file)
         tensors = {"b": torch.arange(6, dtype=torch.bfloat16), "a": torch.ones(2, 3)}
         place = writer.add("00000001_00", meta={"y": 1, "x": "é"}, tensors=tensors)
@@ -40,7 +40,7 @@ def test_equal_records_make_equal_bytes_and_the_places_are_right(tmp_path):
 
 def test_a_file_that_fails_half_way_does_not_appear(tmp_path):
     (tmp_path / "file").write_text("before")
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "file") as file:
+    with pytest.raises(RuntimeError), cache_file(tmp_path / "file") as file:
         file.write(b"half")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -48,7 +48,7 @@ def test_a_file_that_fails_half_way_does_not_appear(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(CacheError, match="cannot write"), whole_file(tmp_path / "absent" / "file"):
+    with pytest.raises(CacheError, match="cannot write"), cache_file(tmp_path / "absent" / "file"):
         pass
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowmask.data_pipeline.cache.shards import remove_leftovers, whole_file
+from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers
 from flowmask.data_pipeline.claim import claims
 from flowmask.data_pipeline.claim.claims import claim, claims_in, once, share_out
 from flowmask.data_pipeline.claim.leases import WORKER, filesystem_now, read_lease, this_worker
@@ -287,7 +287,7 @@ def test_a_slow_owner_whose_half_file_was_cleared_away_waits_for_the_others_and_
 
     def work(unit: int) -> None:
         tries.append(unit)
-        with whole_file(result) as file:
+        with cache_file(result) as file:
             file.write(b"bytes of the unit")
             if len(tries) == 1:
                 remove_leftovers(tmp_path, result.name)  # as a new owner does

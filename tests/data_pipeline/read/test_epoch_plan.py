@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowmask.data_pipeline.read.epoch_plan import Bucket, EpochPlan, permute
+from flowmask.data_pipeline.cache.buckets import Bucket
+from flowmask.data_pipeline.read.epoch_plan import EpochPlan, permute
 from flowmask.models.errors import ConfigError
 
 COUNTS = st.lists(st.lists(st.integers(0, 40), min_size=2, max_size=2), min_size=1, max_size=4).filter(

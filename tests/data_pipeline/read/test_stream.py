@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.manifest import Manifest, read_manifest
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.read.batches import open_batches, open_reader, plan_for
-from flowmask.data_pipeline.read.epoch_plan import Bucket
 from flowmask.data_pipeline.read.reader import NEEDS, CacheReader
 from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, SHARD, StreamPlan
 from flowmask.models.errors import CacheError, ConfigError

@@ -13,10 +13,10 @@ import yaml
 from command import flowmask, start_flowmask
 from runs import make_lab, rows, run_config
 
-from flowmask.data_pipeline.claim.leases import process_here
 from flowmask.launch.cli import main as cli
 from flowmask.launch.watch.control import _signal
 from flowmask.launch.watch.runs import look
+from flowmask.models.process import process_here
 from flowmask.trainer.state.owner import Start
 
 PATIENCE_S = 180

@@ -11,7 +11,7 @@ import pytest
 import torch
 from runs import SignalAt, cache_settings, losses, rows, run_group, start
 
-from flowmask.data_pipeline.read.epoch_plan import Bucket
+from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.errors import ConfigError
 from flowmask.models.weights.wan import WanFolder

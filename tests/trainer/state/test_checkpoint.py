@@ -18,10 +18,11 @@ from test_engine import assert_same_training
 from workers import run_ranks
 
 from flowmask.models.errors import CheckpointError
+from flowmask.models.files import sha256_of
 from flowmask.trainer import distributed
 from flowmask.trainer.config import CheckpointConfig
 from flowmask.trainer.state import checkpoint_write
-from flowmask.trainer.state.checkpoint import complete, read_full, read_state, sha256_of, verify
+from flowmask.trainer.state.checkpoint import complete, read_full, read_state, verify
 from flowmask.trainer.state.saving import Checkpoints
 
 SUPPORT = Path(__file__).parents[2] / "support"

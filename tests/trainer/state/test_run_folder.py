@@ -9,13 +9,13 @@ import pytest
 from runs import run_config
 
 from flowmask.models.errors import CheckpointError
+from flowmask.models.files import write_atomically
 from flowmask.trainer.config import in_todays_terms
 from flowmask.trainer.state.run_folder import (
     METRICS,
     RunFolder,
     config_differences,
     refuse_differences,
-    write_atomically,
 )
 
 HOLD = """
