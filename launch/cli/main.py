@@ -4,12 +4,14 @@ A person's mistake is one line on stderr and exit code 2; a stack trace is a bug
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.words import ConfigFile, Overrides, Wait, run_job
@@ -38,6 +40,22 @@ def demo(
     if smoke and full:
         raise UserError("--smoke and --full exclude each other; give one or none")
     run_demo(out, Profile.SMOKE if smoke else Profile.FULL if full else Profile.DEFAULT, console=console)
+
+
+@app.command()
+def configs(
+    copy: Annotated[Optional[Path], typer.Option(help="Copy all of them into this folder")] = None,  # noqa: UP045
+) -> None:
+    """The configs that come with FlowMask: `flowmask train train_mevis` takes one by its name."""
+    from flowmask.launch.configs import bundled, copy_configs
+
+    if copy is not None:
+        console.print(f"copied {len(copy_configs(copy))} files into {copy}", highlight=False)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, first_line in bundled().items():
+        table.add_row(str(name), first_line)
+    console.print(table)
 
 
 @app.command()
@@ -275,6 +293,9 @@ def main() -> None:
     """Entry point: one line and exit code 2 for what a person can mend."""
     from flowmask.launch.local.worker import explain_os_error, quieten_libraries
 
+    os.environ["PYTHONSAFEPATH"] = (
+        "1"  # nothing that is started from here looks for modules in the working folder
+    )
     quieten_libraries()
     try:
         app()

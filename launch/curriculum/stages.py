@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
 from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, read_tree, validate
+from flowmask.launch.configs import find_config
 from flowmask.launch.jobs import KINDS
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
@@ -104,6 +105,7 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
 
     overrides: `KEY=VALUE` of the curriculum, or `stages.NAME.KEY=VALUE` of one stage's config.
     """
+    path = find_config(path)
     config = _read(path, overrides)
     jobs: dict[str, Stage] = {}
     for entry in _in_order(config.stages, path):
@@ -121,8 +123,6 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
 
 def _read(path: Path, overrides: Sequence[str]) -> CurriculumConfig:
     """The curriculum with ${values...} filled in and ${stages...} left as they are."""
-    if not path.is_file():
-        raise ConfigError(f"config {path} does not exist; the examples are in configs/")
     try:
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig) or not loaded:

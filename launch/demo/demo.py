@@ -19,11 +19,11 @@ import yaml
 from rich.console import Console
 
 from flowmask.launch.config import load_job
+from flowmask.launch.configs import BUNDLED
 from flowmask.launch.demo.report import collect, show
 from flowmask.launch.jobs import KINDS, run
 from flowmask.launch.progress import bar
 from flowmask.models.errors import ConfigError, UserError
-from flowmask.trainer.state.provenance import PACKAGE
 
 MARK, REPORT = "demo.json", "report.json"
 
@@ -225,9 +225,4 @@ def write_example(out: Path) -> tuple[Path, list[str]]:
 
 
 def _config(part: str) -> Path:
-    """A file of the configs that this installation carries."""
-    folder = PACKAGE / "configs"
-    path = folder / (part if part == "demo.yaml" else f"demo/{part}")
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing; install FlowMask from its checkout: make setup")
-    return path
+    return BUNDLED / (part if part == "demo.yaml" else f"demo/{part}")
