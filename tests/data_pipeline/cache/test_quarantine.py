@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from build_workers import contents, finish, start
 from PIL import Image
-from tests.data_pipeline.test_build import contents, finish, start
 
 from flowmask.data_pipeline.build.build import Build, build
 from flowmask.data_pipeline.cache.quarantine import line

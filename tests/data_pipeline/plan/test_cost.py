@@ -5,8 +5,8 @@ import os
 import weakref
 
 import pytest
+from build_workers import contents
 from safetensors.torch import load
-from tests.data_pipeline.test_build import contents
 
 from flowmask.data_pipeline.build.build import Build, BuildProgress, build
 from flowmask.data_pipeline.plan.cost import Speed, ViewCost, describe

@@ -24,7 +24,7 @@ from flowmask.trainer.track.spool import Plan
 from flowmask.trainer.track.tracking import Tracker, default_uri, replay
 
 TRACKED = {"tracking.enabled": True, "train.log_every_steps": 1, "tracking.end_timeout_s": 120}
-SUPPORT = Path(__file__).parents[2] / "support"
+HELPERS = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2] / "support")])
 
 
 @pytest.fixture(autouse=True)
@@ -238,7 +238,7 @@ def test_an_end_without_the_server_is_short_and_what_is_left_is_sent_later(
 CRASHING = """
 import os, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 from test_tracking import Writer
 from flowmask.trainer.track.spool import read_sent
 writer = Writer(Path(sys.argv[2]), uri=sys.argv[3], experiment="crash")
@@ -254,7 +254,7 @@ def test_a_killed_training_is_failed_and_its_next_start_continues_the_same_run(
 ) -> None:
     sqlite_server.start()
     out, client = tmp_path / "run", sqlite_server.client
-    crash = [sys.executable, "-c", CRASHING, str(SUPPORT), str(out), sqlite_server.uri]
+    crash = [sys.executable, "-c", CRASHING, HELPERS, str(out), sqlite_server.uri]
     assert subprocess.run(crash, check=False).returncode == -signal.SIGKILL
     wait_until(lambda: the_run(client, "crash").info.status == "FAILED", "the status of the crashed run")
     check_whole(client, "crash", steps=20, status="FAILED")
