@@ -24,19 +24,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline import rle
-from data_pipeline.build import Build, BuildProgress
-from data_pipeline.config import CacheBuildConfig
-from data_pipeline.stage_clock import Busy, Stage
-from models.tiny_wan import write_tiny_wan
+from flowmask.data_pipeline.build.build import Build, BuildProgress
+from flowmask.data_pipeline.build.stage_clock import Busy, Stage
+from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.data_pipeline.formats import rle
+from flowmask.models.weights.tiny_wan import write_tiny_wan
 
 CORES = len(os.sched_getaffinity(0))
 STAGES: tuple[Stage, ...] = ("decode", "encode", "write")
 _MEMORY_CLIPS = (1_000, 20_000)
 _WORKER = """
 import sys
-from data_pipeline.build import build
-from data_pipeline.config import CacheBuildConfig
+from flowmask.data_pipeline.build.build import build
+from flowmask.data_pipeline.config import CacheBuildConfig
 build(CacheBuildConfig.model_validate_json(sys.argv[1]))
 peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0]
 print(int(peak.split()[1]) // 1024)

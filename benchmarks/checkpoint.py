@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import distributed
-from trainer.config import CheckpointConfig, TrainConfig
-from trainer.ema import ShardedEma
-from trainer.engine import Engine
-from trainer.saving import Checkpoints
+from flowmask.trainer import distributed
+from flowmask.trainer.config import CheckpointConfig, TrainConfig
+from flowmask.trainer.state.saving import Checkpoints
+from flowmask.trainer.step.ema import ShardedEma
+from flowmask.trainer.step.engine import Engine
 
 _SAID = """\
 step alone {alone_s:.3f} s, with a save in flight {in_flight_s:.3f} s (worst {worst_s:.3f} s)

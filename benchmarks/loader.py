@@ -25,14 +25,14 @@ import torch
 from safetensors.torch import load
 from synthetic_cache import LATENT, write_cache
 
-from data_pipeline.config import LoaderConfig
-from data_pipeline.epoch_plan import EpochPlan
-from data_pipeline.loader import Batch, Loader
-from data_pipeline.reader import CacheReader
-from models.config import ModelConfig
-from models.vae import LatentStats
-from trainer.config import ObjectiveConfig
-from trainer.objectives import objective_named
+from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.data_pipeline.read.epoch_plan import EpochPlan
+from flowmask.data_pipeline.read.loader import Batch, Loader
+from flowmask.data_pipeline.read.reader import CacheReader
+from flowmask.models.config import ModelConfig
+from flowmask.models.vae import LatentStats
+from flowmask.trainer.config import ObjectiveConfig
+from flowmask.trainer.objectives.objectives import objective_named
 
 GLOBAL_BATCH, TEXT_TOKENS = 8, 256
 

@@ -12,15 +12,15 @@ from time import perf_counter
 
 import psutil
 
-import trainer.train  # noqa: F401  (everything that a training process imports)
-from data_pipeline.config import LoaderConfig
-from data_pipeline.epoch_plan import EpochPlan
-from data_pipeline.loader import Loader
-from data_pipeline.reader import CacheReader
-from models.config import ModelConfig
-from models.vae import LatentStats
-from trainer.config import ObjectiveConfig
-from trainer.objectives import objective_named
+import flowmask.trainer.run.train  # noqa: F401  (everything that a training process imports)
+from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.data_pipeline.read.epoch_plan import EpochPlan
+from flowmask.data_pipeline.read.loader import Loader
+from flowmask.data_pipeline.read.reader import CacheReader
+from flowmask.models.config import ModelConfig
+from flowmask.models.vae import LatentStats
+from flowmask.trainer.config import ObjectiveConfig
+from flowmask.trainer.objectives.objectives import objective_named
 
 
 def main() -> None:

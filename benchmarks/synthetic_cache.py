@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline import index, manifest
-from data_pipeline.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
-from data_pipeline.records import example_rows
-from data_pipeline.shards import FOLDER, ShardWriter, shard_name, whole_file, write_file
+from flowmask.data_pipeline.build.records import example_rows
+from flowmask.data_pipeline.cache import index, manifest
+from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
+from flowmask.data_pipeline.cache.shards import FOLDER, ShardWriter, cache_file, shard_name, write_file
 
 LATENT = (16, 5, 60, 104)
 SHAPE = (17, 480, 832)
@@ -37,7 +37,7 @@ def write_cache(
     for unit, first in enumerate(range(0, clips, CLIPS_PER_SHARD)):
         path = folder / FOLDER / shard_name(unit)
         records = range(first, min(first + CLIPS_PER_SHARD, clips))
-        with whole_file(path) as file:
+        with cache_file(path) as file:
             writer = ShardWriter(file)
             for clip in records:
                 meta, tensors = _record(clip, generator, latent=latent, shape=shape, text_dim=text_dim)

@@ -25,13 +25,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.build import build
-from data_pipeline.config import CacheBuildConfig
-from data_pipeline.sources.synthetic import write_synthetic
-from launch.processes import free_port
-from models.tiny_wan import write_tiny_wan
-from trainer.config import RunConfig
-from trainer.train import run
+from flowmask.data_pipeline.build.build import build
+from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.data_pipeline.sources.synthetic import write_synthetic
+from flowmask.launch.local.processes import free_port
+from flowmask.models.weights.tiny_wan import write_tiny_wan
+from flowmask.trainer.config import RunConfig
+from flowmask.trainer.run.train import run
 
 MODES = ("without", "healthy", "hanging")
 

@@ -12,9 +12,9 @@ import torch
 from synthetic_cache import write_cache
 from torch import Tensor, nn
 
-from models.dit import build_dit
-from models.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
-from models.vae import encode_mask, encode_moments
+from flowmask.models.cost.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
+from flowmask.models.dit import build_dit
+from flowmask.models.vae import encode_mask, encode_moments
 
 TEXT_TOKENS = 256
 

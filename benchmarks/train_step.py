@@ -28,13 +28,13 @@ import torch
 from train_sizes import SIZES, TEXT_TOKENS, Encoders, Size
 from train_ways import Bare, BareTorch, Trainer
 
-import trainer.train
-from trainer import distributed
-from trainer.config import RunConfig
-from trainer.loop import Ending
-from trainer.meters import peak_tflops
-from trainer.objectives import FlowMatching
-from trainer.run_state import Run
+import flowmask.trainer.run.train
+from flowmask.trainer import distributed
+from flowmask.trainer.config import RunConfig
+from flowmask.trainer.objectives.objectives import FlowMatching
+from flowmask.trainer.run.loop import Ending
+from flowmask.trainer.run.run_state import Run
+from flowmask.trainer.track.meters import peak_tflops
 
 KINDS = ("none", "selective", "full")
 WAYS = ("bare", "bare_torch", "trainer", "on_the_fly")
@@ -143,9 +143,9 @@ def run_once(
         return Ending.STOPPED
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(trainer.train, "train", loop))
+        stack.enter_context(patch.object(flowmask.trainer.run.train, "train", loop))
         stack.enter_context(patch.object(FlowMatching, "build", lambda self: size.build_dit()))
-        trainer.train.run(config, resolved=config.model_dump(mode="json"))
+        flowmask.trainer.run.train.run(config, resolved=config.model_dump(mode="json"))
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         peak = options.peak_tflops or peak_tflops(name)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from train_sizes import TEXT_TOKENS, Size
 
-from data_pipeline.loader import Batch
-from models.dit import velocity
-from trainer import distributed
-from trainer.run_state import Run
-from trainer.start import save_memory_and_time
+from flowmask.data_pipeline.read.loader import Batch
+from flowmask.models.dit import velocity
+from flowmask.trainer import distributed
+from flowmask.trainer.run.run_state import Run
+from flowmask.trainer.run.start import save_memory_and_time
 
 
 class Fixed:

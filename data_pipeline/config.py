@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from data_pipeline.leases import DEFAULT_LEASE_S
-from models.config import Section
+from flowmask.models.config import Section
+from flowmask.models.process import DEFAULT_LEASE_S
 
 
 class DataSourceConfig(Section):
@@ -103,6 +103,25 @@ class ClipConfig(Section):
             )
         if self.crop_min > self.crop_max:
             raise ValueError(f"crop_min {self.crop_min} is larger than crop_max {self.crop_max}")
+        return self
+
+
+class FrameBox(Section):
+    """A frame becomes the largest size of its own shape inside the box, sides floored to the multiple."""
+
+    height_px: int = Field(480, ge=16)
+    width_px: int = Field(832, ge=16)
+    size_multiple: int = Field(16, ge=16, description="VAE 8 x patch 2 = 16, or a multiple of it")
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Self:
+        if self.size_multiple % 16:
+            raise ValueError(
+                f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)"
+            )
+        for name, side in (("height_px", self.height_px), ("width_px", self.width_px)):
+            if side < self.size_multiple:
+                raise ValueError(f"{name} is {side}, smaller than size_multiple {self.size_multiple}")
         return self
 
 

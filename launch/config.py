@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from data_pipeline.config import CacheBuildConfig
-from models.config import Section
-from models.errors import ConfigError
-from trainer.config import RunConfig, accumulation_steps
-from trainer.evaluate_config import EvaluateConfig
+from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.launch.configs import find_config
+from flowmask.models.config import Section
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.config import RunConfig, accumulation_steps
+from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
 
 class LaunchConfig(Section):
@@ -129,8 +130,7 @@ def load_job(path: Path, kind: type[Job], overrides: Sequence[str] = ()) -> Job:
 
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
     """The keys of `path` with overrides applied, not yet validated as any kind of job."""
-    if not path.is_file():
-        raise ConfigError(f"config {path} does not exist; the examples are in configs/")
+    path = find_config(path)
     try:
         loaded = _load_with_base(path)
         data = OmegaConf.to_container(_overridden(loaded, overrides), resolve=True)

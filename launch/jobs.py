@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from launch.config import CacheJob, EvaluateJob, TrainJob, load_job, validate
-from launch.processes import MISTAKE_EXIT_CODE, JobFailedError, run_local
-from models.errors import UserError
-from trainer.owner import note_end
+from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job, validate
+from flowmask.launch.local.processes import MISTAKE_EXIT_CODE, JobFailedError, run_local
+from flowmask.models.errors import UserError
+from flowmask.models.files import write_atomically
+from flowmask.trainer.state.owner import note_end
 
 Resolved = dict[str, Any]
 KINDS: dict[str, type[CacheJob] | type[TrainJob] | type[EvaluateJob]] = {
@@ -35,7 +36,7 @@ def run(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool = True)
     """
     resolved = job.model_dump(mode="json")
     if job.launch.cluster == "slurm":
-        from launch.submit import to_slurm
+        from flowmask.launch.slurm.submit import to_slurm
 
         return to_slurm(kind, job, wait=wait)
     try:
@@ -57,7 +58,7 @@ def run(kind: str, job: CacheJob | TrainJob | EvaluateJob, *, wait: bool = True)
 
 def run_rank(kind: str, resolved: Resolved) -> int:
     """Run one rank of a job in this process; ConfigError where its GPU is missing or has too little memory."""
-    from models.device import gpu_holds, require_gpu
+    from flowmask.models.device import gpu_holds, require_gpu
 
     asked = {"cache": resolved.get("cache", {}).get("device"), "evaluate": resolved.get("device")}.get(kind)
     if (promised := resolved["launch"]["gpus_per_node"]) and asked != "cpu":
@@ -69,11 +70,8 @@ def run_rank(kind: str, resolved: Resolved) -> int:
 def save_config(folder: Path, resolved: Resolved) -> None:
     """Write `folder/config.yaml`, with which the same command repeats the job."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = (
-        folder / f".config.yaml.{os.uname().nodename}.{os.getpid()}.tmp"
-    )  # tasks of an array end together
-    beside.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    beside.replace(folder / "config.yaml")
+    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "config.yaml", text)
 
 
 def _strip(resolved: Resolved) -> Resolved:
@@ -86,9 +84,9 @@ def _rank() -> tuple[int, int]:
 
 
 def _cache(resolved: Resolved) -> int:
-    from data_pipeline.build import build
-    from data_pipeline.config import CacheBuildConfig
-    from launch.progress import cache_progress
+    from flowmask.data_pipeline.build.build import build
+    from flowmask.data_pipeline.config import CacheBuildConfig
+    from flowmask.launch.progress import cache_progress
 
     config = validate(_strip(resolved), CacheBuildConfig, origin="cache job")
     rank, world = _rank()
@@ -100,16 +98,16 @@ def _cache(resolved: Resolved) -> int:
 
 
 def _train(resolved: Resolved) -> int:
-    from trainer.config import RunConfig
-    from trainer.train import run as train
+    from flowmask.trainer.config import RunConfig
+    from flowmask.trainer.run.train import run as train
 
     return train(validate(_strip(resolved), RunConfig, origin="train job"), resolved=resolved)
 
 
 def _evaluate(resolved: Resolved) -> int:
-    from launch.progress import bar, show_scores
-    from trainer.evaluate import evaluate
-    from trainer.evaluate_config import EvaluateConfig
+    from flowmask.launch.progress import bar, show_scores
+    from flowmask.trainer.score.evaluate import evaluate
+    from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
     config = validate(_strip(resolved), EvaluateConfig, origin="evaluate job")
     rank, world = _rank()

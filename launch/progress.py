@@ -18,8 +18,8 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from data_pipeline.build import BuildProgress
-    from trainer.evaluate_results import Scores
+    from flowmask.data_pipeline.build.build import BuildProgress
+    from flowmask.trainer.score.results import Scores
 
 Update = Callable[[str, int, int], None]
 console = Console(stderr=True)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from models.errors import ConfigError
+from flowmask.models.errors import ConfigError
 
 _FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # besides torch.OutOfMemoryError
 

@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, Wan
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from models.errors import ConfigError
+from flowmask.models.errors import ConfigError
 
 Recompute = Literal["none", "selective", "full"]
 LATENT_CHANNELS = 16

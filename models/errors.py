@@ -24,6 +24,10 @@ class CacheError(UserError):
     """A latent cache that is incomplete, damaged or made with other settings."""
 
 
+class TakenOverError(CacheError):
+    """Another worker took over our unit and deleted our partial file. Its result is as good as ours."""
+
+
 class CheckpointError(UserError):
     """A run folder or checkpoint that cannot be used as asked."""
 

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.config import LoraConfig
-from models.errors import ConfigError, WeightsError
-from models.strict import check_shapes
+from flowmask.models.config import LoraConfig
+from flowmask.models.errors import ConfigError, WeightsError
+from flowmask.models.strict import check_shapes
 
 PATCH = "patch_embedding"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import SamplerConfig
-from models.dit import velocity
-from models.flow import euler
-from models.mask_decoder import MaskDecoder
-from models.text import TextEncoder, clean, pad
-from models.vae import LatentStats, denormalise, encode_moments, normalise
+from flowmask.models.config import SamplerConfig
+from flowmask.models.dit import velocity
+from flowmask.models.flow import euler
+from flowmask.models.mask_decoder import MaskDecoder
+from flowmask.models.text import TextEncoder, clean, pad
+from flowmask.models.vae import LatentStats, denormalise, encode_moments, normalise
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan

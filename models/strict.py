@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from models.errors import WeightsError
+from flowmask.models.errors import WeightsError
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")

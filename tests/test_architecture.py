@@ -1,41 +1,128 @@
 """The laws of the tree itself: who imports whom, which file owns which library, how long code may grow."""
 
 import ast
+import configparser
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("models", "data_pipeline", "trainer", "launch")  # a room imports only itself and those before it
-OWNERS = {
-    "deepspeed": "trainer/zero.py",
-    "torch.distributed": "trainer/distributed.py",
-    "mlflow": "trainer/mlflow_run.py",
-    "submitit": "launch/slurm.py",
-    "bitsandbytes": "trainer/optimizer8bit.py",
-    "decord": "data_pipeline/video_file.py",
-    "pycocotools": "data_pipeline/rle.py",
+# A room imports itself and the rooms before it; within it, a folder imports itself and what stands before it. "." is
+# what lies in the room itself, but for the files that have a place of their own here.
+ORDER = {
+    "models": (".", "weights", "cost"),
+    "data_pipeline": (
+        *(".", "formats", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
+    ),
+    "trainer": (".", "step", "objectives", "state", "track", "predict", "score", "run"),
+    "launch": (
+        *(
+            ".",
+            "jobs",
+            "local",
+            "slurm",
+            "check",
+            "dispatch.py",
+            "plan",
+            "curriculum",
+            "watch",
+            "demo",
+            "cli",
+        ),
+    ),
 }
-SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+OWNERS = {
+    "deepspeed": "trainer/step/zero.py",
+    "torch.distributed": "trainer/distributed.py",
+    "mlflow": "trainer/track/mlflow_run.py",
+    "submitit": "launch/slurm/executor.py",
+    "bitsandbytes": "trainer/step/optimizer8bit.py",
+    "decord": "data_pipeline/formats/video_file.py",
+    "pycocotools": "data_pipeline/formats/rle.py",
+}
+ONLY_IN_FILES = ("os.fsync", "os.replace", "hashlib.file_digest")  # calls that models/files.py alone makes
+SOURCES = sorted(path.relative_to(ROOT) for room in ORDER for path in (ROOT / room).rglob("*.py"))
+FOLDERS = sorted({path.parent for path in SOURCES})
 
 
-def imported_modules(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+def module_of(path: Path) -> str:
+    """The name that a file is imported by."""
+    return "flowmask." + ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+@cache
+def imported_modules(path: Path) -> frozenset[str]:
+    """Every module that a file imports, inside functions too; a name from a package that is a module counts as such."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+            found |= {name for name in names if not node.module.startswith("flowmask")}
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_one_way(room: str) -> None:
-    later = ROOMS[ROOMS.index(room) + 1 :]
-    for path in (ROOT / room).rglob("*.py"):
-        wrong = [name for name in imported_modules(path) if name.split(".")[0] in later]
-        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+def ours(path: Path) -> Iterator[Path]:
+    """The files of ours that a file imports."""
+    return (MODULES[name] for name in imported_modules(path) if name in MODULES and MODULES[name] != path)
+
+
+def place(path: Path) -> tuple[str, str]:
+    """Room, and the folder or file of ORDER."""
+    room, *inner = path.parts
+    return room, inner[0] if len(inner) > 1 or inner[0] in ORDER[room] else "."
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_imports_go_one_way(path: Path) -> None:
+    rooms = list(ORDER)
+    room, folder = place(path)
+    for other in ours(path):
+        other_room, other_folder = place(other)
+        assert rooms.index(other_room) <= rooms.index(room), f"{path} imports {other} of a later room"
+        if other_room == room:
+            order = ORDER[room]
+            assert order.index(other_folder) <= order.index(folder), f"{path} imports {other}, which is later"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    try:
+        TopologicalSorter({path: set(ours(path)) for path in SOURCES}).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(map(str, error.args[1])))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_a_folder_says_its_idea_and_stays_small(folder: Path) -> None:
+    files = sorted((ROOT / folder).glob("*.py"))
+    assert len(files) <= 14, f"{folder} has {len(files)} files"
+    said = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
+    assert said, f"{folder}/__init__.py says nothing"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    text = (ROOT / path).read_text()
+    assert len(text.splitlines()) <= 300
+    too_long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= 80
+    ]
+    assert not too_long
 
 
 @pytest.mark.parametrize("library", OWNERS)
@@ -44,28 +131,37 @@ def test_each_heavy_library_is_imported_in_one_file(library: str) -> None:
     for path in SOURCES:
         for name in imported_modules(path):
             if name == library or name.startswith(f"{library}."):
-                importers[str(path.relative_to(ROOT))].append(name)
+                importers[str(path)].append(name)
     assert list(importers) == [OWNERS[library]]
+
+
+@pytest.mark.parametrize("call", ONLY_IN_FILES)
+def test_files_are_synced_replaced_and_hashed_in_one_place(call: str) -> None:
+    callers = {str(path) for path in SOURCES if f"{call}(" in (ROOT / path).read_text()}
+    assert callers <= {"models/files.py"}
+
+
+def test_the_packages_of_a_wheel_are_the_folders_of_the_tree() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = setup["options"]["packages"].split()
+    folders = [f"flowmask.{'.'.join(folder.parts)}" for folder in FOLDERS]
+    assert sorted(listed) == sorted(["flowmask", "flowmask.configs", *folders])
 
 
 def test_no_import_does_work_at_the_command_line() -> None:
     """`flowmask --help` must not wait for torch: the launcher's own imports stay light."""
-    import subprocess
-    import sys
-
     heavy = ("torch", "deepspeed", "mlflow", "diffusers")
-    code = f"import sys, launch.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, flowmask.launch.cli.main; print([m for m in {heavy} if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_functions_stay_readable(path: Path) -> None:
-    too_long = [
-        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno >= 80
-    ]
-    assert not too_long
+def test_no_room_is_imported_under_two_names() -> None:
+    """A second copy of a module would have classes and registries that are not the first one's."""
+    everything = "\n".join(f"import {name}" for name in MODULES)
+    code = f"import sys\n{everything}\nprint([m for m in sys.modules if m.split('.')[0] in {tuple(ORDER)}])"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert printed.stdout.splitlines()[-1] == "[]"

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from data_pipeline.config import LoaderConfig
-from models.config import LoraConfig, ModelConfig, SamplerConfig, Section
-from models.errors import ConfigError
+from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.models.config import LoraConfig, ModelConfig, SamplerConfig, Section
+from flowmask.models.errors import ConfigError
 
 STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again

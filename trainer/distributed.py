@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from models.device import rank_device
-from models.errors import ConfigError, RankLostError
+from flowmask.models.device import rank_device
+from flowmask.models.errors import ConfigError, RankLostError
 
 _LOST = (  # what gloo and NCCL say when a peer does not answer any more
     "Timed out waiting",

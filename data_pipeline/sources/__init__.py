@@ -3,38 +3,38 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_pipeline.config import CacheSourceConfig, DataSourceConfig, source_names
-from data_pipeline.sources.base import Source
-from data_pipeline.sources.named import NamedSources
-from models.errors import ConfigError
+from flowmask.data_pipeline.config import CacheSourceConfig, DataSourceConfig, source_names
+from flowmask.data_pipeline.sources.base import Source
+from flowmask.data_pipeline.sources.named import NamedSources
+from flowmask.models.errors import ConfigError
 
 
 def _mevis(root: Path, split: str) -> Source:
-    from data_pipeline.sources.mevis import MevisSource
+    from flowmask.data_pipeline.sources.mevis import MevisSource
 
     return MevisSource(root, split=split)
 
 
 def _videos(root: Path, split: str) -> Source:
-    from data_pipeline.sources.videos import VideosSource
+    from flowmask.data_pipeline.sources.videos import VideosSource
 
     return VideosSource(root, split=split)
 
 
 def _ref_youtube_vos(root: Path, split: str) -> Source:
-    from data_pipeline.sources.ref_youtube_vos import RefYoutubeVosSource
+    from flowmask.data_pipeline.sources.ref_youtube_vos import RefYoutubeVosSource
 
     return RefYoutubeVosSource(root, split=split)
 
 
 def _ref_davis17(root: Path, split: str) -> Source:
-    from data_pipeline.sources.ref_davis17 import RefDavis17Source
+    from flowmask.data_pipeline.sources.ref_davis17 import RefDavis17Source
 
     return RefDavis17Source(root, split=split)
 
 
 def _refcoco(root: Path, split: str) -> Source:
-    from data_pipeline.sources.refcoco import RefcocoSource
+    from flowmask.data_pipeline.sources.refcoco import RefcocoSource
 
     return RefcocoSource(root, split=split)
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import DataError
-from models.text import clean
+from flowmask.models.errors import DataError
+from flowmask.models.text import clean
 
 Frame = NDArray[np.uint8]
 
@@ -179,11 +179,6 @@ def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{path}: no valid JSON ({error})") from error
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def names_and_sizes(paths: Iterable[Path]) -> str:

@@ -13,8 +13,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline import rle
-from data_pipeline.sources.base import (
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.json_members import Places, members, read_range
+from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
     Source,
@@ -22,13 +23,12 @@ from data_pipeline.sources.base import (
     check_name,
     check_names,
     field,
-    hash_file,
     is_evaluation,
     listed_videos,
     refuse_empty,
 )
-from data_pipeline.sources.json_members import Places, members, read_range
-from models.errors import DataError
+from flowmask.models.errors import DataError
+from flowmask.models.files import sha256_of
 
 _META, _MASKS, _FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
 _NOTHING, _NO_LIST = -1, -2
@@ -103,9 +103,9 @@ class MevisSource(Source):
         return self._videos
 
     def identity(self) -> dict[str, str]:
-        identity = {"expressions": hash_file(self._meta_path)}
+        identity = {"expressions": sha256_of(self._meta_path)}
         if self._masks is not None:
-            identity["masks"] = hash_file(self._masks_path)
+            identity["masks"] = sha256_of(self._masks_path)
         return identity
 
     def video(self, video_id: str, entry: Any) -> MevisVideo:

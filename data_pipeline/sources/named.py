@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import overload
 
-from data_pipeline.sources.base import Source, Video
+from flowmask.data_pipeline.sources.base import Source, Video
 
 
 class NamedSources(Source):

@@ -7,9 +7,9 @@ annotators. Masks are public for `train` and `valid`.
 
 from collections.abc import Sequence
 
-from data_pipeline.sources.base import Expression
-from data_pipeline.sources.ref_youtube_vos import RefYoutubeVosSource
-from models.errors import DataError
+from flowmask.data_pipeline.sources.base import Expression
+from flowmask.data_pipeline.sources.ref_youtube_vos import RefYoutubeVosSource
+from flowmask.models.errors import DataError
 
 ANNOTATORS = 4
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.sources.base import (
+from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
     Source,
@@ -24,14 +24,14 @@ from data_pipeline.sources.base import (
     check_name,
     check_names,
     field,
-    hash_file,
     is_evaluation,
     listed_videos,
     names_and_sizes,
     read_json,
     refuse_empty,
 )
-from models.errors import DataError
+from flowmask.models.errors import DataError
+from flowmask.models.files import sha256_of
 
 _EXPRESSIONS = "meta_expressions"
 _LARGEST_INDEX, _DIGITS = 255, 3
@@ -135,7 +135,7 @@ class RefYoutubeVosSource(Source):
 
     def identity(self) -> dict[str, str]:
         files = [path for path in (self._meta_path, self._held_back()) if path]
-        identity = {"expressions": _hash([hash_file(path) for path in files])}
+        identity = {"expressions": _hash([sha256_of(path) for path in files])}
         if self.has_masks:
             identity["masks"] = _hash([video.masks_digest() for video in self._videos if video.expressions])
         return identity

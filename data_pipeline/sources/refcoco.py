@@ -19,23 +19,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline import rle
-from data_pipeline.sources.base import (
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.plain_pickle import read_plain_pickle
+from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
     Source,
     check_expression,
     check_name,
     field,
-    hash_file,
     image_size,
     is_evaluation,
     read_json,
     refuse_empty,
 )
-from data_pipeline.sources.plain_pickle import read_plain_pickle
-from models.errors import DataError
-from models.text import clean
+from flowmask.models.errors import DataError
+from flowmask.models.files import sha256_of
+from flowmask.models.text import clean
 
 _IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
 _KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation")
@@ -198,10 +198,10 @@ class RefcocoSource(Source):
 
     def identity(self) -> dict[str, str]:
         # All splits share one pickle, so the name of the split is part of what is read from it.
-        expressions = f"{hash_file(self._expressions_path)} {self._split}"
+        expressions = f"{sha256_of(self._expressions_path)} {self._split}"
         return {
             "expressions": hashlib.sha256(expressions.encode()).hexdigest(),
-            "masks": hash_file(self._masks_path),
+            "masks": sha256_of(self._masks_path),
         }
 
 

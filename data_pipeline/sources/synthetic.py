@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.randomness import mix64
-from data_pipeline.rle import encode
-from data_pipeline.sources.synthetic_scene import BLOCK, SceneBlock, draw_block
-from models.errors import DataError
+from flowmask.data_pipeline.formats.rle import encode
+from flowmask.data_pipeline.randomness import mix64
+from flowmask.data_pipeline.sources.synthetic_scene import BLOCK, SceneBlock, draw_block
+from flowmask.models.errors import DataError
 
 JPEG_QUALITY = 95
 FRAME_STRIDE = 5  # frames are named 00000, 00005, ... as in MeViS

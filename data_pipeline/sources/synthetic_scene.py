@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.randomness import mix64
+from flowmask.data_pipeline.randomness import mix64
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 35, 35),

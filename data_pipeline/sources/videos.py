@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline import rle
-from data_pipeline.sources.base import (
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.video_file import VideoFile
+from flowmask.data_pipeline.sources.base import (
     Expression,
     Frame,
     Source,
@@ -24,14 +25,13 @@ from data_pipeline.sources.base import (
     check_expression,
     check_name,
     field,
-    hash_file,
     is_evaluation,
     names_and_sizes,
     read_image,
     refuse_empty,
 )
-from data_pipeline.video_file import VideoFile
-from models.errors import DataError
+from flowmask.models.errors import DataError
+from flowmask.models.files import sha256_of
 
 
 @lru_cache(maxsize=2)
@@ -157,5 +157,5 @@ class VideosSource(Source):
         return self._videos
 
     def identity(self) -> dict[str, str]:
-        digest = hash_file(self.path)
+        digest = sha256_of(self.path)
         return {"expressions": digest, "masks": digest}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline import rle
-from data_pipeline.build import build
-from data_pipeline.config import CacheBuildConfig
-from models.tiny_wan import write_tiny_wan
+from flowmask.data_pipeline.build.build import build
+from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.data_pipeline.formats import rle
+from flowmask.models.weights.tiny_wan import write_tiny_wan
 
 SIZE = (48, 64)  # height, width in px
 LENGTHS = {"birds": 7, "cars": 12, "dogs": 5}

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from data_pipeline.config import CacheConfig, ClipConfig, LoaderConfig
+from flowmask.data_pipeline.config import CacheConfig, ClipConfig, LoaderConfig
 
 
 @pytest.mark.parametrize(

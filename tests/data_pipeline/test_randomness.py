@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_pipeline.randomness import mix64, mix64_array, normal
+from flowmask.data_pipeline.randomness import mix64, mix64_array, normal
 
 
 def test_normal_numbers_are_the_splitmix64_stream_of_their_key_through_box_muller():

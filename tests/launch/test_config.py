@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.config import CacheJob, EvaluateJob, TrainJob, load_job
-from models.errors import ConfigError
+from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job
+from flowmask.models.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TRAIN = {

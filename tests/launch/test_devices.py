@@ -15,15 +15,16 @@ import yaml
 from command import flowmask
 from torch.overrides import TorchFunctionMode
 
-from data_pipeline import inspect_examples, verify_masks
-from data_pipeline.encode import ClipEncoder
-from launch import jobs
-from launch.config import TrainJob, validate
-from models.device import gpu_holds, rank_device
-from models.errors import ConfigError
-from models.segment import Segmenter
-from models.text import TextEncoder
-from trainer.engine import Engine
+from flowmask.data_pipeline.build.encode import ClipEncoder
+from flowmask.data_pipeline.check import verify_masks
+from flowmask.data_pipeline.show import inspect_examples
+from flowmask.launch import jobs
+from flowmask.launch.config import TrainJob, validate
+from flowmask.models.device import gpu_holds, rank_device
+from flowmask.models.errors import ConfigError
+from flowmask.models.segment import Segmenter
+from flowmask.models.text import TextEncoder
+from flowmask.trainer.step.engine import Engine
 
 RANK, GPUS = 3, 8
 VALID = {"data": {"split": "valid_u"}, "cache": {"leaks": "allow", "clips_per_shard": 2}}
@@ -119,27 +120,27 @@ def evaluate(smoke: Path, out: Path, cache: Path) -> None:
 
 
 def predict(smoke: Path, out: Path, cache: Path) -> None:
-    from trainer.predict import predict
+    from flowmask.trainer.predict.predict import predict
 
     predict(smoke / "example.mp4", ["a red square"], checkpoint=str(smoke / "runs" / "dit"), out=out)
 
 
 def verify(smoke: Path, out: Path, cache: Path) -> None:
-    from data_pipeline.verify import verify
+    from flowmask.data_pipeline.check.verify import verify
 
     assert verify(cache, decode_masks=1).masks
 
 
 def repair(smoke: Path, out: Path, cache: Path) -> None:
-    from data_pipeline.repair import repair
-    from data_pipeline.verify import verify
-    from launch.cache_check import build_config
+    from flowmask.data_pipeline.check.repair import repair
+    from flowmask.data_pipeline.check.verify import verify
+    from flowmask.launch.cli.cache_check import build_config
 
     repair(cache, found=lambda: verify(cache), config=lambda: build_config(cache, None, []), rebuild=[0])
 
 
 def inspect(smoke: Path, out: Path, cache: Path) -> None:
-    from data_pipeline.inspect_page import inspect
+    from flowmask.data_pipeline.show.inspect_page import inspect
 
     inspect(cache, out=out.with_suffix(".html"), examples=1)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from models.dit import (
+from flowmask.models.dit import (
     PATCH_KEY,
     Recompute,
     build_dit,
@@ -16,7 +16,7 @@ from models.dit import (
     velocity,
     widen,
 )
-from models.errors import ConfigError
+from flowmask.models.errors import ConfigError
 
 CONFIG = {
     "num_attention_heads": 2,

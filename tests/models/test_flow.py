@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from models.flow import (
+from flowmask.models.flow import (
     draw_timestep,
     euler,
     euler_timesteps,

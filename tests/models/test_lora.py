@@ -8,10 +8,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models.config import LoraConfig
-from models.dit import PATCH_KEY, build_dit, velocity, widen
-from models.errors import ConfigError, WeightsError
-from models.lora import add_lora, frozen_part, merged, named_parameters, plain_name, write_adapter
+from flowmask.models.config import LoraConfig
+from flowmask.models.dit import PATCH_KEY, build_dit, velocity, widen
+from flowmask.models.errors import ConfigError, WeightsError
+from flowmask.models.lora import add_lora, frozen_part, merged, named_parameters, plain_name, write_adapter
 
 CONFIG = {
     "num_attention_heads": 2,

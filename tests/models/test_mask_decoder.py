@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.errors import WeightsError
-from models.mask_decoder import MaskDecoder, dice_loss, focal_loss
+from flowmask.models.errors import WeightsError
+from flowmask.models.mask_decoder import MaskDecoder, dice_loss, focal_loss
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.config import SamplerConfig
-from models.dit import build_dit
-from models.mask_decoder import MaskDecoder
-from models.segment import Segmenter, SegmentSettings, masks_at, resize_logits
-from models.vae import denormalise, encode_moments, normalise
-from models.wan import WanFolder
+from flowmask.models.config import SamplerConfig
+from flowmask.models.dit import build_dit
+from flowmask.models.mask_decoder import MaskDecoder
+from flowmask.models.segment import Segmenter, SegmentSettings, masks_at, resize_logits
+from flowmask.models.vae import denormalise, encode_moments, normalise
+from flowmask.models.weights.wan import WanFolder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parity"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.text import TextEncoder, clean, pad
-from models.wan import WanFolder
+from flowmask.models.text import TextEncoder, clean, pad
+from flowmask.models.weights.wan import WanFolder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parity"
 

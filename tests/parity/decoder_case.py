@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.flow import sample_posterior
-from models.mask_decoder import MaskDecoder
-from models.segment import masks_at, resize_logits
-from models.vae import encode_moments, mask_to_signed
+from flowmask.models.flow import sample_posterior
+from flowmask.models.mask_decoder import MaskDecoder
+from flowmask.models.segment import masks_at, resize_logits
+from flowmask.models.vae import encode_moments, mask_to_signed
 from parity.core import Check, ParitySet, names_are, near, same, unpack
 
 TOLERANCE = {"abs": 2e-5, "rel": 1e-4}

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.dit import PATCH_KEY, build_dit, velocity, widen
-from models.flowrvs import reference_order
-from models.strict import check_shapes
+from flowmask.models.dit import PATCH_KEY, build_dit, velocity, widen
+from flowmask.models.strict import check_shapes
+from flowmask.models.weights.flowrvs import reference_order
 from parity.core import Check, ParitySet, names_are, near, same
 
 TOLERANCE = {"abs": 2e-5, "rel": 1e-4}

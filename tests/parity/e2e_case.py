@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.config import DataSourceConfig
-from data_pipeline.pixels import eval_size, pad_to_stride, resize_frame, to_signed
-from data_pipeline.sources import open_source
-from models.config import SamplerConfig
-from models.segment import Segmenter, SegmentSettings, masks_at, resize_logits
+from flowmask.data_pipeline.clip.pixels import eval_size, pad_to_stride, resize_frame, to_signed
+from flowmask.data_pipeline.config import DataSourceConfig
+from flowmask.data_pipeline.sources import open_source
+from flowmask.models.config import SamplerConfig
+from flowmask.models.segment import Segmenter, SegmentSettings, masks_at, resize_logits
+from flowmask.trainer.score.metrics import clip_scores
 from parity.core import Check, ParitySet, names_are, near, same, unpack
 from parity.decoder_case import recorded_vae
 from parity.dit_case import recorded_dit
 from parity.text_case import recorded_text_encoder
-from trainer.metrics import clip_scores
 
 SPLIT = "valid_u"
 SCORE, LOGIT, NEAR = 2e-3, 2e-4, 1e-3

@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.loader import Batch
-from data_pipeline.pixels import resize_masks
-from models.config import ModelConfig
-from models.dit import velocity
-from models.flow import interpolate, path_time, sample_posterior
-from models.vae import LatentStats, mask_to_signed, normalise
+from flowmask.data_pipeline.clip.pixels import resize_masks
+from flowmask.data_pipeline.read.loader import Batch
+from flowmask.models.config import ModelConfig
+from flowmask.models.dit import velocity
+from flowmask.models.flow import interpolate, path_time, sample_posterior
+from flowmask.models.vae import LatentStats, mask_to_signed, normalise
+from flowmask.trainer.config import ObjectiveConfig
+from flowmask.trainer.objectives.objectives import FlowMatching
+from flowmask.trainer.step.ema import decay_of_update
 from parity.core import Check, ParitySet, names_are, near, same
 from parity.dit_case import TOLERANCE, recorded_dit
-from trainer.config import ObjectiveConfig
-from trainer.ema import decay_of_update
-from trainer.objectives import FlowMatching
 
 EMA_DECAY = 0.9999
 INPUTS = (

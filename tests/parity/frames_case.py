@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any
 
-from data_pipeline.frames import anchor_frames, sparse_frames
+from flowmask.data_pipeline.clip.frames import anchor_frames, sparse_frames
 from parity.core import Check, ParitySet, near, same
 
 TRIALS = 4000

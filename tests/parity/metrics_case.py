@@ -7,8 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowmask.trainer.score.metrics import (
+    boundary,
+    boundary_accuracy,
+    boundary_radius,
+    clip_scores,
+    region_similarity,
+)
 from parity.core import Check, ParitySet, names_are, near, same, unpack
-from trainer.metrics import boundary, boundary_accuracy, boundary_radius, clip_scores, region_similarity
 
 
 def _mask(stored: Tensor, entry: Mapping[str, Any]) -> NDArray[np.bool_]:

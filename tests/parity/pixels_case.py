@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from data_pipeline.pixels import check_shape, eval_size, train_size
-from models.errors import DataError
+from flowmask.data_pipeline.clip.pixels import check_shape, eval_size, train_size
+from flowmask.models.errors import DataError
 from parity.core import Check, ParitySet, names_are, near, same
 
 EVAL_MULTIPLE, TRAIN_MULTIPLE = 16, 32

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.dit import velocity
-from models.flow import euler, euler_timesteps, integrate
-from models.vae import normalise
+from flowmask.models.dit import velocity
+from flowmask.models.flow import euler, euler_timesteps, integrate
+from flowmask.models.vae import normalise
 from parity.core import Check, ParitySet, names_are, near, same
 from parity.dit_case import recorded_dit
 from parity.flow_loss_case import latent_stats

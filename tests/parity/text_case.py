@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from models.text import TextEncoder, clean, pad
-from models.wan import WanFolder
+from flowmask.models.text import TextEncoder, clean, pad
+from flowmask.models.weights.wan import WanFolder
 from parity.core import Check, ParitySet, names_are, near, same
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.flow import draw_timestep
+from flowmask.models.flow import draw_timestep
 from parity.core import Check, ParitySet, near, same
 
 PROBABILITY = 0.5

@@ -16,9 +16,9 @@ import yaml
 from cluster import Cluster
 from command import flowmask, start_flowmask
 
-from data_pipeline.build import build
-from launch.config import CacheJob, load_job
-from launch.submission import Submission
+from flowmask.data_pipeline.build.build import build
+from flowmask.launch.config import CacheJob, load_job
+from flowmask.launch.slurm.submission import Submission
 
 PATIENCE_S = 240
 SHARED = {"config.yaml"}  # says how it was launched

@@ -13,9 +13,9 @@ from cluster import Cluster
 from command import flowmask, start_flowmask
 from curriculum_lab import curriculum, write, write_world
 
-from launch.runs import look
-from launch.stage_jobs import read
-from trainer.checkpoint import complete, read_state
+from flowmask.launch.curriculum.jobs import read
+from flowmask.launch.watch.runs import look
+from flowmask.trainer.state.checkpoint import complete, read_state
 
 PATIENCE_S = 300
 STAGES = ("cache_refcoco", "pretrain", "more")

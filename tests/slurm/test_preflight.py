@@ -9,7 +9,7 @@ from cluster import Cluster
 from command import flowmask
 from runs import run_config
 
-from launch.submission import Submission
+from flowmask.launch.slurm.submission import Submission
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,15 @@ from pathlib import Path
 
 from cluster import Cluster
 
-from launch.snapshot import PACKAGES
-from launch.submission import Submission
-
-ROOT = Path(__file__).parents[2]
+from flowmask.launch.slurm.submission import Submission
+from flowmask.trainer.state.provenance import PACKAGE
 
 
 def test_editing_the_checkout_does_not_change_a_queued_job(
     cluster: Cluster, lab: Path, tmp_path: Path
 ) -> None:
     checkout, out = tmp_path / "checkout", tmp_path / "cache"
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, checkout / "flowmask", ignore=shutil.ignore_patterns("__pycache__"))
     words = [
         lab / "cache.yaml",
         f"out={out}",
@@ -28,7 +25,7 @@ def test_editing_the_checkout_does_not_change_a_queued_job(
         "launch.sbatch_args.begin=now+1hour",
     ]
     sent = subprocess.run(
-        [sys.executable, "-m", "launch", "submit", *map(str, words)],
+        [sys.executable, "-m", "flowmask", "submit", *map(str, words)],
         cwd=checkout,
         env=os.environ | {"PYTHONPATH": str(checkout)},
         capture_output=True,

@@ -16,8 +16,8 @@ from cluster import Cluster
 from command import flowmask
 from runs import run_config, unequal_tensors
 
-from launch.submission import Submission
-from trainer.provenance import git_commit
+from flowmask.launch.slurm.submission import Submission
+from flowmask.trainer.state.provenance import git_commit
 
 PATIENCE_S = 180
 STEPS = 400
@@ -75,7 +75,9 @@ def rows(out: Path) -> list[tuple[int, float]]:
 
 def ranks_of(cluster: Cluster, job: str) -> list[psutil.Process]:
     """The processes that train, on both nodes."""
-    return [one for one in cluster.processes(SLURM_JOB_ID=job) if "launch.worker" in one.cmdline()]
+    return [
+        one for one in cluster.processes(SLURM_JOB_ID=job) if "flowmask.launch.local.worker" in one.cmdline()
+    ]
 
 
 def finished(submission: Submission) -> list[str | None]:

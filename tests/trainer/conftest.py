@@ -1,15 +1,12 @@
 """The process groups that the trainer's tests share: starting one costs more than what it is asked for."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +22,7 @@ def two_ranks(saved_by_two: Path) -> list[dict[str, Any]]:
 
     arguments = {"folder": str(saved_by_two)}
     where = saved_by_two.parent
-    return run_ranks(2, HERE / "scenarios.py", "group", folder=where, timeout_s=500, arguments=arguments)
+    return run_ranks(2, SUPPORT / "scenarios.py", "group", folder=where, timeout_s=500, arguments=arguments)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from models.errors import ConfigError
-from trainer.config import RunConfig, TrainConfig, accumulation_steps
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.config import RunConfig, TrainConfig, accumulation_steps
 
 
 def make(**train: Any) -> TrainConfig:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from models.errors import ConfigError
-from trainer import distributed
+from flowmask.models.errors import ConfigError
+from flowmask.trainer import distributed
 
 
 def test_one_process_without_a_launcher_is_a_group_of_one() -> None:

@@ -1,0 +1,133 @@
+"""The clips of a build, unit by unit: what the stages of the pipeline do to them.
+
+What a shard holds is decided by its unit alone; an unreadable clip is quarantined and the rest goes on.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from flowmask.data_pipeline.build import records
+from flowmask.data_pipeline.build.encode import ClipEncoder, EncodedClip
+from flowmask.data_pipeline.build.pipeline import Pipeline, Stages, UnitInHand
+from flowmask.data_pipeline.build.sentences import Embeddings
+from flowmask.data_pipeline.build.stage_clock import StageClock
+from flowmask.data_pipeline.cache.quarantine import Line, Quarantine, line
+from flowmask.data_pipeline.cache.shards import remove_leftovers, shard_name, sidecar_name
+from flowmask.data_pipeline.clip.clips import Clip
+from flowmask.data_pipeline.clip.decode import DecodedClip, decode
+from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.data_pipeline.plan import units
+from flowmask.data_pipeline.sources.base import Source
+from flowmask.models.errors import DataError, TakenOverError
+
+Planned = tuple[Clip, tuple[int, ...]]  # a clip and the numbers of its sentences
+
+
+@dataclass
+class _Tally:
+    """What became of the clips of one unit."""
+
+    dropped: int = 0  # empty masks
+    lost: list[Line] = field(default_factory=list)
+
+
+@dataclass
+class ClipPass:
+    """One worker's share of the clips. `on_clip` is told how many clips of the unit in hand are encoded."""
+
+    config: CacheBuildConfig
+    plan: units.Plan
+    source: Source
+    shards: Path
+    texts: Path
+    quarantine: Quarantine
+    encoder: Callable[[], ClipEncoder]
+    made_with: dict[str, str]
+    clock: StageClock = field(default_factory=StageClock)
+    on_clip: Callable[[int], None] = lambda _: None
+    _tallies: dict[int, _Tally] = field(default_factory=dict)
+    _taken_over: bool = False
+
+    def run(self, claimed: Callable[[], Iterator[tuple[int, ExitStack]]]) -> None:
+        """Encode and write every unit that `claimed` gives, until it has none left."""
+        while True:
+            self._taken_over = False
+            self._pipeline().run(claimed())
+            if not self._taken_over:
+                return
+
+    def write_unit(self, unit: int) -> None:
+        """Make one unit, whoever holds its claim; as in a build, an unreadable clip is left out."""
+        self._pipeline().run(iter([(unit, ExitStack())]))
+
+    def encode_unit(self, unit: int) -> list[EncodedClip]:
+        """The clips of a unit, encoded on the fly: exactly what its shard stores. DataError: unreadable."""
+        decoded = (self.decoded(clip) for clip, _ in self.plan.unit_clips(unit))
+        return list(self.encoder().encode(decoded))
+
+    def _pipeline(self) -> Pipeline[Planned, DecodedClip | Line, EncodedClip]:
+        cache = self.config.cache
+        stages = Stages(items=self._begin, decode=self._decode, encode=self._encode, write=self._write)
+        ahead = cache.batch_clips + cache.decode_threads
+        return Pipeline(stages, decode_threads=cache.decode_threads, ahead=ahead)
+
+    @cached_property
+    def _roots(self) -> list[Path]:
+        return [Path(source.root) for source in self.config.sources]
+
+    def _begin(self, unit: int) -> list[Planned]:
+        for name in (shard_name(unit), sidecar_name(unit)):
+            remove_leftovers(self.shards, name)
+        self.quarantine.begin(unit)
+        self._tallies[unit] = _Tally()
+        return self.plan.unit_clips(unit)
+
+    def decoded(self, clip: Clip) -> DecodedClip:
+        """Pixels of a clip; DataError: unreadable."""
+        with self.clock.measure("decode"):
+            video = self.source.videos()[clip.video]
+            return decode(clip, video, drop_empty_masks=self.config.cache.drop_empty_masks)
+
+    def _decode(self, planned: Planned) -> DecodedClip | Line:
+        clip = planned[0]
+        try:
+            return self.decoded(clip)
+        except DataError as error:
+            return line(error, video_id=clip.label, clip=clip.key, roots=self._roots)
+
+    def _encode(
+        self, unit: UnitInHand[Planned], decoded: Iterator[DecodedClip | Line]
+    ) -> Iterable[EncodedClip]:
+        tally = self._tallies[unit.number]
+
+        def readable() -> Iterator[DecodedClip]:
+            for count, (outcome, (clip, _)) in enumerate(zip(decoded, unit.items, strict=True), 1):
+                if isinstance(outcome, DecodedClip):
+                    tally.dropped += len(clip.masks) - len(outcome.masks)
+                    yield outcome
+                else:
+                    tally.lost.append(outcome)
+                    self.quarantine.add(unit.number, tally.lost)
+                self.on_clip(count)
+
+        return self.encoder().encode(readable())
+
+    def _write(self, unit: UnitInHand[Planned], encoded: Iterator[EncodedClip]) -> None:
+        numbers = {clip.key: texts for clip, texts in unit.items}
+        tally = self._tallies[unit.number]
+        try:
+            records.write_unit(
+                self.shards,
+                unit.number,
+                ((clip, numbers[clip.clip.key]) for clip in encoded),
+                embeddings=Embeddings(self.texts),
+                outcome=lambda: (tally.dropped, tally.lost),
+                made_with=self.made_with,
+                clock=self.clock,
+            )
+        except TakenOverError:
+            self._taken_over = True  # theirs will do; looked at again at the end
+        del self._tallies[unit.number]

@@ -1,0 +1,178 @@
+"""Sidecars to index and manifest: the step after which a folder is a cache.
+
+Two passes over the sidecars, one counting and one writing into a mapped file, so that memory does not grow
+with the number of examples.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from flowmask.data_pipeline.build.records import Sidecar, read_sidecar
+from flowmask.data_pipeline.cache import index, manifest, quarantine
+from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
+from flowmask.data_pipeline.cache.shards import FOLDER, cache_file, remove_leftovers, shard_name, write_file
+from flowmask.data_pipeline.plan.units import Plan
+from flowmask.models.errors import CacheError, DataError
+from flowmask.models.files import sha256_of_open
+
+Shape = tuple[int, int, int]
+
+
+def finalise(out: Path, plan: Plan) -> Manifest:
+    """Write the index, then the manifest; every unit must be finished. DataError if no example is left."""
+    for folder in (out, out / FOLDER):
+        remove_leftovers(folder)  # all units are done, so nobody else writes
+
+    def sidecars() -> Iterator[Sidecar]:
+        return _sidecars(out, plan)
+
+    totals = count(sidecars(), views=plan.fingerprint.fields["cache.views"])
+    if not totals.buckets:
+        raise DataError(
+            "no example is left: every clip is unreadable or has only empty masks; see cache.drop_empty_masks"
+        )
+    with cache_file(out / quarantine.FILE) as lines:
+        lines.write(quarantine.to_bytes(quarantine.read(plan.folder / quarantine.FILE)))
+        for sidecar in sidecars():
+            lines.write(quarantine.to_bytes(sidecar.quarantined))
+    with cache_file(out / index.FILE) as file:
+        entry = write_index(file, sidecars(), buckets=totals.buckets)
+    result = make_manifest(plan.fingerprint, plan.facts, totals, index_entry=entry)
+    write_file(out / manifest.FILE, result.to_bytes())
+    return result
+
+
+def count(sidecars: Iterable[Sidecar], *, views: int) -> "Totals":
+    """What all sidecars together say, in the order of their units."""
+    counts: Counter[tuple[Shape, int]] = Counter()
+    totals = Totals()
+    view = 1 + index.COLUMNS.index("view")
+    for sidecar in sidecars:
+        totals.add(sidecar)
+        counts.update((sidecar.shapes[row[0]], row[view]) for row in sidecar.examples)
+    totals.buckets = _buckets(counts, views=views)
+    totals.name_shapes()
+    return totals
+
+
+def make_manifest(
+    fingerprint: Fingerprint, facts: Mapping[str, Any], totals: "Totals", *, index_entry: FileEntry
+) -> Manifest:
+    """The manifest: a function of the plan (its fingerprint and facts), the sidecars and the index."""
+    fields = fingerprint.fields
+    return Manifest(
+        fingerprint=fingerprint,
+        dtype=fields["cache.dtype"],
+        views=fields["cache.views"],
+        latent_channels=facts["latent_channels"],
+        latents_mean=facts["latents_mean"],
+        latents_std=facts["latents_std"],
+        text_dim=totals.text_dim,
+        longest_text_tokens=totals.longest_text_tokens,
+        pixel_norm=fields["cache.pixel_norm"],
+        lowercase=fields["cache.lowercase"],
+        clips=totals.clips,
+        examples=sum(sum(bucket.examples) for bucket in totals.buckets),
+        dropped_empty_masks=totals.dropped,
+        quarantined_clips=totals.quarantined,
+        role=facts["role"],
+        leaks=facts["leaks"],
+        unreadable_videos=facts["unreadable_videos"],
+        buckets=totals.buckets,
+        index=index_entry,
+        environments=totals.environments,
+        shards=totals.shards,
+    )
+
+
+class Totals:
+    """What the manifest says of all shards together."""
+
+    def __init__(self) -> None:
+        self.buckets: list[BucketEntry] = []
+        self.clips = self.dropped = self.quarantined = self.text_dim = self.longest_text_tokens = 0
+        self.environments: list[dict[str, str]] = []
+        self.shards: list[ShardEntry] = []
+        self._shapes: list[Counter[Shape]] = []
+
+    def add(self, sidecar: Sidecar) -> None:
+        self.clips += sidecar.records
+        self.dropped += sidecar.dropped_empty_masks
+        self.quarantined += len(sidecar.quarantined)
+        if not sidecar.records:
+            return
+        if sidecar.made_with not in self.environments:
+            self.environments.append(sidecar.made_with)
+        self.text_dim = sidecar.text_dim
+        tokens = 1 + index.COLUMNS.index("text_tokens")
+        self.longest_text_tokens = max(self.longest_text_tokens, *(row[tokens] for row in sidecar.examples))
+        self._shapes.append(Counter(sidecar.shapes[row[0]] for row in sidecar.examples))
+        self.shards.append(
+            ShardEntry(
+                file=shard_name(sidecar.unit),
+                size=sidecar.size,
+                sha256=sidecar.sha256,
+                records=sidecar.records,
+                made_with=self.environments.index(sidecar.made_with),
+                view=sidecar.examples[0][1 + index.COLUMNS.index("view")],
+            )
+        )
+
+    def name_shapes(self) -> None:
+        """Fill in how many examples of each bucket a shard has, now that the buckets have their numbers."""
+        shapes = [(bucket.frames, bucket.height, bucket.width) for bucket in self.buckets]
+        self.shards = [
+            shard.model_copy(update={"examples": [counts[shape] for shape in shapes]})
+            for shard, counts in zip(self.shards, self._shapes, strict=True)
+        ]
+
+
+def _sidecars(out: Path, plan: Plan) -> Iterator[Sidecar]:
+    for unit in range(plan.clip_units):
+        sidecar = read_sidecar(out / FOLDER, unit)
+        if sidecar is None:
+            raise CacheError(
+                f"{out / FOLDER / shard_name(unit)} was removed while the cache was built; build again"
+            )
+        yield sidecar
+
+
+def _buckets(counts: Counter[tuple[Shape, int]], *, views: int) -> list[BucketEntry]:
+    """Buckets in the order of their shapes; example ids run through (bucket, view) without gaps."""
+    buckets, first = [], 0
+    for frames, height, width in sorted({shape for shape, _ in counts}):
+        examples = [counts[(frames, height, width), view] for view in range(views)]
+        firsts = [first + sum(examples[:view]) for view in range(views)]
+        buckets.append(
+            BucketEntry(frames=frames, height=height, width=width, first=firsts, examples=examples)
+        )
+        first += sum(examples)
+    return buckets
+
+
+def write_index(file: IO[bytes], sidecars: Iterable[Sidecar], *, buckets: Sequence[BucketEntry]) -> FileEntry:
+    """Write the index into an empty file, opened for reading too; its size and hash."""
+    rows = sum(sum(bucket.examples) for bucket in buckets)
+    header = {"descr": np.lib.format.dtype_to_descr(index.ROW), "fortran_order": False, "shape": (rows,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    start = file.tell()
+    file.truncate(start + rows * index.ROW.itemsize)
+    file.flush()
+    table = np.memmap(file, dtype=index.ROW, mode="r+", offset=start, shape=(rows,))
+    place = {(b.frames, b.height, b.width): number for number, b in enumerate(buckets)}
+    cursor = {(number, view): first for number, b in enumerate(buckets) for view, first in enumerate(b.first)}
+    for sidecar in sidecars:
+        for shape, *values in sidecar.examples:
+            row = dict(zip(index.COLUMNS, values, strict=True))
+            bucket = place[sidecar.shapes[shape]]
+            row["bucket"], row["unused"] = bucket, 0
+            table[cursor[bucket, row["view"]]] = tuple(row[name] for name in index.ROW.names or ())
+            cursor[bucket, row["view"]] += 1
+    table.flush()
+    file.seek(0)
+    sha256 = sha256_of_open(file)
+    return FileEntry(file=index.FILE, size=start + rows * index.ROW.itemsize, sha256=sha256)

@@ -1,0 +1,188 @@
+"""Encoded clips to one shard and its sidecar: what a unit of work leaves behind.
+
+The sidecar, written after the tar, says what it holds and where: the index is made of sidecars alone.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flowmask.data_pipeline.build.encode import EncodedClip
+from flowmask.data_pipeline.build.sentences import Embeddings
+from flowmask.data_pipeline.build.stage_clock import StageClock
+from flowmask.data_pipeline.cache.index import COLUMNS
+from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT
+from flowmask.data_pipeline.cache.quarantine import Line
+from flowmask.data_pipeline.cache.sealed import seal, unseal
+from flowmask.data_pipeline.cache.shards import (
+    RecordPlace,
+    ShardWriter,
+    cache_file,
+    shard_name,
+    sidecar_name,
+    write_file,
+)
+from flowmask.data_pipeline.clip.clips import clip_facts
+from flowmask.models.errors import CacheError
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A finished unit. Without records (all its masks were empty) it has no tar: `size` is 0.
+
+    shapes[i] is (F, H, W) in px; examples hold a place in `shapes`, then the index's COLUMNS.
+    """
+
+    unit: int
+    records: int
+    dropped_empty_masks: int
+    size: int
+    sha256: str
+    text_dim: int
+    made_with: dict[str, str]
+    shapes: list[tuple[int, int, int]]
+    examples: list[list[int]]
+    quarantined: list[Line] = field(default_factory=list)
+
+
+def parse_sidecar(content: bytes) -> Sidecar:
+    """A sidecar from its file's bytes; ValueError, TypeError or KeyError if they are damaged."""
+    fields = unseal(content)
+    fields["shapes"] = [tuple(shape) for shape in fields["shapes"]]
+    return Sidecar(**fields)
+
+
+def read_sidecar(folder: Path, unit: int) -> Sidecar | None:
+    """The sidecar of a finished unit whose tar is whole; None if the unit must (again) be worked on."""
+    try:
+        sidecar = parse_sidecar((folder / sidecar_name(unit)).read_bytes())
+        complete = not sidecar.records or (folder / shard_name(unit)).stat().st_size == sidecar.size
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CacheError(
+            f"{folder / sidecar_name(unit)} is damaged ({error}); delete it and build again"
+        ) from error
+    return sidecar if complete else None
+
+
+def write_unit(
+    folder: Path,
+    unit: int,
+    clips: Iterator[tuple[EncodedClip, Sequence[int]]],
+    *,
+    embeddings: Embeddings,
+    outcome: Callable[[], tuple[int, list[Line]]],
+    made_with: dict[str, str],
+    clock: StageClock,
+) -> None:
+    """Write a unit's tar as its clips come, then its sidecar; each clip comes with the numbers of its sentences.
+
+    outcome: asked after the last clip: how many empty masks were dropped, and the lines of unreadable clips.
+    """
+    rows = _Rows(unit)
+    size, sha256 = 0, ""
+    first = next(clips, None)
+    if first is not None:
+        with cache_file(folder / shard_name(unit)) as file:
+            writer = ShardWriter(file)
+            for encoded, numbers in chain([first], clips):
+                with clock.measure("write"):
+                    meta, tensors = record(encoded, numbers, embeddings=embeddings.of(sorted(set(numbers))))
+                    rows.add(encoded, meta, tensors, writer.add(encoded.clip.key, meta=meta, tensors=tensors))
+            with clock.measure("write"):
+                size, sha256 = writer.close()
+    dropped, lost = outcome()
+    sidecar = Sidecar(
+        unit=unit,
+        records=rows.records,
+        dropped_empty_masks=dropped,
+        quarantined=lost,
+        size=size,
+        sha256=sha256,
+        text_dim=rows.text_dim,
+        made_with=made_with,
+        shapes=rows.shapes,
+        examples=rows.examples,
+    )
+    with clock.measure("write"):
+        write_file(folder / sidecar_name(unit), seal(asdict(sidecar)))
+
+
+class _Rows:
+    """The rows of a sidecar, gathered record by record."""
+
+    def __init__(self, unit: int) -> None:
+        self.unit, self.records, self.text_dim = unit, 0, 0
+        self.shapes: list[tuple[int, int, int]] = []
+        self.examples: list[list[int]] = []
+
+    def add(
+        self, encoded: EncodedClip, meta: dict[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace
+    ) -> None:
+        width, height = encoded.clip.geometry.size
+        shape = (len(encoded.clip.frame_ids), height, width)
+        if shape not in self.shapes:
+            self.shapes.append(shape)
+        self.examples += example_rows(meta, tensors, place, unit=self.unit, shape=self.shapes.index(shape))
+        self.text_dim = tensors["text.0"].shape[-1]
+        self.records += 1
+
+
+def record(
+    encoded: EncodedClip, numbers: Sequence[int], *, embeddings: Mapping[int, Mapping[int, Tensor]]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """JSON and tensors of one record; masks and sentences are numbered anew where some were dropped.
+
+    embeddings: by sentence number and token limit.
+    """
+    clip = encoded.clip
+    tensors = {"video.mean": encoded.video_mean, "video.logvar": encoded.video_logvar}
+    masks = []
+    for j, (place, mean) in enumerate(sorted(encoded.mask_means.items())):
+        tensors[f"mask.{j}.mean"] = mean
+        masks.append({"j": j, "anno_ids": clip.masks[place], "rle": encoded.mask_rles[place]})
+    new_place = {place: j for j, place in enumerate(sorted(encoded.mask_means))}
+    text_ids: dict[int, int] = {}
+    expressions = []
+    for sentence, number in zip(clip.sentences, numbers, strict=True):
+        if sentence.mask not in new_place:
+            continue
+        k = text_ids.setdefault(number, len(text_ids))
+        expressions.append(
+            {"exp_id": sentence.exp_id, "text": sentence.text, "mask": new_place[sentence.mask], "text_id": k}
+        )
+        tensors[f"text.{k}"] = embeddings[number][LONG_TEXT]
+        if SHORT_TEXT in embeddings[number]:
+            tensors[f"text.{k}.t{SHORT_TEXT}"] = embeddings[number][SHORT_TEXT]
+    return {**clip_facts(clip), "masks": masks, "expressions": expressions}, tensors
+
+
+def example_rows(
+    meta: dict[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace, *, unit: int, shape: int
+) -> list[list[int]]:
+    """One row of a sidecar for each expression of a record; `shape` is a place in the sidecar's shapes."""
+    rows = []
+    for number, expression in enumerate(meta["expressions"]):
+        text, short = f"text.{expression['text_id']}", f"text.{expression['text_id']}.t{SHORT_TEXT}"
+        row = {
+            "video_mean": place.tensors["video.mean"][0],
+            "video_logvar": place.tensors["video.logvar"][0],
+            "mask_mean": place.tensors[f"mask.{expression['mask']}.mean"][0],
+            "text": place.tensors[text][0],
+            "text_tokens": tensors[text].shape[0],
+            "short_text": place.tensors[short][0] if short in tensors else 0,
+            "short_text_tokens": tensors[short].shape[0] if short in tensors else 0,
+            "record": place.json[0],
+            "record_length": place.json[1],
+            "shard": unit,
+            "view": meta["view"],
+            "mask": expression["mask"],
+            "expression": number,
+        }
+        rows.append([shape, *(row[name] for name in COLUMNS)])
+    return rows

@@ -1,0 +1,74 @@
+"""A short warm-up before a build: how fast this worker encodes, from one clip and one sentence of the plan.
+
+Nothing of it is stored, and encoders keep no state, so bytes do not depend on whether it ran.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from flowmask.data_pipeline.build.clip_pass import ClipPass
+from flowmask.data_pipeline.build.sentences import encode_sentence
+from flowmask.data_pipeline.cache.manifest import LONG_TEXT
+from flowmask.data_pipeline.clip.clips import Clip
+from flowmask.data_pipeline.clip.decode import DecodedClip
+from flowmask.data_pipeline.plan.cost import Speed
+from flowmask.data_pipeline.plan.units import Plan
+from flowmask.models.errors import DataError
+from flowmask.models.text import TextEncoder
+
+_SENTENCES, _SHORT_S = 8, 5.0
+
+
+def measure(
+    plan: Plan,
+    *,
+    clips: ClipPass,
+    free_vae: Callable[[], None],
+    text_encoder: Callable[[], TextEncoder],
+    dtype: torch.dtype,
+) -> Speed | None:
+    """Seconds per pixel, from the first readable clip, and per sentence; None if there is nothing to measure.
+
+    The text encoder stays loaded for the pass that follows, the VAE does not.
+    """
+    decoded = next(_readable(plan, clips), None)
+    if decoded is None or not plan.texts:
+        return None
+    clips.encoder()  # loaded outside of what is measured
+    encode_s = _seconds(lambda: list(clips.encoder().encode([decoded])))
+    if encode_s < _SHORT_S:  # the first call also chooses kernels and fetches memory
+        encode_s = _seconds(lambda: list(clips.encoder().encode([decoded])))
+    pixels = (1 + len(decoded.masks)) * decoded.frames[..., 0].size
+    free_vae()
+    texts = plan.unit_texts(0)[:_SENTENCES]
+    load = text_encoder()
+    embeddings: list[Tensor] = []
+    sentences_s = _seconds(
+        lambda: embeddings.extend(encode_sentence(load, text, dtype=dtype)[LONG_TEXT] for text in texts)
+    )
+    stored = sum(embedding.nbytes for embedding in embeddings)
+    return Speed(pixels / max(encode_s, 1e-9), sentences_s / len(texts), stored / len(texts))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _readable(plan: Plan, clips: ClipPass) -> Iterator[DecodedClip]:
+    """Clips of the first unit that can be read and have a mask: what cannot is the build's business."""
+    for clip, _ in plan.unit_clips(0) if plan.clip_units else ():
+        decoded = _decoded(clip, clips)
+        if decoded is not None and decoded.masks:
+            yield decoded
+
+
+def _decoded(clip: Clip, clips: ClipPass) -> DecodedClip | None:
+    try:
+        return clips.decoded(clip)
+    except DataError:
+        return None

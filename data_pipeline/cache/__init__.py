@@ -1,0 +1,4 @@
+"""What a cache is on disk: manifest, index, shards, sealed JSON files, the quarantine.
+
+Knows how each file looks and checks it; knows neither who makes it (`build`) nor who reads it (`read`).
+"""

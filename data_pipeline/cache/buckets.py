@@ -1,0 +1,12 @@
+"""Buckets: the examples of one clip shape, as a manifest counts them and an epoch plan draws them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The examples of one clip shape: `counts[v]` in view v, numbered from `first[v]` without gaps."""
+
+    name: str
+    first: tuple[int, ...]
+    counts: tuple[int, ...]

@@ -1,0 +1,105 @@
+"""Inputs that cannot be read: each is one line of quarantine.jsonl, and the build goes on without it.
+
+{"video", "clip" (null: the whole video), "file", "reason"}, paths relative to data.root. A clip's line stands
+in its unit's sidecar, and in work/quarantine/ while the build runs; plan/ holds those of whole videos; a
+finished cache has all of them in the order of the plan.
+Only inputs are quarantined: a full disk, too little memory or a dataset that vanished are errors.
+"""
+
+import errno
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flowmask.data_pipeline.cache.shards import sidecar_name, to_json, write_file
+from flowmask.models.errors import CacheError, DataError
+
+FILE = "quarantine.jsonl"
+LIVE = "quarantine"  # folder below work/
+Line = dict[str, str | None]
+_OURS = frozenset(
+    (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT)
+)
+
+
+def line(error: DataError, *, video_id: str, clip: str | None, roots: Sequence[Path]) -> Line:
+    """The line of an unreadable input; `error` says "FILE: REASON". Raises what is not the input's fault."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _OURS:
+            raise error
+        cause = cause.__cause__ or cause.__context__
+    if gone := next((root for root in roots if not root.exists()), None):
+        raise DataError(f"{gone}: the dataset has vanished while the cache was built; build again") from error
+    message = str(error)
+    for root in roots:
+        message = message.replace(f"{root}/", "").replace(str(root), root.name)
+    file, _, reason = message.partition(": ")
+    return {"video": video_id, "clip": clip, "file": file, "reason": " ".join(reason.split())}
+
+
+def to_bytes(lines: Iterable[Line]) -> bytes:
+    return b"".join(to_json(entry) + b"\n" for entry in lines)
+
+
+def read(path: Path) -> list[Line]:
+    """Lines of a quarantine file; none if there is no such file."""
+    try:
+        return [json.loads(text) for text in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise CacheError(f"{path} is damaged ({error}); delete it and build again") from error
+
+
+class Quarantine:
+    """What all workers of a build have set aside so far, and the limit."""
+
+    def __init__(self, out: Path, *, clips: int, videos: int, fraction: float, shards: Path):
+        """clips: planned ones; videos: those of which nothing could be planned, each counted as one clip."""
+        self._folder, self._shards = out / "work" / LIVE, shards
+        self._clips, self._videos, self._fraction = clips + videos, videos, fraction
+
+    def begin(self, unit: int) -> None:
+        """Forget what an earlier attempt at a unit found."""
+        self._path(unit).unlink(missing_ok=True)
+
+    def add(self, unit: int, lines: Sequence[Line]) -> None:
+        """Write down what a unit has lost so far; DataError when the build has lost too much."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_file(self._path(unit), to_bytes(lines))
+        self._check(lines, finished=[path for path in self._finished() if path != self._path(unit)])
+
+    def check(self) -> None:
+        """DataError when all workers together have lost too much."""
+        self._check((), finished=self._finished())
+
+    def _check(self, lines: Sequence[Line], *, finished: list[Path]) -> None:
+        found = [*lines, *(line for path in finished for line in read(path))]
+        lost = len(found) + self._videos
+        if lost <= self._fraction * self._clips:
+            return
+        for path in finished:  # tried again by the next build, when their inputs may have been mended
+            self._sidecar(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        raise too_many(lost, of=self._clips, fraction=self._fraction, example=found[0] if found else None)
+
+    def _finished(self) -> list[Path]:
+        """Files of finished units; that of one in another's hands is counted when it is finished."""
+        return [path for path in sorted(self._folder.glob("*.jsonl")) if self._sidecar(path).exists()]
+
+    def _path(self, unit: int) -> Path:
+        return self._folder / f"{unit:06d}.jsonl"
+
+    def _sidecar(self, path: Path) -> Path:
+        return self._shards / sidecar_name(int(path.stem))
+
+
+def too_many(lost: int, *, of: int, fraction: float, example: Line | None) -> DataError:
+    counted = (
+        f"{lost} of {of} clips cannot be read, more than cache.max_quarantined_fraction {fraction:g}; mend "
+        "the inputs, or raise the limit"
+    )
+    if example is None:
+        return DataError(counted)
+    return DataError(f"{example['file']}: {example['reason']} (video {example['video']}): {counted}")

@@ -1,0 +1,316 @@
+"""`flowmask cache repair`: makes what verify calls wrong anew, and nothing else.
+
+A shard is encoded again, beside, and moved into place; sidecars come from shards, index, quarantine and
+manifest from sidecars, the plan from the dataset; the manifest last. Killed anywhere, the same command goes
+on. Refuses a dataset, weights or settings other than those that made the cache, and an input that could be
+read then and cannot be read now.
+"""
+
+import dataclasses
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from flowmask.data_pipeline.build import finalise, sentences
+from flowmask.data_pipeline.build.build import Build
+from flowmask.data_pipeline.build.records import Sidecar, parse_sidecar
+from flowmask.data_pipeline.cache import manifest, quarantine
+from flowmask.data_pipeline.cache.manifest import Manifest, read_manifest
+from flowmask.data_pipeline.cache.quarantine import Quarantine
+from flowmask.data_pipeline.cache.sealed import seal
+from flowmask.data_pipeline.cache.shards import FOLDER, remove_leftovers, shard_name, sidecar_name, write_file
+from flowmask.data_pipeline.check.verify import OnProgress, derived_sidecar
+from flowmask.data_pipeline.check.verify_report import Problem, VerifyReport
+from flowmask.data_pipeline.check.verify_shard import Storage, WrongError, file_hash, read_shard
+from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.data_pipeline.plan import units
+from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
+from flowmask.models.errors import CacheError, ConfigError, UserError
+
+
+@dataclass
+class RepairReport:
+    """What was made anew, each file with how; `notes` are what a person should know of it."""
+
+    mended: list[tuple[Path, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def repair(
+    folder: Path,
+    *,
+    found: Callable[[], VerifyReport],
+    config: Callable[[], CacheBuildConfig],
+    rebuild: Sequence[int] = (),
+    on_progress: OnProgress = lambda *_: None,
+) -> RepairReport:
+    """Mend a finished cache. CacheError if it is none, if it cannot be mended from here, or while another does.
+
+    found:   verifies the cache; not called where `rebuild` says which units are to be encoded again
+    config:  of the build; called only if something must be encoded, so that the rest needs no dataset
+    """
+    with _alone(folder):
+        problems = [Problem(folder / FOLDER / shard_name(u), "", u) for u in rebuild] or found().problems
+        stage = folder / "work" / _STAGE
+        try:
+            if not problems:
+                return RepairReport()
+            return _Repair(folder, config=config, on_progress=on_progress).run(problems)
+        finally:
+            if stage.exists():  # ours, or of a repair that was killed
+                _remove(stage)
+            for place in (folder, folder / FOLDER, folder / units.FOLDER):
+                remove_leftovers(place)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One repair of a cache at a time; the lock leaves no file behind."""
+    if not folder.is_dir():
+        read_manifest(folder)  # says what to do
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CacheError(f"{folder} is being repaired by another process; wait for it") from None
+    except OSError:
+        pass  # a filesystem without locks: two repairs are then only a waste
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove(stage: Path) -> None:
+    shutil.rmtree(stage, ignore_errors=True)
+    with suppress(OSError):
+        stage.parent.rmdir()  # only if nothing else is in it
+
+
+class _Repair:
+    """One repair; the order of its steps is that of who follows from whom."""
+
+    def __init__(self, folder: Path, *, config: Callable[[], CacheBuildConfig], on_progress: OnProgress):
+        self.folder, self.shards, self.on_progress = folder, folder / FOLDER, on_progress
+        self.stage = folder / "work" / _STAGE
+        self._config = config
+        self.report = RepairReport()
+        try:
+            self.manifest: Manifest | None = read_manifest(folder)
+        except CacheError:
+            if not (folder / manifest.FILE).exists():
+                raise
+            self.manifest = None
+
+    def run(self, problems: Sequence[Problem]) -> RepairReport:
+        _remove(self.stage)  # of a repair that was killed
+        wrong = {problem.file for problem in problems}
+        if any(file.parent == self.folder / units.FOLDER for file in wrong):
+            self._plan_anew()
+        self._plan = self._read_plan()
+        shards = {p.unit for p in problems if p.unit is not None and p.file.suffix == ".tar"}
+        sidecars = {p.unit for p in problems if p.unit is not None} - shards
+        if beyond := [unit for unit in shards if unit >= self._plan.clip_units]:
+            raise ConfigError(
+                f"{self.folder} has no unit {beyond[0]}; its last is {self._plan.clip_units - 1}"
+            )
+        refused = {unit for unit in sorted(sidecars) if not self._sidecar_anew(unit)}
+        if not self._adds_up():
+            refused = sidecars
+        if again := sorted(shards | refused):
+            self._units_anew(again)
+        before = {name: _hash(self.folder / name) for name in _FOLLOWING}
+        finalise.finalise(self.folder, self._plan)
+        for name in _FOLLOWING:
+            if _hash(self.folder / name) != before[name]:
+                self._mended(self.folder / name, "made anew from the sidecars")
+        return self.report
+
+    def _mended(self, file: Path, how: str) -> None:
+        self.report.mended.append((file, how))
+
+    def _read_plan(self) -> units.Plan:
+        plan = units.read_plan(self.folder / units.FOLDER)
+        if plan is None:
+            raise CacheError(f"{self.folder / units.FOLDER} holds no plan; run `flowmask cache repair` again")
+        return plan
+
+    @cached_property
+    def _build(self) -> Build:
+        """The encoders and the dataset of the build, if they are still what they were."""
+        config = self._config().model_copy(update={"out": self.folder})
+        try:
+            build = Build(config)
+            self.stage.mkdir(parents=True, exist_ok=True)
+            ours = fingerprint(config, build.source, memo=self.stage / "weights.json")
+        except UserError as error:
+            raise type(error)(f"cannot repair {self.folder} without what it was made of: {error}") from error
+        refuse_other(ours, self._made_of(), where=self.folder, advice=_ADVICE)
+        self._ours = ours
+        return build
+
+    def _made_of(self) -> manifest.Fingerprint:
+        try:
+            if plan := units.read_plan(self.folder / units.FOLDER):
+                return plan.fingerprint
+        except CacheError:
+            pass  # damaged: the manifest knows as well
+        if self.manifest is None:
+            raise CacheError(
+                f"{self.folder}: neither {manifest.FILE} nor its plan can be read: delete the cache and build again"
+            )
+        return self.manifest.fingerprint
+
+    def _plan_anew(self) -> None:
+        """The plan is written beside and its files are moved, plan.json last."""
+        stage = self.stage / units.FOLDER
+        self._build.plan_into(stage, fingerprint=self._ours)
+        target = self.folder / units.FOLDER
+        target.mkdir(exist_ok=True)
+        for name in (*units.FILES, "plan.json"):
+            if _hash(stage / name) != _hash(target / name):
+                (stage / name).replace(target / name)
+                self._mended(target / name, "planned anew from the dataset")
+
+    def _sidecar_anew(self, unit: int) -> bool:
+        """Make a sidecar from its shard; False if the shard, manifest and plan do not tell all that it said."""
+        path = self.shards / shard_name(unit)
+        entry = (
+            next((e for e in self.manifest.shards if e.file == path.name), None) if self.manifest else None
+        )
+        if self.manifest is None or entry is None:
+            return False
+        try:
+            size, sha256 = file_hash(path)
+            content = read_shard(
+                path, unit=unit, storage=Storage.of(self._plan.fingerprint, self._plan.facts)
+            )
+        except WrongError:
+            return False
+        if sha256 != entry.sha256:
+            return False
+        planned = {clip.key: len(clip.masks) for clip, _ in self._plan.unit_clips(unit)}
+        lost = [line for line in quarantine.read(self.folder / quarantine.FILE) if line["clip"] in planned]
+        kept = sum(planned.values()) - sum(planned[str(line["clip"])] for line in lost)
+        sidecar = derived_sidecar(
+            unit,
+            content,
+            size=size,
+            sha256=sha256,
+            dropped=kept - content.masks,
+            quarantined=lost,
+            made_with=self.manifest.environments[entry.made_with],
+        )
+        write_file(self.shards / sidecar_name(unit), seal(asdict(sidecar)))
+        self._mended(self.shards / sidecar_name(unit), "made anew from its shard")
+        return True
+
+    def _adds_up(self) -> bool:
+        """Whether all sidecars together drop and quarantine what the manifest says, as far as they are there."""
+        if self.manifest is None:
+            return True
+        dropped = lost = 0
+        for unit in range(self._plan.clip_units):
+            sidecar = self._sidecar(unit)
+            if sidecar is None:
+                return True
+            dropped, lost = dropped + sidecar.dropped_empty_masks, lost + len(sidecar.quarantined)
+        return (dropped, lost) == (self.manifest.dropped_empty_masks, self.manifest.quarantined_clips)
+
+    def _sidecar(self, unit: int) -> Sidecar | None:
+        try:
+            return parse_sidecar((self.shards / sidecar_name(unit)).read_bytes())
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _units_anew(self, again: Sequence[int]) -> None:
+        build, stage = self._build, self.stage / FOLDER
+        stage.mkdir(parents=True, exist_ok=True)
+        self._sentences_anew(build, again)
+        watch = Quarantine(self.stage, shards=stage, clips=1, videos=0, fraction=float("inf"))
+        make = dataclasses.replace(
+            build.clip_pass(self._plan), shards=stage, texts=self.stage / "texts", quarantine=watch
+        )
+        for done, unit in enumerate(again):
+            self.on_progress("units", done, len(again))
+            make.write_unit(unit)
+            self._move_in(unit, stage)
+        self.on_progress("units", len(again), len(again))
+
+    def _sentences_anew(self, build: Build, again: Sequence[int]) -> None:
+        """Encode the text units that hold these units' sentences; the text encoder is gone before the VAE comes."""
+        texts = self.stage / "texts"
+        texts.mkdir(exist_ok=True)
+        numbers = {n for unit in again for _, numbers in self._plan.unit_clips(unit) for n in numbers}
+        wanted = sorted({number // units.SENTENCES_PER_UNIT for number in numbers})
+        for done, unit in enumerate(wanted):
+            self.on_progress("sentences", done, len(wanted))
+            sentences.write_unit(
+                texts, unit, self._plan.unit_texts(unit), encoder=build.text_encoder, dtype=build.dtype
+            )
+        build.free("text_encoder")
+
+    def _move_in(self, unit: int, stage: Path) -> None:
+        """Replace a unit's shard, then its sidecar: between the two it is wrong still, and mended next time."""
+        made = parse_sidecar((stage / sidecar_name(unit)).read_bytes())
+        self._refuse_new_losses(made)
+        before, sha256 = self._made_before(unit)
+        if made.records:
+            (stage / shard_name(unit)).replace(self.shards / shard_name(unit))
+        else:
+            (self.shards / shard_name(unit)).unlink(missing_ok=True)
+        (stage / sidecar_name(unit)).replace(self.shards / sidecar_name(unit))
+        same = sha256 == made.sha256
+        self._mended(
+            self.shards / shard_name(unit), f"encoded again: {'the same bytes' if same else 'other bytes'}"
+        )
+        if before is not None and before != made.made_with:
+            self.report.notes.append(
+                f"unit {unit} was made with {_spelt(before, made.made_with)}, and now with "
+                f"{_spelt(made.made_with, before)}: equal within rounding, not to the bit; manifest updated"
+            )
+        elif sha256 and not same:
+            self.report.notes.append(
+                f"unit {unit} has other bytes than before, though made with the same libraries and kind of device"
+            )
+
+    def _refuse_new_losses(self, made: Sidecar) -> None:
+        known = {line["clip"] for line in quarantine.read(self.folder / quarantine.FILE)}
+        new = [line for line in made.quarantined if line["clip"] not in known]
+        if new:
+            raise CacheError(
+                f"cannot repair unit {made.unit} of {self.folder}: {new[0]['file']}: {new[0]['reason']}; it could be "
+                "read when the cache was made: mend it first"
+            )
+
+    def _made_before(self, unit: int) -> tuple[dict[str, str] | None, str]:
+        """What made a unit, and its shard's hash, as far as its sidecar or the manifest know."""
+        if sidecar := self._sidecar(unit):
+            return sidecar.made_with, sidecar.sha256
+        entries = self.manifest.shards if self.manifest else []
+        for entry in entries:
+            if self.manifest and entry.file == shard_name(unit):
+                return self.manifest.environments[entry.made_with], entry.sha256
+        return None, ""
+
+
+_STAGE = "repair"
+_FOLLOWING = (quarantine.FILE, finalise.index.FILE, manifest.FILE)
+_ADVICE = "only what it was made of can repair it: give that as KEY=VALUE, or build a new cache"
+
+
+def _hash(path: Path) -> str:
+    try:
+        return file_hash(path)[1]
+    except WrongError:
+        return ""
+
+
+def _spelt(environment: dict[str, str], other: dict[str, str]) -> str:
+    """What differs from the other environment."""
+    return ", ".join(f"{name} {value}" for name, value in environment.items() if other.get(name) != value)

@@ -1,0 +1,162 @@
+"""A sample of a cache's mask latents, decoded through the VAE and compared with the RLE truth.
+
+Two measures of each, both over the whole clip: `iou`, of the decoded mask with the truth, and `error`, the
+distance of the stored latent from that of the truth encoded anew, relative to the latter's norm. A right
+latent has an error of rounding and batching whatever the VAE is worth; a mask moved by one pixel, or another
+object's, does not. The IoU also shows what the VAE itself keeps of a mask.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowmask.data_pipeline.build.records import Sidecar
+from flowmask.data_pipeline.cache.index import COLUMNS
+from flowmask.data_pipeline.check.verify_shard import Shape, Storage
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.randomness import mix64
+from flowmask.models.vae import decode, encode_mask
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+LATENT_TOLERANCE = (
+    0.02  # relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/design.md)
+)
+IOU_FLOOR = 0.8  # below it the VAE itself shows too little of a mask; the tiny VAE stays above (least 0.83)
+OnSample = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """Where one mask of a clip stands in its shard; `shape` is (F, H, W) in px."""
+
+    path: Path
+    shape: Shape
+    record: tuple[int, int]  # offset, length of its JSON
+    mask: int
+    latent: int  # offset
+
+
+@dataclass(frozen=True)
+class MaskCheck:
+    """One decoded mask; `reason` is empty if it is what the record says."""
+
+    file: Path
+    clip: str
+    mask: int
+    iou: float
+    error: float
+
+    @property
+    def reason(self) -> str:
+        if self.error <= LATENT_TOLERANCE:
+            return ""
+        return (
+            f"clip {self.clip}: the latent of mask {self.mask} is not that of its RLE (IoU {self.iou:.3f}, "
+            f"error {self.error:.3f}, at most {LATENT_TOLERANCE:g} is right)"
+        )
+
+
+class MaskSample:
+    """A uniform draw of `count` masks from a stream of shards, in memory that does not grow with it."""
+
+    def __init__(self, count: int, *, seed: int):
+        self._count, self._draw, self._seen = count, Random(mix64(seed)), 0
+        self.chosen: list[StoredMask] = []
+
+    def offer(self, sidecar: Sidecar, path: Path) -> None:
+        """Every distinct mask of a right shard has the same chance (reservoir sampling)."""
+        if not self._count:
+            return
+        found = {}
+        for shape, *values in sidecar.examples:
+            row = dict(zip(COLUMNS, values, strict=True))
+            found[row["mask_mean"]] = StoredMask(
+                path,
+                sidecar.shapes[shape],
+                (row["record"], row["record_length"]),
+                row["mask"],
+                row["mask_mean"],
+            )
+        for stored in found.values():
+            self._seen += 1
+            if len(self.chosen) < self._count:
+                self.chosen.append(stored)
+            elif (place := self._draw.randrange(self._seen)) < self._count:
+                self.chosen[place] = stored
+
+
+def check_masks(
+    chosen: Sequence[StoredMask],
+    vae: "AutoencoderKLWan",
+    *,
+    storage: Storage,
+    on_progress: OnSample = lambda *_: None,
+) -> list[MaskCheck]:
+    """Decode each mask alone."""
+    checks = []
+    for done, stored in enumerate(sorted(chosen, key=lambda stored: (stored.path, stored.latent))):
+        on_progress("masks", done, len(chosen))
+        meta, latent = _read(stored, storage)
+        truth = _truth(meta, stored)
+        checks.append(
+            MaskCheck(
+                file=stored.path,
+                clip=f"{meta['clip']:08d}_{meta['view']:02d}",
+                mask=stored.mask,
+                iou=overlap(shown(vae, latent), truth),
+                error=distance(latent, expected(vae, truth)),
+            )
+        )
+    on_progress("masks", len(chosen), len(chosen))
+    return checks
+
+
+def shown(vae: "AutoencoderKLWan", latent: Tensor) -> NDArray[np.bool_]:
+    """bool [F H W] that a raw latent [16 f h w] shows: the mean of three equal channels, cut at grey."""
+    return np.asarray((decode(vae, latent[None])[0].mean(0) > 0).cpu().numpy())
+
+
+def expected(vae: "AutoencoderKLWan", truth: NDArray[np.bool_]) -> Tensor:
+    """float32 [16 f h w] raw: the truth bool [F H W], encoded anew."""
+    return encode_mask(vae, torch.from_numpy(truth)[None].to(vae.device))[0].cpu()
+
+
+def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """IoU over a whole clip; 1 if both are empty."""
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 1.0
+
+
+def distance(tensor: Tensor, reference: Tensor) -> float:
+    """L2 of the difference, relative to the reference's."""
+    reference = reference.float()
+    return float((tensor.float() - reference).norm() / reference.norm().clamp_min(1e-12))
+
+
+def _read(stored: StoredMask, storage: Storage) -> tuple[dict[str, object], Tensor]:
+    frames, height, width = stored.shape
+    shape = (storage.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
+    dtype: torch.dtype = getattr(torch, storage.dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    with stored.path.open("rb") as file:
+        meta = json.loads(os.pread(file.fileno(), stored.record[1], stored.record[0]))
+        content = bytearray(os.pread(file.fileno(), size, stored.latent))
+    return meta, torch.frombuffer(content, dtype=dtype).view(shape)
+
+
+def _truth(meta: dict[str, object], stored: StoredMask) -> NDArray[np.bool_]:
+    """bool [F H W] of the record's RLE."""
+    frames = meta["masks"][stored.mask]["rle"]  # type: ignore[index]
+    where = f"{stored.path}, mask {stored.mask}"
+    return np.stack([rle.decode(frame, size=stored.shape[1:], where=where) for frame in frames])

@@ -1,0 +1,141 @@
+"""One shard on its own: its tar, its records, and the sidecar that follows from them.
+
+What stands in a shard is checked against its own JSON and the shapes and types of the cache. Refuses the
+first thing that is wrong, as a WrongError.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from flowmask.data_pipeline.build.records import example_rows
+from flowmask.data_pipeline.cache.manifest import SHORT_TEXT, Fingerprint
+from flowmask.data_pipeline.cache.shards import RecordPlace, tensor_ranges
+from flowmask.data_pipeline.formats import rle
+from flowmask.models.errors import UserError
+from flowmask.models.files import sha256_of_open
+
+Shape = tuple[int, int, int]
+
+
+class WrongError(Exception):
+    """The first thing that is wrong with a file."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What every tensor of a cache has in common."""
+
+    dtype: str
+    latent_channels: int
+
+    @classmethod
+    def of(cls, fingerprint: Fingerprint, facts: Mapping[str, Any]) -> "Storage":
+        """From the fingerprint and the facts of a plan."""
+        return cls(dtype=fingerprint.fields["cache.dtype"], latent_channels=facts["latent_channels"])
+
+
+@dataclass
+class ShardContent:
+    """What a sidecar says of a right shard, found in the shard; `masks` counts those stored."""
+
+    records: int = 0
+    masks: int = 0
+    text_dim: int = 0
+    shapes: list[Shape] = field(default_factory=list)
+    examples: list[list[int]] = field(default_factory=list)
+
+
+def file_hash(path: Path) -> tuple[int, str]:
+    """Size and SHA-256 of a file; WrongError if it is missing or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = sha256_of_open(file)
+            return file.tell(), digest
+    except FileNotFoundError:
+        raise WrongError("missing") from None
+    except OSError as error:
+        raise WrongError(f"cannot be read: {error.strerror}") from error
+
+
+def read_shard(path: Path, *, unit: int, storage: Storage) -> ShardContent:
+    """Everything of a shard, checked record by record; memory holds one record."""
+    content = ShardContent()
+    try:
+        for key, meta, tensors, place in stored_records(path):
+            _check_record(key, meta, tensors, storage=storage)
+            width, height = meta["size"]
+            shape = (len(meta["frame_ids"]), height, width)
+            if shape not in content.shapes:
+                content.shapes.append(shape)
+            rows = example_rows(meta, tensors, place, unit=unit, shape=content.shapes.index(shape))
+            content.examples += rows
+            content.records += 1
+            content.masks += len(meta["masks"])
+            content.text_dim = tensors["text.0"].shape[-1]
+    except UserError as error:
+        raise WrongError(str(error)) from error
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        raise WrongError(f"cannot be read: {' '.join(str(error).split())}") from error
+    except Exception as error:  # safetensors raises its own type, which it does not let one import
+        raise WrongError(f"cannot be read: {' '.join(str(error).split())}") from error
+    return content
+
+
+def stored_records(
+    path: Path,
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Tensor], RecordPlace]]:
+    """Key, JSON, tensors and byte ranges of each record of a tar, which holds nothing else."""
+    with tarfile.open(path, "r:") as tar:
+        members = tar.getmembers()
+        for first, second in zip(members[::2], members[1::2], strict=True):
+            key = first.name.removesuffix(".json")
+            if (first.name, second.name) != (f"{key}.json", f"{key}.safetensors"):
+                raise WrongError(f"{first.name}, {second.name}: not a record's two files")
+            files = [tar.extractfile(member) for member in (first, second)]
+            assert files[0] is not None and files[1] is not None
+            meta, content = json.loads(files[0].read()), files[1].read()
+            ranges = {
+                name: (second.offset_data + start, end - start)
+                for name, (start, end) in tensor_ranges(content).items()
+            }
+            yield key, meta, load(content), RecordPlace((first.offset_data, first.size), ranges)
+    if members:
+        last = members[-1]
+        used = last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        whole = -(-(used + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        if path.stat().st_size != whole:
+            raise WrongError(
+                f"{path.stat().st_size} bytes; its records end at {used}, so it should be {whole}"
+            )
+
+
+def _check_record(key: str, meta: dict[str, Any], tensors: dict[str, Tensor], *, storage: Storage) -> None:
+    width, height = meta["size"]
+    frames = len(meta["frame_ids"])
+    latents = {"video.mean", "video.logvar", *(f"mask.{mask['j']}.mean" for mask in meta["masks"])}
+    texts = {f"text.{expression['text_id']}" for expression in meta["expressions"]}
+    found = {name for name in tensors if not (name.startswith("text.") and name.endswith(f".t{SHORT_TEXT}"))}
+    if found != latents | texts:
+        raise WrongError(f"clip {key} holds {sorted(found)}, its JSON says {sorted(latents | texts)}")
+    shape = (storage.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
+    text_dim = tensors["text.0"].shape[-1]
+    for name, tensor in tensors.items():
+        right = tensor.shape == shape if name in latents else tensor.shape[1:] == (text_dim,)
+        if not right or tensor.dtype != getattr(torch, storage.dtype):
+            raise WrongError(f"clip {key}: {name} is {tensor.dtype} {tuple(tensor.shape)}")
+        if not tensor.isfinite().all():
+            raise WrongError(f"clip {key}: {name} has a number that is not finite")
+    for mask in meta["masks"]:
+        where = f"clip {key}, mask {mask['j']}"
+        if len(mask["rle"]) != frames:
+            raise WrongError(f"{where} has {len(mask['rle'])} frames, the clip {frames}")
+        for frame in mask["rle"]:
+            rle.decode(frame, size=(height, width), where=where)

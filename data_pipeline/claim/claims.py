@@ -1,0 +1,244 @@
+"""Who works on what, without a coordinator: a claim is a symbolic link to its owner's lease.
+
+Making the link is atomic on every filesystem, so one worker wins. A claim whose owner is dead or silent is not removed
+but succeeded: whoever makes NAME~1 owns the unit, then NAME~2, and of each there is only one. An owner that was only
+slow works on and finishes; two owners of a unit are harmless, since both produce the same bytes.
+"""
+
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from flowmask.data_pipeline.claim.leases import (
+    BEATS_PER_LEASE,
+    Lease,
+    Worker,
+    read_lease,
+    worker_in,
+)
+from flowmask.models.errors import CacheError, TakenOverError
+from flowmask.models.process import DEFAULT_LEASE_S
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+_jitter = random.SystemRandom()
+
+
+@contextmanager
+def claim(path: Path, *, wait: bool, lease_s: float = DEFAULT_LEASE_S) -> Iterator[bool]:
+    """True if the claim is ours until the block ends: at once or after a wait; False if another has it."""
+    worker = worker_in(path.parent, lease_s=lease_s)
+    name = _acquire(worker, path)
+    pauses = _pauses(lease_s)
+    while name is None and wait:
+        time.sleep(next(pauses))
+        name = _acquire(worker, path)
+    try:
+        yield name is not None
+    finally:
+        if name is not None:
+            _release(worker, name)
+
+
+def share_out(
+    units: Sequence[int],
+    *,
+    folder: Path,
+    kind: str,
+    done: Callable[[int], bool],
+    work: Callable[[int], None],
+    lease_s: float = DEFAULT_LEASE_S,
+    results: Path | None = None,
+) -> None:
+    """Return when every unit is done, by us or by others; what a dead or silent owner left is taken over.
+
+    Any number of workers may run this at once, join late or die. `results` is where finished units appear: it is
+    opened before a question that matters, since a network filesystem may remember that a file was not there.
+    """
+    taken_away = True
+    while taken_away:
+        taken_away = False
+        for unit, held in claimed(
+            units, folder=folder, kind=kind, done=done, lease_s=lease_s, results=results
+        ):
+            with held:
+                taken_away |= not _worked(partial(work, unit))
+
+
+def claimed(
+    units: Sequence[int],
+    *,
+    folder: Path,
+    kind: str,
+    done: Callable[[int], bool],
+    lease_s: float = DEFAULT_LEASE_S,
+    results: Path | None = None,
+) -> Iterator[tuple[int, ExitStack]]:
+    """Units with their claims, for whoever works on several at once; ends when all others are done.
+
+    Whoever takes one closes its stack when the unit is finished, in any thread. A unit is given once: if somebody
+    takes it over, ask again.
+    """
+    left, pauses = list(units), _pauses(lease_s)
+    while left:
+        waiting = []
+        for unit in left:
+            if done(unit):
+                continue
+            with ExitStack() as stack:
+                path = folder / f"{kind}-{unit:06d}"
+                if not stack.enter_context(claim(path, wait=False, lease_s=lease_s)):
+                    waiting.append(unit)
+                    continue
+                _look_again(results)
+                if not done(unit):
+                    yield unit, stack.pop_all()
+        if len(waiting) == len(left):
+            time.sleep(next(pauses))
+            _look_again(results)
+        else:
+            pauses = _pauses(lease_s)
+        left = waiting
+
+
+def once(
+    path: Path,
+    *,
+    done: Callable[[], bool],
+    work: Callable[[], object],
+    lease_s: float = DEFAULT_LEASE_S,
+    results: Path | None = None,
+) -> None:
+    """Return when `done`, after one worker's `work`, ours or another's; a worker that dies at it is replaced."""
+    pauses = _pauses(lease_s)
+    while not done():
+        with claim(path, wait=False, lease_s=lease_s) as ours:
+            if ours:
+                _look_again(results)
+            if ours and (done() or _worked(work)):
+                return
+        time.sleep(next(pauses))
+        _look_again(results)
+
+
+def _worked(work: Callable[[], object]) -> bool:
+    """False if another worker took the unit away while we were at it."""
+    try:
+        work()
+    except TakenOverError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A unit that somebody works on, or did until they died."""
+
+    name: str
+    lease: Lease | None  # None: its owner has left, or cleaned up
+    since_ns: int  # filesystem's time at which it was claimed
+
+
+def claims_in(folder: Path) -> list[Claim]:
+    """The latest claim of each name in a folder; empty if there is no such folder."""
+    latest: dict[str, tuple[int, Path]] = {}
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            name, _, number = path.name.partition("~")
+            generation = int(number) if number.isdecimal() else 0
+            if path.is_symlink() and generation >= latest.get(name, (0, path))[0]:
+                latest[name] = generation, path
+    found = []
+    for name, (_, path) in sorted(latest.items()):
+        with suppress(FileNotFoundError):  # released meanwhile
+            since_ns = path.lstat().st_mtime_ns
+            found.append(Claim(name, read_lease(path), since_ns))
+    return found
+
+
+def _acquire(worker: Worker, path: Path) -> Path | None:
+    """The name under which `path` is ours now, None if its owner may be alive."""
+    for generation in itertools.count():
+        name = path.with_name(f"{path.name}~{generation}") if generation else path
+        now_ns = worker.beat()
+        if _make(worker, name):
+            return name
+        if not _is_free(worker, name, now_ns):
+            return None
+    raise AssertionError
+
+
+def _make(worker: Worker, name: Path) -> bool:
+    """Create a claim; False if it exists. Ours that we do not use was left by a release or a reply that got lost."""
+    with worker.lock:
+        while True:
+            try:
+                name.symlink_to(worker.path.name)
+            except FileExistsError:
+                if name in worker.held or _target(name) != worker.path.name:
+                    return False
+            except FileNotFoundError:
+                worker.beat()  # somebody who finished has just removed the folder; makes it again
+                continue
+            except OSError as error:
+                raise CacheError(
+                    f"cannot write {name}: {error.strerror}; `out` must have room and admit symbolic links"
+                ) from error
+            worker.held.add(name)
+            worker.watched.pop(name, None)
+            return True
+
+
+def _release(worker: Worker, name: Path) -> None:
+    with worker.lock:
+        worker.held.discard(name)
+        with suppress(OSError):  # it is gone with its folder, or an idle claim of ours stays: see _make
+            if _target(name) == worker.path.name:
+                name.unlink()
+
+
+def _target(name: Path) -> str | None:
+    try:
+        return name.readlink().name
+    except OSError:
+        return None
+
+
+def _is_free(worker: Worker, name: Path, now_ns: int) -> bool:
+    """Whether the owner of a claim is dead, or so long silent that its unit may be taken over.
+
+    Silence is old by the filesystem's clock *and* seen by us to last two beats, or seen by us to last a whole lease:
+    so a filesystem that stamps with the clocks of its clients, one of them hours off, does no harm either.
+    """
+    lease = read_lease(name)
+    if lease is None:
+        return name.is_symlink()  # its owner cleaned up; without a link it was released just now: ask again
+    state = lease.state(now_ns)
+    if state == "dead":
+        return True
+    sign = (_target(name), lease.beat_ns)
+    seen, first_s = worker.watched.get(name, (None, 0.0))
+    if seen != sign:
+        worker.watched[name] = sign, (first_s := time.monotonic())
+    watched_s = time.monotonic() - first_s
+    return watched_s > (2 / BEATS_PER_LEASE if state == "expired" else 1) * lease.lease_s
+
+
+def _pauses(lease_s: float) -> Iterator[float]:
+    """Seconds between two looks: ever longer, so that waiting costs nothing, and not in step with others."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        yield pause_s * _jitter.uniform(0.75, 1.25)
+        pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S, lease_s / 6)
+
+
+def _look_again(folder: Path | None) -> None:
+    """Make a network filesystem ask its server what the folder holds now: opening it does."""
+    for place in (folder.parent, folder) if folder else ():
+        with suppress(OSError):
+            os.close(os.open(place, os.O_RDONLY | os.O_DIRECTORY))

@@ -1,0 +1,157 @@
+"""Leases: a worker's sign of life, to be judged from any node that sees the folder.
+
+A lease is a file that names its worker and how long its silence is to be borne; a thread touches it, so that its
+mtime is the *filesystem's* time of the last beat. No node's clock is ever compared with another's.
+"""
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flowmask.models.errors import CacheError
+from flowmask.models.process import DEFAULT_LEASE_S, Owner, process_here
+
+BEATS_PER_LEASE = 6
+WORKER = ".worker-"  # prefix of lease files
+State = Literal["alive", "dead", "expired"]
+
+
+def this_worker(lease_s: float) -> Owner:
+    """The identity of this process."""
+    return process_here(os.getpid(), lease_s=lease_s)
+
+
+class Lease(BaseModel):
+    """A lease as somebody else reads it; `owner` is None if the file says nothing that we understand."""
+
+    model_config = ConfigDict(frozen=True)
+
+    owner: Owner | None
+    beat_ns: int
+
+    @property
+    def lease_s(self) -> float:
+        return self.owner.lease_s if self.owner else DEFAULT_LEASE_S
+
+    def state(self, now_ns: int) -> State:
+        """What is to be thought of its owner at `now_ns` of the filesystem's clock."""
+        if self.owner is not None and self.owner.is_dead():
+            return "dead"
+        return "expired" if (now_ns - self.beat_ns) / 1e9 > self.lease_s else "alive"
+
+
+def read_lease(path: Path) -> Lease | None:
+    """The lease at `path` (a claim leads to its owner's); None if there is none."""
+    try:
+        with path.open(
+            "rb"
+        ) as file:  # open, not stat: a network filesystem then asks the server for the time
+            beat_ns, content = os.fstat(file.fileno()).st_mtime_ns, file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CacheError(f"cannot read {path}: {error.strerror}; check the filesystem") from error
+    try:
+        return Lease(owner=Owner.model_validate_json(content), beat_ns=beat_ns)
+    except ValidationError:
+        return Lease(owner=None, beat_ns=beat_ns)
+
+
+class Worker:
+    """This process's own lease in a folder: written when first needed, beaten by a thread from then on.
+
+    A beat that finds the file gone (the build has ended, or somebody cleaned up) ends the thread; the work in hand
+    goes on, since whatever another worker makes of the same unit has the same bytes. The next claim starts both anew.
+    """
+
+    def __init__(self, folder: Path, *, lease_s: float):
+        self.path = folder / f"{WORKER}{secrets.token_hex(8)}"
+        self.held: set[Path] = set()  # claims in use by this process
+        self.watched: dict[
+            Path, tuple[Hashable, float]
+        ] = {}  # claims of others: last sign of life, seen since
+        self.lock = threading.RLock()
+        self._content = this_worker(lease_s).model_dump_json().encode()
+        self._interval_s = lease_s / BEATS_PER_LEASE
+        self._thread: threading.Thread | None = None
+
+    def beat(self) -> int:
+        """Renew the lease now; returns the filesystem's time in ns. CacheError if the folder cannot be written."""
+        with self.lock:
+            try:
+                now = self._touch_or_write()
+            except OSError as error:
+                raise CacheError(
+                    f"cannot write {self.path.parent}: {error.strerror}; make room, or choose another `out`"
+                ) from error
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
+                self._thread.start()
+            return now
+
+    def _touch_or_write(self) -> int:
+        for attempt in range(1000):  # workers that end just now may remove the folder, each of them once
+            try:
+                os.utime(self.path)  # without a time: the filesystem sets its own
+                return self.path.stat().st_mtime_ns
+            except FileNotFoundError:
+                try:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    _write_whole(self.path, self._content)
+                except (FileNotFoundError, FileExistsError):
+                    if attempt == 999:
+                        raise
+        raise AssertionError
+
+    def _keep_beating(self) -> None:
+        while True:
+            time.sleep(self._interval_s)
+            with self.lock:
+                try:
+                    os.utime(self.path)
+                except FileNotFoundError:
+                    self._thread = None
+                    return
+                except OSError:
+                    continue  # a network filesystem that stumbles; the next beat may succeed
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a small file, or leave none: on a full disk even a few bytes may not fit."""
+    try:
+        path.write_bytes(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+_lock = threading.Lock()
+_workers: dict[tuple[int, Path, float], Worker] = {}
+
+
+def worker_in(folder: Path, *, lease_s: float) -> Worker:
+    """This process's worker in `folder`; the same one at every call, another one in a forked child."""
+    key = (os.getpid(), folder.absolute(), lease_s)
+    with _lock:
+        if key not in _workers:
+            _workers[key] = Worker(folder, lease_s=lease_s)
+        return _workers[key]
+
+
+def filesystem_now(folder: Path) -> int:
+    """The filesystem's time in ns, from a file made in `folder` for that; this node's where it may not be written."""
+    probe = folder / f".clock-{secrets.token_hex(8)}"
+    try:
+        probe.touch()
+        try:
+            return probe.stat().st_mtime_ns
+        finally:
+            probe.unlink()
+    except OSError:
+        return time.time_ns()

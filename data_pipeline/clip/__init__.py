@@ -1,0 +1,4 @@
+"""From a video and a config to a clip and its pixels: which frames, which size, which crop. Pure functions.
+
+Imports `formats` and `sources`; knows no cache.
+"""

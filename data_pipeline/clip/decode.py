@@ -1,0 +1,40 @@
+"""A clip's files to its pixels: what the VAE will see, and the RLE that the record keeps.
+
+Runs in threads: PIL, numpy and decord let the interpreter go while they work.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmask.data_pipeline.clip.clips import Clip
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.sources.base import Video
+
+
+@dataclass
+class DecodedClip:
+    """Pixels of one clip at its size; a clip none of whose masks is kept has no frames either."""
+
+    clip: Clip
+    frames: NDArray[np.uint8]  # rgb8 [F H W 3]
+    masks: dict[int, NDArray[np.bool_]]  # place in clip.masks -> [F H W]
+    rles: dict[int, list[dict[str, Any]]]  # place in clip.masks -> COCO RLE of each frame
+
+
+def decode(clip: Clip, video: Video, *, drop_empty_masks: bool) -> DecodedClip:
+    """Read, crop, resize and flip; a frame that stands in the clip twice is read once. DataError: unreadable."""
+    unique = sorted(set(clip.frame_ids))
+    places = np.searchsorted(unique, clip.frame_ids)
+    masks, rles = {}, {}
+    for j, anno_ids in enumerate(clip.masks):
+        mask = clip.geometry.masks(video.mask(anno_ids, unique))
+        if mask.any() or not drop_empty_masks:
+            coded = [rle.encode(frame) for frame in mask]
+            masks[j], rles[j] = np.ascontiguousarray(mask[places]), [coded[place] for place in places]
+    if not masks:
+        return DecodedClip(clip, np.empty(0, np.uint8), {}, {})
+    frames = [clip.geometry.frame(frame) for frame in video.frames(unique)]
+    return DecodedClip(clip, np.stack([frames[place] for place in places]), masks, rles)

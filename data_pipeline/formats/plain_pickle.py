@@ -1,0 +1,66 @@
+"""Pickles of plain data only (dict, list, tuple, str, numbers, bytes); nothing in the file is executed.
+
+Refuses, as DataError, a pickle that asks for a class or a function, or that holds anything else.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flowmask.models.errors import DataError
+
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple})
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits no class and no function: nothing can be called, so nothing in the file is executed."""
+
+    def __init__(self, file: Any, path: Path):
+        super().__init__(file, encoding="utf-8")  # strings of Python 2
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise DataError(
+            f"{self._path}: the pickle asks for {module}.{name}; only plain data is read (dict, list, tuple, "
+            "str, numbers, bytes). Get the file from its publisher"
+        )
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """What a pickle holds; DataError if it is missing, damaged or not plain."""
+    try:
+        with path.open("rb") as file:
+            content = _PlainUnpickler(file, path).load()
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise DataError(f"{path}: no valid pickle ({' '.join(str(error).split())})") from error
+    _refuse_other_types(content, path)
+    return content
+
+
+def _refuse_other_types(content: Any, path: Path) -> None:
+    """DataError for what opcodes make without a class: sets and byte arrays."""
+    seen: set[int] = set()
+    stack: list[Any] = [[content]]
+    while stack:
+        for item in stack.pop():
+            kind = type(item)
+            if kind in _PLAIN or id(item) in seen:
+                continue
+            if kind not in _CONTAINERS:
+                raise DataError(f"{path}: the pickle holds a {kind.__name__}; only plain data is read")
+            seen.add(id(item))
+            stack.append([*item.keys(), *item.values()] if kind is dict else item)

@@ -1,0 +1,115 @@
+"""COCO run-length masks, the truth that every record carries; polygons to such masks.
+
+A mask is {"size": [H, W], "counts": str}, runs counted down the columns. Refused by DataError, with the
+caller's words for where it stands: another size, counts that are malformed or do not cover the frame
+(pycocotools' own decoder returns uninitialised memory for those, so decoding is done here).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmask.models.errors import DataError
+
+Mask = NDArray[np.bool_]
+_TRIANGLE = 6  # coordinates
+
+
+def encode(mask: Mask) -> dict[str, Any]:
+    """COCO RLE of a bool [H W] mask, ready for JSON."""
+    from pycocotools import mask as coco
+
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) -> Mask:
+    """Bool [H W] of one RLE, which must be of `size` (H, W); None is an empty mask: the object is absent."""
+    if rle is None:
+        return np.zeros(size, dtype=bool)
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = rle["counts"]
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{where}: expected a COCO RLE with `size` and `counts`, found {str(rle)[:60]!r}"
+        ) from error
+    if (height, width) != size:
+        raise DataError(
+            f"{where}: the RLE is {height}x{width} (height x width), but its frame is {size[0]}x{size[1]}"
+        )
+    runs = _runs(counts, where=where)
+    if (runs < 0).any() or int(runs.sum()) != height * width:
+        raise DataError(
+            f"{where}: the RLE counts cover {int(runs.sum())} of {height * width} px; the mask is damaged"
+        )
+    values = np.zeros(len(runs), dtype=bool)
+    values[1::2] = True
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def rasterise(polygons: Any, *, size: tuple[int, int], where: str) -> Mask:
+    """Bool [H W], the union of COCO polygons [x0, y0, x1, y1, ...] in px.
+
+    Fewer than three points cover nothing (COCO has a few). DataError for anything but flat lists of finite
+    numbers in pairs, and for points so far outside that they belong to another picture: pycocotools' memory
+    grows with the length of an edge.
+    """
+    from pycocotools import mask as coco
+
+    height, width = size
+    if not isinstance(polygons, list) or not polygons:
+        raise DataError(f"{where}: expected a list of polygons, found {str(polygons)[:40]!r}")
+    shapes = []
+    for polygon in polygons:
+        points = _points(polygon, where=where)
+        if ((points < -max(size)) | (points > 2 * max(size))).any():
+            raise DataError(
+                f"{where}: the polygon reaches from {points.min():g} to {points.max():g} px, but its image "
+                f"is {height}x{width} (height x width)"
+            )
+        if len(points) >= _TRIANGLE:
+            shapes.append(points.tolist())
+    if not shapes:
+        return np.zeros(size, dtype=bool)
+    return np.asarray(coco.decode(coco.merge(coco.frPyObjects(shapes, height, width))), dtype=bool)
+
+
+def _points(polygon: Any, *, where: str) -> NDArray[np.float64]:
+    """Flat float64 coordinates of one polygon."""
+    try:
+        points = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: no polygon of numbers: {str(polygon)[:40]!r}") from error
+    if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
+        raise DataError(f"{where}: no list of finite x, y, x, y, ...: {str(polygon)[:40]!r}")
+    return points
+
+
+def _runs(counts: Any, *, where: str) -> NDArray[np.int64]:
+    """Run lengths of a COCO counts field: a list, or the string of 5-bit groups, low group first."""
+    if isinstance(counts, list):
+        if not all(isinstance(count, int) for count in counts):
+            raise DataError(f"{where}: malformed RLE counts {str(counts)[:40]!r}")
+        return np.asarray(counts, dtype=np.int64)
+    try:
+        code = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise DataError(f"{where}: RLE counts are no ASCII string: {str(counts)[:40]!r}") from error
+    if not code.size or (code < 0).any() or (code > 63).any() or code[-1] & 0x20:
+        raise DataError(f"{where}: malformed RLE counts {str(counts)[:40]!r}")
+    ends = np.flatnonzero(~code & 0x20)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 12:
+        raise DataError(f"{where}: malformed RLE counts {str(counts)[:40]!r}")
+    shifts = 5 * (np.arange(code.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((code & 0x1F) << shifts, starts)
+    runs -= np.where(code[ends] & 0x10, 1 << 5 * lengths, 0)  # sign extension
+    runs[1::2] = np.cumsum(
+        runs[1::2]
+    )  # from the fourth on, a count is stored as its difference to the last but one
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs

@@ -1,0 +1,133 @@
+"""What determines the bytes of a cache, field by field, hashed separately for text, video and masks.
+
+Paths, worker counts and devices are not in it. A cache is trained on, continued or mended only with the same
+fingerprint; a difference is refused with the fields that differ.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, Fingerprint
+from flowmask.data_pipeline.cache.shards import to_json, write_file
+from flowmask.data_pipeline.config import CacheBuildConfig, source_names
+from flowmask.data_pipeline.sources.base import Source
+from flowmask.models.errors import CacheError
+from flowmask.models.weights.wan import WanFolder
+
+_TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
+_DATA = ("data.frames", "data.sources")
+_PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
+_VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_empty_masks")
+_MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
+_STORAGE = ("cache.dtype", "cache.encoder_dtype")
+_MEMO_ENTRIES = 64
+_UNSHAPED = ("device", "held_out", "lease_s", "decode_threads", "max_quarantined_fraction")
+
+
+def fingerprint(config: CacheBuildConfig, source: Source, *, memo: Path) -> Fingerprint:
+    """The fingerprint of a build; `memo` remembers the hashes of weights, which take long, for all."""
+    wan = WanFolder(config.model.wan)
+    fields: dict[str, Any] = {"format": 1, "text.limits": [SHORT_TEXT, LONG_TEXT]}
+    for part in ("vae", "text_encoder", "tokenizer"):
+        fields[f"model.{part}"] = _weights_identity(wan, part, memo=memo)
+    fields |= _data_fields(config, source)
+    cache = config.cache.model_dump(mode="json", exclude=set(_UNSHAPED))
+    fields |= {f"cache.{name}": value for name, value in cache.items()}
+    if fields.get("cache.leaks") != "drop":  # otherwise it shapes no byte
+        fields.pop("cache.leaks", None)
+    return Fingerprint(
+        total=_hash_fields(fields, ("",)),
+        text=_hash_fields(fields, (*_TEXT, *_STORAGE)),
+        video=_hash_fields(fields, (*_VIDEO, *_STORAGE)),
+        masks=_hash_fields(fields, (*_MASKS, *_STORAGE)),
+        fields=fields,
+    )
+
+
+def _data_fields(config: CacheBuildConfig, source: Source) -> dict[str, Any]:
+    """What the datasets are and how they are cut; with a name of its own where a dataset has one."""
+    names = source_names(config.sources)
+    fields: dict[str, Any] = {f"data.{name}": value for name, value in source.identity().items()}
+    for name, videos in groupby(source.videos(), key=lambda video: video.source):
+        digest = _hash(video.files_digest() for video in videos if video.expressions)
+        fields[f"data.frames.{name}" if name else "data.frames"] = digest
+    if any(names):
+        fields["data.sources"] = names  # their order numbers the clips
+    base = config.clip if len(names) > 1 else config.clip_of(names[0])
+    fields |= {f"clip.{name}": value for name, value in base.model_dump(mode="json").items()}
+    own = {name: config.clip_of(name).frames for name in names}
+    return fields | {f"clip.frames.{name}": frames for name, frames in own.items() if frames != base.frames}
+
+
+def refuse_other(
+    ours: Fingerprint,
+    theirs: Fingerprint,
+    *,
+    where: Path,
+    advice: str = "choose another `out`, or delete it",
+) -> None:
+    """CacheError that names every field in which a cache differs from what is asked for."""
+    if ours.total == theirs.total:
+        return
+    names = sorted(ours.fields.keys() | theirs.fields.keys())
+    differing = [name for name in names if ours.fields.get(name) != theirs.fields.get(name)]
+    details = "; ".join(
+        f"{name}: {_short(theirs.fields.get(name))} there, {_short(ours.fields.get(name))} asked for"
+        for name in differing
+    )
+    raise CacheError(f"{where} holds a cache of another fingerprint ({details}): {advice}")
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _hash(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _hash_fields(fields: dict[str, Any], prefixes: tuple[str, ...]) -> str:
+    chosen = {name: value for name, value in fields.items() if name.startswith(prefixes)}
+    return hashlib.sha256(to_json(chosen)).hexdigest()
+
+
+def _weights_identity(wan: WanFolder, part: str, *, memo: Path) -> str:
+    """Hash of a part's weights, from a memo if its files have the names, sizes and times they had then.
+
+    The build's own memo spares its other workers the reading, the user's every later command.
+    """
+    files = sorted((wan.path / part).glob("*"))
+    state = [f"{file.resolve()} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in files]
+    key = _hash([part, *state])
+    memos = {path: _read_memo(path) for path in (memo, _users_memo())}
+    found = next((known[key] for known in memos.values() if key in known), None) or wan.identity(part)
+    for path, known in memos.items():
+        if key in known:
+            continue
+        with suppress(CacheError, OSError):  # a home that is read-only; a build that has just ended
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, to_json(dict([*known.items(), (key, found)][-_MEMO_ENTRIES:])))
+    return found
+
+
+def _users_memo() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - never raises
+    return Path(base) / "flowmask" / "weights.json"
+
+
+def _read_memo(path: Path) -> dict[str, str]:
+    """What a memo holds; nothing if it is missing or damaged: then weights are read again."""
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

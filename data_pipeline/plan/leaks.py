@@ -1,0 +1,167 @@
+"""No video or image of an evaluation split in a training cache.
+
+Looked into are the evaluation splits beside each dataset that is cached (of RefCOCO, all three sets, by COCO
+image id) and those of `cache.held_out`, by their lists of ids alone. `cache.leaks` says what becomes of a
+video that stands in one: refused, or left out of the plan. A cache of evaluation splits alone is allowed.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, overload
+
+from flowmask.data_pipeline.cache.manifest import LeakEntry, Manifest
+from flowmask.data_pipeline.config import CacheBuildConfig, DataSourceConfig, source_names
+from flowmask.data_pipeline.sources import SOURCES
+from flowmask.data_pipeline.sources.base import Source, Video, is_evaluation
+from flowmask.models.errors import CacheError, ConfigError, DataError
+
+_LAYOUTS = {
+    "synthetic": "mevis",
+    "ref_davis17": "ref_youtube_vos",
+}  # whose file knows where splits are listed
+_SHOWN = 4
+
+
+@dataclass
+class Held:
+    """What must not be trained on: by family of datasets and video id, the split it is in."""
+
+    in_family: dict[tuple[str, str], str] = field(default_factory=dict)
+    anywhere: dict[str, str] = field(default_factory=dict)  # of cache.held_out: whatever dataset names it
+    checked: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    def split_of(self, family: str, video_id: str) -> str | None:
+        return self.in_family.get((family, video_id)) or self.anywhere.get(video_id)
+
+
+class LeakFree(Source):
+    """A source without the videos that would leak; `facts` go to the manifest."""
+
+    def __init__(self, source: Source, videos: Sequence[Video], facts: dict[str, Any]):
+        self._source, self._videos, self.facts = source, videos, facts
+
+    def videos(self) -> Sequence[Video]:
+        return self._videos
+
+    def identity(self) -> dict[str, str]:
+        return self._source.identity()
+
+
+class _Kept(Sequence[Video]):
+    """Some of the videos of a source, each taken from it when it is asked for."""
+
+    def __init__(self, videos: Sequence[Video], places: Sequence[int]):
+        self._videos, self._places = videos, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Video: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Video]: ...
+
+    def __getitem__(self, index: int | slice) -> Video | list[Video]:
+        if isinstance(index, int):
+            return self._videos[self._places[index]]
+        return [self._videos[place] for place in self._places[index]]
+
+
+def without_leaks(source: Source, config: CacheBuildConfig) -> LeakFree:
+    """The source as a cache may hold it; DataError says how many videos leak and what to do.
+
+    A list of an evaluation split that is there but damaged is a DataError too; one that is absent is not.
+    """
+    setting = config.cache.leaks
+    role = "evaluation" if all(map(_evaluates, config.sources)) else "train"
+    if setting == "allow":
+        role = "train"  # who allows it means to train on it
+    held = Held() if role == "evaluation" or setting == "allow" else held_out(config)
+    families = dict(zip(source_names(config.sources), map(family_of, config.sources), strict=True))
+    kept, leaking, sentences = array("q"), [], False  # places, not videos: a source need not hold all of them
+    for place, video in enumerate(source.videos()):
+        split = held.split_of(families[video.source], video.video_id)
+        if split is None:
+            kept.append(place)
+            sentences = sentences or bool(video.expressions)
+        elif video.expressions:
+            leaking.append(f"{video.video_id} ({split})")
+    if leaking and setting == "refuse":
+        raise DataError(_refusal(leaking, total=len(source.videos())))
+    if leaking and not sentences:
+        raise DataError(f"{_refusal(leaking, total=len(source.videos()))}; nothing would be left")
+    entry = LeakEntry(
+        setting=setting, checked=held.checked, unreadable=held.unreadable, dropped_videos=len(leaking)
+    )
+    videos = _Kept(source.videos(), kept) if leaking else source.videos()
+    return LeakFree(source, videos, {"role": role, "leaks": entry.model_dump()})
+
+
+def held_out(config: CacheBuildConfig) -> Held:
+    """Everything that the datasets' evaluation splits and `cache.held_out` name."""
+    held = Held()
+    for data, label in zip(config.sources, _labels(config), strict=True):
+        for split, ids in _beside(data):
+            held.in_family |= {(family_of(data), video_id): label + split for video_id in ids or ()}
+            (held.unreadable if ids is None else held.checked).append(label + split)
+    for other in config.cache.held_out:
+        ids = _module(other.source).split_ids(Path(other.root), other.split)
+        if ids is None:
+            raise DataError(f"cache.held_out names {other.split} of {other.root}, which has no such split")
+        held.anywhere |= dict.fromkeys(ids, f"{other.source}:{other.split}")
+        held.checked.append(f"{other.source}:{other.split}")
+    held.checked = sorted(set(held.checked))
+    held.unreadable = sorted(set(held.unreadable))
+    return held
+
+
+def refuse_evaluation(manifests: Iterable[Manifest], *, where: object) -> None:
+    """CacheError if one is of a cache of evaluation splits: nothing may be trained on it."""
+    if any(manifest.role == "evaluation" for manifest in manifests):
+        raise CacheError(
+            f"{where} is a cache of evaluation splits, not to be trained on: build one of a training split, or, "
+            "if you mean it, build it with cache.leaks=allow"
+        )
+
+
+def _labels(config: CacheBuildConfig) -> Iterator[str]:
+    return (f"{name}:" if name else "" for name in source_names(config.sources))
+
+
+def _beside(data: DataSourceConfig) -> Iterator[tuple[str, frozenset[str] | None]]:
+    module, root = _module(data.source), Path(data.root)
+    for split in module.evaluation_splits(root, split=data.split):
+        ids = module.split_ids(root, split)
+        if ids is None and data.source == "refcoco":
+            continue  # a pickle without such a split: nothing is missing
+        yield split, ids
+
+
+def _evaluates(data: DataSourceConfig) -> bool:
+    root = Path(data.root)
+    return is_evaluation(root.stem if root.is_file() else data.split)
+
+
+def family_of(data: DataSourceConfig) -> str:
+    """Datasets in which equal ids mean equal videos."""
+    return "mevis" if data.source == "synthetic" else data.source
+
+
+def _module(source: str) -> Any:
+    """A dataset's file, which lists its evaluation splits and their ids."""
+    if source not in SOURCES:
+        raise ConfigError(f"cache.held_out names the source {source!r}; known: {', '.join(sorted(SOURCES))}")
+    return import_module(f"flowmask.data_pipeline.sources.{_LAYOUTS.get(source, source)}")
+
+
+def _refusal(leaking: Sequence[str], *, total: int) -> str:
+    more = ", ..." if len(leaking) > _SHOWN else ""
+    return (
+        f"{len(leaking)} of {total} videos are in an evaluation split too: {', '.join(leaking[:_SHOWN])}{more}; leave "
+        "them out with cache.leaks=drop, or train on them with cache.leaks=allow"
+    )

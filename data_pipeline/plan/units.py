@@ -1,0 +1,216 @@
+"""The plan of a build on disk: which clips and sentences there are, cut into units of work.
+
+Written once, clip by clip, and read unit by unit, so that memory does not grow with the dataset. A clip
+unit is the clips of one shard, all of one view; a text unit is a run of distinct sentences. plan.json is
+written last.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from flowmask.data_pipeline.cache import quarantine
+from flowmask.data_pipeline.cache.manifest import Fingerprint
+from flowmask.data_pipeline.cache.quarantine import Line
+from flowmask.data_pipeline.cache.sealed import seal, unseal
+from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, to_json, write_file
+from flowmask.data_pipeline.clip.clips import Clip, clips_of
+from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.data_pipeline.plan.cost import ViewCost
+from flowmask.data_pipeline.sources.base import Source, Video
+from flowmask.models.errors import CacheError, DataError
+from flowmask.models.files import sha256_of
+
+FOLDER = "plan"
+FILES = (
+    "clips.jsonl",
+    "clips.npy",
+    "texts.jsonl",
+    "texts.npy",
+    quarantine.FILE,
+)  # beside plan.json, which has their hashes
+SENTENCES_PER_UNIT = 256
+_PLANNED = TypeAdapter(tuple[Clip, tuple[int, ...]])
+
+
+class _Lines:
+    """Lines of a file, with the byte offset of each unit's first one."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.offsets: list[int] = []
+        self.count = 0
+
+    def add(self, line: bytes, *, starts_unit: bool) -> None:
+        if starts_unit:
+            self.offsets.append(self._file.tell())
+        self._file.write(line + b"\n")
+        self.count += 1
+
+
+class _Numbering:
+    """Numbers of distinct sentences in the order of their first appearance; holds hashes, not sentences."""
+
+    def __init__(self, lines: _Lines):
+        self._lines = lines
+        self._numbers: dict[bytes, int] = {}
+
+    def number(self, text: str) -> int:
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        number = self._numbers.setdefault(key, len(self._numbers))
+        if number == self._lines.count:
+            self._lines.add(to_json(text), starts_unit=number % SENTENCES_PER_UNIT == 0)
+        return number
+
+
+def write_plan(
+    folder: Path, source: Source, *, config: CacheBuildConfig, fingerprint: Fingerprint, facts: dict[str, Any]
+) -> None:
+    """Write the plan of a build into `folder`; `facts` are kept in plan.json for whoever finalises."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    with cache_file(folder / "clips.jsonl") as clips_file, cache_file(folder / "texts.jsonl") as texts_file:
+        clips, texts = _Lines(clips_file), _Lines(texts_file)
+        numbering = _Numbering(texts)
+        costs = [ViewCost() for _ in range(config.cache.views)]
+        losses = _Losses(roots=[Path(data.root) for data in config.sources])
+        for view, cost in enumerate(costs):
+            for number, clip in enumerate(_view_clips(source, view=view, config=config, losses=losses)):
+                texts_of_clip = tuple(numbering.number(sentence.text) for sentence in clip.sentences)
+                line = _PLANNED.dump_json((clip, texts_of_clip))
+                clips.add(line, starts_unit=number % config.cache.clips_per_shard == 0)
+                cost.add(clip, texts_of_clip)
+        losses.refuse_too_many(clips=clips.count, fraction=config.cache.max_quarantined_fraction)
+    write_file(folder / quarantine.FILE, quarantine.to_bytes(losses.videos.values()))
+    for name, lines in (("clips", clips), ("texts", texts)):
+        with cache_file(folder / f"{name}.npy") as file:
+            np.save(file, np.asarray(lines.offsets, dtype="<u8"))
+    plan = {
+        "files": {name: sha256_of(folder / name) for name in FILES},
+        "fingerprint": fingerprint.model_dump(),
+        "clips": clips.count,
+        "texts": texts.count,
+        "costs": [asdict(cost) for cost in costs],
+        "facts": {**facts, "unreadable_videos": len(losses.videos)},
+    }
+    write_file(folder / "plan.json", seal(plan))
+
+
+class _Losses:
+    """What is known to be unreadable before anything is read: videos without a header, clips without a frame."""
+
+    def __init__(self, *, roots: Sequence[Path]):
+        self._roots = roots
+        self.videos: dict[int, Line] = {}  # by place in the source
+        self._clips: list[Line] = []
+
+    def has_header(self, video: Video, index: int, *, view: int) -> bool:
+        """Whether the number and size of a video's frames can be read; asked of the first view, it holds for all."""
+        if view == 0 and video.expressions and video.has_masks:
+            try:
+                _ = video.frame_names, video.size
+            except DataError as error:
+                self.videos[index] = quarantine.line(
+                    error, video_id=video.label, clip=None, roots=self._roots
+                )
+        return index not in self.videos
+
+    def look_at(self, clip: Clip, video: Video) -> None:
+        """Note a clip with a missing frame: too many are refused while mending them still costs nothing."""
+        if missing := video.missing_file(clip.frame_ids):
+            error = DataError(f"{missing}: the frame is missing")
+            self._clips.append(quarantine.line(error, video_id=clip.label, clip=clip.key, roots=self._roots))
+
+    def refuse_too_many(self, *, clips: int, fraction: float) -> None:
+        lost = [*self.videos.values(), *self._clips]
+        if len(lost) > fraction * (total := clips + len(self.videos)):
+            raise quarantine.too_many(len(lost), of=total, fraction=fraction, example=lost[0])
+
+
+def _view_clips(source: Source, *, view: int, config: CacheBuildConfig, losses: _Losses) -> Iterator[Clip]:
+    number = 0
+    for index, video in enumerate(source.videos()):
+        if not losses.has_header(video, index, view=view):
+            continue
+        for clip in clips_of(
+            video,
+            index=index,
+            first_number=number,
+            view=view,
+            clip=config.clip_of(video.source),
+            cache=config.cache,
+        ):
+            if any(not sentence.text for sentence in clip.sentences):
+                raise DataError(f"{video} has a sentence that is empty after cleaning; remove it")
+            losses.look_at(clip, video)
+            number += 1
+            yield clip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A written plan; units are read from disk when asked for."""
+
+    folder: Path
+    fingerprint: Fingerprint
+    clips: int
+    texts: int
+    costs: list[ViewCost]
+    facts: dict[str, Any]
+    files: dict[str, str]  # name -> SHA-256
+    clip_offsets: NDArray[np.uint64]
+    text_offsets: NDArray[np.uint64]
+
+    @property
+    def clip_units(self) -> int:
+        return len(self.clip_offsets)
+
+    @property
+    def text_units(self) -> int:
+        return len(self.text_offsets)
+
+    def unit_clips(self, unit: int) -> list[tuple[Clip, tuple[int, ...]]]:
+        """Clips of one shard, each with the numbers of its sentences among the distinct ones of the build."""
+        return [_PLANNED.validate_json(line) for line in self._lines("clips.jsonl", self.clip_offsets, unit)]
+
+    def unit_texts(self, unit: int) -> list[str]:
+        """Sentences of a text unit."""
+        return [json.loads(line) for line in self._lines("texts.jsonl", self.text_offsets, unit)]
+
+    def _lines(self, name: str, offsets: NDArray[np.uint64], unit: int) -> list[bytes]:
+        start = int(offsets[unit])
+        with (self.folder / name).open("rb") as file:
+            file.seek(start)
+            end = int(offsets[unit + 1]) if unit + 1 < len(offsets) else None
+            return file.read(-1 if end is None else end - start).splitlines()
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan in a folder, None if none has been written yet; CacheError if it is damaged."""
+    path = folder / "plan.json"
+    if not path.exists():
+        return None
+    try:
+        plan = unseal(path.read_bytes())
+        return Plan(
+            folder=folder,
+            fingerprint=Fingerprint.model_validate(plan["fingerprint"]),
+            clips=plan["clips"],
+            texts=plan["texts"],
+            costs=[ViewCost(**cost) for cost in plan["costs"]],
+            facts=plan["facts"],
+            files=plan["files"],
+            clip_offsets=np.load(folder / "clips.npy", mmap_mode="r"),
+            text_offsets=np.load(folder / "texts.npy", mmap_mode="r"),
+        )
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise CacheError(
+            f"{folder}: the plan of the build is damaged ({error}); delete {folder.parent} and start again"
+        ) from error

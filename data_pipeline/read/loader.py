@@ -1,0 +1,197 @@
+"""Batches for one rank, read ahead by threads, in the plan's order whatever the number of ranks and threads.
+
+The state is the step number: nothing else is needed to continue anywhere. An error in a reading thread
+surfaces at the step it belongs to.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowmask.data_pipeline.randomness import mix64
+from flowmask.data_pipeline.read.epoch_plan import PlannedBatch
+from flowmask.data_pipeline.read.mixture import Plan, Reader
+from flowmask.data_pipeline.read.reader import NEEDS
+from flowmask.models.errors import ConfigError
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank; tensors that the objective did not ask for are None.
+
+    video_mean, video_logvar, mask_mean  [b 16 f h w] raw, stored dtype
+    text         [b L D] stored dtype, L at least the longest here, zeros after a shorter one's end; see `padded_text`
+    mask_pixels  bool [b F H W]
+    example_ids  int64 [b]      epochs  int64 [b]         positions  int64 [b], places in the global batch
+    keys         one integer per example, mix64(seed, epoch, example, step): its only source of randomness
+    digest       sum of mix64(position, example id) mod 2^64: identifies the examples that were delivered
+    draws        random tensors, filled by the loader's `prepare`
+    """
+
+    step: int
+    example_ids: Tensor
+    positions: Tensor
+    epochs: Tensor
+    keys: list[int]
+    digest: int
+    video_mean: Tensor | None = None
+    video_logvar: Tensor | None = None
+    mask_mean: Tensor | None = None
+    text: Tensor | None = None
+    text_tokens: int = 0
+    mask_pixels: Tensor | None = None
+    draws: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def padded_text(self) -> Tensor:
+        """Text as the DiT sees it, zeros up to `text_tokens`: made last, as most of it is zeros."""
+        assert self.text is not None
+        missing = max(0, self.text_tokens - self.text.shape[1])
+        return torch.nn.functional.pad(self.text, (0, 0, 0, missing))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with its data and draws on a device; ids and keys stay on the host."""
+        held = {name: getattr(self, name) for name in NEEDS}
+        where = torch.device(device)
+        if where.type == "cpu" and all(t is None or t.device == where for t in held.values()):
+            return self
+        moved = {name: t.to(device, non_blocking=True) for name, t in held.items() if t is not None}
+        draws = {name: draw.to(device, non_blocking=True) for name, draw in self.draws.items()}
+        return replace(self, draws=draws, **moved)
+
+
+def digest_of(positions: Sequence[int], ids: NDArray[np.int64]) -> int:
+    """What `Batch.digest` says of examples at places in the global batch."""
+    return sum(mix64(place, int(i)) for place, i in zip(positions, ids, strict=True)) & _MASK
+
+
+def unchanged(batch: Batch) -> Batch:
+    return batch
+
+
+class Loader:
+    """Iterates over global steps from `start_step` without end: an item is this rank's list of micro-batches.
+
+    `prepare` runs in the reading threads, once on each micro-batch. `wait_s` is how long the consumer has
+    waited so far. Use as a context manager, or call `close`, so that no thread outlives its run.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        plan: Plan,
+        *,
+        rank: int,
+        world_size: int,
+        micro_batch: int,
+        needs: Collection[str],
+        text_tokens: int,
+        prepare: Callable[[Batch], Batch] = unchanged,
+        threads: int = 2,
+        prefetch_batches: int = 4,
+        start_step: int = 0,
+    ):
+        if plan.global_batch % (micro_batch * world_size):
+            raise ConfigError(
+                f"train.global_batch is {plan.global_batch}; it must be a multiple of train.micro_batch x "
+                f"processes = {micro_batch} x {world_size} = {micro_batch * world_size}"
+            )
+        if "text" in needs:
+            reader.check_text_tokens(text_tokens)
+        self.reader, self.plan, self.prepare = reader, plan, prepare
+        self.micro_batch, self.needs, self.text_tokens = micro_batch, frozenset(needs), text_tokens
+        share = plan.global_batch // world_size
+        self._places = range(rank * share, (rank + 1) * share)
+        self._depth = prefetch_batches
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
+        self._threads = threads
+        self._ahead: deque[list[Future[list[Batch]]]] = deque()
+        self._submitted = self.step = start_step
+        self.wait_s = 0.0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        """The micro-batches of global step `self.step`, which then moves on by one."""
+        started = perf_counter()
+        if self._pool is None:
+            planned = self.plan[self.step]
+            batches = self._read_all(planned, self._firsts())
+        else:
+            while len(self._ahead) < self._depth:
+                self._submit(self._pool)
+            batches = [batch for future in self._ahead[0] for batch in future.result()]
+            self._ahead.popleft()
+            self._submit(self._pool)
+        self.step += 1
+        self.wait_s += perf_counter() - started
+        return batches
+
+    def _firsts(self) -> range:
+        return self._places[:: self.micro_batch]
+
+    def _submit(self, pool: ThreadPoolExecutor) -> None:
+        planned, firsts = self.plan[self._submitted], self._firsts()
+        several = -(-len(firsts) // self._threads)  # a future each costs as much as a third of the reading
+        parts = [firsts[start : start + several] for start in range(0, len(firsts), several)]
+        self._ahead.append([pool.submit(self._read_all, planned, part) for part in parts])
+        self._submitted += 1
+
+    def _read_all(self, planned: PlannedBatch, firsts: Sequence[int]) -> list[Batch]:
+        """The micro-batches that begin at these neighbouring places, from one reading of all their examples."""
+        start, stop = firsts[0], firsts[-1] + self.micro_batch
+        ids, epochs = planned.example_ids[start:stop].astype(np.int64), planned.epochs[start:stop]
+        tensors: dict[str, Any] = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
+        batches = []
+        for first in firsts:
+            own = slice(first - start, first - start + self.micro_batch)
+            parts = {name: tensor[own] for name, tensor in tensors.items()}
+            batches.append(self._batch(planned.step, first, ids[own], epochs[own], parts))
+        return batches
+
+    def _batch(
+        self,
+        step: int,
+        first: int,
+        ids: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        tensors: dict[str, Any],
+    ) -> Batch:
+        positions = range(first, first + self.micro_batch)
+        keys = [mix64(self.plan.seed, e, i, step) for e, i in zip(epochs.tolist(), ids.tolist(), strict=True)]
+        batch = Batch(
+            step=step,
+            example_ids=torch.from_numpy(ids),
+            positions=torch.tensor(positions),
+            epochs=torch.from_numpy(epochs.copy()),
+            keys=keys,
+            digest=digest_of(positions, ids),
+            text_tokens=self.text_tokens,
+            **tensors,
+        )
+        return self.prepare(batch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading ahead and join the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ahead.clear()

@@ -1,0 +1,281 @@
+"""Several caches in one training run: each one's stream of global batches is drawn in proportion to its weight.
+
+Every cache keeps its own plan, so its examples keep their own epochs and views, and equal shapes of two caches
+are two streams. Which cache a step belongs to is computed, like all else: no state, O(log caches). Example ids
+run through the caches in their order. Refuses caches that one model cannot be trained on, naming the fields.
+"""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowmask.data_pipeline.cache.buckets import Bucket
+from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest
+from flowmask.data_pipeline.cache.shards import to_json
+from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.data_pipeline.randomness import mix64
+from flowmask.data_pipeline.read.epoch_plan import EpochPlan, PlannedBatch
+from flowmask.data_pipeline.read.reader import CacheReader
+from flowmask.models.errors import CacheError
+
+_CACHES, _TURNS = 3, 4  # beside epoch_plan's two families of keys
+_SAME = ("dtype", "latent_channels", "latents_mean", "latents_std", "text_dim", "pixel_norm", "lowercase")
+_SAME_FIELDS = ("format", "model.vae", "model.text_encoder", "model.tokenizer", "text.limits")
+
+
+class Turns:
+    """Whose turn each step is: of the first n steps, cache c has n x share[c], off by less than a constant.
+
+    A tree halves the caches; a node gives its left side floor(n x share + offset) of its first n steps, in
+    exact fractions. So a cache at depth d is off by less than d steps at every n, and none is left out.
+    """
+
+    def __init__(self, shares: Sequence[Fraction], *, seed: int):
+        self._before = [Fraction(0), *accumulate(shares)]
+        self._caches, self._seed = len(shares), seed
+
+    def turn(self, step: int) -> tuple[int, int]:
+        """The cache that a step belongs to, and how many steps before it did."""
+        low, high = 0, self._caches
+        while high - low > 1:
+            middle = (low + high) // 2
+            left = self._left(low, high, step)
+            if self._left(low, high, step + 1) > left:
+                high, step = middle, left
+            else:
+                low, step = middle, step - left
+        return low, step
+
+    def counts(self, steps: int) -> list[int]:
+        """How many of the first `steps` steps belong to each cache."""
+        return self._counts(0, self._caches, steps)
+
+    def _counts(self, low: int, high: int, steps: int) -> list[int]:
+        if high - low == 1:
+            return [steps]
+        middle, left = (low + high) // 2, self._left(low, high, steps)
+        return [*self._counts(low, middle, left), *self._counts(middle, high, steps - left)]
+
+    def _left(self, low: int, high: int, steps: int) -> int:
+        """Of a node's first steps those of its left half: Beatty's sequence, begun at an offset in [0, 1)."""
+        middle = (low + high) // 2
+        share = (self._before[middle] - self._before[low]) / (self._before[high] - self._before[low])
+        offset = Fraction(mix64(self._seed, _TURNS, low, high), 1 << 64)
+        return int(steps * share + offset)
+
+
+class MixturePlan:
+    """The plans of several caches as one; `plan[step]` is as `EpochPlan`'s, with ids and buckets of all."""
+
+    def __init__(
+        self,
+        caches: Sequence[Sequence[Bucket]],
+        *,
+        shares: Sequence[Fraction],
+        global_batch: int,
+        seed: int,
+        remainder: str = "carry",
+    ):
+        """caches: the buckets of each cache, its ids from 0; shares: of the steps, positive, with the sum 1."""
+        self.global_batch, self.seed, self.remainder = global_batch, seed, remainder
+        self._turns = Turns(shares, seed=seed)
+        # Equal caches must not be shuffled alike; one alone is shuffled as if there were no mixture.
+        seeds = [mix64(seed, _CACHES, c) if len(caches) > 1 else seed for c in range(len(caches))]
+        self.plans = [
+            EpochPlan(buckets, global_batch=global_batch, seed=own, remainder=remainder)
+            for buckets, own in zip(caches, seeds, strict=True)
+        ]
+        self._first_id = [0, *accumulate(sum(sum(b.counts) for b in buckets) for buckets in caches)]
+        self._first_bucket = [0, *accumulate(len(buckets) for buckets in caches)]
+
+    def __getitem__(self, step: int) -> PlannedBatch:
+        cache, number = self._turns.turn(step)
+        batch = self.plans[cache][number]
+        ids = batch.example_ids + np.uint64(self._first_id[cache])
+        return replace(batch, step=step, bucket=self._first_bucket[cache] + batch.bucket, example_ids=ids)
+
+    def dropped(self) -> dict[str, list[int]]:
+        """Examples lost in an epoch of each view, by bucket: all zero with `carry`."""
+        return {name: counts for plan in self.plans for name, counts in plan.dropped().items()}
+
+    def progress(self, step: int) -> float:
+        """Epochs done before `step` of the cache that has done the fewest."""
+        return min(self.progress_of_each(step))
+
+    def progress_of_each(self, step: int) -> list[float]:
+        """Epochs done before `step`, cache by cache."""
+        return [
+            plan.progress(count) for plan, count in zip(self.plans, self._turns.counts(step), strict=True)
+        ]
+
+
+class MixtureReader:
+    """Several caches, read as one: cache c's example i is example `first_id[c] + i`."""
+
+    def __init__(self, caches: Sequence[CacheReader], *, shares: Sequence[Fraction]):
+        """CacheError if caches do not agree in what one model needs, or one stands there twice."""
+        self.caches, self.shares = list(caches), list(shares)
+        _refuse_unlike(self.caches)
+        self._first_id = [0, *accumulate(cache.manifest.examples for cache in self.caches)]
+        self.manifest = _manifest(self.caches, self.shares, first_id=self._first_id)
+        self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
+
+    def _cache_of(self, example_id: int) -> int:
+        assert 0 <= example_id < self._first_id[-1], f"no example {example_id}"
+        return int(np.searchsorted(self._first_id, example_id, side="right")) - 1
+
+    def check_text_tokens(self, text_tokens: int) -> None:
+        """ConfigError if some cache has a sentence that is stored neither whole nor cut to this length."""
+        for cache in self.caches:
+            cache.check_text_tokens(text_tokens)
+
+    def bucket_of(self, example_id: int) -> BucketEntry:
+        """The bucket of an example, as its own cache has it."""
+        place = self._cache_of(example_id)
+        return self.caches[place].bucket_of(example_id - self._first_id[place])
+
+    def read(
+        self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int
+    ) -> dict[str, Tensor]:
+        """Tensors of examples of one bucket of one cache, as `CacheReader.read` gives them."""
+        place = self._cache_of(int(example_ids[0]))
+        own = example_ids.astype(np.int64) - self._first_id[place]
+        assert ((own >= 0) & (own < self.caches[place].manifest.examples)).all(), "a batch is of one cache"
+        return self.caches[place].read(own, needs=needs, text_tokens=text_tokens)
+
+    def record(self, example_id: int) -> dict[str, Any]:
+        """The record's JSON of the example's clip."""
+        place = self._cache_of(example_id)
+        return self.caches[place].record(example_id - self._first_id[place])
+
+    def sentence(self, example_id: int) -> str:
+        """The sentence that names the example's objects."""
+        place = self._cache_of(example_id)
+        return self.caches[place].sentence(example_id - self._first_id[place])
+
+    def close(self) -> None:
+        for cache in self.caches:
+            cache.close()
+
+
+Reader = CacheReader | MixtureReader
+Plan = EpochPlan | MixturePlan
+
+
+def open_reader(data: LoaderConfig, *, check: bool = True, pin: bool = False) -> Reader:
+    """The cache, or the mixture of caches, that a config names; see `CacheReader` for `check` and `pin`."""
+    if data.cache is not None:
+        assert isinstance(data.cache, Path), "a URL is for streams"
+        return CacheReader(data.cache, check=check, pin=pin)
+    weights = [Fraction(str(entry.weight)) for entry in data.mix]
+    opened: list[CacheReader] = []
+    try:
+        for entry in data.mix:
+            opened.append(CacheReader(entry.cache, check=check, pin=pin))
+        return MixtureReader(opened, shares=[weight / sum(weights) for weight in weights])
+    except CacheError:
+        for reader in opened:
+            reader.close()
+        raise
+
+
+def plan_for(reader: Reader, *, global_batch: int, seed: int, remainder: str) -> Plan:
+    """The order in which training reads a cache or a mixture."""
+    rest: dict[str, Any] = {"global_batch": global_batch, "seed": seed, "remainder": remainder}
+    if isinstance(reader, CacheReader):
+        return EpochPlan(reader.buckets, **rest)
+    buckets = [
+        [replace(bucket, name=f"{cache.folder}: {bucket.name}") for bucket in cache.buckets]
+        for cache in reader.caches
+    ]
+    return MixturePlan(buckets, shares=reader.shares, **rest)
+
+
+def _refuse_unlike(caches: Sequence[CacheReader]) -> None:
+    seen: dict[str, Path] = {}
+    for cache in caches:
+        differing = [
+            f"{name}: {_short(theirs)} there, {_short(ours)} here"
+            for (name, theirs), ours in zip(_needed(caches[0]).items(), _needed(cache).values(), strict=True)
+            if theirs != ours
+        ]
+        if differing:
+            raise CacheError(
+                f"data.mix: one model cannot be trained on {caches[0].folder} (there) and {cache.folder} (here): "
+                f"{'; '.join(differing)}; build one of them again with the settings of the other"
+            )
+        total = cache.manifest.fingerprint.total
+        if total in seen:
+            raise CacheError(
+                f"data.mix: {cache.folder} holds the same cache as {seen[total]}; name it once, with the sum "
+                "of the weights"
+            )
+        seen[total] = cache.folder
+
+
+def _needed(cache: CacheReader) -> dict[str, Any]:
+    """What weights trained on a cache depend on."""
+    fields = cache.manifest.fingerprint.fields
+    facts = {name: getattr(cache.manifest, name) for name in _SAME}
+    return facts | {name: fields.get(name) for name in _SAME_FIELDS}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:40]}..." if len(text) > 43 else text
+
+
+def _manifest(
+    caches: Sequence[CacheReader], shares: Sequence[Fraction], *, first_id: Sequence[int]
+) -> Manifest:
+    """What the caches have in common, with the sums of what each has; it has no files of its own."""
+    each = [cache.manifest for cache in caches]
+    buckets = [
+        bucket.model_copy(update={"first": [first + i for i in bucket.first]})
+        for manifest, first in zip(each, first_id, strict=False)
+        for bucket in manifest.buckets
+    ]
+    return each[0].model_copy(
+        update={
+            "fingerprint": _fingerprint([manifest.fingerprint for manifest in each], shares),
+            "views": max(manifest.views for manifest in each),
+            "longest_text_tokens": max(manifest.longest_text_tokens for manifest in each),
+            "clips": sum(manifest.clips for manifest in each),
+            "examples": sum(manifest.examples for manifest in each),
+            "dropped_empty_masks": sum(manifest.dropped_empty_masks for manifest in each),
+            "buckets": buckets,
+            "index": FileEntry(file="", size=0, sha256=""),
+            "environments": [],
+            "shards": [],
+        }
+    )
+
+
+def _fingerprint(each: Sequence[Fingerprint], shares: Sequence[Fraction]) -> Fingerprint:
+    """Fields that all caches share keep their names; the others, and the shares, are named by their place."""
+    common = {
+        name: value
+        for name, value in each[0].fields.items()
+        if all(name in other.fields and other.fields[name] == value for other in each)
+    }
+    fields = dict(common)
+    for place, (one, share) in enumerate(zip(each, shares, strict=True)):
+        own = {name: value for name, value in one.fields.items() if name not in common}
+        fields |= {f"mix.{place}.{name}": value for name, value in {"share": str(share), **own}.items()}
+    parts = {
+        part: _hash([getattr(one, part) for one in each]) for part in ("total", "text", "video", "masks")
+    }
+    parts["total"] = _hash([parts["total"], *map(str, shares)])
+    return Fingerprint(**parts, fields=fields)
+
+
+def _hash(values: Sequence[str]) -> str:
+    return hashlib.sha256(to_json(list(values))).hexdigest()

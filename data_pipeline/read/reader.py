@@ -1,0 +1,274 @@
+"""Reading a finished cache: exactly the bytes that an example needs, straight into the batch's tensors.
+
+Thread safe; `preadv` releases the GIL. Opening refuses a cache that is unfinished or of another version. A
+shard that is missing or of another size than the manifest says is refused when it is first opened, and all of
+them at the start by whoever asks for it: one process of a run, so that 1,000 ranks don't stat every shard.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from operator import itemgetter
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowmask.data_pipeline.cache.buckets import Bucket
+from flowmask.data_pipeline.cache.index import ROW, open_index
+from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, BucketEntry, Manifest, read_manifest
+from flowmask.data_pipeline.cache.shards import FOLDER, shard_name, shard_number
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.read.buffers import Buffers
+from flowmask.models.errors import CacheError, ConfigError
+
+LATENTS = ("video_mean", "video_logvar", "mask_mean")
+NEEDS = frozenset((*LATENTS, "text", "mask_pixels"))
+_MAX_OPEN_FILES = 256
+_CHECKING_THREADS = 8
+
+
+class CacheReader:
+    """A finished cache, opened for reading by example id.
+
+    What training needs of a reader, also of one that presents several caches as one: `buckets`, `manifest`,
+    `read`, `record`, `bucket_of`, `check_text_tokens`, `close`; nothing else.
+    check: look at every shard's size now, not only when it is first read. pin: read into page-locked memory.
+    """
+
+    def __init__(self, folder: Path, *, check: bool = True, pin: bool = False):
+        self.folder, self._buffers = folder, Buffers(pin=pin)
+        self.manifest: Manifest = read_manifest(folder)
+        self.index: NDArray[Any] = open_index(folder, rows=self.manifest.examples)
+        self.dtype: torch.dtype = getattr(torch, self.manifest.dtype)
+        self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
+        self._files = _OpenFiles(folder, self.manifest)
+        if check:
+            self._files.check()
+
+    def check_text_tokens(self, text_tokens: int) -> None:
+        """ConfigError if some sentence is stored neither whole nor cut to this length."""
+        refuse_text_tokens(self.manifest, text_tokens, where=self.folder)
+
+    def bucket_of(self, example_id: int) -> BucketEntry:
+        return self.manifest.buckets[int(self.index[example_id]["bucket"])]
+
+    def read(
+        self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int
+    ) -> dict[str, Tensor]:
+        """Tensors of examples of one bucket.
+
+        returns: of `needs`: video_mean, video_logvar, mask_mean [b 16 f h w] raw, stored dtype; text [b L D],
+                 stored dtype, L the most tokens of these examples (at most text_tokens), zeros after a
+                 shorter one's last; mask_pixels bool [b F H W]
+        """
+        assert set(needs) <= NEEDS, f"unknown needs {set(needs) - NEEDS}"
+        rows = self.index[example_ids]
+        bucket = self.manifest.buckets[int(rows[0]["bucket"])]
+        assert (rows["bucket"] == rows[0]["bucket"]).all(), "a batch is of one bucket"
+        shape = (len(rows), self.manifest.latent_channels, *bucket.latent_shape)
+        wanted: dict[str, Any] = {name: (shape, self.dtype) for name in LATENTS if name in needs}
+        if "text" in needs:
+            whole = rows["text_tokens"] <= text_tokens
+            longest = int(np.where(whole, rows["text_tokens"], rows["short_text_tokens"]).max())
+            wanted["text"] = (len(rows), longest, self.manifest.text_dim), self.dtype
+        if "mask_pixels" in needs:
+            wanted["mask_pixels"] = (len(rows), bucket.frames, bucket.height, bucket.width), torch.bool
+        batch = self._buffers.tensors(wanted)
+        memory = {name: _bytes(tensor) for name, tensor in batch.items() if name != "mask_pixels"}
+        for place, values in enumerate(rows.tolist()):
+            row = dict(zip(ROW.names or (), values, strict=True))
+            parts = self._parts(row, memory, place=place, examples=len(rows), text_tokens=text_tokens)
+            with self._files.open(row["shard"]) as file:
+                file.read_parts(parts)
+                if "mask_pixels" in batch:
+                    size = (bucket.height, bucket.width)
+                    batch["mask_pixels"][place] = torch.from_numpy(_masks(file, row, size=size))
+        return batch
+
+    def _parts(
+        self,
+        row: dict[str, int],
+        memory: Mapping[str, memoryview],
+        *,
+        place: int,
+        examples: int,
+        text_tokens: int,
+    ) -> list[tuple[int, memoryview]]:
+        """What to read of an example: offset in the shard, and the place in the batch's memory that it fills."""
+        parts = []
+        for name, whole in memory.items():
+            size = len(whole) // examples
+            own = whole[place * size : (place + 1) * size]
+            offset = row[name]
+            if name == "text":
+                offset, tokens = row["text"], row["text_tokens"]
+                if tokens > text_tokens:
+                    offset, tokens = row["short_text"], row["short_text_tokens"]
+                filled = tokens * self.manifest.text_dim * self.dtype.itemsize
+                own[filled:] = bytes(size - filled)
+                own = own[:filled]
+            parts.append((offset, own))
+        return parts
+
+    def record(self, example_id: int) -> dict[str, Any]:
+        """The record's JSON: video id, frames, crop, masks as RLE and expressions of the example's clip."""
+        row = self.index[example_id]
+        content = bytearray(int(row["record_length"]))
+        with self._files.open(int(row["shard"])) as file:
+            file.read(memoryview(content), int(row["record"]))
+        return json.loads(content)
+
+    def sentence(self, example_id: int) -> str:
+        """The sentence that names the example's objects."""
+        row = self.index[example_id]
+        return str(self.record(example_id)["expressions"][int(row["expression"])]["text"])
+
+    def close(self) -> None:
+        self._files.close()
+
+
+def _masks(file: "_OpenFile", row: dict[str, int], *, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """bool [F H W] of an example, from the run-length code in its record."""
+    content = bytearray(row["record_length"])
+    file.read(memoryview(content), row["record"])
+    frames = json.loads(content)["masks"][row["mask"]]["rle"]
+    where = f"{file.path}, mask {row['mask']}"
+    return np.stack([rle.decode(frame, size=size, where=where) for frame in frames])
+
+
+def refuse_text_tokens(manifest: Manifest, text_tokens: int, *, where: Path | str | None) -> None:
+    """ConfigError if some sentence of a cache is stored neither whole nor cut to this length."""
+    longest = manifest.longest_text_tokens
+    if text_tokens < longest and text_tokens != SHORT_TEXT:
+        raise ConfigError(
+            f"model.text_tokens is {text_tokens}, but {where} has a sentence of {longest} tokens, and "
+            f"stores long ones cut to {SHORT_TEXT} and {LONG_TEXT} only: use one of these, or {longest}"
+        )
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, to be written in place."""
+    return tensor.view(torch.uint8).numpy().data.cast("B")
+
+
+class _OpenFile:
+    def __init__(self, path: Path, *, size: int):
+        self.path, self.users = path, 0
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        try:
+            _check_size(path, os.fstat(self.descriptor).st_size, expected=size)
+        except CacheError:
+            os.close(self.descriptor)
+            raise
+
+    def read(self, into: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(into):
+            try:
+                count = os.preadv(self.descriptor, [into[done:]], offset + done)
+            except OSError as error:
+                raise CacheError(f"{self.path}: cannot be read: {error.strerror}") from error
+            if not count:
+                raise CacheError(f"{self.path}: ends before byte {offset + len(into)}: the file was cut")
+            done += count
+
+    def read_parts(self, parts: list[tuple[int, memoryview]]) -> None:
+        """Fill each buffer from its offset; those that follow each other in the file by one call."""
+        parts = sorted(parts, key=itemgetter(0))
+        while parts:
+            offset, run, end = parts[0][0], 0, parts[0][0]
+            while run < len(parts) and parts[run][0] == end:
+                end += len(parts[run][1])
+                run += 1
+            if run == 1 or self._read_run([into for _, into in parts[:run]], offset) < end - offset:
+                for start, into in parts[:run]:
+                    self.read(into, start)  # alone, or cut short: one by one, which names a file that ends
+            parts = parts[run:]
+
+    def _read_run(self, buffers: list[memoryview], offset: int) -> int:
+        try:
+            return os.preadv(self.descriptor, buffers, offset)
+        except OSError as error:
+            raise CacheError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+
+class _OpenFiles:
+    """The shards used last, kept open: at most _MAX_OPEN_FILES that nobody reads at this moment."""
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self._folder, self._lock = folder / FOLDER, Lock()
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._numbers = [shard_number(shard.file) for shard in manifest.shards]
+        self._sizes = dict(zip(self._numbers, (shard.size for shard in manifest.shards), strict=True))
+
+    def check(self) -> None:
+        """CacheError unless every shard is there, of the right size; names one that is not."""
+
+        def some(start: int) -> None:
+            for number in self._numbers[start::_CHECKING_THREADS]:
+                path = f"{self._folder}/{shard_name(number)}"
+                try:
+                    size = os.stat(path).st_size  # noqa: PTH116 (half the time of a Path's)
+                except OSError as error:
+                    raise _unreadable(Path(path), error) from error
+                if size != self._sizes[number]:
+                    _check_size(Path(path), size, expected=self._sizes[number])
+
+        with ThreadPoolExecutor(_CHECKING_THREADS) as pool:  # a shared filesystem answers many at once
+            list(pool.map(some, range(_CHECKING_THREADS)))
+
+    @contextmanager
+    def open(self, shard: int) -> Iterator[_OpenFile]:
+        with self._lock:
+            file = self._open.pop(shard, None) or self._open_file(shard)
+            self._open[shard] = file
+            file.users += 1
+        try:
+            yield file
+        finally:
+            with self._lock:
+                file.users -= 1
+                if len(self._open) > _MAX_OPEN_FILES:
+                    self._close_idle()
+
+    def _open_file(self, shard: int) -> _OpenFile:
+        path = self._folder / shard_name(shard)
+        if shard not in self._sizes:
+            raise CacheError(f"{path}: the index names it, the manifest doesn't; build the cache again")
+        return _OpenFile(path, size=self._sizes[shard])
+
+    def _close_idle(self) -> None:
+        idle = [shard for shard, file in self._open.items() if not file.users]
+        for shard in idle[: len(self._open) - _MAX_OPEN_FILES]:
+            os.close(self._open.pop(shard).descriptor)
+
+    def close(self) -> None:
+        with self._lock:
+            for file in self._open.values():
+                os.close(file.descriptor)
+            self._open.clear()
+
+
+def _unreadable(path: Path, error: OSError) -> CacheError:
+    if isinstance(error, FileNotFoundError):
+        return CacheError(f"{path}: missing from the cache; run `flowmask cache repair {path.parents[1]}`")
+    return CacheError(f"{path}: cannot be opened: {error.strerror}")
+
+
+def _check_size(path: Path, size: int, *, expected: int) -> None:
+    if size != expected:
+        raise CacheError(
+            f"{path}: {size} bytes, the manifest says {expected}: the file is damaged; "
+            f"run `flowmask cache repair {path.parents[1]}`"
+        )

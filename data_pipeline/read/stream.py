@@ -1,0 +1,309 @@
+"""Batches from shards at a URL, read from front to back by the webdataset library: no index, no random access.
+
+The order is StreamPlan's: shuffled within a window, dependent on the number of ranks; resume skips whole shards
+unread. A shard that can't be read to its end is fetched again, then is an error that names it: never fewer examples.
+"""
+
+import json
+import re
+import shlex
+import tarfile
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from time import perf_counter, sleep
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowmask.data_pipeline.cache.buckets import Bucket
+from flowmask.data_pipeline.cache.manifest import FILE, SHORT_TEXT, Manifest, parse_manifest
+from flowmask.data_pipeline.cache.shards import FOLDER, tensor_ranges
+from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.randomness import mix64
+from flowmask.data_pipeline.read.buffers import Buffers
+from flowmask.data_pipeline.read.loader import Batch, digest_of, unchanged
+from flowmask.data_pipeline.read.reader import LATENTS, refuse_text_tokens
+from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan, Window
+from flowmask.models.errors import CacheError, ConfigError
+
+_CONNECT_S, _STALL_S = 30, 60  # curl gives up on a server that says nothing for so long
+_CURL = {
+    6: "unknown host",
+    7: "connection refused",
+    18: "cut off in the middle",
+    22: "an HTTP error",
+    28: "silence",
+    52: "no answer",
+    56: "connection lost",
+}
+_PARTS = {"video_mean": "video.mean", "video_logvar": "video.logvar"}
+
+
+@dataclass
+class Example:
+    """What one example needs of a record that was read: parts of its bytes, and its JSON."""
+
+    tensors: dict[str, memoryview]
+    meta: dict[str, Any]
+    expression: dict[str, Any]
+    where: str
+
+
+class StreamReader:
+    """A finished cache at a URL (or in a folder), known by its manifest alone."""
+
+    def __init__(self, config: LoaderConfig, *, pin: bool = False):
+        self.config, self.buffers = config, Buffers(pin=pin)
+        place = self.place(FILE)
+        try:
+            with _open(place) as stream:
+                content = stream.read()
+        except OSError as error:
+            raise CacheError(
+                f"{place}: no cache can be read there ({_reason(error)}); check data.cache"
+            ) from error
+        self.manifest: Manifest = parse_manifest(content, where=place)
+        self.dtype: torch.dtype = getattr(torch, self.manifest.dtype)
+        self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
+
+    def place(self, name: str) -> str:
+        """Where a file of the cache is: `name` in place of {}, or behind the URL."""
+        base = str(self.config.cache)
+        return base.replace("{}", name) if "{}" in base else f"{base.rstrip('/')}/{name}"
+
+    def check_text_tokens(self, text_tokens: int) -> None:
+        """ConfigError if some sentence is stored neither whole nor cut to this length."""
+        refuse_text_tokens(self.manifest, text_tokens, where=self.config.cache)
+
+    def read(self, *_: Any, **__: Any) -> NoReturn:
+        """ConfigError: a stream has no random access."""
+        raise ConfigError(
+            f"data.mode is stream: single examples of {self.config.cache} can't be read; give evaluate.cache "
+            "a folder of its own"
+        )
+
+    def plan(self, *, global_batch: int, seed: int) -> StreamPlan:
+        size = self.config.shuffle_examples
+        return StreamPlan(self.manifest, global_batch=global_batch, seed=seed, shuffle_examples=size)
+
+    def close(self) -> None:
+        """Nothing is held open between two shards."""
+
+    def fetch(self, shard: int, wanted: set[int], *, plan: StreamPlan) -> dict[int, Example]:
+        """The wanted examples of a shard, by id; CacheError when it was tried often enough."""
+        place = self.place(f"{FOLDER}/{self.manifest.shards[shard].file}")
+        found: dict[int, Example] = {}
+        for attempt in range(self.config.retries + 1):
+            reason = "it ends too early"
+            try:
+                for number, example in self._examples(place, shard, plan=plan):
+                    if number in wanted:
+                        found[number] = example
+                    if len(found) == len(wanted):
+                        return found
+            except (OSError, tarfile.TarError, ValueError, KeyError, IndexError) as error:
+                reason = _reason(error)
+            if attempt < self.config.retries:
+                sleep(2**attempt)
+        times = f"tried {self.config.retries + 1} times" if self.config.retries else "data.retries is 0"
+        raise CacheError(f"{place}: cannot be read to its end ({reason}); {times}")
+
+    def _examples(self, place: str, shard: int, *, plan: StreamPlan) -> Iterator[tuple[int, Example]]:
+        """Every example of a shard with its id, in the order of the tar."""
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+
+        shapes = [(bucket.frames, bucket.height, bucket.width) for bucket in self.manifest.buckets]
+        following = plan.first[shard].copy()
+        with _open(place) as stream:
+            for record in group_by_keys(tar_file_expander([{"url": place, "stream": stream}])):
+                meta, content = json.loads(record["json"]), memoryview(record["safetensors"])
+                ranges = tensor_ranges(record["safetensors"])
+                tensors = {name: content[start:end] for name, (start, end) in ranges.items()}
+                width, height = meta["size"]
+                bucket = shapes.index((len(meta["frame_ids"]), height, width))
+                for expression in meta["expressions"]:
+                    where = f"{place}, record {record['__key__']}"
+                    yield int(following[bucket]), Example(tensors, meta, expression, where)
+                    following[bucket] += 1
+
+    def tensors(
+        self, examples: list[Example], *, bucket: int, needs: Collection[str], text_tokens: int
+    ) -> dict[str, Tensor]:
+        """As CacheReader.read: the batch of some examples of one bucket."""
+        entry, count = self.manifest.buckets[bucket], len(examples)
+        shape = (count, self.manifest.latent_channels, *entry.latent_shape)
+        wanted: dict[str, Any] = {name: (shape, self.dtype) for name in LATENTS if name in needs}
+        texts = [self._text(example, text_tokens) for example in examples] if "text" in needs else []
+        if texts:
+            row = self.manifest.text_dim * self.dtype.itemsize
+            wanted["text"] = (count, max(len(t) for t in texts) // row, self.manifest.text_dim), self.dtype
+        if "mask_pixels" in needs:
+            wanted["mask_pixels"] = (count, entry.frames, entry.height, entry.width), torch.bool
+        batch = self.buffers.tensors(wanted)
+        for place, example in enumerate(examples):
+            mask = example.expression["mask"]
+            parts = {**_PARTS, "mask_mean": f"mask.{mask}.mean"}
+            for name in set(parts) & set(batch):
+                _copy(example.tensors[parts[name]], batch[name][place], where=example.where)
+            if texts:
+                batch["text"][place].zero_()
+                _copy(texts[place], batch["text"][place], where=example.where, padded=True)
+            if "mask_pixels" in batch:
+                size = (entry.height, entry.width)
+                frames = [
+                    rle.decode(f, size=size, where=example.where) for f in example.meta["masks"][mask]["rle"]
+                ]
+                batch["mask_pixels"][place].copy_(torch.from_numpy(np.stack(frames)))
+        return batch
+
+    def _text(self, example: Example, text_tokens: int) -> memoryview:
+        name = f"text.{example.expression['text_id']}"
+        whole = example.tensors[name]
+        too_long = len(whole) > text_tokens * self.manifest.text_dim * self.dtype.itemsize
+        return example.tensors[f"{name}.t{SHORT_TEXT}"] if too_long else whole
+
+
+class StreamLoader:
+    """As `Loader`, for streams: a window is read while the one before it is trained on."""
+
+    def __init__(
+        self,
+        reader: StreamReader,
+        plan: StreamPlan,
+        *,
+        rank: int,
+        world_size: int,
+        micro_batch: int,
+        needs: Collection[str],
+        text_tokens: int,
+        prepare: Callable[[Batch], Batch] = unchanged,
+        threads: int = 2,
+        start_step: int = 0,
+    ):
+        if "text" in needs:
+            reader.check_text_tokens(text_tokens)
+        self.reader, self.plan, self.prepare, self.needs = reader, plan, prepare, frozenset(needs)
+        self.text_tokens, self.step, self.wait_s = text_tokens, start_step, 0.0
+        plan.share(rank=rank, world_size=world_size, micro_batch=micro_batch)
+        self._windows = plan.windows(start_step)
+        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="stream")
+        self._next, self._coming = self._order({})
+        self._window = Window([], np.empty((0, 3), np.int64))
+        self._held: dict[int, Example] = {}
+
+    def _order(self, held: dict[int, Example]) -> tuple[Window, list[Future[dict[int, Example]]]]:
+        """Ask for the shards of the next window, but not for examples that are held already."""
+        window = next(self._windows)
+        asked = {shard: ids - held.keys() for shard, ids in window.wanted().items()}
+        return window, [
+            self._pool.submit(self.reader.fetch, shard, ids, plan=self.plan)
+            for shard, ids in asked.items()
+            if ids
+        ]
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        """This rank's micro-batches of global step `self.step`, which then moves on by one."""
+        started = perf_counter()
+        batches = [self._one(place) for place in range(self.plan.accumulation)]
+        self.step += 1
+        self.wait_s += perf_counter() - started
+        return batches
+
+    def _one(self, place: int) -> Batch:
+        if not self._window.batches:
+            self._advance()
+        bucket, items = self._window.batches.pop(0)
+        return self._batch(bucket, items, place)
+
+    def _advance(self) -> None:
+        """The next window, its examples at hand; the one after it is asked for."""
+        self._window, coming = self._next, self._coming
+        kept = set(self._window.carried[:, ID].tolist())
+        kept.update(number for _, items in self._window.batches for number in items[:, ID].tolist())
+        held = {number: example for number, example in self._held.items() if number in kept}
+        for future in coming:
+            held |= future.result()
+        self._held = held
+        self._next, self._coming = self._order({n: held[n] for n in self._window.carried[:, ID].tolist()})
+
+    def _batch(self, bucket: int, items: Items, place: int) -> Batch:
+        first = (self.plan.rank * self.plan.accumulation + place) * self.plan.micro_batch
+        positions, ids, epochs = range(first, first + len(items)), items[:, ID], items[:, EPOCH]
+        batch = Batch(
+            step=self.step,
+            example_ids=torch.from_numpy(ids.copy()),
+            positions=torch.tensor(positions),
+            epochs=torch.from_numpy(epochs.copy()),
+            keys=[mix64(self.plan.seed, int(e), int(i), self.step) for e, i in zip(epochs, ids, strict=True)],
+            digest=digest_of(positions, ids),
+            text_tokens=self.text_tokens,
+        )
+        tensors: dict[str, Any] = self.reader.tensors(
+            [self._held[number] for number in ids.tolist()],
+            bucket=bucket,
+            needs=self.needs,
+            text_tokens=self.text_tokens,
+        )
+        return self.prepare(replace(batch, **tensors))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Read nothing more, and join the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._held.clear()
+
+
+@contextmanager
+def _open(place: str) -> Iterator[Any]:
+    """A stream of webdataset's; http(s) through a curl that gives up on a server which has gone quiet.
+
+    OSError when it ends if its command failed, unless the reader left before the end.
+    """
+    from webdataset.gopen import gopen
+
+    if place.startswith(("http://", "https://")):
+        options = f"-f -s -L --connect-timeout {_CONNECT_S} --speed-limit 1 --speed-time {_STALL_S}"
+        place = f"pipe:curl {options} {shlex.quote(place)}"
+    stream = gopen(place)
+    try:
+        yield stream
+    except GeneratorExit:
+        with suppress(OSError):  # the command complains that nobody listens any more
+            stream.close()
+        raise
+    except BaseException:
+        stream.close()
+        raise
+    else:
+        stream.close()
+
+
+def _copy(content: memoryview, into: Tensor, *, where: str, padded: bool = False) -> None:
+    target = into.view(torch.uint8).numpy().reshape(-1)
+    if len(content) != target.nbytes and not (padded and len(content) < target.nbytes):
+        raise CacheError(f"{where}: a tensor of {len(content)} bytes where {target.nbytes} were expected")
+    target[: len(content)] = np.frombuffer(content, np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line; a command's exit code says more than the tar that it cut."""
+    message = " ".join(str(getattr(error, "strerror", None) or (error.args or ("",))[0]).split())
+    ended = re.search(r"exit (\d+) \(read\)", message)
+    if ended is None:
+        return message[:200] or type(error).__name__
+    code = int(ended[1])
+    meaning = f", {_CURL[code]}" if "curl" in message and code in _CURL else ""
+    return f"its command ended with exit code {code}{meaning}"

@@ -1,5 +1,0 @@
-"""`python -m launch` is `flowmask`."""
-
-from launch.cli import main
-
-main()

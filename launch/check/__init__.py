@@ -1,0 +1,1 @@
+"""What is asked before anything runs: `flowmask doctor` about the machine, preflight about a job."""

@@ -1,0 +1,265 @@
+"""The questions of `flowmask doctor`, each a function from what is examined to its findings.
+
+Libraries are tried in processes of their own, so that one which crashes on import is a line, not the end.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from flowmask.launch.check.doctor import Check, Finding, State, Subject
+
+_LIBRARIES = {
+    "deepspeed": "trainer",
+    "diffusers": "models",
+    "transformers": "text encoder",
+    "webdataset": "streamed shards",
+    "decord": "video files",
+    "pycocotools": "masks",
+    "mlflow": "tracking",
+    "submitit": "SLURM",
+}
+_SLURM = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "sinfo")
+_TORCH = """
+import json, torch
+gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+nccl = '.'.join(map(str, torch.cuda.nccl.version())) if gpus else None
+bf16 = bool(gpus) and torch.cuda.is_bf16_supported()
+d = torch.distributed
+print(json.dumps({'version': torch.__version__, 'cuda': torch.version.cuda, 'gpus': gpus, 'nccl': nccl, 'bf16': bf16,
+                  'gloo': d.is_available() and d.is_gloo_available()}))
+"""
+_OPS = """
+import json
+from deepspeed.ops.op_builder.all_ops import ALL_OPS
+print(json.dumps({name: bool(op.is_compatible(verbose=False)) for name, op in ALL_OPS.items()
+                  if name in ('fused_adam', 'cpu_adam')}))
+"""
+
+
+def python(subject: Subject) -> list[Finding]:
+    version = platform.python_version()
+    state: State = "pass" if sys.version_info >= (3, 11) else "fail"
+    return [Finding("python", state, f"{version} at {sys.executable}", "make PYTHON=python3.11 setup")]
+
+
+def torch(subject: Subject) -> list[Finding]:
+    facts, problem = _ask(_TORCH)
+    if facts is None:
+        return [Finding("torch", "fail", problem, "make setup")]
+    findings = [Finding("torch", "pass", f"{facts['version']}, built for CUDA {facts['cuda'] or 'none'}")]
+    gpus = facts["gpus"]
+    if not gpus:
+        fix = "on a GPU node: install a CUDA build of torch, and check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        findings.append(Finding("gpu", "warn", "none is visible: only tiny models will train", fix))
+    else:
+        findings.append(Finding("gpu", "pass", f"{len(gpus)} x {', '.join(sorted(set(gpus)))}"))
+        nccl: State = "pass" if facts["nccl"] else "fail"
+        findings.append(Finding("nccl", nccl, facts["nccl"] or "missing", "install a CUDA build of torch"))
+        bf16: State = "pass" if facts["bf16"] else "warn"
+        findings.append(Finding("bf16", bf16, str(facts["bf16"]), "set train.precision=fp32"))
+    gloo: State = "pass" if facts["gloo"] else "fail"
+    findings.append(Finding("gloo", gloo, str(facts["gloo"]), "install a build of torch with gloo"))
+    return findings
+
+
+def libraries(subject: Subject) -> list[Finding]:
+    code = "import importlib, sys; importlib.import_module(sys.argv[1])"
+    findings = []
+    for name, purpose in _LIBRARIES.items():
+        problem = _run([sys.executable, "-c", code, name])[1]
+        if problem:
+            findings.append(Finding(name, "fail", f"for {purpose}: {problem}", "make setup"))
+        else:
+            findings.append(Finding(name, "pass", importlib.metadata.version(name)))
+    return findings
+
+
+def deepspeed_ops(subject: Subject) -> list[Finding]:
+    facts, problem = _ask(_OPS)
+    if facts is None:
+        return [Finding("deepspeed ops", "warn", problem, "pip install ninja, and a C++ compiler")]
+    missing = [name for name, fits in facts.items() if not fits]
+    found = f"can be built: {', '.join(n for n in facts if n not in missing) or 'none'}"
+    if not missing:
+        return [Finding("deepspeed ops", "pass", found)]
+    fix = "nothing, unless you offload: AdamW of torch is used; cpu_adam needs a C++ compiler and ninja"
+    return [Finding("deepspeed ops", "warn", f"{found}; not {', '.join(missing)}", fix)]
+
+
+def filesystem(subject: Subject) -> list[Finding]:
+    """Free space, and what the cache and checkpoints rely on: rename over a file, hard links, a sane clock."""
+    place = _existing(subject.out)
+    free_gb = shutil.disk_usage(place).free / 1e9
+    state: State = "fail" if free_gb < 1 else "warn" if free_gb < 50 else "pass"
+    fix = "make room, or choose another out; `flowmask plan` says how much a job writes"
+    findings = [Finding("disk", state, f"{free_gb:.1f} GB free at {place}", fix)]
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as name:
+            findings += _probe(Path(name))
+    except OSError as error:
+        what = f"{place} cannot be written: {error.strerror}"
+        findings.append(
+            Finding("writable", "fail", what, "choose another out, or get the right to write there")
+        )
+    return findings
+
+
+def _probe(folder: Path) -> list[Finding]:
+    first, second, linked = folder / "first", folder / "second", folder / "linked"
+    first.write_text("1")
+    second.write_text("2")
+    second.replace(first)
+    atomic = first.read_text() == "2" and not second.exists()
+    try:
+        os.link(first, linked)
+        try:
+            os.link(first, linked)
+            exclusive = False
+        except FileExistsError:
+            exclusive = True
+    except OSError:
+        exclusive = False
+    skew_s = abs(first.stat().st_mtime - time.time())
+    wrong = "use a POSIX filesystem (NFS, Lustre, GPFS, BeeGFS, local), not an object store mount"
+    return [
+        Finding("atomic rename", "pass" if atomic else "fail", "works" if atomic else "does not", wrong),
+        Finding(
+            "exclusive create", "pass" if exclusive else "fail", "works" if exclusive else "does not", wrong
+        ),
+        Finding(
+            "clock",
+            "pass" if skew_s < 30 else "warn",
+            f"the filesystem's and this machine's differ by {skew_s:.1f} s",
+            "synchronise the clocks (ntp); leases go by the filesystem's, so builds are safe",
+        ),
+    ]
+
+
+def inputs(subject: Subject) -> list[Finding]:
+    findings = []
+    if subject.wan is not None:
+        findings.append(_weights(subject.wan))
+    for path in subject.data:
+        if path.exists():
+            findings.append(Finding("data", "pass", str(path)))
+        else:
+            findings.append(Finding("data", "fail", f"{path} is missing", "correct the path"))
+    return findings
+
+
+def _weights(wan: Path) -> Finding:
+    from flowmask.models.errors import UserError
+    from flowmask.models.weights.wan import WanFolder
+
+    fix = "download Wan2.1-T2V-1.3B-Diffusers, or to try: flowmask tiny-wan DIR"
+    try:
+        folder = WanFolder(wan)
+        folder.empty_transformer(video_injection=True)
+        folder.empty_vae()
+    except UserError as error:
+        return Finding("weights", "fail", str(error), fix)
+    absent = [part for part in ("text_encoder", "tokenizer") if not (wan / part).is_dir()]
+    if absent:
+        return Finding("weights", "fail", f"{wan} has no {' and no '.join(absent)}", fix)
+    return Finding("weights", "pass", str(wan))
+
+
+def mlflow_server(subject: Subject) -> list[Finding]:
+    uri = subject.tracking_uri
+    if uri is None or not uri.startswith("http"):
+        return [Finding("mlflow server", "pass", f"none asked for; {uri or 'a file beside the run'} is used")]
+    fix = "start it, or correct tracking.uri; training goes on without it and catches up later"
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
+            return [Finding("mlflow server", "pass", f"{uri} answers {answer.status}")]
+    except (OSError, ValueError) as error:
+        return [Finding("mlflow server", "warn", f"{uri}: {error}", fix)]
+
+
+def slurm(subject: Subject) -> list[Finding]:
+    wanted = subject.cluster == "slurm"
+    missing = [name for name in _SLURM if shutil.which(name) is None]
+    if missing:
+        state: State = "fail" if wanted else "warn"
+        fix = "run on the login node, or launch.cluster=local"
+        return [Finding("slurm", state, f"no {', '.join(missing)} here", fix)]
+    nodes, problem = _run(["sinfo", "--noheader", "--format=%P %a %D %l %t"])
+    if problem:
+        return [Finding("slurm", "fail" if wanted else "warn", problem, "ask who runs the cluster")]
+    findings = [Finding("slurm", "pass", "; ".join(nodes.split("\n")))]
+    problem = _run(["sacct", "--noheader", "--format=JobID", "--starttime=now"])[1]
+    fix = "without accounting the reason of a lost job stays unknown; ask who runs the cluster"
+    findings.append(Finding("slurm accounting", "warn" if problem else "pass", problem or "answers", fix))
+    known = [re.sub(r"\W+$", "", line.split(" ")[0]) for line in nodes.splitlines()]
+    if subject.partition is not None and subject.partition not in known:
+        fix = f"launch.partition: one of {', '.join(sorted(set(known)))}"
+        findings.append(Finding("partition", "fail", f"{subject.partition} is unknown", fix))
+    return [*findings, _seen_from_a_node(subject)] if wanted else findings
+
+
+def _seen_from_a_node(subject: Subject) -> Finding:
+    """Whether a file written here is there on a compute node; asked only when one is free at once."""
+    check, place = "shared filesystem", _existing(subject.out).resolve()
+    partition = [f"--partition={subject.partition}"] if subject.partition else []
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=place) as file:
+            command = ["srun", "--immediate=15", "--ntasks=1", "--time=1", *partition, "cat", file.name]
+            problem = _run(command, timeout_s=60)[1]
+    except OSError as error:
+        return Finding(check, "fail", f"{place} cannot be written: {error.strerror}", "choose another out")
+    if not problem:
+        return Finding(check, "pass", f"a compute node sees {place}")
+    if "No such file" in problem:
+        return Finding(
+            check, "fail", f"a compute node does not see {place}", "put `out` where all nodes see it"
+        )
+    return Finding(check, "warn", f"not known: {problem}", "ask again when a node is free")
+
+
+def _existing(path: Path) -> Path:
+    """The deepest folder of a path that is already there."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _ask(code: str) -> tuple[dict[str, Any] | None, str]:
+    """What Python code prints last, as JSON, and the last line of what went wrong."""
+    printed, problem = _run([sys.executable, "-c", code])
+    return (None, problem) if problem else (json.loads(printed.splitlines()[-1]), "")
+
+
+def _run(command: list[str], *, timeout_s: float = 120) -> tuple[str, str]:
+    """Output and, if the command failed, the last line of what it complained."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return "", f"no answer in {timeout_s:.0f} s"
+    if done.returncode == 0:
+        return done.stdout.strip(), ""
+    said = done.stderr.strip().splitlines() or done.stdout.strip().splitlines()
+    return "", said[-1] if said else f"ended with code {done.returncode}"
+
+
+CHECKS: tuple[Check, ...] = (
+    python,
+    torch,
+    libraries,
+    deepspeed_ops,
+    filesystem,
+    inputs,
+    mlflow_server,
+    slurm,
+)

@@ -1,0 +1,113 @@
+"""`flowmask cache ...`: parses, prints and exits; every command's work belongs to another file."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from flowmask.launch.cli.words import ConfigFile, Overrides, Wait, run_job
+
+cache_app = typer.Typer(no_args_is_help=True, help="Pre-encode a dataset into latent shards, and check them.")
+console = Console()
+
+DecodeMasks = Annotated[int, typer.Option(min=0, help="Masks to decode and compare; 0 needs no VAE")]
+CacheWan = Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the build's")]  # noqa: UP045
+
+
+@cache_app.command("build")
+def cache_build(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
+    """Encode clips, masks and sentences once into OUT/shards. A killed build goes on where it stopped."""
+    run_job("cache", config, overrides, wait=wait)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+    decode_masks: DecodeMasks = 8,
+    seed: Annotated[int, typer.Option(help="Of the choice of masks")] = 0,
+    wan: CacheWan = None,
+    against: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Compare with this cache of the same fingerprint instead, within a tolerance"),
+    ] = None,
+) -> None:
+    """Read every byte of a cache again and name each file that is not as it was written."""
+    from flowmask.data_pipeline.check.verify import verify
+    from flowmask.launch.cli.cache_check import show_comparison, show_report
+    from flowmask.launch.progress import bar
+
+    if against is not None:
+        show_comparison(folder, against, as_json=as_json, console=console)
+        return
+    with bar(show=not as_json) as on_progress:
+        report = verify(folder, decode_masks=decode_masks, wan=wan, seed=seed, on_progress=on_progress)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        show_report(report, folder, console)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@cache_app.command("repair")
+def cache_repair(
+    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
+    overrides: Overrides = None,
+    unit: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(help="Encode this unit again without looking; may be given several times", min=0),
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option(help="Of the build; default: FOLDER/config.yaml")] = None,  # noqa: UP045
+    decode_masks: DecodeMasks = 8,
+    wan: CacheWan = None,
+) -> None:
+    """Make the files that are wrong anew, and no other: only their units are encoded again."""
+    from flowmask.launch.cli.cache_check import repair_cache
+
+    repair_cache(
+        folder,
+        overrides or [],
+        config=config,
+        rebuild=unit or [],
+        decode_masks=decode_masks,
+        wan=wan,
+        console=console,
+    )
+
+
+@cache_app.command("status")
+def cache_status(
+    folder: Annotated[Path, typer.Argument(help="A cache, finished or being built")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+) -> None:
+    """How far a build is, how fast, who works on what: read from its folder alone, from any node."""
+    from dataclasses import asdict
+
+    from flowmask.data_pipeline.build.status import status
+    from flowmask.launch.cli.cache_status import show_status
+
+    found = status(folder)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        show_status(found, console)
+
+
+@cache_app.command("inspect")
+def cache_inspect(
+    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write")],
+    examples: Annotated[int, typer.Option(min=0, help="Random examples to decode; 0 needs no VAE")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the choice of examples")] = 0,
+    wan: CacheWan = None,
+) -> None:
+    """Write one HTML page of a cache: what is in it, and random examples decoded from the latents."""
+    from flowmask.data_pipeline.show.inspect_page import inspect
+    from flowmask.launch.progress import bar
+
+    with bar() as on_progress:
+        inspect(folder, out=out, examples=examples, seed=seed, wan=wan, on_progress=on_progress)
+    console.print(f"wrote {out}", highlight=False, soft_wrap=True)

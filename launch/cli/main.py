@@ -1,0 +1,323 @@
+"""The command `flowmask`. Parses, prints and exits; every job itself belongs to another file.
+
+A person's mistake is one line on stderr and exit code 2; a stack trace is a bug of ours.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flowmask.launch.cli.cache import cache_app
+from flowmask.launch.cli.words import ConfigFile, Overrides, Wait, run_job
+from flowmask.models.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and run referring video segmentation by flow matching on Wan2.1.\n\n"
+    "Start with: flowmask demo --out out/demo",
+)
+app.add_typer(cache_app, name="cache")
+console = Console()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written")] = Path("out/demo"),
+    smoke: Annotated[bool, typer.Option("--smoke", help="Every stage, no claim on the score; 90 s")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Trains longer; up to an hour")] = False,
+) -> None:
+    """Dataset, cache, mask decoder, DiT, J&F and prediction on a synthetic world, on this machine."""
+    from flowmask.launch.demo.demo import Profile, run_demo
+
+    if smoke and full:
+        raise UserError("--smoke and --full exclude each other; give one or none")
+    run_demo(out, Profile.SMOKE if smoke else Profile.FULL if full else Profile.DEFAULT, console=console)
+
+
+@app.command()
+def configs(
+    copy: Annotated[Optional[Path], typer.Option(help="Copy all of them into this folder")] = None,  # noqa: UP045
+) -> None:
+    """The configs that come with FlowMask: `flowmask train train_mevis` takes one by its name."""
+    from flowmask.launch.configs import bundled, copy_configs
+
+    if copy is not None:
+        console.print(f"copied {len(copy_configs(copy))} files into {copy}", highlight=False)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, first_line in bundled().items():
+        table.add_row(str(name), first_line)
+    console.print(table)
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Show the progress until the job is done")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the sbatch script and the plan; needs no SLURM")
+    ] = False,
+) -> None:
+    """Check a job of any kind, freeze its code and send it where launch.cluster says: slurm, local or debug."""
+    from flowmask.launch.slurm.submit import submit as submit_job
+
+    code = submit_job(config, overrides or [], wait=wait, dry_run=dry_run)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def curriculum(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    wait: Wait = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the stages, what would run or be skipped, and why")
+    ] = False,
+) -> None:
+    """Run stages that build on each other, here or on SLURM; what is done is skipped, the same command goes on."""
+    from flowmask.launch.curriculum.curriculum import run_curriculum
+
+    code = run_curriculum(config, overrides or [], wait=wait, dry_run=dry_run)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    runs: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="Runs, or folders with runs below them; default: this folder"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead")] = False,
+) -> None:
+    """How runs are getting on: state and why, step, loss, speed, time left, restarts, where the logs are."""
+    from flowmask.launch.watch.control import show_status
+
+    show_status(runs or [Path()], as_json=as_json)
+
+
+@app.command()
+def logs(
+    run: Annotated[Path, typer.Argument(help="The `out` of a job")],
+    rank: Annotated[Optional[int], typer.Option(help="What this rank's node printed, on SLURM")] = None,  # noqa: UP045
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="So many from the end")] = 100,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run is over")] = False,
+) -> None:
+    """The log of a run; of one that failed on SLURM, what it printed."""
+    from flowmask.launch.watch.control import show_logs
+
+    show_logs(run, rank=rank, lines=lines, follow=follow)
+
+
+@app.command()
+def stop(
+    run: Annotated[Path, typer.Argument(help="The `out` of a job")],
+    timeout_s: Annotated[float, typer.Option(min=1, help="Wait so long for it to end")] = 1800.0,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has ended")] = True,
+) -> None:
+    """Let a run save at its next step and end for good; the same command that started it goes on from there."""
+    from flowmask.launch.watch.control import stop as stop_run
+
+    stop_run(run, timeout_s=timeout_s, wait=wait)
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
+    """Train a DiT or a mask decoder on a cache. The same command again resumes the run in OUT, exactly."""
+    run_job("train", config, overrides, wait=wait)
+
+
+@app.command()
+def evaluate(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
+    """Predict every expression of a split and score it: J, F, J&F, masks and a report in OUT."""
+    run_job("evaluate", config, overrides, wait=wait)
+
+
+@app.command()
+def predict(
+    video: Annotated[Path, typer.Argument(help="A video file, or a folder of frames")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more sentences, each in quotes")],
+    checkpoint: Annotated[str, typer.Option(help="A run, an export, or a FlowRVS .pth")],
+    out: Annotated[Path, typer.Option(help="Where masks and overlay videos go")] = Path("out/predict"),
+    mask_decoder: Annotated[Optional[str], typer.Option(help="Default: the one the run names")] = None,  # noqa: UP045
+    wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the run's")] = None,  # noqa: UP045
+    steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
+    max_frames: Annotated[Optional[int], typer.Option(help="Only the first frames", min=1)] = None,  # noqa: UP045
+    clip_frames: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Cut a long video into clips of so many frames: less memory, shorter sight", min=1),
+    ] = None,
+    averaged: Annotated[
+        bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")
+    ] = True,
+) -> None:
+    """Find what each sentence names in a video: PNG masks and overlay videos."""
+    from flowmask.launch.progress import bar
+    from flowmask.models.config import SamplerConfig
+    from flowmask.trainer.predict.predict import predict as predict_video
+
+    with bar() as on_progress:
+        result = predict_video(
+            video,
+            prompts,
+            checkpoint=checkpoint,
+            out=out,
+            mask_decoder=mask_decoder,
+            wan=wan,
+            ema=averaged,
+            sampler=SamplerConfig(steps=steps),
+            max_frames=max_frames,
+            clip_frames=clip_frames,
+            on_progress=on_progress,
+        )
+    console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png", highlight=False)
+    _offer(checkpoint, result.overlay, to="predict")
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run, one of its steps, or another export")],
+    format: Annotated[
+        str, typer.Option(help="diffusers, flowrvs, safetensors, or lora: adapters alone")
+    ] = "diffusers",
+    out: Annotated[Optional[Path], typer.Option(help="Default: RUN/export/NAME")] = None,  # noqa: UP045
+    averaged: Annotated[
+        bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")
+    ] = True,
+    dtype: Annotated[
+        str, typer.Option(help="float32 keeps every bit; bfloat16 is half the size")
+    ] = "float32",
+    wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the run's")] = None,  # noqa: UP045
+) -> None:
+    """Write trained weights so that diffusers, FlowRVS's code or any reader of safetensors loads them."""
+    import torch
+
+    from flowmask.trainer.predict.export import export as export_weights
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
+    done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan)
+    console.print(
+        f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _offer(source, done.path, to="export")
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+    gpu: Annotated[Optional[str], typer.Option(help="GPU by name; default: H100")] = None,  # noqa: UP045
+    tflops: Annotated[Optional[float], typer.Option(help="Its dense bf16 peak instead")] = None,  # noqa: UP045
+    mfu: Annotated[float, typer.Option(help="The part of the peak that is useful work, 0 to 1")] = 0.4,
+    clip: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="FRAMESxHEIGHTxWIDTH, where there is no cache or dataset yet"),
+    ] = None,
+) -> None:
+    """What a job holds, takes and writes: memory for each ZeRO stage, hours, bytes. Needs no GPU and no weights."""
+    from flowmask.launch.plan import plan as planning
+    from flowmask.launch.plan.show import show
+
+    speed = planning.speed_of(gpu=gpu, tflops=tflops, mfu=mfu)
+    found = planning.plan(config, overrides or [], speed=speed, clip=planning.clip_of(clip))
+    if as_json:
+        typer.echo(json.dumps(planning.to_json(found)))
+    else:
+        show(found, console)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A job's YAML: what it names is checked too")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+) -> None:
+    """Is this machine fit for the job? Libraries, GPUs, filesystem, weights, MLflow, SLURM; a fix for each fault."""
+    from flowmask.launch.check import doctor as examination
+
+    findings = examination.examine(examination.subject_of(config, overrides or []))
+    report = examination.as_json(findings)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        examination.show(findings, console)
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def track(
+    run: Annotated[Path, typer.Argument(help="A run folder that nobody trains now")],
+    timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds")] = 600.0,
+) -> None:
+    """Send MLflow what it missed of an ended run, and how that ended. A run that died is FAILED."""
+    from flowmask.trainer.track.tracking import replay
+
+    if not replay(run, timeout_s=timeout_s, warn=lambda line: console.print(line, highlight=False)):
+        console.print(f"MLflow has not taken everything in {timeout_s:.0f} s; the same command continues")
+        raise typer.Exit(1)
+    console.print(f"MLflow has all of {run}", highlight=False)
+
+
+@app.command("tiny-wan")
+def tiny_wan(
+    folder: Annotated[Path, typer.Argument(help="A new folder")],
+    seed: Annotated[int, typer.Option(help="Of the random weights")] = 0,
+    random_vae: Annotated[bool, typer.Option("--random-vae", help="Also a random VAE")] = False,
+) -> None:
+    """Write a tiny checkpoint in the layout of Wan2.1, to try everything offline: random, but for its VAE."""
+    from flowmask.models.weights.tiny_wan import write_tiny_wan
+
+    write_tiny_wan(folder, seed=seed, random_vae=random_vae)
+    console.print(f"wrote {folder}", highlight=False)
+
+
+def main() -> None:
+    """Entry point: one line and exit code 2 for what a person can mend."""
+    from flowmask.launch.local.worker import explain_os_error, quieten_libraries
+
+    os.environ["PYTHONSAFEPATH"] = (
+        "1"  # nothing that is started from here looks for modules in the working folder
+    )
+    quieten_libraries()
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        message = explain_os_error(error)
+        if message is None:
+            raise
+        _fail(message)
+
+
+def _offer(run: str, path: Path, *, to: str) -> None:
+    """Let the MLflow run of a checkpoint have what was made from it, when somebody sends it."""
+    from flowmask.trainer.track.tracking import offer_artifact
+
+    if offer_artifact(run, path, to=to):
+        console.print(f"`flowmask track {run}` uploads it to MLflow", highlight=False, soft_wrap=True)
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
+        f"flowmask: {message}", style="red"
+    )
+    sys.exit(2)

@@ -1,0 +1,56 @@
+"""The configs that come with FlowMask: listed, copied, and found by name where a person has no file of that name."""
+
+import difflib
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+import flowmask
+from flowmask.models.errors import ConfigError
+
+BUNDLED = Path(flowmask.__file__).resolve().parent / "configs"
+console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+def find_config(asked: Path) -> Path:
+    """The file that a person means: theirs, else the bundled one of that name, which a line on stderr says.
+
+    A bare name (with or without .yaml) or a path below `configs/` can mean a bundled one. ConfigError names the
+    nearest of them otherwise.
+    """
+    if asked.is_file():
+        return asked
+    inside = Path(*asked.parts[1:]) if asked.parts[:1] == ("configs",) else asked
+    may_be_bundled = not asked.is_absolute() and (inside != asked or len(asked.parts) == 1)
+    for name in (inside, inside.with_name(f"{inside.name}.yaml")) if may_be_bundled else ():
+        if (BUNDLED / name).is_file() and ".." not in name.parts:
+            console.print(f"{asked} is not here: using the bundled configs/{name}", style="dim")
+            return BUNDLED / name
+    known = [str(name) for name in bundled()]
+    near = difflib.get_close_matches(inside.with_suffix(".yaml").as_posix(), known, n=3, cutoff=0.5)
+    fix = f"did you mean {' or '.join(near)}?" if near else "`flowmask configs` lists the bundled ones"
+    raise ConfigError(f"config {asked} does not exist; {fix}")
+
+
+def bundled() -> dict[Path, str]:
+    """Each bundled config by its path below configs/, with its first line."""
+    found = sorted(BUNDLED.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return {path.relative_to(BUNDLED): _first_line(path) for path in found}
+
+
+def copy_configs(folder: Path) -> list[Path]:
+    """Copy all bundled configs below `folder`; what was written. ConfigError before the first one if any is there."""
+    targets = {name: folder / name for name in bundled()}
+    there = [target for target in targets.values() if target.exists()]
+    if there:
+        raise ConfigError(f"{there[0]} is already there; give --copy another folder")
+    for name, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(BUNDLED / name, target)
+    return list(targets.values())
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()

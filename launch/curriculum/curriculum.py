@@ -1,0 +1,260 @@
+"""`flowmask curriculum`: the stages of one YAML, here one after another, or on SLURM with `afterok` dependencies.
+
+Everything is checked before anything starts. What is done is skipped, and whatever ends this process, the same
+command goes on.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from flowmask.launch import jobs
+from flowmask.launch.check.preflight import Check
+from flowmask.launch.curriculum import jobs as stage_jobs
+from flowmask.launch.curriculum.checks import check
+from flowmask.launch.curriculum.done import Judgement, judge, judge_all
+from flowmask.launch.curriculum.stages import MARK, Curriculum, Stage, load_curriculum
+from flowmask.launch.local.processes import JobFailedError
+from flowmask.launch.slurm import commands as slurm_commands
+from flowmask.launch.slurm import resources
+from flowmask.launch.slurm.wait import JobEndedError
+from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.files import write_atomically
+from flowmask.trainer.state import locks
+
+POLL_S = 5.0
+INTERRUPTED = 130
+console = Console(stderr=True, soft_wrap=True, highlight=False)
+printer = Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool) -> int:
+    """Check a curriculum and run what of it is not done; the exit code. UserError names the stage that failed.
+
+    wait: on SLURM, show the progress until the last stage has ended. dry_run: only say what would be done.
+    """
+    curriculum = load_curriculum(path, overrides)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            memo = curriculum.out if (curriculum.out / MARK).exists() else Path(scratch)
+            judged = judge_all(curriculum, memo=memo)
+            checks = check(curriculum, done={name for name, found in judged.items() if found.done})
+            _describe(curriculum, judged, checks)
+        return 0
+    with _claimed(curriculum):
+        judged = judge_all(curriculum, memo=curriculum.out)
+        check(curriculum, done={name for name, found in judged.items() if found.done})
+        if curriculum.cluster != "slurm":
+            return _run_here(curriculum)
+        slurm_commands.require()
+        sent = _submit_all(curriculum, judged)
+    if not wait or not sent.jobs:
+        return 0
+    try:
+        return _watch(curriculum, sent)
+    except KeyboardInterrupt:
+        ids = " ".join(sent.jobs.values())
+        console.print(
+            f"the jobs go on. Watch them: flowmask status {curriculum.out}; end them: scancel {ids}"
+        )
+        return INTERRUPTED
+
+
+@contextmanager
+def _claimed(curriculum: Curriculum) -> Iterator[None]:
+    """The folder of this curriculum, held against a second process that would submit the same stages."""
+    out = curriculum.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        strange = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if strange and MARK not in strange:
+            raise ConfigError(
+                f"out is {out}, which is no curriculum's but holds {strange[0]}; choose an empty folder"
+            )
+        lock = locks.take(out / ".lock")
+    except OSError as error:
+        raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
+    if lock is None:
+        raise ConfigError(f"another `flowmask curriculum` is at work in {out}; wait for it, or end it")
+    try:
+        stages = [{"name": s.name, "kind": s.kind, "out": str(s.out.resolve())} for s in curriculum.stages]
+        write_atomically(out / MARK, json.dumps({"config": str(curriculum.path), "stages": stages}, indent=1))
+        yield
+    finally:
+        os.close(lock)
+
+
+def _run_here(curriculum: Curriculum) -> int:
+    """One stage after another, each judged when its turn comes: what it needs is done then."""
+    for number, stage in enumerate(curriculum.stages, 1):
+        head = Text.assemble(
+            (f"{number}/{len(curriculum.stages)} ", "bold"), f"{stage.name}: {stage.kind}, {stage.out}: "
+        )
+        found = judge(stage, unfinished=set(), memo=curriculum.out)
+        if found.done:
+            console.print(head + Text(f"done, {found.why}", "green"))
+            continue
+        console.print(head + Text(found.why, "cyan"))
+        code = _with_retries(stage)
+        if code:
+            console.print(f"stopped in stage {stage.name}; the same command goes on", markup=False)
+            return code
+        found = judge(stage, unfinished=set(), memo=curriculum.out)
+        if not found.done:
+            raise UserError(f"stage {stage.name} has ended, but is not done: {found.why}; see {stage.out}")
+    console.print(f"all {len(curriculum.stages)} stages are done")
+    return 0
+
+
+def _with_retries(stage: Stage) -> int:
+    """Run a stage, again after a crash; a person's mistake is not repeated."""
+    left = stage.retries or 0
+    while True:
+        try:
+            return jobs.run(stage.kind, stage.job)
+        except JobFailedError as error:
+            if not left:
+                raise JobFailedError(f"stage {stage.name}: {error.what}", error.traceback) from error
+            left -= 1
+            console.print(
+                f"stage {stage.name}: {error.what}; starting again, {left} retries left", markup=False
+            )
+        except UserError as error:
+            raise type(error)(f"stage {stage.name}: {error}") from error
+
+
+@dataclass
+class _Sent:
+    """Jobs of the stages that are not done, by stage; `fresh` were submitted by this process."""
+
+    jobs: dict[str, str] = field(default_factory=dict)
+    fresh: set[str] = field(default_factory=set)
+
+
+def _submit_all(curriculum: Curriculum, judged: Mapping[str, Judgement]) -> _Sent:
+    """Every stage that is not done has exactly one job, behind those of the stages it needs."""
+    sent = _Sent()
+    for stage in curriculum.stages:
+        if judged[stage.name].done:
+            console.print(f"{stage.name}: done, {judged[stage.name].why}", markup=False)
+            continue
+        earlier = curriculum.before(stage)
+        job_id = _live(curriculum, stage, renewed=bool(earlier & sent.fresh))
+        if job_id is None:
+            after = [sent.jobs[name] for name in sent.jobs if name in earlier]
+            job_id = stage_jobs.submit(curriculum.out, stage, after=after)
+            sent.fresh.add(stage.name)
+            behind = f" after {', '.join(after)}" if after else ""
+            console.print(
+                f"{stage.name}: submitted job {job_id}{behind}; {judged[stage.name].why}", markup=False
+            )
+        else:
+            console.print(f"{stage.name}: is job {job_id} already", markup=False)
+        sent.jobs[stage.name] = job_id
+    return sent
+
+
+def _live(curriculum: Curriculum, stage: Stage, *, renewed: bool) -> str | None:
+    """The stage's job, if it is in the queue and can still start; one that waits in vain is ended.
+
+    renewed: a stage before it was submitted again, so a job in the queue waits for the wrong one.
+    """
+    job_id = stage_jobs.known_job(curriculum.out, stage)
+    rows = slurm_commands.queued(job_id) if job_id else {}
+    if job_id is None or not rows:
+        return None
+    pending = all(state == "PENDING" for state, _ in rows.values())
+    if pending and (renewed or any(stage_jobs.NEVER in reason for _, reason in rows.values())):
+        slurm_commands.cancel(job_id)
+        return None
+    return job_id
+
+
+def _watch(curriculum: Curriculum, sent: _Sent) -> int:
+    """Show the stages until no job is left; JobEndedError with the first stage that failed, and why."""
+    with Live(console=console, refresh_per_second=1, transient=True) as live:
+        told: dict[str, str] = {}
+        while True:
+            rows = slurm_commands.queued(",".join(sent.jobs.values()))
+            states = {name: _state_of(rows, job_id) for name, job_id in sent.jobs.items()}
+            live.update(_table(curriculum, sent, states))
+            for name, state in states.items():
+                if told.get(name) != state and not console.is_terminal:
+                    console.print(f"{name}: {state}", markup=False)
+            told = states
+            if not rows:
+                break
+            time.sleep(POLL_S)
+    judged = judge_all(curriculum, memo=curriculum.out)
+    for stage in curriculum.stages:
+        if not judged[stage.name].done:
+            raise JobEndedError(f"stage {stage.name}: {_reason(curriculum, stage, judged[stage.name])}")
+    console.print(f"all {len(curriculum.stages)} stages are done")
+    return 0
+
+
+def _state_of(rows: Mapping[str, tuple[str, str]], job_id: str) -> str:
+    own = [row for task, row in rows.items() if task.partition("_")[0] == job_id]
+    if not own:
+        return "ended"
+    state, reason = own[0]
+    return f"waits ({reason})" if state == "PENDING" else state.lower()
+
+
+def _reason(curriculum: Curriculum, stage: Stage, judged: Judgement) -> str:
+    record = stage_jobs.read(curriculum.out, stage.name)
+    if record is None:
+        return judged.why
+    failed = [verdict.message for verdict in record.submission.verdicts().values() if verdict.code]
+    why = failed[0] if failed and failed[0] else f"job {record.job_id} ended early, {judged.why}"
+    return f"{why}; logs: {record.submission.logs}. The same command goes on from here"
+
+
+def _table(curriculum: Curriculum, sent: _Sent, states: Mapping[str, str]) -> Table:
+    table = Table("stage", "kind", "job", "state", box=None, padding=(0, 2, 0, 0))
+    for stage in curriculum.stages:
+        job_id = sent.jobs.get(stage.name, "")
+        table.add_row(stage.name, stage.kind, job_id, states.get(stage.name, "done"))
+    return table
+
+
+def _describe(curriculum: Curriculum, judged: Mapping[str, Judgement], checks: Sequence[Check]) -> None:
+    """The stages, what each needs, and what would be done with it."""
+    printer.print(f"{curriculum.path}: {len(curriculum.stages)} stages, launch.cluster={curriculum.cluster}")
+    for number, stage in enumerate(curriculum.stages, 1):
+        found = judged[stage.name]
+        printer.print(f"{number}. {stage.name}: {'skip' if found.done else 'run'} ({found.why})")
+        printer.print(f"     {stage.kind}, out {stage.out}")
+        if curriculum.cluster == "slurm" and not found.done:
+            printer.print(f"     {resources.settle(stage.job).said}")
+        if stage.needs:
+            printer.print(f"     after {', '.join(stage.needs)}")
+        for key, name in stage.carries.items():
+            printer.print(f"     {key} from {name}")
+        job_id = _noted_job(curriculum, stage)
+        if job_id:
+            printer.print(f"     job {job_id}{_queue_says(job_id)}")
+    unknown = sorted({found.found for found in checks if found.state == "unknown"})
+    for line in unknown:
+        printer.print(f"could not be checked here: {line}")
+
+
+def _noted_job(curriculum: Curriculum, stage: Stage) -> str | None:
+    record = stage_jobs.read(curriculum.out, stage.name) if curriculum.cluster == "slurm" else None
+    return record.job_id if record else None
+
+
+def _queue_says(job_id: str) -> str:
+    if not slurm_commands.available():
+        return ": no squeue here"
+    return f": {_state_of(slurm_commands.queued(job_id), job_id)}"

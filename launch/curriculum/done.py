@@ -1,0 +1,220 @@
+"""Whether a stage is done, judged by what its folder holds and not by file names: fingerprints, steps, weights.
+
+Nothing is deleted: a folder that holds something else than the stage would make is a ConfigError with the fix.
+Hashes of weights take long, so they are kept by the identity of the checkpoint they belong to.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob
+from flowmask.launch.curriculum.stages import Curriculum, Stage
+from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.files import write_atomically
+from flowmask.trainer.config import in_todays_terms
+from flowmask.trainer.state.checkpoint import complete, read_state
+from flowmask.trainer.state.run_folder import CHECKPOINTS, refuse_differences
+
+_MEMO_ENTRIES = 64
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a stage is done, and why in a few words."""
+
+    done: bool
+    why: str
+
+
+def judge(stage: Stage, *, unfinished: set[str], memo: Path) -> Judgement:
+    """Judge one stage. unfinished: the stages it needs, near and far, that are not done; memo: a folder for hashes.
+
+    ConfigError when its folder holds another run or cache, or results that rest on what will change.
+    """
+    try:
+        if isinstance(stage.job, CacheJob):
+            return _cache(stage.job, memo)
+        if isinstance(stage.job, TrainJob):
+            return _train(stage, stage.job, unfinished, memo)
+        return _evaluation(stage.job, unfinished, memo)
+    except UserError as error:
+        raise ConfigError(f"stage {stage.name}: {error}") from error
+
+
+def judge_all(curriculum: Curriculum, *, memo: Path) -> dict[str, Judgement]:
+    """Every stage as things stand now, in order."""
+    found: dict[str, Judgement] = {}
+    for stage in curriculum.stages:
+        unfinished = {name for name in curriculum.before(stage) if not found[name].done}
+        found[stage.name] = judge(stage, unfinished=unfinished, memo=memo)
+    return found
+
+
+def _cache(job: CacheJob, memo: Path) -> Judgement:
+    from flowmask.data_pipeline.cache.manifest import FILE, read_manifest
+    from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
+    from flowmask.data_pipeline.plan.leaks import without_leaks
+    from flowmask.data_pipeline.plan.units import FOLDER, read_plan
+    from flowmask.data_pipeline.sources import open_source
+
+    finished = (job.out / FILE).exists()
+    plan = None if finished else read_plan(job.out / FOLDER)
+    if not finished and plan is None:
+        return Judgement(False, "no cache yet")
+    source = without_leaks(open_source(job.data), job)
+    ours = fingerprint(job, source, memo=memo / "encoders.json")
+    if plan is not None:
+        refuse_other(ours, plan.fingerprint, where=job.out)
+        return Judgement(False, "begun")
+    refuse_other(ours, read_manifest(job.out).fingerprint, where=job.out)
+    return Judgement(True, f"fingerprint {ours.total[:12]}")
+
+
+def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Judgement:
+    found = complete(job.out / CHECKPOINTS)
+    if not found:
+        return Judgement(False, "no checkpoint yet")
+    document = read_state(found[0])
+    state, step = document["state"], document["step"]
+    wanted = job.model_dump(mode="json")
+    if wanted["train"]["schedule_steps"] is None:
+        wanted["train"]["schedule_steps"] = state["config"]["train"]["schedule_steps"]
+    refuse_differences(in_todays_terms(state["config"]), wanted, out=job.out, what="config")
+    _refuse_other_start(stage, job, state, unfinished, memo)
+    waits = unfinished & {name for key, name in stage.carries.items() if key.startswith("data.")}
+    if waits:
+        return Judgement(False, f"{_names(waits)} not done")
+    _refuse_other_cache(job, state)
+    if step < job.train.steps:
+        return Judgement(False, f"at step {step} of {job.train.steps}")
+    return Judgement(True, f"step {step} of {job.train.steps}")
+
+
+def _refuse_other_start(
+    stage: Stage, job: TrainJob, state: Mapping[str, Any], unfinished: set[str], memo: Path
+) -> None:
+    """A run that has begun goes on from its own weights: those it began with must still be the ones asked for."""
+    if job.model.init is None:
+        return
+    source = stage.carries.get("model.init")
+    fix = "give this stage another out, or bring the old weights back"
+    if source in unfinished:
+        raise ConfigError(f"{job.out} was started from weights of stage {source}, which is not done; {fix}")
+    began = (state.get("init") or {}).get("sha256")
+    now = weights_sha256(job.model.init, job.objective.kind, ema=job.model.init_ema, memo=memo)
+    if began != now:
+        there = began[:12] if began else "none"
+        raise ConfigError(
+            f"{job.out} was started from weights {there}, but {job.model.init} now has {now[:12]}; {fix}"
+        )
+
+
+def _refuse_other_cache(job: TrainJob, state: Mapping[str, Any]) -> None:
+    from flowmask.data_pipeline.read.mixture import open_reader
+
+    if job.data.mode == "stream":
+        return  # the run itself asks the server
+    reader = open_reader(job.data, check=False)
+    try:
+        now = reader.manifest.fingerprint
+    finally:
+        reader.close()
+    refuse_differences(state["fingerprint"]["fields"], now.fields, out=job.out, what="cache")
+
+
+def _evaluation(job: EvaluateJob, unfinished: set[str], memo: Path) -> Judgement:
+    from flowmask.trainer.predict.inference import folder_state
+    from flowmask.trainer.score.archive import FILE as ARCHIVE
+    from flowmask.trainer.score.evaluate import fingerprint_now
+    from flowmask.trainer.score.store import SCORES
+
+    scores = _json(job.out / SCORES)
+    if not scores:
+        return Judgement(False, "no scores yet")
+    if unfinished:
+        return Judgement(False, f"{_names(unfinished)} not done")
+    if job.archive is not None and not (job.out / ARCHIVE).is_file():
+        return Judgement(False, f"no {ARCHIVE} yet")
+    wan, decoder = _parts(job)
+    weights = {
+        "dit": weights_sha256(job.checkpoint, "flow_matching", ema=job.ema, memo=memo),
+        "mask_decoder": "vae"
+        if decoder == "vae"
+        else weights_sha256(decoder, "mask_decoder", ema=job.ema, memo=memo),
+    }
+    now = fingerprint_now(_without_launch(job), weights=weights, wan_files=folder_state(wan))
+    if scores.get("fingerprint") == now:
+        if _archive_of(job.out) != job.archive and job.archive is not None:
+            return Judgement(False, "the archive is of another layout")
+        return Judgement(True, f"scores of weights {weights['dit'][:12]}")
+    changed = [part for part, value in weights.items() if scores.get("weights", {}).get(part) != value]
+    return Judgement(
+        False, f"the scores there are of other {_names(changed) if changed else 'settings or data'}"
+    )
+
+
+def _parts(job: EvaluateJob) -> tuple[Path, str]:
+    """The Wan folder and the mask decoder that an evaluation will use."""
+    from flowmask.trainer.predict.inference import wan_path
+    from flowmask.trainer.predict.weights import source_settings
+
+    settings = source_settings(job.checkpoint)
+    return wan_path(job.model.wan, settings, job.checkpoint), (
+        job.mask_decoder or settings.get("mask_decoder") or "vae"
+    )
+
+
+def weights_sha256(source: str, objective: str, *, ema: bool, memo: Path) -> str:
+    """The hash of trained weights as training and evaluation record it; from `memo` when they were hashed before."""
+    from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
+
+    path = memo / "weights.json"
+    known = _json(path)
+    key = hashlib.sha256(f"{_identity(Path(source))} {objective} {ema}".encode()).hexdigest()
+    if key not in known:
+        load = load_mask_decoder if objective == "mask_decoder" else load_dit
+        known = dict([*known.items(), (key, load(source, ema=ema).sha256)][-_MEMO_ENTRIES:])
+        memo.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(known, indent=1))
+    return str(known[key])
+
+
+def _identity(source: Path) -> str:
+    """What tells weights from others without reading them: a checkpoint's list of hashes, else sizes and times."""
+    steps = [source] if (source / "state.json").is_file() else complete(source / CHECKPOINTS)
+    if steps:
+        return hashlib.sha256((steps[0] / "state.json").read_bytes()).hexdigest()
+    files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.exists() else []
+    return f"{source.resolve()} {[(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]}"
+
+
+def _without_launch(job: EvaluateJob) -> Any:
+    from flowmask.trainer.score.evaluate_config import EvaluateConfig
+
+    return EvaluateConfig.model_validate(job.model_dump(exclude={"launch"}))
+
+
+def _archive_of(out: Path) -> str | None:
+    try:
+        saved = yaml.safe_load((out / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return None
+    return saved.get("archive") if isinstance(saved, dict) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _names(names: Any) -> str:
+    return " and ".join(sorted(names))

@@ -1,0 +1,237 @@
+"""`flowmask demo`: every stage on a synthetic world, each stage the same job that a person runs on real data.
+
+Stopped half-way and started again it goes on where it was, since each of its jobs does. Refuses a folder that
+holds a demo of other settings.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from rich.console import Console
+
+from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job
+from flowmask.launch.configs import BUNDLED
+from flowmask.launch.demo.report import collect, show
+from flowmask.launch.jobs import KINDS, run
+from flowmask.launch.progress import bar
+from flowmask.models.errors import ConfigError, UserError
+
+MARK, REPORT = "demo.json", "report.json"
+
+
+class Profile(StrEnum):
+    """How long the demo trains."""
+
+    DEFAULT = "default"
+    SMOKE = "smoke"
+    FULL = "full"
+
+
+def run_demo(out: Path, profile: Profile, *, console: Console) -> dict[str, Any]:
+    """Run every stage into `out`, write `out/report.json` and print it as a table; returns the report."""
+    started = time.time()
+    settings = load_settings(profile)
+    claim(out, settings)
+    if (out / REPORT).is_file():
+        report: dict[str, Any] = json.loads((out / REPORT).read_text())
+        console.print(f"{out} holds this demo, finished", highlight=False)
+        show(out, report, console)
+        return report
+    Stages(out, settings, console).run()
+    report = collect(out) | {"wall_s": round(time.time() - started, 1)}
+    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    show(out, report, console)
+    return report
+
+
+def load_settings(profile: Profile) -> dict[str, Any]:
+    """The sizes of a profile, and the overrides of its jobs, as configs/demo.yaml states them."""
+    settings = yaml.safe_load(_config("demo.yaml").read_text())
+    return {"profile": str(profile), **settings["dataset"], **settings["profiles"][profile]}
+
+
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make `out` the folder of this demo; ConfigError when it is another's or not a demo's."""
+    mark = out / MARK
+    if mark.is_file():
+        held = json.loads(mark.read_text())
+        if held != settings:
+            changed = sorted(key for key in held | settings if held.get(key) != settings.get(key))
+            raise ConfigError(
+                f"--out {out} holds a demo with other settings ({', '.join(changed)}); name another folder"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} is in use by something else; name a new or empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps(settings))
+
+
+class Stages:
+    """The stages in order; each skips itself when its result is there."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], console: Console) -> None:
+        self.out, self.settings, self.console = out, settings, console
+        self.machine = machine()
+
+    def run(self) -> None:
+        """dataset -> wan -> cache -> decoder -> DiT -> J&F -> prediction."""
+        self._say("1/7", "synthetic dataset")
+        self._dataset()
+        self._say("2/7", "tiny Wan")
+        self._wan()
+        self._say("3/7", "latent cache")
+        started = time.time()
+        encoder = {"bf16": "bfloat16", "fp32": "float32"}[self.machine.convolutions]
+        self._job("cache", "cache.yaml", self.out / "cache", f"cache.encoder_dtype={encoder}")
+        self._note("cache_s", time.time() - started)
+        self._say("4/7", "mask decoder")
+        self._train("decoder", self.machine.convolutions)
+        self._say("5/7", "DiT")
+        self._train("dit", self.machine.attention)
+        self._say("6/7", "J&F on held-out videos")
+        self._job("evaluate", "evaluate.yaml", self.out / "evaluate", "precision=fp32")
+        self._say("7/7", "prediction")
+        self._predict()
+
+    def _say(self, number: str, what: str) -> None:
+        self.console.print(f"[bold]{number}[/] {what}", highlight=False)
+
+    def _note(self, key: str, value: float) -> None:
+        """Keep a duration beside the demo's settings, unless an earlier start already took it."""
+        path = self.out / "durations.json"
+        durations = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps({key: round(value, 2)} | durations))
+
+    def _dataset(self) -> None:
+        self._split("train", videos=self.settings["train_videos"])
+        self._split("valid_u", videos=self.settings["valid_videos"])
+
+    def _split(self, split: str, *, videos: int) -> None:
+        from flowmask.data_pipeline.sources.synthetic import write_synthetic
+
+        place = self.out / "dataset" / split
+        if place.exists():
+            return
+        with whole(place) as root, bar() as update:
+            write_synthetic(
+                root,
+                split=split,
+                videos=videos,
+                seed=self.settings["seed"],
+                frames=self.settings["frames"],
+                size=self.settings["size_px"],
+                on_progress=lambda done: update(split, done, videos),
+            )
+
+    def _wan(self) -> None:
+        from flowmask.models.weights.tiny_wan import write_tiny_wan
+
+        place = self.out / "wan"
+        if not place.exists():
+            with whole(place) as root:
+                write_tiny_wan(root / place.name, seed=self.settings["seed"])
+
+    def _predict(self) -> None:
+        """Two sentences about different objects of a held-out video, given as an mp4."""
+        from flowmask.trainer.predict.predict import predict
+
+        video, prompts = write_example(self.out)
+        with bar() as update:
+            checkpoint = str(self.out / "runs" / "dit")
+            predict(video, prompts, checkpoint=checkpoint, out=self.out / "predict", on_progress=update)
+
+    def _train(self, name: str, precision: str) -> None:
+        overrides = [f"{key}={value}" for key, value in self.settings[name].items()]
+        tracking = f"tracking.uri=sqlite:///{self.out.resolve()}/mlflow.db"
+        run = self.out / "runs" / name
+        self._job("train", f"{name}.yaml", run, f"train.precision={precision}", tracking, *overrides)
+
+    def _job(self, kind: str, part: str, out: Path, *overrides: str) -> None:
+        """Run one job of configs/demo with every path below `out`."""
+        places = {
+            "cache": [f"data.root={self.out}/dataset", f"model.wan={self.out}/wan"],
+            "train": [f"data.cache={self.out}/cache", f"model.wan={self.out}/wan"],
+            "evaluate": [f"data.root={self.out}/dataset", f"checkpoint={self.out}/runs/dit"],
+        }[kind]
+        if part == "dit.yaml":
+            places.append(f"model.mask_decoder={self.out}/runs/decoder")
+        settings = [f"out={out}", *places, *overrides]
+        processes = self._processes(load_job(_config(part), KINDS[kind], settings))
+        settings.append(f"launch.processes_per_node={processes}")
+        if run(kind, load_job(_config(part), KINDS[kind], settings)):
+            raise UserError(
+                f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}"
+            )
+
+    def _processes(self, job: CacheJob | TrainJob | EvaluateJob) -> int:
+        """As many as suit the machine; of a training the most that share its micro-batches evenly."""
+        most = self.machine.processes
+        if not isinstance(job, TrainJob):
+            return most
+        batches = job.train.global_batch // job.train.micro_batch
+        return max(n for n in range(1, most + 1) if batches % n == 0)
+
+
+@contextmanager
+def whole(place: Path) -> Iterator[Path]:
+    """A scratch root in which to write a folder called `place.name`, moved to `place` once it is whole."""
+    scratch = place.parent / f".{place.name}.part"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    (scratch / place.name).replace(place)
+    scratch.rmdir()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What suits this machine: one process a GPU, or two for the cores; how fast its bfloat16 is."""
+
+    processes: int
+    convolutions: Literal["bf16", "fp32"]  # encoding and the mask decoder
+    attention: Literal["bf16", "fp32"]  # the DiT: PyTorch's bf16 attention backward is slow on a CPU
+
+
+def machine() -> Machine:
+    """This machine, by what its hardware multiplies."""
+    import torch
+
+    if torch.cuda.is_available():
+        return Machine(torch.cuda.device_count(), "bf16", "bf16")
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return Machine(min(2, len(os.sched_getaffinity(0))), "bf16" if fast else "fp32", "fp32")
+
+
+def write_example(out: Path) -> tuple[Path, list[str]]:
+    """An mp4 of the first held-out video that has sentences about different objects, and two of those."""
+    from flowmask.data_pipeline.config import DataSourceConfig
+    from flowmask.data_pipeline.sources import open_source
+    from flowmask.trainer.predict.overlay import OverlayVideo
+
+    for video in open_source(DataSourceConfig(root=out / "dataset", split="valid_u")).videos():
+        first = video.expressions[0]
+        other = next((e for e in video.expressions if not set(e.anno_ids) & set(first.anno_ids)), None)
+        if other is None:
+            continue
+        path = out / "example.mp4"
+        frames = video.frames(range(len(video.frame_names)))
+        height, width = frames[0].shape[:2]
+        with OverlayVideo(path, prompts=[], height=height, width=width, fps=5) as writer:
+            for frame in frames:
+                writer.add(frame, [])
+        return path, [first.text, other.text]
+    raise AssertionError("the synthetic dataset has no video with two objects")
+
+
+def _config(part: str) -> Path:
+    return BUNDLED / (part if part == "demo.yaml" else f"demo/{part}")

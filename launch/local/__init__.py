@@ -1,0 +1,4 @@
+"""The ranks of a job on this machine: started, signalled, never left behind.
+
+Imports the jobs by name alone.
+"""

@@ -1,0 +1,184 @@
+"""Starts the ranks of a job on this machine, passes signals on, and never leaves one behind.
+
+The kernel kills a rank as soon as its launcher is gone (PR_SET_PDEATHSIG), also when that was kill -9. A rank
+that fails ends the others: they would wait for it in a collective for ever.
+"""
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flowmask.models.errors import UserError
+from flowmask.models.process import python_module
+from flowmask.trainer.config import REQUEUE_EXIT_CODE
+
+PR_SET_PDEATHSIG = 1
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+INDEPENDENT = ("cache",)  # kinds of jobs whose ranks take over what a lost one leaves
+MISTAKE_EXIT_CODE = 2  # of a rank that met a UserError
+GRACE_S = 60.0  # for the others to end once one rank has; rank 0 may wait tracking.end_timeout_s for MLflow
+
+
+class JobFailedError(UserError):
+    """A rank ended with an error that is not the user's; what it printed stands above."""
+
+    def __init__(self, what: str, traceback: str = "") -> None:
+        super().__init__(f"{what}; what it printed stands above")
+        self.what, self.traceback = what, traceback
+
+
+class TooLateError(UserError):
+    """Ranks that were asked to stop had not saved when their time was over, and were killed."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The part of a job's ranks that this machine holds, and where rank 0 listens.
+
+    time_to_stop_s: asked once when a signal has come: seconds that the ranks have; None: as long as they need.
+    """
+
+    first_rank: int
+    world: int
+    address: str
+    port: int
+    time_to_stop_s: Callable[[], float | None] = lambda: None
+
+
+def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Group | None = None) -> int:
+    """Run one job in `processes` ranks and wait; returns 0, or the exit code that asks for a requeue.
+
+    kind: "cache", "train" or "evaluate"; resolved: the whole config as plain data; group: None when these ranks
+    are the whole job. Raises the rank's own UserError, or JobFailedError when a rank crashed.
+    """
+    group = group or Group(0, processes, "127.0.0.1", free_port())
+    with tempfile.TemporaryDirectory(prefix="flowmask-") as scratch:
+        folder = Path(scratch)
+        (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
+        ranks = [_start(folder, rank, processes, group=group) for rank in range(processes)]
+        signals: list[int] = []
+        previous = {number: signal.signal(number, _forward_to(ranks, signals)) for number in FORWARDED}
+        try:
+            codes = _wait(ranks, signals, group, independent=kind in INDEPENDENT)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            _kill(ranks)
+        if kind in INDEPENDENT and 0 in codes:
+            return (
+                0  # a rank ends well when all of the work is done, its own and that of ranks that were lost
+            )
+        return _verdict(folder, codes)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def die_with_parent(parent: int) -> None:
+    """Called first in a rank: the kernel ends it when `parent` ends; already gone counts."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _start(folder: Path, rank: int, processes: int, *, group: Group) -> subprocess.Popen[bytes]:
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    environment = os.environ | {
+        "RANK": str(group.first_rank + rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(group.world),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": group.address,
+        "MASTER_PORT": str(group.port),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "FLOWMASK_PARENT": str(os.getpid()),
+    }
+    # A session of their own: a terminal's ^C reaches the launcher alone, which passes it on once.
+    command = python_module("flowmask.launch.local.worker", folder)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _forward_to(ranks: list[subprocess.Popen[bytes]], signals: list[int]) -> Any:
+    def handler(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    return handler
+
+
+def _wait(
+    ranks: list[subprocess.Popen[bytes]], signals: list[int], group: Group, *, independent: bool
+) -> list[int | None]:
+    """Wait for all; one failure ends the rest at once, one good end gives the rest a grace period.
+
+    independent: only a person's mistake ends the rest, which is theirs too; a rank that was killed is done without.
+    """
+    deadline: float | None = None
+    stop_by: float | None = None
+    while True:
+        if signals and stop_by is None:
+            within_s = group.time_to_stop_s()
+            stop_by = math.inf if within_s is None else time.monotonic() + within_s
+        if stop_by is not None and time.monotonic() > stop_by:
+            raise TooLateError("the ranks did not save in time; the checkpoint before stays")
+        codes = [rank.poll() for rank in ranks]
+        ended = [code for code in codes if code is not None]
+        failed = [code for code in ended if _is_failure(code)]
+        if len(ended) == len(ranks) or (MISTAKE_EXIT_CODE in failed if independent else failed):
+            return codes
+        if len(ended) > len(failed) and deadline is None:
+            deadline = time.monotonic() + GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            return codes
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ranks[codes.index(None)].wait(timeout=0.2)
+
+
+def _is_failure(code: int) -> bool:
+    return code not in (0, REQUEUE_EXIT_CODE)
+
+
+def _kill(ranks: list[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.kill()
+        rank.wait()
+
+
+def _verdict(folder: Path, codes: list[int | None]) -> int:
+    errors = sorted(folder.glob("error_*.txt"))
+    if errors:
+        raise UserError(errors[0].read_text())
+    if any(code is not None and -code in FORWARDED for code in codes):
+        return REQUEUE_EXIT_CODE  # asked to stop before it listened: there is nothing to save yet
+    crashes = sorted(folder.glob("crash_*.txt"))
+    traceback = crashes[0].read_text() if crashes else ""
+    lost = sorted(folder.glob("lost_*.txt"))  # they only saw that another one was gone: that one comes first
+    for rank, code in enumerate(codes):
+        if code is not None and _is_failure(code) and not any(f"_{rank:05d}" in file.stem for file in lost):
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            raise JobFailedError(f"rank {rank} {how}", traceback)
+    if lost:
+        raise JobFailedError(lost[0].read_text())
+    if None in codes:
+        late = codes.index(None)
+        raise JobFailedError(f"rank {late} did not end {GRACE_S:.0f} s after the others and was killed")
+    return max(code or 0 for code in codes)

@@ -1,0 +1,67 @@
+"""One rank of a job, as launch/local/processes.py starts it: read the job, run it, report a person's mistake."""
+
+import errno
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from flowmask.launch.local.processes import die_with_parent
+from flowmask.models.errors import RankLostError, UserError
+
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a flush of an open file names no path
+
+
+def main(folder: Path) -> int:
+    """Run the job in `folder` as the rank that the environment names; returns the exit code."""
+    die_with_parent(int(os.environ["FLOWMASK_PARENT"]))
+    quieten_libraries()
+    job = json.loads((folder / "job.json").read_text())
+    rank = int(os.environ["RANK"])
+    try:
+        return run(job["kind"], job["config"])
+    except UserError as error:
+        message: str | None = str(error)
+    except OSError as error:
+        message = explain_os_error(error)
+        if message is None:
+            (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
+            raise
+    except RankLostError as error:
+        (folder / f"lost_{int(os.environ['LOCAL_RANK']):05d}.txt").write_text(str(error))
+        return 1
+    except BaseException:
+        (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
+        raise
+    (folder / f"error_{rank:05d}.txt").write_text(message or "")
+    return 2
+
+
+def quieten_libraries() -> None:
+    """On a CPU bitsandbytes, which diffusers imports where it finds it, misses kernels that nothing here asks for."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def run(kind: str, resolved: dict[str, Any]) -> int:
+    """Run one job of a kind in this process. Imports only what that job needs."""
+    from flowmask.launch import jobs
+
+    return jobs.run_rank(kind, resolved)
+
+
+def explain_os_error(error: OSError) -> str | None:
+    """One line for what the file system refuses; None for an error of ours."""
+    if error.filename is None:
+        if error.errno not in _DISK_REFUSES:
+            return None
+        return f"the disk refused to write: {str(error.strerror).lower()}; make room, then start again"
+    return (
+        f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,4 @@
+"""`flowmask plan`: what a job holds, takes and writes, without a GPU, weights or data.
+
+A job of a new kind is a file here; work is counted on fake tensors (`models.cost`).
+"""

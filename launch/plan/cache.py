@@ -1,0 +1,210 @@
+"""The plan of a cache: passes, bytes and encoder hours, counted from the dataset or from the plan of a begun build."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flowmask.data_pipeline.cache.index import ROW
+from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT
+from flowmask.data_pipeline.clip.clips import Clip, clips_of
+from flowmask.data_pipeline.config import source_names
+from flowmask.data_pipeline.plan.cost import ViewCost
+from flowmask.data_pipeline.plan.leaks import without_leaks
+from flowmask.data_pipeline.plan.units import FOLDER, read_plan
+from flowmask.data_pipeline.sources import open_source
+from flowmask.launch.config import CacheJob
+from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
+from flowmask.launch.plan.model import architecture
+from flowmask.launch.plan.one_pass import Shape
+from flowmask.launch.plan.train import Speed
+from flowmask.models.errors import DataError
+
+_WORD_TOKENS = 1.4  # of UMT5 for an English word, where there is no tokenizer to ask
+# Bytes around the latents, measured on built caches; tests/launch/test_plan_cache.py measures them again
+_TAR_MEMBER = 512 + 256  # header, and half a block of padding
+_TENSOR_HEADER = 76  # of safetensors, for each tensor
+_RECORD_JSON, _MASK_JSON, _FRAME_JSON, _SENTENCE_JSON = 165, 25, 31, 70
+_CONTOUR = 1.0  # characters of a mask's run lengths for each column of the picture
+_PLANNED_CLIP, _PLANNED_SENTENCE = 210, 70  # lines of plan/
+_ROW_JSON = 70  # of a sidecar, for each example
+_SHARD = 1024 + 5120 + 550  # a tar's end, half a block of its padding, a sidecar's own, the manifest's entry
+_CACHE = 6500  # manifest and plan.json
+
+
+@dataclass
+class Counts:
+    """What a view of a dataset asks for, `by_shape` of clips; tokens are of all sentences stored."""
+
+    cost: ViewCost = field(default_factory=ViewCost)
+    by_shape: Counter[Shape] = field(default_factory=Counter)
+    examples: int = 0
+    mask_frames: int = 0
+    contour: float = 0.0  # characters of the masks' outlines
+    tokens: float = 0.0
+    distinct: dict[str, int] = field(default_factory=dict)  # sentence -> tokens
+
+    def add(self, clip: Clip, count: Callable[[str], int]) -> None:
+        for sentence in clip.sentences:
+            self.distinct.setdefault(sentence.text, min(LONG_TEXT, count(sentence.text)))
+        texts = {sentence.text for sentence in clip.sentences}
+        self.cost.add(clip, list(range(len(texts))))
+        width, height = clip.geometry.size
+        self.by_shape[Shape(len(clip.frame_ids), height, width)] += 1
+        self.examples += len(clip.sentences)
+        frames = len(clip.masks) * len(clip.frame_ids)
+        self.mask_frames += frames
+        self.contour += frames * width * _CONTOUR
+        for text in texts:
+            tokens = self.distinct[text]
+            self.tokens += tokens + (SHORT_TEXT if tokens > SHORT_TEXT else 0)
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Everything `flowmask plan` says of a cache; of all views together, an upper bound where masks may be empty."""
+
+    counted: bool  # else of one clip
+    clips: int
+    masks: int
+    examples: int
+    sentences: int
+    shapes: dict[str, float]
+    latent_bytes: float
+    text_bytes: float
+    total_bytes: float
+    video_flop: float
+    text_flop: float
+    workers: int
+    hours: float
+    device_bytes: float
+    host_bytes: float
+    speed: Speed
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_cache(job: CacheJob, *, speed: Speed) -> CachePlan:
+    """Count view 0 of the dataset; where there is none to read, one clip of the config's shape."""
+    shapes = architecture(job.model.wan)
+    notes, encoders = list(shapes.notes), Encoders(shapes)
+    counts, counted = _count(job, notes)
+    views = job.cache.views if counted else 1
+    shards = -(-counts.cost.clips // job.cache.clips_per_shard)
+    value = BYTES[job.cache.dtype]
+    largest: dict[int, Shape] = {}
+    for shape in counts.by_shape:
+        known = largest.get(shape.frames, shape)
+        largest[shape.frames] = max(known, shape, key=lambda s: s.height * s.width)
+    passes = 1 + _masks(counts) / max(counts.cost.clips, 1)
+    video_flop = (
+        views
+        * passes
+        * sum(
+            n * encoders.pixel_flop(largest[s.frames]) * s.frames * s.height * s.width
+            for s, n in counts.by_shape.items()
+        )
+    )
+    tokens = float(sum(counts.distinct.values()))
+    text_flop = encoders.text_flop(tokens, sentences=len(counts.distinct))
+    text_dim = shapes.dit_config["text_dim"]
+    latent_bytes = views * counts.cost.latent_values * value
+    text_bytes = views * counts.tokens * text_dim * value
+    workers = job.launch.array * job.launch.nodes * job.launch.processes_per_node
+    per_s = speed.flop_per_s * SLOWER[job.cache.encoder_dtype] * workers
+    most = max(counts.by_shape, key=lambda s: s.frames * s.height * s.width)
+    batch = encoders.encode(most, dtype=job.cache.encoder_dtype, clips=job.cache.batch_clips)
+    vae, text = (f(job.cache.encoder_dtype) for f in (encoders.vae_bytes, encoders.text_bytes))
+    if job.cache.encoder_dtype == "float32":
+        notes.append("encoders in float32: half of the GPU's bf16 peak (TF32)")
+    return CachePlan(
+        counted=counted,
+        clips=views * counts.cost.clips,
+        masks=views * _masks(counts),
+        examples=views * counts.examples,
+        sentences=len(counts.distinct),
+        shapes={str(s): n / counts.cost.clips for s, n in counts.by_shape.most_common()},
+        latent_bytes=latent_bytes,
+        text_bytes=text_bytes,
+        total_bytes=latent_bytes + text_bytes + _CACHE + views * _around(counts, shards=shards),
+        video_flop=video_flop,
+        text_flop=text_flop,
+        workers=workers,
+        hours=(video_flop + text_flop) / per_s / 3600,
+        device_bytes=with_allowances(max(text, vae + batch.peak_bytes)),
+        host_bytes=text + 1.5e9,
+        speed=speed,
+        notes=notes,
+    )
+
+
+def _masks(counts: Counts) -> int:
+    return counts.cost.passes - counts.cost.clips
+
+
+def _around(counts: Counts, *, shards: int) -> float:
+    """Bytes of a view that are no latent and no embedding: tar, safetensors, JSON, sidecars, index and plan."""
+    clips, masks = counts.cost.clips, _masks(counts)
+    tensors = 2 * clips + masks + counts.cost.sentences
+    return (
+        shards * _SHARD
+        + clips * (2 * _TAR_MEMBER + _RECORD_JSON + _PLANNED_CLIP)
+        + tensors * _TENSOR_HEADER
+        + masks * _MASK_JSON
+        + counts.mask_frames * _FRAME_JSON
+        + counts.contour
+        + counts.examples * (_SENTENCE_JSON + _PLANNED_SENTENCE + _ROW_JSON + ROW.itemsize)
+    )
+
+
+def _count(job: CacheJob, notes: list[str]) -> tuple[Counts, bool]:
+    missing = [source.root for source in job.sources if not source.root.exists()]
+    if missing:
+        notes.append(
+            f"data.root {missing[0]} is not there: figures are of one clip with one sentence of 15 tokens"
+        )
+        return _one_clip(job), False
+    count, counts, unreadable = _tokens(job.model.wan, notes), Counts(), 0
+    for index, video in enumerate(without_leaks(open_source(job.data), job).videos()):
+        try:
+            for clip in clips_of(
+                video, index=index, first_number=0, view=0, clip=job.clip_of(video.source), cache=job.cache
+            ):
+                counts.add(clip, count)
+        except DataError:
+            unreadable += 1
+    if not counts.cost.clips:
+        raise DataError(
+            f"{job.sources[0].root}: no clip of a sentence and a mask can be read; look at data.split"
+        )
+    if unreadable:
+        notes.append(f"{unreadable} videos can't be read and are left out")
+    if job.cache.views > 1:
+        notes.append(f"{job.cache.views} views, each taken to cost what the first one does")
+    plan = read_plan(Path(job.out) / FOLDER)
+    if plan is not None and plan.costs[0].clips != counts.cost.clips:
+        notes.append(f"the build in {job.out} was planned with {plan.costs[0].clips} clips a view")
+    return counts, True
+
+
+def _one_clip(job: CacheJob) -> Counts:
+    config = job.clip_of(source_names(job.sources)[0])
+    multiple = config.size_multiple
+    height, width = (side // multiple * multiple for side in (config.short_side, config.long_side))
+    shape = Shape(config.frames, height, width)
+    f, h, w = shape.latent
+    cost = ViewCost(1, 2, 2 * config.frames * height * width, 3 * 16 * f * h * w, 1)
+    return Counts(
+        cost, Counter({shape: 1}), 1, config.frames, config.frames * width * _CONTOUR, 15.0, {"sentence": 15}
+    )
+
+
+def _tokens(wan: Path, notes: list[str]) -> Callable[[str], int]:
+    """How many tokens a sentence has, by the folder's tokenizer."""
+    path = wan / "tokenizer" / "tokenizer.json"
+    if not path.is_file():
+        notes.append(f"{path} is not there: {_WORD_TOKENS} tokens a word")
+        return lambda text: round(_WORD_TOKENS * len(text.split())) + 1
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    return lambda text: len(tokenizer.encode(text).ids)

@@ -1,0 +1,92 @@
+"""What the frozen encoders cost: FLOPs and device memory of the VAE and UMT5, by dry passes of the real modules."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowmask.launch.plan.memory import CONTEXT_BYTES, FRAGMENTATION
+from flowmask.launch.plan.model import Architecture, parameters
+from flowmask.launch.plan.one_pass import Shape
+from flowmask.models.cost.dry_run import Pass, dry_pass
+from flowmask.models.dit import LATENT_CHANNELS, velocity
+from flowmask.models.mask_decoder import MaskDecoder
+from flowmask.models.vae import encode_moments
+
+BYTES = {"float32": 4, "bfloat16": 2}
+SLOWER = {"float32": 0.5, "bfloat16": 1.0}  # of the bf16 peak: TF32's share on NVIDIA's data sheets
+
+
+@dataclass(frozen=True, eq=False)
+class Encoders:
+    """The frozen parts of one Wan."""
+
+    shapes: Architecture
+
+    @lru_cache  # noqa: B019 - lives as long as a plan
+    def encode(self, shape: Shape, *, dtype: str, clips: int = 1) -> Pass:
+        """The VAE's encoder over `clips` clips, pixels included."""
+
+        def run(vae: Any) -> Tensor:
+            return encode_moments(vae, torch.zeros(clips, 3, *_size(shape)))[0]
+
+        return dry_pass(self.shapes.vae(), run, dtype=getattr(torch, dtype), backward=False)
+
+    @lru_cache  # noqa: B019
+    def decode(self, shape: Shape) -> Pass:
+        """The mask decoder over one clip, in fp32 as evaluation runs it."""
+
+        def run(decoder: nn.Module) -> Tensor:
+            found: Tensor = decoder(torch.zeros(1, LATENT_CHANNELS, *shape.latent))
+            return found
+
+        decoder = MaskDecoder.from_vae(self.shapes.vae())
+        return dry_pass(decoder, run, dtype=torch.float32, backward=False)
+
+    @lru_cache  # noqa: B019
+    def dit(self, shape: Shape, *, sentences: int, text_tokens: int, dtype: torch.dtype) -> Pass:
+        """One step of the DiT for several sentences of one video."""
+        latent = (sentences, LATENT_CHANNELS, *shape.latent)
+        depth = self.shapes.dit_config["num_layers"]
+
+        def run(dit: Any) -> Tensor:
+            text = torch.zeros(sentences, text_tokens, self.shapes.dit_config["text_dim"])
+            step = torch.full((sentences,), 1000)
+            video = torch.zeros(latent)
+            return velocity(dit, x_t=torch.zeros(latent), video_latent=video, timestep=step, text=text)
+
+        few, more = (
+            dry_pass(self.shapes.dit(video_injection=True, layers=n), run, dtype=dtype, backward=False)
+            for n in (1, 2)
+        )
+        return few.extended(more, depth - 1)
+
+    def pixel_flop(self, shape: Shape) -> float:
+        """FLOPs of the VAE's encoder for each pixel of a clip of as many frames: all but constant in its size."""
+        return self.encode(shape, dtype="float32").flop / (shape.frames * shape.height * shape.width)
+
+    def text_flop(self, tokens: float, *, sentences: float = 1) -> float:
+        """FLOPs of UMT5 over `tokens` tokens in all: the table is looked up, all else multiplied."""
+        encoder = self.shapes.text_encoder()
+        config = encoder.config
+        weights = parameters(encoder) - config.vocab_size * config.d_model
+        mean = tokens / max(sentences, 1)
+        attention = 4 * config.num_layers * mean * config.num_heads * config.d_kv
+        return tokens * (2.0 * weights + attention)
+
+    def text_bytes(self, dtype: str) -> float:
+        return parameters(self.shapes.text_encoder()) * BYTES[dtype]
+
+    def vae_bytes(self, dtype: str) -> float:
+        return parameters(self.shapes.vae()) * BYTES[dtype]
+
+
+def with_allowances(peak: float) -> float:
+    """What a GPU must have for tensors of `peak` bytes."""
+    return CONTEXT_BYTES + peak * (1 + FRAGMENTATION)
+
+
+def _size(shape: Shape) -> tuple[int, int, int]:
+    return shape.frames, shape.height, shape.width

@@ -1,0 +1,126 @@
+"""The plan of an evaluation: work of the encoders, DiT and decoder, and the memory that the longest video asks for."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from flowmask.data_pipeline.clip.pixels import eval_size
+from flowmask.data_pipeline.config import FrameBox
+from flowmask.data_pipeline.sources import open_source
+from flowmask.launch.config import EvaluateJob
+from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
+from flowmask.launch.plan.model import architecture, parameters
+from flowmask.launch.plan.one_pass import Shape
+from flowmask.launch.plan.train import Speed
+from flowmask.models.errors import DataError, UserError
+from flowmask.trainer.predict.weights import newest_checkpoint
+
+_DTYPE = {"bf16": "bfloat16", "fp32": "float32"}
+_TEXT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class EvaluatePlan:
+    """Everything `flowmask plan` says of an evaluation."""
+
+    counted: bool  # else of one clip and one sentence
+    videos: int
+    sentences: int
+    longest: str
+    weights_bytes: float
+    device_bytes: float
+    flop: float
+    workers: int
+    hours: float
+    speed: Speed
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_evaluation(job: EvaluateJob, *, speed: Speed, clip: Shape | None = None) -> EvaluatePlan:
+    """clip: the shape to plan for where the dataset can't be read."""
+    shapes = architecture(_wan(job))
+    notes, encoders = list(shapes.notes), Encoders(shapes)
+    work, counted = _videos(job, clip, notes)
+    longest = max((shape for shape, _ in work), key=lambda s: s.frames * s.height * s.width)
+    dtype = _DTYPE[job.precision]
+    dit = parameters(shapes.dit(video_injection=True))
+    weights = dit * BYTES[dtype] + encoders.text_bytes(dtype) + 2 * encoders.vae_bytes("float32")
+    sentences = sum(count for _, count in work)
+    together = min(job.sentences_per_batch, max(count for _, count in work))
+    passes = (
+        encoders.encode(longest, dtype="float32"),
+        encoders.decode(longest),
+        encoders.dit(longest, sentences=together, text_tokens=_TEXT_TOKENS, dtype=getattr(torch, dtype)),
+    )
+    flop = sum(_flop(job, encoders, shape, count) for shape, count in work)
+    workers = job.launch.world_size
+    return EvaluatePlan(
+        counted=counted,
+        videos=len(work),
+        sentences=sentences,
+        longest=str(longest),
+        weights_bytes=weights,
+        device_bytes=with_allowances(weights + max(one.peak_bytes for one in passes)),
+        flop=flop,
+        workers=workers,
+        hours=flop / (speed.flop_per_s * workers) / 3600,
+        speed=speed,
+        notes=notes,
+    )
+
+
+def _flop(job: EvaluateJob, encoders: Encoders, shape: Shape, sentences: int) -> float:
+    """FLOPs of one video, those in fp32 counted as what the GPU takes for them in bf16's time."""
+    times = (2 if job.shuffled_text else 1) * sentences
+    slow = 1 / SLOWER["float32"]
+    frames = Shape(min(shape.frames, 9), shape.height, shape.width)  # causal: every four frames cost the same
+    more = shape.frames / frames.frames
+    encode, decode = (one(frames) for one in (lambda s: encoders.encode(s, dtype="float32"), encoders.decode))
+    dtype = getattr(torch, _DTYPE[job.precision])
+    dit = encoders.dit(shape, sentences=1, text_tokens=_TEXT_TOKENS, dtype=dtype)
+    text = encoders.text_flop(20.0 * times, sentences=times)
+    return slow * more * (encode.flop + times * decode.flop) + times * job.sampler.steps * dit.flop + text
+
+
+def _wan(job: EvaluateJob) -> Path:
+    """The Wan folder that the evaluation would take; one that is not there means built-in shapes."""
+    if job.model.wan is not None:
+        return job.model.wan
+    try:
+        from flowmask.trainer.state.checkpoint import read_state
+
+        run = Path(job.checkpoint)
+        checkpoint = run if (run / "state.json").is_file() else newest_checkpoint(run)
+        return Path(read_state(checkpoint)["state"]["config"]["model"]["wan"])
+    except (UserError, KeyError):
+        return Path(job.checkpoint)
+
+
+def _videos(job: EvaluateJob, clip: Shape | None, notes: list[str]) -> tuple[list[tuple[Shape, int]], bool]:
+    """Each video's clip shape and number of sentences."""
+    box = job.box or FrameBox()
+    if not job.data.root.exists():
+        shape = clip or Shape(17, box.height_px, box.width_px)
+        notes.append(
+            f"data.root {job.data.root} is not there: figures are of one clip of {shape}, one sentence"
+        )
+        return [(shape, 1)], False
+    found = []
+    for video in list(open_source(job.data).videos())[: job.max_videos]:
+        if not video.expressions:
+            continue
+        try:
+            height, width = video.size
+            length = len(video.frame_names)
+        except DataError:
+            continue
+        width, height = eval_size(
+            width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple
+        )
+        found.append((Shape(length + -(length - 1) % 4, height, width), len(video.expressions)))
+    if not found:
+        raise DataError(
+            f"{job.data.root} ({job.data.split}) holds no expression; there is nothing to evaluate"
+        )
+    return found, True

@@ -1,0 +1,122 @@
+"""The modules that a plan is made for, without weights: from the Wan folder's configs, else from built-in shapes.
+
+Every parameter is on the meta device. Shapes that are not the folder's own are said, in one line each.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flowmask.launch.config import TrainJob
+from flowmask.models.dit import LATENT_CHANNELS, Recompute, build_dit, can_recompute, recompute_blocks
+from flowmask.models.errors import ConfigError
+from flowmask.models.lora import add_lora
+from flowmask.models.mask_decoder import MaskDecoder
+from flowmask.models.strict import read_json
+from flowmask.models.weights.wan import WanFolder
+
+_WAN = {
+    "patch_size": (1, 2, 2),
+    "attention_head_dim": 128,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+}
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "1.3B": {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    "14B": {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
+}
+_UMT5_XXL = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shapes of one Wan2.1; `notes` say which of them were assumed."""
+
+    folder: WanFolder | None
+    dit_config: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    def dit(self, *, video_injection: bool, layers: int | None = None) -> nn.Module:
+        """The DiT with all its blocks, or only `layers` of them."""
+        channels = 2 * LATENT_CHANNELS if video_injection else LATENT_CHANNELS
+        changes = {} if layers is None else {"num_layers": layers}
+        dit: nn.Module = build_dit({**self.dit_config, **changes}, in_channels=channels)
+        return dit
+
+    def vae(self) -> Any:
+        """The VAE; there is one Wan2.1 VAE for all sizes."""
+        if self.folder is not None and (self.folder.path / "vae").is_dir():
+            return self.folder.empty_vae()
+        import torch
+        from diffusers import AutoencoderKLWan
+
+        with torch.device("meta"):
+            return AutoencoderKLWan()
+
+    def text_encoder(self) -> Any:
+        """UMT5's encoder."""
+        import torch
+        from transformers import UMT5Config, UMT5EncoderModel
+
+        config: Mapping[str, Any] = _UMT5_XXL
+        if self.folder is not None and (self.folder.path / "text_encoder" / "config.json").is_file():
+            config = read_json(self.folder.path / "text_encoder" / "config.json")
+        with torch.device("meta"):
+            return UMT5EncoderModel(UMT5Config.from_dict(dict(config)))
+
+
+def architecture(wan: Path) -> Architecture:
+    """The shapes of a Wan folder; of the published model that its name speaks of, if it is not there."""
+    if (wan / "transformer").is_dir():
+        folder = WanFolder(wan)
+        config: Any = folder.empty_transformer(video_injection=False).config
+        return Architecture(folder, {k: v for k, v in dict(config).items() if not k.startswith("_")})
+    size = "14B" if "14B" in wan.name.upper() else "1.3B"
+    found = f"{wan} is not there" if not wan.is_dir() else f"{wan} has no transformer/"
+    partial = WanFolder(wan) if wan.is_dir() else None
+    return Architecture(partial, dict(BUILT_IN[size]), [f"{found}: the published shapes of Wan2.1 {size}"])
+
+
+def trained_module(job: TrainJob, shapes: Architecture, *, layers: int | None = None) -> nn.Module:
+    """The module of a run as it starts, on the meta device, with what it freezes; errors as the run's own."""
+    if job.objective.kind == "flow_matching":
+        module = shapes.dit(video_injection=job.objective.video_injection, layers=layers)
+    elif job.objective.kind == "mask_decoder":
+        module = MaskDecoder.from_vae(shapes.vae())
+    else:
+        raise ConfigError(
+            f"objective.kind is {job.objective.kind!r}; a plan knows flow_matching, mask_decoder"
+        )
+    module.train().requires_grad_(True)
+    if job.lora is not None:
+        add_lora(module, job.lora, seed=job.train.seed)
+    return module
+
+
+def set_recompute(module: nn.Module, kind: Recompute) -> bool:
+    """Let a DiT recompute as `train.activation_checkpointing` says; whether the module can."""
+    if kind == "none":
+        return True
+    if not can_recompute(module):
+        return False
+    recompute_blocks(module, kind)
+    return True
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,79 @@
+"""`flowmask plan`: what a job of any kind will hold, take and write, before a GPU is asked for.
+
+Loads no weights and writes nothing. What was assumed because a folder is not there is said in `notes`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, read_tree, validate
+from flowmask.launch.jobs import KINDS
+from flowmask.launch.plan.cache import CachePlan, plan_cache
+from flowmask.launch.plan.evaluate import EvaluatePlan, plan_evaluation
+from flowmask.launch.plan.one_pass import Shape
+from flowmask.launch.plan.train import GPUS_GB, Speed, TrainPlan, plan_training
+from flowmask.launch.slurm.submit import kind_of
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.track.meters import known_gpus, peak_tflops
+
+AnyPlan = TrainPlan | CachePlan | EvaluatePlan
+DEFAULT_GPU, DEFAULT_MFU = "H100", 0.4
+
+
+def plan(config: Path, overrides: Sequence[str], *, speed: Speed, clip: Shape | None = None) -> AnyPlan:
+    """The plan of a config of any kind; UserError in one line for a config that could not run either."""
+    tree = read_tree(config, overrides)
+    kind, _ = kind_of(tree, origin=str(config))
+    tree.pop("kind", None)
+    job: CacheJob | TrainJob | EvaluateJob = validate(tree, KINDS[kind], origin=str(config))
+    if isinstance(job, TrainJob):
+        if job.tracking.peak_tflops is not None and speed.gpu == DEFAULT_GPU:
+            speed = replace(speed, tflops=job.tracking.peak_tflops, gpu="tracking.peak_tflops")
+        return plan_training(job, speed=speed, clip=clip)
+    if isinstance(job, CacheJob):
+        return plan_cache(job, speed=speed)
+    return plan_evaluation(job, speed=speed, clip=clip)
+
+
+def speed_of(*, gpu: str | None, tflops: float | None, mfu: float) -> Speed:
+    """The speed that a person states: a GPU by name or its peak, and how much of it is useful work."""
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu is {mfu:g}; it is a fraction in (0, 1], for example {DEFAULT_MFU}")
+    if tflops is not None:
+        if tflops <= 0:
+            raise ConfigError(f"--tflops is {tflops:g}; it must be above 0")
+        return Speed(tflops, mfu, gpu or "the stated GPU")
+    name = gpu or DEFAULT_GPU
+    peak = peak_tflops(name)
+    if peak is None:
+        raise ConfigError(f"--gpu is {name!r}; known: {', '.join(known_gpus())}. Or give its peak: --tflops")
+    return Speed(peak, mfu, name)
+
+
+def clip_of(text: str | None) -> Shape | None:
+    """FRAMESxHEIGHTxWIDTH as a shape."""
+    if text is None:
+        return None
+    sizes = text.split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
+        raise ConfigError(f"--clip is {text!r}; it must be FRAMESxHEIGHTxWIDTH, for example 17x480x832")
+    frames, height, width = map(int, sizes)
+    if frames % 4 != 1 or not height or height % 16 or not width or width % 16:
+        raise ConfigError(f"--clip is {text}; frames must be 4k + 1, height and width multiples of 16 px")
+    return Shape(frames, height, width)
+
+
+def to_json(found: AnyPlan) -> dict[str, Any]:
+    """Every number of a plan, in bytes, FLOPs, seconds and hours."""
+    facts = asdict(found)
+    if not isinstance(found, TrainPlan):
+        kind = "cache" if isinstance(found, CachePlan) else "evaluate"
+        return {"job": kind, **facts}
+    best = {str(gb): found.fits(gb) for gb in GPUS_GB}
+    return {
+        "job": "train",
+        **facts,
+        "fits_gb": {gb: asdict(s.setting) if s else None for gb, s in best.items()},
+    }

@@ -1,0 +1,220 @@
+"""A plan as tables that a person reads: sizes in GB (10^9 bytes), what fits on which GPU, and what was assumed."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flowmask.launch.plan.cache import CachePlan
+from flowmask.launch.plan.evaluate import EvaluatePlan
+from flowmask.launch.plan.memory import CONTEXT_BYTES, FRAGMENTATION
+from flowmask.launch.plan.train import GPUS_GB, SettingPlan, TrainPlan
+
+
+def show(found: TrainPlan | CachePlan | EvaluatePlan, console: Console) -> None:
+    """Print a plan."""
+    if isinstance(found, TrainPlan):
+        _show_training(found, console)
+    elif isinstance(found, CachePlan):
+        _show_cache(found, console)
+    else:
+        _show_evaluation(found, console)
+    for note in found.notes:
+        console.print(f"assumed: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that a person would say."""
+    for unit, worth in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= worth:
+            return f"{count / worth:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+def hours(count: float) -> str:
+    """Hours, days from two on, seconds below a minute."""
+    if count >= 48:
+        return f"{count:,.0f} h ({count / 24:,.1f} days)"
+    return (
+        f"{count:.1f} h"
+        if count >= 1
+        else f"{count * 60:.1f} min"
+        if count * 60 >= 1
+        else f"{count * 3600:.2g} s"
+    )
+
+
+def work(flop: float) -> str:
+    for unit, worth in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if flop >= worth:
+            return f"{flop / worth:,.1f} {unit}"
+    return f"{flop / 1e9:,.2g} GFLOP"
+
+
+def _facts(rows: list[tuple[str, str]], console: Console) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _show_training(found: TrainPlan, console: Console) -> None:
+    rows = [
+        (
+            "module",
+            f"{found.kind}, {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained",
+        ),
+        ("clips", _shares(found.shapes)),
+        ("planned for", f"{found.largest}" + (f", {found.tokens:,} tokens" if found.tokens else "")),
+        (
+            "work",
+            f"{work(found.flop_per_example)} an example, {work(found.flop_per_step)} a step, no recomputation",
+        ),
+        ("run", f"{found.steps:,} steps" + (f", {found.epochs:.2f} epochs" if found.epochs else "")),
+        ("disk", f"{size(found.checkpoint_bytes)} a checkpoint, {size(found.disk_bytes)} at the most"),
+    ]
+    _facts(rows, console)
+    console.print(_settings(found))
+    console.print(_worlds(found))
+    _recommend(found, console)
+    console.print(
+        f"time: {_speed(found)}. GPU: the largest of start, pass and step, {FRAGMENTATION:.0%} for fragments and "
+        f"{CONTEXT_BYTES / 1e9} GB for CUDA and NCCL. Host: a rank.",
+        highlight=False,
+    )
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _settings(found: TrainPlan) -> Table:
+    ranks = found.chosen.setting.ranks
+    title = f"\nmemory of one of {ranks} GPU{'s' if ranks > 1 else ''} in GB; * the config's setting"
+    columns = (
+        "",
+        "ZeRO",
+        "recompute",
+        "states",
+        "grads",
+        "buffers",
+        "pass",
+        "start",
+        "GPU",
+        "fits",
+        "host",
+        "work",
+    )
+    table = _table(title, *columns)
+    for plan in found.settings:
+        device, setting = plan.device, plan.setting
+        sizes = (
+            device.states,
+            device.gradients,
+            device.buffers,
+            device.activations,
+            device.start,
+            device.peak,
+        )
+        table.add_row(
+            "*" if plan == found.chosen else "",
+            f"{setting.zero_stage}{' offload' if setting.offload else ''}",
+            setting.recompute,
+            *(f"{value / 1e9:.1f}" for value in sizes),
+            next((str(gb) for gb in GPUS_GB if device.peak <= gb * 1e9), "none"),
+            f"{plan.host.peak / 1e9:.1f}",
+            f"x{plan.slowdown:.2f}",
+        )
+    return table
+
+
+def _worlds(found: TrainPlan) -> Table:
+    title = "\nthe config's setting on other numbers of GPUs"
+    table = _table(title, "", "GPUs", "accumulation", "GPU GB", "node's host GB", "a step", "the run")
+    for world in found.worlds:
+        table.add_row(
+            "*" if world.world_size == found.chosen.setting.ranks else "",
+            str(world.world_size),
+            str(world.accumulation),
+            f"{world.device_bytes / 1e9:.1f}",
+            f"{world.host_bytes / 1e9:.1f}",
+            f"{world.step_s:.3g} s",
+            hours(world.hours),
+        )
+    return table
+
+
+def _recommend(found: TrainPlan, console: Console) -> None:
+    for gb in GPUS_GB:
+        best = found.fits(gb)
+        said = (
+            f"{gb} GB GPU: {_keys(best)} ({best.device.peak / 1e9:.1f} GB)" if best else _nothing(found, gb)
+        )
+        console.print(said, highlight=False, soft_wrap=True)
+
+
+def _keys(plan: SettingPlan) -> str:
+    """The overrides of a setting."""
+    setting = plan.setting
+    keys = [f"train.zero_stage={setting.zero_stage}", f"train.activation_checkpointing={setting.recompute}"]
+    return " ".join([*keys, *(["train.offload_optimizer=true"] if setting.offload else [])])
+
+
+def _nothing(found: TrainPlan, gb: int) -> str:
+    least = min(found.settings, key=lambda plan: plan.device.peak)
+    fix = "a smaller train.micro_batch or smaller clips"
+    if found.tokens:
+        fix += ", or train.sequence_parallel"
+    if least.device.start >= 0.9 * (least.device.peak - CONTEXT_BYTES):
+        fix = "a smaller model: its whole weights lie on each GPU while the engine is built"
+    return f"{gb} GB GPU: no setting fits, the least is {least.device.peak / 1e9:.1f} GB; it needs {fix}"
+
+
+def _show_cache(found: CachePlan, console: Console) -> None:
+    what = "all views" if found.counted else "one clip"
+    rows = [
+        ("counted", f"{what}: {found.clips:,} clips, {found.masks:,} masks, {found.examples:,} examples"),
+        ("clips", _shares(found.shapes)),
+        ("sentences", f"{found.sentences:,} distinct, encoded once"),
+        (
+            "disk",
+            f"{size(found.total_bytes)}: latents {size(found.latent_bytes)}, text {size(found.text_bytes)}",
+        ),
+        ("work", f"VAE {work(found.video_flop)}, UMT5 {work(found.text_flop)}"),
+        ("time", f"{hours(found.hours)} on {found.workers} workers; {_speed(found)}"),
+        ("GPU", f"{size(found.device_bytes)}: {_fits(found.device_bytes)}"),
+        ("host", f"{size(found.host_bytes)} a worker while the text encoder is loaded"),
+    ]
+    _facts(rows, console)
+
+
+def _show_evaluation(found: EvaluatePlan, console: Console) -> None:
+    rows = [
+        ("counted", f"{found.videos:,} videos, {found.sentences:,} sentences; the longest {found.longest}"),
+        ("work", f"{work(found.flop)}, what runs in fp32 counted twice"),
+        ("time", f"{hours(found.hours)} on {found.workers} processes; {_speed(found)}"),
+        (
+            "GPU",
+            f"{size(found.device_bytes)}, weights {size(found.weights_bytes)}: {_fits(found.device_bytes)}",
+        ),
+    ]
+    _facts(rows, console)
+
+
+def _fits(needed: float) -> str:
+    fit = [str(gb) for gb in GPUS_GB if needed <= gb * 1e9]
+    return f"fits on {', '.join(fit)} GB" if fit else f"fits on none of {', '.join(map(str, GPUS_GB))} GB"
+
+
+def _shares(shapes: dict[str, float]) -> str:
+    most = sorted(shapes.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{shape} ({share:.0%})" for shape, share in most[:4])
+    return f"{named} and {len(most) - 4} more shapes" if len(most) > 4 else named
+
+
+def _speed(found: Any) -> str:
+    speed = found.speed
+    return f"{speed.gpu}, {speed.tflops:g} TFLOP/s x MFU {speed.mfu:g}, which is stated, not measured"

@@ -1,0 +1,281 @@
+"""The plan of a training: what each setting holds and takes, from the run's own config, cache and module.
+
+Needs no GPU, no weights and no finished cache: whatever was assumed is in `notes`.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from flowmask.data_pipeline.cache.manifest import read_manifest
+from flowmask.data_pipeline.config import ClipConfig
+from flowmask.launch.config import TrainJob
+from flowmask.launch.plan.memory import (
+    EIGHT_BIT_MOMENTS_BYTES,
+    FP32_MOMENTS_BYTES,
+    DeviceMemory,
+    HostMemory,
+    Setting,
+    device_memory,
+    host_memory,
+)
+from flowmask.launch.plan.model import Architecture, architecture, trained_module
+from flowmask.launch.plan.one_pass import Shape, batch_bytes, micro_batch_pass
+from flowmask.models.cost.dry_run import Pass
+from flowmask.models.cost.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
+from flowmask.models.dit import Recompute
+from flowmask.models.errors import CacheError, ConfigError
+from flowmask.trainer.config import STATE_BYTES, TrainConfig, accumulation_steps
+
+GPUS_GB = (24, 40, 80)  # of the cards that people have; --memory adds one
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+_WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one GPU is taken to do: `tflops` of its peak, `mfu` of that in useful work."""
+
+    tflops: float
+    mfu: float
+    gpu: str
+
+    @property
+    def flop_per_s(self) -> float:
+        return self.tflops * 1e12 * self.mfu
+
+
+@dataclass(frozen=True)
+class SettingPlan:
+    """One way to run the config at its world size; `slowdown`: by work that is done twice."""
+
+    setting: Setting
+    device: DeviceMemory
+    host: HostMemory
+    slowdown: float
+
+
+@dataclass(frozen=True)
+class WorldPlan:
+    """The config's setting at another number of GPUs."""
+
+    world_size: int
+    accumulation: int
+    device_bytes: float
+    host_bytes: float
+    step_s: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Everything `flowmask plan` says of a training."""
+
+    kind: str
+    parameters: int
+    trained: int
+    shapes: dict[str, float]  # clip shape -> its share of the examples
+    largest: str  # the shape that memory is planned for
+    tokens: int  # of one example of the largest shape; 0 for a module without tokens
+    flop_per_example: float  # forward and backward, mean over the shapes
+    flop_per_step: float
+    steps: int
+    epochs: float | None
+    checkpoint_bytes: float
+    disk_bytes: float
+    chosen: SettingPlan
+    settings: list[SettingPlan]
+    worlds: list[WorldPlan]
+    speed: Speed
+    notes: list[str] = field(default_factory=list)
+
+    def fits(self, memory_gb: float) -> "SettingPlan | None":
+        """The fastest setting that fits: the least work done twice, no offload before offload, the lowest stage."""
+        found = [plan for plan in self.settings if plan.device.peak <= memory_gb * 1e9]
+        return min(found, key=_effort, default=None)
+
+
+def _effort(plan: SettingPlan) -> tuple[bool, float, int]:
+    return plan.setting.offload, plan.slowdown, plan.setting.zero_stage
+
+
+def plan_training(job: TrainJob, *, speed: Speed, clip: Shape | None = None) -> TrainPlan:
+    """clip: the shape to plan for where there is no finished cache."""
+    shapes = architecture(job.model.wan)
+    notes = list(shapes.notes)
+    mixture, examples = _shapes(job, clip, notes)
+    largest = max(mixture, key=lambda shape: (shape.frames * shape.height * shape.width, str(shape)))
+    module = trained_module(job, shapes)
+    every = [parameter.numel() for parameter in module.parameters()]
+    trained = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+    counts = _Counts(sum(every), sum(trained), max(trained))
+    passes = {r: micro_batch_pass(job, shapes, largest, recompute=r) for r in RECOMPUTE}
+    flops = {shape: _forward_flop(job, shapes, shape) for shape in mixture}
+    flop = TRAINING_PASSES * sum(share * flops[shape] for shape, share in mixture.items())
+    planner = _Planner(job, shapes, largest, counts, passes)
+    chosen = planner.at(
+        Setting(
+            job.train.zero_stage,
+            job.train.precision,
+            job.train.offload_optimizer,
+            job.launch.world_size,
+            job.train.activation_checkpointing,
+            _moments_bytes(job),
+        )
+    )
+    if chosen is None:
+        raise ConfigError(
+            f"train.activation_checkpointing is {job.train.activation_checkpointing}, but the module of objective.kind "
+            f"{job.objective.kind} can't recompute; set it to none"
+        )
+    step_flop = job.train.global_batch * flop
+    tokens = dit_tokens(shapes.dit_config, largest.latent) if job.objective.kind == "flow_matching" else 0
+    return TrainPlan(
+        kind=job.objective.kind,
+        parameters=counts.all,
+        trained=counts.trained,
+        shapes={str(shape): share for shape, share in mixture.items()},
+        largest=str(largest),
+        tokens=tokens,
+        flop_per_example=flop,
+        flop_per_step=step_flop,
+        steps=job.train.steps,
+        epochs=job.train.steps * job.train.global_batch / examples if examples else None,
+        checkpoint_bytes=STATE_BYTES * counts.trained,
+        disk_bytes=STATE_BYTES * counts.trained * (job.checkpoint.keep_last + 1 + _milestones(job)),
+        chosen=chosen,
+        settings=planner.all(),
+        worlds=_worlds(job, planner, chosen.setting, step_flop, speed),
+        speed=speed,
+        notes=notes,
+    )
+
+
+def _milestones(job: TrainJob) -> int:
+    every = job.checkpoint.milestone_every_steps
+    return job.train.steps // every if every else 0
+
+
+@dataclass(frozen=True)
+class _Counts:
+    all: int
+    trained: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """The config at any setting: only what depends on the setting is computed again."""
+
+    job: TrainJob
+    shapes: Architecture
+    largest: Shape
+    counts: _Counts
+    passes: dict[Recompute, Pass | None]
+
+    def at(self, setting: Setting) -> SettingPlan | None:
+        """None if the module can't be run so."""
+        cost, plain = self.passes[setting.recompute], self.passes["none"]
+        if cost is None or plain is None:
+            return None
+        train = self.job.train
+        one = batch_bytes(self.job, self.largest, text_dim=self.shapes.dit_config["text_dim"])
+        groups = max(1, setting.ranks // train.sequence_parallel)
+        ahead = (
+            one * self.job.data.prefetch_batches * max(1, train.global_batch // (groups * train.micro_batch))
+        )
+        working = 2 if setting.precision == "bf16" else 4
+        frozen = (self.counts.all - self.counts.trained) * working
+        device = device_memory(
+            setting,
+            parameters=self.counts.trained,
+            activations=cost.peak_bytes,
+            batch_bytes=ahead,
+            frozen_bytes=frozen / (setting.ranks if setting.effective_stage == 3 else 1),
+            largest=self.counts.largest,
+        )
+        host = host_memory(
+            setting, parameters=self.counts.trained, batch_bytes=ahead, module_parameters=self.counts.all
+        )
+        return SettingPlan(setting, device, host, cost.flop / plain.flop)
+
+    def all(self) -> list[SettingPlan]:
+        """Every stage, with and without recomputation and offload."""
+        ranks, precision = self.job.launch.world_size, self.job.train.precision
+        found = [
+            self.at(Setting(stage, precision, offload, ranks, name, _moments_bytes(self.job)))
+            for offload in (False, True)
+            for name in RECOMPUTE
+            for stage in range(4)
+            if self._allowed(zero_stage=stage, offload_optimizer=offload, activation_checkpointing=name)
+        ]
+        return [plan for plan in found if plan is not None]
+
+    def _allowed(self, **changes: Any) -> bool:
+        """Whether the config would be accepted with these settings of `train`."""
+        try:
+            TrainConfig.model_validate({**self.job.train.model_dump(), **changes})
+        except ValidationError:
+            return False
+        return True
+
+
+def _moments_bytes(job: TrainJob) -> float:
+    return EIGHT_BIT_MOMENTS_BYTES if job.train.optimizer == "adamw8bit" else FP32_MOMENTS_BYTES
+
+
+def _worlds(
+    job: TrainJob, planner: _Planner, setting: Setting, step_flop: float, speed: Speed
+) -> list[WorldPlan]:
+    """World sizes that the batch divides over; the config's own is one of them."""
+    plans = []
+    for world in sorted({*_WORLD_SIZES, job.launch.world_size}):
+        try:
+            accumulation = accumulation_steps(job.train, world)
+        except ConfigError:
+            continue
+        plan = planner.at(replace(setting, ranks=world))
+        assert plan is not None
+        step_s = step_flop / (world * speed.flop_per_s)
+        per_node = min(world, job.launch.processes_per_node)
+        hours = job.train.steps * step_s / 3600
+        host = plan.host.peak * per_node
+        plans.append(WorldPlan(world, accumulation, plan.device.peak, host, step_s, hours))
+    return plans
+
+
+def _forward_flop(job: TrainJob, shapes: Architecture, shape: Shape) -> float:
+    """FLOPs of one example's forward pass."""
+    if job.objective.kind == "flow_matching":
+        channels = 32 if job.objective.video_injection else 16
+        config = {**shapes.dit_config, "in_channels": channels}
+        return dit_forward_flop(config, shape.latent, text_tokens=job.model.text_tokens)
+    alone = job.model_copy(update={"train": job.train.model_copy(update={"micro_batch": 1})})
+    found = micro_batch_pass(alone, shapes, shape, recompute="none")
+    assert found is not None
+    return found.forward_flop
+
+
+def _shapes(job: TrainJob, clip: Shape | None, notes: list[str]) -> tuple[dict[Shape, float], int]:
+    """Clip shapes with their shares of the examples, and the examples of an epoch (0: unknown)."""
+    caches = [(str(entry.cache), entry.weight) for entry in job.data.mix] or [(str(job.data.cache), 1.0)]
+    shares: dict[Shape, float] = {}
+    examples, whole = 0.0, sum(weight for _, weight in caches)
+    for cache, weight in caches:
+        try:
+            manifest = read_manifest(Path(cache))
+        except CacheError:
+            config = ClipConfig()
+            shape = clip or Shape(config.frames, config.short_side, config.long_side)
+            notes.append(f"{cache} is not there: clips of {shape}, see --clip")
+            shares[shape] = shares.get(shape, 0) + weight / whole
+            examples = -1
+            continue
+        examples = examples + manifest.examples / manifest.views if examples >= 0 else -1
+        total = sum(sum(bucket.examples) for bucket in manifest.buckets)
+        for bucket in manifest.buckets:
+            shape = Shape(bucket.frames, bucket.height, bucket.width)
+            shares[shape] = shares.get(shape, 0) + weight / whole * sum(bucket.examples) / total
+    return shares, max(0, int(examples))

@@ -1,0 +1,162 @@
+"""SLURM's own commands: what a job's state is, and the few things that are done to it. Needs no submitit."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from flowmask.models.errors import ConfigError
+
+TIMEOUT_S = 60.0
+
+
+class NoPartitionError(ConfigError):
+    """SLURM has no partition of this name, or no default one."""
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What SLURM knows of a job now. `ends` and `preempted` are None where it gives no time."""
+
+    state: str
+    restarts: int
+    ends: datetime | None
+    preempted: datetime | None
+
+
+def available() -> bool:
+    """Whether this machine can submit."""
+    return shutil.which("sbatch") is not None
+
+
+def require() -> None:
+    """ConfigError where SLURM's commands are not installed."""
+    if not available():
+        raise ConfigError(
+            "launch.cluster is slurm, but this machine has no sbatch; submit from a login node, "
+            "look at the script with `flowmask submit --dry-run`, or use launch.cluster=local"
+        )
+
+
+def run(*command: str) -> str:
+    """A command's output; ConfigError with what SLURM said when it refuses."""
+    done = _run(command)
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise ConfigError(f"`{' '.join(command)}` failed: {said}")
+    return done.stdout
+
+
+def partition(name: str | None) -> dict[str, str]:
+    """What `scontrol` shows of a partition; None: of the default one. NoPartitionError lists those that there are."""
+    shown = _rows(run("scontrol", "show", "partition", "-o"))
+    by_name = {facts["PartitionName"]: facts for facts in shown if "PartitionName" in facts}
+    names = ", ".join(by_name)
+    chosen = name or next((key for key, facts in by_name.items() if facts.get("Default") == "YES"), None)
+    if chosen is None:
+        raise NoPartitionError(f"launch.partition is not set and this cluster has no default; it has {names}")
+    if chosen not in by_name:
+        raise NoPartitionError(f"launch.partition is {chosen}; this cluster has {names}")
+    return by_name[chosen]
+
+
+def nodes_of(partition: str) -> list[dict[str, str]]:
+    """What `scontrol` shows of every node of a partition; empty on a cluster that does not show them."""
+    shown = _rows(run("scontrol", "show", "node", "-o"))
+    return [facts for facts in shown if partition in facts.get("Partitions", "").split(",")]
+
+
+def job_facts(job_id: str) -> JobFacts | None:
+    """`scontrol show job`; None for a job that SLURM has forgotten."""
+    done = _run(("scontrol", "show", "job", "-o", job_id))
+    fields = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", done.stdout.partition("\n")[0]))
+    if done.returncode or "JobState" not in fields:
+        return None
+    return JobFacts(
+        state=fields["JobState"],
+        restarts=int(fields.get("Restarts", "0")),
+        ends=_time(fields.get("EndTime", "")),
+        preempted=_time(fields.get("PreemptTime", "")),
+    )
+
+
+def queued(job_id: str) -> dict[str, tuple[str, str]]:
+    """State and pending reason of those tasks of a job that are in the queue, by `12` or `12_3`."""
+    done = _run(("squeue", "--noheader", "--array", "--jobs", job_id, "--format", "%i|%T|%r"))
+    if done.returncode:
+        if "Invalid job id" in done.stderr:
+            return {}
+        raise ConfigError(f"squeue does not answer: {' '.join(done.stderr.split())}")
+    rows = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+def final_states(job_id: str) -> list[str]:
+    """How every attempt of a job ended, from the accounting; empty where there is none, or it does not answer."""
+    command = ("sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format", "State")
+    try:
+        done = _run((*command, "--jobs", job_id))
+    except ConfigError:
+        return []
+    return [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+
+
+def waiting_for(job_id: str) -> list[str]:
+    """Jobs in the queue that start only after this one has ended well."""
+    done = _run(("squeue", "--noheader", "--states", "PENDING", "--format", "%i|%E"))
+    rows = [line.partition("|") for line in done.stdout.splitlines()]
+    return [job for job, _, dependency in rows if re.search(rf"afterok:{job_id}\b", dependency)]
+
+
+def job_named(name: str) -> str | None:
+    """The id of the one job of this name: from the queue, else from the accounting; None if SLURM knows none."""
+    found = run("squeue", "--noheader", "--name", name, "--format", "%A").split()
+    if not found:
+        words = ("sacct", "--noheader", "--parsable2", "--allocations", "--starttime", "now-30days")
+        done = _run((*words, "--format", "JobID", "--name", name))
+        found = done.stdout.split()
+    return found[0].partition("_")[0] if found else None
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back into the queue; SLURM ends its processes."""
+    run("scontrol", "requeue", job_id)
+
+
+def cancel_waiting(job_id: str) -> None:
+    """End those tasks of a job that have not started."""
+    run("scancel", "--state=PENDING", job_id)
+
+
+def ask_to_stop(job_id: str) -> None:
+    """Send every process of a running job, but for the batch script, the signal that asks for a save."""
+    run("scancel", "--signal=USR2", job_id)
+
+
+def cancel(job_id: str) -> None:
+    """End a job for good."""
+    run("scancel", job_id)
+
+
+def _rows(shown: str) -> list[dict[str, str]]:
+    return [dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line)) for line in shown.splitlines() if line.strip()]
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{command[0]} is not installed on this machine; SLURM's commands are needed"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"`{' '.join(command)}` did not answer in {TIMEOUT_S:.0f} s") from error
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None

@@ -1,0 +1,121 @@
+"""Hands a job to SLURM through submitit, of which this is the only importer.
+
+One task a node starts the ranks of that node (task.py); when all have ended, the batch script itself decides
+whether the job is over or goes back into the queue (requeue.py). submitit's own handlers are replaced: its
+checkpoint runs inside a signal handler on one rank alone.
+"""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmExecutor
+
+from flowmask.launch.config import LaunchConfig
+from flowmask.launch.slurm import commands as slurm_commands
+from flowmask.launch.slurm import snapshot, task
+from flowmask.launch.slurm.requeue import OVER
+from flowmask.launch.slurm.submission import Submission
+from flowmask.models.errors import ConfigError
+from flowmask.models.files import write_atomically
+from flowmask.models.process import python_module
+from flowmask.trainer.config import REQUEUE_EXIT_CODE
+
+
+class _Executor(SlurmExecutor):
+    """submitit's, but a script can be written where there is no SLURM."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+
+def submit(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> str:
+    """Hand a submission to SLURM; returns the job id. ConfigError with what SLURM said when it refuses.
+
+    launch: as resources.py settled it. code: holds the packages the job runs, first on its PYTHONPATH.
+    """
+    slurm_commands.require()
+    executor = _executor(submission, launch, name=name, code=code)
+    try:
+        with executor.batch():  # more than one is an array
+            jobs = [executor.submit(task.run, str(submission.folder)) for _ in range(launch.array)]
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise ConfigError(f"SLURM refused the job: {_last_line(error)}") from error
+    job_id = str(jobs[0].job_id).partition("_")[0]
+    submission.set_slurm(job_id=job_id, array=launch.array)
+    return job_id
+
+
+def adopt(submission: Submission, *, job_id: str, array: int) -> None:
+    """Finish what a submitter that was killed behind sbatch left undone: a job finds its task by its own number.
+
+    All tasks of a submission are the same call, so any of its pickles is the right one.
+    """
+    pickles = sorted(submission.logs.glob("*.pkl"))
+    for task_id in [job_id] if array == 1 else [f"{job_id}_{number}" for number in range(array)]:
+        path = submission.logs / f"{task_id}_submitted.pkl"
+        if not path.exists() and pickles:
+            write_atomically(path, pickles[0].read_bytes())
+    submission.set_slurm(job_id=job_id, array=array)
+
+
+def script(out: Path, launch: LaunchConfig, *, name: str) -> str:
+    """The text that sbatch would be given for the next submission to `out`; needs no SLURM and writes nothing."""
+    planned = Submission.planned(out)
+    executor = _executor(planned, launch, name=name, code=planned.folder / snapshot.CODE)
+    if launch.array > 1:
+        executor.parameters["map_count"] = launch.array
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry"))
+
+
+def _executor(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> SlurmExecutor:
+    executor, cpus = _Executor(submission.logs), launch.cpus_per_node
+    assert cpus is not None, "flowmask.launch.slurm.resources settles what is asked for"
+    values: dict[str, Any] = {
+        "job_name": name,
+        "nodes": launch.nodes,
+        "ntasks_per_node": 1,
+        "cpus_per_task": cpus,
+        "gpus_per_node": launch.gpus_per_node or None,
+        "mem": None if launch.mem_gb is None else f"{round(launch.mem_gb * 1024)}M",
+        "time": launch.time_min,
+        "partition": launch.partition,
+        "account": launch.account,
+        "qos": launch.qos,
+        "constraint": launch.constraint,
+        "array_parallelism": launch.array_parallel or launch.array,
+        "signal_delay_s": launch.signal_margin_s,
+        "wckey": None,
+        "additional_parameters": {"requeue": True, **launch.sbatch_args},
+        "setup": _setup(submission, launch, code),
+        "teardown": [_then("flowmask.launch.slurm.requeue", submission.folder, "$?")],
+        # a node that fails ends the others, which would wait for it; srun does not take over sbatch's CPUs
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", *launch.srun_args],
+    }
+    executor.update_parameters(
+        **{key: value for key, value in values.items() if value is not None or key in ("time", "wckey")}
+    )
+    return executor
+
+
+def _setup(submission: Submission, launch: LaunchConfig, code: Path) -> list[str]:
+    before = _then("flowmask.launch.slurm.requeue", submission.folder)
+    return [
+        *launch.setup,
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1  # the folder it was submitted in is often a checkout that goes on changing",
+        f'[ -z "$SLURM_RESTART_COUNT" ] || {before} || [ $? != {OVER} ] || exit {REQUEUE_EXIT_CODE}',
+        "trap : TERM  # the last line below must be reached when SLURM takes the nodes back",
+    ]
+
+
+def _then(module: str, folder: Path, *words: str) -> str:
+    return " ".join([shlex.join(python_module(module, folder)), *words])
+
+
+def _last_line(error: Exception) -> str:
+    return next(
+        (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no reason given"
+    )

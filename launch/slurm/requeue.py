@@ -1,0 +1,204 @@
+"""Before and after every attempt of a SLURM job, in its batch script: over, or back into the queue.
+
+SLURM is asked why the job ends. It requeues a preempted job itself, unless the job leaves before its grace time is
+over; then, at a time limit and after a crash the job puts itself back. Each cause has a budget.
+"""
+
+import os
+import sys
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from flowmask.launch.slurm import commands as slurm_commands
+from flowmask.launch.slurm.commands import JobFacts
+from flowmask.launch.slurm.submission import Attempt, NodeEnd, Submission, Verdict, Why
+from flowmask.launch.slurm.task import array_task, restart_count
+from flowmask.models.errors import UserError
+from flowmask.trainer.config import REQUEUE_EXIT_CODE
+
+STOP_FILE = "stop"  # in the submission's folder: whoever makes it wants the job to end for good
+OVER = 100  # exit code of `before`, which the script looks for: any other one must not end the job
+EARLY_S = 90  # SLURM looks at time limits once in a minute, and warns that much too early
+_BUDGETS = {
+    "preempted": "max_preemptions",
+    "time limit": "max_timeouts",
+    "crashed": "max_crashes",
+    "node lost": "max_crashes",
+}
+_ADVICE = {
+    "preempted": "raise launch.max_preemptions, or use another partition",
+    "time limit": "raise launch.max_timeouts or launch.time_min",
+    "crashed": "mend it, then submit again",
+    "node lost": "raise launch.max_crashes, or leave the bad node out",
+}
+
+
+def before(folder: Path) -> int:
+    """Say how attempts ended that could not say it themselves; OVER if that was the last, else 0."""
+    submission, job_id = Submission(folder), os.environ["SLURM_JOB_ID"]
+    array, restart = array_task(), restart_count()
+    kind, config = submission.job()
+    close_lost_attempts(submission, job_id, array=array, restart=restart)
+    attempts = submission.attempts(array=array)
+    if not attempts or attempts[-1].why not in _BUDGETS:
+        return 0  # a person started it again
+    verdict = judge(attempts, config["launch"], saves=kind == "train")
+    if verdict is not None:
+        _say(submission, verdict, array=array)
+    return 0 if verdict is None else OVER
+
+
+def after(folder: Path, srun_code: int) -> int:
+    """Record why the attempt of this process's job ended, and requeue it or not; the job's exit code."""
+    submission, job_id = Submission(folder), os.environ["SLURM_JOB_ID"]
+    array, restart = array_task(), restart_count()
+    kind, config = submission.job()
+    launch = config["launch"]
+    ends = submission.ended(array=array, restart=restart, nodes=launch["nodes"])
+    facts = slurm_commands.job_facts(job_id)
+    why, message = why_ended(
+        ends,
+        facts,
+        restart=restart,
+        margin_s=launch["signal_margin_s"],
+        stop=(submission.folder / STOP_FILE).exists(),
+        srun_code=srun_code,
+    )
+    attempt = Attempt(restart, why, message, checkpoint=newest_checkpoint(submission.out))
+    submission.add_attempt(attempt, array=array)
+    verdict = judge(submission.attempts(array=array), launch, saves=kind == "train")
+    if verdict is not None:
+        _say(
+            submission,
+            replace(verdict, message=verdict.message + _left_waiting(verdict, job_id)),
+            array=array,
+        )
+        if verdict.code and facts is not None and facts.restarts > restart:
+            slurm_commands.cancel(job_id)  # SLURM has requeued it already
+        return verdict.code
+    if facts is None or facts.state == "RUNNING":  # else SLURM has requeued it already
+        _requeue(job_id)
+    return REQUEUE_EXIT_CODE
+
+
+def why_ended(
+    ends: list[NodeEnd | None],
+    facts: JobFacts | None,
+    *,
+    restart: int,
+    margin_s: int,
+    stop: bool,
+    srun_code: int,
+    now: datetime | None = None,
+) -> tuple[Why, str]:
+    """The cause of an attempt's end, and one line about it. `now`: for tests."""
+    said = [end for end in ends if end is not None]
+    if len(said) == len(ends) and all(end.code == 0 for end in said):
+        return "finished", ""
+    mistake = next((end for end in said if end.code == 2), None)
+    if mistake is not None:
+        return "mistake", mistake.message
+    if facts is not None and facts.restarts > restart:
+        return "preempted", "SLURM took the nodes back"
+    if facts is not None and facts.state != "RUNNING":
+        return "cancelled", "the job was cancelled"
+    if facts is not None and facts.preempted is not None:
+        return "preempted", "SLURM asked for the nodes back"
+    asked = bool(said) and all(end.code in (0, REQUEUE_EXIT_CODE) for end in said) and srun_code == 0
+    if asked and stop:
+        return "stopped", "stopped on request, with everything saved"
+    if asked:
+        late = next((end.message for end in said if end.message), "")
+        left = None if facts is None or facts.ends is None else facts.ends - (now or datetime.now())
+        if left is not None and left <= timedelta(seconds=margin_s + EARLY_S):
+            return "time limit", late or "the time limit came near"
+        return "preempted", late or "a signal asked for a stop"
+    crash = next((end for end in said if end.code == 1), None)
+    if crash is None:
+        return "crashed", f"a task ended with code {srun_code} and left no word; see the submission's logs"
+    lines = crash.traceback.strip().splitlines()
+    return "crashed", f"{crash.message}: {lines[-1]}" if lines else crash.message
+
+
+def judge(attempts: list[Attempt], launch: dict[str, Any], *, saves: bool) -> Verdict | None:
+    """Whether the job ends here for good; None: it starts again. saves: it leaves checkpoints."""
+    last = attempts[-1]
+    if last.why == "finished":
+        return Verdict(0, "finished")
+    if last.why == "mistake":
+        return Verdict(2, "mistake", last.message)
+    if last.why in ("cancelled", "stopped"):
+        return Verdict(REQUEUE_EXIT_CODE, last.why, last.message)
+    assert last.why is not None
+    before = attempts[-2] if len(attempts) > 1 else None
+    if saves and before is not None and last.why == "time limit" and _same(before, last):
+        what = f"two time limits in a row without a new checkpoint ({last.message})"
+        return Verdict(2, last.why, f"{what}: raise launch.time_min or launch.signal_margin_s")
+    budget = _BUDGETS[last.why]
+    count = sum(1 for attempt in attempts if _BUDGETS.get(attempt.why or "") == budget)
+    if count > launch[budget]:
+        what = f"{last.message}; {count} times, launch.{budget} is {launch[budget]}: {_ADVICE[last.why]}"
+        return Verdict(2 if last.why == "crashed" else REQUEUE_EXIT_CODE, last.why, what)
+    return None
+
+
+def _requeue(job_id: str) -> None:
+    """The controller may be away for a moment; without this the job would be over."""
+    for wait_s in (1, 3):
+        try:
+            slurm_commands.requeue(job_id)
+        except UserError:
+            time.sleep(wait_s)
+        else:
+            return
+    slurm_commands.requeue(job_id)
+
+
+def _say(submission: Submission, verdict: Verdict, *, array: int) -> None:
+    submission.set_verdict(verdict, array=array)
+    if verdict.message:
+        print(f"flowmask: {verdict.message}", file=sys.stderr)  # noqa: T201 - it is the log
+
+
+def _left_waiting(verdict: Verdict, job_id: str) -> str:
+    """The jobs that will now never start."""
+    waiting = slurm_commands.waiting_for(job_id) if verdict.code else []
+    if not waiting:
+        return ""
+    jobs = " ".join(waiting)
+    return f"; waiting for it in vain (afterok): {jobs}. Submit again, or end them: scancel {jobs}"
+
+
+def _same(before: Attempt, last: Attempt) -> bool:
+    return (before.why, before.checkpoint) == (last.why, last.checkpoint)
+
+
+def close_lost_attempts(submission: Submission, job_id: str, *, array: int, restart: int) -> None:
+    """Give attempts that were killed before they could say why what the accounting says of them."""
+    known = {attempt.restart for attempt in submission.attempts(array=array)}
+    lost = sorted(set(range(restart)) - known)
+    if not lost:
+        return
+    states = slurm_commands.final_states(job_id)
+    for number in lost:
+        state = states[number] if number < len(states) else "NODE_FAIL"
+        why: Why = "preempted" if state in ("PREEMPTED", "REQUEUED") else "node lost"
+        submission.add_attempt(Attempt(number, why, f"SLURM says {state}"), array=array)
+
+
+def newest_checkpoint(out: Path) -> str:
+    """Name of the checkpoint that the next attempt goes on from; empty for a job without any."""
+    latest = out / "checkpoints" / "latest"
+    return str(latest.readlink()) if latest.is_symlink() else ""
+
+
+if __name__ == "__main__":
+    try:
+        of = Path(sys.argv[1])
+        sys.exit(before(of) if len(sys.argv) == 2 else after(of, int(sys.argv[2])))
+    except UserError as error:
+        print(f"flowmask: {error}", file=sys.stderr)  # noqa: T201 - it is the log
+        sys.exit(1)

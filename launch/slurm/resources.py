@@ -1,0 +1,139 @@
+"""What a job asks of each SLURM node: GPUs and CPUs where `launch` leaves them open, by its partition's nodes.
+
+The one place that turns an open launch.gpus_per_node or launch.cpus_per_node into numbers. A job that would compute
+on a GPU if it had one never goes out without any by accident: it asks for GPUs, or is refused.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flowmask.launch.check.preflight import AnyJob, Check
+from flowmask.launch.config import CacheJob, LaunchConfig, TrainJob
+from flowmask.launch.slurm import commands as slurm_commands
+from flowmask.models.errors import ConfigError
+
+_ASKS_FOR_GPUS = re.compile(r"gpus|gpus-per-\w+|gres|tres-per-\w+")  # options of sbatch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`launch` with CPUs set, and GPUs too where they are known; one line that says so; what speaks against it."""
+
+    launch: LaunchConfig
+    said: str
+    checks: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Partition:
+    """What SLURM tells of a partition's nodes, or why it does not. `exists`: SLURM knows a partition of this name."""
+
+    said: str
+    exists: bool = True
+    why_not: str = ""
+    most_gpus: int | None = None
+    least_cpus: int | None = None
+
+
+def settle(job: AnyJob) -> Asked:
+    """What SLURM is asked for. Asks SLURM only for what is left open; refuses nothing itself, see `checks`."""
+    launch, elsewhere = job.launch, _asked_elsewhere(job.launch)
+    open_gpus = launch.gpus_per_node is None and _device(job) != "cpu" and not elsewhere
+    partition = _Partition("the partition")
+    if open_gpus or launch.cpus_per_node is None:
+        partition = _partition(launch.partition)
+    gpus, checks = launch.gpus_per_node, tuple[Check, ...]()
+    if open_gpus:
+        gpus = launch.processes_per_node if partition.most_gpus else None
+        checks = (_judge(launch, partition),) if partition.exists else ()
+    cpus, because = _cpus(job, partition)
+    said = elsewhere or f"{_count(gpus or 0, 'GPU')}{' (one a process)' * bool(open_gpus and gpus)}"
+    settled = launch.model_copy(update={"gpus_per_node": gpus, "cpus_per_node": cpus})
+    return Asked(settled, f"each node: {said}, {_count(cpus, 'CPU')}{because}", checks)
+
+
+def gpus_of(node: Mapping[str, str]) -> int:
+    """GPUs of a node or a partition as scontrol shows it."""
+    gres = re.sub(r"\([^)]*\)", "", node.get("Gres", ""))  # `gpu:a100:8(S:0-1)`: its sockets
+    kinds = [entry.split(":") for entry in gres.split(",")]
+    counted = sum(int(kind[-1]) if kind[-1].isdecimal() else 1 for kind in kinds if kind[0] == "gpu")
+    tracked = re.search(r"(?:^|,)gres/gpu=(\d+)", node.get("CfgTRES", node.get("TRES", "")))
+    return counted or (int(tracked[1]) if tracked else 0)
+
+
+def _device(job: AnyJob) -> str:
+    if isinstance(job, TrainJob):
+        return "auto"
+    return job.cache.device if isinstance(job, CacheJob) else job.device
+
+
+def _asked_elsewhere(launch: LaunchConfig) -> str:
+    """The GPUs that launch.sbatch_args asks for; empty where it does not."""
+    options = {key.replace("_", "-"): value for key, value in launch.sbatch_args.items()}
+    asked = [
+        f"{key}={value}"
+        for key, value in options.items()
+        if _ASKS_FOR_GPUS.fullmatch(key) and "gpu" in f"{key}{value}"
+    ]
+    return f"GPUs by launch.sbatch_args ({', '.join(asked)})" if asked else ""
+
+
+def _partition(name: str | None) -> _Partition:
+    said = f"partition {name}" if name else "the default partition"
+    try:
+        facts = slurm_commands.partition(name)
+        said = f"partition {facts['PartitionName']}"
+        nodes = slurm_commands.nodes_of(facts["PartitionName"])
+    except slurm_commands.NoPartitionError:
+        return _Partition(said, exists=False)
+    except ConfigError as error:
+        return _Partition(said, why_not=str(error))
+    cpus = [node.get("CPUEfctv", node.get("CPUTot", "")) for node in nodes]
+    cpus.append(facts.get("MaxCPUsPerNode", ""))
+    return _Partition(
+        said,
+        why_not="" if nodes else f"SLURM shows no nodes of {said}",
+        # of a cluster that hides its nodes: the partition's own sum, where it is counted
+        most_gpus=max(map(gpus_of, nodes), default=gpus_of(facts) or None),
+        least_cpus=min((int(count) for count in cpus if count.isdecimal()), default=None),
+    )
+
+
+def _judge(launch: LaunchConfig, partition: _Partition) -> Check:
+    """Whether a job that leaves its GPUs open can have one a process."""
+    wanted, most, fix = launch.processes_per_node, partition.most_gpus, "set it (0: a CPU job)"
+    if not slurm_commands.available():
+        found = "warning: launch.gpus_per_node is not set, and without SLURM it can't be known whether the partition "
+        return Check("GPUs", "unknown", f"{found}has GPUs: this script asks for none; {fix}")
+    if most is None:
+        found = f"launch.gpus_per_node is not set, and its default can't be known: {partition.why_not}; {fix}"
+        return Check("GPUs", "fail", found)
+    if most == 0:
+        found = f"{partition.said} has no GPUs: choose another launch.partition, or run on its CPUs with "
+        return Check("GPUs", "fail", f"{found}launch.gpus_per_node=0")
+    if wanted > most:
+        found = f"launch.processes_per_node is {wanted}, one a GPU, but {partition.said} has no node of more than "
+        return Check("GPUs", "fail", f"{found}{_count(most, 'GPU')}: lower it, or set launch.gpus_per_node")
+    return Check("GPUs", "pass", f"{partition.said} has GPUs, {_count(most, 'GPU')} on a node at most")
+
+
+def _cpus(job: AnyJob, partition: _Partition) -> tuple[int, str]:
+    """CPUs of a node, and why so many where `launch` does not say."""
+    launch = job.launch
+    if launch.cpus_per_node is not None:
+        return launch.cpus_per_node, ""
+    threads = 0
+    if isinstance(job, TrainJob):
+        threads = job.data.threads
+    if isinstance(job, CacheJob):
+        threads = job.cache.decode_threads
+    need, most = launch.processes_per_node * (1 + threads), partition.least_cpus
+    because = f"{_count(launch.processes_per_node, 'process')} x (1 + {_count(threads, 'reading thread')})"
+    if most is None or need <= most:
+        return need, f" ({because})"
+    return most, f" (all of {partition.said}'s smallest node; {because} = {need} would be more)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"

@@ -1,0 +1,149 @@
+"""One submission of a job to a cluster, as files that every node sees: OUT/launch/NNNN.
+
+    job.json                      kind and resolved config: all that a node needs to run its part
+    slurm.json                    job id, number of array tasks
+    logs/                         the sbatch script, what each task printed
+    ended/ARRAY_RESTART_NODE.json how one node of one attempt ended
+    attempts/ARRAY.jsonl          why each attempt ended and what was done about it
+    verdict/ARRAY.json            the last word: exit code and the reason in one line
+
+Files are written whole or not at all; readers need no SLURM.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flowmask.models.errors import ConfigError
+from flowmask.models.files import sync_open, write_atomically
+
+Why = Literal[
+    "finished", "mistake", "crashed", "preempted", "time limit", "node lost", "cancelled", "stopped"
+]
+
+
+@dataclass(frozen=True)
+class NodeEnd:
+    """How the ranks of one node ended: 0, REQUEUE_EXIT_CODE, 2 for a person's mistake, 1 for a crash."""
+
+    code: int
+    message: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job, up to its end; `why` is None while it runs, or when it was killed outright."""
+
+    restart: int
+    why: Why | None = None
+    message: str = ""
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The end for good of a job or of one task of an array."""
+
+    code: int
+    why: Why
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The files of one submission below `folder`."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, out: Path, *, kind: str, resolved: dict[str, Any]) -> "Submission":
+        """A new numbered folder in OUT/launch with the job in it; ConfigError where that can't be written."""
+        folder = cls.planned(out).folder
+        try:
+            folder.mkdir(parents=True)
+            for name in ("logs", "ended", "attempts", "verdict"):
+                (folder / name).mkdir()
+            write_atomically(folder / "job.json", json.dumps({"kind": kind, "config": resolved}, indent=1))
+        except OSError as error:
+            raise ConfigError(
+                f"out is {out}; it can't be written ({error.strerror}): choose another"
+            ) from error
+        return cls(folder)
+
+    @classmethod
+    def planned(cls, out: Path) -> "Submission":
+        """Where the next submission will lie; nothing is written."""
+        root = out.resolve() / "launch"
+        taken = [int(path.name) for path in root.glob("[0-9]*") if path.name.isdecimal()]
+        return cls(root / f"{max(taken, default=0) + 1:04d}")
+
+    @classmethod
+    def latest(cls, out: Path) -> "Submission | None":
+        """The newest submission of the job in `out`; None if it never went to a cluster."""
+        root = out / "launch"
+        found = sorted(path for path in root.glob("[0-9]*") if (path / "job.json").is_file())
+        return cls(found[-1]) if found else None
+
+    @property
+    def out(self) -> Path:
+        return self.folder.parent.parent
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    def job(self) -> tuple[str, dict[str, Any]]:
+        """Kind and resolved config."""
+        job = json.loads((self.folder / "job.json").read_text())
+        return job["kind"], job["config"]
+
+    def set_slurm(self, *, job_id: str, array: int) -> None:
+        """Remember under which id SLURM knows it."""
+        write_atomically(self.folder / "slurm.json", json.dumps({"job_id": job_id, "array": array}))
+
+    def slurm(self) -> tuple[str, int]:
+        """SLURM's job id and the number of array tasks."""
+        known = json.loads((self.folder / "slurm.json").read_text())
+        return known["job_id"], known["array"]
+
+    def set_ended(self, end: NodeEnd, *, array: int, restart: int, node: int) -> None:
+        """Say how a node ended in an attempt."""
+        write_atomically(self._ended(array, restart, node), json.dumps(asdict(end)))
+
+    def ended(self, *, array: int, restart: int, nodes: int) -> list[NodeEnd | None]:
+        """How each node ended in an attempt; None for one that was killed before it could say so."""
+        paths = [self._ended(array, restart, node) for node in range(nodes)]
+        return [NodeEnd(**json.loads(path.read_text())) if path.exists() else None for path in paths]
+
+    def add_attempt(self, attempt: Attempt, *, array: int) -> None:
+        """Add a row; a later row of the same restart replaces an earlier one."""
+        with (self.folder / "attempts" / f"{array:05d}.jsonl").open("ab") as file:
+            file.write(json.dumps(asdict(attempt)).encode() + b"\n")
+            sync_open(file)
+
+    def attempts(self, *, array: int) -> list[Attempt]:
+        """Every attempt so far, in the order of their starts."""
+        path = self.folder / "attempts" / f"{array:05d}.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = {row["restart"]: Attempt(**row) for row in map(json.loads, lines)}
+        return [rows[restart] for restart in sorted(rows)]
+
+    def set_verdict(self, verdict: Verdict, *, array: int) -> None:
+        """Say that this array task will not start again, and why."""
+        write_atomically(self.folder / "verdict" / f"{array:05d}.json", json.dumps(asdict(verdict)))
+
+    def verdicts(self) -> dict[int, Verdict]:
+        """What is known of the array tasks that ended for good."""
+        found = sorted((self.folder / "verdict").glob("[0-9]*.json"))
+        return {int(path.stem): Verdict(**json.loads(path.read_text())) for path in found}
+
+    def log_tail(self, lines: int = 20) -> Sequence[str]:
+        """The last lines of the newest error log."""
+        found = sorted(self.logs.glob("*_log.err"), key=lambda path: path.stat().st_mtime)
+        return found[-1].read_text(errors="replace").splitlines()[-lines:] if found else []
+
+    def _ended(self, array: int, restart: int, node: int) -> Path:
+        return self.folder / "ended" / f"{array:05d}_{restart:03d}_{node:05d}.json"

@@ -1,0 +1,97 @@
+"""One SLURM task: the ranks of one node, and a file that says how they ended.
+
+It exits with 0 also when the job was asked to stop: only a failure may make SLURM end the other nodes.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from flowmask.launch.local.processes import Group, JobFailedError, TooLateError, free_port, run_local
+from flowmask.launch.slurm import commands as slurm_commands
+from flowmask.launch.slurm.submission import NodeEnd, Submission
+from flowmask.models.errors import TrainingError, UserError
+from flowmask.models.files import write_atomically
+from flowmask.trainer.config import REQUEUE_EXIT_CODE
+
+RENDEZVOUS_S = 300.0
+REQUEUE_S = 15.0  # for the batch script to put the job back into the queue
+
+
+def run(folder: str) -> None:
+    """Run this node's part of a submission; called by submitit on every node, and pickled by name."""
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
+        signal.signal(number, lambda *_: None)  # instead of submitit's; the ranks' launcher adds its own
+    submission = Submission(Path(folder))
+    array, restart, node = array_task(), restart_count(), int(os.environ["SLURM_NODEID"])
+    end = _run_ranks(submission, array=array, restart=restart, node=node)
+    submission.set_ended(end, array=array, restart=restart, node=node)
+    if end.message:
+        print(f"flowmask: {end.message}", file=sys.stderr, flush=True)  # noqa: T201 - it is the log
+    if end.code not in (0, REQUEUE_EXIT_CODE):
+        sys.exit(end.code)
+
+
+def array_task() -> int:
+    """Which task of an array this is; 0 without one."""
+    return int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+
+
+def restart_count() -> int:
+    """How often SLURM has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _run_ranks(submission: Submission, *, array: int, restart: int, node: int) -> NodeEnd:
+    try:
+        kind, resolved = submission.job()
+        launch = resolved["launch"]
+        processes, nodes = launch["processes_per_node"], launch["nodes"]
+        address, port = _meet(submission, array=array, restart=restart, node=node)
+        group = Group(
+            first_rank=(array * nodes + node) * processes,
+            world=launch["array"] * nodes * processes,
+            address=address,
+            port=port,
+            time_to_stop_s=lambda: _time_to_stop_s(launch["signal_margin_s"]),
+        )
+        return NodeEnd(run_local(kind, resolved, processes=processes, group=group))
+    except TooLateError as error:
+        return NodeEnd(REQUEUE_EXIT_CODE, f"{error}; launch.signal_margin_s is {launch['signal_margin_s']}")
+    except JobFailedError as error:
+        return NodeEnd(1, f"{error.what} on {os.uname().nodename}; see {submission.logs}", error.traceback)
+    except UserError as error:
+        return NodeEnd(2, str(error))
+
+
+def _time_to_stop_s(margin_s: int) -> float | None:
+    """Until the job's end, less what putting it back into the queue takes; None if SLURM ends it already."""
+    try:
+        facts = slurm_commands.job_facts(os.environ["SLURM_JOB_ID"])
+    except UserError:
+        return None
+    if facts is None or facts.state != "RUNNING" or facts.ends is None:
+        return None
+    return (facts.ends - datetime.now()).total_seconds() - min(REQUEUE_S, margin_s / 4)
+
+
+def _meet(submission: Submission, *, array: int, restart: int, node: int) -> tuple[str, int]:
+    """Address and port of rank 0: the first node chooses them and the others read them."""
+    path = submission.folder / "ended" / f"{array:05d}_{restart:03d}_address.json"
+    if node == 0:
+        address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")  # where srun runs: the first node
+        chosen = {"address": address, "port": free_port()}
+        write_atomically(path, json.dumps(chosen))
+    until = time.monotonic() + RENDEZVOUS_S
+    while not path.exists():
+        if time.monotonic() > until:
+            raise TrainingError(
+                f"{path} did not appear in {RENDEZVOUS_S:.0f} s; do all nodes share this folder?"
+            )
+        time.sleep(0.2)
+    found = json.loads(path.read_text())
+    return found["address"], found["port"]

@@ -1,0 +1,202 @@
+"""`flowmask status`, `logs` and `stop` as a person sees them.
+
+A stop is asked for, never forced: a training saves at its next step's boundary and ends for good. A process is
+signalled only when it is surely the one that the run's folder names.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from flowmask.launch.progress import duration
+from flowmask.launch.slurm import commands as slurm_commands
+from flowmask.launch.slurm.requeue import STOP_FILE
+from flowmask.launch.slurm.submission import Submission, Verdict
+from flowmask.launch.watch.runs import OVER, RunStatus, find, look, require_run
+from flowmask.models.errors import UserError
+from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.trainer.state.owner import Start, read_start
+
+POLL_S = 0.5
+QUEUE_EVERY_S = 3.0
+STEPS_TO_HEAR = (
+    3  # a signal that comes before a job listens is lost; a second one while it ends would cut that short
+)
+console = Console(soft_wrap=True, highlight=False, markup=False)
+_COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "queued": "yellow", "requeued": "yellow"}
+
+
+class StopError(UserError):
+    """A run that can't be stopped from here, or has not stopped in time."""
+
+
+def show_status(folders: Sequence[Path], *, as_json: bool) -> None:
+    """Print the state of every run in `folders`, or below them."""
+    found = [look(folder) for folder in find(folders)]
+    if as_json:
+        typer.echo(json.dumps([asdict(status) for status in found]))
+        return
+    for status in found:
+        console.print(status.folder, style="bold", end="  ")
+        console.print(status.state, style=_COLOURS.get(status.state), end="")
+        console.print("".join(f"  {part}" for part in _parts(status)))
+        for line in (status.why, f"logs: {status.logs}" if status.logs else ""):
+            if line:
+                console.print(f"    {line}")
+
+
+def _parts(status: RunStatus) -> Iterator[str]:
+    what = {"train": "step", "cache": "clip", "evaluate": "video"}[status.kind]
+    if status.step is not None:
+        yield f"{what} {status.step}" + (f"/{status.steps}" if status.steps is not None else "")
+    if status.loss is not None:
+        yield f"loss {status.loss:.5f}"
+    if status.step_s is not None and status.state not in ("finished", "stopped"):
+        yield f"{status.step_s:.3g} s a {what}"
+    if status.eta_s is not None:
+        yield f"{duration(status.eta_s)} left"
+    if status.restarts:
+        yield f"{status.restarts} restarts"
+    if status.job_id is not None:
+        yield f"job {status.job_id}"
+
+
+def show_logs(folder: Path, *, rank: int | None, lines: int, follow: bool) -> None:
+    """Print the last lines of a run's log, or of what one rank printed; with `follow`, go on until it is over."""
+    require_run(folder)
+    path = _log_of(folder, rank)
+    with path.open("rb") as file:
+        content = file.read()
+        typer.echo(b"".join(content.splitlines(keepends=True)[-lines:]).decode(errors="replace"), nl=False)
+        asked = time.monotonic()
+        while follow:
+            new = file.read()
+            if new:
+                typer.echo(new.decode(errors="replace"), nl=False)
+                continue
+            if time.monotonic() - asked > QUEUE_EVERY_S:
+                asked = time.monotonic()
+                follow = look(folder).state not in OVER
+            time.sleep(POLL_S)
+
+
+def _log_of(folder: Path, rank: int | None) -> Path:
+    status = look(folder)
+    log = folder / "log.txt"
+    if rank is None and log.is_file() and status.state != "failed":
+        return log
+    if status.job_id is None:
+        if rank or not log.is_file():
+            which = f"of rank {rank} " if rank else ""
+            raise UserError(
+                f"{folder}: no log {which}is kept of a job on this machine, which prints to its terminal; "
+                "rank 0 of a training has log.txt"
+            )
+        return log
+    return _task_log(Submission(Path(status.logs).parent), rank or 0)
+
+
+def _task_log(submission: Submission, rank: int) -> Path:
+    """What the task of a rank printed: all ranks of a node share one file."""
+    _, config = submission.job()
+    launch = config["launch"]
+    a_task = launch["nodes"] * launch["processes_per_node"]
+    world = launch["array"] * a_task
+    if not 0 <= rank < world:
+        raise UserError(f"--rank is {rank}; the job has ranks 0 to {world - 1}")
+    array, node = rank // a_task, rank % a_task // launch["processes_per_node"]
+    job_id = submission.slurm()[0] + (f"_{array}" if launch["array"] > 1 else "")
+    path = submission.logs / f"{job_id}_{node}_log.err"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: the job has not started; see flowmask status {submission.out}")
+    return path
+
+
+def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
+    """Ask a run to save and to end for good; StopError if it can't be asked from here, or is not over in time."""
+    status = look(require_run(folder))
+    if status.state in OVER:
+        console.print(f"{folder} is {status.state}; nothing to stop")
+        return
+    ask = _asker(folder, status)
+    until = time.monotonic() + timeout_s
+    ask()
+    asked_at = status.step or 0
+    if not wait:
+        console.print(f"{folder} was asked to stop; see flowmask status {folder}")
+        return
+    while (status := look(folder)).state not in OVER:
+        heard = (status.step or 0) < asked_at + STEPS_TO_HEAR
+        if status.state in ("queued", "requeued") or not heard:
+            ask()
+            asked_at = status.step or 0
+        if time.monotonic() > until:
+            raise StopError(
+                f"{folder} has not stopped in {timeout_s:.0f} s (it is {status.state}); it stops at its next step, or "
+                "end it with scancel or kill"
+            )
+        time.sleep(POLL_S if status.job_id is None else QUEUE_EVERY_S)
+    console.print(
+        f"{folder} is {status.state}" + (f" at step {status.step}" if status.kind == "train" else "")
+    )
+
+
+def _asker(folder: Path, status: RunStatus) -> Callable[[], None]:
+    """What asks this run to stop."""
+    if status.job_id is not None:
+        submission = Submission(Path(status.logs).parent)
+        (submission.folder / STOP_FILE).touch()
+        return lambda: _ask_slurm(submission)
+    if status.kind == "cache":
+        return lambda: _signal_workers(folder)
+    start = read_start(folder)
+    if start is None:
+        raise StopError(f"{folder} does not say who works there; end that process yourself")
+    return lambda: _signal(start, folder)
+
+
+def _ask_slurm(submission: Submission) -> None:
+    """End what waits in the queue, and ask what runs to save; the stop file keeps it from coming back."""
+    job_id, array = submission.slurm()
+    slurm_commands.cancel_waiting(job_id)
+    rows = slurm_commands.queued(job_id)
+    if any(state == "RUNNING" for state, _ in rows.values()):
+        slurm_commands.ask_to_stop(job_id)
+    elif not rows:
+        for task in set(range(array)) - set(submission.verdicts()):
+            verdict = Verdict(REQUEUE_EXIT_CODE, "stopped", "stopped while it waited in the queue")
+            submission.set_verdict(verdict, array=task)
+
+
+def _signal(start: Start, folder: Path) -> None:
+    """SIGTERM to the process that holds the run: its ranks agree on it at the next step's boundary."""
+    if not start.owner.is_here():
+        raise StopError(f"{folder} runs on {start.owner.host}; run flowmask stop there")
+    try:
+        handle = os.pidfd_open(start.owner.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not start.owner.is_dead():  # the handle is of that very process, and stays so
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def _signal_workers(folder: Path) -> None:
+    """SIGTERM to every worker of a build on this machine: what it has not finished is done again by the next."""
+    from flowmask.data_pipeline.claim.leases import WORKER, read_lease
+
+    leases = [read_lease(path) for path in (folder / "work" / "claims").glob(f"{WORKER}*")]
+    owners = [lease.owner for lease in leases if lease is not None and lease.owner is not None]
+    for owner in owners:
+        _signal(Start(owner, owner, 0), folder)

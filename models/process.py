@@ -1,0 +1,98 @@
+"""Processes: how ours are started, and which one somebody is, to be judged from any node that sees a folder."""
+
+import os
+import socket
+import sys
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEFAULT_LEASE_S = 120.0
+
+
+def python_module(module: str, *words: object) -> list[str]:
+    """The command that runs a module of ours with this Python.
+
+    `-P`: without the working folder on the path, where a file `yaml.py` of the user would be taken for the library.
+    """
+    return [sys.executable, "-P", "-m", module, *map(str, words)]
+
+
+class Owner(BaseModel):
+    """Who holds a lease: enough to know on the same host, and only there, whether that process still runs."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    host: str
+    machine: str  # /etc/machine-id: hosts of one name are not one host
+    boot: str  # of this start of the kernel; "" where the system has none, then nothing is known of other processes
+    namespace: str  # in another one (a container) the same pid is another process
+    pid: int = Field(gt=0, lt=2**31)
+    started: int  # clock ticks after boot: tells a process from a later one of the same pid
+    lease_s: float = Field(gt=0)
+
+    def is_here(self) -> bool:
+        """True if it is, or was, a process of this host and pid namespace."""
+        here = _here()
+        return bool(here.boot) and (self.boot, self.namespace) == (here.boot, here.namespace)
+
+    def is_dead(self) -> bool:
+        """True if surely ended; False if alive, or not for this host to say."""
+        here = _here()
+        if not here.boot or self.namespace != here.namespace:
+            return False
+        if self.boot != here.boot:  # this very host, and it was started again since
+            return bool(here.machine) and (self.host, self.machine) == (here.host, here.machine)
+        try:
+            os.kill(self.pid, 0)  # unlike /proc, right also where other users' processes are hidden
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass
+        process = _process(self.pid)
+        return process is not None and (process[0] in "ZXx" or process[1] != self.started)
+
+
+def process_here(pid: int, *, lease_s: float = DEFAULT_LEASE_S) -> Owner:
+    """The identity of a process of this host and pid namespace."""
+    process = _process(pid)
+    started = process[1] if process else 0
+    return _here().model_copy(update={"pid": pid, "started": started, "lease_s": lease_s})
+
+
+@cache
+def _here() -> Owner:
+    """This host and pid namespace; the process is filled in by `this_worker`."""
+    return Owner(
+        host=socket.gethostname(),
+        machine=_first_line("/etc/machine-id"),
+        boot=_first_line("/proc/sys/kernel/random/boot_id"),
+        namespace=_link("/proc/self/ns/pid"),
+        pid=1,
+        started=0,
+        lease_s=DEFAULT_LEASE_S,
+    )
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)  # noqa: PTH115 - "pid:[4026531836]" is no path
+    except OSError:
+        return ""
+
+
+def _process(pid: int) -> tuple[str, int] | None:
+    """State letter and start time of a process of this namespace; None if /proc does not show it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return None

@@ -1,0 +1,201 @@
+"""Published FlowRVS training files (.pth) to plain state dicts, read without executing anything in them.
+
+Owns the two layouts: a DiT trainer's file (`model`, `ema_model`, ...) whose EMA weights are a bare list in
+the reference's own parameter order, and a mask decoder's file, a whole VAE under `vae.`. Refuses what has no
+weights, missing, unexpected or reshaped ones, and pickles that want more than tensors and a Namespace.
+"""
+
+import argparse
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowmask.models.dit import PATCH_KEY, build_dit
+from flowmask.models.errors import WeightsError
+from flowmask.models.strict import check_shapes
+
+SETTINGS = "flowmask"  # key of the conventions in files that we wrote; published ones have none
+_FIX = "Give a file that FlowRVS's training wrote"
+_HEAD = (
+    "scale_shift_table",
+    *(f"patch_embedding.{kind}" for kind in ("weight", "bias")),
+    *(
+        f"condition_embedder.{layer}.{kind}"
+        for layer in (
+            "time_embedder.linear_1",
+            "time_embedder.linear_2",
+            "time_proj",
+            "text_embedder.linear_1",
+            "text_embedder.linear_2",
+        )
+        for kind in ("weight", "bias")
+    ),
+)
+_ATTENTION = (
+    *(f"{norm}.weight" for norm in ("norm_q", "norm_k")),
+    *(f"{layer}.{kind}" for layer in ("to_q", "to_k", "to_v", "to_out.0") for kind in ("weight", "bias")),
+)
+_BLOCK = (
+    "scale_shift_table",
+    *(f"{attention}.{name}" for attention in ("attn1", "attn2") for name in _ATTENTION),
+    *(f"{layer}.{kind}" for layer in ("norm2", "ffn.net.0.proj", "ffn.net.2") for kind in ("weight", "bias")),
+)
+_TAIL = ("proj_out.weight", "proj_out.bias")
+_DECODER = ("vae.decoder.", "vae.post_quant_conv.")
+_ENCODER = ("vae.encoder.", "vae.quant_conv.")
+
+
+def reference_order(names: Iterable[str]) -> list[str]:
+    """The parameter names of a DiT in the order of the reference's `parameters()`, however they come.
+
+    It differs from diffusers' in each attention, where the reference lists norm_q and norm_k before to_q,
+    to_k, to_v and to_out. Every name of a DiT of as many blocks is listed; the caller compares the sets.
+    """
+    found = (re.match(r"blocks\.(\d+)\.", name) for name in names)
+    blocks = max((int(match[1]) + 1 for match in found if match), default=0)
+    inner = [f"blocks.{i}.{name}" for i in range(blocks) for name in _BLOCK]
+    return [*_HEAD, *inner, *_TAIL]
+
+
+def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """DiT weights under diffusers' names, fp32, and what the file tells of its settings (`video_injection`).
+
+    ema: the averaged weights, mapped by name through `reference_order`; WeightsError if the file has none.
+    """
+    content = _read(path)
+    model = _tensors(content.get("model"), where=f"{path}: `model`")
+    order = reference_order(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    check_shapes({name: shapes.get(name, ()) for name in order}, shapes, where=f"{path}: `model`", fix=_FIX)
+    check_shapes(_implied_shapes(shapes, path), shapes, where=f"{path}: `model`", fix=_FIX)
+    settings = {**_settings(content, path), "video_injection": _injected(shapes, path)}
+    if not ema:
+        return {name: tensor.float() for name, tensor in model.items()}, settings
+    averaged = dict(zip(order, _shadows(content, len(order), path), strict=True))
+    where = f"{path}: `ema_model`"
+    check_shapes(shapes, {name: tuple(t.shape) for name, t in averaged.items()}, where=where, fix=_FIX)
+    return {name: averaged[name].float() for name in model}, settings
+
+
+def load_mask_decoder(path: Path, *, ema: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The decoder half of a mask decoder file: `decoder.*`, `post_quant_conv.*`, fp32; its settings, if ours.
+
+    ema: accepted for symmetry; these files hold one set of weights.
+    """
+    content = _read(path)
+    return _halves(path, content)[0], _settings(content, path)
+
+
+def load_encoder(path: Path) -> dict[str, Tensor]:
+    """The encoder half of a decoder file (`encoder.*`, `quant_conv.*`); the reference encodes with it."""
+    return _halves(path, _read(path))[1]
+
+
+def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The conventions that an export of ours recorded; nothing for a published file."""
+    settings = content.get(SETTINGS, {})
+    if not isinstance(settings, Mapping):
+        raise WeightsError(f"{path}: `{SETTINGS}` is no mapping of settings. {_FIX}")
+    return dict(settings)
+
+
+def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    where = f"{path}: the VAE"
+    state = _tensors(content.get("model", content), where=where)
+    strangers = [key for key in state if not key.startswith((*_DECODER, *_ENCODER))]
+    if strangers:
+        raise WeightsError(
+            f"{where} has {len(strangers)} keys that are none of a VAE's ({', '.join(strangers[:3])}). {_FIX}"
+        )
+    last = state.get("vae.decoder.conv_out.weight")
+    if last is None or last.shape[0] != 1:
+        channels = "no" if last is None else last.shape[0]
+        raise WeightsError(f"{where} decodes to {channels} channels; a mask decoder has 1. {_FIX}")
+    decoder, encoder = (
+        {key.removeprefix("vae."): tensor.float() for key, tensor in state.items() if key.startswith(half)}
+        for half in (_DECODER, _ENCODER)
+    )
+    return decoder, encoder
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Unpickle with tensors, containers and argparse.Namespace allowed, nothing else; nothing is executed."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path} does not exist; correct the path") from None
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"asks for {wanted[1]}, which could execute code" if wanted else "is no plain checkpoint"
+        raise WeightsError(f"{path} {reason}; refused. {_FIX}") from None
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+    ) as error:
+        raise WeightsError(
+            f"{path} is damaged ({' '.join(str(error).split())[:200]}); get it again"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary. {_FIX}")
+    return dict(content)
+
+
+def _tensors(value: Any, *, where: str) -> dict[str, Tensor]:
+    if not isinstance(value, Mapping):
+        raise WeightsError(f"{where} is missing: the file holds no weights. {_FIX}")
+    wrong = [str(key) for key, item in value.items() if not isinstance(item, Tensor)]
+    if wrong:
+        raise WeightsError(f"{where} has entries that are no tensors ({', '.join(wrong[:3])}). {_FIX}")
+    return dict(value)
+
+
+def _shadows(content: Mapping[str, Any], count: int, path: Path) -> list[Tensor]:
+    ema = content.get("ema_model")
+    shadows = ema.get("shadow_params") if isinstance(ema, Mapping) else None
+    if not isinstance(shadows, list) or not all(isinstance(item, Tensor) for item in shadows):
+        raise WeightsError(f"{path} has no EMA weights (`ema_model.shadow_params`); set model.init_ema=false")
+    if len(shadows) != count:
+        raise WeightsError(f"{path}: `ema_model` has {len(shadows)} tensors, the model {count}. {_FIX}")
+    return shadows
+
+
+def _injected(shapes: Mapping[str, tuple[int, ...]], path: Path) -> bool:
+    """Whether the DiT takes the video: 32 input channels. The file's own `args` do not always say so."""
+    channels = shapes[PATCH_KEY][1]
+    if channels not in (16, 32):
+        raise WeightsError(f"{path}: {PATCH_KEY} takes {channels} channels; 16 or 32 are known. {_FIX}")
+    return channels == 32
+
+
+def _implied_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, tuple[int, ...]]:
+    """Every shape of a DiT whose widths a few of its tensors tell; shapes do not depend on the heads."""
+    patch = shapes[PATCH_KEY]
+    try:
+        config = {
+            "num_attention_heads": 1,
+            "attention_head_dim": patch[0],
+            "num_layers": sum(name.endswith(".norm2.weight") for name in shapes),
+            "patch_size": patch[2:],
+            "text_dim": shapes["condition_embedder.text_embedder.linear_1.weight"][1],
+            "freq_dim": shapes["condition_embedder.time_embedder.linear_1.weight"][1],
+            "ffn_dim": shapes["blocks.0.ffn.net.0.proj.weight"][0],
+            "rope_max_seq_len": 1,
+        }
+        dit = build_dit(config, in_channels=patch[1])
+    except (KeyError, IndexError, RuntimeError, ValueError, AssertionError) as error:
+        raise WeightsError(
+            f"{path}: `model` is no Wan DiT ({type(error).__name__}: {error}). {_FIX}"
+        ) from None
+    return {name: tuple(tensor.shape) for name, tensor in dit.state_dict().items()}

@@ -1,0 +1,120 @@
+"""The law of a full disk: the build stops in one line, keeps what is whole, and ends with the same bytes later."""
+
+import hashlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowmask.data_pipeline.check.repair import repair
+from flowmask.data_pipeline.check.verify import verify
+
+REPOSITORY = Path(__file__).parents[3]
+_WORKER = """
+import resource, signal, sys
+from flowmask.data_pipeline.build.build import build
+from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.models.errors import CacheError
+limit = int(sys.argv[2])
+if limit:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    build(CacheBuildConfig.model_validate_json(sys.argv[1]))
+except CacheError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def build_in_a_process(config, *, limit_bytes: int = 0) -> str:
+    """The one line that it refused with; empty if the build finished."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WORKER, config.model_dump_json(), str(limit_bytes)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = [line for line in done.stderr.splitlines() if line.startswith("refused: ")]
+    assert "Traceback" not in done.stderr and len(said) == (done.returncode != 0), done.stderr
+    return said[0] if said else ""
+
+
+@pytest.fixture
+def small_disk(tmp_path, cache):
+    """A function that mounts a disk of so many bytes; a test's own, gone with it. None where one may not mount."""
+    place, mounted = tmp_path / "disk", []
+    place.mkdir()
+
+    def mount(size: int) -> Path | None:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            return None
+        mounted.append(place)
+        return place
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_shard_stops_the_build_and_room_lets_it_finish(
+    small_disk, make_config, cache, tmp_path
+):
+    shards = sorted(path.stat().st_size for path in (cache / "shards").glob("*.tar"))
+    disk = small_disk(sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) // 2)
+    if disk is None:  # files may then not grow beyond two thirds of a shard: the same error in the same place
+        config = make_config(tmp_path / "cache")
+        said = build_in_a_process(config, limit_bytes=shards[-1] * 2 // 3)
+    else:
+        config = make_config(disk / "cache")
+        said = build_in_a_process(config)
+    assert "cannot write" in said and ("No space left" in said or "File too large" in said)
+    assert not list(config.out.rglob("*.tar.*")) and not (config.out / "manifest.json").exists()
+    if disk is not None:
+        subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+    assert build_in_a_process(config) == ""
+    assert contents(config.out) == contents(cache)
+
+
+def test_a_disk_that_fills_while_a_cache_is_repaired_leaves_it_to_the_next_repair(
+    cache, make_config, tmp_path
+):
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    shard = copy / "shards" / "000001.tar"
+    size = shard.stat().st_size
+    shard.unlink()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size * 2 // 3, size * 2 // 3))
+        try:
+            repair(copy, found=lambda: verify(copy), config=lambda: make_config(copy))
+        except BaseException as error:  # noqa: BLE001 - the child must not return into pytest
+            os._exit(7 if "cannot write" in str(error) else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert not shard.exists() and not (copy / "work").exists()
+    repair(copy, found=lambda: verify(copy), config=lambda: make_config(copy))
+    assert contents(copy) == contents(cache)
+
+
+def test_the_small_disk_of_these_tests_is_really_small(small_disk):
+    disk = small_disk(64 * 1024)
+    if disk is not None:
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "file").write_bytes(bytes(200_000))

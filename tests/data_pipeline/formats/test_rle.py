@@ -1,0 +1,92 @@
+"""Run-length masks agree with COCO's own code, and damaged ones are refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+
+from flowmask.data_pipeline.formats import rle
+from flowmask.models.errors import DataError
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 50), st.integers(1, 50), st.sampled_from([0.0, 0.02, 0.5, 0.98, 1.0]), st.integers(0, 999)
+)
+def test_decode_inverts_encode_and_agrees_with_coco(height, width, share, seed):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    encoded = rle.encode(mask)
+    assert np.array_equal(rle.decode(encoded, size=mask.shape, where="here"), mask)
+    theirs = coco.decode({"size": encoded["size"], "counts": encoded["counts"].encode()})
+    assert np.array_equal(theirs.astype(bool), mask)
+
+
+def test_a_missing_mask_is_empty_and_plain_counts_are_read():
+    assert not rle.decode(None, size=(3, 4), where="here").any()
+    mask = rle.decode({"size": [2, 3], "counts": [1, 2, 3]}, size=(2, 3), where="here")
+    assert mask.tolist() == [[False, True, False], [True, False, False]]
+
+
+GOOD = rle.encode(np.eye(6, 7, dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        ({**GOOD, "size": [7, 6]}, "7x6"),
+        ({**GOOD, "counts": GOOD["counts"][:-1]}, "cover|malformed"),
+        ({**GOOD, "counts": GOOD["counts"] + "5"}, "cover|malformed"),
+        ({**GOOD, "counts": ""}, "malformed"),
+        ({**GOOD, "counts": "é"}, "ASCII"),
+        ({**GOOD, "counts": "o" * 40}, "malformed"),
+        ({**GOOD, "counts": [1, 2]}, "cover"),
+        ({**GOOD, "counts": ["x"]}, "malformed"),
+        ({"counts": GOOD["counts"]}, "size"),
+        ("text", "COCO RLE"),
+        (7, "COCO RLE"),
+    ],
+)
+def test_a_damaged_mask_is_refused_with_its_place(damaged, said):
+    with pytest.raises(DataError, match=rf"^video 7: .*({said})"):
+        rle.decode(damaged, size=(6, 7), where="video 7")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.integers(0, 999))
+def test_polygons_cover_the_union_that_coco_gives_them(height, width, count, seed):
+    generator = np.random.default_rng(seed)
+    polygons = [
+        (generator.random(2 * generator.integers(3, 9)) * max(height, width) * 1.2).tolist()
+        for _ in range(count)
+    ]
+    theirs = [coco.decode(coco.frPyObjects([polygon], height, width))[:, :, 0] for polygon in polygons]
+    ours = rle.rasterise(polygons, size=(height, width), where="here")
+    assert ours.dtype == bool and np.array_equal(ours, np.any(theirs, axis=0))
+
+
+def test_a_rectangle_covers_its_pixels_and_two_points_none():
+    expected = np.zeros((12, 10), bool)
+    expected[3:9, 2:7] = True
+    corners = [2, 3, 7, 3, 7, 9, 2, 9]
+    assert np.array_equal(rle.rasterise([corners], size=(12, 10), where="here"), expected)
+    assert np.array_equal(rle.rasterise([[0, 0, 5, 5], corners], size=(12, 10), where="here"), expected)
+    assert not rle.rasterise([[0, 0, 5, 5]], size=(12, 10), where="here").any()
+
+
+@pytest.mark.parametrize(
+    ("polygons", "said"),
+    [
+        ([], "expected a list of polygons"),
+        (7, "expected a list of polygons"),
+        ([[1, 2, 3, 4, 5]], "no list of finite x, y"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "no list of finite x, y"),
+        ([[[1, 2], [3, 4], [5, 6]]], "no list of finite x, y"),
+        ([[1, 2, "x", 4, 5, 6]], "no polygon of numbers"),
+        ([[1, 2, [3], 4, 5, 6]], "no polygon of numbers"),
+        ([[0, 0, 1e9, 0, 0, 1e9]], r"to 1e\+09 px, but its image is 12x10"),
+    ],
+)
+def test_a_damaged_polygon_is_refused_with_its_place(polygons, said):
+    with pytest.raises(DataError, match=rf"^here: .*{said}"):
+        rle.rasterise(polygons, size=(12, 10), where="here")

@@ -1,0 +1,137 @@
+"""`flowmask doctor`: every question is answered in one line, and what is wrong comes with its fix."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import flowmask
+from rich.console import Console
+
+from flowmask.launch.check import doctor_checks
+from flowmask.launch.check.doctor import Finding, Subject, as_json, examine, show, subject_of
+
+
+def only(check: Callable[[Subject], list[Finding]], subject: Subject) -> dict[str, Finding]:
+    return {finding.check: finding for finding in examine(subject, [check])}
+
+
+def test_this_machine_passes_what_the_tests_themselves_need(tmp_path: Path) -> None:
+    report = json.loads(flowmask("doctor", "--json").stdout)
+    state = {line["check"]: line["state"] for line in report["checks"]}
+    for check in (
+        "python",
+        "torch",
+        "gloo",
+        "deepspeed",
+        "decord",
+        "mlflow",
+        "atomic rename",
+        "exclusive create",
+    ):
+        assert state[check] == "pass"
+    assert report["ok"]
+    assert all(line["fix"] for line in report["checks"] if line["state"] != "pass")
+
+
+def test_what_a_config_names_is_examined(tmp_path: Path) -> None:
+    from flowmask.models.weights.tiny_wan import write_tiny_wan
+
+    write_tiny_wan(tmp_path / "wan")
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"out: {tmp_path}/run\nmodel: {{wan: {tmp_path}/wan}}\ndata: {{cache: {tmp_path}/gone}}\n"
+    )
+    findings = only(doctor_checks.inputs, subject_of(config))
+    assert (findings["weights"].state, findings["data"].state) == ("pass", "fail")
+    subject = subject_of(config, ["launch.cluster=slurm", "launch.partition=gpu", "tracking.uri=http://x:1"])
+    assert (subject.cluster, subject.partition, subject.tracking_uri) == ("slurm", "gpu", "http://x:1")
+
+
+def test_several_datasets_are_each_looked_for(tmp_path: Path) -> None:
+    config = tmp_path / "cache.yaml"
+    config.write_text(
+        f"out: c\ndata: [{{source: mevis, root: {tmp_path}}}, {{source: mevis, root: {tmp_path}/b}}]\n"
+    )
+    states = [f.state for f in examine(subject_of(config), [doctor_checks.inputs])]
+    assert states == ["pass", "fail"]
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    from flowmask.models.weights.tiny_wan import write_tiny_wan
+
+    write_tiny_wan(tmp_path / "wan")
+    (tmp_path / "wan" / "transformer" / "config.json").write_text("{")
+    finding = only(doctor_checks.inputs, Subject(tmp_path, wan=tmp_path / "wan"))["weights"]
+    assert finding.state == "fail" and "transformer/config.json" in finding.found
+
+
+def test_a_library_that_cannot_be_imported_is_a_line_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "decord.py").write_text("raise OSError('libavcodec.so.58: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor_checks, "_LIBRARIES", {"decord": "video files", "submitit": "SLURM"})
+    found = only(doctor_checks.libraries, Subject(tmp_path))
+    assert found["decord"].state == "fail" and "libavcodec.so.58" in found["decord"].found
+    assert found["submitit"].state == "pass"
+
+
+def test_a_server_that_is_away_or_silent_is_a_warning_since_training_goes_on(tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        asked = only(doctor_checks.mlflow_server, Subject(tmp_path, tracking_uri=f"http://127.0.0.1:{port}"))
+    refused = only(doctor_checks.mlflow_server, Subject(tmp_path, tracking_uri=f"http://127.0.0.1:{port}"))
+    assert {asked["mlflow server"].state, refused["mlflow server"].state} == {"warn"}
+
+
+def test_slurm_that_is_not_here_fails_only_those_who_want_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    states = {
+        cluster: only(doctor_checks.slurm, Subject(tmp_path, cluster=cluster))["slurm"].state
+        for cluster in ("local", "slurm")
+    }
+    assert states == {"local": "warn", "slurm": "fail"}
+
+
+def test_a_partition_that_does_not_exist_is_told_with_those_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "sinfo").write_text(
+        "#!/bin/sh\necho 'main* up 2 infinite idle'\necho 'high up 2 infinite idle'\n"
+    )
+    for file in tmp_path.iterdir():
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = only(doctor_checks.slurm, Subject(tmp_path, cluster="slurm", partition="gpu"))
+    assert found["partition"].state == "fail" and "high, main" in found["partition"].fix
+
+
+def test_a_place_where_nothing_can_be_written_fails() -> None:
+    found = only(doctor_checks.filesystem, Subject(Path("/proc/flowmask/run")))
+    assert found["writable"].state == "fail"
+
+
+def test_a_clock_that_is_hours_off_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    now = time.time()
+    monkeypatch.setattr(doctor_checks.time, "time", lambda: now + 7200)
+    assert only(doctor_checks.filesystem, Subject(tmp_path))["clock"].state == "warn"
+
+
+def test_a_check_that_breaks_is_a_failed_check_and_the_others_are_asked(tmp_path: Path) -> None:
+    def broken(subject: Subject) -> list[Finding]:
+        raise RuntimeError("two\nlines")
+
+    findings = examine(Subject(tmp_path), [broken, doctor_checks.python])
+    assert [finding.state for finding in findings] == ["fail", "pass"]
+    assert not as_json(findings)["ok"] and "\n" not in findings[0].found
+    show(findings, Console(file=sys.stderr))

@@ -1,0 +1,37 @@
+"""How the ranks of one machine end is told apart: asked to stop, too slow to save, crashed with its reason."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowmask.launch.local import processes
+from flowmask.launch.local.processes import Group, JobFailedError, TooLateError
+from flowmask.trainer.config import REQUEUE_EXIT_CODE
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+
+
+def test_ranks_that_do_not_save_in_time_are_given_up() -> None:
+    group = Group(0, 1, "127.0.0.1", 1, time_to_stop_s=lambda: 0.3)
+    rank = subprocess.Popen([sys.executable, "-c", DEAF])
+    try:
+        with pytest.raises(TooLateError, match="checkpoint before stays"):
+            processes._wait([rank], [signal.SIGTERM], group, independent=False)
+    finally:
+        rank.kill()
+        rank.wait()
+
+
+def test_a_rank_that_was_told_to_stop_before_it_listened_asks_for_a_requeue(tmp_path: Path) -> None:
+    assert processes._verdict(tmp_path, [-signal.SIGTERM, -signal.SIGKILL]) == REQUEUE_EXIT_CODE
+    assert processes._verdict(tmp_path, [-signal.SIGUSR2, None]) == REQUEUE_EXIT_CODE
+
+
+def test_a_crash_brings_its_traceback(tmp_path: Path) -> None:
+    (tmp_path / "crash_00001.txt").write_text("Traceback ...\nKeyError: 'x'\n")
+    with pytest.raises(JobFailedError, match="rank 1 ended with code 1") as caught:
+        processes._verdict(tmp_path, [None, 1])
+    assert "KeyError" in caught.value.traceback

@@ -1,0 +1,112 @@
+"""A wheel works where people put it: beside other people's packages and files of the same names."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+import yaml
+from runs import make_lab, run_config
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("models", "data_pipeline", "trainer", "launch")
+SOURCES = ("flowmask", *ROOMS, "configs", "README.md", "setup.cfg", "pyproject.toml")
+THEIRS = (*ROOMS, "configs")
+POISON = "raise SystemExit(f'{__file__} was imported')\n"
+RIVAL = "[project]\nname = 'rival'\nversion = '1'\n[tool.setuptools]\npackages = {}\n"
+
+
+def build_wheel(source: Path, wheels: Path) -> Path:
+    """The wheel of a source tree, built without a network."""
+    words = [
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--disable-pip-version-check",
+        "-w",
+        str(wheels),
+    ]
+    subprocess.run([sys.executable, "-m", "pip", *words, str(source)], check=True)
+    return max(wheels.glob("*.whl"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def write_theirs(folder: Path) -> None:
+    """Packages and modules of our rooms' names, and a module of a library's name, none of which may be imported."""
+    for name in THEIRS:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(POISON)
+    for name in ("trainer.py", "launch.py", "yaml.py"):
+        (folder / name).write_text(POISON)
+
+
+class Installation:
+    """A virtual environment that holds our wheel and a rival's with packages `models`, `trainer`, `configs`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bin = folder / "venv" / "bin"
+        venv.create(folder / "venv", symlinks=True)
+        (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+        (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        source = folder / "source"
+        source.mkdir()
+        for path in (ROOT / name for name in SOURCES):
+            if path.is_dir():
+                shutil.copytree(path, source / path.name, symlinks=True)
+            else:
+                shutil.copyfile(path, source / path.name)
+        write_theirs(folder / "rival")
+        (folder / "rival" / "pyproject.toml").write_text(RIVAL.format(list(THEIRS)))
+        wheels = build_wheel(source, folder), build_wheel(folder / "rival", folder)
+        self.pip("install", "--no-deps", "--ignore-installed", "--disable-pip-version-check", *wheels)
+
+    def pip(self, *words: object) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(self.bin / "python"),
+            "--quiet",
+            *map(str, words),
+        ]
+        subprocess.run(command, check=True)
+
+    def run(self, *words: object, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
+        """A command of this environment, with `path` on PYTHONPATH."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        environment |= {"PYTHONPATH": str(path), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+        command = [str(self.bin / str(words[0])), *map(str, words[1:])]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return Installation(tmp_path_factory.mktemp("installed"))
+
+
+def test_a_wheel_works_beside_other_packages_and_files_of_its_rooms_names(
+    installation: Installation, tmp_path: Path
+) -> None:
+    here, path = tmp_path / "here", tmp_path / "path"
+    write_theirs(here)
+    for name in THEIRS:
+        shutil.copytree(here / name, path / name)
+    make_lab(tmp_path)
+    config = run_config(tmp_path, tmp_path / "run", {"train.steps": 2, "tracking.enabled": True})
+    (here / "mine.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    done = installation.run("flowmask", "train", "mine.yaml", cwd=here, path=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        (status,) = database.execute("SELECT status FROM runs").fetchone()
+    assert status == "FINISHED"  # the process that feeds MLflow ran too
+    listed = installation.run("python", "-m", "flowmask", "configs", cwd=here, path=path)
+    assert "train_mevis.yaml" in listed.stdout, listed.stderr
+    installation.pip("uninstall", "--yes", "rival")
+    listed = installation.run("flowmask", "configs", cwd=here, path=path)
+    assert "train_mevis.yaml" in listed.stdout, listed.stderr

@@ -1,0 +1,212 @@
+"""Prediction: what is written for each prompt, what is refused, what a rerun replaces."""
+
+import json
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from golden_export import write_golden_export
+from PIL import Image
+
+from flowmask.models.errors import ConfigError, UserError
+from flowmask.trainer.predict.overlay import read_mask
+from flowmask.trainer.predict.predict import InputVideo, Predictions, predict, unique_slugs
+
+PROMPTS = ["the dog running to the left", "two Birds, near: the water!"]
+SLUGS = ["the-dog-running-to-the-left", "two-birds-near-the-water"]
+FRAMES = 7
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_golden_export(tmp_path_factory.mktemp("golden"))
+
+
+def _frames(count: int = FRAMES, height: int = 46, width: int = 70) -> list[np.ndarray]:
+    y, x = np.mgrid[:height, :width]
+    shapes = [(y - 20) ** 2 + (x - 10 - 5 * i) ** 2 < 80 for i in range(count)]
+    return [np.stack([200 * shape, 3 * x, 5 * y], -1).astype(np.uint8) for shape in shapes]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25, 2))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 70, 46, "yuv420p"
+        for frame in _frames():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _predict(
+    export: Path, video: Path, out: Path, prompts: list[str] = PROMPTS, **changes: Any
+) -> Predictions:
+    settings = {"precision": "fp32", "device": "cpu"} | changes
+    return predict(video, prompts, checkpoint=str(export), out=out, **settings)
+
+
+def test_every_prompt_gets_its_masks_and_its_video_and_all_get_one_together(
+    export: Path, video: Path, tmp_path: Path
+) -> None:
+    result = _predict(export, video, tmp_path / "p")
+    names = {entry.name for entry in (tmp_path / "p").iterdir()}
+    assert names == {*SLUGS, *(f"{slug}.mp4" for slug in SLUGS), "overlay.mp4", "predictions.json"}
+    assert result.overlay == tmp_path / "p" / "overlay.mp4"
+    for prompt, slug in zip(result.prompts, SLUGS):
+        assert (prompt.masks, prompt.overlay) == (tmp_path / "p" / slug, tmp_path / "p" / f"{slug}.mp4")
+        masks = [read_mask(prompt.masks / f"{i:05d}.png") for i in range(FRAMES)]
+        assert len(list(prompt.masks.iterdir())) == FRAMES
+        assert all(mask.shape == (46, 70) for mask in masks)
+        assert prompt.area_px == [int(mask.sum()) for mask in masks]
+
+
+def test_overlay_videos_keep_the_frames_and_the_rate_of_the_source(
+    export: Path, video: Path, tmp_path: Path
+) -> None:
+    result = _predict(export, video, tmp_path / "p")
+    for path in [result.overlay, *(prompt.overlay for prompt in result.prompts)]:
+        with av.open(str(path)) as container:
+            assert container.streams.video[0].average_rate == Fraction(25, 2)
+            decoded = list(container.decode(video=0))
+        assert len(decoded) == FRAMES
+        assert min(decoded[0].width, decoded[0].height) >= 480
+
+
+def test_predictions_json_says_what_lies_where(export: Path, video: Path, tmp_path: Path) -> None:
+    _predict(export, video, tmp_path / "p")
+    said = json.loads((tmp_path / "p" / "predictions.json").read_text())
+    assert (said["height"], said["width"], said["fps"]) == (46, 70, 12.5)
+    assert said["frames"] == [f"{i:05d}" for i in range(FRAMES)]
+    assert (said["video"], said["checkpoint"]) == (str(video), str(export))
+    assert [entry["prompt"] for entry in said["prompts"]] == PROMPTS
+    for entry in said["prompts"]:
+        assert (tmp_path / "p" / entry["masks"]).is_dir() and (tmp_path / "p" / entry["overlay"]).is_file()
+        assert len(entry["area_px"]) == FRAMES
+
+
+def test_frames_of_a_folder_come_in_natural_order_and_keep_their_names(export: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for name, frame in zip(["1", "2", "10"], _frames(3)):
+        Image.fromarray(frame).save(folder / f"{name}.png")
+    (folder / "notes.txt").write_text("not a frame")
+    source = InputVideo(folder)
+    assert source.frame_names == ["1", "2", "10"]
+    assert (source.frames([2])[0] == _frames(3)[2]).all()
+    result = _predict(export, folder, tmp_path / "p", PROMPTS[:1])
+    assert sorted(p.name for p in result.prompts[0].masks.iterdir()) == ["1.png", "10.png", "2.png"]
+
+
+def test_a_clip_of_a_long_video_is_judged_as_if_it_were_the_whole(
+    export: Path, video: Path, tmp_path: Path
+) -> None:
+    cut = _predict(export, video, tmp_path / "cut", PROMPTS[:1], clip_frames=5)
+    first = _predict(export, video, tmp_path / "first", PROMPTS[:1], max_frames=5)
+    assert len(cut.frame_names) == FRAMES and len(first.frame_names) == 5
+    assert cut.prompts[0].area_px[:5] == first.prompts[0].area_px
+
+
+def test_a_rerun_replaces_its_own_results_and_leaves_what_is_not_its_own(
+    export: Path, video: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p"
+    _predict(export, video, out)
+    (out / "notes.txt").write_text("mine")
+    _predict(export, video, out, ["a cat"], max_frames=2)
+    assert {entry.name for entry in out.iterdir()} == {
+        "a-cat",
+        "a-cat.mp4",
+        "overlay.mp4",
+        "predictions.json",
+        "notes.txt",
+    }
+    assert len(list((out / "a-cat").iterdir())) == 2
+
+
+def test_a_prediction_that_fails_leaves_the_earlier_one_as_it_was(
+    export: Path, video: Path, tmp_path: Path
+) -> None:
+    def stop(_what: str, done: int, _total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "p"
+    _predict(export, video, out)
+    before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(KeyboardInterrupt):
+        _predict(export, video, out, ["a cat"], on_progress=stop)
+    assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_slugs_are_readable_unique_and_never_those_of_the_combined_overlay() -> None:
+    slugs = unique_slugs(
+        ["The Red Car", "the red car!", "Ünïcode", "猫", "overlay", "a/../b", "x" * 200, "the red car 2"]
+    )
+    assert slugs[:6] == ["the-red-car", "the-red-car-2", "unicode", "prompt", "overlay-2", "a-b"]
+    assert len(set(slugs)) == len(slugs) and "overlay" not in slugs
+    assert max(map(len, slugs)) <= 64
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [([], "no prompt"), (["", "x"], "empty"), (["  \t"], "empty"), (['""'], "empty")],
+)
+def test_a_missing_or_empty_prompt_is_refused_before_anything_is_written(
+    export: Path, video: Path, tmp_path: Path, prompts: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _predict(export, video, tmp_path / "p", prompts)
+    assert not (tmp_path / "p").exists()
+
+
+def _broken_inputs(video: Path, folder: Path) -> dict[str, Path]:
+    (folder / "text.mp4").write_text("not a video")
+    (folder / "empty.mp4").write_bytes(b"")
+    content = video.read_bytes()
+    (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (folder / "folder").mkdir()
+    (folder / "bad").mkdir()
+    (folder / "bad" / "0.jpg").write_text("no image")
+    return {
+        name: folder / name for name in ("missing.mp4", "text.mp4", "empty.mp4", "cut.mp4", "folder", "bad")
+    }
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "text.mp4", "empty.mp4", "cut.mp4", "folder", "bad"])
+def test_an_input_that_is_no_video_is_one_line_that_names_it(
+    export: Path, video: Path, tmp_path: Path, name: str
+) -> None:
+    path = _broken_inputs(video, tmp_path)[name]
+    with pytest.raises(UserError, match=name.replace(".", r"\.")) as caught:
+        _predict(export, path, tmp_path / "p")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_that_cannot_be_written_is_one_line(export: Path, video: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file.*can't be written"):
+        _predict(export, video, tmp_path / "file" / "p")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_one_line(export: Path, video: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="can't be written"):
+        _predict(export, video, tmp_path / "p")
+
+
+def test_a_clip_longer_than_the_models_positions_is_refused_with_the_way_out(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: Path
+) -> None:
+    monkeypatch.setattr("flowmask.trainer.predict.predict._LONGEST_CLIP", FRAMES - 1)
+    with pytest.raises(ConfigError, match="give clip_frames or max_frames"):
+        _predict(export, video, tmp_path / "p")

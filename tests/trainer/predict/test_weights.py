@@ -1,0 +1,86 @@
+"""Weights by name: whatever the container, the same tensors; whatever is wrong, one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import start
+from safetensors.torch import save_file
+
+from flowmask.models.errors import WeightsError
+from flowmask.trainer.predict.weights import content_sha256, load_dit, load_mask_decoder
+from flowmask.trainer.state.checkpoint import complete, read_full
+
+
+@pytest.fixture(scope="module")
+def trained(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert start(lab, out, {"train.steps": 4, "checkpoint.every_steps": 2}) == 0
+    return out
+
+
+def test_a_run_gives_its_newest_averaged_weights_and_the_conventions_they_know(
+    lab: Path, trained: Path
+) -> None:
+    loaded = load_dit(str(trained))
+    expected = read_full(trained / "checkpoints" / "latest", kind="ema")
+    assert all(torch.equal(loaded.state_dict[name], value) for name, value in expected.items())
+    assert loaded.settings == {
+        "objective": "flow_matching",
+        "text_tokens": 256,
+        "mask_latent_norm": "none",
+        "video_injection": True,
+        "pixel_norm": "half",
+        "lowercase": True,
+        "wan": str(lab / "wan"),
+        "mask_decoder": "vae",
+    }
+    assert load_dit(str(trained), ema=False).sha256 != loaded.sha256
+    assert load_dit(str(complete(trained / "checkpoints")[1])).sha256 != loaded.sha256
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    newest, before = complete(run / "checkpoints")
+    next(newest.glob("rank_*")).write_bytes(b"cut")
+    assert load_dit(str(run)).sha256 == content_sha256(read_full(before))
+    next(before.glob("rank_*")).unlink()
+    with pytest.raises(WeightsError, match="has no complete checkpoint"):
+        load_dit(str(run))
+
+
+def test_an_export_gives_the_same_tensors_and_its_recorded_conventions(trained: Path, tmp_path: Path) -> None:
+    loaded = load_dit(str(trained))
+    (tmp_path / "transformer").mkdir()
+    save_file(loaded.state_dict, tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "flowmask.json").write_text(json.dumps({"text_tokens": 64}))
+    exported = load_dit(str(tmp_path))
+    assert exported.sha256 == loaded.sha256 and exported.settings == {"text_tokens": 64}
+
+
+def test_a_published_file_gives_its_weights(tmp_path: Path) -> None:
+    state = {"vae.decoder.conv_out.weight": torch.rand(1, 2, 3, 3, 3), "vae.encoder.x": torch.rand(2)}
+    torch.save({"model": state}, tmp_path / "decoder.pth")
+    loaded = load_mask_decoder(str(tmp_path / "decoder.pth"))
+    assert torch.equal(loaded.state_dict["decoder.conv_out.weight"], state["vae.decoder.conv_out.weight"])
+
+
+def test_what_is_no_source_of_weights_is_one_line(trained: Path, tmp_path: Path) -> None:
+    for source, message in [
+        (tmp_path / "nothing", "does not exist"),
+        (tmp_path, "neither a run folder"),
+    ]:
+        with pytest.raises(WeightsError, match=message):
+            load_dit(str(source))
+    with pytest.raises(WeightsError, match="trained flow_matching, but the weights of mask_decoder"):
+        load_mask_decoder(str(trained))
+
+
+def test_equal_weights_have_equal_hashes_and_no_others() -> None:
+    state = {"b": torch.ones(2, 3), "a": torch.zeros(1)}
+    assert content_sha256(state) == content_sha256(dict(reversed(state.items())))
+    assert content_sha256(state) != content_sha256({**state, "a": torch.full((1,), 1e-9)})
+    assert content_sha256(state) != content_sha256({**state, "b": torch.ones(3, 2)})

@@ -1,0 +1,32 @@
+"""Recomputation and compilation in a whole run: what they may change, and what they refuse."""
+
+from pathlib import Path
+
+import pytest
+from runs import losses, start
+
+from flowmask.models.errors import ConfigError
+
+
+def test_no_kind_of_recomputation_changes_a_loss_and_a_resume_may_choose_another(
+    lab: Path, tmp_path: Path
+) -> None:
+    for kind in ("none", "full", "selective"):
+        assert start(lab, tmp_path / kind, {"train.steps": 4, "train.activation_checkpointing": kind}) == 0
+    assert losses(tmp_path / "none") == losses(tmp_path / "full") == losses(tmp_path / "selective")
+    longer = {"train.steps": 6}
+    assert start(lab, tmp_path / "none", longer) == 0
+    assert start(lab, tmp_path / "full", longer | {"train.activation_checkpointing": "selective"}) == 0
+    assert losses(tmp_path / "none") == losses(tmp_path / "full")
+
+
+@pytest.mark.long  # compiles for two shapes; tests/models/test_dit.py has the short version
+def test_a_compiled_run_trains_the_same_within_bf16(lab: Path, tmp_path: Path) -> None:
+    assert start(lab, tmp_path / "plain", {"train.steps": 3}) == 0
+    assert start(lab, tmp_path / "compiled", {"train.steps": 3, "train.compile": True}) == 0
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=5e-3)
+
+
+def test_a_module_without_blocks_is_not_compiled(lab: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.compile is true, but .* mask_decoder has no blocks"):
+        start(lab, tmp_path / "run", {"objective.kind": "mask_decoder", "train.compile": True})

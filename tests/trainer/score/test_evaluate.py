@@ -1,0 +1,318 @@
+"""Evaluation: scores, masks, what is read how often, what a stop or another checkpoint leaves behind."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden_export import BOX, DATA, PARITY, write_golden_export
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from flowmask.data_pipeline.config import DataSourceConfig
+from flowmask.data_pipeline.sources import open_source
+from flowmask.models.errors import CheckpointError, ConfigError, DataError
+from flowmask.models.segment import Segmenter
+from flowmask.trainer.score.evaluate import evaluate, shuffled_partners
+from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.store import safe_name
+from flowmask.trainer.track import spool
+
+EXPECTED = json.loads((PARITY / "e2e" / "expected.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_golden_export(tmp_path_factory.mktemp("golden"))
+
+
+def _config(export: Path, out: Path, **changes: Any) -> EvaluateConfig:
+    return EvaluateConfig.model_validate(
+        {
+            "out": out,
+            "checkpoint": str(export),
+            "data": {"source": "mevis", "root": DATA, "split": "valid_u"},
+            "box": BOX,
+            "precision": "fp32",
+            "device": "cpu",
+        }
+        | changes
+    )
+
+
+def _masks(out: Path) -> dict[str, np.ndarray]:
+    return {
+        str(path.relative_to(out / "masks")): np.asarray(Image.open(path))
+        for path in sorted((out / "masks").rglob("*.png"))
+    }
+
+
+def _encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of all videos that are encoded from now on."""
+    seen: list[tuple[int, ...]] = []
+    encode = Segmenter.encode_video
+
+    def counted(self: Segmenter, signed: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(signed.shape))
+        return encode(self, signed)
+
+    monkeypatch.setattr(Segmenter, "encode_video", counted)
+    return seen
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_scores_are_those_of_the_recorded_evaluation(export: Path, tmp_path: Path, steps: int) -> None:
+    scores = evaluate(_config(export, tmp_path / "e", sampler={"steps": steps}))
+    assert scores is not None
+    wanted = EXPECTED[f"steps_{steps}"]
+    assert scores.per_expression.keys() == wanted["per_expression"].keys()
+    for key, entry in wanted["per_expression"].items():
+        got = scores.per_expression[key]
+        assert got["j"] == pytest.approx(100 * entry["J"], abs=0.2)
+        assert got["f"] == pytest.approx(100 * entry["F"], abs=0.2)
+        assert got["jf"] == pytest.approx((got["j"] + got["f"]) / 2)
+    assert scores.jf == pytest.approx(np.mean([e["jf"] for e in scores.per_expression.values()]))
+
+
+def test_equal_sentences_of_two_videos_keep_two_scores(export: Path, tmp_path: Path) -> None:
+    source = open_source(DataSourceConfig(source="mevis", root=DATA, split="valid_u"))
+    texts = [expression.text for video in source.videos() for expression in video.expressions]
+    assert len(set(texts)) < len(texts)
+    scores = evaluate(_config(export, tmp_path / "e"))
+    assert scores is not None and len(scores.per_expression) == scores.expressions == len(texts)
+
+
+def test_each_video_is_encoded_once_whatever_its_number_of_sentences(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = _encoded(monkeypatch)
+    evaluate(_config(export, tmp_path / "e", shuffled_text=True))
+    assert encoded == [(1, 3, 9, 32, 32), (1, 3, 9, 32, 16)]
+
+
+def test_the_batch_of_sentences_changes_no_mask(export: Path, tmp_path: Path) -> None:
+    evaluate(_config(export, tmp_path / "one", sentences_per_batch=1))
+    evaluate(_config(export, tmp_path / "many", sentences_per_batch=8))
+    one, many = _masks(tmp_path / "one"), _masks(tmp_path / "many")
+    assert one.keys() == many.keys()
+    differing = sum(int((one[key] != many[key]).sum()) for key in one)
+    assert differing <= 2, "only pixels within rounding of the threshold may flip"
+
+
+def test_masks_are_grey_pngs_of_the_videos_size_named_as_its_frames(export: Path, tmp_path: Path) -> None:
+    evaluate(_config(export, tmp_path / "e"))
+    masks = _masks(tmp_path / "e")
+    source = open_source(DataSourceConfig(source="mevis", root=DATA, split="valid_u"))
+    wanted = {
+        f"{video.video_id}/{expression.exp_id}/{name}.png": video.size
+        for video in source.videos()
+        for expression in video.expressions
+        for name in video.frame_names
+    }
+    assert {key: mask.shape for key, mask in masks.items()} == wanted
+    assert {value for mask in masks.values() for value in np.unique(mask)} <= {0, 255}
+
+
+def test_the_results_hold_nothing_of_an_earlier_evaluation(export: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e"
+    evaluate(_config(export, out))
+    both = set(_masks(out))
+    scores = evaluate(_config(export, out, max_videos=1, sampler={"steps": 4}))
+    assert scores is not None and scores.videos == 1
+    assert set(_masks(out)) == {key for key in both if key.startswith("vidA/")}
+    assert json.loads((out / "scores.json").read_text())["videos"] == 1
+
+
+def test_an_evaluation_that_was_stopped_goes_on_and_ends_as_if_it_never_was(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_at_second(_what: str, done: int, _total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    whole = evaluate(_config(export, tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(_config(export, tmp_path / "e"), on_progress=stop_at_second)
+    assert not (tmp_path / "e" / "scores.json").exists()
+    encoded = _encoded(monkeypatch)
+    assert evaluate(_config(export, tmp_path / "e")) == whole
+    assert len(encoded) == 1
+    assert _masks(tmp_path / "e").keys() == _masks(tmp_path / "whole").keys()
+
+
+def test_masks_of_other_settings_are_not_taken_for_finished_work(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_at_second(_what: str, done: int, _total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(_config(export, tmp_path / "e", sampler={"steps": 4}), on_progress=stop_at_second)
+    encoded = _encoded(monkeypatch)
+    evaluate(_config(export, tmp_path / "e"))
+    assert len(encoded) == 2
+
+
+def test_two_processes_share_the_videos_and_the_last_one_publishes(export: Path, tmp_path: Path) -> None:
+    alone = evaluate(_config(export, tmp_path / "alone"))
+    config = _config(export, tmp_path / "shared")
+    assert evaluate(config, rank=1, world=2) is None
+    assert not (tmp_path / "shared" / "scores.json").exists()
+    assert evaluate(config, rank=0, world=2) == alone
+
+
+def test_without_masks_the_predictions_are_written_and_no_score_is_claimed(
+    export: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(DATA, tmp_path / "data")
+    (tmp_path / "data" / "valid_u" / "mask_dict.json").unlink()
+    data = {"source": "mevis", "root": tmp_path / "data", "split": "valid_u"}
+    scores = evaluate(_config(export, tmp_path / "e", data=data, shuffled_text=True, decoder_score=True))
+    assert scores is not None
+    assert (scores.j, scores.f, scores.jf, scores.per_expression) == (None, None, None, {})
+    assert "no score is possible" in scores.note
+    assert "no score is possible" in (tmp_path / "e" / "report.html").read_text()
+    assert len(_masks(tmp_path / "e")) == sum(
+        len(video["frames"]) * len(video["expressions"])
+        for video in json.loads((DATA / "valid_u" / "meta_expressions.json").read_text())["videos"].values()
+    )
+
+
+def test_a_wrong_sentence_names_no_object_of_the_right_one_and_is_always_the_same(tmp_path: Path) -> None:
+    shutil.copytree(DATA, tmp_path / "data")
+    meta_path = tmp_path / "data" / "valid_u" / "meta_expressions.json"
+    meta = json.loads(meta_path.read_text())
+    masks = list(json.loads((tmp_path / "data" / "valid_u" / "mask_dict.json").read_text()))
+    video = meta["videos"]["vidA"]
+    own = sorted({str(a) for e in video["expressions"].values() for a in e["anno_id"]})
+    assert len(own) > 1, masks
+    named = {"a": own[:1], "b": own[1:2], "c": own[:2], "d": own[:1]}
+    video["expressions"] = {
+        key: {"exp": f"thing {key}", "obj_id": [0], "anno_id": ids} for key, ids in named.items()
+    }
+    meta_path.write_text(json.dumps(meta))
+    source = open_source(DataSourceConfig(source="mevis", root=tmp_path / "data", split="valid_u"))
+    opened = source.videos()[0]
+    chosen = [shuffled_partners(opened, seed=seed) for seed in range(20)]
+    assert all(partners.keys() == {"a", "b", "d"} for partners in chosen), "c shares an object with all"
+    assert all(partners["a"] == partners["d"] == "b" for partners in chosen)
+    assert {partners["b"] for partners in chosen} == {"a", "d"}
+    assert shuffled_partners(opened, seed=3) == chosen[3]
+
+
+def test_the_score_of_wrong_sentences_is_over_the_same_expressions_as_the_right_ones(
+    export: Path, tmp_path: Path
+) -> None:
+    scores = evaluate(_config(export, tmp_path / "e", shuffled_text=True, decoder_score=True))
+    assert scores is not None and scores.shuffled_text is not None and scores.decoder is not None
+    source = open_source(DataSourceConfig(source="mevis", root=DATA, split="valid_u"))
+    partners = {
+        f"{video.video_id}/{exp_id}"
+        for video in source.videos()
+        for exp_id in shuffled_partners(video, seed=0)
+    }
+    assert scores.shuffled_text["expressions"] == len(partners) > 0
+    right = np.mean([scores.per_expression[key]["jf"] for key in partners])
+    assert scores.shuffled_text["jf_right"] == pytest.approx(right)
+    assert scores.shuffled_text["jf_shuffled"] != scores.shuffled_text["jf_right"]
+    assert 0 <= scores.decoder["jf"] <= 100
+
+
+def test_the_video_is_encoded_by_the_encoder_of_the_flowrvs_decoder_file(
+    export: Path, tmp_path: Path
+) -> None:
+    other = evaluate(_config(export, tmp_path / "e", mask_decoder="vae"))
+    assert other is not None
+    assert other.weights["mask_decoder"] == "vae"
+    recorded = EXPECTED["steps_1"]["per_expression"]
+    assert any(abs(other.per_expression[key]["j"] - 100 * recorded[key]["J"]) > 0.5 for key in recorded)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"wan": "/moved/wan"}, r"/moved/wan.*model\.wan"),
+        ({"mask_decoder": "/moved/d"}, "/moved/d.*mask_decoder"),
+    ],
+)
+def test_a_path_that_moved_is_one_line_that_names_the_override(
+    export: Path, tmp_path: Path, changed: dict[str, str], message: str
+) -> None:
+    moved = tmp_path / "export"
+    shutil.copytree(export, moved)
+    settings = json.loads((moved / "flowmask.json").read_text())
+    (moved / "flowmask.json").write_text(json.dumps(settings | changed))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        evaluate(_config(moved, tmp_path / "e"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_that_cannot_be_written_is_one_line(export: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file.*can't be written"):
+        evaluate(_config(export, tmp_path / "file" / "e"))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+def test_an_id_that_leads_out_of_the_folder_is_refused(name: str) -> None:
+    with pytest.raises(DataError):
+        safe_name(name)
+
+
+def test_without_a_box_the_frames_have_the_sides_of_the_training(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = _encoded(monkeypatch)
+    evaluate(_config(export, tmp_path / "e", box=None))
+    assert encoded == [(1, 3, 9, 32, 32), (1, 3, 9, 32, 16)]
+
+
+def test_weights_that_diverged_are_refused_and_not_scored_as_empty_masks(
+    export: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "export"
+    shutil.copytree(export, broken)
+    file = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["proj_out.bias"][0] = float("nan")
+    save_file(weights, file)
+    with pytest.raises(CheckpointError, match="not finite"):
+        evaluate(_config(broken, tmp_path / "e"))
+    assert not (tmp_path / "e" / "scores.json").exists()
+
+
+def test_the_report_shows_every_score_and_as_many_examples_as_asked(export: Path, tmp_path: Path) -> None:
+    scores = evaluate(_config(export, tmp_path / "e", report_examples=3))
+    assert scores is not None
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert page.count("<figure>") == 3
+    assert all(f"<td>{key}<td>" in page for key in scores.per_expression)
+
+
+def test_overlay_videos_and_the_report_are_left_for_the_mlflow_run_of_the_checkpoint(
+    export: Path, tmp_path: Path
+) -> None:
+    import av
+
+    run = tmp_path / "run"
+    shutil.copytree(export, run)
+    spool.write_plan(run, spool.Plan(key="k", uri="http://127.0.0.1:1", experiment="e", name="n"))
+    scores = evaluate(_config(run, tmp_path / "e", report_examples=2))
+    assert scores is not None
+    notes = spool.Outbox(run, offset=0).take()
+    assert [(note.artifact, note.to) for note in notes] == [
+        (tmp_path / "e" / "report.html", "evaluation"),
+        (tmp_path / "e" / "overlays", "evaluation"),
+    ]
+    made = sorted((tmp_path / "e" / "overlays").iterdir())
+    assert len(made) == 2 and {f.stem for f in made} <= {k.replace("/", "_") for k in scores.per_expression}
+    for file in made:
+        video, expression = file.stem.rsplit("_", 1)
+        with av.open(str(file)) as container:
+            shown = sum(1 for _ in container.decode(video=0))
+        assert shown == len(list((tmp_path / "e" / "masks" / video / expression).iterdir()))

@@ -1,0 +1,37 @@
+"""Locks of folders: one holder, free when it is gone, and asking keeps nobody out."""
+
+import os
+import threading
+from pathlib import Path
+
+from flowmask.trainer.state import locks
+
+
+def test_one_holds_it_until_it_lets_go(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert not locks.is_held(path)
+    handle = locks.take(path)
+    assert handle is not None and locks.is_held(path)
+    assert locks.take(path, patience_s=0) is None
+    os.close(handle)
+    assert not locks.is_held(path)
+
+
+def test_asking_never_keeps_anybody_out(tmp_path: Path) -> None:
+    path, over = tmp_path / ".lock", threading.Event()
+    path.touch()
+
+    def ask() -> None:
+        while not over.is_set():
+            locks.is_held(path)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        for _ in range(20):
+            handle = locks.take(path, patience_s=20)
+            assert handle is not None
+            os.close(handle)
+    finally:
+        over.set()
+        asker.join()

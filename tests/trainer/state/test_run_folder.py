@@ -1,0 +1,117 @@
+"""A run folder has one writer, and its rows are never doubled, torn or rewritten."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import run_config
+
+from flowmask.models.errors import CheckpointError
+from flowmask.models.files import write_atomically
+from flowmask.trainer.config import in_todays_terms
+from flowmask.trainer.state.run_folder import (
+    METRICS,
+    RunFolder,
+    config_differences,
+    refuse_differences,
+)
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from flowmask.trainer.state.run_folder import RunFolder
+RunFolder(Path(sys.argv[1]))
+sys.stdout.write("locked\\n"); sys.stdout.flush()
+time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_by_name_until_the_first_dies_however_it_dies(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"locked\n"
+        with pytest.raises(CheckpointError, match=f"being written by process {holder.pid} on"):
+            RunFolder(tmp_path, patience_s=0.2)
+        holder.kill()
+        RunFolder(tmp_path, patience_s=15).close()
+
+
+def row(step: int) -> bytes:
+    return json.dumps({"step": step, "loss": 1 / (step + 2)}).encode() + b"\n"
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": 6, "lo', b"\x00\x00\n", b'{"loss": 1}\n'])
+@pytest.mark.parametrize(("after", "kept"), [(0, 0), (3, 3), (5, 5), (9, 5)])
+def test_a_resume_keeps_the_rows_of_its_checkpoint_byte_for_byte_and_no_others(
+    tmp_path: Path, torn: bytes, after: int, kept: int
+) -> None:
+    path = tmp_path / METRICS
+    path.write_bytes(b"".join(row(step) for step in range(1, 6)) + torn)
+    folder = RunFolder(tmp_path)
+    folder.open_metrics(after_step=after)
+    assert path.read_bytes() == b"".join(row(step) for step in range(1, kept + 1))
+    folder.add_row({"step": kept + 1})
+    folder.sync()
+    folder.close()
+    assert path.read_bytes().endswith(b'{"step": %d}\n' % (kept + 1))
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(CheckpointError, match=r"not a run but holds holiday\.jpg"):
+        RunFolder(tmp_path)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "config.yaml").write_text("cache: {views: 1}\n")
+    with pytest.raises(CheckpointError, match="not a run"):
+        RunFolder(cache)
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="can't be written"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_only_what_shapes_no_training_may_change_on_a_resume() -> None:
+    old = {
+        "out": "a",
+        "launch": {"processes_per_node": 2},
+        "train": {"steps": 10, "micro_batch": 1, "zero_stage": 1, "lr": 0.1, "betas": (0.9, 0.99)},
+        "data": {"cache": "c", "threads": 2, "prefetch_batches": 1, "remainder": "carry"},
+        "checkpoint": {"every_steps": 5},
+        "tracking": {"uri": None},
+    }
+    new = {
+        "out": "b",
+        "launch": {"processes_per_node": 1},
+        "train": {"steps": 20, "micro_batch": 2, "zero_stage": 3, "lr": 0.1, "betas": [0.9, 0.99]},
+        "data": {"cache": "d", "threads": 0, "prefetch_batches": 9, "remainder": "carry"},
+        "checkpoint": {"every_steps": 7},
+        "tracking": {"uri": "sqlite:///x"},
+    }
+    assert config_differences(old, new) == []
+    changed = {**new, "train": {**new["train"], "lr": 0.2}, "data": {**new["data"], "remainder": "drop"}}
+    with pytest.raises(CheckpointError, match=r"data\.remainder: carry -> drop; train\.lr: 0\.1 -> 0\.2\."):
+        refuse_differences(old, changed, out=Path("r"), what="config")
+
+
+def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "f", "one")
+    write_atomically(tmp_path / "f", b"two")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"] and (tmp_path / "f").read_text() == "two"
+
+
+def test_a_key_that_is_newer_than_a_run_is_no_difference_unless_it_is_used(tmp_path: Path) -> None:
+    now = run_config(tmp_path, tmp_path / "run").model_dump(mode="json")
+    saved = json.loads(json.dumps(now))
+    del saved["train"]["compile"], saved["lora"], saved["evaluate"]
+    refuse_differences(in_todays_terms(saved), now, out=Path("r"), what="config")
+    used = {**now, "train": {**now["train"], "compile": True}}
+    with pytest.raises(CheckpointError, match=r"train\.compile: False -> True"):
+        refuse_differences(in_todays_terms(saved), used, out=Path("r"), what="config")
+    gone = {**saved, "train": {**saved["train"], "a_key_of_long_ago": 1}}
+    with pytest.raises(CheckpointError, match="a_key_of_long_ago"):
+        refuse_differences(in_todays_terms(gone), now, out=Path("r"), what="config")

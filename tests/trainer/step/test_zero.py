@@ -1,0 +1,51 @@
+"""DeepSpeed's config is made from ours alone, and DeepSpeed's own reader takes it."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.config import TrainConfig
+from flowmask.trainer.step import zero
+
+ROOT = Path(__file__).parents[3]
+
+
+def training(**keys: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"steps": 10, "global_batch": 16, "micro_batch": 2, **keys})
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_deepspeed_takes_every_training_that_we_take(stage: int) -> None:
+    ways = itertools.product((1, 2, 8), ("bf16", "fp32"), (False, True) if stage else (False,))
+    for world, precision, offload in ways:
+        train = training(zero_stage=stage, precision=precision, offload_optimizer=offload)
+        assert zero.check(train, world=world)
+
+
+def test_a_rank_never_imports_mlflow() -> None:
+    words = "import sys, flowmask.trainer.run.train\n"
+    words += "from flowmask.trainer.step import zero; zero._deepspeed(); assert 'mlflow' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_asking_leaves_nothing_in_the_environment_that_a_job_would_take_along() -> None:
+    before = dict(os.environ)
+    zero.check(training(), world=2)
+    assert dict(os.environ) == before
+
+
+def test_what_deepspeed_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 7}}
+    monkeypatch.setattr(zero, "config", lambda *_, **__: wrong)
+    with pytest.raises(ConfigError, match=r"DeepSpeed .*stage") as refused:
+        zero.check(training(), world=2)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,215 @@
+"""Trained weights out of a run, in forms that other people's code reads; whole and exact, or not there.
+
+    diffusers     OUT/transformer (or OUT/mask_decoder, a VAE of one output channel), OUT/flowmask.json
+    flowrvs       one .pth in the layout of the published files
+    safetensors   one file; the conventions stand in its header
+    lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
+
+The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/weights.py`),
+with the same tensors to the bit. Refuses an `out` that is already there.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flowmask.models.errors import ConfigError, WeightsError
+from flowmask.models.lora import write_adapter
+from flowmask.models.strict import assign_strict
+from flowmask.models.weights.flowrvs import SETTINGS
+from flowmask.models.weights.flowrvs_write import write_dit, write_mask_decoder
+from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.predict.inference import trained_sides, video_injected
+from flowmask.trainer.predict.weights import (
+    EXPORT_SETTINGS,
+    PARTS,
+    LoadedWeights,
+    content_sha256,
+    load_adapter,
+    load_dit,
+    load_mask_decoder,
+    newest_checkpoint,
+)
+from flowmask.trainer.state.checkpoint import read_state
+from flowmask.trainer.state.run_folder import CHECKPOINTS
+
+Format = Literal["diffusers", "flowrvs", "safetensors", "lora"]
+_SUFFIX = {"diffusers": "", "flowrvs": ".pth", "safetensors": ".safetensors", "lora": ""}
+_PATHS = ("wan", "mask_decoder")  # settings that name places on the machine of the training
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the file or folder, the parameters in it and the hash of their fp32 values."""
+
+    path: Path
+    parameters: int
+    sha256: str
+
+
+def export(
+    source: str,
+    *,
+    format: str,
+    out: Path | None = None,
+    ema: bool = True,
+    dtype: torch.dtype = torch.float32,
+    wan: Path | None = None,
+) -> Exported:
+    """Write the weights of a run (or of one of its steps, or of another export) in one of the formats.
+
+    out:   default: RUN/export/NAME of the run, with the format's suffix
+    ema:   the averaged weights; a flowrvs file of a DiT holds both where the source does
+    dtype: float32 keeps every bit; bfloat16 is half the size
+    wan:   Wan2.1 folder of the training; default: the one that the source remembers
+    Raises UserError in one line for whatever is missing, damaged or already there.
+    """
+    if format not in _SUFFIX:
+        raise ConfigError(f"--format is {format!r}; known formats: {', '.join(get_args(Format))}")
+    target = _target(source, out, format=format)
+    job = _Export(source, objective=objective_of(source), ema=ema, dtype=dtype, asked_wan=wan)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        writers = {"diffusers": job.diffusers, "flowrvs": job.flowrvs, "safetensors": job.safetensors}
+        (writers | {"lora": job.lora})[format](beside)
+        beside.replace(target)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside)
+        beside.unlink(missing_ok=True)
+    return Exported(target, sum(t.numel() for t in job.loaded.state_dict.values()), job.loaded.sha256)
+
+
+def objective_of(source: str) -> str:
+    """Whose weights a source holds: `flow_matching` (a DiT) or `mask_decoder`; WeightsError for neither."""
+    path = Path(source)
+    if (path / CHECKPOINTS).is_dir() or (path / "state.json").is_file():
+        checkpoint = path if (path / "state.json").is_file() else newest_checkpoint(path)
+        return str(read_state(checkpoint)["state"]["settings"]["objective"])
+    if path.is_dir():
+        parts = [objective for objective, part in PARTS.items() if (path / part).is_dir()]
+        return parts[0] if parts else "flow_matching"  # whose loader says what is missing
+    try:
+        load_dit(source, ema=False)
+    except WeightsError as not_a_dit:
+        try:
+            load_mask_decoder(source)
+        except WeightsError:
+            raise not_a_dit from None
+        return "mask_decoder"
+    return "flow_matching"
+
+
+def _target(source: str, out: Path | None, *, format: str) -> Path:
+    run, suffix = Path(source), _SUFFIX[format]
+    if out is None:
+        if not (run / CHECKPOINTS).is_dir():
+            raise ConfigError(f"{source} is no run folder, so its export has no default place; give --out")
+        out = run / "export" / f"{run.resolve().name}{'_lora' if format == 'lora' else suffix}"
+    if not out.name.endswith(suffix):
+        raise ConfigError(f"--out is {out}; a file of this format is told by its name: end it in {suffix}")
+    if out.exists():
+        raise ConfigError(f"{out} is already there; remove it or give another --out")
+    return out
+
+
+@dataclass
+class _Export:
+    """One export: the loaded weights, and each format as a method that writes to a path."""
+
+    source: str
+    objective: str
+    ema: bool
+    dtype: torch.dtype
+    asked_wan: Path | None
+
+    @cached_property
+    def loaded(self) -> LoadedWeights:
+        """The whole model; `lora` puts its adapters in its place."""
+        if self.objective == "mask_decoder":
+            return load_mask_decoder(self.source, ema=self.ema)
+        return load_dit(self.source, ema=self.ema, wan=self.asked_wan)
+
+    def safetensors(self, out: Path) -> None:
+        metadata = {SETTINGS: json.dumps(self._settings())}
+        save_file(self._cast(self.loaded), out, metadata=metadata)
+
+    def diffusers(self, out: Path) -> None:
+        """A DiT takes its trained mask decoder along, so that the folder and Wan2.1 are all that prediction needs."""
+        self._write_part(out)
+        decoder = self.loaded.settings.get("mask_decoder") or "vae"
+        if self.objective == "flow_matching" and Path(decoder).exists():
+            replace(self, source=decoder, objective="mask_decoder")._write_part(out)
+        (out / EXPORT_SETTINGS).write_text(json.dumps(self._settings(), indent=1) + "\n")
+
+    def _write_part(self, out: Path) -> None:
+        model: Any
+        state = self._cast(self.loaded)
+        if self.objective == "flow_matching":
+            model = self._wan().empty_transformer(video_injection=video_injected(state))
+        else:
+            model, state = self._wan().empty_vae(out_channels=1), self._whole_vae(state)
+        assign_strict(model, state, where=self.source, fix="Give the model.wan of its training (--wan)")
+        model.save_pretrained(out / PARTS[self.objective], max_shard_size="5GB")
+
+    def lora(self, out: Path) -> None:
+        """peft's files, and with them what tells their base from others."""
+        adapter = load_adapter(self.source, ema=self.ema)
+        trained = adapter.trained
+        self.loaded = LoadedWeights(trained, adapter.settings, content_sha256(trained))
+        write_adapter(out, self._cast(self.loaded), adapter.config)
+        base = {"lora": adapter.config.model_dump(mode="json"), "frozen": adapter.frozen}
+        (out / EXPORT_SETTINGS).write_text(json.dumps({**self._settings(), **base}, indent=1) + "\n")
+
+    def flowrvs(self, out: Path) -> None:
+        if self.objective == "mask_decoder":
+            write_mask_decoder(out, vae=self._whole_vae(self._cast(self.loaded)), settings=self._settings())
+            return
+        other = (
+            load_dit(self.source, ema=not self.ema, wan=self.asked_wan) if self._has_both() else self.loaded
+        )
+        averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
+        write_dit(out, model=self._cast(last), ema=self._cast(averaged), settings=self._settings())
+
+    def _cast(self, loaded: LoadedWeights) -> dict[str, Tensor]:
+        return {name: tensor.to(self.dtype).contiguous() for name, tensor in loaded.state_dict.items()}
+
+    def _has_both(self) -> bool:
+        """Whether the source has averaged and last weights: runs do, and .pth files."""
+        path = Path(self.source)
+        return (
+            (path / CHECKPOINTS).is_dir()
+            or (path / "state.json").is_file()
+            or (path.is_file() and path.suffix != ".safetensors")
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """The conventions that go with the weights, the sides of the training's clips, and where they came from."""
+        known = {name: value for name, value in self.loaded.settings.items() if name not in _PATHS}
+        origin = {"sha256": self.loaded.sha256, "ema": self.ema, "source": Path(self.source).name}
+        return {**trained_sides(Path(self.source)), **known, "objective": self.objective, "weights": origin}
+
+    def _wan(self) -> WanFolder:
+        known = self.asked_wan or self.loaded.settings.get("wan")
+        if known is None:
+            raise WeightsError(f"{self.source} does not say which Wan2.1 folder it is of; give --wan")
+        if not Path(known).is_dir():
+            raise WeightsError(f"{self.source} names {known}, which is not there; give --wan")
+        return WanFolder(Path(known))
+
+    def _whole_vae(self, decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The trained decoder joined with the frozen encoder of its VAE, by diffusers' names."""
+        vae: Any = self._wan().vae(self.dtype)
+        encoder = ("encoder.", "quant_conv.")
+        kept = {name: tensor for name, tensor in vae.state_dict().items() if name.startswith(encoder)}
+        return {**kept, **decoder}

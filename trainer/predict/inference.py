@@ -1,0 +1,246 @@
+"""A checkpoint as a thing that segments: trained weights of any kind joined with the frozen parts.
+
+Owns how a video becomes the clip that the VAE sees, and how logits become masks of the video's own size.
+Frames are read a few at a time: the small clip, never the whole video at full size, is in memory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowmask.data_pipeline.clip.pixels import PixelNorm, eval_size, pad_to_stride, resize_frame, to_signed
+from flowmask.data_pipeline.config import FrameBox
+from flowmask.models.config import SamplerConfig
+from flowmask.models.device import rank_device
+from flowmask.models.errors import CheckpointError
+from flowmask.models.mask_decoder import MaskDecoder
+from flowmask.models.segment import Segmenter, SegmentSettings, masks_at
+from flowmask.models.strict import assign_strict, load_strict
+from flowmask.models.vae import encode_mask
+from flowmask.models.weights import flowrvs
+from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
+from flowmask.trainer.state.checkpoint import complete, read_state
+from flowmask.trainer.state.run_folder import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+FRAMES_AT_ONCE = 16
+MaskPiece = tuple[Sequence[int], NDArray[np.bool_]]  # places in the clip, bool [n H0 W0]
+T = TypeVar("T")
+
+
+class FrameReader(Protocol):
+    """What a clip is read from: a dataset's video, a video file or a folder of frames."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in px."""
+
+    def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """rgb8 [H W 3] of each id."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames as the VAE takes them.
+
+    signed: float32 [1 3 F H W], F = 4k+1: the last of `frames` repeated; H x W is `size` (width, height)
+    original: (width, height) of the video
+    """
+
+    signed: Tensor
+    frames: int
+    size: tuple[int, int]
+    original: tuple[int, int]
+
+
+def chunks(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
+    """Consecutive pieces of at most `length`."""
+    return (items[start : start + length] for start in range(0, len(items), length))
+
+
+def read_clip(video: FrameReader, ids: Sequence[int], *, box: FrameBox, pixel_norm: PixelNorm) -> Clip:
+    """The frames `ids` of a video as one clip: the largest size inside the box, floored to its multiple."""
+    height, width = video.size
+    size = eval_size(width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple)
+    small = [
+        resize_frame(frame, size=size) for some in chunks(ids, FRAMES_AT_ONCE) for frame in video.frames(some)
+    ]
+    signed = pad_to_stride(to_signed(small, pixel_norm=pixel_norm), dim=1)
+    return Clip(signed[None], len(ids), size, (width, height))
+
+
+def masks_of(logits: Tensor, clip: Clip) -> Iterator[MaskPiece]:
+    """Logits [F H W] of a clip to masks at the video's own size, without the padding frames."""
+    for places in chunks(range(clip.frames), FRAMES_AT_ONCE):
+        some = logits[places[0] : places[-1] + 1]
+        yield places, masks_at(some, frames=len(places), size=clip.original).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class LoadedSegmenter:
+    """A segmenter with what its weights are.
+
+    box:       the frame box of the training's clips, where the weights tell, else that of the published ones
+    weights:   SHA-256 of the DiT's and the mask decoder's
+    wan_files: names, sizes and times in the Wan folder, to notice a swap without reading 11 GB
+    """
+
+    segmenter: Segmenter
+    pixel_norm: PixelNorm
+    box: FrameBox
+    weights: dict[str, str]
+    wan_files: str
+
+    def encode(self, clip: Clip) -> Tensor:
+        """Video latent [1 16 f h w] norm."""
+        return self.segmenter.encode_video(clip.signed)
+
+    def logits(self, video_latent: Tensor, sentences: Sequence[str]) -> Iterator[Tensor]:
+        """Logits [F H W] of each sentence, padding frames too; all go through the DiT in one batch."""
+        text = torch.cat([self.segmenter.encode_text(sentence) for sentence in sentences])
+        latents = self.segmenter.mask_latent(video_latent.expand(len(sentences), -1, -1, -1, -1), text)
+        for latent in latents:
+            yield self._decoded(latent[None])
+
+    def round_trip(self, masks: NDArray[np.bool_]) -> Tensor:
+        """Masks bool [F H W] of a clip's size -> logits [4k+1 H W]: through the VAE and the decoder alone."""
+        padded = pad_to_stride(torch.from_numpy(masks), dim=0)
+        vae = self.segmenter.vae
+        with torch.no_grad():
+            return self._decoded(encode_mask(vae, padded[None].to(vae.device)))
+
+    @torch.no_grad()
+    def _decoded(self, latent: Tensor) -> Tensor:
+        logits = self.segmenter.mask_decoder(latent.to(self.segmenter.vae.device))[0, 0]
+        if not torch.isfinite(logits).all():  # compared with 0 they would pass for an empty mask
+            raise CheckpointError(
+                "the weights give logits that are not finite; take an earlier checkpoint, or precision=fp32"
+            )
+        return logits
+
+
+def load_segmenter(
+    checkpoint: str,
+    *,
+    mask_decoder: str | None = None,
+    wan: Path | None = None,
+    ema: bool = True,
+    sampler: SamplerConfig,
+    precision: Literal["bf16", "fp32"] = "bf16",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> LoadedSegmenter:
+    """Everything that turns a video and a sentence into masks, with the conventions of the training.
+
+    checkpoint:   run folder, export or FlowRVS .pth
+    mask_decoder: decoder run, FlowRVS .pth or 'vae'; None: what the checkpoint's run names
+    wan:          Wan2.1 folder; None: the one that the checkpoint's run was trained from
+    precision:    of the DiT and the text encoder; the VAE and the mask decoder always compute in fp32
+    Raises UserError in one line for whatever is missing, moved or of another architecture.
+    """
+    where = rank_device(device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dit_weights = load_dit(checkpoint, ema=ema, wan=wan)
+    settings = dit_weights.settings
+    folder = WanFolder(wan_path(wan, settings, checkpoint))
+    dit: Any = folder.empty_transformer(video_injection=video_injected(dit_weights.state_dict))
+    state = {name: tensor.to(dtype) for name, tensor in dit_weights.state_dict.items()}
+    assign_strict(dit, state, where=checkpoint, fix="Give the model.wan that it was trained from")
+    vae: Any = folder.vae()
+    named = mask_decoder or settings.get("mask_decoder") or "vae"
+    decoder, decoder_sha256 = mask_decoder_named(named, vae, ema=ema, asked=mask_decoder is not None)
+    text_encoder = folder.text_encoder(dtype)
+    text_encoder.model.to(where)
+    segmenter = Segmenter(
+        dit.to(where),
+        vae=vae.to(where),
+        text_encoder=text_encoder,
+        mask_decoder=decoder.to(where),
+        settings=SegmentSettings(
+            sampler=sampler,
+            text_tokens=settings.get("text_tokens", 256),
+            mask_latent_norm=settings.get("mask_latent_norm", "none"),
+            lowercase=settings.get("lowercase", True),
+        ),
+    )
+    return LoadedSegmenter(
+        segmenter,
+        pixel_norm=settings.get("pixel_norm", "half"),
+        box=_trained_box(checkpoint, settings),
+        weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
+        wan_files=folder_state(folder.path),
+    )
+
+
+def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -> Path:
+    """The Wan folder that was asked for, or the one that the run remembers if it is still there."""
+    if asked is not None:
+        return asked
+    known = settings.get("wan")
+    if known is None:
+        raise CheckpointError(
+            f"{checkpoint} does not say which Wan2.1 folder it belongs to; give model.wan (--wan)"
+        )
+    if not Path(known).is_dir():
+        raise CheckpointError(
+            f"{checkpoint} was trained from {known}, which is not there; give model.wan (--wan)"
+        )
+    return Path(known)
+
+
+def _trained_box(checkpoint: str, settings: Mapping[str, Any]) -> FrameBox:
+    """Short and long side of the training as height and width, as the reference pairs 480x832 with them."""
+    told = {**trained_sides(Path(checkpoint)), **settings}
+    sides = {"height_px": told.get("short_side"), "width_px": told.get("long_side")}
+    return FrameBox(**{name: side for name, side in sides.items() if side is not None})
+
+
+def trained_sides(path: Path) -> dict[str, Any]:
+    """Short and long side in px of the clips that a run was trained on; nothing for weights that are no run's."""
+    steps = [path] if (path / "state.json").is_file() else complete(path / CHECKPOINTS)
+    if not steps:
+        return {}
+    fields = read_state(steps[0])["state"].get("fingerprint", {}).get("fields", {})
+    sides = {name: fields.get(f"clip.{name}") for name in ("short_side", "long_side")}
+    return {name: value for name, value in sides.items() if value is not None}
+
+
+def video_injected(state: Mapping[str, Tensor]) -> bool:
+    """Whether a DiT takes the video: told by the shape of the patch embedding, never by a config."""
+    from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY
+
+    weight = state.get(PATCH_KEY)
+    return weight is not None and weight.shape[1] == 2 * LATENT_CHANNELS
+
+
+def mask_decoder_named(
+    named: str, vae: "AutoencoderKLWan", *, ema: bool = True, asked: bool = True
+) -> tuple[MaskDecoder, str]:
+    """The decoder and its hash. A FlowRVS file brings its own encoder, which then replaces the VAE's."""
+    decoder = MaskDecoder.from_vae(vae)
+    if named == "vae":
+        return decoder, "vae"
+    if not asked and not Path(named).exists():
+        raise CheckpointError(
+            f"the run names the mask decoder {named}, which is not there; give mask_decoder"
+        )
+    weights = load_mask_decoder(named, ema=ema)
+    pickled = Path(named).is_file() and Path(named).suffix != ".safetensors"
+    if pickled and (encoder := flowrvs.load_encoder(Path(named))):
+        kept = {key: value for key, value in vae.state_dict().items() if key not in encoder}
+        load_strict(vae, {**kept, **encoder}, where=named, fix="Use a decoder of the same VAE")
+    return decoder.load(weights.state_dict, where=named), weights.sha256
+
+
+def folder_state(folder: Path) -> str:
+    """Names, sizes and times of all files, to notice a swap."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return ";".join(f"{p.relative_to(folder)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)

@@ -1,0 +1,185 @@
+"""What a person looks at: videos under coloured masks, a legend of the prompts, mask PNGs and H.264 files.
+
+Works frame by frame, so a video of any length takes the memory of one frame. An mp4 exists whole or not at
+all, with even sides and 4:2:0 colour, as every player wants.
+"""
+
+import colorsys
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from flowmask.data_pipeline.show.paint import Rgb, paint
+from flowmask.models.errors import DataError
+
+SHORT_SIDE_PX = 480  # smaller videos are enlarged, or nobody can read the legend
+LONG_SIDE_PX = 1920  # larger ones shrink: H.264 decoders in hardware end near 4096
+_PALETTE: tuple[Rgb, ...] = (  # Okabe and Ito's colours, apart for the colour-blind too
+    (230, 97, 0),
+    (34, 160, 230),
+    (0, 178, 130),
+    (240, 228, 66),
+    (214, 90, 170),
+    (0, 104, 190),
+    (250, 170, 30),
+)
+_STRIP, _INK = (18, 18, 22), (238, 238, 242)
+
+
+def colour(number: int) -> Rgb:
+    """The colour of prompt `number`: distinct hues, without end."""
+    if number < len(_PALETTE):
+        return _PALETTE[number]
+    r, g, b = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.95)
+    return round(255 * r), round(255 * g), round(255 * b)
+
+
+@lru_cache
+def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans when the machine has it (prompts in any script), else the font that PIL carries."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size_px)
+    except OSError:
+        return ImageFont.load_default(size_px)
+
+
+def view_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which a video is shown: short side at least 480, long side at most 1920."""
+    scale = max(1.0, SHORT_SIDE_PX / min(height, width))
+    scale = min(scale, LONG_SIDE_PX / max(height, width))
+    return max(2, round(height * scale)), max(2, round(width * scale))
+
+
+def wrap(text: str, *, width_px: int, size_px: int, lines: int) -> list[str]:
+    """Break a sentence into at most `lines` lines of at most `width_px`; the rest becomes an ellipsis."""
+    face, rest, broken = font(size_px), " ".join(text[:1000].split()), list[str]()
+    while rest:
+        fit = len(rest)
+        while fit > 1 and face.getlength(rest[:fit]) > width_px:
+            fit -= 1
+        if fit < len(rest) and " " in rest[: fit + 1]:
+            fit = rest[: fit + 1].rindex(" ")
+        broken.append(rest[:fit])
+        rest = rest[fit:].lstrip()
+    if len(broken) > lines:
+        last = broken[lines - 1]
+        while last and face.getlength(last + "…") > width_px:
+            last = last[:-1]
+        broken = [*broken[: lines - 1], last.rstrip() + "…"]
+    return broken
+
+
+def legend(prompts: Sequence[tuple[str, Rgb]], *, width: int) -> NDArray[np.uint8]:
+    """A strip to stand below a frame: a swatch of each prompt's colour and its sentence.
+
+    returns: uint8 [height width 3]; as high as the wrapped sentences need, 0 without any
+    """
+    if not prompts:
+        return np.zeros((0, width, 3), dtype=np.uint8)
+    size_px = min(40, max(16, width // 36))
+    line_px, gap = round(size_px * 1.35), max(4, size_px // 2)
+    text_left = gap + size_px + gap
+    room = max(size_px, width - text_left - gap)
+    lines_each = 3 if len(prompts) <= 6 else 1
+    blocks = [(wrap(text, width_px=room, size_px=size_px, lines=lines_each), tone) for text, tone in prompts]
+    height = gap + sum(len(lines) * line_px + gap // 2 for lines, _ in blocks) + gap // 2
+    strip = Image.new("RGB", (width, height), _STRIP)
+    draw, top = ImageDraw.Draw(strip), gap
+    for lines, tone in blocks:
+        y = top + (line_px - size_px) // 2
+        draw.rounded_rectangle((gap, y, gap + size_px, y + size_px), size_px // 5, fill=tone)
+        for line in lines:
+            draw.text((text_left, top + line_px // 2), line, fill=_INK, font=font(size_px), anchor="lm")
+            top += line_px
+        top += gap // 2
+    return np.asarray(strip)
+
+
+def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
+    """Write bool [H W] as an 8-bit grey PNG of 0 and 255: the form that the MeViS server takes."""
+    Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path, format="PNG")
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Read what `write_mask` wrote: bool [H W]."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L")) > 127
+
+
+class OverlayVideo:
+    """One mp4 of a video under coloured masks, a legend below; `with` makes it whole or leaves nothing."""
+
+    def __init__(
+        self, path: Path, *, prompts: Sequence[tuple[str, Rgb]], height: int, width: int, fps: float
+    ) -> None:
+        """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97."""
+        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._tones = [tone for _, tone in prompts]
+        self._size = view_size(height, width)
+        self._strip = legend(prompts, width=self._size[1])
+        high, wide = self._size[0] + self._strip.shape[0], self._size[1]
+        self._even = (high % 2, wide % 2)
+        try:
+            self._partial.touch()  # av opens its file late, at the first packet
+        except OSError as error:
+            raise DataError(f"cannot write the video {path}: {error.strerror}") from error
+        options = {"movflags": "+faststart"}  # the index in front: plays while it downloads
+        self._container = av.open(str(self._partial), "w", format="mp4", options=options)
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = self._container.add_stream(_encoder(), rate=rate if rate > 0 else Fraction(1))
+        assert isinstance(stream, av.VideoStream)
+        self._stream = stream
+        stream.width, stream.height = wide + self._even[1], high + self._even[0]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast"}
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, said and done
+        context.color_range = ColorRange.MPEG
+        context.thread_count = 1
+
+    def add(self, frame: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]]) -> None:
+        """Append one frame: uint8 [H W 3] and one bool [H W] for each prompt, in the order of the prompts."""
+        picture = paint(frame, list(zip(masks, self._tones, strict=True)), size=self._size)
+        picture = np.concatenate([picture, self._strip])
+        picture = np.pad(picture, ((0, self._even[0]), (0, self._even[1]), (0, 0)), mode="edge")
+        video_frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        self._send(
+            video_frame.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
+        )
+
+    def _send(self, frame: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._send(None)
+            self._container.close()
+            if kind is None:
+                self._partial.replace(self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def _encoder() -> str:
+    """H.264 by libx264 wherever PyAV carries it, which its wheels do."""
+    if "libx264" not in av.codecs_available:
+        raise DataError("this PyAV has no libx264; install the wheel: pip install --force-reinstall av")
+    return "libx264"

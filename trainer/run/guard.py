@@ -1,0 +1,59 @@
+"""Which steps are too far from the usual to be taken: spikes of the gradient norm and of the loss.
+
+Judged on logarithms, by median and median absolute deviation over the last steps that were taken, from numbers
+that are the same on every rank. The limits are known before a step, so a spike never reaches the optimizer.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from flowmask.trainer.config import GuardConfig
+
+_MAD_TO_SIGMA = 1.4826  # of a normal distribution
+_SMALLEST_SIGMA = 0.1  # of a logarithm: a very even training is not stopped by a norm that doubles
+
+
+class SpikeGuard:
+    """The recent past of one run and the limits that follow from it; `state` goes into checkpoints."""
+
+    def __init__(self, config: GuardConfig, *, state: Mapping[str, Any] | None = None) -> None:
+        """state: of an earlier start; a shorter `guard.window_steps` keeps the newest of it."""
+        past = state or {}
+        self._config = config
+        self._norms: deque[float] = deque(past.get("grad_norms", ()), maxlen=config.window_steps)
+        self._losses: deque[float] = deque(past.get("losses", ()), maxlen=config.window_steps)
+
+    @property
+    def grad_norm_limit(self) -> float:
+        """The largest gradient norm (before clipping) that the next step may have."""
+        return self._limit(self._norms, self._config.grad_norm_spike)
+
+    @property
+    def loss_limit(self) -> float:
+        """The largest loss that the next step may have."""
+        return self._limit(self._losses, self._config.loss_spike)
+
+    def _limit(self, past: Sequence[float], deviations: float | None) -> float:
+        if deviations is None or len(past) < self._config.judge_after_steps:
+            return math.inf
+        return spike_limit(past, deviations=deviations)
+
+    def took(self, *, loss: float, grad_norm: float) -> None:
+        """Remember a step that was taken; those that were skipped would only teach the guard to bear them."""
+        self._norms.append(grad_norm)
+        self._losses.append(loss)
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs to judge as if it had never stopped."""
+        return {"grad_norms": list(self._norms), "losses": list(self._losses)}
+
+
+def spike_limit(past: Sequence[float], *, deviations: float) -> float:
+    """Median times e^(deviations x sigma), sigma the robust standard deviation of the logarithms."""
+    logs = [math.log(max(value, 1e-300)) for value in past]
+    middle = median(logs)
+    sigma = max(_SMALLEST_SIGMA, _MAD_TO_SIGMA * median(abs(value - middle) for value in logs))
+    return math.exp(min(middle + deviations * sigma, 700.0))

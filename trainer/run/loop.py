@@ -1,0 +1,54 @@
+"""The training loop, on one screen, and the signals that may end it."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from types import FrameType
+
+from flowmask.trainer.run.run_state import Run
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class Ending(Enum):
+    """Why the loop ended; the state is saved in every case."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped by a signal"
+    BROKEN = "too many steps in a row were not finite or out of bounds"
+
+
+def train(run: Run) -> Ending:
+    """Train until the last step, a signal or the guard; returns which, with the state saved."""
+    if run.evaluation_due():  # a signal had stopped the run right before
+        run.evaluate()
+    while not run.finished:
+        batch = next(run.batches)
+        result = run.take_step(batch)
+        run.advance(result)
+        if run.stop_requested() or run.broken:
+            break
+        if run.evaluation_due():
+            run.evaluate()
+        if run.save_due():
+            run.save()
+    run.save_and_wait()
+    return Ending.FINISHED if run.finished else Ending.BROKEN if run.broken else Ending.STOPPED
+
+
+@contextmanager
+def stop_signals(raise_flag: Callable[[], None]) -> Iterator[None]:
+    """While inside, STOP_SIGNALS only call `raise_flag`: clusters and launchers send them more than once."""
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOP_SIGNALS}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise_flag()
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

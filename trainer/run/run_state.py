@@ -1,0 +1,167 @@
+"""One training run between two steps: its counters, what is reported, and what all ranks decide together.
+
+A signal only raises a flag; whether to stop, to save or to give up is agreed at a step's boundary, never in a
+handler. Everything here that is not in a checkpoint is a function of what is.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flowmask.data_pipeline.read.batches import Batches, Plan
+from flowmask.trainer import distributed
+from flowmask.trainer.config import RunConfig
+from flowmask.trainer.objectives.objectives import Objective, read_metrics
+from flowmask.trainer.run.guard import SpikeGuard
+from flowmask.trainer.run.schedule import learning_rate
+from flowmask.trainer.state.saving import Checkpoints
+from flowmask.trainer.step.ema import ShardedEma
+from flowmask.trainer.step.engine import Engine, StepResult
+from flowmask.trainer.track.log import RunLog, StepReport
+
+
+@dataclass
+class Run:
+    """One training run. Taking a step, evaluating, saving and `stop_requested` are collective."""
+
+    config: RunConfig
+    plan: Plan
+    engine: Engine
+    ema: ShardedEma
+    objective: Objective
+    guard: SpikeGuard
+    batches: Batches
+    report: StepReport
+    log: RunLog
+    checkpoints: Checkpoints
+    begin_save: Callable[["Run"], None]
+    measure: Callable[["Run"], Mapping[str, float]]
+    on_evaluated: Callable[["Run", Mapping[str, float]], None]
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    evaluated_step: int = 0
+    best: Mapping[str, Any] | None = None  # step, metric and value of the best evaluation so far
+    signalled: bool = False
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.config.train.steps
+
+    @property
+    def lr(self) -> float:
+        return learning_rate(self.step, self.config.train)
+
+    @property
+    def broken(self) -> bool:
+        return self.skipped_in_a_row >= self.config.guard.max_consecutive_skips
+
+    def take_step(self, batch: Any) -> StepResult:
+        """One optimizer step within the guard's limits; a skipped one moves neither weights nor EMA."""
+        self.engine.set_lr(self.lr)
+        limits = {"loss_limit": self.guard.loss_limit, "grad_norm_limit": self.guard.grad_norm_limit}
+        result = self.engine.step(self.objective, batch, **limits)
+        if result.skipped:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            self._say_skipped(result, **limits)
+            return result
+        self.skipped_in_a_row = 0
+        self.guard.took(loss=result.loss, grad_norm=result.grad_norm)
+        self.ema.update()
+        return result
+
+    def _say_skipped(self, result: StepResult, *, loss_limit: float, grad_norm_limit: float) -> None:
+        why = f"loss {result.loss}, not finite or its gradient is not"
+        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
+            why = f"loss {result.loss:.6g} (limit {loss_limit:.6g}), gradient norm {result.grad_norm:.6g} "
+            why += f"(limit {grad_norm_limit:.6g})"
+        examples = ", ".join(map(str, self.plan[self.step].example_ids))
+        self.log.say(
+            f"step {self.step + 1} skipped: {why} "
+            f"({self.skipped} so far, {self.skipped_in_a_row} in a row); examples {examples}"
+        )
+
+    def advance(self, result: StepResult) -> None:
+        """Count and report the step that was just taken or skipped."""
+        lr, epoch = self.lr, self.plan.progress(self.step)
+        self.step += 1
+        row: dict[str, Any] = {
+            "step": self.step,
+            "epoch": epoch,
+            "loss": result.loss,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "batch": result.digest,
+            "world_size": distributed.world_size(),
+            **read_metrics(result.metrics),
+        }
+        if result.skipped:
+            row["skipped"] = True
+        self.report.step_done(row, waited_s=self.batches.wait_s)
+
+    def evaluation_due(self) -> bool:
+        """Whether the weights of this very step have still to be evaluated."""
+        if self.evaluated_step == self.step:
+            return False
+        every, epochs = self.config.evaluate.every_steps, self.config.evaluate.every_epochs
+        if every is not None and self.step % every == 0:
+            return True
+        return epochs is not None and self._epochs(epochs, self.step) > self._epochs(epochs, self.step - 1)
+
+    def _epochs(self, length: float, step: int) -> int:
+        """How many stretches of `length` epochs were over before `step`."""
+        return math.floor(self.plan.progress(max(0, step)) / length)
+
+    def evaluate(self) -> None:
+        """Evaluate the EMA weights; the best so far are saved at once."""
+        found = self.measure(self)
+        self.evaluated_step = self.step
+        metric = "eval_jf" if "eval_jf" in found else "eval_loss"
+        value = found[metric]
+        old = self.best if self.best is not None and self.best["metric"] == metric else None
+        better = old is None or (value > old["value"] if metric == "eval_jf" else value < old["value"])
+        if better and math.isfinite(value):
+            self.best = {"step": self.step, "metric": metric, "value": value}
+            self._save_best()
+        self.on_evaluated(self, found)
+        self.report.restart_clock()
+
+    def _save_best(self) -> None:
+        if self.checkpoints.covers(self.step):  # saved when a signal came, evaluated by the next start
+            self.checkpoints.mark_best()
+        else:
+            self.begin_save(self)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the weights of this step are the best that were evaluated."""
+        return self.best is not None and self.best["step"] == self.step
+
+    def save_due(self) -> bool:
+        settings = self.config.checkpoint
+        regular = (settings.every_steps, settings.milestone_every_steps)
+        return any(every and self.step % every == 0 for every in regular)
+
+    def stop_requested(self) -> bool:
+        """Whether any rank was told to stop: the same answer on all. A save in flight moves on here."""
+        stop, busy = distributed.any_true_each(self.signalled, self.checkpoints.busy)
+        if not busy:
+            self.checkpoints.advance()
+        return stop
+
+    def request_stop(self) -> None:
+        """Ask for a stop at the next step's boundary; all that a signal handler does."""
+        self.signalled = True
+
+    def save(self) -> None:
+        """Begin to save, unless this very step is saved or on its way."""
+        if not self.checkpoints.covers(self.step):
+            self.begin_save(self)
+
+    def save_and_wait(self) -> None:
+        """Have the state of this step on the disk; CheckpointError on every rank if that can't be."""
+        self.checkpoints.settle()
+        self.save()  # also when the save of this step that was in flight has failed
+        self.checkpoints.require(self.step)

@@ -1,0 +1,75 @@
+"""The module of a run with the weights that it starts from, and which of them training leaves as they are.
+
+A checkpoint holds only what is trained. Of the frozen weights that the rest stands on (a LoRA's base) it holds
+the hash; other ones are refused.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from flowmask.models.dit import can_recompute, compile_blocks, recompute_blocks
+from flowmask.models.errors import CheckpointError, ConfigError
+from flowmask.models.lora import add_lora, named_parameters
+from flowmask.trainer.config import RunConfig
+from flowmask.trainer.objectives.objectives import Objective
+from flowmask.trainer.predict.weights import content_sha256, start_from
+
+
+def starting_module(
+    config: RunConfig, objective: Objective, *, settings: Mapping[str, Any], resumed: bool
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The module, float32 on the CPU, and what `model.init` gave it.
+
+    settings: the conventions that `model.init` has to share. A resume takes nothing from it, as the checkpoint
+    holds all that is trained, unless it is the base of adapters.
+    """
+    module = objective.build().requires_grad_(True)
+    taken = None
+    if config.model.init is not None and (config.lora is not None or not resumed):
+        source = config.model.init
+        taken = start_from(source, module, ema=config.model.init_ema, settings=settings, wan=config.model.wan)
+    if config.lora is not None:
+        add_lora(module, config.lora, seed=config.train.seed)
+    return module, taken
+
+
+def save_memory_and_time(config: RunConfig, module: nn.Module) -> None:
+    """Recomputation and compilation, as the config asks for; only a DiT knows either."""
+    recompute, compiled = config.train.activation_checkpointing, config.train.compile
+    if not can_recompute(module):
+        kind = config.objective.kind
+        if recompute != "none":
+            raise ConfigError(
+                f"train.activation_checkpointing is {recompute}, but the module of objective.kind {kind} can't "
+                "recompute; set it to none"
+            )
+        if compiled:
+            raise ConfigError(
+                f"train.compile is true, but the module of objective.kind {kind} has no blocks; set it to false"
+            )
+        return
+    if compiled:
+        compile_blocks(module, recompute=recompute)
+    else:
+        recompute_blocks(module, recompute)
+
+
+def frozen_record(
+    config: RunConfig, module: nn.Module, *, known: Mapping[str, Any] | None, resumed: bool
+) -> dict[str, Any] | None:
+    """Number and hash of the frozen parameters, in fp32; CheckpointError if a resumed run `known` others."""
+    frozen = {name: p for name, p in named_parameters(module) if not p.requires_grad}
+    found = {"parameters": len(frozen), "sha256": content_sha256(frozen)} if frozen else None
+    if resumed and known != found:
+        base = f"model.init {config.model.init}" if config.model.init else f"model.wan {config.model.wan}"
+        raise CheckpointError(
+            f"{config.out} was trained on other frozen weights ({_short(known)}) than {base} has "
+            f"({_short(found)}); give the old ones, or start a new run with another out"
+        )
+    return found
+
+
+def _short(record: Mapping[str, Any] | None) -> str:
+    return f"{record['parameters']} tensors, sha256 {record['sha256'][:12]}" if record else "none"

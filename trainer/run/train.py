@@ -1,0 +1,301 @@
+"""One training run from its config to its last checkpoint; called in every process that the launcher started.
+
+Builds the parts of a run, lets the loop have them, and closes them in reverse.
+"""
+
+import atexit
+import math
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowmask.data_pipeline.read.batches import Batches, Plan, Reader, open_batches, plan_for
+from flowmask.data_pipeline.read.loader import Batch
+from flowmask.data_pipeline.read.mixture import MixturePlan
+from flowmask.models.errors import TrainingError
+from flowmask.models.vae import LatentStats
+from flowmask.trainer import distributed
+from flowmask.trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig, workers
+from flowmask.trainer.distributed import limit_waits, lost_ranks_named
+from flowmask.trainer.objectives.objectives import Objective, objective_named
+from flowmask.trainer.run.guard import SpikeGuard
+from flowmask.trainer.run.loop import Ending, stop_signals, train
+from flowmask.trainer.run.run_state import Run
+from flowmask.trainer.run.session import Session, open_session, together
+from flowmask.trainer.run.start import frozen_record, save_memory_and_time, starting_module
+from flowmask.trainer.run.validate import Evaluator, describe, make_evaluator
+from flowmask.trainer.state.run_folder import OVERLAYS
+from flowmask.trainer.step.ema import ShardedEma
+from flowmask.trainer.step.engine import Engine
+from flowmask.trainer.step.sequence_parallel import refuse_uneven, split_tokens
+from flowmask.trainer.track.log import StepReport, throughput_of
+from flowmask.trainer.track.spool import Status
+from flowmask.trainer.track.tracking import Tracker, start_tracking
+
+_STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOPPED: "KILLED"}
+
+
+def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
+    """Start or resume the run in `config.out` and train it to `train.steps`; returns the exit code.
+
+    resolved: what is saved as config.yaml. Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK,
+    MASTER_ADDR and MASTER_PORT say who calls. 0 when finished, REQUEUE_EXIT_CODE when a signal stopped it.
+    Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with the state
+    saved, RankLostError if another rank hangs or is gone.
+    """
+    distributed.init(timeout_s=config.train.collective_timeout_s)
+    atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
+    _share_cores()
+    with lost_ranks_named(config.train.collective_timeout_s), ExitStack() as stack:
+        session = open_session(config, resolved, stack)
+        steps = session.config.train.steps
+        if session.step >= steps:
+            session.log.say(f"{config.out} is finished: step {session.step} of {steps}; nothing to do")
+            return 0
+        ending = _train(session, stack)
+    if ending is Ending.BROKEN:
+        raise TrainingError(
+            f"{config.out} stopped: {config.guard.max_consecutive_skips} steps in a row were not finite "
+            "or spikes; the last good weights are saved. See log.txt for the examples; lower train.lr, or "
+            "raise guard.grad_norm_spike"
+        )
+    return REQUEUE_EXIT_CODE if ending is Ending.STOPPED else 0
+
+
+def _train(session: Session, stack: ExitStack) -> Ending:
+    """Build everything, train, close everything in reverse; the ending, with the state saved."""
+    config = session.config
+    objective, plan = together(lambda: _objective_and_plan(config, reader=session.reader))
+    module = together(lambda: _module(session, objective))
+    evaluator = together(lambda: _evaluator(session)) if config.evaluate.wanted else None
+    if session.folder is not None:
+        session.folder.write_config(session.resolved)
+        evaluated_step = session.state.get("evaluated_step", 0)
+        session.folder.open_metrics(after_step=session.step, evaluated_step=evaluated_step)
+    split_tokens(module, ranks=config.train.sequence_parallel)
+    engine = Engine(module, train=config.train)
+    stack.callback(engine.close)
+    limit_waits(config.train.collective_timeout_s)
+    ema = ShardedEma(engine, decay=config.ema.decay)
+    if session.newest is not None:
+        session.checkpoints.restore(engine, ema, session.newest)
+    _say_hello(session, engine=engine, plan=plan)
+    session.tracker = _tracker(session) if session.folder is not None else None
+    ending: Ending | None = None
+    try:
+        with _loader(session, plan, objective) as batches, _report(session, plan, module) as report:
+            parts = {"plan": plan, "objective": objective, "batches": batches, "report": report}
+            the_run = _run_of(session, engine=engine, ema=ema, evaluator=evaluator, **parts)
+            with stop_signals(the_run.request_stop):
+                ending = train(the_run)
+    finally:
+        if session.tracker is not None:
+            session.tracker.close(_STATUS.get(ending, "FAILED"))
+    session.log.say(f"{ending.value} at step {the_run.step}; {the_run.skipped} steps skipped in all")
+    return ending
+
+
+def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, **parts: Any) -> Run:
+    """The run between two steps, as it was saved or as it starts."""
+    state = session.state
+
+    def measure(run: Run) -> dict[str, float]:
+        assert evaluator is not None
+        return evaluator.measure(ema, pictures=_pictures(run))
+
+    return Run(
+        config=session.config,
+        ema=ema,
+        guard=SpikeGuard(session.config.guard, state=state.get("guard")),
+        log=session.log,
+        checkpoints=session.checkpoints,
+        begin_save=lambda run: _begin_save(session, run),
+        measure=measure,
+        on_evaluated=lambda run, found: _report_evaluation(session, run, found),
+        step=session.step,
+        skipped=state.get("skipped", 0),
+        skipped_in_a_row=state.get("skipped_in_a_row", 0),
+        evaluated_step=state.get("evaluated_step", 0),
+        best=state.get("best"),
+        **parts,
+    )
+
+
+def _evaluator(session: Session) -> Evaluator:
+    config, reader = session.config, session.reader
+    stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
+
+    def objective(settings: ObjectiveConfig) -> Objective:
+        return objective_named(settings, model=config.model, stats=stats)
+
+    evaluator = make_evaluator(
+        config,
+        reader,
+        objective=objective,
+        build=lambda: _starting(session, objective(config.objective), resumed=True)[0],
+        dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        say=session.log.say,
+    )
+    whose = config.evaluate.cache or f"{config.data.caches}, which is trained on: name evaluate.cache"
+    session.log.say(f"evaluating on {len(evaluator.example_ids)} examples of {whose}")
+    return evaluator
+
+
+def _pictures(run: Run) -> Path:
+    """The folder of the overlay videos of this step's evaluation."""
+    return run.config.out / OVERLAYS / f"step_{run.step:08d}"
+
+
+def _report_evaluation(session: Session, run: Run, found: Mapping[str, float]) -> None:
+    session.log.say(f"evaluated step {run.step}: {describe(found)}{' (best)' if run.is_best else ''}")
+    if session.folder is not None:
+        session.folder.add_evaluation({"step": run.step, **found, "best": run.is_best})
+    if session.tracker is not None:
+        session.tracker.log(run.step, {k: v for k, v in found.items() if math.isfinite(v)})
+        if _pictures(run).is_dir():
+            session.tracker.artifact(_pictures(run), to=f"evaluation/{_pictures(run).name}")
+
+
+def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective, Plan]:
+    stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
+    objective = objective_named(config.objective, model=config.model, stats=stats)
+    if "text" in objective.needs:
+        reader.check_text_tokens(config.model.text_tokens)
+    train, remainder = config.train, config.data.remainder
+    plan = plan_for(reader, global_batch=train.global_batch, seed=train.seed, remainder=remainder)
+    return objective, plan
+
+
+def _module(session: Session, objective: Objective) -> nn.Module:
+    """The module with the weights it starts from; on a resume the checkpoint's replace them later."""
+    config = session.config
+    resumed = session.newest is not None
+    module, taken = _starting(session, objective, resumed=resumed)
+    session.state["init"] = session.state.get("init") if resumed else taken
+    shape: Any = getattr(module, "config", {})
+    refuse_uneven(
+        config.objective.kind,
+        config=shape,
+        ranks=config.train.sequence_parallel,
+        buckets=session.reader.manifest.buckets,
+    )
+    save_memory_and_time(config, module)
+    session.state["frozen"] = frozen_record(
+        config, module, known=session.state.get("frozen"), resumed=resumed
+    )
+    return module
+
+
+def _starting(session: Session, objective: Objective, *, resumed: bool) -> tuple[nn.Module, Any]:
+    settings = _settings(session, objective)
+    return starting_module(session.config, objective, settings=settings, resumed=resumed)
+
+
+def _settings(session: Session, objective: Objective) -> dict[str, Any]:
+    """The conventions of the weights: the objective's, and those of the cache that its input comes from."""
+    manifest = session.reader.manifest
+    if "video_mean" not in objective.needs:
+        return objective.settings()
+    return objective.settings() | {"pixel_norm": manifest.pixel_norm, "lowercase": manifest.lowercase}
+
+
+def _loader(session: Session, plan: Plan, objective: Objective) -> Batches:
+    config, device = session.config, distributed.device()
+
+    def prepare(batch: Batch) -> Batch:
+        return objective.prepare(batch).to(device)
+
+    return open_batches(
+        session.reader,
+        plan,
+        rank=distributed.rank() // config.train.sequence_parallel,
+        world_size=distributed.world_size() // config.train.sequence_parallel,
+        micro_batch=config.train.micro_batch,
+        needs=objective.needs,
+        text_tokens=config.model.text_tokens,
+        prepare=prepare,
+        threads=config.data.threads,
+        prefetch_batches=config.data.prefetch_batches,
+        start_step=session.step,
+    )
+
+
+def _report(session: Session, plan: Plan, module: nn.Module) -> StepReport:
+    config = session.config
+    return StepReport(
+        session.log,
+        session.folder,
+        throughput_of(config, plan, buckets=session.reader.manifest.buckets, module=module),
+        steps=config.train.steps,
+        start_step=session.step,
+        every_steps=config.train.log_every_steps,
+    )
+
+
+def _tracker(session: Session) -> Tracker | None:
+    return start_tracking(
+        session.config,
+        session.resolved,
+        fingerprint=session.reader.manifest.fingerprint.total,
+        run_id=session.state.get("mlflow_run_id"),
+        warn=session.log.say,
+    )
+
+
+def _begin_save(session: Session, run: Run) -> None:
+    """Begin to save everything that a resume needs, as of `run.step`; collective."""
+    state = {
+        "config": session.resolved,
+        "fingerprint": session.reader.manifest.fingerprint.model_dump(mode="json"),
+        "settings": _settings(session, run.objective),
+        "init": session.state.get("init"),
+        "frozen": session.state.get("frozen"),
+        "mlflow_run_id": session.tracker.run_id if session.tracker is not None else None,
+        "skipped": run.skipped,
+        "skipped_in_a_row": 0 if run.broken else run.skipped_in_a_row,
+        "guard": run.guard.state(),
+        "evaluated_step": run.evaluated_step,
+        "best": run.best,
+    }
+    session.checkpoints.begin(
+        run.engine,
+        run.ema,
+        step=run.step,
+        state=state,
+        best=run.is_best,
+        before_publish=session.folder.sync if session.folder is not None else lambda: None,
+    )
+
+
+def _say_hello(session: Session, *, engine: Engine, plan: Plan) -> None:
+    config, say = session.config, session.log.say
+    parameters = sum(torch.Size(shape).numel() for shape in engine.shapes.values())
+    say(
+        f"{config.objective.kind}: {parameters / 1e6:.2f} M parameters, {config.train.precision}, "
+        f"ZeRO {engine.zero_stage}, {workers(config.train, distributed.world_size())} x micro-batch "
+        f"{config.train.micro_batch} x {engine.accumulation} = global batch {config.train.global_batch}"
+    )
+    manifest = session.reader.manifest
+    say(f"{config.data.caches}: {manifest.examples} examples, fingerprint {manifest.fingerprint.total[:12]}")
+    if isinstance(plan, MixturePlan):
+        seen = ", ".join(f"{epochs:.2f}" for epochs in plan.progress_of_each(config.train.steps))
+        say(f"epochs of each cache at the last step: {seen}; `epoch` is the least of them")
+    lost = {name: counts for name, counts in plan.dropped().items() if any(counts)}
+    if lost:
+        say(f"data.remainder is drop: examples left out of an epoch of each view, by bucket: {lost}")
+    if session.newest is not None:
+        say(f"going on from {session.newest.name} of {config.train.steps} steps")
+    elif session.state.get("init"):
+        say(f"starting from the weights of {config.model.init}: {session.state['init']}")
+
+
+def _share_cores() -> None:
+    """Split the machine's cores between its processes, unless OMP_NUM_THREADS already says how."""
+    if distributed.device().type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

@@ -1,0 +1,239 @@
+"""Evaluation while training: losses and J&F of the EMA weights on a fixed part of a (held-out) cache.
+
+Works on a module of its own, so that the one in training is not touched. Examples are shared out over the
+ranks, each computed alone: the numbers do not depend on the world size. J&F is that of the cached clips, at
+their size. Nothing here draws from, or leaves a trace in, the training's random streams.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flowmask.data_pipeline.cache.buckets import Bucket
+from flowmask.data_pipeline.read.batches import Reader
+from flowmask.data_pipeline.read.epoch_plan import permute
+from flowmask.data_pipeline.read.loader import Batch
+from flowmask.data_pipeline.read.reader import CacheReader
+from flowmask.data_pipeline.read.stream import StreamReader
+from flowmask.models.config import ModelConfig
+from flowmask.models.errors import ConfigError
+from flowmask.models.lora import named_parameters
+from flowmask.models.mask_decoder import MaskDecoder
+from flowmask.models.segment import masks_at, sample_mask
+from flowmask.models.vae import LatentStats, normalise
+from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer import distributed
+from flowmask.trainer.config import EvaluationConfig, ObjectiveConfig, RunConfig
+from flowmask.trainer.objectives.objectives import Objective
+from flowmask.trainer.predict.inference import mask_decoder_named
+from flowmask.trainer.run.validate_overlays import ClipOverlays
+from flowmask.trainer.score.metrics import clip_scores
+from flowmask.trainer.step.ema import ShardedEma
+
+Found = dict[str, float]
+_WITHOUT_NOISE = {"start_point_augmentation": False, "latent_noise_std": 0.0}
+
+
+class _Reader(Protocol):
+    def read(self, example_ids: Any, *, needs: Any, text_tokens: int) -> dict[str, Tensor]: ...
+
+
+@dataclass
+class Evaluator:
+    """What is evaluated, on what; `measure` is collective.
+
+    objective: draws no noise (the video's latent is its posterior's mean); decoder: None when it is trained
+    build: a module like the one in training, float32 on the CPU; asked once, at the first evaluation
+    overlays: draws the first of the scored examples; None for no pictures
+    """
+
+    config: EvaluationConfig
+    model: ModelConfig
+    reader: _Reader
+    example_ids: Sequence[int]
+    objective: Objective
+    stats: LatentStats
+    decoder: MaskDecoder | None
+    build: Callable[[], nn.Module]
+    dtype: torch.dtype
+    overlays: ClipOverlays | None = None
+    _module: nn.Module | None = None
+
+    def measure(self, ema: ShardedEma, *, pictures: Path | None = None) -> Found:
+        """eval_loss, eval_loss_t<timestep>, eval_j, eval_f, eval_jf: means over the examples, on every rank.
+
+        pictures: the folder for the overlay videos, which all ranks see
+        """
+        with _random_streams_kept(), torch.no_grad():
+            module = self._filled(ema)
+            places = range(distributed.rank(), len(self.example_ids), distributed.world_size())
+            mine = {place: self._measure_one(module, place, pictures) for place in places}
+            module.to("cpu")
+        rows: dict[int, Found] = {}
+        for share in distributed.gather_objects(mine):
+            rows |= share
+        names = dict.fromkeys(name for place in sorted(rows) for name in rows[place])
+        columns = {name: [rows[p][name] for p in sorted(rows) if name in rows[p]] for name in names}
+        return {name: math.fsum(values) / len(values) for name, values in columns.items()}
+
+    def _filled(self, ema: ShardedEma) -> nn.Module:
+        """A whole module with the averaged weights, on this rank's device."""
+        if self._module is None:
+            self._module = self.build().eval().requires_grad_(False)
+            for parameter in self._module.parameters():  # not the buffers: a rotary table stays as it is
+                parameter.data = parameter.data.to(self.dtype)
+        parameters = dict(named_parameters(self._module))
+        for name, whole in ema.whole_tensors():
+            parameters[name].data.copy_(whole)
+        return self._module.to(distributed.device())
+
+    def _measure_one(self, module: nn.Module, place: int, pictures: Path | None) -> Found:
+        batch = self._read(place)
+        found = self._losses(module, batch)
+        if place >= self.config.jf_examples:
+            return found
+        predicted, truth = self._masks(module, batch)
+        if self.overlays is not None and pictures is not None and place < self.config.overlays:
+            self.overlays.write(pictures, self.example_ids[place], predicted=predicted, truth=truth)
+        j, f = (100 * float(np.mean(scores)) for scores in clip_scores(truth, predicted))
+        return found | {"eval_j": j, "eval_f": f, "eval_jf": (j + f) / 2}
+
+    def _read(self, place: int) -> Batch:
+        example = self.example_ids[place]
+        needs = self.objective.needs | {"mask_pixels"}
+        tokens = self.model.text_tokens
+        tensors = self.reader.read(np.array([example]), needs=needs, text_tokens=tokens)
+        batch = Batch(
+            step=0,
+            example_ids=torch.tensor([example]),
+            positions=torch.tensor([place]),
+            epochs=torch.zeros(1, dtype=torch.int64),
+            keys=[example],
+            digest=0,
+            text_tokens=tokens,
+            **tensors,  # type: ignore[arg-type]
+        )
+        return self.objective.prepare(batch).to(distributed.device())
+
+    def _losses(self, module: nn.Module, batch: Batch) -> Found:
+        if "timestep" not in batch.draws:
+            return {"eval_loss": float(self.objective.loss(module, batch)[0])}
+        found = {}
+        for timestep in self.config.timesteps:
+            batch.draws["timestep"] = torch.full_like(batch.draws["timestep"], timestep)
+            found[f"eval_loss_t{timestep}"] = float(self.objective.loss(module, batch)[0])
+        return {"eval_loss": math.fsum(found.values()) / len(found)} | found
+
+    def _masks(self, module: nn.Module, batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The mask of one clip that is sampled and decoded, and the true one: bool [F H W]."""
+        assert batch.mask_pixels is not None
+        latent, decoder = self._mask_latent(module, batch), self.decoder
+        decode = module if decoder is None else decoder.to(distributed.device())
+        truth = batch.mask_pixels[0].cpu().numpy()
+        frames, height, width = truth.shape
+        logits = decode(latent.float())[0, 0]
+        if decoder is not None:
+            decoder.to("cpu")
+        return masks_at(logits.float(), frames=frames, size=(width, height)).cpu().numpy(), truth
+
+    def _mask_latent(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Sampled from the video by the DiT, or the true one for a mask decoder; [1 16 f h w] raw."""
+        if self.decoder is None:
+            assert batch.mask_mean is not None
+            return batch.mask_mean
+        assert batch.video_mean is not None
+        dit: Any = module
+        return sample_mask(
+            dit,
+            video_latent=normalise(self.stats, batch.video_mean.float()),
+            text=batch.padded_text(),
+            sampler=self.config.sampler,
+            denormalise_with=self.stats if self.model.mask_latent_norm == "video" else None,
+        )
+
+
+def make_evaluator(
+    config: RunConfig,
+    training: Reader,
+    *,
+    objective: Callable[[ObjectiveConfig], Objective],
+    build: Callable[[], nn.Module],
+    dtype: torch.dtype,
+    say: Callable[[str], None],
+) -> Evaluator:
+    """The evaluator of a run; UserError for a held-out cache or a mask decoder that does not fit.
+
+    objective: makes one from its config; build: the module in training once more, with any weights
+    say: where a picture that can't be written is told
+    """
+    settings = config.evaluate
+    reader: Reader = training
+    if settings.cache is not None:
+        reader = CacheReader(settings.cache)
+        refuse_other_conventions(reader, training)
+        reader.check_text_tokens(config.model.text_tokens)
+    stats = LatentStats.from_lists(training.manifest.latents_mean, training.manifest.latents_std)
+    quiet = objective(config.objective.model_copy(update=_WITHOUT_NOISE))
+    decoder, overlays = None, None
+    with _random_streams_kept():
+        if settings.jf_examples and "video_mean" in quiet.needs:
+            vae: Any = WanFolder(config.model.wan).vae()
+            decoder = mask_decoder_named(config.model.mask_decoder, vae)[0].eval().requires_grad_(False)
+        # the first examples lie on the first ranks; the others need no second VAE
+        draws = distributed.rank() < min(settings.jf_examples, settings.overlays)
+        if draws and not isinstance(reader, StreamReader):
+            overlays = ClipOverlays(reader, WanFolder(config.model.wan).vae(), say=say)
+    examples = fixed_examples(reader.buckets, settings.examples)
+    first = np.array(examples[:1])  # read now: a stream can't, and says so before the training starts
+    reader.read(first, needs=quiet.needs, text_tokens=config.model.text_tokens)
+    return Evaluator(settings, config.model, reader, examples, quiet, stats, decoder, build, dtype, overlays)
+
+
+def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:
+    """`count` example ids of the first view, spread over the cache by a permutation that never changes.
+
+    Fewer when there are fewer; ConfigError when there are none.
+    """
+    counts = np.array([bucket.counts[0] for bucket in buckets], dtype=np.int64)
+    total = int(counts.sum())
+    if not total:
+        raise ConfigError("evaluate.cache has no example in its first view; build it with other clips")
+    n = min(count, total)
+    sizes, keys = np.full(n, total, np.uint64), np.zeros(n, np.uint64)
+    chosen = permute(np.arange(n, dtype=np.uint64), sizes=sizes, keys=keys).astype(np.int64)
+    ends = np.cumsum(counts)
+    where = np.searchsorted(ends, chosen, side="right")
+    firsts = np.array([bucket.first[0] for bucket in buckets], dtype=np.int64)
+    return [int(i) for i in firsts[where] + chosen - (ends - counts)[where]]
+
+
+def refuse_other_conventions(held_out: CacheReader, training: Reader) -> None:
+    """ConfigError when the held-out cache was not encoded as the training's."""
+    ours, theirs = training.manifest, held_out.manifest
+    for name in ("pixel_norm", "lowercase", "latents_mean", "latents_std", "text_dim"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ConfigError(
+                f"evaluate.cache {held_out.folder} has {name} {getattr(theirs, name)}, the training's cache "
+                f"has {getattr(ours, name)}; build both with the same settings"
+            )
+
+
+@contextmanager
+def _random_streams_kept() -> Iterator[None]:
+    device = distributed.device()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def describe(found: Mapping[str, float]) -> str:
+    """One line of what was measured."""
+    parts = [f"{name.removeprefix('eval_').replace('_', ' ')} {value:.5g}" for name, value in found.items()]
+    return ", ".join(parts)

@@ -1,0 +1,197 @@
+"""Score a checkpoint on a dataset: each video read and encoded once, each sentence sampled on its own.
+
+Scores are keyed by video and expression id, never by the sentence; means go over frames, then expressions.
+Videos can be shared out over processes that know nothing of each other; whoever finishes last publishes.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowmask.data_pipeline.clip.pixels import resize_masks
+from flowmask.data_pipeline.randomness import mix64
+from flowmask.data_pipeline.sources import open_source
+from flowmask.data_pipeline.sources.base import Expression, Source, Video
+from flowmask.models.errors import DataError
+from flowmask.trainer.predict.inference import (
+    FRAMES_AT_ONCE,
+    Clip,
+    LoadedSegmenter,
+    MaskPiece,
+    chunks,
+    load_segmenter,
+    masks_of,
+    read_clip,
+)
+from flowmask.trainer.predict.overlay import read_mask, write_mask
+from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.metrics import clip_scores
+from flowmask.trainer.score.results import Scores, finish
+from flowmask.trainer.score.store import EvaluationStore, safe_name
+
+# What may differ between an evaluation that was interrupted and the one that continues it.
+_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive"}
+
+
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Scores | None:
+    """Write out/{masks/, report.html, scores.json} and return the scores.
+
+    An evaluation that was stopped goes on behind the last finished video. With `world` > 1 this process takes
+    every world-th video; the one that completes the set publishes and gets the scores, the others get None.
+    `sentences_per_batch` changes logits by rounding alone (about 1e-5 in fp32, 1e-2 in bf16): only pixels
+    that near the threshold can flip.
+    """
+    source = open_source(config.data)
+    videos = list(source.videos())[: config.max_videos]
+    if not any(video.expressions for video in videos):
+        raise DataError(
+            f"{config.data.root} ({config.data.split}) holds no expression; there is nothing to evaluate"
+        )
+    loaded = load_segmenter(
+        config.checkpoint,
+        mask_decoder=config.mask_decoder,
+        wan=config.model.wan,
+        ema=config.ema,
+        sampler=config.sampler,
+        precision=config.precision,
+        device=config.device,
+    )
+    fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
+    store = EvaluationStore(config.out, fingerprint)
+    share = videos[rank::world]
+    with store.claim(rank):
+        for done, video in enumerate(share):
+            if on_progress:
+                on_progress("videos", done, len(share))
+            if store.record(video.video_id) is None:
+                store.start_video(video.video_id)
+                store.write_record(video.video_id, _evaluate_video(config, loaded, video, store))
+        if on_progress:
+            on_progress("videos", len(share), len(share))
+        results = store.publish_if_complete(
+            [video.video_id for video in videos],
+            lambda masks, records: (
+                finish(config, videos=videos, masks=masks, records=records, weights=loaded.weights)
+                | {"fingerprint": fingerprint}
+            ),
+        )
+    return Scores(**results) if results else None
+
+
+def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_files: str) -> str:
+    """What scores.json of this evaluation would have as its fingerprint with these weights; loads none.
+
+    weights, wan_files: as `LoadedSegmenter` has them.
+    """
+    source = open_source(config.data)
+    videos = list(source.videos())[: config.max_videos]
+    return _fingerprint(config, source, videos, weights=weights, wan_files=wan_files)
+
+
+def _fingerprint(
+    config: EvaluateConfig,
+    source: Source,
+    videos: Sequence[Video],
+    *,
+    weights: Mapping[str, str],
+    wan_files: str,
+) -> str:
+    """Names what shapes the masks and scores: settings, dataset and weights."""
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
+    files = [(video.video_id, video.files_digest()) for video in videos]
+    said = json.dumps([settings, source.identity(), files, dict(weights), wan_files], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _evaluate_video(
+    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, store: EvaluationStore
+) -> dict[str, Any]:
+    """Masks of every expression into the store; returns the video's record."""
+    names = [safe_name(name) for name in video.frame_names]
+    clip = read_clip(video, range(len(names)), box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
+    video_latent = loaded.encode(clip)
+    folders = {e.exp_id: store.mask_folder(video.video_id, e.exp_id) for e in video.expressions}
+    for some in chunks(video.expressions, config.sentences_per_batch):
+        for expression, logits in zip(some, loaded.logits(video_latent, [e.text for e in some])):
+            for ids, masks in masks_of(logits, clip):
+                for i, mask in zip(ids, masks):
+                    write_mask(folders[expression.exp_id] / f"{names[i]}.png", mask)
+    record: dict[str, Any] = {
+        "frames": len(names),
+        "expressions": {e.exp_id: {"text": e.text} for e in video.expressions},
+    }
+    if not video.has_masks:
+        return record
+    wrong = shuffled_partners(video, seed=config.seed) if config.shuffled_text else {}
+    for expression in video.expressions:
+        scored = record["expressions"][expression.exp_id]
+        scored["right"] = _score(video, expression, _stored(video, folders[expression.exp_id]))
+        if expression.exp_id in wrong:
+            partner = folders[wrong[expression.exp_id]]
+            scored["wrong"] = _score(video, expression, _stored(video, partner))
+    if config.decoder_score:
+        _score_decoder(loaded, video, clip, record["expressions"])
+    return record
+
+
+def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
+    """For each expression id, the id of one of the same video that names none of its objects, in other words.
+
+    Expressions without such a partner are left out. The choice is a function of the seed and the ids.
+    Nothing has to be sampled again: what the partner's sentence selects is the partner's prediction.
+    """
+    partners = {}
+    for expression in video.expressions:
+        others = [
+            other.exp_id
+            for other in video.expressions
+            if not set(other.anno_ids) & set(expression.anno_ids) and other.text != expression.text
+        ]
+        if others:
+            key = hashlib.sha256(f"{video.video_id}/{expression.exp_id}".encode()).digest()[:8]
+            partners[expression.exp_id] = others[mix64(seed, int.from_bytes(key)) % len(others)]
+    return partners
+
+
+def _stored(video: Video, folder: Path) -> Iterator[MaskPiece]:
+    """The masks of one expression as they were written."""
+    for ids in chunks(range(len(video.frame_names)), FRAMES_AT_ONCE):
+        yield ids, np.stack([read_mask(folder / f"{video.frame_names[i]}.png") for i in ids])
+
+
+def _score(video: Video, expression: Expression, predicted: Iterable[MaskPiece]) -> dict[str, float]:
+    """J, F and their mean over all frames of a video, in 0..100."""
+    j_frames: list[float] = []
+    f_frames: list[float] = []
+    for ids, masks in predicted:
+        j_some, f_some = clip_scores(video.mask(expression.anno_ids, ids), masks)
+        j_frames += j_some
+        f_frames += f_some
+    j, f = 100 * float(np.mean(j_frames)), 100 * float(np.mean(f_frames))
+    return {"j": j, "f": f, "jf": (j + f) / 2}
+
+
+def _score_decoder(
+    loaded: LoadedSegmenter, video: Video, clip: Clip, scored: dict[str, dict[str, Any]]
+) -> None:
+    """Add "decoder" to each record: the true mask through the VAE and the mask decoder, once a mask."""
+    known: dict[tuple[str, ...], dict[str, float]] = {}
+    for expression in video.expressions:
+        if expression.anno_ids not in known:
+            small = [
+                resize_masks(video.mask(expression.anno_ids, ids), size=clip.size)
+                for ids in chunks(range(clip.frames), FRAMES_AT_ONCE)
+            ]
+            logits = loaded.round_trip(np.concatenate(small))
+            known[expression.anno_ids] = _score(video, expression, masks_of(logits, clip))
+        scored[expression.exp_id]["decoder"] = known[expression.anno_ids]

@@ -1,0 +1,91 @@
+"""A report of an evaluation as one HTML file: scores and a contact sheet of frames, true and predicted masks.
+
+Self-contained: images are embedded, no script and no address outside the file, so it can be mailed or kept
+with the run. Knows nothing of datasets or models; the caller hands it rows and pictures. Text is escaped.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmask.data_pipeline.show import page
+from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
+from flowmask.models.files import write_atomically
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One line of the score table; scores in 0..100."""
+
+    key: str
+    sentence: str
+    j: float
+    f: float
+    jf: float
+
+
+@dataclass(frozen=True)
+class ReportExample:
+    """One block of the contact sheet: the same few frames of one expression.
+
+    frames: uint8 [n H W 3] rgb8; true, predicted: bool [n H W], `true` None when the dataset has no masks
+    """
+
+    key: str
+    sentence: str
+    note: str
+    frame_names: Sequence[str]
+    frames: Sequence[NDArray[np.uint8]]
+    true: NDArray[np.bool_] | None
+    predicted: NDArray[np.bool_]
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    rows: Sequence[ReportRow],
+    examples: Sequence[ReportExample],
+    note: str = "",
+) -> None:
+    """Write the report, whole or not at all.
+
+    facts: the tiles at the top, name -> value as text; rows: the score table, sorted by score here
+    """
+    body = [page.note(note)] if note else []
+    body.append(page.tiles(facts))
+    if examples:
+        body += [page.heading("Contact sheet"), *map(_sheet, examples)]
+    if rows:
+        body.append(_table(rows))
+    write_atomically(path, page.document(title, body))
+
+
+def _table(rows: Sequence[ReportRow]) -> str:
+    lines = [
+        "<h2>Scores of each expression, lowest first</h2>",
+        "<table><tr><th>J&amp;F<th>J<th>F<th>Video / id<th>Sentence",
+    ]
+    for row in sorted(rows, key=lambda row: (row.jf, row.key)):
+        bar = f'<td class=bar style="--part:{min(100.0, max(0.0, row.jf)):.1f}%">{row.jf:.1f}'
+        lines.append(
+            f"<tr>{bar}<td>{row.j:.1f}<td>{row.f:.1f}<td>{html.escape(row.key)}<td>{html.escape(row.sentence)}"
+        )
+    return "\n".join([*lines, "</table>"])
+
+
+def _sheet(example: ReportExample) -> str:
+    rows = {"frame": example.frames}
+    for label, masks, tone in (
+        ("true", example.true, TRUE_COLOUR),
+        ("predicted", example.predicted, PREDICTED_COLOUR),
+    ):
+        if masks is not None:
+            rows[label] = [lit(frame, mask, tone) for frame, mask in zip(example.frames, masks, strict=True)]
+    detail = f"{example.key} · {example.note}"
+    return page.sheet(example.sentence, detail=detail, rows=rows, columns=example.frame_names)

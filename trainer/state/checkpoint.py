@@ -1,0 +1,133 @@
+"""What a checkpoint is on disk, and how it is checked and read: at any world size and ZeRO stage.
+
+    checkpoints/step_00000040/rank_00000.safetensors   one rank's fragments, keyed `parameter|kind|start`
+                              state.json               counters, the caller's state, every file's size and
+                              SHA-256
+    checkpoints/latest -> step_00000040                moves last
+    checkpoints/best -> step_00000030                  the best evaluation, if there are evaluations
+
+Needs no process group and no engine. Refuses files whose size or hash differ from `state.json`.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from flowmask.models.errors import CheckpointError
+from flowmask.models.files import sha256_of
+
+FORMAT = 1
+_STEP = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements start .. start + target.numel() of one parameter's `kind`, to be filled in place."""
+
+    name: str
+    kind: str
+    start: int
+    target: Tensor
+
+
+def complete(folder: Path) -> list[Path]:
+    """Step folders with a `state.json`, newest first."""
+    found = [path for path in folder.glob("step_*") if _STEP.fullmatch(path.name)]
+    found = [path for path in found if (path / "state.json").is_file()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step_"))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The checkpoint's `state.json`; the caller's part is under "state"."""
+    try:
+        document = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / 'state.json'} cannot be read ({error})") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise CheckpointError(f"{path / 'state.json'} is not a checkpoint of format {FORMAT}")
+    return document
+
+
+def verify(path: Path, *, share: int = 0, shares: int = 1) -> None:
+    """Check size and hash of every `shares`-th file from `share` on; CheckpointError names a wrong one."""
+    for name, facts in sorted(read_state(path)["files"].items())[share::shares]:
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing")
+        if file.stat().st_size != facts["bytes"]:
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes instead of {facts['bytes']}")
+        if sha256_of(file) != facts["sha256"]:
+            raise CheckpointError(f"{file} is damaged: its SHA-256 is not the recorded one")
+
+
+def read_full(path: Path, *, kind: str = "ema") -> dict[str, Tensor]:
+    """All parameters, whole, in fp32 on the host: `kind` is "ema" or "master". Needs no process group."""
+    document = read_state(path)
+    whole = {name: torch.empty(shape) for name, shape in document["parameters"].items()}
+    pieces = [Piece(name, kind, 0, tensor.view(-1)) for name, tensor in whole.items()]
+    fill(pieces, [path / name for name in sorted(document["files"])])
+    return whole
+
+
+def fill(pieces: list[Piece], files: list[Path]) -> None:
+    """Copy into every piece its elements, opening files in order until nothing is missing.
+
+    CheckpointError when an element is missing or stored twice, or a file cannot be read.
+    """
+    missing = {(piece.name, piece.kind): piece.target.numel() for piece in pieces}
+    wanted = {(piece.name, piece.kind): piece for piece in pieces}
+    for file in files:
+        if not any(missing.values()):
+            break
+        try:
+            with safe_open(file, framework="pt") as reader:
+                for name, kind, start in _keys(reader):
+                    piece = wanted.get((name, kind))
+                    if piece is not None:
+                        missing[name, kind] -= _copy(piece, reader.get_slice(f"{name}|{kind}|{start}"), start)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error})") from error
+    for (name, kind), left in missing.items():
+        if left:
+            what = f"lacks {left} elements" if left > 0 else f"holds {-left} elements twice"
+            raise CheckpointError(f"{files[0].parent} {what} of {kind} of {name}")
+
+
+def _keys(reader: Any) -> Iterator[tuple[str, str, int]]:
+    for key in reader.keys():  # noqa: SIM118  (a safetensors reader is not a mapping)
+        name, kind, start = key.rsplit("|", 2)
+        yield name, kind, int(start)
+
+
+def _copy(piece: Piece, stored: Any, start: int) -> int:
+    """Copy the overlap of `stored` (elements from `start` on) into the piece; how many elements that were."""
+    begin = max(piece.start, start)
+    end = min(piece.start + piece.target.numel(), start + stored.get_shape()[0])
+    if begin >= end:
+        return 0
+    piece.target[begin - piece.start : end - piece.start].copy_(stored[begin - start : end - start])
+    return end - begin
+
+
+def refuse_other_parameters(
+    path: Path, stored: Mapping[str, list[int]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """CheckpointError that names the first parameter in which `path` is not of this model."""
+    for name in sorted(set(stored) | set(expected)):
+        ours = list(expected[name]) if name in expected else None
+        if stored.get(name) != ours:
+            raise CheckpointError(
+                f"{path} is of another model: {name} is {stored.get(name)} there and {ours} here"
+            )

@@ -1,0 +1,150 @@
+"""One rank's side of a save: host copies, a background thread that writes them, and the moves that publish.
+
+A snapshot is taken between two steps; the thread then writes from it alone, so training may go on at once. No
+collective runs in a thread. A published checkpoint is renamed into place whole; an old one is renamed away
+before it is deleted, so a kill at any moment leaves the last complete checkpoint.
+"""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flowmask.models.files import sha256_of, sync
+from flowmask.trainer.state.checkpoint import complete, step_of
+from flowmask.trainer.step.ema import ShardedEma
+from flowmask.trainer.step.engine import Engine
+
+BESIDE = (".writing_", ".trash_", ".link_")
+_CHUNK = 1 << 26  # elements of one host buffer; pinned memory is handed out in powers of two
+
+
+class Snapshot:
+    """Host copies of this rank's fragments and EMA; the buffers stay for the next one."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._tensors: dict[str, Tensor] = {}
+        self._copied: Any = None  # a CUDA event: the host does not wait for the copies, the writer does
+
+    def take(self, engine: Engine, ema: ShardedEma) -> None:
+        """Copy everything as it is between two steps; on a GPU only queued, in front of the next step."""
+        live = {}
+        for piece, shadow in zip(engine.fragments(), ema.shadow, strict=True):
+            for kind, tensor in {**piece.tensors(), "ema": shadow}.items():
+                live[f"{piece.name}|{kind}|{piece.start}"] = tensor
+        if self._tensors.keys() != live.keys():
+            self._tensors = self._allocate(live)
+        for key, tensor in live.items():
+            self._tensors[key].copy_(tensor, non_blocking=True)
+        if torch.cuda.is_available():
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        self._random = torch.get_rng_state()
+
+    def _allocate(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Places for `live` in a few large host buffers, page-locked where there is a GPU."""
+        places = {}
+        self._buffers, room = [], 0
+        left = sum(tensor.numel() for tensor in live.values())
+        for key, tensor in live.items():
+            n = tensor.numel()
+            if n > room:
+                room = max(n, min(_CHUNK, left))
+                self._buffers.append(torch.empty(room, pin_memory=torch.cuda.is_available()))
+            places[key] = self._buffers[-1].narrow(0, self._buffers[-1].numel() - room, n)
+            room, left = room - n, left - n
+        return places
+
+    def write(self, path: Path) -> dict[str, Any]:
+        """Write and sync the file; its size and hash."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"rng|torch|0": self._random, **self._tensors}, path)
+        sync(path)
+        return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+class Job:
+    """A call in a thread of its own; the thread dies with the process, whose kill it has to bear anyway."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._result: Any = None
+        self._problem: str | None = None
+        self._bug: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._result = self._call()
+        except (OSError, SafetensorError) as error:
+            self._problem = " ".join(str(error).split())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the outcome
+            self._bug = error
+
+    @property
+    def busy(self) -> bool:
+        return self._thread.is_alive()
+
+    def outcome(self) -> tuple[Any, str | None]:
+        """Wait; (result, None), or (None, what the disk refused)."""
+        self._thread.join()
+        if self._bug is not None:
+            raise self._bug
+        return self._result, self._problem
+
+
+def publish(beside: Path, final: Path, *, document: Mapping[str, Any], links: tuple[str, ...]) -> None:
+    """Make the files in `beside` the checkpoint `final`, and let `links` point to it."""
+    (beside / "state.json").write_text(json.dumps(document, indent=1) + "\n")
+    sync(beside / "state.json")
+    sync(beside)
+    if final.exists():
+        remove(_rename(final, f".trash_{final.name}"))
+    beside.replace(final)
+    sync(final.parent)
+    for name in links:
+        point_to(final, name)
+    sync(final.parent)
+
+
+def point_to(checkpoint: Path, name: str) -> None:
+    """Move the link `name` beside `checkpoint` to it, in one step."""
+    link = checkpoint.parent / f".link_{name}"
+    remove(link)
+    link.symlink_to(checkpoint.name)
+    link.replace(checkpoint.parent / name)
+
+
+def prune(folder: Path, *, keep_last: int, milestone_every_steps: int | None) -> None:
+    """Delete old checkpoints, but neither milestones nor what a link points to."""
+    pinned = {(folder / name).resolve().name for name in ("latest", "best")}
+    every = milestone_every_steps
+    others = [path for path in complete(folder) if not every or step_of(path) % every]
+    for old in others[keep_last:]:
+        if old.name not in pinned:
+            remove(_rename(old, f".trash_{old.name}"))
+
+
+def remove(path: Path) -> None:
+    """Delete a file, link or folder, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _rename(path: Path, name: str) -> Path:
+    target = path.with_name(name)
+    remove(target)
+    return path.rename(target)

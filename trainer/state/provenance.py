@@ -1,0 +1,43 @@
+"""Which code runs: the commit of its checkout, or the one that its snapshot was taken from.
+
+SNAPSHOT/code/               the packages of a submitted job
+SNAPSHOT/provenance.json     the commit, written when it was submitted
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import flowmask
+
+PACKAGE = (
+    Path(flowmask.__file__).resolve().parent
+)  # all of the code: in a checkout through links to the rooms
+ROOT = PACKAGE.parent
+PROVENANCE = "provenance.json"
+UNKNOWN = "unknown"
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, `-dirty` if files differ from it; "unknown" where nothing tells."""
+    if not (ROOT / ".git").exists():
+        return _of_snapshot()
+    said = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return (said or "").strip() or UNKNOWN
+
+
+def git(*words: str) -> str | None:
+    """What git says about the checkout; None without git or a checkout."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _of_snapshot() -> str:
+    try:
+        facts = json.loads((ROOT.parent / PROVENANCE).read_text())
+        return f"{facts['commit'] or UNKNOWN}{'-dirty' if facts['changed'] else ''}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return UNKNOWN

@@ -1,0 +1,240 @@
+"""The checkpoints of one run: what all ranks decide together about saving, and how a run is restored.
+
+A save begins between two steps with host copies; each rank's thread writes its file, rank 0's then publishes.
+What the threads have done is gathered by the main threads at a later step's boundary (`advance`), so no
+collective runs beside the training's. One save is in flight at a time: the next one waits for it.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flowmask.models.errors import CheckpointError
+from flowmask.trainer import distributed
+from flowmask.trainer.config import CheckpointConfig
+from flowmask.trainer.state.checkpoint import (
+    FORMAT,
+    Piece,
+    complete,
+    fill,
+    read_state,
+    refuse_other_parameters,
+    verify,
+)
+from flowmask.trainer.state.checkpoint_write import BESIDE, Job, Snapshot, point_to, prune, publish, remove
+from flowmask.trainer.step.ema import ShardedEma
+from flowmask.trainer.step.engine import Engine
+
+
+@dataclass
+class _Flight:
+    """A save on its way: first every rank writes its file, then rank 0 publishes; `job` is this rank's part."""
+
+    step: int
+    beside: Path
+    final: Path
+    links: tuple[str, ...]
+    document: dict[str, Any]
+    job: Job | None = None
+    publishing: bool = False
+    before_publish: Callable[[], None] = field(default=lambda: None)
+
+
+class Checkpoints:
+    """The checkpoints in `folder`. Public methods are collective; rank 0 alone moves folders.
+
+    saved_step: the step that was last saved or restored, -1 at first
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: CheckpointConfig,
+        warn: Callable[[str], None],
+        on_saved: Callable[[Path], None] = lambda path: None,
+    ):
+        self.folder, self.saved_step = folder, -1
+        self._config, self._warn, self._on_saved = config, warn, on_saved
+        self._snapshot = Snapshot()
+        self._flight: _Flight | None = None
+        self._begun = 0
+        self._problem: str | None = None
+
+    def clean(self) -> None:
+        """Remove what a killed process left half written or half deleted."""
+        if distributed.rank() == 0 and self.folder.is_dir():
+            for path in list(self.folder.iterdir()):
+                if path.name.startswith(BESIDE):
+                    remove(path)
+        distributed.barrier()
+
+    def covers(self, step: int) -> bool:
+        """Whether `step` is saved or on its way."""
+        return step == (self._flight.step if self._flight is not None else self.saved_step)
+
+    def require(self, step: int) -> None:
+        """Wait until `step` is saved; CheckpointError on every rank if any can't write (a full disk)."""
+        self.settle()
+        if self.saved_step != step:
+            raise CheckpointError(
+                f"cannot write the checkpoint of step {step}: {self._problem}; earlier ones are kept: "
+                "make room, start again"
+            )
+
+    def begin(
+        self,
+        engine: Engine,
+        ema: ShardedEma,
+        *,
+        step: int,
+        state: Mapping[str, Any],
+        best: bool = False,
+        before_publish: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start saving `step` with the caller's JSON `state`; returns as soon as the host copies are made.
+
+        best: the link `best` shall point to it; before_publish: called on rank 0, in its thread
+        """
+        self.settle()
+        self._begun += 1
+        final = self.folder / f"step_{step:08d}"
+        beside = self.folder / f".writing_{final.name}_{self._begun}"  # never that of a try that failed
+        document = {
+            "format": FORMAT,
+            "step": step,
+            "updates": engine.updates,
+            "ema_updates": ema.updates,
+            "world_size": distributed.world_size(),
+            "zero_stage": engine.zero_stage,
+            "parameters": {key: list(shape) for key, shape in engine.shapes.items()},
+            "state": dict(state),
+        }
+        links = ("latest", "best") if best else ("latest",)
+        self._snapshot.take(engine, ema)
+        self._flight = _Flight(step, beside, final, links, document, before_publish=before_publish)
+        self._flight.job = Job(partial(self._snapshot.write, beside / _file_of(distributed.rank())))
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank's thread still works; not collective."""
+        return self._flight is not None and self._flight.job is not None and self._flight.job.busy
+
+    def advance(self) -> None:
+        """Take note of what the threads have done and let rank 0 publish; waits for those that are busy."""
+        flight = self._flight
+        if flight is None:
+            return
+        outcomes = distributed.gather_objects(flight.job.outcome() if flight.job else (None, None))
+        problem = next((said for _, said in outcomes if said is not None), None)
+        if problem is not None:
+            self._give_up(flight, problem)
+        elif flight.publishing:
+            self._flight, self.saved_step, self._problem = None, flight.step, None
+            if outcomes[0][0]:
+                self._warn(outcomes[0][0])
+            self._on_saved(flight.final)
+        else:
+            flight.document["files"] = {_file_of(rank): facts for rank, (facts, _) in enumerate(outcomes)}
+            flight.job = Job(partial(self._publish, flight)) if distributed.rank() == 0 else None
+            flight.publishing = True
+
+    def settle(self) -> None:
+        """Wait until no save is in flight; one that failed has been reported."""
+        while self._flight is not None:
+            self.advance()
+
+    def mark_best(self) -> None:
+        """Let `best` point to the newest checkpoint."""
+        self.settle()
+        if distributed.rank() == 0:
+            point_to(self.folder / f"step_{self.saved_step:08d}", "best")
+
+    def _publish(self, flight: _Flight) -> str | None:
+        """Runs in rank 0's thread; a warning when old checkpoints could not be deleted."""
+        flight.before_publish()
+        publish(flight.beside, flight.final, document=flight.document, links=flight.links)
+        try:
+            prune(
+                self.folder,
+                keep_last=self._config.keep_last,
+                milestone_every_steps=self._config.milestone_every_steps,
+            )
+        except OSError as error:
+            return f"{self.folder}: an old checkpoint could not be deleted ({error})"
+        return None
+
+    def _give_up(self, flight: _Flight, problem: str) -> None:
+        self._flight, self._problem = None, problem
+        if distributed.rank() != 0:
+            return
+        self._warn(
+            f"the checkpoint of step {flight.step} could not be written: {problem}; earlier ones are kept, "
+            "the next save tries again: make room"
+        )
+        with suppress(OSError):  # the next start cleans it
+            remove(flight.beside)
+
+    def newest(self) -> Path | None:
+        """The newest undamaged checkpoint, None if there are none; CheckpointError if all are damaged."""
+        found = distributed.broadcast_object([str(path) for path in complete(self.folder)])
+        reasons = []
+        for path in map(Path, found):
+            problem = self._damage(path)
+            if problem is None:
+                return path
+            reasons.append(problem)
+            if distributed.rank() == 0:
+                self._warn(f"{problem}; going back to the checkpoint before it")
+        if reasons:
+            raise CheckpointError(
+                f"no usable checkpoint in {self.folder}: {'; '.join(reasons)}. Move it away to start anew"
+            )
+        return None
+
+    def _damage(self, path: Path) -> str | None:
+        """The first rank's complaint about `path`; each rank checks its share of the files."""
+        mine: str | None = None
+        try:
+            verify(path, share=distributed.rank(), shares=distributed.world_size())
+        except CheckpointError as error:
+            mine = str(error)
+        return next((problem for problem in distributed.gather_objects(mine) if problem), None)
+
+    def restore(self, engine: Engine, ema: ShardedEma, path: Path) -> dict[str, Any]:
+        """Fill masters, moments, EMA and counters from `path`, at any world size and stage.
+
+        CheckpointError when the parameters are not this model's or an element is missing or stored twice.
+        """
+        document = read_state(path)
+        refuse_other_parameters(path, document["parameters"], engine.shapes)
+        pieces = [
+            Piece(piece.name, kind, piece.start, tensor)
+            for piece in engine.held_fragments()
+            for kind, tensor in piece.tensors().items()
+        ]
+        pieces += [
+            Piece(piece.name, "ema", piece.start, shadow)
+            for piece, shadow in zip(engine.fragments(), ema.shadow, strict=True)
+        ]
+        own = _file_of(distributed.rank())
+        problem: str | None = None
+        try:
+            fill(pieces, [path / name for name in sorted(document["files"], key=lambda name: name != own)])
+        except CheckpointError as error:
+            problem = str(error)
+        for complaint in distributed.gather_objects(problem):
+            if complaint:
+                raise CheckpointError(complaint)
+        engine.set_updates(document["updates"])
+        ema.updates = document["ema_updates"]
+        engine.refresh_weights()
+        self.saved_step = document["step"]
+        return dict(document["state"])
+
+
+def _file_of(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"

@@ -1,0 +1,4 @@
+"""One optimizer step at any ZeRO stage: engine, optimizers, fragments, EMA. Knows no folder and no loop.
+
+Imports `models`, the config and `distributed`; DeepSpeed is imported in `zero` alone.
+"""

@@ -1,0 +1,44 @@
+"""Exponential moving average of the fp32 masters, sharded like them: 4 bytes a parameter over all ranks.
+
+Owns the shadow of this rank's fragments and the number of updates. No collective runs in `update`; whole
+tensors are put together only when somebody asks for them.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from flowmask.trainer.step.engine import Engine
+
+
+def decay_of_update(number: int, *, decay: float) -> float:
+    """Weight of the old average in update s = `number`: 0 at the first, then min(decay, s / (9 + s))."""
+    return 0.0 if number <= 1 else min(decay, number / (9 + number))
+
+
+class ShardedEma:
+    """The average over `engine.fragments()`; call `update` after every step taken, not after a skip."""
+
+    def __init__(self, engine: Engine, *, decay: float):
+        self._engine = engine
+        self._decay = decay
+        self._masters = [piece.master for piece in engine.fragments()]
+        self.shadow: Sequence[Tensor] = [master.clone() for master in self._masters]
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the shadow towards the masters; the first update copies them."""
+        self.updates += 1
+        weight = 1.0 - decay_of_update(self.updates, decay=self._decay)
+        if self._masters:
+            torch._foreach_lerp_(list(self.shadow), self._masters, weight)
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """The averaged parameters in fp32, whole, on rank 0's host memory (elsewhere empty); collective."""
+        return self._engine.full_state_dict(self.shadow)
+
+    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each averaged parameter in fp32, whole, on every rank's device, one at a time; collective."""
+        return self._engine.whole_tensors(self.shadow)

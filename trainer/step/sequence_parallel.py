@@ -1,0 +1,76 @@
+"""Sequence parallelism: the DiT tokens of each example are split over `train.sequence_parallel` neighbouring ranks.
+
+diffusers does it (context parallelism, Ulysses): tokens are split in front of the first block, each attention
+exchanges them for heads and back, and the output is put together again on every rank of the group. Its own
+entry, `enable_parallelism`, divides by the number of accelerators and so can't run on a CPU; what it calls is
+called here. Refuses objectives without tokens, and numbers of heads or tokens that the ranks can't share evenly.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flowmask.data_pipeline.cache.manifest import BucketEntry
+from flowmask.models.cost.flops import dit_tokens
+from flowmask.models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def split_tokens(module: "nn.Module", *, ranks: int) -> None:
+    """Split the tokens of `module` over groups of `ranks` neighbouring ranks, from now on; 1: nothing to do.
+
+    Every rank of a group must then call it with the same batch, and gets the whole output. A loss of that
+    output leaves on each rank the gradient of its own tokens: the whole one is the *sum* over the group.
+    Collective; `refuse_uneven` says beforehand whether it can be.
+    """
+    if ranks == 1:
+        return
+    from diffusers.hooks.context_parallel import apply_context_parallel
+    from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
+    from diffusers.models.attention import AttentionModuleMixin
+
+    from flowmask.trainer import distributed
+
+    context = ContextParallelConfig(ulysses_degree=ranks)
+    parallel = ParallelConfig(context_parallel_config=context)
+    mesh = distributed.sequence_mesh(ranks)
+    parallel.setup(distributed.rank(), distributed.world_size(), distributed.device(), mesh=mesh)
+    for part in module.modules():
+        if isinstance(part, AttentionModuleMixin):
+            processor: Any = part.processor
+            processor._parallel_config = parallel
+    warnings.filterwarnings("ignore", message=".*all_gather_tensor", category=FutureWarning)  # in every step
+    dit: Any = module
+    apply_context_parallel(dit, context, {name: cut for name, cut in dit._cp_plan.items() if name})
+
+
+def refuse_uneven(
+    kind: str, *, config: Mapping[str, Any], ranks: int, buckets: Sequence[BucketEntry]
+) -> None:
+    """ConfigError if `ranks` can't share the heads or some bucket's tokens evenly; loads nothing.
+
+    kind: of the objective; config: constructor arguments of its WanTransformer3DModel, if that is what it trains.
+    """
+    if ranks == 1:
+        return
+    if kind != "flow_matching":
+        raise ConfigError(
+            f"train.sequence_parallel is {ranks}, but objective.kind {kind} has no tokens to split; set it to 1"
+        )
+    heads = int(config["num_attention_heads"])
+    tokens = {bucket.name: dit_tokens(config, bucket.latent_shape) for bucket in buckets}
+    counts = [heads, *tokens.values()]
+    fits = ", ".join(str(n) for n in range(1, heads + 1) if not any(count % n for count in counts))
+    fix = f"set train.sequence_parallel to one of {fits}"
+    if heads % ranks:
+        raise ConfigError(
+            f"train.sequence_parallel is {ranks}; the DiT's {heads} heads can't be shared: {fix}"
+        )
+    for name, count in tokens.items():
+        if count % ranks:
+            raise ConfigError(
+                f"train.sequence_parallel is {ranks}; the {count} tokens of clips {name} "
+                f"(frames x height x width) can't be shared evenly: {fix}, or build the cache at another size"
+            )

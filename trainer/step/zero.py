@@ -1,0 +1,123 @@
+"""DeepSpeed, of which this is the only importer: its config from ours, and its engine without launcher and chatter."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.config import TrainConfig, accumulation_steps
+from flowmask.trainer.step.optimizer import ArmedAdamW
+
+_BUCKET_ELEMENTS = 50_000_000
+_PERSISTENT_ELEMENTS = 100_000  # ZeRO 3 keeps parameters up to this size whole on every rank
+
+
+def effective_stage(train: TrainConfig, world: int) -> int:
+    """The ZeRO stage that is run: one process alone has nothing to shard."""
+    return 0 if world == 1 and not train.offload_optimizer else train.zero_stage
+
+
+def config(train: TrainConfig, *, world: int) -> dict[str, Any]:
+    """DeepSpeed's own config of a training of `world` processes."""
+    stage = effective_stage(train, world)
+    found: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": accumulation_steps(train, world),
+        "gradient_clipping": 0.0,  # absent, it is 1.0
+    }
+    if stage == 0:
+        return found
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": torch.cuda.is_available(),
+        "reduce_bucket_size": _BUCKET_ELEMENTS,
+        "allgather_bucket_size": _BUCKET_ELEMENTS,
+        "stage3_param_persistence_threshold": _PERSISTENT_ELEMENTS,
+    }
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return found | {
+        "gradient_clipping": train.grad_clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": False},  # ours decides
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+
+
+def check(train: TrainConfig, *, world: int) -> str:
+    """DeepSpeed's version, after it has read its config of such a training; ConfigError with what it refuses.
+
+    For a login node: what the import leaves in the environment would go with the job to nodes that have GPUs.
+    """
+    environment = dict(os.environ)
+    try:
+        deepspeed = _deepspeed()
+        from deepspeed.runtime.config import DeepSpeedConfig
+
+        DeepSpeedConfig(config(train, world=world))
+    except (AssertionError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"DeepSpeed {deepspeed.__version__} does not take its config of this training: {said}"
+        ) from error
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+    return str(deepspeed.__version__)
+
+
+def initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any]) -> Any:
+    """`deepspeed.initialize` without its launcher and its compiled operators."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("LOCAL_SIZE", "1")  # else ZeRO 3 runs `numactl` for every micro-batch
+    deepspeed = _deepspeed()
+    from deepspeed import ops
+    from deepspeed.runtime import bf16_optimizer
+
+    bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # prints at every construction
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    ops.__compatible_ops__ = {}  # else gloo compiles an operator, which needs a compiler
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    if not config.get("zero_optimization"):
+        engine.enable_backward_allreduce = False  # the replicated optimizer reduces its flat gradient itself
+    return engine
+
+
+def _deepspeed() -> Any:
+    """The package, without its chatter."""
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
+    with _without(
+        "mlflow"
+    ):  # its autotuner, which we do not use, would import that in every rank: a second each
+        import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """A package that is not there for those who import it here, unless somebody has imported it already."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]

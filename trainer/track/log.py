@@ -1,0 +1,152 @@
+"""What a person sees of a run: log.txt, the console, and the numbers of each step on their way to
+metrics.jsonl, which MLflow is fed from.
+
+A bar on a terminal, plain lines anywhere else; a file never gets a control character. Only rank 0 has one.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flowmask.data_pipeline.cache.manifest import BucketEntry
+from flowmask.data_pipeline.read.batches import Plan
+from flowmask.models.cost.flops import dit_tokens, dit_training_flop
+from flowmask.trainer import distributed
+from flowmask.trainer.config import RunConfig
+from flowmask.trainer.state.run_folder import RunFolder
+from flowmask.trainer.track.meters import Throughput, Work, memory, peak_tflops, summarise
+
+
+class RunLog:
+    """Lines with the time of day, to log.txt and the console; without a file it is silent (ranks above 0)."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file: TextIO | None = path.open("a", encoding="utf-8", buffering=1) if path else None
+        self.console = Console(file=sys.stderr, highlight=False, quiet=path is None, soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """One line, now."""
+        if self._file is None:
+            return
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}"
+        self._file.write(line + "\n")
+        self.console.print(line, markup=False)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class StepReport:
+    """Turns finished steps into rows, log lines and the bar's advance; without a folder it is silent."""
+
+    def __init__(
+        self,
+        log: RunLog,
+        folder: RunFolder | None,
+        throughput: Throughput,
+        *,
+        steps: int,
+        start_step: int,
+        every_steps: int,
+    ) -> None:
+        self._log, self._folder, self._throughput = log, folder, throughput
+        self._steps, self._every = steps, every_steps
+        self._width = len(str(steps))
+        self._window: list[Mapping[str, Any]] = []
+        self._bar = _bar(log.console) if folder is not None else None
+        if self._bar is not None:
+            self._task = self._bar.add_task("training", total=steps, completed=start_step)
+            self._bar.start()
+        self._waited_s = 0.0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """The next step's time starts now: what came before (a save) was not training."""
+        self._started = time.perf_counter()
+
+    def step_done(self, row: Mapping[str, Any], *, waited_s: float) -> None:
+        """Report one step; `waited_s`: how long this run has waited for data so far."""
+        now = time.perf_counter()
+        took, wait = now - self._started, waited_s - self._waited_s
+        self._started, self._waited_s = now, waited_s
+        if self._folder is None:
+            return
+        step = row["step"]
+        line_due = step % self._every == 0 or step == self._steps
+        row = dict(row) | {"time": time.time()} | self._throughput.rates(step, seconds=took, waited_s=wait)
+        if line_due:
+            row |= memory()
+        self._folder.add_row({key: _finite(value) for key, value in row.items()})
+        self._window.append(row)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=f"loss {row['loss']:.4f}")
+        if line_due:
+            self._flush()
+
+    def _flush(self) -> None:
+        """One line for the steps since the last: means of loss and norm over them, rates over their time."""
+        window, self._window = self._window, []
+        last, mean = window[-1], summarise(window)
+        loss, norm = mean.get("loss", math.nan), mean.get("grad_norm", math.nan)
+        mfu = f"  MFU {mean['mfu_pct']:.1f} %" if "mfu_pct" in mean else ""
+        self._log.say(
+            f"step {last['step']:>{self._width}}/{self._steps}  epoch {last['epoch']:.2f}  loss {loss:.5f}  "
+            f"lr {last['lr']:.3g}  grad norm {norm:.3f}  {mean['examples_per_s']:.2f} samples/s  "
+            f"data wait {mean['data_wait_pct']:.0f} %{mfu}"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Report what is left and give the terminal back."""
+        if self._window:
+            self._flush()
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def throughput_of(
+    config: RunConfig, plan: Plan, *, buckets: Sequence[BucketEntry], module: Any
+) -> Throughput:
+    """What to divide a step's seconds into: the work of the DiT, if it is one that is trained.
+
+    module: as it was built; its `config` has the sizes. The peak is `tracking.peak_tflops`, else the GPU's.
+    """
+    device = distributed.device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    text_tokens, examples = config.model.text_tokens, config.train.global_batch
+
+    def work(bucket: BucketEntry) -> Work:
+        latent, adapters = bucket.latent_shape, config.lora is not None
+        flop = dit_training_flop(module.config, latent, text_tokens=text_tokens, adapters=adapters)
+        return Work(examples * dit_tokens(module.config, latent), examples * flop)
+
+    is_dit = config.objective.kind == "flow_matching"
+    by_bucket = [work(bucket) for bucket in buckets] if is_dit else []
+    return Throughput(
+        global_batch=examples,
+        world_size=distributed.world_size(),
+        peak_tflops=config.tracking.peak_tflops or peak_tflops(name),
+        work=(lambda step: by_bucket[plan[step - 1].bucket]) if is_dit else None,
+    )
+
+
+def _bar(console: Console) -> Progress | None:
+    if not console.is_terminal:
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no nan: a number that is none becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,175 @@
+"""The MLflow run of a training run, as the sending process has it (trainer/sender.py); the only importer of MLflow."""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flowmask.trainer.state.run_folder import CONFIG
+from flowmask.trainer.track import spool
+from flowmask.trainer.track.spool import Plan, Point, Sent, Status
+
+KEY_TAG = "flowmask.run"
+PROGRESS = "step"  # a metric whose value is its own step: the server's latest says how far it has the run
+
+_PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
+_PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
+
+
+class MlflowRun:
+    """The MLflow run of a plan. Every call may raise whatever a server can do to a client, and may be repeated."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        """Find the run or make it, and say in it what is trained."""
+        quieten()
+        from mlflow.tracking import MlflowClient
+
+        quieten()  # importing mlflow has reset its loggers
+        self._folder, self._plan = folder, plan
+        self._client: Any = MlflowClient(tracking_uri=plan.uri)
+        self.sent = spool.read_sent(folder, uri=plan.uri)
+        self._experiment_id = self._experiment()
+        self.run_id = self._run()
+        self.note_sent(self.sent.outbox_bytes)
+        self._client.update_run(self.run_id, status="RUNNING")
+        self._send_params()
+        self.send_artifact(folder / CONFIG, to=None)
+
+    def _experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._plan.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        served = self._plan.uri.startswith(("http://", "https://", "databricks"))
+        beside = self._folder.resolve().parent / "mlflow_artifacts"  # else MLflow takes the working folder
+        location = None if served else beside.as_uri()
+        return str(self._client.create_experiment(self._plan.experiment, artifact_location=location))
+
+    def _run(self) -> str:
+        """The id that is known, or what an earlier start made without noting it, or a new run.
+
+        A request to make one may be carried out after its answer was given up: what such requests leave is
+        an empty run with our tag, and is deleted.
+        """
+        for known in (self.sent.run_id, self._plan.run_id):
+            if known is not None and self._is_active(known):
+                self._delete_copies(of=known)
+                return known
+        self.sent = Sent(uri=self._plan.uri)  # a run that is not there has nothing
+        found = self._tagged()
+        if not found:
+            run = self._client.create_run(
+                self._experiment_id, run_name=self._plan.name, tags={KEY_TAG: self._plan.key}
+            )
+            return str(run.info.run_id)
+        oldest = str(found[0].info.run_id)
+        self._delete_copies(of=oldest)
+        return oldest
+
+    def _is_active(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def _tagged(self) -> list[Any]:
+        ours = f"tags.`{KEY_TAG}` = '{self._plan.key}'"
+        return list(
+            self._client.search_runs([self._experiment_id], ours, order_by=["attributes.start_time ASC"])
+        )
+
+    def _delete_copies(self, *, of: str) -> None:
+        for run in self._tagged():
+            if run.info.run_id != of and not run.data.metrics:
+                self._client.delete_run(run.info.run_id)
+
+    def note_sent(self, outbox_bytes: int) -> None:
+        """Remember the run's id and how much of the outbox it has."""
+        sent = Sent(uri=self._plan.uri, run_id=self.run_id, outbox_bytes=outbox_bytes)
+        if sent != spool.read_sent(self._folder, uri=self._plan.uri):
+            spool.write_sent(self._folder, sent)
+        self.sent = sent
+
+    def last_step(self) -> int:
+        """The last training step whose metrics the server has; 0 if it has none."""
+        return int(self._client.get_run(self.run_id).data.metrics.get(PROGRESS, 0))
+
+    def _send_params(self) -> None:
+        """Params can't change in MLflow: a resume adds only new ones, and notes changed ones as tags."""
+        from mlflow.entities import Param
+
+        there = self._client.get_run(self.run_id).data
+        params = {_name(key): short(value) for key, value in self._plan.params.items()}
+        new = [Param(key, value) for key, value in params.items() if key not in there.params]
+        for start in range(0, len(new), _PARAMS_A_REQUEST):
+            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_A_REQUEST])
+        for key, value in params.items():
+            tag = f"resumed.{key}"
+            if there.tags.get(tag, there.params.get(key, value)) != value:
+                self._client.set_tag(self.run_id, tag, value)
+
+    def send_steps(self, points: Sequence[Point]) -> None:
+        """Training steps' points, each whole or not at all, with the mark that says how far the server is."""
+        self._send([p._replace(metrics=p.metrics | {PROGRESS: float(p.step)}) for p in points])
+
+    def send_note(self, point: Point) -> None:
+        """One point beside the steps: MLflow drops the second of two equal points."""
+        self._send([point])
+
+    def _send(self, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        request: list[Any] = []
+        for point in points:
+            metrics = [Metric(_name(k), v, point.time_ms, point.step) for k, v in point.metrics.items()]
+            if len(request) + len(metrics) > _METRICS_A_REQUEST:
+                self._client.log_batch(self.run_id, metrics=request)
+                request = []
+            request += metrics
+        if request:
+            self._client.log_batch(self.run_id, metrics=request)
+
+    def send_artifact(self, path: Path, *, to: str | None) -> None:
+        """Upload a file, or what is in a folder; one that is gone is no error."""
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), to)
+        elif path.exists():
+            self._client.log_artifact(self.run_id, str(path), to)
+
+    def finish(self, status: Status) -> None:
+        self._delete_copies(of=self.run_id)
+        self._client.set_terminated(self.run_id, status=status)
+
+
+def short(value: str) -> str:
+    """A param's value as every server takes it: a long one is cut, and ends in its own hash."""
+    if len(value) <= _PARAM_CHARACTERS:
+        return value
+    mark = f"... sha256 {hashlib.sha256(value.encode()).hexdigest()[:16]}"
+    return value[: _PARAM_CHARACTERS - len(mark)] + mark
+
+
+def quieten() -> None:
+    """MLflow neither phones home nor writes into the console, and leaves patience to the sender."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its own would make a run twice
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _name(key: str) -> str:
+    """A key of the characters that MLflow allows."""
+    return re.sub(r"[^\w\-./ :]", "_", key, flags=re.ASCII)[:250]

@@ -1,0 +1,165 @@
+"""The process that feeds MLflow: run as a module with RUN TIMEOUT_S [PID], started by tracking.py.
+
+With the id of the training process it follows the run until its standard input closes or that process is
+gone; without, it sends what an ended run has left. It tries for ever while training goes on and for
+TIMEOUT_S afterwards. What it says on standard output is for the run's log.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from flowmask.trainer.track import spool
+from flowmask.trainer.track.mlflow_run import MlflowRun
+from flowmask.trainer.track.spool import Outbox, Plan, Status, StepPoints
+from flowmask.trainer.track.tracking import DONE, LEFT
+
+_POINTS = 40  # a request holds up to 1000 metrics
+_LOOK_EVERY_S = 1.0
+_RETRY_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+_QUIET_S = 600.0  # between two reports of a server that comes and goes
+
+T = TypeVar("T")
+
+
+class End:
+    """The end of the training run; from then on there are `end_timeout_s` left, whatever hangs."""
+
+    def __init__(self, *, timeout_s: float, parent: int | None) -> None:
+        self._timeout_s, self._parent = timeout_s, parent
+        self.reached = threading.Event()
+        if parent is None:
+            self._reach()
+        else:
+            threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
+
+    def _watch(self, parent: int) -> None:
+        """A closed input or another parent: training has ended, or died."""
+        while os.getppid() == parent:
+            ready, _, _ = select.select([sys.stdin], [], [], 1.0)
+            if ready and not os.read(sys.stdin.fileno(), 4096):
+                break
+        self._reach()
+
+    def _reach(self) -> None:
+        watchdog = threading.Timer(self._timeout_s, os._exit, args=(LEFT,))
+        watchdog.daemon = True
+        watchdog.start()
+        self.reached.set()
+
+
+class Sender:
+    """Sends one run folder's points, notes and status, each until the server has it."""
+
+    def __init__(self, folder: Path, plan: Plan, end: End, say: Callable[[str], None]) -> None:
+        self._folder, self._plan, self._end, self._say = folder, plan, end, say
+        self._last_report = -_QUIET_S
+        self._reported = False
+
+    def run(self) -> None:
+        mlflow_run = self._patiently(lambda: MlflowRun(self._folder, self._plan))
+        after = self._patiently(mlflow_run.last_step)
+        steps = StepPoints(self._folder, every_steps=self._plan.every_steps, after=after)
+        outbox = Outbox(self._folder, offset=mlflow_run.sent.outbox_bytes)
+        while True:
+            final = self._end.reached.is_set()  # before looking: then nothing comes after what is found
+            points = steps.take(_POINTS, final=final)
+            if points:
+                self._patiently(lambda found=points: mlflow_run.send_steps(found))  # type: ignore[misc]
+            self._send_notes(mlflow_run, outbox)
+            if final and not points:
+                break
+            if not points:
+                self._end.reached.wait(_LOOK_EVERY_S)
+        self._patiently(lambda: mlflow_run.finish(_final_status(self._folder)))
+
+    def _send_notes(self, mlflow_run: MlflowRun, outbox: Outbox) -> None:
+        for point, artifact, to, end in outbox.take():
+            if point is not None and point.metrics:
+                self._patiently(lambda found=point: mlflow_run.send_note(found))  # type: ignore[misc]
+            if artifact is not None:
+                self._send_artifact(mlflow_run, artifact, to)
+            mlflow_run.note_sent(end)
+
+    def _send_artifact(self, mlflow_run: MlflowRun, path: Path, to: str | None) -> None:
+        if not path.exists():
+            self._say(f"{path} is gone before MLflow had it")
+            return
+        self._patiently(lambda: mlflow_run.send_artifact(path, to=to))
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Result of `call`, tried until it succeeds; the end's watchdog is what limits that."""
+        attempt = 0
+        while True:
+            try:
+                value = call()
+            except Exception as error:  # noqa: BLE001 - whatever a tracking server does, training goes on
+                self._report_outage(error)
+            else:
+                self._report_return()
+                return value
+            wait_s = 0.5 if self._end.reached.is_set() else _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
+            attempt += 1
+            if self._end.reached.wait(wait_s):
+                time.sleep(0.5)
+
+    def _report_outage(self, error: Exception) -> None:
+        if self._reported or time.monotonic() - self._last_report < _QUIET_S:
+            return
+        self._reported, self._last_report = True, time.monotonic()
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        self._say(
+            f"MLflow at {self._plan.uri} can't be reached ({type(error).__name__}: {reason}); training goes on, "
+            "metrics.jsonl has everything and will be sent"
+        )
+
+    def _report_return(self) -> None:
+        if self._reported:
+            self._reported = False
+            self._say(f"MLflow at {self._plan.uri} answers again")
+
+
+def _final_status(folder: Path) -> Status:
+    """What training has written at its end; if it could not, it died."""
+    plan = spool.read_plan(folder)
+    return "FAILED" if plan is None or plan.status == "RUNNING" else plan.status
+
+
+def main(folder: Path, timeout_s: float, parent: int | None) -> int:
+    """Send until everything is there (DONE) or time is up (LEFT)."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # a scheduler signals all processes: training decides when it ends
+    os.nice(5)
+    plan = spool.read_plan(folder)
+    if plan is None:
+        return LEFT
+    end = End(timeout_s=timeout_s, parent=parent)
+    with spool.only_sender(folder):
+        Sender(folder, plan, end, _voice()).run()
+    return DONE
+
+
+def _voice() -> Callable[[str], None]:
+    """Lines to standard output, which nobody else may write to (MLflow does) and nobody may read any more."""
+    pipe = os.fdopen(os.dup(1), "w", buffering=1)
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - to the end of the process
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):  # training is gone
+            pipe.write(line + "\n")
+
+    return say
+
+
+if __name__ == "__main__":
+    # not sys.exit: a thread of MLflow's that hangs must not keep this process
+    os._exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None))

@@ -1,0 +1,186 @@
+"""MLflow, kept at arm's length: one MLflow run per training run, however often that is restarted.
+
+Training starts a process that sends (trainer/sender.py) and writes files; it never waits for a server, and loses
+nothing to one. Nothing here imports MLflow.
+"""
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowmask.models.errors import CheckpointError
+from flowmask.models.process import python_module
+from flowmask.trainer.state.provenance import ROOT, git_commit
+from flowmask.trainer.state.run_folder import TRACKING, RunFolder, flatten
+from flowmask.trainer.track import spool
+from flowmask.trainer.track.spool import Plan, Status
+
+if TYPE_CHECKING:
+    from flowmask.trainer.config import RunConfig
+
+DONE, LEFT = 0, 3  # exit codes of the sender: the server has everything; it has not
+
+_RESTART_S = 30.0
+
+
+class Tracker:
+    """Training's end of the wire: starts the sender, and tells it by a closed pipe that the run has ended.
+
+    The sender is a process of its own, so neither MLflow's imports nor its waiting take the interpreter from a
+    step. It ends by itself when training dies in any way, and marks the run FAILED then.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, *, warn: Callable[[str], None]) -> None:
+        """Write the plan to the run folder and return at once."""
+        self._folder, self._plan, self._warn = folder, plan, warn
+        spool.write_plan(folder, plan)
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._code: int | None = None
+        self._thread = threading.Thread(target=self._supervise, name="mlflow", daemon=True)
+        self._thread.start()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until the server has given one."""
+        return spool.read_sent(self._folder, uri=self._plan.uri).run_id or self._plan.run_id
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics that are not a training step's; those are read from metrics.jsonl."""
+        self._write(lambda: spool.add_metrics(self._folder, step, metrics))
+
+    def artifact(self, path: Path, *, to: str | None = None) -> None:
+        """Upload a file or folder under the artifact folder `to`, some time: it is read when it is sent."""
+        self._write(lambda: spool.add_artifact(self._folder, path, to=to))
+
+    def _write(self, call: Callable[[], None]) -> None:
+        """A disk that is full ends no training on MLflow's account."""
+        try:
+            call()
+        except OSError as error:
+            self._warn(f"{self._folder} can't be written for MLflow ({error.strerror}); training goes on")
+
+    def close(self, status: Status) -> None:
+        """Let everything be sent, with the final status; gives up, with one line, after `end_timeout_s`."""
+        ended = self._plan.model_copy(update={"status": status})
+        self._write(lambda: spool.write_plan(self._folder, ended))
+        with self._lock:
+            self._closing.set()
+            _end_input(self._process)
+        self._thread.join(self._plan.end_timeout_s + 2)
+        if self._thread.is_alive() and self._process is not None:
+            self._process.kill()
+            self._thread.join(2)
+        if self._code != DONE:
+            or_start = "" if status == "FINISHED" else ", as does the next start"
+            self._warn(
+                f"MLflow at {self._plan.uri} has not taken everything; `flowmask track {self._folder}` sends "
+                f"the rest{or_start}"
+            )
+
+    def _supervise(self) -> None:
+        """Keep a sender alive, and pass on what it says."""
+        while True:
+            with self._lock:
+                process = self._process = _start_sender(
+                    self._folder, timeout_s=self._plan.end_timeout_s, parent=os.getpid()
+                )
+                last = self._closing.is_set()
+                if last:
+                    _end_input(process)
+            assert process.stdout is not None
+            for line in process.stdout:
+                self._warn(line.rstrip("\n"))
+            self._code = process.wait()
+            if last or self._code in (DONE, LEFT):
+                return
+            self._closing.wait(_RESTART_S)
+
+
+def replay(folder: Path, *, timeout_s: float, warn: Callable[[str], None]) -> bool:
+    """Send what an ended run has left and set its status; whether the server has everything now.
+
+    A run that died without a word is FAILED. CheckpointError if the run was never tracked, or is being trained:
+    then it sends by itself.
+    """
+    if spool.read_plan(folder) is None:
+        raise CheckpointError(
+            f"{folder} has no readable {TRACKING}: it is no run, or was trained with tracking.enabled=false"
+        )
+    RunFolder(folder, patience_s=0).close()
+    process = _start_sender(folder, timeout_s=timeout_s)
+    assert process.stdout is not None
+    for line in process.stdout:
+        warn(line.rstrip("\n"))
+    return process.wait() == DONE
+
+
+def offer_artifact(run: str | Path, path: Path, *, to: str) -> bool:
+    """Leave a file or folder that was made from a run for its MLflow run; whether `run` is one that is tracked.
+
+    A run in training uploads it at once, one that has ended with `replay`.
+    """
+    folder = Path(run)
+    if spool.read_plan(folder) is None:
+        return False
+    spool.add_artifact(folder, path, to=to)
+    return True
+
+
+def _start_sender(folder: Path, *, timeout_s: float, parent: int | None = None) -> subprocess.Popen[str]:
+    """`python -m flowmask.trainer.track.sender`: its session is its own, so that a terminal's ^C does not reach it."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    who = [str(parent)] if parent is not None else []
+    return subprocess.Popen(
+        python_module("flowmask.trainer.track.sender", folder, timeout_s, *who),
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _end_input(process: subprocess.Popen[str] | None) -> None:
+    if process is not None and process.stdin is not None:
+        process.stdin.close()
+
+
+def start_tracking(
+    config: "RunConfig",
+    resolved: Mapping[str, Any],
+    *,
+    fingerprint: str,
+    run_id: str | None,
+    warn: Callable[[str], None],
+) -> Tracker | None:
+    """The tracker of a training run; None if it wants none.
+
+    resolved: the config as params; fingerprint: of the cache; run_id: the MLflow run that a checkpoint names.
+    """
+    tracking, out = config.tracking, config.out
+    if not tracking.enabled:
+        return None
+    facts = {"fingerprint": fingerprint, "git_commit": git_commit()}
+    plan = Plan(
+        key=spool.key_of(out),
+        uri=tracking.uri or default_uri(out),
+        experiment=tracking.experiment,
+        name=out.resolve().name,
+        params={key: str(value) for key, value in (flatten(resolved) | facts).items()},
+        every_steps=config.train.log_every_steps,
+        end_timeout_s=tracking.end_timeout_s,
+        run_id=run_id,
+    )
+    return Tracker(out, plan, warn=warn)
+
+
+def default_uri(run_folder: Path) -> str:
+    """A SQLite database beside the run folder, shared by the runs that lie there."""
+    return f"sqlite:///{run_folder.resolve().parent / 'mlflow.db'}"
