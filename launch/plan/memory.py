@@ -19,9 +19,7 @@ PREFETCH_ELEMENTS = 50_000_000
 
 FP32_MOMENTS_BYTES = 8.0
 EIGHT_BIT_MOMENTS_BYTES = 2 + 8 / 256  # a code each, and fp32 scales for blocks of 256
-CONTEXT_BYTES = (
-    1.5e9  # CUDA's own, NCCL's buffers and the kernels' scratch space: an allowance, not a measurement
-)
+CONTEXT_BYTES = 1.5e9  # CUDA's own, NCCL's buffers and the kernels' scratch space: an allowance, not a measurement
 FRAGMENTATION = 0.05  # of the rest, lost between the allocator's blocks: an allowance
 PROCESS_BYTES = 1.5e9  # one rank of Python, torch and DeepSpeed, without tensors: an allowance
 
@@ -58,9 +56,7 @@ def layout(*, zero_stage: int, precision: Precision, offload: bool) -> Layout:
     """Bytes a parameter of one ZeRO stage; offload: the optimizer's state in host memory, from stage 1 on."""
     working = 2 if precision == "bf16" else 4
     none, gradients, shared = Share(), Share(whole=4), Share(shared=4)
-    if (
-        zero_stage == 0
-    ):  # one flat fp32 gradient, the master, two moments; in fp32 the master is what is worked with
+    if zero_stage == 0:  # one flat fp32 gradient, the master, two moments; in fp32 the master is what is worked with
         return Layout(Share(whole=16 + (working if precision == "bf16" else 0)), none, none, none)
     if zero_stage == 3:
         state = Share(shared=working) if offload else Share(shared=working + 12 + 4)

@@ -175,9 +175,7 @@ class _Export:
         if self.objective == "mask_decoder":
             write_mask_decoder(out, vae=self._whole_vae(self._cast(self.loaded)), settings=self._settings())
             return
-        other = (
-            load_dit(self.source, ema=not self.ema, wan=self.asked_wan) if self._has_both() else self.loaded
-        )
+        other = load_dit(self.source, ema=not self.ema, wan=self.asked_wan) if self._has_both() else self.loaded
         averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
         write_dit(out, model=self._cast(last), ema=self._cast(averaged), settings=self._settings())
 
