@@ -1,6 +1,6 @@
 """Make the tiny Wan VAE that ships in models/tiny: `python -m tools.train_tiny_vae --out DIR --minutes 12`.
 
-Owns the recipe. The encoder is a closed form (launch/tiny_vae_encoder.py): the principal components of synthetic clips
+Owns the recipe. The encoder is a closed form (tools/tiny_vae_encoder.py): the principal components of synthetic clips
 and of their masks as grey videos, at Wan's scale. The decoder is trained to undo it on one CPU thread, on
 synthetic clips, masks and noise textures. DIR then holds config.json, the weights in bfloat16 and measured.json.
 What ships: `--minutes 9`, then `--start` from that with `--minutes 30 --lr 2e-3`, ended after 20 of them.

@@ -1,7 +1,7 @@
 """How much memory a rank of a training holds: the trainer's layout as bytes for each trained parameter.
 
 Every coefficient was measured on real ranks (tests/launch/test_plan_memory.py does it again): some bytes are whole on
-each rank, the rest is shared by all. What a pass of the module needs comes from models/dry_run.py.
+each rank, the rest is shared by all. What a pass of the module needs comes from models/cost/dry_run.py.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from flowmask.trainer.config import STATE_BYTES
 
 Precision = Literal["bf16", "fp32"]
 
-# Of DeepSpeed, as trainer/engine.py configures it
+# Of DeepSpeed, as trainer/step/engine.py configures it
 BUCKET_ELEMENTS = 50_000_000
 GATHERED_ELEMENTS = 1_000_000_000  # ZeRO 3 keeps up to so many parameters whole between forward and backward
 PREFETCH_ELEMENTS = 50_000_000

@@ -1,7 +1,7 @@
 """A tiny Wan2.1 checkpoint in exactly the diffusers layout, so that the code that loads the real one runs anywhere.
 
 Owns the tiny architecture: a random DiT (sharded), a random UMT5 encoder with its own small tokenizer, and the VAE
-that `launch/train_tiny_vae.py` made from synthetic clips, shipped in models/tiny. It knows nothing of language or of
+that `tools/train_tiny_vae.py` made from synthetic clips, shipped in models/tiny. It knows nothing of language or of
 other videos: it is for demos, tests and dry runs. Same seed, same bytes.
 """
 

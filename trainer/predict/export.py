@@ -5,7 +5,7 @@
     safetensors   one file; the conventions stand in its header
     lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
 
-The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/weights.py`),
+The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/predict/weights.py`),
 with the same tensors to the bit. Refuses an `out` that is already there.
 """
 
