@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from launch.config import load_job
-from launch.demo_report import collect, show
+from launch.demo_report import collect, refuse_skips, show
 from launch.jobs import KINDS, run
 from launch.progress import bar
 from models.errors import ConfigError, UserError
@@ -154,6 +154,7 @@ class Stages:
         tracking = f"tracking.uri=sqlite:///{self.out.resolve()}/mlflow.db"
         run = self.out / "runs" / name
         self._job("train", f"{name}.yaml", run, f"train.precision={precision}", tracking, *overrides)
+        refuse_skips(run)
 
     def _job(self, kind: str, part: str, out: Path, *overrides: str) -> None:
         """Run one job of configs/demo with every path below `out`."""
