@@ -9,13 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flowmask.models.errors import TrainingError
+
 EDGE_STEPS = 20  # steps over which the first and the last loss are averaged
 
 
 def collect(out: Path) -> dict[str, Any]:
     """Read the scores, losses and speeds of the demo in `out`: nothing that was not measured there."""
     scores = json.loads((out / "evaluate" / "scores.json").read_text())
-    rows = [json.loads(line) for line in (out / "runs" / "dit" / "metrics.jsonl").read_text().splitlines()]
+    rows = _rows(out / "runs" / "dit")
     durations = json.loads((out / "durations.json").read_text())
     manifest = json.loads((out / "cache" / "manifest.json").read_text())
     losses = [row["loss"] for row in rows]
@@ -34,18 +36,27 @@ def collect(out: Path) -> dict[str, Any]:
     }
 
 
+def refuse_skips(run: Path) -> None:
+    """TrainingError if a step of a run was skipped: a healthy one skips none."""
+    steps = [row["step"] for row in _rows(run) if row.get("skipped")]
+    if steps:
+        raise TrainingError(
+            f"{run} skipped {len(steps)} steps ({', '.join(map(str, steps[:5]))}{', ...' if steps[5:] else ''}), "
+            "which a healthy demo never does; log.txt there says why"
+        )
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def show(out: Path, report: dict[str, Any], console: Console) -> None:
     """Print the report as a short table, and where to look next."""
     table = Table(title="FlowMask demo: held-out synthetic videos", show_header=False, title_justify="left")
-    share = (
-        100 * report["jf_shuffled_text"] / report["jf_right_text"]
-        if report["jf_right_text"]
-        else float("nan")
-    )
+    share = 100 * report["jf_shuffled_text"] / report["jf_right_text"] if report["jf_right_text"] else float("nan")
     table.add_row("J&F", f"{report['jf']:.1f}   (J {report['j']:.1f}, F {report['f']:.1f})")
     table.add_row(
-        "with other sentences",
-        f"{report['jf_shuffled_text']:.1f}   {share:.0f} % of {report['jf_right_text']:.1f}",
+        "with other sentences", f"{report['jf_shuffled_text']:.1f}   {share:.0f} % of {report['jf_right_text']:.1f}"
     )
     table.add_row("mask decoder alone", f"{report['decoder_jf']:.1f}")
     table.add_row("training loss", f"{report['train_loss_first']:.3f} -> {report['train_loss_last']:.3f}")
@@ -56,10 +67,7 @@ def show(out: Path, report: dict[str, Any], console: Console) -> None:
     for what, where in (
         ("report", out / "evaluate" / "report.html"),
         ("overlay video", out / "predict" / "overlay.mp4"),
-        (
-            "losses",
-            f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri sqlite:///{out / 'mlflow.db'}",
-        ),
+        ("losses", f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri sqlite:///{out / 'mlflow.db'}"),
         ("figures", out / "report.json"),
     ):
         console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)

@@ -70,8 +70,7 @@ class FlowMatching:
     def prepare(self, batch: Batch) -> Batch:
         """Draws of each example from its own key: timestep int64 [B]."""
         u_special, u = torch.tensor(
-            [[uniform(key, number=draw) for key in batch.keys] for draw in (_SPECIAL, _TIME)],
-            dtype=torch.float64,
+            [[uniform(key, number=draw) for key in batch.keys] for draw in (_SPECIAL, _TIME)], dtype=torch.float64
         )
         batch.draws["timestep"] = self._timestep(u_special, u)
         return batch
@@ -88,9 +87,7 @@ class FlowMatching:
     def _timestep(self, u_special: Tensor, u: Tensor) -> Tensor:
         if self._config.boundary_bias:
             return draw_timestep(u_special, u, boundary_probability=self._config.boundary_probability)
-        return (
-            u * TRAIN_TIMESTEPS
-        ).long() + 1  # uniform over 1..1000: the boundary is one timestep among all
+        return (u * TRAIN_TIMESTEPS).long() + 1  # uniform over 1..1000: the boundary is one timestep among all
 
     def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         video_latent, mask_latent = self._endpoints(batch)
@@ -100,6 +97,7 @@ class FlowMatching:
         dit: Any = module  # or an engine around it
         predicted = velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)
         losses = (predicted - target).square().flatten(1).mean(1)
+        batch.note_finite(prediction=predicted, loss=losses)
         at_video = (timestep == TRAIN_TIMESTEPS).float()
         detached = losses.detach()
         return losses.mean(), {
@@ -114,7 +112,9 @@ class FlowMatching:
         assert batch.video_mean is not None and batch.video_logvar is not None and batch.mask_mean is not None
         raw = batch.video_mean.float()
         if self._config.start_point_augmentation:
-            raw = sample_posterior(raw, batch.video_logvar.float(), self.noise(batch))
+            eps = self.noise(batch)
+            batch.note_finite(noise=eps)
+            raw = sample_posterior(raw, batch.video_logvar.float(), eps)
         mask_latent = batch.mask_mean.float()
         if self._model.mask_latent_norm == "video":
             mask_latent = normalise(self._stats, mask_latent)
@@ -149,8 +149,10 @@ class MaskDecoding:
         assert batch.mask_mean is not None and batch.mask_pixels is not None
         latent = batch.mask_mean.float()
         if "noise" in batch.draws:
+            batch.note_finite(noise=batch.draws["noise"])
             latent = latent + batch.draws["noise"]
         logits, target = module(latent), batch.mask_pixels.unsqueeze(1)  # [B 1 F H W] both
+        batch.note_finite(prediction=logits)
         focal = focal_loss(logits, target, alpha=self._config.focal_alpha, gamma=self._config.focal_gamma)
         dice = dice_loss(logits, target)
         loss = self._config.focal_weight * focal + self._config.dice_weight * dice

@@ -83,7 +83,7 @@ def test_the_state_is_saved_when_due_and_at_the_end_but_never_twice() -> None:
 
 def test_only_skips_in_a_row_break_a_run() -> None:
     run, saved = make(steps=9, every=100, bad={2, 4, 6, 7})
-    assert train(run) is Ending.BROKEN and saved == [7] and run.skipped == 4
+    assert train(run) is Ending.BROKEN and saved == [7] and run.skips.total() == 4
     assert train(make(steps=9, every=100, bad={2, 4, 6, 8})[0]) is Ending.FINISHED
 
 
@@ -100,10 +100,7 @@ def test_a_signal_only_raises_a_flag_however_often_it_comes_and_leaves_the_old_h
 
 @pytest.mark.parametrize(
     ("metric", "values", "best"),
-    [
-        ("eval_jf", [float("nan"), 3.0, 3.0, 5.0, 4.0], [2, 4]),
-        ("eval_loss", [3.0, 4.0, float("nan"), 2.0], [1, 4]),
-    ],
+    [("eval_jf", [float("nan"), 3.0, 3.0, 5.0, 4.0], [2, 4]), ("eval_loss", [3.0, 4.0, float("nan"), 2.0], [1, 4])],
 )
 def test_the_best_evaluation_is_saved_at_once_and_a_broken_one_is_never_best(
     metric: str, values: list[float], best: list[int]
