@@ -10,6 +10,9 @@ from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+# float32 rounds the 65 lowest integers to u = 0, whose logarithm is infinite. Exact, theirs are (0.5 .. 64.5) / 2^32:
+# this is their mean. The next u that float32 has is 2^-25, so no other number changes.
+_SMALLEST_U = 32.5 * 2.0**-32
 
 
 def mix64(*values: int) -> int:
@@ -51,10 +54,19 @@ def normal(key: int, shape: Sequence[int], device: torch.device | str = "cpu") -
     for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1]), (31, 1)):
         bits ^= (bits >> shift) & ((1 << (64 - shift)) - 1)  # int64 shifts copy the sign: mask it off
         bits *= _signed(factor)
+    return box_muller(bits).flatten()[:count].view(tuple(shape))
+
+
+def box_muller(bits: Tensor) -> Tensor:
+    """Two standard normal numbers, float32 [2 n], of each uniform 64-bit word, int64 [n]; finite for every word.
+
+    The lower half is the radius' u, the upper half the angle.
+    """
     halves = bits.view(torch.int32).view(-1, 2).to(torch.float32)
-    radius = halves[:, 0].add(2.0**31 + 0.5).mul_(2.0**-32).clamp_(max=1).log_().mul_(-2).sqrt_()
+    u = halves[:, 0].add(2.0**31 + 0.5).mul_(2.0**-32).clamp_(min=_SMALLEST_U, max=1)
+    radius = u.log_().mul_(-2).sqrt_()
     angle = halves[:, 1] * (2 * math.pi * 2.0**-32)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(tuple(shape))
+    return torch.stack([radius * angle.cos(), radius * angle.sin()])
 
 
 def _signed(value: int) -> int:

@@ -36,6 +36,7 @@ class Batch:
     keys         one integer per example, mix64(seed, epoch, example, step): its only source of randomness
     digest       sum of mix64(position, example id) mod 2^64: identifies the examples that were delivered
     draws        random tensors, filled by the loader's `prepare`
+    finite       bool [b] of parts of the loss: whether an example's is finite; filled by the loss
     """
 
     step: int
@@ -51,6 +52,7 @@ class Batch:
     text_tokens: int = 0
     mask_pixels: Tensor | None = None
     draws: dict[str, Tensor] = field(default_factory=dict)
+    finite: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -60,6 +62,11 @@ class Batch:
         assert self.text is not None
         missing = max(0, self.text_tokens - self.text.shape[1])
         return torch.nn.functional.pad(self.text, (0, 0, 0, missing))
+
+    def note_finite(self, **parts: Tensor) -> None:
+        """Note in `finite` for each [b ...] part of the loss of which examples it is; the device isn't waited for."""
+        for name, part in parts.items():
+            self.finite[name] = part.detach().isfinite().reshape(len(part), -1).all(1)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its data and draws on a device; ids and keys stay on the host."""

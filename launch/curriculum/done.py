@@ -93,6 +93,8 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
     _refuse_other_cache(job, state)
     if step < job.train.steps:
         return Judgement(False, f"at step {step} of {job.train.steps}")
+    if not document["updates"]:
+        return Judgement(False, f"every step of {step} was skipped")
     return Judgement(True, f"step {step} of {job.train.steps}")
 
 

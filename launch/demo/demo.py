@@ -20,7 +20,7 @@ from rich.console import Console
 
 from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job
 from flowmask.launch.configs import BUNDLED
-from flowmask.launch.demo.report import collect, show
+from flowmask.launch.demo.report import collect, refuse_skips, show
 from flowmask.launch.jobs import KINDS, run
 from flowmask.launch.progress import bar
 from flowmask.models.errors import ConfigError, UserError
@@ -155,6 +155,7 @@ class Stages:
         tracking = f"tracking.uri=sqlite:///{self.out.resolve()}/mlflow.db"
         run = self.out / "runs" / name
         self._job("train", f"{name}.yaml", run, f"train.precision={precision}", tracking, *overrides)
+        refuse_skips(run)
 
     def _job(self, kind: str, part: str, out: Path, *overrides: str) -> None:
         """Run one job of configs/demo with every path below `out`."""

@@ -9,13 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flowmask.models.errors import TrainingError
+
 EDGE_STEPS = 20  # steps over which the first and the last loss are averaged
 
 
 def collect(out: Path) -> dict[str, Any]:
     """Read the scores, losses and speeds of the demo in `out`: nothing that was not measured there."""
     scores = json.loads((out / "evaluate" / "scores.json").read_text())
-    rows = [json.loads(line) for line in (out / "runs" / "dit" / "metrics.jsonl").read_text().splitlines()]
+    rows = _rows(out / "runs" / "dit")
     durations = json.loads((out / "durations.json").read_text())
     manifest = json.loads((out / "cache" / "manifest.json").read_text())
     losses = [row["loss"] for row in rows]
@@ -32,6 +34,20 @@ def collect(out: Path) -> dict[str, Any]:
         "cache_clips_per_s": round(manifest["clips"] / durations["cache_s"], 2),
         "train_samples_per_s": round(harmonic_mean(row["examples_per_s"] for row in rows[edge // 2 :]), 2),
     }
+
+
+def refuse_skips(run: Path) -> None:
+    """TrainingError if a step of a run was skipped: a healthy one skips none."""
+    steps = [row["step"] for row in _rows(run) if row.get("skipped")]
+    if steps:
+        raise TrainingError(
+            f"{run} skipped {len(steps)} steps ({', '.join(map(str, steps[:5]))}{', ...' if steps[5:] else ''}), "
+            "which a healthy demo never does; log.txt there says why"
+        )
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def show(out: Path, report: dict[str, Any], console: Console) -> None:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -86,9 +86,10 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def losses(out: Path) -> list[float]:
-    """A run's losses; the rows must be those of steps 1, 2, 3, ... once each."""
+def losses(out: Path, *, skipped: Sequence[int] = ()) -> list[float]:
+    """A run's losses; the rows must be those of steps 1, 2, 3, ... once each, and no other step `skipped`."""
     found = rows(out)
+    assert [row["step"] for row in found if row.get("skipped")] == [*skipped]
     assert [row["step"] for row in found] == list(range(1, len(found) + 1))
     return [row["loss"] for row in found]
 

@@ -97,6 +97,7 @@ class FlowMatching:
         dit: Any = module  # or an engine around it
         predicted = velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)
         losses = (predicted - target).square().flatten(1).mean(1)
+        batch.note_finite(prediction=predicted, loss=losses)
         at_video = (timestep == TRAIN_TIMESTEPS).float()
         detached = losses.detach()
         return losses.mean(), {
@@ -111,7 +112,9 @@ class FlowMatching:
         assert batch.video_mean is not None and batch.video_logvar is not None and batch.mask_mean is not None
         raw = batch.video_mean.float()
         if self._config.start_point_augmentation:
-            raw = sample_posterior(raw, batch.video_logvar.float(), self.noise(batch))
+            eps = self.noise(batch)
+            batch.note_finite(noise=eps)
+            raw = sample_posterior(raw, batch.video_logvar.float(), eps)
         mask_latent = batch.mask_mean.float()
         if self._model.mask_latent_norm == "video":
             mask_latent = normalise(self._stats, mask_latent)
@@ -146,8 +149,10 @@ class MaskDecoding:
         assert batch.mask_mean is not None and batch.mask_pixels is not None
         latent = batch.mask_mean.float()
         if "noise" in batch.draws:
+            batch.note_finite(noise=batch.draws["noise"])
             latent = latent + batch.draws["noise"]
         logits, target = module(latent), batch.mask_pixels.unsqueeze(1)  # [B 1 F H W] both
+        batch.note_finite(prediction=logits)
         focal = focal_loss(logits, target, alpha=self._config.focal_alpha, gamma=self._config.focal_gamma)
         dice = dice_loss(logits, target)
         loss = self._config.focal_weight * focal + self._config.dice_weight * dice

@@ -17,6 +17,7 @@ class Ending(Enum):
     FINISHED = "finished"
     STOPPED = "stopped by a signal"
     BROKEN = "too many steps in a row were not finite or out of bounds"
+    EMPTY = "not one step counted"
 
 
 def train(run: Run) -> Ending:
@@ -34,7 +35,9 @@ def train(run: Run) -> Ending:
         if run.save_due():
             run.save()
     run.save_and_wait()
-    return Ending.FINISHED if run.finished else Ending.BROKEN if run.broken else Ending.STOPPED
+    if run.finished:
+        return Ending.EMPTY if run.empty else Ending.FINISHED
+    return Ending.BROKEN if run.broken else Ending.STOPPED
 
 
 @contextmanager

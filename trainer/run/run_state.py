@@ -5,14 +5,16 @@ handler. Everything here that is not in a checkpoint is a function of what is.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flowmask.data_pipeline.read.batches import Batches, Plan
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives.objectives import Objective, read_metrics
+from flowmask.trainer.run.diagnose import Skip, why_skipped
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.run.schedule import learning_rate
 from flowmask.trainer.state.saving import Checkpoints
@@ -39,8 +41,9 @@ class Run:
     measure: Callable[["Run"], Mapping[str, float]]
     on_evaluated: Callable[["Run", Mapping[str, float]], None]
     step: int = 0
-    skipped: int = 0
+    skips: Counter[str] = field(default_factory=Counter)  # by reason
     skipped_in_a_row: int = 0
+    last_skip: str = ""  # its reason
     evaluated_step: int = 0
     best: Mapping[str, Any] | None = None  # step, metric and value of the best evaluation so far
     signalled: bool = False
@@ -48,6 +51,11 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.step >= self.config.train.steps
+
+    @property
+    def empty(self) -> bool:
+        """Whether not one step counted, of this start or an earlier one."""
+        return self.engine.updates == 0
 
     @property
     def lr(self) -> float:
@@ -63,24 +71,23 @@ class Run:
         limits = {"loss_limit": self.guard.loss_limit, "grad_norm_limit": self.guard.grad_norm_limit}
         result = self.engine.step(self.objective, batch, **limits)
         if result.skipped:
-            self.skipped += 1
+            skip = why_skipped(result, batch, loss_limit=limits["loss_limit"])
+            self.skips[skip.reason] += 1
             self.skipped_in_a_row += 1
-            self._say_skipped(result, **limits)
+            self.last_skip = skip.reason
+            self._say_skipped(skip, result, **limits)
             return result
         self.skipped_in_a_row = 0
         self.guard.took(loss=result.loss, grad_norm=result.grad_norm)
         self.ema.update()
         return result
 
-    def _say_skipped(self, result: StepResult, *, loss_limit: float, grad_norm_limit: float) -> None:
-        why = f"loss {result.loss}, not finite or its gradient is not"
-        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
-            why = f"loss {result.loss:.6g} (limit {loss_limit:.6g}), gradient norm {result.grad_norm:.6g} "
-            why += f"(limit {grad_norm_limit:.6g})"
-        examples = ", ".join(map(str, self.plan[self.step].example_ids))
+    def _say_skipped(self, skip: Skip, result: StepResult, *, loss_limit: float, grad_norm_limit: float) -> None:
+        examples = ", ".join(map(str, skip.examples or self.plan[self.step].example_ids))
         self.log.say(
-            f"step {self.step + 1} skipped: {why} "
-            f"({self.skipped} so far, {self.skipped_in_a_row} in a row); examples {examples}"
+            f"step {self.step + 1} skipped: {skip.reason}; loss {result.loss:.6g} (limit {loss_limit:.6g}), "
+            f"gradient norm {result.grad_norm:.6g} (limit {grad_norm_limit:.6g}) "
+            f"({self.skips.total()} so far, {self.skipped_in_a_row} in a row); examples {examples}"
         )
 
     def advance(self, result: StepResult) -> None:

@@ -39,6 +39,7 @@ class Session:
     newest: Path | None
     state: dict[str, Any] = field(default_factory=dict)
     step: int = 0
+    updates: int = 0  # steps that counted
     tracker: Tracker | None = None
 
 
@@ -76,10 +77,10 @@ def open_session(config: RunConfig, resolved: Mapping[str, Any], stack: ExitStac
     )
     checkpoints.clean()
     newest = checkpoints.newest()
-    document: dict[str, Any] = read_state(newest) if newest is not None else {"step": 0, "state": {}}
+    document: dict[str, Any] = read_state(newest) if newest is not None else {"step": 0, "updates": 0, "state": {}}
     state = document["state"]
     config, tree = together(lambda: continued(config, resolved, state=state, reader=reader))
-    return Session(config, tree, folder, log, reader, checkpoints, newest, state, document["step"])
+    return Session(config, tree, folder, log, reader, checkpoints, newest, state, document["step"], document["updates"])
 
 
 def continued(

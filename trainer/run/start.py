@@ -4,13 +4,14 @@ A checkpoint holds only what is trained. Of the frozen weights that the rest sta
 the hash; other ones are refused.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from flowmask.models.dit import can_recompute, compile_blocks, recompute_blocks
-from flowmask.models.errors import CheckpointError, ConfigError
+from flowmask.models.errors import CheckpointError, ConfigError, WeightsError
 from flowmask.models.lora import add_lora, named_parameters
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives.objectives import Objective
@@ -32,7 +33,18 @@ def starting_module(
         taken = start_from(source, module, ema=config.model.init_ema, settings=settings, wan=config.model.wan)
     if config.lora is not None:
         add_lora(module, config.lora, seed=config.train.seed)
+    _refuse_broken(config, module)
     return module, taken
+
+
+def _refuse_broken(config: RunConfig, module: nn.Module) -> None:
+    """WeightsError if a weight is not finite: every step would be skipped."""
+    for name, parameter in named_parameters(module):
+        if parameter.numel() and not all(math.isfinite(edge) for edge in parameter.detach().aminmax()):
+            source = f"model.init {config.model.init} or " if config.model.init else ""
+            raise WeightsError(
+                f"{source}model.wan {config.model.wan}: {name} has a number that is not finite; get the weights again"
+            )
 
 
 def save_memory_and_time(config: RunConfig, module: nn.Module) -> None:

@@ -6,6 +6,7 @@ Builds the parts of a run, lets the loop have them, and closes them in reverse.
 import atexit
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,12 +18,12 @@ from torch import nn
 from flowmask.data_pipeline.read.batches import Batches, Plan, Reader, open_batches, plan_for
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.mixture import MixturePlan
-from flowmask.models.errors import TrainingError
 from flowmask.models.vae import LatentStats
 from flowmask.trainer import distributed
 from flowmask.trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig, workers
 from flowmask.trainer.distributed import limit_waits, lost_ranks_named
 from flowmask.trainer.objectives.objectives import Objective, objective_named
+from flowmask.trainer.run.diagnose import told, useless
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.run.loop import Ending, stop_signals, train
 from flowmask.trainer.run.run_state import Run
@@ -46,7 +47,7 @@ def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
     resolved: what is saved as config.yaml. Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK,
     MASTER_ADDR and MASTER_PORT say who calls. 0 when finished, REQUEUE_EXIT_CODE when a signal stopped it.
     Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with the state
-    saved, RankLostError if another rank hangs or is gone.
+    saved or not one step counted, RankLostError if another rank hangs or is gone.
     """
     distributed.init(timeout_s=config.train.collective_timeout_s)
     atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
@@ -55,15 +56,11 @@ def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
         session = open_session(config, resolved, stack)
         steps = session.config.train.steps
         if session.step >= steps:
+            if not session.updates:
+                raise useless(session.config, session.state.get("skips", {}), updates=0)
             session.log.say(f"{config.out} is finished: step {session.step} of {steps}; nothing to do")
             return 0
         ending = _train(session, stack)
-    if ending is Ending.BROKEN:
-        raise TrainingError(
-            f"{config.out} stopped: {config.guard.max_consecutive_skips} steps in a row were not finite "
-            "or spikes; the last good weights are saved. See log.txt for the examples; lower train.lr, or "
-            "raise guard.grad_norm_spike"
-        )
     return REQUEUE_EXIT_CODE if ending is Ending.STOPPED else 0
 
 
@@ -96,7 +93,9 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     finally:
         if session.tracker is not None:
             session.tracker.close(_STATUS.get(ending, "FAILED"))
-    session.log.say(f"{ending.value} at step {the_run.step}; {the_run.skipped} steps skipped in all")
+    session.log.say(f"{ending.value} at step {the_run.step}; {told(the_run.skips)}")
+    if ending in (Ending.BROKEN, Ending.EMPTY):
+        raise useless(config, the_run.skips, updates=engine.updates, reason=the_run.last_skip)
     return ending
 
 
@@ -118,7 +117,7 @@ def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, *
         measure=measure,
         on_evaluated=lambda run, found: _report_evaluation(session, run, found),
         step=session.step,
-        skipped=state.get("skipped", 0),
+        skips=+Counter(state.get("skips") or {"for a reason not recorded": state.get("skipped", 0)}),
         skipped_in_a_row=state.get("skipped_in_a_row", 0),
         evaluated_step=state.get("evaluated_step", 0),
         best=state.get("best"),
@@ -254,7 +253,7 @@ def _begin_save(session: Session, run: Run) -> None:
         "init": session.state.get("init"),
         "frozen": session.state.get("frozen"),
         "mlflow_run_id": session.tracker.run_id if session.tracker is not None else None,
-        "skipped": run.skipped,
+        "skips": dict(run.skips),
         "skipped_in_a_row": 0 if run.broken else run.skipped_in_a_row,
         "guard": run.guard.state(),
         "evaluated_step": run.evaluated_step,

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from flowmask.launch.demo import demo
 from flowmask.launch.demo.demo import Profile
+from flowmask.launch.demo.report import refuse_skips
+from flowmask.models.errors import TrainingError
 
 REPORT_KEYS = {
     "jf", "j", "f", "jf_shuffled_text", "train_loss_first", "train_loss_last",
@@ -59,6 +61,17 @@ def test_every_expression_has_a_mask_for_every_frame(smoke: Path) -> None:
 def test_the_overlay_is_a_video_of_every_frame(smoke: Path) -> None:
     with av.open(str(smoke / "predict" / "overlay.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 5
+
+
+def test_no_step_of_a_demo_is_skipped_and_one_that_was_fails_it_in_one_line(smoke: Path, tmp_path: Path) -> None:
+    for name in ("decoder", "dit"):
+        run = smoke / "runs" / name
+        assert not any(json.loads(row).get("skipped") for row in (run / "metrics.jsonl").read_text().splitlines())
+        assert (run / "log.txt").read_text().rstrip().endswith("; no step skipped")
+        refuse_skips(run)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "skipped": true}\n')
+    with pytest.raises(TrainingError, match=r"skipped 1 steps \(2\)"):
+        refuse_skips(tmp_path)
 
 
 def test_a_run_leaves_one_row_for_each_step(smoke: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_state_is_saved_when_due_and_at_the_end_but_never_twice() -> None:
 
 def test_only_skips_in_a_row_break_a_run() -> None:
     run, saved = make(steps=9, every=100, bad={2, 4, 6, 7})
-    assert train(run) is Ending.BROKEN and saved == [7] and run.skipped == 4
+    assert train(run) is Ending.BROKEN and saved == [7] and run.skips.total() == 4
     assert train(make(steps=9, every=100, bad={2, 4, 6, 8})[0]) is Ending.FINISHED
 
 

@@ -89,13 +89,19 @@ def test_steps_without_a_finite_loss_are_skipped_and_named_and_training_goes_on(
     found = rows(tmp_path / "run")
     assert [row["step"] for row in found if row.get("skipped")] == [5, 6, 7]
     assert [row["step"] for row in found if row["loss"] is None or row["grad_norm"] is None] == [5, 6, 7]
-    assert re.search(r"step 5 skipped: .*\(1 so far, 1 in a row\); examples \d+, \d+", _log(tmp_path / "run"))
+    assert re.search(
+        r"step 5 skipped: loss not finite; .*\(1 so far, 1 in a row\); examples \d+, \d+", _log(tmp_path / "run")
+    )
     assert read_state(complete(tmp_path / "run" / "checkpoints")[0])["updates"] == 7
+    assert "finished at step 10; 3 steps skipped: 3 loss not finite" in _log(tmp_path / "run")
 
 
 def test_too_many_skips_in_a_row_stop_the_run_with_the_last_good_weights_saved(lab: Path, tmp_path: Path) -> None:
     guard = {"guard.max_consecutive_skips": 3, "checkpoint.every_steps": 2, "checkpoint.keep_last": 9}
-    with NanFrom.on_every_run(), pytest.raises(TrainingError, match="3 steps in a row"):
+    with (
+        NanFrom.on_every_run(),
+        pytest.raises(TrainingError, match=r"3 loss not finite; the last 3 steps in a row; the last good weights"),
+    ):
         start(lab, tmp_path / "run", guard)
     last, *_, good, _ = complete(tmp_path / "run" / "checkpoints")
     assert (last.name, good.name) == ("step_00000007", "step_00000004")

@@ -1,0 +1,135 @@
+"""A step that is skipped says what was not finite first and of whom; a run that nothing came of says so and fails."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import run_group, start
+from safetensors.torch import load_file, save_file
+from test_host_waits import Questions, Scalars
+from test_objectives import SilentVelocity, batch_of, make
+
+from flowmask.models.errors import TrainingError, WeightsError
+from flowmask.trainer.run import diagnose
+from flowmask.trainer.run.diagnose import Skip, told, useless, why_skipped
+
+NAN = float("nan")
+
+
+class BrokenVelocity(SilentVelocity):
+    """Stands for a DiT whose velocity is not a number for the second example."""
+
+    def __call__(self, **inputs: Any) -> tuple[torch.Tensor]:
+        (velocity,) = super().__call__(**inputs)
+        velocity[1] = NAN
+        return (velocity,)
+
+
+def skip_of(batch: Any, *, dit: Any, loss: float = NAN) -> Skip:
+    batch.example_ids += 70
+    objective = make()
+    objective.prepare(batch)
+    objective.loss(dit, batch)
+    result: Any = SimpleNamespace(loss=loss, grad_norm=NAN)
+    return why_skipped(result, [batch], loss_limit=9.0)
+
+
+@pytest.mark.parametrize(
+    ("broken", "part"),
+    [
+        ("video_mean", "latents"),
+        ("video_logvar", "latents"),
+        ("mask_mean", "latents"),
+        ("text", "text"),
+        ("eps", "noise"),
+    ],
+)
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+def test_the_first_thing_that_is_not_finite_is_named_with_its_examples(broken: str, part: str, value: float) -> None:
+    batch = batch_of([1, 2, 3])
+    batch.draws["eps"] = torch.zeros(3, 16, 1, 1, 1)
+    place = batch.draws["eps"] if broken == "eps" else getattr(batch, broken)
+    place[2].view(-1)[5] = value
+    assert skip_of(batch, dit=BrokenVelocity()) == Skip(f"{part} not finite", (72,))
+
+
+def test_of_whole_inputs_the_prediction_the_loss_or_the_gradient_is_named() -> None:
+    assert skip_of(batch_of([1, 2, 3]), dit=BrokenVelocity()) == Skip("prediction not finite", (71,))
+    assert skip_of(batch_of([1, 2, 3]), dit=SilentVelocity()) == Skip("loss not finite")
+    assert skip_of(batch_of([1, 2, 3]), dit=SilentVelocity(), loss=1.0) == Skip("gradient not finite")
+    for loss, reason in ((5.0, "gradient norm spike"), (10.0, "loss spike")):
+        result: Any = SimpleNamespace(loss=loss, grad_norm=1e9)
+        assert why_skipped(result, [], loss_limit=9.0) == Skip(reason)
+
+
+def test_a_loss_asks_its_device_for_nothing() -> None:
+    batch, objective = batch_of([1, 2, 3]), make()
+    objective.prepare(batch)
+    with Scalars() as scalars, Questions() as questions:
+        objective.loss(SilentVelocity(), batch)
+    assert set(batch.finite) == {"noise", "prediction", "loss"}
+    assert not +questions.seen and scalars.seen == 0
+
+
+def test_skips_are_told_by_reason_and_only_spikes_and_steps_that_counted_blame_the_learning_rate() -> None:
+    assert told({}) == "no step skipped"
+    assert told({"a": 1, "b": 2}) == "3 steps skipped: 2 b, 1 a"
+    config: Any = SimpleNamespace(
+        out="RUN", guard=SimpleNamespace(max_consecutive_skips=3), data=SimpleNamespace(caches="CACHE")
+    )
+    for part in diagnose._PARTS:
+        never = str(useless(config, {f"{part} not finite": 3}, updates=0))
+        assert "train.lr" not in never and "last good" not in never
+    assert "lower train.lr" in str(useless(config, {"x": 9}, updates=5, reason="loss spike"))
+
+
+def broken_cache(lab: Path, folder: Path, *, examples: list[int]) -> Path:
+    """The lab's cache with a NaN in the video's latents of some examples."""
+    shutil.copytree(lab / "cache", folder)
+    index = np.load(folder / "index.npy")
+    names = [shard["file"] for shard in json.loads((folder / "manifest.json").read_text())["shards"]]
+    for row in index[examples]:
+        with (folder / "shards" / names[int(row["shard"])]).open("r+b") as file:
+            file.seek(int(row["video_mean"]))
+            file.write(b"\xc0\x7f")  # a bfloat16 NaN
+    return folder
+
+
+def test_latents_of_one_example_are_named_on_whichever_rank_they_are(lab: Path, tmp_path: Path) -> None:
+    cache = broken_cache(lab, tmp_path / "cache", examples=[3])
+    overrides = {"data.cache": str(cache), "train.micro_batch": 2, "train.steps": 4}
+    run_group([{"lab": str(lab), "out": str(tmp_path / "run"), "overrides": overrides}], folder=tmp_path / "ranks")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    skipped = re.findall(r"skipped: (.*?);.*; examples (.*)", log)
+    assert skipped and {reason for reason, _ in skipped} == {"latents not finite"}
+    assert re.search(r"finished at step 4; (\d) steps? skipped: \1 latents not finite", log)
+
+
+@pytest.mark.parametrize("patience", [10, 3])
+def test_a_run_of_which_no_step_counted_fails_with_the_reason_and_stays_failed(
+    lab: Path, tmp_path: Path, patience: int
+) -> None:
+    cache = broken_cache(lab, tmp_path / "cache", examples=list(range(16)))
+    overrides = {"data.cache": str(cache), "train.steps": 4, "guard.max_consecutive_skips": patience}
+    for _ in range(2):
+        with pytest.raises(TrainingError) as caught:
+            start(lab, tmp_path / "run", overrides)
+        assert "latents not finite; not one step counted" in str(caught.value)
+        assert f"flowmask cache verify {cache}" in str(caught.value)
+        assert "train.lr" not in str(caught.value) and "last good" not in str(caught.value)
+
+
+def test_a_weight_that_is_not_finite_is_refused_by_name_before_the_first_step(lab: Path, tmp_path: Path) -> None:
+    wan = shutil.copytree(lab / "wan", tmp_path / "wan")
+    (file,) = (wan / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["blocks.0.ffn.net.2.bias"][3] = NAN
+    save_file(tensors, file)
+    with pytest.raises(WeightsError, match=r"model\.wan .*: blocks\.0\.ffn\.net\.2\.bias has a number"):
+        start(lab, tmp_path / "run", {"model.wan": str(wan)})
