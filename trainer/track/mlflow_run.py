@@ -1,4 +1,4 @@
-"""The MLflow run of a training run, as the sending process has it (trainer/track/sender.py); the only importer of MLflow."""
+"""The MLflow run of a training run, as the sending process has it (sender.py); the only importer of MLflow."""
 
 import hashlib
 import logging
