@@ -8,8 +8,8 @@ import pytest
 import torch
 from runs import losses, rows, start
 from scenarios import tiny_dit
-from torch import Tensor
 from tolerance import summed
+from torch import Tensor
 from workers import run_ranks
 
 from data_pipeline.manifest import BucketEntry
