@@ -52,9 +52,7 @@ def _check_frames(frames: int) -> None:
 def _one_or_several(value: Any) -> Any:
     """Parsed here and not by a union, whose errors would name a branch that nobody wrote."""
     if isinstance(value, list | tuple):
-        return TypeAdapter(Annotated[tuple[CacheSourceConfig, ...], Field(min_length=1)]).validate_python(
-            value
-        )
+        return TypeAdapter(Annotated[tuple[CacheSourceConfig, ...], Field(min_length=1)]).validate_python(value)
     return CacheSourceConfig.model_validate(value)
 
 
@@ -66,17 +64,11 @@ def source_names(sources: Sequence[CacheSourceConfig]) -> list[str]:
 class ClipConfig(Section):
     """How a video is cut into clips, and how each frame is resized and augmented."""
 
-    sampling: Literal["sparse", "whole"] = Field(
-        default="sparse", description="anchor + sparse frames, or all frames"
-    )
-    frames: int = Field(
-        default=17, ge=1, description="frames of a sparse clip: 4k + 1, as the VAE packs four into one"
-    )
+    sampling: Literal["sparse", "whole"] = Field(default="sparse", description="anchor + sparse frames, or all frames")
+    frames: int = Field(default=17, ge=1, description="frames of a sparse clip: 4k + 1, as the VAE packs four into one")
     short_side: int = Field(default=480, ge=16, description="short side in px before flooring")
     long_side: int = Field(default=832, ge=16, description="largest long side in px")
-    size_multiple: int = Field(
-        default=32, ge=16, description="both sides are floored to a multiple of this many px"
-    )
+    size_multiple: int = Field(default=32, ge=16, description="both sides are floored to a multiple of this many px")
     augment: bool = Field(
         default=True, description="random resize-and-crop and flip, drawn once for each clip and view"
     )
@@ -92,15 +84,11 @@ class ClipConfig(Section):
     def _can_run(self) -> Self:
         _check_frames(self.frames)
         if self.size_multiple % 16:
-            raise ValueError(
-                f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)"
-            )
+            raise ValueError(f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)")
         if self.short_side > self.long_side:
             raise ValueError(f"short_side {self.short_side} is larger than long_side {self.long_side}")
         if self.short_side < self.size_multiple:
-            raise ValueError(
-                f"short_side {self.short_side} is smaller than size_multiple {self.size_multiple}"
-            )
+            raise ValueError(f"short_side {self.short_side} is smaller than size_multiple {self.size_multiple}")
         if self.crop_min > self.crop_max:
             raise ValueError(f"crop_min {self.crop_min} is larger than crop_max {self.crop_max}")
         return self
@@ -116,9 +104,7 @@ class FrameBox(Section):
     @model_validator(mode="after")
     def _can_run(self) -> Self:
         if self.size_multiple % 16:
-            raise ValueError(
-                f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)"
-            )
+            raise ValueError(f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)")
         for name, side in (("height_px", self.height_px), ("width_px", self.width_px)):
             if side < self.size_multiple:
                 raise ValueError(f"{name} is {side}, smaller than size_multiple {self.size_multiple}")
@@ -128,30 +114,21 @@ class FrameBox(Section):
 class CacheConfig(Section):
     """What shapes the bytes of a cache, and how they are packed."""
 
-    clips_per_shard: int = Field(
-        default=64, ge=1, description="clips of one shard, the unit of work of the build"
-    )
+    clips_per_shard: int = Field(default=64, ge=1, description="clips of one shard, the unit of work of the build")
     views: int = Field(
-        default=1,
-        ge=1,
-        le=1024,
-        description="differently drawn versions of each clip; epoch e uses e mod views",
+        default=1, ge=1, le=1024, description="differently drawn versions of each clip; epoch e uses e mod views"
     )
     seed: int = Field(default=0, ge=0)
     dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="how latents and embeddings are stored"
     )
-    encoder_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="what the encoders compute in"
-    )
+    encoder_dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="what the encoders compute in")
     drop_empty_masks: bool = Field(
         default=True, description="leave out an expression whose object is absent from the clip"
     )
     lowercase: bool = Field(default=True, description="lower-case sentences before encoding")
     pixel_norm: Literal["half", "imagenet"] = "half"
-    batch_clips: int = Field(
-        default=4, ge=1, description="clips of one shape that go through the VAE together"
-    )
+    batch_clips: int = Field(default=4, ge=1, description="clips of one shape that go through the VAE together")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decode_threads: int = Field(
         default=4, ge=1, description="threads of a worker that read and resize while its encoder works"
@@ -160,8 +137,7 @@ class CacheConfig(Section):
         default=0.01, ge=0, le=1, description="the build stops when more of its clips cannot be read"
     )
     leaks: Literal["refuse", "drop", "allow"] = Field(
-        default="refuse",
-        description="videos that are in an evaluation split too: refuse, leave out, or do not look",
+        default="refuse", description="videos that are in an evaluation split too: refuse, leave out, or do not look"
     )
     held_out: tuple[DataSourceConfig, ...] = Field(
         default=(), description="more splits that will be scored on, for `leaks`"
@@ -184,8 +160,8 @@ class CacheBuildConfig(Section):
 
     out: Path
     model: CacheModel
-    data: Annotated[CacheSourceConfig | tuple[CacheSourceConfig, ...], BeforeValidator(_one_or_several)] = (
-        Field(description="one dataset, or a list of them")
+    data: Annotated[CacheSourceConfig | tuple[CacheSourceConfig, ...], BeforeValidator(_one_or_several)] = Field(
+        description="one dataset, or a list of them"
     )
     clip: ClipConfig = ClipConfig()
     cache: CacheConfig = CacheConfig()
@@ -247,9 +223,7 @@ class LoaderConfig(Section):
     @model_validator(mode="after")
     def _cache_or_mix(self) -> Self:
         if self.mode == "stream" and self.mix:
-            raise ValueError(
-                "data.mode is stream, which reads one data.cache; data.mix needs data.mode=indexed"
-            )
+            raise ValueError("data.mode is stream, which reads one data.cache; data.mix needs data.mode=indexed")
         if self.mode == "stream" and self.remainder == "drop":
             raise ValueError("data.remainder is drop; data.mode=stream carries over: data.remainder=carry")
         if self.mode == "indexed" and isinstance(self.cache, str):

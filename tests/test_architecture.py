@@ -21,21 +21,7 @@ ORDER = {
         *(".", "formats", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
     ),
     "trainer": (".", "step", "objectives", "state", "track", "predict", "score", "run"),
-    "launch": (
-        *(
-            ".",
-            "jobs",
-            "local",
-            "slurm",
-            "check",
-            "dispatch.py",
-            "plan",
-            "curriculum",
-            "watch",
-            "demo",
-            "cli",
-        ),
-    ),
+    "launch": (*(".", "jobs", "local", "slurm", "check", "dispatch.py", "plan", "curriculum", "watch", "demo", "cli"),),
 }
 OWNERS = {
     "deepspeed": "trainer/step/zero.py",
@@ -161,7 +147,5 @@ def test_no_room_is_imported_under_two_names() -> None:
     """A second copy of a module would have classes and registries that are not the first one's."""
     everything = "\n".join(f"import {name}" for name in MODULES)
     code = f"import sys\n{everything}\nprint([m for m in sys.modules if m.split('.')[0] in {tuple(ORDER)}])"
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert printed.stdout.splitlines()[-1] == "[]"

@@ -98,9 +98,7 @@ class ClipPass:
         except DataError as error:
             return line(error, video_id=clip.label, clip=clip.key, roots=self._roots)
 
-    def _encode(
-        self, unit: UnitInHand[Planned], decoded: Iterator[DecodedClip | Line]
-    ) -> Iterable[EncodedClip]:
+    def _encode(self, unit: UnitInHand[Planned], decoded: Iterator[DecodedClip | Line]) -> Iterable[EncodedClip]:
         tally = self._tallies[unit.number]
 
         def readable() -> Iterator[DecodedClip]:

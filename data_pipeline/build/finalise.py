@@ -135,9 +135,7 @@ def _sidecars(out: Path, plan: Plan) -> Iterator[Sidecar]:
     for unit in range(plan.clip_units):
         sidecar = read_sidecar(out / FOLDER, unit)
         if sidecar is None:
-            raise CacheError(
-                f"{out / FOLDER / shard_name(unit)} was removed while the cache was built; build again"
-            )
+            raise CacheError(f"{out / FOLDER / shard_name(unit)} was removed while the cache was built; build again")
         yield sidecar
 
 
@@ -147,9 +145,7 @@ def _buckets(counts: Counter[tuple[Shape, int]], *, views: int) -> list[BucketEn
     for frames, height, width in sorted({shape for shape, _ in counts}):
         examples = [counts[(frames, height, width), view] for view in range(views)]
         firsts = [first + sum(examples[:view]) for view in range(views)]
-        buckets.append(
-            BucketEntry(frames=frames, height=height, width=width, first=firsts, examples=examples)
-        )
+        buckets.append(BucketEntry(frames=frames, height=height, width=width, first=firsts, examples=examples))
         first += sum(examples)
     return buckets
 

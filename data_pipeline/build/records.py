@@ -64,9 +64,7 @@ def read_sidecar(folder: Path, unit: int) -> Sidecar | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CacheError(
-            f"{folder / sidecar_name(unit)} is damaged ({error}); delete it and build again"
-        ) from error
+        raise CacheError(f"{folder / sidecar_name(unit)} is damaged ({error}); delete it and build again") from error
     return sidecar if complete else None
 
 

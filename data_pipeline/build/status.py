@@ -75,10 +75,7 @@ def status(folder: Path) -> CacheStatus:
     texts = _text_units(folder / "work" / "texts", plan["texts"])
     shards = _clip_units(folder / FOLDER, plan)
     progress = _progress(plan, texts, shards, now_ns=now_ns if alive else None)
-    finished = {
-        *(f"text-{unit:06d}" for unit in texts.ended),
-        *(f"clips-{unit:06d}" for unit in shards.ended),
-    }
+    finished = {*(f"text-{unit:06d}" for unit in texts.ended), *(f"clips-{unit:06d}" for unit in shards.ended)}
     return _building(folder, progress, now_ns=now_ns, alive=alive, finished=finished)
 
 
@@ -129,9 +126,7 @@ def _progress(plan: dict[str, Any], texts: _Pass, shards: _Pass, *, now_ns: int 
     return _Progress(phase, texts, shards, rate, eta)
 
 
-def _building(
-    folder: Path, progress: _Progress, *, now_ns: int, alive: int, finished: set[str]
-) -> CacheStatus:
+def _building(folder: Path, progress: _Progress, *, now_ns: int, alive: int, finished: set[str]) -> CacheStatus:
     shards = progress.shards
     return CacheStatus(
         folder=str(folder),

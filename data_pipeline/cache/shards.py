@@ -52,9 +52,7 @@ def cache_file(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and path.parent.is_dir():
             raise TakenOverError(f"{path}: another worker has taken this over") from error
-        raise CacheError(
-            f"cannot write {path}: {error.strerror or error}; what is complete is kept"
-        ) from error
+        raise CacheError(f"cannot write {path}: {error.strerror or error}; what is complete is kept") from error
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

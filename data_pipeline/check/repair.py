@@ -116,9 +116,7 @@ class _Repair:
         shards = {p.unit for p in problems if p.unit is not None and p.file.suffix == ".tar"}
         sidecars = {p.unit for p in problems if p.unit is not None} - shards
         if beyond := [unit for unit in shards if unit >= self._plan.clip_units]:
-            raise ConfigError(
-                f"{self.folder} has no unit {beyond[0]}; its last is {self._plan.clip_units - 1}"
-            )
+            raise ConfigError(f"{self.folder} has no unit {beyond[0]}; its last is {self._plan.clip_units - 1}")
         refused = {unit for unit in sorted(sidecars) if not self._sidecar_anew(unit)}
         if not self._adds_up():
             refused = sidecars
@@ -180,16 +178,12 @@ class _Repair:
     def _sidecar_anew(self, unit: int) -> bool:
         """Make a sidecar from its shard; False if the shard, manifest and plan do not tell all that it said."""
         path = self.shards / shard_name(unit)
-        entry = (
-            next((e for e in self.manifest.shards if e.file == path.name), None) if self.manifest else None
-        )
+        entry = next((e for e in self.manifest.shards if e.file == path.name), None) if self.manifest else None
         if self.manifest is None or entry is None:
             return False
         try:
             size, sha256 = file_hash(path)
-            content = read_shard(
-                path, unit=unit, storage=Storage.of(self._plan.fingerprint, self._plan.facts)
-            )
+            content = read_shard(path, unit=unit, storage=Storage.of(self._plan.fingerprint, self._plan.facts))
         except WrongError:
             return False
         if sha256 != entry.sha256:
@@ -266,9 +260,7 @@ class _Repair:
             (self.shards / shard_name(unit)).unlink(missing_ok=True)
         (stage / sidecar_name(unit)).replace(self.shards / sidecar_name(unit))
         same = sha256 == made.sha256
-        self._mended(
-            self.shards / shard_name(unit), f"encoded again: {'the same bytes' if same else 'other bytes'}"
-        )
+        self._mended(self.shards / shard_name(unit), f"encoded again: {'the same bytes' if same else 'other bytes'}")
         if before is not None and before != made.made_with:
             self.report.notes.append(
                 f"unit {unit} was made with {_spelt(before, made.made_with)}, and now with "

@@ -224,8 +224,7 @@ class _Verification:
         """Without what the manifest is not to blame for: entries of wrong shards, counts of damaged sidecars."""
         assert self.manifest is not None
         shards = [
-            self.entries.get(entry.file, entry) if entry.file in self.wrong_shards else entry
-            for entry in made.shards
+            self.entries.get(entry.file, entry) if entry.file in self.wrong_shards else entry for entry in made.shards
         ]
         update: dict[str, Any] = {"shards": shards}
         if self.derived:
@@ -271,9 +270,7 @@ class _Verification:
             return
         fingerprint, _ = self._facts()
         try:
-            vae = vae_of(
-                self.folder, fingerprint, wan=wan, otherwise="give the folder of its weights with --wan"
-            )
+            vae = vae_of(self.folder, fingerprint, wan=wan, otherwise="give the folder of its weights with --wan")
         except UserError as error:
             if wan is not None:
                 raise

@@ -29,9 +29,7 @@ from flowmask.models.vae import decode, encode_mask
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-LATENT_TOLERANCE = (
-    0.02  # relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/design.md)
-)
+LATENT_TOLERANCE = 0.02  # relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/design.md)
 IOU_FLOOR = 0.8  # below it the VAE itself shows too little of a mask; the tiny VAE stays above (least 0.83)
 OnSample = Callable[[str, int, int], None]
 
@@ -82,11 +80,7 @@ class MaskSample:
         for shape, *values in sidecar.examples:
             row = dict(zip(COLUMNS, values, strict=True))
             found[row["mask_mean"]] = StoredMask(
-                path,
-                sidecar.shapes[shape],
-                (row["record"], row["record_length"]),
-                row["mask"],
-                row["mask_mean"],
+                path, sidecar.shapes[shape], (row["record"], row["record_length"]), row["mask"], row["mask_mean"]
             )
         for stored in found.values():
             self._seen += 1
@@ -97,11 +91,7 @@ class MaskSample:
 
 
 def check_masks(
-    chosen: Sequence[StoredMask],
-    vae: "AutoencoderKLWan",
-    *,
-    storage: Storage,
-    on_progress: OnSample = lambda *_: None,
+    chosen: Sequence[StoredMask], vae: "AutoencoderKLWan", *, storage: Storage, on_progress: OnSample = lambda *_: None
 ) -> list[MaskCheck]:
     """Decode each mask alone."""
     checks = []

@@ -39,8 +39,7 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         masks = [
-            {"file": str(m.file), "clip": m.clip, "mask": m.mask, "iou": m.iou, "error": m.error}
-            for m in self.masks
+            {"file": str(m.file), "clip": m.clip, "mask": m.mask, "iou": m.iou, "error": m.error} for m in self.masks
         ]
         return {
             "ok": self.ok,

@@ -89,9 +89,7 @@ def read_shard(path: Path, *, unit: int, storage: Storage) -> ShardContent:
     return content
 
 
-def stored_records(
-    path: Path,
-) -> Iterator[tuple[str, dict[str, Any], dict[str, Tensor], RecordPlace]]:
+def stored_records(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Tensor], RecordPlace]]:
     """Key, JSON, tensors and byte ranges of each record of a tar, which holds nothing else."""
     with tarfile.open(path, "r:") as tar:
         members = tar.getmembers()
@@ -103,8 +101,7 @@ def stored_records(
             assert files[0] is not None and files[1] is not None
             meta, content = json.loads(files[0].read()), files[1].read()
             ranges = {
-                name: (second.offset_data + start, end - start)
-                for name, (start, end) in tensor_ranges(content).items()
+                name: (second.offset_data + start, end - start) for name, (start, end) in tensor_ranges(content).items()
             }
             yield key, meta, load(content), RecordPlace((first.offset_data, first.size), ranges)
     if members:
@@ -112,9 +109,7 @@ def stored_records(
         used = last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         whole = -(-(used + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
         if path.stat().st_size != whole:
-            raise WrongError(
-                f"{path.stat().st_size} bytes; its records end at {used}, so it should be {whole}"
-            )
+            raise WrongError(f"{path.stat().st_size} bytes; its records end at {used}, so it should be {whole}")
 
 
 def _check_record(key: str, meta: dict[str, Any], tensors: dict[str, Tensor], *, storage: Storage) -> None:

@@ -15,13 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from flowmask.data_pipeline.claim.leases import (
-    BEATS_PER_LEASE,
-    Lease,
-    Worker,
-    read_lease,
-    worker_in,
-)
+from flowmask.data_pipeline.claim.leases import BEATS_PER_LEASE, Lease, Worker, read_lease, worker_in
 from flowmask.models.errors import CacheError, TakenOverError
 from flowmask.models.process import DEFAULT_LEASE_S
 
@@ -63,9 +57,7 @@ def share_out(
     taken_away = True
     while taken_away:
         taken_away = False
-        for unit, held in claimed(
-            units, folder=folder, kind=kind, done=done, lease_s=lease_s, results=results
-        ):
+        for unit, held in claimed(units, folder=folder, kind=kind, done=done, lease_s=lease_s, results=results):
             with held:
                 taken_away |= not _worked(partial(work, unit))
 

@@ -49,9 +49,7 @@ class Lease(BaseModel):
 def read_lease(path: Path) -> Lease | None:
     """The lease at `path` (a claim leads to its owner's); None if there is none."""
     try:
-        with path.open(
-            "rb"
-        ) as file:  # open, not stat: a network filesystem then asks the server for the time
+        with path.open("rb") as file:  # open, not stat: a network filesystem then asks the server for the time
             beat_ns, content = os.fstat(file.fileno()).st_mtime_ns, file.read()
     except FileNotFoundError:
         return None
@@ -73,9 +71,7 @@ class Worker:
     def __init__(self, folder: Path, *, lease_s: float):
         self.path = folder / f"{WORKER}{secrets.token_hex(8)}"
         self.held: set[Path] = set()  # claims in use by this process
-        self.watched: dict[
-            Path, tuple[Hashable, float]
-        ] = {}  # claims of others: last sign of life, seen since
+        self.watched: dict[Path, tuple[Hashable, float]] = {}  # claims of others: last sign of life, seen since
         self.lock = threading.RLock()
         self._content = this_worker(lease_s).model_dump_json().encode()
         self._interval_s = lease_s / BEATS_PER_LEASE

@@ -177,9 +177,7 @@ class Places:
 
     def _place(self, name: str) -> int | None:
         key = np.bytes_(name.encode())
-        place = (
-            int(np.searchsorted(self._names, key, side="right")) - 1
-        )  # of equal names the last, as in json
+        place = int(np.searchsorted(self._names, key, side="right")) - 1  # of equal names the last, as in json
         return place if place >= 0 and self._names[place] == key else None
 
 

@@ -33,18 +33,12 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
         height, width = (int(side) for side in rle["size"])
         counts = rle["counts"]
     except (TypeError, KeyError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{where}: expected a COCO RLE with `size` and `counts`, found {str(rle)[:60]!r}"
-        ) from error
+        raise DataError(f"{where}: expected a COCO RLE with `size` and `counts`, found {str(rle)[:60]!r}") from error
     if (height, width) != size:
-        raise DataError(
-            f"{where}: the RLE is {height}x{width} (height x width), but its frame is {size[0]}x{size[1]}"
-        )
+        raise DataError(f"{where}: the RLE is {height}x{width} (height x width), but its frame is {size[0]}x{size[1]}")
     runs = _runs(counts, where=where)
     if (runs < 0).any() or int(runs.sum()) != height * width:
-        raise DataError(
-            f"{where}: the RLE counts cover {int(runs.sum())} of {height * width} px; the mask is damaged"
-        )
+        raise DataError(f"{where}: the RLE counts cover {int(runs.sum())} of {height * width} px; the mask is damaged")
     values = np.zeros(len(runs), dtype=bool)
     values[1::2] = True
     return np.repeat(values, runs).reshape(width, height).T
@@ -108,8 +102,6 @@ def _runs(counts: Any, *, where: str) -> NDArray[np.int64]:
     shifts = 5 * (np.arange(code.size) - np.repeat(starts, lengths))
     runs = np.add.reduceat((code & 0x1F) << shifts, starts)
     runs -= np.where(code[ends] & 0x10, 1 << 5 * lengths, 0)  # sign extension
-    runs[1::2] = np.cumsum(
-        runs[1::2]
-    )  # from the fourth on, a count is stored as its difference to the last but one
+    runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a count is stored as its difference to the last but one
     runs[2::2] = np.cumsum(runs[2::2])
     return runs

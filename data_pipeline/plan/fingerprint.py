@@ -66,11 +66,7 @@ def _data_fields(config: CacheBuildConfig, source: Source) -> dict[str, Any]:
 
 
 def refuse_other(
-    ours: Fingerprint,
-    theirs: Fingerprint,
-    *,
-    where: Path,
-    advice: str = "choose another `out`, or delete it",
+    ours: Fingerprint, theirs: Fingerprint, *, where: Path, advice: str = "choose another `out`, or delete it"
 ) -> None:
     """CacheError that names every field in which a cache differs from what is asked for."""
     if ours.total == theirs.total:

@@ -18,10 +18,7 @@ from flowmask.data_pipeline.sources import SOURCES
 from flowmask.data_pipeline.sources.base import Source, Video, is_evaluation
 from flowmask.models.errors import CacheError, ConfigError, DataError
 
-_LAYOUTS = {
-    "synthetic": "mevis",
-    "ref_davis17": "ref_youtube_vos",
-}  # whose file knows where splits are listed
+_LAYOUTS = {"synthetic": "mevis", "ref_davis17": "ref_youtube_vos"}  # whose file knows where splits are listed
 _SHOWN = 4
 
 
@@ -95,9 +92,7 @@ def without_leaks(source: Source, config: CacheBuildConfig) -> LeakFree:
         raise DataError(_refusal(leaking, total=len(source.videos())))
     if leaking and not sentences:
         raise DataError(f"{_refusal(leaking, total=len(source.videos()))}; nothing would be left")
-    entry = LeakEntry(
-        setting=setting, checked=held.checked, unreadable=held.unreadable, dropped_videos=len(leaking)
-    )
+    entry = LeakEntry(setting=setting, checked=held.checked, unreadable=held.unreadable, dropped_videos=len(leaking))
     videos = _Kept(source.videos(), kept) if leaking else source.videos()
     return LeakFree(source, videos, {"role": role, "leaks": entry.model_dump()})
 

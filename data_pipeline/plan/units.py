@@ -117,9 +117,7 @@ class _Losses:
             try:
                 _ = video.frame_names, video.size
             except DataError as error:
-                self.videos[index] = quarantine.line(
-                    error, video_id=video.label, clip=None, roots=self._roots
-                )
+                self.videos[index] = quarantine.line(error, video_id=video.label, clip=None, roots=self._roots)
         return index not in self.videos
 
     def look_at(self, clip: Clip, video: Video) -> None:
@@ -140,12 +138,7 @@ def _view_clips(source: Source, *, view: int, config: CacheBuildConfig, losses: 
         if not losses.has_header(video, index, view=view):
             continue
         for clip in clips_of(
-            video,
-            index=index,
-            first_number=number,
-            view=view,
-            clip=config.clip_of(video.source),
-            cache=config.cache,
+            video, index=index, first_number=number, view=view, clip=config.clip_of(video.source), cache=config.cache
         ):
             if any(not sentence.text for sentence in clip.sentences):
                 raise DataError(f"{video} has a sentence that is empty after cleaning; remove it")

@@ -93,12 +93,7 @@ class EpochPlan:
     """`plan[step]` is the global batch of that step; O(1) memory, O(log step) time at any size."""
 
     def __init__(self, buckets: Sequence[Bucket], *, global_batch: int, seed: int, remainder: str = "carry"):
-        self.buckets, self.global_batch, self.seed, self.remainder = (
-            tuple(buckets),
-            global_batch,
-            seed,
-            remainder,
-        )
+        self.buckets, self.global_batch, self.seed, self.remainder = (tuple(buckets), global_batch, seed, remainder)
         if not any(sum(bucket.counts) for bucket in self.buckets):
             raise ConfigError("the cache has no example to train on; see `dropped` in its manifest.json")
         if remainder == "drop":
@@ -151,11 +146,7 @@ class EpochPlan:
         epoch = self.epoch_of(step)
         start, end = self.first_step(epoch), self.first_step(epoch + 1)
         key = np.array([mix64(self.seed, _BATCHES, epoch)], dtype=np.uint64)
-        slot = int(
-            permute(np.array([step - start], np.uint64), sizes=np.array([end - start], np.uint64), keys=key)[
-                0
-            ]
-        )
+        slot = int(permute(np.array([step - start], np.uint64), sizes=np.array([end - start], np.uint64), keys=key)[0])
         for number, stream in enumerate(self._streams):
             done = stream.batches(epoch)
             here = stream.batches(epoch + 1) - done

@@ -163,12 +163,7 @@ class Loader:
         return batches
 
     def _batch(
-        self,
-        step: int,
-        first: int,
-        ids: NDArray[np.int64],
-        epochs: NDArray[np.int64],
-        tensors: dict[str, Any],
+        self, step: int, first: int, ids: NDArray[np.int64], epochs: NDArray[np.int64], tensors: dict[str, Any]
     ) -> Batch:
         positions = range(first, first + self.micro_batch)
         keys = [mix64(self.plan.seed, e, i, step) for e, i in zip(epochs.tolist(), ids.tolist(), strict=True)]

@@ -112,9 +112,7 @@ class MixturePlan:
 
     def progress_of_each(self, step: int) -> list[float]:
         """Epochs done before `step`, cache by cache."""
-        return [
-            plan.progress(count) for plan, count in zip(self.plans, self._turns.counts(step), strict=True)
-        ]
+        return [plan.progress(count) for plan, count in zip(self.plans, self._turns.counts(step), strict=True)]
 
 
 class MixtureReader:
@@ -142,9 +140,7 @@ class MixtureReader:
         place = self._cache_of(example_id)
         return self.caches[place].bucket_of(example_id - self._first_id[place])
 
-    def read(
-        self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int
-    ) -> dict[str, Tensor]:
+    def read(self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int) -> dict[str, Tensor]:
         """Tensors of examples of one bucket of one cache, as `CacheReader.read` gives them."""
         place = self._cache_of(int(example_ids[0]))
         own = example_ids.astype(np.int64) - self._first_id[place]
@@ -193,8 +189,7 @@ def plan_for(reader: Reader, *, global_batch: int, seed: int, remainder: str) ->
     if isinstance(reader, CacheReader):
         return EpochPlan(reader.buckets, **rest)
     buckets = [
-        [replace(bucket, name=f"{cache.folder}: {bucket.name}") for bucket in cache.buckets]
-        for cache in reader.caches
+        [replace(bucket, name=f"{cache.folder}: {bucket.name}") for bucket in cache.buckets] for cache in reader.caches
     ]
     return MixturePlan(buckets, shares=reader.shares, **rest)
 
@@ -233,9 +228,7 @@ def _short(value: Any) -> str:
     return f"{text[:40]}..." if len(text) > 43 else text
 
 
-def _manifest(
-    caches: Sequence[CacheReader], shares: Sequence[Fraction], *, first_id: Sequence[int]
-) -> Manifest:
+def _manifest(caches: Sequence[CacheReader], shares: Sequence[Fraction], *, first_id: Sequence[int]) -> Manifest:
     """What the caches have in common, with the sums of what each has; it has no files of its own."""
     each = [cache.manifest for cache in caches]
     buckets = [
@@ -270,9 +263,7 @@ def _fingerprint(each: Sequence[Fingerprint], shares: Sequence[Fraction]) -> Fin
     for place, (one, share) in enumerate(zip(each, shares, strict=True)):
         own = {name: value for name, value in one.fields.items() if name not in common}
         fields |= {f"mix.{place}.{name}": value for name, value in {"share": str(share), **own}.items()}
-    parts = {
-        part: _hash([getattr(one, part) for one in each]) for part in ("total", "text", "video", "masks")
-    }
+    parts = {part: _hash([getattr(one, part) for one in each]) for part in ("total", "text", "video", "masks")}
     parts["total"] = _hash([parts["total"], *map(str, shares)])
     return Fingerprint(**parts, fields=fields)
 

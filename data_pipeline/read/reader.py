@@ -60,9 +60,7 @@ class CacheReader:
     def bucket_of(self, example_id: int) -> BucketEntry:
         return self.manifest.buckets[int(self.index[example_id]["bucket"])]
 
-    def read(
-        self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int
-    ) -> dict[str, Tensor]:
+    def read(self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int) -> dict[str, Tensor]:
         """Tensors of examples of one bucket.
 
         returns: of `needs`: video_mean, video_logvar, mask_mean [b 16 f h w] raw, stored dtype; text [b L D],
@@ -94,13 +92,7 @@ class CacheReader:
         return batch
 
     def _parts(
-        self,
-        row: dict[str, int],
-        memory: Mapping[str, memoryview],
-        *,
-        place: int,
-        examples: int,
-        text_tokens: int,
+        self, row: dict[str, int], memory: Mapping[str, memoryview], *, place: int, examples: int, text_tokens: int
     ) -> list[tuple[int, memoryview]]:
         """What to read of an example: offset in the shard, and the place in the batch's memory that it fills."""
         parts = []

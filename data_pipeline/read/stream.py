@@ -64,9 +64,7 @@ class StreamReader:
             with _open(place) as stream:
                 content = stream.read()
         except OSError as error:
-            raise CacheError(
-                f"{place}: no cache can be read there ({_reason(error)}); check data.cache"
-            ) from error
+            raise CacheError(f"{place}: no cache can be read there ({_reason(error)}); check data.cache") from error
         self.manifest: Manifest = parse_manifest(content, where=place)
         self.dtype: torch.dtype = getattr(torch, self.manifest.dtype)
         self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
@@ -155,9 +153,7 @@ class StreamReader:
                 _copy(texts[place], batch["text"][place], where=example.where, padded=True)
             if "mask_pixels" in batch:
                 size = (entry.height, entry.width)
-                frames = [
-                    rle.decode(f, size=size, where=example.where) for f in example.meta["masks"][mask]["rle"]
-                ]
+                frames = [rle.decode(f, size=size, where=example.where) for f in example.meta["masks"][mask]["rle"]]
                 batch["mask_pixels"][place].copy_(torch.from_numpy(np.stack(frames)))
         return batch
 
@@ -201,9 +197,7 @@ class StreamLoader:
         window = next(self._windows)
         asked = {shard: ids - held.keys() for shard, ids in window.wanted().items()}
         return window, [
-            self._pool.submit(self.reader.fetch, shard, ids, plan=self.plan)
-            for shard, ids in asked.items()
-            if ids
+            self._pool.submit(self.reader.fetch, shard, ids, plan=self.plan) for shard, ids in asked.items() if ids
         ]
 
     def __iter__(self) -> Self:

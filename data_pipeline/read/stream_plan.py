@@ -57,9 +57,7 @@ class StreamPlan:
         self.global_batch, self.seed, self._window = global_batch, seed, shuffle_examples
         self.counts = np.array([shard.examples for shard in manifest.shards], np.int64).reshape(-1, buckets)
         views = np.array([shard.view for shard in manifest.shards], np.int64)
-        self._of_view = [
-            np.flatnonzero((views == view) & self.counts.any(1)) for view in range(manifest.views)
-        ]
+        self._of_view = [np.flatnonzero((views == view) & self.counts.any(1)) for view in range(manifest.views)]
         if not self.counts.any():
             raise ConfigError("the cache has no example to train on; see `dropped` in its manifest.json")
         self.first = np.zeros_like(self.counts)  # example id of each shard's first one of each bucket
@@ -129,9 +127,7 @@ class StreamPlan:
         for bucket in np.unique(buckets).tolist():
             queue = items[buckets == bucket]
             whole = len(queue) // self.micro_batch * self.micro_batch
-            batches += [
-                (bucket, queue[at : at + self.micro_batch]) for at in range(0, whole, self.micro_batch)
-            ]
+            batches += [(bucket, queue[at : at + self.micro_batch]) for at in range(0, whole, self.micro_batch)]
             left.append(queue[whole:])
         turns = self._shuffle(len(batches), _TURNS, number)
         return Window([batches[turn] for turn in turns.tolist()], np.concatenate(left))

@@ -83,9 +83,7 @@ class ExampleDecoder:
         self.vae = vae_of(reader.folder, reader.manifest.fingerprint, wan=wan, otherwise=_OTHERWISE)
         self._videos, self.why_no_originals = _open_videos(reader, config)
 
-    def draw(
-        self, count: int, *, seed: int, on_progress: OnProgress = lambda *_: None
-    ) -> Iterator[CachedExample]:
+    def draw(self, count: int, *, seed: int, on_progress: OnProgress = lambda *_: None) -> Iterator[CachedExample]:
         """At most `count` different examples, uniformly drawn from the whole cache, in the order of their ids."""
         total = self.reader.manifest.examples
         count = min(count, total)
@@ -154,9 +152,7 @@ def vae_of(folder: Path, fingerprint: Fingerprint, *, wan: Path | None, otherwis
         config = _build_config(folder / CONFIG)
         wan = config.model.wan if config else None
     if wan is None:
-        raise ConfigError(
-            f"{folder / CONFIG} is missing or of another version, so its VAE is not known: {otherwise}"
-        )
+        raise ConfigError(f"{folder / CONFIG} is missing or of another version, so its VAE is not known: {otherwise}")
     if not wan.is_dir():
         raise WeightsError(f"{wan}, whose VAE made the cache {folder}, is no folder: {otherwise}")
     weights = WanFolder(wan)
@@ -171,9 +167,7 @@ def vae_of(folder: Path, fingerprint: Fingerprint, *, wan: Path | None, otherwis
         return vae.to(rank_device())
 
 
-def _open_videos(
-    reader: CacheReader, config: CacheBuildConfig | None
-) -> tuple[dict[tuple[str, str], Video], str]:
+def _open_videos(reader: CacheReader, config: CacheBuildConfig | None) -> tuple[dict[tuple[str, str], Video], str]:
     """The datasets' videos by the dataset's name and the video's id, or none and why."""
     if config is None:
         return {}, f"Originals are left out: {CONFIG} does not say where the dataset is."

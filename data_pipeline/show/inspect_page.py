@@ -77,9 +77,7 @@ def _tiles(facts: CacheFacts) -> str:
     if sources := manifest.fingerprint.fields.get("data.sources"):
         tiles["datasets"] = ", ".join(sources)
     if manifest.quarantined_clips or manifest.unreadable_videos:
-        tiles["clips quarantined"] = _share(
-            manifest.quarantined_clips, manifest.clips + manifest.quarantined_clips
-        )
+        tiles["clips quarantined"] = _share(manifest.quarantined_clips, manifest.clips + manifest.quarantined_clips)
         tiles["videos unreadable"] = f"{manifest.unreadable_videos:,}"
     if manifest.leaks and manifest.leaks.dropped_videos:
         tiles["videos left out as leaks"] = f"{manifest.leaks.dropped_videos:,}"
@@ -118,8 +116,7 @@ def _buckets(facts: CacheFacts) -> dict[str, tuple[float, str]]:
     if others:
         shown.append((f"{len(others)} others", sum(e[1] for e in others), sum(e[2] for e in others)))
     return {
-        name: (examples, f"{_many(examples, 'example')} in {_many(clips, 'clip')}")
-        for name, examples, clips in shown
+        name: (examples, f"{_many(examples, 'example')} in {_many(clips, 'clip')}") for name, examples, clips in shown
     }
 
 
@@ -135,18 +132,13 @@ def _columns(counts: NDArray[np.int64]) -> dict[str, int]:
     return columns
 
 
-def _contact_sheet(
-    decoder: ExampleDecoder, examples: int, *, seed: int, on_progress: OnProgress
-) -> list[str]:
+def _contact_sheet(decoder: ExampleDecoder, examples: int, *, seed: int, on_progress: OnProgress) -> list[str]:
     sheets, overlaps = [], []
     for example in decoder.draw(examples, seed=seed, on_progress=on_progress):
         sheets.append(_sheet(example))
         overlaps.append(example.iou)
     overlap = f"Mask IoU of these {len(sheets)}: mean {np.mean(overlaps):.3f}, lowest {min(overlaps):.3f}."
-    head = [
-        page.heading(f"Contact sheet: examples drawn by seed {seed}"),
-        page.paragraph(f"{_PROOF} {overlap}"),
-    ]
+    head = [page.heading(f"Contact sheet: examples drawn by seed {seed}"), page.paragraph(f"{_PROOF} {overlap}")]
     return [*head, *([page.note(decoder.why_no_originals)] if decoder.why_no_originals else []), *sheets]
 
 
@@ -225,13 +217,7 @@ def _origin(facts: CacheFacts) -> list[str]:
     prints = manifest.fingerprint
     hashes = {"total": prints.total, "text": prints.text, "video": prints.video, "masks": prints.masks}
     fields = {name: str(value) for name, value in sorted(prints.fields.items())}
-    return [
-        *body,
-        page.heading("Fingerprint"),
-        page.pairs(hashes),
-        page.heading("Its fields"),
-        page.pairs(fields),
-    ]
+    return [*body, page.heading("Fingerprint"), page.pairs(hashes), page.heading("Its fields"), page.pairs(fields)]
 
 
 def _size(count_bytes: int) -> str:

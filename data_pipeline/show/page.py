@@ -77,9 +77,7 @@ def columns_chart(columns: Mapping[str, int], *, unit: str) -> str:
             f'<text x="{middle}" y="{_HIGH_PX + 30}" class=middle>{html.escape(name)}</text></g>'
         )
     wide = max(240, _COLUMN_PX * len(columns))
-    axis = (
-        f'<path d="M0 {_HIGH_PX + 18.5}H{wide}"/><text x="0" y="{_HIGH_PX + 52}">{html.escape(unit)}</text>'
-    )
+    axis = f'<path d="M0 {_HIGH_PX + 18.5}H{wide}"/><text x="0" y="{_HIGH_PX + 52}">{html.escape(unit)}</text>'
     return _svg(wide, _HIGH_PX + 62, "".join(parts) + axis)
 
 

@@ -136,9 +136,7 @@ def check_expression(text: Any, *, where: str) -> str:
     if not isinstance(text, str):
         raise DataError(f"{where} is {text!r}; it must be a sentence")
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
-        raise DataError(
-            f"{where} is {text[:40]!r}: half a character (a lone surrogate), which no encoder reads"
-        )
+        raise DataError(f"{where} is {text[:40]!r}: half a character (a lone surrogate), which no encoder reads")
     if not clean(text, lowercase=True):
         raise DataError(f"{where} is {text!r}: an empty sentence; write one or remove the expression")
     return text

@@ -59,11 +59,7 @@ class MevisVideo(FolderVideo):
         masks_path: Path,
     ):
         super().__init__(
-            video_id,
-            folder=folder,
-            frame_names=frame_names,
-            expressions=expressions,
-            has_masks=masks is not None,
+            video_id, folder=folder, frame_names=frame_names, expressions=expressions, has_masks=masks is not None
         )
         self._masks, self._masks_path = masks, masks_path
 
@@ -89,9 +85,7 @@ class MevisSource(Source):
             raise DataError(f"{self.folder}: no such dataset folder (data.root / data.split){hint}")
         self._meta_path, self._masks_path = self.folder / _META, self.folder / _MASKS
         if not (self.folder / _FRAMES).is_dir():
-            raise DataError(
-                f"{self.folder / _FRAMES} is missing; a MeViS split holds {_FRAMES}, {_META}, {_MASKS}"
-            )
+            raise DataError(f"{self.folder / _FRAMES} is missing; a MeViS split holds {_FRAMES}, {_META}, {_MASKS}")
         self._masks: Places | None = None
         if self._masks_path.exists():
             counted = ((member, _count(member.value)) for member in members(self._masks_path))
@@ -146,9 +140,7 @@ class MevisSource(Source):
                 raise DataError(f"{where}.anno_id names {anno_id}, which {self._masks_path} does not hold")
             if count != frames:
                 has = "no list of" if count == _NO_LIST else count
-                raise DataError(
-                    f"{self._masks_path}: annotation {anno_id} has {has} masks, its video {frames} frames"
-                )
+                raise DataError(f"{self._masks_path}: annotation {anno_id} has {has} masks, its video {frames} frames")
         return Expression(exp_id, text, anno_ids)
 
 

@@ -63,11 +63,7 @@ class PaletteVideo(FolderVideo):
         expressions: Sequence[Expression],
     ):
         super().__init__(
-            video_id,
-            folder=folder,
-            frame_names=frame_names,
-            expressions=expressions,
-            has_masks=annotations is not None,
+            video_id, folder=folder, frame_names=frame_names, expressions=expressions, has_masks=annotations is not None
         )
         self._annotations = annotations
 
@@ -124,9 +120,7 @@ class RefYoutubeVosSource(Source):
         self.has_masks = self._masks_are_public(entries)
         self._objects: dict[str, Any] | None = None
         if self.has_masks and self._objects_path.exists():
-            self._objects = field(
-                read_json(self._objects_path), "videos", dict, where=str(self._objects_path)
-            )
+            self._objects = field(read_json(self._objects_path), "videos", dict, where=str(self._objects_path))
         self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
         refuse_empty(self._videos, where=self._meta_path)
 
@@ -205,9 +199,7 @@ class RefYoutubeVosSource(Source):
             listed = f"{self._objects_path}: videos"
             video = field(self._objects, video_id, dict, where=listed)
             if obj_id not in field(video, "objects", dict, where=f"{listed}.{video_id}"):
-                raise DataError(
-                    f"{where}.obj_id names {obj_id}, which {listed}.{video_id}.objects does not hold"
-                )
+                raise DataError(f"{where}.obj_id names {obj_id}, which {listed}.{video_id}.objects does not hold")
         return Expression(exp_id, text, (obj_id,))
 
 
@@ -218,9 +210,7 @@ def _object_id(entry: Any, *, where: str) -> str:
     obj_id = entry["obj_id"]
     text = str(obj_id) if isinstance(obj_id, str | int) else ""
     if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS and 0 < int(text) <= _LARGEST_INDEX):
-        raise DataError(
-            f"{where}.obj_id is {str(obj_id)[:40]!r}; expected one palette index, 1..{_LARGEST_INDEX}"
-        )
+        raise DataError(f"{where}.obj_id is {str(obj_id)[:40]!r}; expected one palette index, 1..{_LARGEST_INDEX}")
     return str(int(text))
 
 

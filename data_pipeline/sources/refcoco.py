@@ -71,9 +71,7 @@ def split_ids(root: Path, split: str) -> frozenset[str] | None:
         if not path.is_file():
             return None
         images = field(read_json(path, object_hook=_compact), "images", list, where=str(path))
-        numbers = [
-            field(image, "original_id", int, where=f"{path}: images[{i}]") for i, image in enumerate(images)
-        ]
+        numbers = [field(image, "original_id", int, where=f"{path}: images[{i}]") for i, image in enumerate(images)]
         return frozenset(map(_video_id, numbers))
     path = root / names[0] / f"refs({names[1]}).p"
     if len(names) != 3 or not path.is_file():
@@ -113,9 +111,7 @@ class CocoImage(FolderVideo):
 
     def __init__(self, rows: Sequence[_Row], *, folder: Path, path: Path):
         first = rows[0]
-        name = check_name(
-            field(first.image, "file_name", str, where=first.where), where=f"{first.where}.file_name"
-        )
+        name = check_name(field(first.image, "file_name", str, where=first.where), where=f"{first.where}.file_name")
         self._path = folder / name
         self._json, self._where = path, first.where
         self._given = tuple(field(first.image, side, int, where=first.where) for side in ("height", "width"))
@@ -199,10 +195,7 @@ class RefcocoSource(Source):
     def identity(self) -> dict[str, str]:
         # All splits share one pickle, so the name of the split is part of what is read from it.
         expressions = f"{sha256_of(self._expressions_path)} {self._split}"
-        return {
-            "expressions": hashlib.sha256(expressions.encode()).hexdigest(),
-            "masks": sha256_of(self._masks_path),
-        }
+        return {"expressions": hashlib.sha256(expressions.encode()).hexdigest(), "masks": sha256_of(self._masks_path)}
 
 
 def _images(rows: Iterable[_Row], *, folder: Path, path: Path) -> Iterator[CocoImage]:
@@ -226,9 +219,7 @@ def _coco_rows(path: Path) -> Iterator[_Row]:
         where = f"{path}: images[{i}]"
         number = field(image, "id", int, where=where)
         if number in seen:
-            raise DataError(
-                f"{where}.id is {number}, as of an earlier image entry; each sentence has its own"
-            )
+            raise DataError(f"{where}.id is {number}, as of an earlier image entry; each sentence has its own")
         seen.add(number)
         if number not in annotations:
             raise DataError(f"{where}.id is {number}, which no annotation's image_id names")
@@ -248,9 +239,7 @@ def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator
         raise DataError(f"{refs_path} holds a {type(refs).__name__}; expected a list of refs")
     splits = [field(ref, "split", str, where=f"{refs_path}: refs[{i}]") for i, ref in enumerate(refs)]
     if split not in splits:
-        raise DataError(
-            f"{refs_path} has no split {split!r}; it has {', '.join(sorted(set(splits))) or 'none'}"
-        )
+        raise DataError(f"{refs_path} has no split {split!r}; it has {', '.join(sorted(set(splits))) or 'none'}")
     instances = read_json(instances_path, object_hook=_compact)
     images, annotations = (_by_id(instances, name, path=instances_path) for name in ("images", "annotations"))
     for i, ref in enumerate(refs):
@@ -261,9 +250,7 @@ def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator
         if image_id not in images:
             raise DataError(f"{where}.image_id names {image_id}, which {instances_path} does not hold")
         if ann_id not in annotations or annotations[ann_id].get("image_id") != image_id:
-            raise DataError(
-                f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}"
-            )
+            raise DataError(f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}")
         for j, sentence in enumerate(field(ref, "sentences", list, where=where)):
             spot = f"{where}.sentences[{j}]"
             yield _Row(

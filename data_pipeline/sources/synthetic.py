@@ -67,11 +67,7 @@ def _write_frames(folder: Path, frames: NDArray[np.uint8], names: list[str]) -> 
 
 
 def _describe(
-    block: SceneBlock,
-    scene: int,
-    number: int,
-    frame_names: list[str],
-    masks: dict[str, list[dict[str, Any] | None]],
+    block: SceneBlock, scene: int, number: int, frame_names: list[str], masks: dict[str, list[dict[str, Any] | None]]
 ) -> dict[str, Any]:
     """The meta entry of one video; the RLEs of every object that a sentence names are added to `masks`."""
     expressions = {}

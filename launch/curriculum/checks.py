@@ -67,9 +67,7 @@ def _settings(curriculum: Curriculum, stage: Stage) -> None:
             if key == "model.init":
                 _equal(curriculum, source, stage)
         if key.startswith("data.") and key.endswith("cache") and not isinstance(source.job, CacheJob):
-            raise ConfigError(
-                f"stage {stage.name} carries {key} from {name}, which is no cache but a {source.kind}"
-            )
+            raise ConfigError(f"stage {stage.name} carries {key} from {name}, which is no cache but a {source.kind}")
 
 
 def _weights(key: str, source: Stage, stage: Stage) -> None:
@@ -80,9 +78,7 @@ def _weights(key: str, source: Stage, stage: Stage) -> None:
         wanted = "flow_matching" if key == "checkpoint" else "mask_decoder"
     made = source.job.objective.kind if isinstance(source.job, TrainJob) else source.kind
     if made != wanted:
-        raise ConfigError(
-            f"stage {stage.name} carries {key} from {source.name}, which makes {made}; it needs {wanted}"
-        )
+        raise ConfigError(f"stage {stage.name} carries {key} from {source.name}, which makes {made}; it needs {wanted}")
 
 
 def _equal(curriculum: Curriculum, source: Stage, stage: Stage) -> None:

@@ -15,9 +15,7 @@ AHEAD = 3
 class Trace:
     """A pipeline over numbers that notes what it does; `break_at` names the stage and item that fail."""
 
-    def __init__(
-        self, break_at: tuple[str, int] | None = None, before_encode: Callable[[int], None] | None = None
-    ):
+    def __init__(self, break_at: tuple[str, int] | None = None, before_encode: Callable[[int], None] | None = None):
         self.break_at, self.before_encode = break_at, before_encode or (lambda _: None)
         self.written: dict[int, list[int]] = {}
         self.held: set[int] = set()

@@ -107,9 +107,7 @@ def reseal(folder, shard, change):
         for member in tar:
             if member.name.endswith(".safetensors"):
                 end = member.offset_data + member.size
-                content[member.offset_data : end] = save(
-                    change(load(bytes(content[member.offset_data : end])))
-                )
+                content[member.offset_data : end] = save(change(load(bytes(content[member.offset_data : end]))))
     rehash(folder, shard, bytes(content))
     sidecar = path.with_suffix(".json")
     fields = unseal(sidecar.read_bytes()) | {"sha256": hashlib.sha256(content).hexdigest()}
