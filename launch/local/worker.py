@@ -1,13 +1,18 @@
 """One rank of a job, as launch/local/processes.py starts it: read the job, run it, report a person's mistake."""
 
+import atexit
+import contextlib
+import ctypes
 import errno
 import json
 import logging
 import os
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flowmask.launch.local.processes import die_with_parent
 from flowmask.models.errors import RankLostError, UserError
@@ -41,7 +46,7 @@ def main(folder: Path) -> int:
 
 
 def quieten_libraries() -> None:
-    """On a CPU bitsandbytes, which diffusers imports where it finds it, misses kernels that nothing here asks for."""
+    """On some CPUs bitsandbytes, which peft imports where it finds it, misses kernels that nothing here asks for."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
@@ -61,5 +66,26 @@ def explain_os_error(error: OSError) -> str | None:
     return f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
 
 
+def end_with(work: Callable[[], int]) -> NoReturn:
+    """Do `work` and end the process with its exit code, 1 if it raised; no library is torn down.
+
+    A thread in the C++ of a library that comes back to an interpreter that has ended, or that nobody has joined,
+    aborts the process, though the work is done and saved: "terminate called without an active exception". So the end
+    is Python's own as far as its threads, `atexit` and the last lines go; the rest is the kernel's.
+    """
+    try:
+        code = work()
+    except Exception:  # noqa: BLE001 - as Python ends with one
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined] # waits for threads that aren't daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or the disk is full
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    end_with(lambda: main(Path(sys.argv[1])))

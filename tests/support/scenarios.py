@@ -17,6 +17,7 @@ from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine, StepResult
 
 GLOBAL_BATCH = 8
+TOKENS = GLOBAL_BATCH * 2 * 2 * 2  # of a step: a gradient is a sum over them
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 EMA_DECAY = 0.6
@@ -300,6 +301,7 @@ def decays(*, folder: str) -> dict[str, Any]:
         found[str(stage)] = {
             "restored_exact": same(saved, training.everything()),
             "masters": training.engine.full_state_dict(),
+            "steps": training.engine.updates,
             "groups": len(training.engine._optimizer.param_groups),
         }
         training.engine.close()

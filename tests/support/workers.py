@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from flowmask.launch.local.worker import end_with, quieten_libraries
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,7 +66,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _main(module: Path, function: str, folder: Path) -> None:
+def _main(module: Path, function: str, folder: Path) -> int:
+    quieten_libraries()
     torch.set_num_threads(1)
     sys.path.insert(0, str(module.parent))
     spec = importlib.util.spec_from_file_location(module.stem, module)
@@ -75,7 +78,8 @@ def _main(module: Path, function: str, folder: Path) -> None:
     arguments = torch.load(folder / "arguments.pt", weights_only=True)
     result = getattr(loaded, function)(**arguments)
     torch.save(result, folder / f"result_{os.environ['RANK']}.pt")
+    return 0
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    end_with(lambda: _main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

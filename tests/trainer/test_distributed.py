@@ -1,5 +1,6 @@
 """The process group's few collectives, in this process alone and in two real ones."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,3 +33,10 @@ def test_what_one_rank_says_every_rank_hears(two_ranks: list[dict[str, Any]]) ->
         assert found["any"] == [True, False]
         assert found["broadcast"] == {"from": 0}
         assert found["gathered"] == [0, 1]
+
+
+def test_a_rank_says_nothing_about_kernels_that_nobody_asked_for(
+    two_ranks: list[dict[str, Any]], saved_by_two: Path
+) -> None:
+    for found in two_ranks:
+        assert "kernels" not in (saved_by_two.parent / f"log_{found['rank']}.txt").read_text()

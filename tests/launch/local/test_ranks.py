@@ -1,5 +1,7 @@
 """How the ranks of one machine end is told apart: asked to stop, too slow to save, crashed with its reason."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +13,35 @@ from flowmask.launch.local import processes
 from flowmask.launch.local.processes import Group, JobFailedError, TooLateError
 from flowmask.trainer.config import REQUEUE_EXIT_CODE
 
+ROOT = Path(__file__).parents[2]
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+ABORTS_AT_EXIT = """
+import atexit, ctypes, runpy, sys
+from launch import jobs
+def job(resolved):
+    libc = ctypes.CDLL(None)
+    getattr(libc, "__cxa_atexit")(libc.abort, None, None)  # as a library that left a thread of C++ unjoined
+    atexit.register(print, "tidied up", end="")
+    libc.printf(b"said in C ")
+    return eval(resolved["end"])
+jobs.RANK["train"] = job
+runpy.run_module("flowmask.launch.local.worker", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [("0", 0, ""), (str(REQUEUE_EXIT_CODE), REQUEUE_EXIT_CODE, ""), ("1 / 0", 1, "ZeroDivisionError: ")],
+)
+def test_a_rank_ends_with_its_own_code_whatever_a_library_does_when_the_process_exits(
+    tmp_path: Path, end: str, code: int, said: str
+) -> None:
+    (tmp_path / "job.json").write_text(json.dumps({"kind": "train", "config": {"end": end}}))
+    variables = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "FLOWMASK_PARENT": str(os.getpid())}
+    command = [sys.executable, "-c", ABORTS_AT_EXIT, str(tmp_path)]
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code and said in done.stderr
+    assert "said in C" in done.stdout and "tidied up" in done.stdout
 
 
 def test_ranks_that_do_not_save_in_time_are_given_up() -> None:

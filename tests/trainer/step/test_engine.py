@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import PRECISIONS, STAGES, Velocity, global_batch, tiny_dit
+from scenarios import PRECISIONS, STAGES, TOKENS, Velocity, global_batch, tiny_dit
+from tolerance import add_apart, summed
 
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.step.engine import Engine
@@ -117,16 +118,19 @@ def test_biases_and_norms_can_be_spared_from_weight_decay_as_in_plain_torch(
 ) -> None:
     row = two_ranks[0]["decays"][str(stage)]
     assert row["restored_exact"] and row["groups"] == 2
-    for name, expected in _plain_torch_with_spared_decay().items():
-        torch.testing.assert_close(row["masters"][name], expected, rtol=2e-5, atol=2e-6)
+    for name, (expected, apart) in _plain_torch_with_spared_decay().items():
+        allowed = apart + summed(row["steps"], torch.float32) * expected.abs()
+        assert ((row["masters"][name] - expected).abs() <= allowed).all(), name
 
 
-def _plain_torch_with_spared_decay() -> dict[str, torch.Tensor]:
+def _plain_torch_with_spared_decay() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Weights after four steps, and how far another order of summation may move each element."""
     dit = tiny_dit()
     matrices = [p for p in dit.parameters() if p.ndim > 1]
     others = [p for p in dit.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=2e-3)
+    apart: dict[torch.Tensor, torch.Tensor] = {}
     for step in range(4):
         adam.param_groups[0]["lr"] = adam.param_groups[1]["lr"] = 2e-3 * (1 - step / 40)
         adam.zero_grad()
@@ -134,4 +138,5 @@ def _plain_torch_with_spared_decay() -> dict[str, torch.Tensor]:
         torch.stack(losses).mean().backward()
         torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
         adam.step()
-    return {name: parameter.detach() for name, parameter in dit.named_parameters()}
+        add_apart(apart, adam, terms=TOKENS)
+    return {name: (parameter.detach(), apart[parameter]) for name, parameter in dit.named_parameters()}

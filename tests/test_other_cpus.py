@@ -1,0 +1,32 @@
+"""The laws about numbers hold on CPUs without this one's instructions: torch and oneDNN then sum in another order."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LEVELS = {"avx2": "AVX2", "default": "SSE41"}  # ATEN_CPU_CAPABILITY: DNNL_MAX_CPU_ISA
+NUMERIC = (
+    "tests/models",
+    "tests/test_parity.py",
+    "tests/data_pipeline/clip/test_pixels.py",
+    "tests/data_pipeline/test_randomness.py",
+    "tests/trainer/step/test_engine.py",
+    "tests/trainer/objectives/test_objectives.py",
+    "tests/trainer/step/test_optimizer8bit.py",
+    "tests/trainer/step/test_ranks.py",
+    "tests/trainer/step/test_sequence_parallel.py",
+)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_laws_about_numbers_hold_on_other_cpus(level: str, tmp_path: Path) -> None:
+    variables = os.environ | {"ATEN_CPU_CAPABILITY": level, "DNNL_MAX_CPU_ISA": LEVELS[level]}
+    pytest_here = [sys.executable, "-m", "pytest", "-m", "not long", "-p", "no:cacheprovider"]
+    command = [*pytest_here, "--basetemp", str(tmp_path / "tests"), *NUMERIC]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:]
