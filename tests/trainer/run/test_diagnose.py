@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from host_waits import Questions, Scalars
 from runs import run_group, start
 from safetensors.torch import load_file, save_file
-from test_host_waits import Questions, Scalars
 from test_objectives import SilentVelocity, batch_of, make
 
 from flowmask.models.errors import TrainingError, WeightsError

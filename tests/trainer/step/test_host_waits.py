@@ -1,43 +1,13 @@
 """A step asks its device for numbers once, when all of its work is queued; on a GPU each such question is a wait."""
 
 from collections import Counter
-from typing import Any
 
 import pytest
-import torch
+from host_waits import Questions, Scalars
 from scenarios import SteepVelocity, Velocity, micro_batches, settings, tiny_dit
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
-
-ASKING = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero"}
-
-
-class Questions(TorchFunctionMode):
-    """Counts by name what brings a tensor's numbers to Python."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        self.seen[name] += name in ASKING
-        return func(*args, **(kwargs or {}))
-
-
-class Scalars(TorchDispatchMode):
-    """Counts the same below Python: scalars that torch itself reads from a tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
