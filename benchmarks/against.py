@@ -11,6 +11,7 @@ lowest and the highest). Which of the two goes first turns. Behind --: options o
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     given = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed then too
     found = {}
     with (
         tempfile.TemporaryDirectory(dir=given.folder) as name,
