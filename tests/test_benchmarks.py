@@ -1,10 +1,11 @@
-"""The benchmark of a training step runs at tiny size, gives its figures, and writes its table in place of the last."""
+"""The benchmarks run at tiny size, give their figures, and write their tables in place of the last."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copyfile
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,3 +28,34 @@ def test_the_training_benchmark_measures_every_way_and_writes_its_table(tmp_path
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| 1 | none |" in text and "| 1 | selective |" in text
+
+
+def test_two_checkouts_are_compared_in_turns_and_the_other_one_is_removed(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    (repository / "benchmarks").mkdir(parents=True)
+    copyfile(ROOT / "benchmarks" / "against.py", repository / "benchmarks" / "against.py")
+    counted = (
+        "import json, sys\n"
+        'print(json.dumps({"rate": %s, "part": {"s": 2}, "none": 0, "text": "x"} if "--json" in sys.argv else 0))'
+    )
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (repository / "benchmarks" / "loader.py").write_text(counted % 4)
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "older"]):
+        subprocess.run([*git, *words], check=True)
+    (repository / "benchmarks" / "loader.py").write_text(counted % 3)
+    command = [
+        sys.executable,
+        "benchmarks/against.py",
+        "HEAD",
+        "--benchmarks",
+        "loader",
+        "--rounds",
+        "2",
+        "--json",
+    ]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])["loader"]
+    assert {name: figure["ratio"] for name, figure in figures.items()} == {"rate": 0.75, "part.s": 1.0}
+    assert figures["rate"] == {"ratio": 0.75, "low": 0.75, "high": 0.75, "here": 3.0, "there": 4.0}
+    left = subprocess.run([*git, "worktree", "list"], capture_output=True, text=True, check=True).stdout
+    assert len(left.splitlines()) == 1
