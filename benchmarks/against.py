@@ -99,9 +99,7 @@ def compare(here: Sequence[dict[str, float]], there: Sequence[dict[str, float]])
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision", metavar="REV", help="a commit, branch or tag")
     parser.add_argument("--benchmarks", nargs="+", choices=BENCHMARKS, default=["train_step", "loader"])
     parser.add_argument("--rounds", type=int, default=3, help="runs of each checkout's benchmark")
@@ -118,10 +116,7 @@ def main() -> None:
     given = parsed()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed then too
     found = {}
-    with (
-        tempfile.TemporaryDirectory(dir=given.folder) as name,
-        checkout(given.revision, Path(name)) as there,
-    ):
+    with tempfile.TemporaryDirectory(dir=given.folder) as name, checkout(given.revision, Path(name)) as there:
         for benchmark in given.benchmarks:
             runs = rounds_of((ROOT, there), benchmark, given.options, rounds=given.rounds)
             found[benchmark] = compare(*runs)

@@ -43,16 +43,7 @@ def test_two_checkouts_are_compared_in_turns_and_the_other_one_is_removed(tmp_pa
     for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "older"]):
         subprocess.run([*git, *words], check=True)
     (repository / "benchmarks" / "loader.py").write_text(counted % 3)
-    command = [
-        sys.executable,
-        "benchmarks/against.py",
-        "HEAD",
-        "--benchmarks",
-        "loader",
-        "--rounds",
-        "2",
-        "--json",
-    ]
+    command = [sys.executable, "benchmarks/against.py", "HEAD", "--benchmarks", "loader", "--rounds", "2", "--json"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])["loader"]
     assert {name: figure["ratio"] for name, figure in figures.items()} == {"rate": 0.75, "part.s": 1.0}
