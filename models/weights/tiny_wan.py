@@ -114,7 +114,7 @@ def _write_text_encoder(folder: Path) -> None:
 
 
 def _write_vae(folder: Path, *, random: bool) -> None:
-    packaged = resources.files("models") / "tiny"
+    packaged = resources.files("flowmask.models") / "tiny"
     if not random:
         folder.mkdir()
         for name in ("config.json", "diffusion_pytorch_model.safetensors"):
