@@ -89,6 +89,10 @@ def test_a_wheel_works_beside_other_packages_and_files_of_its_rooms_names(
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         (status,) = database.execute("SELECT status FROM runs").fetchone()
     assert status == "FINISHED"  # the process that feeds MLflow ran too
+    wrote = installation.run("flowmask", "tiny-wan", "wan", cwd=here, path=path)
+    assert wrote.returncode == 0 and (here / "wan" / "vae").is_dir(), (
+        wrote.stderr
+    )  # what ships with the package is found
     listed = installation.run("python", "-m", "flowmask", "configs", cwd=here, path=path)
     assert "train_mevis.yaml" in listed.stdout, listed.stderr
     installation.pip("uninstall", "--yes", "rival")
