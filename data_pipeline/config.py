@@ -17,7 +17,10 @@ from flowmask.models.process import DEFAULT_LEASE_S
 class DataSourceConfig(Section):
     """Which raw dataset to read."""
 
-    source: str = Field(default="mevis", description="layout of the dataset: a name in data_pipeline/sources")
+    source: str = Field(
+        default="mevis",
+        description="layout of the dataset: a file in data_pipeline/sources",
+    )
     root: Path = Field(description="folder of the dataset (`videos`: the JSONL file)")
     split: str = Field(
         default="train", description="split under `root`; for refcoco SET/BY/SPLIT, such as refcoco/unc/train"

@@ -20,7 +20,7 @@ from flowmask.data_pipeline.clip.clips import Clip
 from flowmask.data_pipeline.clip.decode import DecodedClip, decode
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan import units
-from flowmask.data_pipeline.sources.base import Source
+from flowmask.data_pipeline.sources.base import VideoSet
 from flowmask.models.errors import DataError, TakenOverError
 
 Planned = tuple[Clip, tuple[int, ...]]  # a clip and the numbers of its sentences
@@ -40,7 +40,7 @@ class ClipPass:
 
     config: CacheBuildConfig
     plan: units.Plan
-    source: Source
+    source: VideoSet
     shards: Path
     texts: Path
     quarantine: Quarantine

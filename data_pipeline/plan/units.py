@@ -24,7 +24,7 @@ from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, to
 from flowmask.data_pipeline.clip.clips import Clip, clips_of
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan.cost import ViewCost
-from flowmask.data_pipeline.sources.base import Source, Video
+from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import sha256_of
 
@@ -71,7 +71,12 @@ class _Numbering:
 
 
 def write_plan(
-    folder: Path, source: Source, *, config: CacheBuildConfig, fingerprint: Fingerprint, facts: dict[str, Any]
+    folder: Path,
+    source: VideoSet,
+    *,
+    config: CacheBuildConfig,
+    fingerprint: Fingerprint,
+    facts: dict[str, Any],
 ) -> None:
     """Write the plan of a build into `folder`; `facts` are kept in plan.json for whoever finalises."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +139,7 @@ class _Losses:
             raise quarantine.too_many(len(lost), of=total, fraction=fraction, example=lost[0])
 
 
-def _view_clips(source: Source, *, view: int, config: CacheBuildConfig, losses: _Losses) -> Iterator[Clip]:
+def _view_clips(source: VideoSet, *, view: int, config: CacheBuildConfig, losses: _Losses) -> Iterator[Clip]:
     number = 0
     for index, video in enumerate(source.videos()):
         if not losses.has_header(video, index, view=view):

@@ -7,11 +7,12 @@ annotations; frames are read when asked for.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,15 +113,8 @@ def is_evaluation(split: str) -> bool:
     return split.rpartition("/")[2].startswith(("val", "test"))
 
 
-def listed_videos(meta: Path, frames: Path) -> frozenset[str] | None:
-    """Ids of the videos of a split: the keys of `videos` in its JSON, else the folders of its frames, else None."""
-    if meta.is_file():
-        return frozenset(map(str, field(read_json(meta), "videos", dict, where=str(meta))))
-    return frozenset(path.name for path in frames.iterdir()) if frames.is_dir() else None
-
-
-class Source(ABC):
-    """One split of a dataset."""
+class VideoSet(ABC):
+    """Videos that a cache is made of or an evaluation scores: a split of a dataset, or made of some."""
 
     @abstractmethod
     def videos(self) -> Sequence[Video]:
@@ -129,6 +123,34 @@ class Source(ABC):
     @abstractmethod
     def identity(self) -> dict[str, str]:
         """Hashes of the annotation files: `expressions`, and `masks` where there are any."""
+
+
+class Source(VideoSet):
+    """One split of a dataset: all that the file of a layout must say.
+
+    family: datasets of one family give equal ids to equal videos, so one may leak into the other
+    """
+
+    family: ClassVar[str]
+
+    @abstractmethod
+    def __init__(self, root: Path, *, split: str):
+        """Read the annotations of a split of the dataset in `root` (data.root, data.split)."""
+
+    @classmethod
+    @abstractmethod
+    def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
+        """The splits in `root` that are there to be scored on, whichever `split` is read."""
+
+    @classmethod
+    @abstractmethod
+    def split_ids(cls, root: Path, split: str) -> frozenset[str] | None:
+        """Video ids of a split, from its list alone; None if it has none."""
+
+    @classmethod
+    def is_scored(cls, root: Path, split: str) -> bool:
+        """Whether a split is one to be scored on."""
+        return is_evaluation(split)
 
 
 def check_expression(text: Any, *, where: str) -> str:
@@ -193,15 +215,22 @@ def names_and_sizes(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:
-    """rgb8 [H W 3] of an image; DataError if missing, no image, cut, or not of `size` (height, width)."""
+@contextmanager
+def opened_image(path: Path, *, what: str = "frame", kind: str = "image") -> Iterator[Image.Image]:
+    """An image file while it is read; DataError if it is missing, no image, or cut. `what` and `kind` are its words."""
     try:
         with Image.open(path) as image:
-            frame = np.asarray(image.convert("RGB"))
+            yield image
     except FileNotFoundError:
-        raise DataError(f"{path}: the frame is missing") from None
+        raise DataError(f"{path}: the {what} is missing") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image, or a truncated one ({error})") from error
+        raise DataError(f"{path}: not a readable {kind}, or a truncated one ({error})") from error
+
+
+def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:
+    """rgb8 [H W 3] of an image; DataError if missing, no image, cut, or not of `size` (height, width)."""
+    with opened_image(path) as image:
+        frame = np.asarray(image.convert("RGB"))
     if size is not None and frame.shape[:2] != size:
         raise DataError(
             f"{path}: {frame.shape[0]}x{frame.shape[1]} px (height x width), the video's first frame has "
@@ -212,13 +241,8 @@ def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) in px, from the header alone."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise DataError(f"{path}: the frame is missing") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error})") from error
+    with opened_image(path) as image:
+        return image.height, image.width
 
 
 def refuse_empty(videos: Sequence[Video], *, where: object) -> None:

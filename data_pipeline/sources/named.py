@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import overload
 
-from flowmask.data_pipeline.sources.base import Source, Video
+from flowmask.data_pipeline.sources.base import Video, VideoSet
 
 
-class NamedSources(Source):
+class NamedSources(VideoSet):
     """Datasets by name, in the order that numbers their clips."""
 
-    def __init__(self, sources: Mapping[str, Source]):
+    def __init__(self, sources: Mapping[str, VideoSet]):
         self._sources = dict(sources)
         self._videos = _NamedVideos({name: source.videos() for name, source in self._sources.items()})
 

@@ -15,7 +15,7 @@ import numpy as np
 from flowmask.data_pipeline.clip.pixels import resize_masks
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.sources import open_source
-from flowmask.data_pipeline.sources.base import Expression, Source, Video
+from flowmask.data_pipeline.sources.base import Expression, Video, VideoSet
 from flowmask.models.errors import DataError
 from flowmask.trainer.predict.inference import (
     FRAMES_AT_ONCE,
@@ -100,7 +100,7 @@ def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_f
 
 def _fingerprint(
     config: EvaluateConfig,
-    source: Source,
+    source: VideoSet,
     videos: Sequence[Video],
     *,
     weights: Mapping[str, str],
