@@ -265,8 +265,13 @@ class LoaderConfig(Section):
             )
         return self
 
+    def folders(self) -> list[Path]:
+        """The caches that are folders here, in their order; URLs and `pipe:` commands are none."""
+        named: list[Path | str | None] = [entry.cache for entry in self.mix] or [self.cache]
+        return [cache for cache in named if isinstance(cache, Path)]
+
     @property
     def caches(self) -> str:
-        """What is read, for messages: the folder, or the folders with their weights."""
+        """All caches, for messages: the folder or URL, or the folders with their weights."""
         mixed = ", ".join(f"{entry.cache} (weight {entry.weight:g})" for entry in self.mix)
         return mixed or str(self.cache)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flowmask.data_pipeline.build import records
 from flowmask.data_pipeline.build.encode import ClipEncoder, EncodedClip
-from flowmask.data_pipeline.build.pipeline import Pipeline, Stages, UnitInHand
+from flowmask.data_pipeline.build.pipeline import Pipeline, PipelineStages, UnitInHand
 from flowmask.data_pipeline.build.sentences import Embeddings
 from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.cache.quarantine import Line, Quarantine, line
@@ -39,7 +39,7 @@ class ClipPass:
     """One worker's share of the clips. `on_clip` is told how many clips of the unit in hand are encoded."""
 
     config: CacheBuildConfig
-    plan: units.Plan
+    plan: units.BuildPlan
     source: VideoSet
     shards: Path
     texts: Path
@@ -70,7 +70,9 @@ class ClipPass:
 
     def _pipeline(self) -> Pipeline[Planned, DecodedClip | Line, EncodedClip]:
         cache = self.config.cache
-        stages = Stages(items=self._begin, decode=self._decode, encode=self._encode, write=self._write)
+        stages = PipelineStages(
+            items=self._begin, decode=self._decode, encode=self._encode, write=self._write
+        )
         ahead = cache.batch_clips + cache.decode_threads
         return Pipeline(stages, decode_threads=cache.decode_threads, ahead=ahead)
 

@@ -94,7 +94,7 @@ class UnitInHand(Generic[Item]):
 
 
 @dataclass(frozen=True)
-class Stages(Generic[Item, Decoded, Encoded]):
+class PipelineStages(Generic[Item, Decoded, Encoded]):
     """What is done, in which thread is the pipeline's business.
 
     items: the parts of a unit; encode: all parts of a unit to its results, in order, in the calling thread;
@@ -110,7 +110,7 @@ class Stages(Generic[Item, Decoded, Encoded]):
 class Pipeline(Generic[Item, Decoded, Encoded]):
     """One run over units; `ahead` bounds the decoded parts that wait for the encoder."""
 
-    def __init__(self, stages: Stages[Item, Decoded, Encoded], *, decode_threads: int, ahead: int):
+    def __init__(self, stages: PipelineStages[Item, Decoded, Encoded], *, decode_threads: int, ahead: int):
         self._stages, self._flow = stages, _Flow()
         self._units_free, self._decoded_free = [UNITS_AT_ONCE], [ahead]
         self._in_hand: dict[int, UnitInHand[Item]] = {}

@@ -137,7 +137,7 @@ class _Repair:
     def _mended(self, file: Path, how: str) -> None:
         self.report.mended.append((file, how))
 
-    def _read_plan(self) -> units.Plan:
+    def _read_plan(self) -> units.BuildPlan:
         plan = units.read_plan(self.folder / units.FOLDER)
         if plan is None:
             raise CacheError(f"{self.folder / units.FOLDER} holds no plan; run `flowmask cache repair` again")

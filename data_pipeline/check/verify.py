@@ -88,7 +88,7 @@ class _Verification:
             self._wrong(self.folder / manifest.FILE, _after_path(error, self.folder / manifest.FILE))
             return None
 
-    def _plan(self) -> units.Plan | None:
+    def _plan(self) -> units.BuildPlan | None:
         """The plan if all of its files are right."""
         folder = self.folder / units.FOLDER
         right = True

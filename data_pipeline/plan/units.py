@@ -160,7 +160,7 @@ def _view_clips(source: VideoSet, *, view: int, config: CacheBuildConfig, losses
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """A written plan; units are read from disk when asked for."""
 
     folder: Path
@@ -197,14 +197,17 @@ class Plan:
             return file.read(-1 if end is None else end - start).splitlines()
 
 
-def read_plan(folder: Path) -> Plan | None:
+Plan = BuildPlan  # as build.py calls it
+
+
+def read_plan(folder: Path) -> BuildPlan | None:
     """The plan in a folder, None if none has been written yet; CacheError if it is damaged."""
     path = folder / "plan.json"
     if not path.exists():
         return None
     try:
         plan = unseal(path.read_bytes())
-        return Plan(
+        return BuildPlan(
             folder=folder,
             fingerprint=Fingerprint.model_validate(plan["fingerprint"]),
             clips=plan["clips"],
