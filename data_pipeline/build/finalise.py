@@ -11,15 +11,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from flowmask.data_pipeline.build.records import Sidecar, read_sidecar
+from flowmask.data_pipeline.build.records import Shape, Sidecar, read_sidecar
 from flowmask.data_pipeline.cache import index, manifest, quarantine
 from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
 from flowmask.data_pipeline.cache.shards import FOLDER, cache_file, remove_leftovers, shard_name, write_file
 from flowmask.data_pipeline.plan.units import BuildPlan
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import sha256_of_open
-
-Shape = tuple[int, int, int]
 
 
 def finalise(out: Path, plan: BuildPlan) -> Manifest:

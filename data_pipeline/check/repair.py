@@ -1,4 +1,4 @@
-"""`flowmask cache repair`: makes what verify calls wrong anew, and nothing else.
+"""`flowmask cache repair`: makes again the files that verify calls wrong, and nothing else.
 
 A shard is encoded again, beside, and moved into place; sidecars come from shards, index, quarantine and
 manifest from sidecars, the plan from the dataset; the manifest last. Killed anywhere, the same command goes
@@ -27,9 +27,16 @@ from flowmask.data_pipeline.cache.manifest import Manifest, read_manifest
 from flowmask.data_pipeline.cache.quarantine import Quarantine
 from flowmask.data_pipeline.cache.sealed import seal
 from flowmask.data_pipeline.cache.shards import FOLDER, remove_leftovers, shard_name, sidecar_name, write_file
-from flowmask.data_pipeline.check.verify import OnProgress, derived_sidecar
+from flowmask.data_pipeline.check.verify import OnProgress
 from flowmask.data_pipeline.check.verify_report import Problem, VerifyReport
-from flowmask.data_pipeline.check.verify_shard import Storage, WrongError, file_hash, read_shard
+from flowmask.data_pipeline.check.verify_shard import (
+    Storage,
+    WrongError,
+    facts_of,
+    file_hash,
+    parsed,
+    read_shard,
+)
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan import units
 from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
@@ -109,6 +116,7 @@ class _Repair:
             if not (folder / manifest.FILE).exists():
                 raise
             self.manifest = None
+        self._entries = {entry.file: entry for entry in self.manifest.shards} if self.manifest else {}
 
     def run(self, problems: Sequence[Problem]) -> RepairReport:
         _remove(self.stage)  # of a repair that was killed
@@ -153,21 +161,10 @@ class _Repair:
             ours = fingerprint(config, build.source, memo=self.stage / "weights.json")
         except UserError as error:
             raise type(error)(f"cannot repair {self.folder} without what it was made of: {error}") from error
-        refuse_other(ours, self._made_of(), where=self.folder, advice=_ADVICE)
+        theirs, _ = facts_of(self.folder, self.manifest)
+        refuse_other(ours, theirs, where=self.folder, advice=_ADVICE)
         self._ours = ours
         return build
-
-    def _made_of(self) -> manifest.Fingerprint:
-        try:
-            if plan := units.read_plan(self.folder / units.FOLDER):
-                return plan.fingerprint
-        except CacheError:
-            pass  # damaged: the manifest knows as well
-        if self.manifest is None:
-            raise CacheError(
-                f"{self.folder}: neither {manifest.FILE} nor its plan can be read: delete the cache and build again"
-            )
-        return self.manifest.fingerprint
 
     def _plan_anew(self) -> None:
         """The plan is written beside and its files are moved, plan.json last."""
@@ -183,16 +180,13 @@ class _Repair:
     def _sidecar_anew(self, unit: int) -> bool:
         """Make a sidecar from its shard; False if the shard, manifest and plan do not tell all that it said."""
         path = self.shards / shard_name(unit)
-        entry = (
-            next((e for e in self.manifest.shards if e.file == path.name), None) if self.manifest else None
-        )
+        entry = self._entries.get(path.name)
         if self.manifest is None or entry is None:
             return False
         try:
             size, sha256 = file_hash(path)
-            content = read_shard(
-                path, unit=unit, storage=Storage.of(self._plan.fingerprint, self._plan.facts)
-            )
+            storage = Storage.of(self._plan.fingerprint, self._plan.facts)
+            rows = read_shard(path, unit=unit, storage=storage)
         except WrongError:
             return False
         if sha256 != entry.sha256:
@@ -200,12 +194,11 @@ class _Repair:
         planned = {clip.key: len(clip.masks) for clip, _ in self._plan.unit_clips(unit)}
         lost = [line for line in quarantine.read(self.folder / quarantine.FILE) if line["clip"] in planned]
         kept = sum(planned.values()) - sum(planned[str(line["clip"])] for line in lost)
-        sidecar = derived_sidecar(
+        sidecar = rows.sidecar(
             unit,
-            content,
             size=size,
             sha256=sha256,
-            dropped=kept - content.masks,
+            dropped=kept - rows.masks,
             quarantined=lost,
             made_with=self.manifest.environments[entry.made_with],
         )
@@ -227,8 +220,8 @@ class _Repair:
 
     def _sidecar(self, unit: int) -> Sidecar | None:
         try:
-            return parse_sidecar((self.shards / sidecar_name(unit)).read_bytes())
-        except (OSError, ValueError, TypeError, KeyError):
+            return parsed(self.shards / sidecar_name(unit), parse_sidecar)
+        except WrongError:
             return None
 
     def _units_anew(self, again: Sequence[int]) -> None:
@@ -298,11 +291,10 @@ class _Repair:
         """What made a unit, and its shard's hash, as far as its sidecar or the manifest know."""
         if sidecar := self._sidecar(unit):
             return sidecar.made_with, sidecar.sha256
-        entries = self.manifest.shards if self.manifest else []
-        for entry in entries:
-            if self.manifest and entry.file == shard_name(unit):
-                return self.manifest.environments[entry.made_with], entry.sha256
-        return None, ""
+        entry = self._entries.get(shard_name(unit))
+        if self.manifest is None or entry is None:
+            return None, ""
+        return self.manifest.environments[entry.made_with], entry.sha256
 
 
 _STAGE = "repair"

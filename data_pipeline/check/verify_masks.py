@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmask.data_pipeline.build.records import Sidecar
+from flowmask.data_pipeline.build.records import Shape, Sidecar
 from flowmask.data_pipeline.cache.index import COLUMNS
-from flowmask.data_pipeline.check.verify_shard import Shape, Storage
+from flowmask.data_pipeline.check.verify_shard import Storage
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.models.vae import decode, encode_mask
@@ -29,9 +29,8 @@ from flowmask.models.vae import decode, encode_mask
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-LATENT_TOLERANCE = (
-    0.02  # relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/design.md)
-)
+# Relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/design.md)
+LATENT_TOLERANCE = 0.02
 IOU_FLOOR = 0.8  # below it the VAE itself shows too little of a mask; the tiny VAE stays above (least 0.83)
 OnSample = Callable[[str, int, int], None]
 
