@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -107,7 +107,8 @@ def check_masks(
     for done, stored in enumerate(sorted(chosen, key=lambda stored: (stored.path, stored.latent))):
         on_progress("masks", done, len(chosen))
         meta, latent = _read(stored, storage)
-        truth = _truth(meta, stored)
+        where = f"{stored.path}, mask {stored.mask}"
+        truth = rle.decode_frames(meta["masks"][stored.mask]["rle"], size=stored.shape[1:], where=where)
         checks.append(
             MaskCheck(
                 file=stored.path,
@@ -143,7 +144,7 @@ def distance(tensor: Tensor, reference: Tensor) -> float:
     return float((tensor.float() - reference).norm() / reference.norm().clamp_min(1e-12))
 
 
-def _read(stored: StoredMask, storage: Storage) -> tuple[dict[str, object], Tensor]:
+def _read(stored: StoredMask, storage: Storage) -> tuple[dict[str, Any], Tensor]:
     frames, height, width = stored.shape
     shape = (storage.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
     dtype: torch.dtype = getattr(torch, storage.dtype)
@@ -152,10 +153,3 @@ def _read(stored: StoredMask, storage: Storage) -> tuple[dict[str, object], Tens
         meta = json.loads(os.pread(file.fileno(), stored.record[1], stored.record[0]))
         content = bytearray(os.pread(file.fileno(), size, stored.latent))
     return meta, torch.frombuffer(content, dtype=dtype).view(shape)
-
-
-def _truth(meta: dict[str, object], stored: StoredMask) -> NDArray[np.bool_]:
-    """bool [F H W] of the record's RLE."""
-    frames = meta["masks"][stored.mask]["rle"]  # type: ignore[index]
-    where = f"{stored.path}, mask {stored.mask}"
-    return np.stack([rle.decode(frame, size=stored.shape[1:], where=where) for frame in frames])

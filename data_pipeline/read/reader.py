@@ -26,7 +26,7 @@ from flowmask.data_pipeline.cache.index import ROW, open_index
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, BucketEntry, Manifest, read_manifest
 from flowmask.data_pipeline.cache.shards import FOLDER, shard_name, shard_number
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.read.buffers import Buffers
+from flowmask.data_pipeline.read.buffers import Buffers, Wanted
 from flowmask.models.errors import CacheError, ConfigError
 
 LATENTS = ("video_mean", "video_logvar", "mask_mean")
@@ -73,15 +73,11 @@ class CacheReader:
         rows = self.index[example_ids]
         bucket = self.manifest.buckets[int(rows[0]["bucket"])]
         assert (rows["bucket"] == rows[0]["bucket"]).all(), "a batch is of one bucket"
-        shape = (len(rows), self.manifest.latent_channels, *bucket.latent_shape)
-        wanted: dict[str, Any] = {name: (shape, self.dtype) for name in LATENTS if name in needs}
-        if "text" in needs:
-            whole = rows["text_tokens"] <= text_tokens
-            longest = int(np.where(whole, rows["text_tokens"], rows["short_text_tokens"]).max())
-            wanted["text"] = (len(rows), longest, self.manifest.text_dim), self.dtype
-        if "mask_pixels" in needs:
-            wanted["mask_pixels"] = (len(rows), bucket.frames, bucket.height, bucket.width), torch.bool
-        batch = self._buffers.tensors(wanted)
+        whole = rows["text_tokens"] <= text_tokens
+        longest = int(np.where(whole, rows["text_tokens"], rows["short_text_tokens"]).max())
+        batch = self._buffers.tensors(
+            shapes_of(self.manifest, bucket, examples=len(rows), tokens=longest, needs=needs)
+        )
         memory = {name: _bytes(tensor) for name, tensor in batch.items() if name != "mask_pixels"}
         for place, values in enumerate(rows.tolist()):
             row = dict(zip(ROW.names or (), values, strict=True))
@@ -135,13 +131,27 @@ class CacheReader:
         self._files.close()
 
 
+def shapes_of(
+    manifest: Manifest, bucket: BucketEntry, *, examples: int, tokens: int, needs: Collection[str]
+) -> Wanted:
+    """Shape and dtype of each tensor of a batch of one bucket; `tokens` is the length of its longest text."""
+    dtype: torch.dtype = getattr(torch, manifest.dtype)
+    latent = (examples, manifest.latent_channels, *bucket.latent_shape)
+    every: Wanted = {
+        **dict.fromkeys(LATENTS, (latent, dtype)),
+        "text": ((examples, tokens, manifest.text_dim), dtype),
+        "mask_pixels": ((examples, bucket.frames, bucket.height, bucket.width), torch.bool),
+    }
+    return {name: shape for name, shape in every.items() if name in needs}
+
+
 def _masks(file: "_OpenFile", row: dict[str, int], *, size: tuple[int, int]) -> NDArray[np.bool_]:
     """bool [F H W] of an example, from the run-length code in its record."""
     content = bytearray(row["record_length"])
     file.read(memoryview(content), row["record"])
     frames = json.loads(content)["masks"][row["mask"]]["rle"]
     where = f"{file.path}, mask {row['mask']}"
-    return np.stack([rle.decode(frame, size=size, where=where) for frame in frames])
+    return rle.decode_frames(frames, size=size, where=where)
 
 
 def refuse_text_tokens(manifest: Manifest, text_tokens: int, *, where: Path | str | None) -> None:
