@@ -33,7 +33,7 @@ class CacheSourceConfig(DataSourceConfig):
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9+_-]+$",
-        description="what records and fingerprint call it; default: `source`, where there are several",
+        description="its name in records and fingerprint; default: `source`, where there are several",
     )
     frames: int | None = Field(
         default=None, ge=1, description="frames of this dataset's sparse clips; default: clip.frames"
@@ -44,6 +44,11 @@ class CacheSourceConfig(DataSourceConfig):
         if self.frames is not None:
             _check_frames(self.frames)
         return self
+
+
+def _check_multiple(size_multiple: int) -> None:
+    if size_multiple % 16:
+        raise ValueError(f"size_multiple is {size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)")
 
 
 def _check_frames(frames: int) -> None:
@@ -94,10 +99,7 @@ class ClipConfig(Section):
     @model_validator(mode="after")
     def _can_run(self) -> Self:
         _check_frames(self.frames)
-        if self.size_multiple % 16:
-            raise ValueError(
-                f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)"
-            )
+        _check_multiple(self.size_multiple)
         if self.short_side > self.long_side:
             raise ValueError(f"short_side {self.short_side} is larger than long_side {self.long_side}")
         if self.short_side < self.size_multiple:
@@ -118,10 +120,7 @@ class FrameBox(Section):
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
-        if self.size_multiple % 16:
-            raise ValueError(
-                f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)"
-            )
+        _check_multiple(self.size_multiple)
         for name, side in (("height_px", self.height_px), ("width_px", self.width_px)):
             if side < self.size_multiple:
                 raise ValueError(f"{name} is {side}, smaller than size_multiple {self.size_multiple}")
@@ -138,14 +137,14 @@ class CacheConfig(Section):
         default=1,
         ge=1,
         le=1024,
-        description="differently drawn versions of each clip; epoch e uses e mod views",
+        description="augmented versions of each clip; epoch e uses e mod views",
     )
     seed: int = Field(default=0, ge=0)
     dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="how latents and embeddings are stored"
     )
     encoder_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="what the encoders compute in"
+        default="float32", description="precision of the encoders"
     )
     drop_empty_masks: bool = Field(
         default=True, description="leave out an expression whose object is absent from the clip"
@@ -160,11 +159,11 @@ class CacheConfig(Section):
         default=4, ge=1, description="threads of a worker that read and resize while its encoder works"
     )
     max_quarantined_fraction: float = Field(
-        default=0.01, ge=0, le=1, description="the build stops when more of its clips cannot be read"
+        default=0.01, ge=0, le=1, description="the build stops when a larger part of its clips is unreadable"
     )
     leaks: Literal["refuse", "drop", "allow"] = Field(
         default="refuse",
-        description="videos that are in an evaluation split too: refuse, leave out, or do not look",
+        description="videos that are in an evaluation split too: refuse, leave out, or do not check",
     )
     held_out: tuple[DataSourceConfig, ...] = Field(
         default=(), description="more splits that will be scored on, for `leaks`"
@@ -172,7 +171,7 @@ class CacheConfig(Section):
     lease_s: float = Field(
         default=DEFAULT_LEASE_S,
         ge=1,
-        description="a worker on another node that gives no sign of life for so long loses its unit",
+        description="seconds without a heartbeat after which another worker takes over the shard",
     )
 
 
@@ -215,7 +214,7 @@ class MixConfig(Section):
 
     cache: Path = Field(description="folder that `flowmask cache build` finished")
     weight: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="its share of the steps, relative to the others'"
+        default=1.0, gt=0, allow_inf_nan=False, description="share of the steps, relative to the other caches"
     )
 
 
@@ -234,15 +233,13 @@ class LoaderConfig(Section):
         default=None, description="folder that `flowmask cache build` finished; stream: or its URL"
     )
     mode: Literal["indexed", "stream"] = Field(
-        default="indexed", description="stream: shards from front to back, as at a URL; see docs/design.md"
+        default="indexed", description="stream: read shards from front to back; see docs/design.md"
     )
-    shuffle_examples: int = Field(
-        default=256, ge=1, description="stream: examples of a rank that are shuffled together, in memory"
-    )
-    retries: int = Field(default=3, ge=0, le=10, description="stream: how often a shard is fetched again")
-    mix: tuple[MixConfig, ...] = Field(default=(), description="instead of `cache`: several, with weights")
+    shuffle_examples: int = Field(default=256, ge=1, description="stream: size of a rank's shuffle buffer")
+    retries: int = Field(default=3, ge=0, le=10, description="stream: retries of a shard")
+    mix: tuple[MixConfig, ...] = Field(default=(), description="instead of `cache`: several with weights")
     remainder: Literal["carry", "drop"] = Field(
-        default="carry", description="an epoch's last examples: carried over or dropped"
+        default="carry", description="an epoch's last examples: carry over or drop"
     )
     threads: int = Field(default=2, ge=0, description="reading threads; 0 reads in the training thread")
     prefetch_batches: int = Field(default=4, ge=1, description="global batches read ahead")

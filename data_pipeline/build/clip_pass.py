@@ -60,7 +60,7 @@ class ClipPass:
                 return
 
     def write_unit(self, unit: int) -> None:
-        """Make one unit, whoever holds its claim; as in a build, an unreadable clip is left out."""
+        """Make one unit without a claim; as in a build, an unreadable clip is left out."""
         self._pipeline().run(iter([(unit, ExitStack())]))
 
     def encode_unit(self, unit: int) -> list[EncodedClip]:
@@ -131,5 +131,5 @@ class ClipPass:
                 clock=self.clock,
             )
         except TakenOverError:
-            self._taken_over = True  # theirs will do; looked at again at the end
+            self._taken_over = True  # the other worker's result is as good; looked at again at the end
         del self._tallies[unit.number]

@@ -101,7 +101,12 @@ def write_unit(
                 size, sha256 = writer.close()
     dropped, lost = outcome()
     sidecar = rows.sidecar(
-        unit, size=size, sha256=sha256, dropped=dropped, quarantined=lost, made_with=made_with
+        unit=unit,
+        size=size,
+        sha256=sha256,
+        dropped_empty_masks=dropped,
+        quarantined=lost,
+        made_with=made_with,
     )
     with clock.measure("write"):
         write_file(folder / sidecar_name(unit), seal(asdict(sidecar)))
@@ -129,35 +134,17 @@ class Rows:
         self.records += 1
         self.masks += len(meta["masks"])
 
-    def sidecar(
-        self,
-        unit: int,
-        *,
-        size: int,
-        sha256: str,
-        dropped: int,
-        quarantined: list[Line],
-        made_with: dict[str, str],
-    ) -> Sidecar:
-        """The sidecar, with all that the shard does not tell."""
+    def sidecar(self, **rest: Any) -> Sidecar:
+        """The sidecar; `rest` are its fields that a shard does not tell."""
         return Sidecar(
-            unit=unit,
-            records=self.records,
-            dropped_empty_masks=dropped,
-            size=size,
-            sha256=sha256,
-            text_dim=self.text_dim,
-            made_with=made_with,
-            shapes=self.shapes,
-            examples=self.examples,
-            quarantined=quarantined,
+            records=self.records, text_dim=self.text_dim, shapes=self.shapes, examples=self.examples, **rest
         )
 
 
 def record(
     encoded: EncodedClip, numbers: Sequence[int], *, embeddings: Mapping[int, Mapping[int, Tensor]]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """JSON and tensors of one record; masks and sentences are numbered anew where some were dropped.
+    """JSON and tensors of one record; masks and sentences are numbered without the dropped ones.
 
     embeddings: by sentence number and token limit.
     """

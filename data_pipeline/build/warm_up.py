@@ -12,7 +12,6 @@ from torch import Tensor
 from flowmask.data_pipeline.build.clip_pass import ClipPass
 from flowmask.data_pipeline.build.sentences import encode_sentence
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT
-from flowmask.data_pipeline.clip.clips import Clip
 from flowmask.data_pipeline.clip.decode import DecodedClip
 from flowmask.data_pipeline.plan.cost import BuildSpeed
 from flowmask.data_pipeline.plan.units import BuildPlan
@@ -60,15 +59,11 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _readable(plan: BuildPlan, clips: ClipPass) -> Iterator[DecodedClip]:
-    """Clips of the first unit that can be read and have a mask: what cannot is the build's business."""
+    """Clips of the first unit that can be read and have a mask."""
     for clip, _ in plan.unit_clips(0) if plan.clip_units else ():
-        decoded = _decoded(clip, clips)
-        if decoded is not None and decoded.masks:
+        try:
+            decoded = clips.decoded(clip)
+        except DataError:
+            continue
+        if decoded.masks:
             yield decoded
-
-
-def _decoded(clip: Clip, clips: ClipPass) -> DecodedClip | None:
-    try:
-        return clips.decoded(clip)
-    except DataError:
-        return None

@@ -58,7 +58,7 @@ def cache_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what killed writers of `name` left; only for whoever holds its claim (see `cache_file`)."""
+    """Delete temporary files of killed writers of `name`; only the worker that holds its claim may (see `cache_file`)."""
     for leftover in folder.glob(f"{TEMPORARY}{name}.*"):
         leftover.unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ damaged file thus never speaks against another one.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,8 @@ from flowmask.data_pipeline.check.verify_shard import (
 )
 from flowmask.data_pipeline.plan import units
 from flowmask.data_pipeline.plan.units import BuildPlan
+from flowmask.data_pipeline.show.inspect_cache import OnProgress
 from flowmask.models.errors import CacheError, UserError
-
-OnProgress = Callable[[str, int, int], None]
 
 
 def verify(
@@ -136,7 +135,7 @@ class _Verification:
             rows, size, sha256 = found
             made_with = self.manifest.environments[entry.made_with]
             sidecar = self.derived[unit] = rows.sidecar(
-                unit, size=size, sha256=sha256, dropped=0, quarantined=[], made_with=made_with
+                unit=unit, size=size, sha256=sha256, dropped_empty_masks=0, made_with=made_with
             )
         if sidecar is None:
             self.unknown.add(unit)
@@ -178,7 +177,7 @@ class _Verification:
                 yield parse_sidecar((self.shards / sidecar_name(unit)).read_bytes())
 
     def _index_and_manifest(self, count: int, facts: tuple[Fingerprint, dict[str, Any]]) -> None:
-        """Both are made anew from the sidecars; the index in a temporary file, not in the cache."""
+        """Both are computed again from the sidecars; the index in a temporary file, not in the cache."""
         fingerprint, rest = facts
         totals = finalise.count(self._effective(count), views=fingerprint.fields["cache.views"])
         self.report.examples = sum(sum(bucket.examples) for bucket in totals.buckets)

@@ -1,14 +1,14 @@
 """A sample of a cache's mask latents, decoded through the VAE and compared with the RLE truth.
 
 Two measures of each, both over the whole clip: `iou`, of the decoded mask with the truth, and `error`, the
-distance of the stored latent from that of the truth encoded anew, relative to the latter's norm. A right
+distance of the stored latent from that of the truth encoded again, relative to the latter's norm. A right
 latent has an error of rounding and batching whatever the VAE is worth; a mask moved by one pixel, or another
 object's, does not. The IoU also shows what the VAE itself keeps of a mask.
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -24,7 +24,9 @@ from flowmask.data_pipeline.cache.index import COLUMNS
 from flowmask.data_pipeline.check.verify_shard import Storage
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.randomness import mix64
-from flowmask.models.vae import decode, encode_mask
+from flowmask.data_pipeline.show.inspect_cache import OnProgress
+from flowmask.data_pipeline.show.inspect_examples import overlap, shown
+from flowmask.models.vae import encode_mask
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 # Relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/design.md)
 LATENT_TOLERANCE = 0.02
 IOU_FLOOR = 0.8  # below it the VAE itself shows too little of a mask; the tiny VAE stays above (least 0.83)
-OnSample = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def check_masks(
     vae: "AutoencoderKLWan",
     *,
     storage: Storage,
-    on_progress: OnSample = lambda *_: None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> list[MaskCheck]:
     """Decode each mask alone."""
     checks = []
@@ -122,20 +123,9 @@ def check_masks(
     return checks
 
 
-def shown(vae: "AutoencoderKLWan", latent: Tensor) -> NDArray[np.bool_]:
-    """bool [F H W] that a raw latent [16 f h w] shows: the mean of three equal channels, cut at grey."""
-    return np.asarray((decode(vae, latent[None])[0].mean(0) > 0).cpu().numpy())
-
-
 def expected(vae: "AutoencoderKLWan", truth: NDArray[np.bool_]) -> Tensor:
-    """float32 [16 f h w] raw: the truth bool [F H W], encoded anew."""
+    """float32 [16 f h w] raw: the truth bool [F H W], encoded again."""
     return encode_mask(vae, torch.from_numpy(truth)[None].to(vae.device))[0].cpu()
-
-
-def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """IoU over a whole clip; 1 if both are empty."""
-    union = int((one | other).sum())
-    return int((one & other).sum()) / union if union else 1.0
 
 
 def distance(tensor: Tensor, reference: Tensor) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowmask.data_pipeline.build.records import Rows
 from flowmask.data_pipeline.cache.manifest import FILE as MANIFEST
-from flowmask.data_pipeline.cache.manifest import SHORT_TEXT, Fingerprint, Manifest
+from flowmask.data_pipeline.cache.manifest import SHORT_TEXT, Fingerprint, Manifest, read_manifest
 from flowmask.data_pipeline.cache.sealed import unseal
 from flowmask.data_pipeline.cache.shards import RecordPlace, tensor_ranges
 from flowmask.data_pipeline.formats import rle
@@ -67,6 +67,16 @@ def parsed(path: Path, parse: Callable[[bytes], T]) -> T:
         raise WrongError(f"cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise WrongError(f"damaged: {error}") from error
+
+
+def readable_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished cache, None if it is damaged; CacheError if there is none."""
+    try:
+        return read_manifest(folder)
+    except CacheError:
+        if not (folder / MANIFEST).exists():
+            raise
+        return None
 
 
 def facts_of(folder: Path, manifest: Manifest | None) -> tuple[Fingerprint, dict[str, Any]]:

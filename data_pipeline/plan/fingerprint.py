@@ -51,7 +51,7 @@ def fingerprint(config: CacheBuildConfig, source: VideoSet, *, memo: Path) -> Fi
 
 
 def _data_fields(config: CacheBuildConfig, source: VideoSet) -> dict[str, Any]:
-    """What the datasets are and how they are cut; with a name of its own where a dataset has one."""
+    """Fields of the datasets and of their clips; the name of a dataset is part of its fields."""
     names = source_names(config.sources)
     fields: dict[str, Any] = {f"data.{name}": value for name, value in source.identity().items()}
     for name, videos in groupby(source.videos(), key=lambda video: video.source):

@@ -8,12 +8,12 @@ video that stands in one: refused, or left out of the plan. A cache of evaluatio
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 from flowmask.data_pipeline.cache.manifest import LeakEntry, Manifest
 from flowmask.data_pipeline.config import CacheBuildConfig, DataSourceConfig, source_names
 from flowmask.data_pipeline.sources import source_class
-from flowmask.data_pipeline.sources.base import Video, VideoSet
+from flowmask.data_pipeline.sources.base import LazyVideos, Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 
 _SHOWN = 4
@@ -45,7 +45,7 @@ class LeakFree(VideoSet):
         return self._source.identity()
 
 
-class _Kept(Sequence[Video]):
+class _Kept(LazyVideos[Video]):
     """Some of the videos of a source, each taken from it when it is asked for."""
 
     def __init__(self, videos: Sequence[Video], places: Sequence[int]):
@@ -54,16 +54,8 @@ class _Kept(Sequence[Video]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Video: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Video]: ...
-
-    def __getitem__(self, index: int | slice) -> Video | list[Video]:
-        if isinstance(index, int):
-            return self._videos[self._places[index]]
-        return [self._videos[place] for place in self._places[index]]
+    def at(self, place: int) -> Video:
+        return self._videos[self._places[place]]
 
 
 def without_leaks(source: VideoSet, config: CacheBuildConfig) -> LeakFree:

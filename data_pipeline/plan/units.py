@@ -29,13 +29,8 @@ from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import sha256_of
 
 FOLDER = "plan"
-FILES = (
-    "clips.jsonl",
-    "clips.npy",
-    "texts.jsonl",
-    "texts.npy",
-    quarantine.FILE,
-)  # beside plan.json, which has their hashes
+# Beside plan.json, which has their hashes.
+FILES = ("clips.jsonl", "clips.npy", "texts.jsonl", "texts.npy", quarantine.FILE)
 SENTENCES_PER_UNIT = 256
 _PLANNED = TypeAdapter(tuple[Clip, tuple[int, ...]])
 
@@ -78,7 +73,7 @@ def write_plan(
     fingerprint: Fingerprint,
     facts: dict[str, Any],
 ) -> None:
-    """Write the plan of a build into `folder`; `facts` are kept in plan.json for whoever finalises."""
+    """Write the plan of a build into `folder`; `facts` are kept in plan.json for the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     with cache_file(folder / "clips.jsonl") as clips_file, cache_file(folder / "texts.jsonl") as texts_file:

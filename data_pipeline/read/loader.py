@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.read.epoch_plan import PlannedBatch, passes
-from flowmask.data_pipeline.read.mixture import Plan, Reader
+from flowmask.data_pipeline.read.mixture import IndexedPlan, IndexedReader
 from flowmask.data_pipeline.read.reader import NEEDS
 
 _MASK = (1 << 64) - 1
@@ -76,39 +76,57 @@ def unchanged(batch: Batch) -> Batch:
     return batch
 
 
-def batch_of(
-    tensors: dict[str, Any],
-    *,
-    step: int,
-    first: int,
-    ids: NDArray[np.int64],
-    epochs: NDArray[np.int64],
-    seed: int,
-    text_tokens: int,
-) -> Batch:
-    """The micro-batch of these examples, which stand from `first` on in the global batch of a step."""
-    positions = range(first, first + len(ids))
-    return Batch(
-        step=step,
-        example_ids=torch.from_numpy(ids.copy()),
-        positions=torch.tensor(positions),
-        epochs=torch.from_numpy(epochs.copy()),
-        keys=[mix64(seed, e, i, step) for e, i in zip(epochs.tolist(), ids.tolist(), strict=True)],
-        digest=sum(mix64(place, i) for place, i in zip(positions, ids.tolist(), strict=True)) & _MASK,
-        text_tokens=text_tokens,
-        **tensors,
-    )
+class ChecksText(Protocol):
+    """A reader: ConfigError if a sentence is stored neither whole nor cut to `text_tokens`."""
+
+    def check_text_tokens(self, text_tokens: int) -> None: ...
 
 
 class Steps(ABC):
     """Global steps without end: an item is this rank's list of micro-batches, `step` the number of the next one.
 
-    `wait_s` is how long the consumer has waited so far. Use as a context manager, or call `close`, so that no thread
-    outlives its run.
+    `prepare` runs once on each micro-batch, `wait_s` is how long the consumer has waited so far. Use as a context
+    manager, or call `close`, so that no thread outlives its run.
     """
 
-    def __init__(self, start_step: int):
-        self.step, self.wait_s = start_step, 0.0
+    def __init__(
+        self,
+        reader: ChecksText,
+        *,
+        seed: int,
+        needs: Collection[str],
+        text_tokens: int,
+        prepare: Callable[[Batch], Batch] = unchanged,
+        start_step: int = 0,
+    ):
+        if "text" in needs:
+            reader.check_text_tokens(text_tokens)
+        self.needs, self.text_tokens, self._prepare = frozenset(needs), text_tokens, prepare
+        self._seed, self.step, self.wait_s = seed, start_step, 0.0
+
+    def batch(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        step: int,
+        first: int,
+        ids: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+    ) -> Batch:
+        """The micro-batch of these examples, which stand from `first` on in the global batch of a step."""
+        places, numbers = range(first, first + len(ids)), ids.tolist()
+        given: dict[str, Any] = dict(tensors)
+        batch = Batch(
+            step=step,
+            example_ids=torch.tensor(numbers),
+            positions=torch.tensor(places),
+            epochs=torch.from_numpy(epochs.copy()),
+            keys=[mix64(self._seed, e, i, step) for e, i in zip(epochs.tolist(), numbers, strict=True)],
+            digest=sum(mix64(place, i) for place, i in zip(places, numbers, strict=True)) & _MASK,
+            text_tokens=self.text_tokens,
+            **given,
+        )
+        return self._prepare(batch)
 
     @abstractmethod
     def batches(self) -> list[Batch]:
@@ -136,35 +154,29 @@ class Steps(ABC):
 
 
 class Loader(Steps):
-    """Batches from a cache's files; `prepare` runs in the reading threads, once on each micro-batch."""
+    """Batches from a cache's files, read ahead by threads; 0 `threads` read when asked."""
 
     def __init__(
         self,
-        reader: Reader,
-        plan: Plan,
+        reader: IndexedReader,
+        plan: IndexedPlan,
         *,
         rank: int,
         world_size: int,
         micro_batch: int,
-        needs: Collection[str],
-        text_tokens: int,
-        prepare: Callable[[Batch], Batch] = unchanged,
         threads: int = 2,
         prefetch_batches: int = 4,
-        start_step: int = 0,
+        **rest: Any,
     ):
-        super().__init__(start_step)
+        super().__init__(reader, seed=plan.seed, **rest)
+        self.reader, self.plan, self.micro_batch = reader, plan, micro_batch
         share = micro_batch * passes(plan.global_batch, micro_batch=micro_batch, world_size=world_size)
-        if "text" in needs:
-            reader.check_text_tokens(text_tokens)
-        self.reader, self.plan, self.prepare = reader, plan, prepare
-        self.micro_batch, self.needs, self.text_tokens = micro_batch, frozenset(needs), text_tokens
         self._places = range(rank * share, (rank + 1) * share)
         self._depth = prefetch_batches
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
         self._threads = threads
         self._ahead: deque[list[Future[list[Batch]]]] = deque()
-        self._submitted = start_step
+        self._submitted = self.step
 
     def batches(self) -> list[Batch]:
         if self._pool is None:
@@ -190,20 +202,14 @@ class Loader(Steps):
         """The micro-batches that begin at these neighbouring places, from one reading of all their examples."""
         start, stop = firsts[0], firsts[-1] + self.micro_batch
         ids, epochs = planned.example_ids[start:stop].astype(np.int64), planned.epochs[start:stop]
-        tensors: dict[str, Any] = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
+        tensors = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
         batches = []
         for first in firsts:
             own = slice(first - start, first - start + self.micro_batch)
-            batch = batch_of(
-                {name: tensor[own] for name, tensor in tensors.items()},
-                step=planned.step,
-                first=first,
-                ids=ids[own],
-                epochs=epochs[own],
-                seed=self.plan.seed,
-                text_tokens=self.text_tokens,
+            parts = {name: tensor[own] for name, tensor in tensors.items()}
+            batches.append(
+                self.batch(parts, step=planned.step, first=first, ids=ids[own], epochs=epochs[own])
             )
-            batches.append(self.prepare(batch))
         return batches
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import tarfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from flowmask.data_pipeline.cache.shards import FOLDER, tensor_ranges
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.read.buffers import Buffers
-from flowmask.data_pipeline.read.loader import Batch, Steps, batch_of, unchanged
+from flowmask.data_pipeline.read.loader import Batch, Steps
 from flowmask.data_pipeline.read.reader import refuse_text_tokens, shapes_of
 from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan, Window
 from flowmask.models.errors import CacheError, ConfigError
@@ -167,19 +167,13 @@ class StreamLoader(Steps):
         rank: int,
         world_size: int,
         micro_batch: int,
-        needs: Collection[str],
-        text_tokens: int,
-        prepare: Callable[[Batch], Batch] = unchanged,
         threads: int = 2,
-        start_step: int = 0,
+        **rest: Any,
     ):
-        super().__init__(start_step)
-        if "text" in needs:
-            reader.check_text_tokens(text_tokens)
-        self.reader, self.plan, self.prepare, self.needs = reader, plan, prepare, frozenset(needs)
-        self.text_tokens = text_tokens
+        super().__init__(reader, seed=plan.seed, **rest)
+        self.reader, self.plan = reader, plan
         plan.share(rank=rank, world_size=world_size, micro_batch=micro_batch)
-        self._windows = plan.windows(start_step)
+        self._windows = plan.windows(self.step)
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="stream")
         self._next, self._coming = self._order({})
         self._window = Window([], np.empty((0, 3), np.int64))
@@ -216,23 +210,10 @@ class StreamLoader(Steps):
         self._next, self._coming = self._order({n: held[n] for n in self._window.carried[:, ID].tolist()})
 
     def _batch(self, bucket: int, items: Items, place: int) -> Batch:
-        ids = items[:, ID]
-        tensors = self.reader.tensors(
-            [self._held[number] for number in ids.tolist()],
-            bucket=bucket,
-            needs=self.needs,
-            text_tokens=self.text_tokens,
-        )
-        batch = batch_of(
-            tensors,
-            step=self.step,
-            first=(self.plan.rank * self.plan.accumulation + place) * self.plan.micro_batch,
-            ids=ids,
-            epochs=items[:, EPOCH],
-            seed=self.plan.seed,
-            text_tokens=self.text_tokens,
-        )
-        return self.prepare(batch)
+        held = [self._held[number] for number in items[:, ID].tolist()]
+        tensors = self.reader.tensors(held, bucket=bucket, needs=self.needs, text_tokens=self.text_tokens)
+        first = (self.plan.rank * self.plan.accumulation + place) * self.plan.micro_batch
+        return self.batch(tensors, step=self.step, first=first, ids=items[:, ID], epochs=items[:, EPOCH])
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -16,6 +16,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.clip.clips import Geometry
@@ -104,9 +105,8 @@ class ExampleDecoder:
         frames = from_signed(
             decode(self.vae, parts["video_mean"])[0], pixel_norm=self.reader.manifest.pixel_norm
         )
-        decoded = (decode(self.vae, parts["mask_mean"])[0].mean(0) > 0).cpu().numpy()  # three equal channels
+        decoded = shown(self.vae, parts["mask_mean"][0])
         true = parts["mask_pixels"][0].numpy()
-        union = int((decoded | true).sum())
         places = spread(len(frames), _FRAMES)
         return CachedExample(
             example_id=example_id,
@@ -118,7 +118,7 @@ class ExampleDecoder:
             originals=self._originals(record, places),
             decoded=decoded[places],
             true=true[places],
-            iou=int((decoded & true).sum()) / union if union else 1.0,
+            iou=overlap(decoded, true),
         )
 
     def _originals(self, record: dict[str, Any], places: list[int]) -> NDArray[np.uint8] | None:
@@ -133,6 +133,17 @@ class ExampleDecoder:
         except (UserError, OSError):
             return None
         return np.stack([geometry.frame(frame) for frame in frames])
+
+
+def shown(vae: "AutoencoderKLWan", latent: Tensor) -> NDArray[np.bool_]:
+    """bool [F H W] that a raw latent [16 f h w] shows: the mean of three equal channels, cut at grey."""
+    return np.asarray((decode(vae, latent[None])[0].mean(0) > 0).cpu().numpy())
+
+
+def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """IoU over a whole clip; 1 if both are empty."""
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 1.0
 
 
 def _build_config(path: Path) -> CacheBuildConfig | None:

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flowmask.data_pipeline.formats.reading import reading
 from flowmask.models.errors import DataError
 from flowmask.models.text import clean
 
@@ -75,6 +76,9 @@ class Video(ABC):
         return None
 
 
+V = TypeVar("V", bound=Video, covariant=True)
+
+
 class FolderVideo(Video):
     """A video whose frames are JPEG files of one folder, named by `frame_names`."""
 
@@ -111,6 +115,24 @@ class FolderVideo(Video):
 def is_evaluation(split: str) -> bool:
     """Whether a split is there to be scored on, by its name: valid, valid_u, val, test, testA, ..."""
     return split.rpartition("/")[2].startswith(("val", "test"))
+
+
+class LazyVideos(Sequence[V]):
+    """Videos that are read when they are asked for, so that memory does not grow with their number."""
+
+    @abstractmethod
+    def at(self, place: int) -> V:
+        """The video at a place, which is not negative."""
+
+    @overload
+    def __getitem__(self, index: int) -> V: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[V]: ...
+
+    def __getitem__(self, index: int | slice) -> V | list[V]:
+        places = range(len(self))[index]
+        return self.at(places) if isinstance(places, int) else [self.at(place) for place in places]
 
 
 class VideoSet(ABC):
@@ -193,14 +215,8 @@ def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None
 
     object_hook: makes each object smaller as it is parsed, for files that are too large to hold as a whole.
     """
-    try:
+    with reading(path, what="JSON"):
         return json.loads(path.read_bytes(), object_hook=object_hook)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: no valid JSON ({error})") from error
 
 
 def names_and_sizes(paths: Iterable[Path]) -> str:

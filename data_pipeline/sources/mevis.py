@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.formats.json_members import Places, members, read_range
 from flowmask.data_pipeline.sources.base import (
-    Expression,
     FolderVideo,
+    LazyVideos,
     Source,
     check_names,
     field,
@@ -36,23 +36,8 @@ _VIDEOS_KEPT = 16  # those whose clips are decoded at the same time
 class MevisVideo(FolderVideo):
     """One folder of JPEG frames; `masks` is the split's annotation table, None where masks are not public."""
 
-    def __init__(
-        self,
-        video_id: str,
-        *,
-        folder: Path,
-        frame_names: Sequence[str],
-        expressions: Sequence[Expression],
-        masks: Places | None,
-        masks_path: Path,
-    ):
-        super().__init__(
-            video_id,
-            folder=folder,
-            frame_names=frame_names,
-            expressions=expressions,
-            has_masks=masks is not None,
-        )
+    def __init__(self, video_id: str, *, masks: Places | None, masks_path: Path, **rest: Any):
+        super().__init__(video_id, has_masks=masks is not None, **rest)
         self._masks, self._masks_path = masks, masks_path
 
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
@@ -136,7 +121,7 @@ class MevisSource(Source):
         return anno_ids
 
 
-class _Videos(Sequence[MevisVideo]):
+class _Videos(LazyVideos[MevisVideo]):
     """The videos of the file, checked once from end to end, each read again when it is asked for.
 
     Memory holds a few of them: a split of 20,000 videos is no larger than one of 1,000.
@@ -153,15 +138,8 @@ class _Videos(Sequence[MevisVideo]):
     def __len__(self) -> int:
         return len(self._places) // 4
 
-    @overload
-    def __getitem__(self, index: int) -> MevisVideo: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[MevisVideo]: ...
-
-    def __getitem__(self, index: int | slice) -> MevisVideo | list[MevisVideo]:
-        places = range(len(self))[index]
-        return self._kept(places) if isinstance(places, int) else [self._kept(place) for place in places]
+    def at(self, place: int) -> MevisVideo:
+        return self._kept(place)
 
     def _read(self, index: int) -> MevisVideo:
         start, length, name_start, name_length = self._places[4 * index : 4 * index + 4]

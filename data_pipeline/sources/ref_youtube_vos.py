@@ -38,22 +38,8 @@ _MAPS_KEPT = 32  # the masks of a clip's objects are asked for one after the oth
 class PaletteVideo(FolderVideo):
     """Frames with an index map beside each; `annotations` is None where masks are not public."""
 
-    def __init__(
-        self,
-        video_id: str,
-        *,
-        folder: Path,
-        annotations: Path | None,
-        frame_names: Sequence[str],
-        expressions: Sequence[Expression],
-    ):
-        super().__init__(
-            video_id,
-            folder=folder,
-            frame_names=frame_names,
-            expressions=expressions,
-            has_masks=annotations is not None,
-        )
+    def __init__(self, video_id: str, *, annotations: Path | None, **rest: Any):
+        super().__init__(video_id, has_masks=annotations is not None, **rest)
         self._annotations = annotations
 
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ nowhere, images and masks that do not fit each other, and a pickle of more than 
 import hashlib
 import marshal
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -167,7 +167,10 @@ class RefcocoSource(Source):
             self._expressions_path = folder / f"refs({names[1]}).p"
             self._masks_path = folder / "instances.json"
             rows = _refs_rows(self._expressions_path, self._masks_path, split=names[2])
-        self._videos = list(_images(rows, folder=images, path=self._masks_path))
+        by_image: defaultdict[int, list[_Row]] = defaultdict(list)  # in the order of their first sentences
+        for row in rows:
+            by_image[row.image_id].append(row)
+        self._videos = [CocoImage(group, folder=images, path=self._masks_path) for group in by_image.values()]
         refuse_empty(self._videos, where=self._expressions_path)
 
     @classmethod
@@ -210,15 +213,6 @@ class RefcocoSource(Source):
             "expressions": hashlib.sha256(expressions.encode()).hexdigest(),
             "masks": sha256_of(self._masks_path),
         }
-
-
-def _images(rows: Iterable[_Row], *, folder: Path, path: Path) -> Iterator[CocoImage]:
-    """One video for each COCO image, in the order of their first sentences."""
-    by_image: defaultdict[int, list[_Row]] = defaultdict(list)
-    for row in rows:
-        by_image[row.image_id].append(row)
-    for group in by_image.values():
-        yield CocoImage(group, folder=folder, path=path)
 
 
 def _coco_rows(path: Path) -> Iterator[_Row]:
