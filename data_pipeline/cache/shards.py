@@ -58,7 +58,7 @@ def cache_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete temporary files of killed writers of `name`; only the worker that holds its claim may (see `cache_file`)."""
+    """Delete temporary files of killed writers of `name`; for the worker alone that holds its claim."""
     for leftover in folder.glob(f"{TEMPORARY}{name}.*"):
         leftover.unlink(missing_ok=True)
 

@@ -182,10 +182,7 @@ class _OpenFile:
     def read(self, into: memoryview, offset: int) -> None:
         done = 0
         while done < len(into):
-            try:
-                count = os.preadv(self.descriptor, [into[done:]], offset + done)
-            except OSError as error:
-                raise CacheError(f"{self.path}: cannot be read: {error.strerror}") from error
+            count = self._preadv([into[done:]], offset + done)
             if not count:
                 raise CacheError(f"{self.path}: ends before byte {offset + len(into)}: the file was cut")
             done += count
@@ -198,12 +195,12 @@ class _OpenFile:
             while run < len(parts) and parts[run][0] == end:
                 end += len(parts[run][1])
                 run += 1
-            if run == 1 or self._read_run([into for _, into in parts[:run]], offset) < end - offset:
+            if run == 1 or self._preadv([into for _, into in parts[:run]], offset) < end - offset:
                 for start, into in parts[:run]:
                     self.read(into, start)  # alone, or cut short: one by one, which names a file that ends
             parts = parts[run:]
 
-    def _read_run(self, buffers: list[memoryview], offset: int) -> int:
+    def _preadv(self, buffers: list[memoryview], offset: int) -> int:
         try:
             return os.preadv(self.descriptor, buffers, offset)
         except OSError as error:
