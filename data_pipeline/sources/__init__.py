@@ -1,7 +1,7 @@
 """Dataset layouts by name: a new one is one file here, or one of an installed package, and no line elsewhere.
 
 The name of a layout is that of its file; the file holds one subclass of `Source`. A package from outside names such a
-class in an entry point of the group `flowmask.sources`.
+class in an entry point of the group `flowmask.sources`; a file here goes before an entry point of the same name.
 """
 
 import inspect
