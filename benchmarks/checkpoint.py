@@ -114,13 +114,9 @@ def _gpu() -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters-m", type=float, default=50, help="million parameters")
-    parser.add_argument(
-        "--tokens", type=int, default=1024, help="rows that go through the layers in one step"
-    )
+    parser.add_argument("--tokens", type=int, default=1024, help="rows that go through the layers in one step")
     parser.add_argument("--steps", type=int, default=6, help="steps of a block without a save")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; a folder of its own is made there")

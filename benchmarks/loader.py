@@ -58,9 +58,7 @@ class Readers:
         folder.mkdir()
         files = []
         for number in range(min(self.count, self.reader.manifest.clips)):
-            tensors = self.reader.read(
-                np.array([number]), needs=self.objective.needs, text_tokens=TEXT_TOKENS
-            )
+            tensors = self.reader.read(np.array([number]), needs=self.objective.needs, text_tokens=TEXT_TOKENS)
             files.append(folder / f"{number}.pt")
             torch.save({name: tensor[0].clone() for name, tensor in tensors.items()}, files[-1])
         return files
@@ -139,9 +137,7 @@ class Readers:
         def read() -> None:
             batches.clear()
             for ids, key in zip(plan, keys, strict=True):
-                tensors: dict[str, Any] = self.reader.read(
-                    ids, needs=self.objective.needs, text_tokens=TEXT_TOKENS
-                )
+                tensors: dict[str, Any] = self.reader.read(ids, needs=self.objective.needs, text_tokens=TEXT_TOKENS)
                 batches.append(Batch(0, empty, empty, empty, [key], 0, **tensors))
 
         steps = {
@@ -183,16 +179,12 @@ def measure(folder: Path, *, clips: int, rounds: int, count: int) -> dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--clips", type=int, default=192, help="4.4 MB each, and 3.1 MB for torch_load")
     parser.add_argument("--count", type=int, default=512, help="examples read in each round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--folder", type=Path, help="where the data goes for a while; default: a temporary folder"
-    )
+    parser.add_argument("--folder", type=Path, help="where the data goes for a while; default: a temporary folder")
     parser.add_argument("--shards", type=int, default=10_000, help="start-up: shards of the cache")
     parser.add_argument("--examples", type=int, default=10_000_000, help="start-up: examples of the cache")
     given = parser.parse_args()

@@ -54,12 +54,7 @@ def write_cache(
 
 
 def _record(
-    clip: int,
-    generator: torch.Generator,
-    *,
-    latent: tuple[int, ...],
-    shape: tuple[int, int, int],
-    text_dim: int,
+    clip: int, generator: torch.Generator, *, latent: tuple[int, ...], shape: tuple[int, int, int], text_dim: int
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     def random(*size: int) -> torch.Tensor:
         return torch.randn(size, generator=generator).bfloat16()
@@ -68,8 +63,7 @@ def _record(
     tensors |= {f"mask.{j}.mean": random(*latent) for j in range(MASKS)}
     tensors |= {f"text.{k}": random(TOKENS, text_dim) for k in range(SENTENCES)}
     expressions = [
-        {"exp_id": str(k), "text": f"the thing number {k}", "mask": k % MASKS, "text_id": k}
-        for k in range(SENTENCES)
+        {"exp_id": str(k), "text": f"the thing number {k}", "mask": k % MASKS, "text_id": k} for k in range(SENTENCES)
     ]
     meta = {
         "video_id": f"video {clip}",

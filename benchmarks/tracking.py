@@ -92,11 +92,7 @@ def rates(folder: Path, name: str, uri: str | None, *, steps: int) -> dict[str, 
         "data": {"cache": folder / "cache"},
         "train": {"steps": steps, "global_batch": 8, "micro_batch": 8, "log_every_steps": 1},
         "checkpoint": {"every_steps": 10 * steps},
-        "tracking": {
-            "enabled": uri is not None,
-            "uri": uri,
-            "end_timeout_s": 15 if name.startswith("healthy") else 1,
-        },
+        "tracking": {"enabled": uri is not None, "uri": uri, "end_timeout_s": 15 if name.startswith("healthy") else 1},
     }
     config = RunConfig.model_validate(tree)
     before, children = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -143,9 +139,7 @@ def report(found: dict[str, list[dict[str, float]]], *, as_json: bool) -> None:
             ratios = [a[kind] / b[kind] for a, b in zip(found[mode], found["without"], strict=True)]
             result[f"{mode}_ratio{suffix}"] = round(statistics.median(ratios), 3)
     for mode in MODES[1:]:
-        result[f"{mode}_sender_cpu_s"] = round(
-            statistics.median(run["sender_cpu_s"] for run in found[mode]), 3
-        )
+        result[f"{mode}_sender_cpu_s"] = round(statistics.median(run["sender_cpu_s"] for run in found[mode]), 3)
     for key, value in result.items():
         print(f"{key:24} {value}")
     if as_json:

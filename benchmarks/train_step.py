@@ -109,13 +109,7 @@ def measure(run: Run, size: Size, *, ways: Sequence[str], rounds: int, length: i
 
 
 def run_once(
-    folder: Path,
-    size: Size,
-    *,
-    batch: int,
-    checkpointing: Any,
-    options: argparse.Namespace,
-    ways: Sequence[str],
+    folder: Path, size: Size, *, batch: int, checkpointing: Any, options: argparse.Namespace, ways: Sequence[str]
 ) -> dict[str, Any]:
     """One training run whose loop is `measure`: everything around it is what `flowmask train` does."""
     config = RunConfig.model_validate(
@@ -162,11 +156,7 @@ def table(rows: Sequence[dict[str, Any]], *, command: str, size: str) -> str:
     lines += ["| batch | checkpointing | examples/s | MFU | peak memory, GiB |", "|---|---|---|---|---|"]
     for row in rows:
         mfu = f"{row['mfu']:.1%}" if row.get("mfu") else "–"
-        numbers = (
-            f"{row['trainer']:.3f} | {mfu} | {row['peak_memory_gib']:.2f}"
-            if "trainer" in row
-            else row["error"]
-        )
+        numbers = f"{row['trainer']:.3f} | {mfu} | {row['peak_memory_gib']:.2f}" if "trainer" in row else row["error"]
         lines.append(f"| {row['batch']} | {row['checkpointing']} | {numbers} |")
     return "\n".join(lines)
 
@@ -201,18 +191,14 @@ def sweep(folder: Path, size: Size, options: argparse.Namespace) -> list[dict[st
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--preset", choices=tuple(SIZES), default="cpu50m")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved blocks of each way")
     parser.add_argument("--steps", type=int, default=3, help="steps of a block")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument(
-        "--batch", type=int, nargs="+", default=[1], help="micro-batches; the ways at the first"
-    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="micro-batches; the ways at the first")
     parser.add_argument(
         "--checkpointing",
         nargs="+",
@@ -239,11 +225,7 @@ def main() -> None:
         folder = Path(name)
         size.write_cache(folder / "cache")
         first = options.checkpointing[0]
-        found = {
-            "preset": options.preset,
-            "tokens": size.tokens,
-            "step_tflop": round(size.step_flop / 1e12, 3),
-        }
+        found = {"preset": options.preset, "tokens": size.tokens, "step_tflop": round(size.step_flop / 1e12, 3)}
         if options.ways:
             found |= run_once(
                 folder, size, batch=options.batch[0], checkpointing=first, options=options, ways=options.ways

@@ -35,10 +35,7 @@ class Bare:
     def __init__(self, run: Run, size: Size):
         self._engine, self._fixed = run.engine, Fixed(size, batch=run.config.train.micro_batch)
         device = distributed.device()
-        self._fine, self._norm = (
-            torch.ones((), dtype=torch.bool, device=device),
-            torch.zeros((), device=device),
-        )
+        self._fine, self._norm = (torch.ones((), dtype=torch.bool, device=device), torch.zeros((), device=device))
 
     def step(self) -> None:
         engine, deepspeed = self._engine, self._engine._deepspeed

@@ -28,9 +28,7 @@ class LaunchConfig(Section):
     cluster: Literal["local", "slurm", "debug"] = "local"
     nodes: int = Field(1, ge=1)
     processes_per_node: int = Field(1, ge=1, description="one a GPU; on a CPU at most one a core")
-    array: int = Field(
-        1, ge=1, description="cache builds: so many tasks, each of `nodes` nodes, share the work"
-    )
+    array: int = Field(1, ge=1, description="cache builds: so many tasks, each of `nodes` nodes, share the work")
     array_parallel: int | None = Field(None, ge=1, description="array tasks that may run at once; None: all")
     gpus_per_node: int | None = Field(
         None, ge=0, description="None: one a process, of a partition that has GPUs; 0: a CPU job"
@@ -206,11 +204,7 @@ def _nearest(kind: type[BaseModel], location: list[str]) -> str:
     """The right key nearest to an unknown one: of its very name anywhere, in its own section, then anywhere."""
     section: type[BaseModel] | None = kind
     for part in location[:-1]:
-        section = (
-            _section(section.model_fields[part].annotation)
-            if section and part in section.model_fields
-            else None
-        )
+        section = _section(section.model_fields[part].annotation) if section and part in section.model_fields else None
     if section is None:
         return ""
     prefix = "".join(f"{part}." for part in location[:-1])

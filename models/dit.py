@@ -62,10 +62,7 @@ def velocity(
     injected = dit.patch_embedding.in_channels > x_t.shape[1]
     hidden = torch.cat([x_t, video_latent], dim=1) if injected else x_t
     out = dit(
-        hidden_states=hidden.to(dtype),
-        timestep=timestep,
-        encoder_hidden_states=text.to(dtype),
-        return_dict=False,
+        hidden_states=hidden.to(dtype), timestep=timestep, encoder_hidden_states=text.to(dtype), return_dict=False
     )
     return out[0].float()
 

@@ -70,9 +70,7 @@ def integrate(
     return z
 
 
-def euler(
-    velocity_fn: Callable[[Tensor, Tensor], Tensor], video_latent: Tensor, *, steps: int, shift: float
-) -> Tensor:
+def euler(velocity_fn: Callable[[Tensor, Tensor], Tensor], video_latent: Tensor, *, steps: int, shift: float) -> Tensor:
     """Carry a video latent (norm) to the mask latent (raw); no noise anywhere. One step: video - v."""
     timesteps, sigmas = euler_timesteps(steps, shift)
     return integrate(velocity_fn, video_latent, timesteps=timesteps, sigmas=sigmas)

@@ -98,9 +98,7 @@ def write_adapter(folder: Path, trained: Mapping[str, Tensor], config: LoraConfi
     described.inference_mode = True
     described.save_pretrained(str(folder))
     told = json.loads((folder / ADAPTER_CONFIG).read_text())
-    told["target_modules"] = sorted(
-        told["target_modules"]
-    )  # peft keeps a set: another order in every process
+    told["target_modules"] = sorted(told["target_modules"])  # peft keeps a set: another order in every process
     (folder / ADAPTER_CONFIG).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
     header = {f"{PEFT_PREFIX}{key}": told[key] for key in ("r", "lora_alpha", "target_modules", "peft_type")}
     if whole:
@@ -154,9 +152,7 @@ def _trained_whole(dit: nn.Module, config: LoraConfig) -> set[str]:
             raise ConfigError(f"lora.also_train has {entry!r}, which fits no module of the DiT with weights")
         both = sorted(t for t in targeted if f"{t}.weight" in inside)
         if both:
-            raise ConfigError(
-                f"lora.also_train has {entry!r}, but {both[0]} is one of lora.targets; drop one"
-            )
+            raise ConfigError(f"lora.also_train has {entry!r}, but {both[0]} is one of lora.targets; drop one")
         names |= inside
     if video.numel() and f"{PATCH}.weight" not in names and not video.any():
         raise ConfigError(

@@ -23,15 +23,7 @@ RIVAL = "[project]\nname = 'rival'\nversion = '1'\n[tool.setuptools]\npackages =
 
 def build_wheel(source: Path, wheels: Path) -> Path:
     """The wheel of a source tree, built without a network."""
-    words = [
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--disable-pip-version-check",
-        "-w",
-        str(wheels),
-    ]
+    words = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-w", str(wheels)]
     subprocess.run([sys.executable, "-m", "pip", *words, str(source)], check=True)
     return max(wheels.glob("*.whl"), key=lambda path: path.stat().st_mtime_ns)
 
@@ -66,15 +58,7 @@ class Installation:
         self.pip("install", "--no-deps", "--ignore-installed", "--disable-pip-version-check", *wheels)
 
     def pip(self, *words: object) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            str(self.bin / "python"),
-            "--quiet",
-            *map(str, words),
-        ]
+        command = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "--quiet", *map(str, words)]
         subprocess.run(command, check=True)
 
     def run(self, *words: object, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:

@@ -42,9 +42,7 @@ def test_a_number_off_by_ten_tolerances_is_noticed_in_every_file(target: Target,
 
 @pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.file}:{t.name}")
-def test_a_number_off_by_ten_tolerances_is_noticed_in_every_tensor_and_record(
-    target: Target, tmp_path: Path
-) -> None:
+def test_a_number_off_by_ten_tolerances_is_noticed_in_every_tensor_and_record(target: Target, tmp_path: Path) -> None:
     rng = random.Random(SEED)
     for trial in range(TRIALS):
         what = perturbed(ROOT, target, tmp_path / f"set{trial}", rng)

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 Z = 16  # latent channels
 PIXEL, HALF, QUARTER, EIGHTH = 8, 8, 16, 32  # channels at each resolution: base_dim 8, dim_mult 1, 2, 4
-KEPT_QUARTER, KEPT_EIGHTH = (
-    12,
-    18,
-)  # channels that keep the mean of two frames; the others keep their difference
+KEPT_QUARTER, KEPT_EIGHTH = (12, 18)  # channels that keep the mean of two frames; the others keep their difference
 CONSTANT = 1024.0  # of the channel that dominates the norm; the map is linear up to |x|^2 / 2 CONSTANT^2
 POSTERIOR_STD = 0.05  # of a latent whose own standard deviation is 1
 

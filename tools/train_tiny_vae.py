@@ -1,6 +1,6 @@
 """Make the tiny Wan VAE that ships in models/tiny: `python -m tools.train_tiny_vae --out DIR --minutes 12`.
 
-Owns the recipe. The encoder is a closed form (launch/tiny_vae_encoder.py): the principal components of synthetic clips
+Owns the recipe. The encoder is a closed form (tools/tiny_vae_encoder.py): the principal components of synthetic clips
 and of their masks as grey videos, at Wan's scale. The decoder is trained to undo it on one CPU thread, on
 synthetic clips, masks and noise textures. DIR then holds config.json, the weights in bfloat16 and measured.json.
 What ships: `--minutes 9`, then `--start` from that with `--minutes 30 --lr 2e-3`, ended after 20 of them.
@@ -41,9 +41,7 @@ GEOMETRIES = ((9, 64, 96), (17, 48, 48), (5, 64, 96), (9, 48, 64))  # frames, he
 log = logging.getLogger("train_tiny_vae")
 
 
-def textures(
-    rng: np.random.Generator, count: int, frames: int, height: int, width: int
-) -> NDArray[np.float32]:
+def textures(rng: np.random.Generator, count: int, frames: int, height: int, width: int) -> NDArray[np.float32]:
     """Natural-looking clips: noise with a 1/f-like spectrum that pans, signed float32 [N 3 F H W]."""
     margin = 16
     canvas = np.zeros((count, 3, height + margin, width + margin), np.float32)
@@ -96,12 +94,7 @@ def batches(seed: int) -> Iterator[Tensor]:
                 parts = [make(rng, count, frames, height, width) for make in (blobs, textures)]
             else:
                 other = (first + 40 + np.arange(6)) % BLOCK
-                parts = [
-                    videos[first : first + 7],
-                    masks[other],
-                    blobs(rng, 1, 5, 64, 64),
-                    textures(rng, 2, 5, 64, 64),
-                ]
+                parts = [videos[first : first + 7], masks[other], blobs(rng, 1, 5, 64, 64), textures(rng, 2, 5, 64, 64)]
             yield torch.from_numpy(np.concatenate(parts)).contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -113,9 +106,7 @@ def decode(vae: Any, raw: Tensor) -> Tensor:
     for i in range(raw.shape[2]):
         vae._conv_idx = [0]
         frames.append(
-            vae.decoder(
-                hidden[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0
-            )
+            vae.decoder(hidden[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0)
         )
     vae.clear_cache()
     return torch.cat(frames, 2)
@@ -221,9 +212,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="training time on one thread")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument(
-        "--start", type=Path, help="go on from the decoder of this folder, of the same --seed"
-    )
+    parser.add_argument("--start", type=Path, help="go on from the decoder of this folder, of the same --seed")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     torch.set_num_threads(1)

@@ -20,20 +20,12 @@ REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved;
 class ObjectiveConfig(Section):
     """What is learned, from which draws."""
 
-    kind: str = Field(
-        default="flow_matching", description="an objective's name: flow_matching or mask_decoder"
-    )
-    boundary_bias: bool = Field(
-        default=True, description="draw t=1 with boundary_probability; off: uniform t"
-    )
+    kind: str = Field(default="flow_matching", description="an objective's name: flow_matching or mask_decoder")
+    boundary_bias: bool = Field(default=True, description="draw t=1 with boundary_probability; off: uniform t")
     boundary_probability: float = Field(default=0.5, ge=0, le=1)
-    start_point_augmentation: bool = Field(
-        default=True, description="sample the video's posterior; off: its mean"
-    )
+    start_point_augmentation: bool = Field(default=True, description="sample the video's posterior; off: its mean")
     video_injection: bool = Field(default=True, description="the DiT also sees the video latent at every t")
-    latent_noise_std: float = Field(
-        default=0.0, ge=0, description="mask decoder: noise added to its input latent"
-    )
+    latent_noise_std: float = Field(default=0.0, ge=0, description="mask decoder: noise added to its input latent")
     focal_weight: float = Field(default=8.0, ge=0)
     focal_alpha: float = Field(default=0.25, ge=0, le=1)
     focal_gamma: float = Field(default=2.0, ge=0)
@@ -69,23 +61,14 @@ class TrainConfig(Section):
     zero_stage: int = Field(default=1, ge=0, le=3)
     precision: Literal["bf16", "fp32"] = "bf16"
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
-    schedule_steps: int | None = Field(
-        default=None, ge=1, description="length of the schedule; None: first `steps`"
-    )
+    schedule_steps: int | None = Field(default=None, ge=1, description="length of the schedule; None: first `steps`")
     warmup_steps: int = Field(default=0, ge=0)
-    final_lr_fraction: float = Field(
-        default=0.0, ge=0, le=1, description="cosine: where the learning rate ends"
-    )
-    decay_at_steps: tuple[int, ...] = Field(
-        default=(), description="multistep: where the learning rate drops"
-    )
+    final_lr_fraction: float = Field(default=0.0, ge=0, le=1, description="cosine: where the learning rate ends")
+    decay_at_steps: tuple[int, ...] = Field(default=(), description="multistep: where the learning rate drops")
     decay_factor: float = Field(default=0.9, gt=0, le=1, description="multistep: by how much it drops")
     offload_optimizer: bool = Field(default=False, description="keep the optimiser state in host memory")
-    activation_checkpointing: Annotated[
-        Literal["none", "selective", "full"], BeforeValidator(_checkpointing)
-    ] = Field(
-        default="none",
-        description="recompute activations in the backward pass: none, selective (cheap ones), full",
+    activation_checkpointing: Annotated[Literal["none", "selective", "full"], BeforeValidator(_checkpointing)] = Field(
+        default="none", description="recompute activations in the backward pass: none, selective (cheap ones), full"
     )
     compile: bool = Field(default=False, description="compile the DiT's blocks; needs a compiler")
     log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of log.txt")
@@ -106,9 +89,7 @@ class TrainConfig(Section):
                 "train.offload_optimizer keeps fp32 moments and train.optimizer is adamw8bit; choose one of the two"
             )
         if self.compile and self.zero_stage == 3:
-            raise ValueError(
-                "train.compile needs train.zero_stage 0, 1 or 2; it is 3, whose hooks can't be compiled"
-            )
+            raise ValueError("train.compile needs train.zero_stage 0, 1 or 2; it is 3, whose hooks can't be compiled")
         if self.compile and self.sequence_parallel > 1:
             raise ValueError(
                 f"train.compile can't be had with train.sequence_parallel {self.sequence_parallel}, whose hooks it "
@@ -150,9 +131,7 @@ class EmaConfig(Section):
 class GuardConfig(Section):
     """What happens when the numbers break. A spike is judged against the steps taken last, on a log scale."""
 
-    max_consecutive_skips: int = Field(
-        default=10, ge=1, description="skipped steps in a row before the run stops"
-    )
+    max_consecutive_skips: int = Field(default=10, ge=1, description="skipped steps in a row before the run stops")
     grad_norm_spike: float | None = Field(
         default=10.0, gt=0, description="robust standard deviations above the median; null: never skip"
     )
@@ -174,12 +153,8 @@ class EvaluationConfig(Section):
     """Evaluation of the EMA weights while training: losses and J&F on a fixed part of a held-out cache."""
 
     every_steps: int | None = Field(default=None, ge=1, description="null: never by steps")
-    every_epochs: float | None = Field(
-        default=None, gt=0, description="null: never by epochs; 0.5 is twice in each"
-    )
-    cache: Path | None = Field(
-        default=None, description="held-out cache of the same kind; null: the training's"
-    )
+    every_epochs: float | None = Field(default=None, gt=0, description="null: never by epochs; 0.5 is twice in each")
+    cache: Path | None = Field(default=None, description="held-out cache of the same kind; null: the training's")
     examples: int = Field(default=32, ge=1, description="examples that the losses are measured on")
     timesteps: tuple[int, ...] = Field(
         default=(1000, 800, 600, 400, 200, 1), min_length=1, description="where the loss is measured, 1..1000"
@@ -207,9 +182,7 @@ class TrackingConfig(Section):
     enabled: bool = True
     uri: str | None = Field(default=None, description="any MLflow URI; None: mlflow.db beside the run folder")
     experiment: str = "flowmask"
-    end_timeout_s: float = Field(
-        default=30.0, ge=0, description="how long the end of a run waits for the server"
-    )
+    end_timeout_s: float = Field(default=30.0, ge=0, description="how long the end of a run waits for the server")
     peak_tflops: float | None = Field(
         default=None, gt=0, description="dense bf16 peak of one device, for MFU; None: by the GPU's name"
     )

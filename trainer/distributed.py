@@ -48,9 +48,7 @@ def init(*, timeout_s: float = 1800.0) -> None:
         return
     missing = sorted(set(_VARIABLES) - set(present))
     if missing:
-        raise ConfigError(
-            f"{', '.join(missing)} not set though {', '.join(present)} is; use `flowmask train`"
-        )
+        raise ConfigError(f"{', '.join(missing)} not set though {', '.join(present)} is; use `flowmask train`")
     dist.init_process_group(backend, timeout=timeout)
 
 

@@ -73,12 +73,7 @@ class Build:
     """One worker's part of a build."""
 
     def __init__(
-        self,
-        config: CacheBuildConfig,
-        *,
-        worker: int = 0,
-        workers: int = 1,
-        on_progress: OnProgress = lambda _: None,
+        self, config: CacheBuildConfig, *, worker: int = 0, workers: int = 1, on_progress: OnProgress = lambda _: None
     ):
         self.config, self.worker, self.workers, self.on_progress = config, worker, workers, on_progress
         self.out = Path(config.out)
@@ -222,9 +217,7 @@ class Build:
             dtype=self.dtype,
         )
         if speed is not None:
-            note = describe(
-                plan.costs, speed, texts=plan.texts, value_bytes=self.dtype.itemsize, workers=self.workers
-            )
+            note = describe(plan.costs, speed, texts=plan.texts, value_bytes=self.dtype.itemsize, workers=self.workers)
             self.on_progress(BuildProgress("cost", 1, 1, note=note))
 
     def _encode_clips(self, plan: units.Plan) -> None:

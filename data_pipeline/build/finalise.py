@@ -11,18 +11,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from flowmask.data_pipeline.build.records import Sidecar, read_sidecar
+from flowmask.data_pipeline.build.records import Shape, Sidecar, read_sidecar
 from flowmask.data_pipeline.cache import index, manifest, quarantine
 from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
 from flowmask.data_pipeline.cache.shards import FOLDER, cache_file, remove_leftovers, shard_name, write_file
-from flowmask.data_pipeline.plan.units import Plan
+from flowmask.data_pipeline.plan.units import BuildPlan
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import sha256_of_open
 
-Shape = tuple[int, int, int]
 
-
-def finalise(out: Path, plan: Plan) -> Manifest:
+def finalise(out: Path, plan: BuildPlan) -> Manifest:
     """Write the index, then the manifest; every unit must be finished. DataError if no example is left."""
     for folder in (out, out / FOLDER):
         remove_leftovers(folder)  # all units are done, so nobody else writes
@@ -131,13 +129,11 @@ class Totals:
         ]
 
 
-def _sidecars(out: Path, plan: Plan) -> Iterator[Sidecar]:
+def _sidecars(out: Path, plan: BuildPlan) -> Iterator[Sidecar]:
     for unit in range(plan.clip_units):
         sidecar = read_sidecar(out / FOLDER, unit)
         if sidecar is None:
-            raise CacheError(
-                f"{out / FOLDER / shard_name(unit)} was removed while the cache was built; build again"
-            )
+            raise CacheError(f"{out / FOLDER / shard_name(unit)} was removed while the cache was built; build again")
         yield sidecar
 
 
@@ -147,9 +143,7 @@ def _buckets(counts: Counter[tuple[Shape, int]], *, views: int) -> list[BucketEn
     for frames, height, width in sorted({shape for shape, _ in counts}):
         examples = [counts[(frames, height, width), view] for view in range(views)]
         firsts = [first + sum(examples[:view]) for view in range(views)]
-        buckets.append(
-            BucketEntry(frames=frames, height=height, width=width, first=firsts, examples=examples)
-        )
+        buckets.append(BucketEntry(frames=frames, height=height, width=width, first=firsts, examples=examples))
         first += sum(examples)
     return buckets
 

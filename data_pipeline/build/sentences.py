@@ -20,9 +20,7 @@ from flowmask.models.device import gpu_holds
 from flowmask.models.errors import CacheError
 from flowmask.models.text import TextEncoder
 
-LESS_MEMORY = (
-    "choose cache.encoder_dtype=bfloat16, or cache.device=cpu"  # what to do where the GPU is too small
-)
+LESS_MEMORY = "choose cache.encoder_dtype=bfloat16, or cache.device=cpu"  # what to do where the GPU is too small
 
 
 def unit_path(folder: Path, unit: int) -> Path:
@@ -37,15 +35,11 @@ def encode_sentence(encoder: TextEncoder, text: str, *, dtype: torch.dtype) -> d
             embeddings[SHORT_TEXT] = encoder(text, max_tokens=SHORT_TEXT)
     for embedding in embeddings.values():
         if not embedding.isfinite().all():
-            raise CacheError(
-                f"sentence {text!r}: the text encoder gave a number that is not finite; check the weights"
-            )
+            raise CacheError(f"sentence {text!r}: the text encoder gave a number that is not finite; check the weights")
     return {limit: embedding.to(dtype).cpu().contiguous() for limit, embedding in embeddings.items()}
 
 
-def write_unit(
-    folder: Path, unit: int, texts: Sequence[str], *, encoder: TextEncoder, dtype: torch.dtype
-) -> None:
+def write_unit(folder: Path, unit: int, texts: Sequence[str], *, encoder: TextEncoder, dtype: torch.dtype) -> None:
     tensors = {
         f"{place}.{limit}": embedding
         for place, text in enumerate(texts)
@@ -68,10 +62,6 @@ class Embeddings:
             with safe_open(unit_path(self._folder, unit), framework="pt") as file:
                 stored = set(file.keys())
                 for number in wanted:
-                    names = {
-                        limit: f"{number % SENTENCES_PER_UNIT}.{limit}" for limit in (LONG_TEXT, SHORT_TEXT)
-                    }
-                    found[number] = {
-                        limit: file.get_tensor(name) for limit, name in names.items() if name in stored
-                    }
+                    names = {limit: f"{number % SENTENCES_PER_UNIT}.{limit}" for limit in (LONG_TEXT, SHORT_TEXT)}
+                    found[number] = {limit: file.get_tensor(name) for limit, name in names.items() if name in stored}
         return found

@@ -41,9 +41,7 @@ def open_index(folder: Path, *, rows: int) -> NDArray[np.void]:
     try:
         index = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CacheError(
-            f"{path}: the index cannot be read ({error}); run `flowmask cache verify {folder}`"
-        ) from error
+        raise CacheError(f"{path}: the index cannot be read ({error}); run `flowmask cache verify {folder}`") from error
     if index.dtype != ROW or index.shape != (rows,):
         raise CacheError(
             f"{path}: {index.shape} rows of {index.dtype.itemsize} bytes, the manifest says {rows} of "

@@ -13,10 +13,8 @@ from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.models.errors import CacheError
 
 FILE = "manifest.json"
-SHORT_TEXT, LONG_TEXT = (
-    64,
-    256,
-)  # tokens that a sentence is cut to; stored at both where it is longer than the first
+# Tokens that a sentence is cut to; it is stored at both where it is longer than the first.
+SHORT_TEXT, LONG_TEXT = 64, 256
 
 
 class _Part(BaseModel):
@@ -122,9 +120,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = path.read_bytes()
     except FileNotFoundError:
         if not folder.is_dir():
-            raise CacheError(
-                f"{folder}: no such cache folder; make one with `flowmask cache build`"
-            ) from None
+            raise CacheError(f"{folder}: no such cache folder; make one with `flowmask cache build`") from None
         raise CacheError(
             f"{folder} has no {FILE}: its build has not finished; run `flowmask cache build` (again)"
         ) from None

@@ -17,9 +17,7 @@ from flowmask.models.errors import CacheError, DataError
 FILE = "quarantine.jsonl"
 LIVE = "quarantine"  # folder below work/
 Line = dict[str, str | None]
-_OURS = frozenset(
-    (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT)
-)
+_OURS = frozenset((errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT))
 
 
 def line(error: DataError, *, video_id: str, clip: str | None, roots: Sequence[Path]) -> Line:

@@ -52,13 +52,11 @@ def cache_file(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and path.parent.is_dir():
             raise TakenOverError(f"{path}: another worker has taken this over") from error
-        raise CacheError(
-            f"cannot write {path}: {error.strerror or error}; what is complete is kept"
-        ) from error
+        raise CacheError(f"cannot write {path}: {error.strerror or error}; what is complete is kept") from error
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what killed writers of `name` left; only for whoever holds its claim (see `cache_file`)."""
+    """Delete temporary files of killed writers of `name`; for the worker alone that holds its claim."""
     for leftover in folder.glob(f"{TEMPORARY}{name}.*"):
         leftover.unlink(missing_ok=True)
 

@@ -43,9 +43,7 @@ class Comparison:
 def compare(folder: Path, against: Path) -> Comparison:
     """Compare all shards of two finished caches; CacheError if one is none, or they are not of the same things."""
     ours, theirs = read_manifest(folder), read_manifest(against)
-    refuse_other(
-        ours.fingerprint, theirs.fingerprint, where=against, advice="compare caches of the same things"
-    )
+    refuse_other(ours.fingerprint, theirs.fingerprint, where=against, advice="compare caches of the same things")
     result = Comparison(shards=len(ours.shards))
     hashes = {entry.file: entry.sha256 for entry in theirs.shards}
     for entry in ours.shards:
@@ -71,22 +69,16 @@ def _compare_shard(result: Comparison, one: Path, other: Path) -> None:
                 return
             _compare_tensors(result, f"{one}: clip {ours[0]}", ours[2], theirs[2])
     except (WrongError, OSError, ValueError, KeyError) as error:
-        raise CacheError(
-            f"{one} or {other} cannot be read ({error}); see `flowmask cache verify` of both"
-        ) from error
+        raise CacheError(f"{one} or {other} cannot be read ({error}); see `flowmask cache verify` of both") from error
 
 
-def _compare_tensors(
-    result: Comparison, where: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]
-) -> None:
+def _compare_tensors(result: Comparison, where: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     if ours.keys() != theirs.keys():
         result.problems.append(f"{where}: {sorted(ours.keys() ^ theirs.keys())} only in one of them")
         return
     for name, tensor in ours.items():
         if tensor.shape != theirs[name].shape:
-            result.problems.append(
-                f"{where}: {name} is {tuple(tensor.shape)}, there {tuple(theirs[name].shape)}"
-            )
+            result.problems.append(f"{where}: {name} is {tuple(tensor.shape)}, there {tuple(theirs[name].shape)}")
             continue
         kind = name.split(".")[0]
         error = distance(tensor, theirs[name])

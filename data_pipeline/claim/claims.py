@@ -1,4 +1,4 @@
-"""Who works on what, without a coordinator: a claim is a symbolic link to its owner's lease.
+"""Shares units among workers without a coordinator: a claim is a symbolic link to its owner's lease.
 
 Making the link is atomic on every filesystem, so one worker wins. A claim whose owner is dead or silent is not removed
 but succeeded: whoever makes NAME~1 owns the unit, then NAME~2, and of each there is only one. An owner that was only
@@ -15,13 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from flowmask.data_pipeline.claim.leases import (
-    BEATS_PER_LEASE,
-    Lease,
-    Worker,
-    read_lease,
-    worker_in,
-)
+from flowmask.data_pipeline.claim.leases import BEATS_PER_LEASE, Lease, Worker, read_lease, worker_in
 from flowmask.models.errors import CacheError, TakenOverError
 from flowmask.models.process import DEFAULT_LEASE_S
 
@@ -63,9 +57,7 @@ def share_out(
     taken_away = True
     while taken_away:
         taken_away = False
-        for unit, held in claimed(
-            units, folder=folder, kind=kind, done=done, lease_s=lease_s, results=results
-        ):
+        for unit, held in claimed(units, folder=folder, kind=kind, done=done, lease_s=lease_s, results=results):
             with held:
                 taken_away |= not _worked(partial(work, unit))
 
@@ -79,9 +71,9 @@ def claimed(
     lease_s: float = DEFAULT_LEASE_S,
     results: Path | None = None,
 ) -> Iterator[tuple[int, ExitStack]]:
-    """Units with their claims, for whoever works on several at once; ends when all others are done.
+    """Units with their claims, for a worker that has several in hand; ends when all others are done.
 
-    Whoever takes one closes its stack when the unit is finished, in any thread. A unit is given once: if somebody
+    The caller closes the stack of a unit when it is finished, in any thread. A unit is given once: if another worker
     takes it over, ask again.
     """
     left, pauses = list(units), _pauses(lease_s)
@@ -137,7 +129,7 @@ def _worked(work: Callable[[], object]) -> bool:
 
 @dataclass(frozen=True)
 class Claim:
-    """A unit that somebody works on, or did until they died."""
+    """A unit with a worker, alive or dead."""
 
     name: str
     lease: Lease | None  # None: its owner has left, or cleaned up

@@ -143,12 +143,8 @@ def _geometry(rng: Random, *, size: tuple[int, int], config: ClipConfig) -> Geom
     source, resize, crop = (width, height), None, None
     if config.augment and rng.random() < config.crop_probability:
         short_side = rng.choice(config.crop_short_sides)
-        resize = train_size(
-            width, height, short_side=short_side, long_side=None, multiple=config.size_multiple
-        )
-        width, height = (
-            rng.randint(min(config.crop_min, side), min(side, config.crop_max)) for side in resize
-        )
+        resize = train_size(width, height, short_side=short_side, long_side=None, multiple=config.size_multiple)
+        width, height = (rng.randint(min(config.crop_min, side), min(side, config.crop_max)) for side in resize)
         crop = (rng.randint(0, resize[0] - width), rng.randint(0, resize[1] - height), width, height)
     target = train_size(
         width, height, short_side=config.short_side, long_side=config.long_side, multiple=config.size_multiple
@@ -170,7 +166,7 @@ def _sentences(
 
 
 def clip_facts(clip: Clip) -> dict[str, Any]:
-    """What a record's JSON says of its clip besides masks and expressions."""
+    """Fields of a record's JSON, without its masks and expressions."""
     geometry = clip.geometry
     return {
         "clip": clip.number,

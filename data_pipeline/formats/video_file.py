@@ -53,9 +53,7 @@ class VideoFile:
                 f"{self.path}: truncated or damaged: a frame cannot be decoded ({_reason(error)})"
             ) from error
         if len(decoded) != len(unique):
-            raise DataError(
-                f"{self.path}: truncated: {len(decoded)} of the {len(unique)} frames asked for decode"
-            )
+            raise DataError(f"{self.path}: truncated: {len(decoded)} of the {len(unique)} frames asked for decode")
         by_id = dict(zip(unique, decoded, strict=True))
         return [by_id[i] for i in ids]
 

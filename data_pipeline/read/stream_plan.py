@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.cache.manifest import Manifest
 from flowmask.data_pipeline.randomness import mix64, mix64_array
-from flowmask.data_pipeline.read.epoch_plan import PlannedBatch
+from flowmask.data_pipeline.read.epoch_plan import PlannedBatch, passes
 from flowmask.models.errors import CacheError, ConfigError
 
 _SHARDS, _EXAMPLES, _TURNS = 5, 6, 7  # families of keys, beside those of epoch_plan and mixture
@@ -57,9 +57,7 @@ class StreamPlan:
         self.global_batch, self.seed, self._window = global_batch, seed, shuffle_examples
         self.counts = np.array([shard.examples for shard in manifest.shards], np.int64).reshape(-1, buckets)
         views = np.array([shard.view for shard in manifest.shards], np.int64)
-        self._of_view = [
-            np.flatnonzero((views == view) & self.counts.any(1)) for view in range(manifest.views)
-        ]
+        self._of_view = [np.flatnonzero((views == view) & self.counts.any(1)) for view in range(manifest.views)]
         if not self.counts.any():
             raise ConfigError("the cache has no example to train on; see `dropped` in its manifest.json")
         self.first = np.zeros_like(self.counts)  # example id of each shard's first one of each bucket
@@ -71,14 +69,8 @@ class StreamPlan:
 
     def share(self, *, rank: int, world_size: int, micro_batch: int) -> "StreamPlan":
         """Say which part of every global batch is this process's; ConfigError if it can't be shared out."""
-        per_pass = micro_batch * world_size
-        if self.global_batch % per_pass:
-            raise ConfigError(
-                f"train.global_batch is {self.global_batch}; it must be a multiple of train.micro_batch x "
-                f"processes = {micro_batch} x {world_size} = {per_pass}"
-            )
+        self.accumulation = passes(self.global_batch, micro_batch=micro_batch, world_size=world_size)
         self.rank, self.world_size, self.micro_batch = rank, world_size, micro_batch
-        self.accumulation = self.global_batch // per_pass
         self._asked, self._asked_step = self.batches(0), 0
         return self
 
@@ -129,9 +121,7 @@ class StreamPlan:
         for bucket in np.unique(buckets).tolist():
             queue = items[buckets == bucket]
             whole = len(queue) // self.micro_batch * self.micro_batch
-            batches += [
-                (bucket, queue[at : at + self.micro_batch]) for at in range(0, whole, self.micro_batch)
-            ]
+            batches += [(bucket, queue[at : at + self.micro_batch]) for at in range(0, whole, self.micro_batch)]
             left.append(queue[whole:])
         turns = self._shuffle(len(batches), _TURNS, number)
         return Window([batches[turn] for turn in turns.tolist()], np.concatenate(left))

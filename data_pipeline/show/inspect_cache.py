@@ -120,17 +120,10 @@ def _runs(rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _count_rows(
-    facts: CacheFacts,
-    rows: NDArray[Any],
-    starts: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    *,
-    itemsize: int,
+    facts: CacheFacts, rows: NDArray[Any], starts: NDArray[np.int64], sizes: NDArray[np.int64], *, itemsize: int
 ) -> None:
     manifest, kinds = facts.manifest, facts.bytes_by_kind
-    latent = np.array(
-        [manifest.latent_channels * np.prod(b.latent_shape) * itemsize for b in manifest.buckets]
-    )
+    latent = np.array([manifest.latent_channels * np.prod(b.latent_shape) * itemsize for b in manifest.buckets])
     firsts = rows[starts]
     facts.clips_of_bucket += np.bincount(firsts["bucket"], minlength=len(manifest.buckets))
     kinds["video"] += int(2 * latent[firsts["bucket"]].sum())

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.clip.clips import Geometry
@@ -83,9 +84,7 @@ class ExampleDecoder:
         self.vae = vae_of(reader.folder, reader.manifest.fingerprint, wan=wan, otherwise=_OTHERWISE)
         self._videos, self.why_no_originals = _open_videos(reader, config)
 
-    def draw(
-        self, count: int, *, seed: int, on_progress: OnProgress = lambda *_: None
-    ) -> Iterator[CachedExample]:
+    def draw(self, count: int, *, seed: int, on_progress: OnProgress = lambda *_: None) -> Iterator[CachedExample]:
         """At most `count` different examples, uniformly drawn from the whole cache, in the order of their ids."""
         total = self.reader.manifest.examples
         count = min(count, total)
@@ -103,11 +102,10 @@ class ExampleDecoder:
             record = self.reader.record(example_id)
             expression = record["expressions"][int(row["expression"])]
         with gpu_holds(f"the decoded clip of example {example_id}", fix=WITHOUT_GPU):
-            video, mask = (decode(self.vae, parts[name])[0].cpu() for name in ("video_mean", "mask_mean"))
-        frames = from_signed(video, pixel_norm=self.reader.manifest.pixel_norm)
-        decoded = (mask.mean(0) > 0).numpy()  # three equal channels
+            video = decode(self.vae, parts["video_mean"])[0]
+            decoded = shown(self.vae, parts["mask_mean"][0])
+        frames = from_signed(video.cpu(), pixel_norm=self.reader.manifest.pixel_norm)
         true = parts["mask_pixels"][0].numpy()
-        union = int((decoded | true).sum())
         places = spread(len(frames), _FRAMES)
         return CachedExample(
             example_id=example_id,
@@ -119,7 +117,7 @@ class ExampleDecoder:
             originals=self._originals(record, places),
             decoded=decoded[places],
             true=true[places],
-            iou=int((decoded & true).sum()) / union if union else 1.0,
+            iou=overlap(decoded, true),
         )
 
     def _originals(self, record: dict[str, Any], places: list[int]) -> NDArray[np.uint8] | None:
@@ -134,6 +132,17 @@ class ExampleDecoder:
         except (UserError, OSError):
             return None
         return np.stack([geometry.frame(frame) for frame in frames])
+
+
+def shown(vae: "AutoencoderKLWan", latent: Tensor) -> NDArray[np.bool_]:
+    """bool [F H W] that a raw latent [16 f h w] shows: the mean of three equal channels, cut at grey."""
+    return np.asarray((decode(vae, latent[None])[0].mean(0) > 0).cpu().numpy())
+
+
+def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """IoU over a whole clip; 1 if both are empty."""
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 1.0
 
 
 def _build_config(path: Path) -> CacheBuildConfig | None:
@@ -154,9 +163,7 @@ def vae_of(folder: Path, fingerprint: Fingerprint, *, wan: Path | None, otherwis
         config = _build_config(folder / CONFIG)
         wan = config.model.wan if config else None
     if wan is None:
-        raise ConfigError(
-            f"{folder / CONFIG} is missing or of another version, so its VAE is not known: {otherwise}"
-        )
+        raise ConfigError(f"{folder / CONFIG} is missing or of another version, so its VAE is not known: {otherwise}")
     if not wan.is_dir():
         raise WeightsError(f"{wan}, whose VAE made the cache {folder}, is no folder: {otherwise}")
     weights = WanFolder(wan)
@@ -171,9 +178,7 @@ def vae_of(folder: Path, fingerprint: Fingerprint, *, wan: Path | None, otherwis
         return vae.to(rank_device())
 
 
-def _open_videos(
-    reader: CacheReader, config: CacheBuildConfig | None
-) -> tuple[dict[tuple[str, str], Video], str]:
+def _open_videos(reader: CacheReader, config: CacheBuildConfig | None) -> tuple[dict[tuple[str, str], Video], str]:
     """The datasets' videos by the dataset's name and the video's id, or none and why."""
     if config is None:
         return {}, f"Originals are left out: {CONFIG} does not say where the dataset is."

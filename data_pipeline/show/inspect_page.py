@@ -77,9 +77,7 @@ def _tiles(facts: CacheFacts) -> str:
     if sources := manifest.fingerprint.fields.get("data.sources"):
         tiles["datasets"] = ", ".join(sources)
     if manifest.quarantined_clips or manifest.unreadable_videos:
-        tiles["clips quarantined"] = _share(
-            manifest.quarantined_clips, manifest.clips + manifest.quarantined_clips
-        )
+        tiles["clips quarantined"] = _share(manifest.quarantined_clips, manifest.clips + manifest.quarantined_clips)
         tiles["videos unreadable"] = f"{manifest.unreadable_videos:,}"
     if manifest.leaks and manifest.leaks.dropped_videos:
         tiles["videos left out as leaks"] = f"{manifest.leaks.dropped_videos:,}"
@@ -92,16 +90,16 @@ def _charts(facts: CacheFacts) -> list[str]:
     total = sum(facts.bytes_by_kind.values())
     kinds = {kind: (size, f"{_size(size)}, {size / total:.1%}") for kind, size in facts.bytes_by_kind.items()}
     histograms = (
-        ("Examples by length of sentence", facts.tokens, "tokens"),
-        ("Clips by their examples", facts.examples_per_clip, "examples"),
-        ("Examples by objects meant", facts.objects, "annotations in the mask"),
+        ("Examples by tokens of the sentence", facts.tokens),
+        ("Clips by number of examples", facts.examples_per_clip),
+        ("Examples by annotations in the mask", facts.objects),
     )
-    charts = [(title, page.columns_chart(_columns(counts), unit=unit)) for title, counts, unit in histograms]
+    charts = [(title, page.bars(_histogram(counts))) for title, counts in histograms]
     return [
         page.heading("Bytes by kind"),
-        page.rows_chart(kinds),
+        page.bars(kinds),
         page.heading("Buckets: frames x height x width in px"),
-        page.rows_chart(_buckets(facts)),
+        page.bars(_buckets(facts)),
         page.side_by_side([page.heading(title) + chart for title, chart in charts]),
     ]
 
@@ -118,13 +116,16 @@ def _buckets(facts: CacheFacts) -> dict[str, tuple[float, str]]:
     if others:
         shown.append((f"{len(others)} others", sum(e[1] for e in others), sum(e[2] for e in others)))
     return {
-        name: (examples, f"{_many(examples, 'example')} in {_many(clips, 'clip')}")
-        for name, examples, clips in shown
+        name: (examples, f"{_many(examples, 'example')} in {_many(clips, 'clip')}") for name, examples, clips in shown
     }
 
 
+def _histogram(counts: NDArray[np.int64]) -> dict[str, tuple[float, str]]:
+    return {name: (count, f"{count:,}") for name, count in _columns(counts).items()}
+
+
 def _columns(counts: NDArray[np.int64]) -> dict[str, int]:
-    """A histogram from its first to its last value, in at most _MAX_COLUMNS columns of equal width."""
+    """A histogram from its first to its last value, in at most _MAX_COLUMNS parts of equal width."""
     held = np.flatnonzero(counts)
     first, last = int(held[0]), int(held[-1])
     width = -(-(last - first + 1) // _MAX_COLUMNS)
@@ -135,18 +136,13 @@ def _columns(counts: NDArray[np.int64]) -> dict[str, int]:
     return columns
 
 
-def _contact_sheet(
-    decoder: ExampleDecoder, examples: int, *, seed: int, on_progress: OnProgress
-) -> list[str]:
+def _contact_sheet(decoder: ExampleDecoder, examples: int, *, seed: int, on_progress: OnProgress) -> list[str]:
     sheets, overlaps = [], []
     for example in decoder.draw(examples, seed=seed, on_progress=on_progress):
         sheets.append(_sheet(example))
         overlaps.append(example.iou)
     overlap = f"Mask IoU of these {len(sheets)}: mean {np.mean(overlaps):.3f}, lowest {min(overlaps):.3f}."
-    head = [
-        page.heading(f"Contact sheet: examples drawn by seed {seed}"),
-        page.paragraph(f"{_PROOF} {overlap}"),
-    ]
+    head = [page.heading(f"Contact sheet: examples drawn by seed {seed}"), page.paragraph(f"{_PROOF} {overlap}")]
     return [*head, *([page.note(decoder.why_no_originals)] if decoder.why_no_originals else []), *sheets]
 
 
@@ -225,13 +221,7 @@ def _origin(facts: CacheFacts) -> list[str]:
     prints = manifest.fingerprint
     hashes = {"total": prints.total, "text": prints.text, "video": prints.video, "masks": prints.masks}
     fields = {name: str(value) for name, value in sorted(prints.fields.items())}
-    return [
-        *body,
-        page.heading("Fingerprint"),
-        page.pairs(hashes),
-        page.heading("Its fields"),
-        page.pairs(fields),
-    ]
+    return [*body, page.heading("Fingerprint"), page.pairs(hashes), page.heading("Its fields"), page.pairs(fields)]
 
 
 def _size(count_bytes: int) -> str:

@@ -20,10 +20,7 @@ _DIM = 0.45
 
 
 def paint(
-    frame: NDArray[np.uint8],
-    layers: Sequence[tuple[NDArray[np.bool_], Rgb]],
-    *,
-    size: tuple[int, int] | None = None,
+    frame: NDArray[np.uint8], layers: Sequence[tuple[NDArray[np.bool_], Rgb]], *, size: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
     """Masks as translucent colours with a solid contour over a frame.
 
@@ -34,10 +31,7 @@ def paint(
     size = size or (frame.shape[0], frame.shape[1])
     canvas = _resized(frame, size, Image.Resampling.BICUBIC).astype(np.float32)
     shown = [
-        (
-            _resized(mask.astype(np.uint8), size, Image.Resampling.NEAREST).astype(bool),
-            np.array(tone, np.float32),
-        )
+        (_resized(mask.astype(np.uint8), size, Image.Resampling.NEAREST).astype(bool), np.array(tone, np.float32))
         for mask, tone in layers
     ]
     for mask, tone in shown:

@@ -127,9 +127,7 @@ def _render(
     canvas = np.repeat(_backgrounds(rng, size)[:, None], frames, axis=1)
     masks = np.zeros((BLOCK, OBJECTS, frames, size, size), bool)
     palette = np.array(list(COLOURS.values()), np.float32)
-    paint = np.clip(palette[objects.colour] + rng.normal(0, 8, (BLOCK, OBJECTS, 3)), 0, 255).astype(
-        np.float32
-    )
+    paint = np.clip(palette[objects.colour] + rng.normal(0, 8, (BLOCK, OBJECTS, 3)), 0, 255).astype(np.float32)
     for k in range(OBJECTS):
         present = k < objects.count
         cover = _coverage(objects, k, size) * present[:, None, None, None]
@@ -181,9 +179,7 @@ def _sentences(
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Up to `wanted` true sentences of one scene: every object if it can be told apart, then by motion, then any."""
     number = int(objects.count[scene])
-    traits = list(zip(objects.colour[scene], objects.shape[scene], objects.motion[scene], strict=True))[
-        :number
-    ]
+    traits = list(zip(objects.colour[scene], objects.shape[scene], objects.motion[scene], strict=True))[:number]
     sets: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
     for trait, use in product(traits, product((False, True), repeat=3)):
         words = tuple(int(value) if used else -1 for value, used in zip(trait, use, strict=True))
@@ -196,9 +192,7 @@ def _sentences(
     for named in sets:  # one sentence for each set of objects that words can name
         picked.append(next(option for option in order if option[0] == named))
     by_motion = [option for option in order if option[1][2] >= 0 and option not in picked]
-    picked += by_motion[:2] + [
-        option for option in order if option not in picked and option not in by_motion[:2]
-    ]
+    picked += by_motion[:2] + [option for option in order if option not in picked and option not in by_motion[:2]]
     return tuple((_phrase(rng, words, plural=len(named) > 1), named) for named, words in picked[:wanted])
 
 

@@ -1,6 +1,6 @@
 """`flowmask doctor`: is this machine fit for the job? One line a question: pass, warn or fail, and the fix.
 
-Owns the order of the questions and how the answers are shown; launch/doctor_checks.py asks them. Never raises
+Owns the order of the questions and how the answers are shown; launch/check/doctor_checks.py asks them. Never raises
 for what it finds: a check that breaks is a failed check.
 """
 

@@ -109,9 +109,7 @@ def filesystem(subject: Subject) -> list[Finding]:
             findings += _probe(Path(name))
     except OSError as error:
         what = f"{place} cannot be written: {error.strerror}"
-        findings.append(
-            Finding("writable", "fail", what, "choose another out, or get the right to write there")
-        )
+        findings.append(Finding("writable", "fail", what, "choose another out, or get the right to write there"))
     return findings
 
 
@@ -134,9 +132,7 @@ def _probe(folder: Path) -> list[Finding]:
     wrong = "use a POSIX filesystem (NFS, Lustre, GPFS, BeeGFS, local), not an object store mount"
     return [
         Finding("atomic rename", "pass" if atomic else "fail", "works" if atomic else "does not", wrong),
-        Finding(
-            "exclusive create", "pass" if exclusive else "fail", "works" if exclusive else "does not", wrong
-        ),
+        Finding("exclusive create", "pass" if exclusive else "fail", "works" if exclusive else "does not", wrong),
         Finding(
             "clock",
             "pass" if skew_s < 30 else "warn",
@@ -221,9 +217,7 @@ def _seen_from_a_node(subject: Subject) -> Finding:
     if not problem:
         return Finding(check, "pass", f"a compute node sees {place}")
     if "No such file" in problem:
-        return Finding(
-            check, "fail", f"a compute node does not see {place}", "put `out` where all nodes see it"
-        )
+        return Finding(check, "fail", f"a compute node does not see {place}", "put `out` where all nodes see it")
     return Finding(check, "warn", f"not known: {problem}", "ask again when a node is free")
 
 
@@ -253,13 +247,4 @@ def _run(command: list[str], *, timeout_s: float = 120) -> tuple[str, str]:
     return "", said[-1] if said else f"ended with code {done.returncode}"
 
 
-CHECKS: tuple[Check, ...] = (
-    python,
-    torch,
-    libraries,
-    deepspeed_ops,
-    filesystem,
-    inputs,
-    mlflow_server,
-    slurm,
-)
+CHECKS: tuple[Check, ...] = (python, torch, libraries, deepspeed_ops, filesystem, inputs, mlflow_server, slurm)

@@ -83,9 +83,7 @@ def _inputs(job: AnyJob) -> Iterator[Check]:
         for source in job.sources:
             yield _path("data.root", source.root, "the folder of the dataset")
         yield Check(
-            "encoder weights",
-            "unknown",
-            "encoder weights: the build itself hashes them and refuses an `out` of others",
+            "encoder weights", "unknown", "encoder weights: the build itself hashes them and refuses an `out` of others"
         )
         return
     if job.model.init is not None:
@@ -139,9 +137,7 @@ def _tokens(job: TrainJob) -> Iterator[Check]:
         return
     except (OSError, ValueError, KeyError):
         return  # the paths are other checks'
-    yield Check(
-        "tokens", "pass", f"train.sequence_parallel: {ranks} processes share each clip's tokens evenly"
-    )
+    yield Check("tokens", "pass", f"train.sequence_parallel: {ranks} processes share each clip's tokens evenly")
 
 
 def _resume(job: TrainJob) -> Iterator[Check]:
@@ -177,14 +173,10 @@ def _disk(job: TrainJob) -> Check:
     try:
         count = _parameters(job.model.wan / _WAN_PARTS[job.objective.kind][0])
     except (OSError, ValueError, KeyError) as error:
-        return Check(
-            "disk", "unknown", f"{free / 1e9:.1f} GB are free; the weights can't be counted: {error}"
-        )
+        return Check("disk", "unknown", f"{free / 1e9:.1f} GB are free; the weights can't be counted: {error}")
     needed = count * STATE_BYTES * (job.checkpoint.keep_last + 1)
     keep = job.checkpoint.keep_last
-    said = (
-        f"{keep} checkpoints and one being written take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-    )
+    said = f"{keep} checkpoints and one being written take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     if needed > free:
         return Check("disk", "fail", f"{said} at {folder}; make room, or lower checkpoint.keep_last")
     return Check("disk", "pass", said)
@@ -228,9 +220,7 @@ def _partition(launch: LaunchConfig) -> Check:
         return Check("partition", "fail", str(error))
     name = facts["PartitionName"]
     problem = _limit(launch, name, facts)
-    return (
-        Check("partition", "fail", problem) if problem else Check("partition", "pass", _describe(name, facts))
-    )
+    return Check("partition", "fail", problem) if problem else Check("partition", "pass", _describe(name, facts))
 
 
 def _limit(launch: LaunchConfig, name: str, facts: dict[str, Any]) -> str | None:

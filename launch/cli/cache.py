@@ -68,13 +68,7 @@ def cache_repair(
     from flowmask.launch.cli.cache_check import repair_cache
 
     repair_cache(
-        folder,
-        overrides or [],
-        config=config,
-        rebuild=unit or [],
-        decode_masks=decode_masks,
-        wan=wan,
-        console=console,
+        folder, overrides or [], config=config, rebuild=unit or [], decode_masks=decode_masks, wan=wan, console=console
     )
 
 

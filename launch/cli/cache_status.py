@@ -27,9 +27,7 @@ def show_status(status: CacheStatus, console: Console) -> None:
 def _lines(status: CacheStatus) -> list[RenderableType]:
     complete = status.phase == "complete"
     lines: list[RenderableType] = [
-        Text.assemble(
-            (status.folder, "bold"), ": ", (_PHASES[status.phase], "green" if complete else "cyan")
-        ),
+        Text.assemble((status.folder, "bold"), ": ", (_PHASES[status.phase], "green" if complete else "cyan"))
     ]
     if status.clips:
         lines.append(_bars(status))

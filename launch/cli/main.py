@@ -62,9 +62,7 @@ def configs(
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Show the progress until the job is done")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the progress until the job is done")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch script and the plan; needs no SLURM")
     ] = False,
@@ -159,9 +157,7 @@ def predict(
         Optional[int],  # noqa: UP045
         typer.Option(help="Cut a long video into clips of so many frames: less memory, shorter sight", min=1),
     ] = None,
-    averaged: Annotated[
-        bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")
-    ] = True,
+    averaged: Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")] = True,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from flowmask.launch.progress import bar
@@ -189,16 +185,10 @@ def predict(
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A run, one of its steps, or another export")],
-    format: Annotated[
-        str, typer.Option(help="diffusers, flowrvs, safetensors, or lora: adapters alone")
-    ] = "diffusers",
+    format: Annotated[str, typer.Option(help="diffusers, flowrvs, safetensors, or lora: adapters alone")] = "diffusers",
     out: Annotated[Optional[Path], typer.Option(help="Default: RUN/export/NAME")] = None,  # noqa: UP045
-    averaged: Annotated[
-        bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")
-    ] = True,
-    dtype: Annotated[
-        str, typer.Option(help="float32 keeps every bit; bfloat16 is half the size")
-    ] = "float32",
+    averaged: Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")] = True,
+    dtype: Annotated[str, typer.Option(help="float32 keeps every bit; bfloat16 is half the size")] = "float32",
     wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the run's")] = None,  # noqa: UP045
 ) -> None:
     """Write trained weights so that diffusers, FlowRVS's code or any reader of safetensors loads them."""
@@ -211,9 +201,7 @@ def export(
         raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
     done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan)
     console.print(
-        f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}",
-        highlight=False,
-        soft_wrap=True,
+        f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}", highlight=False, soft_wrap=True
     )
     _offer(source, done.path, to="export")
 
@@ -293,9 +281,7 @@ def main() -> None:
     """Entry point: one line and exit code 2 for what a person can mend."""
     from flowmask.launch.local.worker import explain_os_error, quieten_libraries
 
-    os.environ["PYTHONSAFEPATH"] = (
-        "1"  # nothing that is started from here looks for modules in the working folder
-    )
+    os.environ["PYTHONSAFEPATH"] = "1"  # nothing that is started from here looks for modules in the working folder
     quieten_libraries()
     try:
         app()
@@ -317,7 +303,5 @@ def _offer(run: str, path: Path, *, to: str) -> None:
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
-        f"flowmask: {message}", style="red"
-    )
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"flowmask: {message}", style="red")
     sys.exit(2)

@@ -5,9 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-ConfigFile = Annotated[
-    Path, typer.Argument(help="YAML file, or the name of one that `flowmask configs` lists")
-]
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file, or the name of one that `flowmask configs` lists")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - Typer reads this annotation
     typer.Argument(help="KEY=VALUE, as many as you like, for example train.lr=1e-4 out=runs/mine"),

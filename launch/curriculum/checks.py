@@ -67,9 +67,7 @@ def _settings(curriculum: Curriculum, stage: Stage) -> None:
             if key == "model.init":
                 _equal(curriculum, source, stage)
         if key.startswith("data.") and key.endswith("cache") and not isinstance(source.job, CacheJob):
-            raise ConfigError(
-                f"stage {stage.name} carries {key} from {name}, which is no cache but a {source.kind}"
-            )
+            raise ConfigError(f"stage {stage.name} carries {key} from {name}, which is no cache but a {source.kind}")
 
 
 def _weights(key: str, source: Stage, stage: Stage) -> None:
@@ -80,9 +78,7 @@ def _weights(key: str, source: Stage, stage: Stage) -> None:
         wanted = "flow_matching" if key == "checkpoint" else "mask_decoder"
     made = source.job.objective.kind if isinstance(source.job, TrainJob) else source.kind
     if made != wanted:
-        raise ConfigError(
-            f"stage {stage.name} carries {key} from {source.name}, which makes {made}; it needs {wanted}"
-        )
+        raise ConfigError(f"stage {stage.name} carries {key} from {source.name}, which makes {made}; it needs {wanted}")
 
 
 def _equal(curriculum: Curriculum, source: Stage, stage: Stage) -> None:
@@ -105,7 +101,7 @@ def _conventions(curriculum: Curriculum, stage: Stage) -> dict[str, Any]:
     found: dict[str, Any] = {"mask_latent_norm": model.mask_latent_norm}
     if objective.kind == "flow_matching":
         found |= {"text_tokens": model.text_tokens, "video_injection": objective.video_injection}
-    for folder in _caches(stage.job):
+    for folder in stage.job.data.folders():
         maker = curriculum.making(folder)
         if maker is not None and isinstance(maker.job, CacheJob):
             cache = maker.job.cache
@@ -118,12 +114,6 @@ def _conventions(curriculum: Curriculum, stage: Stage) -> dict[str, Any]:
     return found
 
 
-def _caches(job: TrainJob) -> list[Path]:
-    """Its caches that are folders."""
-    named: list[Any] = [entry.cache for entry in job.data.mix] or [job.data.cache]
-    return [cache for cache in named if isinstance(cache, Path)]
-
-
 def _leaks(curriculum: Curriculum) -> None:
     """Ids of every evaluation's videos against those of every cache that something is trained on."""
     scored = [stage for stage in curriculum.stages if isinstance(stage.job, EvaluateJob)]
@@ -131,7 +121,7 @@ def _leaks(curriculum: Curriculum) -> None:
         folder.resolve(): stage.name
         for stage in curriculum.stages
         if isinstance(stage.job, TrainJob)
-        for folder in _caches(stage.job)
+        for folder in stage.job.data.folders()
     }
     if not scored:
         return

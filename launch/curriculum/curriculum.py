@@ -64,9 +64,7 @@ def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run:
         return _watch(curriculum, sent)
     except KeyboardInterrupt:
         ids = " ".join(sent.jobs.values())
-        console.print(
-            f"the jobs go on. Watch them: flowmask status {curriculum.out}; end them: scancel {ids}"
-        )
+        console.print(f"the jobs go on. Watch them: flowmask status {curriculum.out}; end them: scancel {ids}")
         return INTERRUPTED
 
 
@@ -78,9 +76,7 @@ def _claimed(curriculum: Curriculum) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         strange = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         if strange and MARK not in strange:
-            raise ConfigError(
-                f"out is {out}, which is no curriculum's but holds {strange[0]}; choose an empty folder"
-            )
+            raise ConfigError(f"out is {out}, which is no curriculum's but holds {strange[0]}; choose an empty folder")
         lock = locks.take(out / ".lock")
     except OSError as error:
         raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
@@ -126,9 +122,7 @@ def _with_retries(stage: Stage) -> int:
             if not left:
                 raise JobFailedError(f"stage {stage.name}: {error.what}", error.traceback) from error
             left -= 1
-            console.print(
-                f"stage {stage.name}: {error.what}; starting again, {left} retries left", markup=False
-            )
+            console.print(f"stage {stage.name}: {error.what}; starting again, {left} retries left", markup=False)
         except UserError as error:
             raise type(error)(f"stage {stage.name}: {error}") from error
 
@@ -155,9 +149,7 @@ def _submit_all(curriculum: Curriculum, judged: Mapping[str, Judgement]) -> _Sen
             job_id = stage_jobs.submit(curriculum.out, stage, after=after)
             sent.fresh.add(stage.name)
             behind = f" after {', '.join(after)}" if after else ""
-            console.print(
-                f"{stage.name}: submitted job {job_id}{behind}; {judged[stage.name].why}", markup=False
-            )
+            console.print(f"{stage.name}: submitted job {job_id}{behind}; {judged[stage.name].why}", markup=False)
         else:
             console.print(f"{stage.name}: is job {job_id} already", markup=False)
         sent.jobs[stage.name] = job_id

@@ -110,13 +110,11 @@ def _refuse_other_start(
     now = weights_sha256(job.model.init, job.objective.kind, ema=job.model.init_ema, memo=memo)
     if began != now:
         there = began[:12] if began else "none"
-        raise ConfigError(
-            f"{job.out} was started from weights {there}, but {job.model.init} now has {now[:12]}; {fix}"
-        )
+        raise ConfigError(f"{job.out} was started from weights {there}, but {job.model.init} now has {now[:12]}; {fix}")
 
 
 def _refuse_other_cache(job: TrainJob, state: Mapping[str, Any]) -> None:
-    from flowmask.data_pipeline.read.mixture import open_reader
+    from flowmask.data_pipeline.read.batches import open_reader
 
     if job.data.mode == "stream":
         return  # the run itself asks the server
@@ -144,9 +142,7 @@ def _evaluation(job: EvaluateJob, unfinished: set[str], memo: Path) -> Judgement
     wan, decoder = _parts(job)
     weights = {
         "dit": weights_sha256(job.checkpoint, "flow_matching", ema=job.ema, memo=memo),
-        "mask_decoder": "vae"
-        if decoder == "vae"
-        else weights_sha256(decoder, "mask_decoder", ema=job.ema, memo=memo),
+        "mask_decoder": "vae" if decoder == "vae" else weights_sha256(decoder, "mask_decoder", ema=job.ema, memo=memo),
     }
     now = fingerprint_now(_without_launch(job), weights=weights, wan_files=folder_state(wan))
     if scores.get("fingerprint") == now:
@@ -154,9 +150,7 @@ def _evaluation(job: EvaluateJob, unfinished: set[str], memo: Path) -> Judgement
             return Judgement(False, "the archive is of another layout")
         return Judgement(True, f"scores of weights {weights['dit'][:12]}")
     changed = [part for part, value in weights.items() if scores.get("weights", {}).get(part) != value]
-    return Judgement(
-        False, f"the scores there are of other {_names(changed) if changed else 'settings or data'}"
-    )
+    return Judgement(False, f"the scores there are of other {_names(changed) if changed else 'settings or data'}")
 
 
 def _parts(job: EvaluateJob) -> tuple[Path, str]:

@@ -104,9 +104,7 @@ def _is_sbatch(process: psutil.Process, folder: Path) -> bool:
         words = process.cmdline()
     except psutil.Error:
         return False
-    return any(Path(word).name == "sbatch" for word in words[:2]) and any(
-        str(folder) in word for word in words
-    )
+    return any(Path(word).name == "sbatch" for word in words[:2]) and any(str(folder) in word for word in words)
 
 
 def _write(out: Path, stage: str, record: Record) -> None:

@@ -34,9 +34,7 @@ class StageConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     kind: str = Field(description="cache, train, decoder or evaluate")
-    config: str | dict[str, Any] = Field(
-        description="a job's YAML, from the curriculum's folder, or its keys"
-    )
+    config: str | dict[str, Any] = Field(description="a job's YAML, from the curriculum's folder, or its keys")
     needs: tuple[str, ...] = ()
     overrides: dict[str, Any] = Field({}, description="KEY: VALUE over the config, dotted")
     carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage that is needed")
@@ -115,9 +113,7 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     if len({stage.job.launch.cluster for stage in curriculum.stages} - {"debug", "local"}) and any(
         stage.job.launch.cluster != "slurm" for stage in curriculum.stages
     ):
-        raise ConfigError(
-            f"{path}: some stages run on SLURM and some here; set launch.cluster for all of them"
-        )
+        raise ConfigError(f"{path}: some stages run on SLURM and some here; set launch.cluster for all of them")
     return curriculum
 
 
@@ -173,9 +169,7 @@ def _without_carries(tree: dict[str, Any], path: Path) -> dict[int, Any]:
             taken[place] = entry.pop("carries")
     for key, value in _strings(tree):
         if _CARRIED.search(value):
-            raise ConfigError(
-                f"{path}: {key} is {value}; what comes from another stage stands under `carries`"
-            )
+            raise ConfigError(f"{path}: {key} is {value}; what comes from another stage stands under `carries`")
     return taken
 
 
@@ -200,9 +194,7 @@ def _in_order(entries: Sequence[StageConfig], path: Path) -> list[StageConfig]:
     for entry in entries:
         unknown = [name for name in entry.needs if name not in by_name]
         if unknown:
-            raise ConfigError(
-                f"{path}: stage {entry.name} needs {unknown[0]}; stages are: {', '.join(by_name)}"
-            )
+            raise ConfigError(f"{path}: stage {entry.name} needs {unknown[0]}; stages are: {', '.join(by_name)}")
     sorter = TopologicalSorter({entry.name: entry.needs for entry in entries})
     try:
         sorter.prepare()
@@ -218,9 +210,7 @@ def _in_order(entries: Sequence[StageConfig], path: Path) -> list[StageConfig]:
     return done
 
 
-def _stage(
-    entry: StageConfig, config: CurriculumConfig, *, path: Path, earlier: Mapping[str, Stage]
-) -> Stage:
+def _stage(entry: StageConfig, config: CurriculumConfig, *, path: Path, earlier: Mapping[str, Stage]) -> Stage:
     kind = "train" if entry.kind == DECODER else entry.kind
     if kind not in KINDS:
         known = ", ".join([*KINDS, DECODER])
@@ -260,9 +250,7 @@ def _sources(entry: StageConfig, key: str, rule: str, earlier: Mapping[str, Stag
         needed.add(one := todo.pop())
         todo += earlier[one].needs
     if name not in needed:
-        raise ConfigError(
-            f"stage {entry.name} carries {key} from {name}, which it does not need; add {name} to needs"
-        )
+        raise ConfigError(f"stage {entry.name} carries {key} from {name}, which it does not need; add {name} to needs")
     return name
 
 

@@ -169,9 +169,7 @@ class Stages:
         processes = self._processes(load_job(_config(part), KINDS[kind], settings))
         settings.append(f"launch.processes_per_node={processes}")
         if run(kind, load_job(_config(part), KINDS[kind], settings)):
-            raise UserError(
-                f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}"
-            )
+            raise UserError(f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}")
 
     def _processes(self, job: CacheJob | TrainJob | EvaluateJob) -> int:
         """As many as suit the machine; of a training the most that share its micro-batches evenly."""

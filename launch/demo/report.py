@@ -37,15 +37,10 @@ def collect(out: Path) -> dict[str, Any]:
 def show(out: Path, report: dict[str, Any], console: Console) -> None:
     """Print the report as a short table, and where to look next."""
     table = Table(title="FlowMask demo: held-out synthetic videos", show_header=False, title_justify="left")
-    share = (
-        100 * report["jf_shuffled_text"] / report["jf_right_text"]
-        if report["jf_right_text"]
-        else float("nan")
-    )
+    share = 100 * report["jf_shuffled_text"] / report["jf_right_text"] if report["jf_right_text"] else float("nan")
     table.add_row("J&F", f"{report['jf']:.1f}   (J {report['j']:.1f}, F {report['f']:.1f})")
     table.add_row(
-        "with other sentences",
-        f"{report['jf_shuffled_text']:.1f}   {share:.0f} % of {report['jf_right_text']:.1f}",
+        "with other sentences", f"{report['jf_shuffled_text']:.1f}   {share:.0f} % of {report['jf_right_text']:.1f}"
     )
     table.add_row("mask decoder alone", f"{report['decoder_jf']:.1f}")
     table.add_row("training loss", f"{report['train_loss_first']:.3f} -> {report['train_loss_last']:.3f}")
@@ -56,10 +51,7 @@ def show(out: Path, report: dict[str, Any], console: Console) -> None:
     for what, where in (
         ("report", out / "evaluate" / "report.html"),
         ("overlay video", out / "predict" / "overlay.mp4"),
-        (
-            "losses",
-            f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri sqlite:///{out / 'mlflow.db'}",
-        ),
+        ("losses", f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri sqlite:///{out / 'mlflow.db'}"),
         ("figures", out / "report.json"),
     ):
         console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)

@@ -77,9 +77,7 @@ def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Gro
                 signal.signal(number, handler)
             _kill(ranks)
         if kind in INDEPENDENT and 0 in codes:
-            return (
-                0  # a rank ends well when all of the work is done, its own and that of ranks that were lost
-            )
+            return 0  # a rank ends well when all of the work is done, its own and that of ranks that were lost
         return _verdict(folder, codes)
 
 

@@ -58,9 +58,7 @@ def explain_os_error(error: OSError) -> str | None:
         if error.errno not in _DISK_REFUSES:
             return None
         return f"the disk refused to write: {str(error.strerror).lower()}; make room, then start again"
-    return (
-        f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
-    )
+    return f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
 
 
 if __name__ == "__main__":

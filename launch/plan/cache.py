@@ -159,9 +159,7 @@ def _around(counts: Counts, *, shards: int) -> float:
 def _count(job: CacheJob, notes: list[str]) -> tuple[Counts, bool]:
     missing = [source.root for source in job.sources if not source.root.exists()]
     if missing:
-        notes.append(
-            f"data.root {missing[0]} is not there: figures are of one clip with one sentence of 15 tokens"
-        )
+        notes.append(f"data.root {missing[0]} is not there: figures are of one clip with one sentence of 15 tokens")
         return _one_clip(job), False
     count, counts, unreadable = _tokens(job.model.wan, notes), Counts(), 0
     for index, video in enumerate(without_leaks(open_source(job.data), job).videos()):
@@ -173,9 +171,7 @@ def _count(job: CacheJob, notes: list[str]) -> tuple[Counts, bool]:
         except DataError:
             unreadable += 1
     if not counts.cost.clips:
-        raise DataError(
-            f"{job.sources[0].root}: no clip of a sentence and a mask can be read; look at data.split"
-        )
+        raise DataError(f"{job.sources[0].root}: no clip of a sentence and a mask can be read; look at data.split")
     if unreadable:
         notes.append(f"{unreadable} videos can't be read and are left out")
     if job.cache.views > 1:
@@ -193,9 +189,7 @@ def _one_clip(job: CacheJob) -> Counts:
     shape = Shape(config.frames, height, width)
     f, h, w = shape.latent
     cost = ViewCost(1, 2, 2 * config.frames * height * width, 3 * 16 * f * h * w, 1)
-    return Counts(
-        cost, Counter({shape: 1}), 1, config.frames, config.frames * width * _CONTOUR, 15.0, {"sentence": 15}
-    )
+    return Counts(cost, Counter({shape: 1}), 1, config.frames, config.frames * width * _CONTOUR, 15.0, {"sentence": 15})
 
 
 def _tokens(wan: Path, notes: list[str]) -> Callable[[str], int]:

@@ -58,8 +58,7 @@ class Encoders:
             return velocity(dit, x_t=torch.zeros(latent), video_latent=video, timestep=step, text=text)
 
         few, more = (
-            dry_pass(self.shapes.dit(video_injection=True, layers=n), run, dtype=dtype, backward=False)
-            for n in (1, 2)
+            dry_pass(self.shapes.dit(video_injection=True, layers=n), run, dtype=dtype, backward=False) for n in (1, 2)
         )
         return few.extended(more, depth - 1)
 

@@ -102,9 +102,7 @@ def _videos(job: EvaluateJob, clip: Shape | None, notes: list[str]) -> tuple[lis
     box = job.box or FrameBox()
     if not job.data.root.exists():
         shape = clip or Shape(17, box.height_px, box.width_px)
-        notes.append(
-            f"data.root {job.data.root} is not there: figures are of one clip of {shape}, one sentence"
-        )
+        notes.append(f"data.root {job.data.root} is not there: figures are of one clip of {shape}, one sentence")
         return [(shape, 1)], False
     found = []
     for video in list(open_source(job.data).videos())[: job.max_videos]:
@@ -115,12 +113,8 @@ def _videos(job: EvaluateJob, clip: Shape | None, notes: list[str]) -> tuple[lis
             length = len(video.frame_names)
         except DataError:
             continue
-        width, height = eval_size(
-            width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple
-        )
+        width, height = eval_size(width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple)
         found.append((Shape(length + -(length - 1) % 4, height, width), len(video.expressions)))
     if not found:
-        raise DataError(
-            f"{job.data.root} ({job.data.split}) holds no expression; there is nothing to evaluate"
-        )
+        raise DataError(f"{job.data.root} ({job.data.split}) holds no expression; there is nothing to evaluate")
     return found, True

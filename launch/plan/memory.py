@@ -1,7 +1,7 @@
 """How much memory a rank of a training holds: the trainer's layout as bytes for each trained parameter.
 
 Every coefficient was measured on real ranks (tests/launch/test_plan_memory.py does it again): some bytes are whole on
-each rank, the rest is shared by all. What a pass of the module needs comes from models/dry_run.py.
+each rank, the rest is shared by all. What a pass of the module needs comes from models/cost/dry_run.py.
 """
 
 from dataclasses import dataclass, replace
@@ -12,16 +12,14 @@ from flowmask.trainer.config import STATE_BYTES
 
 Precision = Literal["bf16", "fp32"]
 
-# Of DeepSpeed, as trainer/engine.py configures it
+# Of DeepSpeed, as trainer/step/engine.py configures it
 BUCKET_ELEMENTS = 50_000_000
 GATHERED_ELEMENTS = 1_000_000_000  # ZeRO 3 keeps up to so many parameters whole between forward and backward
 PREFETCH_ELEMENTS = 50_000_000
 
 FP32_MOMENTS_BYTES = 8.0
 EIGHT_BIT_MOMENTS_BYTES = 2 + 8 / 256  # a code each, and fp32 scales for blocks of 256
-CONTEXT_BYTES = (
-    1.5e9  # CUDA's own, NCCL's buffers and the kernels' scratch space: an allowance, not a measurement
-)
+CONTEXT_BYTES = 1.5e9  # CUDA's own, NCCL's buffers and the kernels' scratch space: an allowance, not a measurement
 FRAGMENTATION = 0.05  # of the rest, lost between the allocator's blocks: an allowance
 PROCESS_BYTES = 1.5e9  # one rank of Python, torch and DeepSpeed, without tensors: an allowance
 
@@ -58,9 +56,7 @@ def layout(*, zero_stage: int, precision: Precision, offload: bool) -> Layout:
     """Bytes a parameter of one ZeRO stage; offload: the optimizer's state in host memory, from stage 1 on."""
     working = 2 if precision == "bf16" else 4
     none, gradients, shared = Share(), Share(whole=4), Share(shared=4)
-    if (
-        zero_stage == 0
-    ):  # one flat fp32 gradient, the master, two moments; in fp32 the master is what is worked with
+    if zero_stage == 0:  # one flat fp32 gradient, the master, two moments; in fp32 the master is what is worked with
         return Layout(Share(whole=16 + (working if precision == "bf16" else 0)), none, none, none)
     if zero_stage == 3:
         state = Share(shared=working) if offload else Share(shared=working + 12 + 4)

@@ -99,9 +99,7 @@ def trained_module(job: TrainJob, shapes: Architecture, *, layers: int | None = 
     elif job.objective.kind == "mask_decoder":
         module = MaskDecoder.from_vae(shapes.vae())
     else:
-        raise ConfigError(
-            f"objective.kind is {job.objective.kind!r}; a plan knows flow_matching, mask_decoder"
-        )
+        raise ConfigError(f"objective.kind is {job.objective.kind!r}; a plan knows flow_matching, mask_decoder")
     module.train().requires_grad_(True)
     if job.lora is not None:
         add_lora(module, job.lora, seed=job.train.seed)

@@ -1,4 +1,4 @@
-"""What one micro-batch of a run costs a rank: its own objective and module, run on fake tensors (models/dry_run.py)."""
+"""What one micro-batch of a run costs a rank: its own objective and module, run on fake tensors (models/cost/dry_run.py)."""
 
 from dataclasses import dataclass
 from typing import Any

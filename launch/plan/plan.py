@@ -72,8 +72,4 @@ def to_json(found: AnyPlan) -> dict[str, Any]:
         kind = "cache" if isinstance(found, CachePlan) else "evaluate"
         return {"job": kind, **facts}
     best = {str(gb): found.fits(gb) for gb in GPUS_GB}
-    return {
-        "job": "train",
-        **facts,
-        "fits_gb": {gb: asdict(s.setting) if s else None for gb, s in best.items()},
-    }
+    return {"job": "train", **facts, "fits_gb": {gb: asdict(s.setting) if s else None for gb, s in best.items()}}

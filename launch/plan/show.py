@@ -35,13 +35,7 @@ def hours(count: float) -> str:
     """Hours, days from two on, seconds below a minute."""
     if count >= 48:
         return f"{count:,.0f} h ({count / 24:,.1f} days)"
-    return (
-        f"{count:.1f} h"
-        if count >= 1
-        else f"{count * 60:.1f} min"
-        if count * 60 >= 1
-        else f"{count * 3600:.2g} s"
-    )
+    return f"{count:.1f} h" if count >= 1 else f"{count * 60:.1f} min" if count * 60 >= 1 else f"{count * 3600:.2g} s"
 
 
 def work(flop: float) -> str:
@@ -60,16 +54,10 @@ def _facts(rows: list[tuple[str, str]], console: Console) -> None:
 
 def _show_training(found: TrainPlan, console: Console) -> None:
     rows = [
-        (
-            "module",
-            f"{found.kind}, {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained",
-        ),
+        ("module", f"{found.kind}, {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained"),
         ("clips", _shares(found.shapes)),
         ("planned for", f"{found.largest}" + (f", {found.tokens:,} tokens" if found.tokens else "")),
-        (
-            "work",
-            f"{work(found.flop_per_example)} an example, {work(found.flop_per_step)} a step, no recomputation",
-        ),
+        ("work", f"{work(found.flop_per_example)} an example, {work(found.flop_per_step)} a step, no recomputation"),
         ("run", f"{found.steps:,} steps" + (f", {found.epochs:.2f} epochs" if found.epochs else "")),
         ("disk", f"{size(found.checkpoint_bytes)} a checkpoint, {size(found.disk_bytes)} at the most"),
     ]
@@ -94,31 +82,11 @@ def _table(title: str, *columns: str) -> Table:
 def _settings(found: TrainPlan) -> Table:
     ranks = found.chosen.setting.ranks
     title = f"\nmemory of one of {ranks} GPU{'s' if ranks > 1 else ''} in GB; * the config's setting"
-    columns = (
-        "",
-        "ZeRO",
-        "recompute",
-        "states",
-        "grads",
-        "buffers",
-        "pass",
-        "start",
-        "GPU",
-        "fits",
-        "host",
-        "work",
-    )
+    columns = ("", "ZeRO", "recompute", "states", "grads", "buffers", "pass", "start", "GPU", "fits", "host", "work")
     table = _table(title, *columns)
     for plan in found.settings:
         device, setting = plan.device, plan.setting
-        sizes = (
-            device.states,
-            device.gradients,
-            device.buffers,
-            device.activations,
-            device.start,
-            device.peak,
-        )
+        sizes = (device.states, device.gradients, device.buffers, device.activations, device.start, device.peak)
         table.add_row(
             "*" if plan == found.chosen else "",
             f"{setting.zero_stage}{' offload' if setting.offload else ''}",
@@ -150,9 +118,7 @@ def _worlds(found: TrainPlan) -> Table:
 def _recommend(found: TrainPlan, console: Console) -> None:
     for gb in GPUS_GB:
         best = found.fits(gb)
-        said = (
-            f"{gb} GB GPU: {_keys(best)} ({best.device.peak / 1e9:.1f} GB)" if best else _nothing(found, gb)
-        )
+        said = f"{gb} GB GPU: {_keys(best)} ({best.device.peak / 1e9:.1f} GB)" if best else _nothing(found, gb)
         console.print(said, highlight=False, soft_wrap=True)
 
 
@@ -179,10 +145,7 @@ def _show_cache(found: CachePlan, console: Console) -> None:
         ("counted", f"{what}: {found.clips:,} clips, {found.masks:,} masks, {found.examples:,} examples"),
         ("clips", _shares(found.shapes)),
         ("sentences", f"{found.sentences:,} distinct, encoded once"),
-        (
-            "disk",
-            f"{size(found.total_bytes)}: latents {size(found.latent_bytes)}, text {size(found.text_bytes)}",
-        ),
+        ("disk", f"{size(found.total_bytes)}: latents {size(found.latent_bytes)}, text {size(found.text_bytes)}"),
         ("work", f"VAE {work(found.video_flop)}, UMT5 {work(found.text_flop)}"),
         ("time", f"{hours(found.hours)} on {found.workers} workers; {_speed(found)}"),
         ("GPU", f"{size(found.device_bytes)}: {_fits(found.device_bytes)}"),
@@ -196,10 +159,7 @@ def _show_evaluation(found: EvaluatePlan, console: Console) -> None:
         ("counted", f"{found.videos:,} videos, {found.sentences:,} sentences; the longest {found.longest}"),
         ("work", f"{work(found.flop)}, what runs in fp32 counted twice"),
         ("time", f"{hours(found.hours)} on {found.workers} processes; {_speed(found)}"),
-        (
-            "GPU",
-            f"{size(found.device_bytes)}, weights {size(found.weights_bytes)}: {_fits(found.device_bytes)}",
-        ),
+        ("GPU", f"{size(found.device_bytes)}, weights {size(found.weights_bytes)}: {_fits(found.device_bytes)}"),
     ]
     _facts(rows, console)
 

@@ -183,9 +183,7 @@ class _Planner:
         train = self.job.train
         one = batch_bytes(self.job, self.largest, text_dim=self.shapes.dit_config["text_dim"])
         groups = max(1, setting.ranks // train.sequence_parallel)
-        ahead = (
-            one * self.job.data.prefetch_batches * max(1, train.global_batch // (groups * train.micro_batch))
-        )
+        ahead = one * self.job.data.prefetch_batches * max(1, train.global_batch // (groups * train.micro_batch))
         working = 2 if setting.precision == "bf16" else 4
         frozen = (self.counts.all - self.counts.trained) * working
         device = device_memory(
@@ -226,9 +224,7 @@ def _moments_bytes(job: TrainJob) -> float:
     return EIGHT_BIT_MOMENTS_BYTES if job.train.optimizer == "adamw8bit" else FP32_MOMENTS_BYTES
 
 
-def _worlds(
-    job: TrainJob, planner: _Planner, setting: Setting, step_flop: float, speed: Speed
-) -> list[WorldPlan]:
+def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float, speed: Speed) -> list[WorldPlan]:
     """World sizes that the batch divides over; the config's own is one of them."""
     plans = []
     for world in sorted({*_WORLD_SIZES, job.launch.world_size}):

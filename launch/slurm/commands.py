@@ -148,9 +148,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{command[0]} is not installed on this machine; SLURM's commands are needed"
-        ) from error
+        raise ConfigError(f"{command[0]} is not installed on this machine; SLURM's commands are needed") from error
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"`{' '.join(command)}` did not answer in {TIMEOUT_S:.0f} s") from error
 

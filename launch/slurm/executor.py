@@ -116,6 +116,4 @@ def _then(module: str, folder: Path, *words: str) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    return next(
-        (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no reason given"
-    )
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")

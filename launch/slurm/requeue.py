@@ -71,11 +71,7 @@ def after(folder: Path, srun_code: int) -> int:
     submission.add_attempt(attempt, array=array)
     verdict = judge(submission.attempts(array=array), launch, saves=kind == "train")
     if verdict is not None:
-        _say(
-            submission,
-            replace(verdict, message=verdict.message + _left_waiting(verdict, job_id)),
-            array=array,
-        )
+        _say(submission, replace(verdict, message=verdict.message + _left_waiting(verdict, job_id)), array=array)
         if verdict.code and facts is not None and facts.restarts > restart:
             slurm_commands.cancel(job_id)  # SLURM has requeued it already
         return verdict.code

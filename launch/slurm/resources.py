@@ -72,9 +72,7 @@ def _asked_elsewhere(launch: LaunchConfig) -> str:
     """The GPUs that launch.sbatch_args asks for; empty where it does not."""
     options = {key.replace("_", "-"): value for key, value in launch.sbatch_args.items()}
     asked = [
-        f"{key}={value}"
-        for key, value in options.items()
-        if _ASKS_FOR_GPUS.fullmatch(key) and "gpu" in f"{key}{value}"
+        f"{key}={value}" for key, value in options.items() if _ASKS_FOR_GPUS.fullmatch(key) and "gpu" in f"{key}{value}"
     ]
     return f"GPUs by launch.sbatch_args ({', '.join(asked)})" if asked else ""
 

@@ -20,9 +20,7 @@ from flowmask.trainer.state.provenance import PACKAGE, PROVENANCE, git
 
 CODE = "code"
 SOURCES = ("flowmask", "models", "data_pipeline", "trainer", "launch", "configs")  # in a checkout
-_SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASS|PWD$|KEY|CREDENTIAL|AUTH|COOKIE|SESSION|PRIVATE|DSN", re.IGNORECASE
-)
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|PWD$|KEY|CREDENTIAL|AUTH|COOKIE|SESSION|PRIVATE|DSN", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"://[^/\s]*@|-----BEGIN|\b(?:gh[pousr]_|sk-|hf_|AKIA|eyJ)[\w-]{10,}")
 
 
@@ -70,6 +68,4 @@ def _git_state() -> tuple[str | None, str]:
         return None, ""
     patch = git("diff", "--binary", "HEAD", "--", *SOURCES) or ""
     added = (git("ls-files", "--others", "--exclude-standard", "--", *SOURCES) or "").splitlines()
-    return commit.strip(), patch + "".join(
-        f"# not in the commit, copied whole into code/: {name}\n" for name in added
-    )
+    return commit.strip(), patch + "".join(f"# not in the commit, copied whole into code/: {name}\n" for name in added)

@@ -19,9 +19,7 @@ from typing import Any, Literal
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import sync_open, write_atomically
 
-Why = Literal[
-    "finished", "mistake", "crashed", "preempted", "time limit", "node lost", "cancelled", "stopped"
-]
+Why = Literal["finished", "mistake", "crashed", "preempted", "time limit", "node lost", "cancelled", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,7 @@ class Submission:
                 (folder / name).mkdir()
             write_atomically(folder / "job.json", json.dumps({"kind": kind, "config": resolved}, indent=1))
         except OSError as error:
-            raise ConfigError(
-                f"out is {out}; it can't be written ({error.strerror}): choose another"
-            ) from error
+            raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
         return cls(folder)
 
     @classmethod

@@ -89,9 +89,7 @@ def _meet(submission: Submission, *, array: int, restart: int, node: int) -> tup
     until = time.monotonic() + RENDEZVOUS_S
     while not path.exists():
         if time.monotonic() > until:
-            raise TrainingError(
-                f"{path} did not appear in {RENDEZVOUS_S:.0f} s; do all nodes share this folder?"
-            )
+            raise TrainingError(f"{path} did not appear in {RENDEZVOUS_S:.0f} s; do all nodes share this folder?")
         time.sleep(0.2)
     found = json.loads(path.read_text())
     return found["address"], found["port"]

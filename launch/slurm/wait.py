@@ -89,14 +89,10 @@ class _Watcher:
 
     def _tell_states(self) -> None:
         counts = Counter(
-            f"{state.lower()} ({reason})"
-            if state == "PENDING" and reason not in ("None", "")
-            else state.lower()
+            f"{state.lower()} ({reason})" if state == "PENDING" and reason not in ("None", "") else state.lower()
             for state, reason in self.queue.values()
         )
-        said = ", ".join(
-            f"{count} {what}" if self.array > 1 else what for what, count in sorted(counts.items())
-        )
+        said = ", ".join(f"{count} {what}" if self.array > 1 else what for what, count in sorted(counts.items()))
         if said and said != self.told:
             console.print(f"job {self.job_id}: {said}", markup=False)
         self.told = said or self.told
@@ -108,8 +104,7 @@ def say_left(submission: Submission) -> None:
     kind, _ = submission.job()
     watch = f"flowmask cache status {submission.out}" if kind == "cache" else f"squeue -j {job_id}"
     console.print(
-        f"job {job_id} goes on. Watch it: {watch}; logs: {submission.logs}; end it: scancel {job_id}",
-        markup=False,
+        f"job {job_id} goes on. Watch it: {watch}; logs: {submission.logs}; end it: scancel {job_id}", markup=False
     )
 
 

@@ -26,9 +26,7 @@ from flowmask.trainer.state.owner import Start, read_start
 
 POLL_S = 0.5
 QUEUE_EVERY_S = 3.0
-STEPS_TO_HEAR = (
-    3  # a signal that comes before a job listens is lost; a second one while it ends would cut that short
-)
+STEPS_TO_HEAR = 3  # a signal that comes before a job listens is lost; a second one while it ends would cut that short
 console = Console(soft_wrap=True, highlight=False, markup=False)
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "queued": "yellow", "requeued": "yellow"}
 
@@ -143,9 +141,7 @@ def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
                 "end it with scancel or kill"
             )
         time.sleep(POLL_S if status.job_id is None else QUEUE_EVERY_S)
-    console.print(
-        f"{folder} is {status.state}" + (f" at step {status.step}" if status.kind == "train" else "")
-    )
+    console.print(f"{folder} is {status.state}" + (f" at step {status.step}" if status.kind == "train" else ""))
 
 
 def _asker(folder: Path, status: RunStatus) -> Callable[[], None]:

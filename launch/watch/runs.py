@@ -79,9 +79,7 @@ def look(folder: Path) -> RunStatus:
     if submission is not None:
         found = _with_slurm(found, submission)
         found = replace(found, job_id=submission.slurm()[0], logs=str(submission.logs))
-        if found.state not in ("running", "queued", "requeued", "unknown") and _newer_here(
-            folder, submission
-        ):
+        if found.state not in ("running", "queued", "requeued", "unknown") and _newer_here(folder, submission):
             found = _here(replace(found, state="idle", why="", job_id=None, logs=_log(folder)), folder)
     else:
         found = _here(found, folder)
@@ -102,9 +100,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
             return  # below a training there may be its evaluations
     if depth:
         try:
-            children = sorted(
-                entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)
-            )
+            children = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
         except OSError:
             return
         skipped = (CHECKPOINTS, "launch", "export", "__pycache__")
@@ -194,9 +190,7 @@ def _here(found: RunStatus, folder: Path) -> RunStatus:
         if start.launcher.is_here() and not start.launcher.is_dead():
             return replace(found, state="running", why="starting, or ending")
         if start.owner.is_dead():
-            return replace(
-                found, state="failed", why=f"process {start.owner.pid} was killed; the same command goes on"
-            )
+            return replace(found, state="failed", why=f"process {start.owner.pid} was killed; the same command goes on")
         return replace(found, state="unknown", why=f"started on {start.owner.host}: look there")
     if end.code == REQUEUE_EXIT_CODE:
         return replace(found, state="stopped", why="the same command goes on")
@@ -225,9 +219,7 @@ def _with_slurm(found: RunStatus, submission: Submission) -> RunStatus:
         states = slurm_commands.final_states(job_id)
         last = states[-1] if states else "nothing"
         cancelled: State = "stopped" if last.startswith("CANCELLED") else "failed"
-        return (
-            found if found.state == "finished" else replace(found, state=cancelled, why=f"SLURM says {last}")
-        )
+        return found if found.state == "finished" else replace(found, state=cancelled, why=f"SLURM says {last}")
     if any(state == "RUNNING" for state, _ in rows.values()):
         running = sum(1 for state, _ in rows.values() if state == "RUNNING")
         return replace(found, state="running", why=f"{running} of {array} tasks" if array > 1 else "")

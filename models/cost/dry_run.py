@@ -114,9 +114,7 @@ class _Work(TorchDispatchMode):
         super().__init__()
         self.flop = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         if packet in flop_registry:

@@ -23,9 +23,7 @@ class LiveMemory(TorchDispatchMode):
         self.peak_bytes = 0
         self._sizes: dict[int, int] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.add(item for item in tree_iter(result) if isinstance(item, torch.Tensor))
         return result

@@ -134,19 +134,8 @@ def _read(path: Path) -> dict[str, Any]:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"asks for {wanted[1]}, which could execute code" if wanted else "is no plain checkpoint"
         raise WeightsError(f"{path} {reason}; refused. {_FIX}") from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-    ) as error:
-        raise WeightsError(
-            f"{path} is damaged ({' '.join(str(error).split())[:200]}); get it again"
-        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); get it again") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary. {_FIX}")
     return dict(content)
@@ -195,7 +184,5 @@ def _implied_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[s
         }
         dit = build_dit(config, in_channels=patch[1])
     except (KeyError, IndexError, RuntimeError, ValueError, AssertionError) as error:
-        raise WeightsError(
-            f"{path}: `model` is no Wan DiT ({type(error).__name__}: {error}). {_FIX}"
-        ) from None
+        raise WeightsError(f"{path}: `model` is no Wan DiT ({type(error).__name__}: {error}). {_FIX}") from None
     return {name: tuple(tensor.shape) for name, tensor in dit.state_dict().items()}

@@ -1,7 +1,7 @@
 """A tiny Wan2.1 checkpoint in exactly the diffusers layout, so that the code that loads the real one runs anywhere.
 
 Owns the tiny architecture: a random DiT (sharded), a random UMT5 encoder with its own small tokenizer, and the VAE
-that `launch/train_tiny_vae.py` made from synthetic clips, shipped in models/tiny. It knows nothing of language or of
+that `tools/train_tiny_vae.py` made from synthetic clips, shipped in models/tiny. It knows nothing of language or of
 other videos: it is for demos, tests and dry runs. Same seed, same bytes.
 """
 
@@ -80,9 +80,7 @@ def write_tiny_wan(folder: Path, *, seed: int = 0, random_vae: bool = False) -> 
     `folder` that holds something else.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightsError(
-            f"{folder} exists and is not an empty folder: choose another for the tiny Wan checkpoint"
-        )
+        raise WeightsError(f"{folder} exists and is not an empty folder: choose another for the tiny Wan checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -154,9 +152,7 @@ def _write_tokenizer(folder: Path) -> None:
     names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), SPECIAL, strict=True))
     _write_json(folder / "special_tokens_map.json", names)
     described = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0}
-    _write_json(
-        folder / "tokenizer_config.json", {**described, "clean_up_tokenization_spaces": False, **names}
-    )
+    _write_json(folder / "tokenizer_config.json", {**described, "clean_up_tokenization_spaces": False, **names})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -23,11 +23,7 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-_STEMS = {
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
+_STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 _PARTS = (*_STEMS, "tokenizer")
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 _SPECIAL = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -42,9 +38,7 @@ class WanFolder:
         if not self.path.is_dir():
             raise WeightsError(f"{self.path} is not a folder. {_FIX} (or make one: flowmask tiny-wan DIR)")
 
-    def transformer(
-        self, *, video_injection: bool, dtype: torch.dtype = torch.float32
-    ) -> "WanTransformer3DModel":
+    def transformer(self, *, video_injection: bool, dtype: torch.dtype = torch.float32) -> "WanTransformer3DModel":
         """The DiT; with `video_injection`, weights of 16 input channels are widened to 32 (new ones zero).
 
         Which of the two the file holds is told by its patch embedding, never by its config.

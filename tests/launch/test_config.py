@@ -55,11 +55,7 @@ def test_the_command_line_is_stronger_than_the_file(train_file: Path) -> None:
 def test_a_number_in_an_override_is_a_place_in_a_list() -> None:
     file = CONFIGS / "cache_refcoco_all.yaml"
     job = load_job(file, CacheJob, ["data.1.root=elsewhere", "out=here"])
-    assert [str(source.root) for source in job.sources] == [
-        "datasets/refcoco",
-        "elsewhere",
-        "datasets/refcoco",
-    ]
+    assert [str(source.root) for source in job.sources] == ["datasets/refcoco", "elsewhere", "datasets/refcoco"]
     assert load_job(file, CacheJob, ["data=[{root: x, source: videos}]"]).sources[0].source == "videos"
     mixed = load_job(CONFIGS / "train_mixed.yaml", TrainJob, ["data.mix.0.weight=2.5"])
     assert [entry.weight for entry in mixed.data.mix] == [2.5, 1.0]

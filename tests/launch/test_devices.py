@@ -68,9 +68,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node8]:
         "Event": MagicMock(),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(
-        torch.distributed, "init_process_group", lambda backend, **group: alone("gloo", **group)
-    )
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **group: alone("gloo", **group))
     monkeypatch.setenv("LOCAL_RANK", str(RANK))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     with found:
@@ -146,9 +144,7 @@ def inspect(smoke: Path, out: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "job",
-    [build, train_dit, train_decoder, evaluate, predict, verify, repair, inspect],
-    ids=lambda j: j.__name__,
+    "job", [build, train_dit, train_decoder, evaluate, predict, verify, repair, inspect], ids=lambda j: j.__name__
 )
 def test_every_kind_of_job_computes_on_the_gpu_of_its_local_rank(
     job: Callable[..., None], smoke: Path, small_cache: Path, tmp_path: Path, node: Node8
@@ -190,9 +186,7 @@ def test_ranks_share_a_gpu_except_those_of_a_training(
         rank_device(exclusive=True)
 
 
-def test_more_ranks_of_a_training_than_gpus_are_refused_before_it_is_sent(
-    smoke: Path, tmp_path: Path
-) -> None:
+def test_more_ranks_of_a_training_than_gpus_are_refused_before_it_is_sent(smoke: Path, tmp_path: Path) -> None:
     launch = {"launch": {"processes_per_node": 2, "gpus_per_node": 1}}
     with pytest.raises(ConfigError, match=r"launch.processes_per_node is 2, launch.gpus_per_node 1"):
         validate(train_job(smoke, tmp_path, "dit", **launch), TrainJob, origin="a job")
@@ -209,18 +203,11 @@ def test_more_ranks_of_a_training_than_gpus_are_refused_before_it_is_sent(
     ],
 )
 def test_a_gpu_that_was_asked_for_or_promised_is_never_replaced_by_the_cpu(
-    kind: str,
-    changes: dict[str, Any],
-    message: str,
-    smoke: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, changes: dict[str, Any], message: str, smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     folder = smoke / {"train": "runs/dit"}.get(kind, kind)
-    with pytest.raises(
-        ConfigError, match=f"^{message}, but .* shows no usable GPU.*; check nvidia-smi.* or set"
-    ):
+    with pytest.raises(ConfigError, match=f"^{message}, but .* shows no usable GPU.*; check nvidia-smi.* or set"):
         jobs.run_rank(kind, changed(folder, changes, out=tmp_path / "out"))
     assert not (tmp_path / "out" / "shards").exists()
 

@@ -7,15 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from flowmask.models.dit import (
-    PATCH_KEY,
-    Recompute,
-    build_dit,
-    compile_blocks,
-    recompute_blocks,
-    velocity,
-    widen,
-)
+from flowmask.models.dit import PATCH_KEY, Recompute, build_dit, compile_blocks, recompute_blocks, velocity, widen
 from flowmask.models.errors import ConfigError
 
 CONFIG = {
@@ -130,9 +122,7 @@ class InPlaceLinear(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("kind", ["selective", "full"])
-def test_nor_does_it_where_layers_add_their_bias_in_place(
-    kind: Recompute, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nor_does_it_where_layers_add_their_bias_in_place(kind: Recompute, monkeypatch: pytest.MonkeyPatch) -> None:
     def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return InPlaceLinear.apply(x, weight, bias)
 

@@ -117,6 +117,4 @@ def test_integration_converges_with_the_steps() -> None:
         sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         end = integrate(lambda x, t: x, start, timesteps=1000 * sigmas[:-1], sigmas=sigmas)
         errors.append(abs(end.item() - torch.tensor(-1.0, dtype=torch.float64).exp().item()))
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1) and errors[1] / errors[2] == pytest.approx(
-        2, rel=0.1
-    )
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1) and errors[1] / errors[2] == pytest.approx(2, rel=0.1)

@@ -147,9 +147,7 @@ def test_merged_weights_compute_what_the_adapters_compute(rank: int, alpha: floa
 
 @torch.no_grad()
 @pytest.mark.parametrize("also_train", [None, ("patch_embedding", "proj_out", "blocks.0.norm2")])
-def test_peft_loads_the_folder_and_merges_it_to_our_weights(
-    tmp_path: Path, also_train: tuple[str, ...] | None
-) -> None:
+def test_peft_loads_the_folder_and_merges_it_to_our_weights(tmp_path: Path, also_train: tuple[str, ...] | None) -> None:
     from peft import PeftModel
 
     config = LoraConfig(rank=3, alpha=12, also_train=also_train)

@@ -3,14 +3,7 @@
 import pytest
 import torch
 
-from flowmask.models.vae import (
-    LatentStats,
-    denormalise,
-    encode_mask,
-    encode_moments,
-    mask_to_signed,
-    normalise,
-)
+from flowmask.models.vae import LatentStats, denormalise, encode_mask, encode_moments, mask_to_signed, normalise
 
 
 @pytest.fixture(scope="module")

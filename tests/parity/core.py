@@ -70,9 +70,7 @@ def near(got: Any, want: Any, *, abs: ArrayLike = 0.0, rel: float = 0.0) -> None
     got, want = got.astype(np.float64), want.astype(np.float64)
     off = np.abs(got - want) / (np.asarray(abs) + rel * np.abs(want))
     worst = np.unravel_index(np.nanargmax(off), off.shape) if off.size else ()
-    assert (off <= 1).all(), (
-        f"at {worst}: {got[worst]}, recorded {want[worst]}: {off[worst]:.3g} tolerances off"
-    )
+    assert (off <= 1).all(), f"at {worst}: {got[worst]}, recorded {want[worst]}: {off[worst]:.3g} tolerances off"
 
 
 def same(got: Any, want: Any) -> None:

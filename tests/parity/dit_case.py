@@ -95,9 +95,7 @@ def _config_checks(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
     }
     for key, value in told.items():
         yield Check(f"config.{key}", lambda key=key, value=value: same(config[key], value))
-    yield Check(
-        "config.heads", lambda: same(config["num_attention_heads"] * config["attention_head_dim"], width)
-    )
+    yield Check("config.heads", lambda: same(config["num_attention_heads"] * config["attention_head_dim"], width))
     given = config.get("patch_embedding_in_channels", 16)
     yield Check("config.patch_embedding_in_channels", lambda: same(given, channels))
 
@@ -121,8 +119,7 @@ def dit_checks(data: ParitySet, case: str) -> Iterator[Check]:
     if not config["use_dvi"]:
         other = -io["video_condition"]
         yield Check(
-            "output ignores the video",
-            lambda: same(predict(dit(), io, video_latent=other), predict(dit(), io)),
+            "output ignores the video", lambda: same(predict(dit(), io, video_latent=other), predict(dit(), io))
         )
 
 
@@ -142,6 +139,4 @@ def init_checks(data: ParitySet, case: str) -> Iterator[Check]:
     yield Check(post[0], lambda: same(widen(before), init[post[0]]))
     yield Check(post[1], lambda: same(bias, init[post[1]]))
     yield Check("output_at_init", lambda: near(output(widen(before)), init["output_at_init"], **TOLERANCE))
-    yield Check(
-        "output_at_init of the plain model", lambda: near(output(before), init["output_at_init"], **TOLERANCE)
-    )
+    yield Check("output_at_init of the plain model", lambda: near(output(before), init["output_at_init"], **TOLERANCE))

@@ -54,9 +54,7 @@ class Evaluation:
         wanted = {v: tuple(self.tensors[f"{v}.vae_input"].shape[-2:]) for v in self.videos}
         for width, height in itertools.product(range(16, 865, 16), repeat=2):
             try:
-                sizes = {
-                    v: eval_size(*self.size(v), width=width, height=height, multiple=16)[::-1] for v in wanted
-                }
+                sizes = {v: eval_size(*self.size(v), width=width, height=height, multiple=16)[::-1] for v in wanted}
             except Exception:  # noqa: BLE001 - a box that refuses a video is not the one
                 continue
             if sizes == wanted:
@@ -151,10 +149,7 @@ def _score_checks(run: Evaluation, steps: int, entry: Mapping[str, Any]) -> Iter
         name = f"steps_{steps}.{'/'.join(query)}"
         yield Check(f"{name}.exp", lambda r=record, t=text: same(t, r["exp"]))
         for key in "JF":
-            yield Check(
-                f"{name}.{key}",
-                lambda q=query, k=key, r=record: near(run.means(steps)[q][k], r[k], abs=SCORE),
-            )
+            yield Check(f"{name}.{key}", lambda q=query, k=key, r=record: near(run.means(steps)[q][k], r[k], abs=SCORE))
             yield Check(
                 f"{name}.{key}_frames count",
                 lambda q=query, k=key, r=record: same(len(r[f"{k}_frames"]), run.frames(q)),
@@ -181,9 +176,7 @@ def _score_checks(run: Evaluation, steps: int, entry: Mapping[str, Any]) -> Iter
                 f"steps_{steps}.{kind}.{key}",
                 lambda o=ours, k=key, d=kind, t=tolerance: near(o()[k], entry[d][k], abs=t),
             )
-    yield Check(
-        f"steps_{steps}.fraction_of_pixels_near_threshold", lambda: _near_threshold(run, steps, entry)
-    )
+    yield Check(f"steps_{steps}.fraction_of_pixels_near_threshold", lambda: _near_threshold(run, steps, entry))
 
 
 def _near_threshold(run: Evaluation, steps: int, entry: Mapping[str, Any]) -> None:
@@ -216,14 +209,9 @@ def e2e_checks(data: ParitySet) -> Iterator[Check]:
     yield from names_are(run.tensors, (*known, *logits))
     for n in schedules:
         recorded = run.expected[f"steps_{n}"]["per_expression"]
-        yield Check(
-            f"steps_{n} queries", lambda r=recorded: same(sorted(r), sorted("/".join(q) for q in queries))
-        )
+        yield Check(f"steps_{n} queries", lambda r=recorded: same(sorted(r), sorted("/".join(q) for q in queries)))
     for video in run.videos:
-        yield Check(
-            f"{video}.vae_input",
-            lambda v=video: near(run.pixels(v), run.tensors[f"{v}.vae_input"], abs=1e-6),
-        )
+        yield Check(f"{video}.vae_input", lambda v=video: near(run.pixels(v), run.tensors[f"{v}.vae_input"], abs=1e-6))
     for query in queries:
         yield Check(
             f"{query[0]}.{query[1]}.gt",

@@ -26,14 +26,7 @@ from parity.core import Check, ParitySet, names_are, near, same
 from parity.dit_case import TOLERANCE, recorded_dit
 
 EMA_DECAY = 0.9999
-INPUTS = (
-    "video_posterior_mean",
-    "video_posterior_logvar",
-    "eps",
-    "mask_latent",
-    "timestep",
-    "encoder_hidden_states",
-)
+INPUTS = ("video_posterior_mean", "video_posterior_logvar", "eps", "mask_latent", "timestep", "encoder_hidden_states")
 POINTS = ("x0", "x_t", "u_t", "v_pred")
 GRADIENT_ROUNDING = 2e-6  # of a tensor's largest gradient: what float32 sums in another order may differ by
 
@@ -72,11 +65,7 @@ def train(dit: Any, steps: list[dict[str, Tensor]], stats: LatentStats, meta: Ma
     """The recorded optimisation with the trainer's own objective and EMA law."""
     objective = FlowMatching(ObjectiveConfig(), ModelConfig(wan=Path("unused")), stats)
     optimizer = torch.optim.AdamW(
-        dit.parameters(),
-        lr=meta["lr"],
-        betas=tuple(meta["betas"]),
-        eps=meta["eps"],
-        weight_decay=meta["weight_decay"],
+        dit.parameters(), lr=meta["lr"], betas=tuple(meta["betas"]), eps=meta["eps"], weight_decay=meta["weight_decay"]
     )
     named = dict(dit.named_parameters())
     run = Trained(before={name: p.detach().clone() for name, p in named.items()})
@@ -143,11 +132,7 @@ def _path(step: Mapping[str, Tensor], stats: LatentStats, dit: Any, **wrong: Any
     first, second = (video, x_t) if wrong.get("swapped") else (x_t, video)
     with torch.no_grad():
         predicted = velocity(
-            dit,
-            x_t=first,
-            video_latent=second,
-            timestep=step["timestep"],
-            text=step["encoder_hidden_states"],
+            dit, x_t=first, video_latent=second, timestep=step["timestep"], text=step["encoder_hidden_states"]
         )
     return {"x0": video, "x_t": x_t, "u_t": target, "v_pred": predicted}
 
@@ -191,21 +176,15 @@ def flow_loss_checks(data: ParitySet) -> Iterator[Check]:
     yield from _pixel_checks(data.tensors("flow_loss/mask_pixels.safetensors"))
 
 
-def _meta_checks(
-    meta: Mapping[str, Any], steps: list[dict[str, Tensor]], run: Any, mistakes: Any
-) -> Iterator[Check]:
+def _meta_checks(meta: Mapping[str, Any], steps: list[dict[str, Tensor]], run: Any, mistakes: Any) -> Iterator[Check]:
     for i, step in enumerate(steps):
         yield Check(f"loss[{i}]", lambda i=i: near(run().losses[i], meta["loss"][i], rel=1e-5))
-        yield Check(
-            f"grad_norm[{i}]", lambda i=i: near(run().norms[i], meta["grad_norm_before_clip"][i], rel=1e-4)
-        )
+        yield Check(f"grad_norm[{i}]", lambda i=i: near(run().norms[i], meta["grad_norm_before_clip"][i], rel=1e-4))
         yield Check(
             f"ema_decay[{i}]",
             lambda i=i: near(decay_of_update(i + 1, decay=EMA_DECAY), meta["ema_decay"][i], abs=1e-12),
         )
-        yield Check(
-            f"timesteps[{i}]", lambda i=i, step=step: same(step["timestep"].tolist(), meta["timesteps"][i])
-        )
+        yield Check(f"timesteps[{i}]", lambda i=i, step=step: same(step["timestep"].tolist(), meta["timesteps"][i]))
     for key in ("loss", "grad_norm_before_clip", "ema_decay", "timesteps"):
         yield Check(f"{key} of each step", lambda key=key: same(len(meta[key]), len(steps)))
     table = meta["ema_decay_schedule"]
@@ -223,9 +202,7 @@ def _meta_checks(
         yield Check(f"negative_control.{name}", lambda n=name, v=loss: near(mistakes()[n], v, rel=1e-5))
 
 
-def _tensor_checks(
-    grads: Mapping[str, Tensor], meta: Mapping[str, Any], count: int, run: Any
-) -> Iterator[Check]:
+def _tensor_checks(grads: Mapping[str, Tensor], meta: Mapping[str, Any], count: int, run: Any) -> Iterator[Check]:
     kinds = ("step0.grad", "step0.clipped", f"after_step{count - 1}.param", f"after_step{count - 1}.ema")
     assert meta["named_parameters"], "no parameter is recorded"
     yield from names_are(grads, [f"{kind}.{name}" for kind in kinds for name in meta["named_parameters"]])
@@ -255,6 +232,4 @@ def _pixel_checks(pixels: Mapping[str, Tensor]) -> Iterator[Check]:
 
     yield from names_are(pixels, ("masks", "vae_input"))
     yield Check("mask_pixels.vae_input", lambda: same(ours()[:, :1], want))
-    yield Check(
-        "mask_pixels three equal channels", lambda: same(ours(), ours()[:, :1].expand(-1, 3, -1, -1, -1))
-    )
+    yield Check("mask_pixels three equal channels", lambda: same(ours(), ours()[:, :1].expand(-1, 3, -1, -1, -1)))

@@ -10,9 +10,7 @@ from flowmask.data_pipeline.clip.frames import anchor_frames, sparse_frames
 from parity.core import Check, ParitySet, near, same
 
 TRIALS = 4000
-LONGEST = (
-    60  # of the random videos; the record does not tell its own, and the fractions depend on it a little
-)
+LONGEST = 60  # of the random videos; the record does not tell its own, and the fractions depend on it a little
 FRACTION_TOLERANCE = 0.05
 
 
@@ -53,9 +51,7 @@ def _property_checks(record: Mapping[str, Any]) -> Iterator[Check]:
     for n, lengths in record["length_by_num_frames"].items():
         yield Check(
             f"properties.length_by_num_frames.{n}",
-            lambda n=int(n), want=lengths: same(
-                sorted({len(ids) for *_, k, ids in _draws(counts) if k == n}), want
-            ),
+            lambda n=int(n), want=lengths: same(sorted({len(ids) for *_, k, ids in _draws(counts) if k == n}), want),
         )
     for name, roomy in fractions.items():
         yield Check(
@@ -90,18 +86,14 @@ def frames_checks(data: ParitySet) -> Iterator[Check]:
         yield Check(
             f"examples[{i}]",
             lambda r=row: same(
-                sparse_frames(
-                    Random(r["seed"]), anchor=r["frame_id"], length=r["vid_len"], frames=r["num_frames"]
-                ),
+                sparse_frames(Random(r["seed"]), anchor=r["frame_id"], length=r["vid_len"], frames=r["num_frames"]),
                 r["result"],
             ),
         )
     yield from _property_checks(data.record("frame_sampling/properties.json"))
     for key, want in enumeration["frame_ids"].items():
         length, frames = (int(n) for n in re.fullmatch(r"len(\d+)_n(\d+)", key).groups())
-        yield Check(
-            f"enumeration.{key}", lambda n=length, f=frames, w=want: same(list(anchor_frames(n, f)), w)
-        )
+        yield Check(f"enumeration.{key}", lambda n=length, f=frames, w=want: same(list(anchor_frames(n, f)), w))
     listings = [key for key in enumeration if key.startswith("items_num_frames_")]
     assert listings, "no items are recorded"
     for key in listings:

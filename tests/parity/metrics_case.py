@@ -7,13 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmask.trainer.score.metrics import (
-    boundary,
-    boundary_accuracy,
-    boundary_radius,
-    clip_scores,
-    region_similarity,
-)
+from flowmask.trainer.score.metrics import boundary, boundary_accuracy, boundary_radius, clip_scores, region_similarity
 from parity.core import Check, ParitySet, names_are, near, same, unpack
 
 
@@ -36,14 +30,8 @@ def metrics_checks(data: ParitySet) -> Iterator[Check]:
         if isinstance(entry["J"], list):
             yield from _clip(name, entry, truth, predicted)
             continue
-        yield Check(
-            f"{name}.J",
-            lambda t=truth, p=predicted, e=entry: near(region_similarity(t, p), e["J"], abs=1e-12),
-        )
-        yield Check(
-            f"{name}.F",
-            lambda t=truth, p=predicted, e=entry: near(boundary_accuracy(t, p), e["F"], abs=1e-12),
-        )
+        yield Check(f"{name}.J", lambda t=truth, p=predicted, e=entry: near(region_similarity(t, p), e["J"], abs=1e-12))
+        yield Check(f"{name}.F", lambda t=truth, p=predicted, e=entry: near(boundary_accuracy(t, p), e["F"], abs=1e-12))
         yield Check(
             f"{name}.dilation_radius",
             lambda e=entry: same(boundary_radius(e["height"], e["width"]), e["dilation_radius"]),
@@ -51,10 +39,7 @@ def metrics_checks(data: ParitySet) -> Iterator[Check]:
     for name in maps:
         case = name.removesuffix(".gt_boundary")
         truth = _mask(masks[f"{case}.gt"], expected[case])
-        yield Check(
-            name,
-            lambda t=truth, n=name, c=case: same(boundary(t), unpack(masks[n], expected[c]["width"])),
-        )
+        yield Check(name, lambda t=truth, n=name, c=case: same(boundary(t), unpack(masks[n], expected[c]["width"])))
 
 
 def _clip(
@@ -65,6 +50,4 @@ def _clip(
         yield Check(f"{name}.{key} frames", lambda k=key, o=ours: same(len(o), len(entry[k])))
         for i in range(len(entry[key])):
             yield Check(f"{name}.{key}[{i}]", lambda k=key, o=ours, i=i: near(o[i], entry[k][i], abs=1e-12))
-        yield Check(
-            f"{name}.{key}_mean", lambda k=key, o=ours: near(np.mean(o), entry[f"{k}_mean"], abs=1e-12)
-        )
+        yield Check(f"{name}.{key}_mean", lambda k=key, o=ours: near(np.mean(o), entry[f"{k}_mean"], abs=1e-12))

@@ -34,11 +34,7 @@ RECORDS: dict[str, list[tuple[str, float | None]]] = {
         (r"\w+\.fraction_of_rest", 5e-4),
         (r"", 0),
     ],
-    "sampler/schedules.json": [
-        (r".*timesteps\.", 1e-3),
-        (r".*sigmas\.", 1e-6),
-        (r"", 0),
-    ],
+    "sampler/schedules.json": [(r".*timesteps\.", 1e-3), (r".*sigmas\.", 1e-6), (r"", 0)],
     "text/captions.json": [(r"\d+\.raw", None), (r"", 0)],
     "metrics/expected.json": [(r"\w+\.[JF]", 1e-12), (r"\w+\.width", None), (r"", 0)],
     "resize/table.json": [(r"\d+\.orig", None), (r"", 0)],

@@ -30,9 +30,7 @@ def _agrees(size: Callable[[], tuple[int, int]], want: Mapping[str, int]) -> Non
     try:
         ours = size()
     except DataError as refusal:
-        assert 0 in recorded and f" {want['w']}x{want['h']}:" in str(refusal), (
-            f"{refusal}; recorded {recorded}"
-        )
+        assert 0 in recorded and f" {want['w']}x{want['h']}:" in str(refusal), f"{refusal}; recorded {recorded}"
     else:
         same(ours, recorded)
 
@@ -50,8 +48,6 @@ def pixels_checks(data: ParitySet) -> Iterator[Check]:
                 lambda k=key, w=width, h=height, row=row: _agrees(lambda: _size(k, w, h), row[k]),
             )
         always = {key for key in rules if key != "check_shape"}
-        yield Check(
-            f"table.{width}x{height} rules", lambda row=row, a=always: same(sorted(a - row.keys()), [])
-        )
+        yield Check(f"table.{width}x{height} rules", lambda row=row, a=always: same(sorted(a - row.keys()), []))
     yield from names_are(io, ("input", "output"))
     yield Check("check_shape.output", lambda: near(check_shape(io["input"]), io["output"], abs=1e-6))

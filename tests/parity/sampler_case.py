@@ -100,15 +100,11 @@ def sampler_checks(data: ParitySet) -> Iterator[Check]:
         if part in ("timesteps", "sigmas"):
             place, tolerance = (0, 1e-3) if part == "timesteps" else (1, 1e-6)
             yield Check(
-                name,
-                lambda k=kind, s=steps, p=place, t=tolerance, n=name: near(schedule(k, s)[p], io[n], abs=t),
+                name, lambda k=kind, s=steps, p=place, t=tolerance, n=name: near(schedule(k, s)[p], io[n], abs=t)
             )
             continue
         place = 0 if part == "final" else 1
-        yield Check(
-            name,
-            lambda k=kind, s=steps, p=place, n=name: near(sampled(k, s)[p], io[n], abs=5e-5, rel=2e-4),
-        )
+        yield Check(name, lambda k=kind, s=steps, p=place, n=name: near(sampled(k, s)[p], io[n], abs=5e-5, rel=2e-4))
     yield from _schedule_checks(record)
 
 

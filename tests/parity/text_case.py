@@ -42,9 +42,7 @@ def text_checks(data: ParitySet) -> Iterator[Check]:
     yield Check("one count a caption", lambda: same([*io["token_counts"].shape], [len(captions)]))
     yield Check("one embedding a token", lambda: same(len(recorded), ends[-1]))
     for i, caption in enumerate(captions):
-        yield Check(
-            f"captions[{i}].clean", lambda c=caption: same(clean(c["raw"], lowercase=False), c["clean"])
-        )
+        yield Check(f"captions[{i}].clean", lambda c=caption: same(clean(c["raw"], lowercase=False), c["clean"]))
         yield Check(
             f"captions[{i}].untruncated_token_count",
             lambda c=caption: same(encoder().token_count(c["clean"]), c["untruncated_token_count"]),
@@ -52,7 +50,6 @@ def text_checks(data: ParitySet) -> Iterator[Check]:
         yield Check(f"captions[{i}].token_count", lambda i=i, c=caption: same(len(ids(i)), c["token_count"]))
         yield Check(f"token_counts[{i}]", lambda i=i: same(len(ids(i)), io["token_counts"][i].item()))
         yield Check(
-            f"input_ids[{i}]",
-            lambda i=i: same(ids(i) + [0] * (length - len(ids(i))), io["input_ids"][i].tolist()),
+            f"input_ids[{i}]", lambda i=i: same(ids(i) + [0] * (length - len(ids(i))), io["input_ids"][i].tolist())
         )
         yield Check(f"prompt_embeds[{i}]", functools.partial(embedding, i))

@@ -58,19 +58,14 @@ def _batch_checks(name: str, entry: Mapping[str, Any]) -> Iterator[Check]:
     yield Check("our fraction_at_1000", lambda: near((ours() == 1000).mean(), PROBABILITY, abs=near_half))
     if special is None:
         yield Check(
-            "fraction_at_1000 of ours",
-            lambda: near((ours() == 1000).mean(), entry["fraction_at_1000"], abs=near_half),
+            "fraction_at_1000 of ours", lambda: near((ours() == 1000).mean(), entry["fraction_at_1000"], abs=near_half)
         )
     yield Check("number_of_1000_per_batch", lambda: same(sum(counts.values()), entry["calls"]))
     at_special = sum(n * calls for n, calls in counts.items()) / draws
-    yield Check(
-        "number_of_1000 is the fraction", lambda: near(at_special, entry["fraction_at_1000"], abs=1e-12)
-    )
+    yield Check("number_of_1000 is the fraction", lambda: near(at_special, entry["fraction_at_1000"], abs=1e-12))
     if special is not None:
         yield Check("exactly int(B/2)", lambda: same(counts, {special: entry["calls"]}))
-    yield Check(
-        "fraction_at_1000_by_position length", lambda: same(len(entry["fraction_at_1000_by_position"]), batch)
-    )
+    yield Check("fraction_at_1000_by_position length", lambda: same(len(entry["fraction_at_1000_by_position"]), batch))
     for i, value in enumerate(entry["fraction_at_1000_by_position"]):
         yield Check(f"fraction_at_1000_by_position[{i}]", lambda v=value: near(v, fraction, abs=near_half))
     yield Check(
@@ -93,9 +88,7 @@ def _batch_checks(name: str, entry: Mapping[str, Any]) -> Iterator[Check]:
         tolerance = math.sqrt(probability) * error
         key = f"fraction_of_rest_at_{value}"
         yield Check(key, lambda k=key, p=probability, t=tolerance: near(entry[k], p, abs=t))
-        yield Check(
-            f"our {key}", lambda v=value, p=probability, t=tolerance: near((below() == v).mean(), p, abs=t)
-        )
+        yield Check(f"our {key}", lambda v=value, p=probability, t=tolerance: near((below() == v).mean(), p, abs=t))
 
 
 def timesteps_checks(data: ParitySet) -> Iterator[Check]:

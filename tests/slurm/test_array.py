@@ -91,9 +91,7 @@ def test_what_is_wrong_reaches_the_person_in_one_line(cluster: Cluster, lab: Pat
     words = ("launch.cluster=slurm", "launch.array=2", f"model.wan={tmp_path / 'wan'}")
     done = flowmask("cache", "build", lab / "cache.yaml", f"out={tmp_path / 'cache'}", *words)
     assert done.returncode == 2
-    assert (
-        done.stderr.splitlines()[-1].startswith("flowmask: ") and str(weights) in done.stderr.splitlines()[-1]
-    )
+    assert done.stderr.splitlines()[-1].startswith("flowmask: ") and str(weights) in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
@@ -101,9 +99,7 @@ def test_who_stops_waiting_leaves_the_job_running_and_learns_how_to_watch_it(
     cluster: Cluster, lab: Path, tmp_path: Path
 ) -> None:
     out, config = tmp_path / "cache", tmp_path / "held.yaml"
-    held = yaml.safe_load(
-        (lab / "cache.yaml").read_text()
-    )  # a job that cannot be over before it is asked for
+    held = yaml.safe_load((lab / "cache.yaml").read_text())  # a job that cannot be over before it is asked for
     held["launch"] = {**held.get("launch", {}), "setup": [f"until [ -e {tmp_path}/go ]; do sleep 0.1; done"]}
     config.write_text(yaml.safe_dump(held))
     command = start_flowmask("cache", "build", config, f"out={out}", "launch.cluster=slurm")

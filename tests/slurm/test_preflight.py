@@ -21,14 +21,8 @@ from flowmask.launch.slurm.submission import Submission
         (["launch.cpus_per_node=64"], "SLURM would refuse the job"),
         (["launch.mem_gb=9000"], "SLURM would refuse the job"),
         (["launch.constraint=h100"], "SLURM would refuse the job"),
-        (
-            ["cache.device=auto"],
-            "partition main has no GPUs: choose another launch.partition, or run on its CPUs",
-        ),
-        (
-            ["cache.device=auto", "launch.partition=gpu", "launch.processes_per_node=3"],
-            "no node of more than 2 GPUs",
-        ),
+        (["cache.device=auto"], "partition main has no GPUs: choose another launch.partition, or run on its CPUs"),
+        (["cache.device=auto", "launch.partition=gpu", "launch.processes_per_node=3"], "no node of more than 2 GPUs"),
     ],
 )
 def test_a_job_that_could_never_run_is_not_submitted(
@@ -48,9 +42,7 @@ def test_a_gpu_job_that_says_nothing_of_gpus_gets_one_a_process_on_the_node_that
     out, seen = tmp_path / "cache", tmp_path / "seen"
     words = ["cache.device=auto", "cache.views=1", "launch.cluster=slurm", "launch.partition=gpu"]
     setup = f"launch.setup=['echo $SLURM_GPUS_ON_NODE $CUDA_VISIBLE_DEVICES > {seen}']"
-    done = flowmask(
-        "cache", "build", lab / "cache.yaml", f"out={out}", *words, setup, "launch.processes_per_node=2"
-    )
+    done = flowmask("cache", "build", lab / "cache.yaml", f"out={out}", *words, setup, "launch.processes_per_node=2")
     assert done.returncode == 0, done.stderr
     assert seen.read_text().split() == ["2", "0,1"]
     submission = Submission.latest(out)
@@ -69,15 +61,11 @@ def test_a_dry_run_tells_when_the_job_could_start(cluster: Cluster, lab: Path, t
     assert not out.exists()
 
 
-def test_deepspeed_reads_its_config_before_the_job_is_sent(
-    cluster: Cluster, lab: Path, tmp_path: Path
-) -> None:
+def test_deepspeed_reads_its_config_before_the_job_is_sent(cluster: Cluster, lab: Path, tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(run_config(lab, tmp_path / "run").model_dump(mode="json")))
     words = ("launch.cluster=slurm", "launch.nodes=2", "launch.gpus_per_node=0", "--dry-run")
     done = flowmask("submit", path, *words)
     assert done.returncode == 0, done.stderr
-    assert re.search(
-        r"checked:.*#   DeepSpeed [\d.]+ takes its config of this training", done.stdout, re.DOTALL
-    )
+    assert re.search(r"checked:.*#   DeepSpeed [\d.]+ takes its config of this training", done.stdout, re.DOTALL)
     assert "submit would refuse" not in done.stdout

@@ -12,9 +12,7 @@ from flowmask.launch.slurm.submission import Submission
 from flowmask.trainer.state.provenance import PACKAGE
 
 
-def test_editing_the_checkout_does_not_change_a_queued_job(
-    cluster: Cluster, lab: Path, tmp_path: Path
-) -> None:
+def test_editing_the_checkout_does_not_change_a_queued_job(cluster: Cluster, lab: Path, tmp_path: Path) -> None:
     checkout, out = tmp_path / "checkout", tmp_path / "cache"
     shutil.copytree(PACKAGE, checkout / "flowmask", ignore=shutil.ignore_patterns("__pycache__"))
     words = [

@@ -67,17 +67,12 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
 
 
 def rows(out: Path) -> list[tuple[int, float]]:
-    return [
-        (row["step"], row["loss"])
-        for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    ]
+    return [(row["step"], row["loss"]) for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())]
 
 
 def ranks_of(cluster: Cluster, job: str) -> list[psutil.Process]:
     """The processes that train, on both nodes."""
-    return [
-        one for one in cluster.processes(SLURM_JOB_ID=job) if "flowmask.launch.local.worker" in one.cmdline()
-    ]
+    return [one for one in cluster.processes(SLURM_JOB_ID=job) if "flowmask.launch.local.worker" in one.cmdline()]
 
 
 def finished(submission: Submission) -> list[str | None]:
@@ -133,9 +128,7 @@ def test_a_run_that_loses_the_node_of_its_batch_script_ends_with_the_same_weight
 
 def test_a_time_limit_requeues_and_scancel_ends_for_good(cluster: Cluster, lab: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    path = config(
-        lab, out, **{"train.steps": 1_000_000, "checkpoint.every_steps": 1_000_000, "tracking.enabled": True}
-    )
+    path = config(lab, out, **{"train.steps": 1_000_000, "checkpoint.every_steps": 1_000_000, "tracking.enabled": True})
     submission, job = submit(path, "launch.time_min=100", "launch.signal_margin_s=10")
     until_step(out, 20, submission)
     cluster.bring_limit_near(job)

@@ -20,16 +20,7 @@ from pathlib import Path
 import psutil
 
 PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
-_PROGRAMS = (
-    "slurmctld",
-    "slurmd",
-    "slurmdbd",
-    "munged",
-    "mariadbd",
-    "mysql_install_db",
-    "sbatch",
-    "sacctmgr",
-)
+_PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "mysql_install_db", "sbatch", "sacctmgr")
 NODES = ("n1", "n2", "g1")
 PATIENCE_S = 60.0
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -172,9 +163,7 @@ class Cluster:
         A job that is started again sooner would be ended by that message: hence SLURM's own wait of two minutes.
         """
         self.start_node(node)
-        _until(
-            lambda: "Agent queue size: 0" in " ".join(self.run("sdiag").split()), "messages stay undelivered"
-        )
+        _until(lambda: "Agent queue size: 0" in " ".join(self.run("sdiag").split()), "messages stay undelivered")
         _until(lambda: not set(self.node_states()) & {"down", "down*"}, "the node does not come back")
 
     def kill_node(self, node: str) -> None:
@@ -209,12 +198,7 @@ class Cluster:
 
         Not in the second of its requeue: its old credential was revoked then, and the new one would be taken for it.
         """
-        _until(
-            lambda: self.job_state(job) == "PENDING",
-            f"job {job} is not pending",
-            30,
-            lambda: self.job_state(job),
-        )
+        _until(lambda: self.job_state(job) == "PENDING", f"job {job} is not pending", 30, lambda: self.job_state(job))
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
 
     def bring_limit_near(self, job: str) -> None:
@@ -257,13 +241,7 @@ class Cluster:
 
     def _start_database(self, port: int, *, password: str) -> None:
         folder, its_socket = self.scratch / "db", self.scratch / "db.socket"
-        install = [
-            "mysql_install_db",
-            "--no-defaults",
-            "--user=root",
-            f"--datadir={folder}",
-            "--skip-test-db",
-        ]
+        install = ["mysql_install_db", "--no-defaults", "--user=root", f"--datadir={folder}", "--skip-test-db"]
         self.run(*install, "--auth-root-authentication-method=normal")
         self._daemon(
             "mariadbd",
@@ -296,9 +274,7 @@ class Cluster:
             with contextlib.suppress(psutil.Error):
                 if process.name().startswith("slurmstepd"):  # known by the log of its node's slurmd
                     logs = [Path(file.path) for file in process.open_files()]
-                    if any(
-                        log.parent == self.scratch / "log" and log.match(f"slurmd.{node}.log") for log in logs
-                    ):
+                    if any(log.parent == self.scratch / "log" and log.match(f"slurmd.{node}.log") for log in logs):
                         keepers.append(process)
                 elif self._is_of_job(process.environ(), node):
                     others.append(process)

@@ -23,9 +23,7 @@ def start_flowmask(*words: object) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # shells have background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have background jobs ignore it
     )
 
 

@@ -9,14 +9,7 @@ from layouts import write_refcoco
 from runs import DIT
 
 CLIP = {"short_side": 32, "long_side": 64, "size_multiple": 16, "crop_probability": 0.0}
-TRAIN = {
-    "steps": 4,
-    "lr": 2e-3,
-    "global_batch": 2,
-    "micro_batch": 2,
-    "log_every_steps": 1,
-    "precision": "fp32",
-}
+TRAIN = {"steps": 4, "lr": 2e-3, "global_batch": 2, "micro_batch": 2, "log_every_steps": 1, "precision": "fp32"}
 
 
 def write_world(folder: Path) -> None:
@@ -64,11 +57,7 @@ def curriculum(world: Path, out: Path) -> dict[str, Any]:
             stage("cache_refcoco", "cache", out, cache)
             | {
                 "overrides": {
-                    "data": {
-                        "source": "refcoco",
-                        "root": str(world / "refcoco"),
-                        "split": "refcoco/unc/train",
-                    },
+                    "data": {"source": "refcoco", "root": str(world / "refcoco"), "split": "refcoco/unc/train"},
                     "clip": {**CLIP, "frames": 1},
                 }
             },
@@ -83,10 +72,7 @@ def curriculum(world: Path, out: Path) -> dict[str, Any]:
             stage("pretrain", "train", out, train)
             | {
                 "needs": ["cache_refcoco", "decoder"],
-                "carries": {
-                    "data.cache": "${stages.cache_refcoco.out}",
-                    "model.mask_decoder": "${stages.decoder.out}",
-                },
+                "carries": {"data.cache": "${stages.cache_refcoco.out}", "model.mask_decoder": "${stages.decoder.out}"},
             },
             stage("finetune", "train", out, train)
             | {

@@ -33,9 +33,7 @@ def fake_slurm(
     (bin_ / "partition").write_text("\n".join(shown) + "\n")
     (bin_ / "node").write_text("\n".join(nodes) + "\n")
     (bin_ / "scontrol").write_text(f'#!/bin/sh\nexec /bin/cat "{bin_}/$2"\n')
-    (bin_ / "sbatch").write_text(
-        "#!/bin/sh\n[ \"$1\" = --test-only ] && echo 'sbatch: Job 1 to start at noon'\n"
-    )
+    (bin_ / "sbatch").write_text("#!/bin/sh\n[ \"$1\" = --test-only ] && echo 'sbatch: Job 1 to start at noon'\n")
     for name in ("scontrol", "sbatch"):
         (bin_ / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(bin_))

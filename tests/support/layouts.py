@@ -78,11 +78,7 @@ def write_davis(root: Path) -> None:
     write_meta(root, "valid", {"blackswan": {"expressions": expressions, "frames": names}})
 
 
-COCO_JSON, PICKLE, INSTANCES = (
-    "refcoco/instances_refcoco_train.json",
-    "refcoco/refs(unc).p",
-    "refcoco/instances.json",
-)
+COCO_JSON, PICKLE, INSTANCES = ("refcoco/instances_refcoco_train.json", "refcoco/refs(unc).p", "refcoco/instances.json")
 SIZES = {581857: (48, 64), 98304: (40, 56), 7: (48, 64)}  # COCO image id: height, width in px
 TRUTH = {}  # annotation id: bool [H W]
 for number, (image, box) in enumerate([(581857, (4, 6, 30, 40)), (581857, (30, 2, 60, 20)), (98304, (0, 0, 56, 9)),
@@ -111,12 +107,7 @@ def segmentation(ann_id):
 
 def image_entry(image_id):
     height, width = SIZES[image_id]
-    return {
-        "file_name": f"COCO_train2014_{image_id:012d}.jpg",
-        "height": height,
-        "width": width,
-        "license": 1,
-    }
+    return {"file_name": f"COCO_train2014_{image_id:012d}.jpg", "height": height, "width": width, "license": 1}
 
 
 def write_coco_form(root: Path, split: str) -> None:
@@ -126,12 +117,7 @@ def write_coco_form(root: Path, split: str) -> None:
             number = len(images) + 1
             images.append({**image_entry(image_id), "id": number, "original_id": image_id, "caption": text})
             annotations.append(
-                {
-                    "id": number,
-                    "image_id": number,
-                    "original_id": ann_id,
-                    "segmentation": segmentation(ann_id),
-                }
+                {"id": number, "image_id": number, "original_id": ann_id, "segmentation": segmentation(ann_id)}
             )
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     (root / f"refcoco/instances_refcoco_{split}.json").write_text(json.dumps(content))
@@ -145,9 +131,7 @@ def write_original_form(root: Path) -> None:
             sentences.append({"sent": text, "raw": text + "!", "sent_id": sent_id, "tokens": text.split()})
             sent_id += 1
         ref = {"ref_id": place, "ann_id": ann_id, "image_id": image_id, "category_id": 1, "split": split}
-        refs.append(
-            {**ref, "file_name": f"COCO_{image_id}_{place}.jpg", "sentences": sentences, "sent_ids": ()}
-        )
+        refs.append({**ref, "file_name": f"COCO_{image_id}_{place}.jpg", "sentences": sentences, "sent_ids": ()})
     (root / PICKLE).write_bytes(pickle.dumps(refs, protocol=2))
     owners = {ann_id: image_id for image_id, ann_id, _, _ in REFS}
     content = {

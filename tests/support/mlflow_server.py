@@ -49,21 +49,13 @@ class Server:
         quiet["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # five processes that nobody here needs
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command,
-                cwd=self._folder,
-                env=os.environ | quiet,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+                command, cwd=self._folder, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
             )
         wait_until(self._answers, f"mlflow server ({self._folder / 'server.log'})")
 
     def _answers(self) -> bool:
         assert self._process is not None and self._process.poll() is None, "mlflow server has ended"
-        with (
-            suppress(OSError, urllib.error.URLError),
-            urllib.request.urlopen(f"{self.uri}/health", timeout=5),
-        ):
+        with suppress(OSError, urllib.error.URLError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
             return True
         return False
 

@@ -197,9 +197,7 @@ def _plain(results: list[StepResult]) -> list[list[float]]:
     return [[result.loss, result.grad_norm] for result in results]
 
 
-def trajectories(
-    *, folder: str, micros: list[int], resume: bool, stages: tuple[int, ...] = STAGES
-) -> dict[str, Any]:
+def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[int, ...] = STAGES) -> dict[str, Any]:
     """20 steps for each setting; with `resume`, saved at step 12 and continued by another engine."""
     found: dict[str, Any] = {}
     for precision, stage, micro in itertools.product(PRECISIONS, stages, micros):

@@ -24,9 +24,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def start_ranks(
-    count: int, module: Path, function: str, *, folder: Path, arguments: dict[str, Any]
-) -> list[Any]:
+def start_ranks(count: int, module: Path, function: str, *, folder: Path, arguments: dict[str, Any]) -> list[Any]:
     """Start `function(**arguments)` of the file `module` in `count` processes of one group."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(arguments, folder / "arguments.pt")
@@ -42,13 +40,7 @@ def start_ranks(
 
 
 def run_ranks(
-    count: int,
-    module: Path,
-    function: str,
-    *,
-    folder: Path,
-    timeout_s: float = 120,
-    arguments: dict[str, Any],
+    count: int, module: Path, function: str, *, folder: Path, timeout_s: float = 120, arguments: dict[str, Any]
 ) -> list[Any]:
     """What every rank returned, in rank order; a rank that fails or hangs fails the test with its output."""
     processes = start_ranks(count, module, function, folder=folder, arguments=arguments)

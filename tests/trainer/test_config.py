@@ -19,9 +19,7 @@ def test_accumulation_is_what_is_left_of_the_global_batch() -> None:
 
 
 def test_a_remainder_names_the_nearest_global_batches_and_micro_batch() -> None:
-    with pytest.raises(
-        ConfigError, match=r"is 12; .* 2 x 4 processes = 8\. Nearest: 8 or 16, or .*micro_batch 1"
-    ):
+    with pytest.raises(ConfigError, match=r"is 12; .* 2 x 4 processes = 8\. Nearest: 8 or 16, or .*micro_batch 1"):
         accumulation_steps(make(), 4)
 
 
@@ -55,17 +53,8 @@ def test_recomputation_may_be_named_or_be_true_or_false() -> None:
 
 def test_the_defaults_are_the_published_recipe() -> None:
     config = RunConfig.model_validate(
-        {
-            "out": "o",
-            "model": {"wan": "w"},
-            "data": {"cache": "c"},
-            "train": {"steps": 1, "global_batch": 8},
-        }
+        {"out": "o", "model": {"wan": "w"}, "data": {"cache": "c"}, "train": {"steps": 1, "global_batch": 8}}
     )
     assert (config.train.lr, config.train.weight_decay, config.train.grad_clip) == (5e-5, 5e-4, 1.0)
-    assert (config.ema.decay, config.train.precision, config.objective.boundary_probability) == (
-        0.9999,
-        "bf16",
-        0.5,
-    )
+    assert (config.ema.decay, config.train.precision, config.objective.boundary_probability) == (0.9999, "bf16", 0.5)
     assert config.tracking.uri is None and config.out == Path("o")

@@ -70,8 +70,7 @@ class FlowMatching:
     def prepare(self, batch: Batch) -> Batch:
         """Draws of each example from its own key: timestep int64 [B]."""
         u_special, u = torch.tensor(
-            [[uniform(key, number=draw) for key in batch.keys] for draw in (_SPECIAL, _TIME)],
-            dtype=torch.float64,
+            [[uniform(key, number=draw) for key in batch.keys] for draw in (_SPECIAL, _TIME)], dtype=torch.float64
         )
         batch.draws["timestep"] = self._timestep(u_special, u)
         return batch
@@ -88,9 +87,7 @@ class FlowMatching:
     def _timestep(self, u_special: Tensor, u: Tensor) -> Tensor:
         if self._config.boundary_bias:
             return draw_timestep(u_special, u, boundary_probability=self._config.boundary_probability)
-        return (
-            u * TRAIN_TIMESTEPS
-        ).long() + 1  # uniform over 1..1000: the boundary is one timestep among all
+        return (u * TRAIN_TIMESTEPS).long() + 1  # uniform over 1..1000: the boundary is one timestep among all
 
     def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         video_latent, mask_latent = self._endpoints(batch)

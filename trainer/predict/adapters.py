@@ -61,8 +61,6 @@ def read_adapter(folder: Path, settings: Mapping[str, Any]) -> Adapter:
             f"{folder} does not say {missing} of its training; export the run again, or merge it with peft"
         ) from None
     except (OSError, SafetensorError, ValidationError) as error:
-        raise WeightsError(
-            f"{path} cannot be read ({' '.join(str(error).split())}); export it again"
-        ) from None
+        raise WeightsError(f"{path} cannot be read ({' '.join(str(error).split())}); export it again") from None
     kept = {name: value for name, value in settings.items() if name not in ("lora", "frozen")}
     return Adapter(read_names(tensors, where=path), config, frozen, kept)

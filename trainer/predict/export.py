@@ -5,7 +5,7 @@
     safetensors   one file; the conventions stand in its header
     lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
 
-The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/weights.py`),
+The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/predict/weights.py`),
 with the same tensors to the bit. Refuses an `out` that is already there.
 """
 
@@ -175,9 +175,7 @@ class _Export:
         if self.objective == "mask_decoder":
             write_mask_decoder(out, vae=self._whole_vae(self._cast(self.loaded)), settings=self._settings())
             return
-        other = (
-            load_dit(self.source, ema=not self.ema, wan=self.asked_wan) if self._has_both() else self.loaded
-        )
+        other = load_dit(self.source, ema=not self.ema, wan=self.asked_wan) if self._has_both() else self.loaded
         averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
         write_dit(out, model=self._cast(last), ema=self._cast(averaged), settings=self._settings())
 

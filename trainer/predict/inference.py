@@ -71,9 +71,7 @@ def read_clip(video: FrameReader, ids: Sequence[int], *, box: FrameBox, pixel_no
     """The frames `ids` of a video as one clip: the largest size inside the box, floored to its multiple."""
     height, width = video.size
     size = eval_size(width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple)
-    small = [
-        resize_frame(frame, size=size) for some in chunks(ids, FRAMES_AT_ONCE) for frame in video.frames(some)
-    ]
+    small = [resize_frame(frame, size=size) for some in chunks(ids, FRAMES_AT_ONCE) for frame in video.frames(some)]
     signed = pad_to_stride(to_signed(small, pixel_norm=pixel_norm), dim=1)
     return Clip(signed[None], len(ids), size, (width, height))
 
@@ -186,13 +184,9 @@ def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -
         return asked
     known = settings.get("wan")
     if known is None:
-        raise CheckpointError(
-            f"{checkpoint} does not say which Wan2.1 folder it belongs to; give model.wan (--wan)"
-        )
+        raise CheckpointError(f"{checkpoint} does not say which Wan2.1 folder it belongs to; give model.wan (--wan)")
     if not Path(known).is_dir():
-        raise CheckpointError(
-            f"{checkpoint} was trained from {known}, which is not there; give model.wan (--wan)"
-        )
+        raise CheckpointError(f"{checkpoint} was trained from {known}, which is not there; give model.wan (--wan)")
     return Path(known)
 
 
@@ -229,9 +223,7 @@ def mask_decoder_named(
     if named == "vae":
         return decoder, "vae"
     if not asked and not Path(named).exists():
-        raise CheckpointError(
-            f"the run names the mask decoder {named}, which is not there; give mask_decoder"
-        )
+        raise CheckpointError(f"the run names the mask decoder {named}, which is not there; give mask_decoder")
     weights = load_mask_decoder(named, ema=ema)
     pickled = Path(named).is_file() and Path(named).suffix != ".safetensors"
     if pickled and (encoder := flowrvs.load_encoder(Path(named))):

@@ -118,9 +118,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 class OverlayVideo:
     """One mp4 of a video under coloured masks, a legend below; `with` makes it whole or leaves nothing."""
 
-    def __init__(
-        self, path: Path, *, prompts: Sequence[tuple[str, Rgb]], height: int, width: int, fps: float
-    ) -> None:
+    def __init__(self, path: Path, *, prompts: Sequence[tuple[str, Rgb]], height: int, width: int, fps: float) -> None:
         """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97."""
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
         self._tones = [tone for _, tone in prompts]
@@ -153,9 +151,7 @@ class OverlayVideo:
         picture = np.pad(picture, ((0, self._even[0]), (0, self._even[1]), (0, 0)), mode="edge")
         video_frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         self._send(
-            video_frame.reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
+            video_frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
         )
 
     def _send(self, frame: av.VideoFrame | None) -> None:
@@ -165,9 +161,7 @@ class OverlayVideo:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             if kind is None:
                 self._send(None)

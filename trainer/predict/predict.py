@@ -141,8 +141,7 @@ def predict(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     results = [
-        PromptResult(prompt, out / slug, out / f"{slug}.mp4", area)
-        for prompt, slug, area in zip(prompts, slugs, areas)
+        PromptResult(prompt, out / slug, out / f"{slug}.mp4", area) for prompt, slug, area in zip(prompts, slugs, areas)
     ]
     return Predictions(out / f"{OVERLAY}.mp4", names, source.fps, results)
 
@@ -150,9 +149,7 @@ def predict(
 class _Drawing:
     """Masks and overlay videos of all prompts, written side by side while the video is read once more."""
 
-    def __init__(
-        self, source: InputVideo, *, prompts: Sequence[str], slugs: Sequence[str], folder: Path
-    ) -> None:
+    def __init__(self, source: InputVideo, *, prompts: Sequence[str], slugs: Sequence[str], folder: Path) -> None:
         self._source, self._prompts = source, prompts
         self._folders = [folder / slug for slug in slugs]
         self._legend = [(prompt, colour(number)) for number, prompt in enumerate(prompts)]
@@ -296,7 +293,5 @@ def _remove(path: Path) -> None:
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     """Sort key: runs of digits count as numbers."""
     return [
-        (0, int(piece), "") if piece.isdigit() else (1, 0, piece)
-        for piece in re.split(r"(\d+)", path.stem)
-        if piece
+        (0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", path.stem) if piece
     ]

@@ -84,9 +84,7 @@ def start_from(
         if loaded.settings.get(key, wanted) != wanted
     ]
     if differ:
-        raise WeightsError(
-            f"model.init {source} was trained with other settings: {'; '.join(differ)}. Make them equal"
-        )
+        raise WeightsError(f"model.init {source} was trained with other settings: {'; '.join(differ)}. Make them equal")
     load_strict(module, loaded.state_dict, where=source, fix="Use the model.wan that it was trained from")
     return {"source": source, "ema": ema, "sha256": loaded.sha256}
 
@@ -129,15 +127,11 @@ def _saved(path: Path) -> tuple[Path, dict[str, Any]]:
     return checkpoint, read_state(checkpoint)["state"]
 
 
-def _from_run(
-    path: Path, *, objective: str, ema: bool, wan: Path | None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _from_run(path: Path, *, objective: str, ema: bool, wan: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     checkpoint, saved = _saved(path)
     trained = saved["settings"]["objective"]
     if trained != objective:
-        raise WeightsError(
-            f"{path} trained {trained}, but the weights of {objective} are needed; give such a run"
-        )
+        raise WeightsError(f"{path} trained {trained}, but the weights of {objective} are needed; give such a run")
     adapter = adapter_in_run(checkpoint, saved, ema=ema)
     if adapter is not None:
         return _merged(adapter, wan=wan, where=path), _run_settings(saved)
@@ -206,9 +200,7 @@ def newest_checkpoint(run: Path) -> Path:
 def _from_export(path: Path, *, objective: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     part = path / PARTS[objective]
     if not part.is_dir():
-        raise WeightsError(
-            f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.name}/)"
-        )
+        raise WeightsError(f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.name}/)")
     settings = _export_settings(path)
     if objective == "mask_decoder":
         settings.pop("mask_decoder", None)

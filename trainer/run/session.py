@@ -98,9 +98,7 @@ def continued(
     if state:
         fingerprint = reader.manifest.fingerprint.model_dump(mode="json")
         refuse_differences(in_todays_terms(state["config"]), tree, out=config.out, what="config")
-        refuse_differences(
-            state["fingerprint"]["fields"], fingerprint["fields"], out=config.out, what="cache"
-        )
+        refuse_differences(state["fingerprint"]["fields"], fingerprint["fields"], out=config.out, what="cache")
         if state["fingerprint"] != fingerprint:
             raise CheckpointError(f"{config.out} was trained on another cache than {config.data.caches}")
     return config, tree

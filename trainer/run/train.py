@@ -185,9 +185,7 @@ def _module(session: Session, objective: Objective) -> nn.Module:
         buckets=session.reader.manifest.buckets,
     )
     save_memory_and_time(config, module)
-    session.state["frozen"] = frozen_record(
-        config, module, known=session.state.get("frozen"), resumed=resumed
-    )
+    session.state["frozen"] = frozen_record(config, module, known=session.state.get("frozen"), resumed=resumed)
     return module
 
 

@@ -31,9 +31,7 @@ class ClipOverlays:
     def __init__(self, reader: CacheReader | MixtureReader, vae: Any, *, say: Callable[[str], None]) -> None:
         self._reader, self._vae, self._say = reader, vae.eval().requires_grad_(False), say
 
-    def write(
-        self, folder: Path, example_id: int, *, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]
-    ) -> None:
+    def write(self, folder: Path, example_id: int, *, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
         """Write folder/example_<id>.mp4. predicted, truth: bool [F H W]."""
         parts = self._reader.read(np.array([example_id]), needs={"video_mean"}, text_tokens=0)
         vae = self._vae.to(distributed.device())

@@ -15,7 +15,7 @@ import numpy as np
 from flowmask.data_pipeline.clip.pixels import resize_masks
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.sources import open_source
-from flowmask.data_pipeline.sources.base import Expression, Source, Video
+from flowmask.data_pipeline.sources.base import Expression, Video, VideoSet
 from flowmask.models.errors import DataError
 from flowmask.trainer.predict.inference import (
     FRAMES_AT_ONCE,
@@ -38,11 +38,7 @@ _FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive"}
 
 
 def evaluate(
-    config: EvaluateConfig,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    config: EvaluateConfig, *, rank: int = 0, world: int = 1, on_progress: Callable[[str, int, int], None] | None = None
 ) -> Scores | None:
     """Write out/{masks/, report.html, scores.json} and return the scores.
 
@@ -54,9 +50,7 @@ def evaluate(
     source = open_source(config.data)
     videos = list(source.videos())[: config.max_videos]
     if not any(video.expressions for video in videos):
-        raise DataError(
-            f"{config.data.root} ({config.data.split}) holds no expression; there is nothing to evaluate"
-        )
+        raise DataError(f"{config.data.root} ({config.data.split}) holds no expression; there is nothing to evaluate")
     loaded = load_segmenter(
         config.checkpoint,
         mask_decoder=config.mask_decoder,
@@ -99,12 +93,7 @@ def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_f
 
 
 def _fingerprint(
-    config: EvaluateConfig,
-    source: Source,
-    videos: Sequence[Video],
-    *,
-    weights: Mapping[str, str],
-    wan_files: str,
+    config: EvaluateConfig, source: VideoSet, videos: Sequence[Video], *, weights: Mapping[str, str], wan_files: str
 ) -> str:
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
@@ -181,9 +170,7 @@ def _score(video: Video, expression: Expression, predicted: Iterable[MaskPiece])
     return {"j": j, "f": f, "jf": (j + f) / 2}
 
 
-def _score_decoder(
-    loaded: LoadedSegmenter, video: Video, clip: Clip, scored: dict[str, dict[str, Any]]
-) -> None:
+def _score_decoder(loaded: LoadedSegmenter, video: Video, clip: Clip, scored: dict[str, dict[str, Any]]) -> None:
     """Add "decoder" to each record: the true mask through the VAE and the mask decoder, once a mask."""
     known: dict[tuple[str, ...], dict[str, float]] = {}
     for expression in video.expressions:

@@ -19,9 +19,7 @@ class EvaluateModel(Section):
 class EvaluateConfig(Section):
     """One evaluation: which weights, on which videos, sampled how."""
 
-    out: Path = Field(
-        description="folder for scores.json, report.html and masks/; its old results are replaced"
-    )
+    out: Path = Field(description="folder for scores.json, report.html and masks/; its old results are replaced")
     checkpoint: str = Field(description="run folder, export or FlowRVS .pth")
     mask_decoder: str | None = Field(
         None, description="decoder run, FlowRVS .pth or 'vae'; None: what the checkpoint's run names"
@@ -33,16 +31,12 @@ class EvaluateConfig(Section):
     ema: bool = Field(True, description="evaluate the averaged weights")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="what the DiT computes in")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    sentences_per_batch: int = Field(
-        4, ge=1, description="sentences of one video that go through the DiT together"
-    )
+    sentences_per_batch: int = Field(4, ge=1, description="sentences of one video that go through the DiT together")
     max_videos: int | None = Field(None, ge=1, description="only the first videos of the dataset")
     shuffled_text: bool = Field(
         False, description="also score each expression with a sentence about other objects of its video"
     )
-    decoder_score: bool = Field(
-        False, description="also score the true masks after encoding and decoding: the ceiling"
-    )
+    decoder_score: bool = Field(False, description="also score the true masks after encoding and decoding: the ceiling")
     seed: int = Field(0, ge=0, description="chooses the sentences of shuffled_text")
     archive: Layout | None = Field(
         None, description="also write submission.zip, in the layout of this benchmark's server"

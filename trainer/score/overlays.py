@@ -20,9 +20,7 @@ def write_overlays(out: Path, keys: Sequence[str], *, videos: Sequence[Video], m
     folder = out / OVERLAYS
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    expressions = {
-        f"{video.video_id}/{e.exp_id}": (video, e.text) for video in videos for e in video.expressions
-    }
+    expressions = {f"{video.video_id}/{e.exp_id}": (video, e.text) for video in videos for e in video.expressions}
     for key in keys:
         video, text = expressions[key]
         _write(folder / f"{key.replace('/', '_')}.mp4", video, text=text, masks=masks / key)

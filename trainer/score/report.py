@@ -81,10 +81,7 @@ def _table(rows: Sequence[ReportRow]) -> str:
 
 def _sheet(example: ReportExample) -> str:
     rows = {"frame": example.frames}
-    for label, masks, tone in (
-        ("true", example.true, TRUE_COLOUR),
-        ("predicted", example.predicted, PREDICTED_COLOUR),
-    ):
+    for label, masks, tone in (("true", example.true, TRUE_COLOUR), ("predicted", example.predicted, PREDICTED_COLOUR)):
         if masks is not None:
             rows[label] = [lit(frame, mask, tone) for frame, mask in zip(example.frames, masks, strict=True)]
     detail = f"{example.key} · {example.note}"

@@ -50,11 +50,7 @@ class Scores:
 
 
 def merge(
-    videos: Sequence[Video],
-    records: Sequence[Mapping[str, Any]],
-    *,
-    checkpoint: str,
-    weights: Mapping[str, str],
+    videos: Sequence[Video], records: Sequence[Mapping[str, Any]], *, checkpoint: str, weights: Mapping[str, str]
 ) -> Scores:
     """Scores of a dataset from each video's record, in the order of the videos."""
     entries = {
@@ -143,9 +139,7 @@ def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
     }
 
 
-def _examples(
-    config: EvaluateConfig, videos: Sequence[Video], masks: Path, scores: Scores
-) -> list[ReportExample]:
+def _examples(config: EvaluateConfig, videos: Sequence[Video], masks: Path, scores: Scores) -> list[ReportExample]:
     """Expressions from the worst to the best, evenly spread over the ranking."""
     pairs = {f"{video.video_id}/{e.exp_id}": (video, e) for video in videos for e in video.expressions}
     ranked = sorted(pairs, key=lambda key: (scores.per_expression.get(key, {"jf": 0.0})["jf"], key))

@@ -35,9 +35,7 @@ class EvaluationStore:
             (self._work / "records").mkdir(parents=True, exist_ok=True)
             (self._work / MASKS).mkdir(exist_ok=True)
         except OSError as error:
-            raise ConfigError(
-                f"out is {out}; it can't be written ({error.strerror}): choose another"
-            ) from error
+            raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
 
     @contextmanager
     def claim(self, rank: int) -> Iterator[None]:

@@ -128,6 +128,4 @@ def refuse_other_parameters(
     for name in sorted(set(stored) | set(expected)):
         ours = list(expected[name]) if name in expected else None
         if stored.get(name) != ours:
-            raise CheckpointError(
-                f"{path} is of another model: {name} is {stored.get(name)} there and {ours} here"
-            )
+            raise CheckpointError(f"{path} is of another model: {name} is {stored.get(name)} there and {ours} here")

@@ -65,9 +65,7 @@ def read_start(folder: Path) -> Start | None:
     found = _read(folder / OWNER)
     try:
         return Start(
-            Owner.model_validate(found["owner"]),
-            Owner.model_validate(found["launcher"]),
-            int(found["number"]),
+            Owner.model_validate(found["owner"]), Owner.model_validate(found["launcher"]), int(found["number"])
         )
     except (KeyError, TypeError, ValueError, ValidationError):
         return None

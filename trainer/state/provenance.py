@@ -10,9 +10,7 @@ from pathlib import Path
 
 import flowmask
 
-PACKAGE = (
-    Path(flowmask.__file__).resolve().parent
-)  # all of the code: in a checkout through links to the rooms
+PACKAGE = Path(flowmask.__file__).resolve().parent  # all of the code: in a checkout through links to the rooms
 ROOT = PACKAGE.parent
 PROVENANCE = "provenance.json"
 UNKNOWN = "unknown"

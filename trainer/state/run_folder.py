@@ -57,9 +57,7 @@ class RunFolder:
             _refuse_foreign(path)
             self._lock = _lock(path / ".lock", patience_s)
         except OSError as error:
-            raise CheckpointError(
-                f"out is {path}; it can't be written ({error.strerror}): choose another"
-            ) from error
+            raise CheckpointError(f"out is {path}; it can't be written ({error.strerror}): choose another") from error
         self._metrics: Any = None
         self._evaluations: Any = None
 

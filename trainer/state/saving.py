@@ -15,15 +15,7 @@ from typing import Any
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer import distributed
 from flowmask.trainer.config import CheckpointConfig
-from flowmask.trainer.state.checkpoint import (
-    FORMAT,
-    Piece,
-    complete,
-    fill,
-    read_state,
-    refuse_other_parameters,
-    verify,
-)
+from flowmask.trainer.state.checkpoint import FORMAT, Piece, complete, fill, read_state, refuse_other_parameters, verify
 from flowmask.trainer.state.checkpoint_write import BESIDE, Job, Snapshot, point_to, prune, publish, remove
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
@@ -159,9 +151,7 @@ class Checkpoints:
         publish(flight.beside, flight.final, document=flight.document, links=flight.links)
         try:
             prune(
-                self.folder,
-                keep_last=self._config.keep_last,
-                milestone_every_steps=self._config.milestone_every_steps,
+                self.folder, keep_last=self._config.keep_last, milestone_every_steps=self._config.milestone_every_steps
             )
         except OSError as error:
             return f"{self.folder}: an old checkpoint could not be deleted ({error})"

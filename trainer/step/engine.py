@@ -199,9 +199,7 @@ class Engine:
             if master.grad is not None:  # it stays allocated when the optimizer is offloaded
                 master.grad.zero_()
 
-    def _agree(
-        self, losses: list[Tensor], parts: list[Mapping[str, Tensor]], digest: int
-    ) -> tuple[list[str], Tensor]:
+    def _agree(self, losses: list[Tensor], parts: list[Mapping[str, Tensor]], digest: int) -> tuple[list[str], Tensor]:
         """One all-reduce: names, and float64 [names + 5]: their means, the digests' sum, how many are not finite."""
         names = ["loss", *sorted(parts[0])]
         rows = [[loss, *(part[name] for name in names[1:])] for loss, part in zip(losses, parts, strict=True)]

@@ -33,13 +33,7 @@ class ArmedAdamW(torch.optim.AdamW):
     """torch's fused AdamW whose `step` does nothing unless armed and the gradients are as they should be."""
 
     def __init__(
-        self,
-        groups: Sequence[NamedTensors],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        decay: float,
+        self, groups: Sequence[NamedTensors], *, lr: float, betas: tuple[float, float], eps: float, decay: float
     ):
         """groups: of `decay_groups`; only the first one's weights decay."""
         self.group_of = {name: number for number, group in enumerate(groups) for name, _ in group}

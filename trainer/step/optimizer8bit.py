@@ -91,9 +91,7 @@ class ArmedAdamW8bit(ArmedAdamW):
         codes = self.state[master][kind][first * BLOCK : last * BLOCK]
         scales = self.state[master][f"{kind}_scale"][first:last]
         table = self._tables[kind]
-        whole: Tensor = torch.ops.bitsandbytes.dequantize_blockwise(
-            codes, scales, table, BLOCK, torch.float32
-        )
+        whole: Tensor = torch.ops.bitsandbytes.dequantize_blockwise(codes, scales, table, BLOCK, torch.float32)
         return whole.narrow(0, at - first * BLOCK, n)
 
     def open_moments(self) -> None:
@@ -118,9 +116,7 @@ class ArmedAdamW8bit(ArmedAdamW):
     def _update(self, moved: Tensor) -> None:
         if not moved:
             return
-        scale = 1 / float(
-            getattr(self, "grad_scale", 1.0)
-        )  # gradients are divided by it, as in torch's kernel
+        scale = 1 / float(getattr(self, "grad_scale", 1.0))  # gradients are divided by it, as in torch's kernel
         for group in self.param_groups:
             for master in group["params"]:
                 if master.grad is not None:

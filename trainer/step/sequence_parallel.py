@@ -46,9 +46,7 @@ def split_tokens(module: "nn.Module", *, ranks: int) -> None:
     apply_context_parallel(dit, context, {name: cut for name, cut in dit._cp_plan.items() if name})
 
 
-def refuse_uneven(
-    kind: str, *, config: Mapping[str, Any], ranks: int, buckets: Sequence[BucketEntry]
-) -> None:
+def refuse_uneven(kind: str, *, config: Mapping[str, Any], ranks: int, buckets: Sequence[BucketEntry]) -> None:
     """ConfigError if `ranks` can't share the heads or some bucket's tokens evenly; loads nothing.
 
     kind: of the objective; config: constructor arguments of its WanTransformer3DModel, if that is what it trains.
@@ -65,9 +63,7 @@ def refuse_uneven(
     fits = ", ".join(str(n) for n in range(1, heads + 1) if not any(count % n for count in counts))
     fix = f"set train.sequence_parallel to one of {fits}"
     if heads % ranks:
-        raise ConfigError(
-            f"train.sequence_parallel is {ranks}; the DiT's {heads} heads can't be shared: {fix}"
-        )
+        raise ConfigError(f"train.sequence_parallel is {ranks}; the DiT's {heads} heads can't be shared: {fix}")
     for name, count in tokens.items():
         if count % ranks:
             raise ConfigError(

@@ -88,9 +88,7 @@ def initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any])
     bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # prints at every construction
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     ops.__compatible_ops__ = {}  # else gloo compiles an operator, which needs a compiler
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=config, dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     if not config.get("zero_optimization"):
         engine.enable_backward_allreduce = False  # the replicated optimizer reduces its flat gradient itself
     return engine
@@ -100,9 +98,7 @@ def _deepspeed() -> Any:
     """The package, without its chatter."""
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
-    with _without(
-        "mlflow"
-    ):  # its autotuner, which we do not use, would import that in every rank: a second each
+    with _without("mlflow"):  # its autotuner, which we do not use, would import that in every rank: a second each
         import deepspeed
     from deepspeed.utils import logger
 

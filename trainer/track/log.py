@@ -114,9 +114,7 @@ class StepReport:
             self._bar.stop()
 
 
-def throughput_of(
-    config: RunConfig, plan: Plan, *, buckets: Sequence[BucketEntry], module: Any
-) -> Throughput:
+def throughput_of(config: RunConfig, plan: Plan, *, buckets: Sequence[BucketEntry], module: Any) -> Throughput:
     """What to divide a step's seconds into: the work of the DiT, if it is one that is trained.
 
     module: as it was built; its `config` has the sizes. The peak is `tracking.peak_tflops`, else the GPU's.

@@ -1,4 +1,4 @@
-"""The MLflow run of a training run, as the sending process has it (trainer/sender.py); the only importer of MLflow."""
+"""The MLflow run of a training run, as the sending process has it (trainer/track/sender.py); the only importer of MLflow."""
 
 import hashlib
 import logging
@@ -60,9 +60,7 @@ class MlflowRun:
         self.sent = Sent(uri=self._plan.uri)  # a run that is not there has nothing
         found = self._tagged()
         if not found:
-            run = self._client.create_run(
-                self._experiment_id, run_name=self._plan.name, tags={KEY_TAG: self._plan.key}
-            )
+            run = self._client.create_run(self._experiment_id, run_name=self._plan.name, tags={KEY_TAG: self._plan.key})
             return str(run.info.run_id)
         oldest = str(found[0].info.run_id)
         self._delete_copies(of=oldest)
@@ -80,9 +78,7 @@ class MlflowRun:
 
     def _tagged(self) -> list[Any]:
         ours = f"tags.`{KEY_TAG}` = '{self._plan.key}'"
-        return list(
-            self._client.search_runs([self._experiment_id], ours, order_by=["attributes.start_time ASC"])
-        )
+        return list(self._client.search_runs([self._experiment_id], ours, order_by=["attributes.start_time ASC"]))
 
     def _delete_copies(self, *, of: str) -> None:
         for run in self._tagged():

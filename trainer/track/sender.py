@@ -135,9 +135,7 @@ def _final_status(folder: Path) -> Status:
 def main(folder: Path, timeout_s: float, parent: int | None) -> int:
     """Send until everything is there (DONE) or time is up (LEFT)."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # a scheduler signals all processes: training decides when it ends
+        signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes: training decides when it ends
     os.nice(5)
     plan = spool.read_plan(folder)
     if plan is None:

@@ -1,6 +1,6 @@
 """MLflow, kept at arm's length: one MLflow run per training run, however often that is restarted.
 
-Training starts a process that sends (trainer/sender.py) and writes files; it never waits for a server, and loses
+Training starts a process that sends (trainer/track/sender.py) and writes files; it never waits for a server, and loses
 nothing to one. Nothing here imports MLflow.
 """
 

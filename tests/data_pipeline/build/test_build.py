@@ -154,10 +154,7 @@ def test_cached_equals_on_the_fly_to_the_bit(cache, make_config):
                 assert torch.equal(read["video_mean"][0], encoded.video_mean)
                 assert torch.equal(read["video_logvar"][0], encoded.video_logvar)
                 assert torch.equal(read["mask_mean"][0], encoded.mask_means[place])
-                masks = [
-                    rle.decode(frame, size=tuple(frame["size"]), where="")
-                    for frame in encoded.mask_rles[place]
-                ]
+                masks = [rle.decode(frame, size=tuple(frame["size"]), where="") for frame in encoded.mask_rles[place]]
                 assert torch.equal(read["mask_pixels"][0], torch.from_numpy(np.stack(masks)))
                 text = encode_sentence(text_encoder, expression["text"], dtype=torch.bfloat16)[256]
                 assert torch.equal(read["text"][0, : len(text)], text)

@@ -25,9 +25,7 @@ VIEWS = 4
 def many(make_config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CacheBuildConfig]:
     """Configs of one cache of many units, each elsewhere."""
     folder = tmp_path_factory.mktemp("many")
-    return lambda name: make_config(
-        folder / name, cache={"views": VIEWS, "clips_per_shard": 1, "lease_s": 1.0}
-    )
+    return lambda name: make_config(folder / name, cache={"views": VIEWS, "clips_per_shard": 1, "lease_s": 1.0})
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +98,7 @@ def test_a_worker_that_was_stopped_in_the_middle_ends_well_after_the_others_have
     assert contents(config.out) == undisturbed
 
 
-def test_units_of_owners_that_fell_silent_elsewhere_are_taken_over_the_plan_and_the_index_too(
-    many, undisturbed
-):
+def test_units_of_owners_that_fell_silent_elsewhere_are_taken_over_the_plan_and_the_index_too(many, undisturbed):
     config = many("silent")
     claims = Path(config.out) / "work" / "claims"
     claims.mkdir(parents=True)
@@ -118,9 +114,7 @@ def test_units_of_owners_that_fell_silent_elsewhere_are_taken_over_the_plan_and_
 
 
 @pytest.mark.parametrize("phase", ["_encode_sentences", "_encode_clips"])
-def test_a_worker_under_whom_the_others_finish_encodes_nothing_and_ends_well(
-    many, undisturbed, monkeypatch, phase
-):
+def test_a_worker_under_whom_the_others_finish_encodes_nothing_and_ends_well(many, undisturbed, monkeypatch, phase):
     """The others have removed `work`, with all sentences in it, before this one asks what is left to do."""
     config = many(f"late{phase}")
     real = getattr(Build, phase)

@@ -91,9 +91,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_shard_stops_the_build_and_room_let
     assert contents(config.out) == contents(cache)
 
 
-def test_a_disk_that_fills_while_a_cache_is_repaired_leaves_it_to_the_next_repair(
-    cache, make_config, tmp_path
-):
+def test_a_disk_that_fills_while_a_cache_is_repaired_leaves_it_to_the_next_repair(cache, make_config, tmp_path):
     copy = shutil.copytree(cache, tmp_path / "cache")
     shard = copy / "shards" / "000001.tar"
     size = shard.stat().st_size

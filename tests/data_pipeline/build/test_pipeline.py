@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flowmask.data_pipeline.build.pipeline import UNITS_AT_ONCE, Pipeline, Stages, UnitInHand
+from flowmask.data_pipeline.build.pipeline import UNITS_AT_ONCE, Pipeline, PipelineStages, UnitInHand
 
 AHEAD = 3
 
@@ -15,9 +15,7 @@ AHEAD = 3
 class Trace:
     """A pipeline over numbers that notes what it does; `break_at` names the stage and item that fail."""
 
-    def __init__(
-        self, break_at: tuple[str, int] | None = None, before_encode: Callable[[int], None] | None = None
-    ):
+    def __init__(self, break_at: tuple[str, int] | None = None, before_encode: Callable[[int], None] | None = None):
         self.break_at, self.before_encode = break_at, before_encode or (lambda _: None)
         self.written: dict[int, list[int]] = {}
         self.held: set[int] = set()
@@ -25,7 +23,7 @@ class Trace:
         self.lock = threading.Lock()
 
     def run(self, units: int, *, size: int = 5, threads: int = 3) -> None:
-        stages: Stages[int, int, int] = Stages(
+        stages: PipelineStages[int, int, int] = PipelineStages(
             items=lambda unit: [100 * unit + i for i in range(size)],
             decode=self._decode,
             encode=self._encode,

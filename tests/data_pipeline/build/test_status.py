@@ -74,9 +74,7 @@ def half_built(cache: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("hours", [0, -7, 7])
-def test_rate_and_time_left_follow_from_the_files_whatever_this_nodes_clock_says(
-    half_built, monkeypatch, hours
-):
+def test_rate_and_time_left_follow_from_the_files_whatever_this_nodes_clock_says(half_built, monkeypatch, hours):
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() + hours * 3600 * 10**9)
     with claim(half_built / "work" / "claims" / "clips-000003", wait=False):

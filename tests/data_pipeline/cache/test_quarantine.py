@@ -51,14 +51,8 @@ BAD = {
         lambda root: [Image.new("RGB", (16, 16)).save(path) for path in frames(root, "cars")[1:]],
         "16x16 px",
     ),
-    "mask of another size": (
-        lambda root: edit_masks(root, "2", rle.encode(np.ones((8, 8), bool))),
-        "RLE is 8x8",
-    ),
-    "no run lengths": (
-        lambda root: edit_masks(root, "2", {"size": [48, 64], "counts": "~~"}),
-        "malformed RLE",
-    ),
+    "mask of another size": (lambda root: edit_masks(root, "2", rle.encode(np.ones((8, 8), bool))), "RLE is 8x8"),
+    "no run lengths": (lambda root: edit_masks(root, "2", {"size": [48, 64], "counts": "~~"}), "malformed RLE"),
 }
 
 
@@ -102,16 +96,12 @@ def test_a_cache_with_a_quarantine_has_the_same_bytes_whatever_the_workers_and_t
     assert contents(two.out) == contents(one.out)
 
 
-def test_above_the_limit_the_build_stops_in_one_line_and_tries_again_what_was_mended(
-    copy, cache, make_config
-):
+def test_above_the_limit_the_build_stops_in_one_line_and_tries_again_what_was_mended(copy, cache, make_config):
     path = frames(copy, "cars")[6]
     good = path.read_bytes()
     path.write_bytes(bytes(len(good)))  # of the same size: the fingerprint does not see it
     config = make_config(copy.parent / "cache", root=copy, cache={"max_quarantined_fraction": 0.0})
-    with pytest.raises(
-        DataError, match=r"00030\.jpg: not a readable image.*max_quarantined_fraction 0;"
-    ) as raised:
+    with pytest.raises(DataError, match=r"00030\.jpg: not a readable image.*max_quarantined_fraction 0;") as raised:
         build(config)
     assert "\n" not in str(raised.value)
     assert not (config.out / "manifest.json").exists()

@@ -33,9 +33,7 @@ def mend(folder, config=None, **options):
     def unknown() -> CacheBuildConfig:
         raise AssertionError("nothing has to be encoded here")
 
-    return repair(
-        folder, found=lambda: verify(folder), config=(lambda: config) if config else unknown, **options
-    )
+    return repair(folder, found=lambda: verify(folder), config=(lambda: config) if config else unknown, **options)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -131,9 +129,7 @@ def test_only_the_wrong_unit_is_encoded_and_written(cache, copy, make_config, mo
     from flowmask.data_pipeline.build.clip_pass import ClipPass
 
     before, encoded, real = stamps(copy / "shards"), [], ClipPass.write_unit
-    monkeypatch.setattr(
-        ClipPass, "write_unit", lambda self, unit: (encoded.append(unit), real(self, unit))[1]
-    )
+    monkeypatch.setattr(ClipPass, "write_unit", lambda self, unit: (encoded.append(unit), real(self, unit))[1])
     (copy / "shards" / "000003.tar").unlink()
     mend(copy, make_config(copy))
     changed = {path.name for path, stamp in stamps(copy / "shards").items() if before.get(path) != stamp}
@@ -178,9 +174,7 @@ def test_another_device_is_told_and_recorded_and_its_latents_are_equal_within_th
     (note,) = report.notes
     assert "unit 1 was made with device cpu" in note and "device another GPU, torch 9" in note
     manifest = json.loads((copy / "manifest.json").read_text())
-    made = {
-        entry["file"]: manifest["environments"][entry["made_with"]]["device"] for entry in manifest["shards"]
-    }
+    made = {entry["file"]: manifest["environments"][entry["made_with"]]["device"] for entry in manifest["shards"]}
     assert {file for file, device in made.items() if device == "another GPU"} == {"000001.tar"}
     assert verify(copy, decode_masks=10**6, wan=tiny_wan).ok
     changed = {name for name, digest in contents(copy).items() if contents(cache)[name] != digest}
@@ -318,9 +312,7 @@ def test_a_changed_or_vanished_dataset_is_refused_and_nothing_is_written(copy, m
     assert "\n" not in str(refusal.value) and contents(copy) == before
 
 
-def test_a_frame_that_could_be_read_then_and_not_now_is_refused_not_quarantined(
-    copy, make_config, mevis, tmp_path
-):
+def test_a_frame_that_could_be_read_then_and_not_now_is_refused_not_quarantined(copy, make_config, mevis, tmp_path):
     (copy / "shards" / "000001.tar").unlink()
     before = contents(copy)
     root = shutil.copytree(mevis, tmp_path / "mevis")

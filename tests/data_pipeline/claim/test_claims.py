@@ -322,9 +322,7 @@ def test_one_that_dies_at_a_thing_done_once_is_replaced(tmp_path):
 
 def test_waiting_for_a_minute_looks_few_times(monkeypatch):
     waited_s, pauses = 0.0, claims._pauses(120.0)
-    looks = sum(
-        1 for _ in takewhile(lambda _: waited_s < 60, iter(int, 1)) if (waited_s := waited_s + next(pauses))
-    )
+    looks = sum(1 for _ in takewhile(lambda _: waited_s < 60, iter(int, 1)) if (waited_s := waited_s + next(pauses)))
     assert looks < 40
     assert max(next(pauses) for _ in range(20)) < 10  # and yet a finished build is soon seen
 

@@ -56,9 +56,7 @@ def test_mirroring_swaps_whole_words_and_twice_is_nothing(text, mirrored):
 
 def test_a_plan_is_a_function_of_source_and_config_alone(mevis):
     config = DataSourceConfig(source="mevis", root=mevis, split="train")
-    first, second = (
-        [clip for video in open_source(config).videos() for clip in plan(video, view=1)] for _ in range(2)
-    )
+    first, second = ([clip for video in open_source(config).videos() for clip in plan(video, view=1)] for _ in range(2))
     assert first == second
     one = open_source(config).videos()[1]
     assert plan(one, view=1) != plan(one, view=0)

@@ -25,9 +25,7 @@ def test_a_full_hd_frame_trains_and_evaluates_at_the_published_sizes() -> None:
     assert eval_size(1920, 1080, **BOX) == (832, 464)
 
 
-@pytest.mark.parametrize(
-    ("w", "h"), [(640, 480), (480, 640), (137, 1000), (1000, 300), (91, 64), (4000, 3000)]
-)
+@pytest.mark.parametrize(("w", "h"), [(640, 480), (480, 640), (137, 1000), (1000, 300), (91, 64), (4000, 3000)])
 def test_sizes_keep_their_bounds_multiples_and_orientation(w: int, h: int) -> None:
     for (width, height), rule in ((train_size(w, h, **TRAIN), TRAIN), (eval_size(w, h, **BOX), BOX)):
         assert width % rule["multiple"] == 0 == height % rule["multiple"] and width and height
@@ -54,9 +52,7 @@ def test_pixel_norms_map_black_and_white_where_their_statistics_say() -> None:
     half, imagenet = to_signed(frames), to_signed(frames, pixel_norm="imagenet")
     assert half.shape == (3, 2, 4, 6) and half.dtype == torch.float32
     assert (half[:, 0] == -1).all() and (half[:, 1] == 1).all()
-    assert torch.allclose(
-        imagenet[:, 0, 0, 0], torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
-    )
+    assert torch.allclose(imagenet[:, 0, 0, 0], torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]))
 
 
 def test_channels_stay_in_rgb_order() -> None:
@@ -71,9 +67,7 @@ def test_frames_are_resized_to_width_and_height() -> None:
     assert resize_frame(frame, size=(40, 20)) is frame
 
 
-@pytest.mark.parametrize(
-    ("source", "size"), [((40, 60), (48, 32)), ((7, 5), (64, 32)), ((480, 854), (832, 448))]
-)
+@pytest.mark.parametrize(("source", "size"), [((40, 60), (48, 32)), ((7, 5), (64, 32)), ((480, 854), (832, 448))])
 def test_a_mask_pixel_is_the_floor_of_its_place_in_the_source_in_float32(
     source: tuple[int, int], size: tuple[int, int]
 ) -> None:

@@ -11,9 +11,7 @@ from flowmask.models.errors import DataError
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 50), st.integers(1, 50), st.sampled_from([0.0, 0.02, 0.5, 0.98, 1.0]), st.integers(0, 999)
-)
+@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([0.0, 0.02, 0.5, 0.98, 1.0]), st.integers(0, 999))
 def test_decode_inverts_encode_and_agrees_with_coco(height, width, share, seed):
     mask = np.random.default_rng(seed).random((height, width)) < share
     encoded = rle.encode(mask)
@@ -57,8 +55,7 @@ def test_a_damaged_mask_is_refused_with_its_place(damaged, said):
 def test_polygons_cover_the_union_that_coco_gives_them(height, width, count, seed):
     generator = np.random.default_rng(seed)
     polygons = [
-        (generator.random(2 * generator.integers(3, 9)) * max(height, width) * 1.2).tolist()
-        for _ in range(count)
+        (generator.random(2 * generator.integers(3, 9)) * max(height, width) * 1.2).tolist() for _ in range(count)
     ]
     theirs = [coco.decode(coco.frPyObjects([polygon], height, width))[:, :, 0] for polygon in polygons]
     ours = rle.rasterise(polygons, size=(height, width), where="here")

@@ -9,7 +9,7 @@ from build_workers import contents
 from safetensors.torch import load
 
 from flowmask.data_pipeline.build.build import Build, BuildProgress, build
-from flowmask.data_pipeline.plan.cost import Speed, ViewCost, describe
+from flowmask.data_pipeline.plan.cost import BuildSpeed, ViewCost, describe
 from flowmask.data_pipeline.plan.units import read_plan
 from flowmask.models.weights.wan import WanFolder
 
@@ -67,17 +67,13 @@ def stored_latent_values(config) -> int:
             for member in tar.getmembers():
                 if member.name.endswith(".safetensors"):
                     stored = load(tar.extractfile(member).read())
-                    total += sum(
-                        tensor.numel() for name, tensor in stored.items() if not name.startswith("text")
-                    )
+                    total += sum(tensor.numel() for name, tensor in stored.items() if not name.startswith("text"))
     return total
 
 
 def test_hours_and_bytes_follow_from_what_was_measured():
-    views = [
-        ViewCost(clips=10, passes=30, pixels=3600_000, latent_values=2**29, sentences=0) for _ in range(2)
-    ]
-    line = describe(views, Speed(100.0, 36.0, 0.0), texts=100, value_bytes=2, workers=2)
+    views = [ViewCost(clips=10, passes=30, pixels=3600_000, latent_values=2**29, sentences=0) for _ in range(2)]
+    line = describe(views, BuildSpeed(100.0, 36.0, 0.0), texts=100, value_bytes=2, workers=2)
     assert line.startswith(
         "cost per view: 10 clips, 30 encoder passes, 1.0 GiB, about 5.0 h on 2 workers; 2 views: 2.0 GiB"
     )
@@ -122,9 +118,7 @@ def hashed(monkeypatch, tmp_path) -> list[str]:
     return parts
 
 
-def test_weights_are_hashed_once_and_again_only_when_their_files_change(
-    hashed, make_config, tiny_wan, tmp_path
-):
+def test_weights_are_hashed_once_and_again_only_when_their_files_change(hashed, make_config, tiny_wan, tmp_path):
     import shutil
 
     shutil.copytree(tiny_wan, tmp_path / "wan")
@@ -141,9 +135,7 @@ def test_weights_are_hashed_once_and_again_only_when_their_files_change(
     assert hashed[3:] == ["vae"]
 
 
-def test_weights_are_hashed_by_one_of_several_workers_without_a_home(
-    hashed, make_config, tmp_path, monkeypatch
-):
+def test_weights_are_hashed_by_one_of_several_workers_without_a_home(hashed, make_config, tmp_path, monkeypatch):
     (tmp_path / "home").write_text("no folder")
     config = make_config(tmp_path / "cache")
     first = Build(config)

@@ -52,9 +52,7 @@ def test_a_video_of_a_sibling_evaluation_split_is_refused_in_one_line(mevis_with
     assert "\n" not in str(refusal.value)
 
 
-def test_dropped_videos_are_out_of_the_plan_and_counted_in_the_manifest(
-    mevis_with_valid, make_config, tmp_path, cache
-):
+def test_dropped_videos_are_out_of_the_plan_and_counted_in_the_manifest(mevis_with_valid, make_config, tmp_path, cache):
     config = make_config(tmp_path / "cache", root=mevis_with_valid, cache={"leaks": "drop"})
     build(config)
     reader = CacheReader(config.out)
@@ -92,17 +90,14 @@ def test_an_evaluation_split_mixed_into_a_training_cache_leaks(mevis_with_valid)
     shutil.rmtree(mevis_with_valid / "valid_u")
     shutil.copytree(mevis_with_valid / "train", mevis_with_valid / "valid_u")
     data = [
-        {"source": "mevis", "root": mevis_with_valid, "split": split, "name": split}
-        for split in ("train", "valid_u")
+        {"source": "mevis", "root": mevis_with_valid, "split": split, "name": split} for split in ("train", "valid_u")
     ]
     config = CacheBuildConfig.model_validate({"out": "cache", "model": {"wan": "wan"}, "data": data})
     with pytest.raises(DataError, match="6 of 6 videos"):
         without_leaks(open_source(config.data), config)
 
 
-@pytest.mark.parametrize(
-    ("source", "write"), [("ref_youtube_vos", write_youtube), ("ref_davis17", write_davis)]
-)
+@pytest.mark.parametrize(("source", "write"), [("ref_youtube_vos", write_youtube), ("ref_davis17", write_davis)])
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_the_lists_of_ref_youtube_vos_and_ref_davis17_are_looked_into(tmp_path, source, write, split):
     write(tmp_path)

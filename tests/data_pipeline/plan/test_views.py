@@ -58,9 +58,7 @@ def test_views_of_a_clip_differ_in_frames_or_geometry(three_views):
     assert {one["flip"] for one in drawn} == {False, True}
 
 
-def test_a_mirrored_view_has_mirrored_sentences_with_embeddings_of_their_own(
-    three_views, mevis, tiny_wan, make_config
-):
+def test_a_mirrored_view_has_mirrored_sentences_with_embeddings_of_their_own(three_views, mevis, tiny_wan, make_config):
     encoder = WanFolder(tiny_wan).text_encoder(torch.float32)
     source = open_source(make_config(Path("unused")).sources)
     texts = {(v.video_id, e.exp_id): e.text for v in source.videos() for e in v.expressions}
@@ -74,9 +72,7 @@ def test_a_mirrored_view_has_mirrored_sentences_with_embeddings_of_their_own(
             expected = encode_sentence(encoder, expression["text"], dtype=stored.dtype)[LONG_TEXT]
             assert torch.equal(stored, expected)
             if mirrored != original:
-                plain = encode_sentence(encoder, clean(original, lowercase=True), dtype=stored.dtype)[
-                    LONG_TEXT
-                ]
+                plain = encode_sentence(encoder, clean(original, lowercase=True), dtype=stored.dtype)[LONG_TEXT]
                 assert stored.shape != plain.shape or not torch.equal(stored, plain)
                 changed += 1
     assert changed, "some sentence of a mirrored clip names a side"
@@ -87,9 +83,7 @@ def test_epoch_e_trains_on_view_e_mod_v(three_views, global_batch):
     reader = CacheReader(three_views)
     plan = EpochPlan(reader.buckets, global_batch=global_batch, seed=2)
     seen: dict[int, list[tuple[int, str]]] = {}
-    loader = Loader(
-        reader, plan, rank=0, world_size=1, micro_batch=global_batch, needs=(), text_tokens=256, threads=0
-    )
+    loader = Loader(reader, plan, rank=0, world_size=1, micro_batch=global_batch, needs=(), text_tokens=256, threads=0)
     with loader:
         for _ in range(plan.first_step(5)):
             (batch,) = next(loader)

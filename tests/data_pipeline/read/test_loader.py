@@ -227,9 +227,7 @@ def test_a_shard_cut_after_the_start_is_an_error_not_zeros(cache, tmp_path, open
         (lambda shard: shard.write_bytes(b"x"), "1 bytes, the manifest says"),
     ],
 )
-def test_a_reader_that_does_not_check_at_the_start_names_a_shard_when_it_is_touched(
-    cache, tmp_path, spoil, said
-):
+def test_a_reader_that_does_not_check_at_the_start_names_a_shard_when_it_is_touched(cache, tmp_path, spoil, said):
     shutil.copytree(cache, tmp_path / "cache")
     spoil(tmp_path / "cache/shards/000001.tar")
     reader = CacheReader(tmp_path / "cache", check=False)

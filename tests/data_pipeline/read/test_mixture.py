@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.data_pipeline.read.batches import open_reader, plan_for
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan
 from flowmask.data_pipeline.read.loader import Loader
-from flowmask.data_pipeline.read.mixture import MixturePlan, MixtureReader, Turns, open_reader, plan_for
+from flowmask.data_pipeline.read.mixture import MixturePlan, MixtureReader, Turns
 from flowmask.data_pipeline.read.reader import NEEDS, CacheReader
 from flowmask.launch.config import validate
 from flowmask.models.errors import CacheError, ConfigError
@@ -50,9 +51,7 @@ def check_turns(weights, *, seed, start, steps):
     assert sum(given) == start
     for step in range(start, start + steps):
         owner, number = turns.turn(step)
-        assert number == given[owner], (
-            "the number of a step in its cache is how often that cache had its turn"
-        )
+        assert number == given[owner], "the number of a step in its cache is how often that cache had its turn"
         given[owner] += 1
         for count, share in zip(given, shares, strict=True):
             assert abs(count - share * (step + 1)) < max(depth, 1)
@@ -100,9 +99,7 @@ def check_streams(caches, weights, *, global_batch, seed, steps):
     plan = MixturePlan(buckets, shares=shares, global_batch=global_batch, seed=seed)
     first = np.cumsum([0] + [sum(map(sum, cache)) for cache in caches])
     first_bucket = np.cumsum([0] + [len(cache) for cache in caches])
-    own = [
-        EpochPlan(b, global_batch=global_batch, seed=p.seed) for b, p in zip(buckets, plan.plans, strict=True)
-    ]
+    own = [EpochPlan(b, global_batch=global_batch, seed=p.seed) for b, p in zip(buckets, plan.plans, strict=True)]
     fed = [0] * len(caches)
     for step in range(steps):
         batch = plan[step]
@@ -155,19 +152,13 @@ def test_a_mixture_of_one_cache_is_that_caches_plan():
 def test_equal_caches_are_shuffled_apart():
     buckets = buckets_of([[1000]])
     plan = MixturePlan([buckets, buckets], shares=shares_of([1, 1]), global_batch=10, seed=1)
-    orders = [
-        [i for s in range(40) if plan[s].bucket == c for i in plan[s].example_ids % 1000] for c in (0, 1)
-    ]
+    orders = [[i for s in range(40) if plan[s].bucket == c for i in plan[s].example_ids % 1000] for c in (0, 1)]
     assert orders[0] != orders[1] and len(orders[0]) == len(orders[1]) == 200
 
 
 @pytest.mark.parametrize("size", [10**4, 10**7, 10**10])
 def test_a_mixture_of_any_size_is_planned_in_milliseconds_and_is_the_same_for_every_world(size):
-    views = [
-        [Bucket("a", (0, size), (size, size - 7))],
-        [Bucket("b", (0,), (size // 3,))],
-        buckets_of([[17]]),
-    ]
+    views = [[Bucket("a", (0, size), (size, size - 7))], [Bucket("b", (0,), (size // 3,))], buckets_of([[17]])]
     plan = MixturePlan(views, shares=shares_of([5, 2, "0.5"]), global_batch=1000, seed=1)
     started = perf_counter()
     for step in (0, 10**6, 10**9):
@@ -185,11 +176,7 @@ def test_a_mixture_of_any_size_is_planned_in_milliseconds_and_is_the_same_for_ev
 def test_drop_refuses_and_names_a_small_bucket_of_any_cache():
     with pytest.raises(ConfigError, match="b0 has only 3 examples in view 0"):
         MixturePlan(
-            [buckets_of([[40]]), buckets_of([[3]])],
-            shares=shares_of([1, 1]),
-            global_batch=4,
-            seed=0,
-            remainder="drop",
+            [buckets_of([[40]]), buckets_of([[3]])], shares=shares_of([1, 1]), global_batch=4, seed=0, remainder="drop"
         )
 
 
@@ -304,18 +291,14 @@ def spoil(folder: Path, **changes) -> Path:
         ({}, None),
     ],
 )
-def test_caches_of_which_no_one_model_can_be_trained_are_refused_with_the_fields(
-    cache, tmp_path, changes, said
-):
+def test_caches_of_which_no_one_model_can_be_trained_are_refused_with_the_fields(cache, tmp_path, changes, said):
     other = spoil(shutil.copytree(cache, tmp_path / "other"), **changes)
     if said is None:  # nothing differs that a model needs: only the hash, as of another dataset
         open_reader(mixture((cache, 1), (other, 1))).close()
         return
     with pytest.raises(CacheError, match=said) as raised:
         open_reader(mixture((cache, 1), (other, 1)))
-    assert (
-        "\n" not in str(raised.value) and str(other) in str(raised.value) and str(cache) in str(raised.value)
-    )
+    assert "\n" not in str(raised.value) and str(other) in str(raised.value) and str(cache) in str(raised.value)
 
 
 def test_weights_of_another_vae_are_refused_by_field(cache, tmp_path):
@@ -338,10 +321,7 @@ def test_the_same_cache_twice_is_refused(cache, tmp_path):
         ({}, r"key data\.cache is missing; set it, or data\.mix"),
         ({"mix": []}, r"key data\.cache is missing"),
         ({"cache": "a", "mix": [{"cache": "b"}]}, r"data\.cache and data\.mix are both given"),
-        (
-            {"mix": [{"cache": "a", "weight": 0}]},
-            r"data\.mix\.0\.weight is 0: input should be greater than 0",
-        ),
+        ({"mix": [{"cache": "a", "weight": 0}]}, r"data\.mix\.0\.weight is 0: input should be greater than 0"),
         ({"mix": [{"cache": "a", "weight": float("inf")}]}, r"data\.mix\.0\.weight is inf"),
         ({"mix": [{"weight": 1}]}, r"key data\.mix\.0\.cache is missing"),
         ({"mix": [{"cache": "a", "wait": 1}]}, r"unknown key data\.mix\.0\.wait"),

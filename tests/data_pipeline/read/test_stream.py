@@ -231,11 +231,7 @@ def plan_of(manifest: Manifest, *, rank, world_size, micro_batch, window, global
 def test_every_example_comes_exactly_once_an_epoch_over_all_ranks(cache, seed):
     """Random caches, with empty shards, several views and buckets, any number of ranks and window."""
     random = np.random.default_rng(seed)
-    views, shards, buckets = (
-        int(random.integers(1, 4)),
-        int(random.integers(3, 20)),
-        int(random.integers(1, 5)),
-    )
+    views, shards, buckets = (int(random.integers(1, 4)), int(random.integers(3, 20)), int(random.integers(1, 5)))
     counts = random.integers(0, 9, (shards, buckets)) * (random.random((shards, 1)) < 0.8)
     counts[0, 0] += 1
     order = np.sort(np.arange(shards) % views)
@@ -261,9 +257,7 @@ def test_every_example_comes_exactly_once_an_epoch_over_all_ranks(cache, seed):
                 views_of = items[:, EPOCH] % views
                 entry = manifest.buckets[bucket]
                 low = np.array(entry.first)[views_of]
-                assert (
-                    (low <= items[:, ID]) & (items[:, ID] < low + np.array(entry.examples)[views_of])
-                ).all()
+                assert ((low <= items[:, ID]) & (items[:, ID] < low + np.array(entry.examples)[views_of])).all()
                 for number, epoch in items[:, :2].tolist():
                     seen.setdefault(epoch, Counter())[number] += 1
             waiting = Counter(part.carried[:, EPOCH].tolist())
@@ -304,8 +298,6 @@ def test_the_plan_of_a_step_is_what_the_loader_gives_and_progress_counts_epochs(
 
 def test_a_manifest_that_does_not_say_what_a_shard_holds_is_refused(cache):
     manifest = read_manifest(cache)
-    old = manifest.model_copy(
-        update={"shards": [s.model_copy(update={"examples": []}) for s in manifest.shards]}
-    )
+    old = manifest.model_copy(update={"shards": [s.model_copy(update={"examples": []}) for s in manifest.shards]})
     with pytest.raises(CacheError, match="build it again"):
         StreamPlan(old, global_batch=1, seed=0, shuffle_examples=1)

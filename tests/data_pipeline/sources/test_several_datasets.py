@@ -85,17 +85,11 @@ def test_videos_of_one_id_stay_apart_and_each_record_names_its_dataset(mixed):
 
 
 def test_the_clips_of_a_dataset_have_its_own_number_of_frames_and_buckets_hold_one_shape(mixed):
-    assert {(r["source"], len(r["frame_ids"])) for r in records(mixed)} == {
-        ("mevis", 5),
-        ("other", 5),
-        ("refcoco", 1),
-    }
+    assert {(r["source"], len(r["frame_ids"])) for r in records(mixed)} == {("mevis", 5), ("other", 5), ("refcoco", 1)}
     reader = CacheReader(mixed)
     plan = EpochPlan(reader.buckets, global_batch=4, seed=0)
     seen: Counter[tuple[int, int]] = Counter()
-    with Loader(
-        reader, plan, rank=0, world_size=1, micro_batch=4, needs={"video_mean"}, text_tokens=256
-    ) as steps:
+    with Loader(reader, plan, rank=0, world_size=1, micro_batch=4, needs={"video_mean"}, text_tokens=256) as steps:
         for _ in range(plan.first_step(4)):
             (batch,) = next(steps)
             assert batch.video_mean.shape[2:] == reader.bucket_of(int(batch.example_ids[0])).latent_shape
@@ -108,21 +102,14 @@ def test_the_clips_of_a_dataset_have_its_own_number_of_frames_and_buckets_hold_o
     reader.close()
 
 
-def test_draws_are_of_dataset_and_id_so_equal_ids_are_drawn_apart_and_order_plays_no_part(
-    config_of, entries, tmp_path
-):
+def test_draws_are_of_dataset_and_id_so_equal_ids_are_drawn_apart_and_order_plays_no_part(config_of, entries, tmp_path):
     def drawn(data):
         config = config_of(tmp_path, data)
         return {
             (video.source, video.video_id, view): [
                 (clip.frame_ids, clip.geometry)
                 for clip in clips_of(
-                    video,
-                    index=0,
-                    first_number=0,
-                    view=view,
-                    clip=config.clip_of(video.source),
-                    cache=config.cache,
+                    video, index=0, first_number=0, view=view, clip=config.clip_of(video.source), cache=config.cache
                 )
             ]
             for video in open_source(config.sources).videos()
@@ -131,9 +118,7 @@ def test_draws_are_of_dataset_and_id_so_equal_ids_are_drawn_apart_and_order_play
 
     forwards, backwards, alone = drawn(entries), drawn(entries[::-1]), drawn(entries[0])
     assert forwards == backwards
-    assert all(
-        forwards["mevis", v, view] != forwards["other", v, view] for _, v, view in alone if v == "cars"
-    )
+    assert all(forwards["mevis", v, view] != forwards["other", v, view] for _, v, view in alone if v == "cars")
     assert {source for source, _, _ in alone} == {""} and len(alone) == 12
 
 
@@ -175,9 +160,7 @@ def test_a_change_of_one_dataset_is_refused_by_its_name(mixed, config_of, entrie
         build(config_of(mixed, [*entries[:2], {**entries[2], "frames": None}]))
 
 
-def test_hashes_of_text_video_and_masks_follow_what_changed_in_any_dataset(
-    config_of, entries, roots, tmp_path
-):
+def test_hashes_of_text_video_and_masks_follow_what_changed_in_any_dataset(config_of, entries, roots, tmp_path):
     def parts(data):
         config = config_of(tmp_path, data)
         memo = tmp_path / "weights.json"
@@ -203,9 +186,7 @@ def test_inspect_shows_the_originals_of_the_right_dataset(mixed, roots):
     for source, example_id in by_source.items():
         example = decoder.decode(example_id)
         record = example.record
-        (video,) = (
-            v for v in decoder._videos.values() if (v.source, v.video_id) == (source, record["video_id"])
-        )
+        (video,) = (v for v in decoder._videos.values() if (v.source, v.video_id) == (source, record["video_id"]))
         assert example.originals is not None and example.originals.shape == example.frames.shape
         assert str(roots[source]) in str(video.frame_path(0))
     reader.close()

@@ -20,7 +20,7 @@ from layouts import COCO_JSON, INSTANCES, PICKLE, write_davis, write_refcoco, wr
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.sources import open_source
-from flowmask.data_pipeline.sources.base import Source
+from flowmask.data_pipeline.sources.base import VideoSet
 from flowmask.models.errors import DataError
 
 # What a field may turn into; each is wrong for most of them.
@@ -40,7 +40,7 @@ class Layout:
     files: tuple[str, ...]
     lines: bool = False
 
-    def open(self, root: Path) -> Source:
+    def open(self, root: Path) -> VideoSet:
         return open_source(DataSourceConfig(source=self.source, root=root, split=self.split))
 
 
@@ -49,13 +49,8 @@ def write_film(root: Path) -> None:
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=10", "-frames:v", "3"]
     subprocess.run([*command, "-pix_fmt", "yuv420p", str(root / "film.mp4")], check=True)
     masks = [rle.encode(np.eye(48, 64, dtype=bool)), None, rle.encode(np.ones((48, 64), bool))]
-    expressions = [
-        {"exp_id": "7", "text": "the clock", "masks": masks},
-        {"text": "all", "masks": masks[::-1]},
-    ]
-    (root / "train.jsonl").write_text(
-        json.dumps({"video": "film.mp4", "video_id": "v", "expressions": expressions})
-    )
+    expressions = [{"exp_id": "7", "text": "the clock", "masks": masks}, {"text": "all", "masks": masks[::-1]}]
+    (root / "train.jsonl").write_text(json.dumps({"video": "film.mp4", "video_id": "v", "expressions": expressions}))
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +64,8 @@ def layouts(mevis, tmp_path_factory) -> dict[str, Layout]:
     meta = "meta_expressions/{}/meta_expressions.json"
     return {
         "mevis": Layout(mevis, "mevis", "train", ("train/meta_expressions.json", "train/mask_dict.json")),
-        "youtube": Layout(
-            base / "youtube", "ref_youtube_vos", "train", (meta.format("train"), "train/meta.json")
-        ),
-        "held back": Layout(
-            base / "youtube", "ref_youtube_vos", "valid", (meta.format("valid"), meta.format("test"))
-        ),
+        "youtube": Layout(base / "youtube", "ref_youtube_vos", "train", (meta.format("train"), "train/meta.json")),
+        "held back": Layout(base / "youtube", "ref_youtube_vos", "valid", (meta.format("valid"), meta.format("test"))),
         "davis": Layout(base / "davis", "ref_davis17", "valid", (meta.format("valid"),)),
         "coco": Layout(base / "coco", "refcoco", "refcoco/train", (COCO_JSON,)),
         "pickle": Layout(base / "coco", "refcoco", "refcoco/unc/train", (PICKLE, INSTANCES)),
@@ -87,13 +78,7 @@ NAMES = ("mevis", "youtube", "held back", "davis", "coco", "pickle", "videos")
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path of every value in parsed annotations, the whole left out."""
-    items = (
-        content.items()
-        if isinstance(content, dict)
-        else enumerate(content)
-        if isinstance(content, list)
-        else ()
-    )
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     found = []
     for key, value in items:
         found += [(*path, key), *places(value, (*path, key))]
@@ -114,7 +99,7 @@ def spoil(content: Any, path: tuple[Any, ...], value: Any, *, how: str) -> Any:
     return content
 
 
-def read_all(source: Source) -> None:
+def read_all(source: VideoSet) -> None:
     """What a cache build asks of a source."""
     source.identity()
     for video in source.videos():

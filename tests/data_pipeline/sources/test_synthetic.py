@@ -51,9 +51,7 @@ def test_a_named_colour_is_the_colour_under_the_mask(root: Path) -> None:
     palette = np.array(list(COLOURS.values()), float)
     checked = 0
     for video, entry in meta.items():
-        image = np.asarray(
-            Image.open(root / "train" / "JPEGImages" / video / f"{entry['frames'][0]}.jpg"), float
-        )
+        image = np.asarray(Image.open(root / "train" / "JPEGImages" / video / f"{entry['frames'][0]}.jpg"), float)
         for expression in entry["expressions"].values():
             named = [colour for colour in COLOURS if colour in expression["exp"].split()]
             mask = union(masks, expression["anno_id"])[0]
@@ -94,15 +92,7 @@ def test_a_sentence_is_true_of_all_its_objects_and_of_no_other() -> None:
         scene = [(text.replace("not moving", "still"), objects) for text, objects in drawn]
         assert len(scene) >= 2
         for text, objects in scene:
-            words = {w.rstrip("s") for w in text.split()} & {
-                *COLOURS,
-                *SHAPES,
-                "left",
-                "right",
-                "up",
-                "down",
-                "still",
-            }
+            words = {w.rstrip("s") for w in text.split()} & {*COLOURS, *SHAPES, "left", "right", "up", "down", "still"}
             plural = text.split()[1 + any(c in text for c in COLOURS)].endswith("s")
             assert plural == (len(objects) > 1)
             for other, named in scene:
@@ -125,9 +115,7 @@ def test_some_sentences_name_several_objects_and_some_objects_leave() -> None:
     assert 0.005 < np.mean(gone) < 0.15
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_split_other_scenes(
-    root: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_writes_the_same_bytes_and_another_split_other_scenes(root: Path, tmp_path: Path) -> None:
     write_synthetic(tmp_path, split="train", videos=3, seed=3, frames=FRAMES, size=SIDE)
     write_synthetic(tmp_path, split="valid_u", videos=3, seed=3, frames=FRAMES, size=SIDE)
     again = sorted((tmp_path / "train" / "JPEGImages").rglob("*.jpg"))

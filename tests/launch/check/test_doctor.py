@@ -20,16 +20,7 @@ def only(check: Callable[[Subject], list[Finding]], subject: Subject) -> dict[st
 def test_this_machine_passes_what_the_tests_themselves_need(tmp_path: Path) -> None:
     report = json.loads(flowmask("doctor", "--json").stdout)
     state = {line["check"]: line["state"] for line in report["checks"]}
-    for check in (
-        "python",
-        "torch",
-        "gloo",
-        "deepspeed",
-        "decord",
-        "mlflow",
-        "atomic rename",
-        "exclusive create",
-    ):
+    for check in ("python", "torch", "gloo", "deepspeed", "decord", "mlflow", "atomic rename", "exclusive create"):
         assert state[check] == "pass"
     assert report["ok"]
     assert all(line["fix"] for line in report["checks"] if line["state"] != "pass")
@@ -40,9 +31,7 @@ def test_what_a_config_names_is_examined(tmp_path: Path) -> None:
 
     write_tiny_wan(tmp_path / "wan")
     config = tmp_path / "run.yaml"
-    config.write_text(
-        f"out: {tmp_path}/run\nmodel: {{wan: {tmp_path}/wan}}\ndata: {{cache: {tmp_path}/gone}}\n"
-    )
+    config.write_text(f"out: {tmp_path}/run\nmodel: {{wan: {tmp_path}/wan}}\ndata: {{cache: {tmp_path}/gone}}\n")
     findings = only(doctor_checks.inputs, subject_of(config))
     assert (findings["weights"].state, findings["data"].state) == ("pass", "fail")
     subject = subject_of(config, ["launch.cluster=slurm", "launch.partition=gpu", "tracking.uri=http://x:1"])
@@ -51,9 +40,7 @@ def test_what_a_config_names_is_examined(tmp_path: Path) -> None:
 
 def test_several_datasets_are_each_looked_for(tmp_path: Path) -> None:
     config = tmp_path / "cache.yaml"
-    config.write_text(
-        f"out: c\ndata: [{{source: mevis, root: {tmp_path}}}, {{source: mevis, root: {tmp_path}/b}}]\n"
-    )
+    config.write_text(f"out: c\ndata: [{{source: mevis, root: {tmp_path}}}, {{source: mevis, root: {tmp_path}/b}}]\n")
     states = [f.state for f in examine(subject_of(config), [doctor_checks.inputs])]
     assert states == ["pass", "fail"]
 
@@ -88,9 +75,7 @@ def test_a_server_that_is_away_or_silent_is_a_warning_since_training_goes_on(tmp
     assert {asked["mlflow server"].state, refused["mlflow server"].state} == {"warn"}
 
 
-def test_slurm_that_is_not_here_fails_only_those_who_want_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slurm_that_is_not_here_fails_only_those_who_want_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     states = {
         cluster: only(doctor_checks.slurm, Subject(tmp_path, cluster=cluster))["slurm"].state
@@ -104,9 +89,7 @@ def test_a_partition_that_does_not_exist_is_told_with_those_that_do(
 ) -> None:
     for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 0\n")
-    (tmp_path / "sinfo").write_text(
-        "#!/bin/sh\necho 'main* up 2 infinite idle'\necho 'high up 2 infinite idle'\n"
-    )
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'main* up 2 infinite idle'\necho 'high up 2 infinite idle'\n")
     for file in tmp_path.iterdir():
         file.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

@@ -46,9 +46,7 @@ def place(tmp_path: Path, wan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "train.yaml").write_text(
         "out: run\nmodel: {wan: wan}\ndata: {cache: cache}\ntrain: {steps: 2, global_batch: 2}\n"
     )
-    (tmp_path / "evaluate.yaml").write_text(
-        "out: scores\ncheckpoint: run\ndata: {root: data, split: valid_u}\n"
-    )
+    (tmp_path / "evaluate.yaml").write_text("out: scores\ncheckpoint: run\ndata: {root: data, split: valid_u}\n")
     (tmp_path / "occupied").write_text("a file where a folder is wanted")
     monkeypatch.chdir(tmp_path)
 

@@ -124,11 +124,7 @@ def other_fingerprint(place: Path) -> None:
 
 
 nothing: Mutation = lambda place: None  # noqa: E731 - a row without damage
-META, MASKS, SHARD = (
-    "data/train/meta_expressions.json",
-    "data/train/mask_dict.json",
-    "cache/shards/000000.tar",
-)
+META, MASKS, SHARD = ("data/train/meta_expressions.json", "data/train/mask_dict.json", "cache/shards/000000.tar")
 BUILD = ["cache", "build", "cache.yaml", "out=new"]
 EXTEND = ["cache", "build", "cache.yaml"]
 VERIFY, REPAIR = ["cache", "verify", "cache"], ["cache", "repair", "cache"]

@@ -65,9 +65,7 @@ def killed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     here = ("launch.cluster=debug", "stages.decoder.launch.cluster=local")  # fewer processes: faster
     second = start_flowmask("curriculum", path, *here)
     until(lambda: newest_step(out / "decoder") > saved, second)
-    rank = next(
-        p for p in psutil.Process(second.pid).children() if "flowmask.launch.local.worker" in p.cmdline()
-    )
+    rank = next(p for p in psutil.Process(second.pid).children() if "flowmask.launch.local.worker" in p.cmdline())
     rank.send_signal(signal.SIGKILL)
     said, _ = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0, said
@@ -150,15 +148,11 @@ def test_done_is_told_by_content_and_nothing_of_another_content_is_overwritten(
     assert undone(path, "stages.evaluate.sampler.steps=2") == {"evaluate"}
     assert undone(path, "stages.submission.archive=ref_youtube_vos") == {"submission"}
     assert undone(path, "stages.finetune.train.steps=6") == {"finetune", "evaluate", "submission"}
-    with pytest.raises(
-        ConfigError, match=r"stage finetune: .*finetune holds a run with another config: train.lr"
-    ):
+    with pytest.raises(ConfigError, match=r"stage finetune: .*finetune holds a run with another config: train.lr"):
         judged(path, "stages.finetune.train.lr=1")
     with pytest.raises(ConfigError, match=r"stage cache_mevis: .* holds a cache of another fingerprint"):
         judged(path, "stages.cache_mevis.cache.seed=3")
-    with pytest.raises(
-        ConfigError, match=r"stage finetune: .* started from weights of stage pretrain, which is not"
-    ):
+    with pytest.raises(ConfigError, match=r"stage finetune: .* started from weights of stage pretrain, which is not"):
         judged(path, "stages.pretrain.train.steps=6")
     other = copy.deepcopy(tree)
     for one in other["stages"]:
@@ -212,9 +206,7 @@ def test_what_cannot_be_a_curriculum_is_one_line(tree: dict[str, Any], tmp_path:
     assert "needs nothing_known; stages are: cache_refcoco" in changed("decoder", needs=["nothing_known"])
     assert "is of kind bake; it must be one of: cache, train, evaluate" in changed("decoder", kind="bake")
     shared = str(tmp_path / "finetune")
-    assert f"out is {shared} for finetune and for evaluate" in refused(
-        tree, tmp_path, f"stages.evaluate.out={shared}"
-    )
+    assert f"out is {shared} for finetune and for evaluate" in refused(tree, tmp_path, f"stages.evaluate.out={shared}")
     assert "two stages are called finetune" in changed("evaluate", name="finetune")
     assert "carries checkpoint from finetune, which it does not need" in changed("evaluate", needs=[])
     assert "set it to mask_decoder" in changed("decoder", overrides={})
@@ -240,10 +232,7 @@ def test_weights_are_handed_on_only_with_equal_settings(tree: dict[str, Any], tm
 
 
 def test_a_stage_that_would_train_on_cpus_unasked_is_refused_before_anything_is_submitted(
-    tree: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_slurm(tmp_path, monkeypatch, {"main": [("(null)", 4)], "gpu": [("gpu:a100:8", 64)]})
     tree["launch"] = {"cluster": "slurm"}
@@ -295,7 +284,6 @@ def test_a_curriculum_killed_at_any_time_ends_with_the_weights_and_scores_of_an_
         for name in ("decoder", "pretrain", "finetune"):
             assert not unequal_tensors(alone / name, out / name), (seed, trial, name)
         scores = [
-            json.loads((place / "evaluate" / "scores.json").read_text())["per_expression"]
-            for place in (alone, out)
+            json.loads((place / "evaluate" / "scores.json").read_text())["per_expression"] for place in (alone, out)
         ]
         assert scores[0] == scores[1], (seed, trial)

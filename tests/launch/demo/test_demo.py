@@ -30,16 +30,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_the_demo_fills_every_named_place(smoke: Path) -> None:
-    for name in (
-        "dataset",
-        "wan",
-        "cache",
-        "runs/decoder",
-        "runs/dit",
-        "predict",
-        "mlflow.db",
-        "report.json",
-    ):
+    for name in ("dataset", "wan", "cache", "runs/decoder", "runs/dit", "predict", "mlflow.db", "report.json"):
         assert (smoke / name).exists(), name
 
 
@@ -99,9 +90,7 @@ def test_the_demo_trains_in_as_many_processes_as_share_its_batches(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     asked: list[tuple[str, int]] = []
-    monkeypatch.setattr(
-        demo, "run", lambda kind, job: asked.append((kind, job.launch.processes_per_node)) or 0
-    )
+    monkeypatch.setattr(demo, "run", lambda kind, job: asked.append((kind, job.launch.processes_per_node)) or 0)
     for part in ("_dataset", "_wan", "_predict"):
         monkeypatch.setattr(demo.Stages, part, lambda self: None)
     demo.Stages(tmp_path, demo.load_settings(profile), Console(quiet=True)).run()
@@ -125,9 +114,7 @@ def test_a_cache_rebuilt_from_its_config_by_another_number_of_workers_is_the_sam
     smoke: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "cache"
-    built = flowmask(
-        "cache", "build", smoke / "cache" / "config.yaml", f"out={other}", "launch.processes_per_node=1"
-    )
+    built = flowmask("cache", "build", smoke / "cache" / "config.yaml", f"out={other}", "launch.processes_per_node=1")
     assert built.returncode == 0, built.stderr
     ours, theirs = hashes(smoke / "cache"), hashes(other)
     assert {k: v for k, v in ours.items() if k != "config.yaml"} == {

@@ -115,10 +115,7 @@ def test_cost_is_linear_in_the_depth_that_is_not_run(lab: Path) -> None:
 
 
 def test_more_sharding_never_takes_more_memory_and_one_process_has_nothing_to_shard() -> None:
-    sizes = [
-        device_memory(Setting(2, ranks=ranks), parameters=1e9, activations=1e9).peak
-        for ranks in (2, 4, 8, 64)
-    ]
+    sizes = [device_memory(Setting(2, ranks=ranks), parameters=1e9, activations=1e9).peak for ranks in (2, 4, 8, 64)]
     assert sizes == sorted(sizes, reverse=True)
     alone = [device_memory(Setting(stage), parameters=1e9, activations=0).states for stage in range(4)]
     assert len(set(alone)) == 1
@@ -126,15 +123,7 @@ def test_more_sharding_never_takes_more_memory_and_one_process_has_nothing_to_sh
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "cache_mevis",
-        "cache_refcoco",
-        "evaluate_mevis",
-        "train_mask_decoder",
-        "train_mevis",
-        "train_mixed",
-        "demo/dit",
-    ],
+    ["cache_mevis", "cache_refcoco", "evaluate_mevis", "train_mask_decoder", "train_mevis", "train_mixed", "demo/dit"],
 )
 def test_a_config_has_a_plan_without_weights_or_data(name: str) -> None:
     done = runner.invoke(app, ["plan", str(CONFIGS / f"{name}.yaml"), "--json", "--gpu", "A100"])

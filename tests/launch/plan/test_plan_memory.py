@@ -6,13 +6,7 @@ from typing import Any
 import pytest
 from plan_ranks import BUCKET, LATENT, job_of
 
-from flowmask.launch.plan.memory import (
-    EIGHT_BIT_MOMENTS_BYTES,
-    FP32_MOMENTS_BYTES,
-    Setting,
-    device_memory,
-    host_memory,
-)
+from flowmask.launch.plan.memory import EIGHT_BIT_MOMENTS_BYTES, FP32_MOMENTS_BYTES, Setting, device_memory, host_memory
 from flowmask.launch.plan.model import architecture, trained_module
 from flowmask.launch.plan.one_pass import Shape, batch_bytes, micro_batch_pass
 from flowmask.models.weights.tiny_wan import write_tiny_wan
@@ -60,9 +54,7 @@ def measured_by_ranks(wan: Path, folder: Path, numbers: list[int]) -> dict[int, 
     from workers import run_ranks
 
     arguments = {"wan": str(wan), "cases": [CASES[number] for number in numbers]}
-    ranks = run_ranks(
-        2, SUPPORT / "plan_ranks.py", "measure", folder=folder, timeout_s=500, arguments=arguments
-    )
+    ranks = run_ranks(2, SUPPORT / "plan_ranks.py", "measure", folder=folder, timeout_s=500, arguments=arguments)
     return dict(zip(numbers, ranks[0], strict=True))
 
 
@@ -74,9 +66,7 @@ def measured(request: pytest.FixtureRequest, number: int) -> dict[int, dict[str,
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(
-            number, id=" ".join(map(str, case.values())), marks=[pytest.mark.long] if number in FP32 else []
-        )
+        pytest.param(number, id=" ".join(map(str, case.values())), marks=[pytest.mark.long] if number in FP32 else [])
         for number, case in enumerate(CASES)
     ],
 )
@@ -95,9 +85,7 @@ def test_a_rank_holds_what_the_plan_says(wan: Path, measured: dict[int, dict[str
         ranks=2,
         moments_bytes=EIGHT_BIT_MOMENTS_BYTES if eight else FP32_MOMENTS_BYTES,
     )
-    batch = 2 * (
-        batch_bytes(job, SHAPE, text_dim=64) + 4 * 16 * LATENT[0] * LATENT[1] * LATENT[2]
-    )  # with its noise
+    batch = 2 * (batch_bytes(job, SHAPE, text_dim=64) + 4 * 16 * LATENT[0] * LATENT[1] * LATENT[2])  # with its noise
     device = device_memory(
         setting,
         parameters=sum(sizes),
@@ -111,9 +99,7 @@ def test_a_rank_holds_what_the_plan_says(wan: Path, measured: dict[int, dict[str
     hosted = host_memory(setting, parameters=sum(sizes))  # on a CPU both are the same memory
     host = hosted.offloaded
     found = measured[number]
-    between = (
-        device.states + host + (device.buffers if job.train.zero_stage == 3 else 0)
-    )  # some stay gathered
+    between = device.states + host + (device.buffers if job.train.zero_stage == 3 else 0)  # some stay gathered
     assert found["peak"] == pytest.approx(device.working + host, rel=0.1)
     assert found["held"] == pytest.approx(between, rel=0.1)
     if not job.train.offload_optimizer:

@@ -21,9 +21,7 @@ MISTAKE = NodeEnd(2, "train.lr is odd")
 BUDGETS = {"max_preemptions": 2, "max_timeouts": 1, "max_crashes": 1}
 
 
-def facts(
-    state: str = "RUNNING", *, restarts: int = 0, left_s: float = 7200, preempted: bool = False
-) -> JobFacts:
+def facts(state: str = "RUNNING", *, restarts: int = 0, left_s: float = 7200, preempted: bool = False) -> JobFacts:
     return JobFacts(state, restarts, NOW + timedelta(seconds=left_s), NOW if preempted else None)
 
 
@@ -126,9 +124,7 @@ def test_a_job_that_slurm_has_requeued_is_not_requeued_again(
     assert slurm.asked == [] and submission.verdicts() == {}
 
 
-def test_a_job_that_must_requeue_itself_does_so_once(
-    submission: Submission, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_must_requeue_itself_does_so_once(submission: Submission, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = Slurm(monkeypatch, facts(preempted=True), [])
     submission.set_ended(SAVED, array=0, restart=0, node=0)
     after(submission.folder, 0)

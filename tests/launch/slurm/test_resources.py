@@ -64,10 +64,7 @@ def test_the_gpus_of_a_node_are_read_from_what_scontrol_shows(facts: dict[str, s
 
 
 @pytest.mark.parametrize("kind", TREES)
-@pytest.mark.parametrize(
-    "nodes",
-    [("gpu:8", 64), ("gpu:a100:8(S:0-1)", 64)],
-)
+@pytest.mark.parametrize("nodes", [("gpu:8", 64), ("gpu:a100:8(S:0-1)", 64)])
 def test_a_gpu_job_asks_for_a_gpu_a_process_and_cpus_for_its_threads(
     kind: type[AnyJob], nodes: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,26 +127,20 @@ def test_who_says_that_a_job_is_for_cpus_gets_no_gpu_and_no_refusal(
     assert "no GPUs" in asked.said
 
 
-def test_more_processes_than_a_node_has_gpus_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_processes_than_a_node_has_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_slurm(tmp_path, monkeypatch, {"gpu": [("gpu:4", 64), ("gpu:2", 64)]})
     line = refused(settle(job(TrainJob, processes_per_node=8)))
     assert "launch.processes_per_node is 8" in line and "4 GPUs" in line
 
 
-def test_a_cluster_that_hides_its_nodes_is_asked_no_further(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_hides_its_nodes_is_asked_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_slurm(tmp_path, monkeypatch, {"gpu": []})
     asked = settle(job(TrainJob))
     assert "launch.gpus_per_node" in refused(asked) and "shows no nodes of partition gpu" in refused(asked)
     assert asked.launch.cpus_per_node == 8
 
 
-def test_gpus_that_sbatch_args_ask_for_are_not_asked_for_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_that_sbatch_args_ask_for_are_not_asked_for_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_slurm(tmp_path, monkeypatch, {"gpu": [("gpu:4", 64)]})
     asked = settle(job(TrainJob, sbatch_args={"gres": "gpu:a100:2"}))
     assert asked.launch.gpus_per_node is None and not asked.checks

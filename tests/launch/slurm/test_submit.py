@@ -56,9 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(
-    *words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> tuple[int, str, str]:
+def said(*words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command."""
     monkeypatch.setattr(sys, "argv", ["flowmask", *words])
     try:
@@ -84,11 +82,7 @@ def test_a_dry_run_prints_the_script_as_it_has_always_been(
     Path("job.yaml").write_text(yaml.safe_dump(config))
     code, out, _ = said("submit", "job.yaml", "--dry-run", capsys=capsys, monkeypatch=monkeypatch)
     assert code == 0
-    script = (
-        out.partition("\n# " + name)[0]
-        .replace(str(place.resolve()), "PLACE")
-        .replace(sys.executable, "PYTHON")
-    )
+    script = out.partition("\n# " + name)[0].replace(str(place.resolve()), "PLACE").replace(sys.executable, "PYTHON")
     assert script.strip() == (GOLDEN / f"{name}.sh").read_text().strip()
     assert [path.name for path in place.iterdir()] == ["job.yaml"]
 
@@ -160,9 +154,7 @@ def test_a_config_of_no_kind_is_refused_with_the_kinds(tree: dict[str, Any], wor
     assert "evaluate" in str(caught.value)
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_refused(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_too_small_for_the_checkpoints_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = validate({**TRAIN, "launch": {}}, TrainJob, origin="job.yaml")
     monkeypatch.setattr(preflight, "_parameters", lambda folder: 10**12)
     check = preflight._disk(job)
@@ -170,8 +162,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [("2:00:00", 120), ("1-00:30:00", 1470), ("05:00", 5), ("UNLIMITED", None), ("", None)],
+    ("text", "expected"), [("2:00:00", 120), ("1-00:30:00", 1470), ("05:00", 5), ("UNLIMITED", None), ("", None)]
 )
 def test_slurms_times_are_read(text: str, expected: int | None) -> None:
     assert preflight.minutes(text) == expected
@@ -184,9 +175,7 @@ def test_a_snapshot_holds_the_code_and_no_secret(tmp_path: Path, monkeypatch: py
     code = snapshot.freeze(tmp_path)
     for room in ("models", "data_pipeline", "trainer", "launch"):
         ours = {path.relative_to(ROOT) for path in (ROOT / room).rglob("*.py")}
-        assert ours == {
-            path.relative_to(code / "flowmask") for path in (code / "flowmask" / room).rglob("*.py")
-        }
+        assert ours == {path.relative_to(code / "flowmask") for path in (code / "flowmask" / room).rglob("*.py")}
     written = "".join(path.read_text() for path in tmp_path.glob("*.*"))
     assert "abc123abc123" not in written
     assert '"HARMLESS": "yes"' in written and '"torch"' in written

@@ -31,12 +31,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(lab: Path, out: Path, **overrides: Any) -> Path:
-    keys = {
-        "train.steps": 1_000_000,
-        "checkpoint.every_steps": 1_000_000,
-        "train.micro_batch": 1,
-        **overrides,
-    }
+    keys = {"train.steps": 1_000_000, "checkpoint.every_steps": 1_000_000, "train.micro_batch": 1, **overrides}
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(run_config(lab, out, keys).model_dump(mode="json")))
     return path

@@ -66,9 +66,7 @@ def test_a_build_is_seen_stops_and_goes_on(tmp_path: Path, started: list[subproc
 
 
 @pytest.mark.long
-def test_an_evaluation_is_seen_stops_and_goes_on(
-    tmp_path: Path, started: list[subprocess.Popen[str]]
-) -> None:
+def test_an_evaluation_is_seen_stops_and_goes_on(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     export, out = write_golden_export(tmp_path / "golden"), tmp_path / "scores"
     data = {"source": "mevis", "root": DATA, "split": "valid_u"}
     tree = {"out": out, "checkpoint": export, "data": data, "box": BOX, "precision": "fp32", "device": "cpu"}

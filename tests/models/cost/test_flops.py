@@ -39,11 +39,7 @@ def test_the_formula_is_what_the_counter_counts(
     by_products = sdpa_kernel(SDPBackend.MATH)  # the CPU's fused attention is unknown to the counter
     with torch.no_grad(), by_products, FlopCounterMode(display=False) as counter:
         velocity(
-            dit,
-            x_t=torch.zeros(shape),
-            video_latent=torch.zeros(shape),
-            timestep=torch.full((batch,), 1000),
-            text=text,
+            dit, x_t=torch.zeros(shape), video_latent=torch.zeros(shape), timestep=torch.full((batch,), 1000), text=text
         )
     formula = batch * dit_forward_flop(dit.config, latent, text_tokens=text_tokens)
     assert counter.get_total_flops() == formula

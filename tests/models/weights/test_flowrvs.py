@@ -51,9 +51,7 @@ def test_the_reference_order_follows_from_the_names_in_any_order(case: str) -> N
     assert flowrvs.reference_order(reversed(order)) == order
 
 
-def test_ema_weights_reach_the_names_that_they_were_averaged_from(
-    weights: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_ema_weights_reach_the_names_that_they_were_averaged_from(weights: dict[str, Tensor], tmp_path: Path) -> None:
     path = save(trained(weights, recorded_order()), tmp_path / "dit.pth")
     plain, settings = flowrvs.load_dit(path, ema=False)
     averaged, _ = flowrvs.load_dit(path, ema=True)
@@ -74,16 +72,11 @@ DAMAGES = {
     "no model": (lambda c: c.pop("model"), "`model` is missing"),
     "missing key": (lambda c: c["model"].pop("proj_out.bias"), "1 missing (proj_out.bias)"),
     "unexpected key": (lambda c: c["model"].update(extra=torch.ones(1)), "1 unexpected (extra)"),
-    "reshaped key": (
-        lambda c: c["model"].update({"proj_out.bias": torch.ones(3)}),
-        "1 reshaped (proj_out.bias",
-    ),
+    "reshaped key": (lambda c: c["model"].update({"proj_out.bias": torch.ones(3)}), "1 reshaped (proj_out.bias"),
     "consistently reshaped": (
         lambda c: (
             c["model"].update({"blocks.0.norm2.bias": torch.ones(3)}),
-            c["ema_model"]["shadow_params"].__setitem__(
-                recorded_order().index("blocks.0.norm2.bias"), torch.ones(3)
-            ),
+            c["ema_model"]["shadow_params"].__setitem__(recorded_order().index("blocks.0.norm2.bias"), torch.ones(3)),
         ),
         "1 reshaped (blocks.0.norm2.bias",
     ),
@@ -116,9 +109,7 @@ class Trap:
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("load", [flowrvs.load_dit, flowrvs.load_mask_decoder])
-def test_a_malicious_pickle_is_refused_and_executes_nothing(
-    load: object, zipped: bool, tmp_path: Path
-) -> None:
+def test_a_malicious_pickle_is_refused_and_executes_nothing(load: object, zipped: bool, tmp_path: Path) -> None:
     target = tmp_path / "executed"
     path = tmp_path / "trap.pth"
     torch.save({"model": {}, "args": Trap(target)}, path, _use_new_zipfile_serialization=zipped)

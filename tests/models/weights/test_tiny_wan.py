@@ -34,13 +34,8 @@ def test_the_strict_loader_opens_every_part_and_the_transformer_is_sharded(folde
     assert wan.transformer(video_injection=True).patch_embedding.weight.shape[1] == 32
     assert wan.transformer(video_injection=False).patch_embedding.weight.shape[1] == 16
     encoder = wan.text_encoder()
-    assert (
-        encoder("the red circle", max_tokens=32).shape[1]
-        == wan.transformer(video_injection=False).config.text_dim
-    )
-    index = json.loads(
-        (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").read_text()
-    )
+    assert encoder("the red circle", max_tokens=32).shape[1] == wan.transformer(video_injection=False).config.text_dim
+    index = json.loads((folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
     assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["flow_shift"] == 3.0
 
@@ -67,11 +62,7 @@ def test_embeddings_have_unit_scale_and_tell_words_and_their_order_apart(folder:
     encode = WanFolder(folder).text_encoder()
     base, word, order = (
         encode(text, max_tokens=32)
-        for text in (
-            "the red circle moving left",
-            "the red circle moving right",
-            "the circle red moving left",
-        )
+        for text in ("the red circle moving left", "the red circle moving right", "the circle red moving left")
     )
     assert 0.8 < base.std() < 1.25
     for other in (word, order):

@@ -66,9 +66,7 @@ def test_widening_copies_the_weights_and_zeroes_the_new_channels(folder: Path) -
     wide = WanFolder(folder).transformer(video_injection=True)
     weight = wide.state_dict()[PATCH_KEY]
     assert torch.equal(weight[:, :16], plain[PATCH_KEY]) and not weight[:, 16:].any()
-    assert (
-        wide.config.in_channels == wide.patch_embedding.in_channels == 32 and wide.config.out_channels == 16
-    )
+    assert wide.config.in_channels == wide.patch_embedding.in_channels == 32 and wide.config.out_channels == 16
     assert all(torch.equal(v, plain[k]) for k, v in wide.state_dict().items() if k != PATCH_KEY)
 
 
@@ -86,21 +84,11 @@ def test_32_input_channels_are_told_by_the_weights_not_by_the_config(folder: Pat
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("asked", [torch.float32, torch.bfloat16])
-def test_weights_of_either_dtype_load_as_either(
-    folder: Path, stored: torch.dtype, asked: torch.dtype
-) -> None:
-    for file in [
-        *shards(folder),
-        *(folder / "vae").glob("*.safetensors"),
-        folder / "text_encoder/model.safetensors",
-    ]:
+def test_weights_of_either_dtype_load_as_either(folder: Path, stored: torch.dtype, asked: torch.dtype) -> None:
+    for file in [*shards(folder), *(folder / "vae").glob("*.safetensors"), folder / "text_encoder/model.safetensors"]:
         save_file({k: v.to(stored) for k, v in load_file(file).items()}, file)
     wan = WanFolder(folder)
-    models = (
-        wan.transformer(video_injection=True, dtype=asked),
-        wan.vae(asked),
-        wan.text_encoder(asked).model,
-    )
+    models = (wan.transformer(video_injection=True, dtype=asked), wan.vae(asked), wan.text_encoder(asked).model)
     for model in models:
         assert {p.dtype for p in model.parameters()} == {asked}
         assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
@@ -149,10 +137,7 @@ DAMAGES = {
     "config with an unknown key": (lambda f: edit(f / "vae/config.json", zdim=16), "has zdim, unknown"),
     "wan 2.2 vae": (lambda f: edit(f / "vae/config.json", z_dim=48), "not a Wan2.1 VAE (z_dim 48)"),
     "impossible config": (lambda f: edit(f / "transformer/config.json", num_layers="two"), "cannot be built"),
-    "text config of another model": (
-        lambda f: edit(f / "text_encoder/config.json", model_type="t5"),
-        "not umt5",
-    ),
+    "text config of another model": (lambda f: edit(f / "text_encoder/config.json", model_type="t5"), "not umt5"),
     "no shard": (lambda f: shards(f)[1].unlink(), "download that shard again"),
     "no weights": (lambda f: (f / VAE_FILE).unlink(), f"{STEM}.safetensors is missing"),
     "cut shard": (lambda f: shards(f)[0].write_bytes(shards(f)[0].read_bytes()[:-100]), "is damaged"),
@@ -161,10 +146,7 @@ DAMAGES = {
         lambda f: (f / VAE_FILE).rename(f / "vae" / f"{STEM}.bin"),
         f"pickled weights ({STEM}.bin), which are refused",
     ),
-    "missing key": (
-        lambda f: rewrite(f / VAE_FILE, **{"quant_conv.bias": None}),
-        "1 missing (quant_conv.bias)",
-    ),
+    "missing key": (lambda f: rewrite(f / VAE_FILE, **{"quant_conv.bias": None}), "1 missing (quant_conv.bias)"),
     "unexpected key": (lambda f: rewrite(f / VAE_FILE, extra=torch.ones(1)), "1 unexpected (extra)"),
     "reshaped key": (
         lambda f: rewrite(f / VAE_FILE, **{"quant_conv.bias": torch.ones(3)}),
@@ -187,9 +169,7 @@ DAMAGES = {
         "repeats",
     ),
     "index points elsewhere": (
-        lambda f: edit(
-            f / "transformer" / f"{STEM}.safetensors.index.json", weight_map={"a": "../x.safetensors"}
-        ),
+        lambda f: edit(f / "transformer" / f"{STEM}.safetensors.index.json", weight_map={"a": "../x.safetensors"}),
         "names '../x.safetensors'",
     ),
     "index without a map": (

@@ -23,9 +23,7 @@ from flowmask.trainer.objectives.objectives import objective_named, read_metrics
 STATS = LatentStats(mean=tuple([0.5] * 16), std=tuple([2.0] * 16))
 
 
-def make(
-    kind: str = "flow_matching", *, stats: LatentStats = STATS, wan: Path = Path(), **settings: Any
-) -> Any:
+def make(kind: str = "flow_matching", *, stats: LatentStats = STATS, wan: Path = Path(), **settings: Any) -> Any:
     model = ModelConfig(wan=wan, mask_latent_norm=settings.pop("mask_latent_norm", "none"))
     return objective_named(ObjectiveConfig(kind=kind, **settings), model=model, stats=stats)
 
@@ -97,9 +95,7 @@ def test_the_video_is_sampled_then_normalised_and_the_mask_is_left_raw() -> None
     sample = batch.video_mean + torch.exp(batch.video_logvar / 2) * make().noise(batch)
     assert torch.allclose(video, (sample - 0.5) / 2) and torch.equal(mask, batch.mask_mean)
     plain = make(start_point_augmentation=False).prepare(batch_of([5]))
-    assert torch.equal(
-        make(start_point_augmentation=False)._endpoints(plain)[0], (batch.video_mean - 0.5) / 2
-    )
+    assert torch.equal(make(start_point_augmentation=False)._endpoints(plain)[0], (batch.video_mean - 0.5) / 2)
 
 
 def test_metrics_split_the_loss_into_the_boundary_and_the_rest() -> None:

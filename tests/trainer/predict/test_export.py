@@ -42,9 +42,7 @@ def test_import_export_import_is_exact_for_a_dit(
 ) -> None:
     first = load_dit(str(dit_run), ema=ema)
     done = export(str(dit_run), format=format, out=tmp_path / f"once{FORMATS[format]}", ema=ema)
-    again = export(
-        str(done.path), format=format, out=tmp_path / f"twice{FORMATS[format]}", ema=ema, wan=lab / "wan"
-    )
+    again = export(str(done.path), format=format, out=tmp_path / f"twice{FORMATS[format]}", ema=ema, wan=lab / "wan")
     for path in (done.path, again.path):
         second = load_dit(str(path), ema=ema)
         assert same(first.state_dict, second.state_dict) and second.sha256 == first.sha256
@@ -54,9 +52,7 @@ def test_import_export_import_is_exact_for_a_dit(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_import_export_import_is_exact_for_a_mask_decoder(
-    decoder_run: Path, tmp_path: Path, format: str
-) -> None:
+def test_import_export_import_is_exact_for_a_mask_decoder(decoder_run: Path, tmp_path: Path, format: str) -> None:
     first = load_mask_decoder(str(decoder_run))
     done = export(str(decoder_run), format=format, out=tmp_path / f"decoder{FORMATS[format]}")
     assert objective_of(str(done.path)) == "mask_decoder"
@@ -64,9 +60,7 @@ def test_import_export_import_is_exact_for_a_mask_decoder(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_formats_convert_into_each_other_without_loss(
-    dit_run: Path, lab: Path, tmp_path: Path, format: str
-) -> None:
+def test_formats_convert_into_each_other_without_loss(dit_run: Path, lab: Path, tmp_path: Path, format: str) -> None:
     sha256 = load_dit(str(dit_run)).sha256
     source = export(str(dit_run), format=format, out=tmp_path / f"source{FORMATS[format]}").path
     for other in FORMATS:
@@ -122,19 +116,13 @@ def test_training_starts_from_an_export_as_from_its_run(lab: Path, dit_run: Path
 
 def test_bfloat16_is_half_the_size_and_rounds_only(dit_run: Path, tmp_path: Path) -> None:
     whole = export(str(dit_run), format="safetensors", out=tmp_path / "whole.safetensors").path
-    half = export(
-        str(dit_run), format="safetensors", out=tmp_path / "half.safetensors", dtype=torch.bfloat16
-    ).path
+    half = export(str(dit_run), format="safetensors", out=tmp_path / "half.safetensors", dtype=torch.bfloat16).path
     assert half.stat().st_size < 0.6 * whole.stat().st_size
     rounded = load_dit(str(half)).state_dict
-    assert all(
-        torch.equal(rounded[n], t.bfloat16().float()) for n, t in load_dit(str(whole)).state_dict.items()
-    )
+    assert all(torch.equal(rounded[n], t.bfloat16().float()) for n, t in load_dit(str(whole)).state_dict.items())
 
 
-def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
-    dit_run: Path, lab: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(dit_run: Path, lab: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"proj_out.bias": torch.ones(3)}, tmp_path / "stranger.safetensors")
@@ -145,11 +133,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
         (str(dit_run), {"format": "flowrvs", "out": tmp_path / "x.bin"}, "end it in .pth"),
         (str(tmp_path / "nothing"), {"format": "flowrvs", "out": tmp_path / "x.pth"}, "does not exist"),
         (str(tmp_path), {"format": "flowrvs", "out": tmp_path / "x.pth"}, "neither a run folder"),
-        (
-            str(dit_run),
-            {"format": "diffusers", "out": tmp_path / "x", "wan": tmp_path / "gone"},
-            "give --wan",
-        ),
+        (str(dit_run), {"format": "diffusers", "out": tmp_path / "x", "wan": tmp_path / "gone"}, "give --wan"),
         (
             str(tmp_path / "stranger.safetensors"),
             {"format": "diffusers", "out": tmp_path / "x", "wan": lab / "wan"},

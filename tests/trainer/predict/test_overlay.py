@@ -53,12 +53,7 @@ def test_a_contour_is_drawn_in_the_solid_colour_but_not_along_the_border_of_the_
 
 @pytest.mark.parametrize(
     ("size", "seen"),
-    [
-        ((64, 64), (480, 480)),
-        ((480, 720), (480, 720)),
-        ((2160, 3840), (1080, 1920)),
-        ((60, 333), (346, 1920)),
-    ],
+    [((64, 64), (480, 480)), ((480, 720), (480, 720)), ((2160, 3840), (1080, 1920)), ((60, 333), (346, 1920))],
 )
 def test_small_videos_are_shown_larger_and_large_ones_smaller_in_their_own_shape(
     size: tuple[int, int], seen: tuple[int, int]
@@ -97,9 +92,7 @@ def test_an_overlay_video_plays_with_even_sides_and_the_rate_and_frames_it_was_g
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     frame, mask, path = np.full((*size, 3), 90, np.uint8), _disc(*size), tmp_path / "o.mp4"
-    with OverlayVideo(
-        path, prompts=[("a disc", colour(0))], height=size[0], width=size[1], fps=30000 / 1001
-    ) as v:
+    with OverlayVideo(path, prompts=[("a disc", colour(0))], height=size[0], width=size[1], fps=30000 / 1001) as v:
         for _ in range(7):
             v.add(frame, [mask])
     with av.open(str(path)) as container:

@@ -47,9 +47,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _predict(
-    export: Path, video: Path, out: Path, prompts: list[str] = PROMPTS, **changes: Any
-) -> Predictions:
+def _predict(export: Path, video: Path, out: Path, prompts: list[str] = PROMPTS, **changes: Any) -> Predictions:
     settings = {"precision": "fp32", "device": "cpu"} | changes
     return predict(video, prompts, checkpoint=str(export), out=out, **settings)
 
@@ -69,9 +67,7 @@ def test_every_prompt_gets_its_masks_and_its_video_and_all_get_one_together(
         assert prompt.area_px == [int(mask.sum()) for mask in masks]
 
 
-def test_overlay_videos_keep_the_frames_and_the_rate_of_the_source(
-    export: Path, video: Path, tmp_path: Path
-) -> None:
+def test_overlay_videos_keep_the_frames_and_the_rate_of_the_source(export: Path, video: Path, tmp_path: Path) -> None:
     result = _predict(export, video, tmp_path / "p")
     for path in [result.overlay, *(prompt.overlay for prompt in result.prompts)]:
         with av.open(str(path)) as container:
@@ -106,9 +102,7 @@ def test_frames_of_a_folder_come_in_natural_order_and_keep_their_names(export: P
     assert sorted(p.name for p in result.prompts[0].masks.iterdir()) == ["1.png", "10.png", "2.png"]
 
 
-def test_a_clip_of_a_long_video_is_judged_as_if_it_were_the_whole(
-    export: Path, video: Path, tmp_path: Path
-) -> None:
+def test_a_clip_of_a_long_video_is_judged_as_if_it_were_the_whole(export: Path, video: Path, tmp_path: Path) -> None:
     cut = _predict(export, video, tmp_path / "cut", PROMPTS[:1], clip_frames=5)
     first = _predict(export, video, tmp_path / "first", PROMPTS[:1], max_frames=5)
     assert len(cut.frame_names) == FRAMES and len(first.frame_names) == 5
@@ -132,9 +126,7 @@ def test_a_rerun_replaces_its_own_results_and_leaves_what_is_not_its_own(
     assert len(list((out / "a-cat").iterdir())) == 2
 
 
-def test_a_prediction_that_fails_leaves_the_earlier_one_as_it_was(
-    export: Path, video: Path, tmp_path: Path
-) -> None:
+def test_a_prediction_that_fails_leaves_the_earlier_one_as_it_was(export: Path, video: Path, tmp_path: Path) -> None:
     def stop(_what: str, done: int, _total: int) -> None:
         if done == 3:
             raise KeyboardInterrupt
@@ -157,8 +149,7 @@ def test_slugs_are_readable_unique_and_never_those_of_the_combined_overlay() -> 
 
 
 @pytest.mark.parametrize(
-    ("prompts", "message"),
-    [([], "no prompt"), (["", "x"], "empty"), (["  \t"], "empty"), (['""'], "empty")],
+    ("prompts", "message"), [([], "no prompt"), (["", "x"], "empty"), (["  \t"], "empty"), (['""'], "empty")]
 )
 def test_a_missing_or_empty_prompt_is_refused_before_anything_is_written(
     export: Path, video: Path, tmp_path: Path, prompts: list[str], message: str
@@ -176,9 +167,7 @@ def _broken_inputs(video: Path, folder: Path) -> dict[str, Path]:
     (folder / "folder").mkdir()
     (folder / "bad").mkdir()
     (folder / "bad" / "0.jpg").write_text("no image")
-    return {
-        name: folder / name for name in ("missing.mp4", "text.mp4", "empty.mp4", "cut.mp4", "folder", "bad")
-    }
+    return {name: folder / name for name in ("missing.mp4", "text.mp4", "empty.mp4", "cut.mp4", "folder", "bad")}
 
 
 @pytest.mark.parametrize("name", ["missing.mp4", "text.mp4", "empty.mp4", "cut.mp4", "folder", "bad"])

@@ -20,9 +20,7 @@ def trained(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_gives_its_newest_averaged_weights_and_the_conventions_they_know(
-    lab: Path, trained: Path
-) -> None:
+def test_a_run_gives_its_newest_averaged_weights_and_the_conventions_they_know(lab: Path, trained: Path) -> None:
     loaded = load_dit(str(trained))
     expected = read_full(trained / "checkpoints" / "latest", kind="ema")
     assert all(torch.equal(loaded.state_dict[name], value) for name, value in expected.items())
@@ -69,10 +67,7 @@ def test_a_published_file_gives_its_weights(tmp_path: Path) -> None:
 
 
 def test_what_is_no_source_of_weights_is_one_line(trained: Path, tmp_path: Path) -> None:
-    for source, message in [
-        (tmp_path / "nothing", "does not exist"),
-        (tmp_path, "neither a run folder"),
-    ]:
+    for source, message in [(tmp_path / "nothing", "does not exist"), (tmp_path, "neither a run folder")]:
         with pytest.raises(WeightsError, match=message):
             load_dit(str(source))
     with pytest.raises(WeightsError, match="trained flow_matching, but the weights of mask_decoder"):

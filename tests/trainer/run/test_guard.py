@@ -42,9 +42,7 @@ def test_the_default_takes_ordinary_noise_and_skips_what_is_far_beyond_it(seed: 
 
 def test_one_spike_among_the_past_hardly_moves_the_limit() -> None:
     past = [1.0 + 0.01 * i for i in range(50)]
-    assert spike_limit([*past, 1e9], deviations=10) == pytest.approx(
-        spike_limit(past, deviations=10), rel=0.1
-    )
+    assert spike_limit([*past, 1e9], deviations=10) == pytest.approx(spike_limit(past, deviations=10), rel=0.1)
 
 
 def test_nothing_is_a_spike_before_there_is_a_past_or_when_switched_off() -> None:
@@ -94,9 +92,7 @@ def test_a_spike_is_skipped_named_and_leaves_the_weights_as_they_were(lab: Path,
         assert before == after
 
 
-def test_the_guard_remembers_over_a_stop_what_it_would_have_known_without_one(
-    lab: Path, tmp_path: Path
-) -> None:
+def test_the_guard_remembers_over_a_stop_what_it_would_have_known_without_one(lab: Path, tmp_path: Path) -> None:
     with SteepAt.on(6):
         assert start(lab, tmp_path / "never", QUICK) == 0
     with SignalAt.on_every_run():
@@ -108,9 +104,7 @@ def test_the_guard_remembers_over_a_stop_what_it_would_have_known_without_one(
     assert states[0]["guard"] == states[1]["guard"] and states[0]["skipped"] == states[1]["skipped"] == 1
 
 
-def test_too_many_spikes_in_a_row_stop_the_run_and_a_wider_limit_lets_it_go_on(
-    lab: Path, tmp_path: Path
-) -> None:
+def test_too_many_spikes_in_a_row_stop_the_run_and_a_wider_limit_lets_it_go_on(lab: Path, tmp_path: Path) -> None:
     patience = QUICK | {"guard.max_consecutive_skips": 2}
     with SteepAt.on(*range(6, 100)), pytest.raises(TrainingError, match="2 steps in a row"):
         start(lab, tmp_path / "run", patience)

@@ -100,10 +100,7 @@ def test_a_signal_only_raises_a_flag_however_often_it_comes_and_leaves_the_old_h
 
 @pytest.mark.parametrize(
     ("metric", "values", "best"),
-    [
-        ("eval_jf", [float("nan"), 3.0, 3.0, 5.0, 4.0], [2, 4]),
-        ("eval_loss", [3.0, 4.0, float("nan"), 2.0], [1, 4]),
-    ],
+    [("eval_jf", [float("nan"), 3.0, 3.0, 5.0, 4.0], [2, 4]), ("eval_loss", [3.0, 4.0, float("nan"), 2.0], [1, 4])],
 )
 def test_the_best_evaluation_is_saved_at_once_and_a_broken_one_is_never_best(
     metric: str, values: list[float], best: list[int]

@@ -143,9 +143,7 @@ def frozen_cost(*, lab: str) -> dict[str, Any]:
     return found
 
 
-def _frozen_now(
-    parameters: Mapping[str, Any], before: Mapping[str, Tensor], *, gathered: bool
-) -> dict[str, Any]:
+def _frozen_now(parameters: Mapping[str, Any], before: Mapping[str, Tensor], *, gathered: bool) -> dict[str, Any]:
     import deepspeed
 
     frozen = {name: p for name, p in parameters.items() if name in before}
@@ -158,12 +156,8 @@ def _frozen_now(
     }
 
 
-def test_frozen_weights_have_no_master_moments_average_or_gradient_and_do_not_move(
-    lab: Path, tmp_path: Path
-) -> None:
-    ranks = run_ranks(
-        2, Path(__file__), "frozen_cost", folder=tmp_path, arguments={"lab": str(lab)}, timeout_s=240
-    )
+def test_frozen_weights_have_no_master_moments_average_or_gradient_and_do_not_move(lab: Path, tmp_path: Path) -> None:
+    ranks = run_ranks(2, Path(__file__), "frozen_cost", folder=tmp_path, arguments={"lab": str(lab)}, timeout_s=240)
     for stage, first in ranks[0].items():
         both = [found[stage] for found in ranks]
         share = 1 if stage == "0" else 2
@@ -273,9 +267,7 @@ def swapped(lab: Path, tmp_path: Path) -> tuple[Path, Callable[[], None]]:
     return own, change
 
 
-def test_any_other_base_is_refused_in_one_line(
-    swapped: tuple[Path, Callable[[], None]], tmp_path: Path
-) -> None:
+def test_any_other_base_is_refused_in_one_line(swapped: tuple[Path, Callable[[], None]], tmp_path: Path) -> None:
     own, change = swapped
     run, short = tmp_path / "run", LORA | {"train.steps": 2}
     assert start(own, run, short) == 0
@@ -319,9 +311,7 @@ def test_evaluation_while_training_sees_the_averaged_adapters(lab: Path, tmp_pat
     assert start(lab, tmp_path / "lora", quick | {"lora": {"rank": 3}, "train.steps": 3}) == 0
     still = quick | {"train.steps": 1, "evaluate.every_steps": 1, "train.lr": 1e-12}
     assert start(lab, tmp_path / "whole", still | {"model.init": str(tmp_path / "lora")}) == 0
-    seen, expected = (
-        json.loads((tmp_path / name / "evaluations.jsonl").read_text()) for name in ("lora", "whole")
-    )
+    seen, expected = (json.loads((tmp_path / name / "evaluations.jsonl").read_text()) for name in ("lora", "whole"))
     names = [name for name in expected if name.startswith("eval_loss")]
     assert len(names) > 3 and all(seen[n] == pytest.approx(expected[n], rel=1e-5) for n in names)
 

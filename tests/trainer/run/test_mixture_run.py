@@ -24,10 +24,7 @@ def mix(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, A
     settings["data"] = [settings["data"], images]
     settings["cache"] = settings["cache"] | {"views": 1, "seed": 3}
     build(CacheBuildConfig.model_validate(settings))
-    return [
-        {"cache": str(lab / "cache"), "weight": 1},
-        {"cache": str(folder / "second"), "weight": 2},
-    ]
+    return [{"cache": str(lab / "cache"), "weight": 1}, {"cache": str(folder / "second"), "weight": 2}]
 
 
 def test_a_run_on_two_caches_resumes_exactly_and_refuses_other_weights(
@@ -38,9 +35,7 @@ def test_a_run_on_two_caches_resumes_exactly_and_refuses_other_weights(
     assert start(lab, tmp_path / "run", overrides | {"train.steps": 3, "train.schedule_steps": 6}) == 0
     assert start(lab, tmp_path / "run", overrides | {"train.schedule_steps": 6}) == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    assert [row["batch"] for row in rows(tmp_path / "run")] == [
-        row["batch"] for row in rows(tmp_path / "whole")
-    ]
+    assert [row["batch"] for row in rows(tmp_path / "run")] == [row["batch"] for row in rows(tmp_path / "whole")]
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "(weight 1), " in log and "epochs of each cache at the last step: " in log
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]

@@ -8,9 +8,7 @@ from runs import losses, start
 from flowmask.models.errors import ConfigError
 
 
-def test_no_kind_of_recomputation_changes_a_loss_and_a_resume_may_choose_another(
-    lab: Path, tmp_path: Path
-) -> None:
+def test_no_kind_of_recomputation_changes_a_loss_and_a_resume_may_choose_another(lab: Path, tmp_path: Path) -> None:
     for kind in ("none", "full", "selective"):
         assert start(lab, tmp_path / kind, {"train.steps": 4, "train.activation_checkpointing": kind}) == 0
     assert losses(tmp_path / "none") == losses(tmp_path / "full") == losses(tmp_path / "selective")

@@ -11,14 +11,7 @@ import pytest
 import yaml
 from runs import NanFrom, SignalAt, losses, rows, start
 
-from flowmask.models.errors import (
-    CacheError,
-    CheckpointError,
-    ConfigError,
-    TrainingError,
-    UserError,
-    WeightsError,
-)
+from flowmask.models.errors import CacheError, CheckpointError, ConfigError, TrainingError, UserError, WeightsError
 from flowmask.trainer.config import REQUEUE_EXIT_CODE
 from flowmask.trainer.predict.weights import content_sha256, load_dit, load_mask_decoder
 from flowmask.trainer.state import checkpoint_write
@@ -48,9 +41,7 @@ def test_a_run_leaves_its_config_rows_log_and_checkpoints(finished: Path) -> Non
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["train"]["schedule_steps"] == 10 and config["train"]["lr"] == 2e-3
     log = (finished / "log.txt").read_text()
-    line = (
-        r"step {2}5/10  epoch 2\.00  loss \d\.\d+  lr 0\.002  grad norm .*  [\d.]+ samples/s  data wait \d+ %"
-    )
+    line = r"step {2}5/10  epoch 2\.00  loss \d\.\d+  lr 0\.002  grad norm .*  [\d.]+ samples/s  data wait \d+ %"
     assert re.search(line, log) and "\x1b" not in log and "\r" not in log
     assert losses(finished)[-1] < losses(finished)[0]
 
@@ -92,9 +83,7 @@ def test_a_signal_saves_at_the_next_boundary_asks_for_a_requeue_and_costs_nothin
     assert losses(tmp_path / "run") == losses(finished)
 
 
-def test_steps_without_a_finite_loss_are_skipped_and_named_and_training_goes_on(
-    lab: Path, tmp_path: Path
-) -> None:
+def test_steps_without_a_finite_loss_are_skipped_and_named_and_training_goes_on(lab: Path, tmp_path: Path) -> None:
     with NanFrom.on_every_run():
         assert start(lab, tmp_path / "run") == 0
     found = rows(tmp_path / "run")
@@ -104,9 +93,7 @@ def test_steps_without_a_finite_loss_are_skipped_and_named_and_training_goes_on(
     assert read_state(complete(tmp_path / "run" / "checkpoints")[0])["updates"] == 7
 
 
-def test_too_many_skips_in_a_row_stop_the_run_with_the_last_good_weights_saved(
-    lab: Path, tmp_path: Path
-) -> None:
+def test_too_many_skips_in_a_row_stop_the_run_with_the_last_good_weights_saved(lab: Path, tmp_path: Path) -> None:
     guard = {"guard.max_consecutive_skips": 3, "checkpoint.every_steps": 2, "checkpoint.keep_last": 9}
     with NanFrom.on_every_run(), pytest.raises(TrainingError, match="3 steps in a row"):
         start(lab, tmp_path / "run", guard)
@@ -129,9 +116,7 @@ def test_a_full_disk_costs_a_save_but_not_the_run_until_the_last_one_which_says_
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint_write, "save_file", full)
-    with pytest.raises(
-        CheckpointError, match=r"of step 10: .*No space left on device; earlier ones are kept"
-    ):
+    with pytest.raises(CheckpointError, match=r"of step 10: .*No space left on device; earlier ones are kept"):
         start(lab, tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     assert [path.name for path in complete(checkpoints)] == ["step_00000009", "step_00000006"]
@@ -141,9 +126,7 @@ def test_a_full_disk_costs_a_save_but_not_the_run_until_the_last_one_which_says_
     assert losses(tmp_path / "run") == losses(finished)
 
 
-def test_what_does_not_shape_the_training_may_change_on_a_resume(
-    lab: Path, tmp_path: Path, finished: Path
-) -> None:
+def test_what_does_not_shape_the_training_may_change_on_a_resume(lab: Path, tmp_path: Path, finished: Path) -> None:
     import shutil
 
     run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
@@ -216,11 +199,7 @@ def test_a_cache_may_move_but_not_change_under_a_run(lab: Path, finished: Path, 
         ({"model.wan": "/nowhere"}, WeightsError, "/nowhere is not a folder"),
         ({"objective.kind": "gan"}, ConfigError, "'gan'; known: flow_matching, mask_decoder"),
         ({"model.init": "/nowhere"}, WeightsError, "/nowhere does not exist"),
-        (
-            {"objective.kind": "mask_decoder", "train.activation_checkpointing": True},
-            ConfigError,
-            "can't recompute",
-        ),
+        ({"objective.kind": "mask_decoder", "train.activation_checkpointing": True}, ConfigError, "can't recompute"),
     ],
 )
 def test_bad_input_is_one_line_and_loses_nothing(
@@ -232,9 +211,7 @@ def test_bad_input_is_one_line_and_loses_nothing(
     assert start(lab, tmp_path / "run", {"train.steps": 1}) == 0
 
 
-def test_starting_from_weights_is_a_fresh_run_that_records_them(
-    lab: Path, finished: Path, tmp_path: Path
-) -> None:
+def test_starting_from_weights_is_a_fresh_run_that_records_them(lab: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert start(lab, out, {"model.init": str(finished), "train.steps": 2}) == 0
     state = read_state(complete(out / "checkpoints")[0])

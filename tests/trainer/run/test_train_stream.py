@@ -55,11 +55,7 @@ def test_two_ranks_on_a_url_stopped_and_resumed_train_as_if_they_had_not_been(
     overrides = STREAM | {"data.cache": url}
     job = {"lab": str(lab), "overrides": overrides}
     stopped = {"out": str(tmp_path / "stopped"), **job}
-    jobs = [
-        {"out": str(tmp_path / "whole"), **job},
-        {**stopped, "code": REQUEUE_EXIT_CODE, "signal_rank": 1},
-        stopped,
-    ]
+    jobs = [{"out": str(tmp_path / "whole"), **job}, {**stopped, "code": REQUEUE_EXIT_CODE, "signal_rank": 1}, stopped]
     run_group(jobs, folder=tmp_path / "logs")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
@@ -68,8 +64,6 @@ def test_a_shard_that_is_gone_from_the_url_ends_the_run_in_one_line(lab: Path, t
     shutil.copytree(lab / "cache", tmp_path / "cache")
     for shard in (tmp_path / "cache/shards").glob("*.tar"):
         shard.unlink()
-    with pytest.raises(
-        CacheError, match=r"shards/\d+\.tar: cannot be read to its end \(No such file"
-    ) as raised:
+    with pytest.raises(CacheError, match=r"shards/\d+\.tar: cannot be read to its end \(No such file") as raised:
         start(lab, tmp_path / "run", STREAM | {"data.cache": str(tmp_path / "cache")})
     assert "\n" not in str(raised.value)

@@ -43,9 +43,7 @@ def test_evaluating_leaves_every_row_of_the_training_as_it_was(evaluated: Path) 
         assert [row.get(key) for row in often] == [row.get(key) for row in never]
 
 
-def test_losses_at_the_fixed_timesteps_and_the_scores_are_recorded_and_the_best_is_kept(
-    evaluated: Path,
-) -> None:
+def test_losses_at_the_fixed_timesteps_and_the_scores_are_recorded_and_the_best_is_kept(evaluated: Path) -> None:
     found = evaluations(evaluated / "often")
     assert [row["step"] for row in found] == [2, 4, 6, 8, 10]
     for row in found:
@@ -89,9 +87,7 @@ def test_the_numbers_do_not_depend_on_the_number_of_ranks_or_the_zero_stage(
                 assert two[name] == pytest.approx(value, rel=1e-5, abs=2.0 if rough else 0)
 
 
-def test_a_stop_between_a_step_and_its_evaluation_costs_neither(
-    lab: Path, tmp_path: Path, evaluated: Path
-) -> None:
+def test_a_stop_between_a_step_and_its_evaluation_costs_neither(lab: Path, tmp_path: Path, evaluated: Path) -> None:
     every = EXACT | OFTEN | {"evaluate.every_steps": 5, "evaluate.cache": str(lab / "cache")}
     start(lab, tmp_path / "never", every)
     with SignalAt.on_every_run():

@@ -166,9 +166,7 @@ def test_two_processes_share_the_videos_and_the_last_one_publishes(export: Path,
     assert evaluate(config, rank=0, world=2) == alone
 
 
-def test_without_masks_the_predictions_are_written_and_no_score_is_claimed(
-    export: Path, tmp_path: Path
-) -> None:
+def test_without_masks_the_predictions_are_written_and_no_score_is_claimed(export: Path, tmp_path: Path) -> None:
     shutil.copytree(DATA, tmp_path / "data")
     (tmp_path / "data" / "valid_u" / "mask_dict.json").unlink()
     data = {"source": "mevis", "root": tmp_path / "data", "split": "valid_u"}
@@ -192,9 +190,7 @@ def test_a_wrong_sentence_names_no_object_of_the_right_one_and_is_always_the_sam
     own = sorted({str(a) for e in video["expressions"].values() for a in e["anno_id"]})
     assert len(own) > 1, masks
     named = {"a": own[:1], "b": own[1:2], "c": own[:2], "d": own[:1]}
-    video["expressions"] = {
-        key: {"exp": f"thing {key}", "obj_id": [0], "anno_id": ids} for key, ids in named.items()
-    }
+    video["expressions"] = {key: {"exp": f"thing {key}", "obj_id": [0], "anno_id": ids} for key, ids in named.items()}
     meta_path.write_text(json.dumps(meta))
     source = open_source(DataSourceConfig(source="mevis", root=tmp_path / "data", split="valid_u"))
     opened = source.videos()[0]
@@ -212,9 +208,7 @@ def test_the_score_of_wrong_sentences_is_over_the_same_expressions_as_the_right_
     assert scores is not None and scores.shuffled_text is not None and scores.decoder is not None
     source = open_source(DataSourceConfig(source="mevis", root=DATA, split="valid_u"))
     partners = {
-        f"{video.video_id}/{exp_id}"
-        for video in source.videos()
-        for exp_id in shuffled_partners(video, seed=0)
+        f"{video.video_id}/{exp_id}" for video in source.videos() for exp_id in shuffled_partners(video, seed=0)
     }
     assert scores.shuffled_text["expressions"] == len(partners) > 0
     right = np.mean([scores.per_expression[key]["jf"] for key in partners])
@@ -223,9 +217,7 @@ def test_the_score_of_wrong_sentences_is_over_the_same_expressions_as_the_right_
     assert 0 <= scores.decoder["jf"] <= 100
 
 
-def test_the_video_is_encoded_by_the_encoder_of_the_flowrvs_decoder_file(
-    export: Path, tmp_path: Path
-) -> None:
+def test_the_video_is_encoded_by_the_encoder_of_the_flowrvs_decoder_file(export: Path, tmp_path: Path) -> None:
     other = evaluate(_config(export, tmp_path / "e", mask_decoder="vae"))
     assert other is not None
     assert other.weights["mask_decoder"] == "vae"
@@ -235,10 +227,7 @@ def test_the_video_is_encoded_by_the_encoder_of_the_flowrvs_decoder_file(
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [
-        ({"wan": "/moved/wan"}, r"/moved/wan.*model\.wan"),
-        ({"mask_decoder": "/moved/d"}, "/moved/d.*mask_decoder"),
-    ],
+    [({"wan": "/moved/wan"}, r"/moved/wan.*model\.wan"), ({"mask_decoder": "/moved/d"}, "/moved/d.*mask_decoder")],
 )
 def test_a_path_that_moved_is_one_line_that_names_the_override(
     export: Path, tmp_path: Path, changed: dict[str, str], message: str
@@ -272,9 +261,7 @@ def test_without_a_box_the_frames_have_the_sides_of_the_training(
     assert encoded == [(1, 3, 9, 32, 32), (1, 3, 9, 32, 16)]
 
 
-def test_weights_that_diverged_are_refused_and_not_scored_as_empty_masks(
-    export: Path, tmp_path: Path
-) -> None:
+def test_weights_that_diverged_are_refused_and_not_scored_as_empty_masks(export: Path, tmp_path: Path) -> None:
     broken = tmp_path / "export"
     shutil.copytree(export, broken)
     file = broken / "transformer" / "diffusion_pytorch_model.safetensors"

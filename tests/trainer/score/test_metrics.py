@@ -8,13 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
-from flowmask.trainer.score.metrics import (
-    boundary,
-    boundary_accuracy,
-    boundary_radius,
-    clip_scores,
-    region_similarity,
-)
+from flowmask.trainer.score.metrics import boundary, boundary_accuracy, boundary_radius, clip_scores, region_similarity
 
 Mask = NDArray[np.bool_]
 
@@ -95,12 +89,7 @@ def test_scores_of_empty_full_and_equal_masks(truth: Mask, predicted: Mask, j: f
 
 
 def test_the_radius_is_08_percent_of_the_diagonal_rounded_up() -> None:
-    assert [boundary_radius(*size) for size in ((48, 64), (120, 160), (480, 854), (1080, 1920))] == [
-        1,
-        2,
-        8,
-        18,
-    ]
+    assert [boundary_radius(*size) for size in ((48, 64), (120, 160), (480, 854), (1080, 1920))] == [1, 2, 8, 18]
 
 
 def test_a_clip_is_scored_frame_by_frame() -> None:

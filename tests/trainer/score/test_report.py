@@ -14,9 +14,7 @@ def _example(*, true: bool = True) -> ReportExample:
     frames = [np.full((20, 30, 3), 40 * i, np.uint8) for i in range(3)]
     mask = np.zeros((3, 20, 30), bool)
     mask[:, 5:10, 5:10] = True
-    return ReportExample(
-        "v/0", 'a <b> & "c"', "J&F 50.0", ["0", "1", "2"], frames, mask if true else None, ~mask
-    )
+    return ReportExample("v/0", 'a <b> & "c"', "J&F 50.0", ["0", "1", "2"], frames, mask if true else None, ~mask)
 
 
 def _written(path: Path, **changes: object) -> str:

@@ -156,9 +156,7 @@ def test_kill_9_at_any_moment_of_a_save_and_its_deletions_leaves_the_last_comple
     assert set(steps_found) == {2, 3} and steps_found == sorted(steps_found) and call_number > 20
 
 
-def test_a_disk_that_is_full_at_any_moment_of_a_save_is_one_line_and_keeps_the_earlier_one(
-    training: Training,
-) -> None:
+def test_a_disk_that_is_full_at_any_moment_of_a_save_is_one_line_and_keeps_the_earlier_one(training: Training) -> None:
     training.save(1)
     for fails_at in itertools.count(1):
         calls = 0
@@ -271,9 +269,7 @@ def _masters(everything: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "state"])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
-    training: Training, damage: str
-) -> None:
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(training: Training, damage: str) -> None:
     for step in (1, 2):
         training.save(step)
     newest = training.checkpoints.folder / "step_00000002"
@@ -333,9 +329,7 @@ def test_an_element_that_is_missing_or_stored_twice_is_an_error(training: Traini
         training.restore()
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_the_first_parameter_that_differs(
-    training: Training,
-) -> None:
+def test_a_checkpoint_of_another_model_is_refused_by_the_first_parameter_that_differs(training: Training) -> None:
     path = training.save(1)
     document = read_state(path)
     document["parameters"]["proj_out.bias"] = [7]

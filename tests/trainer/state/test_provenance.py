@@ -9,22 +9,10 @@ import pytest
 from flowmask.trainer.state import provenance
 
 
-def test_the_commit_is_read_and_its_absence_is_no_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_commit_is_read_and_its_absence_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     assert provenance.git_commit() == "unknown"
-    git = [
-        "git",
-        "-C",
-        str(tmp_path),
-        "-c",
-        "user.name=n",
-        "-c",
-        "user.email=e@x",
-        "-c",
-        "commit.gpgsign=false",
-    ]
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
     (tmp_path / "file").write_text("1")
     for arguments in (["init", "-q"], ["add", "file"], ["commit", "-qm", "m"]):
         subprocess.run([*git, *arguments], check=True, capture_output=True)

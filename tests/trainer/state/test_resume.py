@@ -70,9 +70,7 @@ def test_every_loss_after_a_kill_is_that_of_a_run_never_stopped_to_the_bit(trial
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_rows_up_to_the_checkpoint_stay_byte_for_byte_and_no_step_stands_twice(
-    trials: Path, stage: int
-) -> None:
+def test_rows_up_to_the_checkpoint_stay_byte_for_byte_and_no_step_stands_twice(trials: Path, stage: int) -> None:
     left = (trials / f"left_{stage}").read_bytes()
     assert (trials / f"killed_{stage}" / "metrics.jsonl").read_bytes().startswith(left)
 
@@ -90,9 +88,7 @@ def test_a_run_goes_on_at_another_zero_stage(trials: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("trial", range(int(os.environ.get("TRIALS", "4"))))
-def test_any_number_of_kills_at_any_moment_costs_nothing(
-    lab: Path, trials: Path, tmp_path: Path, trial: int
-) -> None:
+def test_any_number_of_kills_at_any_moment_costs_nothing(lab: Path, trials: Path, tmp_path: Path, trial: int) -> None:
     """Moments are drawn on the clock, so that they fall into starts, steps, saves and deletions alike."""
     rng = random.Random(1000 * int(os.environ.get("SEED", "0")) + trial)
     stage, out = rng.choice(STAGES), tmp_path / "run"

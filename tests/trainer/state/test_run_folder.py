@@ -11,12 +11,7 @@ from runs import run_config
 from flowmask.models.errors import CheckpointError
 from flowmask.models.files import write_atomically
 from flowmask.trainer.config import in_todays_terms
-from flowmask.trainer.state.run_folder import (
-    METRICS,
-    RunFolder,
-    config_differences,
-    refuse_differences,
-)
+from flowmask.trainer.state.run_folder import METRICS, RunFolder, config_differences, refuse_differences
 
 HOLD = """
 import sys, time

@@ -67,9 +67,7 @@ def test_the_digest_and_the_metrics_are_of_the_global_batch(
 
 
 @per_engine
-def test_what_one_rank_cannot_take_no_rank_takes(
-    two_ranks: list[dict[str, Any]], precision: str, stage: int
-) -> None:
+def test_what_one_rank_cannot_take_no_rank_takes(two_ranks: list[dict[str, Any]], precision: str, stage: int) -> None:
     for found in two_ranks:
         row = found["skips"][f"{precision}/{stage}"]
         assert row["skipped"] == [True, True], "a NaN loss, then an infinite gradient, on the last rank only"
@@ -88,9 +86,7 @@ def test_a_parameter_unused_in_a_step_has_no_gradient_in_it(
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_an_offloaded_optimizer_does_not_change_the_training(
-    two_ranks: list[dict[str, Any]], stage: int
-) -> None:
+def test_an_offloaded_optimizer_does_not_change_the_training(two_ranks: list[dict[str, Any]], stage: int) -> None:
     found = two_ranks[0]["offloaded"]
     assert len(found[f"{stage}/True"]) == 3 + 4, "one step of four was skipped, not those after it"
     assert_same_training(found[f"{stage}/True"], found[f"{stage}/False"], precision="bf16")

@@ -50,9 +50,7 @@ def test_a_rank_that_hangs_or_dies_ends_the_others_within_the_timeout(
         assert len(losses(out)) == STEPS
 
 
-def test_the_launcher_says_in_one_line_that_a_rank_hangs_and_leaves_none_behind(
-    lab: Path, tmp_path: Path
-) -> None:
+def test_the_launcher_says_in_one_line_that_a_rank_hangs_and_leaves_none_behind(lab: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     overrides = {"train.steps": 4000, "train.collective_timeout_s": TIMEOUT_S, "train.micro_batch": 1}
     resolved = run_config(lab, out, overrides).model_dump(mode="json")

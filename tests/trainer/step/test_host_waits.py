@@ -42,9 +42,7 @@ class Scalars(TorchDispatchMode):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("objective", [Velocity, SteepVelocity], ids=["taken", "skipped"])
-def test_a_step_of_several_micro_batches_waits_for_its_device_once(
-    objective: type[Velocity], precision: str
-) -> None:
+def test_a_step_of_several_micro_batches_waits_for_its_device_once(objective: type[Velocity], precision: str) -> None:
     engine = Engine(tiny_dit(), train=settings(stage=1, precision=precision))
     ema = ShardedEma(engine, decay=0.9)
     batches = micro_batches(0, micro=2)

@@ -22,9 +22,7 @@ EIGHT = {"optimizer": "adamw8bit"}
 STAGES = (0, 1, 2, 3)
 
 
-def training(
-    stage: int = 0, precision: str = "fp32", *, folder: Path | None = None, **change: Any
-) -> Training:
+def training(stage: int = 0, precision: str = "fp32", *, folder: Path | None = None, **change: Any) -> Training:
     return Training(stage=stage, precision=precision, folder=folder, change=EIGHT | change)
 
 

@@ -11,15 +11,7 @@ from flowmask.trainer.config import REQUEUE_EXIT_CODE
 
 STEPS = 12
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
-CUTS = [
-    (1, 1),
-    (1, 2),
-    (1, 4),
-    (1, 8),
-    (2, 1),
-    (2, 2),
-    (2, 4),
-]  # ranks x micro-batch of 8 examples, accumulated
+CUTS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4)]  # ranks x micro-batch of 8 examples, accumulated
 MORE = [(4, 1), (4, 2), (8, 1)]
 
 
@@ -64,9 +56,7 @@ def test_batches_are_the_same_and_losses_too_at_any_ranks_and_micro_batch(
 
 
 @pytest.mark.parametrize("ranks", [4, 8])
-def test_so_they_are_with_four_and_with_eight_ranks(
-    lab: Path, by_ranks: Path, tmp_path: Path, ranks: int
-) -> None:
+def test_so_they_are_with_four_and_with_eight_ranks(lab: Path, by_ranks: Path, tmp_path: Path, ranks: int) -> None:
     cuts = [micro for some, micro in MORE if some == ranks]
     jobs = [
         {"lab": str(lab), "out": str(tmp_path / f"{p}_{micro}"), "overrides": overrides(p, micro)}

@@ -80,11 +80,7 @@ def seen_by_a_rank() -> dict[str, Any]:
     output.square().mean().backward()
     gradients = {name: distributed.all_reduce_sum(p.grad) for name, p in dit.named_parameters()}
     groups = distributed.world_size() // 2
-    return {
-        "tokens": tokens,
-        "output": output.detach(),
-        "gradients": {n: g / groups for n, g in gradients.items()},
-    }
+    return {"tokens": tokens, "output": output.detach(), "gradients": {n: g / groups for n, g in gradients.items()}}
 
 
 def asked(dit: Any) -> Tensor:
@@ -125,9 +121,7 @@ def split(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
 
 def run_group_of(ranks: int, lab: Path, folder: Path, names: list[str]) -> list[dict[str, Any]]:
     arguments = {"lab": str(lab), "folder": str(folder), "names": names}
-    return run_ranks(
-        ranks, Path(__file__), "trainings", folder=folder / "logs", timeout_s=1200, arguments=arguments
-    )
+    return run_ranks(ranks, Path(__file__), "trainings", folder=folder / "logs", timeout_s=1200, arguments=arguments)
 
 
 def assert_same_training(out: Path, alone: Path) -> None:
@@ -136,9 +130,7 @@ def assert_same_training(out: Path, alone: Path) -> None:
     norms, expected = ([row["grad_norm"] for row in rows(folder)] for folder in (out, alone))
     assert norms == pytest.approx(expected, rel=1e-5)
     for kind in ("master", "ema"):
-        weights, reference = (
-            read_full(folder / "checkpoints" / "latest", kind=kind) for folder in (out, alone)
-        )
+        weights, reference = (read_full(folder / "checkpoints" / "latest", kind=kind) for folder in (out, alone))
         assert weights.keys() == reference.keys()
         for name, tensor in reference.items():
             torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-5, msg=f"{kind} {name}")
@@ -219,9 +211,7 @@ def test_what_cannot_be_shared_evenly_is_refused_with_the_numbers_and_the_fix() 
         refuse_uneven(kind, config=tiny_dit().config, ranks=ranks, buckets=buckets)  # 2 heads
 
     refuse(2, CLIPS)
-    with pytest.raises(
-        ConfigError, match=r"is 3; the DiT's 2 heads .* set train.sequence_parallel to one of 1, 2"
-    ):
+    with pytest.raises(ConfigError, match=r"is 3; the DiT's 2 heads .* set train.sequence_parallel to one of 1, 2"):
         refuse(3, CLIPS)
     odd = CLIPS.model_copy(update={"frames": 1, "height": 48, "width": 80})
     with pytest.raises(ConfigError, match=r"is 2; the 15 tokens of clips 1x48x80 .* one of 1, or build"):

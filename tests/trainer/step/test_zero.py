@@ -31,9 +31,7 @@ def test_deepspeed_takes_every_training_that_we_take(stage: int) -> None:
 def test_a_rank_never_imports_mlflow() -> None:
     words = "import sys, flowmask.trainer.run.train\n"
     words += "from flowmask.trainer.step import zero; zero._deepspeed(); assert 'mlflow' not in sys.modules"
-    done = subprocess.run(
-        [sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -11,9 +11,7 @@ from flowmask.trainer.track.meters import Throughput, Work, memory, peak_tflops,
 
 
 def test_a_steps_rates_are_its_work_over_its_time() -> None:
-    meter = Throughput(
-        global_batch=8, world_size=4, peak_tflops=100.0, work=lambda step: Work(1000 * step, 20e12)
-    )
+    meter = Throughput(global_batch=8, world_size=4, peak_tflops=100.0, work=lambda step: Work(1000 * step, 20e12))
     assert meter.rates(3, seconds=0.5, waited_s=0.1) == pytest.approx(
         {
             "step_s": 0.5,
@@ -27,11 +25,7 @@ def test_a_steps_rates_are_its_work_over_its_time() -> None:
 
 
 def test_what_is_not_known_is_not_reported() -> None:
-    assert Throughput(4).rates(1, seconds=1, waited_s=9) == {
-        "step_s": 1,
-        "examples_per_s": 4,
-        "data_wait_pct": 100,
-    }
+    assert Throughput(4).rates(1, seconds=1, waited_s=9) == {"step_s": 1, "examples_per_s": 4, "data_wait_pct": 100}
     no_peak = Throughput(4, work=lambda step: Work(1, 1.0)).rates(1, seconds=1, waited_s=0)
     assert "mfu_pct" not in no_peak and "model_tflop_per_s" in no_peak
 

@@ -36,9 +36,7 @@ def test_points_are_the_same_wherever_sending_stops_and_starts_again(
         assert point.metrics["loss"] == (before + 1 + point.step) / 2 and point.time_ms == 1000 * point.step
 
 
-def test_steps_trained_again_are_passed_over_and_skipped_ones_are_counted_from_the_start(
-    tmp_path: Path,
-) -> None:
+def test_steps_trained_again_are_passed_over_and_skipped_ones_are_counted_from_the_start(tmp_path: Path) -> None:
     write_rows(tmp_path, range(1, 4), skipped=True)
     write_rows(tmp_path, range(4, 9))
     (point,) = StepPoints(tmp_path, every_steps=4, after=6).take(10, final=False)

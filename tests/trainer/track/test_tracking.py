@@ -114,9 +114,7 @@ def check_whole(client: Any, experiment: str, *, steps: int, status: str) -> Non
     assert run.data.metrics["skipped_steps"] == (steps + 1) // 10
 
 
-def test_one_mlflow_run_across_restarts_with_params_metrics_and_the_right_end(
-    lab: Path, tmp_path: Path
-) -> None:
+def test_one_mlflow_run_across_restarts_with_params_metrics_and_the_right_end(lab: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with SignalAt.on_every_run():
         start(lab, out, TRACKED)
@@ -295,9 +293,7 @@ def test_replay_is_refused_for_a_run_that_trains_and_for_what_is_no_run(tmp_path
     folder.close()
 
 
-def test_a_full_disk_ends_no_training_on_account_of_mlflow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_ends_no_training_on_account_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Writer(tmp_path / "run", uri="http://127.0.0.1:1", experiment="full", end_timeout_s=0)
 
     def full(*_: object, **__: object) -> None:
@@ -313,9 +309,7 @@ def test_a_full_disk_ends_no_training_on_account_of_mlflow(
 
 def test_params_of_any_length_and_keys_of_any_letters_fit() -> None:
     assert mlflow_run.short("x" * 500) == "x" * 500
-    assert len(mlflow_run.short("x" * 501)) == 500 and mlflow_run.short("x" * 600) != mlflow_run.short(
-        "x" * 601
-    )
+    assert len(mlflow_run.short("x" * 501)) == 500 and mlflow_run.short("x" * 600) != mlflow_run.short("x" * 601)
     assert mlflow_run._name("data.sources.MeViS (ü)") == "data.sources.MeViS ___"
 
 
