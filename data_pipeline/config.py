@@ -17,30 +17,31 @@ from flowmask.models.process import DEFAULT_LEASE_S
 class DataSourceConfig(Section):
     """Which raw dataset to read."""
 
-    source: str = Field(default="mevis", description="layout of the dataset: a name in data_pipeline/sources")
+    source: str = Field("mevis", description="layout: a file in data_pipeline/sources, or an installed one")
     root: Path = Field(description="folder of the dataset (`videos`: the JSONL file)")
-    split: str = Field(
-        default="train", description="split under `root`; for refcoco SET/BY/SPLIT, such as refcoco/unc/train"
-    )
+    split: str = Field("train", description="split under `root`; of refcoco SET/BY/SPLIT: refcoco/unc/train")
 
 
 class CacheSourceConfig(DataSourceConfig):
     """One of the datasets that a cache is made of."""
 
     name: str | None = Field(
-        default=None,
+        None,
         pattern=r"^[A-Za-z0-9+_-]+$",
-        description="what records and fingerprint call it; default: `source`, where there are several",
+        description="its name in records and fingerprint; default: `source`, where there are several",
     )
-    frames: int | None = Field(
-        default=None, ge=1, description="frames of this dataset's sparse clips; default: clip.frames"
-    )
+    frames: int | None = Field(None, ge=1, description="frames of its sparse clips; default: clip.frames")
 
     @model_validator(mode="after")
     def _frames_fit(self) -> Self:
         if self.frames is not None:
             _check_frames(self.frames)
         return self
+
+
+def _check_multiple(size_multiple: int) -> None:
+    if size_multiple % 16:
+        raise ValueError(f"size_multiple is {size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)")
 
 
 def _check_frames(frames: int) -> None:
@@ -64,27 +65,24 @@ def source_names(sources: Sequence[CacheSourceConfig]) -> list[str]:
 class ClipConfig(Section):
     """How a video is cut into clips, and how each frame is resized and augmented."""
 
-    sampling: Literal["sparse", "whole"] = Field(default="sparse", description="anchor + sparse frames, or all frames")
-    frames: int = Field(default=17, ge=1, description="frames of a sparse clip: 4k + 1, as the VAE packs four into one")
-    short_side: int = Field(default=480, ge=16, description="short side in px before flooring")
-    long_side: int = Field(default=832, ge=16, description="largest long side in px")
-    size_multiple: int = Field(default=32, ge=16, description="both sides are floored to a multiple of this many px")
-    augment: bool = Field(
-        default=True, description="random resize-and-crop and flip, drawn once for each clip and view"
-    )
-    crop_probability: float = Field(default=0.5, ge=0, le=1)
+    sampling: Literal["sparse", "whole"] = Field("sparse", description="sparse frames, or all")
+    frames: int = Field(17, ge=1, description="frames of a sparse clip: 4k + 1, as the VAE wants them")
+    short_side: int = Field(480, ge=16, description="short side in px before flooring")
+    long_side: int = Field(832, ge=16, description="largest long side in px")
+    size_multiple: int = Field(32, ge=16, description="both sides are floored to a multiple of this many px")
+    augment: bool = Field(True, description="random resize, crop and flip, once for each clip and view")
+    crop_probability: float = Field(0.5, ge=0, le=1)
     crop_short_sides: tuple[int, ...] = Field(
-        default=(400, 500, 600), min_length=1, description="short sides in px to crop from"
+        (400, 500, 600), min_length=1, description="short sides before a crop, in px"
     )
-    crop_min: int = Field(default=384, ge=16, description="smallest crop side in px")
-    crop_max: int = Field(default=600, ge=16, description="largest crop side in px")
-    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    crop_min: int = Field(384, ge=16, description="smallest crop side in px")
+    crop_max: int = Field(600, ge=16, description="largest crop side in px")
+    flip_probability: float = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
         _check_frames(self.frames)
-        if self.size_multiple % 16:
-            raise ValueError(f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)")
+        _check_multiple(self.size_multiple)
         if self.short_side > self.long_side:
             raise ValueError(f"short_side {self.short_side} is larger than long_side {self.long_side}")
         if self.short_side < self.size_multiple:
@@ -103,8 +101,7 @@ class FrameBox(Section):
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
-        if self.size_multiple % 16:
-            raise ValueError(f"size_multiple is {self.size_multiple}; it must be a multiple of 16 (VAE 8 x patch 2)")
+        _check_multiple(self.size_multiple)
         for name, side in (("height_px", self.height_px), ("width_px", self.width_px)):
             if side < self.size_multiple:
                 raise ValueError(f"{name} is {side}, smaller than size_multiple {self.size_multiple}")
@@ -114,38 +111,26 @@ class FrameBox(Section):
 class CacheConfig(Section):
     """What shapes the bytes of a cache, and how they are packed."""
 
-    clips_per_shard: int = Field(default=64, ge=1, description="clips of one shard, the unit of work of the build")
-    views: int = Field(
-        default=1, ge=1, le=1024, description="differently drawn versions of each clip; epoch e uses e mod views"
-    )
-    seed: int = Field(default=0, ge=0)
-    dtype: Literal["bfloat16", "float32"] = Field(
-        default="bfloat16", description="how latents and embeddings are stored"
-    )
-    encoder_dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="what the encoders compute in")
-    drop_empty_masks: bool = Field(
-        default=True, description="leave out an expression whose object is absent from the clip"
-    )
-    lowercase: bool = Field(default=True, description="lower-case sentences before encoding")
+    clips_per_shard: int = Field(64, ge=1, description="clips of one shard, the unit of work of the build")
+    views: int = Field(1, ge=1, le=1024, description="augmented versions of a clip; epoch e uses e mod views")
+    seed: int = Field(0, ge=0)
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of stored latents and embeddings")
+    encoder_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the encoders")
+    drop_empty_masks: bool = Field(True, description="leave out expressions whose object is not in the clip")
+    lowercase: bool = Field(True, description="lower-case sentences before encoding")
     pixel_norm: Literal["half", "imagenet"] = "half"
-    batch_clips: int = Field(default=4, ge=1, description="clips of one shape that go through the VAE together")
+    batch_clips: int = Field(4, ge=1, description="clips of one shape that go through the VAE together")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    decode_threads: int = Field(
-        default=4, ge=1, description="threads of a worker that read and resize while its encoder works"
-    )
+    decode_threads: int = Field(4, ge=1, description="threads of a worker that read and resize")
     max_quarantined_fraction: float = Field(
-        default=0.01, ge=0, le=1, description="the build stops when more of its clips cannot be read"
+        0.01, ge=0, le=1, description="the build stops when a larger part of its clips is unreadable"
     )
     leaks: Literal["refuse", "drop", "allow"] = Field(
-        default="refuse", description="videos that are in an evaluation split too: refuse, leave out, or do not look"
+        "refuse", description="videos that are in an evaluation split too: refuse, leave out, or do not check"
     )
-    held_out: tuple[DataSourceConfig, ...] = Field(
-        default=(), description="more splits that will be scored on, for `leaks`"
-    )
+    held_out: tuple[DataSourceConfig, ...] = Field((), description="more splits to be scored on, for `leaks`")
     lease_s: float = Field(
-        default=DEFAULT_LEASE_S,
-        ge=1,
-        description="a worker on another node that gives no sign of life for so long loses its unit",
+        DEFAULT_LEASE_S, ge=1, description="seconds without a heartbeat after which another worker takes over the shard"
     )
 
 
@@ -187,9 +172,7 @@ class MixConfig(Section):
     """One of the caches that a run trains on."""
 
     cache: Path = Field(description="folder that `flowmask cache build` finished")
-    weight: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="its share of the steps, relative to the others'"
-    )
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="share of the steps, relative to others")
 
 
 def _folder_or_url(value: Any) -> Any:
@@ -204,21 +187,17 @@ class LoaderConfig(Section):
     """How training reads a cache or several; of all this only `remainder` and weights decide what a batch holds."""
 
     cache: CachePlace | None = Field(
-        default=None, description="folder that `flowmask cache build` finished; stream: or its URL"
+        None, description="folder that `flowmask cache build` finished; stream: or its URL"
     )
     mode: Literal["indexed", "stream"] = Field(
-        default="indexed", description="stream: shards from front to back, as at a URL; see docs/design.md"
+        "indexed", description="stream: read shards from front to back; see docs/design.md"
     )
-    shuffle_examples: int = Field(
-        default=256, ge=1, description="stream: examples of a rank that are shuffled together, in memory"
-    )
-    retries: int = Field(default=3, ge=0, le=10, description="stream: how often a shard is fetched again")
-    mix: tuple[MixConfig, ...] = Field(default=(), description="instead of `cache`: several, with weights")
-    remainder: Literal["carry", "drop"] = Field(
-        default="carry", description="an epoch's last examples: carried over or dropped"
-    )
-    threads: int = Field(default=2, ge=0, description="reading threads; 0 reads in the training thread")
-    prefetch_batches: int = Field(default=4, ge=1, description="global batches read ahead")
+    shuffle_examples: int = Field(256, ge=1, description="stream: size of a rank's shuffle buffer")
+    retries: int = Field(3, ge=0, le=10, description="stream: retries of a shard")
+    mix: tuple[MixConfig, ...] = Field((), description="instead of `cache`: several with weights")
+    remainder: Literal["carry", "drop"] = Field("carry", description="an epoch's last examples: carry or drop")
+    threads: int = Field(2, ge=0, description="reading threads; 0 reads in the training thread")
+    prefetch_batches: int = Field(4, ge=1, description="global batches read ahead")
 
     @model_validator(mode="after")
     def _cache_or_mix(self) -> Self:
@@ -236,8 +215,13 @@ class LoaderConfig(Section):
             )
         return self
 
+    def folders(self) -> list[Path]:
+        """The caches that are folders here, in their order; URLs and `pipe:` commands are none."""
+        named: list[Path | str | None] = [entry.cache for entry in self.mix] or [self.cache]
+        return [cache for cache in named if isinstance(cache, Path)]
+
     @property
     def caches(self) -> str:
-        """What is read, for messages: the folder, or the folders with their weights."""
+        """All caches, for messages: the folder or URL, or the folders with their weights."""
         mixed = ", ".join(f"{entry.cache} (weight {entry.weight:g})" for entry in self.mix)
         return mixed or str(self.cache)

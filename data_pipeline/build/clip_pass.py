@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flowmask.data_pipeline.build import records
 from flowmask.data_pipeline.build.encode import ClipEncoder, EncodedClip
-from flowmask.data_pipeline.build.pipeline import Pipeline, Stages, UnitInHand
+from flowmask.data_pipeline.build.pipeline import Pipeline, PipelineStages, UnitInHand
 from flowmask.data_pipeline.build.sentences import Embeddings
 from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.cache.quarantine import Line, Quarantine, line
@@ -20,7 +20,7 @@ from flowmask.data_pipeline.clip.clips import Clip
 from flowmask.data_pipeline.clip.decode import DecodedClip, decode
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan import units
-from flowmask.data_pipeline.sources.base import Source
+from flowmask.data_pipeline.sources.base import VideoSet
 from flowmask.models.errors import DataError, TakenOverError
 
 Planned = tuple[Clip, tuple[int, ...]]  # a clip and the numbers of its sentences
@@ -39,8 +39,8 @@ class ClipPass:
     """One worker's share of the clips. `on_clip` is told how many clips of the unit in hand are encoded."""
 
     config: CacheBuildConfig
-    plan: units.Plan
-    source: Source
+    plan: units.BuildPlan
+    source: VideoSet
     shards: Path
     texts: Path
     quarantine: Quarantine
@@ -60,7 +60,7 @@ class ClipPass:
                 return
 
     def write_unit(self, unit: int) -> None:
-        """Make one unit, whoever holds its claim; as in a build, an unreadable clip is left out."""
+        """Make one unit without a claim; as in a build, an unreadable clip is left out."""
         self._pipeline().run(iter([(unit, ExitStack())]))
 
     def encode_unit(self, unit: int) -> list[EncodedClip]:
@@ -70,7 +70,7 @@ class ClipPass:
 
     def _pipeline(self) -> Pipeline[Planned, DecodedClip | Line, EncodedClip]:
         cache = self.config.cache
-        stages = Stages(items=self._begin, decode=self._decode, encode=self._encode, write=self._write)
+        stages = PipelineStages(items=self._begin, decode=self._decode, encode=self._encode, write=self._write)
         ahead = cache.batch_clips + cache.decode_threads
         return Pipeline(stages, decode_threads=cache.decode_threads, ahead=ahead)
 
@@ -127,5 +127,5 @@ class ClipPass:
                 clock=self.clock,
             )
         except TakenOverError:
-            self._taken_over = True  # theirs will do; looked at again at the end
+            self._taken_over = True  # the other worker's result is as good; looked at again at the end
         del self._tallies[unit.number]

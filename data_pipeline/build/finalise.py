@@ -11,18 +11,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from flowmask.data_pipeline.build.records import Sidecar, read_sidecar
+from flowmask.data_pipeline.build.records import Shape, Sidecar, read_sidecar
 from flowmask.data_pipeline.cache import index, manifest, quarantine
 from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
 from flowmask.data_pipeline.cache.shards import FOLDER, cache_file, remove_leftovers, shard_name, write_file
-from flowmask.data_pipeline.plan.units import Plan
+from flowmask.data_pipeline.plan.units import BuildPlan
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import sha256_of_open
 
-Shape = tuple[int, int, int]
 
-
-def finalise(out: Path, plan: Plan) -> Manifest:
+def finalise(out: Path, plan: BuildPlan) -> Manifest:
     """Write the index, then the manifest; every unit must be finished. DataError if no example is left."""
     for folder in (out, out / FOLDER):
         remove_leftovers(folder)  # all units are done, so nobody else writes
@@ -131,7 +129,7 @@ class Totals:
         ]
 
 
-def _sidecars(out: Path, plan: Plan) -> Iterator[Sidecar]:
+def _sidecars(out: Path, plan: BuildPlan) -> Iterator[Sidecar]:
     for unit in range(plan.clip_units):
         sidecar = read_sidecar(out / FOLDER, unit)
         if sidecar is None:

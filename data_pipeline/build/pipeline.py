@@ -46,17 +46,6 @@ class _Flow:
         if self.error is not None:
             raise _Stopped
 
-    def acquire(self, counter: list[int]) -> None:
-        """Take one of `counter[0]` when there is one."""
-        with self.changed:
-            self.wait(lambda: counter[0] > 0)
-            counter[0] -= 1
-
-    def release(self, counter: list[int]) -> None:
-        with self.changed:
-            counter[0] += 1
-            self.changed.notify_all()
-
 
 class _Queue(Generic[T]):
     """A bounded queue that a stopped flow ends at both sides."""
@@ -94,8 +83,8 @@ class UnitInHand(Generic[Item]):
 
 
 @dataclass(frozen=True)
-class Stages(Generic[Item, Decoded, Encoded]):
-    """What is done, in which thread is the pipeline's business.
+class PipelineStages(Generic[Item, Decoded, Encoded]):
+    """What the pipeline runs, each stage in its own thread.
 
     items: the parts of a unit; encode: all parts of a unit to its results, in order, in the calling thread;
     write: results to files, complete when it returns.
@@ -110,9 +99,11 @@ class Stages(Generic[Item, Decoded, Encoded]):
 class Pipeline(Generic[Item, Decoded, Encoded]):
     """One run over units; `ahead` bounds the decoded parts that wait for the encoder."""
 
-    def __init__(self, stages: Stages[Item, Decoded, Encoded], *, decode_threads: int, ahead: int):
+    def __init__(self, stages: PipelineStages[Item, Decoded, Encoded], *, decode_threads: int, ahead: int):
         self._stages, self._flow = stages, _Flow()
-        self._units_free, self._decoded_free = [UNITS_AT_ONCE], [ahead]
+        # Full while no more units may be claimed, no more parts decoded.
+        self._units: _Queue[None] = _Queue(self._flow, UNITS_AT_ONCE)
+        self._parts: _Queue[None] = _Queue(self._flow, ahead)
         self._in_hand: dict[int, UnitInHand[Item]] = {}
         self._decoding: _Queue[tuple[UnitInHand[Item], _Queue[Future[Decoded] | None]] | None] = _Queue(
             self._flow, UNITS_AT_ONCE
@@ -155,7 +146,7 @@ class Pipeline(Generic[Item, Decoded, Encoded]):
 
     def _feed(self, claimed: Iterator[tuple[int, ExitStack]]) -> None:
         while True:
-            self._flow.acquire(self._units_free)
+            self._units.put(None)
             number, claim = next(claimed, (None, None))
             if number is None or claim is None:
                 self._decoding.put(None)
@@ -166,7 +157,7 @@ class Pipeline(Generic[Item, Decoded, Encoded]):
             decoded: _Queue[Future[Decoded] | None] = _Queue(self._flow, self._ahead + 1)
             self._decoding.put((unit, decoded))
             for item in unit.items:
-                self._flow.acquire(self._decoded_free)
+                self._parts.put(None)
                 decoded.put(self._pool.submit(self._stages.decode, item))
             decoded.put(None)
 
@@ -191,7 +182,7 @@ class Pipeline(Generic[Item, Decoded, Encoded]):
     def _decoded(self, futures: _Queue[Future[Decoded] | None]) -> Iterator[Decoded]:
         for future in _until_none(futures):
             decoded = future.result()
-            self._flow.release(self._decoded_free)
+            self._parts.get()
             yield decoded
 
     def _write(self) -> None:
@@ -200,4 +191,4 @@ class Pipeline(Generic[Item, Decoded, Encoded]):
             with self._flow.changed:
                 del self._in_hand[unit.number]
             unit.claim.close()
-            self._flow.release(self._units_free)
+            self._units.get()

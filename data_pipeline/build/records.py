@@ -1,6 +1,6 @@
-"""Encoded clips to one shard and its sidecar: what a unit of work leaves behind.
+"""Encoded clips to one shard (.tar) and its sidecar (.json), which together are one finished unit.
 
-The sidecar, written after the tar, says what it holds and where: the index is made of sidecars alone.
+The sidecar, written after the tar, says what the tar holds and where: the index is made of sidecars alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +29,8 @@ from flowmask.data_pipeline.cache.shards import (
 from flowmask.data_pipeline.clip.clips import clip_facts
 from flowmask.models.errors import CacheError
 
+Shape = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class Sidecar:
@@ -44,7 +46,7 @@ class Sidecar:
     sha256: str
     text_dim: int
     made_with: dict[str, str]
-    shapes: list[tuple[int, int, int]]
+    shapes: list[Shape]
     examples: list[list[int]]
     quarantined: list[Line] = field(default_factory=list)
 
@@ -82,7 +84,7 @@ def write_unit(
 
     outcome: asked after the last clip: how many empty masks were dropped, and the lines of unreadable clips.
     """
-    rows = _Rows(unit)
+    rows = Rows()
     size, sha256 = 0, ""
     first = next(clips, None)
     if first is not None:
@@ -91,50 +93,47 @@ def write_unit(
             for encoded, numbers in chain([first], clips):
                 with clock.measure("write"):
                     meta, tensors = record(encoded, numbers, embeddings=embeddings.of(sorted(set(numbers))))
-                    rows.add(encoded, meta, tensors, writer.add(encoded.clip.key, meta=meta, tensors=tensors))
+                    place = writer.add(encoded.clip.key, meta=meta, tensors=tensors)
+                    rows.add(meta, tensors, place, unit=unit)
             with clock.measure("write"):
                 size, sha256 = writer.close()
     dropped, lost = outcome()
-    sidecar = Sidecar(
-        unit=unit,
-        records=rows.records,
-        dropped_empty_masks=dropped,
-        quarantined=lost,
-        size=size,
-        sha256=sha256,
-        text_dim=rows.text_dim,
-        made_with=made_with,
-        shapes=rows.shapes,
-        examples=rows.examples,
+    sidecar = rows.sidecar(
+        unit=unit, size=size, sha256=sha256, dropped_empty_masks=dropped, quarantined=lost, made_with=made_with
     )
     with clock.measure("write"):
         write_file(folder / sidecar_name(unit), seal(asdict(sidecar)))
 
 
-class _Rows:
-    """The rows of a sidecar, gathered record by record."""
+@dataclass
+class Rows:
+    """What a shard tells its sidecar, gathered record by record."""
 
-    def __init__(self, unit: int) -> None:
-        self.unit, self.records, self.text_dim = unit, 0, 0
-        self.shapes: list[tuple[int, int, int]] = []
-        self.examples: list[list[int]] = []
+    records: int = 0
+    masks: int = 0
+    text_dim: int = 0
+    shapes: list[Shape] = field(default_factory=list)
+    examples: list[list[int]] = field(default_factory=list)
 
-    def add(
-        self, encoded: EncodedClip, meta: dict[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace
-    ) -> None:
-        width, height = encoded.clip.geometry.size
-        shape = (len(encoded.clip.frame_ids), height, width)
+    def add(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace, *, unit: int) -> None:
+        width, height = meta["size"]
+        shape = (len(meta["frame_ids"]), height, width)
         if shape not in self.shapes:
             self.shapes.append(shape)
-        self.examples += example_rows(meta, tensors, place, unit=self.unit, shape=self.shapes.index(shape))
+        self.examples += example_rows(meta, tensors, place, unit=unit, shape=self.shapes.index(shape))
         self.text_dim = tensors["text.0"].shape[-1]
         self.records += 1
+        self.masks += len(meta["masks"])
+
+    def sidecar(self, **rest: Any) -> Sidecar:
+        """The sidecar; `rest` are its fields that a shard does not tell."""
+        return Sidecar(records=self.records, text_dim=self.text_dim, shapes=self.shapes, examples=self.examples, **rest)
 
 
 def record(
     encoded: EncodedClip, numbers: Sequence[int], *, embeddings: Mapping[int, Mapping[int, Tensor]]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """JSON and tensors of one record; masks and sentences are numbered anew where some were dropped.
+    """JSON and tensors of one record; masks and sentences are numbered without the dropped ones.
 
     embeddings: by sentence number and token limit.
     """
@@ -161,7 +160,7 @@ def record(
 
 
 def example_rows(
-    meta: dict[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace, *, unit: int, shape: int
+    meta: Mapping[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace, *, unit: int, shape: int
 ) -> list[list[int]]:
     """One row of a sidecar for each expression of a record; `shape` is a place in the sidecar's shapes."""
     rows = []

@@ -1,4 +1,4 @@
-"""`flowmask cache status`: how a build is getting on, read from its folder alone, from any node, changing nothing.
+"""`flowmask cache status`: the progress of a build, read from its folder alone, on any node, changing nothing.
 
 Ages are by the filesystem's clock, so that they are right wherever this runs.
 """
@@ -6,7 +6,7 @@ Ages are by the filesystem's clock, so that they are right wherever this runs.
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from flowmask.data_pipeline.plan import units
 from flowmask.models.errors import CacheError
 
 Phase = Literal["plan", "text", "clips", "finalise", "complete"]
-_WINDOW_S, _WINDOW_UNITS = 600.0, 4  # the rate is of the last ten minutes, and of at least so many units
+_WINDOW_S, _WINDOW_UNITS = 600.0, 4  # the rate is of the last ten minutes, and of at least four units
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Count:
 
 @dataclass(frozen=True)
 class LeaseStatus:
-    """One unit in hand: whose, for how long, and the seconds since its owner's last sign of life."""
+    """One unit in hand: its owner, for how long, and the seconds since the owner's last heartbeat."""
 
     unit: str
     host: str
@@ -47,15 +47,15 @@ class CacheStatus:
 
     folder: str
     phase: Phase
-    sentences: Count | None
-    clips: Count | None
-    units: Count | None  # shards
-    examples: int | None  # known of a finished cache
-    rate_per_s: float | None
-    eta_s: float | None
-    workers_alive: int
-    leases: list[LeaseStatus]
-    quarantined: int
+    sentences: Count | None = None
+    clips: Count | None = None
+    units: Count | None = None  # shards
+    examples: int | None = None  # known of a finished cache
+    rate_per_s: float | None = None
+    eta_s: float | None = None
+    workers_alive: int = 0
+    leases: list[LeaseStatus] = field(default_factory=list)
+    quarantined: int = 0
 
 
 def status(folder: Path) -> CacheStatus:
@@ -69,14 +69,26 @@ def status(folder: Path) -> CacheStatus:
         raise CacheError(f"{folder}: {what}; `flowmask cache build` makes one")
     now_ns = filesystem_now(claims)
     alive = _alive_workers(claims, now_ns)
+    begun = CacheStatus(str(folder), "plan", workers_alive=alive, quarantined=_quarantined(folder))
     if plan is None:
-        nothing = _Progress("plan", None, None, None, None)
-        return _building(folder, nothing, now_ns=now_ns, alive=alive, finished=set())
+        return replace(begun, leases=list(_leases(claims, now_ns, finished=set())))
     texts = _text_units(folder / "work" / "texts", plan["texts"])
     shards = _clip_units(folder / FOLDER, plan)
-    progress = _progress(plan, texts, shards, now_ns=now_ns if alive else None)
-    finished = {*(f"text-{unit:06d}" for unit in texts.ended), *(f"clips-{unit:06d}" for unit in shards.ended)}
-    return _building(folder, progress, now_ns=now_ns, alive=alive, finished=finished)
+    phase: Phase = "finalise" if shards.complete else "clips" if texts.complete else "text"
+    current = {"text": texts, "clips": shards}.get(phase)
+    rate = current.rate_per_s(now_ns) if current and alive else None
+    texts_done = {f"text-{unit:06d}" for unit in texts.ended}
+    clips_done = {f"clips-{unit:06d}" for unit in shards.ended}
+    return replace(
+        begun,
+        phase=phase,
+        sentences=texts.things,
+        clips=shards.things,
+        units=Count(len(shards.ended), len(shards.sizes)),
+        rate_per_s=rate,
+        eta_s=(current.things.total - current.things.done) / rate if current and rate else None,
+        leases=list(_leases(claims, now_ns, finished=texts_done | clips_done)),
+    )
 
 
 @dataclass(frozen=True)
@@ -108,55 +120,14 @@ class _Pass:
         return made / max((until_ns - first_ns) / 1e9, 1e-3)
 
 
-@dataclass(frozen=True)
-class _Progress:
-    phase: Phase
-    texts: _Pass | None
-    shards: _Pass | None
-    rate_per_s: float | None
-    eta_s: float | None
-
-
-def _progress(plan: dict[str, Any], texts: _Pass, shards: _Pass, *, now_ns: int | None) -> _Progress:
-    """now_ns: None if nobody works on it, then there is no rate."""
-    phase: Phase = "finalise" if shards.complete else "text" if not texts.complete else "clips"
-    of = {"text": texts, "clips": shards}.get(phase)
-    rate = of.rate_per_s(now_ns) if of and now_ns is not None else None
-    eta = (of.things.total - of.things.done) / rate if of and rate else None
-    return _Progress(phase, texts, shards, rate, eta)
-
-
-def _building(folder: Path, progress: _Progress, *, now_ns: int, alive: int, finished: set[str]) -> CacheStatus:
-    shards = progress.shards
-    return CacheStatus(
-        folder=str(folder),
-        phase=progress.phase,
-        sentences=progress.texts.things if progress.texts else None,
-        clips=shards.things if shards else None,
-        units=Count(len(shards.ended), len(shards.sizes)) if shards else None,
-        examples=None,
-        rate_per_s=progress.rate_per_s,
-        eta_s=progress.eta_s,
-        workers_alive=alive,
-        leases=list(_leases(folder / "work" / "claims", now_ns, finished=finished)),
-        quarantined=_quarantined(folder),
-    )
-
-
 def _finished(folder: Path) -> CacheStatus:
     cache = manifest.read_manifest(folder)
-    clips, shards = Count(cache.clips, cache.clips), Count(len(cache.shards), len(cache.shards))
     return CacheStatus(
         folder=str(folder),
         phase="complete",
-        sentences=None,
-        clips=clips,
-        units=shards,
+        clips=Count(cache.clips, cache.clips),
+        units=Count(len(cache.shards), len(cache.shards)),
         examples=cache.examples,
-        rate_per_s=None,
-        eta_s=None,
-        workers_alive=0,
-        leases=[],
         quarantined=_quarantined(folder),
     )
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from flowmask.data_pipeline.build.clip_pass import ClipPass
 from flowmask.data_pipeline.build.sentences import encode_sentence
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT
-from flowmask.data_pipeline.clip.clips import Clip
 from flowmask.data_pipeline.clip.decode import DecodedClip
-from flowmask.data_pipeline.plan.cost import Speed
-from flowmask.data_pipeline.plan.units import Plan
+from flowmask.data_pipeline.plan.cost import BuildSpeed
+from flowmask.data_pipeline.plan.units import BuildPlan
 from flowmask.models.errors import DataError
 from flowmask.models.text import TextEncoder
 
@@ -23,13 +22,13 @@ _SENTENCES, _SHORT_S = 8, 5.0
 
 
 def measure(
-    plan: Plan,
+    plan: BuildPlan,
     *,
     clips: ClipPass,
     free_vae: Callable[[], None],
     text_encoder: Callable[[], TextEncoder],
     dtype: torch.dtype,
-) -> Speed | None:
+) -> BuildSpeed | None:
     """Seconds per pixel, from the first readable clip, and per sentence; None if there is nothing to measure.
 
     The text encoder stays loaded for the pass that follows, the VAE does not.
@@ -50,7 +49,7 @@ def measure(
         lambda: embeddings.extend(encode_sentence(load, text, dtype=dtype)[LONG_TEXT] for text in texts)
     )
     stored = sum(embedding.nbytes for embedding in embeddings)
-    return Speed(pixels / max(encode_s, 1e-9), sentences_s / len(texts), stored / len(texts))
+    return BuildSpeed(pixels / max(encode_s, 1e-9), sentences_s / len(texts), stored / len(texts))
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -59,16 +58,12 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _readable(plan: Plan, clips: ClipPass) -> Iterator[DecodedClip]:
-    """Clips of the first unit that can be read and have a mask: what cannot is the build's business."""
+def _readable(plan: BuildPlan, clips: ClipPass) -> Iterator[DecodedClip]:
+    """Clips of the first unit that can be read and have a mask."""
     for clip, _ in plan.unit_clips(0) if plan.clip_units else ():
-        decoded = _decoded(clip, clips)
-        if decoded is not None and decoded.masks:
+        try:
+            decoded = clips.decoded(clip)
+        except DataError:
+            continue
+        if decoded.masks:
             yield decoded
-
-
-def _decoded(clip: Clip, clips: ClipPass) -> DecodedClip | None:
-    try:
-        return clips.decoded(clip)
-    except DataError:
-        return None

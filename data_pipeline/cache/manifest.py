@@ -13,7 +13,8 @@ from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.models.errors import CacheError
 
 FILE = "manifest.json"
-SHORT_TEXT, LONG_TEXT = (64, 256)  # tokens that a sentence is cut to; stored at both where it is longer than the first
+# Tokens that a sentence is cut to; it is stored at both where it is longer than the first.
+SHORT_TEXT, LONG_TEXT = 64, 256
 
 
 class _Part(BaseModel):

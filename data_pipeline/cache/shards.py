@@ -56,7 +56,7 @@ def cache_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what killed writers of `name` left; only for whoever holds its claim (see `cache_file`)."""
+    """Delete temporary files of killed writers of `name`; for the worker alone that holds its claim."""
     for leftover in folder.glob(f"{TEMPORARY}{name}.*"):
         leftover.unlink(missing_ok=True)
 

@@ -1,18 +1,16 @@
-"""`flowmask cache repair`: makes what verify calls wrong anew, and nothing else.
+"""`flowmask cache repair`: makes again the files that verify calls wrong, and nothing else.
 
-A shard is encoded again, beside, and moved into place; sidecars come from shards, index, quarantine and
-manifest from sidecars, the plan from the dataset; the manifest last. Killed anywhere, the same command goes
-on. Refuses a dataset, weights or settings other than those that made the cache, and an input that could be
-read then and cannot be read now.
+A shard is encoded again in a folder beside and moved into place; a sidecar follows from its shard, index, quarantine
+and manifest from the sidecars, the plan from the dataset. After a kill the same command goes on. Refuses a dataset,
+weights or settings other than those that made the cache, and an input that has become unreadable.
 """
 
-import dataclasses
 import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,22 +18,34 @@ from flowmask.data_pipeline.build import finalise, sentences
 from flowmask.data_pipeline.build.build import Build
 from flowmask.data_pipeline.build.records import Sidecar, parse_sidecar
 from flowmask.data_pipeline.cache import manifest, quarantine
-from flowmask.data_pipeline.cache.manifest import Manifest, read_manifest
+from flowmask.data_pipeline.cache.manifest import read_manifest
 from flowmask.data_pipeline.cache.quarantine import Quarantine
 from flowmask.data_pipeline.cache.sealed import seal
 from flowmask.data_pipeline.cache.shards import FOLDER, remove_leftovers, shard_name, sidecar_name, write_file
-from flowmask.data_pipeline.check.verify import OnProgress, derived_sidecar
 from flowmask.data_pipeline.check.verify_report import Problem, VerifyReport
-from flowmask.data_pipeline.check.verify_shard import Storage, WrongError, file_hash, read_shard
+from flowmask.data_pipeline.check.verify_shard import (
+    Storage,
+    WrongError,
+    facts_of,
+    file_hash,
+    parsed,
+    read_shard,
+    readable_manifest,
+)
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan import units
 from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
+from flowmask.data_pipeline.show.inspect_cache import OnProgress
 from flowmask.models.errors import CacheError, ConfigError, UserError
+
+_STAGE = "repair"
+_FOLLOWING = (quarantine.FILE, finalise.index.FILE, manifest.FILE)
+_ADVICE = "only what it was made of can repair it: give that as KEY=VALUE, or build a new cache"
 
 
 @dataclass
 class RepairReport:
-    """What was made anew, each file with how; `notes` are what a person should know of it."""
+    """Files that were made again, each with how; `notes` say where the bytes are not those of before."""
 
     mended: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -56,14 +66,12 @@ def repair(
     """
     with _alone(folder):
         problems = [Problem(folder / FOLDER / shard_name(u), "", u) for u in rebuild] or found().problems
-        stage = folder / "work" / _STAGE
         try:
             if not problems:
                 return RepairReport()
             return _Repair(folder, config=config, on_progress=on_progress).run(problems)
         finally:
-            if stage.exists():  # ours, or of a repair that was killed
-                _remove(stage)
+            _remove(folder / "work" / _STAGE)  # ours, or of a repair that was killed
             for place in (folder, folder / FOLDER, folder / units.FOLDER):
                 remove_leftovers(place)
 
@@ -87,6 +95,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _remove(stage: Path) -> None:
+    if not stage.exists():
+        return
     shutil.rmtree(stage, ignore_errors=True)
     with suppress(OSError):
         stage.parent.rmdir()  # only if nothing else is in it
@@ -100,43 +110,35 @@ class _Repair:
         self.stage = folder / "work" / _STAGE
         self._config = config
         self.report = RepairReport()
-        try:
-            self.manifest: Manifest | None = read_manifest(folder)
-        except CacheError:
-            if not (folder / manifest.FILE).exists():
-                raise
-            self.manifest = None
+        self.manifest = readable_manifest(folder)
+        self._entries = {entry.file: entry for entry in self.manifest.shards} if self.manifest else {}
 
     def run(self, problems: Sequence[Problem]) -> RepairReport:
         _remove(self.stage)  # of a repair that was killed
         wrong = {problem.file for problem in problems}
         if any(file.parent == self.folder / units.FOLDER for file in wrong):
-            self._plan_anew()
-        self._plan = self._read_plan()
+            self._plan_again()
+        plan = units.read_plan(self.folder / units.FOLDER)
+        if plan is None:
+            raise CacheError(f"{self.folder / units.FOLDER} holds no plan; run `flowmask cache repair` again")
+        self._plan = plan
         shards = {p.unit for p in problems if p.unit is not None and p.file.suffix == ".tar"}
         sidecars = {p.unit for p in problems if p.unit is not None} - shards
-        if beyond := [unit for unit in shards if unit >= self._plan.clip_units]:
-            raise ConfigError(f"{self.folder} has no unit {beyond[0]}; its last is {self._plan.clip_units - 1}")
-        refused = {unit for unit in sorted(sidecars) if not self._sidecar_anew(unit)}
-        if not self._adds_up():
-            refused = sidecars
-        if again := sorted(shards | refused):
-            self._units_anew(again)
+        last = self._plan.clip_units - 1
+        if beyond := [unit for unit in shards if unit > last]:
+            raise ConfigError(f"{self.folder} has no unit {beyond[0]}; its last is {last}")
+        refused = {unit for unit in sorted(sidecars) if not self._sidecar_again(unit)}
+        if again := sorted(shards | (refused if self._adds_up() else sidecars)):
+            self._units_again(again)
         before = {name: _hash(self.folder / name) for name in _FOLLOWING}
         finalise.finalise(self.folder, self._plan)
         for name in _FOLLOWING:
             if _hash(self.folder / name) != before[name]:
-                self._mended(self.folder / name, "made anew from the sidecars")
+                self._mended(self.folder / name, "made again from the sidecars")
         return self.report
 
     def _mended(self, file: Path, how: str) -> None:
         self.report.mended.append((file, how))
-
-    def _read_plan(self) -> units.Plan:
-        plan = units.read_plan(self.folder / units.FOLDER)
-        if plan is None:
-            raise CacheError(f"{self.folder / units.FOLDER} holds no plan; run `flowmask cache repair` again")
-        return plan
 
     @cached_property
     def _build(self) -> Build:
@@ -148,23 +150,12 @@ class _Repair:
             ours = fingerprint(config, build.source, memo=self.stage / "weights.json")
         except UserError as error:
             raise type(error)(f"cannot repair {self.folder} without what it was made of: {error}") from error
-        refuse_other(ours, self._made_of(), where=self.folder, advice=_ADVICE)
+        theirs, _ = facts_of(self.folder, self.manifest)
+        refuse_other(ours, theirs, where=self.folder, advice=_ADVICE)
         self._ours = ours
         return build
 
-    def _made_of(self) -> manifest.Fingerprint:
-        try:
-            if plan := units.read_plan(self.folder / units.FOLDER):
-                return plan.fingerprint
-        except CacheError:
-            pass  # damaged: the manifest knows as well
-        if self.manifest is None:
-            raise CacheError(
-                f"{self.folder}: neither {manifest.FILE} nor its plan can be read: delete the cache and build again"
-            )
-        return self.manifest.fingerprint
-
-    def _plan_anew(self) -> None:
+    def _plan_again(self) -> None:
         """The plan is written beside and its files are moved, plan.json last."""
         stage = self.stage / units.FOLDER
         self._build.plan_into(stage, fingerprint=self._ours)
@@ -173,17 +164,18 @@ class _Repair:
         for name in (*units.FILES, "plan.json"):
             if _hash(stage / name) != _hash(target / name):
                 (stage / name).replace(target / name)
-                self._mended(target / name, "planned anew from the dataset")
+                self._mended(target / name, "planned again from the dataset")
 
-    def _sidecar_anew(self, unit: int) -> bool:
+    def _sidecar_again(self, unit: int) -> bool:
         """Make a sidecar from its shard; False if the shard, manifest and plan do not tell all that it said."""
         path = self.shards / shard_name(unit)
-        entry = next((e for e in self.manifest.shards if e.file == path.name), None) if self.manifest else None
+        entry = self._entries.get(path.name)
         if self.manifest is None or entry is None:
             return False
         try:
             size, sha256 = file_hash(path)
-            content = read_shard(path, unit=unit, storage=Storage.of(self._plan.fingerprint, self._plan.facts))
+            storage = Storage.of(self._plan.fingerprint, self._plan.facts)
+            rows = read_shard(path, unit=unit, storage=storage)
         except WrongError:
             return False
         if sha256 != entry.sha256:
@@ -191,17 +183,16 @@ class _Repair:
         planned = {clip.key: len(clip.masks) for clip, _ in self._plan.unit_clips(unit)}
         lost = [line for line in quarantine.read(self.folder / quarantine.FILE) if line["clip"] in planned]
         kept = sum(planned.values()) - sum(planned[str(line["clip"])] for line in lost)
-        sidecar = derived_sidecar(
-            unit,
-            content,
+        sidecar = rows.sidecar(
+            unit=unit,
             size=size,
             sha256=sha256,
-            dropped=kept - content.masks,
+            dropped_empty_masks=kept - rows.masks,
             quarantined=lost,
             made_with=self.manifest.environments[entry.made_with],
         )
         write_file(self.shards / sidecar_name(unit), seal(asdict(sidecar)))
-        self._mended(self.shards / sidecar_name(unit), "made anew from its shard")
+        self._mended(self.shards / sidecar_name(unit), "made again from its shard")
         return True
 
     def _adds_up(self) -> bool:
@@ -218,25 +209,23 @@ class _Repair:
 
     def _sidecar(self, unit: int) -> Sidecar | None:
         try:
-            return parse_sidecar((self.shards / sidecar_name(unit)).read_bytes())
-        except (OSError, ValueError, TypeError, KeyError):
+            return parsed(self.shards / sidecar_name(unit), parse_sidecar)
+        except WrongError:
             return None
 
-    def _units_anew(self, again: Sequence[int]) -> None:
+    def _units_again(self, again: Sequence[int]) -> None:
         build, stage = self._build, self.stage / FOLDER
         stage.mkdir(parents=True, exist_ok=True)
-        self._sentences_anew(build, again)
+        self._sentences_again(build, again)
         watch = Quarantine(self.stage, shards=stage, clips=1, videos=0, fraction=float("inf"))
-        make = dataclasses.replace(
-            build.clip_pass(self._plan), shards=stage, texts=self.stage / "texts", quarantine=watch
-        )
+        make = replace(build.clip_pass(self._plan), shards=stage, texts=self.stage / "texts", quarantine=watch)
         for done, unit in enumerate(again):
             self.on_progress("units", done, len(again))
             make.write_unit(unit)
             self._move_in(unit, stage)
         self.on_progress("units", len(again), len(again))
 
-    def _sentences_anew(self, build: Build, again: Sequence[int]) -> None:
+    def _sentences_again(self, build: Build, again: Sequence[int]) -> None:
         """Encode the text units that hold these units' sentences; the text encoder is gone before the VAE comes."""
         texts = self.stage / "texts"
         texts.mkdir(exist_ok=True)
@@ -260,11 +249,12 @@ class _Repair:
             (self.shards / shard_name(unit)).unlink(missing_ok=True)
         (stage / sidecar_name(unit)).replace(self.shards / sidecar_name(unit))
         same = sha256 == made.sha256
-        self._mended(self.shards / shard_name(unit), f"encoded again: {'the same bytes' if same else 'other bytes'}")
+        bytes_are = "the same bytes" if same else "other bytes"
+        self._mended(self.shards / shard_name(unit), f"encoded again: {bytes_are}")
         if before is not None and before != made.made_with:
+            was, now = _spelt(before, made.made_with), _spelt(made.made_with, before)
             self.report.notes.append(
-                f"unit {unit} was made with {_spelt(before, made.made_with)}, and now with "
-                f"{_spelt(made.made_with, before)}: equal within rounding, not to the bit; manifest updated"
+                f"unit {unit} was made with {was}, and now with {now}: equal within rounding, not to the bit"
             )
         elif sha256 and not same:
             self.report.notes.append(
@@ -273,27 +263,21 @@ class _Repair:
 
     def _refuse_new_losses(self, made: Sidecar) -> None:
         known = {line["clip"] for line in quarantine.read(self.folder / quarantine.FILE)}
-        new = [line for line in made.quarantined if line["clip"] not in known]
-        if new:
-            raise CacheError(
-                f"cannot repair unit {made.unit} of {self.folder}: {new[0]['file']}: {new[0]['reason']}; it could be "
-                "read when the cache was made: mend it first"
-            )
+        for line in made.quarantined:
+            if line["clip"] not in known:
+                raise CacheError(
+                    f"cannot repair unit {made.unit} of {self.folder}: {line['file']}: {line['reason']}; it could be "
+                    "read when the cache was made: mend it first"
+                )
 
     def _made_before(self, unit: int) -> tuple[dict[str, str] | None, str]:
         """What made a unit, and its shard's hash, as far as its sidecar or the manifest know."""
         if sidecar := self._sidecar(unit):
             return sidecar.made_with, sidecar.sha256
-        entries = self.manifest.shards if self.manifest else []
-        for entry in entries:
-            if self.manifest and entry.file == shard_name(unit):
-                return self.manifest.environments[entry.made_with], entry.sha256
-        return None, ""
-
-
-_STAGE = "repair"
-_FOLLOWING = (quarantine.FILE, finalise.index.FILE, manifest.FILE)
-_ADVICE = "only what it was made of can repair it: give that as KEY=VALUE, or build a new cache"
+        entry = self._entries.get(shard_name(unit))
+        if self.manifest is None or entry is None:
+            return None, ""
+        return self.manifest.environments[entry.made_with], entry.sha256
 
 
 def _hash(path: Path) -> str:

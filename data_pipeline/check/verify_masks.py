@@ -1,37 +1,39 @@
 """A sample of a cache's mask latents, decoded through the VAE and compared with the RLE truth.
 
 Two measures of each, both over the whole clip: `iou`, of the decoded mask with the truth, and `error`, the
-distance of the stored latent from that of the truth encoded anew, relative to the latter's norm. A right
+distance of the stored latent from that of the truth encoded again, relative to the latter's norm. A right
 latent has an error of rounding and batching whatever the VAE is worth; a mask moved by one pixel, or another
 object's, does not. The IoU also shows what the VAE itself keeps of a mask.
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmask.data_pipeline.build.records import Sidecar
+from flowmask.data_pipeline.build.records import Shape, Sidecar
 from flowmask.data_pipeline.cache.index import COLUMNS
-from flowmask.data_pipeline.check.verify_shard import Shape, Storage
+from flowmask.data_pipeline.check.verify_shard import Storage
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.randomness import mix64
-from flowmask.models.vae import decode, encode_mask
+from flowmask.data_pipeline.show.inspect_cache import OnProgress
+from flowmask.data_pipeline.show.inspect_examples import overlap, shown
+from flowmask.models.vae import encode_mask
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-LATENT_TOLERANCE = 0.02  # relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/design.md)
+# Relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/design.md)
+LATENT_TOLERANCE = 0.02
 IOU_FLOOR = 0.8  # below it the VAE itself shows too little of a mask; the tiny VAE stays above (least 0.83)
-OnSample = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,19 @@ class MaskSample:
 
 
 def check_masks(
-    chosen: Sequence[StoredMask], vae: "AutoencoderKLWan", *, storage: Storage, on_progress: OnSample = lambda *_: None
+    chosen: Sequence[StoredMask],
+    vae: "AutoencoderKLWan",
+    *,
+    storage: Storage,
+    on_progress: OnProgress = lambda *_: None,
 ) -> list[MaskCheck]:
     """Decode each mask alone."""
     checks = []
     for done, stored in enumerate(sorted(chosen, key=lambda stored: (stored.path, stored.latent))):
         on_progress("masks", done, len(chosen))
         meta, latent = _read(stored, storage)
-        truth = _truth(meta, stored)
+        where = f"{stored.path}, mask {stored.mask}"
+        truth = rle.decode_frames(meta["masks"][stored.mask]["rle"], size=stored.shape[1:], where=where)
         checks.append(
             MaskCheck(
                 file=stored.path,
@@ -112,20 +119,9 @@ def check_masks(
     return checks
 
 
-def shown(vae: "AutoencoderKLWan", latent: Tensor) -> NDArray[np.bool_]:
-    """bool [F H W] that a raw latent [16 f h w] shows: the mean of three equal channels, cut at grey."""
-    return np.asarray((decode(vae, latent[None])[0].mean(0) > 0).cpu().numpy())
-
-
 def expected(vae: "AutoencoderKLWan", truth: NDArray[np.bool_]) -> Tensor:
-    """float32 [16 f h w] raw: the truth bool [F H W], encoded anew."""
+    """float32 [16 f h w] raw: the truth bool [F H W], encoded again."""
     return encode_mask(vae, torch.from_numpy(truth)[None].to(vae.device))[0].cpu()
-
-
-def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """IoU over a whole clip; 1 if both are empty."""
-    union = int((one | other).sum())
-    return int((one & other).sum()) / union if union else 1.0
 
 
 def distance(tensor: Tensor, reference: Tensor) -> float:
@@ -134,7 +130,7 @@ def distance(tensor: Tensor, reference: Tensor) -> float:
     return float((tensor.float() - reference).norm() / reference.norm().clamp_min(1e-12))
 
 
-def _read(stored: StoredMask, storage: Storage) -> tuple[dict[str, object], Tensor]:
+def _read(stored: StoredMask, storage: Storage) -> tuple[dict[str, Any], Tensor]:
     frames, height, width = stored.shape
     shape = (storage.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
     dtype: torch.dtype = getattr(torch, storage.dtype)
@@ -143,10 +139,3 @@ def _read(stored: StoredMask, storage: Storage) -> tuple[dict[str, object], Tens
         meta = json.loads(os.pread(file.fileno(), stored.record[1], stored.record[0]))
         content = bytearray(os.pread(file.fileno(), size, stored.latent))
     return meta, torch.frombuffer(content, dtype=dtype).view(shape)
-
-
-def _truth(meta: dict[str, object], stored: StoredMask) -> NDArray[np.bool_]:
-    """bool [F H W] of the record's RLE."""
-    frames = meta["masks"][stored.mask]["rle"]  # type: ignore[index]
-    where = f"{stored.path}, mask {stored.mask}"
-    return np.stack([rle.decode(frame, size=stored.shape[1:], where=where) for frame in frames])

@@ -1,6 +1,6 @@
-"""What a verification of a cache found: the wrong files with reasons, and the masks that were decoded."""
+"""The result of `flowmask cache verify`: wrong files with reasons, and the masks that were decoded."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ class Problem:
 
 @dataclass
 class VerifyReport:
-    """What a verification found; `ok` if nothing is wrong. `not_decoded` says why no mask was decoded."""
+    """`ok` if no file is wrong; `not_decoded` says why no mask was decoded."""
 
     shards: int = 0
     records: int = 0
@@ -32,22 +32,23 @@ class VerifyReport:
     def ok(self) -> bool:
         return not self.problems
 
-    @property
-    def poor_masks(self) -> list[MaskCheck]:
-        """Right latents of which the VAE shows little."""
-        return [check for check in self.masks if not check.reason and check.iou < IOU_FLOOR]
+    def verdict(self, folder: Path) -> str:
+        """The files in one sentence; a second one if the VAE shows too little of masks whose latents are right."""
+        files = "Files intact." if self.ok else f"{len(self.problems)} wrong: flowmask cache repair {folder}"
+        poor = [mask.iou for mask in self.masks if not mask.reason and mask.iou < IOU_FLOOR]
+        if not poor:
+            return files
+        counted = f"{len(poor)} of {len(self.masks)} decoded masks"
+        return f"{files} Warning: {counted} have IoU < {IOU_FLOOR:g} with the truth (lowest {min(poor):.3f})."
 
     def to_json(self) -> dict[str, Any]:
-        masks = [
-            {"file": str(m.file), "clip": m.clip, "mask": m.mask, "iou": m.iou, "error": m.error} for m in self.masks
-        ]
         return {
             "ok": self.ok,
             "shards": self.shards,
             "records": self.records,
             "examples": self.examples,
             "problems": [{"file": str(p.file), "reason": p.reason, "unit": p.unit} for p in self.problems],
-            "masks": masks,
+            "masks": [{**asdict(mask), "file": str(mask.file)} for mask in self.masks],
             "masks_not_decoded": self.not_decoded,
             "environments": self.environments,
         }

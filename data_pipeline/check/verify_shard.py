@@ -6,23 +6,26 @@ first thing that is wrong, as a WrongError.
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from flowmask.data_pipeline.build.records import example_rows
-from flowmask.data_pipeline.cache.manifest import SHORT_TEXT, Fingerprint
+from flowmask.data_pipeline.build.records import Rows
+from flowmask.data_pipeline.cache.manifest import FILE as MANIFEST
+from flowmask.data_pipeline.cache.manifest import SHORT_TEXT, Fingerprint, Manifest, read_manifest
+from flowmask.data_pipeline.cache.sealed import unseal
 from flowmask.data_pipeline.cache.shards import RecordPlace, tensor_ranges
 from flowmask.data_pipeline.formats import rle
-from flowmask.models.errors import UserError
+from flowmask.data_pipeline.plan import units
+from flowmask.models.errors import CacheError, UserError
 from flowmask.models.files import sha256_of_open
 
-Shape = tuple[int, int, int]
+T = TypeVar("T")
 
 
 class WrongError(Exception):
@@ -42,17 +45,6 @@ class Storage:
         return cls(dtype=fingerprint.fields["cache.dtype"], latent_channels=facts["latent_channels"])
 
 
-@dataclass
-class ShardContent:
-    """What a sidecar says of a right shard, found in the shard; `masks` counts those stored."""
-
-    records: int = 0
-    masks: int = 0
-    text_dim: int = 0
-    shapes: list[Shape] = field(default_factory=list)
-    examples: list[list[int]] = field(default_factory=list)
-
-
 def file_hash(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file; WrongError if it is missing or cannot be read."""
     try:
@@ -65,28 +57,55 @@ def file_hash(path: Path) -> tuple[int, str]:
         raise WrongError(f"cannot be read: {error.strerror}") from error
 
 
-def read_shard(path: Path, *, unit: int, storage: Storage) -> ShardContent:
-    """Everything of a shard, checked record by record; memory holds one record."""
-    content = ShardContent()
+def parsed(path: Path, parse: Callable[[bytes], T]) -> T:
+    """What the bytes of a file say; WrongError if it is missing or damaged."""
+    try:
+        return parse(path.read_bytes())
+    except FileNotFoundError:
+        raise WrongError("missing") from None
+    except OSError as error:
+        raise WrongError(f"cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise WrongError(f"damaged: {error}") from error
+
+
+def readable_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished cache, None if it is damaged; CacheError if there is none."""
+    try:
+        return read_manifest(folder)
+    except CacheError:
+        if not (folder / MANIFEST).exists():
+            raise
+        return None
+
+
+def facts_of(folder: Path, manifest: Manifest | None) -> tuple[Fingerprint, dict[str, Any]]:
+    """Fingerprint and facts of a build: from its plan, or from the manifest where that is damaged."""
+    try:
+        plan = parsed(folder / units.FOLDER / "plan.json", unseal)
+        return Fingerprint.model_validate(plan["fingerprint"]), plan["facts"]
+    except (WrongError, ValueError, KeyError):
+        if manifest is not None:
+            return manifest.fingerprint, manifest.model_dump()
+    raise CacheError(
+        f"{folder}: neither {MANIFEST} nor {units.FOLDER}/plan.json can be read: delete the cache and build again"
+    )
+
+
+def read_shard(path: Path, *, unit: int, storage: Storage) -> Rows:
+    """What the sidecar of a right shard says, found in the shard; memory holds one record."""
+    rows = Rows()
     try:
         for key, meta, tensors, place in stored_records(path):
             _check_record(key, meta, tensors, storage=storage)
-            width, height = meta["size"]
-            shape = (len(meta["frame_ids"]), height, width)
-            if shape not in content.shapes:
-                content.shapes.append(shape)
-            rows = example_rows(meta, tensors, place, unit=unit, shape=content.shapes.index(shape))
-            content.examples += rows
-            content.records += 1
-            content.masks += len(meta["masks"])
-            content.text_dim = tensors["text.0"].shape[-1]
+            rows.add(meta, tensors, place, unit=unit)
     except UserError as error:
         raise WrongError(str(error)) from error
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+    except WrongError:
+        raise
+    except Exception as error:
         raise WrongError(f"cannot be read: {' '.join(str(error).split())}") from error
-    except Exception as error:  # safetensors raises its own type, which it does not let one import
-        raise WrongError(f"cannot be read: {' '.join(str(error).split())}") from error
-    return content
+    return rows
 
 
 def stored_records(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Tensor], RecordPlace]]:

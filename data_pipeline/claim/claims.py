@@ -1,4 +1,4 @@
-"""Who works on what, without a coordinator: a claim is a symbolic link to its owner's lease.
+"""Shares units among workers without a coordinator: a claim is a symbolic link to its owner's lease.
 
 Making the link is atomic on every filesystem, so one worker wins. A claim whose owner is dead or silent is not removed
 but succeeded: whoever makes NAME~1 owns the unit, then NAME~2, and of each there is only one. An owner that was only
@@ -71,9 +71,9 @@ def claimed(
     lease_s: float = DEFAULT_LEASE_S,
     results: Path | None = None,
 ) -> Iterator[tuple[int, ExitStack]]:
-    """Units with their claims, for whoever works on several at once; ends when all others are done.
+    """Units with their claims, for a worker that has several in hand; ends when all others are done.
 
-    Whoever takes one closes its stack when the unit is finished, in any thread. A unit is given once: if somebody
+    The caller closes the stack of a unit when it is finished, in any thread. A unit is given once: if another worker
     takes it over, ask again.
     """
     left, pauses = list(units), _pauses(lease_s)
@@ -129,7 +129,7 @@ def _worked(work: Callable[[], object]) -> bool:
 
 @dataclass(frozen=True)
 class Claim:
-    """A unit that somebody works on, or did until they died."""
+    """A unit with a worker, alive or dead."""
 
     name: str
     lease: Lease | None  # None: its owner has left, or cleaned up

@@ -1,6 +1,6 @@
-"""Leases: a worker's sign of life, to be judged from any node that sees the folder.
+"""Leases: the heartbeat of a worker, which any node that sees the folder can read.
 
-A lease is a file that names its worker and how long its silence is to be borne; a thread touches it, so that its
+A lease is a file that names its worker and the seconds after which silence means death; a thread touches it, so its
 mtime is the *filesystem's* time of the last beat. No node's clock is ever compared with another's.
 """
 
@@ -40,7 +40,7 @@ class Lease(BaseModel):
         return self.owner.lease_s if self.owner else DEFAULT_LEASE_S
 
     def state(self, now_ns: int) -> State:
-        """What is to be thought of its owner at `now_ns` of the filesystem's clock."""
+        """The state of its owner at `now_ns` of the filesystem's clock."""
         if self.owner is not None and self.owner.is_dead():
             return "dead"
         return "expired" if (now_ns - self.beat_ns) / 1e9 > self.lease_s else "alive"
@@ -49,7 +49,8 @@ class Lease(BaseModel):
 def read_lease(path: Path) -> Lease | None:
     """The lease at `path` (a claim leads to its owner's); None if there is none."""
     try:
-        with path.open("rb") as file:  # open, not stat: a network filesystem then asks the server for the time
+        # open, not stat: a network filesystem then asks the server for the time
+        with path.open("rb") as file:
             beat_ns, content = os.fstat(file.fileno()).st_mtime_ns, file.read()
     except FileNotFoundError:
         return None
@@ -65,13 +66,14 @@ class Worker:
     """This process's own lease in a folder: written when first needed, beaten by a thread from then on.
 
     A beat that finds the file gone (the build has ended, or somebody cleaned up) ends the thread; the work in hand
-    goes on, since whatever another worker makes of the same unit has the same bytes. The next claim starts both anew.
+    goes on: another worker makes the same bytes of the same unit. The next claim writes the file and starts the thread.
     """
 
     def __init__(self, folder: Path, *, lease_s: float):
         self.path = folder / f"{WORKER}{secrets.token_hex(8)}"
         self.held: set[Path] = set()  # claims in use by this process
-        self.watched: dict[Path, tuple[Hashable, float]] = {}  # claims of others: last sign of life, seen since
+        # claims of others: the last heartbeat, and since when we have seen it
+        self.watched: dict[Path, tuple[Hashable, float]] = {}
         self.lock = threading.RLock()
         self._content = this_worker(lease_s).model_dump_json().encode()
         self._interval_s = lease_s / BEATS_PER_LEASE

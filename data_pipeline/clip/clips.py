@@ -166,7 +166,7 @@ def _sentences(
 
 
 def clip_facts(clip: Clip) -> dict[str, Any]:
-    """What a record's JSON says of its clip besides masks and expressions."""
+    """Fields of a record's JSON, without its masks and expressions."""
     geometry = clip.geometry
     return {
         "clip": clip.number,

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from flowmask.data_pipeline.formats.reading import reading
 from flowmask.models.errors import DataError
 
 _CHUNK = 1 << 20
@@ -36,15 +37,8 @@ def members(path: Path, *, field: str | None = None) -> Iterator[Member]:
 
     DataError: the file is missing or does not parse, no object stands there, or there is no such field.
     """
-    try:
-        with path.open("rb") as file:
-            yield from _members(_Scanner(file), path, field)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: no valid JSON ({error})") from error
+    with reading(path, what="JSON"), path.open("rb") as file:
+        yield from _members(_Scanner(file), path, field)
 
 
 def _members(scanner: "_Scanner", path: Path, field: str | None) -> Iterator[Member]:
@@ -177,7 +171,8 @@ class Places:
 
     def _place(self, name: str) -> int | None:
         key = np.bytes_(name.encode())
-        place = int(np.searchsorted(self._names, key, side="right")) - 1  # of equal names the last, as in json
+        # Of equal names the last one counts, as in json.
+        place = int(np.searchsorted(self._names, key, side="right")) - 1
         return place if place >= 0 and self._names[place] == key else None
 
 

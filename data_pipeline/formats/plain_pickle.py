@@ -7,10 +7,14 @@ import pickle
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flowmask.data_pipeline.formats.reading import reading
 from flowmask.models.errors import DataError
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
+# What pickle raises for bytes that are no pickle.
+_DAMAGED: tuple[type[Exception], ...] = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError)
+_DAMAGED += (AttributeError, OverflowError, MemoryError, RecursionError)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -29,24 +33,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def read_plain_pickle(path: Path) -> Any:
     """What a pickle holds; DataError if it is missing, damaged or not plain."""
-    try:
-        with path.open("rb") as file:
-            content = _PlainUnpickler(file, path).load()
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-    ) as error:
-        raise DataError(f"{path}: no valid pickle ({' '.join(str(error).split())})") from error
+    with reading(path, what="pickle", errors=_DAMAGED), path.open("rb") as file:
+        content = _PlainUnpickler(file, path).load()
     _refuse_other_types(content, path)
     return content
 

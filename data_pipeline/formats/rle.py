@@ -5,7 +5,7 @@ caller's words for where it stands: another size, counts that are malformed or d
 (pycocotools' own decoder returns uninitialised memory for those, so decoding is done here).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
     values = np.zeros(len(runs), dtype=bool)
     values[1::2] = True
     return np.repeat(values, runs).reshape(width, height).T
+
+
+def decode_frames(frames: Sequence[Any], *, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    """Bool [F H W] of the RLEs of a clip's frames."""
+    return np.stack([decode(frame, size=size, where=where) for frame in frames])
 
 
 def rasterise(polygons: Any, *, size: tuple[int, int], where: str) -> Mask:
@@ -102,6 +107,7 @@ def _runs(counts: Any, *, where: str) -> NDArray[np.int64]:
     shifts = 5 * (np.arange(code.size) - np.repeat(starts, lengths))
     runs = np.add.reduceat((code & 0x1F) << shifts, starts)
     runs -= np.where(code[ends] & 0x10, 1 << 5 * lengths, 0)  # sign extension
-    runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a count is stored as its difference to the last but one
+    # From the fourth on, a count is stored as its difference to the last but one.
+    runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs

@@ -31,7 +31,7 @@ class ViewCost:
 
 
 @dataclass(frozen=True)
-class Speed:
+class BuildSpeed:
     """What the warm-up measured on one worker."""
 
     pixels_per_s: float
@@ -39,7 +39,7 @@ class Speed:
     sentence_bytes: float
 
 
-def describe(views: Sequence[ViewCost], speed: Speed, *, texts: int, value_bytes: int, workers: int) -> str:
+def describe(views: Sequence[ViewCost], speed: BuildSpeed, *, texts: int, value_bytes: int, workers: int) -> str:
     """One line: bytes, encoder passes and estimated hours of a view, and of all.
 
     texts: distinct sentences of the whole build, encoded once.

@@ -16,7 +16,7 @@ from typing import Any
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, Fingerprint
 from flowmask.data_pipeline.cache.shards import to_json, write_file
 from flowmask.data_pipeline.config import CacheBuildConfig, source_names
-from flowmask.data_pipeline.sources.base import Source
+from flowmask.data_pipeline.sources.base import VideoSet
 from flowmask.models.errors import CacheError
 from flowmask.models.weights.wan import WanFolder
 
@@ -30,7 +30,7 @@ _MEMO_ENTRIES = 64
 _UNSHAPED = ("device", "held_out", "lease_s", "decode_threads", "max_quarantined_fraction")
 
 
-def fingerprint(config: CacheBuildConfig, source: Source, *, memo: Path) -> Fingerprint:
+def fingerprint(config: CacheBuildConfig, source: VideoSet, *, memo: Path) -> Fingerprint:
     """The fingerprint of a build; `memo` remembers the hashes of weights, which take long, for all."""
     wan = WanFolder(config.model.wan)
     fields: dict[str, Any] = {"format": 1, "text.limits": [SHORT_TEXT, LONG_TEXT]}
@@ -50,8 +50,8 @@ def fingerprint(config: CacheBuildConfig, source: Source, *, memo: Path) -> Fing
     )
 
 
-def _data_fields(config: CacheBuildConfig, source: Source) -> dict[str, Any]:
-    """What the datasets are and how they are cut; with a name of its own where a dataset has one."""
+def _data_fields(config: CacheBuildConfig, source: VideoSet) -> dict[str, Any]:
+    """Fields of the datasets and of their clips; the name of a dataset is part of its fields."""
     names = source_names(config.sources)
     fields: dict[str, Any] = {f"data.{name}": value for name, value in source.identity().items()}
     for name, videos in groupby(source.videos(), key=lambda video: video.source):

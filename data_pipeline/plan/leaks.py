@@ -8,17 +8,14 @@ video that stands in one: refused, or left out of the plan. A cache of evaluatio
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from flowmask.data_pipeline.cache.manifest import LeakEntry, Manifest
 from flowmask.data_pipeline.config import CacheBuildConfig, DataSourceConfig, source_names
-from flowmask.data_pipeline.sources import SOURCES
-from flowmask.data_pipeline.sources.base import Source, Video, is_evaluation
-from flowmask.models.errors import CacheError, ConfigError, DataError
+from flowmask.data_pipeline.sources import source_class
+from flowmask.data_pipeline.sources.base import LazyVideos, Video, VideoSet
+from flowmask.models.errors import CacheError, DataError
 
-_LAYOUTS = {"synthetic": "mevis", "ref_davis17": "ref_youtube_vos"}  # whose file knows where splits are listed
 _SHOWN = 4
 
 
@@ -35,10 +32,10 @@ class Held:
         return self.in_family.get((family, video_id)) or self.anywhere.get(video_id)
 
 
-class LeakFree(Source):
+class LeakFree(VideoSet):
     """A source without the videos that would leak; `facts` go to the manifest."""
 
-    def __init__(self, source: Source, videos: Sequence[Video], facts: dict[str, Any]):
+    def __init__(self, source: VideoSet, videos: Sequence[Video], facts: dict[str, Any]):
         self._source, self._videos, self.facts = source, videos, facts
 
     def videos(self) -> Sequence[Video]:
@@ -48,7 +45,7 @@ class LeakFree(Source):
         return self._source.identity()
 
 
-class _Kept(Sequence[Video]):
+class _Kept(LazyVideos[Video]):
     """Some of the videos of a source, each taken from it when it is asked for."""
 
     def __init__(self, videos: Sequence[Video], places: Sequence[int]):
@@ -57,19 +54,11 @@ class _Kept(Sequence[Video]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Video: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Video]: ...
-
-    def __getitem__(self, index: int | slice) -> Video | list[Video]:
-        if isinstance(index, int):
-            return self._videos[self._places[index]]
-        return [self._videos[place] for place in self._places[index]]
+    def at(self, place: int) -> Video:
+        return self._videos[self._places[place]]
 
 
-def without_leaks(source: Source, config: CacheBuildConfig) -> LeakFree:
+def without_leaks(source: VideoSet, config: CacheBuildConfig) -> LeakFree:
     """The source as a cache may hold it; DataError says how many videos leak and what to do.
 
     A list of an evaluation split that is there but damaged is a DataError too; one that is absent is not.
@@ -105,7 +94,8 @@ def held_out(config: CacheBuildConfig) -> Held:
             held.in_family |= {(family_of(data), video_id): label + split for video_id in ids or ()}
             (held.unreadable if ids is None else held.checked).append(label + split)
     for other in config.cache.held_out:
-        ids = _module(other.source).split_ids(Path(other.root), other.split)
+        layout = source_class(other.source, key="cache.held_out.source")
+        ids = layout.split_ids(other.root, other.split)
         if ids is None:
             raise DataError(f"cache.held_out names {other.split} of {other.root}, which has no such split")
         held.anywhere |= dict.fromkeys(ids, f"{other.source}:{other.split}")
@@ -129,29 +119,18 @@ def _labels(config: CacheBuildConfig) -> Iterator[str]:
 
 
 def _beside(data: DataSourceConfig) -> Iterator[tuple[str, frozenset[str] | None]]:
-    module, root = _module(data.source), Path(data.root)
-    for split in module.evaluation_splits(root, split=data.split):
-        ids = module.split_ids(root, split)
-        if ids is None and data.source == "refcoco":
-            continue  # a pickle without such a split: nothing is missing
-        yield split, ids
+    layout = source_class(data.source)
+    for split in layout.evaluation_splits(data.root, split=data.split):
+        yield split, layout.split_ids(data.root, split)
 
 
 def _evaluates(data: DataSourceConfig) -> bool:
-    root = Path(data.root)
-    return is_evaluation(root.stem if root.is_file() else data.split)
+    return source_class(data.source).is_scored(data.root, data.split)
 
 
 def family_of(data: DataSourceConfig) -> str:
     """Datasets in which equal ids mean equal videos."""
-    return "mevis" if data.source == "synthetic" else data.source
-
-
-def _module(source: str) -> Any:
-    """A dataset's file, which lists its evaluation splits and their ids."""
-    if source not in SOURCES:
-        raise ConfigError(f"cache.held_out names the source {source!r}; known: {', '.join(sorted(SOURCES))}")
-    return import_module(f"flowmask.data_pipeline.sources.{_LAYOUTS.get(source, source)}")
+    return source_class(data.source).family
 
 
 def _refusal(leaking: Sequence[str], *, total: int) -> str:

@@ -24,18 +24,13 @@ from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, to
 from flowmask.data_pipeline.clip.clips import Clip, clips_of
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan.cost import ViewCost
-from flowmask.data_pipeline.sources.base import Source, Video
+from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import sha256_of
 
 FOLDER = "plan"
-FILES = (
-    "clips.jsonl",
-    "clips.npy",
-    "texts.jsonl",
-    "texts.npy",
-    quarantine.FILE,
-)  # beside plan.json, which has their hashes
+# Beside plan.json, which has their hashes.
+FILES = ("clips.jsonl", "clips.npy", "texts.jsonl", "texts.npy", quarantine.FILE)
 SENTENCES_PER_UNIT = 256
 _PLANNED = TypeAdapter(tuple[Clip, tuple[int, ...]])
 
@@ -71,9 +66,9 @@ class _Numbering:
 
 
 def write_plan(
-    folder: Path, source: Source, *, config: CacheBuildConfig, fingerprint: Fingerprint, facts: dict[str, Any]
+    folder: Path, source: VideoSet, *, config: CacheBuildConfig, fingerprint: Fingerprint, facts: dict[str, Any]
 ) -> None:
-    """Write the plan of a build into `folder`; `facts` are kept in plan.json for whoever finalises."""
+    """Write the plan of a build into `folder`; `facts` are kept in plan.json for the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     with cache_file(folder / "clips.jsonl") as clips_file, cache_file(folder / "texts.jsonl") as texts_file:
@@ -132,7 +127,7 @@ class _Losses:
             raise quarantine.too_many(len(lost), of=total, fraction=fraction, example=lost[0])
 
 
-def _view_clips(source: Source, *, view: int, config: CacheBuildConfig, losses: _Losses) -> Iterator[Clip]:
+def _view_clips(source: VideoSet, *, view: int, config: CacheBuildConfig, losses: _Losses) -> Iterator[Clip]:
     number = 0
     for index, video in enumerate(source.videos()):
         if not losses.has_header(video, index, view=view):
@@ -148,7 +143,7 @@ def _view_clips(source: Source, *, view: int, config: CacheBuildConfig, losses: 
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """A written plan; units are read from disk when asked for."""
 
     folder: Path
@@ -185,14 +180,17 @@ class Plan:
             return file.read(-1 if end is None else end - start).splitlines()
 
 
-def read_plan(folder: Path) -> Plan | None:
+Plan = BuildPlan  # as build.py calls it
+
+
+def read_plan(folder: Path) -> BuildPlan | None:
     """The plan in a folder, None if none has been written yet; CacheError if it is damaged."""
     path = folder / "plan.json"
     if not path.exists():
         return None
     try:
         plan = unseal(path.read_bytes())
-        return Plan(
+        return BuildPlan(
             folder=folder,
             fingerprint=Fingerprint.model_validate(plan["fingerprint"]),
             clips=plan["clips"],

@@ -3,18 +3,22 @@
 The one place that knows which kind of reading a config asks for.
 """
 
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.data_pipeline.read import mixture
+from flowmask.data_pipeline.read.epoch_plan import EpochPlan
 from flowmask.data_pipeline.read.loader import Loader
-from flowmask.data_pipeline.read.mixture import MixtureReader
+from flowmask.data_pipeline.read.mixture import IndexedPlan, IndexedReader, MixturePlan, MixtureReader
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.data_pipeline.read.stream import StreamLoader, StreamReader
 from flowmask.data_pipeline.read.stream_plan import StreamPlan
+from flowmask.models.errors import CacheError
 
-Reader = CacheReader | MixtureReader | StreamReader
-Plan = mixture.Plan | StreamPlan
+Reader = IndexedReader | StreamReader
+Plan = IndexedPlan | StreamPlan
 Batches = Loader | StreamLoader
 
 
@@ -22,14 +26,32 @@ def open_reader(data: LoaderConfig, *, check: bool = True, pin: bool = False) ->
     """What a config names, opened; see `CacheReader` for `check` and `pin`."""
     if data.mode == "stream":
         return StreamReader(data, pin=pin)
-    return mixture.open_reader(data, check=check, pin=pin)
+    if data.cache is not None:
+        assert isinstance(data.cache, Path), "a URL is for streams"
+        return CacheReader(data.cache, check=check, pin=pin)
+    weights = [Fraction(str(entry.weight)) for entry in data.mix]
+    opened: list[CacheReader] = []
+    try:
+        for entry in data.mix:
+            opened.append(CacheReader(entry.cache, check=check, pin=pin))
+        return MixtureReader(opened, shares=[weight / sum(weights) for weight in weights])
+    except CacheError:
+        for reader in opened:
+            reader.close()
+        raise
 
 
 def plan_for(reader: Reader, *, global_batch: int, seed: int, remainder: str) -> Plan:
     """The order in which training reads what was opened."""
     if isinstance(reader, StreamReader):
         return reader.plan(global_batch=global_batch, seed=seed)
-    return mixture.plan_for(reader, global_batch=global_batch, seed=seed, remainder=remainder)
+    rest: dict[str, Any] = {"global_batch": global_batch, "seed": seed, "remainder": remainder}
+    if isinstance(reader, CacheReader):
+        return EpochPlan(reader.buckets, **rest)
+    buckets = [
+        [replace(bucket, name=f"{cache.folder}: {bucket.name}") for bucket in cache.buckets] for cache in reader.caches
+    ]
+    return MixturePlan(buckets, shares=reader.shares, **rest)
 
 
 def open_batches(reader: Reader, plan: Plan, *, prefetch_batches: int, **settings: Any) -> Batches:

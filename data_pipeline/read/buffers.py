@@ -1,7 +1,7 @@
 """Memory for batches, given out again once no tensor uses it: fresh memory costs as much as reading into it.
 
-Owns when a buffer is free: when its storage dies, whoever held it. Page-locked memory is torch's own affair,
-which knows when a copy to the device has ended.
+A buffer is free when the last tensor in it dies. Page-locked memory is recycled by torch, which knows when a copy
+to the device has ended.
 """
 
 import weakref

@@ -31,6 +31,17 @@ class PlannedBatch:
     epochs: NDArray[np.int64]
 
 
+def passes(global_batch: int, *, micro_batch: int, world_size: int) -> int:
+    """Micro-batches of a rank in each step; ConfigError if the processes can't share out a global batch equally."""
+    at_once = micro_batch * world_size
+    if global_batch % at_once:
+        raise ConfigError(
+            f"train.global_batch is {global_batch}; it must be a multiple of train.micro_batch x processes = "
+            f"{micro_batch} x {world_size} = {at_once}"
+        )
+    return global_batch // at_once
+
+
 def permute(values: Uint64, *, sizes: Uint64, keys: Uint64) -> Uint64:
     """Image of each value under a keyed bijection of range(size): a Feistel network with cycle walking.
 
@@ -93,7 +104,8 @@ class EpochPlan:
     """`plan[step]` is the global batch of that step; O(1) memory, O(log step) time at any size."""
 
     def __init__(self, buckets: Sequence[Bucket], *, global_batch: int, seed: int, remainder: str = "carry"):
-        self.buckets, self.global_batch, self.seed, self.remainder = (tuple(buckets), global_batch, seed, remainder)
+        self.buckets, self.global_batch = tuple(buckets), global_batch
+        self.seed, self.remainder = seed, remainder
         if not any(sum(bucket.counts) for bucket in self.buckets):
             raise ConfigError("the cache has no example to train on; see `dropped` in its manifest.json")
         if remainder == "drop":
@@ -146,7 +158,8 @@ class EpochPlan:
         epoch = self.epoch_of(step)
         start, end = self.first_step(epoch), self.first_step(epoch + 1)
         key = np.array([mix64(self.seed, _BATCHES, epoch)], dtype=np.uint64)
-        slot = int(permute(np.array([step - start], np.uint64), sizes=np.array([end - start], np.uint64), keys=key)[0])
+        place, size = np.array([step - start], np.uint64), np.array([end - start], np.uint64)
+        slot = int(permute(place, sizes=size, keys=key)[0])
         for number, stream in enumerate(self._streams):
             done = stream.batches(epoch)
             here = stream.batches(epoch + 1) - done

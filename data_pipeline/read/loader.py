@@ -4,12 +4,13 @@ The state is the step number: nothing else is needed to continue anywhere. An er
 surfaces at the step it belongs to.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -17,10 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmask.data_pipeline.randomness import mix64
-from flowmask.data_pipeline.read.epoch_plan import PlannedBatch
-from flowmask.data_pipeline.read.mixture import Plan, Reader
+from flowmask.data_pipeline.read.epoch_plan import PlannedBatch, passes
+from flowmask.data_pipeline.read.mixture import IndexedPlan, IndexedReader
 from flowmask.data_pipeline.read.reader import NEEDS
-from flowmask.models.errors import ConfigError
 
 _MASK = (1 << 64) - 1
 
@@ -79,72 +79,114 @@ class Batch:
         return replace(self, draws=draws, **moved)
 
 
-def digest_of(positions: Sequence[int], ids: NDArray[np.int64]) -> int:
-    """What `Batch.digest` says of examples at places in the global batch."""
-    return sum(mix64(place, int(i)) for place, i in zip(positions, ids, strict=True)) & _MASK
-
-
 def unchanged(batch: Batch) -> Batch:
     return batch
 
 
-class Loader:
-    """Iterates over global steps from `start_step` without end: an item is this rank's list of micro-batches.
+class ChecksText(Protocol):
+    """A reader: ConfigError if a sentence is stored neither whole nor cut to `text_tokens`."""
 
-    `prepare` runs in the reading threads, once on each micro-batch. `wait_s` is how long the consumer has
-    waited so far. Use as a context manager, or call `close`, so that no thread outlives its run.
+    def check_text_tokens(self, text_tokens: int) -> None: ...
+
+
+class Steps(ABC):
+    """Global steps without end: an item is this rank's list of micro-batches, `step` the number of the next one.
+
+    `prepare` runs once on each micro-batch, `wait_s` is how long the consumer has waited so far. Use as a context
+    manager, or call `close`, so that no thread outlives its run.
     """
 
     def __init__(
         self,
-        reader: Reader,
-        plan: Plan,
+        reader: ChecksText,
         *,
-        rank: int,
-        world_size: int,
-        micro_batch: int,
+        seed: int,
         needs: Collection[str],
         text_tokens: int,
         prepare: Callable[[Batch], Batch] = unchanged,
-        threads: int = 2,
-        prefetch_batches: int = 4,
         start_step: int = 0,
     ):
-        if plan.global_batch % (micro_batch * world_size):
-            raise ConfigError(
-                f"train.global_batch is {plan.global_batch}; it must be a multiple of train.micro_batch x "
-                f"processes = {micro_batch} x {world_size} = {micro_batch * world_size}"
-            )
         if "text" in needs:
             reader.check_text_tokens(text_tokens)
-        self.reader, self.plan, self.prepare = reader, plan, prepare
-        self.micro_batch, self.needs, self.text_tokens = micro_batch, frozenset(needs), text_tokens
-        share = plan.global_batch // world_size
-        self._places = range(rank * share, (rank + 1) * share)
-        self._depth = prefetch_batches
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
-        self._threads = threads
-        self._ahead: deque[list[Future[list[Batch]]]] = deque()
-        self._submitted = self.step = start_step
-        self.wait_s = 0.0
+        self.needs, self.text_tokens, self._prepare = frozenset(needs), text_tokens, prepare
+        self._seed, self.step, self.wait_s = seed, start_step, 0.0
+
+    def batch(
+        self, tensors: dict[str, Tensor], *, step: int, first: int, ids: NDArray[np.int64], epochs: NDArray[np.int64]
+    ) -> Batch:
+        """The micro-batch of these examples, which stand from `first` on in the global batch of a step."""
+        places, numbers = range(first, first + len(ids)), ids.tolist()
+        given: dict[str, Any] = dict(tensors)
+        batch = Batch(
+            step=step,
+            example_ids=torch.tensor(numbers),
+            positions=torch.tensor(places),
+            epochs=torch.from_numpy(epochs.copy()),
+            keys=[mix64(self._seed, e, i, step) for e, i in zip(epochs.tolist(), numbers, strict=True)],
+            digest=sum(mix64(place, i) for place, i in zip(places, numbers, strict=True)) & _MASK,
+            text_tokens=self.text_tokens,
+            **given,
+        )
+        return self._prepare(batch)
+
+    @abstractmethod
+    def batches(self) -> list[Batch]:
+        """The micro-batches of `self.step`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop reading ahead and join the threads."""
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> list[Batch]:
-        """The micro-batches of global step `self.step`, which then moves on by one."""
         started = perf_counter()
-        if self._pool is None:
-            planned = self.plan[self.step]
-            batches = self._read_all(planned, self._firsts())
-        else:
-            while len(self._ahead) < self._depth:
-                self._submit(self._pool)
-            batches = [batch for future in self._ahead[0] for batch in future.result()]
-            self._ahead.popleft()
-            self._submit(self._pool)
+        batches = self.batches()
         self.step += 1
         self.wait_s += perf_counter() - started
+        return batches
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Loader(Steps):
+    """Batches from a cache's files, read ahead by threads; 0 `threads` read when asked."""
+
+    def __init__(
+        self,
+        reader: IndexedReader,
+        plan: IndexedPlan,
+        *,
+        rank: int,
+        world_size: int,
+        micro_batch: int,
+        threads: int = 2,
+        prefetch_batches: int = 4,
+        **rest: Any,
+    ):
+        super().__init__(reader, seed=plan.seed, **rest)
+        self.reader, self.plan, self.micro_batch = reader, plan, micro_batch
+        share = micro_batch * passes(plan.global_batch, micro_batch=micro_batch, world_size=world_size)
+        self._places = range(rank * share, (rank + 1) * share)
+        self._depth = prefetch_batches
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
+        self._threads = threads
+        self._ahead: deque[list[Future[list[Batch]]]] = deque()
+        self._submitted = self.step
+
+    def batches(self) -> list[Batch]:
+        if self._pool is None:
+            return self._read_all(self.plan[self.step], self._firsts())
+        while len(self._ahead) < self._depth:
+            self._submit(self._pool)
+        batches = [batch for future in self._ahead[0] for batch in future.result()]
+        self._ahead.popleft()
+        self._submit(self._pool)
         return batches
 
     def _firsts(self) -> range:
@@ -161,39 +203,15 @@ class Loader:
         """The micro-batches that begin at these neighbouring places, from one reading of all their examples."""
         start, stop = firsts[0], firsts[-1] + self.micro_batch
         ids, epochs = planned.example_ids[start:stop].astype(np.int64), planned.epochs[start:stop]
-        tensors: dict[str, Any] = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
+        tensors = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
         batches = []
         for first in firsts:
             own = slice(first - start, first - start + self.micro_batch)
             parts = {name: tensor[own] for name, tensor in tensors.items()}
-            batches.append(self._batch(planned.step, first, ids[own], epochs[own], parts))
+            batches.append(self.batch(parts, step=planned.step, first=first, ids=ids[own], epochs=epochs[own]))
         return batches
 
-    def _batch(
-        self, step: int, first: int, ids: NDArray[np.int64], epochs: NDArray[np.int64], tensors: dict[str, Any]
-    ) -> Batch:
-        positions = range(first, first + self.micro_batch)
-        keys = [mix64(self.plan.seed, e, i, step) for e, i in zip(epochs.tolist(), ids.tolist(), strict=True)]
-        batch = Batch(
-            step=step,
-            example_ids=torch.from_numpy(ids),
-            positions=torch.tensor(positions),
-            epochs=torch.from_numpy(epochs.copy()),
-            keys=keys,
-            digest=digest_of(positions, ids),
-            text_tokens=self.text_tokens,
-            **tensors,
-        )
-        return self.prepare(batch)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Stop reading ahead and join the threads."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._ahead.clear()

@@ -6,6 +6,7 @@ run through the caches in their order. Refuses caches that one model cannot be t
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -20,7 +21,6 @@ from torch import Tensor
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest
 from flowmask.data_pipeline.cache.shards import to_json
-from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan, PlannedBatch
 from flowmask.data_pipeline.read.reader import CacheReader
@@ -32,7 +32,7 @@ _SAME_FIELDS = ("format", "model.vae", "model.text_encoder", "model.tokenizer", 
 
 
 class Turns:
-    """Whose turn each step is: of the first n steps, cache c has n x share[c], off by less than a constant.
+    """Assigns every step to one cache, so that after n steps each has had n x share[c] of them, within a constant.
 
     A tree halves the caches; a node gives its left side floor(n x share + offset) of its first n steps, in
     exact fractions. So a cache at depth d is off by less than d steps at every n, and none is left out.
@@ -126,9 +126,11 @@ class MixtureReader:
         self.manifest = _manifest(self.caches, self.shares, first_id=self._first_id)
         self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
 
-    def _cache_of(self, example_id: int) -> int:
+    def _own(self, example_id: int) -> tuple[CacheReader, int]:
+        """The cache of an example, and the example's id there."""
         assert 0 <= example_id < self._first_id[-1], f"no example {example_id}"
-        return int(np.searchsorted(self._first_id, example_id, side="right")) - 1
+        place = bisect_right(self._first_id, example_id) - 1
+        return self.caches[place], example_id - self._first_id[place]
 
     def check_text_tokens(self, text_tokens: int) -> None:
         """ConfigError if some cache has a sentence that is stored neither whole nor cut to this length."""
@@ -137,61 +139,33 @@ class MixtureReader:
 
     def bucket_of(self, example_id: int) -> BucketEntry:
         """The bucket of an example, as its own cache has it."""
-        place = self._cache_of(example_id)
-        return self.caches[place].bucket_of(example_id - self._first_id[place])
+        cache, own = self._own(example_id)
+        return cache.bucket_of(own)
 
     def read(self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int) -> dict[str, Tensor]:
         """Tensors of examples of one bucket of one cache, as `CacheReader.read` gives them."""
-        place = self._cache_of(int(example_ids[0]))
-        own = example_ids.astype(np.int64) - self._first_id[place]
-        assert ((own >= 0) & (own < self.caches[place].manifest.examples)).all(), "a batch is of one cache"
-        return self.caches[place].read(own, needs=needs, text_tokens=text_tokens)
+        cache, first = self._own(int(example_ids[0]))
+        own = example_ids.astype(np.int64) - int(example_ids[0]) + first
+        assert ((own >= 0) & (own < cache.manifest.examples)).all(), "a batch is of one cache"
+        return cache.read(own, needs=needs, text_tokens=text_tokens)
 
     def record(self, example_id: int) -> dict[str, Any]:
         """The record's JSON of the example's clip."""
-        place = self._cache_of(example_id)
-        return self.caches[place].record(example_id - self._first_id[place])
+        cache, own = self._own(example_id)
+        return cache.record(own)
 
     def sentence(self, example_id: int) -> str:
         """The sentence that names the example's objects."""
-        place = self._cache_of(example_id)
-        return self.caches[place].sentence(example_id - self._first_id[place])
+        cache, own = self._own(example_id)
+        return cache.sentence(own)
 
     def close(self) -> None:
         for cache in self.caches:
             cache.close()
 
 
-Reader = CacheReader | MixtureReader
-Plan = EpochPlan | MixturePlan
-
-
-def open_reader(data: LoaderConfig, *, check: bool = True, pin: bool = False) -> Reader:
-    """The cache, or the mixture of caches, that a config names; see `CacheReader` for `check` and `pin`."""
-    if data.cache is not None:
-        assert isinstance(data.cache, Path), "a URL is for streams"
-        return CacheReader(data.cache, check=check, pin=pin)
-    weights = [Fraction(str(entry.weight)) for entry in data.mix]
-    opened: list[CacheReader] = []
-    try:
-        for entry in data.mix:
-            opened.append(CacheReader(entry.cache, check=check, pin=pin))
-        return MixtureReader(opened, shares=[weight / sum(weights) for weight in weights])
-    except CacheError:
-        for reader in opened:
-            reader.close()
-        raise
-
-
-def plan_for(reader: Reader, *, global_batch: int, seed: int, remainder: str) -> Plan:
-    """The order in which training reads a cache or a mixture."""
-    rest: dict[str, Any] = {"global_batch": global_batch, "seed": seed, "remainder": remainder}
-    if isinstance(reader, CacheReader):
-        return EpochPlan(reader.buckets, **rest)
-    buckets = [
-        [replace(bucket, name=f"{cache.folder}: {bucket.name}") for bucket in cache.buckets] for cache in reader.caches
-    ]
-    return MixturePlan(buckets, shares=reader.shares, **rest)
+IndexedReader = CacheReader | MixtureReader
+IndexedPlan = EpochPlan | MixturePlan
 
 
 def _refuse_unlike(caches: Sequence[CacheReader]) -> None:
@@ -229,7 +203,7 @@ def _short(value: Any) -> str:
 
 
 def _manifest(caches: Sequence[CacheReader], shares: Sequence[Fraction], *, first_id: Sequence[int]) -> Manifest:
-    """What the caches have in common, with the sums of what each has; it has no files of its own."""
+    """One manifest for all caches: common fields, sums of the others, no files."""
     each = [cache.manifest for cache in caches]
     buckets = [
         bucket.model_copy(update={"first": [first + i for i in bucket.first]})

@@ -2,18 +2,17 @@
 
 Thread safe; `preadv` releases the GIL. Opening refuses a cache that is unfinished or of another version. A
 shard that is missing or of another size than the manifest says is refused when it is first opened, and all of
-them at the start by whoever asks for it: one process of a run, so that 1,000 ranks don't stat every shard.
+them at the start with `check`: in one process of a run, so that 1,000 ranks don't stat every shard.
 """
 
 import json
 import os
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+import weakref
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from flowmask.data_pipeline.cache.index import ROW, open_index
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, BucketEntry, Manifest, read_manifest
 from flowmask.data_pipeline.cache.shards import FOLDER, shard_name, shard_number
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.read.buffers import Buffers
+from flowmask.data_pipeline.read.buffers import Buffers, Wanted
 from flowmask.models.errors import CacheError, ConfigError
 
 LATENTS = ("video_mean", "video_logvar", "mask_mean")
@@ -71,24 +70,18 @@ class CacheReader:
         rows = self.index[example_ids]
         bucket = self.manifest.buckets[int(rows[0]["bucket"])]
         assert (rows["bucket"] == rows[0]["bucket"]).all(), "a batch is of one bucket"
-        shape = (len(rows), self.manifest.latent_channels, *bucket.latent_shape)
-        wanted: dict[str, Any] = {name: (shape, self.dtype) for name in LATENTS if name in needs}
-        if "text" in needs:
-            whole = rows["text_tokens"] <= text_tokens
-            longest = int(np.where(whole, rows["text_tokens"], rows["short_text_tokens"]).max())
-            wanted["text"] = (len(rows), longest, self.manifest.text_dim), self.dtype
-        if "mask_pixels" in needs:
-            wanted["mask_pixels"] = (len(rows), bucket.frames, bucket.height, bucket.width), torch.bool
-        batch = self._buffers.tensors(wanted)
+        whole = rows["text_tokens"] <= text_tokens
+        longest = int(np.where(whole, rows["text_tokens"], rows["short_text_tokens"]).max())
+        batch = self._buffers.tensors(shapes_of(self.manifest, bucket, examples=len(rows), tokens=longest, needs=needs))
         memory = {name: _bytes(tensor) for name, tensor in batch.items() if name != "mask_pixels"}
         for place, values in enumerate(rows.tolist()):
             row = dict(zip(ROW.names or (), values, strict=True))
             parts = self._parts(row, memory, place=place, examples=len(rows), text_tokens=text_tokens)
-            with self._files.open(row["shard"]) as file:
-                file.read_parts(parts)
-                if "mask_pixels" in batch:
-                    size = (bucket.height, bucket.width)
-                    batch["mask_pixels"][place] = torch.from_numpy(_masks(file, row, size=size))
+            file = self._files.open(row["shard"])
+            file.read_parts(parts)
+            if "mask_pixels" in batch:
+                size = (bucket.height, bucket.width)
+                batch["mask_pixels"][place] = torch.from_numpy(_masks(file, row, size=size))
         return batch
 
     def _parts(
@@ -114,8 +107,7 @@ class CacheReader:
         """The record's JSON: video id, frames, crop, masks as RLE and expressions of the example's clip."""
         row = self.index[example_id]
         content = bytearray(int(row["record_length"]))
-        with self._files.open(int(row["shard"])) as file:
-            file.read(memoryview(content), int(row["record"]))
+        self._files.open(int(row["shard"])).read(memoryview(content), int(row["record"]))
         return json.loads(content)
 
     def sentence(self, example_id: int) -> str:
@@ -124,7 +116,19 @@ class CacheReader:
         return str(self.record(example_id)["expressions"][int(row["expression"])]["text"])
 
     def close(self) -> None:
-        self._files.close()
+        self._files.open.cache_clear()
+
+
+def shapes_of(manifest: Manifest, bucket: BucketEntry, *, examples: int, tokens: int, needs: Collection[str]) -> Wanted:
+    """Shape and dtype of each tensor of a batch of one bucket; `tokens` is the length of its longest text."""
+    dtype: torch.dtype = getattr(torch, manifest.dtype)
+    latent = (examples, manifest.latent_channels, *bucket.latent_shape)
+    every: Wanted = {
+        **dict.fromkeys(LATENTS, (latent, dtype)),
+        "text": ((examples, tokens, manifest.text_dim), dtype),
+        "mask_pixels": ((examples, bucket.frames, bucket.height, bucket.width), torch.bool),
+    }
+    return {name: shape for name, shape in every.items() if name in needs}
 
 
 def _masks(file: "_OpenFile", row: dict[str, int], *, size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -133,7 +137,7 @@ def _masks(file: "_OpenFile", row: dict[str, int], *, size: tuple[int, int]) -> 
     file.read(memoryview(content), row["record"])
     frames = json.loads(content)["masks"][row["mask"]]["rle"]
     where = f"{file.path}, mask {row['mask']}"
-    return np.stack([rle.decode(frame, size=size, where=where) for frame in frames])
+    return rle.decode_frames(frames, size=size, where=where)
 
 
 def refuse_text_tokens(manifest: Manifest, text_tokens: int, *, where: Path | str | None) -> None:
@@ -152,25 +156,21 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 class _OpenFile:
+    """A shard, open until nobody refers to it any more."""
+
     def __init__(self, path: Path, *, size: int):
-        self.path, self.users = path, 0
+        self.path = path
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise _unreadable(path, error) from error
-        try:
-            _check_size(path, os.fstat(self.descriptor).st_size, expected=size)
-        except CacheError:
-            os.close(self.descriptor)
-            raise
+        weakref.finalize(self, os.close, self.descriptor)
+        _check_size(path, os.fstat(self.descriptor).st_size, expected=size)
 
     def read(self, into: memoryview, offset: int) -> None:
         done = 0
         while done < len(into):
-            try:
-                count = os.preadv(self.descriptor, [into[done:]], offset + done)
-            except OSError as error:
-                raise CacheError(f"{self.path}: cannot be read: {error.strerror}") from error
+            count = self._preadv([into[done:]], offset + done)
             if not count:
                 raise CacheError(f"{self.path}: ends before byte {offset + len(into)}: the file was cut")
             done += count
@@ -183,12 +183,12 @@ class _OpenFile:
             while run < len(parts) and parts[run][0] == end:
                 end += len(parts[run][1])
                 run += 1
-            if run == 1 or self._read_run([into for _, into in parts[:run]], offset) < end - offset:
+            if run == 1 or self._preadv([into for _, into in parts[:run]], offset) < end - offset:
                 for start, into in parts[:run]:
                     self.read(into, start)  # alone, or cut short: one by one, which names a file that ends
             parts = parts[run:]
 
-    def _read_run(self, buffers: list[memoryview], offset: int) -> int:
+    def _preadv(self, buffers: list[memoryview], offset: int) -> int:
         try:
             return os.preadv(self.descriptor, buffers, offset)
         except OSError as error:
@@ -196,11 +196,11 @@ class _OpenFile:
 
 
 class _OpenFiles:
-    """The shards used last, kept open: at most _MAX_OPEN_FILES that nobody reads at this moment."""
+    """Opens shards; the _MAX_OPEN_FILES used last stay open."""
 
     def __init__(self, folder: Path, manifest: Manifest):
-        self._folder, self._lock = folder / FOLDER, Lock()
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._folder = folder / FOLDER
+        self.open = lru_cache(maxsize=_MAX_OPEN_FILES)(self._open)
         self._numbers = [shard_number(shard.file) for shard in manifest.shards]
         self._sizes = dict(zip(self._numbers, (shard.size for shard in manifest.shards), strict=True))
 
@@ -220,36 +220,11 @@ class _OpenFiles:
         with ThreadPoolExecutor(_CHECKING_THREADS) as pool:  # a shared filesystem answers many at once
             list(pool.map(some, range(_CHECKING_THREADS)))
 
-    @contextmanager
-    def open(self, shard: int) -> Iterator[_OpenFile]:
-        with self._lock:
-            file = self._open.pop(shard, None) or self._open_file(shard)
-            self._open[shard] = file
-            file.users += 1
-        try:
-            yield file
-        finally:
-            with self._lock:
-                file.users -= 1
-                if len(self._open) > _MAX_OPEN_FILES:
-                    self._close_idle()
-
-    def _open_file(self, shard: int) -> _OpenFile:
+    def _open(self, shard: int) -> _OpenFile:
         path = self._folder / shard_name(shard)
         if shard not in self._sizes:
             raise CacheError(f"{path}: the index names it, the manifest doesn't; build the cache again")
         return _OpenFile(path, size=self._sizes[shard])
-
-    def _close_idle(self) -> None:
-        idle = [shard for shard, file in self._open.items() if not file.users]
-        for shard in idle[: len(self._open) - _MAX_OPEN_FILES]:
-            os.close(self._open.pop(shard).descriptor)
-
-    def close(self) -> None:
-        with self._lock:
-            for file in self._open.values():
-                os.close(file.descriptor)
-            self._open.clear()
 
 
 def _unreadable(path: Path, error: OSError) -> CacheError:

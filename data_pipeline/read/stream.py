@@ -8,12 +8,12 @@ import json
 import re
 import shlex
 import tarfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from time import perf_counter, sleep
-from typing import Any, NoReturn, Self
+from dataclasses import dataclass
+from time import sleep
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,23 +24,16 @@ from flowmask.data_pipeline.cache.manifest import FILE, SHORT_TEXT, Manifest, pa
 from flowmask.data_pipeline.cache.shards import FOLDER, tensor_ranges
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.read.buffers import Buffers
-from flowmask.data_pipeline.read.loader import Batch, digest_of, unchanged
-from flowmask.data_pipeline.read.reader import LATENTS, refuse_text_tokens
+from flowmask.data_pipeline.read.loader import Batch, Steps
+from flowmask.data_pipeline.read.reader import refuse_text_tokens, shapes_of
 from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan, Window
 from flowmask.models.errors import CacheError, ConfigError
 
 _CONNECT_S, _STALL_S = 30, 60  # curl gives up on a server that says nothing for so long
-_CURL = {
-    6: "unknown host",
-    7: "connection refused",
-    18: "cut off in the middle",
-    22: "an HTTP error",
-    28: "silence",
-    52: "no answer",
-    56: "connection lost",
-}
+# Curl's exit codes
+_CURL = {6: "unknown host", 7: "connection refused", 18: "cut off in the middle", 22: "an HTTP error"}
+_CURL |= {28: "silence", 52: "no answer", 56: "connection lost"}
 _PARTS = {"video_mean": "video.mean", "video_logvar": "video.logvar"}
 
 
@@ -133,16 +126,13 @@ class StreamReader:
         self, examples: list[Example], *, bucket: int, needs: Collection[str], text_tokens: int
     ) -> dict[str, Tensor]:
         """As CacheReader.read: the batch of some examples of one bucket."""
-        entry, count = self.manifest.buckets[bucket], len(examples)
-        shape = (count, self.manifest.latent_channels, *entry.latent_shape)
-        wanted: dict[str, Any] = {name: (shape, self.dtype) for name in LATENTS if name in needs}
+        entry = self.manifest.buckets[bucket]
+        row = self.manifest.text_dim * self.dtype.itemsize
         texts = [self._text(example, text_tokens) for example in examples] if "text" in needs else []
-        if texts:
-            row = self.manifest.text_dim * self.dtype.itemsize
-            wanted["text"] = (count, max(len(t) for t in texts) // row, self.manifest.text_dim), self.dtype
-        if "mask_pixels" in needs:
-            wanted["mask_pixels"] = (count, entry.frames, entry.height, entry.width), torch.bool
-        batch = self.buffers.tensors(wanted)
+        tokens = max((len(text) // row for text in texts), default=0)
+        batch = self.buffers.tensors(
+            shapes_of(self.manifest, entry, examples=len(examples), tokens=tokens, needs=needs)
+        )
         for place, example in enumerate(examples):
             mask = example.expression["mask"]
             parts = {**_PARTS, "mask_mean": f"mask.{mask}.mean"}
@@ -152,9 +142,9 @@ class StreamReader:
                 batch["text"][place].zero_()
                 _copy(texts[place], batch["text"][place], where=example.where, padded=True)
             if "mask_pixels" in batch:
-                size = (entry.height, entry.width)
-                frames = [rle.decode(f, size=size, where=example.where) for f in example.meta["masks"][mask]["rle"]]
-                batch["mask_pixels"][place].copy_(torch.from_numpy(np.stack(frames)))
+                size, frames = (entry.height, entry.width), example.meta["masks"][mask]["rle"]
+                masks = rle.decode_frames(frames, size=size, where=example.where)
+                batch["mask_pixels"][place].copy_(torch.from_numpy(masks))
         return batch
 
     def _text(self, example: Example, text_tokens: int) -> memoryview:
@@ -164,7 +154,7 @@ class StreamReader:
         return example.tensors[f"{name}.t{SHORT_TEXT}"] if too_long else whole
 
 
-class StreamLoader:
+class StreamLoader(Steps):
     """As `Loader`, for streams: a window is read while the one before it is trained on."""
 
     def __init__(
@@ -175,18 +165,13 @@ class StreamLoader:
         rank: int,
         world_size: int,
         micro_batch: int,
-        needs: Collection[str],
-        text_tokens: int,
-        prepare: Callable[[Batch], Batch] = unchanged,
         threads: int = 2,
-        start_step: int = 0,
+        **rest: Any,
     ):
-        if "text" in needs:
-            reader.check_text_tokens(text_tokens)
-        self.reader, self.plan, self.prepare, self.needs = reader, plan, prepare, frozenset(needs)
-        self.text_tokens, self.step, self.wait_s = text_tokens, start_step, 0.0
+        super().__init__(reader, seed=plan.seed, **rest)
+        self.reader, self.plan = reader, plan
         plan.share(rank=rank, world_size=world_size, micro_batch=micro_batch)
-        self._windows = plan.windows(start_step)
+        self._windows = plan.windows(self.step)
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="stream")
         self._next, self._coming = self._order({})
         self._window = Window([], np.empty((0, 3), np.int64))
@@ -200,16 +185,8 @@ class StreamLoader:
             self._pool.submit(self.reader.fetch, shard, ids, plan=self.plan) for shard, ids in asked.items() if ids
         ]
 
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> list[Batch]:
-        """This rank's micro-batches of global step `self.step`, which then moves on by one."""
-        started = perf_counter()
-        batches = [self._one(place) for place in range(self.plan.accumulation)]
-        self.step += 1
-        self.wait_s += perf_counter() - started
-        return batches
+    def batches(self) -> list[Batch]:
+        return [self._one(place) for place in range(self.plan.accumulation)]
 
     def _one(self, place: int) -> Batch:
         if not self._window.batches:
@@ -229,33 +206,12 @@ class StreamLoader:
         self._next, self._coming = self._order({n: held[n] for n in self._window.carried[:, ID].tolist()})
 
     def _batch(self, bucket: int, items: Items, place: int) -> Batch:
+        held = [self._held[number] for number in items[:, ID].tolist()]
+        tensors = self.reader.tensors(held, bucket=bucket, needs=self.needs, text_tokens=self.text_tokens)
         first = (self.plan.rank * self.plan.accumulation + place) * self.plan.micro_batch
-        positions, ids, epochs = range(first, first + len(items)), items[:, ID], items[:, EPOCH]
-        batch = Batch(
-            step=self.step,
-            example_ids=torch.from_numpy(ids.copy()),
-            positions=torch.tensor(positions),
-            epochs=torch.from_numpy(epochs.copy()),
-            keys=[mix64(self.plan.seed, int(e), int(i), self.step) for e, i in zip(epochs, ids, strict=True)],
-            digest=digest_of(positions, ids),
-            text_tokens=self.text_tokens,
-        )
-        tensors: dict[str, Any] = self.reader.tensors(
-            [self._held[number] for number in ids.tolist()],
-            bucket=bucket,
-            needs=self.needs,
-            text_tokens=self.text_tokens,
-        )
-        return self.prepare(replace(batch, **tensors))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        return self.batch(tensors, step=self.step, first=first, ids=items[:, ID], epochs=items[:, EPOCH])
 
     def close(self) -> None:
-        """Read nothing more, and join the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._held.clear()
 

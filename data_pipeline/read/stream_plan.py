@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.cache.manifest import Manifest
 from flowmask.data_pipeline.randomness import mix64, mix64_array
-from flowmask.data_pipeline.read.epoch_plan import PlannedBatch
+from flowmask.data_pipeline.read.epoch_plan import PlannedBatch, passes
 from flowmask.models.errors import CacheError, ConfigError
 
 _SHARDS, _EXAMPLES, _TURNS = 5, 6, 7  # families of keys, beside those of epoch_plan and mixture
@@ -69,14 +69,8 @@ class StreamPlan:
 
     def share(self, *, rank: int, world_size: int, micro_batch: int) -> "StreamPlan":
         """Say which part of every global batch is this process's; ConfigError if it can't be shared out."""
-        per_pass = micro_batch * world_size
-        if self.global_batch % per_pass:
-            raise ConfigError(
-                f"train.global_batch is {self.global_batch}; it must be a multiple of train.micro_batch x "
-                f"processes = {micro_batch} x {world_size} = {per_pass}"
-            )
+        self.accumulation = passes(self.global_batch, micro_batch=micro_batch, world_size=world_size)
         self.rank, self.world_size, self.micro_batch = rank, world_size, micro_batch
-        self.accumulation = self.global_batch // per_pass
         self._asked, self._asked_step = self.batches(0), 0
         return self
 

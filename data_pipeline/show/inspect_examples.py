@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.clip.clips import Geometry
@@ -101,11 +102,10 @@ class ExampleDecoder:
             record = self.reader.record(example_id)
             expression = record["expressions"][int(row["expression"])]
         with gpu_holds(f"the decoded clip of example {example_id}", fix=WITHOUT_GPU):
-            video, mask = (decode(self.vae, parts[name])[0].cpu() for name in ("video_mean", "mask_mean"))
-        frames = from_signed(video, pixel_norm=self.reader.manifest.pixel_norm)
-        decoded = (mask.mean(0) > 0).numpy()  # three equal channels
+            video = decode(self.vae, parts["video_mean"])[0]
+            decoded = shown(self.vae, parts["mask_mean"][0])
+        frames = from_signed(video.cpu(), pixel_norm=self.reader.manifest.pixel_norm)
         true = parts["mask_pixels"][0].numpy()
-        union = int((decoded | true).sum())
         places = spread(len(frames), _FRAMES)
         return CachedExample(
             example_id=example_id,
@@ -117,7 +117,7 @@ class ExampleDecoder:
             originals=self._originals(record, places),
             decoded=decoded[places],
             true=true[places],
-            iou=int((decoded & true).sum()) / union if union else 1.0,
+            iou=overlap(decoded, true),
         )
 
     def _originals(self, record: dict[str, Any], places: list[int]) -> NDArray[np.uint8] | None:
@@ -132,6 +132,17 @@ class ExampleDecoder:
         except (UserError, OSError):
             return None
         return np.stack([geometry.frame(frame) for frame in frames])
+
+
+def shown(vae: "AutoencoderKLWan", latent: Tensor) -> NDArray[np.bool_]:
+    """bool [F H W] that a raw latent [16 f h w] shows: the mean of three equal channels, cut at grey."""
+    return np.asarray((decode(vae, latent[None])[0].mean(0) > 0).cpu().numpy())
+
+
+def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """IoU over a whole clip; 1 if both are empty."""
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 1.0
 
 
 def _build_config(path: Path) -> CacheBuildConfig | None:

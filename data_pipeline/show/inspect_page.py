@@ -90,16 +90,16 @@ def _charts(facts: CacheFacts) -> list[str]:
     total = sum(facts.bytes_by_kind.values())
     kinds = {kind: (size, f"{_size(size)}, {size / total:.1%}") for kind, size in facts.bytes_by_kind.items()}
     histograms = (
-        ("Examples by length of sentence", facts.tokens, "tokens"),
-        ("Clips by their examples", facts.examples_per_clip, "examples"),
-        ("Examples by objects meant", facts.objects, "annotations in the mask"),
+        ("Examples by tokens of the sentence", facts.tokens),
+        ("Clips by number of examples", facts.examples_per_clip),
+        ("Examples by annotations in the mask", facts.objects),
     )
-    charts = [(title, page.columns_chart(_columns(counts), unit=unit)) for title, counts, unit in histograms]
+    charts = [(title, page.bars(_histogram(counts))) for title, counts in histograms]
     return [
         page.heading("Bytes by kind"),
-        page.rows_chart(kinds),
+        page.bars(kinds),
         page.heading("Buckets: frames x height x width in px"),
-        page.rows_chart(_buckets(facts)),
+        page.bars(_buckets(facts)),
         page.side_by_side([page.heading(title) + chart for title, chart in charts]),
     ]
 
@@ -120,8 +120,12 @@ def _buckets(facts: CacheFacts) -> dict[str, tuple[float, str]]:
     }
 
 
+def _histogram(counts: NDArray[np.int64]) -> dict[str, tuple[float, str]]:
+    return {name: (count, f"{count:,}") for name, count in _columns(counts).items()}
+
+
 def _columns(counts: NDArray[np.int64]) -> dict[str, int]:
-    """A histogram from its first to its last value, in at most _MAX_COLUMNS columns of equal width."""
+    """A histogram from its first to its last value, in at most _MAX_COLUMNS parts of equal width."""
     held = np.flatnonzero(counts)
     first, last = int(held[0]), int(held[-1])
     width = -(-(last - first + 1) // _MAX_COLUMNS)

@@ -1,7 +1,7 @@
-"""One HTML page that carries everything it shows: tiles, tables, charts as inline SVG, contact sheets.
+"""One HTML page that carries everything it shows: tiles, tables, bars, contact sheets.
 
 No script and no address outside the file, so a page can be mailed or kept beside what it is about. Knows
-nothing of caches or models; whoever hands in text need not escape it.
+nothing of caches or models; escapes all text.
 """
 
 import html
@@ -11,9 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.show.paint import CELL_PX, embedded
-
-_PLOT_PX, _LABEL_PX, _VALUE_PX, _ROW_PX = 420, 130, 260, 24  # parts of a chart of rows
-_COLUMN_PX, _HIGH_PX = 64, 120  # of a chart of columns
 
 
 def document(title: str, body: Sequence[str]) -> str:
@@ -48,53 +45,19 @@ def pairs(rows: Mapping[str, str]) -> str:
     return f"<table class=pairs>{''.join(lines)}</table>"
 
 
-def rows_chart(rows: Mapping[str, tuple[float, str]]) -> str:
-    """Horizontal bars: name -> (length, what stands behind the bar)."""
+def bars(rows: Mapping[str, tuple[float, str]]) -> str:
+    """Name -> (length, what stands on the bar), as horizontal bars."""
     largest = max((length for length, _ in rows.values()), default=0) or 1
-    parts = []
-    for place, (name, (length, value)) in enumerate(rows.items()):
-        y, wide = place * _ROW_PX, _PLOT_PX * length / largest
-        middle = y + _ROW_PX / 2
-        parts.append(
-            f'<text x="{_LABEL_PX - 8}" y="{middle}" class=end>{html.escape(name)}</text>'
-            f'<rect x="{_LABEL_PX}" y="{y + 3}" width="{wide:.1f}" height="{_ROW_PX - 6}" rx="2"/>'
-            f'<text x="{_LABEL_PX + wide + 6:.1f}" y="{middle}">{html.escape(value)}</text>'
-        )
-    return _svg(_LABEL_PX + _PLOT_PX + _VALUE_PX, _ROW_PX * len(rows), "".join(parts))
-
-
-def columns_chart(columns: Mapping[str, int], *, unit: str) -> str:
-    """Vertical bars: name -> count, counts above them, `unit` below the names. Twelve fit the width of a page."""
-    largest = max(columns.values(), default=0) or 1
-    parts = []
-    for place, (name, count) in enumerate(columns.items()):
-        tall, left = _HIGH_PX * count / largest, place * _COLUMN_PX
-        middle, top = left + _COLUMN_PX / 2, 18 + _HIGH_PX - tall
-        shown = f'<text x="{middle}" y="{top - 8:.1f}" class=middle>{_short(count)}</text>' if count else ""
-        parts.append(
-            f"<g><title>{html.escape(name)}: {count:,}</title>"
-            f'<rect x="{left + 2}" y="{top:.1f}" width="{_COLUMN_PX - 4}" height="{tall:.1f}" rx="2"/>{shown}'
-            f'<text x="{middle}" y="{_HIGH_PX + 30}" class=middle>{html.escape(name)}</text></g>'
-        )
-    wide = max(240, _COLUMN_PX * len(columns))
-    axis = f'<path d="M0 {_HIGH_PX + 18.5}H{wide}"/><text x="0" y="{_HIGH_PX + 52}">{html.escape(unit)}</text>'
-    return _svg(wide, _HIGH_PX + 62, "".join(parts) + axis)
+    lines = (
+        f'<tr><th>{html.escape(name)}<td class=bar style="--part:{length / largest:.1%}">{html.escape(value)}'
+        for name, (length, value) in rows.items()
+    )
+    return f"<table class=pairs>{''.join(lines)}</table>"
 
 
 def side_by_side(parts: Sequence[str]) -> str:
     """Parts in a row, wrapped where the window is narrow."""
     return f"<div class=side>{''.join(f'<div>{part}</div>' for part in parts)}</div>"
-
-
-def _short(count: int) -> str:
-    """A count that fits above a column."""
-    if count < 100_000:
-        return f"{count:,}"
-    return f"{count / 1e3:.0f}k" if count < 1_000_000 else f"{count / 1e6:.1f}M"
-
-
-def _svg(wide: float, high: float, content: str) -> str:
-    return f'<svg viewBox="0 0 {wide:.0f} {high:.0f}" width="{wide:.0f}" height="{high:.0f}">{content}</svg>'
 
 
 def sheet(
@@ -151,10 +114,7 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(-
 .pairs th { font-weight: 400; opacity: .7; white-space: nowrap; width: 1% }
 .pairs td { overflow-wrap: anywhere }
 .bar { background: linear-gradient(90deg, var(--bar) var(--part), transparent var(--part)); min-width: 5rem }
-svg { display: block; max-width: 100%; height: auto; font-size: 13px; font-variant-numeric: tabular-nums }
-svg text { fill: currentColor; dominant-baseline: middle } svg rect { fill: var(--bar) }
-svg path { stroke: var(--line) } .end { text-anchor: end } .middle { text-anchor: middle }
-.side { display: flex; flex-wrap: wrap; gap: 0 3rem } .side > div { min-width: 0 }
+.side { display: flex; flex-wrap: wrap; gap: 0 3rem } .side > div { flex: 1; min-width: 15rem }
 </style></head>
 <body>
 {body}

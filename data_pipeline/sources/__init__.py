@@ -1,55 +1,25 @@
-"""Dataset layouts by name: a new one is one file here and one line below."""
+"""Dataset layouts by name: a new one is one file here, or one of an installed package, and no line elsewhere.
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+The name of a layout is that of its file; the file holds one subclass of `Source`. A package from outside names such a
+class in an entry point of the group `flowmask.sources`; a file here goes before an entry point of the same name.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 from flowmask.data_pipeline.config import CacheSourceConfig, DataSourceConfig, source_names
-from flowmask.data_pipeline.sources.base import Source
+from flowmask.data_pipeline.sources.base import Source, VideoSet
 from flowmask.data_pipeline.sources.named import NamedSources
+from flowmask.models import plugins
 from flowmask.models.errors import ConfigError
 
-
-def _mevis(root: Path, split: str) -> Source:
-    from flowmask.data_pipeline.sources.mevis import MevisSource
-
-    return MevisSource(root, split=split)
+GROUP = "flowmask.sources"
 
 
-def _videos(root: Path, split: str) -> Source:
-    from flowmask.data_pipeline.sources.videos import VideosSource
-
-    return VideosSource(root, split=split)
-
-
-def _ref_youtube_vos(root: Path, split: str) -> Source:
-    from flowmask.data_pipeline.sources.ref_youtube_vos import RefYoutubeVosSource
-
-    return RefYoutubeVosSource(root, split=split)
-
-
-def _ref_davis17(root: Path, split: str) -> Source:
-    from flowmask.data_pipeline.sources.ref_davis17 import RefDavis17Source
-
-    return RefDavis17Source(root, split=split)
-
-
-def _refcoco(root: Path, split: str) -> Source:
-    from flowmask.data_pipeline.sources.refcoco import RefcocoSource
-
-    return RefcocoSource(root, split=split)
-
-
-SOURCES: dict[str, Callable[[Path, str], Source]] = {
-    "mevis": _mevis,
-    "ref_davis17": _ref_davis17,
-    "ref_youtube_vos": _ref_youtube_vos,
-    "refcoco": _refcoco,
-    "synthetic": _mevis,  # written in the layout of MeViS
-    "videos": _videos,
-}
-
-
-def open_source(data: DataSourceConfig | Sequence[CacheSourceConfig]) -> Source:
+def open_source(data: DataSourceConfig | Sequence[CacheSourceConfig]) -> VideoSet:
     """The source that a config names, or several as one, each video with the name of its dataset.
 
     ConfigError lists the known sources, DataError says what is wrong with one.
@@ -63,7 +33,38 @@ def open_source(data: DataSourceConfig | Sequence[CacheSourceConfig]) -> Source:
     return _open(data)
 
 
+def source_class(name: str, *, key: str = "data.source") -> type[Source]:
+    """The layout called `name`; ConfigError, which speaks of `key`, if there is none or its class is incomplete."""
+    found = _of_file(name) or plugins.load(GROUP, name)
+    if found is None:
+        raise ConfigError(f"{key} is {name!r}; known sources: {', '.join(known_sources())}")
+    if lacking := _lacking(found):
+        raise ConfigError(f"{key} is {name!r}, whose {found!r} is no complete Source; it lacks {', '.join(lacking)}")
+    return found
+
+
+def known_sources() -> list[str]:
+    """Names of all layouts, those of installed packages too."""
+    files = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted({*filter(_of_file, files), *plugins.names(GROUP)})
+
+
 def _open(data: DataSourceConfig) -> Source:
-    if data.source not in SOURCES:
-        raise ConfigError(f"data.source is {data.source!r}; known sources: {', '.join(sorted(SOURCES))}")
-    return SOURCES[data.source](data.root, data.split)
+    return source_class(data.source)(data.root, split=data.split)
+
+
+def _of_file(name: str) -> type[Source] | None:
+    """The subclass of Source that the file `name` of this folder defines, if there is such a file."""
+    if name not in {module.name for module in pkgutil.iter_modules(__path__)}:
+        return None
+    module = import_module(f"{__name__}.{name}")
+    defined = (value for value in vars(module).values() if inspect.isclass(value))
+    ours = (value for value in defined if issubclass(value, Source) and value is not Source)
+    return next((value for value in ours if value.__module__ == module.__name__), None)
+
+
+def _lacking(found: Any) -> list[str]:
+    """What a class from outside does not have of the contract."""
+    if not (inspect.isclass(found) and issubclass(found, Source)):
+        return ["the base class flowmask.data_pipeline.sources.base.Source"]
+    return sorted([*found.__abstractmethods__, *([] if hasattr(found, "family") else ["family"])])

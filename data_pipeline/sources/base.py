@@ -7,16 +7,18 @@ annotations; frames are read when asked for.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flowmask.data_pipeline.formats.reading import reading
 from flowmask.models.errors import DataError
 from flowmask.models.text import clean
 
@@ -74,6 +76,9 @@ class Video(ABC):
         return None
 
 
+V = TypeVar("V", bound=Video, covariant=True)
+
+
 class FolderVideo(Video):
     """A video whose frames are JPEG files of one folder, named by `frame_names`."""
 
@@ -112,15 +117,26 @@ def is_evaluation(split: str) -> bool:
     return split.rpartition("/")[2].startswith(("val", "test"))
 
 
-def listed_videos(meta: Path, frames: Path) -> frozenset[str] | None:
-    """Ids of the videos of a split: the keys of `videos` in its JSON, else the folders of its frames, else None."""
-    if meta.is_file():
-        return frozenset(map(str, field(read_json(meta), "videos", dict, where=str(meta))))
-    return frozenset(path.name for path in frames.iterdir()) if frames.is_dir() else None
+class LazyVideos(Sequence[V]):
+    """Videos that are read when they are asked for, so that memory does not grow with their number."""
+
+    @abstractmethod
+    def at(self, place: int) -> V:
+        """The video at a place, which is not negative."""
+
+    @overload
+    def __getitem__(self, index: int) -> V: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[V]: ...
+
+    def __getitem__(self, index: int | slice) -> V | list[V]:
+        places = range(len(self))[index]
+        return self.at(places) if isinstance(places, int) else [self.at(place) for place in places]
 
 
-class Source(ABC):
-    """One split of a dataset."""
+class VideoSet(ABC):
+    """Videos that a cache is made of or an evaluation scores: a split of a dataset, or made of some."""
 
     @abstractmethod
     def videos(self) -> Sequence[Video]:
@@ -129,6 +145,34 @@ class Source(ABC):
     @abstractmethod
     def identity(self) -> dict[str, str]:
         """Hashes of the annotation files: `expressions`, and `masks` where there are any."""
+
+
+class Source(VideoSet):
+    """One split of a dataset: all that the file of a layout must say.
+
+    family: datasets of one family give equal ids to equal videos, so one may leak into the other
+    """
+
+    family: ClassVar[str]
+
+    @abstractmethod
+    def __init__(self, root: Path, *, split: str):
+        """Read the annotations of a split of the dataset in `root` (data.root, data.split)."""
+
+    @classmethod
+    @abstractmethod
+    def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
+        """The splits in `root` that are there to be scored on, whichever `split` is read."""
+
+    @classmethod
+    @abstractmethod
+    def split_ids(cls, root: Path, split: str) -> frozenset[str] | None:
+        """Video ids of a split, from its list alone; None if it has none."""
+
+    @classmethod
+    def is_scored(cls, root: Path, split: str) -> bool:
+        """Whether a split is one to be scored on."""
+        return is_evaluation(split)
 
 
 def check_expression(text: Any, *, where: str) -> str:
@@ -169,14 +213,8 @@ def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None
 
     object_hook: makes each object smaller as it is parsed, for files that are too large to hold as a whole.
     """
-    try:
+    with reading(path, what="JSON"):
         return json.loads(path.read_bytes(), object_hook=object_hook)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: no valid JSON ({error})") from error
 
 
 def names_and_sizes(paths: Iterable[Path]) -> str:
@@ -191,15 +229,22 @@ def names_and_sizes(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:
-    """rgb8 [H W 3] of an image; DataError if missing, no image, cut, or not of `size` (height, width)."""
+@contextmanager
+def opened_image(path: Path, *, what: str = "frame", kind: str = "image") -> Iterator[Image.Image]:
+    """An image file while it is read; DataError if it is missing, no image, or cut. `what` and `kind` are its words."""
     try:
         with Image.open(path) as image:
-            frame = np.asarray(image.convert("RGB"))
+            yield image
     except FileNotFoundError:
-        raise DataError(f"{path}: the frame is missing") from None
+        raise DataError(f"{path}: the {what} is missing") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image, or a truncated one ({error})") from error
+        raise DataError(f"{path}: not a readable {kind}, or a truncated one ({error})") from error
+
+
+def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:
+    """rgb8 [H W 3] of an image; DataError if missing, no image, cut, or not of `size` (height, width)."""
+    with opened_image(path) as image:
+        frame = np.asarray(image.convert("RGB"))
     if size is not None and frame.shape[:2] != size:
         raise DataError(
             f"{path}: {frame.shape[0]}x{frame.shape[1]} px (height x width), the video's first frame has "
@@ -210,13 +255,8 @@ def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) in px, from the header alone."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise DataError(f"{path}: the frame is missing") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error})") from error
+    with opened_image(path) as image:
+        return image.height, image.width
 
 
 def refuse_empty(videos: Sequence[Video], *, where: object) -> None:

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.formats.json_members import Places, members, read_range
 from flowmask.data_pipeline.sources.base import (
-    Expression,
     FolderVideo,
+    LazyVideos,
     Source,
-    check_expression,
-    check_name,
     check_names,
     field,
     is_evaluation,
-    listed_videos,
     refuse_empty,
 )
+from flowmask.data_pipeline.sources.meta_expressions import listed_videos, read_entry
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
 
@@ -35,32 +33,11 @@ _NOTHING, _NO_LIST = -1, -2
 _VIDEOS_KEPT = 16  # those whose clips are decoded at the same time
 
 
-def evaluation_splits(root: Path, *, split: str) -> list[str]:
-    """The splits beside `split` that are there to be scored on."""
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and is_evaluation(path.name))
-
-
-def split_ids(root: Path, split: str) -> frozenset[str] | None:
-    """Video ids of a split, from its list alone; None if it holds neither list nor frames."""
-    return listed_videos(root / split / _META, root / split / _FRAMES)
-
-
 class MevisVideo(FolderVideo):
     """One folder of JPEG frames; `masks` is the split's annotation table, None where masks are not public."""
 
-    def __init__(
-        self,
-        video_id: str,
-        *,
-        folder: Path,
-        frame_names: Sequence[str],
-        expressions: Sequence[Expression],
-        masks: Places | None,
-        masks_path: Path,
-    ):
-        super().__init__(
-            video_id, folder=folder, frame_names=frame_names, expressions=expressions, has_masks=masks is not None
-        )
+    def __init__(self, video_id: str, *, masks: Places | None, masks_path: Path, **rest: Any):
+        super().__init__(video_id, has_masks=masks is not None, **rest)
         self._masks, self._masks_path = masks, masks_path
 
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
@@ -76,6 +53,8 @@ class MevisVideo(FolderVideo):
 
 class MevisSource(Source):
     """One split folder in the MeViS layout."""
+
+    family = "mevis"
 
     def __init__(self, root: Path, *, split: str):
         self.folder = root / split
@@ -93,6 +72,14 @@ class MevisSource(Source):
         self._videos = _Videos(self, self._meta_path)
         refuse_empty(self._videos, where=self._meta_path)
 
+    @classmethod
+    def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
+        return sorted(path.name for path in root.iterdir() if path.is_dir() and is_evaluation(path.name))
+
+    @classmethod
+    def split_ids(cls, root: Path, split: str) -> frozenset[str] | None:
+        return listed_videos(root / split / _META, root / split / _FRAMES)
+
     def videos(self) -> Sequence[MevisVideo]:
         return self._videos
 
@@ -104,20 +91,7 @@ class MevisSource(Source):
 
     def video(self, video_id: str, entry: Any) -> MevisVideo:
         """The video that an entry of the file describes; DataError names the field that is wrong."""
-        check_name(video_id, where=f"{self._meta_path}: an id in videos")
-        where = f"{self._meta_path}: videos.{video_id}"
-        names = sorted(check_names(field(entry, "frames", list, where=where), where=f"{where}.frames"))
-        if not names:
-            raise DataError(f"{where}.frames is empty")
-        expressions = [
-            self._expression(
-                check_name(exp_id, where=f"{where}: an id in expressions"),
-                expression,
-                frames=len(names),
-                where=f"{where}.expressions.{exp_id}",
-            )
-            for exp_id, expression in field(entry, "expressions", dict, where=where).items()
-        ]
+        names, expressions = read_entry(self._meta_path, video_id, entry, means=self._annotations)
         return MevisVideo(
             video_id,
             folder=self.folder / _FRAMES / video_id,
@@ -127,10 +101,9 @@ class MevisSource(Source):
             masks_path=self._masks_path,
         )
 
-    def _expression(self, exp_id: str, entry: Any, *, frames: int, where: str) -> Expression:
-        text = check_expression(field(entry, "exp", str, where=where), where=f"{where}.exp")
+    def _annotations(self, entry: Any, *, frames: int, where: str, **_: Any) -> tuple[str, ...]:
         if self._masks is None:
-            return Expression(exp_id, text, ())
+            return ()
         anno_ids = tuple(check_names(field(entry, "anno_id", list, where=where), where=f"{where}.anno_id"))
         if not anno_ids:
             raise DataError(f"{where}.anno_id is empty; an expression must mean at least one annotation")
@@ -141,10 +114,10 @@ class MevisSource(Source):
             if count != frames:
                 has = "no list of" if count == _NO_LIST else count
                 raise DataError(f"{self._masks_path}: annotation {anno_id} has {has} masks, its video {frames} frames")
-        return Expression(exp_id, text, anno_ids)
+        return anno_ids
 
 
-class _Videos(Sequence[MevisVideo]):
+class _Videos(LazyVideos[MevisVideo]):
     """The videos of the file, checked once from end to end, each read again when it is asked for.
 
     Memory holds a few of them: a split of 20,000 videos is no larger than one of 1,000.
@@ -161,15 +134,8 @@ class _Videos(Sequence[MevisVideo]):
     def __len__(self) -> int:
         return len(self._places) // 4
 
-    @overload
-    def __getitem__(self, index: int) -> MevisVideo: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[MevisVideo]: ...
-
-    def __getitem__(self, index: int | slice) -> MevisVideo | list[MevisVideo]:
-        places = range(len(self))[index]
-        return self._kept(places) if isinstance(places, int) else [self._kept(place) for place in places]
+    def at(self, place: int) -> MevisVideo:
+        return self._kept(place)
 
     def _read(self, index: int) -> MevisVideo:
         start, length, name_start, name_length = self._places[4 * index : 4 * index + 4]

@@ -1,21 +1,20 @@
 """Several datasets as one: their videos end to end, each with the name of its dataset.
 
-A video is known by (name of the dataset, id), so two datasets may use one id. Each dataset keeps an
-identity of its own, under its name.
+A video is known by (name of the dataset, id), so two datasets may use one id. The identity
+holds that of each dataset, under its name.
 """
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import overload
 
-from flowmask.data_pipeline.sources.base import Source, Video
+from flowmask.data_pipeline.sources.base import LazyVideos, Video, VideoSet
 
 
-class NamedSources(Source):
+class NamedSources(VideoSet):
     """Datasets by name, in the order that numbers their clips."""
 
-    def __init__(self, sources: Mapping[str, Source]):
+    def __init__(self, sources: Mapping[str, VideoSet]):
         self._sources = dict(sources)
         self._videos = _NamedVideos({name: source.videos() for name, source in self._sources.items()})
 
@@ -30,7 +29,7 @@ class NamedSources(Source):
         }
 
 
-class _NamedVideos(Sequence[Video]):
+class _NamedVideos(LazyVideos[Video]):
     """The videos of all datasets, each taken from its own when it is asked for: none is held here."""
 
     def __init__(self, videos: Mapping[str, Sequence[Video]]):
@@ -40,17 +39,7 @@ class _NamedVideos(Sequence[Video]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> Video: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Video]: ...
-
-    def __getitem__(self, index: int | slice) -> Video | list[Video]:
-        places = range(len(self))[index]
-        return self._named(places) if isinstance(places, int) else [self._named(place) for place in places]
-
-    def _named(self, place: int) -> Video:
+    def at(self, place: int) -> Video:
         dataset = bisect_right(self._ends, place)
         name, videos = self._videos[dataset]
         video = videos[place - self._ends[dataset]]  # counted from the end

@@ -14,57 +14,32 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
     Source,
-    check_expression,
-    check_name,
-    check_names,
     field,
     is_evaluation,
-    listed_videos,
     names_and_sizes,
+    opened_image,
     read_json,
     refuse_empty,
 )
+from flowmask.data_pipeline.sources.meta_expressions import listed_videos, read_entry
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
 
-_EXPRESSIONS = "meta_expressions"
+_EXPRESSIONS, _META = "meta_expressions", "meta_expressions.json"
 _LARGEST_INDEX, _DIGITS = 255, 3
 _MAPS_KEPT = 32  # the masks of a clip's objects are asked for one after the other, from the same files
-
-
-def evaluation_splits(root: Path, *, split: str) -> list[str]:
-    """The splits beside `split` that are there to be scored on."""
-    folders = [folder for folder in (root, root / _EXPRESSIONS) if folder.is_dir()]
-    names = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
-    return sorted(filter(is_evaluation, names))
-
-
-def split_ids(root: Path, split: str) -> frozenset[str] | None:
-    """Video ids of a split, from its list alone; None if there is neither list nor frames."""
-    return listed_videos(root / _EXPRESSIONS / split / "meta_expressions.json", root / split / "JPEGImages")
 
 
 class PaletteVideo(FolderVideo):
     """Frames with an index map beside each; `annotations` is None where masks are not public."""
 
-    def __init__(
-        self,
-        video_id: str,
-        *,
-        folder: Path,
-        annotations: Path | None,
-        frame_names: Sequence[str],
-        expressions: Sequence[Expression],
-    ):
-        super().__init__(
-            video_id, folder=folder, frame_names=frame_names, expressions=expressions, has_masks=annotations is not None
-        )
+    def __init__(self, video_id: str, *, annotations: Path | None, **rest: Any):
+        super().__init__(video_id, has_masks=annotations is not None, **rest)
         self._annotations = annotations
 
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
@@ -93,13 +68,8 @@ class PaletteVideo(FolderVideo):
 @lru_cache(maxsize=_MAPS_KEPT)
 def _index_map(path: Path) -> NDArray[np.uint8]:
     """uint8 [H W], the object of each pixel, 0 for none."""
-    try:
-        with Image.open(path) as image:
-            mode, indices = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise DataError(f"{path}: the mask is missing") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable mask, or a truncated one ({error})") from error
+    with opened_image(path, what="mask", kind="mask") as image:
+        mode, indices = image.mode, np.asarray(image)
     if mode not in ("P", "L"):
         raise DataError(f"{path}: a mask of mode {mode}; expected palette indices (mode P), one an object")
     return indices
@@ -108,10 +78,12 @@ def _index_map(path: Path) -> NDArray[np.uint8]:
 class RefYoutubeVosSource(Source):
     """One split of a dataset in the layout of Ref-YouTube-VOS."""
 
+    family = "ref_youtube_vos"
+
     def __init__(self, root: Path, *, split: str):
         self.folder = root / split
-        self._meta_path = root / _EXPRESSIONS / split / "meta_expressions.json"
-        self._test_path = root / _EXPRESSIONS / "test" / "meta_expressions.json"
+        self._meta_path = root / _EXPRESSIONS / split / _META
+        self._test_path = root / _EXPRESSIONS / "test" / _META
         self._objects_path = self.folder / "meta.json"
         self._frames, self._annotations = self.folder / "JPEGImages", self.folder / "Annotations"
         if not self._frames.is_dir():
@@ -123,6 +95,16 @@ class RefYoutubeVosSource(Source):
             self._objects = field(read_json(self._objects_path), "videos", dict, where=str(self._objects_path))
         self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
         refuse_empty(self._videos, where=self._meta_path)
+
+    @classmethod
+    def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
+        folders = [folder for folder in (root, root / _EXPRESSIONS) if folder.is_dir()]
+        names = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
+        return sorted(filter(is_evaluation, names))
+
+    @classmethod
+    def split_ids(cls, root: Path, split: str) -> frozenset[str] | None:
+        return listed_videos(root / _EXPRESSIONS / split / _META, root / split / "JPEGImages")
 
     def videos(self) -> Sequence[PaletteVideo]:
         return self._videos
@@ -156,32 +138,15 @@ class RefYoutubeVosSource(Source):
         return any(
             isinstance(expression, dict) and "obj_id" in expression
             for video_id, entry in entries.items()
-            for expression in self._listed(video_id, entry).values()
+            for expression in field(entry, "expressions", dict, where=self._where(video_id)).values()
         )
-
-    def _listed(self, video_id: str, entry: Any) -> dict[str, Any]:
-        listed: dict[str, Any] = field(entry, "expressions", dict, where=self._where(video_id))
-        return listed
 
     def _where(self, video_id: str) -> str:
         return f"{self._meta_path}: videos.{video_id}"
 
     def _video(self, video_id: str, entry: Any) -> PaletteVideo:
-        where = self._where(video_id)
-        check_name(video_id, where=f"{self._meta_path}: an id in videos")
-        names = sorted(check_names(field(entry, "frames", list, where=where), where=f"{where}.frames"))
-        if not names:
-            raise DataError(f"{where}.frames is empty")
-        expressions = [
-            self._expression(
-                check_name(exp_id, where=f"{where}: an id in expressions"),
-                expression,
-                video_id=video_id,
-                where=f"{where}.expressions.{exp_id}",
-            )
-            for exp_id, expression in self._listed(video_id, entry).items()
-        ]
-        self.check_expressions(expressions, where=f"{where}.expressions")
+        names, expressions = read_entry(self._meta_path, video_id, entry, means=self._object_of)
+        self.check_expressions(expressions, where=f"{self._where(video_id)}.expressions")
         return PaletteVideo(
             video_id,
             folder=self._frames / video_id,
@@ -190,17 +155,16 @@ class RefYoutubeVosSource(Source):
             expressions=expressions,
         )
 
-    def _expression(self, exp_id: str, entry: Any, *, video_id: str, where: str) -> Expression:
-        text = check_expression(field(entry, "exp", str, where=where), where=f"{where}.exp")
+    def _object_of(self, entry: Any, *, video_id: str, where: str, **_: Any) -> tuple[str, ...]:
         if not self.has_masks:
-            return Expression(exp_id, text, ())
+            return ()
         obj_id = _object_id(entry, where=where)
         if self._objects is not None:
             listed = f"{self._objects_path}: videos"
             video = field(self._objects, video_id, dict, where=listed)
             if obj_id not in field(video, "objects", dict, where=f"{listed}.{video_id}"):
                 raise DataError(f"{where}.obj_id names {obj_id}, which {listed}.{video_id}.objects does not hold")
-        return Expression(exp_id, text, (obj_id,))
+        return (obj_id,)
 
 
 def _object_id(entry: Any, *, where: str) -> str:

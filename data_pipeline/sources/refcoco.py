@@ -10,7 +10,7 @@ nowhere, images and masks that do not fit each other, and a pickle of more than 
 import hashlib
 import marshal
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -44,44 +44,19 @@ _KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "wid
 _PARTITION = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # on which results are reported
 
 
-def evaluation_splits(root: Path, *, split: str) -> list[str]:
-    """What is there to be scored on in all sets under `root`, whichever `split` is read.
-
-    Of a set's pickles, which cut the same images differently, the one on which results are reported, and the
-    one that `split` itself is of; all of them where the former is missing.
-    """
-    found = []
-    own = split.split("/")
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        by = sorted(path.name[len("refs(") : -len(").p")] for path in folder.glob("refs(*).p"))
-        if (standard := _PARTITION.get(folder.name)) in by:
-            by = sorted({standard, *([own[1]] if own[0] == folder.name and own[1] in by else [])})
-        found += [f"{folder.name}/{name}/{held}" for name in by for held in ("val", "test", "testA", "testB")]
-        prefix = f"instances_{folder.name}_"
-        listed = (path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.json"))
-        found += [f"{folder.name}/{name}" for name in sorted(listed) if is_evaluation(name)]
-    return found
+def _coco_ids(path: Path) -> frozenset[str]:
+    images = field(read_json(path, object_hook=_compact), "images", list, where=str(path))
+    numbers = (field(image, "original_id", int, where=f"{path}: images[{i}]") for i, image in enumerate(images))
+    return frozenset(map(_video_id, numbers))
 
 
-def split_ids(root: Path, split: str) -> frozenset[str] | None:
-    """Video ids, which name COCO images, of a split; None if there is no such split."""
-    names = split.split("/")
-    if len(names) == 2:
-        path = root / names[0] / f"instances_{names[0]}_{names[1]}.json"
-        if not path.is_file():
-            return None
-        images = field(read_json(path, object_hook=_compact), "images", list, where=str(path))
-        numbers = [field(image, "original_id", int, where=f"{path}: images[{i}]") for i, image in enumerate(images)]
-        return frozenset(map(_video_id, numbers))
-    path = root / names[0] / f"refs({names[1]}).p"
-    if len(names) != 3 or not path.is_file():
-        return None
-    return _pickled_ids(path, path.stat().st_mtime_ns).get(names[2])
+def _pickled_ids(path: Path) -> dict[str, frozenset[str]]:
+    """Video ids by split, read once for all of a file's splits."""
+    return _pickled_ids_at(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
-def _pickled_ids(path: Path, changed_ns: int) -> dict[str, frozenset[str]]:
-    """Video ids by split, read once for all of a file's splits."""
+def _pickled_ids_at(path: Path, changed_ns: int) -> dict[str, frozenset[str]]:
     ids: defaultdict[str, set[str]] = defaultdict(set)
     for i, ref in enumerate(read_plain_pickle(path)):
         where = f"{path}: refs[{i}]"
@@ -165,6 +140,8 @@ class CocoImage(FolderVideo):
 class RefcocoSource(Source):
     """One split of one of the three sets, in either form."""
 
+    family = "refcoco"
+
     def __init__(self, root: Path, *, split: str):
         self._split = split
         names = split.split("/")
@@ -186,8 +163,41 @@ class RefcocoSource(Source):
             self._expressions_path = folder / f"refs({names[1]}).p"
             self._masks_path = folder / "instances.json"
             rows = _refs_rows(self._expressions_path, self._masks_path, split=names[2])
-        self._videos = list(_images(rows, folder=images, path=self._masks_path))
+        by_image: defaultdict[int, list[_Row]] = defaultdict(list)  # in the order of their first sentences
+        for row in rows:
+            by_image[row.image_id].append(row)
+        self._videos = [CocoImage(group, folder=images, path=self._masks_path) for group in by_image.values()]
         refuse_empty(self._videos, where=self._expressions_path)
+
+    @classmethod
+    def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
+        """Those of all sets under `root`, whichever `split` is read.
+
+        Of a set's pickles, which cut the same images differently, the one on which results are reported, and the
+        one that `split` itself is of; all of them where the former is missing.
+        """
+        found = []
+        own = split.split("/")
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            by = sorted(path.name[len("refs(") : -len(").p")] for path in folder.glob("refs(*).p"))
+            if (standard := _PARTITION.get(folder.name)) in by:
+                by = sorted({standard, *([own[1]] if own[0] == folder.name and own[1] in by else [])})
+            for name in by:
+                splits = _pickled_ids(folder / f"refs({name}).p")
+                found += [f"{folder.name}/{name}/{held}" for held in splits if is_evaluation(held)]
+            prefix = f"instances_{folder.name}_"
+            listed = (path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.json"))
+            found += [f"{folder.name}/{name}" for name in sorted(listed) if is_evaluation(name)]
+        return found
+
+    @classmethod
+    def split_ids(cls, root: Path, split: str) -> frozenset[str] | None:
+        names = split.split("/")
+        if len(names) == 2:
+            path = root / names[0] / f"instances_{names[0]}_{names[1]}.json"
+            return _coco_ids(path) if path.is_file() else None
+        path = root / names[0] / f"refs({names[1]}).p"
+        return _pickled_ids(path).get(names[2]) if len(names) == 3 and path.is_file() else None
 
     def videos(self) -> Sequence[CocoImage]:
         return self._videos
@@ -196,15 +206,6 @@ class RefcocoSource(Source):
         # All splits share one pickle, so the name of the split is part of what is read from it.
         expressions = f"{sha256_of(self._expressions_path)} {self._split}"
         return {"expressions": hashlib.sha256(expressions.encode()).hexdigest(), "masks": sha256_of(self._masks_path)}
-
-
-def _images(rows: Iterable[_Row], *, folder: Path, path: Path) -> Iterator[CocoImage]:
-    """One video for each COCO image, in the order of their first sentences."""
-    by_image: defaultdict[int, list[_Row]] = defaultdict(list)
-    for row in rows:
-        by_image[row.image_id].append(row)
-    for group in by_image.values():
-        yield CocoImage(group, folder=folder, path=path)
 
 
 def _coco_rows(path: Path) -> Iterator[_Row]:

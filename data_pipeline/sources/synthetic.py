@@ -1,8 +1,8 @@
 """The synthetic dataset on disk: moving coloured shapes in the layout of MeViS.
 
 Owns which scenes make a split and how they are stored: `<root>/<split>/JPEGImages/<video>/<frame>.jpg`,
-meta_expressions.json and mask_dict.json (COCO RLE per frame, null where the object is absent). Reading it back is
-the `mevis` source's business. Deterministic in (seed, split); another split or seed shows other scenes.
+meta_expressions.json and mask_dict.json (COCO RLE per frame, null where the object is absent). It is read as
+MeViS is. Deterministic in (seed, split); another split or seed shows other scenes.
 """
 
 import hashlib
@@ -17,11 +17,16 @@ from PIL import Image
 
 from flowmask.data_pipeline.formats.rle import encode
 from flowmask.data_pipeline.randomness import mix64
+from flowmask.data_pipeline.sources.mevis import MevisSource
 from flowmask.data_pipeline.sources.synthetic_scene import BLOCK, SceneBlock, draw_block
 from flowmask.models.errors import DataError
 
 JPEG_QUALITY = 95
 FRAME_STRIDE = 5  # frames are named 00000, 00005, ... as in MeViS
+
+
+class SyntheticSource(MevisSource):
+    """One split of the synthetic dataset, told from MeViS by its name alone."""
 
 
 def write_synthetic(

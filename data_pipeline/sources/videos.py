@@ -40,24 +40,6 @@ def _opened(path: Path) -> VideoFile:
     return VideoFile(path)
 
 
-def evaluation_splits(root: Path, *, split: str) -> list[str]:
-    """The lists in the same folder that are there to be scored on; a `root` that is a file stands alone."""
-    return sorted(path.stem for path in root.glob("*.jsonl") if is_evaluation(path.stem))
-
-
-def split_ids(root: Path, split: str) -> frozenset[str] | None:
-    """Video ids of a list, without opening a video; None if there is no such list."""
-    path = root / f"{split}.jsonl" if root.is_dir() else root
-    if not path.is_file():
-        return None
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
-    try:
-        entries = [json.loads(line) for line in lines]
-        return frozenset(str(e.get("video_id", Path(e["video"]).stem)) for e in entries)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: a line is no video, so leaks cannot be looked for ({error})") from error
-
-
 class ListedVideo(Video):
     """One line of the list; the file is opened when its frames, their number or their size are asked for."""
 
@@ -133,8 +115,10 @@ class ListedVideo(Video):
 class VideosSource(Source):
     """`root` is the JSONL file, or a folder that holds {split}.jsonl."""
 
+    family = "videos"
+
     def __init__(self, root: Path, *, split: str):
-        self.path = root / f"{split}.jsonl" if root.is_dir() else root
+        self.path = _list_of(root, split)
         try:
             lines = self.path.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -144,6 +128,26 @@ class VideosSource(Source):
         ids = [video.video_id for video in self._videos]
         if twice := next((video_id for video_id in ids if ids.count(video_id) > 1), None):
             raise DataError(f"{self.path}: two videos are called {twice!r}; give each line its own video_id")
+
+    @classmethod
+    def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
+        """The lists in the same folder; a `root` that is a file stands alone."""
+        return sorted(path.stem for path in root.glob("*.jsonl") if is_evaluation(path.stem))
+
+    @classmethod
+    def split_ids(cls, root: Path, split: str) -> frozenset[str] | None:
+        path = _list_of(root, split)
+        if not path.is_file():
+            return None
+        try:
+            entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            return frozenset(str(e.get("video_id", Path(e["video"]).stem)) for e in entries)
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: a line is no video, so leaks cannot be looked for ({error})") from error
+
+    @classmethod
+    def is_scored(cls, root: Path, split: str) -> bool:
+        return is_evaluation(_list_of(root, split).stem)
 
     def _video(self, number: int, line: str) -> ListedVideo:
         where = f"{self.path}:{number}"
@@ -159,3 +163,7 @@ class VideosSource(Source):
     def identity(self) -> dict[str, str]:
         digest = sha256_of(self.path)
         return {"expressions": digest, "masks": digest}
+
+
+def _list_of(root: Path, split: str) -> Path:
+    return root / f"{split}.jsonl" if root.is_dir() else root

@@ -22,16 +22,14 @@ def show_report(report: VerifyReport, folder: Path, console: Console) -> None:
         console.print(f"masks not decoded: {report.not_decoded}", highlight=False, soft_wrap=True)
     if report.masks:
         overlaps, errors = ([getattr(m, name) for m in report.masks] for name in ("iou", "error"))
-        poor = f"; {len(report.poor_masks)} below what training can use" if report.poor_masks else ""
         console.print(
             f"{len(report.masks)} masks decoded: IoU with the truth mean {sum(overlaps) / len(overlaps):.3f}, "
-            f"lowest {min(overlaps):.3f}{poor}; largest latent error {max(errors):.4f}",
+            f"lowest {min(overlaps):.3f}; largest latent error {max(errors):.4f}",
             highlight=False,
             soft_wrap=True,
         )
     found = f"{report.shards} shards, {report.records} clips, {report.examples} examples"
-    verdict = "all right" if report.ok else f"{len(report.problems)} wrong: flowmask cache repair {folder}"
-    console.print(f"{folder}: {found}: {verdict}", highlight=False, soft_wrap=True)
+    console.print(f"{folder}: {found}. {report.verdict(folder)}", highlight=False, soft_wrap=True)
 
 
 def show_comparison(folder: Path, against: Path, *, as_json: bool, console: Console) -> None:

@@ -101,7 +101,7 @@ def _conventions(curriculum: Curriculum, stage: Stage) -> dict[str, Any]:
     found: dict[str, Any] = {"mask_latent_norm": model.mask_latent_norm}
     if objective.kind == "flow_matching":
         found |= {"text_tokens": model.text_tokens, "video_injection": objective.video_injection}
-    for folder in _caches(stage.job):
+    for folder in stage.job.data.folders():
         maker = curriculum.making(folder)
         if maker is not None and isinstance(maker.job, CacheJob):
             cache = maker.job.cache
@@ -114,12 +114,6 @@ def _conventions(curriculum: Curriculum, stage: Stage) -> dict[str, Any]:
     return found
 
 
-def _caches(job: TrainJob) -> list[Path]:
-    """Its caches that are folders."""
-    named: list[Any] = [entry.cache for entry in job.data.mix] or [job.data.cache]
-    return [cache for cache in named if isinstance(cache, Path)]
-
-
 def _leaks(curriculum: Curriculum) -> None:
     """Ids of every evaluation's videos against those of every cache that something is trained on."""
     scored = [stage for stage in curriculum.stages if isinstance(stage.job, EvaluateJob)]
@@ -127,7 +121,7 @@ def _leaks(curriculum: Curriculum) -> None:
         folder.resolve(): stage.name
         for stage in curriculum.stages
         if isinstance(stage.job, TrainJob)
-        for folder in _caches(stage.job)
+        for folder in stage.job.data.folders()
     }
     if not scored:
         return

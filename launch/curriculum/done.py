@@ -116,7 +116,7 @@ def _refuse_other_start(
 
 
 def _refuse_other_cache(job: TrainJob, state: Mapping[str, Any]) -> None:
-    from flowmask.data_pipeline.read.mixture import open_reader
+    from flowmask.data_pipeline.read.batches import open_reader
 
     if job.data.mode == "stream":
         return  # the run itself asks the server

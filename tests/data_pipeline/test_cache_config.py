@@ -1,5 +1,7 @@
 """Impossible cache settings are refused with the value and the nearest right one."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -28,3 +30,18 @@ def test_defaults_are_those_of_the_reference():
     assert (clip.crop_short_sides, clip.crop_min, clip.crop_max) == ((400, 500, 600), 384, 600)
     assert (clip.crop_probability, clip.flip_probability) == (0.5, 0.5)
     assert CacheConfig().dtype == "bfloat16" and LoaderConfig(cache="c").remainder == "carry"
+
+
+@pytest.mark.parametrize(
+    ("data", "folders"),
+    [
+        ({"cache": "a/b"}, ["a/b"]),
+        ({"cache": "a/b", "mode": "stream"}, ["a/b"]),
+        ({"cache": "https://host/cache", "mode": "stream"}, []),
+        ({"cache": "pipe:cat DIR/{}", "mode": "stream"}, []),
+        ({"cache": "s3://bucket/{}", "mode": "stream"}, []),
+        ({"mix": [{"cache": "a"}, {"cache": "/b", "weight": 2}]}, ["a", "/b"]),
+    ],
+)
+def test_a_jobs_caches_are_the_folders_that_it_names_and_no_url(data, folders):
+    assert LoaderConfig.model_validate(data).folders() == [Path(folder) for folder in folders]

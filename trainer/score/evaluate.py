@@ -15,7 +15,7 @@ import numpy as np
 from flowmask.data_pipeline.clip.pixels import resize_masks
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.sources import open_source
-from flowmask.data_pipeline.sources.base import Expression, Source, Video
+from flowmask.data_pipeline.sources.base import Expression, Video, VideoSet
 from flowmask.models.errors import DataError
 from flowmask.trainer.predict.inference import (
     FRAMES_AT_ONCE,
@@ -93,7 +93,7 @@ def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_f
 
 
 def _fingerprint(
-    config: EvaluateConfig, source: Source, videos: Sequence[Video], *, weights: Mapping[str, str], wan_files: str
+    config: EvaluateConfig, source: VideoSet, videos: Sequence[Video], *, weights: Mapping[str, str], wan_files: str
 ) -> str:
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}

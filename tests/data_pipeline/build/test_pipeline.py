@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flowmask.data_pipeline.build.pipeline import UNITS_AT_ONCE, Pipeline, Stages, UnitInHand
+from flowmask.data_pipeline.build.pipeline import UNITS_AT_ONCE, Pipeline, PipelineStages, UnitInHand
 
 AHEAD = 3
 
@@ -23,7 +23,7 @@ class Trace:
         self.lock = threading.Lock()
 
     def run(self, units: int, *, size: int = 5, threads: int = 3) -> None:
-        stages: Stages[int, int, int] = Stages(
+        stages: PipelineStages[int, int, int] = PipelineStages(
             items=lambda unit: [100 * unit + i for i in range(size)],
             decode=self._decode,
             encode=self._encode,

@@ -4,12 +4,14 @@ import hashlib
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.check.verify import verify
-from flowmask.data_pipeline.check.verify_masks import LATENT_TOLERANCE
+from flowmask.data_pipeline.check.verify_masks import LATENT_TOLERANCE, MaskCheck
+from flowmask.data_pipeline.check.verify_report import Problem, VerifyReport
 from flowmask.models.errors import CacheError
 from flowmask.models.weights.tiny_wan import write_tiny_wan
 
@@ -175,3 +177,12 @@ def test_a_folder_without_manifest_is_no_cache(copy):
     (copy / "manifest.json").unlink()
     with pytest.raises(CacheError, match="flowmask cache build"):
         verify(copy)
+
+
+def test_the_verdict_tells_damaged_files_from_masks_of_which_the_vae_shows_too_little():
+    masks = [MaskCheck(Path("000000.tar"), clip="c", mask=0, iou=iou, error=0.0) for iou in (0.641, 0.7, 0.9)]
+    assert VerifyReport(masks=masks[2:]).verdict(Path("cache")) == "Files intact."
+    warning = "Warning: 2 of 3 decoded masks have IoU < 0.8 with the truth (lowest 0.641)."
+    assert VerifyReport(masks=masks).verdict(Path("cache")) == f"Files intact. {warning}"
+    wrong = VerifyReport(masks=masks, problems=[Problem(Path("index.npy"), "missing")])
+    assert wrong.verdict(Path("cache")) == f"1 wrong: flowmask cache repair cache {warning}"

@@ -9,7 +9,7 @@ from build_workers import contents
 from safetensors.torch import load
 
 from flowmask.data_pipeline.build.build import Build, BuildProgress, build
-from flowmask.data_pipeline.plan.cost import Speed, ViewCost, describe
+from flowmask.data_pipeline.plan.cost import BuildSpeed, ViewCost, describe
 from flowmask.data_pipeline.plan.units import read_plan
 from flowmask.models.weights.wan import WanFolder
 
@@ -73,7 +73,7 @@ def stored_latent_values(config) -> int:
 
 def test_hours_and_bytes_follow_from_what_was_measured():
     views = [ViewCost(clips=10, passes=30, pixels=3600_000, latent_values=2**29, sentences=0) for _ in range(2)]
-    line = describe(views, Speed(100.0, 36.0, 0.0), texts=100, value_bytes=2, workers=2)
+    line = describe(views, BuildSpeed(100.0, 36.0, 0.0), texts=100, value_bytes=2, workers=2)
     assert line.startswith(
         "cost per view: 10 clips, 30 encoder passes, 1.0 GiB, about 5.0 h on 2 workers; 2 views: 2.0 GiB"
     )

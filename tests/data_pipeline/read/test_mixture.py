@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.data_pipeline.read.batches import open_reader, plan_for
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan
 from flowmask.data_pipeline.read.loader import Loader
-from flowmask.data_pipeline.read.mixture import MixturePlan, MixtureReader, Turns, open_reader, plan_for
+from flowmask.data_pipeline.read.mixture import MixturePlan, MixtureReader, Turns
 from flowmask.data_pipeline.read.reader import NEEDS, CacheReader
 from flowmask.launch.config import validate
 from flowmask.models.errors import CacheError, ConfigError

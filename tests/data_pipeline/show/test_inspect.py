@@ -78,7 +78,7 @@ def test_every_number_equals_what_the_shards_hold(cache, page):
     assert tiles["examples"] == f"{len(examples):,}" and tiles["clips, all views"] == f"{len(records):,}"
     assert tiles["masks"] == f"{facts.masks:,}" and tiles["views"] == "2"
     for bucket, number in clips.items():
-        assert re.search(rf">{bucket}</text>.*?in {number:,} clips?<", page), bucket
+        assert re.search(rf">{bucket}<td.*?in {number:,} clips?<", page), bucket
 
 
 def test_the_examples_that_the_build_dropped_are_counted(cache, make_config, tmp_path):

@@ -20,7 +20,7 @@ from layouts import COCO_JSON, INSTANCES, PICKLE, write_davis, write_refcoco, wr
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.sources import open_source
-from flowmask.data_pipeline.sources.base import Source
+from flowmask.data_pipeline.sources.base import VideoSet
 from flowmask.models.errors import DataError
 
 # What a field may turn into; each is wrong for most of them.
@@ -40,7 +40,7 @@ class Layout:
     files: tuple[str, ...]
     lines: bool = False
 
-    def open(self, root: Path) -> Source:
+    def open(self, root: Path) -> VideoSet:
         return open_source(DataSourceConfig(source=self.source, root=root, split=self.split))
 
 
@@ -99,7 +99,7 @@ def spoil(content: Any, path: tuple[Any, ...], value: Any, *, how: str) -> Any:
     return content
 
 
-def read_all(source: Source) -> None:
+def read_all(source: VideoSet) -> None:
     """What a cache build asks of a source."""
     source.identity()
     for video in source.videos():
