@@ -236,6 +236,11 @@ class LoaderConfig(Section):
             )
         return self
 
+    def folders(self) -> list[Path]:
+        """The caches that are folders: not those that are read from a URL."""
+        named: list[Path | str | None] = [entry.cache for entry in self.mix]
+        return [cache for cache in [*named, self.cache] if isinstance(cache, Path)]
+
     @property
     def caches(self) -> str:
         """What is read, for messages: the folder, or the folders with their weights."""

@@ -4,13 +4,11 @@ import difflib
 import shutil
 from pathlib import Path
 
-from rich.console import Console
-
 import flowmask
+from flowmask.launch.console import err
 from flowmask.models.errors import ConfigError
 
 BUNDLED = Path(flowmask.__file__).resolve().parent / "configs"
-console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 def find_config(asked: Path) -> Path:
@@ -25,7 +23,7 @@ def find_config(asked: Path) -> Path:
     may_be_bundled = not asked.is_absolute() and (inside != asked or len(asked.parts) == 1)
     for name in (inside, inside.with_name(f"{inside.name}.yaml")) if may_be_bundled else ():
         if (BUNDLED / name).is_file() and ".." not in name.parts:
-            console.print(f"{asked} is not here: using the bundled configs/{name}", style="dim")
+            err.print(f"{asked} is not here: using the bundled configs/{name}", style="dim")
             return BUNDLED / name
     known = [str(name) for name in bundled()]
     near = difflib.get_close_matches(inside.with_suffix(".yaml").as_posix(), known, n=3, cutoff=0.5)

@@ -21,7 +21,7 @@ ORDER = {
         *(".", "formats", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
     ),
     "trainer": (".", "step", "objectives", "state", "track", "predict", "score", "run"),
-    "launch": (*(".", "jobs", "local", "slurm", "check", "dispatch.py", "plan", "curriculum", "watch", "demo", "cli"),),
+    "launch": (*(".", "jobs", "local", "slurm", "plan", "check", "dispatch.py", "curriculum", "watch", "demo", "cli"),),
 }
 OWNERS = {
     "deepspeed": "trainer/step/zero.py",

@@ -88,7 +88,8 @@ def repair_cache(
 
 def build_config(folder: Path, config: Path | None, overrides: Sequence[str]) -> CacheBuildConfig:
     """The config of the build: the one given, or the one that the build left in the cache."""
-    from flowmask.launch.config import CacheJob, load_job
+    from flowmask.launch.config import load_job
+    from flowmask.launch.jobs import CacheJob
 
     path = config or folder / CONFIG
     if config is None and not path.is_file():

@@ -68,7 +68,7 @@ def submit(
     ] = False,
 ) -> None:
     """Check a job of any kind, freeze its code and send it where launch.cluster says: slurm, local or debug."""
-    from flowmask.launch.slurm.submit import submit as submit_job
+    from flowmask.launch.dispatch import submit as submit_job
 
     code = submit_job(config, overrides or [], wait=wait, dry_run=dry_run)
     if code:
@@ -239,8 +239,9 @@ def doctor(
 ) -> None:
     """Is this machine fit for the job? Libraries, GPUs, filesystem, weights, MLflow, SLURM; a fix for each fault."""
     from flowmask.launch.check import doctor as examination
+    from flowmask.launch.check.questions import subject_of
 
-    findings = examination.examine(examination.subject_of(config, overrides or []))
+    findings = examination.examine(subject_of(config, overrides or []))
     report = examination.as_json(findings)
     if as_json:
         typer.echo(json.dumps(report))

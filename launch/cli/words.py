@@ -17,7 +17,7 @@ Wait = Annotated[
 
 def run_job(kind: str, config: Path, overrides: list[str] | None, *, wait: bool) -> None:
     """Run or submit the job of a config, and exit with its code."""
-    from flowmask.launch.jobs import start
+    from flowmask.launch.dispatch import start
 
     code = start(kind, config, overrides or [], wait=wait)
     if code:

@@ -13,21 +13,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
+from flowmask.launch.console import out as console
+from flowmask.launch.jobs import KINDS
 from flowmask.launch.progress import duration
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.requeue import STOP_FILE
 from flowmask.launch.slurm.submission import Submission, Verdict
 from flowmask.launch.watch.runs import OVER, RunStatus, find, look, require_run
 from flowmask.models.errors import UserError
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer.state.owner import Start, read_start
 
 POLL_S = 0.5
 QUEUE_EVERY_S = 3.0
 STEPS_TO_HEAR = 3  # a signal that comes before a job listens is lost; a second one while it ends would cut that short
-console = Console(soft_wrap=True, highlight=False, markup=False)
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "queued": "yellow", "requeued": "yellow"}
 
 
@@ -51,7 +51,7 @@ def show_status(folders: Sequence[Path], *, as_json: bool) -> None:
 
 
 def _parts(status: RunStatus) -> Iterator[str]:
-    what = {"train": "step", "cache": "clip", "evaluate": "video"}[status.kind]
+    what = KINDS[status.kind].COUNTS
     if status.step is not None:
         yield f"{what} {status.step}" + (f"/{status.steps}" if status.steps is not None else "")
     if status.loss is not None:
@@ -141,7 +141,7 @@ def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
                 "end it with scancel or kill"
             )
         time.sleep(POLL_S if status.job_id is None else QUEUE_EVERY_S)
-    console.print(f"{folder} is {status.state}" + (f" at step {status.step}" if status.kind == "train" else ""))
+    console.print(f"{folder} is {status.state}" + (f" at step {status.step}" if KINDS[status.kind].SAVES else ""))
 
 
 def _asker(folder: Path, status: RunStatus) -> Callable[[], None]:
@@ -150,7 +150,7 @@ def _asker(folder: Path, status: RunStatus) -> Callable[[], None]:
         submission = Submission(Path(status.logs).parent)
         (submission.folder / STOP_FILE).touch()
         return lambda: _ask_slurm(submission)
-    if status.kind == "cache":
+    if KINDS[status.kind].INDEPENDENT:
         return lambda: _signal_workers(folder)
     start = read_start(folder)
     if start is None:

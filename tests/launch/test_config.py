@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job
+from flowmask.launch.config import load_job
+from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.models.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

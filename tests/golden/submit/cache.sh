@@ -16,7 +16,7 @@
 # setup
 export PYTHONPATH=PLACE/caches/a/launch/0001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # the folder it was submitted in is often a checkout that goes on changing
-[ -z "$SLURM_RESTART_COUNT" ] || PYTHON -m launch.requeue PLACE/caches/a/launch/0001 || [ $? != 100 ] || exit 75
+[ -z "$SLURM_RESTART_COUNT" ] || PYTHON -P -m flowmask.launch.slurm.requeue PLACE/caches/a/launch/0001 || [ $? != 100 ] || exit 75
 trap : TERM  # the last line below must be reached when SLURM takes the nodes back
 
 # command
@@ -25,4 +25,4 @@ srun --unbuffered --output PLACE/caches/a/launch/0001/logs/%A_%a_%t_log.out --er
 
 
 # teardown
-PYTHON -m launch.requeue PLACE/caches/a/launch/0001 $?
+PYTHON -P -m flowmask.launch.slurm.requeue PLACE/caches/a/launch/0001 $?

@@ -23,7 +23,7 @@
 module load cuda
 export PYTHONPATH=PLACE/runs/a/launch/0001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # the folder it was submitted in is often a checkout that goes on changing
-[ -z "$SLURM_RESTART_COUNT" ] || PYTHON -m launch.requeue PLACE/runs/a/launch/0001 || [ $? != 100 ] || exit 75
+[ -z "$SLURM_RESTART_COUNT" ] || PYTHON -P -m flowmask.launch.slurm.requeue PLACE/runs/a/launch/0001 || [ $? != 100 ] || exit 75
 trap : TERM  # the last line below must be reached when SLURM takes the nodes back
 
 # command
@@ -32,4 +32,4 @@ srun --unbuffered --output PLACE/runs/a/launch/0001/logs/%j_%t_log.out --error P
 
 
 # teardown
-PYTHON -m launch.requeue PLACE/runs/a/launch/0001 $?
+PYTHON -P -m flowmask.launch.slurm.requeue PLACE/runs/a/launch/0001 $?

@@ -9,7 +9,7 @@ import pytest
 
 from flowmask.launch.local import processes
 from flowmask.launch.local.processes import Group, JobFailedError, TooLateError
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import REQUEUE_EXIT_CODE
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 

@@ -14,10 +14,19 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowmask.launch.check.doctor import Check, Finding, State, Subject
+from omegaconf import OmegaConf
+
+from flowmask.launch.check.preflight import existing
+from flowmask.launch.config import read_tree
+from flowmask.launch.finding import Finding, State
+from flowmask.launch.jobs import load_any
+from flowmask.launch.jobs.job import Job
+from flowmask.models.errors import ConfigError, UserError
 
 _LIBRARIES = {
     "deepspeed": "trainer",
@@ -28,6 +37,10 @@ _LIBRARIES = {
     "pycocotools": "masks",
     "mlflow": "tracking",
     "submitit": "SLURM",
+}
+_MODULES: dict[str, Callable[[Any], object]] = {
+    "transformer": lambda wan: wan.empty_transformer(video_injection=True),
+    "vae": lambda wan: wan.empty_vae(),
 }
 _SLURM = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "sinfo")
 _TORCH = """
@@ -45,6 +58,38 @@ from deepspeed.ops.op_builder.all_ops import ALL_OPS
 print(json.dumps({name: bool(op.is_compatible(verbose=False)) for name, op in ALL_OPS.items()
                   if name in ('fused_adam', 'cpu_adam')}))
 """
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is examined: this machine, and the job of a config, if one was given; `problem`: why it has none."""
+
+    out: Path
+    job: Job | None = None
+    problem: str = ""
+    tracking_uri: str | None = None
+    cluster: str = "local"
+    partition: str | None = None
+
+
+Question = Callable[[Subject], list[Finding]]
+
+
+def subject_of(config: Path | None, overrides: Sequence[str] = ()) -> Subject:
+    """What a config names; one that no job can be made of is a finding, and the machine is examined all the same."""
+    if config is None:
+        return Subject(out=Path())
+    tree = OmegaConf.create(read_tree(config, overrides))
+    named = {
+        "out": Path(OmegaConf.select(tree, "out") or "."),
+        "tracking_uri": OmegaConf.select(tree, "tracking.uri"),
+        "cluster": OmegaConf.select(tree, "launch.cluster") or "local",
+        "partition": OmegaConf.select(tree, "launch.partition"),
+    }
+    try:
+        return Subject(job=load_any(config, overrides)[0], **named)
+    except ConfigError as error:
+        return Subject(problem=str(error), **named)
 
 
 def python(subject: Subject) -> list[Finding]:
@@ -99,7 +144,7 @@ def deepspeed_ops(subject: Subject) -> list[Finding]:
 
 def filesystem(subject: Subject) -> list[Finding]:
     """Free space, and what the cache and checkpoints rely on: rename over a file, hard links, a sane clock."""
-    place = _existing(subject.out)
+    place = existing(subject.out)
     free_gb = shutil.disk_usage(place).free / 1e9
     state: State = "fail" if free_gb < 1 else "warn" if free_gb < 50 else "pass"
     fix = "make room, or choose another out; `flowmask plan` says how much a job writes"
@@ -143,32 +188,29 @@ def _probe(folder: Path) -> list[Finding]:
 
 
 def inputs(subject: Subject) -> list[Finding]:
+    if subject.problem:
+        return [Finding("config", "fail", subject.problem, "correct the config")]
     findings = []
-    if subject.wan is not None:
-        findings.append(_weights(subject.wan))
-    for path in subject.data:
-        if path.exists():
-            findings.append(Finding("data", "pass", str(path)))
+    for each in subject.job.inputs() if subject.job else ():
+        if not each.path.exists():
+            findings.append(Finding(each.key, "fail", f"{each.path} is missing", f"correct {each.key}: {each.what}"))
+        elif each.path.parts[-1] in _MODULES and each.key == "model.wan":
+            findings.append(_weights(each.path))
         else:
-            findings.append(Finding("data", "fail", f"{path} is missing", "correct the path"))
+            findings.append(Finding(each.key, "pass", str(each.path)))
     return findings
 
 
-def _weights(wan: Path) -> Finding:
-    from flowmask.models.errors import UserError
+def _weights(part: Path) -> Finding:
+    """Whether a module can be made of the config of a part of Wan."""
     from flowmask.models.weights.wan import WanFolder
 
-    fix = "download Wan2.1-T2V-1.3B-Diffusers, or to try: flowmask tiny-wan DIR"
     try:
-        folder = WanFolder(wan)
-        folder.empty_transformer(video_injection=True)
-        folder.empty_vae()
+        _MODULES[part.name](WanFolder(part.parent))
     except UserError as error:
-        return Finding("weights", "fail", str(error), fix)
-    absent = [part for part in ("text_encoder", "tokenizer") if not (wan / part).is_dir()]
-    if absent:
-        return Finding("weights", "fail", f"{wan} has no {' and no '.join(absent)}", fix)
-    return Finding("weights", "pass", str(wan))
+        fix = "download Wan2.1-T2V-1.3B-Diffusers, or to try: flowmask tiny-wan DIR"
+        return Finding("model.wan", "fail", str(error), fix)
+    return Finding("model.wan", "pass", str(part))
 
 
 def mlflow_server(subject: Subject) -> list[Finding]:
@@ -206,7 +248,7 @@ def slurm(subject: Subject) -> list[Finding]:
 
 def _seen_from_a_node(subject: Subject) -> Finding:
     """Whether a file written here is there on a compute node; asked only when one is free at once."""
-    check, place = "shared filesystem", _existing(subject.out).resolve()
+    check, place = "shared filesystem", existing(subject.out)
     partition = [f"--partition={subject.partition}"] if subject.partition else []
     try:
         with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=place) as file:
@@ -219,14 +261,6 @@ def _seen_from_a_node(subject: Subject) -> Finding:
     if "No such file" in problem:
         return Finding(check, "fail", f"a compute node does not see {place}", "put `out` where all nodes see it")
     return Finding(check, "warn", f"not known: {problem}", "ask again when a node is free")
-
-
-def _existing(path: Path) -> Path:
-    """The deepest folder of a path that is already there."""
-    path = path.absolute()
-    while not path.is_dir():
-        path = path.parent
-    return path
 
 
 def _ask(code: str) -> tuple[dict[str, Any] | None, str]:
@@ -247,4 +281,4 @@ def _run(command: list[str], *, timeout_s: float = 120) -> tuple[str, str]:
     return "", said[-1] if said else f"ended with code {done.returncode}"
 
 
-CHECKS: tuple[Check, ...] = (python, torch, libraries, deepspeed_ops, filesystem, inputs, mlflow_server, slurm)
+QUESTIONS: tuple[Question, ...] = (python, torch, libraries, deepspeed_ops, filesystem, inputs, mlflow_server, slurm)
