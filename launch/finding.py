@@ -19,3 +19,8 @@ class Finding:
     said: str
     fix: str = ""
     path: Path | None = None
+
+
+def judged(what: str, good: object, said: str, fix: str = "", *, otherwise: State = "fail") -> Finding:
+    """`pass` if something holds."""
+    return Finding(what, "pass" if good else otherwise, said, fix)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flowmask.launch.check.questions import QUESTIONS, Question, Subject
 from flowmask.launch.finding import Finding
@@ -36,9 +36,9 @@ def show(findings: Sequence[Finding], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        colour = _COLOURS[finding.state]
-        fix = f"\n[dim]fix: {escape(finding.fix)}[/]" if finding.fix and finding.state != "pass" else ""
-        table.add_row(f"[{colour}]{finding.state}[/]", finding.what, escape(finding.said) + fix)
+        fix = f"\nfix: {finding.fix}" if finding.fix and finding.state != "pass" else ""
+        said = Text.assemble(finding.said, (fix, "dim"))
+        table.add_row(Text(finding.state, _COLOURS[finding.state]), finding.what, said)
     console.print(table)
     counts = {state: sum(finding.state == state for finding in findings) for state in _COLOURS}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from flowmask.launch.check.preflight import existing
 from flowmask.launch.config import read_tree
-from flowmask.launch.finding import Finding, State
+from flowmask.launch.finding import Finding, State, judged
 from flowmask.launch.jobs import load_any
 from flowmask.launch.jobs.job import Job
 from flowmask.models.errors import ConfigError, UserError
@@ -93,28 +93,25 @@ def subject_of(config: Path | None, overrides: Sequence[str] = ()) -> Subject:
 
 
 def python(subject: Subject) -> list[Finding]:
-    version = platform.python_version()
-    state: State = "pass" if sys.version_info >= (3, 11) else "fail"
-    return [Finding("python", state, f"{version} at {sys.executable}", "make PYTHON=python3.11 setup")]
+    said = f"{platform.python_version()} at {sys.executable}"
+    return [judged("python", sys.version_info >= (3, 11), said, "make PYTHON=python3.11 setup")]
 
 
 def torch(subject: Subject) -> list[Finding]:
     facts, problem = _ask(_TORCH)
     if facts is None:
         return [Finding("torch", "fail", problem, "make setup")]
-    findings = [Finding("torch", "pass", f"{facts['version']}, built for CUDA {facts['cuda'] or 'none'}")]
-    gpus = facts["gpus"]
-    if not gpus:
-        fix = "on a GPU node: install a CUDA build of torch, and check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        findings.append(Finding("gpu", "warn", "none is visible: only tiny models will train", fix))
-    else:
-        findings.append(Finding("gpu", "pass", f"{len(gpus)} x {', '.join(sorted(set(gpus)))}"))
-        nccl: State = "pass" if facts["nccl"] else "fail"
-        findings.append(Finding("nccl", nccl, facts["nccl"] or "missing", "install a CUDA build of torch"))
-        bf16: State = "pass" if facts["bf16"] else "warn"
-        findings.append(Finding("bf16", bf16, str(facts["bf16"]), "set train.precision=fp32"))
-    gloo: State = "pass" if facts["gloo"] else "fail"
-    findings.append(Finding("gloo", gloo, str(facts["gloo"]), "install a build of torch with gloo"))
+    gpus, nccl, bf16, gloo = facts["gpus"], facts["nccl"], facts["bf16"], facts["gloo"]
+    said = f"{len(gpus)} x {', '.join(sorted(set(gpus)))}" if gpus else "none is visible: only tiny models will train"
+    fix = "on a GPU node: install a CUDA build of torch, and check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    findings = [
+        Finding("torch", "pass", f"{facts['version']}, built for CUDA {facts['cuda'] or 'none'}"),
+        judged("gpu", gpus, said, fix, otherwise="warn"),
+        judged("gloo", gloo, str(gloo), "install a build of torch with gloo"),
+    ]
+    if gpus:
+        findings.append(judged("nccl", nccl, nccl or "missing", "install a CUDA build of torch"))
+        findings.append(judged("bf16", bf16, str(bf16), "set train.precision=fp32", otherwise="warn"))
     return findings
 
 
@@ -123,10 +120,8 @@ def libraries(subject: Subject) -> list[Finding]:
     findings = []
     for name, purpose in _LIBRARIES.items():
         problem = _run([sys.executable, "-c", code, name])[1]
-        if problem:
-            findings.append(Finding(name, "fail", f"for {purpose}: {problem}", "make setup"))
-        else:
-            findings.append(Finding(name, "pass", importlib.metadata.version(name)))
+        said = f"for {purpose}: {problem}" if problem else importlib.metadata.version(name)
+        findings.append(judged(name, not problem, said, "make setup"))
     return findings
 
 
@@ -135,56 +130,57 @@ def deepspeed_ops(subject: Subject) -> list[Finding]:
     if facts is None:
         return [Finding("deepspeed ops", "warn", problem, "pip install ninja, and a C++ compiler")]
     missing = [name for name, fits in facts.items() if not fits]
-    found = f"can be built: {', '.join(n for n in facts if n not in missing) or 'none'}"
-    if not missing:
-        return [Finding("deepspeed ops", "pass", found)]
+    said = f"can be built: {', '.join(n for n in facts if n not in missing) or 'none'}"
+    said += f"; not {', '.join(missing)}" if missing else ""
     fix = "nothing, unless you offload: AdamW of torch is used; cpu_adam needs a C++ compiler and ninja"
-    return [Finding("deepspeed ops", "warn", f"{found}; not {', '.join(missing)}", fix)]
+    return [judged("deepspeed ops", not missing, said, fix, otherwise="warn")]
 
 
 def filesystem(subject: Subject) -> list[Finding]:
     """Free space, and what the cache and checkpoints rely on: rename over a file, hard links, a sane clock."""
     place = existing(subject.out)
     free_gb = shutil.disk_usage(place).free / 1e9
-    state: State = "fail" if free_gb < 1 else "warn" if free_gb < 50 else "pass"
     fix = "make room, or choose another out; `flowmask plan` says how much a job writes"
-    findings = [Finding("disk", state, f"{free_gb:.1f} GB free at {place}", fix)]
+    said = f"{free_gb:.1f} GB free at {place}"
+    findings = [judged("disk", free_gb >= 50, said, fix, otherwise="fail" if free_gb < 1 else "warn")]
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as name:
             findings += _probe(Path(name))
     except OSError as error:
-        what = f"{place} cannot be written: {error.strerror}"
-        findings.append(Finding("writable", "fail", what, "choose another out, or get the right to write there"))
+        said = f"{place} cannot be written: {error.strerror}"
+        findings.append(Finding("writable", "fail", said, "choose another out, or get the right to write there"))
     return findings
 
 
 def _probe(folder: Path) -> list[Finding]:
-    first, second, linked = folder / "first", folder / "second", folder / "linked"
+    first, second = folder / "first", folder / "second"
     first.write_text("1")
     second.write_text("2")
     second.replace(first)
     atomic = first.read_text() == "2" and not second.exists()
-    try:
-        os.link(first, linked)
-        try:
-            os.link(first, linked)
-            exclusive = False
-        except FileExistsError:
-            exclusive = True
-    except OSError:
-        exclusive = False
+    exclusive = _links_once(first, folder / "linked")
     skew_s = abs(first.stat().st_mtime - time.time())
     wrong = "use a POSIX filesystem (NFS, Lustre, GPFS, BeeGFS, local), not an object store mount"
+    clocks = f"the filesystem's and this machine's differ by {skew_s:.1f} s"
+    fix = "synchronise the clocks (ntp); leases go by the filesystem's, so builds are safe"
     return [
-        Finding("atomic rename", "pass" if atomic else "fail", "works" if atomic else "does not", wrong),
-        Finding("exclusive create", "pass" if exclusive else "fail", "works" if exclusive else "does not", wrong),
-        Finding(
-            "clock",
-            "pass" if skew_s < 30 else "warn",
-            f"the filesystem's and this machine's differ by {skew_s:.1f} s",
-            "synchronise the clocks (ntp); leases go by the filesystem's, so builds are safe",
-        ),
+        judged("atomic rename", atomic, "works" if atomic else "does not", wrong),
+        judged("exclusive create", exclusive, "works" if exclusive else "does not", wrong),
+        judged("clock", skew_s < 30, clocks, fix, otherwise="warn"),
     ]
+
+
+def _links_once(source: Path, link: Path) -> bool:
+    """Whether a hard link can be made, and not twice: of those who try at the same time, one has it."""
+    try:
+        os.link(source, link)
+    except OSError:
+        return False
+    try:
+        os.link(source, link)
+    except FileExistsError:
+        return True
+    return False
 
 
 def inputs(subject: Subject) -> list[Finding]:
@@ -192,25 +188,25 @@ def inputs(subject: Subject) -> list[Finding]:
         return [Finding("config", "fail", subject.problem, "correct the config")]
     findings = []
     for each in subject.job.inputs() if subject.job else ():
+        said, fix = str(each.path), f"correct {each.key}: it must be {each.what}"
         if not each.path.exists():
-            findings.append(Finding(each.key, "fail", f"{each.path} is missing", f"correct {each.key}: {each.what}"))
-        elif each.path.parts[-1] in _MODULES and each.key == "model.wan":
-            findings.append(_weights(each.path))
-        else:
-            findings.append(Finding(each.key, "pass", str(each.path)))
+            said += " is missing"
+        elif each.key == "model.wan" and (problem := _not_loadable(each.path)):
+            said, fix = problem, "download Wan2.1-T2V-1.3B-Diffusers, or to try: flowmask tiny-wan DIR"
+        findings.append(judged(each.key, said == str(each.path), said, fix))
     return findings
 
 
-def _weights(part: Path) -> Finding:
-    """Whether a module can be made of the config of a part of Wan."""
+def _not_loadable(part: Path) -> str:
+    """Why no module can be made of the config of a part of Wan; empty if it can, or the part has none."""
     from flowmask.models.weights.wan import WanFolder
 
     try:
-        _MODULES[part.name](WanFolder(part.parent))
+        if part.name in _MODULES:
+            _MODULES[part.name](WanFolder(part.parent))
     except UserError as error:
-        fix = "download Wan2.1-T2V-1.3B-Diffusers, or to try: flowmask tiny-wan DIR"
-        return Finding("model.wan", "fail", str(error), fix)
-    return Finding("model.wan", "pass", str(part))
+        return str(error)
+    return ""
 
 
 def mlflow_server(subject: Subject) -> list[Finding]:
@@ -227,18 +223,17 @@ def mlflow_server(subject: Subject) -> list[Finding]:
 
 def slurm(subject: Subject) -> list[Finding]:
     wanted = subject.cluster == "slurm"
-    missing = [name for name in _SLURM if shutil.which(name) is None]
-    if missing:
-        state: State = "fail" if wanted else "warn"
+    away: State = "fail" if wanted else "warn"
+    if missing := [name for name in _SLURM if shutil.which(name) is None]:
         fix = "run on the login node, or launch.cluster=local"
-        return [Finding("slurm", state, f"no {', '.join(missing)} here", fix)]
+        return [Finding("slurm", away, f"no {', '.join(missing)} here", fix)]
     nodes, problem = _run(["sinfo", "--noheader", "--format=%P %a %D %l %t"])
     if problem:
-        return [Finding("slurm", "fail" if wanted else "warn", problem, "ask who runs the cluster")]
+        return [Finding("slurm", away, problem, "ask who runs the cluster")]
     findings = [Finding("slurm", "pass", "; ".join(nodes.split("\n")))]
     problem = _run(["sacct", "--noheader", "--format=JobID", "--starttime=now"])[1]
     fix = "without accounting the reason of a lost job stays unknown; ask who runs the cluster"
-    findings.append(Finding("slurm accounting", "warn" if problem else "pass", problem or "answers", fix))
+    findings.append(judged("slurm accounting", not problem, problem or "answers", fix, otherwise="warn"))
     known = [re.sub(r"\W+$", "", line.split(" ")[0]) for line in nodes.splitlines()]
     if subject.partition is not None and subject.partition not in known:
         fix = f"launch.partition: one of {', '.join(sorted(set(known)))}"

@@ -21,7 +21,7 @@ _PHASES = {
 
 def show_status(status: CacheStatus, console: Console) -> None:
     """Print it."""
-    console.print(Group(*_lines(status)), highlight=False)
+    console.print(Group(*_lines(status)))
 
 
 def _lines(status: CacheStatus) -> list[RenderableType]:

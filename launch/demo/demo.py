@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 from flowmask.launch.config import load_job
 from flowmask.launch.configs import BUNDLED
@@ -44,7 +45,7 @@ def run_demo(out: Path, profile: Profile, *, console: Console) -> dict[str, Any]
     claim(out, settings)
     if (out / REPORT).is_file():
         report: dict[str, Any] = json.loads((out / REPORT).read_text())
-        console.print(f"{out} holds this demo, finished", highlight=False)
+        console.print(f"{out} holds this demo, finished")
         show(out, report, console)
         return report
     DemoRun(out, settings, console).run()
@@ -105,7 +106,7 @@ class DemoRun:
         self._predict()
 
     def _say(self, number: str, what: str) -> None:
-        self.console.print(f"[bold]{number}[/] {what}", highlight=False)
+        self.console.print(Text.assemble((number, "bold"), f" {what}"))
 
     def _note(self, key: str, value: float) -> None:
         """Keep a duration beside the demo's settings, unless an earlier start already took it."""

@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowmask.data_pipeline.config import CacheBuildConfig, source_names
-from flowmask.launch.jobs.job import Input, Job, Progress, Resolved, save_config, wan_inputs
+from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config, wan_inputs
 from flowmask.launch.progress import Update, cache_progress
 from flowmask.models.errors import UserError
+
+if TYPE_CHECKING:
+    from flowmask.data_pipeline.build.status import CacheStatus
 
 
 class CacheJob(Job, CacheBuildConfig):
@@ -63,31 +67,34 @@ class CacheJob(Job, CacheBuildConfig):
         return (folder / "plan" / "plan.json").is_file() or (folder / "work" / "claims").is_dir()
 
     @classmethod
-    def progress(cls, folder: Path) -> Progress:
-        from flowmask.data_pipeline.build.status import status
-
-        try:
-            found = status(folder)
-        except UserError:
-            return Progress()
+    def status(cls, folder: Path) -> RunStatus:
+        unknown = RunStatus(str(folder), cls.KIND)
+        if (found := cls._build_status(folder)) is None:
+            return unknown
+        done, clips = found.phase == "complete", found.clips
         rate = found.rate_per_s if found.phase == "clips" else None
-        return Progress(
-            done=found.clips.done if found.clips else None,
-            total=found.clips.total if found.clips else None,
-            seconds_each=1 / rate if rate else None,
-            finished=found.phase == "complete",
-            running=bool(found.workers_alive),
-            phase=found.phase,
+        return replace(
+            unknown,
+            state="finished" if done else "running" if found.workers_alive else "idle",
+            why="" if done else found.phase,
+            step=clips.done if clips else None,
+            steps=clips.total if clips else None,
+            step_s=1 / rate if rate else None,
         )
 
     @classmethod
     def show_progress(cls, folder: Path, update: Update) -> None:
+        found = cls._build_status(folder)
+        for what, part in (("sentences", found.sentences), ("clips", found.clips)) if found else ():
+            if part is not None:
+                update(what, part.done, part.total)
+
+    @staticmethod
+    def _build_status(folder: Path) -> "CacheStatus | None":
+        """None where nobody has begun."""
         from flowmask.data_pipeline.build.status import status
 
         try:
-            found = status(folder)
+            return status(folder)
         except UserError:
-            return  # nobody has begun
-        for what, part in (("sentences", found.sentences), ("clips", found.clips)):
-            if part is not None:
-                update(what, part.done, part.total)
+            return None

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from flowmask.launch.jobs.job import Input, Job, Progress, Resolved, save_config
+from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config
 from flowmask.launch.progress import bar, show_scores
 from flowmask.models.files import read_object
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
@@ -58,9 +58,10 @@ class EvaluateJob(Job, EvaluateConfig):
         return (folder / "scores.json").is_file() or (folder / ".evaluate").is_dir()
 
     @classmethod
-    def progress(cls, folder: Path) -> Progress:
+    def status(cls, folder: Path) -> RunStatus:
         records = sum(1 for _ in folder.glob(".evaluate/*/records/*.json"))
         scores = read_object(folder / "scores.json")
         if scores and not records:
-            return Progress(scores.get("videos"), scores.get("videos"), finished=True)
-        return Progress(records)
+            videos = scores.get("videos")
+            return RunStatus(str(folder), cls.KIND, "finished", step=videos, steps=videos)
+        return RunStatus(str(folder), cls.KIND, step=records)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import yaml
 
@@ -24,17 +24,25 @@ class Input:
     what: str
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a job is, by its own files. Counts are of `Job.COUNTS`; seconds_each: the median of the last ones."""
+State = Literal["running", "queued", "requeued", "finished", "failed", "stopped", "idle", "unknown"]
 
-    done: int | None = None
-    total: int | None = None
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run at this moment. Steps are those of `Job.COUNTS`; step_s: seconds of one, of late; why: of the state."""
+
+    folder: str
+    kind: str
+    state: State = "idle"
+    why: str = ""
+    step: int | None = None
+    steps: int | None = None
     loss: float | None = None
-    seconds_each: float | None = None
-    finished: bool = False
-    running: bool = False
-    phase: str = ""
+    step_s: float | None = None
+    eta_s: float | None = None
+    restarts: int = 0
+    job_id: str | None = None
+    logs: str = ""
 
 
 class Job(Section):
@@ -115,8 +123,8 @@ class Job(Section):
         raise NotImplementedError
 
     @classmethod
-    def progress(cls, folder: Path) -> Progress:
-        """How far the job in a folder is."""
+    def status(cls, folder: Path) -> RunStatus:
+        """How far the job in a folder is by its own files; "idle" if these do not tell its state."""
         raise NotImplementedError
 
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any, Self
 import yaml
 from pydantic import model_validator
 
-from flowmask.launch.jobs.job import Input, Job, Progress, Resolved, wan_inputs
+from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
 from flowmask.trainer.config import RunConfig, accumulation_steps
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS
 
@@ -85,17 +85,19 @@ class TrainJob(Job, RunConfig):
         return (folder / CHECKPOINTS).is_dir() or (folder / METRICS).is_file()
 
     @classmethod
-    def progress(cls, folder: Path) -> Progress:
+    def status(cls, folder: Path) -> RunStatus:
         rows, steps = _last_rows(folder / METRICS), _steps(folder)
         times = [row["time"] for row in rows if "time" in row]
         took = [after - before for before, after in pairwise(times) if after > before]
         losses = [row["loss"] for row in rows[-_LOSS_ROWS:] if isinstance(row.get("loss"), int | float)]
-        return Progress(
-            done=int(rows[-1]["step"]) if rows else 0,
-            total=steps,
+        return RunStatus(
+            str(folder),
+            cls.KIND,
+            "finished" if steps is not None and _saved_step(folder) >= steps else "idle",
+            step=int(rows[-1]["step"]) if rows else 0,
+            steps=steps,
             loss=statistics.fmean(losses) if losses else None,
-            seconds_each=statistics.median(took) if took else None,
-            finished=steps is not None and _saved_step(folder) >= steps,
+            step_s=statistics.median(took) if took else None,
         )
 
 

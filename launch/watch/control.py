@@ -16,11 +16,12 @@ import typer
 
 from flowmask.launch.console import out as console
 from flowmask.launch.jobs import KINDS
+from flowmask.launch.jobs.job import RunStatus
 from flowmask.launch.progress import duration
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.requeue import STOP_FILE
 from flowmask.launch.slurm.submission import Submission, Verdict
-from flowmask.launch.watch.runs import OVER, RunStatus, find, look, require_run
+from flowmask.launch.watch.runs import OVER, find, look, require_run
 from flowmask.models.errors import UserError
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer.state.owner import Start, read_start

@@ -5,13 +5,12 @@ A run is the `out` of any job: a training, an evaluation or a cache. What is not
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from flowmask.launch.curriculum.stages import MARK
 from flowmask.launch.jobs import KINDS, TrainJob
-from flowmask.launch.jobs.job import Job
+from flowmask.launch.jobs.job import Job, RunStatus, State
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.submission import Submission
 from flowmask.models.errors import ConfigError
@@ -21,27 +20,8 @@ from flowmask.trainer.state import locks
 from flowmask.trainer.state.owner import read_end, read_start
 from flowmask.trainer.state.run_folder import CHECKPOINTS, LOG
 
-State = Literal["running", "queued", "requeued", "finished", "failed", "stopped", "idle", "unknown"]
 OVER: tuple[State, ...] = ("finished", "failed", "stopped", "idle")
 _DEPTH = 6
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """A run at this moment. step_s: median seconds of a step; `steps` are clips of a cache, videos of an evaluation."""
-
-    folder: str
-    kind: str
-    state: State
-    why: str = ""
-    step: int | None = None
-    steps: int | None = None
-    loss: float | None = None
-    step_s: float | None = None
-    eta_s: float | None = None
-    restarts: int = 0
-    job_id: str | None = None
-    logs: str = ""
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
@@ -68,7 +48,7 @@ def look(folder: Path) -> RunStatus:
     """The state of one run."""
     kind = _kind(require_run(folder))
     assert kind is not None
-    found = _by_its_files(folder, kind)
+    found = replace(kind.status(folder), logs=_log(folder))
     submission = _submission(folder)
     if submission is not None:
         found = _with_slurm(found, submission)
@@ -111,22 +91,6 @@ def _kind(folder: Path) -> type[Job] | None:
     if submission is not None:
         return KINDS.get(submission.job()[0])
     return TrainJob if read_start(folder) is not None else None
-
-
-def _by_its_files(folder: Path, kind: type[Job]) -> RunStatus:
-    """How far a run is; state "idle" until somebody says otherwise."""
-    found = kind.progress(folder)
-    return RunStatus(
-        str(folder),
-        kind.KIND,
-        "finished" if found.finished else "running" if found.running else "idle",
-        why="" if found.finished else found.phase,
-        step=found.done,
-        steps=found.total,
-        loss=found.loss,
-        step_s=found.seconds_each,
-        logs=_log(folder),
-    )
 
 
 def _here(found: RunStatus, folder: Path, kind: type[Job]) -> RunStatus:

@@ -74,5 +74,5 @@ def test_a_missing_input_passes_only_where_a_job_before_makes_that_very_path(lab
 def test_every_kind_of_job_says_everything_that_is_asked_of_it() -> None:
     for name, kind in jobs.KINDS.items():
         assert name == kind.KIND and kind.COUNTS and kind.LESS_MEMORY and issubclass(kind, kind.ROOM)
-        for method in ("inputs", "work", "recognised_by", "is_in", "progress"):
+        for method in ("inputs", "work", "recognised_by", "is_in", "status"):
             assert getattr(kind, method) is not getattr(jobs.Job, method)
