@@ -172,28 +172,26 @@ def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
 
 def _nearest(kind: type[BaseModel], location: list[str]) -> str:
     """The right key nearest to an unknown one: of its very name anywhere, in its own section, then anywhere."""
-    section: type[BaseModel] | None = kind
-    for part in location[:-1]:
-        section = _section(section.model_fields[part].annotation) if section and part in section.model_fields else None
-    if section is None:
-        return ""
-    prefix = "".join(f"{part}." for part in location[:-1])
-    siblings = [prefix + name for name in section.model_fields]
-    wanted = ".".join(location)
-    close = [key for key in _all_keys(kind) if key.rpartition(".")[2] == location[-1]][:1]
-    close = close or difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(wanted, _all_keys(kind), n=1, cutoff=0.6)
+    wanted, section = ".".join(location), ".".join(location[:-1])
+    keys = dict(_keys(kind))
+    own = [key for key in keys if key.rpartition(".")[0] == section]
+    leaves = [key for key, leaf in keys.items() if leaf]
+    close = [key for key in leaves if key.rpartition(".")[2] == location[-1]][:1]
+    for known in (own, leaves):
+        close = close or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; {prefix.rstrip('.') or 'the config'} knows {', '.join(sorted(section.model_fields))}"
+    names = ", ".join(sorted(key.rpartition(".")[2] for key in own))
+    return f"; {section or 'the config'} knows {names}" if own else ""
 
 
-def _all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
+def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Every dotted key, and whether it is a value and no section."""
     for name, field in kind.model_fields.items():
         section = _section(field.annotation)
-        keys += _all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
-    return keys
+        yield prefix + name, section is None
+        if section is not None:
+            yield from _keys(section, f"{prefix}{name}.")
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -25,9 +25,10 @@ def find_config(asked: Path) -> Path:
         if (BUNDLED / name).is_file() and ".." not in name.parts:
             err.print(f"{asked} is not here: using the bundled configs/{name}", style="dim")
             return BUNDLED / name
-    known = [str(name) for name in bundled()]
-    near = difflib.get_close_matches(inside.with_suffix(".yaml").as_posix(), known, n=3, cutoff=0.5)
-    fix = f"did you mean {' or '.join(near)}?" if near else "`flowmask configs` lists the bundled ones"
+    known = [name.with_suffix("").as_posix() for name in bundled()]  # `.yaml` would make all of them alike
+    near = difflib.get_close_matches(inside.with_suffix("").as_posix(), known, n=3, cutoff=0.5)
+    names = " or ".join(f"{name}.yaml" for name in near)
+    fix = f"did you mean {names}?" if near else "`flowmask configs` lists the bundled ones"
     raise ConfigError(f"config {asked} does not exist; {fix}")
 
 

@@ -127,6 +127,11 @@ def test_files_are_synced_replaced_and_hashed_in_one_place(call: str) -> None:
     assert callers <= {"models/files.py"}
 
 
+def test_the_signals_that_ask_for_an_end_stand_in_one_place() -> None:
+    """A second set of them would be a process that saves where another one dies."""
+    assert {str(path) for path in SOURCES if "signal.SIGUSR2" in (ROOT / path).read_text()} == {"models/process.py"}
+
+
 def test_the_packages_of_a_wheel_are_the_folders_of_the_tree() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

@@ -161,15 +161,12 @@ def _disk(job: TrainJob) -> Finding:
 
 
 def _slurm(launch: LaunchConfig, script: str, asked: Sequence[Finding]) -> Iterator[Finding]:
-    what = "partition, limits, account, qos, constraint"
-    if not slurm_commands.available():
-        yield Finding("SLURM", "unknown", f"SLURM: no sbatch on this machine: {what}")
-        yield from asked
-        return
     try:
+        if not slurm_commands.available():
+            raise ConfigError("no sbatch on this machine")
         yield _partition(launch)
     except ConfigError as error:
-        yield Finding("SLURM", "unknown", f"SLURM: {error}: {what}")
+        yield Finding("SLURM", "unknown", f"SLURM: {error}: partition, limits, account, qos, constraint")
         yield from asked
         return
     yield from asked

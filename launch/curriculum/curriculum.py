@@ -47,12 +47,11 @@ def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             memo = curriculum.out if (curriculum.out / MARK).exists() else Path(scratch)
             judged = judge_all(curriculum, memo=memo)
-            checks = check(curriculum, done={name for name, found in judged.items() if found.done})
-            _describe(curriculum, judged, checks)
+            _describe(curriculum, judged, check(curriculum, done=_done(judged)))
         return 0
     with _claimed(curriculum):
         judged = judge_all(curriculum, memo=curriculum.out)
-        check(curriculum, done={name for name, found in judged.items() if found.done})
+        check(curriculum, done=_done(judged))
         if curriculum.cluster != "slurm":
             return _run_here(curriculum)
         slurm_commands.require()
@@ -65,6 +64,10 @@ def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run:
         ids = " ".join(sent.jobs.values())
         err.print(f"the jobs go on. Watch them: flowmask status {curriculum.out}; end them: scancel {ids}")
         return INTERRUPTED_EXIT_CODE
+
+
+def _done(judged: Mapping[str, Judgement]) -> set[str]:
+    return {name for name, found in judged.items() if found.done}
 
 
 @contextmanager
@@ -219,7 +222,7 @@ def _table(curriculum: Curriculum, sent: _Sent, states: Mapping[str, str]) -> Ta
     return table
 
 
-def _describe(curriculum: Curriculum, judged: Mapping[str, Judgement], checks: Sequence[Finding]) -> None:
+def _describe(curriculum: Curriculum, judged: Mapping[str, Judgement], findings: Sequence[Finding]) -> None:
     """The stages, what each needs, and what would be done with it."""
     printer.print(f"{curriculum.path}: {len(curriculum.stages)} stages, launch.cluster={curriculum.cluster}")
     for number, stage in enumerate(curriculum.stages, 1):
@@ -232,20 +235,10 @@ def _describe(curriculum: Curriculum, judged: Mapping[str, Judgement], checks: S
             printer.print(f"     after {', '.join(stage.needs)}")
         for key, name in stage.carries.items():
             printer.print(f"     {key} from {name}")
-        job_id = _noted_job(curriculum, stage)
-        if job_id:
-            printer.print(f"     job {job_id}{_queue_says(job_id)}")
-    unknown = sorted({found.said for found in checks if found.state == "unknown"})
-    for line in unknown:
+        record = stage_jobs.read(curriculum.out, stage.name) if curriculum.cluster == "slurm" else None
+        if record is not None and record.job_id:
+            known = slurm_commands.available()
+            says = _state_of(slurm_commands.queued(record.job_id), record.job_id) if known else "no squeue here"
+            printer.print(f"     job {record.job_id}: {says}")
+    for line in sorted({found.said for found in findings if found.state == "unknown"}):
         printer.print(f"could not be checked here: {line}")
-
-
-def _noted_job(curriculum: Curriculum, stage: Stage) -> str | None:
-    record = stage_jobs.read(curriculum.out, stage.name) if curriculum.cluster == "slurm" else None
-    return record.job_id if record else None
-
-
-def _queue_says(job_id: str) -> str:
-    if not slurm_commands.available():
-        return ": no squeue here"
-    return f": {_state_of(slurm_commands.queued(job_id), job_id)}"

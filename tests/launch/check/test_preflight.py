@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from runs import make_lab, run_config
 
-from flowmask.launch import jobs
 from flowmask.launch.check import preflight
 from flowmask.launch.config import validate
 from flowmask.launch.finding import Finding
@@ -71,8 +70,8 @@ def test_a_missing_input_passes_only_where_a_job_before_makes_that_very_path(lab
         assert found(preflight.examine(the_job, expected=before.will_make))["data.cache"].state == state
 
 
-def test_every_kind_of_job_says_everything_that_is_asked_of_it() -> None:
-    for name, kind in jobs.KINDS.items():
-        assert name == kind.KIND and kind.COUNTS and kind.LESS_MEMORY and issubclass(kind, kind.ROOM)
-        for method in ("inputs", "work", "recognised_by", "is_in", "status"):
-            assert getattr(kind, method) is not getattr(jobs.Job, method)
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2:00:00", 120), ("1-00:30:00", 1470), ("05:00", 5), ("UNLIMITED", None), ("", None)]
+)
+def test_slurms_times_are_read(text: str, expected: int | None) -> None:
+    assert preflight.minutes(text) == expected
