@@ -26,7 +26,7 @@ class LaunchConfig(Section):
     cluster: Literal["local", "slurm", "debug"] = "local"
     nodes: int = Field(1, ge=1)
     processes_per_node: int = Field(1, ge=1, description="one a GPU; on a CPU at most one a core")
-    array: int = Field(1, ge=1, description="cache builds: so many tasks, each of `nodes` nodes, share the work")
+    array: int = Field(1, ge=1, description="cache builds: tasks that share the work, each on `nodes` nodes")
     array_parallel: int | None = Field(None, ge=1, description="array tasks that may run at once; None: all")
     gpus_per_node: int | None = Field(
         None, ge=0, description="None: one a process, of a partition that has GPUs; 0: a CPU job"

@@ -12,7 +12,7 @@ BUNDLED = Path(flowmask.__file__).resolve().parent / "configs"
 
 
 def find_config(asked: Path) -> Path:
-    """The file that a person means: theirs, else the bundled one of that name, which a line on stderr says.
+    """The file of this name, else the bundled config of this name, which a line on stderr says.
 
     A bare name (with or without .yaml) or a path below `configs/` can mean a bundled one. ConfigError names the
     nearest of them otherwise.

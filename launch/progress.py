@@ -69,7 +69,7 @@ def show_scores(scores: "Scores", out: Path) -> None:
         table.add_row("mask decoder alone", *(f"{value:.1f}" for value in decoder))
     if scores.shuffled_text:
         table.add_row("other sentences", f"{scores.shuffled_text['jf_shuffled']:.1f}", "", "")
-        table.add_row("  the same with theirs", f"{scores.shuffled_text['jf_right']:.1f}", "", "")
+        table.add_row("  same expressions, own sentence", f"{scores.shuffled_text['jf_right']:.1f}", "", "")
     if table.row_count:
         printer.print(table)
     if scores.note:

@@ -1,6 +1,6 @@
 """The questions of `flowmask doctor`, each a function from what is examined to its findings.
 
-Libraries are tried in processes of their own, so that one which crashes on import is a line, not the end.
+Libraries are tried in other processes, so that one which crashes on import is a line, not the end.
 """
 
 import importlib.metadata

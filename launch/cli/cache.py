@@ -60,7 +60,7 @@ def cache_repair(
     decode_masks: DecodeMasks = 8,
     wan: CacheWan = None,
 ) -> None:
-    """Make the files that are wrong anew, and no other: only their units are encoded again."""
+    """Rebuild the files that are wrong, and no other: only their units are encoded again."""
     from flowmask.data_pipeline.check.repair import repair
     from flowmask.data_pipeline.check.verify import verify
     from flowmask.launch.cli.cache_check import build_config, show_repair

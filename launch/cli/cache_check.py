@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowmask.data_pipeline.check.repair import RepairReport
+from flowmask.data_pipeline.check.verify_masks import IOU_FLOOR
 from flowmask.data_pipeline.check.verify_report import VerifyReport
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.launch.cli.words import exit_with, say_json
@@ -21,14 +22,17 @@ def show_report(report: VerifyReport, folder: Path) -> None:
         console.print(f"masks not decoded: {report.not_decoded}")
     if report.masks:
         overlaps, errors = ([getattr(m, name) for m in report.masks] for name in ("iou", "error"))
-        poor = f"; {len(report.poor_masks)} below what training can use" if report.poor_masks else ""
         console.print(
             f"{len(report.masks)} masks decoded: IoU with the truth mean {sum(overlaps) / len(overlaps):.3f}, "
-            f"lowest {min(overlaps):.3f}{poor}; largest latent error {max(errors):.4f}"
+            f"lowest {min(overlaps):.3f}; largest latent error {max(errors):.4f}"
         )
     found = f"{report.shards} shards, {report.records} clips, {report.examples} examples"
-    verdict = "all right" if report.ok else f"{len(report.problems)} wrong: flowmask cache repair {folder}"
+    verdict = "files intact" if report.ok else f"{len(report.problems)} wrong: flowmask cache repair {folder}"
     console.print(f"{folder}: {found}: {verdict}")
+    if report.poor_masks:
+        lowest = min(mask.iou for mask in report.poor_masks)
+        poor = f"{len(report.poor_masks)} of {len(report.masks)} decoded masks have IoU < {IOU_FLOOR:g} with the truth"
+        console.print(f"Warning: {poor} (lowest {lowest:.3f}): the VAE shows too little of them to train on")
 
 
 def show_comparison(folder: Path, against: Path, *, as_json: bool) -> None:

@@ -103,7 +103,7 @@ def status(
 def logs(
     run: Run,
     rank: Annotated[int | None, typer.Option(help="What this rank's node printed, on SLURM")] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="So many from the end")] = 100,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines from the end")] = 100,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run is over")] = False,
 ) -> None:
     """The log of a run; of one that failed on SLURM, what it printed."""
@@ -115,7 +115,7 @@ def logs(
 @app.command()
 def stop(
     run: Run,
-    timeout_s: Annotated[float, typer.Option(min=1, help="Wait so long for it to end")] = 1800.0,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to wait for it to end")] = 1800.0,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has ended")] = True,
 ) -> None:
     """Let a run save at its next step and end for good; the same command that started it goes on from there."""
@@ -148,7 +148,7 @@ def predict(
     max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
     clip_frames: Annotated[
         int | None,
-        typer.Option(help="Cut a long video into clips of so many frames: less memory, shorter sight", min=1),
+        typer.Option(help="Cut a long video into clips of this many frames: less memory, shorter sight", min=1),
     ] = None,
     averaged: Averaged = True,
 ) -> None:
@@ -243,7 +243,7 @@ def doctor(
 @app.command()
 def track(
     run: Annotated[Path, typer.Argument(help="A run folder that nobody trains now")],
-    timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds")] = 600.0,
+    timeout_s: Annotated[float, typer.Option(min=0, help="Seconds after which to give up")] = 600.0,
 ) -> None:
     """Send MLflow what it missed of an ended run, and how that ended. A run that died is FAILED."""
     from flowmask.trainer.track.tracking import replay

@@ -158,7 +158,7 @@ def _in_order(entries: Sequence[StageConfig], path: Path) -> list[StageConfig]:
     """Behind what they need, otherwise in the file's order."""
     names = [entry.name for entry in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"{path}: two stages are called {twice}; give each a name of its own")
+        raise ConfigError(f"{path}: two stages are called {twice}; rename one")
     for entry in entries:
         if unknown := [name for name in entry.needs if name not in names]:
             raise ConfigError(f"{path}: stage {entry.name} needs {unknown[0]}; stages are: {', '.join(names)}")

@@ -35,8 +35,8 @@ class TrainJob(Job, RunConfig):
         gpus, ranks = self.launch.gpus_per_node, self.launch.processes_per_node
         if gpus and ranks > gpus:
             raise ValueError(
-                f"launch.processes_per_node is {ranks}, launch.gpus_per_node {gpus}; each rank of a training "
-                "needs a GPU of its own: set both to the same number"
+                f"launch.processes_per_node is {ranks}, launch.gpus_per_node {gpus}; a training needs a "
+                "GPU for each rank: set both to the same number"
             )
         return self
 

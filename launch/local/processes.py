@@ -105,7 +105,7 @@ def _start(folder: Path, rank: int, processes: int, *, group: Group) -> subproce
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "FLOWMASK_PARENT": str(os.getpid()),
     }
-    # A session of their own: a terminal's ^C reaches the launcher alone, which passes it on once.
+    # In a new session, a terminal's ^C reaches the launcher alone, which passes it on once.
     command = python_module("flowmask.launch.local.worker", folder)
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
@@ -125,7 +125,7 @@ def _wait(
 ) -> list[int | None]:
     """Wait for all; one failure ends the rest at once, one good end gives the rest a grace period.
 
-    independent: only a person's mistake ends the rest, which is theirs too; a rank that was killed is done without.
+    independent: only a person's mistake ends the rest, as all would meet it; the others do a killed one's work.
     """
     deadline: float | None = None
     stop_by: float | None = None

@@ -165,7 +165,7 @@ def _left_waiting(verdict: Verdict, job_id: str) -> str:
     if not waiting:
         return ""
     jobs = " ".join(waiting)
-    return f"; waiting for it in vain (afterok): {jobs}. Submit again, or end them: scancel {jobs}"
+    return f"; these jobs wait for it and will never start (afterok): {jobs}. Submit again, or end them: scancel {jobs}"
 
 
 def _same(before: Attempt, last: Attempt) -> bool:
