@@ -137,11 +137,12 @@ def validate(data: dict[Any, Any], kind: type[Model], *, origin: str) -> Model:
 
 
 def split_override(item: str) -> tuple[str, Any]:
-    """Key and value of KEY=VALUE, the value read as YAML."""
+    """Key and value of KEY=VALUE, the value read as YAML; ${...} stays, to be filled in from the whole file."""
     key, equals, text = item.partition("=")
     if not key or not equals:
         raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
-    return key, OmegaConf.from_dotlist([f"value={text}"])["value"]
+    parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    return key, parsed["value"]
 
 
 def set_key(config: DictConfig, key: str, value: Any, *, merge: bool = False, where: str) -> None:

@@ -75,8 +75,8 @@ class Job(Section):
 
     @property
     def makes(self) -> str:
-        """What the job leaves in `out`: weights of an objective, a cache, scores."""
-        return self.KIND
+        """What the job leaves in `out`: the objective of weights, else the kind."""
+        return self.trains or self.KIND
 
     @property
     def trains(self) -> str | None:

@@ -45,10 +45,6 @@ class TrainJob(Job, RunConfig):
         return self.data.threads
 
     @property
-    def makes(self) -> str:
-        return self.objective.kind
-
-    @property
     def trains(self) -> str:
         return self.objective.kind
 
