@@ -154,7 +154,7 @@ def _disk(job: TrainJob) -> Finding:
         return Finding("disk", "fail", str(error))
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     needed = trained * STATE_BYTES * (keep + 1)
-    said = f"{keep} checkpoints and one being written take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
+    said = f"{keep} checkpoints and one being written take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     if needed > free:
         return Finding("disk", "fail", f"{said} at {place}; make room, or lower checkpoint.keep_last")
     return Finding("disk", "pass", said)
