@@ -1,11 +1,12 @@
 """Reads a YAML config and dotted overrides into one strict, frozen job, or says in one line what is wrong.
 
 Order of strength: defaults < file < command line. Every section belongs to the room that reads it; this file
-owns the `launch` section and the jobs that are made of all of them.
+owns the `launch` section.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -14,12 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.launch.configs import find_config
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.config import RunConfig, accumulation_steps
-from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
 
 class LaunchConfig(Section):
@@ -28,7 +26,7 @@ class LaunchConfig(Section):
     cluster: Literal["local", "slurm", "debug"] = "local"
     nodes: int = Field(1, ge=1)
     processes_per_node: int = Field(1, ge=1, description="one a GPU; on a CPU at most one a core")
-    array: int = Field(1, ge=1, description="cache builds: so many tasks, each of `nodes` nodes, share the work")
+    array: int = Field(1, ge=1, description="cache builds: tasks that share the work, each on `nodes` nodes")
     array_parallel: int | None = Field(None, ge=1, description="array tasks that may run at once; None: all")
     gpus_per_node: int | None = Field(
         None, ge=0, description="None: one a process, of a partition that has GPUs; 0: a CPU job"
@@ -74,51 +72,16 @@ class LaunchConfig(Section):
         """Processes that train or evaluate together."""
         return 1 if self.cluster == "debug" else self.nodes * self.processes_per_node
 
-
-def _refuse_array(launch: LaunchConfig) -> None:
-    if launch.array != 1:
-        raise ValueError(f"launch.array is {launch.array}; only a cache build is split into array tasks: 1")
-
-
-class CacheJob(CacheBuildConfig):
-    """`flowmask cache build`."""
-
-    launch: LaunchConfig = LaunchConfig()
+    def refuse_array(self) -> None:
+        """ValueError for a job that is not split into array tasks."""
+        if self.array != 1:
+            raise ValueError(f"launch.array is {self.array}; only a cache build is split into array tasks: 1")
 
 
-class TrainJob(RunConfig):
-    """`flowmask train`."""
-
-    launch: LaunchConfig = LaunchConfig()
-
-    @model_validator(mode="after")
-    def _batch_fits(self) -> "TrainJob":
-        _refuse_array(self.launch)
-        accumulation_steps(self.train, self.launch.world_size)
-        gpus, ranks = self.launch.gpus_per_node, self.launch.processes_per_node
-        if gpus and ranks > gpus:
-            raise ValueError(
-                f"launch.processes_per_node is {ranks}, launch.gpus_per_node {gpus}; each rank of a training "
-                "needs a GPU of its own: set both to the same number"
-            )
-        return self
+Model = TypeVar("Model", bound=BaseModel)
 
 
-class EvaluateJob(EvaluateConfig):
-    """`flowmask evaluate`."""
-
-    launch: LaunchConfig = LaunchConfig()
-
-    @model_validator(mode="after")
-    def _one_task(self) -> "EvaluateJob":
-        _refuse_array(self.launch)
-        return self
-
-
-Job = TypeVar("Job", bound=BaseModel)
-
-
-def load_job(path: Path, kind: type[Job], overrides: Sequence[str] = ()) -> Job:
+def load_job(path: Path, kind: type[Model], overrides: Sequence[str] = ()) -> Model:
     """Read `path`, apply `key.path=value` overrides, validate as `kind`.
 
     Raises ConfigError with one line that names the key, its value and what is allowed.
@@ -129,16 +92,24 @@ def load_job(path: Path, kind: type[Job], overrides: Sequence[str] = ()) -> Job:
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
     """The keys of `path` with overrides applied, not yet validated as any kind of job."""
     path = find_config(path)
+    with readable(path):
+        config = load_yaml(path)
+        for item in overrides:
+            set_key(config, *split_override(item), merge=True, where=f"override {item!r}")
+        tree: Any = OmegaConf.to_container(config, resolve=True)
+        return tree
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """While inside, what YAML and OmegaConf refuse is a ConfigError that names the file."""
     try:
-        loaded = _load_with_base(path)
-        data = OmegaConf.to_container(_overridden(loaded, overrides), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        yield
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"config {path} is not valid YAML: {_one_line(error)}") from error
-    assert isinstance(data, dict)
-    return data
 
 
-def _load_with_base(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
+def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     """The keys of a file over those of the file that its `base` names, a path from its own folder."""
     loaded = OmegaConf.load(path)
     if not isinstance(loaded, DictConfig) or not loaded:
@@ -150,12 +121,12 @@ def _load_with_base(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     if not below.is_file() or below in above:
         why = "is based on itself" if below in above else "does not exist"
         raise ConfigError(f"config {path}: base is {base}, which {why}; give a path from {path.parent}")
-    merged = OmegaConf.merge(_load_with_base(below, above=(*above, path.resolve())), loaded)
+    merged = OmegaConf.merge(load_yaml(below, above=(*above, path.resolve())), loaded)
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def validate(data: dict[Any, Any], kind: type[Job], *, origin: str) -> Job:
+def validate(data: dict[Any, Any], kind: type[Model], *, origin: str) -> Model:
     """`data` as a `kind`, or a ConfigError that names the first wrong key."""
     try:
         return kind.model_validate(data)
@@ -165,23 +136,23 @@ def validate(data: dict[Any, Any], kind: type[Job], *, origin: str) -> Job:
         raise ConfigError(f"{origin}: {problems[0]}{more}") from error
 
 
-def _overridden(config: DictConfig, overrides: Sequence[str]) -> Any:
-    """The config with each KEY=VALUE in it; a number in a key is a place in a list."""
-    result: Any = config
-    for item in overrides:
-        if "=" not in item or item.startswith("="):
-            raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
-        key, change = item.partition("=")[0], OmegaConf.from_dotlist([item])
-        try:
-            if any(part.isdigit() for part in key.split(".")):
-                OmegaConf.update(result, key, OmegaConf.select(change, key), merge=True, force_add=True)
-            else:
-                result = OmegaConf.merge(result, change)
-        except (TypeError, ValueError, IndexError) as error:
-            raise ConfigError(
-                f"override {item!r} does not fit the file; a list is changed as a whole or by place, as data.0.root=..."
-            ) from error
-    return result
+def split_override(item: str) -> tuple[str, Any]:
+    """Key and value of KEY=VALUE, the value read as YAML; ${...} stays, to be filled in from the whole file."""
+    key, equals, text = item.partition("=")
+    if not key or not equals:
+        raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
+    parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    return key, parsed["value"]
+
+
+def set_key(config: DictConfig, key: str, value: Any, *, merge: bool = False, where: str) -> None:
+    """Set a dotted key, in which a number is a place in a list. merge: a section is laid over the one that is there."""
+    try:
+        OmegaConf.update(config, key, value, merge=merge, force_add=True)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"{where}: {key} does not fit the file; a list is changed as a whole or by place, as data.0.root=..."
+        ) from error
 
 
 def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
@@ -202,28 +173,26 @@ def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
 
 def _nearest(kind: type[BaseModel], location: list[str]) -> str:
     """The right key nearest to an unknown one: of its very name anywhere, in its own section, then anywhere."""
-    section: type[BaseModel] | None = kind
-    for part in location[:-1]:
-        section = _section(section.model_fields[part].annotation) if section and part in section.model_fields else None
-    if section is None:
-        return ""
-    prefix = "".join(f"{part}." for part in location[:-1])
-    siblings = [prefix + name for name in section.model_fields]
-    wanted = ".".join(location)
-    close = [key for key in _all_keys(kind) if key.rpartition(".")[2] == location[-1]][:1]
-    close = close or difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(wanted, _all_keys(kind), n=1, cutoff=0.6)
+    wanted, section = ".".join(location), ".".join(location[:-1])
+    keys = dict(_keys(kind))
+    own = [key for key in keys if key.rpartition(".")[0] == section]
+    leaves = [key for key, leaf in keys.items() if leaf]
+    close = [key for key in leaves if key.rpartition(".")[2] == location[-1]][:1]
+    for known in (own, leaves):
+        close = close or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; {prefix.rstrip('.') or 'the config'} knows {', '.join(sorted(section.model_fields))}"
+    names = ", ".join(sorted(key.rpartition(".")[2] for key in own))
+    return f"; {section or 'the config'} knows {names}" if own else ""
 
 
-def _all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
+def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Every dotted key, and whether it is a value and no section."""
     for name, field in kind.model_fields.items():
         section = _section(field.annotation)
-        keys += _all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
-    return keys
+        yield prefix + name, section is None
+        if section is not None:
+            yield from _keys(section, f"{prefix}{name}.")
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

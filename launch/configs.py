@@ -4,17 +4,15 @@ import difflib
 import shutil
 from pathlib import Path
 
-from rich.console import Console
-
 import flowmask
+from flowmask.launch.console import err
 from flowmask.models.errors import ConfigError
 
 BUNDLED = Path(flowmask.__file__).resolve().parent / "configs"
-console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 def find_config(asked: Path) -> Path:
-    """The file that a person means: theirs, else the bundled one of that name, which a line on stderr says.
+    """The file of this name, else the bundled config of this name, which a line on stderr says.
 
     A bare name (with or without .yaml) or a path below `configs/` can mean a bundled one. ConfigError names the
     nearest of them otherwise.
@@ -25,11 +23,12 @@ def find_config(asked: Path) -> Path:
     may_be_bundled = not asked.is_absolute() and (inside != asked or len(asked.parts) == 1)
     for name in (inside, inside.with_name(f"{inside.name}.yaml")) if may_be_bundled else ():
         if (BUNDLED / name).is_file() and ".." not in name.parts:
-            console.print(f"{asked} is not here: using the bundled configs/{name}", style="dim")
+            err.print(f"{asked} is not here: using the bundled configs/{name}", style="dim")
             return BUNDLED / name
-    known = [str(name) for name in bundled()]
-    near = difflib.get_close_matches(inside.with_suffix(".yaml").as_posix(), known, n=3, cutoff=0.5)
-    fix = f"did you mean {' or '.join(near)}?" if near else "`flowmask configs` lists the bundled ones"
+    known = [name.with_suffix("").as_posix() for name in bundled()]  # `.yaml` would make all of them alike
+    near = difflib.get_close_matches(inside.with_suffix("").as_posix(), known, n=3, cutoff=0.5)
+    names = " or ".join(f"{name}.yaml" for name in near)
+    fix = f"did you mean {names}?" if near else "`flowmask configs` lists the bundled ones"
     raise ConfigError(f"config {asked} does not exist; {fix}")
 
 

@@ -6,16 +6,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from flowmask.launch.console import err
+from flowmask.launch.console import out as printer
 
 if TYPE_CHECKING:
     from flowmask.data_pipeline.build.build import BuildProgress
     from flowmask.trainer.score.results import Scores
 
-Update = Callable[[str, int, int], None]
-console = Console(stderr=True)
+Update = Callable[[str, int, int], None]  # what, done, total
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def bar(*, show: bool = True) -> Iterator[Update]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as progress:
+    with Progress(*columns, console=err, disable=not (show and err.is_terminal)) as progress:
         tasks: dict[str, Any] = {}
 
         def update(what: str, done: int, total: int) -> None:
@@ -51,9 +52,9 @@ def cache_progress(out: Path, *, show: bool) -> Iterator[Callable[["BuildProgres
             if progress.phase in ("text", "clips"):
                 update(progress.phase, progress.done, progress.total)
             if show and progress.note:
-                console.print(f"{out}: {progress.note}", highlight=False, soft_wrap=True)
-            elif show and new and not console.is_terminal:
-                console.print(f"{out}: {progress.phase}", highlight=False, soft_wrap=True)
+                err.print(f"{out}: {progress.note}")
+            elif show and new and not err.is_terminal:
+                err.print(f"{out}: {progress.phase}")
 
         yield on_progress
 
@@ -68,14 +69,13 @@ def show_scores(scores: "Scores", out: Path) -> None:
         table.add_row("mask decoder alone", *(f"{value:.1f}" for value in decoder))
     if scores.shuffled_text:
         table.add_row("other sentences", f"{scores.shuffled_text['jf_shuffled']:.1f}", "", "")
-        table.add_row("  the same with theirs", f"{scores.shuffled_text['jf_right']:.1f}", "", "")
-    printer = Console()
+        table.add_row("  same expressions, own sentence", f"{scores.shuffled_text['jf_right']:.1f}", "", "")
     if table.row_count:
         printer.print(table)
     if scores.note:
-        printer.print(scores.note, highlight=False, soft_wrap=True)
+        printer.print(scores.note)
     counts = f"{scores.videos} videos, {scores.expressions} expressions, {scores.frames} frames"
-    printer.print(f"{counts}; report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    printer.print(f"{counts}; report: {out / 'report.html'}")
 
 
 def duration(seconds: float) -> str:

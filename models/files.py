@@ -1,11 +1,12 @@
 """Files that are whole or not there, and their hashes: the only place that syncs, replaces or hashes a file."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files
 
@@ -58,3 +59,12 @@ def sha256_of(path: Path) -> str:
 def sha256_of_open(file: IO[bytes]) -> str:
     """SHA-256 of an open file from where it stands to its end."""
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file, or it is damaged: for files that only inform."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

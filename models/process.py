@@ -1,6 +1,7 @@
-"""Processes: how ours are started, and which one somebody is, to be judged from any node that sees a folder."""
+"""Processes: how ours start and end, and which one somebody is, to be judged from any node that sees a folder."""
 
 import os
+import signal
 import socket
 import sys
 from functools import cache
@@ -8,6 +9,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+CRASH_EXIT_CODE = 1
+MISTAKE_EXIT_CODE = 2  # a UserError: a person can mend it
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again
+OVER_EXIT_CODE = 100  # tells a batch script not to start its job again; no other program ends with it
+INTERRUPTED_EXIT_CODE = 130  # the shell's code for ^C
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)  # each asks to save and to end
 DEFAULT_LEASE_S = 120.0
 
 

@@ -21,7 +21,7 @@ ORDER = {
         *(".", "formats", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
     ),
     "trainer": (".", "step", "objectives", "state", "track", "predict", "score", "run"),
-    "launch": (*(".", "jobs", "local", "slurm", "check", "dispatch.py", "plan", "curriculum", "watch", "demo", "cli"),),
+    "launch": (*(".", "jobs", "local", "slurm", "plan", "check", "dispatch.py", "curriculum", "watch", "demo", "cli"),),
 }
 OWNERS = {
     "deepspeed": "trainer/step/zero.py",
@@ -136,6 +136,11 @@ def test_each_heavy_library_is_imported_in_one_file(library: str) -> None:
 def test_files_are_synced_replaced_and_hashed_in_one_place(call: str) -> None:
     callers = {str(path) for path in SOURCES if f"{call}(" in (ROOT / path).read_text()}
     assert callers <= {"models/files.py"}
+
+
+def test_the_signals_that_ask_for_an_end_stand_in_one_place() -> None:
+    """A second set of them would be a process that saves where another one dies."""
+    assert {str(path) for path in SOURCES if "signal.SIGUSR2" in (ROOT / path).read_text()} == {"models/process.py"}
 
 
 def test_the_packages_of_a_wheel_are_the_folders_of_the_tree() -> None:

@@ -14,7 +14,6 @@ from flowmask.models.config import LoraConfig, ModelConfig, SamplerConfig, Secti
 from flowmask.models.errors import ConfigError
 
 STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
-REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again
 
 
 class ObjectiveConfig(Section):

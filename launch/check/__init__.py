@@ -1,1 +1,4 @@
-"""What is asked before anything runs: `flowmask doctor` about the machine, preflight about a job."""
+"""What is asked before anything runs: `preflight` about a job, `doctor` about the machine; both tell `Finding`s.
+
+Imports jobs, slurm and plan. What only one kind of job must have is said by that job, not asked here.
+"""

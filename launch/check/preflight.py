@@ -8,219 +8,187 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flowmask.data_pipeline.cache.manifest import BucketEntry
-from flowmask.launch.config import CacheJob, EvaluateJob, LaunchConfig, TrainJob
+from flowmask.launch.config import LaunchConfig
+from flowmask.launch.finding import Finding
+from flowmask.launch.jobs import TrainJob
+from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.trainer.config import STATE_BYTES, accumulation_steps, in_todays_terms, workers
 from flowmask.trainer.state.run_folder import refuse_differences
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
 
-AnyJob = CacheJob | TrainJob | EvaluateJob
-_WAN_PARTS = {
-    "cache": ("vae", "text_encoder", "tokenizer"),
-    "flow_matching": ("transformer",),
-    "mask_decoder": ("vae",),
-}
 
-
-@dataclass(frozen=True)
-class Check:
-    """One question about a job, how it stands, and what was found."""
-
-    what: str
-    state: Literal["pass", "fail", "unknown"]
-    found: str
-
-
-def examine(job: AnyJob, script: str | None, asked: Sequence[Check] = ()) -> list[Check]:
+def examine(
+    job: Job,
+    script: str | None = None,
+    asked: Sequence[Finding] = (),
+    *,
+    expected: Callable[[Path], bool] = lambda path: False,
+) -> list[Finding]:
     """Every check of a job. script: what sbatch would be given, None for a job that stays on this machine.
 
     asked: what `flowmask.launch.slurm.resources` found about the job's nodes.
+    expected: whether a job before this one will make a path that is not there.
     """
-    found = [_out(job.out), *_inputs(job)]
+    found = [_out(job.out), *_inputs(job, expected)]
     if isinstance(job, TrainJob):
-        found += [_batch(job), *_tokens(job), *_resume(job), _disk(job)]
+        found += [_batch(job), *_tokens(job), *_resume(job)]
     if script is not None:
         found += _slurm(job.launch, script, asked)
-    if isinstance(job, TrainJob) and all(check.state != "fail" for check in found):
-        found.append(_deepspeed(job))
+    if isinstance(job, TrainJob) and all(finding.state != "fail" for finding in found):
+        found += [_disk(job), _deepspeed(job)]  # the last, as they import torch: of a job that is fine so far
     return found
 
 
-def refuse(checks: list[Check]) -> None:
+def refuse(findings: Sequence[Finding]) -> None:
     """ConfigError with the first failed check, in one line."""
-    failed = [check for check in checks if check.state == "fail"]
+    failed = [finding for finding in findings if finding.state == "fail"]
     if failed:
         more = f" (and {len(failed) - 1} more: flowmask submit --dry-run)" if len(failed) > 1 else ""
-        raise ConfigError(f"{failed[0].found}{more}")
+        raise ConfigError(f"{failed[0].said}{more}")
 
 
-def _out(out: Path) -> Check:
-    folder = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return Check("out", "fail", f"out is {out}; {folder} can't be written: choose another")
-    return Check("out", "pass", f"out: {out.resolve()} can be written")
+def existing(path: Path) -> Path:
+    """The deepest part of a path that is already there."""
+    path = path.resolve()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
-def _inputs(job: AnyJob) -> Iterator[Check]:
-    if isinstance(job, EvaluateJob):
-        yield _path("checkpoint", Path(job.checkpoint), "a run, an export, or a FlowRVS .pth")
-        yield _path("data.root", job.data.root, "the folder of the dataset")
-        return
-    parts = _WAN_PARTS["cache" if isinstance(job, CacheJob) else job.objective.kind]
-    yield _path("model.wan", job.model.wan, "the Wan2.1 folder in the diffusers layout")
-    if job.model.wan.is_dir():
-        for part in parts:
-            yield _path("model.wan", job.model.wan / part, f"Wan2.1's {part}")
-    if isinstance(job, CacheJob):
-        for source in job.sources:
-            yield _path("data.root", source.root, "the folder of the dataset")
-        yield Check(
-            "encoder weights", "unknown", "encoder weights: the build itself hashes them and refuses an `out` of others"
-        )
-        return
-    if job.model.init is not None:
-        yield _path("model.init", Path(job.model.init), "a run, an export, or a FlowRVS .pth")
-    for cache in _caches(job):
-        yield _path("data.cache", cache / "manifest.json", "a cache that `flowmask cache build` finished")
+def _out(out: Path) -> Finding:
+    place = existing(out)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return Finding("out", "fail", f"out is {out}; {place} can't be written: choose another")
+    return Finding("out", "pass", f"out: {out.resolve()} can be written")
 
 
-def _caches(job: TrainJob) -> list[Path]:
-    """The caches of a run that are folders."""
-    named: list[Any] = [entry.cache for entry in job.data.mix] or [job.data.cache]
-    return [Path(cache) for cache in named if cache is not None and "://" not in str(cache)]
+def _inputs(job: Job, expected: Callable[[Path], bool]) -> Iterator[Finding]:
+    for key, path, what in ((each.key, each.path, each.what) for each in job.inputs()):
+        if path.exists():
+            yield Finding(key, "pass", f"{key}: {path} is there")
+        elif expected(path):
+            yield Finding(key, "pass", f"{key}: {path} will be there", path=path)
+        else:
+            said = f"{key}: {path} does not exist; it must be {what}, visible from this node"
+            yield Finding(key, "fail", said, path=path)
+    if job.UNCHECKED:
+        yield Finding("not checked", "unknown", job.UNCHECKED)
 
 
-def _path(key: str, path: Path, what: str) -> Check:
-    if path.exists():
-        return Check(key, "pass", f"{key}: {path} is there")
-    return Check(key, "fail", f"{key}: {path} does not exist; it must be {what}, visible from this node")
-
-
-def _batch(job: TrainJob) -> Check:
+def _batch(job: TrainJob) -> Finding:
     world, train = job.launch.world_size, job.train
     passes = accumulation_steps(train, world)
     said = f"{workers(train, world)} x micro-batch {train.micro_batch} x {passes} = global batch {train.global_batch}"
-    return Check("batch", "pass", f"{said}; ZeRO {train.zero_stage}, {train.precision}")
+    return Finding("batch", "pass", f"{said}; ZeRO {train.zero_stage}, {train.precision}")
 
 
-def _deepspeed(job: TrainJob) -> Check:
-    """The last, as importing DeepSpeed takes seconds: of a job that is fine so far."""
+def _deepspeed(job: TrainJob) -> Finding:
     from flowmask.trainer.step import zero
 
     try:
         version = zero.check(job.train, world=job.launch.world_size)
     except ConfigError as error:
-        return Check("deepspeed", "fail", str(error))
-    return Check("deepspeed", "pass", f"DeepSpeed {version} takes its config of this training")
+        return Finding("deepspeed", "fail", str(error))
+    return Finding("deepspeed", "pass", f"DeepSpeed {version} takes its config of this training")
 
 
-def _tokens(job: TrainJob) -> Iterator[Check]:
+def _tokens(job: TrainJob) -> Iterator[Finding]:
     """Whether the processes that `train.sequence_parallel` names can share each clip's tokens."""
     ranks, kind = job.train.sequence_parallel, job.objective.kind
     if ranks == 1:
         return
     try:
         shape = json.loads((job.model.wan / "transformer" / "config.json").read_text())
-        caches = [json.loads((cache / "manifest.json").read_text()) for cache in _caches(job)]
+        caches = [json.loads((cache / "manifest.json").read_text()) for cache in job.caches()]
         buckets = [BucketEntry.model_validate(bucket) for cache in caches for bucket in cache["buckets"]]
         refuse_uneven(kind, config=shape, ranks=ranks, buckets=buckets)
     except ConfigError as error:
-        yield Check("tokens", "fail", str(error))
+        yield Finding("tokens", "fail", str(error))
         return
     except (OSError, ValueError, KeyError):
         return  # the paths are other checks'
-    yield Check("tokens", "pass", f"train.sequence_parallel: {ranks} processes share each clip's tokens evenly")
+    yield Finding("tokens", "pass", f"train.sequence_parallel: {ranks} processes share each clip's tokens evenly")
 
 
-def _resume(job: TrainJob) -> Iterator[Check]:
+def _resume(job: TrainJob) -> Iterator[Finding]:
     """A run that goes on: the same settings and the same cache, as the job itself will ask."""
     try:
         document = json.loads((job.out / "checkpoints" / "latest" / "state.json").read_text())
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        yield Check("resume", "unknown", f"resume: the newest checkpoint can't be read here: {error}")
+        yield Finding("resume", "unknown", f"resume: the newest checkpoint can't be read here: {error}")
         return
     old, new = in_todays_terms(document["state"]["config"]), job.model_dump(mode="json")
     if new["train"]["schedule_steps"] is None:
         new["train"]["schedule_steps"] = old["train"].get("schedule_steps")
     try:
         refuse_differences(old, new, out=job.out, what="config")
-        caches = _caches(job)
+        caches = job.caches()
         if len(caches) == 1 and not job.data.mix:
             manifest = json.loads((caches[0] / "manifest.json").read_text())
             before, now = document["state"]["fingerprint"], manifest["fingerprint"]
             refuse_differences(before["fields"], now["fields"], out=job.out, what="cache")
     except UserError as error:
-        yield Check("resume", "fail", str(error))
+        yield Finding("resume", "fail", str(error))
         return
     except (OSError, ValueError, KeyError):
         pass  # the cache is another check's
-    yield Check("resume", "pass", f"goes on from step {document['step']}")
+    yield Finding("resume", "pass", f"goes on from step {document['step']}")
 
 
-def _disk(job: TrainJob) -> Check:
-    folder = next(path for path in (job.out.resolve(), *job.out.resolve().parents) if path.exists())
-    free = shutil.disk_usage(folder).free
+def _disk(job: TrainJob) -> Finding:
+    """Checkpoints hold what is trained alone: not what LoRA or the mask decoder leaves as it is."""
+    from flowmask.launch.plan.model import architecture, trained_module
+
+    place, keep = existing(job.out), job.checkpoint.keep_last
+    free = shutil.disk_usage(place).free
     try:
-        count = _parameters(job.model.wan / _WAN_PARTS[job.objective.kind][0])
-    except (OSError, ValueError, KeyError) as error:
-        return Check("disk", "unknown", f"{free / 1e9:.1f} GB are free; the weights can't be counted: {error}")
-    needed = count * STATE_BYTES * (job.checkpoint.keep_last + 1)
-    keep = job.checkpoint.keep_last
+        module = trained_module(job, architecture(job.model.wan))
+    except UserError as error:
+        return Finding("disk", "fail", str(error))
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    needed = trained * STATE_BYTES * (keep + 1)
     said = f"{keep} checkpoints and one being written take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     if needed > free:
-        return Check("disk", "fail", f"{said} at {folder}; make room, or lower checkpoint.keep_last")
-    return Check("disk", "pass", said)
+        return Finding("disk", "fail", f"{said} at {place}; make room, or lower checkpoint.keep_last")
+    return Finding("disk", "pass", said)
 
 
-def _parameters(folder: Path) -> int:
-    """How many numbers the weights of a folder hold, from the headers of its files."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total
-
-
-def _slurm(launch: LaunchConfig, script: str, asked: Sequence[Check]) -> Iterator[Check]:
-    what = "partition, limits, account, qos, constraint"
-    if not slurm_commands.available():
-        yield Check("SLURM", "unknown", f"SLURM: no sbatch on this machine: {what}")
-        yield from asked
-        return
+def _slurm(launch: LaunchConfig, script: str, asked: Sequence[Finding]) -> Iterator[Finding]:
     try:
+        if not slurm_commands.available():
+            raise ConfigError("no sbatch on this machine")
         yield _partition(launch)
     except ConfigError as error:
-        yield Check("SLURM", "unknown", f"SLURM: {error}: {what}")
+        yield Finding("SLURM", "unknown", f"SLURM: {error}: partition, limits, account, qos, constraint")
         yield from asked
         return
     yield from asked
     done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60)
     said = " ".join((done.stderr or done.stdout).split())
     if done.returncode:
-        yield Check("sbatch", "fail", f"SLURM would refuse the job: {said}")
+        yield Finding("sbatch", "fail", f"SLURM would refuse the job: {said}")
     else:
-        yield Check("sbatch", "pass", said.removeprefix("sbatch: "))
+        yield Finding("sbatch", "pass", said.removeprefix("sbatch: "))
 
 
-def _partition(launch: LaunchConfig) -> Check:
+def _partition(launch: LaunchConfig) -> Finding:
     try:
         facts = slurm_commands.partition(launch.partition)
     except slurm_commands.NoPartitionError as error:
-        return Check("partition", "fail", str(error))
+        return Finding("partition", "fail", str(error))
     name = facts["PartitionName"]
-    problem = _limit(launch, name, facts)
-    return Check("partition", "fail", problem) if problem else Check("partition", "pass", _describe(name, facts))
+    if problem := _limit(launch, name, facts):
+        return Finding("partition", "fail", problem)
+    said = f"partition {name}: {facts.get('TotalNodes')} nodes, at most {facts.get('MaxTime')}"
+    grace = f"a preempted job has {facts.get('GraceTime', '0')} s of grace, then KillWait"
+    return Finding("partition", "pass", f"{said}; {grace}")
 
 
 def _limit(launch: LaunchConfig, name: str, facts: dict[str, Any]) -> str | None:
@@ -234,11 +202,6 @@ def _limit(launch: LaunchConfig, name: str, facts: dict[str, Any]) -> str | None
         if facts.get(key, "").isdecimal() and launch.nodes > int(facts[key]):
             return f"launch.nodes is {launch.nodes}; partition {name} has {key} {facts[key]}"
     return None
-
-
-def _describe(name: str, facts: dict[str, Any]) -> str:
-    said = f"partition {name}: {facts.get('TotalNodes')} nodes, at most {facts.get('MaxTime')}"
-    return f"{said}; a preempted job has {facts.get('GraceTime', '0')} s of grace, then KillWait"
 
 
 def minutes(text: str) -> int | None:

@@ -1,19 +1,18 @@
 """`flowmask cache ...`: parses, prints and exits; every command's work belongs to another file."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from flowmask.launch.cli.words import ConfigFile, Overrides, Wait, run_job
+from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Wait, exit_with, run_job, say_json
+from flowmask.launch.console import out as console
 
 cache_app = typer.Typer(no_args_is_help=True, help="Pre-encode a dataset into latent shards, and check them.")
-console = Console()
 
+Cache = Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")]
 DecodeMasks = Annotated[int, typer.Option(min=0, help="Masks to decode and compare; 0 needs no VAE")]
-CacheWan = Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the build's")]  # noqa: UP045
+CacheWan = Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the build's")]
 
 
 @cache_app.command("build")
@@ -24,14 +23,13 @@ def cache_build(config: ConfigFile, overrides: Overrides = None, wait: Wait = Tr
 
 @cache_app.command("verify")
 def cache_verify(
-    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+    folder: Cache,
+    as_json: AsJson = False,
     decode_masks: DecodeMasks = 8,
     seed: Annotated[int, typer.Option(help="Of the choice of masks")] = 0,
     wan: CacheWan = None,
     against: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Compare with this cache of the same fingerprint instead, within a tolerance"),
+        Path | None, typer.Option(help="Compare with this cache of the same fingerprint instead, within a tolerance")
     ] = None,
 ) -> None:
     """Read every byte of a cache again and name each file that is not as it was written."""
@@ -40,42 +38,48 @@ def cache_verify(
     from flowmask.launch.progress import bar
 
     if against is not None:
-        show_comparison(folder, against, as_json=as_json, console=console)
+        show_comparison(folder, against, as_json=as_json)
         return
     with bar(show=not as_json) as on_progress:
         report = verify(folder, decode_masks=decode_masks, wan=wan, seed=seed, on_progress=on_progress)
     if as_json:
-        typer.echo(json.dumps(report.to_json()))
+        say_json(report.to_json())
     else:
-        show_report(report, folder, console)
-    if not report.ok:
-        raise typer.Exit(1)
+        show_report(report, folder)
+    exit_with(not report.ok)
 
 
 @cache_app.command("repair")
 def cache_repair(
-    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
+    folder: Cache,
     overrides: Overrides = None,
     unit: Annotated[
-        Optional[list[int]],  # noqa: UP045
-        typer.Option(help="Encode this unit again without looking; may be given several times", min=0),
+        list[int] | None, typer.Option(help="Encode this unit again without looking; may be given several times", min=0)
     ] = None,
-    config: Annotated[Optional[Path], typer.Option(help="Of the build; default: FOLDER/config.yaml")] = None,  # noqa: UP045
+    config: Annotated[Path | None, typer.Option(help="Of the build; default: FOLDER/config.yaml")] = None,
     decode_masks: DecodeMasks = 8,
     wan: CacheWan = None,
 ) -> None:
-    """Make the files that are wrong anew, and no other: only their units are encoded again."""
-    from flowmask.launch.cli.cache_check import repair_cache
+    """Rebuild the files that are wrong, and no other: only their units are encoded again."""
+    from flowmask.data_pipeline.check.repair import repair
+    from flowmask.data_pipeline.check.verify import verify
+    from flowmask.launch.cli.cache_check import build_config, show_repair
+    from flowmask.launch.progress import bar
 
-    repair_cache(
-        folder, overrides or [], config=config, rebuild=unit or [], decode_masks=decode_masks, wan=wan, console=console
-    )
+    with bar() as on_progress:
+        report = repair(
+            folder,
+            found=lambda: verify(folder, decode_masks=decode_masks, wan=wan, on_progress=on_progress),
+            config=lambda: build_config(folder, config, overrides or []),
+            rebuild=unit or [],
+            on_progress=on_progress,
+        )
+    show_repair(report, folder)
 
 
 @cache_app.command("status")
 def cache_status(
-    folder: Annotated[Path, typer.Argument(help="A cache, finished or being built")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+    folder: Annotated[Path, typer.Argument(help="A cache, finished or being built")], as_json: AsJson = False
 ) -> None:
     """How far a build is, how fast, who works on what: read from its folder alone, from any node."""
     from dataclasses import asdict
@@ -85,14 +89,14 @@ def cache_status(
 
     found = status(folder)
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        say_json(asdict(found))
     else:
         show_status(found, console)
 
 
 @cache_app.command("inspect")
 def cache_inspect(
-    folder: Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")],
+    folder: Cache,
     out: Annotated[Path, typer.Option(help="The HTML file to write")],
     examples: Annotated[int, typer.Option(min=0, help="Random examples to decode; 0 needs no VAE")] = 12,
     seed: Annotated[int, typer.Option(help="Of the choice of examples")] = 0,
@@ -104,4 +108,4 @@ def cache_inspect(
 
     with bar() as on_progress:
         inspect(folder, out=out, examples=examples, seed=seed, wan=wan, on_progress=on_progress)
-    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out}")

@@ -1,92 +1,66 @@
 """What `flowmask cache verify` and `cache repair` say, and where the latter finds the config of the build."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-from rich.console import Console
-
+from flowmask.data_pipeline.check.repair import RepairReport
 from flowmask.data_pipeline.check.verify_report import VerifyReport
 from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.launch.cli.words import exit_with, say_json
+from flowmask.launch.console import out as console
 from flowmask.models.errors import ConfigError
 
 CONFIG = "config.yaml"
 
 
-def show_report(report: VerifyReport, folder: Path, console: Console) -> None:
+def show_report(report: VerifyReport, folder: Path) -> None:
     """One line for each wrong file, one for the decoded masks, one for the whole."""
     for problem in report.problems:
-        console.print(f"[red]wrong[/]  {problem.file}: {problem.reason}", highlight=False, soft_wrap=True)
+        console.print(f"wrong  {problem.file}: {problem.reason}")
     if report.not_decoded:
-        console.print(f"masks not decoded: {report.not_decoded}", highlight=False, soft_wrap=True)
+        console.print(f"masks not decoded: {report.not_decoded}")
     if report.masks:
         overlaps, errors = ([getattr(m, name) for m in report.masks] for name in ("iou", "error"))
         console.print(
             f"{len(report.masks)} masks decoded: IoU with the truth mean {sum(overlaps) / len(overlaps):.3f}, "
-            f"lowest {min(overlaps):.3f}; largest latent error {max(errors):.4f}",
-            highlight=False,
-            soft_wrap=True,
+            f"lowest {min(overlaps):.3f}; largest latent error {max(errors):.4f}"
         )
     found = f"{report.shards} shards, {report.records} clips, {report.examples} examples"
-    console.print(f"{folder}: {found}. {report.verdict(folder)}", highlight=False, soft_wrap=True)
+    console.print(f"{folder}: {found}. {report.verdict(folder)}")
 
 
-def show_comparison(folder: Path, against: Path, *, as_json: bool, console: Console) -> None:
+def show_comparison(folder: Path, against: Path, *, as_json: bool) -> None:
     """Compare two caches; exit code 1 if they are not equal within the tolerance."""
     from flowmask.data_pipeline.check.compare import compare
 
     result = compare(folder, against)
     if as_json:
-        typer.echo(json.dumps(result.to_json()))
+        say_json(result.to_json())
     else:
         for problem in result.problems:
-            console.print(f"[red]differs[/]  {problem}", highlight=False, soft_wrap=True)
+            console.print(f"differs  {problem}")
         errors = ", ".join(f"{kind} {error:.4f}" for kind, error in result.largest_error.items())
         console.print(
             f"{folder} and {against}: {result.shards} shards, {result.identical} of them identical; largest "
-            f"relative error: {errors} (at most {result.tolerance:g} is equal)",
-            highlight=False,
-            soft_wrap=True,
+            f"relative error: {errors} (at most {result.tolerance:g} is equal)"
         )
-    if result.problems:
-        raise typer.Exit(1)
+    exit_with(bool(result.problems))
 
 
-def repair_cache(
-    folder: Path,
-    overrides: Sequence[str],
-    *,
-    config: Path | None,
-    rebuild: Sequence[int],
-    decode_masks: int,
-    wan: Path | None,
-    console: Console,
-) -> None:
-    """Verify, mend what is wrong, and say what was done."""
-    from flowmask.data_pipeline.check.repair import repair
-    from flowmask.data_pipeline.check.verify import verify
-    from flowmask.launch.progress import bar
-
-    with bar() as on_progress:
-        report = repair(
-            folder,
-            found=lambda: verify(folder, decode_masks=decode_masks, wan=wan, on_progress=on_progress),
-            config=lambda: build_config(folder, config, overrides),
-            rebuild=rebuild,
-            on_progress=on_progress,
-        )
+def show_repair(report: RepairReport, folder: Path) -> None:
+    """What was done, a line each, and how it ended."""
     for file, how in report.mended:
-        console.print(f"mended  {file}: {how}", highlight=False, soft_wrap=True)
+        console.print(f"mended  {file}: {how}")
     for note in report.notes:
-        console.print(f"note    {note}", highlight=False, soft_wrap=True)
+        console.print(f"note    {note}")
     done = f"{len(report.mended)} files mended" if report.mended else "nothing to repair, nothing written"
-    console.print(f"{folder}: {done}", highlight=False, soft_wrap=True)
+    console.print(f"{folder}: {done}")
 
 
 def build_config(folder: Path, config: Path | None, overrides: Sequence[str]) -> CacheBuildConfig:
     """The config of the build: the one given, or the one that the build left in the cache."""
-    from flowmask.launch.config import CacheJob, load_job
+    from flowmask.launch.config import load_job
+    from flowmask.launch.jobs import CacheJob
 
     path = config or folder / CONFIG
     if config is None and not path.is_file():

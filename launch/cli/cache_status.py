@@ -21,7 +21,7 @@ _PHASES = {
 
 def show_status(status: CacheStatus, console: Console) -> None:
     """Print it."""
-    console.print(Group(*_lines(status)), highlight=False)
+    console.print(Group(*_lines(status)))
 
 
 def _lines(status: CacheStatus) -> list[RenderableType]:
@@ -74,7 +74,7 @@ def _pace(status: CacheStatus) -> Text:
 
 
 def _leases(leases: list[LeaseStatus]) -> RenderableType:
-    table = Table("unit", "host", "pid", "held for", "last sign of life", "", box=None, padding=(0, 2, 0, 0))
+    table = Table("unit", "host", "pid", "held for", "last heartbeat", "", box=None, padding=(0, 2, 0, 0))
     worst = sorted(leases, key=lambda lease: (lease.state == "alive", -lease.silent_s))
     for lease in worst[:_LEASES_SHOWN]:
         state = Text(lease.state, _COLOURS[lease.state])

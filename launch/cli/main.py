@@ -3,19 +3,20 @@
 A person's mistake is one line on stderr and exit code 2; a stack trace is a bug of ours.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flowmask.launch.cli.cache import cache_app
-from flowmask.launch.cli.words import ConfigFile, Overrides, Wait, run_job
+from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
+from flowmask.launch.console import err
+from flowmask.launch.console import out as console
 from flowmask.models.errors import UserError
+from flowmask.models.process import MISTAKE_EXIT_CODE
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +26,6 @@ app = typer.Typer(
     "Start with: flowmask demo --out out/demo",
 )
 app.add_typer(cache_app, name="cache")
-console = Console()
 
 
 @app.command()
@@ -43,14 +43,12 @@ def demo(
 
 
 @app.command()
-def configs(
-    copy: Annotated[Optional[Path], typer.Option(help="Copy all of them into this folder")] = None,  # noqa: UP045
-) -> None:
+def configs(copy: Annotated[Path | None, typer.Option(help="Copy all of them into this folder")] = None) -> None:
     """The configs that come with FlowMask: `flowmask train train_mevis` takes one by its name."""
     from flowmask.launch.configs import bundled, copy_configs
 
     if copy is not None:
-        console.print(f"copied {len(copy_configs(copy))} files into {copy}", highlight=False)
+        console.print(f"copied {len(copy_configs(copy))} files into {copy}")
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, first_line in bundled().items():
@@ -68,11 +66,9 @@ def submit(
     ] = False,
 ) -> None:
     """Check a job of any kind, freeze its code and send it where launch.cluster says: slurm, local or debug."""
-    from flowmask.launch.slurm.submit import submit as submit_job
+    from flowmask.launch.dispatch import submit as submit_job
 
-    code = submit_job(config, overrides or [], wait=wait, dry_run=dry_run)
-    if code:
-        raise typer.Exit(code)
+    exit_with(submit_job(config, overrides or [], wait=wait, dry_run=dry_run))
 
 
 @app.command()
@@ -87,18 +83,15 @@ def curriculum(
     """Run stages that build on each other, here or on SLURM; what is done is skipped, the same command goes on."""
     from flowmask.launch.curriculum.curriculum import run_curriculum
 
-    code = run_curriculum(config, overrides or [], wait=wait, dry_run=dry_run)
-    if code:
-        raise typer.Exit(code)
+    exit_with(run_curriculum(config, overrides or [], wait=wait, dry_run=dry_run))
 
 
 @app.command()
 def status(
     runs: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Argument(help="Runs, or folders with runs below them; default: this folder"),
+        list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How runs are getting on: state and why, step, loss, speed, time left, restarts, where the logs are."""
     from flowmask.launch.watch.control import show_status
@@ -108,9 +101,9 @@ def status(
 
 @app.command()
 def logs(
-    run: Annotated[Path, typer.Argument(help="The `out` of a job")],
-    rank: Annotated[Optional[int], typer.Option(help="What this rank's node printed, on SLURM")] = None,  # noqa: UP045
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="So many from the end")] = 100,
+    run: Run,
+    rank: Annotated[int | None, typer.Option(help="What this rank's node printed, on SLURM")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines from the end")] = 100,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run is over")] = False,
 ) -> None:
     """The log of a run; of one that failed on SLURM, what it printed."""
@@ -121,8 +114,8 @@ def logs(
 
 @app.command()
 def stop(
-    run: Annotated[Path, typer.Argument(help="The `out` of a job")],
-    timeout_s: Annotated[float, typer.Option(min=1, help="Wait so long for it to end")] = 1800.0,
+    run: Run,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to wait for it to end")] = 1800.0,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has ended")] = True,
 ) -> None:
     """Let a run save at its next step and end for good; the same command that started it goes on from there."""
@@ -149,15 +142,15 @@ def predict(
     prompts: Annotated[list[str], typer.Argument(help="One or more sentences, each in quotes")],
     checkpoint: Annotated[str, typer.Option(help="A run, an export, or a FlowRVS .pth")],
     out: Annotated[Path, typer.Option(help="Where masks and overlay videos go")] = Path("out/predict"),
-    mask_decoder: Annotated[Optional[str], typer.Option(help="Default: the one the run names")] = None,  # noqa: UP045
-    wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the run's")] = None,  # noqa: UP045
+    mask_decoder: Annotated[str | None, typer.Option(help="Default: the one the run names")] = None,
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
-    max_frames: Annotated[Optional[int], typer.Option(help="Only the first frames", min=1)] = None,  # noqa: UP045
+    max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
     clip_frames: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Cut a long video into clips of so many frames: less memory, shorter sight", min=1),
+        int | None,
+        typer.Option(help="Cut a long video into clips of this many frames: less memory, shorter sight", min=1),
     ] = None,
-    averaged: Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")] = True,
+    averaged: Averaged = True,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from flowmask.launch.progress import bar
@@ -178,7 +171,7 @@ def predict(
             clip_frames=clip_frames,
             on_progress=on_progress,
         )
-    console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png", highlight=False)
+    console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png")
     _offer(checkpoint, result.overlay, to="predict")
 
 
@@ -186,10 +179,10 @@ def predict(
 def export(
     source: Annotated[str, typer.Argument(help="A run, one of its steps, or another export")],
     format: Annotated[str, typer.Option(help="diffusers, flowrvs, safetensors, or lora: adapters alone")] = "diffusers",
-    out: Annotated[Optional[Path], typer.Option(help="Default: RUN/export/NAME")] = None,  # noqa: UP045
-    averaged: Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")] = True,
+    out: Annotated[Path | None, typer.Option(help="Default: RUN/export/NAME")] = None,
+    averaged: Averaged = True,
     dtype: Annotated[str, typer.Option(help="float32 keeps every bit; bfloat16 is half the size")] = "float32",
-    wan: Annotated[Optional[Path], typer.Option(help="Wan2.1 folder; default: the run's")] = None,  # noqa: UP045
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
 ) -> None:
     """Write trained weights so that diffusers, FlowRVS's code or any reader of safetensors loads them."""
     import torch
@@ -200,9 +193,7 @@ def export(
     if dtype not in dtypes:
         raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
     done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan)
-    console.print(
-        f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}", highlight=False, soft_wrap=True
-    )
+    console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
     _offer(source, done.path, to="export")
 
 
@@ -210,13 +201,12 @@ def export(
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
-    gpu: Annotated[Optional[str], typer.Option(help="GPU by name; default: H100")] = None,  # noqa: UP045
-    tflops: Annotated[Optional[float], typer.Option(help="Its dense bf16 peak instead")] = None,  # noqa: UP045
+    as_json: AsJson = False,
+    gpu: Annotated[str | None, typer.Option(help="GPU by name; default: H100")] = None,
+    tflops: Annotated[float | None, typer.Option(help="Its dense bf16 peak instead")] = None,
     mfu: Annotated[float, typer.Option(help="The part of the peak that is useful work, 0 to 1")] = 0.4,
     clip: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="FRAMESxHEIGHTxWIDTH, where there is no cache or dataset yet"),
+        str | None, typer.Option(help="FRAMESxHEIGHTxWIDTH, where there is no cache or dataset yet")
     ] = None,
 ) -> None:
     """What a job holds, takes and writes: memory for each ZeRO stage, hours, bytes. Needs no GPU and no weights."""
@@ -226,7 +216,7 @@ def plan(
     speed = planning.speed_of(gpu=gpu, tflops=tflops, mfu=mfu)
     found = planning.plan(config, overrides or [], speed=speed, clip=planning.clip_of(clip))
     if as_json:
-        typer.echo(json.dumps(planning.to_json(found)))
+        say_json(planning.to_json(found))
     else:
         show(found, console)
 
@@ -235,33 +225,33 @@ def plan(
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A job's YAML: what it names is checked too")] = None,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Is this machine fit for the job? Libraries, GPUs, filesystem, weights, MLflow, SLURM; a fix for each fault."""
     from flowmask.launch.check import doctor as examination
+    from flowmask.launch.check.questions import subject_of
 
-    findings = examination.examine(examination.subject_of(config, overrides or []))
+    findings = examination.examine(subject_of(config, overrides or []))
     report = examination.as_json(findings)
     if as_json:
-        typer.echo(json.dumps(report))
+        say_json(report)
     else:
         examination.show(findings, console)
-    if not report["ok"]:
-        raise typer.Exit(1)
+    exit_with(not report["ok"])
 
 
 @app.command()
 def track(
     run: Annotated[Path, typer.Argument(help="A run folder that nobody trains now")],
-    timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds")] = 600.0,
+    timeout_s: Annotated[float, typer.Option(min=0, help="Seconds after which to give up")] = 600.0,
 ) -> None:
     """Send MLflow what it missed of an ended run, and how that ended. A run that died is FAILED."""
     from flowmask.trainer.track.tracking import replay
 
-    if not replay(run, timeout_s=timeout_s, warn=lambda line: console.print(line, highlight=False)):
+    if not replay(run, timeout_s=timeout_s, warn=lambda line: console.print(line)):
         console.print(f"MLflow has not taken everything in {timeout_s:.0f} s; the same command continues")
         raise typer.Exit(1)
-    console.print(f"MLflow has all of {run}", highlight=False)
+    console.print(f"MLflow has all of {run}")
 
 
 @app.command("tiny-wan")
@@ -274,7 +264,7 @@ def tiny_wan(
     from flowmask.models.weights.tiny_wan import write_tiny_wan
 
     write_tiny_wan(folder, seed=seed, random_vae=random_vae)
-    console.print(f"wrote {folder}", highlight=False)
+    console.print(f"wrote {folder}")
 
 
 def main() -> None:
@@ -299,9 +289,9 @@ def _offer(run: str, path: Path, *, to: str) -> None:
     from flowmask.trainer.track.tracking import offer_artifact
 
     if offer_artifact(run, path, to=to):
-        console.print(f"`flowmask track {run}` uploads it to MLflow", highlight=False, soft_wrap=True)
+        console.print(f"`flowmask track {run}` uploads it to MLflow")
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"flowmask: {message}", style="red")
-    sys.exit(2)
+    err.print(f"flowmask: {message}", style="red")
+    sys.exit(MISTAKE_EXIT_CODE)

@@ -1,24 +1,36 @@
 """What the commands of `flowmask` have in common: arguments, and how a job is started from one."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any
 
 import typer
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, or the name of one that `flowmask configs` lists")]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - Typer reads this annotation
-    typer.Argument(help="KEY=VALUE, as many as you like, for example train.lr=1e-4 out=runs/mine"),
+    list[str] | None, typer.Argument(help="KEY=VALUE, as many as you like, for example train.lr=1e-4 out=runs/mine")
 ]
 Wait = Annotated[
     bool, typer.Option("--wait/--no-wait", help="On SLURM: show the progress until the job is done, or leave")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead")]
+Averaged = Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")]
+Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
 
 
 def run_job(kind: str, config: Path, overrides: list[str] | None, *, wait: bool) -> None:
     """Run or submit the job of a config, and exit with its code."""
-    from flowmask.launch.jobs import start
+    from flowmask.launch.dispatch import start
 
-    code = start(kind, config, overrides or [], wait=wait)
+    exit_with(start(kind, config, overrides or [], wait=wait))
+
+
+def exit_with(code: int) -> None:
+    """End the command with a code, unless that is 0."""
     if code:
         raise typer.Exit(code)
+
+
+def say_json(facts: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(facts))

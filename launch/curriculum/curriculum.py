@@ -13,29 +13,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flowmask.launch import jobs
-from flowmask.launch.check.preflight import Check
+from flowmask.launch import dispatch
+from flowmask.launch.console import err
+from flowmask.launch.console import out as printer
 from flowmask.launch.curriculum import jobs as stage_jobs
 from flowmask.launch.curriculum.checks import check
 from flowmask.launch.curriculum.done import Judgement, judge, judge_all
 from flowmask.launch.curriculum.stages import MARK, Curriculum, Stage, load_curriculum
+from flowmask.launch.finding import Finding
 from flowmask.launch.local.processes import JobFailedError
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import resources
 from flowmask.launch.slurm.wait import JobEndedError
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import write_atomically
+from flowmask.models.process import INTERRUPTED_EXIT_CODE
 from flowmask.trainer.state import locks
 
 POLL_S = 5.0
-INTERRUPTED = 130
-console = Console(stderr=True, soft_wrap=True, highlight=False)
-printer = Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool) -> int:
@@ -48,12 +47,11 @@ def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             memo = curriculum.out if (curriculum.out / MARK).exists() else Path(scratch)
             judged = judge_all(curriculum, memo=memo)
-            checks = check(curriculum, done={name for name, found in judged.items() if found.done})
-            _describe(curriculum, judged, checks)
+            _describe(curriculum, judged, check(curriculum, done=_done(judged)))
         return 0
     with _claimed(curriculum):
         judged = judge_all(curriculum, memo=curriculum.out)
-        check(curriculum, done={name for name, found in judged.items() if found.done})
+        check(curriculum, done=_done(judged))
         if curriculum.cluster != "slurm":
             return _run_here(curriculum)
         slurm_commands.require()
@@ -64,8 +62,12 @@ def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run:
         return _watch(curriculum, sent)
     except KeyboardInterrupt:
         ids = " ".join(sent.jobs.values())
-        console.print(f"the jobs go on. Watch them: flowmask status {curriculum.out}; end them: scancel {ids}")
-        return INTERRUPTED
+        err.print(f"the jobs go on. Watch them: flowmask status {curriculum.out}; end them: scancel {ids}")
+        return INTERRUPTED_EXIT_CODE
+
+
+def _done(judged: Mapping[str, Judgement]) -> set[str]:
+    return {name for name, found in judged.items() if found.done}
 
 
 @contextmanager
@@ -83,7 +85,7 @@ def _claimed(curriculum: Curriculum) -> Iterator[None]:
     if lock is None:
         raise ConfigError(f"another `flowmask curriculum` is at work in {out}; wait for it, or end it")
     try:
-        stages = [{"name": s.name, "kind": s.kind, "out": str(s.out.resolve())} for s in curriculum.stages]
+        stages = [{"name": s.name, "kind": s.job.KIND, "out": str(s.out.resolve())} for s in curriculum.stages]
         write_atomically(out / MARK, json.dumps({"config": str(curriculum.path), "stages": stages}, indent=1))
         yield
     finally:
@@ -94,21 +96,21 @@ def _run_here(curriculum: Curriculum) -> int:
     """One stage after another, each judged when its turn comes: what it needs is done then."""
     for number, stage in enumerate(curriculum.stages, 1):
         head = Text.assemble(
-            (f"{number}/{len(curriculum.stages)} ", "bold"), f"{stage.name}: {stage.kind}, {stage.out}: "
+            (f"{number}/{len(curriculum.stages)} ", "bold"), f"{stage.name}: {stage.job.KIND}, {stage.out}: "
         )
         found = judge(stage, unfinished=set(), memo=curriculum.out)
         if found.done:
-            console.print(head + Text(f"done, {found.why}", "green"))
+            err.print(head + Text(f"done, {found.why}", "green"))
             continue
-        console.print(head + Text(found.why, "cyan"))
+        err.print(head + Text(found.why, "cyan"))
         code = _with_retries(stage)
         if code:
-            console.print(f"stopped in stage {stage.name}; the same command goes on", markup=False)
+            err.print(f"stopped in stage {stage.name}; the same command goes on")
             return code
         found = judge(stage, unfinished=set(), memo=curriculum.out)
         if not found.done:
             raise UserError(f"stage {stage.name} has ended, but is not done: {found.why}; see {stage.out}")
-    console.print(f"all {len(curriculum.stages)} stages are done")
+    err.print(f"all {len(curriculum.stages)} stages are done")
     return 0
 
 
@@ -117,12 +119,12 @@ def _with_retries(stage: Stage) -> int:
     left = stage.retries or 0
     while True:
         try:
-            return jobs.run(stage.kind, stage.job)
+            return dispatch.run(stage.job)
         except JobFailedError as error:
             if not left:
                 raise JobFailedError(f"stage {stage.name}: {error.what}", error.traceback) from error
             left -= 1
-            console.print(f"stage {stage.name}: {error.what}; starting again, {left} retries left", markup=False)
+            err.print(f"stage {stage.name}: {error.what}; starting again, {left} retries left")
         except UserError as error:
             raise type(error)(f"stage {stage.name}: {error}") from error
 
@@ -140,7 +142,7 @@ def _submit_all(curriculum: Curriculum, judged: Mapping[str, Judgement]) -> _Sen
     sent = _Sent()
     for stage in curriculum.stages:
         if judged[stage.name].done:
-            console.print(f"{stage.name}: done, {judged[stage.name].why}", markup=False)
+            err.print(f"{stage.name}: done, {judged[stage.name].why}")
             continue
         earlier = curriculum.before(stage)
         job_id = _live(curriculum, stage, renewed=bool(earlier & sent.fresh))
@@ -149,9 +151,9 @@ def _submit_all(curriculum: Curriculum, judged: Mapping[str, Judgement]) -> _Sen
             job_id = stage_jobs.submit(curriculum.out, stage, after=after)
             sent.fresh.add(stage.name)
             behind = f" after {', '.join(after)}" if after else ""
-            console.print(f"{stage.name}: submitted job {job_id}{behind}; {judged[stage.name].why}", markup=False)
+            err.print(f"{stage.name}: submitted job {job_id}{behind}; {judged[stage.name].why}")
         else:
-            console.print(f"{stage.name}: is job {job_id} already", markup=False)
+            err.print(f"{stage.name}: is job {job_id} already")
         sent.jobs[stage.name] = job_id
     return sent
 
@@ -174,15 +176,15 @@ def _live(curriculum: Curriculum, stage: Stage, *, renewed: bool) -> str | None:
 
 def _watch(curriculum: Curriculum, sent: _Sent) -> int:
     """Show the stages until no job is left; JobEndedError with the first stage that failed, and why."""
-    with Live(console=console, refresh_per_second=1, transient=True) as live:
+    with Live(console=err, refresh_per_second=1, transient=True) as live:
         told: dict[str, str] = {}
         while True:
             rows = slurm_commands.queued(",".join(sent.jobs.values()))
             states = {name: _state_of(rows, job_id) for name, job_id in sent.jobs.items()}
             live.update(_table(curriculum, sent, states))
             for name, state in states.items():
-                if told.get(name) != state and not console.is_terminal:
-                    console.print(f"{name}: {state}", markup=False)
+                if told.get(name) != state and not err.is_terminal:
+                    err.print(f"{name}: {state}")
             told = states
             if not rows:
                 break
@@ -191,7 +193,7 @@ def _watch(curriculum: Curriculum, sent: _Sent) -> int:
     for stage in curriculum.stages:
         if not judged[stage.name].done:
             raise JobEndedError(f"stage {stage.name}: {_reason(curriculum, stage, judged[stage.name])}")
-    console.print(f"all {len(curriculum.stages)} stages are done")
+    err.print(f"all {len(curriculum.stages)} stages are done")
     return 0
 
 
@@ -216,37 +218,27 @@ def _table(curriculum: Curriculum, sent: _Sent, states: Mapping[str, str]) -> Ta
     table = Table("stage", "kind", "job", "state", box=None, padding=(0, 2, 0, 0))
     for stage in curriculum.stages:
         job_id = sent.jobs.get(stage.name, "")
-        table.add_row(stage.name, stage.kind, job_id, states.get(stage.name, "done"))
+        table.add_row(stage.name, stage.job.KIND, job_id, states.get(stage.name, "done"))
     return table
 
 
-def _describe(curriculum: Curriculum, judged: Mapping[str, Judgement], checks: Sequence[Check]) -> None:
+def _describe(curriculum: Curriculum, judged: Mapping[str, Judgement], findings: Sequence[Finding]) -> None:
     """The stages, what each needs, and what would be done with it."""
     printer.print(f"{curriculum.path}: {len(curriculum.stages)} stages, launch.cluster={curriculum.cluster}")
     for number, stage in enumerate(curriculum.stages, 1):
         found = judged[stage.name]
         printer.print(f"{number}. {stage.name}: {'skip' if found.done else 'run'} ({found.why})")
-        printer.print(f"     {stage.kind}, out {stage.out}")
+        printer.print(f"     {stage.job.KIND}, out {stage.out}")
         if curriculum.cluster == "slurm" and not found.done:
             printer.print(f"     {resources.settle(stage.job).said}")
         if stage.needs:
             printer.print(f"     after {', '.join(stage.needs)}")
         for key, name in stage.carries.items():
             printer.print(f"     {key} from {name}")
-        job_id = _noted_job(curriculum, stage)
-        if job_id:
-            printer.print(f"     job {job_id}{_queue_says(job_id)}")
-    unknown = sorted({found.found for found in checks if found.state == "unknown"})
-    for line in unknown:
+        record = stage_jobs.read(curriculum.out, stage.name) if curriculum.cluster == "slurm" else None
+        if record is not None and record.job_id:
+            known = slurm_commands.available()
+            says = _state_of(slurm_commands.queued(record.job_id), record.job_id) if known else "no squeue here"
+            printer.print(f"     job {record.job_id}: {says}")
+    for line in sorted({found.said for found in findings if found.state == "unknown"}):
         printer.print(f"could not be checked here: {line}")
-
-
-def _noted_job(curriculum: Curriculum, stage: Stage) -> str | None:
-    record = stage_jobs.read(curriculum.out, stage.name) if curriculum.cluster == "slurm" else None
-    return record.job_id if record else None
-
-
-def _queue_says(job_id: str) -> str:
-    if not slurm_commands.available():
-        return ": no squeue here"
-    return f": {_state_of(slurm_commands.queued(job_id), job_id)}"

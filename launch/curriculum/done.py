@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob
 from flowmask.launch.curriculum.stages import Curriculum, Stage
+from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.models.errors import ConfigError, UserError
-from flowmask.models.files import write_atomically
+from flowmask.models.files import read_object, write_atomically
 from flowmask.trainer.config import in_todays_terms
 from flowmask.trainer.state.checkpoint import complete, read_state
 from flowmask.trainer.state.run_folder import CHECKPOINTS, refuse_differences
@@ -42,6 +42,7 @@ def judge(stage: Stage, *, unfinished: set[str], memo: Path) -> Judgement:
             return _cache(stage.job, memo)
         if isinstance(stage.job, TrainJob):
             return _train(stage, stage.job, unfinished, memo)
+        assert isinstance(stage.job, EvaluateJob)
         return _evaluation(stage.job, unfinished, memo)
     except UserError as error:
         raise ConfigError(f"stage {stage.name}: {error}") from error
@@ -134,7 +135,7 @@ def _evaluation(job: EvaluateJob, unfinished: set[str], memo: Path) -> Judgement
     from flowmask.trainer.score.evaluate import fingerprint_now
     from flowmask.trainer.score.store import SCORES
 
-    scores = _json(job.out / SCORES)
+    scores = read_object(job.out / SCORES)
     if not scores:
         return Judgement(False, "no scores yet")
     if unfinished:
@@ -146,7 +147,7 @@ def _evaluation(job: EvaluateJob, unfinished: set[str], memo: Path) -> Judgement
         "dit": weights_sha256(job.checkpoint, "flow_matching", ema=job.ema, memo=memo),
         "mask_decoder": "vae" if decoder == "vae" else weights_sha256(decoder, "mask_decoder", ema=job.ema, memo=memo),
     }
-    now = fingerprint_now(_without_launch(job), weights=weights, wan_files=folder_state(wan))
+    now = fingerprint_now(job.for_room(), weights=weights, wan_files=folder_state(wan))
     if scores.get("fingerprint") == now:
         if _archive_of(job.out) != job.archive and job.archive is not None:
             return Judgement(False, "the archive is of another layout")
@@ -171,7 +172,7 @@ def weights_sha256(source: str, objective: str, *, ema: bool, memo: Path) -> str
     from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
 
     path = memo / "weights.json"
-    known = _json(path)
+    known = read_object(path)
     key = hashlib.sha256(f"{_identity(Path(source))} {objective} {ema}".encode()).hexdigest()
     if key not in known:
         load = load_mask_decoder if objective == "mask_decoder" else load_dit
@@ -190,26 +191,12 @@ def _identity(source: Path) -> str:
     return f"{source.resolve()} {[(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]}"
 
 
-def _without_launch(job: EvaluateJob) -> Any:
-    from flowmask.trainer.score.evaluate_config import EvaluateConfig
-
-    return EvaluateConfig.model_validate(job.model_dump(exclude={"launch"}))
-
-
 def _archive_of(out: Path) -> str | None:
     try:
         saved = yaml.safe_load((out / "config.yaml").read_text())
     except (OSError, yaml.YAMLError):
         return None
     return saved.get("archive") if isinstance(saved, dict) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _names(names: Any) -> str:

@@ -57,7 +57,7 @@ def submit(out: Path, stage: Stage, *, after: list[str]) -> str:
     from flowmask.launch.slurm import executor as slurm
 
     name = f"flowmask-{stage.name}-{secrets.token_hex(4)}"
-    submission = Submission.create(stage.out, kind=stage.kind, resolved=stage.job.model_dump(mode="json"))
+    submission = Submission.create(stage.out, kind=stage.job.KIND, resolved=stage.job.model_dump(mode="json"))
     code = snapshot.freeze(submission.folder)
     record = Record(name, str(submission.folder))
     _write(out, stage.name, record)

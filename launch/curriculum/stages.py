@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError
 from pydantic import Field
 
-from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, read_tree, validate
+from flowmask.launch.config import load_yaml, read_tree, readable, set_key, split_override, validate
 from flowmask.launch.configs import find_config
-from flowmask.launch.jobs import KINDS
+from flowmask.launch.jobs import kind_of
+from flowmask.launch.jobs.job import Job
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.state.run_folder import flatten
 
-AnyJob = CacheJob | TrainJob | EvaluateJob
 MARK = "curriculum.json"  # in the folder of a curriculum: its stages
 DECODER = "decoder"  # a training whose objective is the mask decoder
-_CARRIED = re.compile(r"\$\{stages\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_.]+)\}")
+_SOURCE = re.compile(r"\$\{stages\.([\w-]+)\.")  # OmegaConf fills it in, but does not tell which stage it asked
+_OF_A_STAGE = {"retries", "kind", "needs", "config"}
 
 
 class StageConfig(Section):
@@ -60,8 +60,7 @@ class Stage:
     """One job of a curriculum; `carries` says from which stage each carried key comes."""
 
     name: str
-    kind: str
-    job: AnyJob
+    job: Job
     needs: tuple[str, ...]
     carries: Mapping[str, str]
     retries: int | None
@@ -86,7 +85,7 @@ class Curriculum:
 
     def before(self, stage: Stage) -> set[str]:
         """Every stage that has to be done before this one."""
-        return set(stage.needs).union(*(self.before(self.by_name[name]) for name in stage.needs))
+        return _before(stage.needs, self.by_name)
 
     def making(self, folder: object) -> Stage | None:
         """The stage whose `out` a path is."""
@@ -105,99 +104,66 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     """
     path = find_config(path)
     config = _read(path, overrides)
-    jobs: dict[str, Stage] = {}
+    stages: dict[str, Stage] = {}
     for entry in _in_order(config.stages, path):
-        jobs[entry.name] = _stage(entry, config, path=path, earlier=jobs)
-    curriculum = Curriculum(path, config.out, config.leaks, tuple(jobs.values()))
+        stages[entry.name] = _stage(entry, config, path=path, earlier=stages)
+    curriculum = Curriculum(path, config.out, config.leaks, tuple(stages.values()))
     _refuse_shared_folders(curriculum)
-    if len({stage.job.launch.cluster for stage in curriculum.stages} - {"debug", "local"}) and any(
-        stage.job.launch.cluster != "slurm" for stage in curriculum.stages
-    ):
+    clusters = {stage.job.launch.cluster for stage in curriculum.stages}
+    if "slurm" in clusters and len(clusters) > 1:
         raise ConfigError(f"{path}: some stages run on SLURM and some here; set launch.cluster for all of them")
     return curriculum
 
 
 def _read(path: Path, overrides: Sequence[str]) -> CurriculumConfig:
-    """The curriculum with ${values...} filled in and ${stages...} left as they are."""
-    try:
-        loaded = OmegaConf.load(path)
-        if not isinstance(loaded, DictConfig) or not loaded:
-            raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
-        plain: Any = OmegaConf.to_container(loaded)
+    """The curriculum with ${values...} filled in and the carries left as they are: no stage has its config yet."""
+    with readable(path):
+        config = load_yaml(path)
         for item in overrides:
-            _override(plain, item)
-        carried = _without_carries(plain, path)
-        resolved: Any = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
-    except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise ConfigError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except Exception as error:  # PyYAML's own errors have no common base with the above
-        if isinstance(error, ConfigError) or "yaml" not in type(error).__module__:
-            raise
-        raise ConfigError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    for place, carries in carried.items():
-        resolved["stages"][place]["carries"] = carries
-    return validate(resolved, CurriculumConfig, origin=str(path))
+            _override(config, item)
+        carries = {place: entry.pop("carries") for place, entry in enumerate(_entries(config)) if "carries" in entry}
+        try:
+            tree: Any = OmegaConf.to_container(config, resolve=True)
+        except InterpolationResolutionError as error:
+            said = f"{path}: {error.full_key} can't be filled in ({' '.join(str(error.msg).split())})"
+            raise ConfigError(f"{said}; what comes from another stage stands under `carries`") from error
+    for place, found in carries.items():
+        tree["stages"][place]["carries"] = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    return validate(tree, CurriculumConfig, origin=str(path))
 
 
-def _override(tree: dict[str, Any], item: str) -> None:
-    if "=" not in item or item.startswith("="):
-        raise ConfigError(f"override {item!r} is not KEY=VALUE, for example launch.cluster=slurm")
-    key, _, text = item.partition("=")
-    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    assert isinstance(value, dict)
+def _entries(config: DictConfig) -> Iterator[DictConfig]:
+    """The stages as far as they can be read; that they are a list of mappings is checked with everything else."""
+    stages = config.get("stages")
+    yield from (entry for entry in stages or () if isinstance(entry, DictConfig))
+
+
+def _override(config: DictConfig, item: str) -> None:
+    key, value = split_override(item)
     first, _, rest = key.partition(".")
     if first != "stages":
-        put(tree, key, value["value"], where="the curriculum")
+        set_key(config, key, value, where=f"override {item!r}")
         return
     name, _, inner = rest.partition(".")
-    entries = [entry for entry in tree.get("stages") or [] if isinstance(entry, dict)]
-    known = {str(entry.get("name")): entry for entry in entries}
+    known = {str(entry.get("name")): entry for entry in _entries(config)}
     if name not in known or not inner:
         raise ConfigError(f"override {item!r} names no key of a stage; stages are: {', '.join(known)}")
-    if inner in ("retries", "kind", "needs", "config"):
-        known[name][inner] = value["value"]
-    else:
-        known[name].setdefault("overrides", {})[inner] = value["value"]
-
-
-def _without_carries(tree: dict[str, Any], path: Path) -> dict[int, Any]:
-    """Takes the carries out, by place of the stage: OmegaConf would look for stages by their number."""
-    stages = tree.get("stages")
-    taken: dict[int, Any] = {}
-    for place, entry in enumerate(stages if isinstance(stages, list) else []):
-        if isinstance(entry, dict) and "carries" in entry:
-            taken[place] = entry.pop("carries")
-    for key, value in _strings(tree):
-        if _CARRIED.search(value):
-            raise ConfigError(f"{path}: {key} is {value}; what comes from another stage stands under `carries`")
-    return taken
-
-
-def _strings(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _strings(value, f"{prefix}{key}.")
-    elif isinstance(tree, list):
-        for place, value in enumerate(tree):
-            yield from _strings(value, f"{prefix}{place}.")
-    elif isinstance(tree, str):
-        yield prefix.rstrip("."), tree
+    entry = known[name]
+    if inner not in _OF_A_STAGE and "overrides" not in entry:
+        entry["overrides"] = {}
+    (entry if inner in _OF_A_STAGE else entry["overrides"])[inner] = value
 
 
 def _in_order(entries: Sequence[StageConfig], path: Path) -> list[StageConfig]:
     """Behind what they need, otherwise in the file's order."""
-    by_name = {entry.name: entry for entry in entries}
-    if len(by_name) < len(entries):
-        names = [entry.name for entry in entries]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError(f"{path}: two stages are called {twice}; give each a name of its own")
+    names = [entry.name for entry in entries]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"{path}: two stages are called {twice}; rename one")
     for entry in entries:
-        unknown = [name for name in entry.needs if name not in by_name]
-        if unknown:
-            raise ConfigError(f"{path}: stage {entry.name} needs {unknown[0]}; stages are: {', '.join(by_name)}")
-    sorter = TopologicalSorter({entry.name: entry.needs for entry in entries})
+        if unknown := [name for name in entry.needs if name not in names]:
+            raise ConfigError(f"{path}: stage {entry.name} needs {unknown[0]}; stages are: {', '.join(names)}")
     try:
-        sorter.prepare()
+        TopologicalSorter({entry.name: entry.needs for entry in entries}).prepare()
     except CycleError as error:
         circle = " needs ".join(reversed(error.args[1]))
         raise ConfigError(f"{path}: stages need each other in a circle: {circle}; cut it") from error
@@ -211,82 +177,49 @@ def _in_order(entries: Sequence[StageConfig], path: Path) -> list[StageConfig]:
 
 
 def _stage(entry: StageConfig, config: CurriculumConfig, *, path: Path, earlier: Mapping[str, Stage]) -> Stage:
-    kind = "train" if entry.kind == DECODER else entry.kind
-    if kind not in KINDS:
-        known = ", ".join([*KINDS, DECODER])
-        raise ConfigError(f"{path}: stage {entry.name} is of kind {entry.kind}; it must be one of: {known}")
     where = f"stage {entry.name}"
-    if isinstance(entry.config, str):
-        tree: dict[str, Any] = read_tree(path.parent / entry.config)
-    else:
-        tree = OmegaConf.to_container(OmegaConf.create(entry.config))  # type: ignore[assignment]
+    inline = isinstance(entry.config, dict)
+    tree = DictConfig(entry.config if inline else read_tree(path.parent / str(entry.config)))
     tree.pop("kind", None)
-    for key, value in {**{f"launch.{k}": v for k, v in config.launch.items()}, **entry.overrides}.items():
-        put(tree, key, value, where=where)
-    sources = {key: _sources(entry, key, rule, earlier) for key, rule in entry.carries.items()}
-    for key, rule in entry.carries.items():
-        put(tree, key, _carried(rule, earlier, where=where), where=where)
-    if entry.retries is not None:
-        put(tree, "launch.max_crashes", entry.retries, where=where)
-    job: AnyJob = validate(tree, KINDS[kind], origin=f"{path}: {where}")
-    if entry.kind == DECODER and isinstance(job, TrainJob) and job.objective.kind != "mask_decoder":
+    carried = {key: _carried(entry, key, rule, earlier) for key, rule in entry.carries.items()}
+    retries = {} if entry.retries is None else {"launch.max_crashes": entry.retries}
+    launch = {f"launch.{key}": value for key, value in config.launch.items()}
+    for key, value in [*launch.items(), *entry.overrides.items(), *carried.items(), *retries.items()]:
+        set_key(tree, key, value, where=where)
+    kind, _ = kind_of({"kind": entry.kind}, origin=f"{path}: {where}")
+    plain: Any = OmegaConf.to_container(tree)
+    job = validate(plain, kind, origin=f"{path}: {where}")
+    if entry.kind == DECODER and job.trains != "mask_decoder":
         raise ConfigError(
-            f"{path}: {where} is of kind decoder, but objective.kind is {job.objective.kind}; set it to mask_decoder"
+            f"{path}: {where} is of kind decoder, but objective.kind is {job.trains}; set it to mask_decoder"
         )
-    return Stage(entry.name, kind, job, entry.needs, sources, entry.retries)
+    sources = {key: _SOURCE.findall(rule)[0] for key, rule in entry.carries.items()}
+    return Stage(entry.name, job, entry.needs, sources, entry.retries)
 
 
-def _sources(entry: StageConfig, key: str, rule: str, earlier: Mapping[str, Stage]) -> str:
-    """The stage that a rule takes from; it must be needed, or it might not be done yet."""
-    found = _CARRIED.search(rule)
-    if found is None:
+def _carried(entry: StageConfig, key: str, rule: str, earlier: Mapping[str, Stage]) -> Any:
+    """The value of a rule, filled in from the configs of the stages that must be done before: no other is known."""
+    names = _SOURCE.findall(rule)
+    if not names:
         raise ConfigError(
             f"stage {entry.name} carries {key}: {rule}; it must be as ${{stages.NAME.out}}; "
             "what is no other stage's belongs under `overrides`"
         )
-    name = found[1]
-    needed, todo = set(), list(entry.needs)
-    while todo:
-        needed.add(one := todo.pop())
-        todo += earlier[one].needs
-    if name not in needed:
-        raise ConfigError(f"stage {entry.name} carries {key} from {name}, which it does not need; add {name} to needs")
-    return name
+    needed = _before(entry.needs, earlier)
+    if other := next((name for name in names if name not in needed), None):
+        raise ConfigError(
+            f"stage {entry.name} carries {key} from {other}, which it does not need; add {other} to needs"
+        )
+    known = {name: earlier[name].job.model_dump(mode="json") for name in names}
+    try:
+        return OmegaConf.to_container(OmegaConf.create({"stages": known, "value": rule}), resolve=True)["value"]  # type: ignore[call-overload,index]
+    except InterpolationResolutionError as error:
+        raise ConfigError(f"stage {entry.name} carries {key}: {rule}, but stage {names[0]} has no such key") from error
 
 
-def _carried(rule: str, earlier: Mapping[str, Stage], *, where: str) -> Any:
-    def value(found: re.Match[str]) -> Any:
-        known = flatten(earlier[found[1]].job.model_dump(mode="json"))
-        if found[2] not in known:
-            raise ConfigError(f"{where} carries {found[0]}, but stage {found[1]} has no key {found[2]}")
-        return known[found[2]]
-
-    whole = _CARRIED.fullmatch(rule)
-    return value(whole) if whole else _CARRIED.sub(lambda found: str(value(found)), rule)
-
-
-def put(tree: Any, key: str, value: Any, *, where: str) -> None:
-    """Set a dotted key; a number is a place in a list."""
-    *sections, last = key.split(".")
-    for name in sections:
-        if isinstance(tree, list):
-            tree = tree[_place(tree, name, key, where)]
-        else:
-            if tree.get(name) is None:
-                tree[name] = {}
-            tree = tree[name]
-        if not isinstance(tree, dict | list):
-            raise ConfigError(f"{where}: {key} can't be set, since {name} is no section but {tree!r}")
-    if isinstance(tree, list):
-        tree[_place(tree, last, key, where)] = value
-    else:
-        tree[last] = value
-
-
-def _place(tree: list[Any], name: str, key: str, where: str) -> int:
-    if not name.isdigit() or int(name) >= len(tree):
-        raise ConfigError(f"{where}: {key} can't be set, since {name} is no place in a list of {len(tree)}")
-    return int(name)
+def _before(needs: Sequence[str], known: Mapping[str, Stage]) -> set[str]:
+    """Stages that are needed, near and far."""
+    return set(needs).union(*(_before(known[name].needs, known) for name in needs))
 
 
 def _refuse_shared_folders(curriculum: Curriculum) -> None:

@@ -1,1 +1,4 @@
-"""`flowmask demo`: every step of a real run, on a dataset and a Wan that are small."""
+"""`flowmask demo`: every step of a real run, on a dataset and a Wan that are small.
+
+Imports `dispatch` and the rooms below; its sizes and configs are in configs/demo.yaml and configs/demo/.
+"""

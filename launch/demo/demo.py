@@ -17,11 +17,13 @@ from typing import Any, Literal
 
 import yaml
 from rich.console import Console
+from rich.text import Text
 
-from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job
+from flowmask.launch.config import load_job
 from flowmask.launch.configs import BUNDLED
 from flowmask.launch.demo.report import collect, refuse_skips, show
-from flowmask.launch.jobs import KINDS, run
+from flowmask.launch.dispatch import run
+from flowmask.launch.jobs import KINDS
 from flowmask.launch.progress import bar
 from flowmask.models.errors import ConfigError, UserError
 
@@ -43,10 +45,10 @@ def run_demo(out: Path, profile: Profile, *, console: Console) -> dict[str, Any]
     claim(out, settings)
     if (out / REPORT).is_file():
         report: dict[str, Any] = json.loads((out / REPORT).read_text())
-        console.print(f"{out} holds this demo, finished", highlight=False)
+        console.print(f"{out} holds this demo, finished")
         show(out, report, console)
         return report
-    Stages(out, settings, console).run()
+    DemoRun(out, settings, console).run()
     report = collect(out) | {"wall_s": round(time.time() - started, 1)}
     (out / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     show(out, report, console)
@@ -76,7 +78,7 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
     mark.write_text(json.dumps(settings))
 
 
-class Stages:
+class DemoRun:
     """The stages in order; each skips itself when its result is there."""
 
     def __init__(self, out: Path, settings: dict[str, Any], console: Console) -> None:
@@ -104,7 +106,7 @@ class Stages:
         self._predict()
 
     def _say(self, number: str, what: str) -> None:
-        self.console.print(f"[bold]{number}[/] {what}", highlight=False)
+        self.console.print(Text.assemble((number, "bold"), f" {what}"))
 
     def _note(self, key: str, value: float) -> None:
         """Keep a duration beside the demo's settings, unless an earlier start already took it."""
@@ -167,18 +169,10 @@ class Stages:
         if part == "dit.yaml":
             places.append(f"model.mask_decoder={self.out}/runs/decoder")
         settings = [f"out={out}", *places, *overrides]
-        processes = self._processes(load_job(_config(part), KINDS[kind], settings))
+        processes = load_job(_config(part), KINDS[kind], settings).most_processes(self.machine.processes)
         settings.append(f"launch.processes_per_node={processes}")
-        if run(kind, load_job(_config(part), KINDS[kind], settings)):
+        if run(load_job(_config(part), KINDS[kind], settings)):
             raise UserError(f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}")
-
-    def _processes(self, job: CacheJob | TrainJob | EvaluateJob) -> int:
-        """As many as suit the machine; of a training the most that share its micro-batches evenly."""
-        most = self.machine.processes
-        if not isinstance(job, TrainJob):
-            return most
-        batches = job.train.global_batch // job.train.micro_batch
-        return max(n for n in range(1, most + 1) if batches % n == 0)
 
 
 @contextmanager

@@ -70,4 +70,4 @@ def show(out: Path, report: dict[str, Any], console: Console) -> None:
         ("losses", f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri sqlite:///{out / 'mlflow.db'}"),
         ("figures", out / "report.json"),
     ):
-        console.print(f"{what:<14} {where}", highlight=False, soft_wrap=True)
+        console.print(f"{what:<14} {where}")

@@ -1,4 +1,4 @@
 """The ranks of a job on this machine: started, signalled, never left behind.
 
-Imports the jobs by name alone.
+Imports the jobs by name alone; a rank's own code imports what its job needs.
 """

@@ -20,14 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flowmask.launch.jobs import KINDS
 from flowmask.models.errors import UserError
-from flowmask.models.process import python_module
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, STOP_SIGNALS, python_module
 
 PR_SET_PDEATHSIG = 1
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-INDEPENDENT = ("cache",)  # kinds of jobs whose ranks take over what a lost one leaves
-MISTAKE_EXIT_CODE = 2  # of a rank that met a UserError
 GRACE_S = 60.0  # for the others to end once one rank has; rank 0 may wait tracking.end_timeout_s for MLflow
 
 
@@ -60,23 +57,24 @@ class Group:
 def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Group | None = None) -> int:
     """Run one job in `processes` ranks and wait; returns 0, or the exit code that asks for a requeue.
 
-    kind: "cache", "train" or "evaluate"; resolved: the whole config as plain data; group: None when these ranks
-    are the whole job. Raises the rank's own UserError, or JobFailedError when a rank crashed.
+    resolved: the whole config as plain data; group: None when these ranks are the whole job.
+    Raises the rank's own UserError, or JobFailedError when a rank crashed.
     """
+    independent = KINDS[kind].INDEPENDENT
     group = group or Group(0, processes, "127.0.0.1", free_port())
     with tempfile.TemporaryDirectory(prefix="flowmask-") as scratch:
         folder = Path(scratch)
         (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
         ranks = [_start(folder, rank, processes, group=group) for rank in range(processes)]
         signals: list[int] = []
-        previous = {number: signal.signal(number, _forward_to(ranks, signals)) for number in FORWARDED}
+        previous = {number: signal.signal(number, _forward_to(ranks, signals)) for number in STOP_SIGNALS}
         try:
-            codes = _wait(ranks, signals, group, independent=kind in INDEPENDENT)
+            codes = _wait(ranks, signals, group, independent=independent)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
             _kill(ranks)
-        if kind in INDEPENDENT and 0 in codes:
+        if independent and 0 in codes:
             return 0  # a rank ends well when all of the work is done, its own and that of ranks that were lost
         return _verdict(folder, codes)
 
@@ -107,7 +105,7 @@ def _start(folder: Path, rank: int, processes: int, *, group: Group) -> subproce
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "FLOWMASK_PARENT": str(os.getpid()),
     }
-    # A session of their own: a terminal's ^C reaches the launcher alone, which passes it on once.
+    # In a new session, a terminal's ^C reaches the launcher alone, which passes it on once.
     command = python_module("flowmask.launch.local.worker", folder)
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
@@ -127,7 +125,7 @@ def _wait(
 ) -> list[int | None]:
     """Wait for all; one failure ends the rest at once, one good end gives the rest a grace period.
 
-    independent: only a person's mistake ends the rest, which is theirs too; a rank that was killed is done without.
+    independent: only a person's mistake ends the rest, as all would meet it; the others do a killed one's work.
     """
     deadline: float | None = None
     stop_by: float | None = None
@@ -165,7 +163,7 @@ def _verdict(folder: Path, codes: list[int | None]) -> int:
     errors = sorted(folder.glob("error_*.txt"))
     if errors:
         raise UserError(errors[0].read_text())
-    if any(code is not None and -code in FORWARDED for code in codes):
+    if any(code is not None and -code in STOP_SIGNALS for code in codes):
         return REQUEUE_EXIT_CODE  # asked to stop before it listened: there is nothing to save yet
     crashes = sorted(folder.glob("crash_*.txt"))
     traceback = crashes[0].read_text() if crashes else ""

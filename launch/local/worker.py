@@ -12,10 +12,12 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from flowmask.launch.jobs import run_rank
 from flowmask.launch.local.processes import die_with_parent
 from flowmask.models.errors import RankLostError, UserError
+from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE
 
 _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a flush of an open file names no path
 
@@ -27,7 +29,7 @@ def main(folder: Path) -> int:
     job = json.loads((folder / "job.json").read_text())
     rank = int(os.environ["RANK"])
     try:
-        return run(job["kind"], job["config"])
+        return run_rank(job["kind"], job["config"])
     except UserError as error:
         message: str | None = str(error)
     except OSError as error:
@@ -37,24 +39,17 @@ def main(folder: Path) -> int:
             raise
     except RankLostError as error:
         (folder / f"lost_{int(os.environ['LOCAL_RANK']):05d}.txt").write_text(str(error))
-        return 1
+        return CRASH_EXIT_CODE
     except BaseException:
         (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
         raise
     (folder / f"error_{rank:05d}.txt").write_text(message or "")
-    return 2
+    return MISTAKE_EXIT_CODE
 
 
 def quieten_libraries() -> None:
     """On some CPUs bitsandbytes, which peft imports where it finds it, misses kernels that nothing here asks for."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-def run(kind: str, resolved: dict[str, Any]) -> int:
-    """Run one job of a kind in this process. Imports only what that job needs."""
-    from flowmask.launch import jobs
-
-    return jobs.run_rank(kind, resolved)
 
 
 def explain_os_error(error: OSError) -> str | None:

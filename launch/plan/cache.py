@@ -13,7 +13,7 @@ from flowmask.data_pipeline.plan.cost import ViewCost
 from flowmask.data_pipeline.plan.leaks import without_leaks
 from flowmask.data_pipeline.plan.units import FOLDER, read_plan
 from flowmask.data_pipeline.sources import open_source
-from flowmask.launch.config import CacheJob
+from flowmask.launch.jobs import CacheJob
 from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
 from flowmask.launch.plan.model import architecture
 from flowmask.launch.plan.one_pass import Shape

@@ -8,7 +8,7 @@ import torch
 from flowmask.data_pipeline.clip.pixels import eval_size
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources import open_source
-from flowmask.launch.config import EvaluateJob
+from flowmask.launch.jobs import EvaluateJob
 from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from flowmask.launch.config import TrainJob
+from flowmask.launch.jobs import TrainJob
 from flowmask.models.dit import LATENT_CHANNELS, Recompute, build_dit, can_recompute, recompute_blocks
 from flowmask.models.errors import ConfigError
 from flowmask.models.lora import add_lora

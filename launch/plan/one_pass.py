@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmask.data_pipeline.read.loader import Batch
-from flowmask.launch.config import TrainJob
+from flowmask.launch.jobs import TrainJob
 from flowmask.launch.plan.model import Architecture, set_recompute, trained_module
 from flowmask.models.cost.dry_run import Pass, dry_pass
 from flowmask.models.dit import LATENT_CHANNELS, Recompute

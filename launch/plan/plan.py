@@ -8,13 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, read_tree, validate
-from flowmask.launch.jobs import KINDS
+from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob, load_any
 from flowmask.launch.plan.cache import CachePlan, plan_cache
 from flowmask.launch.plan.evaluate import EvaluatePlan, plan_evaluation
 from flowmask.launch.plan.one_pass import Shape
 from flowmask.launch.plan.train import GPUS_GB, Speed, TrainPlan, plan_training
-from flowmask.launch.slurm.submit import kind_of
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.track.meters import known_gpus, peak_tflops
 
@@ -24,16 +22,14 @@ DEFAULT_GPU, DEFAULT_MFU = "H100", 0.4
 
 def plan(config: Path, overrides: Sequence[str], *, speed: Speed, clip: Shape | None = None) -> AnyPlan:
     """The plan of a config of any kind; UserError in one line for a config that could not run either."""
-    tree = read_tree(config, overrides)
-    kind, _ = kind_of(tree, origin=str(config))
-    tree.pop("kind", None)
-    job: CacheJob | TrainJob | EvaluateJob = validate(tree, KINDS[kind], origin=str(config))
+    job, _ = load_any(config, overrides)
     if isinstance(job, TrainJob):
         if job.tracking.peak_tflops is not None and speed.gpu == DEFAULT_GPU:
             speed = replace(speed, tflops=job.tracking.peak_tflops, gpu="tracking.peak_tflops")
         return plan_training(job, speed=speed, clip=clip)
     if isinstance(job, CacheJob):
         return plan_cache(job, speed=speed)
+    assert isinstance(job, EvaluateJob)
     return plan_evaluation(job, speed=speed, clip=clip)
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flowmask.data_pipeline.cache.manifest import read_manifest
 from flowmask.data_pipeline.config import ClipConfig
-from flowmask.launch.config import TrainJob
+from flowmask.launch.jobs import TrainJob
 from flowmask.launch.plan.memory import (
     EIGHT_BIT_MOMENTS_BYTES,
     FP32_MOMENTS_BYTES,

@@ -15,12 +15,10 @@ from submitit.slurm.slurm import SlurmExecutor
 from flowmask.launch.config import LaunchConfig
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import snapshot, task
-from flowmask.launch.slurm.requeue import OVER
 from flowmask.launch.slurm.submission import Submission
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import write_atomically
-from flowmask.models.process import python_module
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import OVER_EXIT_CODE, REQUEUE_EXIT_CODE, python_module
 
 
 class _Executor(SlurmExecutor):
@@ -106,7 +104,7 @@ def _setup(submission: Submission, launch: LaunchConfig, code: Path) -> list[str
         *launch.setup,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # the folder it was submitted in is often a checkout that goes on changing",
-        f'[ -z "$SLURM_RESTART_COUNT" ] || {before} || [ $? != {OVER} ] || exit {REQUEUE_EXIT_CODE}',
+        f'[ -z "$SLURM_RESTART_COUNT" ] || {before} || [ $? != {OVER_EXIT_CODE} ] || exit {REQUEUE_EXIT_CODE}',
         "trap : TERM  # the last line below must be reached when SLURM takes the nodes back",
     ]
 

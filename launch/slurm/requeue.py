@@ -12,15 +12,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from flowmask.launch.jobs import KINDS
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.commands import JobFacts
 from flowmask.launch.slurm.submission import Attempt, NodeEnd, Submission, Verdict, Why
 from flowmask.launch.slurm.task import array_task, restart_count
 from flowmask.models.errors import UserError
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE, OVER_EXIT_CODE, REQUEUE_EXIT_CODE
 
 STOP_FILE = "stop"  # in the submission's folder: whoever makes it wants the job to end for good
-OVER = 100  # exit code of `before`, which the script looks for: any other one must not end the job
 EARLY_S = 90  # SLURM looks at time limits once in a minute, and warns that much too early
 _BUDGETS = {
     "preempted": "max_preemptions",
@@ -37,7 +37,7 @@ _ADVICE = {
 
 
 def before(folder: Path) -> int:
-    """Say how attempts ended that could not say it themselves; OVER if that was the last, else 0."""
+    """Say how attempts ended that could not say it themselves; OVER_EXIT_CODE if that was the last, else 0."""
     submission, job_id = Submission(folder), os.environ["SLURM_JOB_ID"]
     array, restart = array_task(), restart_count()
     kind, config = submission.job()
@@ -45,10 +45,10 @@ def before(folder: Path) -> int:
     attempts = submission.attempts(array=array)
     if not attempts or attempts[-1].why not in _BUDGETS:
         return 0  # a person started it again
-    verdict = judge(attempts, config["launch"], saves=kind == "train")
+    verdict = judge(attempts, config["launch"], saves=KINDS[kind].SAVES)
     if verdict is not None:
         _say(submission, verdict, array=array)
-    return 0 if verdict is None else OVER
+    return 0 if verdict is None else OVER_EXIT_CODE
 
 
 def after(folder: Path, srun_code: int) -> int:
@@ -69,7 +69,7 @@ def after(folder: Path, srun_code: int) -> int:
     )
     attempt = Attempt(restart, why, message, checkpoint=newest_checkpoint(submission.out))
     submission.add_attempt(attempt, array=array)
-    verdict = judge(submission.attempts(array=array), launch, saves=kind == "train")
+    verdict = judge(submission.attempts(array=array), launch, saves=KINDS[kind].SAVES)
     if verdict is not None:
         _say(submission, replace(verdict, message=verdict.message + _left_waiting(verdict, job_id)), array=array)
         if verdict.code and facts is not None and facts.restarts > restart:
@@ -94,7 +94,7 @@ def why_ended(
     said = [end for end in ends if end is not None]
     if len(said) == len(ends) and all(end.code == 0 for end in said):
         return "finished", ""
-    mistake = next((end for end in said if end.code == 2), None)
+    mistake = next((end for end in said if end.code == MISTAKE_EXIT_CODE), None)
     if mistake is not None:
         return "mistake", mistake.message
     if facts is not None and facts.restarts > restart:
@@ -112,7 +112,7 @@ def why_ended(
         if left is not None and left <= timedelta(seconds=margin_s + EARLY_S):
             return "time limit", late or "the time limit came near"
         return "preempted", late or "a signal asked for a stop"
-    crash = next((end for end in said if end.code == 1), None)
+    crash = next((end for end in said if end.code == CRASH_EXIT_CODE), None)
     if crash is None:
         return "crashed", f"a task ended with code {srun_code} and left no word; see the submission's logs"
     lines = crash.traceback.strip().splitlines()
@@ -125,19 +125,19 @@ def judge(attempts: list[Attempt], launch: dict[str, Any], *, saves: bool) -> Ve
     if last.why == "finished":
         return Verdict(0, "finished")
     if last.why == "mistake":
-        return Verdict(2, "mistake", last.message)
+        return Verdict(MISTAKE_EXIT_CODE, "mistake", last.message)
     if last.why in ("cancelled", "stopped"):
         return Verdict(REQUEUE_EXIT_CODE, last.why, last.message)
     assert last.why is not None
     before = attempts[-2] if len(attempts) > 1 else None
     if saves and before is not None and last.why == "time limit" and _same(before, last):
         what = f"two time limits in a row without a new checkpoint ({last.message})"
-        return Verdict(2, last.why, f"{what}: raise launch.time_min or launch.signal_margin_s")
+        return Verdict(MISTAKE_EXIT_CODE, last.why, f"{what}: raise launch.time_min or launch.signal_margin_s")
     budget = _BUDGETS[last.why]
     count = sum(1 for attempt in attempts if _BUDGETS.get(attempt.why or "") == budget)
     if count > launch[budget]:
         what = f"{last.message}; {count} times, launch.{budget} is {launch[budget]}: {_ADVICE[last.why]}"
-        return Verdict(2 if last.why == "crashed" else REQUEUE_EXIT_CODE, last.why, what)
+        return Verdict(MISTAKE_EXIT_CODE if last.why == "crashed" else REQUEUE_EXIT_CODE, last.why, what)
     return None
 
 
@@ -165,7 +165,7 @@ def _left_waiting(verdict: Verdict, job_id: str) -> str:
     if not waiting:
         return ""
     jobs = " ".join(waiting)
-    return f"; waiting for it in vain (afterok): {jobs}. Submit again, or end them: scancel {jobs}"
+    return f"; these jobs wait for it and will never start (afterok): {jobs}. Submit again, or end them: scancel {jobs}"
 
 
 def _same(before: Attempt, last: Attempt) -> bool:
@@ -197,4 +197,4 @@ if __name__ == "__main__":
         sys.exit(before(of) if len(sys.argv) == 2 else after(of, int(sys.argv[2])))
     except UserError as error:
         print(f"flowmask: {error}", file=sys.stderr)  # noqa: T201 - it is the log
-        sys.exit(1)
+        sys.exit(CRASH_EXIT_CODE)

@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowmask.launch.check.preflight import AnyJob, Check
-from flowmask.launch.config import CacheJob, LaunchConfig, TrainJob
+from flowmask.launch.config import LaunchConfig
+from flowmask.launch.finding import Finding
+from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import ConfigError
 
@@ -22,7 +23,7 @@ class Asked:
 
     launch: LaunchConfig
     said: str
-    checks: tuple[Check, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,21 @@ class _Partition:
     least_cpus: int | None = None
 
 
-def settle(job: AnyJob) -> Asked:
-    """What SLURM is asked for. Asks SLURM only for what is left open; refuses nothing itself, see `checks`."""
+def settle(job: Job) -> Asked:
+    """What SLURM is asked for. Asks SLURM only for what is left open; refuses nothing itself, see `findings`."""
     launch, elsewhere = job.launch, _asked_elsewhere(job.launch)
-    open_gpus = launch.gpus_per_node is None and _device(job) != "cpu" and not elsewhere
+    open_gpus = launch.gpus_per_node is None and job.computes_on != "cpu" and not elsewhere
     partition = _Partition("the partition")
     if open_gpus or launch.cpus_per_node is None:
         partition = _partition(launch.partition)
-    gpus, checks = launch.gpus_per_node, tuple[Check, ...]()
+    gpus, findings = launch.gpus_per_node, tuple[Finding, ...]()
     if open_gpus:
         gpus = launch.processes_per_node if partition.most_gpus else None
-        checks = (_judge(launch, partition),) if partition.exists else ()
+        findings = (_judge(launch, partition),) if partition.exists else ()
     cpus, because = _cpus(job, partition)
     said = elsewhere or f"{_count(gpus or 0, 'GPU')}{' (one a process)' * bool(open_gpus and gpus)}"
     settled = launch.model_copy(update={"gpus_per_node": gpus, "cpus_per_node": cpus})
-    return Asked(settled, f"each node: {said}, {_count(cpus, 'CPU')}{because}", checks)
+    return Asked(settled, f"each node: {said}, {_count(cpus, 'CPU')}{because}", findings)
 
 
 def gpus_of(node: Mapping[str, str]) -> int:
@@ -60,12 +61,6 @@ def gpus_of(node: Mapping[str, str]) -> int:
     counted = sum(int(kind[-1]) if kind[-1].isdecimal() else 1 for kind in kinds if kind[0] == "gpu")
     tracked = re.search(r"(?:^|,)gres/gpu=(\d+)", node.get("CfgTRES", node.get("TRES", "")))
     return counted or (int(tracked[1]) if tracked else 0)
-
-
-def _device(job: AnyJob) -> str:
-    if isinstance(job, TrainJob):
-        return "auto"
-    return job.cache.device if isinstance(job, CacheJob) else job.device
 
 
 def _asked_elsewhere(launch: LaunchConfig) -> str:
@@ -98,34 +93,30 @@ def _partition(name: str | None) -> _Partition:
     )
 
 
-def _judge(launch: LaunchConfig, partition: _Partition) -> Check:
+def _judge(launch: LaunchConfig, partition: _Partition) -> Finding:
     """Whether a job that leaves its GPUs open can have one a process."""
     wanted, most, fix = launch.processes_per_node, partition.most_gpus, "set it (0: a CPU job)"
     if not slurm_commands.available():
         found = "warning: launch.gpus_per_node is not set, and without SLURM it can't be known whether the partition "
-        return Check("GPUs", "unknown", f"{found}has GPUs: this script asks for none; {fix}")
+        return Finding("GPUs", "unknown", f"{found}has GPUs: this script asks for none; {fix}")
     if most is None:
         found = f"launch.gpus_per_node is not set, and its default can't be known: {partition.why_not}; {fix}"
-        return Check("GPUs", "fail", found)
+        return Finding("GPUs", "fail", found)
     if most == 0:
         found = f"{partition.said} has no GPUs: choose another launch.partition, or run on its CPUs with "
-        return Check("GPUs", "fail", f"{found}launch.gpus_per_node=0")
+        return Finding("GPUs", "fail", f"{found}launch.gpus_per_node=0")
     if wanted > most:
         found = f"launch.processes_per_node is {wanted}, one a GPU, but {partition.said} has no node of more than "
-        return Check("GPUs", "fail", f"{found}{_count(most, 'GPU')}: lower it, or set launch.gpus_per_node")
-    return Check("GPUs", "pass", f"{partition.said} has GPUs, {_count(most, 'GPU')} on a node at most")
+        return Finding("GPUs", "fail", f"{found}{_count(most, 'GPU')}: lower it, or set launch.gpus_per_node")
+    return Finding("GPUs", "pass", f"{partition.said} has GPUs, {_count(most, 'GPU')} on a node at most")
 
 
-def _cpus(job: AnyJob, partition: _Partition) -> tuple[int, str]:
+def _cpus(job: Job, partition: _Partition) -> tuple[int, str]:
     """CPUs of a node, and why so many where `launch` does not say."""
     launch = job.launch
     if launch.cpus_per_node is not None:
         return launch.cpus_per_node, ""
-    threads = 0
-    if isinstance(job, TrainJob):
-        threads = job.data.threads
-    if isinstance(job, CacheJob):
-        threads = job.cache.decode_threads
+    threads = job.reading_threads
     need, most = launch.processes_per_node * (1 + threads), partition.least_cpus
     because = f"{_count(launch.processes_per_node, 'process')} x (1 + {_count(threads, 'reading thread')})"
     if most is None or need <= most:

@@ -53,12 +53,8 @@ def _environment(variables: dict[str, str]) -> dict[str, str]:
 
 def _versions() -> dict[str, str]:
     """Version of every installed distribution."""
-    found = {}
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            found[name] = distribution.version
-    return dict(sorted(found.items()))
+    found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    return {name: found[name] for name in sorted(filter(None, found))}
 
 
 def _git_state() -> tuple[str | None, str]:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flowmask.launch.jobs import KINDS
+from flowmask.launch.jobs.job import Job
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import sync_open, write_atomically
 
@@ -24,7 +26,7 @@ Why = Literal["finished", "mistake", "crashed", "preempted", "time limit", "node
 
 @dataclass(frozen=True)
 class NodeEnd:
-    """How the ranks of one node ended: 0, REQUEUE_EXIT_CODE, 2 for a person's mistake, 1 for a crash."""
+    """How the ranks of one node ended: an exit code of ours, and what there is to say."""
 
     code: int
     message: str = ""
@@ -95,6 +97,10 @@ class Submission:
         """Kind and resolved config."""
         job = json.loads((self.folder / "job.json").read_text())
         return job["kind"], job["config"]
+
+    def kind(self) -> type[Job]:
+        """The class of its job."""
+        return KINDS[self.job()[0]]
 
     def set_slurm(self, *, job_id: str, array: int) -> None:
         """Remember under which id SLURM knows it."""

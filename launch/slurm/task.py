@@ -16,7 +16,7 @@ from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.submission import NodeEnd, Submission
 from flowmask.models.errors import TrainingError, UserError
 from flowmask.models.files import write_atomically
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, STOP_SIGNALS
 
 RENDEZVOUS_S = 300.0
 REQUEUE_S = 15.0  # for the batch script to put the job back into the queue
@@ -24,7 +24,7 @@ REQUEUE_S = 15.0  # for the batch script to put the job back into the queue
 
 def run(folder: str) -> None:
     """Run this node's part of a submission; called by submitit on every node, and pickled by name."""
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
+    for number in (*STOP_SIGNALS, signal.SIGCONT):
         signal.signal(number, lambda *_: None)  # instead of submitit's; the ranks' launcher adds its own
     submission = Submission(Path(folder))
     array, restart, node = array_task(), restart_count(), int(os.environ["SLURM_NODEID"])
@@ -63,9 +63,10 @@ def _run_ranks(submission: Submission, *, array: int, restart: int, node: int) -
     except TooLateError as error:
         return NodeEnd(REQUEUE_EXIT_CODE, f"{error}; launch.signal_margin_s is {launch['signal_margin_s']}")
     except JobFailedError as error:
-        return NodeEnd(1, f"{error.what} on {os.uname().nodename}; see {submission.logs}", error.traceback)
+        message = f"{error.what} on {os.uname().nodename}; see {submission.logs}"
+        return NodeEnd(CRASH_EXIT_CODE, message, error.traceback)
     except UserError as error:
-        return NodeEnd(2, str(error))
+        return NodeEnd(MISTAKE_EXIT_CODE, str(error))
 
 
 def _time_to_stop_s(margin_s: int) -> float | None:

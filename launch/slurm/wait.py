@@ -5,20 +5,16 @@ A failure of one array task is told at once, but ends nothing: the others take i
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 
-from rich.console import Console
-
+from flowmask.launch.console import err
 from flowmask.launch.progress import Update, bar
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.submission import Submission, Verdict
-from flowmask.models.errors import CacheError, UserError
+from flowmask.models.errors import UserError
 
 POLL_S = 1.0
 QUEUE_EVERY_S = 5.0  # many people asking more often is what makes a cluster's queue slow
 TAIL_S = 60.0  # for the last workers to leave a finished cache
-console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class JobEndedError(UserError):
@@ -38,41 +34,40 @@ def wait(submission: Submission) -> int:
 class _Watcher:
     def __init__(self, submission: Submission) -> None:
         self.submission = submission
-        self.kind, self.config = submission.job()
+        self.job = submission.kind()
         self.job_id, self.array = submission.slurm()
         self.queue: dict[str, tuple[str, str]] = {"unknown yet": ("PENDING", "")}
         self.asked, self.told = 0.0, ""
         self.warned: set[int] = set()
-        self.count: Callable[[Update], None] = (
-            _cache_counter(submission.out) if self.kind == "cache" else lambda _: None
-        )
 
     def look(self, update: Update) -> None:
         """Tell what has changed."""
         if time.monotonic() - self.asked > QUEUE_EVERY_S:
-            self.count(update)
+            self.job.show_progress(self.submission.out, update)
             self.queue, self.asked = slurm_commands.queued(self.job_id), time.monotonic()
             self._tell_states()
         for task, verdict in self.submission.verdicts().items():
             if verdict.code and task not in self.warned and self.array > 1:
                 self.warned.add(task)
-                console.print(f"task {task} ended: {verdict.message}; the others go on", markup=False)
+                err.print(f"task {task} ended: {verdict.message}; the others go on")
 
     def over(self) -> bool:
         """Whether nothing will change any more."""
-        if self.kind == "cache" and _complete(self.submission.out):
+        if self._has_result():
             self._let_workers_leave()
             return True
         return len(self.submission.verdicts()) == self.array or not self.queue
 
     def outcome(self) -> int:
         """0, or the reason as an error."""
-        if self.kind == "cache" and _complete(self.submission.out):
-            return 0
         verdicts = self.submission.verdicts()
-        if self.kind != "cache" and [verdict.code for verdict in verdicts.values()] == [0]:
+        ended_well = [verdict.code for verdict in verdicts.values()] == [0]
+        if self._has_result() if self.job.RESULT else ended_well:
             return 0
         raise JobEndedError(_reason(verdicts) or self._unexplained())
+
+    def _has_result(self) -> bool:
+        return bool(self.job.RESULT) and (self.submission.out / self.job.RESULT).exists()
 
     def _unexplained(self) -> str:
         states = slurm_commands.final_states(self.job_id)
@@ -94,41 +89,18 @@ class _Watcher:
         )
         said = ", ".join(f"{count} {what}" if self.array > 1 else what for what, count in sorted(counts.items()))
         if said and said != self.told:
-            console.print(f"job {self.job_id}: {said}", markup=False)
+            err.print(f"job {self.job_id}: {said}")
         self.told = said or self.told
 
 
 def say_left(submission: Submission) -> None:
     """What a person who stops waiting needs to know."""
     job_id, _ = submission.slurm()
-    kind, _ = submission.job()
-    watch = f"flowmask cache status {submission.out}" if kind == "cache" else f"squeue -j {job_id}"
-    console.print(
-        f"job {job_id} goes on. Watch it: {watch}; logs: {submission.logs}; end it: scancel {job_id}", markup=False
-    )
+    watch = f"flowmask status {submission.out}"
+    err.print(f"job {job_id} goes on. Watch it: {watch}; logs: {submission.logs}; end it: scancel {job_id}")
 
 
 def _reason(verdicts: dict[int, Verdict]) -> str:
     failed = [verdict for verdict in verdicts.values() if verdict.code]
     failed.sort(key=lambda verdict: verdict.why != "mistake")  # what a person can mend comes first
     return failed[0].message if failed else ""
-
-
-def _complete(out: Path) -> bool:
-    return (out / "manifest.json").exists()
-
-
-def _cache_counter(out: Path) -> Callable[[Update], None]:
-    """Tells the progress of a build, read from its folder alone."""
-    from flowmask.data_pipeline.build.status import status
-
-    def count(update: Update) -> None:
-        try:
-            found = status(out)
-        except CacheError:
-            return  # nobody has begun
-        for what, part in (("sentences", found.sentences), ("clips", found.clips)):
-            if part is not None:
-                update(what, part.done, part.total)
-
-    return count

@@ -1,1 +1,4 @@
-"""`flowmask status`, `logs` and `stop`: how runs are getting on, told from files and the queue alone."""
+"""`flowmask status`, `logs` and `stop`: how runs are getting on, told from files and the queue alone.
+
+Imports jobs, slurm and the curriculum's list of stages. What a kind of job leaves in its folder, the job reads.
+"""

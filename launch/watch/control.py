@@ -13,21 +13,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
+from flowmask.launch.console import out as console
+from flowmask.launch.jobs import KINDS
+from flowmask.launch.jobs.job import RunStatus
 from flowmask.launch.progress import duration
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.requeue import STOP_FILE
 from flowmask.launch.slurm.submission import Submission, Verdict
-from flowmask.launch.watch.runs import OVER, RunStatus, find, look, require_run
+from flowmask.launch.watch.runs import OVER, find, look, require_run
 from flowmask.models.errors import UserError
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
-from flowmask.trainer.state.owner import Start, read_start
+from flowmask.models.process import REQUEUE_EXIT_CODE, Owner
+from flowmask.trainer.state.owner import read_start
 
 POLL_S = 0.5
 QUEUE_EVERY_S = 3.0
 STEPS_TO_HEAR = 3  # a signal that comes before a job listens is lost; a second one while it ends would cut that short
-console = Console(soft_wrap=True, highlight=False, markup=False)
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "queued": "yellow", "requeued": "yellow"}
 
 
@@ -51,7 +52,7 @@ def show_status(folders: Sequence[Path], *, as_json: bool) -> None:
 
 
 def _parts(status: RunStatus) -> Iterator[str]:
-    what = {"train": "step", "cache": "clip", "evaluate": "video"}[status.kind]
+    what = KINDS[status.kind].COUNTS
     if status.step is not None:
         yield f"{what} {status.step}" + (f"/{status.steps}" if status.steps is not None else "")
     if status.loss is not None:
@@ -141,7 +142,7 @@ def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
                 "end it with scancel or kill"
             )
         time.sleep(POLL_S if status.job_id is None else QUEUE_EVERY_S)
-    console.print(f"{folder} is {status.state}" + (f" at step {status.step}" if status.kind == "train" else ""))
+    console.print(f"{folder} is {status.state}" + (f" at step {status.step}" if KINDS[status.kind].SAVES else ""))
 
 
 def _asker(folder: Path, status: RunStatus) -> Callable[[], None]:
@@ -150,12 +151,12 @@ def _asker(folder: Path, status: RunStatus) -> Callable[[], None]:
         submission = Submission(Path(status.logs).parent)
         (submission.folder / STOP_FILE).touch()
         return lambda: _ask_slurm(submission)
-    if status.kind == "cache":
+    if KINDS[status.kind].INDEPENDENT:
         return lambda: _signal_workers(folder)
     start = read_start(folder)
     if start is None:
         raise StopError(f"{folder} does not say who works there; end that process yourself")
-    return lambda: _signal(start, folder)
+    return lambda: _signal(start.owner, folder)
 
 
 def _ask_slurm(submission: Submission) -> None:
@@ -171,16 +172,16 @@ def _ask_slurm(submission: Submission) -> None:
             submission.set_verdict(verdict, array=task)
 
 
-def _signal(start: Start, folder: Path) -> None:
+def _signal(owner: Owner, folder: Path) -> None:
     """SIGTERM to the process that holds the run: its ranks agree on it at the next step's boundary."""
-    if not start.owner.is_here():
-        raise StopError(f"{folder} runs on {start.owner.host}; run flowmask stop there")
+    if not owner.is_here():
+        raise StopError(f"{folder} runs on {owner.host}; run flowmask stop there")
     try:
-        handle = os.pidfd_open(start.owner.pid)
+        handle = os.pidfd_open(owner.pid)
     except ProcessLookupError:
         return
     try:
-        if not start.owner.is_dead():  # the handle is of that very process, and stays so
+        if not owner.is_dead():  # the handle is of that very process, and stays so
             signal.pidfd_send_signal(handle, signal.SIGTERM)
     except ProcessLookupError:
         pass
@@ -192,7 +193,7 @@ def _signal_workers(folder: Path) -> None:
     """SIGTERM to every worker of a build on this machine: what it has not finished is done again by the next."""
     from flowmask.data_pipeline.claim.leases import WORKER, read_lease
 
-    leases = [read_lease(path) for path in (folder / "work" / "claims").glob(f"{WORKER}*")]
-    owners = [lease.owner for lease in leases if lease is not None and lease.owner is not None]
-    for owner in owners:
-        _signal(Start(owner, owner, 0), folder)
+    for path in (folder / "work" / "claims").glob(f"{WORKER}*"):
+        lease = read_lease(path)
+        if lease is not None and lease.owner is not None:
+            _signal(lease.owner, folder)

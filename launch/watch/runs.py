@@ -3,50 +3,25 @@
 A run is the `out` of any job: a training, an evaluation or a cache. What is not one is refused in one line.
 """
 
-import json
 import os
-import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
 
 from flowmask.launch.curriculum.stages import MARK
+from flowmask.launch.jobs import KINDS, TrainJob
+from flowmask.launch.jobs.job import Job, RunStatus, State
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.submission import Submission
-from flowmask.models.errors import ConfigError, UserError
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.errors import ConfigError
+from flowmask.models.files import read_object
+from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer.state import locks
 from flowmask.trainer.state.owner import read_end, read_start
-from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, LOG, METRICS
+from flowmask.trainer.state.run_folder import CHECKPOINTS, LOG
 
-State = Literal["running", "queued", "requeued", "finished", "failed", "stopped", "idle", "unknown"]
-Kind = Literal["train", "evaluate", "cache"]
 OVER: tuple[State, ...] = ("finished", "failed", "stopped", "idle")
-_TAIL_BYTES = 1 << 16
-_RATE_ROWS = 50
 _DEPTH = 6
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """A run at this moment. step_s: median seconds of a step; `steps` are clips of a cache, videos of an evaluation."""
-
-    folder: str
-    kind: Kind
-    state: State
-    why: str = ""
-    step: int | None = None
-    steps: int | None = None
-    loss: float | None = None
-    step_s: float | None = None
-    eta_s: float | None = None
-    restarts: int = 0
-    job_id: str | None = None
-    logs: str = ""
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
@@ -73,24 +48,23 @@ def look(folder: Path) -> RunStatus:
     """The state of one run."""
     kind = _kind(require_run(folder))
     assert kind is not None
-    found = _progress(folder, kind)
+    found = replace(kind.status(folder), logs=_log(folder))
     submission = _submission(folder)
-    start = read_start(folder)
     if submission is not None:
         found = _with_slurm(found, submission)
         found = replace(found, job_id=submission.slurm()[0], logs=str(submission.logs))
         if found.state not in ("running", "queued", "requeued", "unknown") and _newer_here(folder, submission):
-            found = _here(replace(found, state="idle", why="", job_id=None, logs=_log(folder)), folder)
+            found = _here(replace(found, state="idle", why="", job_id=None, logs=_log(folder)), folder, kind)
     else:
-        found = _here(found, folder)
-        found = replace(found, restarts=start.number - 1 if start else 0)
+        start = read_start(folder)
+        found = _here(replace(found, restarts=start.number - 1 if start else 0), folder, kind)
     if found.state == "running" and found.step is not None and found.steps and found.step_s:
         found = replace(found, eta_s=max(0, found.steps - found.step) * found.step_s)
     return found
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
-    stages = _json(folder / MARK).get("stages")
+    stages = read_object(folder / MARK).get("stages")
     if isinstance(stages, list):
         yield from (path for stage in stages if _kind(path := Path(stage["out"])) is not None)
         return
@@ -109,77 +83,22 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _below(child, depth - 1)
 
 
-def _kind(folder: Path) -> Kind | None:
+def _kind(folder: Path) -> type[Job] | None:
     """What job's `out` a folder is; None if of none."""
-    if (folder / CHECKPOINTS).is_dir() or (folder / METRICS).is_file():
-        return "train"
-    if (folder / "scores.json").is_file() or (folder / ".evaluate").is_dir():
-        return "evaluate"
-    if (folder / "plan" / "plan.json").is_file() or (folder / "work" / "claims").is_dir():
-        return "cache"
+    if kind := next((kind for kind in KINDS.values() if kind.is_in(folder)), None):
+        return kind
     submission = Submission.latest(folder)
     if submission is not None:
-        kind = submission.job()[0]
-        return kind if kind in ("train", "evaluate", "cache") else None  # type: ignore[return-value]
-    return "train" if read_start(folder) is not None else None
+        return KINDS.get(submission.job()[0])
+    return TrainJob if read_start(folder) is not None else None
 
 
-def _progress(folder: Path, kind: Kind) -> RunStatus:
-    """How far a run is, by its own files; state "idle" until somebody says otherwise."""
-    base = RunStatus(str(folder), kind, "idle", logs=_log(folder))
-    if kind == "train":
-        return _of_training(folder, base)
-    if kind == "cache":
-        return _of_cache(folder, base)
-    records = sum(1 for _ in folder.glob(".evaluate/*/records/*.json"))
-    scores = _json(folder / "scores.json")
-    if scores and not records:
-        return replace(base, state="finished", step=scores.get("videos"), steps=scores.get("videos"))
-    return replace(base, step=records)
-
-
-def _of_training(folder: Path, base: RunStatus) -> RunStatus:
-    rows = _last_rows(folder / METRICS)
-    steps = _steps(folder)
-    step = int(rows[-1]["step"]) if rows else 0
-    times = [row["time"] for row in rows if "time" in row]
-    took = [after - before for before, after in pairwise(times) if after > before]
-    losses = [row["loss"] for row in rows[-10:] if isinstance(row.get("loss"), int | float)]
-    return replace(
-        base,
-        state="finished" if steps is not None and _saved_step(folder) >= steps else "idle",
-        step=step,
-        steps=steps,
-        loss=sum(losses) / len(losses) if losses else None,
-        step_s=statistics.median(took) if took else None,
-    )
-
-
-def _of_cache(folder: Path, base: RunStatus) -> RunStatus:
-    from flowmask.data_pipeline.build.status import status
-
-    try:
-        found = status(folder)
-    except UserError:
-        return base
-    state: State = "finished" if found.phase == "complete" else "running" if found.workers_alive else "idle"
-    clips = found.clips
-    return replace(
-        base,
-        state=state,
-        why="" if state == "finished" else found.phase,
-        step=clips.done if clips else None,
-        steps=clips.total if clips else None,
-        step_s=1 / found.rate_per_s if found.rate_per_s and found.phase == "clips" else None,
-    )
-
-
-def _here(found: RunStatus, folder: Path) -> RunStatus:
+def _here(found: RunStatus, folder: Path, kind: type[Job]) -> RunStatus:
     """The state of a run that SLURM does not know."""
     start, end = read_start(folder), read_end(folder)
-    if found.kind == "cache" and found.state != "idle":
+    if found.state == "running":
         return found
-    if locks.is_held(folder / ".lock") or locks.is_held(folder / ".evaluate" / "rank_0.lock"):
+    if locks.is_held(folder / kind.LOCK):
         where = f"process {start.launcher.pid} on {start.owner.host}" if start else ""
         return replace(found, state="running", why=where)
     if found.state == "finished":
@@ -243,48 +162,5 @@ def _newer_here(folder: Path, submission: Submission) -> bool:
     return bool(start and files and path.stat().st_mtime > files[-1].stat().st_mtime)
 
 
-def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The last whole rows of a metrics file, the newest last."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    whole = lines[1:-1] if size > _TAIL_BYTES else lines[:-1]
-    found = []
-    for line in whole[-_RATE_ROWS:]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            found.append(row)
-    return found
-
-
-def _steps(folder: Path) -> int | None:
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
-        return int(config["train"]["steps"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _saved_step(folder: Path) -> int:
-    latest = folder / CHECKPOINTS / "latest"
-    name = latest.readlink().name if latest.is_symlink() else ""
-    return int(name.removeprefix("step_")) if name.removeprefix("step_").isdigit() else 0
-
-
 def _log(folder: Path) -> str:
     return str(folder / LOG) if (folder / LOG).is_file() else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

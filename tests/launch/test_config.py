@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job
+from flowmask.launch.config import load_job
+from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.models.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -50,6 +51,18 @@ def test_the_command_line_is_stronger_than_the_file(train_file: Path) -> None:
     job = load_job(train_file, TrainJob, ["train.lr=1e-4", "out=elsewhere"])
     assert job.train.lr == 1e-4
     assert job.out == Path("elsewhere")
+
+
+def test_an_override_may_name_other_keys_and_reach_into_a_section_that_is_not_there(
+    train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "there")
+    job = load_job(train_file, TrainJob, ["out=${oc.env:PLACE}/${data.cache}", "lora.rank=4", "data={cache: b}"])
+    assert job.out == Path("there/b") and job.lora is not None and job.lora.rank == 4
+    train_file.write_text(train_file.read_text() + "lora: null\n")
+    assert load_job(train_file, TrainJob, ["lora.rank=4"]).lora == job.lora
+    said = load_job(train_file, TrainJob, ["launch.sbatch_args.kill-on-invalid-dep='yes'", "launch.setup=['a=b c']"])
+    assert said.launch.sbatch_args == {"kill-on-invalid-dep": "yes"} and said.launch.setup == ("a=b c",)
 
 
 def test_a_number_in_an_override_is_a_place_in_a_list() -> None:

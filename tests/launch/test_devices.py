@@ -19,7 +19,8 @@ from flowmask.data_pipeline.build.encode import ClipEncoder
 from flowmask.data_pipeline.check import verify_masks
 from flowmask.data_pipeline.show import inspect_examples
 from flowmask.launch import jobs
-from flowmask.launch.config import TrainJob, validate
+from flowmask.launch.config import validate
+from flowmask.launch.jobs import TrainJob
 from flowmask.models.device import gpu_holds, rank_device
 from flowmask.models.errors import ConfigError
 from flowmask.models.segment import Segmenter

@@ -17,7 +17,8 @@ from cluster import Cluster
 from command import flowmask, start_flowmask
 
 from flowmask.data_pipeline.build.build import build
-from flowmask.launch.config import CacheJob, load_job
+from flowmask.launch.config import load_job
+from flowmask.launch.jobs import CacheJob
 from flowmask.launch.slurm.submission import Submission
 
 PATIENCE_S = 240
@@ -109,7 +110,7 @@ def test_who_stops_waiting_leaves_the_job_running_and_learns_how_to_watch_it(
     command.send_signal(signal.SIGINT)
     said, _ = command.communicate(timeout=60)
     assert command.returncode == 130
-    assert f"flowmask cache status {out}" in said.replace("\n", "") and f"scancel {job}" in said
+    assert f"flowmask status {out}" in said.replace("\n", "") and f"scancel {job}" in said
     assert cluster.job_state(job) == "RUNNING"
     (tmp_path / "go").touch()
     cluster.wait_for_state(job, "COMPLETED")

@@ -6,23 +6,16 @@ from typing import Any
 
 import yaml
 from layouts import write_refcoco
-from runs import DIT
+from runs import CLIP, write_small_wan
 
-CLIP = {"short_side": 32, "long_side": 64, "size_multiple": 16, "crop_probability": 0.0}
 TRAIN = {"steps": 4, "lr": 2e-3, "global_batch": 2, "micro_batch": 2, "log_every_steps": 1, "precision": "fp32"}
 
 
 def write_world(folder: Path) -> None:
     """`wan`, `refcoco` and `mevis` (train, valid_u, and valid without masks) below `folder`."""
     from flowmask.data_pipeline.sources.synthetic import write_synthetic
-    from flowmask.models.weights import tiny_wan
 
-    normal = dict(tiny_wan.TRANSFORMER)
-    tiny_wan.TRANSFORMER.update(DIT)
-    try:
-        tiny_wan.write_tiny_wan(folder / "wan")
-    finally:
-        tiny_wan.TRANSFORMER.update(normal)
+    write_small_wan(folder / "wan")
     (folder / "refcoco").mkdir()
     write_refcoco(folder / "refcoco")
     for split, videos in (("train", 4), ("valid_u", 2), ("valid", 2)):

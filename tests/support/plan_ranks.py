@@ -12,7 +12,7 @@ BUCKET = 20_000
 
 def job_of(wan: Path, changes: dict[str, Any]) -> Any:
     """A run of two micro-batches a step and rank."""
-    from flowmask.launch.config import TrainJob
+    from flowmask.launch.jobs import TrainJob
 
     ranks = 2 // changes.get("sequence_parallel", 1)
     train = {"steps": 2, "global_batch": 2 * ranks, **changes}

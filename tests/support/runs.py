@@ -17,21 +17,28 @@ from workers import free_port
 from flowmask.trainer.config import RunConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parity" / "e2e" / "data"
+CLIP = {"short_side": 32, "long_side": 64, "size_multiple": 16, "crop_probability": 0.0}  # crops need larger videos
 DIT = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 48, "num_layers": 1, "freq_dim": 16}
+
+
+def write_small_wan(folder: Path) -> None:
+    """The tiny Wan with an even smaller DiT."""
+    from flowmask.models.weights import tiny_wan
+
+    normal = dict(tiny_wan.TRANSFORMER)
+    tiny_wan.TRANSFORMER.update(DIT)
+    try:
+        tiny_wan.write_tiny_wan(folder)
+    finally:
+        tiny_wan.TRANSFORMER.update(normal)
 
 
 def make_lab(folder: Path) -> None:
     """`folder/wan` and `folder/cache`: 16 examples of two shapes, 8 in each of two views."""
     from flowmask.data_pipeline.build.build import build
     from flowmask.data_pipeline.config import CacheBuildConfig
-    from flowmask.models.weights import tiny_wan
 
-    normal = dict(tiny_wan.TRANSFORMER)
-    tiny_wan.TRANSFORMER.update(DIT)
-    try:
-        tiny_wan.write_tiny_wan(folder / "wan")
-    finally:
-        tiny_wan.TRANSFORMER.update(normal)
+    write_small_wan(folder / "wan")
     build(CacheBuildConfig.model_validate(cache_settings(folder)))
 
 
@@ -41,14 +48,7 @@ def cache_settings(folder: Path) -> dict[str, Any]:
         "out": folder / "cache",
         "model": {"wan": folder / "wan"},
         "data": {"source": "mevis", "root": GOLDEN, "split": "valid_u"},
-        "clip": {
-            "frames": 5,
-            "short_side": 32,
-            "long_side": 64,
-            "size_multiple": 16,
-            "crop_probability": 0.0,
-            "flip_probability": 0.5,  # crops would need larger videos
-        },
+        "clip": {**CLIP, "frames": 5, "flip_probability": 0.5},
         "cache": {"clips_per_shard": 4, "views": 2, "leaks": "allow"},  # an evaluation split, trained on
     }
 

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
 
+from flowmask.models.process import STOP_SIGNALS
 from flowmask.trainer.run.run_state import Run
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Ending(Enum):

@@ -18,9 +18,10 @@ from torch import nn
 from flowmask.data_pipeline.read.batches import Batches, Plan, Reader, open_batches, plan_for
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.mixture import MixturePlan
+from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.models.vae import LatentStats
 from flowmask.trainer import distributed
-from flowmask.trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig, workers
+from flowmask.trainer.config import ObjectiveConfig, RunConfig, workers
 from flowmask.trainer.distributed import limit_waits, lost_ranks_named
 from flowmask.trainer.objectives.objectives import Objective, objective_named
 from flowmask.trainer.run.diagnose import told, useless

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from flowmask.models.process import STOP_SIGNALS
 from flowmask.trainer.track import spool
 from flowmask.trainer.track.mlflow_run import MlflowRun
 from flowmask.trainer.track.spool import Outbox, Plan, Status, StepPoints
@@ -134,7 +135,7 @@ def _final_status(folder: Path) -> Status:
 
 def main(folder: Path, timeout_s: float, parent: int | None) -> int:
     """Send until everything is there (DONE) or time is up (LEFT)."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (*STOP_SIGNALS, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes: training decides when it ends
     os.nice(5)
     plan = spool.read_plan(folder)

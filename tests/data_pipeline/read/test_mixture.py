@@ -328,7 +328,7 @@ def test_the_same_cache_twice_is_refused(cache, tmp_path):
     ],
 )
 def test_a_mixture_that_cannot_be_is_one_line_with_the_key(data, said):
-    from flowmask.launch.config import TrainJob
+    from flowmask.launch.jobs import TrainJob
 
     job = {"out": "o", "model": {"wan": "w"}, "data": data, "train": {"steps": 1, "global_batch": 1}}
     with pytest.raises(ConfigError, match=said) as raised:

@@ -6,10 +6,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flowmask.launch import jobs
+from flowmask.launch import dispatch, jobs
 from flowmask.launch.cli import main as cli
 from flowmask.models.errors import UserError
 
@@ -50,13 +51,13 @@ def place(tmp_path: Path, wan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "occupied").write_text("a file where a folder is wanted")
     monkeypatch.chdir(tmp_path)
 
-    def run_here(kind: str, resolved: jobs.Resolved, *, processes: int) -> int:
+    def run_here(kind: str, resolved: dict[str, Any], *, processes: int) -> int:
         if kind != "train":  # which would look for the launcher's port
             monkeypatch.setenv("RANK", "0")
             monkeypatch.setenv("WORLD_SIZE", "1")
-        return jobs.RANK[kind](resolved)
+        return jobs.run_rank(kind, resolved)
 
-    monkeypatch.setattr(jobs, "run_local", run_here)
+    monkeypatch.setattr(dispatch, "run_local", run_here)
     return tmp_path
 
 
@@ -180,7 +181,7 @@ def test_a_build_that_met_a_bad_frame_goes_on_once_it_is_mended(
 def test_a_cache_of_other_settings_is_refused_with_the_field_and_stays_as_it_was(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs.start("cache", place / "cache.yaml", SMALL)
+    dispatch.start("cache", place / "cache.yaml", SMALL)
     before = {path: path.read_bytes() for path in (place / "cache").rglob("*") if path.is_file()}
     line = refusal(*BUILD, "cache.seed=7", capsys=capsys, monkeypatch=monkeypatch)
     assert "cache.seed" in line
@@ -190,7 +191,7 @@ def test_a_cache_of_other_settings_is_refused_with_the_field_and_stays_as_it_was
 def test_a_shard_cut_in_half_stops_training_with_its_name(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs.start("cache", place / "cache.yaml", SMALL)
+    dispatch.start("cache", place / "cache.yaml", SMALL)
     shard = sorted((place / "cache" / "shards").glob("*.tar"))[0]
     os.truncate(shard, shard.stat().st_size // 2)
     with pytest.raises(UserError, match=shard.name):

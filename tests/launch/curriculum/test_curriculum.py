@@ -204,17 +204,33 @@ def test_what_cannot_be_a_curriculum_is_one_line(tree: dict[str, Any], tmp_path:
 
     assert "circle" in changed("cache_refcoco", needs=["finetune"])
     assert "needs nothing_known; stages are: cache_refcoco" in changed("decoder", needs=["nothing_known"])
-    assert "is of kind bake; it must be one of: cache, train, evaluate" in changed("decoder", kind="bake")
+    assert "stage decoder: kind is bake; it must be train, decoder, evaluate, cache" in changed("decoder", kind="bake")
     shared = str(tmp_path / "finetune")
     assert f"out is {shared} for finetune and for evaluate" in refused(tree, tmp_path, f"stages.evaluate.out={shared}")
     assert "two stages are called finetune" in changed("evaluate", name="finetune")
     assert "carries checkpoint from finetune, which it does not need" in changed("evaluate", needs=[])
     assert "set it to mask_decoder" in changed("decoder", overrides={})
     assert "stands under `carries`" in changed("evaluate", overrides={"checkpoint": "${stages.finetune.out}"})
-    assert "has no key folder" in changed("evaluate", carries={"checkpoint": "${stages.finetune.folder}"})
+    assert "stage finetune has no such key" in changed("evaluate", carries={"checkpoint": "${stages.finetune.folder}"})
     assert "unknown key train.stepz" in refused(tree, tmp_path, "stages.finetune.train.stepz=4")
     assert "train.global_batch is 3" in refused(tree, tmp_path, "stages.finetune.train.global_batch=3")
     assert "names no key of a stage" in refused(tree, tmp_path, "stages.nobody.train.steps=4")
+
+
+def test_only_what_an_earlier_stage_will_make_may_be_missing(tree: dict[str, Any], tmp_path: Path) -> None:
+    check(load_curriculum(write(tmp_path / "c.yaml", tree)), done=set())
+    (tmp_path / "cache_mevis").mkdir()
+    (tmp_path / "cache_mevis" / "file").write_text("")
+    below = tmp_path / "cache_mevis" / "file" / "sub"
+    assert f"stage decoder: out is {below}; " in refused(tree, tmp_path, f"stages.decoder.out={below}")
+    last, other = "checkpoints/step_00000004", "checkpoints/step_00000002"
+    stage(tree, "finetune")["carries"]["model.init"] = f"${{stages.pretrain.out}}/{last}"
+    check(load_curriculum(write(tmp_path / "c.yaml", tree)), done=set())
+    stage(tree, "finetune")["carries"]["model.init"] = f"${{stages.pretrain.out}}/{other}"
+    assert f"stage finetune: model.init: {tmp_path}/pretrain/{other} does not exist" in refused(tree, tmp_path)
+    del stage(tree, "finetune")["carries"]["model.init"]
+    gone = refused(tree, tmp_path, f"stages.finetune.model.init={tmp_path}/pretrain.old")
+    assert f"model.init: {tmp_path}/pretrain.old does not exist" in gone
 
 
 def test_weights_are_handed_on_only_with_equal_settings(tree: dict[str, Any], tmp_path: Path) -> None:

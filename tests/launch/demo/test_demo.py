@@ -103,10 +103,10 @@ def test_the_demo_trains_in_as_many_processes_as_share_its_batches(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     asked: list[tuple[str, int]] = []
-    monkeypatch.setattr(demo, "run", lambda kind, job: asked.append((kind, job.launch.processes_per_node)) or 0)
+    monkeypatch.setattr(demo, "run", lambda job: asked.append((job.KIND, job.launch.processes_per_node)) or 0)
     for part in ("_dataset", "_wan", "_predict"):
-        monkeypatch.setattr(demo.Stages, part, lambda self: None)
-    demo.Stages(tmp_path, demo.load_settings(profile), Console(quiet=True)).run()
+        monkeypatch.setattr(demo.DemoRun, part, lambda self: None)
+    demo.DemoRun(tmp_path, demo.load_settings(profile), Console(quiet=True)).run()
     assert asked == [("cache", gpus), ("train", training), ("train", training), ("evaluate", gpus)]
 
 

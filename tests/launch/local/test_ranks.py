@@ -11,7 +11,7 @@ import pytest
 
 from flowmask.launch.local import processes
 from flowmask.launch.local.processes import Group, JobFailedError, TooLateError
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import REQUEUE_EXIT_CODE
 
 ROOT = Path(__file__).parents[2]
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"

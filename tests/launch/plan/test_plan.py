@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from flowmask.launch.cli.main import app
-from flowmask.launch.config import CacheJob, TrainJob, load_job
+from flowmask.launch.config import load_job
+from flowmask.launch.jobs import CacheJob, TrainJob
 from flowmask.launch.plan import plan as planning
 from flowmask.launch.plan.cache import plan_cache
 from flowmask.launch.plan.encoders import Encoders

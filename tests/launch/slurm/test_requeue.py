@@ -7,9 +7,9 @@ import pytest
 
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.commands import JobFacts
-from flowmask.launch.slurm.requeue import OVER, after, before, judge, why_ended
+from flowmask.launch.slurm.requeue import after, before, judge, why_ended
 from flowmask.launch.slurm.submission import Attempt, NodeEnd, Submission, Why
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import OVER_EXIT_CODE, REQUEUE_EXIT_CODE
 
 NOW = datetime(2030, 1, 1, 12)
 DONE, SAVED, CRASH = (
@@ -158,6 +158,6 @@ def test_attempts_that_were_killed_outright_are_counted_before_the_next_one(
 ) -> None:
     Slurm(monkeypatch, facts(), states)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(len(causes)))
-    assert (before(submission.folder) == OVER) == over
+    assert (before(submission.folder) == OVER_EXIT_CODE) == over
     assert [attempt.why for attempt in submission.attempts(array=0)] == causes
     assert bool(submission.verdicts()) == over

@@ -7,8 +7,9 @@ import pytest
 from fake_slurm import fake_slurm
 
 from flowmask.launch.check import preflight
-from flowmask.launch.check.preflight import AnyJob
-from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, validate
+from flowmask.launch.config import validate
+from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
+from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm.resources import Asked, gpus_of, settle
 from flowmask.models.errors import ConfigError
 
@@ -28,7 +29,7 @@ EVALUATE: dict[str, Any] = {"out": "scores", "checkpoint": "runs/a", "data": {"r
 TREES = {TrainJob: TRAIN, CacheJob: CACHE, EvaluateJob: EVALUATE}
 
 
-def job(kind: type[AnyJob], tree: dict[str, Any] | None = None, **launch: Any) -> AnyJob:
+def job(kind: type[Job], tree: dict[str, Any] | None = None, **launch: Any) -> Job:
     launch = {"cluster": "slurm", "processes_per_node": 2, **launch}
     return validate({**TREES[kind], **(tree or {}), "launch": launch}, kind, origin="job.yaml")
 
@@ -36,7 +37,7 @@ def job(kind: type[AnyJob], tree: dict[str, Any] | None = None, **launch: Any) -
 def refused(asked: Asked) -> str:
     """The one line that a real submission ends with; empty where it goes out."""
     try:
-        preflight.refuse(list(asked.checks))
+        preflight.refuse(list(asked.findings))
     except ConfigError as error:
         return str(error)
     return ""
@@ -66,7 +67,7 @@ def test_the_gpus_of_a_node_are_read_from_what_scontrol_shows(facts: dict[str, s
 @pytest.mark.parametrize("kind", TREES)
 @pytest.mark.parametrize("nodes", [("gpu:8", 64), ("gpu:a100:8(S:0-1)", 64)])
 def test_a_gpu_job_asks_for_a_gpu_a_process_and_cpus_for_its_threads(
-    kind: type[AnyJob], nodes: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Job], nodes: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_slurm(tmp_path, monkeypatch, {"gpu": [nodes]})
     asked = settle(job(kind, partition="gpu"))
@@ -96,7 +97,7 @@ def test_the_nodes_of_the_partition_decide(
 @pytest.mark.parametrize("partition", [None, "main"])
 @pytest.mark.parametrize("kind", TREES)
 def test_a_gpu_job_for_a_partition_without_gpus_is_refused_with_both_ways_out(
-    kind: type[AnyJob], partition: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Job], partition: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_slurm(tmp_path, monkeypatch, {"main": [("(null)", 64)], "gpu": [("gpu:8", 64)]})
     line = refused(settle(job(kind, partition=partition)))
@@ -114,7 +115,7 @@ def test_a_gpu_job_for_a_partition_without_gpus_is_refused_with_both_ways_out(
 )
 @pytest.mark.parametrize("gres", ["(null)", "gpu:8"])
 def test_who_says_that_a_job_is_for_cpus_gets_no_gpu_and_no_refusal(
-    kind: type[AnyJob],
+    kind: type[Job],
     tree: dict[str, Any],
     launch: dict[str, Any],
     gres: str,
@@ -123,7 +124,7 @@ def test_who_says_that_a_job_is_for_cpus_gets_no_gpu_and_no_refusal(
 ) -> None:
     fake_slurm(tmp_path, monkeypatch, {"main": [(gres, 64)]})
     asked = settle(job(kind, tree, **launch))
-    assert not asked.launch.gpus_per_node and not asked.checks
+    assert not asked.launch.gpus_per_node and not asked.findings
     assert "no GPUs" in asked.said
 
 
@@ -143,7 +144,7 @@ def test_a_cluster_that_hides_its_nodes_is_asked_no_further(tmp_path: Path, monk
 def test_gpus_that_sbatch_args_ask_for_are_not_asked_for_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_slurm(tmp_path, monkeypatch, {"gpu": [("gpu:4", 64)]})
     asked = settle(job(TrainJob, sbatch_args={"gres": "gpu:a100:2"}))
-    assert asked.launch.gpus_per_node is None and not asked.checks
+    assert asked.launch.gpus_per_node is None and not asked.findings
     assert "gres=gpu:a100:2" in asked.said
 
 
@@ -153,7 +154,7 @@ def test_what_the_config_says_is_what_is_asked_for_and_slurm_is_not_consulted(
     monkeypatch.setenv("PATH", str(tmp_path))
     asked = settle(job(TrainJob, gpus_per_node=4, cpus_per_node=3))
     assert (asked.launch.gpus_per_node, asked.launch.cpus_per_node) == (4, 3)
-    assert not asked.checks
+    assert not asked.findings
 
 
 def test_without_slurm_one_warning_names_the_key_and_nothing_is_refused(
@@ -161,6 +162,6 @@ def test_without_slurm_one_warning_names_the_key_and_nothing_is_refused(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     asked = settle(job(TrainJob))
-    (check,) = asked.checks
-    assert check.state == "unknown" and "warning: launch.gpus_per_node is not set" in check.found
+    (check,) = asked.findings
+    assert check.state == "unknown" and "warning: launch.gpus_per_node is not set" in check.said
     assert asked.launch.gpus_per_node is None and asked.launch.cpus_per_node == 8

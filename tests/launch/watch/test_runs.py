@@ -17,7 +17,6 @@ from flowmask.launch.cli import main as cli
 from flowmask.launch.watch.control import _signal
 from flowmask.launch.watch.runs import look
 from flowmask.models.process import process_here
-from flowmask.trainer.state.owner import Start
 
 PATIENCE_S = 180
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,9 +121,9 @@ def test_a_process_that_only_has_the_pid_of_a_run_is_never_signalled(tmp_path: P
     try:
         it = process_here(other.pid)
         earlier = it.model_copy(update={"started": it.started - 1})
-        _signal(Start(earlier, earlier, 1), tmp_path)
+        _signal(earlier, tmp_path)
         assert other.poll() is None
-        _signal(Start(it, it, 1), tmp_path)
+        _signal(it, tmp_path)
         assert other.wait(timeout=20) == -15
     finally:
         other.kill()

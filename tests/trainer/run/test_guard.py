@@ -13,7 +13,8 @@ import pytest
 from runs import SignalAt, losses, rows, start
 
 from flowmask.models.errors import TrainingError
-from flowmask.trainer.config import REQUEUE_EXIT_CODE, GuardConfig
+from flowmask.models.process import REQUEUE_EXIT_CODE
+from flowmask.trainer.config import GuardConfig
 from flowmask.trainer.predict.weights import content_sha256
 from flowmask.trainer.run.guard import SpikeGuard, spike_limit
 from flowmask.trainer.state.checkpoint import complete, read_full, read_state

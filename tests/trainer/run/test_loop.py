@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from flowmask.trainer.run.loop import STOP_SIGNALS, Ending, stop_signals, train
+from flowmask.models.process import STOP_SIGNALS
+from flowmask.trainer.run.loop import Ending, stop_signals, train
 from flowmask.trainer.run.run_state import Run
 
 

@@ -20,8 +20,8 @@ from flowmask.models.config import LoraConfig, SamplerConfig
 from flowmask.models.dit import velocity
 from flowmask.models.errors import CheckpointError, ConfigError, UserError, WeightsError
 from flowmask.models.lora import add_lora, named_parameters
+from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
 from flowmask.trainer.predict.export import export, objective_of
 from flowmask.trainer.predict.inference import load_segmenter
 from flowmask.trainer.predict.weights import load_adapter, load_dit

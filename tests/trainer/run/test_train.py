@@ -12,7 +12,7 @@ import yaml
 from runs import NanFrom, SignalAt, losses, rows, start
 
 from flowmask.models.errors import CacheError, CheckpointError, ConfigError, TrainingError, UserError, WeightsError
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer.predict.weights import content_sha256, load_dit, load_mask_decoder
 from flowmask.trainer.state import checkpoint_write
 from flowmask.trainer.state.checkpoint import complete, read_full, read_state

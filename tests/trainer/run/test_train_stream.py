@@ -11,7 +11,7 @@ import pytest
 from runs import SignalAt, losses, rows, run_group, start
 
 from flowmask.models.errors import CacheError, CheckpointError
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import REQUEUE_EXIT_CODE
 
 STREAM = {"data.mode": "stream", "data.shuffle_examples": 4, "data.retries": 0, "train.steps": 8}
 

@@ -14,8 +14,8 @@ from runs import SignalAt, cache_settings, losses, rows, run_group, start
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.errors import ConfigError
+from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
 from flowmask.trainer.run.validate import fixed_examples, refuse_other_conventions
 from flowmask.trainer.run.validate_overlays import ClipOverlays
 from flowmask.trainer.state.checkpoint import complete, read_state

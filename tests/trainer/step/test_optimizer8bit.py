@@ -12,8 +12,9 @@ from scenarios import Training, Velocity, micro_batches, settings, tiny_dit
 from workers import run_ranks
 
 from flowmask.models.errors import ConfigError
+from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer import distributed
-from flowmask.trainer.config import REQUEUE_EXIT_CODE, TrainConfig
+from flowmask.trainer.config import TrainConfig
 from flowmask.trainer.step import zero
 from flowmask.trainer.step.engine import Engine
 from flowmask.trainer.step.optimizer8bit import BLOCK, code_table, encode

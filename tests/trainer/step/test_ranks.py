@@ -7,7 +7,7 @@ import pytest
 import torch
 from runs import losses, rows, run_group, start
 
-from flowmask.trainer.config import REQUEUE_EXIT_CODE
+from flowmask.models.process import REQUEUE_EXIT_CODE
 
 STEPS = 12
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}

@@ -1,6 +1,6 @@
 """The questions of `flowmask doctor`, each a function from what is examined to its findings.
 
-Libraries are tried in processes of their own, so that one which crashes on import is a line, not the end.
+Libraries are tried in other processes, so that one which crashes on import is a line, not the end.
 """
 
 import importlib.metadata
@@ -14,10 +14,19 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowmask.launch.check.doctor import Check, Finding, State, Subject
+from omegaconf import OmegaConf
+
+from flowmask.launch.check.preflight import existing
+from flowmask.launch.config import read_tree
+from flowmask.launch.finding import Finding, State, judged
+from flowmask.launch.jobs import load_any
+from flowmask.launch.jobs.job import Job
+from flowmask.models.errors import ConfigError, UserError
 
 _LIBRARIES = {
     "deepspeed": "trainer",
@@ -28,6 +37,10 @@ _LIBRARIES = {
     "pycocotools": "masks",
     "mlflow": "tracking",
     "submitit": "SLURM",
+}
+_MODULES: dict[str, Callable[[Any], object]] = {
+    "transformer": lambda wan: wan.empty_transformer(video_injection=True),
+    "vae": lambda wan: wan.empty_vae(),
 }
 _SLURM = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "sinfo")
 _TORCH = """
@@ -47,29 +60,58 @@ print(json.dumps({name: bool(op.is_compatible(verbose=False)) for name, op in AL
 """
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is examined: this machine, and the job of a config, if one was given; `problem`: why it has none."""
+
+    out: Path
+    job: Job | None = None
+    problem: str = ""
+    tracking_uri: str | None = None
+    cluster: str = "local"
+    partition: str | None = None
+
+
+Question = Callable[[Subject], list[Finding]]
+
+
+def subject_of(config: Path | None, overrides: Sequence[str] = ()) -> Subject:
+    """What a config names; one that no job can be made of is a finding, and the machine is examined all the same."""
+    if config is None:
+        return Subject(out=Path())
+    tree = OmegaConf.create(read_tree(config, overrides))
+    named = {
+        "out": Path(OmegaConf.select(tree, "out") or "."),
+        "tracking_uri": OmegaConf.select(tree, "tracking.uri"),
+        "cluster": OmegaConf.select(tree, "launch.cluster") or "local",
+        "partition": OmegaConf.select(tree, "launch.partition"),
+    }
+    try:
+        return Subject(job=load_any(config, overrides)[0], **named)
+    except ConfigError as error:
+        return Subject(problem=str(error), **named)
+
+
 def python(subject: Subject) -> list[Finding]:
-    version = platform.python_version()
-    state: State = "pass" if sys.version_info >= (3, 11) else "fail"
-    return [Finding("python", state, f"{version} at {sys.executable}", "make PYTHON=python3.11 setup")]
+    said = f"{platform.python_version()} at {sys.executable}"
+    return [judged("python", sys.version_info >= (3, 11), said, "make PYTHON=python3.11 setup")]
 
 
 def torch(subject: Subject) -> list[Finding]:
     facts, problem = _ask(_TORCH)
     if facts is None:
         return [Finding("torch", "fail", problem, "make setup")]
-    findings = [Finding("torch", "pass", f"{facts['version']}, built for CUDA {facts['cuda'] or 'none'}")]
-    gpus = facts["gpus"]
-    if not gpus:
-        fix = "on a GPU node: install a CUDA build of torch, and check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        findings.append(Finding("gpu", "warn", "none is visible: only tiny models will train", fix))
-    else:
-        findings.append(Finding("gpu", "pass", f"{len(gpus)} x {', '.join(sorted(set(gpus)))}"))
-        nccl: State = "pass" if facts["nccl"] else "fail"
-        findings.append(Finding("nccl", nccl, facts["nccl"] or "missing", "install a CUDA build of torch"))
-        bf16: State = "pass" if facts["bf16"] else "warn"
-        findings.append(Finding("bf16", bf16, str(facts["bf16"]), "set train.precision=fp32"))
-    gloo: State = "pass" if facts["gloo"] else "fail"
-    findings.append(Finding("gloo", gloo, str(facts["gloo"]), "install a build of torch with gloo"))
+    gpus, nccl, bf16, gloo = facts["gpus"], facts["nccl"], facts["bf16"], facts["gloo"]
+    said = f"{len(gpus)} x {', '.join(sorted(set(gpus)))}" if gpus else "none is visible: only tiny models will train"
+    fix = "on a GPU node: install a CUDA build of torch, and check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    findings = [
+        Finding("torch", "pass", f"{facts['version']}, built for CUDA {facts['cuda'] or 'none'}"),
+        judged("gpu", gpus, said, fix, otherwise="warn"),
+        judged("gloo", gloo, str(gloo), "install a build of torch with gloo"),
+    ]
+    if gpus:
+        findings.append(judged("nccl", nccl, nccl or "missing", "install a CUDA build of torch"))
+        findings.append(judged("bf16", bf16, str(bf16), "set train.precision=fp32", otherwise="warn"))
     return findings
 
 
@@ -78,10 +120,8 @@ def libraries(subject: Subject) -> list[Finding]:
     findings = []
     for name, purpose in _LIBRARIES.items():
         problem = _run([sys.executable, "-c", code, name])[1]
-        if problem:
-            findings.append(Finding(name, "fail", f"for {purpose}: {problem}", "make setup"))
-        else:
-            findings.append(Finding(name, "pass", importlib.metadata.version(name)))
+        said = f"for {purpose}: {problem}" if problem else importlib.metadata.version(name)
+        findings.append(judged(name, not problem, said, "make setup"))
     return findings
 
 
@@ -90,85 +130,83 @@ def deepspeed_ops(subject: Subject) -> list[Finding]:
     if facts is None:
         return [Finding("deepspeed ops", "warn", problem, "pip install ninja, and a C++ compiler")]
     missing = [name for name, fits in facts.items() if not fits]
-    found = f"can be built: {', '.join(n for n in facts if n not in missing) or 'none'}"
-    if not missing:
-        return [Finding("deepspeed ops", "pass", found)]
+    said = f"can be built: {', '.join(n for n in facts if n not in missing) or 'none'}"
+    said += f"; not {', '.join(missing)}" if missing else ""
     fix = "nothing, unless you offload: AdamW of torch is used; cpu_adam needs a C++ compiler and ninja"
-    return [Finding("deepspeed ops", "warn", f"{found}; not {', '.join(missing)}", fix)]
+    return [judged("deepspeed ops", not missing, said, fix, otherwise="warn")]
 
 
 def filesystem(subject: Subject) -> list[Finding]:
     """Free space, and what the cache and checkpoints rely on: rename over a file, hard links, a sane clock."""
-    place = _existing(subject.out)
+    place = existing(subject.out)
     free_gb = shutil.disk_usage(place).free / 1e9
-    state: State = "fail" if free_gb < 1 else "warn" if free_gb < 50 else "pass"
     fix = "make room, or choose another out; `flowmask plan` says how much a job writes"
-    findings = [Finding("disk", state, f"{free_gb:.1f} GB free at {place}", fix)]
+    said = f"{free_gb:.1f} GB free at {place}"
+    findings = [judged("disk", free_gb >= 50, said, fix, otherwise="fail" if free_gb < 1 else "warn")]
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as name:
             findings += _probe(Path(name))
     except OSError as error:
-        what = f"{place} cannot be written: {error.strerror}"
-        findings.append(Finding("writable", "fail", what, "choose another out, or get the right to write there"))
+        said = f"{place} cannot be written: {error.strerror}"
+        findings.append(Finding("writable", "fail", said, "choose another out, or get the right to write there"))
     return findings
 
 
 def _probe(folder: Path) -> list[Finding]:
-    first, second, linked = folder / "first", folder / "second", folder / "linked"
+    first, second = folder / "first", folder / "second"
     first.write_text("1")
     second.write_text("2")
     second.replace(first)
     atomic = first.read_text() == "2" and not second.exists()
-    try:
-        os.link(first, linked)
-        try:
-            os.link(first, linked)
-            exclusive = False
-        except FileExistsError:
-            exclusive = True
-    except OSError:
-        exclusive = False
+    exclusive = _links_once(first, folder / "linked")
     skew_s = abs(first.stat().st_mtime - time.time())
     wrong = "use a POSIX filesystem (NFS, Lustre, GPFS, BeeGFS, local), not an object store mount"
+    clocks = f"the filesystem's and this machine's differ by {skew_s:.1f} s"
+    fix = "synchronise the clocks (ntp); leases go by the filesystem's, so builds are safe"
     return [
-        Finding("atomic rename", "pass" if atomic else "fail", "works" if atomic else "does not", wrong),
-        Finding("exclusive create", "pass" if exclusive else "fail", "works" if exclusive else "does not", wrong),
-        Finding(
-            "clock",
-            "pass" if skew_s < 30 else "warn",
-            f"the filesystem's and this machine's differ by {skew_s:.1f} s",
-            "synchronise the clocks (ntp); leases go by the filesystem's, so builds are safe",
-        ),
+        judged("atomic rename", atomic, "works" if atomic else "does not", wrong),
+        judged("exclusive create", exclusive, "works" if exclusive else "does not", wrong),
+        judged("clock", skew_s < 30, clocks, fix, otherwise="warn"),
     ]
 
 
+def _links_once(source: Path, link: Path) -> bool:
+    """Whether a hard link can be made, and not twice: of those who try at the same time, one has it."""
+    try:
+        os.link(source, link)
+    except OSError:
+        return False
+    try:
+        os.link(source, link)
+    except FileExistsError:
+        return True
+    return False
+
+
 def inputs(subject: Subject) -> list[Finding]:
+    if subject.problem:
+        return [Finding("config", "fail", subject.problem, "correct the config")]
     findings = []
-    if subject.wan is not None:
-        findings.append(_weights(subject.wan))
-    for path in subject.data:
-        if path.exists():
-            findings.append(Finding("data", "pass", str(path)))
-        else:
-            findings.append(Finding("data", "fail", f"{path} is missing", "correct the path"))
+    for each in subject.job.inputs() if subject.job else ():
+        said, fix = str(each.path), f"correct {each.key}: it must be {each.what}"
+        if not each.path.exists():
+            said += " is missing"
+        elif each.key == "model.wan" and (problem := _not_loadable(each.path)):
+            said, fix = problem, "download Wan2.1-T2V-1.3B-Diffusers, or to try: flowmask tiny-wan DIR"
+        findings.append(judged(each.key, said == str(each.path), said, fix))
     return findings
 
 
-def _weights(wan: Path) -> Finding:
-    from flowmask.models.errors import UserError
+def _not_loadable(part: Path) -> str:
+    """Why no module can be made of the config of a part of Wan; empty if it can, or the part has none."""
     from flowmask.models.weights.wan import WanFolder
 
-    fix = "download Wan2.1-T2V-1.3B-Diffusers, or to try: flowmask tiny-wan DIR"
     try:
-        folder = WanFolder(wan)
-        folder.empty_transformer(video_injection=True)
-        folder.empty_vae()
+        if part.name in _MODULES:
+            _MODULES[part.name](WanFolder(part.parent))
     except UserError as error:
-        return Finding("weights", "fail", str(error), fix)
-    absent = [part for part in ("text_encoder", "tokenizer") if not (wan / part).is_dir()]
-    if absent:
-        return Finding("weights", "fail", f"{wan} has no {' and no '.join(absent)}", fix)
-    return Finding("weights", "pass", str(wan))
+        return str(error)
+    return ""
 
 
 def mlflow_server(subject: Subject) -> list[Finding]:
@@ -185,18 +223,17 @@ def mlflow_server(subject: Subject) -> list[Finding]:
 
 def slurm(subject: Subject) -> list[Finding]:
     wanted = subject.cluster == "slurm"
-    missing = [name for name in _SLURM if shutil.which(name) is None]
-    if missing:
-        state: State = "fail" if wanted else "warn"
+    away: State = "fail" if wanted else "warn"
+    if missing := [name for name in _SLURM if shutil.which(name) is None]:
         fix = "run on the login node, or launch.cluster=local"
-        return [Finding("slurm", state, f"no {', '.join(missing)} here", fix)]
+        return [Finding("slurm", away, f"no {', '.join(missing)} here", fix)]
     nodes, problem = _run(["sinfo", "--noheader", "--format=%P %a %D %l %t"])
     if problem:
-        return [Finding("slurm", "fail" if wanted else "warn", problem, "ask who runs the cluster")]
+        return [Finding("slurm", away, problem, "ask who runs the cluster")]
     findings = [Finding("slurm", "pass", "; ".join(nodes.split("\n")))]
     problem = _run(["sacct", "--noheader", "--format=JobID", "--starttime=now"])[1]
     fix = "without accounting the reason of a lost job stays unknown; ask who runs the cluster"
-    findings.append(Finding("slurm accounting", "warn" if problem else "pass", problem or "answers", fix))
+    findings.append(judged("slurm accounting", not problem, problem or "answers", fix, otherwise="warn"))
     known = [re.sub(r"\W+$", "", line.split(" ")[0]) for line in nodes.splitlines()]
     if subject.partition is not None and subject.partition not in known:
         fix = f"launch.partition: one of {', '.join(sorted(set(known)))}"
@@ -206,7 +243,7 @@ def slurm(subject: Subject) -> list[Finding]:
 
 def _seen_from_a_node(subject: Subject) -> Finding:
     """Whether a file written here is there on a compute node; asked only when one is free at once."""
-    check, place = "shared filesystem", _existing(subject.out).resolve()
+    check, place = "shared filesystem", existing(subject.out)
     partition = [f"--partition={subject.partition}"] if subject.partition else []
     try:
         with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=place) as file:
@@ -219,14 +256,6 @@ def _seen_from_a_node(subject: Subject) -> Finding:
     if "No such file" in problem:
         return Finding(check, "fail", f"a compute node does not see {place}", "put `out` where all nodes see it")
     return Finding(check, "warn", f"not known: {problem}", "ask again when a node is free")
-
-
-def _existing(path: Path) -> Path:
-    """The deepest folder of a path that is already there."""
-    path = path.absolute()
-    while not path.is_dir():
-        path = path.parent
-    return path
 
 
 def _ask(code: str) -> tuple[dict[str, Any] | None, str]:
@@ -247,4 +276,4 @@ def _run(command: list[str], *, timeout_s: float = 120) -> tuple[str, str]:
     return "", said[-1] if said else f"ended with code {done.returncode}"
 
 
-CHECKS: tuple[Check, ...] = (python, torch, libraries, deepspeed_ops, filesystem, inputs, mlflow_server, slurm)
+QUESTIONS: tuple[Question, ...] = (python, torch, libraries, deepspeed_ops, filesystem, inputs, mlflow_server, slurm)

@@ -1,0 +1,121 @@
+"""The only place that chooses where a job runs: here in processes, in this very process, or on SLURM.
+
+The same config goes to each by launch.cluster alone. What can be refused is refused before anything starts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowmask.launch import jobs
+from flowmask.launch.check import preflight
+from flowmask.launch.config import load_job
+from flowmask.launch.console import err, out
+from flowmask.launch.jobs import KINDS
+from flowmask.launch.jobs.job import Job
+from flowmask.launch.local.processes import JobFailedError, run_local
+from flowmask.launch.slurm import commands as slurm_commands
+from flowmask.launch.slurm import resources, snapshot
+from flowmask.launch.slurm.submission import Submission
+from flowmask.models.errors import UserError
+from flowmask.models.process import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, MISTAKE_EXIT_CODE
+from flowmask.trainer.state.owner import note_end
+
+
+def start(kind: str, config: Path, overrides: Sequence[str] = (), *, wait: bool = True) -> int:
+    """Read the config of a job and run it where `launch.cluster` says; returns the exit code."""
+    return run(load_job(config, KINDS[kind], overrides), wait=wait)
+
+
+def run(job: Job, *, wait: bool = True) -> int:
+    """Run a job, one process a rank; returns 0, or the exit code that asks for a requeue.
+
+    wait: on a cluster, until it is done; a job on this machine is always waited for.
+    """
+    if job.launch.cluster == "slurm":
+        return to_slurm(job, wait=wait)
+    resolved = job.model_dump(mode="json")
+    try:
+        if job.launch.cluster == "debug":
+            code = jobs.run_rank(job.KIND, resolved)
+        else:
+            code = run_local(job.KIND, resolved, processes=job.launch.processes_per_node)
+    except JobFailedError as error:
+        last = error.traceback.strip().splitlines()[-1:]
+        note_end(job.out, code=CRASH_EXIT_CODE, message=": ".join([error.what, *last]))
+        raise
+    except UserError as error:
+        note_end(job.out, code=MISTAKE_EXIT_CODE, message=str(error))
+        raise
+    note_end(job.out, code=code)
+    return code
+
+
+def submit(config: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool) -> int:
+    """Submit the job of a config of any kind; with `dry_run` only print what would be done. The exit code."""
+    job, because = jobs.load_any(config, overrides)
+    if dry_run:
+        out.print(describe(job, because=because))
+        return 0
+    err.print(f"{config}: {job.KIND}, because {because}")
+    if job.launch.cluster != "slurm":
+        preflight.refuse(preflight.examine(job))
+    return run(job, wait=wait)
+
+
+def to_slurm(job: Job, *, wait: bool) -> int:
+    """Submit a job; 0 once it is in the queue or, with `wait`, once it is done.
+
+    Raises UserError with the job's own reason when it ends otherwise. ^C leaves it running; then 130.
+    """
+    from flowmask.launch.slurm import executor as slurm
+    from flowmask.launch.slurm import wait as waiting
+
+    slurm_commands.require()
+    name, asked = _name(job), resources.settle(job)
+    preflight.refuse(preflight.examine(job, slurm.script(job.out, asked.launch, name=name), asked.findings))
+    submission = Submission.create(job.out, kind=job.KIND, resolved=job.model_dump(mode="json"))
+    code = snapshot.freeze(submission.folder)
+    job_id = slurm.submit(submission, asked.launch, name=name, code=code)
+    err.print(f"submitted job {job_id}; its logs: {submission.logs}")
+    if not wait:
+        return 0
+    try:
+        return waiting.wait(submission)
+    except KeyboardInterrupt:
+        waiting.say_left(submission)
+        return INTERRUPTED_EXIT_CODE
+
+
+def describe(job: Job, *, because: str) -> str:
+    """What `submit` would do: the script, if there is one, then the plan as comments below it. Writes nothing."""
+    launch, script, asked = job.launch, None, None
+    if launch.cluster == "slurm":
+        from flowmask.launch.slurm import executor as slurm
+
+        asked = resources.settle(job)
+        script = slurm.script(job.out, asked.launch, name=_name(job))
+    tasks = f"{launch.array} tasks x " if launch.array > 1 else ""
+    lines = [
+        f"{job.KIND}, because {because}",
+        f"out: {job.out.resolve()}",
+        f"where: {launch.cluster}, {tasks}{launch.nodes} nodes x {launch.processes_per_node} processes",
+    ]
+    if asked is not None:
+        limit = f"{launch.time_min} min" if launch.time_min else "the partition's"
+        lines += [
+            asked.said,
+            f"time limit: {limit}; saves {launch.signal_margin_s} s before it and goes back into the queue",
+            f"goes on after {launch.max_preemptions} preemptions, {launch.max_timeouts} time limits, "
+            f"{launch.max_crashes} crashes",
+        ]
+    findings = preflight.examine(job, script, asked.findings if asked else ())
+    titles = {"pass": "checked:", "fail": "submit would refuse:", "unknown": "could not be checked here:"}
+    for state, title in titles.items():
+        found = [f"  {finding.said}" for finding in findings if finding.state == state]
+        lines += [title, *found] if found else []
+    return "\n".join([script or "", *(f"# {line}" for line in lines)]).strip()
+
+
+def _name(job: Job) -> str:
+    """What the queue calls the job."""
+    return f"flowmask-{job.KIND}-{job.out.resolve().name}"

@@ -1,0 +1,54 @@
+"""The jobs by name: a kind is a class here that says of itself what the launcher must know.
+
+Imports the launcher's ground (config, progress) and the rooms that do the work, these when a job runs.
+A new kind is a file here and an entry in KINDS.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flowmask.launch.config import read_tree, validate
+from flowmask.launch.jobs.cache import CacheJob
+from flowmask.launch.jobs.evaluate import EvaluateJob
+from flowmask.launch.jobs.job import Job, Resolved
+from flowmask.launch.jobs.train import TrainJob
+from flowmask.models.errors import ConfigError
+
+# A config that says no kind is of the first one here that recognises it.
+KINDS: dict[str, type[Job]] = {kind.KIND: kind for kind in (TrainJob, EvaluateJob, CacheJob)}
+_NAMES = {name: kind for kind in KINDS.values() for name in (kind.KIND, *kind.ALIASES)}
+
+
+def kind_of(tree: dict[Any, Any], *, origin: str) -> tuple[type[Job], str]:
+    """What job a config describes, and how that was told; ConfigError when nothing tells."""
+    if "kind" in tree:
+        named = str(tree["kind"])
+        if named not in _NAMES:
+            raise ConfigError(f"{origin}: kind is {named}; it must be {', '.join(_NAMES)}")
+        return _NAMES[named], f"kind is {named}"
+    for kind in KINDS.values():
+        if because := kind.recognised_by(tree):
+            return kind, because
+    raise ConfigError(f"{origin}: can't tell what job this is; add kind: {', '.join(_NAMES)}")
+
+
+def load_any(config: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
+    """The job of a config of any kind, and how its kind was told; ConfigError in one line."""
+    tree = read_tree(config, overrides)
+    kind, because = kind_of(tree, origin=str(config))
+    tree.pop("kind", None)
+    return validate(tree, kind, origin=str(config)), because
+
+
+def run_rank(kind: str, resolved: Resolved) -> int:
+    """Run one rank of a job in this process; ConfigError where its GPU is missing or has too little memory."""
+    from flowmask.models.device import gpu_holds, require_gpu
+
+    job = validate(resolved, KINDS[kind], origin=f"{kind} job")
+    if (promised := job.launch.gpus_per_node) and job.computes_on != "cpu":
+        require_gpu(f"launch.gpus_per_node is {promised}", otherwise="set launch.gpus_per_node=0")
+    with gpu_holds(f"this {kind} job", fix=job.LESS_MEMORY):
+        code = job.work(resolved, rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
+    return code or 0

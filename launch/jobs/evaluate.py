@@ -1,0 +1,67 @@
+"""`flowmask evaluate` as a job."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config
+from flowmask.launch.progress import bar, show_scores
+from flowmask.models.files import read_object
+from flowmask.trainer.score.evaluate_config import EvaluateConfig
+
+
+class EvaluateJob(Job, EvaluateConfig):
+    """`flowmask evaluate`."""
+
+    KIND, ROOM, COUNTS = "evaluate", EvaluateConfig, "video"
+    LOCK = ".evaluate/rank_0.lock"
+    LESS_MEMORY = "lower sentences_per_batch or the box, or choose precision=bf16"
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Self:
+        self.launch.refuse_array()
+        return self
+
+    @property
+    def computes_on(self) -> str:
+        return self.device
+
+    def inputs(self) -> Iterator[Input]:
+        yield Input("checkpoint", Path(self.checkpoint), "a run, an export, or a FlowRVS .pth")
+        yield Input("data.root", self.data.root, "the folder of the dataset")
+
+    def video_ids(self) -> set[tuple[str, str]]:
+        """(family of datasets, video id) of what is scored; reads the dataset."""
+        from flowmask.data_pipeline.plan.leaks import family_of
+        from flowmask.data_pipeline.sources import open_source
+
+        videos = list(open_source(self.data).videos())[: self.max_videos]
+        return {(family_of(self.data), video.video_id) for video in videos if video.expressions}
+
+    def work(self, resolved: Resolved, *, rank: int, world: int) -> None:
+        from flowmask.trainer.score.evaluate import evaluate
+
+        with bar(show=rank == 0) as on_progress:
+            scores = evaluate(self.for_room(), rank=rank, world=world, on_progress=on_progress)
+        if scores is not None:  # whoever finishes last has them
+            save_config(self.out, resolved)
+            show_scores(scores, self.out)
+
+    @classmethod
+    def recognised_by(cls, tree: Mapping[Any, Any]) -> str:
+        return "it names a checkpoint to score" if isinstance(tree.get("checkpoint"), str) else ""
+
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        return (folder / "scores.json").is_file() or (folder / ".evaluate").is_dir()
+
+    @classmethod
+    def status(cls, folder: Path) -> RunStatus:
+        records = sum(1 for _ in folder.glob(".evaluate/*/records/*.json"))
+        scores = read_object(folder / "scores.json")
+        if scores and not records:
+            videos = scores.get("videos")
+            return RunStatus(str(folder), cls.KIND, "finished", step=videos, steps=videos)
+        return RunStatus(str(folder), cls.KIND, step=records)

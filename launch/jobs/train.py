@@ -1,0 +1,131 @@
+"""`flowmask train` as a job."""
+
+import json
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import model_validator
+
+from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
+from flowmask.trainer.config import RunConfig, accumulation_steps
+from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS
+
+_WAN_PARTS = {"flow_matching": ("transformer",), "mask_decoder": ("vae",)}
+_TAIL_BYTES = 1 << 16
+_RATE_ROWS, _LOSS_ROWS = 50, 10  # newest rows that speed and loss are taken of
+
+
+class TrainJob(Job, RunConfig):
+    """`flowmask train`."""
+
+    KIND, ROOM, COUNTS = "train", RunConfig, "step"
+    ALIASES = ("decoder",)
+    LESS_MEMORY = "lower train.micro_batch, or choose what `flowmask plan` says fits"
+    SAVES = True
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        self.launch.refuse_array()
+        accumulation_steps(self.train, self.launch.world_size)
+        gpus, ranks = self.launch.gpus_per_node, self.launch.processes_per_node
+        if gpus and ranks > gpus:
+            raise ValueError(
+                f"launch.processes_per_node is {ranks}, launch.gpus_per_node {gpus}; a training needs a "
+                "GPU for each rank: set both to the same number"
+            )
+        return self
+
+    @property
+    def reading_threads(self) -> int:
+        return self.data.threads
+
+    @property
+    def trains(self) -> str:
+        return self.objective.kind
+
+    def inputs(self) -> Iterator[Input]:
+        yield from wan_inputs(self.model.wan, _WAN_PARTS.get(self.objective.kind, ()))
+        if self.model.init is not None:
+            yield Input("model.init", Path(self.model.init), "a run, an export, or a FlowRVS .pth")
+        for cache in self.caches():
+            yield Input("data.cache", cache / "manifest.json", "a cache that `flowmask cache build` finished")
+
+    def caches(self) -> Sequence[Path]:
+        return self.data.folders()
+
+    def leaves(self) -> Sequence[str]:
+        """Its last checkpoint by both names, and the best one where it is chosen."""
+        names = ["latest", f"step_{self.train.steps:08d}"] + ["best"] * self.evaluate.wanted
+        return [f"{CHECKPOINTS}/{name}" for name in names]
+
+    def most_processes(self, limit: int) -> int:
+        batches = self.train.global_batch // self.train.micro_batch
+        return max(n for n in range(1, limit + 1) if batches % n == 0)
+
+    def work(self, resolved: Resolved, *, rank: int, world: int) -> int:
+        from flowmask.trainer.run.train import run
+
+        return run(self.for_room(), resolved=resolved)
+
+    @classmethod
+    def recognised_by(cls, tree: Mapping[Any, Any]) -> str:
+        return "it has the section train" if "train" in tree else ""
+
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        return (folder / CHECKPOINTS).is_dir() or (folder / METRICS).is_file()
+
+    @classmethod
+    def status(cls, folder: Path) -> RunStatus:
+        rows, steps = _last_rows(folder / METRICS), _steps(folder)
+        times = [row["time"] for row in rows if "time" in row]
+        took = [after - before for before, after in pairwise(times) if after > before]
+        losses = [row["loss"] for row in rows[-_LOSS_ROWS:] if isinstance(row.get("loss"), int | float)]
+        return RunStatus(
+            str(folder),
+            cls.KIND,
+            "finished" if steps is not None and _saved_step(folder) >= steps else "idle",
+            step=int(rows[-1]["step"]) if rows else 0,
+            steps=steps,
+            loss=statistics.fmean(losses) if losses else None,
+            step_s=statistics.median(took) if took else None,
+        )
+
+
+def _last_rows(path: Path) -> list[dict[str, Any]]:
+    """The last whole rows of a metrics file, the newest last."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    found = []
+    for line in lines[size > _TAIL_BYTES : -1][-_RATE_ROWS:]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            found.append(row)
+    return found
+
+
+def _steps(folder: Path) -> int | None:
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text())
+        return int(config["train"]["steps"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _saved_step(folder: Path) -> int:
+    latest = folder / CHECKPOINTS / "latest"
+    name = latest.readlink().name if latest.is_symlink() else ""
+    return int(name.removeprefix("step_")) if name.removeprefix("step_").isdigit() else 0
