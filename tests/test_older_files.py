@@ -12,9 +12,13 @@ import torch
 from runs import GOLDEN, rows
 
 from flowmask.data_pipeline.check.verify import verify
-from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob, load_job
+from flowmask.launch.config import load_job
 from flowmask.launch.curriculum.done import judge
-from flowmask.launch.curriculum.stages import AnyJob, Stage
+from flowmask.launch.curriculum.stages import Stage
+from flowmask.launch.jobs.cache import CacheJob
+from flowmask.launch.jobs.evaluate import EvaluateJob
+from flowmask.launch.jobs.job import Job
+from flowmask.launch.jobs.train import TrainJob
 from flowmask.launch.watch.runs import look
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.overlay import read_mask
@@ -85,20 +89,15 @@ def test_a_run_of_an_earlier_version_is_evaluated_as_it_was(older: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "folder", "job", "steps"),
-    [
-        ("cache", "cache", CacheJob, 8),
-        ("decoder", "decoder", TrainJob, 2),
-        ("train", "run", TrainJob, 3),
-        ("evaluate", "evaluation", EvaluateJob, 1),
-    ],
+    ("folder", "kind", "steps"),
+    [("cache", CacheJob, 8), ("decoder", TrainJob, 2), ("run", TrainJob, 3), ("evaluation", EvaluateJob, 1)],
 )
 def test_what_an_earlier_version_finished_is_seen_and_not_done_twice(
-    older: Path, kind: str, folder: str, job: type[AnyJob], steps: int
+    older: Path, folder: str, kind: type[Job], steps: int
 ) -> None:
     status = look(Path(folder))
     assert (status.state, status.step) == ("finished", steps)
-    config = load_job(Path(folder, "config.yaml"), job)
-    stage = Stage("old", kind, job=config, needs=(), carries={}, retries=None)
+    config = load_job(Path(folder, "config.yaml"), kind)
+    stage = Stage("old", job=config, needs=(), carries={}, retries=None)
     judgement = judge(stage, unfinished=set(), memo=older / "memo")
     assert judgement.done, judgement.why

@@ -13,18 +13,18 @@ from flowmask.launch.local import processes
 from flowmask.launch.local.processes import Group, JobFailedError, TooLateError
 from flowmask.models.process import REQUEUE_EXIT_CODE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 ABORTS_AT_EXIT = """
 import atexit, ctypes, runpy, sys
-from launch import jobs
-def job(resolved):
+from flowmask.launch import jobs
+def job(kind, resolved):
     libc = ctypes.CDLL(None)
     getattr(libc, "__cxa_atexit")(libc.abort, None, None)  # as a library that left a thread of C++ unjoined
     atexit.register(print, "tidied up", end="")
     libc.printf(b"said in C ")
     return eval(resolved["end"])
-jobs.RANK["train"] = job
+jobs.run_rank = job
 runpy.run_module("flowmask.launch.local.worker", run_name="__main__")
 """
 
