@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -149,6 +150,15 @@ def test_the_packages_of_a_wheel_are_the_folders_of_the_tree() -> None:
     listed = setup["options"]["packages"].split()
     folders = [f"flowmask.{'.'.join(folder.parts)}" for folder in FOLDERS]
     assert sorted(listed) == sorted(["flowmask", "flowmask.configs", *folders])
+
+
+def test_pytest_collects_every_folder_of_tests(request: pytest.FixtureRequest) -> None:
+    """By default it passes over folders called `build`, without a word."""
+    skipped = request.config.getini("norecursedirs")
+    folders = {
+        part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]
+    }
+    assert not [name for name in folders for pattern in skipped if fnmatch(name, pattern)]
 
 
 def test_no_import_does_work_at_the_command_line() -> None:

@@ -228,8 +228,6 @@ def test_an_unwritable_output_is_one_line(make_config, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_what_is_finished_stays(make_config, tmp_path, cache, monkeypatch):
-    from flowmask.data_pipeline.cache import shards
-
     real, calls = os.fsync, []
 
     def full(descriptor: int) -> None:
@@ -238,7 +236,7 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(make_config, tmp_pat
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     config = make_config(tmp_path / "cache")
     with pytest.raises(CacheError, match="No space left on device"):
         build(config)
