@@ -155,9 +155,7 @@ def test_the_packages_of_a_wheel_are_the_folders_of_the_tree() -> None:
 def test_pytest_collects_every_folder_of_tests(request: pytest.FixtureRequest) -> None:
     """By default it passes over folders called `build`, without a word."""
     skipped = request.config.getini("norecursedirs")
-    folders = {
-        part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]
-    }
+    folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]}
     assert not [name for name in folders for pattern in skipped if fnmatch(name, pattern)]
 
 

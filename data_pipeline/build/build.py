@@ -100,7 +100,7 @@ class Build:
                 shutil.rmtree(self.work, ignore_errors=True)
         self.on_progress(BuildProgress("complete", plan.clips, plan.clips))
 
-    def _encode(self, plan: units.Plan) -> None:
+    def _encode(self, plan: units.BuildPlan) -> None:
         try:
             self._tell_cost(plan)
             self._encode_sentences(plan)
@@ -122,7 +122,7 @@ class Build:
     def source(self) -> LeakFree:
         return without_leaks(open_source(self.config.data), self.config)
 
-    def _plan(self) -> units.Plan:
+    def _plan(self) -> units.BuildPlan:
         """The plan on disk, written if there is none; refuses one, or a cache, of another fingerprint."""
         try:
             self.shards.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ class Build:
         first = units_ * self.worker // self.workers
         return [*range(first, units_), *range(first)]
 
-    def _encode_sentences(self, plan: units.Plan) -> None:
+    def _encode_sentences(self, plan: units.BuildPlan) -> None:
         texts = self.work / "texts"
         texts.mkdir(parents=True, exist_ok=True)
 
@@ -204,7 +204,7 @@ class Build:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _tell_cost(self, plan: units.Plan) -> None:
+    def _tell_cost(self, plan: units.BuildPlan) -> None:
         """What the build will cost, by encoding one clip and one sentence; said once, before anything is stored."""
         texts = self.work / "texts"
         if self.worker or any(texts.glob("text-*")) or any(self.shards.glob("*.json")):
@@ -220,7 +220,7 @@ class Build:
             note = describe(plan.costs, speed, texts=plan.texts, value_bytes=self.dtype.itemsize, workers=self.workers)
             self.on_progress(BuildProgress("cost", 1, 1, note=note))
 
-    def _encode_clips(self, plan: units.Plan) -> None:
+    def _encode_clips(self, plan: units.BuildPlan) -> None:
         self._report_clips(plan, own=0)
         self.clip_pass(plan).run(
             lambda: claimed(
@@ -233,7 +233,7 @@ class Build:
             )
         )
 
-    def _report_clips(self, plan: units.Plan, *, own: int) -> None:
+    def _report_clips(self, plan: units.BuildPlan, *, own: int) -> None:
         """own: clips of the unit in hand. Counting the others lists a folder, so it is done once in a while."""
         now = time.monotonic()
         if own <= 1 or now > self._counted_at + _COUNT_EVERY_S:
@@ -242,7 +242,7 @@ class Build:
             self._finished_clips = finished * self.config.cache.clips_per_shard
         self.on_progress(BuildProgress("clips", min(self._finished_clips + own, plan.clips), plan.clips))
 
-    def clip_pass(self, plan: units.Plan) -> ClipPass:
+    def clip_pass(self, plan: units.BuildPlan) -> ClipPass:
         """How this worker makes units: all that are free, or one that somebody names."""
         return ClipPass(
             config=self.config,
@@ -257,7 +257,7 @@ class Build:
             on_clip=lambda count: self._report_clips(plan, own=count),
         )
 
-    def _quarantine(self, plan: units.Plan) -> Quarantine:
+    def _quarantine(self, plan: units.BuildPlan) -> Quarantine:
         return Quarantine(
             self.out,
             shards=self.shards,

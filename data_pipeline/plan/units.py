@@ -180,9 +180,6 @@ class BuildPlan:
             return file.read(-1 if end is None else end - start).splitlines()
 
 
-Plan = BuildPlan  # as build.py calls it
-
-
 def read_plan(folder: Path) -> BuildPlan | None:
     """The plan in a folder, None if none has been written yet; CacheError if it is damaged."""
     path = folder / "plan.json"
