@@ -31,7 +31,7 @@ from train_ways import Bare, BareTorch, Trainer
 import flowmask.trainer.run.train
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
-from flowmask.trainer.objectives.objectives import FlowMatching
+from flowmask.trainer.objectives.flow_matching import FlowMatching
 from flowmask.trainer.run.loop import Ending
 from flowmask.trainer.run.run_state import Run
 from flowmask.trainer.track.meters import peak_tflops

@@ -19,6 +19,7 @@ from flowmask.launch.configs import find_config
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.config import RunConfig, accumulation_steps
+from flowmask.trainer.objectives import of_one_kind
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
 
@@ -143,6 +144,8 @@ def _load_with_base(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     loaded = OmegaConf.load(path)
     if not isinstance(loaded, DictConfig) or not loaded:
         raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
+    if isinstance(objective := loaded.get("objective"), DictConfig):
+        loaded["objective"] = of_one_kind(objective)
     base = loaded.pop("base", None)
     if base is None:
         return loaded

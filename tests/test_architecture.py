@@ -20,7 +20,7 @@ ORDER = {
     "data_pipeline": (
         *(".", "formats", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
     ),
-    "trainer": (".", "step", "objectives", "state", "track", "predict", "score", "run"),
+    "trainer": ("objectives", ".", "step", "state", "track", "predict", "score", "run"),
     "launch": (*(".", "jobs", "local", "slurm", "check", "dispatch.py", "plan", "curriculum", "watch", "demo", "cli"),),
 }
 OWNERS = {

@@ -7,29 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.models.config import LoraConfig, ModelConfig, SamplerConfig, Section
 from flowmask.models.errors import ConfigError
+from flowmask.trainer.objectives import objective_class, of_one_kind, section
+from flowmask.trainer.objectives.base import ObjectiveConfig
 
 STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again
-
-
-class ObjectiveConfig(Section):
-    """What is learned, from which draws."""
-
-    kind: str = Field(default="flow_matching", description="an objective's name: flow_matching or mask_decoder")
-    boundary_bias: bool = Field(default=True, description="draw t=1 with boundary_probability; off: uniform t")
-    boundary_probability: float = Field(default=0.5, ge=0, le=1)
-    start_point_augmentation: bool = Field(default=True, description="sample the video's posterior; off: its mean")
-    video_injection: bool = Field(default=True, description="the DiT also sees the video latent at every t")
-    latent_noise_std: float = Field(default=0.0, ge=0, description="mask decoder: noise added to its input latent")
-    focal_weight: float = Field(default=8.0, ge=0)
-    focal_alpha: float = Field(default=0.25, ge=0, le=1)
-    focal_gamma: float = Field(default=2.0, ge=0)
-    dice_weight: float = Field(default=4.0, ge=0)
 
 
 def _checkpointing(value: Any) -> Any:
@@ -194,7 +181,9 @@ class RunConfig(Section):
     out: Path = Field(description="run folder; an existing run there is resumed")
     model: ModelConfig
     data: LoaderConfig
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: Annotated[SerializeAsAny[ObjectiveConfig], BeforeValidator(section)] = Field(
+        default_factory=section, description="what is learned; its keys are those of its kind"
+    )
     lora: LoraConfig | None = Field(default=None, description="train adapters; null: train the whole module")
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -204,17 +193,29 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _lora_has_a_dit(self) -> Self:
-        if self.lora is not None and self.objective.kind != "flow_matching":
+    def _module_can(self) -> Self:
+        kind, train = self.objective.kind, self.train
+        if objective_class(kind).has_blocks:
+            return self
+        module = f"the module of objective.kind {kind}"
+        if self.lora is not None:
+            raise ValueError(f"lora has nothing to adapt in {module}, which has no blocks: drop the lora section")
+        if train.activation_checkpointing != "none":
             raise ValueError(
-                f"lora is for objective.kind flow_matching; it is {self.objective.kind}: drop the lora section"
+                f"train.activation_checkpointing is {train.activation_checkpointing}, but {module} can't recompute; "
+                "set it to none"
             )
+        if train.compile:
+            raise ValueError(f"train.compile is true, but {module} has no blocks; set it to false")
+        if (ranks := train.sequence_parallel) > 1:
+            raise ValueError(f"train.sequence_parallel is {ranks}, but {module} has no tokens to split; set it to 1")
         return self
 
 
 def in_todays_terms(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config of a run, with the keys that it could not know yet at their defaults: these change nothing."""
     sections = {key: value for key, value in saved.items() if key in RunConfig.model_fields}
+    sections["objective"] = of_one_kind(sections.get("objective", {}))
     try:
         known = RunConfig.model_validate(sections)
     except ValidationError:  # of a version that knew other keys: whoever compares lists them

@@ -19,15 +19,12 @@ from flowmask.launch.config import CacheJob, EvaluateJob, LaunchConfig, TrainJob
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.trainer.config import STATE_BYTES, accumulation_steps, in_todays_terms, workers
+from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import refuse_differences
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
 
 AnyJob = CacheJob | TrainJob | EvaluateJob
-_WAN_PARTS = {
-    "cache": ("vae", "text_encoder", "tokenizer"),
-    "flow_matching": ("transformer",),
-    "mask_decoder": ("vae",),
-}
+_CACHE_PARTS = ("vae", "text_encoder", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def _inputs(job: AnyJob) -> Iterator[Check]:
         yield _path("checkpoint", Path(job.checkpoint), "a run, an export, or a FlowRVS .pth")
         yield _path("data.root", job.data.root, "the folder of the dataset")
         return
-    parts = _WAN_PARTS["cache" if isinstance(job, CacheJob) else job.objective.kind]
+    parts = _CACHE_PARTS if isinstance(job, CacheJob) else objective_class(job.objective.kind).wan_parts
     yield _path("model.wan", job.model.wan, "the Wan2.1 folder in the diffusers layout")
     if job.model.wan.is_dir():
         for part in parts:
@@ -124,14 +121,14 @@ def _deepspeed(job: TrainJob) -> Check:
 
 def _tokens(job: TrainJob) -> Iterator[Check]:
     """Whether the processes that `train.sequence_parallel` names can share each clip's tokens."""
-    ranks, kind = job.train.sequence_parallel, job.objective.kind
+    ranks = job.train.sequence_parallel
     if ranks == 1:
         return
     try:
         shape = json.loads((job.model.wan / "transformer" / "config.json").read_text())
         caches = [json.loads((cache / "manifest.json").read_text()) for cache in _caches(job)]
         buckets = [BucketEntry.model_validate(bucket) for cache in caches for bucket in cache["buckets"]]
-        refuse_uneven(kind, config=shape, ranks=ranks, buckets=buckets)
+        refuse_uneven(shape, ranks=ranks, buckets=buckets)
     except ConfigError as error:
         yield Check("tokens", "fail", str(error))
         return
@@ -171,7 +168,7 @@ def _disk(job: TrainJob) -> Check:
     folder = next(path for path in (job.out.resolve(), *job.out.resolve().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     try:
-        count = _parameters(job.model.wan / _WAN_PARTS[job.objective.kind][0])
+        count = _parameters(job.model.wan / objective_class(job.objective.kind).wan_parts[0])
     except (OSError, ValueError, KeyError) as error:
         return Check("disk", "unknown", f"{free / 1e9:.1f} GB are free; the weights can't be counted: {error}")
     needed = count * STATE_BYTES * (job.checkpoint.keep_last + 1)

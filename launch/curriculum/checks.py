@@ -15,6 +15,7 @@ from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob
 from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.launch.slurm import resources
 from flowmask.models.errors import ConfigError, UserError
+from flowmask.trainer.objectives import objective_class, objective_named
 
 _SHOWN = 4
 
@@ -73,10 +74,10 @@ def _settings(curriculum: Curriculum, stage: Stage) -> None:
 def _weights(key: str, source: Stage, stage: Stage) -> None:
     job = stage.job
     if key == "model.init":
-        wanted = job.objective.kind if isinstance(job, TrainJob) else ""
+        wanted = objective_class(job.objective.kind).makes if isinstance(job, TrainJob) else ""
     else:
-        wanted = "flow_matching" if key == "checkpoint" else "mask_decoder"
-    made = source.job.objective.kind if isinstance(source.job, TrainJob) else source.kind
+        wanted = "dit" if key == "checkpoint" else "mask_decoder"
+    made = objective_class(source.job.objective.kind).makes if isinstance(source.job, TrainJob) else source.kind
     if made != wanted:
         raise ConfigError(f"stage {stage.name} carries {key} from {source.name}, which makes {made}; it needs {wanted}")
 
@@ -97,10 +98,8 @@ def _equal(curriculum: Curriculum, source: Stage, stage: Stage) -> None:
 def _conventions(curriculum: Curriculum, stage: Stage) -> dict[str, Any]:
     """The settings that weights depend on."""
     assert isinstance(stage.job, TrainJob)
-    model, objective = stage.job.model, stage.job.objective
-    found: dict[str, Any] = {"mask_latent_norm": model.mask_latent_norm}
-    if objective.kind == "flow_matching":
-        found |= {"text_tokens": model.text_tokens, "video_injection": objective.video_injection}
+    settings = objective_named(stage.job.objective, model=stage.job.model).settings()
+    found = {key: value for key, value in settings.items() if key != "objective"}
     for folder in _caches(stage.job):
         maker = curriculum.making(folder)
         if maker is not None and isinstance(maker.job, CacheJob):

@@ -14,7 +14,7 @@ from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape
 from flowmask.launch.plan.train import Speed
 from flowmask.models.errors import DataError, UserError
-from flowmask.trainer.predict.weights import newest_checkpoint
+from flowmask.trainer.predict.weights import source_settings
 
 _DTYPE = {"bf16": "bfloat16", "fp32": "float32"}
 _TEXT_TOKENS = 256
@@ -88,11 +88,7 @@ def _wan(job: EvaluateJob) -> Path:
     if job.model.wan is not None:
         return job.model.wan
     try:
-        from flowmask.trainer.state.checkpoint import read_state
-
-        run = Path(job.checkpoint)
-        checkpoint = run if (run / "state.json").is_file() else newest_checkpoint(run)
-        return Path(read_state(checkpoint)["state"]["config"]["model"]["wan"])
+        return Path(source_settings(job.checkpoint)["wan"])
     except (UserError, KeyError):
         return Path(job.checkpoint)
 

@@ -25,9 +25,9 @@ from flowmask.models.strict import assign_strict, load_strict
 from flowmask.models.vae import encode_mask
 from flowmask.models.weights import flowrvs
 from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.predict.parts import video_injected
 from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
-from flowmask.trainer.state.checkpoint import complete, read_state
-from flowmask.trainer.state.run_folder import CHECKPOINTS
+from flowmask.trainer.state.checkpoint import newest, read_state
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -199,20 +199,12 @@ def _trained_box(checkpoint: str, settings: Mapping[str, Any]) -> FrameBox:
 
 def trained_sides(path: Path) -> dict[str, Any]:
     """Short and long side in px of the clips that a run was trained on; nothing for weights that are no run's."""
-    steps = [path] if (path / "state.json").is_file() else complete(path / CHECKPOINTS)
-    if not steps:
+    checkpoint = newest(path)
+    if checkpoint is None:
         return {}
-    fields = read_state(steps[0])["state"].get("fingerprint", {}).get("fields", {})
+    fields = read_state(checkpoint)["state"].get("fingerprint", {}).get("fields", {})
     sides = {name: fields.get(f"clip.{name}") for name in ("short_side", "long_side")}
     return {name: value for name, value in sides.items() if value is not None}
-
-
-def video_injected(state: Mapping[str, Tensor]) -> bool:
-    """Whether a DiT takes the video: told by the shape of the patch embedding, never by a config."""
-    from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY
-
-    weight = state.get(PATCH_KEY)
-    return weight is not None and weight.shape[1] == 2 * LATENT_CHANNELS
 
 
 def mask_decoder_named(

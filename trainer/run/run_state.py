@@ -12,7 +12,7 @@ from typing import Any
 from flowmask.data_pipeline.read.batches import Batches, Plan
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
-from flowmask.trainer.objectives.objectives import Objective, read_metrics
+from flowmask.trainer.objectives.base import Objective, read_metrics
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.run.schedule import learning_rate
 from flowmask.trainer.state.saving import Checkpoints

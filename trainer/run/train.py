@@ -20,9 +20,10 @@ from flowmask.data_pipeline.read.mixture import MixturePlan
 from flowmask.models.errors import TrainingError
 from flowmask.models.vae import LatentStats
 from flowmask.trainer import distributed
-from flowmask.trainer.config import REQUEUE_EXIT_CODE, ObjectiveConfig, RunConfig, workers
+from flowmask.trainer.config import REQUEUE_EXIT_CODE, RunConfig, workers
 from flowmask.trainer.distributed import limit_waits, lost_ranks_named
-from flowmask.trainer.objectives.objectives import Objective, objective_named
+from flowmask.trainer.objectives import objective_named
+from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.run.loop import Ending, stop_signals, train
 from flowmask.trainer.run.run_state import Run
@@ -72,7 +73,7 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     config = session.config
     objective, plan = together(lambda: _objective_and_plan(config, reader=session.reader))
     module = together(lambda: _module(session, objective))
-    evaluator = together(lambda: _evaluator(session)) if config.evaluate.wanted else None
+    evaluator = together(lambda: _evaluator(session, objective)) if config.evaluate.wanted else None
     if session.folder is not None:
         session.folder.write_config(session.resolved)
         evaluated_step = session.state.get("evaluated_step", 0)
@@ -88,7 +89,7 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     session.tracker = _tracker(session) if session.folder is not None else None
     ending: Ending | None = None
     try:
-        with _loader(session, plan, objective) as batches, _report(session, plan, module) as report:
+        with _loader(session, plan, objective) as batches, _report(session, plan, objective, module) as report:
             parts = {"plan": plan, "objective": objective, "batches": batches, "report": report}
             the_run = _run_of(session, engine=engine, ema=ema, evaluator=evaluator, **parts)
             with stop_signals(the_run.request_stop):
@@ -126,18 +127,13 @@ def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, *
     )
 
 
-def _evaluator(session: Session) -> Evaluator:
-    config, reader = session.config, session.reader
-    stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
-
-    def objective(settings: ObjectiveConfig) -> Objective:
-        return objective_named(settings, model=config.model, stats=stats)
-
+def _evaluator(session: Session, objective: Objective) -> Evaluator:
+    config = session.config
     evaluator = make_evaluator(
         config,
-        reader,
-        objective=objective,
-        build=lambda: _starting(session, objective(config.objective), resumed=True)[0],
+        session.reader,
+        objective=objective.quiet(),
+        build=lambda: _starting(session, objective, resumed=True)[0],
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
         say=session.log.say,
     )
@@ -178,12 +174,7 @@ def _module(session: Session, objective: Objective) -> nn.Module:
     module, taken = _starting(session, objective, resumed=resumed)
     session.state["init"] = session.state.get("init") if resumed else taken
     shape: Any = getattr(module, "config", {})
-    refuse_uneven(
-        config.objective.kind,
-        config=shape,
-        ranks=config.train.sequence_parallel,
-        buckets=session.reader.manifest.buckets,
-    )
+    refuse_uneven(shape, ranks=config.train.sequence_parallel, buckets=session.reader.manifest.buckets)
     save_memory_and_time(config, module)
     session.state["frozen"] = frozen_record(config, module, known=session.state.get("frozen"), resumed=resumed)
     return module
@@ -223,12 +214,12 @@ def _loader(session: Session, plan: Plan, objective: Objective) -> Batches:
     )
 
 
-def _report(session: Session, plan: Plan, module: nn.Module) -> StepReport:
+def _report(session: Session, plan: Plan, objective: Objective, module: nn.Module) -> StepReport:
     config = session.config
     return StepReport(
         session.log,
         session.folder,
-        throughput_of(config, plan, buckets=session.reader.manifest.buckets, module=module),
+        throughput_of(config, plan, objective, buckets=session.reader.manifest.buckets, module=module),
         steps=config.train.steps,
         start_step=session.step,
         every_steps=config.train.log_every_steps,

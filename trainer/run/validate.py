@@ -31,15 +31,14 @@ from flowmask.models.segment import masks_at, sample_mask
 from flowmask.models.vae import LatentStats, normalise
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer import distributed
-from flowmask.trainer.config import EvaluationConfig, ObjectiveConfig, RunConfig
-from flowmask.trainer.objectives.objectives import Objective
+from flowmask.trainer.config import EvaluationConfig, RunConfig
+from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.predict.inference import mask_decoder_named
 from flowmask.trainer.run.validate_overlays import ClipOverlays
 from flowmask.trainer.score.metrics import clip_scores
 from flowmask.trainer.step.ema import ShardedEma
 
 Found = dict[str, float]
-_WITHOUT_NOISE = {"start_point_augmentation": False, "latent_noise_std": 0.0}
 
 
 class _Reader(Protocol):
@@ -164,14 +163,14 @@ def make_evaluator(
     config: RunConfig,
     training: Reader,
     *,
-    objective: Callable[[ObjectiveConfig], Objective],
+    objective: Objective,
     build: Callable[[], nn.Module],
     dtype: torch.dtype,
     say: Callable[[str], None],
 ) -> Evaluator:
     """The evaluator of a run; UserError for a held-out cache or a mask decoder that does not fit.
 
-    objective: makes one from its config; build: the module in training once more, with any weights
+    objective: draws no noise; build: the module in training once more, with any weights
     say: where a picture that can't be written is told
     """
     settings = config.evaluate
@@ -181,10 +180,9 @@ def make_evaluator(
         refuse_other_conventions(reader, training)
         reader.check_text_tokens(config.model.text_tokens)
     stats = LatentStats.from_lists(training.manifest.latents_mean, training.manifest.latents_std)
-    quiet = objective(config.objective.model_copy(update=_WITHOUT_NOISE))
     decoder, overlays = None, None
     with _random_streams_kept():
-        if settings.jf_examples and "video_mean" in quiet.needs:
+        if settings.jf_examples and objective.makes == "dit":
             vae: Any = WanFolder(config.model.wan).vae()
             decoder = mask_decoder_named(config.model.mask_decoder, vae)[0].eval().requires_grad_(False)
         # the first examples lie on the first ranks; the others need no second VAE
@@ -193,8 +191,8 @@ def make_evaluator(
             overlays = ClipOverlays(reader, WanFolder(config.model.wan).vae(), say=say)
     examples = fixed_examples(reader.buckets, settings.examples)
     first = np.array(examples[:1])  # read now: a stream can't, and says so before the training starts
-    reader.read(first, needs=quiet.needs, text_tokens=config.model.text_tokens)
-    return Evaluator(settings, config.model, reader, examples, quiet, stats, decoder, build, dtype, overlays)
+    reader.read(first, needs=objective.needs, text_tokens=config.model.text_tokens)
+    return Evaluator(settings, config.model, reader, examples, objective, stats, decoder, build, dtype, overlays)
 
 
 def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:

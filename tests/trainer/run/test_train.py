@@ -199,7 +199,6 @@ def test_a_cache_may_move_but_not_change_under_a_run(lab: Path, finished: Path, 
         ({"model.wan": "/nowhere"}, WeightsError, "/nowhere is not a folder"),
         ({"objective.kind": "gan"}, ConfigError, "'gan'; known: flow_matching, mask_decoder"),
         ({"model.init": "/nowhere"}, WeightsError, "/nowhere does not exist"),
-        ({"objective.kind": "mask_decoder", "train.activation_checkpointing": True}, ConfigError, "can't recompute"),
     ],
 )
 def test_bad_input_is_one_line_and_loses_nothing(
