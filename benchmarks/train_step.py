@@ -139,7 +139,7 @@ def run_once(
     with ExitStack() as stack:
         stack.enter_context(patch.object(flowmask.trainer.run.train, "train", loop))
         stack.enter_context(patch.object(FlowMatching, "build", lambda self: size.build_dit()))
-        flowmask.trainer.run.train.run(config, resolved=config.model_dump(mode="json"))
+        flowmask.trainer.run.train.run(config)
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         peak = options.peak_tflops or peak_tflops(name)

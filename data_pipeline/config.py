@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from flowmask.models.config import Section
+from flowmask.models.config import MayChange, Section
 from flowmask.models.process import DEFAULT_LEASE_S
 
 
@@ -203,7 +203,7 @@ CachePlace = Annotated[Path | str, BeforeValidator(_folder_or_url)]  # str: a UR
 class LoaderConfig(Section):
     """How training reads a cache or several; of all this only `remainder` and weights decide what a batch holds."""
 
-    cache: CachePlace | None = Field(
+    cache: MayChange[CachePlace | None] = Field(
         default=None, description="folder that `flowmask cache build` finished; stream: or its URL"
     )
     mode: Literal["indexed", "stream"] = Field(
@@ -212,13 +212,13 @@ class LoaderConfig(Section):
     shuffle_examples: int = Field(
         default=256, ge=1, description="stream: examples of a rank that are shuffled together, in memory"
     )
-    retries: int = Field(default=3, ge=0, le=10, description="stream: how often a shard is fetched again")
-    mix: tuple[MixConfig, ...] = Field(default=(), description="instead of `cache`: several, with weights")
+    retries: MayChange[int] = Field(default=3, ge=0, le=10, description="stream: how often a shard is fetched again")
+    mix: MayChange[tuple[MixConfig, ...]] = Field(default=(), description="instead of `cache`: several, with weights")
     remainder: Literal["carry", "drop"] = Field(
         default="carry", description="an epoch's last examples: carried over or dropped"
     )
-    threads: int = Field(default=2, ge=0, description="reading threads; 0 reads in the training thread")
-    prefetch_batches: int = Field(default=4, ge=1, description="global batches read ahead")
+    threads: MayChange[int] = Field(default=2, ge=0, description="reading threads; 0 reads in the training thread")
+    prefetch_batches: MayChange[int] = Field(default=4, ge=1, description="global batches read ahead")
 
     @model_validator(mode="after")
     def _cache_or_mix(self) -> Self:

@@ -101,7 +101,7 @@ def _train(resolved: Resolved) -> int:
     from flowmask.trainer.config import RunConfig
     from flowmask.trainer.run.train import run as train
 
-    return train(validate(_strip(resolved), RunConfig, origin="train job"), resolved=resolved)
+    return train(validate(resolved, RunConfig, origin="train job"))
 
 
 def _evaluate(resolved: Resolved) -> int:

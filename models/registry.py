@@ -24,7 +24,11 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Every known name, those of installed packages too."""
-        return sorted({*self._files(), *plugins.names(self._group)})
+        return sorted({*self._files(), *self.installed()})
+
+    def installed(self) -> list[str]:
+        """The names of installed packages' entry points."""
+        return plugins.names(self._group)
 
     def get(self, name: str) -> type[T]:
         """The class called `name`; ConfigError lists the known names, or says what an entry point's class lacks."""

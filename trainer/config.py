@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.models.config import LoraConfig, ModelConfig, SamplerConfig, Section
+from flowmask.models.config import LoraConfig, MayChange, ModelConfig, SamplerConfig, Section
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.objectives import objective_class, of_one_kind, section
 from flowmask.trainer.objectives.base import ObjectiveConfig
@@ -24,10 +24,13 @@ def _checkpointing(value: Any) -> Any:
     return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
 
+Recomputation = Annotated[Literal["none", "selective", "full"], BeforeValidator(_checkpointing)]
+
+
 class TrainConfig(Section):
     """Optimiser, batch, precision and parallelism."""
 
-    steps: int = Field(ge=1, description="optimiser steps in all; may be raised later")
+    steps: MayChange[int] = Field(ge=1, description="optimiser steps in all; may be raised later")
     seed: int = 0
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw", description="adamw8bit: moments in 8 bits, a quarter of their memory (bitsandbytes)"
@@ -41,11 +44,11 @@ class TrainConfig(Section):
     eps: float = Field(default=1e-8, gt=0)
     grad_clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")
     global_batch: int = Field(ge=1, description="examples in one optimiser step, over all processes")
-    micro_batch: int = Field(default=1, ge=1, description="examples in one forward pass of one process")
-    sequence_parallel: int = Field(
+    micro_batch: MayChange[int] = Field(default=1, ge=1, description="examples in one forward pass of one process")
+    sequence_parallel: MayChange[int] = Field(
         default=1, ge=1, description="neighbouring processes that share each example's tokens"
     )
-    zero_stage: int = Field(default=1, ge=0, le=3)
+    zero_stage: MayChange[int] = Field(default=1, ge=0, le=3)  # a checkpoint names no stage
     precision: Literal["bf16", "fp32"] = "bf16"
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
     schedule_steps: int | None = Field(default=None, ge=1, description="length of the schedule; None: first `steps`")
@@ -53,13 +56,13 @@ class TrainConfig(Section):
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1, description="cosine: where the learning rate ends")
     decay_at_steps: tuple[int, ...] = Field(default=(), description="multistep: where the learning rate drops")
     decay_factor: float = Field(default=0.9, gt=0, le=1, description="multistep: by how much it drops")
-    offload_optimizer: bool = Field(default=False, description="keep the optimiser state in host memory")
-    activation_checkpointing: Annotated[Literal["none", "selective", "full"], BeforeValidator(_checkpointing)] = Field(
+    offload_optimizer: MayChange[bool] = Field(default=False, description="keep the optimiser state in host memory")
+    activation_checkpointing: MayChange[Recomputation] = Field(
         default="none", description="recompute activations in the backward pass: none, selective (cheap ones), full"
     )
     compile: bool = Field(default=False, description="compile the DiT's blocks; needs a compiler")
-    log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of log.txt")
-    collective_timeout_s: float = Field(
+    log_every_steps: MayChange[int] = Field(default=10, ge=1, description="steps between two lines of log.txt")
+    collective_timeout_s: MayChange[float] = Field(
         default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"
     )
 
@@ -136,7 +139,7 @@ class GuardConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
+class ValidationConfig(Section):
     """Evaluation of the EMA weights while training: losses and J&F on a fixed part of a held-out cache."""
 
     every_steps: int | None = Field(default=None, ge=1, description="null: never by steps")
@@ -178,7 +181,7 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     """Everything that decides a training run."""
 
-    out: Path = Field(description="run folder; an existing run there is resumed")
+    out: MayChange[Path] = Field(description="run folder; an existing run there is resumed")
     model: ModelConfig
     data: LoaderConfig
     objective: Annotated[SerializeAsAny[ObjectiveConfig], BeforeValidator(section)] = Field(
@@ -186,11 +189,12 @@ class RunConfig(Section):
     )
     lora: LoraConfig | None = Field(default=None, description="train adapters; null: train the whole module")
     train: TrainConfig
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
     ema: EmaConfig = EmaConfig()
-    guard: GuardConfig = GuardConfig()
-    evaluate: EvaluationConfig = EvaluationConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    guard: MayChange[GuardConfig] = GuardConfig()
+    evaluate: MayChange[ValidationConfig] = ValidationConfig()
+    tracking: MayChange[TrackingConfig] = TrackingConfig()
+    launch: MayChange[Any] = Field(default_factory=dict, description="the launcher's own section, saved with the run")
 
     @model_validator(mode="after")
     def _module_can(self) -> Self:

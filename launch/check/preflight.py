@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any, Literal
 from flowmask.data_pipeline.cache.manifest import BucketEntry
 from flowmask.launch.config import CacheJob, EvaluateJob, LaunchConfig, TrainJob
 from flowmask.launch.slurm import commands as slurm_commands
-from flowmask.models.errors import ConfigError, UserError
-from flowmask.trainer.config import STATE_BYTES, accumulation_steps, in_todays_terms, workers
+from flowmask.models.errors import CacheError, CheckpointError, ConfigError
+from flowmask.trainer.config import STATE_BYTES, accumulation_steps, workers
 from flowmask.trainer.objectives import objective_class
-from flowmask.trainer.state.run_folder import refuse_differences
+from flowmask.trainer.state.checkpoint import newest, read_state
+from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
 
 AnyJob = CacheJob | TrainJob | EvaluateJob
@@ -140,27 +142,21 @@ def _tokens(job: TrainJob) -> Iterator[Check]:
 def _resume(job: TrainJob) -> Iterator[Check]:
     """A run that goes on: the same settings and the same cache, as the job itself will ask."""
     try:
-        document = json.loads((job.out / "checkpoints" / "latest" / "state.json").read_text())
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
+        checkpoint = newest(job.out)
+        document = read_state(checkpoint) if checkpoint is not None else None
+    except CheckpointError as error:
         yield Check("resume", "unknown", f"resume: the newest checkpoint can't be read here: {error}")
         return
-    old, new = in_todays_terms(document["state"]["config"]), job.model_dump(mode="json")
-    if new["train"]["schedule_steps"] is None:
-        new["train"]["schedule_steps"] = old["train"].get("schedule_steps")
+    if document is None:
+        return
     try:
-        refuse_differences(old, new, out=job.out, what="config")
-        caches = _caches(job)
-        if len(caches) == 1 and not job.data.mix:
-            manifest = json.loads((caches[0] / "manifest.json").read_text())
-            before, now = document["state"]["fingerprint"], manifest["fingerprint"]
-            refuse_differences(before["fields"], now["fields"], out=job.out, what="cache")
-    except UserError as error:
+        refuse_other_config(job, document["state"])
+        with suppress(CacheError):  # the cache is another check's
+            if (now := fingerprint_of(job.data)) is not None:
+                refuse_other_cache(job, document["state"], now)
+    except CheckpointError as error:
         yield Check("resume", "fail", str(error))
         return
-    except (OSError, ValueError, KeyError):
-        pass  # the cache is another check's
     yield Check("resume", "pass", f"goes on from step {document['step']}")
 
 

@@ -17,10 +17,9 @@ from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob
 from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import write_atomically
-from flowmask.trainer.config import in_todays_terms
 from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.checkpoint import STATE, newest, read_state
-from flowmask.trainer.state.run_folder import refuse_differences
+from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
 
 _MEMO_ENTRIES = 64
 
@@ -83,15 +82,13 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
         return Judgement(False, "no checkpoint yet")
     document = read_state(checkpoint)
     state, step = document["state"], document["step"]
-    wanted = job.model_dump(mode="json")
-    if wanted["train"]["schedule_steps"] is None:
-        wanted["train"]["schedule_steps"] = state["config"]["train"]["schedule_steps"]
-    refuse_differences(in_todays_terms(state["config"]), wanted, out=job.out, what="config")
+    refuse_other_config(job, state)
     _refuse_other_start(stage, job, state, unfinished, memo)
     waits = unfinished & {name for key, name in stage.carries.items() if key.startswith("data.")}
     if waits:
         return Judgement(False, f"{_names(waits)} not done")
-    _refuse_other_cache(job, state)
+    if (now := fingerprint_of(job.data)) is not None:
+        refuse_other_cache(job, state, now)
     if step < job.train.steps:
         return Judgement(False, f"at step {step} of {job.train.steps}")
     return Judgement(True, f"step {step} of {job.train.steps}")
@@ -112,19 +109,6 @@ def _refuse_other_start(
     if began != now:
         there = began[:12] if began else "none"
         raise ConfigError(f"{job.out} was started from weights {there}, but {job.model.init} now has {now[:12]}; {fix}")
-
-
-def _refuse_other_cache(job: TrainJob, state: Mapping[str, Any]) -> None:
-    from flowmask.data_pipeline.read.mixture import open_reader
-
-    if job.data.mode == "stream":
-        return  # the run itself asks the server
-    reader = open_reader(job.data, check=False)
-    try:
-        now = reader.manifest.fingerprint
-    finally:
-        reader.close()
-    refuse_differences(state["fingerprint"]["fields"], now.fields, out=job.out, what="cache")
 
 
 def _evaluation(job: EvaluateJob, unfinished: set[str], memo: Path) -> Judgement:

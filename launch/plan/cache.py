@@ -17,7 +17,7 @@ from flowmask.launch.config import CacheJob
 from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
 from flowmask.launch.plan.model import architecture
 from flowmask.launch.plan.one_pass import Shape
-from flowmask.launch.plan.train import Speed
+from flowmask.launch.plan.train import GpuSpeed
 from flowmask.models.errors import DataError
 
 _WORD_TOKENS = 1.4  # of UMT5 for an English word, where there is no tokenizer to ask
@@ -79,11 +79,11 @@ class CachePlan:
     hours: float
     device_bytes: float
     host_bytes: float
-    speed: Speed
+    speed: GpuSpeed
     notes: list[str] = field(default_factory=list)
 
 
-def plan_cache(job: CacheJob, *, speed: Speed) -> CachePlan:
+def plan_cache(job: CacheJob, *, speed: GpuSpeed) -> CachePlan:
     """Count view 0 of the dataset; where there is none to read, one clip of the config's shape."""
     shapes = architecture(job.model.wan)
     notes, encoders = list(shapes.notes), Encoders(shapes)

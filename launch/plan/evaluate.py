@@ -12,7 +12,7 @@ from flowmask.launch.config import EvaluateJob
 from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape
-from flowmask.launch.plan.train import Speed
+from flowmask.launch.plan.train import GpuSpeed
 from flowmask.models.errors import DataError, UserError
 from flowmask.trainer.predict.weights import source_settings
 
@@ -33,11 +33,11 @@ class EvaluatePlan:
     flop: float
     workers: int
     hours: float
-    speed: Speed
+    speed: GpuSpeed
     notes: list[str] = field(default_factory=list)
 
 
-def plan_evaluation(job: EvaluateJob, *, speed: Speed, clip: Shape | None = None) -> EvaluatePlan:
+def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = None) -> EvaluatePlan:
     """clip: the shape to plan for where the dataset can't be read."""
     shapes = architecture(_wan(job))
     notes, encoders = list(shapes.notes), Encoders(shapes)

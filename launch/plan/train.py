@@ -35,7 +35,7 @@ _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
-class Speed:
+class GpuSpeed:
     """What one GPU is taken to do: `tflops` of its peak, `mfu` of that in useful work."""
 
     tflops: float
@@ -88,7 +88,7 @@ class TrainPlan:
     chosen: SettingPlan
     settings: list[SettingPlan]
     worlds: list[WorldPlan]
-    speed: Speed
+    speed: GpuSpeed
     notes: list[str] = field(default_factory=list)
 
     def fits(self, memory_gb: float) -> "SettingPlan | None":
@@ -101,7 +101,7 @@ def _effort(plan: SettingPlan) -> tuple[bool, float, int]:
     return plan.setting.offload, plan.slowdown, plan.setting.zero_stage
 
 
-def plan_training(job: TrainJob, *, speed: Speed, clip: Shape | None = None) -> TrainPlan:
+def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) -> TrainPlan:
     """clip: the shape to plan for where there is no finished cache."""
     shapes = architecture(job.model.wan)
     notes = list(shapes.notes)
@@ -214,7 +214,7 @@ def _moments_bytes(job: TrainJob) -> float:
     return EIGHT_BIT_MOMENTS_BYTES if job.train.optimizer == "adamw8bit" else FP32_MOMENTS_BYTES
 
 
-def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float, speed: Speed) -> list[WorldPlan]:
+def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float, speed: GpuSpeed) -> list[WorldPlan]:
     """World sizes that the batch divides over; the config's own is one of them."""
     plans = []
     for world in sorted({*_WORLD_SIZES, job.launch.world_size}):

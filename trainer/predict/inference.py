@@ -49,7 +49,7 @@ class FrameReader(Protocol):
 
 
 @dataclass(frozen=True)
-class Clip:
+class VaeClip:
     """Frames as the VAE takes them.
 
     signed: float32 [1 3 F H W], F = 4k+1: the last of `frames` repeated; H x W is `size` (width, height)
@@ -67,16 +67,16 @@ def chunks(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
     return (items[start : start + length] for start in range(0, len(items), length))
 
 
-def read_clip(video: FrameReader, ids: Sequence[int], *, box: FrameBox, pixel_norm: PixelNorm) -> Clip:
+def read_clip(video: FrameReader, ids: Sequence[int], *, box: FrameBox, pixel_norm: PixelNorm) -> VaeClip:
     """The frames `ids` of a video as one clip: the largest size inside the box, floored to its multiple."""
     height, width = video.size
     size = eval_size(width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple)
     small = [resize_frame(frame, size=size) for some in chunks(ids, FRAMES_AT_ONCE) for frame in video.frames(some)]
     signed = pad_to_stride(to_signed(small, pixel_norm=pixel_norm), dim=1)
-    return Clip(signed[None], len(ids), size, (width, height))
+    return VaeClip(signed[None], len(ids), size, (width, height))
 
 
-def masks_of(logits: Tensor, clip: Clip) -> Iterator[MaskPiece]:
+def masks_of(logits: Tensor, clip: VaeClip) -> Iterator[MaskPiece]:
     """Logits [F H W] of a clip to masks at the video's own size, without the padding frames."""
     for places in chunks(range(clip.frames), FRAMES_AT_ONCE):
         some = logits[places[0] : places[-1] + 1]
@@ -98,7 +98,7 @@ class LoadedSegmenter:
     weights: dict[str, str]
     wan_files: str
 
-    def encode(self, clip: Clip) -> Tensor:
+    def encode(self, clip: VaeClip) -> Tensor:
         """Video latent [1 16 f h w] norm."""
         return self.segmenter.encode_video(clip.signed)
 

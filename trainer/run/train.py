@@ -29,7 +29,7 @@ from flowmask.trainer.run.loop import Ending, stop_signals, train
 from flowmask.trainer.run.run_state import Run
 from flowmask.trainer.run.session import Session, open_session, together
 from flowmask.trainer.run.start import frozen_record, save_memory_and_time, starting_module
-from flowmask.trainer.run.validate import Evaluator, describe, make_evaluator
+from flowmask.trainer.run.validate import Validator, describe, make_validator
 from flowmask.trainer.state.run_folder import OVERLAYS
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
@@ -41,19 +41,18 @@ from flowmask.trainer.track.tracking import Tracker, start_tracking
 _STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOPPED: "KILLED"}
 
 
-def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
+def run(config: RunConfig) -> int:
     """Start or resume the run in `config.out` and train it to `train.steps`; returns the exit code.
 
-    resolved: what is saved as config.yaml. Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK,
-    MASTER_ADDR and MASTER_PORT say who calls. 0 when finished, REQUEUE_EXIT_CODE when a signal stopped it.
-    Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with the state
-    saved, RankLostError if another rank hangs or is gone.
+    Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say who calls. 0 when
+    finished, REQUEUE_EXIT_CODE when a signal stopped it. Raises UserError on every rank if anything is wrong,
+    TrainingError if the guard stopped it with the state saved, RankLostError if another rank hangs or is gone.
     """
     distributed.init(timeout_s=config.train.collective_timeout_s)
     atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
     _share_cores()
     with lost_ranks_named(config.train.collective_timeout_s), ExitStack() as stack:
-        session = open_session(config, resolved, stack)
+        session = open_session(config, stack)
         steps = session.config.train.steps
         if session.step >= steps:
             session.log.say(f"{config.out} is finished: step {session.step} of {steps}; nothing to do")
@@ -73,9 +72,9 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     config = session.config
     objective, plan = together(lambda: _objective_and_plan(config, reader=session.reader))
     module = together(lambda: _module(session, objective))
-    evaluator = together(lambda: _evaluator(session, objective)) if config.evaluate.wanted else None
+    validator = together(lambda: _validator(session, objective)) if config.evaluate.wanted else None
     if session.folder is not None:
-        session.folder.write_config(session.resolved)
+        session.folder.write_config(session.config)
         evaluated_step = session.state.get("evaluated_step", 0)
         session.folder.open_metrics(after_step=session.step, evaluated_step=evaluated_step)
     split_tokens(module, ranks=config.train.sequence_parallel)
@@ -91,7 +90,7 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     try:
         with _loader(session, plan, objective) as batches, _report(session, plan, objective, module) as report:
             parts = {"plan": plan, "objective": objective, "batches": batches, "report": report}
-            the_run = _run_of(session, engine=engine, ema=ema, evaluator=evaluator, **parts)
+            the_run = _run_of(session, engine=engine, ema=ema, validator=validator, **parts)
             with stop_signals(the_run.request_stop):
                 ending = train(the_run)
     finally:
@@ -101,13 +100,13 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     return ending
 
 
-def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, **parts: Any) -> Run:
+def _run_of(session: Session, *, ema: ShardedEma, validator: Validator | None, **parts: Any) -> Run:
     """The run between two steps, as it was saved or as it starts."""
     state = session.state
 
     def measure(run: Run) -> dict[str, float]:
-        assert evaluator is not None
-        return evaluator.measure(ema, pictures=_pictures(run))
+        assert validator is not None
+        return validator.measure(ema, pictures=_pictures(run))
 
     return Run(
         config=session.config,
@@ -117,7 +116,7 @@ def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, *
         checkpoints=session.checkpoints,
         begin_save=lambda run: _begin_save(session, run),
         measure=measure,
-        on_evaluated=lambda run, found: _report_evaluation(session, run, found),
+        on_validated=lambda run, found: _report_validation(session, run, found),
         step=session.step,
         skipped=state.get("skipped", 0),
         skipped_in_a_row=state.get("skipped_in_a_row", 0),
@@ -127,9 +126,9 @@ def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, *
     )
 
 
-def _evaluator(session: Session, objective: Objective) -> Evaluator:
+def _validator(session: Session, objective: Objective) -> Validator:
     config = session.config
-    evaluator = make_evaluator(
+    validator = make_validator(
         config,
         session.reader,
         objective=objective.quiet(),
@@ -138,8 +137,8 @@ def _evaluator(session: Session, objective: Objective) -> Evaluator:
         say=session.log.say,
     )
     whose = config.evaluate.cache or f"{config.data.caches}, which is trained on: name evaluate.cache"
-    session.log.say(f"evaluating on {len(evaluator.example_ids)} examples of {whose}")
-    return evaluator
+    session.log.say(f"evaluating on {len(validator.example_ids)} examples of {whose}")
+    return validator
 
 
 def _pictures(run: Run) -> Path:
@@ -147,7 +146,7 @@ def _pictures(run: Run) -> Path:
     return run.config.out / OVERLAYS / f"step_{run.step:08d}"
 
 
-def _report_evaluation(session: Session, run: Run, found: Mapping[str, float]) -> None:
+def _report_validation(session: Session, run: Run, found: Mapping[str, float]) -> None:
     session.log.say(f"evaluated step {run.step}: {describe(found)}{' (best)' if run.is_best else ''}")
     if session.folder is not None:
         session.folder.add_evaluation({"step": run.step, **found, "best": run.is_best})
@@ -229,7 +228,6 @@ def _report(session: Session, plan: Plan, objective: Objective, module: nn.Modul
 def _tracker(session: Session) -> Tracker | None:
     return start_tracking(
         session.config,
-        session.resolved,
         fingerprint=session.reader.manifest.fingerprint.total,
         run_id=session.state.get("mlflow_run_id"),
         warn=session.log.say,
@@ -239,7 +237,7 @@ def _tracker(session: Session) -> Tracker | None:
 def _begin_save(session: Session, run: Run) -> None:
     """Begin to save everything that a resume needs, as of `run.step`; collective."""
     state = {
-        "config": session.resolved,
+        "config": session.config.model_dump(mode="json"),
         "fingerprint": session.reader.manifest.fingerprint.model_dump(mode="json"),
         "settings": _settings(session, run.objective),
         "init": session.state.get("init"),

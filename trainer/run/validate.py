@@ -31,11 +31,11 @@ from flowmask.models.segment import masks_at, sample_mask
 from flowmask.models.vae import LatentStats, normalise
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer import distributed
-from flowmask.trainer.config import EvaluationConfig, RunConfig
+from flowmask.trainer.config import RunConfig, ValidationConfig
 from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.predict.inference import mask_decoder_named
 from flowmask.trainer.run.validate_overlays import ClipOverlays
-from flowmask.trainer.score.metrics import clip_scores
+from flowmask.trainer.score.metrics import Tally, shown_in, totals
 from flowmask.trainer.step.ema import ShardedEma
 
 Found = dict[str, float]
@@ -46,7 +46,7 @@ class _Reader(Protocol):
 
 
 @dataclass
-class Evaluator:
+class Validator:
     """What is evaluated, on what; `measure` is collective.
 
     objective: draws no noise (the video's latent is its posterior's mean); decoder: None when it is trained
@@ -54,7 +54,7 @@ class Evaluator:
     overlays: draws the first of the scored examples; None for no pictures
     """
 
-    config: EvaluationConfig
+    config: ValidationConfig
     model: ModelConfig
     reader: _Reader
     example_ids: Sequence[int]
@@ -67,7 +67,7 @@ class Evaluator:
     _module: nn.Module | None = None
 
     def measure(self, ema: ShardedEma, *, pictures: Path | None = None) -> Found:
-        """eval_loss, eval_loss_t<timestep>, eval_j, eval_f, eval_jf: means over the examples, on every rank.
+        """eval_loss, eval_loss_t<timestep>, and eval_<name> of every metric, over the examples, on every rank.
 
         pictures: the folder for the overlay videos, which all ranks see
         """
@@ -76,12 +76,15 @@ class Evaluator:
             places = range(distributed.rank(), len(self.example_ids), distributed.world_size())
             mine = {place: self._measure_one(module, place, pictures) for place in places}
             module.to("cpu")
-        rows: dict[int, Found] = {}
+        rows: dict[int, tuple[Found, Tally | None]] = {}
         for share in distributed.gather_objects(mine):
             rows |= share
-        names = dict.fromkeys(name for place in sorted(rows) for name in rows[place])
-        columns = {name: [rows[p][name] for p in sorted(rows) if name in rows[p]] for name in names}
-        return {name: math.fsum(values) / len(values) for name, values in columns.items()}
+        losses, tallies = zip(*(rows[place] for place in sorted(rows)))
+        found = {name: math.fsum(row[name] for row in losses) / len(losses) for name in losses[0]}
+        scored = [tally for tally in tallies if tally is not None]
+        total = totals([tally.scores() for tally in scored], [tally.sums() for tally in scored])
+        shown = shown_in("validation")
+        return found | {f"eval_{name}": value for name, value in total.items() if name in shown}
 
     def _filled(self, ema: ShardedEma) -> nn.Module:
         """A whole module with the averaged weights, on this rank's device."""
@@ -94,16 +97,18 @@ class Evaluator:
             parameters[name].data.copy_(whole)
         return self._module.to(distributed.device())
 
-    def _measure_one(self, module: nn.Module, place: int, pictures: Path | None) -> Found:
+    def _measure_one(self, module: nn.Module, place: int, pictures: Path | None) -> tuple[Found, Tally | None]:
+        """Losses of one example, and the scores of its mask if it is one of those that are sampled."""
         batch = self._read(place)
-        found = self._losses(module, batch)
+        losses = self._losses(module, batch)
         if place >= self.config.jf_examples:
-            return found
+            return losses, None
         predicted, truth = self._masks(module, batch)
         if self.overlays is not None and pictures is not None and place < self.config.overlays:
             self.overlays.write(pictures, self.example_ids[place], predicted=predicted, truth=truth)
-        j, f = (100 * float(np.mean(scores)) for scores in clip_scores(truth, predicted))
-        return found | {"eval_j": j, "eval_f": f, "eval_jf": (j + f) / 2}
+        tally = Tally()
+        tally.add(truth, predicted)
+        return losses, tally
 
     def _read(self, place: int) -> Batch:
         example = self.example_ids[place]
@@ -159,7 +164,7 @@ class Evaluator:
         )
 
 
-def make_evaluator(
+def make_validator(
     config: RunConfig,
     training: Reader,
     *,
@@ -167,8 +172,8 @@ def make_evaluator(
     build: Callable[[], nn.Module],
     dtype: torch.dtype,
     say: Callable[[str], None],
-) -> Evaluator:
-    """The evaluator of a run; UserError for a held-out cache or a mask decoder that does not fit.
+) -> Validator:
+    """The validator of a run; UserError for a held-out cache or a mask decoder that does not fit.
 
     objective: draws no noise; build: the module in training once more, with any weights
     say: where a picture that can't be written is told
@@ -192,7 +197,7 @@ def make_evaluator(
     examples = fixed_examples(reader.buckets, settings.examples)
     first = np.array(examples[:1])  # read now: a stream can't, and says so before the training starts
     reader.read(first, needs=objective.needs, text_tokens=config.model.text_tokens)
-    return Evaluator(settings, config.model, reader, examples, objective, stats, decoder, build, dtype, overlays)
+    return Validator(settings, config.model, reader, examples, objective, stats, decoder, build, dtype, overlays)
 
 
 def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:

@@ -3,8 +3,7 @@
     config.yaml   metrics.jsonl   evaluations.jsonl   log.txt   tracking.json
     checkpoints/step_00000040/   checkpoints/latest   checkpoints/best
 
-Only rank 0 writes here (checkpoints aside). A folder that holds something else is refused, as is a second
-writer, and a resume whose config differs in what shapes the training.
+Only rank 0 writes here (checkpoints aside). A folder that holds something else is refused, as is a second writer.
 """
 
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from flowmask.models.errors import CheckpointError
 from flowmask.models.files import sync_open, write_atomically
@@ -25,25 +25,6 @@ LOCK_PATIENCE_S = 15.0
 CONFIG, METRICS, LOG = "config.yaml", "metrics.jsonl", "log.txt"
 EVALUATIONS, OVERLAYS = "evaluations.jsonl", "overlays"
 CHECKPOINTS, TRACKING = "checkpoints", "tracking.json"
-
-# A resume may change these. Caches may move, not change: fingerprints, with weights, are compared on their own.
-_FREE_KEYS = {
-    "out",
-    "train.steps",
-    "train.micro_batch",
-    "train.sequence_parallel",
-    "train.zero_stage",  # a checkpoint names no stage
-    "train.offload_optimizer",
-    "train.activation_checkpointing",  # changes no bit
-    "train.log_every_steps",
-    "train.collective_timeout_s",
-    "data.cache",
-    "data.mix",
-    "data.threads",
-    "data.prefetch_batches",
-    "data.retries",
-}
-_FREE_SECTIONS = ("launch", "checkpoint", "tracking", "guard", "evaluate")
 
 
 class RunFolder:
@@ -61,9 +42,9 @@ class RunFolder:
         self._metrics: Any = None
         self._evaluations: Any = None
 
-    def write_config(self, resolved: Mapping[str, Any]) -> None:
+    def write_config(self, config: BaseModel) -> None:
         """Save the config that repeats this run."""
-        text = yaml.safe_dump(plain(resolved), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / CONFIG, text)
 
     def open_metrics(self, *, after_step: int, evaluated_step: int = 0) -> None:
@@ -96,26 +77,6 @@ class RunFolder:
         os.close(self._lock)
 
 
-def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What a resume would change and may not, as `key: old -> new`, one a line; empty when it may go on."""
-    before, after = flatten(plain(old)), flatten(plain(new))
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _may_change(key)
-    ]
-
-
-def refuse_differences(old: Mapping[str, Any], new: Mapping[str, Any], *, out: Path, what: str) -> None:
-    """CheckpointError in one line that lists every field in which `new` may not differ from `old`."""
-    differences = config_differences(old, new)
-    if differences:
-        raise CheckpointError(
-            f"{out} holds a run with another {what}: {'; '.join(differences)}. Give the old values, "
-            "or start a new run with another out"
-        )
-
-
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted keys."""
     flat: dict[str, Any] = {}
@@ -136,10 +97,6 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
-
-
-def _may_change(key: str) -> bool:
-    return key in _FREE_KEYS or key.split(".")[0] in _FREE_SECTIONS
 
 
 def _continue_rows(path: Path, step: int) -> Any:

@@ -34,7 +34,7 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Plan(_Document):
+class TrackingPlan(_Document):
     """All that a sender needs to know of a run, whenever and wherever it is started."""
 
     key: str
@@ -73,15 +73,15 @@ class Note(NamedTuple):
     end: int  # the byte behind it
 
 
-def read_plan(folder: Path) -> Plan | None:
+def read_plan(folder: Path) -> TrackingPlan | None:
     """The run's plan; None if it was never tracked or the file is damaged."""
     try:
-        return Plan.model_validate_json((folder / TRACKING).read_bytes())
+        return TrackingPlan.model_validate_json((folder / TRACKING).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: TrackingPlan) -> None:
     write_atomically(folder / TRACKING, plan.model_dump_json(indent=1))
 
 

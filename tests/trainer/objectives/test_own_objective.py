@@ -75,7 +75,7 @@ def test_weights_of_an_objective_of_one_file_are_evaluated_predicted_with_and_ex
     data = {"source": "mevis", "root": GOLDEN, "split": "valid_u"}
     settings = {"out": tmp_path / "scores", "checkpoint": str(run), "data": data, "max_videos": 1, "device": "cpu"}
     scores = evaluate(EvaluateConfig.model_validate(settings))
-    assert scores is not None and scores.jf is not None
+    assert scores is not None and scores.totals["jf"] is not None
     video = next((GOLDEN / "valid_u" / "JPEGImages").iterdir())
     assert len(predict(video, ["a dog"], checkpoint=str(run), out=tmp_path / "masks", device="cpu").prompts) == 1
     for format, name in (("diffusers", "a"), ("flowrvs", "b.pth"), ("safetensors", "c.safetensors")):

@@ -67,7 +67,7 @@ def test_the_saved_config_repeats_the_run_to_the_bit(lab: Path, tmp_path: Path, 
     from flowmask.trainer.run.train import run
 
     tree = yaml.safe_load((finished / "config.yaml").read_text()) | {"out": str(tmp_path / "again")}
-    run(RunConfig.model_validate(tree), resolved=tree)
+    run(RunConfig.model_validate(tree))
     assert losses(tmp_path / "again") == losses(finished)
     old, new = (path / "checkpoints" / "latest" for path in (finished, tmp_path / "again"))
     assert content_sha256(read_full(old)) == content_sha256(read_full(new))
