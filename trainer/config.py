@@ -196,6 +196,11 @@ class RunConfig(Section):
     tracking: MayChange[TrackingConfig] = TrackingConfig()
     launch: MayChange[Any] = Field(default_factory=dict, description="the launcher's own section, saved with the run")
 
+    @property
+    def makes(self) -> str:
+        """Which part its weights are: "dit" or "mask_decoder"."""
+        return objective_class(self.objective.kind).makes
+
     @model_validator(mode="after")
     def _module_can(self) -> Self:
         kind, train = self.objective.kind, self.train

@@ -15,7 +15,7 @@ from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob
 from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.launch.slurm import resources
 from flowmask.models.errors import ConfigError, UserError
-from flowmask.trainer.objectives import objective_class, objective_named
+from flowmask.trainer.objectives import objective_named
 
 _SHOWN = 4
 
@@ -74,10 +74,10 @@ def _settings(curriculum: Curriculum, stage: Stage) -> None:
 def _weights(key: str, source: Stage, stage: Stage) -> None:
     job = stage.job
     if key == "model.init":
-        wanted = objective_class(job.objective.kind).makes if isinstance(job, TrainJob) else ""
+        wanted = job.makes if isinstance(job, TrainJob) else ""
     else:
         wanted = "dit" if key == "checkpoint" else "mask_decoder"
-    made = objective_class(source.job.objective.kind).makes if isinstance(source.job, TrainJob) else source.kind
+    made = source.job.makes if isinstance(source.job, TrainJob) else source.kind
     if made != wanted:
         raise ConfigError(f"stage {stage.name} carries {key} from {source.name}, which makes {made}; it needs {wanted}")
 

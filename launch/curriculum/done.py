@@ -17,7 +17,6 @@ from flowmask.launch.config import CacheJob, EvaluateJob, TrainJob
 from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import write_atomically
-from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.checkpoint import STATE, newest, read_state
 from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
 
@@ -105,7 +104,7 @@ def _refuse_other_start(
     if source in unfinished:
         raise ConfigError(f"{job.out} was started from weights of stage {source}, which is not done; {fix}")
     began = (state.get("init") or {}).get("sha256")
-    now = weights_sha256(job.model.init, objective_class(job.objective.kind).makes, ema=job.model.init_ema, memo=memo)
+    now = weights_sha256(job.model.init, job.makes, ema=job.model.init_ema, memo=memo)
     if began != now:
         there = began[:12] if began else "none"
         raise ConfigError(f"{job.out} was started from weights {there}, but {job.model.init} now has {now[:12]}; {fix}")

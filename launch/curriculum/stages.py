@@ -21,7 +21,6 @@ from flowmask.launch.configs import find_config
 from flowmask.launch.jobs import KINDS
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import flatten
 
 AnyJob = CacheJob | TrainJob | EvaluateJob
@@ -230,11 +229,7 @@ def _stage(entry: StageConfig, config: CurriculumConfig, *, path: Path, earlier:
     if entry.retries is not None:
         put(tree, "launch.max_crashes", entry.retries, where=where)
     job: AnyJob = validate(tree, KINDS[kind], origin=f"{path}: {where}")
-    if (
-        entry.kind == DECODER
-        and isinstance(job, TrainJob)
-        and objective_class(job.objective.kind).makes != "mask_decoder"
-    ):
+    if entry.kind == DECODER and isinstance(job, TrainJob) and job.makes != "mask_decoder":
         raise ConfigError(
             f"{path}: {where} is of kind decoder, but objective.kind is {job.objective.kind}; set it to mask_decoder"
         )

@@ -42,7 +42,7 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
     shapes = architecture(_wan(job))
     notes, encoders = list(shapes.notes), Encoders(shapes)
     work, counted = _videos(job, clip, notes)
-    longest = max((shape for shape, _ in work), key=lambda s: s.frames * s.height * s.width)
+    longest = max((shape for shape, _ in work), key=lambda s: s.pixels)
     dtype = _DTYPE[job.precision]
     dit = parameters(shapes.dit(video_injection=True))
     weights = dit * BYTES[dtype] + encoders.text_bytes(dtype) + 2 * encoders.vae_bytes("float32")

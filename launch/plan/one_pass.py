@@ -26,6 +26,10 @@ class Shape:
         """f, h, w."""
         return (self.frames - 1) // 4 + 1, self.height // 8, self.width // 8
 
+    @property
+    def pixels(self) -> int:
+        return self.frames * self.height * self.width
+
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
 

@@ -106,7 +106,7 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
     shapes = architecture(job.model.wan)
     notes = list(shapes.notes)
     mixture, examples = _shapes(job, clip, notes)
-    largest = max(mixture, key=lambda shape: (shape.frames * shape.height * shape.width, str(shape)))
+    largest = max(mixture, key=lambda shape: (shape.pixels, str(shape)))
     module = trained_module(job, shapes)
     every = [parameter.numel() for parameter in module.parameters()]
     trained = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]

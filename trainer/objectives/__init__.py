@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowmask.models.config import ModelConfig
-from flowmask.models.registry import Registry
+from flowmask.models.plugins.registry import Registry
 from flowmask.trainer.objectives.base import Objective, ObjectiveConfig
 
 if TYPE_CHECKING:

@@ -124,7 +124,8 @@ class _Export:
         (out / EXPORT_SETTINGS).write_text(json.dumps(self._settings(), indent=1) + "\n")
 
     def _write_part(self, out: Path) -> None:
-        model, state = self.part.model(self._cast(self.loaded), self._wan())
+        state = self._whole(self.loaded)
+        model = self.part.empty(state, self._wan())
         assign_strict(model, state, where=self.source, fix="Give the model.wan of its training (--wan)")
         model.save_pretrained(out / self.part.folder, max_shard_size="5GB")
 
@@ -140,11 +141,14 @@ class _Export:
     def flowrvs(self, out: Path) -> None:
         other = self._load(ema=not self.ema) if self.part.pth_holds_both and self._has_both() else self.loaded
         averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
-        states = {"last": self._cast(last), "averaged": self._cast(averaged)}
-        self.part.write_pth(out, **states, settings=self._settings(), wan=self._wan)
+        self.part.write_pth(out, self._whole(last), self._whole(averaged), self._settings())
 
     def _cast(self, loaded: LoadedWeights) -> dict[str, Tensor]:
         return {name: tensor.to(self.dtype).contiguous() for name, tensor in loaded.state_dict.items()}
+
+    def _whole(self, loaded: LoadedWeights) -> dict[str, Tensor]:
+        state = self._cast(loaded)
+        return state if self.part.join is None else self.part.join(state, self._wan())
 
     def _has_both(self) -> bool:
         """Whether the source has averaged and last weights: runs do, and .pth files."""

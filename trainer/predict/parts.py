@@ -1,12 +1,11 @@
 """The parts of the product that trainings make, each one object: its folder in an export, its FlowRVS file, its model.
 
-A part is what `makes` of an objective says. A further one is a subclass here and a line in PARTS.
+A part is what `makes` of an objective says. A further one is an object here and in PARTS.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -21,67 +20,49 @@ State = dict[str, Tensor]
 ENCODER = ("encoder.", "quant_conv.")  # of the VAE that goes with an exported mask decoder
 
 
-class Part(ABC):
-    """One part; `objective`: the one that published weights were trained with, which say none."""
+@dataclass(frozen=True)
+class Part:
+    """One part.
 
-    name: ClassVar[str]
-    folder: ClassVar[str]
-    objective: ClassVar[str]
-    takes_adapters: ClassVar[bool] = False
-    pth_holds_both: ClassVar[bool] = False  # averaged and last weights
+    objective: the one that published weights were trained with, which say none
+    read_pth:  (path, ema) -> fp32 weights and settings of a FlowRVS file
+    write_pth: (path, last, averaged, settings); both weights are the same unless `pth_holds_both`
+    empty:     diffusers' model on the meta device
+    join:      the trained weights with the frozen ones that belong to them in files, where there are such
+    """
 
-    @abstractmethod
-    def read_pth(self, path: Path, *, ema: bool) -> tuple[State, dict[str, Any]]:
-        """fp32 weights and settings of a FlowRVS file."""
-
-    @abstractmethod
-    def write_pth(
-        self, path: Path, *, last: State, averaged: State, settings: Mapping[str, Any], wan: Callable[[], WanFolder]
-    ) -> None:
-        """The FlowRVS file; a part whose file holds one set of weights takes `last`."""
-
-    @abstractmethod
-    def model(self, state: State, wan: WanFolder) -> tuple[Any, State]:
-        """diffusers' model on the meta device, and all of its tensors."""
+    name: str
+    folder: str
+    objective: str
+    read_pth: Callable[..., tuple[State, dict[str, Any]]]
+    write_pth: Callable[..., None]
+    empty: Callable[[State, WanFolder], Any]
+    join: Callable[[State, WanFolder], State] | None = None
+    takes_adapters: bool = False
+    pth_holds_both: bool = False
 
 
-class _Dit(Part):
-    name, folder, objective = "dit", "transformer", "flow_matching"
-    takes_adapters = pth_holds_both = True
-
-    def read_pth(self, path: Path, *, ema: bool) -> tuple[State, dict[str, Any]]:
-        return flowrvs.load_dit(path, ema=ema)
-
-    def write_pth(
-        self, path: Path, *, last: State, averaged: State, settings: Mapping[str, Any], wan: Callable[[], WanFolder]
-    ) -> None:
-        write_dit(path, model=last, ema=averaged, settings=settings)
-
-    def model(self, state: State, wan: WanFolder) -> tuple[Any, State]:
-        return wan.empty_transformer(video_injection=video_injected(state)), state
+def _with_encoder(decoder: State, wan: WanFolder) -> State:
+    """The trained decoder joined with the frozen encoder of its VAE, by diffusers' names."""
+    vae: Any = wan.vae(next(iter(decoder.values())).dtype)
+    return {**{name: t for name, t in vae.state_dict().items() if name.startswith(ENCODER)}, **decoder}
 
 
-class _MaskDecoder(Part):
-    name = folder = objective = "mask_decoder"
-
-    def read_pth(self, path: Path, *, ema: bool) -> tuple[State, dict[str, Any]]:
-        return flowrvs.load_mask_decoder(path, ema=ema)
-
-    def write_pth(
-        self, path: Path, *, last: State, averaged: State, settings: Mapping[str, Any], wan: Callable[[], WanFolder]
-    ) -> None:
-        write_mask_decoder(path, vae=self._whole(last, wan()), settings=settings)
-
-    def model(self, state: State, wan: WanFolder) -> tuple[Any, State]:
-        return wan.empty_vae(out_channels=1), self._whole(state, wan)
-
-    def _whole(self, decoder: State, wan: WanFolder) -> State:
-        """The trained decoder joined with the frozen encoder of its VAE, by diffusers' names."""
-        vae: Any = wan.vae(next(iter(decoder.values())).dtype)
-        return {**{name: t for name, t in vae.state_dict().items() if name.startswith(ENCODER)}, **decoder}
-
-
-DIT, MASK_DECODER = _Dit(), _MaskDecoder()
+DIT = Part(
+    *("dit", "transformer", "flow_matching"),
+    read_pth=flowrvs.load_dit,
+    write_pth=lambda path, last, averaged, settings: write_dit(path, model=last, ema=averaged, settings=settings),
+    empty=lambda state, wan: wan.empty_transformer(video_injection=video_injected(state)),
+    takes_adapters=True,
+    pth_holds_both=True,
+)
+MASK_DECODER = Part(
+    *("mask_decoder", "mask_decoder", "mask_decoder"),
+    read_pth=flowrvs.load_mask_decoder,
+    write_pth=lambda path, last, averaged, settings: write_mask_decoder(path, vae=last, settings=settings),
+    empty=lambda state, wan: wan.empty_vae(out_channels=1),
+    join=_with_encoder,
+)
 PARTS: dict[str, Part] = {part.name: part for part in (DIT, MASK_DECODER)}
 
 

@@ -4,7 +4,6 @@ Builds the parts of a run, lets the loop have them, and closes them in reverse.
 """
 
 import atexit
-import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -151,7 +150,7 @@ def _report_validation(session: Session, run: Run, found: Mapping[str, float]) -
     if session.folder is not None:
         session.folder.add_evaluation({"step": run.step, **found, "best": run.is_best})
     if session.tracker is not None:
-        session.tracker.log(run.step, {k: v for k, v in found.items() if math.isfinite(v)})
+        session.tracker.log(run.step, found)
         if _pictures(run).is_dir():
             session.tracker.artifact(_pictures(run), to=f"evaluation/{_pictures(run).name}")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowmask.data_pipeline.show.page import spread
-from flowmask.data_pipeline.sources.base import Video
+from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.score.archive import FILE as ARCHIVE
 from flowmask.trainer.score.archive import write_archive
@@ -112,9 +112,9 @@ def finish(
     masks: the published folder. The MLflow run of a checkpoint that has one is left the report and the videos.
     """
     scores = merge(videos, records, checkpoint=config.checkpoint, weights=weights, fingerprint=fingerprint)
-    texts = {f"{video.video_id}/{e.exp_id}": e.text for video in videos for e in video.expressions}
-    rows = [ReportRow(key, texts[key], entry) for key, entry in scores.per_expression.items()]
-    examples = _examples(config, videos, masks, scores)
+    pairs = {f"{video.video_id}/{e.exp_id}": (video, e) for video in videos for e in video.expressions}
+    rows = [ReportRow(key, pairs[key][1].text, entry) for key, entry in scores.per_expression.items()]
+    examples = _examples(config, pairs, masks, scores)
     write_report(
         config.out / REPORT,
         title="FlowMask evaluation",
@@ -124,8 +124,8 @@ def finish(
         examples=examples,
         note=scores.note,
     )
-    keys = [example.key for example in examples]
-    for made in (config.out / REPORT, write_overlays(config.out, keys, videos=videos, masks=masks)):
+    drawn = {example.key: pairs[example.key] for example in examples}
+    for made in (config.out / REPORT, write_overlays(config.out, drawn, masks=masks)):
         offer_artifact(config.checkpoint, made, to="evaluation")
     (config.out / ARCHIVE).unlink(missing_ok=True)  # of other masks
     if config.archive is not None:
@@ -150,9 +150,10 @@ def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
     }
 
 
-def _examples(config: EvaluateConfig, videos: Sequence[Video], masks: Path, scores: Scores) -> list[ReportExample]:
+def _examples(
+    config: EvaluateConfig, pairs: Mapping[str, tuple[Video, Expression]], masks: Path, scores: Scores
+) -> list[ReportExample]:
     """Expressions from the worst to the best, evenly spread over the ranking."""
-    pairs = {f"{video.video_id}/{e.exp_id}": (video, e) for video in videos for e in video.expressions}
     ranked = sorted(pairs, key=lambda key: (scores.per_expression.get(key, {MAIN: 0.0})[MAIN], key))
     examples, main = [], metrics()[MAIN]
     for place in spread(len(ranked), config.report_examples):

@@ -56,13 +56,12 @@ class RunFolder:
         self._evaluations = _continue_rows(self.path / EVALUATIONS, evaluated_step)
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """Append one step's row, in one write, so that a kill can tear only the last line."""
-        self._metrics.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        """Append one step's row."""
+        _append(self._metrics, row)
 
     def add_evaluation(self, row: Mapping[str, Any]) -> None:
-        """Append one evaluation to evaluations.jsonl; a number that is none becomes null."""
-        known = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
-        self._evaluations.write(json.dumps(known, allow_nan=False).encode() + b"\n")
+        """Append one validation to evaluations.jsonl."""
+        _append(self._evaluations, row)
 
     def sync(self) -> None:
         """Put the rows on disk; called before a checkpoint that builds on them is published."""
@@ -97,6 +96,12 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
+
+
+def _append(file: Any, row: Mapping[str, Any]) -> None:
+    """One row in one write, so that a kill can tear only the last line; NaN and infinities are written as null."""
+    known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    file.write(json.dumps(known, allow_nan=False).encode() + b"\n")
 
 
 def _continue_rows(path: Path, step: int) -> Any:

@@ -84,7 +84,7 @@ class StepReport:
         row = dict(row) | {"time": time.time()} | self._throughput.rates(step, seconds=took, waited_s=wait)
         if line_due:
             row |= memory()
-        self._folder.add_row({key: _finite(value) for key, value in row.items()})
+        self._folder.add_row(row)
         self._window.append(row)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"loss {row['loss']:.4f}")
@@ -142,8 +142,3 @@ def _bar(console: Console) -> Progress | None:
         return None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no nan: a number that is none becomes null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,6 @@ held by flock. Knows nothing of MLflow.
 import fcntl
 import json
 import math
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -194,12 +193,9 @@ class Outbox:
 @contextmanager
 def only_sender(folder: Path) -> Iterator[None]:
     """Wait until no other process sends for this folder, and be the one that does."""
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with (folder / _LOCK).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
 
 
 def _append(folder: Path, row: Mapping[str, Any]) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scenarios import PRECISIONS, STAGES, Training, same
-from test_engine import assert_same_training
+from scenarios import PRECISIONS, STAGES, Training, assert_same_training, same
 from workers import run_ranks
 
 from flowmask.models.errors import CheckpointError

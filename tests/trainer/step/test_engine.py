@@ -5,21 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import PRECISIONS, STAGES, Velocity, global_batch, tiny_dit
+from scenarios import PRECISIONS, STAGES, Velocity, assert_same_training, global_batch, tiny_dit
 
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.step.engine import Engine
 
-LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
-NORM_TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
-
 per_engine = pytest.mark.parametrize(("precision", "stage"), list(itertools.product(PRECISIONS, STAGES)))
-
-
-def assert_same_training(one: list[list[float]], other: list[list[float]], *, precision: str) -> None:
-    for (loss, norm), (expected_loss, expected_norm) in zip(one, other, strict=True):
-        assert abs(loss - expected_loss) <= LOSS_TOLERANCE[precision] * expected_loss
-        assert abs(norm - expected_norm) <= NORM_TOLERANCE[precision] * expected_norm
 
 
 @per_engine

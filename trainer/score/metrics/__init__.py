@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flowmask.models.registry import Registry
-from flowmask.trainer.score.metrics.base import Combined, Mask, Metric, PerFrame, PerSet, Place
+from flowmask.models.plugins.registry import Registry
+from flowmask.trainer.score.metrics.base import Combined, Mask, Measured, Metric, PerSet, Place
 
 _KNOWN = Registry(__name__, Metric, group="flowmask.metrics", key="a metric")
 MAIN = "jf"  # ranks expressions and chooses the best checkpoint
@@ -37,35 +37,26 @@ class Tally:
     """The scores of one expression, taken up a few frames at a time."""
 
     def __init__(self) -> None:
-        self._metrics = metrics()
-        self._frames: dict[str, list[Any]] = {
-            name: [] for name, metric in self._metrics.items() if not isinstance(metric, Combined)
-        }
+        known = metrics().items()
+        self._measured = {name: metric for name, metric in known if isinstance(metric, Measured)}
+        self._combined = {name: metric for name, metric in known if isinstance(metric, Combined)}
+        self._frames: dict[str, list[Any]] = {name: [] for name in self._measured}
 
     def add(self, truth: Mask, predicted: Mask) -> None:
         """Two bool [F H W]; ValueError if they differ in F."""
         for pair in zip(truth, predicted, strict=True):
-            for name, frames in self._frames.items():
-                metric = self._metrics[name]
-                assert isinstance(metric, PerFrame | PerSet)
-                frames.append(metric.frame(*pair))
+            for name, metric in self._measured.items():
+                self._frames[name].append(metric.frame(*pair))
 
     def scores(self) -> Scores:
         """Every metric's value over the frames so far."""
-        found: Scores = {}
-        for name, frames in self._frames.items():
-            metric = self._metrics[name]
-            assert isinstance(metric, PerFrame | PerSet)
-            found[name] = metric.expression(frames)
-        return found | {name: m.of(found) for name, m in self._metrics.items() if isinstance(m, Combined)}
+        found = {name: metric.expression(self._frames[name]) for name, metric in self._measured.items()}
+        return found | {name: metric.of(found) for name, metric in self._combined.items()}
 
     def sums(self) -> dict[str, list[float]]:
         """What the metrics per set add up over expressions."""
-        return {
-            name: np.sum(frames, axis=0).tolist()
-            for name, frames in self._frames.items()
-            if isinstance(self._metrics[name], PerSet)
-        }
+        per_set = [name for name, metric in self._measured.items() if isinstance(metric, PerSet)]
+        return {name: np.sum(self._frames[name], axis=0).tolist() for name in per_set}
 
 
 def totals(scores: Sequence[Scores], sums: Iterable[Mapping[str, Sequence[float]]]) -> Scores:

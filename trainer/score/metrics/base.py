@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,33 +28,35 @@ class Metric(ABC):
         return f"{value:.1f}" if self.unit == "%" else f"{value:.3g} {self.unit}".rstrip()
 
 
-class PerFrame(Metric):
-    """Measured on each frame; means over frames, then over expressions."""
+class Measured(Metric):
+    """A metric that looks at masks."""
+
+    @abstractmethod
+    def frame(self, truth: Mask, predicted: Mask) -> Any:
+        """What two bool [H W] give."""
+
+    @abstractmethod
+    def expression(self, frames: Sequence[Any]) -> float:
+        """The value of one expression from its frames, in the unit."""
+
+
+class PerFrame(Measured):
+    """`frame` gives a number, which `scale` takes to the unit; means over frames, then over expressions."""
 
     scale: ClassVar[float] = 100
 
-    @abstractmethod
-    def frame(self, truth: Mask, predicted: Mask) -> float:
-        """Of two bool [H W]; `scale` takes it to the unit."""
-
     def expression(self, frames: Sequence[float]) -> float:
-        """Over the frames of one expression."""
         return self.scale * float(np.mean(frames))
 
 
-class PerSet(Metric):
-    """A function of sums over every frame of every expression, as an overall IoU is."""
-
-    @abstractmethod
-    def frame(self, truth: Mask, predicted: Mask) -> Sequence[float]:
-        """What two bool [H W] add to the sums."""
+class PerSet(Measured):
+    """A function of sums over every frame of every expression, as an overall IoU is: `frame` gives what to add."""
 
     @abstractmethod
     def value(self, sums: Sequence[float]) -> float:
         """The value of the sums, in the unit."""
 
     def expression(self, frames: Sequence[Sequence[float]]) -> float:
-        """As if the expression were the whole set."""
         return self.value(np.sum(frames, axis=0).tolist())
 
 
