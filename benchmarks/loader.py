@@ -31,8 +31,7 @@ from flowmask.data_pipeline.read.loader import Batch, Loader
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.config import ModelConfig
 from flowmask.models.vae import LatentStats
-from flowmask.trainer.config import ObjectiveConfig
-from flowmask.trainer.objectives.objectives import objective_named
+from flowmask.trainer.objectives import objective_named, section
 
 GLOBAL_BATCH, TEXT_TOKENS = 8, 256
 
@@ -45,7 +44,7 @@ class Readers:
         self.reader = CacheReader(self.cache)
         self.plan = EpochPlan(self.reader.buckets, global_batch=GLOBAL_BATCH, seed=1)
         stats = LatentStats.from_lists(self.reader.manifest.latents_mean, self.reader.manifest.latents_std)
-        self.objective = objective_named(ObjectiveConfig(), model=ModelConfig(wan=Path()), stats=stats)
+        self.objective = objective_named(section(), model=ModelConfig(wan=Path()), stats=stats)
         self.files = self._write_files(folder / "files")
         paths = sorted((self.cache / "shards").glob("*.tar"))
         self.shards = [path.open("rb", buffering=0) for path in paths]

@@ -19,14 +19,13 @@ from flowmask.data_pipeline.read.loader import Loader
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.config import ModelConfig
 from flowmask.models.vae import LatentStats
-from flowmask.trainer.config import ObjectiveConfig
-from flowmask.trainer.objectives.objectives import objective_named
+from flowmask.trainer.objectives import objective_named, section
 
 
 def main() -> None:
     config = LoaderConfig(cache=Path(sys.argv[1]))
     stats = LatentStats(mean=(0.0,) * 16, std=(1.0,) * 16)
-    objective = objective_named(ObjectiveConfig(), model=ModelConfig(wan=Path()), stats=stats)
+    objective = objective_named(section(), model=ModelConfig(wan=Path()), stats=stats)
     process = psutil.Process()
     before, started = process.memory_full_info().uss, perf_counter()
     reader = CacheReader(config.cache)

@@ -96,7 +96,7 @@ def rates(folder: Path, name: str, uri: str | None, *, steps: int) -> dict[str, 
     }
     config = RunConfig.model_validate(tree)
     before, children = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    run(config, resolved=config.model_dump(mode="json"))
+    run(config)
     cpu_s, after = time.process_time() - before, resource.getrusage(resource.RUSAGE_CHILDREN)
     sender_s = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
     lines = (config.out / "metrics.jsonl").read_text().splitlines()

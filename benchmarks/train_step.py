@@ -31,7 +31,7 @@ from train_ways import Bare, BareTorch, Trainer
 import flowmask.trainer.run.train
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
-from flowmask.trainer.objectives.objectives import FlowMatching
+from flowmask.trainer.objectives.flow_matching import FlowMatching
 from flowmask.trainer.run.loop import Ending
 from flowmask.trainer.run.run_state import Run
 from flowmask.trainer.track.meters import peak_tflops
@@ -139,7 +139,7 @@ def run_once(
     with ExitStack() as stack:
         stack.enter_context(patch.object(flowmask.trainer.run.train, "train", loop))
         stack.enter_context(patch.object(FlowMatching, "build", lambda self: size.build_dit()))
-        flowmask.trainer.run.train.run(config, resolved=config.model_dump(mode="json"))
+        flowmask.trainer.run.train.run(config)
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         peak = options.peak_tflops or peak_tflops(name)

@@ -81,7 +81,8 @@ class Trainer:
         if self._encode is not None:
             micro_batches = [replace(batch, **self._encode()) for batch in micro_batches]
         run.advance(run.take_step(micro_batches))
-        run.stop_requested()
+        run.agree()
+        run.move_save_on()
 
 
 def trained_as(run: Run, module: Any) -> Any:

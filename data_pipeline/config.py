@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from flowmask.models.config import Section
+from flowmask.models.config import MayChange, Section
 from flowmask.models.process import DEFAULT_LEASE_S
 
 
@@ -186,18 +186,18 @@ CachePlace = Annotated[Path | str, BeforeValidator(_folder_or_url)]  # str: a UR
 class LoaderConfig(Section):
     """How training reads a cache or several; of all this only `remainder` and weights decide what a batch holds."""
 
-    cache: CachePlace | None = Field(
+    cache: MayChange[CachePlace | None] = Field(
         None, description="folder that `flowmask cache build` finished; stream: or its URL"
     )
     mode: Literal["indexed", "stream"] = Field(
         "indexed", description="stream: read shards from front to back; see docs/design.md"
     )
     shuffle_examples: int = Field(256, ge=1, description="stream: size of a rank's shuffle buffer")
-    retries: int = Field(3, ge=0, le=10, description="stream: retries of a shard")
-    mix: tuple[MixConfig, ...] = Field((), description="instead of `cache`: several with weights")
+    retries: MayChange[int] = Field(3, ge=0, le=10, description="stream: retries of a shard")
+    mix: MayChange[tuple[MixConfig, ...]] = Field((), description="instead of `cache`: several with weights")
     remainder: Literal["carry", "drop"] = Field("carry", description="an epoch's last examples: carry or drop")
-    threads: int = Field(2, ge=0, description="reading threads; 0 reads in the training thread")
-    prefetch_batches: int = Field(4, ge=1, description="global batches read ahead")
+    threads: MayChange[int] = Field(2, ge=0, description="reading threads; 0 reads in the training thread")
+    prefetch_batches: MayChange[int] = Field(4, ge=1, description="global batches read ahead")
 
     @model_validator(mode="after")
     def _cache_or_mix(self) -> Self:

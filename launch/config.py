@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from flowmask.launch.configs import find_config
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
+from flowmask.trainer.objectives import of_one_kind
 
 
 class LaunchConfig(Section):
@@ -114,6 +115,8 @@ def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     loaded = OmegaConf.load(path)
     if not isinstance(loaded, DictConfig) or not loaded:
         raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
+    if isinstance(objective := loaded.get("objective"), DictConfig):
+        loaded["objective"] = of_one_kind(objective)
     base = loaded.pop("base", None)
     if base is None:
         return loaded

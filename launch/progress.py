@@ -61,15 +61,17 @@ def cache_progress(out: Path, *, show: bool) -> Iterator[Callable[["BuildProgres
 
 def show_scores(scores: "Scores", out: Path) -> None:
     """The scores as a table on stdout, and where the rest is."""
-    table = Table("", "J&F", "J", "F")
-    if scores.jf is not None:
-        table.add_row("all expressions", *(f"{value:.1f}" for value in (scores.jf, scores.j, scores.f)))
-    if scores.decoder:
-        decoder = (scores.decoder[key] for key in ("jf", "j", "f"))
-        table.add_row("mask decoder alone", *(f"{value:.1f}" for value in decoder))
+    from flowmask.trainer.score.metrics import shown_in
+
+    shown = shown_in("progress")
+    table = Table("", *(metric.title for metric in shown.values()))
+    for what, values in (("all expressions", scores.totals), ("mask decoder alone", scores.decoder or {})):
+        known = [(metric, values.get(name)) for name, metric in shown.items()]
+        if any(value is not None for _, value in known):
+            table.add_row(what, *(metric.say(value) if value is not None else "" for metric, value in known))
     if scores.shuffled_text:
-        table.add_row("other sentences", f"{scores.shuffled_text['jf_shuffled']:.1f}", "", "")
-        table.add_row("  same expressions, own sentence", f"{scores.shuffled_text['jf_right']:.1f}", "", "")
+        table.add_row("other sentences", f"{scores.shuffled_text['jf_shuffled']:.1f}")
+        table.add_row("  same expressions, own sentence", f"{scores.shuffled_text['jf_right']:.1f}")
     if table.row_count:
         printer.print(table)
     if scores.note:

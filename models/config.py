@@ -1,9 +1,17 @@
 """Config sections that the models read, and the strict frozen base of every section."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class MayChangeOnResume:
+    """Marks a field: a run that is resumed may have another value than it began with."""
+
+
+T = TypeVar("T")
+MayChange = Annotated[T, MayChangeOnResume]
 
 
 class Section(BaseModel):

@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 # A room imports itself and the rooms before it; within it, a folder imports itself and what stands before it. "." is
 # what lies in the room itself, but for the files that have a place of their own here.
 ORDER = {
-    "models": (".", "weights", "cost"),
+    "models": (".", "plugins", "weights", "cost"),
     "data_pipeline": (
         *(".", "formats", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
     ),
-    "trainer": (".", "step", "objectives", "state", "track", "predict", "score", "run"),
+    "trainer": ("objectives", ".", "step", "state", "track", "predict", "score", "run"),
     "launch": (*(".", "jobs", "local", "slurm", "plan", "check", "dispatch.py", "curriculum", "watch", "demo", "cli"),),
 }
 OWNERS = {

@@ -7,28 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.models.config import LoraConfig, ModelConfig, SamplerConfig, Section
+from flowmask.models.config import LoraConfig, MayChange, ModelConfig, SamplerConfig, Section
 from flowmask.models.errors import ConfigError
+from flowmask.trainer.objectives import objective_class, of_one_kind, section
+from flowmask.trainer.objectives.base import ObjectiveConfig
 
 STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
-
-
-class ObjectiveConfig(Section):
-    """What is learned, from which draws."""
-
-    kind: str = Field(default="flow_matching", description="an objective's name: flow_matching or mask_decoder")
-    boundary_bias: bool = Field(default=True, description="draw t=1 with boundary_probability; off: uniform t")
-    boundary_probability: float = Field(default=0.5, ge=0, le=1)
-    start_point_augmentation: bool = Field(default=True, description="sample the video's posterior; off: its mean")
-    video_injection: bool = Field(default=True, description="the DiT also sees the video latent at every t")
-    latent_noise_std: float = Field(default=0.0, ge=0, description="mask decoder: noise added to its input latent")
-    focal_weight: float = Field(default=8.0, ge=0)
-    focal_alpha: float = Field(default=0.25, ge=0, le=1)
-    focal_gamma: float = Field(default=2.0, ge=0)
-    dice_weight: float = Field(default=4.0, ge=0)
 
 
 def _checkpointing(value: Any) -> Any:
@@ -36,10 +23,13 @@ def _checkpointing(value: Any) -> Any:
     return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
 
+Recomputation = Annotated[Literal["none", "selective", "full"], BeforeValidator(_checkpointing)]
+
+
 class TrainConfig(Section):
     """Optimiser, batch, precision and parallelism."""
 
-    steps: int = Field(ge=1, description="optimiser steps in all; may be raised later")
+    steps: MayChange[int] = Field(ge=1, description="optimiser steps in all; may be raised later")
     seed: int = 0
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw", description="adamw8bit: moments in 8 bits, a quarter of their memory (bitsandbytes)"
@@ -53,11 +43,11 @@ class TrainConfig(Section):
     eps: float = Field(default=1e-8, gt=0)
     grad_clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")
     global_batch: int = Field(ge=1, description="examples in one optimiser step, over all processes")
-    micro_batch: int = Field(default=1, ge=1, description="examples in one forward pass of one process")
-    sequence_parallel: int = Field(
+    micro_batch: MayChange[int] = Field(default=1, ge=1, description="examples in one forward pass of one process")
+    sequence_parallel: MayChange[int] = Field(
         default=1, ge=1, description="neighbouring processes that share each example's tokens"
     )
-    zero_stage: int = Field(default=1, ge=0, le=3)
+    zero_stage: MayChange[int] = Field(default=1, ge=0, le=3)  # a checkpoint names no stage
     precision: Literal["bf16", "fp32"] = "bf16"
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
     schedule_steps: int | None = Field(default=None, ge=1, description="length of the schedule; None: first `steps`")
@@ -65,13 +55,13 @@ class TrainConfig(Section):
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1, description="cosine: where the learning rate ends")
     decay_at_steps: tuple[int, ...] = Field(default=(), description="multistep: where the learning rate drops")
     decay_factor: float = Field(default=0.9, gt=0, le=1, description="multistep: by how much it drops")
-    offload_optimizer: bool = Field(default=False, description="keep the optimiser state in host memory")
-    activation_checkpointing: Annotated[Literal["none", "selective", "full"], BeforeValidator(_checkpointing)] = Field(
+    offload_optimizer: MayChange[bool] = Field(default=False, description="keep the optimiser state in host memory")
+    activation_checkpointing: MayChange[Recomputation] = Field(
         default="none", description="recompute activations in the backward pass: none, selective (cheap ones), full"
     )
     compile: bool = Field(default=False, description="compile the DiT's blocks; needs a compiler")
-    log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of log.txt")
-    collective_timeout_s: float = Field(
+    log_every_steps: MayChange[int] = Field(default=10, ge=1, description="steps between two lines of log.txt")
+    collective_timeout_s: MayChange[float] = Field(
         default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"
     )
 
@@ -148,7 +138,7 @@ class GuardConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
+class ValidationConfig(Section):
     """Evaluation of the EMA weights while training: losses and J&F on a fixed part of a held-out cache."""
 
     every_steps: int | None = Field(default=None, ge=1, description="null: never by steps")
@@ -190,30 +180,50 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     """Everything that decides a training run."""
 
-    out: Path = Field(description="run folder; an existing run there is resumed")
+    out: MayChange[Path] = Field(description="run folder; an existing run there is resumed")
     model: ModelConfig
     data: LoaderConfig
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: Annotated[SerializeAsAny[ObjectiveConfig], BeforeValidator(section)] = Field(
+        default_factory=section, description="what is learned; its keys are those of its kind"
+    )
     lora: LoraConfig | None = Field(default=None, description="train adapters; null: train the whole module")
     train: TrainConfig
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
     ema: EmaConfig = EmaConfig()
-    guard: GuardConfig = GuardConfig()
-    evaluate: EvaluationConfig = EvaluationConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    guard: MayChange[GuardConfig] = GuardConfig()
+    evaluate: MayChange[ValidationConfig] = ValidationConfig()
+    tracking: MayChange[TrackingConfig] = TrackingConfig()
+    launch: MayChange[Any] = Field(default_factory=dict, description="the launcher's own section, saved with the run")
+
+    @property
+    def makes(self) -> str:
+        """Which part its weights are: "dit" or "mask_decoder"."""
+        return objective_class(self.objective.kind).makes
 
     @model_validator(mode="after")
-    def _lora_has_a_dit(self) -> Self:
-        if self.lora is not None and self.objective.kind != "flow_matching":
+    def _module_can(self) -> Self:
+        kind, train = self.objective.kind, self.train
+        if objective_class(kind).has_blocks:
+            return self
+        module = f"the module of objective.kind {kind}"
+        if self.lora is not None:
+            raise ValueError(f"lora has nothing to adapt in {module}, which has no blocks: drop the lora section")
+        if train.activation_checkpointing != "none":
             raise ValueError(
-                f"lora is for objective.kind flow_matching; it is {self.objective.kind}: drop the lora section"
+                f"train.activation_checkpointing is {train.activation_checkpointing}, but {module} can't recompute; "
+                "set it to none"
             )
+        if train.compile:
+            raise ValueError(f"train.compile is true, but {module} has no blocks; set it to false")
+        if (ranks := train.sequence_parallel) > 1:
+            raise ValueError(f"train.sequence_parallel is {ranks}, but {module} has no tokens to split; set it to 1")
         return self
 
 
 def in_todays_terms(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config of a run, with the keys that it could not know yet at their defaults: these change nothing."""
     sections = {key: value for key, value in saved.items() if key in RunConfig.model_fields}
+    sections["objective"] = of_one_kind(sections.get("objective", {}))
     try:
         known = RunConfig.model_validate(sections)
     except ValidationError:  # of a version that knew other keys: whoever compares lists them

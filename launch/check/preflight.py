@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from flowmask.launch.finding import Finding
 from flowmask.launch.jobs import TrainJob
 from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm import commands as slurm_commands
-from flowmask.models.errors import ConfigError, UserError
-from flowmask.trainer.config import STATE_BYTES, accumulation_steps, in_todays_terms, workers
-from flowmask.trainer.state.run_folder import refuse_differences
+from flowmask.models.errors import CacheError, CheckpointError, ConfigError, UserError
+from flowmask.trainer.config import STATE_BYTES, accumulation_steps, workers
+from flowmask.trainer.state.checkpoint import newest, read_state
+from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
 
 
@@ -99,14 +101,14 @@ def _deepspeed(job: TrainJob) -> Finding:
 
 def _tokens(job: TrainJob) -> Iterator[Finding]:
     """Whether the processes that `train.sequence_parallel` names can share each clip's tokens."""
-    ranks, kind = job.train.sequence_parallel, job.objective.kind
+    ranks = job.train.sequence_parallel
     if ranks == 1:
         return
     try:
         shape = json.loads((job.model.wan / "transformer" / "config.json").read_text())
         caches = [json.loads((cache / "manifest.json").read_text()) for cache in job.caches()]
         buckets = [BucketEntry.model_validate(bucket) for cache in caches for bucket in cache["buckets"]]
-        refuse_uneven(kind, config=shape, ranks=ranks, buckets=buckets)
+        refuse_uneven(shape, ranks=ranks, buckets=buckets)
     except ConfigError as error:
         yield Finding("tokens", "fail", str(error))
         return
@@ -118,27 +120,21 @@ def _tokens(job: TrainJob) -> Iterator[Finding]:
 def _resume(job: TrainJob) -> Iterator[Finding]:
     """A run that goes on: the same settings and the same cache, as the job itself will ask."""
     try:
-        document = json.loads((job.out / "checkpoints" / "latest" / "state.json").read_text())
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
+        checkpoint = newest(job.out)
+        document = read_state(checkpoint) if checkpoint is not None else None
+    except CheckpointError as error:
         yield Finding("resume", "unknown", f"resume: the newest checkpoint can't be read here: {error}")
         return
-    old, new = in_todays_terms(document["state"]["config"]), job.model_dump(mode="json")
-    if new["train"]["schedule_steps"] is None:
-        new["train"]["schedule_steps"] = old["train"].get("schedule_steps")
+    if document is None:
+        return
     try:
-        refuse_differences(old, new, out=job.out, what="config")
-        caches = job.caches()
-        if len(caches) == 1 and not job.data.mix:
-            manifest = json.loads((caches[0] / "manifest.json").read_text())
-            before, now = document["state"]["fingerprint"], manifest["fingerprint"]
-            refuse_differences(before["fields"], now["fields"], out=job.out, what="cache")
-    except UserError as error:
+        refuse_other_config(job, document["state"])
+        with suppress(CacheError):  # the cache is another check's
+            if (now := fingerprint_of(job.data)) is not None:
+                refuse_other_cache(job, document["state"], now)
+    except CheckpointError as error:
         yield Finding("resume", "fail", str(error))
         return
-    except (OSError, ValueError, KeyError):
-        pass  # the cache is another check's
     yield Finding("resume", "pass", f"goes on from step {document['step']}")
 
 

@@ -16,12 +16,13 @@ from flowmask.launch.finding import Finding
 from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.launch.slurm import resources
 from flowmask.models.errors import ConfigError, UserError
+from flowmask.trainer.objectives import objective_named
 
 _SHOWN = 4
 # What takes over weights, and the objective that must have made them; None: the stage's own.
 _WEIGHTS = {
     "model.init": None,
-    "checkpoint": "flow_matching",
+    "checkpoint": "dit",
     "model.mask_decoder": "mask_decoder",
     "mask_decoder": "mask_decoder",
 }
@@ -87,10 +88,8 @@ def _refuse_unequal(curriculum: Curriculum, source: Stage, stage: Stage) -> None
 def _conventions(curriculum: Curriculum, stage: Stage) -> dict[str, Any]:
     """The settings that weights depend on."""
     assert isinstance(stage.job, TrainJob)
-    model, objective = stage.job.model, stage.job.objective
-    found: dict[str, Any] = {"mask_latent_norm": model.mask_latent_norm}
-    if objective.kind == "flow_matching":
-        found |= {"text_tokens": model.text_tokens, "video_injection": objective.video_injection}
+    settings = objective_named(stage.job.objective, model=stage.job.model).settings()
+    found = {key: value for key, value in settings.items() if key != "objective"}
     for folder in stage.job.caches():
         maker = curriculum.making(folder)
         if maker is not None and isinstance(maker.job, CacheJob):

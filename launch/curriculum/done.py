@@ -17,9 +17,8 @@ from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import read_object, write_atomically
-from flowmask.trainer.config import in_todays_terms
-from flowmask.trainer.state.checkpoint import complete, read_state
-from flowmask.trainer.state.run_folder import CHECKPOINTS, refuse_differences
+from flowmask.trainer.state.checkpoint import STATE, newest, read_state
+from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
 
 _MEMO_ENTRIES = 64
 
@@ -78,20 +77,18 @@ def _cache(job: CacheJob, memo: Path) -> Judgement:
 
 
 def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Judgement:
-    found = complete(job.out / CHECKPOINTS)
-    if not found:
+    checkpoint = newest(job.out)
+    if checkpoint is None:
         return Judgement(False, "no checkpoint yet")
-    document = read_state(found[0])
+    document = read_state(checkpoint)
     state, step = document["state"], document["step"]
-    wanted = job.model_dump(mode="json")
-    if wanted["train"]["schedule_steps"] is None:
-        wanted["train"]["schedule_steps"] = state["config"]["train"]["schedule_steps"]
-    refuse_differences(in_todays_terms(state["config"]), wanted, out=job.out, what="config")
+    refuse_other_config(job, state)
     _refuse_other_start(stage, job, state, unfinished, memo)
     waits = unfinished & {name for key, name in stage.carries.items() if key.startswith("data.")}
     if waits:
         return Judgement(False, f"{_names(waits)} not done")
-    _refuse_other_cache(job, state)
+    if (now := fingerprint_of(job.data)) is not None:
+        refuse_other_cache(job, state, now)
     if step < job.train.steps:
         return Judgement(False, f"at step {step} of {job.train.steps}")
     if not document["updates"]:
@@ -110,23 +107,10 @@ def _refuse_other_start(
     if source in unfinished:
         raise ConfigError(f"{job.out} was started from weights of stage {source}, which is not done; {fix}")
     began = (state.get("init") or {}).get("sha256")
-    now = weights_sha256(job.model.init, job.objective.kind, ema=job.model.init_ema, memo=memo)
+    now = weights_sha256(job.model.init, job.makes, ema=job.model.init_ema, memo=memo)
     if began != now:
         there = began[:12] if began else "none"
         raise ConfigError(f"{job.out} was started from weights {there}, but {job.model.init} now has {now[:12]}; {fix}")
-
-
-def _refuse_other_cache(job: TrainJob, state: Mapping[str, Any]) -> None:
-    from flowmask.data_pipeline.read.batches import open_reader
-
-    if job.data.mode == "stream":
-        return  # the run itself asks the server
-    reader = open_reader(job.data, check=False)
-    try:
-        now = reader.manifest.fingerprint
-    finally:
-        reader.close()
-    refuse_differences(state["fingerprint"]["fields"], now.fields, out=job.out, what="cache")
 
 
 def _evaluation(job: EvaluateJob, unfinished: set[str], memo: Path) -> Judgement:
@@ -144,7 +128,7 @@ def _evaluation(job: EvaluateJob, unfinished: set[str], memo: Path) -> Judgement
         return Judgement(False, f"no {ARCHIVE} yet")
     wan, decoder = _parts(job)
     weights = {
-        "dit": weights_sha256(job.checkpoint, "flow_matching", ema=job.ema, memo=memo),
+        "dit": weights_sha256(job.checkpoint, "dit", ema=job.ema, memo=memo),
         "mask_decoder": "vae" if decoder == "vae" else weights_sha256(decoder, "mask_decoder", ema=job.ema, memo=memo),
     }
     now = fingerprint_now(job.for_room(), weights=weights, wan_files=folder_state(wan))
@@ -167,16 +151,16 @@ def _parts(job: EvaluateJob) -> tuple[Path, str]:
     )
 
 
-def weights_sha256(source: str, objective: str, *, ema: bool, memo: Path) -> str:
+def weights_sha256(source: str, part: str, *, ema: bool, memo: Path) -> str:
     """The hash of trained weights as training and evaluation record it; from `memo` when they were hashed before."""
-    from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
+    from flowmask.trainer.predict.parts import PARTS
+    from flowmask.trainer.predict.weights import load
 
     path = memo / "weights.json"
     known = read_object(path)
-    key = hashlib.sha256(f"{_identity(Path(source))} {objective} {ema}".encode()).hexdigest()
+    key = hashlib.sha256(f"{_identity(Path(source))} {part} {ema}".encode()).hexdigest()
     if key not in known:
-        load = load_mask_decoder if objective == "mask_decoder" else load_dit
-        known = dict([*known.items(), (key, load(source, ema=ema).sha256)][-_MEMO_ENTRIES:])
+        known = dict([*known.items(), (key, load(source, PARTS[part], ema=ema).sha256)][-_MEMO_ENTRIES:])
         memo.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(known, indent=1))
     return str(known[key])
@@ -184,9 +168,8 @@ def weights_sha256(source: str, objective: str, *, ema: bool, memo: Path) -> str
 
 def _identity(source: Path) -> str:
     """What tells weights from others without reading them: a checkpoint's list of hashes, else sizes and times."""
-    steps = [source] if (source / "state.json").is_file() else complete(source / CHECKPOINTS)
-    if steps:
-        return hashlib.sha256((steps[0] / "state.json").read_bytes()).hexdigest()
+    if (checkpoint := newest(source)) is not None:
+        return hashlib.sha256((checkpoint / STATE).read_bytes()).hexdigest()
     files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.exists() else []
     return f"{source.resolve()} {[(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]}"
 

@@ -189,9 +189,9 @@ def _stage(entry: StageConfig, config: CurriculumConfig, *, path: Path, earlier:
     kind, _ = kind_of({"kind": entry.kind}, origin=f"{path}: {where}")
     plain: Any = OmegaConf.to_container(tree)
     job = validate(plain, kind, origin=f"{path}: {where}")
-    if entry.kind == DECODER and job.trains != "mask_decoder":
+    if entry.kind == DECODER and job.makes != "mask_decoder":
         raise ConfigError(
-            f"{path}: {where} is of kind decoder, but objective.kind is {job.trains}; set it to mask_decoder"
+            f"{path}: {where} is of kind decoder, but trains the {job.makes}: set objective.kind=mask_decoder"
         )
     sources = {key: _SOURCE.findall(rule)[0] for key, rule in entry.carries.items()}
     return Stage(entry.name, job, entry.needs, sources, entry.retries)

@@ -75,12 +75,12 @@ class Job(Section):
 
     @property
     def makes(self) -> str:
-        """What the job leaves in `out`: the objective of weights, else the kind."""
-        return self.trains or self.KIND
+        """What the job leaves in `out`: the part that it trains, else its kind."""
+        return self.KIND
 
     @property
     def trains(self) -> str | None:
-        """The objective of a training."""
+        """The part of weights that a training trains: "dit" or "mask_decoder"."""
         return None
 
     def inputs(self) -> Iterator[Input]:

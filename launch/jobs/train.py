@@ -13,9 +13,9 @@ from pydantic import model_validator
 
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
 from flowmask.trainer.config import RunConfig, accumulation_steps
+from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS
 
-_WAN_PARTS = {"flow_matching": ("transformer",), "mask_decoder": ("vae",)}
 _TAIL_BYTES = 1 << 16
 _RATE_ROWS, _LOSS_ROWS = 50, 10  # newest rows that speed and loss are taken of
 
@@ -45,11 +45,15 @@ class TrainJob(Job, RunConfig):
         return self.data.threads
 
     @property
+    def makes(self) -> str:
+        return objective_class(self.objective.kind).makes
+
+    @property
     def trains(self) -> str:
-        return self.objective.kind
+        return self.makes
 
     def inputs(self) -> Iterator[Input]:
-        yield from wan_inputs(self.model.wan, _WAN_PARTS.get(self.objective.kind, ()))
+        yield from wan_inputs(self.model.wan, objective_class(self.objective.kind).wan_parts)
         if self.model.init is not None:
             yield Input("model.init", Path(self.model.init), "a run, an export, or a FlowRVS .pth")
         for cache in self.caches():
@@ -70,7 +74,7 @@ class TrainJob(Job, RunConfig):
     def work(self, resolved: Resolved, *, rank: int, world: int) -> int:
         from flowmask.trainer.run.train import run
 
-        return run(self.for_room(), resolved=resolved)
+        return run(self)
 
     @classmethod
     def recognised_by(cls, tree: Mapping[Any, Any]) -> str:

@@ -17,7 +17,7 @@ from flowmask.launch.jobs import CacheJob
 from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
 from flowmask.launch.plan.model import architecture
 from flowmask.launch.plan.one_pass import Shape
-from flowmask.launch.plan.train import Speed
+from flowmask.launch.plan.train import GpuSpeed
 from flowmask.models.errors import DataError
 
 _WORD_TOKENS = 1.4  # of UMT5 for an English word, where there is no tokenizer to ask
@@ -79,11 +79,11 @@ class CachePlan:
     hours: float
     device_bytes: float
     host_bytes: float
-    speed: Speed
+    speed: GpuSpeed
     notes: list[str] = field(default_factory=list)
 
 
-def plan_cache(job: CacheJob, *, speed: Speed) -> CachePlan:
+def plan_cache(job: CacheJob, *, speed: GpuSpeed) -> CachePlan:
     """Count view 0 of the dataset; where there is none to read, one clip of the config's shape."""
     shapes = architecture(job.model.wan)
     notes, encoders = list(shapes.notes), Encoders(shapes)
@@ -91,19 +91,10 @@ def plan_cache(job: CacheJob, *, speed: Speed) -> CachePlan:
     views = job.cache.views if counted else 1
     shards = -(-counts.cost.clips // job.cache.clips_per_shard)
     value = BYTES[job.cache.dtype]
-    largest: dict[int, Shape] = {}
-    for shape in counts.by_shape:
-        known = largest.get(shape.frames, shape)
-        largest[shape.frames] = max(known, shape, key=lambda s: s.height * s.width)
+    largest = {shape.frames: shape for shape in sorted(counts.by_shape, key=lambda s: s.pixels)}
     passes = 1 + _masks(counts) / max(counts.cost.clips, 1)
-    video_flop = (
-        views
-        * passes
-        * sum(
-            n * encoders.pixel_flop(largest[s.frames]) * s.frames * s.height * s.width
-            for s, n in counts.by_shape.items()
-        )
-    )
+    one_pass = sum(n * encoders.pixel_flop(largest[s.frames]) * s.pixels for s, n in counts.by_shape.items())
+    video_flop = views * passes * one_pass
     tokens = float(sum(counts.distinct.values()))
     text_flop = encoders.text_flop(tokens, sentences=len(counts.distinct))
     text_dim = shapes.dit_config["text_dim"]
@@ -111,7 +102,7 @@ def plan_cache(job: CacheJob, *, speed: Speed) -> CachePlan:
     text_bytes = views * counts.tokens * text_dim * value
     workers = job.launch.array * job.launch.nodes * job.launch.processes_per_node
     per_s = speed.flop_per_s * SLOWER[job.cache.encoder_dtype] * workers
-    most = max(counts.by_shape, key=lambda s: s.frames * s.height * s.width)
+    most = max(counts.by_shape, key=lambda s: s.pixels)
     batch = encoders.encode(most, dtype=job.cache.encoder_dtype, clips=job.cache.batch_clips)
     vae, text = (f(job.cache.encoder_dtype) for f in (encoders.vae_bytes, encoders.text_bytes))
     if job.cache.encoder_dtype == "float32":

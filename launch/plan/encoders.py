@@ -30,7 +30,7 @@ class Encoders:
         """The VAE's encoder over `clips` clips, pixels included."""
 
         def run(vae: Any) -> Tensor:
-            return encode_moments(vae, torch.zeros(clips, 3, *_size(shape)))[0]
+            return encode_moments(vae, torch.zeros(clips, 3, shape.frames, shape.height, shape.width))[0]
 
         return dry_pass(self.shapes.vae(), run, dtype=getattr(torch, dtype), backward=False)
 
@@ -64,7 +64,7 @@ class Encoders:
 
     def pixel_flop(self, shape: Shape) -> float:
         """FLOPs of the VAE's encoder for each pixel of a clip of as many frames: all but constant in its size."""
-        return self.encode(shape, dtype="float32").flop / (shape.frames * shape.height * shape.width)
+        return self.encode(shape, dtype="float32").flop / shape.pixels
 
     def text_flop(self, tokens: float, *, sentences: float = 1) -> float:
         """FLOPs of UMT5 over `tokens` tokens in all: the table is looked up, all else multiplied."""
@@ -85,7 +85,3 @@ class Encoders:
 def with_allowances(peak: float) -> float:
     """What a GPU must have for tensors of `peak` bytes."""
     return CONTEXT_BYTES + peak * (1 + FRAGMENTATION)
-
-
-def _size(shape: Shape) -> tuple[int, int, int]:
-    return shape.frames, shape.height, shape.width

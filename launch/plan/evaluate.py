@@ -12,9 +12,9 @@ from flowmask.launch.jobs import EvaluateJob
 from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape
-from flowmask.launch.plan.train import Speed
+from flowmask.launch.plan.train import GpuSpeed
 from flowmask.models.errors import DataError, UserError
-from flowmask.trainer.predict.weights import newest_checkpoint
+from flowmask.trainer.predict.weights import source_settings
 
 _DTYPE = {"bf16": "bfloat16", "fp32": "float32"}
 _TEXT_TOKENS = 256
@@ -33,16 +33,16 @@ class EvaluatePlan:
     flop: float
     workers: int
     hours: float
-    speed: Speed
+    speed: GpuSpeed
     notes: list[str] = field(default_factory=list)
 
 
-def plan_evaluation(job: EvaluateJob, *, speed: Speed, clip: Shape | None = None) -> EvaluatePlan:
+def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = None) -> EvaluatePlan:
     """clip: the shape to plan for where the dataset can't be read."""
     shapes = architecture(_wan(job))
     notes, encoders = list(shapes.notes), Encoders(shapes)
     work, counted = _videos(job, clip, notes)
-    longest = max((shape for shape, _ in work), key=lambda s: s.frames * s.height * s.width)
+    longest = max((shape for shape, _ in work), key=lambda s: s.pixels)
     dtype = _DTYPE[job.precision]
     dit = parameters(shapes.dit(video_injection=True))
     weights = dit * BYTES[dtype] + encoders.text_bytes(dtype) + 2 * encoders.vae_bytes("float32")
@@ -88,11 +88,7 @@ def _wan(job: EvaluateJob) -> Path:
     if job.model.wan is not None:
         return job.model.wan
     try:
-        from flowmask.trainer.state.checkpoint import read_state
-
-        run = Path(job.checkpoint)
-        checkpoint = run if (run / "state.json").is_file() else newest_checkpoint(run)
-        return Path(read_state(checkpoint)["state"]["config"]["model"]["wan"])
+        return Path(source_settings(job.checkpoint)["wan"])
     except (UserError, KeyError):
         return Path(job.checkpoint)
 

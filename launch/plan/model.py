@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from flowmask.launch.jobs import TrainJob
-from flowmask.models.dit import LATENT_CHANNELS, Recompute, build_dit, can_recompute, recompute_blocks
-from flowmask.models.errors import ConfigError
+from flowmask.models.dit import LATENT_CHANNELS, build_dit
 from flowmask.models.lora import add_lora
-from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.strict import read_json
 from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.objectives import objective_named
+from flowmask.trainer.objectives.base import Objective
 
 _WAN = {
     "patch_size": (1, 2, 2),
@@ -92,28 +92,17 @@ def architecture(wan: Path) -> Architecture:
     return Architecture(partial, dict(BUILT_IN[size]), [f"{found}: the published shapes of Wan2.1 {size}"])
 
 
+def objective_of(job: TrainJob) -> Objective:
+    """The objective of a run, without the latents' statistics: they change no shape."""
+    return objective_named(job.objective, model=job.model)
+
+
 def trained_module(job: TrainJob, shapes: Architecture, *, layers: int | None = None) -> nn.Module:
     """The module of a run as it starts, on the meta device, with what it freezes; errors as the run's own."""
-    if job.objective.kind == "flow_matching":
-        module = shapes.dit(video_injection=job.objective.video_injection, layers=layers)
-    elif job.objective.kind == "mask_decoder":
-        module = MaskDecoder.from_vae(shapes.vae())
-    else:
-        raise ConfigError(f"objective.kind is {job.objective.kind!r}; a plan knows flow_matching, mask_decoder")
-    module.train().requires_grad_(True)
+    module = objective_of(job).blueprint(shapes, layers=layers).train().requires_grad_(True)
     if job.lora is not None:
         add_lora(module, job.lora, seed=job.train.seed)
     return module
-
-
-def set_recompute(module: nn.Module, kind: Recompute) -> bool:
-    """Let a DiT recompute as `train.activation_checkpointing` says; whether the module can."""
-    if kind == "none":
-        return True
-    if not can_recompute(module):
-        return False
-    recompute_blocks(module, kind)
-    return True
 
 
 def parameters(module: nn.Module) -> int:

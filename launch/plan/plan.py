@@ -12,15 +12,15 @@ from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob, load_any
 from flowmask.launch.plan.cache import CachePlan, plan_cache
 from flowmask.launch.plan.evaluate import EvaluatePlan, plan_evaluation
 from flowmask.launch.plan.one_pass import Shape
-from flowmask.launch.plan.train import GPUS_GB, Speed, TrainPlan, plan_training
+from flowmask.launch.plan.train import GPUS_GB, GpuSpeed, TrainPlan, plan_training
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.track.meters import known_gpus, peak_tflops
 
-AnyPlan = TrainPlan | CachePlan | EvaluatePlan
+CostPlan = TrainPlan | CachePlan | EvaluatePlan
 DEFAULT_GPU, DEFAULT_MFU = "H100", 0.4
 
 
-def plan(config: Path, overrides: Sequence[str], *, speed: Speed, clip: Shape | None = None) -> AnyPlan:
+def plan(config: Path, overrides: Sequence[str], *, speed: GpuSpeed, clip: Shape | None = None) -> CostPlan:
     """The plan of a config of any kind; UserError in one line for a config that could not run either."""
     job, _ = load_any(config, overrides)
     if isinstance(job, TrainJob):
@@ -33,19 +33,19 @@ def plan(config: Path, overrides: Sequence[str], *, speed: Speed, clip: Shape | 
     return plan_evaluation(job, speed=speed, clip=clip)
 
 
-def speed_of(*, gpu: str | None, tflops: float | None, mfu: float) -> Speed:
+def speed_of(*, gpu: str | None, tflops: float | None, mfu: float) -> GpuSpeed:
     """The speed that a person states: a GPU by name or its peak, and how much of it is useful work."""
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu is {mfu:g}; it is a fraction in (0, 1], for example {DEFAULT_MFU}")
     if tflops is not None:
         if tflops <= 0:
             raise ConfigError(f"--tflops is {tflops:g}; it must be above 0")
-        return Speed(tflops, mfu, gpu or "the stated GPU")
+        return GpuSpeed(tflops, mfu, gpu or "the stated GPU")
     name = gpu or DEFAULT_GPU
     peak = peak_tflops(name)
     if peak is None:
         raise ConfigError(f"--gpu is {name!r}; known: {', '.join(known_gpus())}. Or give its peak: --tflops")
-    return Speed(peak, mfu, name)
+    return GpuSpeed(peak, mfu, name)
 
 
 def clip_of(text: str | None) -> Shape | None:
@@ -61,7 +61,7 @@ def clip_of(text: str | None) -> Shape | None:
     return Shape(frames, height, width)
 
 
-def to_json(found: AnyPlan) -> dict[str, Any]:
+def to_json(found: CostPlan) -> dict[str, Any]:
     """Every number of a plan, in bytes, FLOPs, seconds and hours."""
     facts = asdict(found)
     if not isinstance(found, TrainPlan):

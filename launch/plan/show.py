@@ -1,5 +1,6 @@
 """A plan as tables that a person reads: sizes in GB (10^9 bytes), what fits on which GPU, and what was assumed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -25,10 +26,16 @@ def show(found: TrainPlan | CachePlan | EvaluatePlan, console: Console) -> None:
 
 def size(count: float) -> str:
     """Bytes in the unit that a person would say."""
-    for unit, worth in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= worth:
-            return f"{count / worth:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} kB"
+    return _in_units(count, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)))
+
+
+def work(flop: float) -> str:
+    return _in_units(flop, (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)))
+
+
+def _in_units(count: float, units: Sequence[tuple[str, float]]) -> str:
+    unit, worth = next((unit for unit in units if count >= unit[1]), units[-1])
+    return f"{count / worth:,.1f} {unit}" if count >= worth else f"{count / worth:,.2g} {unit}"
 
 
 def hours(count: float) -> str:
@@ -36,13 +43,6 @@ def hours(count: float) -> str:
     if count >= 48:
         return f"{count:,.0f} h ({count / 24:,.1f} days)"
     return f"{count:.1f} h" if count >= 1 else f"{count * 60:.1f} min" if count * 60 >= 1 else f"{count * 3600:.2g} s"
-
-
-def work(flop: float) -> str:
-    for unit, worth in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12)):
-        if flop >= worth:
-            return f"{flop / worth:,.1f} {unit}"
-    return f"{flop / 1e9:,.2g} GFLOP"
 
 
 def _facts(rows: list[tuple[str, str]], console: Console) -> None:

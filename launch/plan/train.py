@@ -21,10 +21,10 @@ from flowmask.launch.plan.memory import (
     device_memory,
     host_memory,
 )
-from flowmask.launch.plan.model import Architecture, architecture, trained_module
+from flowmask.launch.plan.model import Architecture, architecture, objective_of, trained_module
 from flowmask.launch.plan.one_pass import Shape, batch_bytes, micro_batch_pass
 from flowmask.models.cost.dry_run import Pass
-from flowmask.models.cost.flops import TRAINING_PASSES, dit_forward_flop, dit_tokens
+from flowmask.models.cost.flops import TRAINING_PASSES
 from flowmask.models.dit import Recompute
 from flowmask.models.errors import CacheError, ConfigError
 from flowmask.trainer.config import STATE_BYTES, TrainConfig, accumulation_steps
@@ -35,7 +35,7 @@ _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
-class Speed:
+class GpuSpeed:
     """What one GPU is taken to do: `tflops` of its peak, `mfu` of that in useful work."""
 
     tflops: float
@@ -88,7 +88,7 @@ class TrainPlan:
     chosen: SettingPlan
     settings: list[SettingPlan]
     worlds: list[WorldPlan]
-    speed: Speed
+    speed: GpuSpeed
     notes: list[str] = field(default_factory=list)
 
     def fits(self, memory_gb: float) -> "SettingPlan | None":
@@ -101,19 +101,20 @@ def _effort(plan: SettingPlan) -> tuple[bool, float, int]:
     return plan.setting.offload, plan.slowdown, plan.setting.zero_stage
 
 
-def plan_training(job: TrainJob, *, speed: Speed, clip: Shape | None = None) -> TrainPlan:
+def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) -> TrainPlan:
     """clip: the shape to plan for where there is no finished cache."""
     shapes = architecture(job.model.wan)
     notes = list(shapes.notes)
     mixture, examples = _shapes(job, clip, notes)
-    largest = max(mixture, key=lambda shape: (shape.frames * shape.height * shape.width, str(shape)))
+    largest = max(mixture, key=lambda shape: (shape.pixels, str(shape)))
     module = trained_module(job, shapes)
     every = [parameter.numel() for parameter in module.parameters()]
     trained = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
     counts = _Counts(sum(every), sum(trained), max(trained))
-    passes = {r: micro_batch_pass(job, shapes, largest, recompute=r) for r in RECOMPUTE}
-    flops = {shape: _forward_flop(job, shapes, shape) for shape in mixture}
-    flop = TRAINING_PASSES * sum(share * flops[shape] for shape, share in mixture.items())
+    objective, config = objective_of(job), getattr(module, "config", {})
+    kinds = RECOMPUTE if objective.has_blocks else RECOMPUTE[:1]
+    passes = {recompute: micro_batch_pass(job, shapes, largest, recompute=recompute) for recompute in kinds}
+    flop = sum(share * _training_flop(job, shapes, shape, config=config) for shape, share in mixture.items())
     planner = _Planner(job, shapes, largest, counts, passes)
     chosen = planner.at(
         Setting(
@@ -125,20 +126,14 @@ def plan_training(job: TrainJob, *, speed: Speed, clip: Shape | None = None) -> 
             _moments_bytes(job),
         )
     )
-    if chosen is None:
-        raise ConfigError(
-            f"train.activation_checkpointing is {job.train.activation_checkpointing}, but the module of objective.kind "
-            f"{job.objective.kind} can't recompute; set it to none"
-        )
     step_flop = job.train.global_batch * flop
-    tokens = dit_tokens(shapes.dit_config, largest.latent) if job.objective.kind == "flow_matching" else 0
     return TrainPlan(
         kind=job.objective.kind,
         parameters=counts.all,
         trained=counts.trained,
         shapes={str(shape): share for shape, share in mixture.items()},
         largest=str(largest),
-        tokens=tokens,
+        tokens=objective.tokens(config, largest.latent),
         flop_per_example=flop,
         flop_per_step=step_flop,
         steps=job.train.steps,
@@ -173,14 +168,10 @@ class _Planner:
     shapes: Architecture
     largest: Shape
     counts: _Counts
-    passes: dict[Recompute, Pass | None]
+    passes: dict[Recompute, Pass]
 
-    def at(self, setting: Setting) -> SettingPlan | None:
-        """None if the module can't be run so."""
-        cost, plain = self.passes[setting.recompute], self.passes["none"]
-        if cost is None or plain is None:
-            return None
-        train = self.job.train
+    def at(self, setting: Setting) -> SettingPlan:
+        cost, train = self.passes[setting.recompute], self.job.train
         one = batch_bytes(self.job, self.largest, text_dim=self.shapes.dit_config["text_dim"])
         groups = max(1, setting.ranks // train.sequence_parallel)
         ahead = one * self.job.data.prefetch_batches * max(1, train.global_batch // (groups * train.micro_batch))
@@ -197,19 +188,18 @@ class _Planner:
         host = host_memory(
             setting, parameters=self.counts.trained, batch_bytes=ahead, module_parameters=self.counts.all
         )
-        return SettingPlan(setting, device, host, cost.flop / plain.flop)
+        return SettingPlan(setting, device, host, cost.flop / self.passes["none"].flop)
 
     def all(self) -> list[SettingPlan]:
         """Every stage, with and without recomputation and offload."""
         ranks, precision = self.job.launch.world_size, self.job.train.precision
-        found = [
+        return [
             self.at(Setting(stage, precision, offload, ranks, name, _moments_bytes(self.job)))
             for offload in (False, True)
-            for name in RECOMPUTE
+            for name in self.passes
             for stage in range(4)
             if self._allowed(zero_stage=stage, offload_optimizer=offload, activation_checkpointing=name)
         ]
-        return [plan for plan in found if plan is not None]
 
     def _allowed(self, **changes: Any) -> bool:
         """Whether the config would be accepted with these settings of `train`."""
@@ -224,7 +214,7 @@ def _moments_bytes(job: TrainJob) -> float:
     return EIGHT_BIT_MOMENTS_BYTES if job.train.optimizer == "adamw8bit" else FP32_MOMENTS_BYTES
 
 
-def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float, speed: Speed) -> list[WorldPlan]:
+def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float, speed: GpuSpeed) -> list[WorldPlan]:
     """World sizes that the batch divides over; the config's own is one of them."""
     plans = []
     for world in sorted({*_WORLD_SIZES, job.launch.world_size}):
@@ -233,7 +223,6 @@ def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float
         except ConfigError:
             continue
         plan = planner.at(replace(setting, ranks=world))
-        assert plan is not None
         step_s = step_flop / (world * speed.flop_per_s)
         per_node = min(world, job.launch.processes_per_node)
         hours = job.train.steps * step_s / 3600
@@ -242,16 +231,13 @@ def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float
     return plans
 
 
-def _forward_flop(job: TrainJob, shapes: Architecture, shape: Shape) -> float:
-    """FLOPs of one example's forward pass."""
-    if job.objective.kind == "flow_matching":
-        channels = 32 if job.objective.video_injection else 16
-        config = {**shapes.dit_config, "in_channels": channels}
-        return dit_forward_flop(config, shape.latent, text_tokens=job.model.text_tokens)
+def _training_flop(job: TrainJob, shapes: Architecture, shape: Shape, *, config: Any) -> float:
+    """FLOPs of one example, forward and backward; config: the module's constructor arguments."""
+    found = objective_of(job).training_flop(config, shape.latent, adapters=job.lora is not None)
+    if found is not None:
+        return found
     alone = job.model_copy(update={"train": job.train.model_copy(update={"micro_batch": 1})})
-    found = micro_batch_pass(alone, shapes, shape, recompute="none")
-    assert found is not None
-    return found.forward_flop
+    return TRAINING_PASSES * micro_batch_pass(alone, shapes, shape, recompute="none").forward_flop
 
 
 def _shapes(job: TrainJob, clip: Shape | None, notes: list[str]) -> tuple[dict[Shape, float], int]:

@@ -17,6 +17,14 @@ TRAIN = {
     "train": {"steps": 10, "global_batch": 8, "micro_batch": 2},
 }
 
+OURS = {
+    "kind": "flow_matching",
+    "boundary_bias": False,
+    "boundary_probability": 0.5,
+    "start_point_augmentation": True,
+    "video_injection": True,
+}
+
 
 @pytest.fixture
 def train_file(tmp_path: Path) -> Path:
@@ -85,6 +93,15 @@ def test_a_resolved_config_read_again_is_the_same_job(train_file: Path, tmp_path
     assert load_job(again, TrainJob) == job
 
 
+def test_a_config_saved_when_kinds_shared_their_keys_is_read_and_overrides_are_judged(tmp_path: Path) -> None:
+    others = {"latent_noise_std": 0.0, "focal_weight": 9.0, "focal_alpha": 0.25, "focal_gamma": 2.0, "dice_weight": 4.0}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(TRAIN | {"objective": OURS | others}))
+    assert load_job(path, TrainJob).objective.model_dump() == OURS
+    with pytest.raises(ConfigError, match=r"unknown key objective\.focal_weight"):
+        load_job(path, TrainJob, ["objective.focal_weight=9.0"])
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -102,6 +119,10 @@ def test_a_resolved_config_read_again_is_the_same_job(train_file: Path, tmp_path
         ("launch.nodes=2", ["launch.nodes is 2"]),
         ("launch.array=16", ["launch.array is 16", "launch.cluster=slurm", "launch.processes_per_node"]),
         ("objective.boundary_bias=maybe", ["objective.boundary_bias is 'maybe'"]),
+        ("objective.boundary_probability=2", ["objective.boundary_probability is 2", "less than or equal to 1"]),
+        ("objective.focal_weight=2", ["unknown key objective.focal_weight", "flow_matching knows boundary_bias, "]),
+        ("objective.kind=gan", ["objective.kind is 'gan'; known: flow_matching, mask_decoder"]),
+        ("objective=fast", ["objective is 'fast'"]),
         ("train=fast", ["train is 'fast'"]),
     ],
 )

@@ -15,10 +15,10 @@ from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.config import SamplerConfig
 from flowmask.models.segment import Segmenter, SegmentSettings, masks_at, resize_logits
-from flowmask.trainer.score.metrics import clip_scores
 from parity.core import Check, ParitySet, names_are, near, same, unpack
 from parity.decoder_case import recorded_vae
 from parity.dit_case import recorded_dit
+from parity.metrics_case import clip_scores
 from parity.text_case import recorded_text_encoder
 
 SPLIT = "valid_u"

@@ -19,8 +19,7 @@ from flowmask.models.config import ModelConfig
 from flowmask.models.dit import velocity
 from flowmask.models.flow import interpolate, path_time, sample_posterior
 from flowmask.models.vae import LatentStats, mask_to_signed, normalise
-from flowmask.trainer.config import ObjectiveConfig
-from flowmask.trainer.objectives.objectives import FlowMatching
+from flowmask.trainer.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from flowmask.trainer.step.ema import decay_of_update
 from parity.core import Check, ParitySet, names_are, near, same
 from parity.dit_case import TOLERANCE, recorded_dit
@@ -63,7 +62,7 @@ def _batch(step: Mapping[str, Tensor]) -> Batch:
 
 def train(dit: Any, steps: list[dict[str, Tensor]], stats: LatentStats, meta: Mapping[str, Any]) -> Trained:
     """The recorded optimisation with the trainer's own objective and EMA law."""
-    objective = FlowMatching(ObjectiveConfig(), ModelConfig(wan=Path("unused")), stats)
+    objective = FlowMatching(FlowMatchingConfig(), ModelConfig(wan=Path("unused")), stats)
     optimizer = torch.optim.AdamW(
         dit.parameters(), lr=meta["lr"], betas=tuple(meta["betas"]), eps=meta["eps"], weight_decay=meta["weight_decay"]
     )

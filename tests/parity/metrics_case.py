@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmask.trainer.score.metrics import boundary, boundary_accuracy, boundary_radius, clip_scores, region_similarity
+from flowmask.trainer.score.metrics.f import boundary, boundary_accuracy, boundary_radius
+from flowmask.trainer.score.metrics.j import region_similarity
 from parity.core import Check, ParitySet, names_are, near, same, unpack
 
 
@@ -40,6 +41,12 @@ def metrics_checks(data: ParitySet) -> Iterator[Check]:
         case = name.removesuffix(".gt_boundary")
         truth = _mask(masks[f"{case}.gt"], expected[case])
         yield Check(name, lambda t=truth, n=name, c=case: same(boundary(t), unpack(masks[n], expected[c]["width"])))
+
+
+def clip_scores(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> tuple[list[float], list[float]]:
+    """J and F of each frame."""
+    pairs = list(zip(truth, predicted, strict=True))
+    return [region_similarity(*pair) for pair in pairs], [boundary_accuracy(*pair) for pair in pairs]
 
 
 def _clip(

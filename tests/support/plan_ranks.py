@@ -44,10 +44,10 @@ def measure(wan: str, cases: list[dict[str, Any]]) -> list[dict[str, int]]:
 
 
 def _measure(job: Any) -> dict[str, int]:
-    from flowmask.launch.plan.model import architecture, set_recompute, trained_module
-    from flowmask.launch.plan.one_pass import fake_batch, objective_of
+    from flowmask.launch.plan.model import architecture, objective_of, trained_module
     from flowmask.models.cost.dry_run import materialise
     from flowmask.models.cost.live_memory import LiveMemory
+    from flowmask.models.dit import recompute_blocks
     from flowmask.trainer.step.ema import ShardedEma
     from flowmask.trainer.step.engine import Engine
     from flowmask.trainer.step.sequence_parallel import split_tokens
@@ -61,7 +61,7 @@ def _measure(job: Any) -> dict[str, int]:
             torch.nn.init.normal_(parameter, std=0.02)
         for buffer in module.buffers():
             buffer.zero_()
-        set_recompute(module, job.train.activation_checkpointing != "none")
+        recompute_blocks(module, "full" if job.train.activation_checkpointing != "none" else "none")
         split_tokens(module, ranks=job.train.sequence_parallel)
         engine = Engine(module, train=job.train)
         start = memory.peak_bytes
@@ -69,7 +69,10 @@ def _measure(job: Any) -> dict[str, int]:
         for _ in range(2):
             gc.collect()
             memory.restart_peak()
-            batches = [fake_batch(job, LATENT, text_dim=64) for _ in range(engine.accumulation)]
+            batches = [
+                objective.fake_batch(LATENT, examples=job.train.micro_batch, text_dim=64)
+                for _ in range(engine.accumulation)
+            ]
             assert not engine.step(objective, batches).skipped
             ema.update()
             del batches

@@ -78,7 +78,7 @@ def start(lab: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> i
     from flowmask.trainer.run.train import run
 
     config = run_config(lab, out, overrides)
-    return run(config, resolved=config.model_dump(mode="json"))
+    return run(config)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

@@ -84,13 +84,6 @@ LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
 NORM_TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
 
 
-def assert_same_training(one: list[list[float]], other: list[list[float]], *, precision: str) -> None:
-    """Losses and norms of two trainings agree to what the precision allows."""
-    for (loss, norm), (expected_loss, expected_norm) in zip(one, other, strict=True):
-        assert abs(loss - expected_loss) <= LOSS_TOLERANCE[precision] * expected_loss
-        assert abs(norm - expected_norm) <= NORM_TOLERANCE[precision] * expected_norm
-
-
 def tiny_dit() -> WanTransformer3DModel:
     """Two layers of width 24 with random weights, the same everywhere."""
     torch.manual_seed(0)
@@ -406,3 +399,9 @@ def continued(*, folder: str, moves: list[tuple[str, int, int]]) -> dict[str, An
         found[f"{precision}/{stage}/{to}"] = _plain(training.run(range(12, 16)))
         training.engine.close()
     return found
+
+
+def assert_same_training(one: list[list[float]], other: list[list[float]], *, precision: str) -> None:
+    for (loss, norm), (expected_loss, expected_norm) in zip(one, other, strict=True):
+        assert abs(loss - expected_loss) <= LOSS_TOLERANCE[precision] * expected_loss
+        assert abs(norm - expected_norm) <= NORM_TOLERANCE[precision] * expected_norm

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.config import RunConfig, TrainConfig, accumulation_steps
+from flowmask.trainer.config import RunConfig, TrainConfig, accumulation_steps, in_todays_terms
 
 
 def make(**train: Any) -> TrainConfig:
@@ -58,3 +58,47 @@ def test_the_defaults_are_the_published_recipe() -> None:
     assert (config.train.lr, config.train.weight_decay, config.train.grad_clip) == (5e-5, 5e-4, 1.0)
     assert (config.ema.decay, config.train.precision, config.objective.boundary_probability) == (0.9999, "bf16", 0.5)
     assert config.tracking.uri is None and config.out == Path("o")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"compile": True}}, "compile is true, but .* mask_decoder has no blocks; set it to false"),
+        ({"train": {"activation_checkpointing": True}}, "is full, but .* mask_decoder can't recompute; set it to none"),
+        ({"train": {"sequence_parallel": 2}}, "is 2, but .* mask_decoder has no tokens to split; set it to 1"),
+        ({"lora": {}}, "lora has nothing to adapt in .* mask_decoder, which has no blocks"),
+        ({"objective": {"focal_weigth": 1}}, "unknown key objective.focal_weigth; .* mask_decoder knows dice_weight, "),
+        ({"objective": {"video_injection": True}}, "unknown key objective.video_injection; .* mask_decoder knows "),
+        ({"objective": {"dice_weight": -1}}, "objective.dice_weight"),
+    ],
+)
+def test_an_objective_is_asked_for_nothing_that_its_kind_has_not(changes: dict[str, Any], message: str) -> None:
+    tree: dict[str, Any] = {"out": "o", "model": {"wan": "w"}, "data": {"cache": "c"}, "objective": {}, **changes}
+    tree["train"] = {"steps": 1, "global_batch": 8, **tree.get("train", {})}
+    tree["objective"] = {"kind": "mask_decoder", **tree["objective"]}
+    with pytest.raises(ValidationError, match=message):
+        RunConfig.model_validate(tree)
+
+
+OF_ALL_KINDS = {
+    "kind": "flow_matching",
+    "boundary_bias": False,
+    "boundary_probability": 0.5,
+    "start_point_augmentation": True,
+    "video_injection": True,
+    "latent_noise_std": 0.0,
+    "focal_weight": 3.0,
+    "focal_alpha": 0.25,
+    "focal_gamma": 2.0,
+    "dice_weight": 4.0,
+}
+
+
+def test_a_saved_section_of_all_kinds_keeps_the_keys_of_its_own() -> None:
+    tree = {"out": "o", "model": {"wan": "w"}, "data": {"cache": "c"}, "train": {"steps": 1, "global_batch": 8}}
+    with pytest.raises(ValidationError, match=r"unknown key objective\.latent_noise_std"):
+        RunConfig.model_validate(tree | {"objective": OF_ALL_KINDS})
+    mine = in_todays_terms(tree | {"objective": OF_ALL_KINDS})["objective"]
+    assert mine == {key: OF_ALL_KINDS[key] for key in list(OF_ALL_KINDS)[:5]}
+    other = in_todays_terms(tree | {"objective": OF_ALL_KINDS | {"kind": "mask_decoder"}})["objective"]
+    assert other == {"kind": "mask_decoder"} | {key: OF_ALL_KINDS[key] for key in list(OF_ALL_KINDS)[5:]}

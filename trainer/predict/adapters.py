@@ -35,6 +35,12 @@ class Adapter:
     init: tuple[str, bool] | None = None
 
 
+def run_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The conventions of a run whose state is `saved`, and the places of its Wan folder and mask decoder."""
+    model = saved["config"]["model"]
+    return {**saved["settings"], "wan": model["wan"], "mask_decoder": model["mask_decoder"]}
+
+
 def adapter_in_run(checkpoint: Path, saved: Mapping[str, Any], *, ema: bool) -> Adapter | None:
     """The adapter in a checkpoint whose state is `saved`; None if the run trained the whole module."""
     config, model = saved["config"], saved["config"]["model"]
@@ -44,7 +50,7 @@ def adapter_in_run(checkpoint: Path, saved: Mapping[str, Any], *, ema: bool) -> 
         read_full(checkpoint, kind="ema" if ema else "master"),
         LoraConfig.model_validate(config["lora"]),
         saved["frozen"],
-        {**saved["settings"], "wan": model["wan"], "mask_decoder": model["mask_decoder"]},
+        run_settings(saved),
         (model["init"], model["init_ema"]) if model.get("init") else None,
     )
 

@@ -12,7 +12,6 @@ with the same tensors to the bit. Refuses an `out` that is already there.
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,20 +25,11 @@ from flowmask.models.errors import ConfigError, WeightsError
 from flowmask.models.lora import write_adapter
 from flowmask.models.strict import assign_strict
 from flowmask.models.weights.flowrvs import SETTINGS
-from flowmask.models.weights.flowrvs_write import write_dit, write_mask_decoder
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.predict.inference import trained_sides, video_injected
-from flowmask.trainer.predict.weights import (
-    EXPORT_SETTINGS,
-    PARTS,
-    LoadedWeights,
-    content_sha256,
-    load_adapter,
-    load_dit,
-    load_mask_decoder,
-    newest_checkpoint,
-)
-from flowmask.trainer.state.checkpoint import read_state
+from flowmask.trainer.predict.inference import trained_sides
+from flowmask.trainer.predict.parts import MASK_DECODER, Part
+from flowmask.trainer.predict.weights import EXPORT_SETTINGS, LoadedWeights, content_sha256, load, load_adapter, part_of
+from flowmask.trainer.state.checkpoint import is_run
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 
 Format = Literal["diffusers", "flowrvs", "safetensors", "lora"]
@@ -76,7 +66,7 @@ def export(
     if format not in _SUFFIX:
         raise ConfigError(f"--format is {format!r}; known formats: {', '.join(get_args(Format))}")
     target = _target(source, out, format=format)
-    job = _Export(source, objective=objective_of(source), ema=ema, dtype=dtype, asked_wan=wan)
+    job = _Export(source, part=part_of(source), ema=ema, dtype=dtype, asked_wan=wan)
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -88,26 +78,6 @@ def export(
             shutil.rmtree(beside)
         beside.unlink(missing_ok=True)
     return Exported(target, sum(t.numel() for t in job.loaded.state_dict.values()), job.loaded.sha256)
-
-
-def objective_of(source: str) -> str:
-    """Whose weights a source holds: `flow_matching` (a DiT) or `mask_decoder`; WeightsError for neither."""
-    path = Path(source)
-    if (path / CHECKPOINTS).is_dir() or (path / "state.json").is_file():
-        checkpoint = path if (path / "state.json").is_file() else newest_checkpoint(path)
-        return str(read_state(checkpoint)["state"]["settings"]["objective"])
-    if path.is_dir():
-        parts = [objective for objective, part in PARTS.items() if (path / part).is_dir()]
-        return parts[0] if parts else "flow_matching"  # whose loader says what is missing
-    try:
-        load_dit(source, ema=False)
-    except WeightsError as not_a_dit:
-        try:
-            load_mask_decoder(source)
-        except WeightsError:
-            raise not_a_dit from None
-        return "mask_decoder"
-    return "flow_matching"
 
 
 def _target(source: str, out: Path | None, *, format: str) -> Path:
@@ -128,7 +98,7 @@ class _Export:
     """One export: the loaded weights, and each format as a method that writes to a path."""
 
     source: str
-    objective: str
+    part: Part
     ema: bool
     dtype: torch.dtype
     asked_wan: Path | None
@@ -136,9 +106,10 @@ class _Export:
     @cached_property
     def loaded(self) -> LoadedWeights:
         """The whole model; `lora` puts its adapters in its place."""
-        if self.objective == "mask_decoder":
-            return load_mask_decoder(self.source, ema=self.ema)
-        return load_dit(self.source, ema=self.ema, wan=self.asked_wan)
+        return self._load(ema=self.ema)
+
+    def _load(self, *, ema: bool) -> LoadedWeights:
+        return load(self.source, self.part, ema=ema, wan=self.asked_wan)
 
     def safetensors(self, out: Path) -> None:
         metadata = {SETTINGS: json.dumps(self._settings())}
@@ -147,20 +118,16 @@ class _Export:
     def diffusers(self, out: Path) -> None:
         """A DiT takes its trained mask decoder along, so that the folder and Wan2.1 are all that prediction needs."""
         self._write_part(out)
-        decoder = self.loaded.settings.get("mask_decoder") or "vae"
-        if self.objective == "flow_matching" and Path(decoder).exists():
-            replace(self, source=decoder, objective="mask_decoder")._write_part(out)
+        decoder = self.loaded.settings.get(MASK_DECODER.name) or "vae"
+        if self.part is not MASK_DECODER and Path(decoder).exists():
+            replace(self, source=decoder, part=MASK_DECODER)._write_part(out)
         (out / EXPORT_SETTINGS).write_text(json.dumps(self._settings(), indent=1) + "\n")
 
     def _write_part(self, out: Path) -> None:
-        model: Any
-        state = self._cast(self.loaded)
-        if self.objective == "flow_matching":
-            model = self._wan().empty_transformer(video_injection=video_injected(state))
-        else:
-            model, state = self._wan().empty_vae(out_channels=1), self._whole_vae(state)
+        state = self._whole(self.loaded)
+        model = self.part.empty(state, self._wan())
         assign_strict(model, state, where=self.source, fix="Give the model.wan of its training (--wan)")
-        model.save_pretrained(out / PARTS[self.objective], max_shard_size="5GB")
+        model.save_pretrained(out / self.part.folder, max_shard_size="5GB")
 
     def lora(self, out: Path) -> None:
         """peft's files, and with them what tells their base from others."""
@@ -172,30 +139,28 @@ class _Export:
         (out / EXPORT_SETTINGS).write_text(json.dumps({**self._settings(), **base}, indent=1) + "\n")
 
     def flowrvs(self, out: Path) -> None:
-        if self.objective == "mask_decoder":
-            write_mask_decoder(out, vae=self._whole_vae(self._cast(self.loaded)), settings=self._settings())
-            return
-        other = load_dit(self.source, ema=not self.ema, wan=self.asked_wan) if self._has_both() else self.loaded
+        other = self._load(ema=not self.ema) if self.part.pth_holds_both and self._has_both() else self.loaded
         averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
-        write_dit(out, model=self._cast(last), ema=self._cast(averaged), settings=self._settings())
+        self.part.write_pth(out, self._whole(last), self._whole(averaged), self._settings())
 
     def _cast(self, loaded: LoadedWeights) -> dict[str, Tensor]:
         return {name: tensor.to(self.dtype).contiguous() for name, tensor in loaded.state_dict.items()}
 
+    def _whole(self, loaded: LoadedWeights) -> dict[str, Tensor]:
+        state = self._cast(loaded)
+        return state if self.part.join is None else self.part.join(state, self._wan())
+
     def _has_both(self) -> bool:
         """Whether the source has averaged and last weights: runs do, and .pth files."""
         path = Path(self.source)
-        return (
-            (path / CHECKPOINTS).is_dir()
-            or (path / "state.json").is_file()
-            or (path.is_file() and path.suffix != ".safetensors")
-        )
+        return is_run(path) or (path.is_file() and path.suffix != ".safetensors")
 
     def _settings(self) -> dict[str, Any]:
         """The conventions that go with the weights, the sides of the training's clips, and where they came from."""
         known = {name: value for name, value in self.loaded.settings.items() if name not in _PATHS}
         origin = {"sha256": self.loaded.sha256, "ema": self.ema, "source": Path(self.source).name}
-        return {**trained_sides(Path(self.source)), **known, "objective": self.objective, "weights": origin}
+        objective = {"objective": self.part.objective}
+        return {**objective, **trained_sides(Path(self.source)), **known, "weights": origin}
 
     def _wan(self) -> WanFolder:
         known = self.asked_wan or self.loaded.settings.get("wan")
@@ -204,10 +169,3 @@ class _Export:
         if not Path(known).is_dir():
             raise WeightsError(f"{self.source} names {known}, which is not there; give --wan")
         return WanFolder(Path(known))
-
-    def _whole_vae(self, decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The trained decoder joined with the frozen encoder of its VAE, by diffusers' names."""
-        vae: Any = self._wan().vae(self.dtype)
-        encoder = ("encoder.", "quant_conv.")
-        kept = {name: tensor for name, tensor in vae.state_dict().items() if name.startswith(encoder)}
-        return {**kept, **decoder}

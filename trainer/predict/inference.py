@@ -25,9 +25,9 @@ from flowmask.models.strict import assign_strict, load_strict
 from flowmask.models.vae import encode_mask
 from flowmask.models.weights import flowrvs
 from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.predict.parts import video_injected
 from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
-from flowmask.trainer.state.checkpoint import complete, read_state
-from flowmask.trainer.state.run_folder import CHECKPOINTS
+from flowmask.trainer.state.checkpoint import newest, read_state
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -49,7 +49,7 @@ class FrameReader(Protocol):
 
 
 @dataclass(frozen=True)
-class Clip:
+class VaeClip:
     """Frames as the VAE takes them.
 
     signed: float32 [1 3 F H W], F = 4k+1: the last of `frames` repeated; H x W is `size` (width, height)
@@ -67,16 +67,16 @@ def chunks(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
     return (items[start : start + length] for start in range(0, len(items), length))
 
 
-def read_clip(video: FrameReader, ids: Sequence[int], *, box: FrameBox, pixel_norm: PixelNorm) -> Clip:
+def read_clip(video: FrameReader, ids: Sequence[int], *, box: FrameBox, pixel_norm: PixelNorm) -> VaeClip:
     """The frames `ids` of a video as one clip: the largest size inside the box, floored to its multiple."""
     height, width = video.size
     size = eval_size(width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple)
     small = [resize_frame(frame, size=size) for some in chunks(ids, FRAMES_AT_ONCE) for frame in video.frames(some)]
     signed = pad_to_stride(to_signed(small, pixel_norm=pixel_norm), dim=1)
-    return Clip(signed[None], len(ids), size, (width, height))
+    return VaeClip(signed[None], len(ids), size, (width, height))
 
 
-def masks_of(logits: Tensor, clip: Clip) -> Iterator[MaskPiece]:
+def masks_of(logits: Tensor, clip: VaeClip) -> Iterator[MaskPiece]:
     """Logits [F H W] of a clip to masks at the video's own size, without the padding frames."""
     for places in chunks(range(clip.frames), FRAMES_AT_ONCE):
         some = logits[places[0] : places[-1] + 1]
@@ -98,7 +98,7 @@ class LoadedSegmenter:
     weights: dict[str, str]
     wan_files: str
 
-    def encode(self, clip: Clip) -> Tensor:
+    def encode(self, clip: VaeClip) -> Tensor:
         """Video latent [1 16 f h w] norm."""
         return self.segmenter.encode_video(clip.signed)
 
@@ -199,20 +199,12 @@ def _trained_box(checkpoint: str, settings: Mapping[str, Any]) -> FrameBox:
 
 def trained_sides(path: Path) -> dict[str, Any]:
     """Short and long side in px of the clips that a run was trained on; nothing for weights that are no run's."""
-    steps = [path] if (path / "state.json").is_file() else complete(path / CHECKPOINTS)
-    if not steps:
+    checkpoint = newest(path)
+    if checkpoint is None:
         return {}
-    fields = read_state(steps[0])["state"].get("fingerprint", {}).get("fields", {})
+    fields = read_state(checkpoint)["state"].get("fingerprint", {}).get("fields", {})
     sides = {name: fields.get(f"clip.{name}") for name in ("short_side", "long_side")}
     return {name: value for name, value in sides.items() if value is not None}
-
-
-def video_injected(state: Mapping[str, Tensor]) -> bool:
-    """Whether a DiT takes the video: told by the shape of the patch embedding, never by a config."""
-    from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY
-
-    weight = state.get(PATCH_KEY)
-    return weight is not None and weight.shape[1] == 2 * LATENT_CHANNELS
 
 
 def mask_decoder_named(

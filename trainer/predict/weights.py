@@ -22,14 +22,22 @@ from flowmask.models.lora import ADAPTER_CONFIG, frozen_part, merged
 from flowmask.models.strict import SafetensorsFolder, load_strict, read_json
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.predict.adapters import Adapter, adapter_in_run, read_adapter
-from flowmask.trainer.state.checkpoint import complete, read_full, read_state, verify
+from flowmask.trainer.predict.adapters import Adapter, adapter_in_run, read_adapter, run_settings
+from flowmask.trainer.predict.parts import (
+    DIT,
+    ENCODER,
+    MASK_DECODER,
+    PARTS,
+    Part,
+    State,
+    part_trained,
+    refuse_other_part,
+)
+from flowmask.trainer.state.checkpoint import damage, is_run, newest, read_full, read_state
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 
 EXPORT_SETTINGS = "flowmask.json"
 EXPORT_STEM = "diffusion_pytorch_model"
-_ENCODER = ("encoder.", "quant_conv.")  # of the VAE that goes with an exported mask decoder
-PARTS = {"flow_matching": "transformer", "mask_decoder": "mask_decoder"}
 
 
 @dataclass(frozen=True)
@@ -51,14 +59,14 @@ def load_dit(source: str, *, ema: bool = True, wan: Path | None = None) -> Loade
     ema: the averaged weights where the source has both. wan: the Wan folder that adapters are merged into;
     default: that of their run. Raises UserError naming what is missing, damaged or not the base.
     """
-    return _load(source, objective="flow_matching", ema=ema, wan=wan)
+    return load(source, DIT, ema=ema, wan=wan)
 
 
 def load_adapter(source: str, *, ema: bool = True) -> Adapter:
     """What a LoRA run (or one of its steps, or an exported adapter) trained, without its base."""
     path = Path(source)
     found = None
-    if _is_run(path):
+    if is_run(path):
         checkpoint, saved = _saved(path)
         found = adapter_in_run(checkpoint, saved, ema=ema)
     elif (path / ADAPTER_CONFIG).is_file():
@@ -70,18 +78,20 @@ def load_adapter(source: str, *, ema: bool = True) -> Adapter:
 
 def load_mask_decoder(source: str, *, ema: bool = True) -> LoadedWeights:
     """A mask decoder's weights, `decoder.*` and `post_quant_conv.*`; sources and errors as for `load_dit`."""
-    return _load(source, objective="mask_decoder", ema=ema)
+    return load(source, MASK_DECODER, ema=ema)
 
 
 def start_from(
     source: str, module: nn.Module, *, ema: bool, settings: Mapping[str, Any], wan: Path | None = None
 ) -> dict[str, Any]:
     """Put trained weights into `module`; what was taken. WeightsError if `settings` disagree."""
-    loaded = _load(source, objective=settings["objective"], ema=ema, wan=wan)
+    part = part_trained(settings)
+    assert part is not None
+    loaded = load(source, part, ema=ema, wan=wan)
     differ = [
         f"{key} {loaded.settings[key]} there, {wanted} here"
         for key, wanted in settings.items()
-        if loaded.settings.get(key, wanted) != wanted
+        if key != "objective" and loaded.settings.get(key, wanted) != wanted
     ]
     if differ:
         raise WeightsError(f"model.init {source} was trained with other settings: {'; '.join(differ)}. Make them equal")
@@ -99,43 +109,57 @@ def content_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load(source: str, *, objective: str, ema: bool, wan: Path | None = None) -> LoadedWeights:
+def load(source: str, part: Part, *, ema: bool = True, wan: Path | None = None) -> LoadedWeights:
+    """The weights of a part; sources and errors as for `load_dit`."""
     path = Path(source)
-    if _is_run(path):
-        state, settings = _from_run(path, objective=objective, ema=ema, wan=wan)
-    elif (path / ADAPTER_CONFIG).is_file() and objective == "flow_matching":
+    if is_run(path):
+        state, settings = _from_run(path, part, ema=ema, wan=wan)
+    elif (path / ADAPTER_CONFIG).is_file() and part.takes_adapters:
         adapter = load_adapter(source)
         state, settings = _merged(adapter, wan=wan, where=source), adapter.settings
     elif path.is_dir():
-        state, settings = _from_export(path, objective=objective)
+        state, settings = _from_export(path, part)
     elif path.suffix == ".safetensors" and path.is_file():
-        state, settings = _from_safetensors(path, objective=objective)
+        state, settings = _from_safetensors(path)
+        refuse_other_part(settings, part, where=path)
     elif path.is_file():
-        state, settings = _from_pth(path, objective=objective, ema=ema)
+        state, settings = part.read_pth(path, ema=ema)
     else:
         raise WeightsError(f"{source} does not exist; give a run folder, an export or a FlowRVS .pth file")
     return LoadedWeights(state, settings, content_sha256(state))
 
 
-def _is_run(path: Path) -> bool:
-    return (path / CHECKPOINTS).is_dir() or (path / "state.json").is_file()
+def part_of(source: str) -> Part:
+    """Which part a source holds; WeightsError for none."""
+    path = Path(source)
+    if is_run(path):
+        return part_trained(_saved(path)[1]["settings"]) or DIT
+    if path.is_dir():
+        return next((part for part in PARTS.values() if (path / part.folder).is_dir()), DIT)
+    problems = []
+    for part in PARTS.values():
+        try:
+            load(source, part, ema=False)
+        except WeightsError as error:
+            problems.append(error)
+        else:
+            return part
+    raise problems[0]
 
 
 def _saved(path: Path) -> tuple[Path, dict[str, Any]]:
     """The checkpoint that a run, or one of its steps, stands for, and its state."""
-    checkpoint = path if (path / "state.json").is_file() else newest_checkpoint(path)
+    checkpoint = newest_checkpoint(path)
     return checkpoint, read_state(checkpoint)["state"]
 
 
-def _from_run(path: Path, *, objective: str, ema: bool, wan: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _from_run(path: Path, part: Part, *, ema: bool, wan: Path | None) -> tuple[State, dict[str, Any]]:
     checkpoint, saved = _saved(path)
-    trained = saved["settings"]["objective"]
-    if trained != objective:
-        raise WeightsError(f"{path} trained {trained}, but the weights of {objective} are needed; give such a run")
+    refuse_other_part(saved["settings"], part, where=path)
     adapter = adapter_in_run(checkpoint, saved, ema=ema)
     if adapter is not None:
-        return _merged(adapter, wan=wan, where=path), _run_settings(saved)
-    return read_full(checkpoint, kind="ema" if ema else "master"), _run_settings(saved)
+        return _merged(adapter, wan=wan, where=path), run_settings(saved)
+    return read_full(checkpoint, kind="ema" if ema else "master"), run_settings(saved)
 
 
 def _merged(adapter: Adapter, *, wan: Path | None, where: object) -> dict[str, Tensor]:
@@ -167,73 +191,48 @@ def _base(adapter: Adapter, *, wan: Path | None, where: object) -> tuple[dict[st
     return {name: parameter.detach() for name, parameter in dit.named_parameters()}, str(folder)
 
 
-def _run_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
-    model = saved["config"]["model"]
-    return {**saved["settings"], "wan": model["wan"], "mask_decoder": model["mask_decoder"]}
-
-
 def source_settings(source: str) -> dict[str, Any]:
     """What is known of a source of weights without reading them; nothing for a .pth file."""
     path = Path(source)
-    steps = [path] if (path / "state.json").is_file() else complete(path / CHECKPOINTS)
-    if steps:
-        return _run_settings(read_state(steps[0])["state"])
-    if path.is_dir():
-        return _export_settings(path)
-    return {}
+    if (checkpoint := newest(path)) is not None:
+        return run_settings(read_state(checkpoint)["state"])
+    return _export_settings(path) if path.is_dir() else {}
 
 
-def newest_checkpoint(run: Path) -> Path:
-    """The newest undamaged checkpoint of a run."""
-    problems = []
-    for checkpoint in complete(run / CHECKPOINTS):
-        try:
-            verify(checkpoint)
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        return checkpoint
-    reason = f" ({'; '.join(problems)})" if problems else ""
-    raise WeightsError(f"{run} has no complete checkpoint{reason}; train until its first one")
+def newest_checkpoint(source: Path) -> Path:
+    """The newest undamaged checkpoint of a run, or the step that is given."""
+    try:
+        found = newest(source, damage=damage)
+    except CheckpointError as error:
+        raise WeightsError(f"{source} has no complete checkpoint ({error}); train until its first one") from None
+    if found is None:
+        raise WeightsError(f"{source} has no complete checkpoint; train until its first one")
+    return found
 
 
-def _from_export(path: Path, *, objective: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    part = path / PARTS[objective]
-    if not part.is_dir():
-        raise WeightsError(f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.name}/)")
-    settings = _export_settings(path)
-    if objective == "mask_decoder":
-        settings.pop("mask_decoder", None)
-    with SafetensorsFolder(part, EXPORT_STEM) as weights:
-        kept = [key for key in weights.shapes() if not key.startswith(_ENCODER)]
+def _from_export(path: Path, part: Part) -> tuple[State, dict[str, Any]]:
+    folder = path / part.folder
+    if not folder.is_dir():
+        raise WeightsError(f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.folder}/)")
+    with SafetensorsFolder(folder, EXPORT_STEM) as weights:
+        kept = [key for key in weights.shapes() if not key.startswith(ENCODER)]
         state = {key: weights.tensor(key, torch.float32) for key in kept}
-    return state, settings
+    return state, _export_settings(path)
 
 
 def _export_settings(path: Path) -> dict[str, Any]:
     """What an export's own file says; its mask decoder is the one that lies beside the DiT."""
     settings = read_json(path / EXPORT_SETTINGS) if (path / EXPORT_SETTINGS).is_file() else {}
-    if (path / PARTS["mask_decoder"]).is_dir():
-        settings["mask_decoder"] = str(path)
+    if all((path / part.folder).is_dir() for part in (DIT, MASK_DECODER)):
+        settings[MASK_DECODER.name] = str(path)
     return settings
 
 
-def _from_safetensors(path: Path, *, objective: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _from_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
     """One file of weights whose settings stand in its own header."""
     try:
         with safe_open(path, framework="pt") as file:
             settings = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
-            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+            return {key: file.get_tensor(key).float() for key in file.keys()}, settings  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None
-    trained = settings.get("objective", objective)
-    if trained != objective:
-        raise WeightsError(f"{path} holds weights of {trained}, not of {objective}; give those")
-    return state, settings
-
-
-def _from_pth(path: Path, *, objective: str, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from flowmask.models.weights import flowrvs
-
-    load = flowrvs.load_dit if objective == "flow_matching" else flowrvs.load_mask_decoder
-    return load(path, ema=ema)

@@ -21,16 +21,18 @@ class Ending(Enum):
 
 def train(run: Run) -> Ending:
     """Train until the last step, a signal or the guard; returns which, with the state saved."""
-    if run.evaluation_due():  # a signal had stopped the run right before
-        run.evaluate()
+    if run.validation_due():  # a signal had stopped the run right before
+        run.validate()
     while not run.finished:
         batch = next(run.batches)
         result = run.take_step(batch)
         run.advance(result)
-        if run.stop_requested() or run.broken:
+        run.agree()
+        run.move_save_on()
+        if run.stopping or run.broken:
             break
-        if run.evaluation_due():
-            run.evaluate()
+        if run.validation_due():
+            run.validate()
         if run.save_due():
             run.save()
     run.save_and_wait()

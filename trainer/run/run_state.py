@@ -13,7 +13,7 @@ from typing import Any
 from flowmask.data_pipeline.read.batches import Batches, Plan
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
-from flowmask.trainer.objectives.objectives import Objective, read_metrics
+from flowmask.trainer.objectives.base import Objective, read_metrics
 from flowmask.trainer.run.diagnose import Skip, why_skipped
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.run.schedule import learning_rate
@@ -25,7 +25,7 @@ from flowmask.trainer.track.log import RunLog, StepReport
 
 @dataclass
 class Run:
-    """One training run. Taking a step, evaluating, saving and `stop_requested` are collective."""
+    """One training run. Taking a step, evaluating, saving and `agree` are collective."""
 
     config: RunConfig
     plan: Plan
@@ -39,14 +39,16 @@ class Run:
     checkpoints: Checkpoints
     begin_save: Callable[["Run"], None]
     measure: Callable[["Run"], Mapping[str, float]]
-    on_evaluated: Callable[["Run", Mapping[str, float]], None]
+    on_validated: Callable[["Run", Mapping[str, float]], None]
     step: int = 0
     skips: Counter[str] = field(default_factory=Counter)  # by reason
     skipped_in_a_row: int = 0
     last_skip: str = ""  # its reason
     evaluated_step: int = 0
     best: Mapping[str, Any] | None = None  # step, metric and value of the best evaluation so far
-    signalled: bool = False
+    signalled: bool = False  # this rank was told to stop
+    stopping: bool = False  # any rank was, as all have agreed
+    saving: bool = False  # some rank still writes
 
     @property
     def finished(self) -> bool:
@@ -108,7 +110,7 @@ class Run:
             row["skipped"] = True
         self.report.step_done(row, waited_s=self.batches.wait_s)
 
-    def evaluation_due(self) -> bool:
+    def validation_due(self) -> bool:
         """Whether the weights of this very step have still to be evaluated."""
         if self.evaluated_step == self.step:
             return False
@@ -121,7 +123,7 @@ class Run:
         """How many stretches of `length` epochs were over before `step`."""
         return math.floor(self.plan.progress(max(0, step)) / length)
 
-    def evaluate(self) -> None:
+    def validate(self) -> None:
         """Evaluate the EMA weights; the best so far are saved at once."""
         found = self.measure(self)
         self.evaluated_step = self.step
@@ -132,7 +134,7 @@ class Run:
         if better and math.isfinite(value):
             self.best = {"step": self.step, "metric": metric, "value": value}
             self._save_best()
-        self.on_evaluated(self, found)
+        self.on_validated(self, found)
         self.report.restart_clock()
 
     def _save_best(self) -> None:
@@ -151,12 +153,14 @@ class Run:
         regular = (settings.every_steps, settings.milestone_every_steps)
         return any(every and self.step % every == 0 for every in regular)
 
-    def stop_requested(self) -> bool:
-        """Whether any rank was told to stop: the same answer on all. A save in flight moves on here."""
-        stop, busy = distributed.any_true_each(self.signalled, self.checkpoints.busy)
-        if not busy:
+    def agree(self) -> None:
+        """Ask all ranks, in one reduction, whether any was told to stop and whether any still writes its save."""
+        self.stopping, self.saving = distributed.any_true_each(self.signalled, self.checkpoints.busy)
+
+    def move_save_on(self) -> None:
+        """Let a save take its next step once every rank has done the one before."""
+        if not self.saving:
             self.checkpoints.advance()
-        return stop
 
     def request_stop(self) -> None:
         """Ask for a stop at the next step's boundary; all that a signal handler does."""

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 from flowmask.data_pipeline.plan.leaks import refuse_evaluation
 from flowmask.data_pipeline.read.batches import Reader, open_reader
 from flowmask.data_pipeline.read.mixture import MixtureReader
-from flowmask.models.errors import CheckpointError, UserError
+from flowmask.models.errors import UserError
 from flowmask.trainer import distributed
-from flowmask.trainer.config import RunConfig, accumulation_steps, in_todays_terms
+from flowmask.trainer.config import RunConfig, accumulation_steps
 from flowmask.trainer.state.checkpoint import read_state
 from flowmask.trainer.state.owner import note_start
-from flowmask.trainer.state.run_folder import CHECKPOINTS, LOG, RunFolder, plain, refuse_differences
+from flowmask.trainer.state.resume import refuse_other_cache, refuse_other_config, settled
+from flowmask.trainer.state.run_folder import CHECKPOINTS, LOG, RunFolder
 from flowmask.trainer.state.saving import Checkpoints
 from flowmask.trainer.track.log import RunLog
 from flowmask.trainer.track.tracking import Tracker
@@ -31,7 +32,6 @@ class Session:
     """What one start of a run has open. `folder` is None above rank 0; `state` is what was saved."""
 
     config: RunConfig
-    resolved: dict[str, Any]
     folder: RunFolder | None
     log: RunLog
     reader: Reader
@@ -56,7 +56,7 @@ def together(call: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
-def open_session(config: RunConfig, resolved: Mapping[str, Any], stack: ExitStack) -> Session:
+def open_session(config: RunConfig, stack: ExitStack) -> Session:
     """Lock the folder, open the cache, find the checkpoint to go on from, and check that they match."""
     leader = distributed.rank() == 0
     folder = together(lambda: RunFolder(config.out) if leader else None)
@@ -79,27 +79,14 @@ def open_session(config: RunConfig, resolved: Mapping[str, Any], stack: ExitStac
     newest = checkpoints.newest()
     document: dict[str, Any] = read_state(newest) if newest is not None else {"step": 0, "updates": 0, "state": {}}
     state = document["state"]
-    config, tree = together(lambda: continued(config, resolved, state=state, reader=reader))
-    return Session(config, tree, folder, log, reader, checkpoints, newest, state, document["step"], document["updates"])
+    together(lambda: _refuse_what_cannot_go_on(config, state, reader))
+    config = settled(config, state)
+    return Session(config, folder, log, reader, checkpoints, newest, state, document["step"], document["updates"])
 
 
-def continued(
-    config: RunConfig, resolved: Mapping[str, Any], *, state: Mapping[str, Any], reader: Reader
-) -> tuple[RunConfig, dict[str, Any]]:
-    """The config as it holds from now on, and the same as config.yaml says it.
-
-    The schedule's length is `train.steps` of the first start unless the config names one; a resume keeps it.
-    CheckpointError lists what else differs from the `state` of an earlier start (empty: there was none).
-    """
+def _refuse_what_cannot_go_on(config: RunConfig, state: Mapping[str, Any], reader: Reader) -> None:
+    """UserError for a batch that these processes can't share, and for another run's config or cache."""
     accumulation_steps(config.train, distributed.world_size())
-    first = state["config"]["train"]["schedule_steps"] if state else config.train.steps
-    length = config.train.schedule_steps or first
-    config = config.model_copy(update={"train": config.train.model_copy(update={"schedule_steps": length})})
-    tree = plain({**resolved, **config.model_dump(mode="json")})
     if state:
-        fingerprint = reader.manifest.fingerprint.model_dump(mode="json")
-        refuse_differences(in_todays_terms(state["config"]), tree, out=config.out, what="config")
-        refuse_differences(state["fingerprint"]["fields"], fingerprint["fields"], out=config.out, what="cache")
-        if state["fingerprint"] != fingerprint:
-            raise CheckpointError(f"{config.out} was trained on another cache than {config.data.caches}")
-    return config, tree
+        refuse_other_config(config, state)
+        refuse_other_cache(config, state, reader.manifest.fingerprint)

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from flowmask.models.dit import can_recompute, compile_blocks, recompute_blocks
-from flowmask.models.errors import CheckpointError, ConfigError, WeightsError
+from flowmask.models.dit import compile_blocks, recompute_blocks
+from flowmask.models.errors import CheckpointError, WeightsError
 from flowmask.models.lora import add_lora, named_parameters
 from flowmask.trainer.config import RunConfig
-from flowmask.trainer.objectives.objectives import Objective
+from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.predict.weights import content_sha256, start_from
 
 
@@ -48,23 +48,11 @@ def _refuse_broken(config: RunConfig, module: nn.Module) -> None:
 
 
 def save_memory_and_time(config: RunConfig, module: nn.Module) -> None:
-    """Recomputation and compilation, as the config asks for; only a DiT knows either."""
-    recompute, compiled = config.train.activation_checkpointing, config.train.compile
-    if not can_recompute(module):
-        kind = config.objective.kind
-        if recompute != "none":
-            raise ConfigError(
-                f"train.activation_checkpointing is {recompute}, but the module of objective.kind {kind} can't "
-                "recompute; set it to none"
-            )
-        if compiled:
-            raise ConfigError(
-                f"train.compile is true, but the module of objective.kind {kind} has no blocks; set it to false"
-            )
-        return
-    if compiled:
+    """Recomputation and compilation, as the config asks for."""
+    recompute = config.train.activation_checkpointing
+    if config.train.compile:
         compile_blocks(module, recompute=recompute)
-    else:
+    elif recompute != "none":
         recompute_blocks(module, recompute)
 
 

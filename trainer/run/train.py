@@ -4,7 +4,6 @@ Builds the parts of a run, lets the loop have them, and closes them in reverse.
 """
 
 import atexit
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -21,16 +20,17 @@ from flowmask.data_pipeline.read.mixture import MixturePlan
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.models.vae import LatentStats
 from flowmask.trainer import distributed
-from flowmask.trainer.config import ObjectiveConfig, RunConfig, workers
+from flowmask.trainer.config import RunConfig, workers
 from flowmask.trainer.distributed import limit_waits, lost_ranks_named
-from flowmask.trainer.objectives.objectives import Objective, objective_named
+from flowmask.trainer.objectives import objective_named
+from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.run.diagnose import told, useless
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.run.loop import Ending, stop_signals, train
 from flowmask.trainer.run.run_state import Run
 from flowmask.trainer.run.session import Session, open_session, together
 from flowmask.trainer.run.start import frozen_record, save_memory_and_time, starting_module
-from flowmask.trainer.run.validate import Evaluator, describe, make_evaluator
+from flowmask.trainer.run.validate import Validator, describe, make_validator
 from flowmask.trainer.state.run_folder import OVERLAYS
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
@@ -42,19 +42,19 @@ from flowmask.trainer.track.tracking import Tracker, start_tracking
 _STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOPPED: "KILLED"}
 
 
-def run(config: RunConfig, *, resolved: Mapping[str, Any]) -> int:
+def run(config: RunConfig) -> int:
     """Start or resume the run in `config.out` and train it to `train.steps`; returns the exit code.
 
-    resolved: what is saved as config.yaml. Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK,
-    MASTER_ADDR and MASTER_PORT say who calls. 0 when finished, REQUEUE_EXIT_CODE when a signal stopped it.
-    Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with the state
-    saved or not one step counted, RankLostError if another rank hangs or is gone.
+    Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say who calls. 0 when
+    finished, REQUEUE_EXIT_CODE when a signal stopped it. Raises UserError on every rank if anything is wrong,
+    TrainingError if the guard stopped it with the state saved or not one step counted, RankLostError if another rank
+    hangs or is gone.
     """
     distributed.init(timeout_s=config.train.collective_timeout_s)
     atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
     _share_cores()
     with lost_ranks_named(config.train.collective_timeout_s), ExitStack() as stack:
-        session = open_session(config, resolved, stack)
+        session = open_session(config, stack)
         steps = session.config.train.steps
         if session.step >= steps:
             if not session.updates:
@@ -70,9 +70,9 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     config = session.config
     objective, plan = together(lambda: _objective_and_plan(config, reader=session.reader))
     module = together(lambda: _module(session, objective))
-    evaluator = together(lambda: _evaluator(session)) if config.evaluate.wanted else None
+    validator = together(lambda: _validator(session, objective)) if config.evaluate.wanted else None
     if session.folder is not None:
-        session.folder.write_config(session.resolved)
+        session.folder.write_config(session.config)
         evaluated_step = session.state.get("evaluated_step", 0)
         session.folder.open_metrics(after_step=session.step, evaluated_step=evaluated_step)
     split_tokens(module, ranks=config.train.sequence_parallel)
@@ -86,9 +86,9 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     session.tracker = _tracker(session) if session.folder is not None else None
     ending: Ending | None = None
     try:
-        with _loader(session, plan, objective) as batches, _report(session, plan, module) as report:
+        with _loader(session, plan, objective) as batches, _report(session, plan, objective, module) as report:
             parts = {"plan": plan, "objective": objective, "batches": batches, "report": report}
-            the_run = _run_of(session, engine=engine, ema=ema, evaluator=evaluator, **parts)
+            the_run = _run_of(session, engine=engine, ema=ema, validator=validator, **parts)
             with stop_signals(the_run.request_stop):
                 ending = train(the_run)
     finally:
@@ -100,13 +100,13 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     return ending
 
 
-def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, **parts: Any) -> Run:
+def _run_of(session: Session, *, ema: ShardedEma, validator: Validator | None, **parts: Any) -> Run:
     """The run between two steps, as it was saved or as it starts."""
     state = session.state
 
     def measure(run: Run) -> dict[str, float]:
-        assert evaluator is not None
-        return evaluator.measure(ema, pictures=_pictures(run))
+        assert validator is not None
+        return validator.measure(ema, pictures=_pictures(run))
 
     return Run(
         config=session.config,
@@ -116,7 +116,7 @@ def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, *
         checkpoints=session.checkpoints,
         begin_save=lambda run: _begin_save(session, run),
         measure=measure,
-        on_evaluated=lambda run, found: _report_evaluation(session, run, found),
+        on_validated=lambda run, found: _report_validation(session, run, found),
         step=session.step,
         skips=+Counter(state.get("skips") or {"for a reason not recorded": state.get("skipped", 0)}),
         skipped_in_a_row=state.get("skipped_in_a_row", 0),
@@ -126,24 +126,19 @@ def _run_of(session: Session, *, ema: ShardedEma, evaluator: Evaluator | None, *
     )
 
 
-def _evaluator(session: Session) -> Evaluator:
-    config, reader = session.config, session.reader
-    stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
-
-    def objective(settings: ObjectiveConfig) -> Objective:
-        return objective_named(settings, model=config.model, stats=stats)
-
-    evaluator = make_evaluator(
+def _validator(session: Session, objective: Objective) -> Validator:
+    config = session.config
+    validator = make_validator(
         config,
-        reader,
-        objective=objective,
-        build=lambda: _starting(session, objective(config.objective), resumed=True)[0],
+        session.reader,
+        objective=objective.quiet(),
+        build=lambda: _starting(session, objective, resumed=True)[0],
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
         say=session.log.say,
     )
     whose = config.evaluate.cache or f"{config.data.caches}, which is trained on: name evaluate.cache"
-    session.log.say(f"evaluating on {len(evaluator.example_ids)} examples of {whose}")
-    return evaluator
+    session.log.say(f"evaluating on {len(validator.example_ids)} examples of {whose}")
+    return validator
 
 
 def _pictures(run: Run) -> Path:
@@ -151,12 +146,12 @@ def _pictures(run: Run) -> Path:
     return run.config.out / OVERLAYS / f"step_{run.step:08d}"
 
 
-def _report_evaluation(session: Session, run: Run, found: Mapping[str, float]) -> None:
+def _report_validation(session: Session, run: Run, found: Mapping[str, float]) -> None:
     session.log.say(f"evaluated step {run.step}: {describe(found)}{' (best)' if run.is_best else ''}")
     if session.folder is not None:
         session.folder.add_evaluation({"step": run.step, **found, "best": run.is_best})
     if session.tracker is not None:
-        session.tracker.log(run.step, {k: v for k, v in found.items() if math.isfinite(v)})
+        session.tracker.log(run.step, found)
         if _pictures(run).is_dir():
             session.tracker.artifact(_pictures(run), to=f"evaluation/{_pictures(run).name}")
 
@@ -178,12 +173,7 @@ def _module(session: Session, objective: Objective) -> nn.Module:
     module, taken = _starting(session, objective, resumed=resumed)
     session.state["init"] = session.state.get("init") if resumed else taken
     shape: Any = getattr(module, "config", {})
-    refuse_uneven(
-        config.objective.kind,
-        config=shape,
-        ranks=config.train.sequence_parallel,
-        buckets=session.reader.manifest.buckets,
-    )
+    refuse_uneven(shape, ranks=config.train.sequence_parallel, buckets=session.reader.manifest.buckets)
     save_memory_and_time(config, module)
     session.state["frozen"] = frozen_record(config, module, known=session.state.get("frozen"), resumed=resumed)
     return module
@@ -223,12 +213,12 @@ def _loader(session: Session, plan: Plan, objective: Objective) -> Batches:
     )
 
 
-def _report(session: Session, plan: Plan, module: nn.Module) -> StepReport:
+def _report(session: Session, plan: Plan, objective: Objective, module: nn.Module) -> StepReport:
     config = session.config
     return StepReport(
         session.log,
         session.folder,
-        throughput_of(config, plan, buckets=session.reader.manifest.buckets, module=module),
+        throughput_of(config, plan, objective, buckets=session.reader.manifest.buckets, module=module),
         steps=config.train.steps,
         start_step=session.step,
         every_steps=config.train.log_every_steps,
@@ -238,7 +228,6 @@ def _report(session: Session, plan: Plan, module: nn.Module) -> StepReport:
 def _tracker(session: Session) -> Tracker | None:
     return start_tracking(
         session.config,
-        session.resolved,
         fingerprint=session.reader.manifest.fingerprint.total,
         run_id=session.state.get("mlflow_run_id"),
         warn=session.log.say,
@@ -248,7 +237,7 @@ def _tracker(session: Session) -> Tracker | None:
 def _begin_save(session: Session, run: Run) -> None:
     """Begin to save everything that a resume needs, as of `run.step`; collective."""
     state = {
-        "config": session.resolved,
+        "config": session.config.model_dump(mode="json"),
         "fingerprint": session.reader.manifest.fingerprint.model_dump(mode="json"),
         "settings": _settings(session, run.objective),
         "init": session.state.get("init"),

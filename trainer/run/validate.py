@@ -31,15 +31,14 @@ from flowmask.models.segment import masks_at, sample_mask
 from flowmask.models.vae import LatentStats, normalise
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer import distributed
-from flowmask.trainer.config import EvaluationConfig, ObjectiveConfig, RunConfig
-from flowmask.trainer.objectives.objectives import Objective
+from flowmask.trainer.config import RunConfig, ValidationConfig
+from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.predict.inference import mask_decoder_named
 from flowmask.trainer.run.validate_overlays import ClipOverlays
-from flowmask.trainer.score.metrics import clip_scores
+from flowmask.trainer.score.metrics import Tally, shown_in, totals
 from flowmask.trainer.step.ema import ShardedEma
 
 Found = dict[str, float]
-_WITHOUT_NOISE = {"start_point_augmentation": False, "latent_noise_std": 0.0}
 
 
 class _Reader(Protocol):
@@ -47,7 +46,7 @@ class _Reader(Protocol):
 
 
 @dataclass
-class Evaluator:
+class Validator:
     """What is evaluated, on what; `measure` is collective.
 
     objective: draws no noise (the video's latent is its posterior's mean); decoder: None when it is trained
@@ -55,7 +54,7 @@ class Evaluator:
     overlays: draws the first of the scored examples; None for no pictures
     """
 
-    config: EvaluationConfig
+    config: ValidationConfig
     model: ModelConfig
     reader: _Reader
     example_ids: Sequence[int]
@@ -68,7 +67,7 @@ class Evaluator:
     _module: nn.Module | None = None
 
     def measure(self, ema: ShardedEma, *, pictures: Path | None = None) -> Found:
-        """eval_loss, eval_loss_t<timestep>, eval_j, eval_f, eval_jf: means over the examples, on every rank.
+        """eval_loss, eval_loss_t<timestep>, and eval_<name> of every metric, over the examples, on every rank.
 
         pictures: the folder for the overlay videos, which all ranks see
         """
@@ -77,12 +76,15 @@ class Evaluator:
             places = range(distributed.rank(), len(self.example_ids), distributed.world_size())
             mine = {place: self._measure_one(module, place, pictures) for place in places}
             module.to("cpu")
-        rows: dict[int, Found] = {}
+        rows: dict[int, tuple[Found, Tally | None]] = {}
         for share in distributed.gather_objects(mine):
             rows |= share
-        names = dict.fromkeys(name for place in sorted(rows) for name in rows[place])
-        columns = {name: [rows[p][name] for p in sorted(rows) if name in rows[p]] for name in names}
-        return {name: math.fsum(values) / len(values) for name, values in columns.items()}
+        losses, tallies = zip(*(rows[place] for place in sorted(rows)))
+        found = {name: math.fsum(row[name] for row in losses) / len(losses) for name in losses[0]}
+        scored = [tally for tally in tallies if tally is not None]
+        total = totals([tally.scores() for tally in scored], [tally.sums() for tally in scored])
+        shown = shown_in("validation")
+        return found | {f"eval_{name}": value for name, value in total.items() if name in shown}
 
     def _filled(self, ema: ShardedEma) -> nn.Module:
         """A whole module with the averaged weights, on this rank's device."""
@@ -95,16 +97,18 @@ class Evaluator:
             parameters[name].data.copy_(whole)
         return self._module.to(distributed.device())
 
-    def _measure_one(self, module: nn.Module, place: int, pictures: Path | None) -> Found:
+    def _measure_one(self, module: nn.Module, place: int, pictures: Path | None) -> tuple[Found, Tally | None]:
+        """Losses of one example, and the scores of its mask if it is one of those that are sampled."""
         batch = self._read(place)
-        found = self._losses(module, batch)
+        losses = self._losses(module, batch)
         if place >= self.config.jf_examples:
-            return found
+            return losses, None
         predicted, truth = self._masks(module, batch)
         if self.overlays is not None and pictures is not None and place < self.config.overlays:
             self.overlays.write(pictures, self.example_ids[place], predicted=predicted, truth=truth)
-        j, f = (100 * float(np.mean(scores)) for scores in clip_scores(truth, predicted))
-        return found | {"eval_j": j, "eval_f": f, "eval_jf": (j + f) / 2}
+        tally = Tally()
+        tally.add(truth, predicted)
+        return losses, tally
 
     def _read(self, place: int) -> Batch:
         example = self.example_ids[place]
@@ -160,18 +164,18 @@ class Evaluator:
         )
 
 
-def make_evaluator(
+def make_validator(
     config: RunConfig,
     training: Reader,
     *,
-    objective: Callable[[ObjectiveConfig], Objective],
+    objective: Objective,
     build: Callable[[], nn.Module],
     dtype: torch.dtype,
     say: Callable[[str], None],
-) -> Evaluator:
-    """The evaluator of a run; UserError for a held-out cache or a mask decoder that does not fit.
+) -> Validator:
+    """The validator of a run; UserError for a held-out cache or a mask decoder that does not fit.
 
-    objective: makes one from its config; build: the module in training once more, with any weights
+    objective: draws no noise; build: the module in training once more, with any weights
     say: where a picture that can't be written is told
     """
     settings = config.evaluate
@@ -181,10 +185,9 @@ def make_evaluator(
         refuse_other_conventions(reader, training)
         reader.check_text_tokens(config.model.text_tokens)
     stats = LatentStats.from_lists(training.manifest.latents_mean, training.manifest.latents_std)
-    quiet = objective(config.objective.model_copy(update=_WITHOUT_NOISE))
     decoder, overlays = None, None
     with _random_streams_kept():
-        if settings.jf_examples and "video_mean" in quiet.needs:
+        if settings.jf_examples and objective.makes == "dit":
             vae: Any = WanFolder(config.model.wan).vae()
             decoder = mask_decoder_named(config.model.mask_decoder, vae)[0].eval().requires_grad_(False)
         # the first examples lie on the first ranks; the others need no second VAE
@@ -193,8 +196,8 @@ def make_evaluator(
             overlays = ClipOverlays(reader, WanFolder(config.model.wan).vae(), say=say)
     examples = fixed_examples(reader.buckets, settings.examples)
     first = np.array(examples[:1])  # read now: a stream can't, and says so before the training starts
-    reader.read(first, needs=quiet.needs, text_tokens=config.model.text_tokens)
-    return Evaluator(settings, config.model, reader, examples, quiet, stats, decoder, build, dtype, overlays)
+    reader.read(first, needs=objective.needs, text_tokens=config.model.text_tokens)
+    return Validator(settings, config.model, reader, examples, objective, stats, decoder, build, dtype, overlays)
 
 
 def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:

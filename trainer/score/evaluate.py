@@ -19,9 +19,9 @@ from flowmask.data_pipeline.sources.base import Expression, Video, VideoSet
 from flowmask.models.errors import DataError
 from flowmask.trainer.predict.inference import (
     FRAMES_AT_ONCE,
-    Clip,
     LoadedSegmenter,
     MaskPiece,
+    VaeClip,
     chunks,
     load_segmenter,
     masks_of,
@@ -29,7 +29,7 @@ from flowmask.trainer.predict.inference import (
 )
 from flowmask.trainer.predict.overlay import read_mask, write_mask
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.metrics import clip_scores
+from flowmask.trainer.score.metrics import Tally, from_outside
 from flowmask.trainer.score.results import Scores, finish
 from flowmask.trainer.score.store import EvaluationStore, safe_name
 
@@ -72,14 +72,14 @@ def evaluate(
                 store.write_record(video.video_id, _evaluate_video(config, loaded, video, store))
         if on_progress:
             on_progress("videos", len(share), len(share))
-        results = store.publish_if_complete(
-            [video.video_id for video in videos],
-            lambda masks, records: (
-                finish(config, videos=videos, masks=masks, records=records, weights=loaded.weights)
-                | {"fingerprint": fingerprint}
-            ),
-        )
-    return Scores(**results) if results else None
+        made: list[Scores] = []
+
+        def publish(masks: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+            made.append(finish(config, videos, masks, records, weights=loaded.weights, fingerprint=fingerprint))
+            return made[0].to_json()
+
+        store.publish_if_complete([video.video_id for video in videos], publish)
+    return made[0] if made else None
 
 
 def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_files: str) -> str:
@@ -98,7 +98,8 @@ def _fingerprint(
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
     files = [(video.video_id, video.files_digest()) for video in videos]
-    said = json.dumps([settings, source.identity(), files, dict(weights), wan_files], sort_keys=True)
+    more = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
+    said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -124,10 +125,10 @@ def _evaluate_video(
     wrong = shuffled_partners(video, seed=config.seed) if config.shuffled_text else {}
     for expression in video.expressions:
         scored = record["expressions"][expression.exp_id]
-        scored["right"] = _score(video, expression, _stored(video, folders[expression.exp_id]))
+        _note(scored, "right", _score(video, expression, _stored(video, folders[expression.exp_id])))
         if expression.exp_id in wrong:
             partner = folders[wrong[expression.exp_id]]
-            scored["wrong"] = _score(video, expression, _stored(video, partner))
+            _note(scored, "wrong", _score(video, expression, _stored(video, partner)))
     if config.decoder_score:
         _score_decoder(loaded, video, clip, record["expressions"])
     return record
@@ -158,21 +159,24 @@ def _stored(video: Video, folder: Path) -> Iterator[MaskPiece]:
         yield ids, np.stack([read_mask(folder / f"{video.frame_names[i]}.png") for i in ids])
 
 
-def _score(video: Video, expression: Expression, predicted: Iterable[MaskPiece]) -> dict[str, float]:
-    """J, F and their mean over all frames of a video, in 0..100."""
-    j_frames: list[float] = []
-    f_frames: list[float] = []
+def _score(video: Video, expression: Expression, predicted: Iterable[MaskPiece]) -> Tally:
+    """Every metric over all frames of a video."""
+    tally = Tally()
     for ids, masks in predicted:
-        j_some, f_some = clip_scores(video.mask(expression.anno_ids, ids), masks)
-        j_frames += j_some
-        f_frames += f_some
-    j, f = 100 * float(np.mean(j_frames)), 100 * float(np.mean(f_frames))
-    return {"j": j, "f": f, "jf": (j + f) / 2}
+        tally.add(video.mask(expression.anno_ids, ids), masks)
+    return tally
 
 
-def _score_decoder(loaded: LoadedSegmenter, video: Video, clip: Clip, scored: dict[str, dict[str, Any]]) -> None:
+def _note(scored: dict[str, Any], kind: str, tally: Tally) -> None:
+    """Put scores into an expression's record; the sums only where a metric has some, which is of a package's."""
+    scored[kind] = tally.scores()
+    if sums := tally.sums():
+        scored.setdefault("sums", {})[kind] = sums
+
+
+def _score_decoder(loaded: LoadedSegmenter, video: Video, clip: VaeClip, scored: dict[str, dict[str, Any]]) -> None:
     """Add "decoder" to each record: the true mask through the VAE and the mask decoder, once a mask."""
-    known: dict[tuple[str, ...], dict[str, float]] = {}
+    known: dict[tuple[str, ...], Tally] = {}
     for expression in video.expressions:
         if expression.anno_ids not in known:
             small = [
@@ -181,4 +185,4 @@ def _score_decoder(loaded: LoadedSegmenter, video: Video, clip: Clip, scored: di
             ]
             logits = loaded.round_trip(np.concatenate(small))
             known[expression.anno_ids] = _score(video, expression, masks_of(logits, clip))
-        scored[expression.exp_id]["decoder"] = known[expression.anno_ids]
+        _note(scored[expression.exp_id], "decoder", known[expression.anno_ids])

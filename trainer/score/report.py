@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.show import page
 from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
 from flowmask.models.files import write_atomically
+from flowmask.trainer.score.metrics.base import Metric
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One line of the score table; scores in 0..100."""
+    """One line of the score table."""
 
     key: str
     sentence: str
-    j: float
-    f: float
-    jf: float
+    scores: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -49,33 +48,34 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, str],
+    metrics: Mapping[str, Metric],
     rows: Sequence[ReportRow],
     examples: Sequence[ReportExample],
     note: str = "",
 ) -> None:
     """Write the report, whole or not at all.
 
-    facts: the tiles at the top, name -> value as text; rows: the score table, sorted by score here
+    facts: the tiles at the top, name -> value as text; metrics: the columns of the score table by name; rows are
+    sorted by the first one, a percentage
     """
     body = [page.note(note)] if note else []
     body.append(page.tiles(facts))
     if examples:
         body += [page.heading("Contact sheet"), *map(_sheet, examples)]
     if rows:
-        body.append(_table(rows))
+        body.append(_table(metrics, rows))
     write_atomically(path, page.document(title, body))
 
 
-def _table(rows: Sequence[ReportRow]) -> str:
-    lines = [
-        "<h2>Scores of each expression, lowest first</h2>",
-        "<table><tr><th>J&amp;F<th>J<th>F<th>Video / id<th>Sentence",
-    ]
-    for row in sorted(rows, key=lambda row: (row.jf, row.key)):
-        bar = f'<td class=bar style="--part:{min(100.0, max(0.0, row.jf)):.1f}%">{row.jf:.1f}'
-        lines.append(
-            f"<tr>{bar}<td>{row.j:.1f}<td>{row.f:.1f}<td>{html.escape(row.key)}<td>{html.escape(row.sentence)}"
-        )
+def _table(metrics: Mapping[str, Metric], rows: Sequence[ReportRow]) -> str:
+    main, *others = metrics
+    titles = "".join(f"<th>{html.escape(metric.title)}" for metric in metrics.values())
+    lines = ["<h2>Scores of each expression, lowest first</h2>", f"<table><tr>{titles}<th>Video / id<th>Sentence"]
+    for row in sorted(rows, key=lambda row: (row.scores[main], row.key)):
+        part, value = min(100.0, max(0.0, row.scores[main])), metrics[main].say(row.scores[main])
+        cells = "".join(f"<td>{metrics[name].say(row.scores[name])}" for name in others)
+        named = f"<td>{html.escape(row.key)}<td>{html.escape(row.sentence)}"
+        lines.append(f'<tr><td class=bar style="--part:{part:.1f}%">{value}{cells}{named}')
     return "\n".join([*lines, "</table>"])
 
 

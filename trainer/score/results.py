@@ -3,7 +3,7 @@
 Means are taken over (video, expression id), each counted once however often its sentence occurs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from flowmask.data_pipeline.show.page import spread
-from flowmask.data_pipeline.sources.base import Video
+from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.score.archive import FILE as ARCHIVE
 from flowmask.trainer.score.archive import write_archive
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.metrics import MAIN, metrics, shown_in, totals
 from flowmask.trainer.score.overlays import write_overlays
 from flowmask.trainer.score.report import ReportExample, ReportRow, write_report
 from flowmask.trainer.score.store import REPORT
@@ -27,16 +28,15 @@ _SHEET_FRAMES = 6
 
 @dataclass(frozen=True)
 class Scores:
-    """What scores.json holds; j, f, jf in 0..100, None where the dataset has no masks.
+    """What scores.json holds.
 
-    per_expression: `video/expression id` -> j, f, jf
+    totals:         every metric over all expressions, None where the dataset has no masks; keys of their own there
+    per_expression: `video/expression id` -> every metric
     shuffled_text:  jf_right with the right, jf_shuffled with the wrong sentences, of the same expressions
-    decoder:        j, f, jf of the true masks after the VAE and the mask decoder: the method's ceiling
+    decoder:        every metric of the true masks after the VAE and the mask decoder: the method's ceiling
     """
 
-    j: float | None
-    f: float | None
-    jf: float | None
+    totals: dict[str, float | None]
     per_expression: dict[str, dict[str, float]]
     videos: int
     expressions: int
@@ -48,9 +48,18 @@ class Scores:
     note: str
     fingerprint: str = ""  # of all that shaped them: settings, dataset, weights
 
+    def to_json(self) -> dict[str, Any]:
+        """As scores.json has them."""
+        return {**self.totals, **{key: value for key, value in asdict(self).items() if key != "totals"}}
+
 
 def merge(
-    videos: Sequence[Video], records: Sequence[Mapping[str, Any]], *, checkpoint: str, weights: Mapping[str, str]
+    videos: Sequence[Video],
+    records: Sequence[Mapping[str, Any]],
+    *,
+    checkpoint: str,
+    weights: Mapping[str, str],
+    fingerprint: str,
 ) -> Scores:
     """Scores of a dataset from each video's record, in the order of the videos."""
     entries = {
@@ -59,78 +68,80 @@ def merge(
         for exp_id, entry in record["expressions"].items()
     }
     right = {key: entry["right"] for key, entry in entries.items() if "right" in entry}
-    total = _mean(right.values())
-    both = {key: entry for key, entry in entries.items() if "wrong" in entry}
+    total = _totals(entries.values(), "right")
+    both = [entry for entry in entries.values() if "wrong" in entry]
     shuffled = None
     if both:
         shuffled = {
             "expressions": len(both),
-            "jf_right": _mean([entry["right"] for entry in both.values()])["jf"],
-            "jf_shuffled": _mean([entry["wrong"] for entry in both.values()])["jf"],
+            "jf_right": _totals(both, "right")[MAIN],
+            "jf_shuffled": _totals(both, "wrong")[MAIN],
         }
-    decoder = [entry["decoder"] for entry in entries.values() if "decoder" in entry]
     return Scores(
-        j=total.get("j"),
-        f=total.get("f"),
-        jf=total.get("jf"),
+        totals={name: total.get(name) for name in ("j", "f", *metrics())},
         per_expression=right,
         videos=len(videos),
         expressions=len(entries),
         frames=sum(record["frames"] for record in records),
         shuffled_text=shuffled,
-        decoder=_mean(decoder) or None,
+        decoder=_totals(entries.values(), "decoder") or None,
         checkpoint=checkpoint,
         weights=dict(weights),
         note="" if right else NO_MASKS,
+        fingerprint=fingerprint,
     )
 
 
-def _mean(scores: Any) -> dict[str, float]:
-    """The mean of each of j, f and jf; empty for no scores."""
-    scores = list(scores)
-    return {name: float(np.mean([score[name] for score in scores])) for name in ("j", "f", "jf") if scores}
+def _totals(entries: Iterable[Mapping[str, Any]], kind: str) -> dict[str, float]:
+    """Every metric of the entries that have scores of a kind; empty for none."""
+    some = [entry for entry in entries if kind in entry]
+    return totals([entry[kind] for entry in some], [entry.get("sums", {}).get(kind, {}) for entry in some])
 
 
 def finish(
     config: EvaluateConfig,
-    *,
     videos: Sequence[Video],
     masks: Path,
     records: Sequence[Mapping[str, Any]],
+    *,
     weights: Mapping[str, str],
-) -> dict[str, Any]:
+    fingerprint: str,
+) -> Scores:
     """Merge all records, write the report and its overlay videos, return what scores.json holds.
 
     masks: the published folder. The MLflow run of a checkpoint that has one is left the report and the videos.
     """
-    scores = merge(videos, records, checkpoint=config.checkpoint, weights=weights)
-    texts = {f"{video.video_id}/{e.exp_id}": e.text for video in videos for e in video.expressions}
-    rows = [ReportRow(key, texts[key], **entry) for key, entry in scores.per_expression.items()]
-    examples = _examples(config, videos, masks, scores)
+    scores = merge(videos, records, checkpoint=config.checkpoint, weights=weights, fingerprint=fingerprint)
+    pairs = {f"{video.video_id}/{e.exp_id}": (video, e) for video in videos for e in video.expressions}
+    rows = [ReportRow(key, pairs[key][1].text, entry) for key, entry in scores.per_expression.items()]
+    examples = _examples(config, pairs, masks, scores)
     write_report(
         config.out / REPORT,
         title="FlowMask evaluation",
         facts=_facts(config, scores),
+        metrics=shown_in("report"),
         rows=rows,
         examples=examples,
         note=scores.note,
     )
-    keys = [example.key for example in examples]
-    for made in (config.out / REPORT, write_overlays(config.out, keys, videos=videos, masks=masks)):
+    drawn = {example.key: pairs[example.key] for example in examples}
+    for made in (config.out / REPORT, write_overlays(config.out, drawn, masks=masks)):
         offer_artifact(config.checkpoint, made, to="evaluation")
     (config.out / ARCHIVE).unlink(missing_ok=True)  # of other masks
     if config.archive is not None:
         write_archive(config.out, masks=masks, layout=config.archive)
-    return asdict(scores)
+    return scores
 
 
 def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
-    named = {"J&F": scores.jf, "J": scores.j, "F": scores.f}
+    known = {name: value for name, value in scores.totals.items() if value is not None}
+    named = {m.title: m.say(known[name]) for name, m in shown_in("report").items() if name in known}
+    main = metrics()[MAIN]
     if scores.shuffled_text:
-        named["J&F with the wrong sentences"] = scores.shuffled_text["jf_shuffled"]
+        named[f"{main.title} with the wrong sentences"] = main.say(scores.shuffled_text["jf_shuffled"])
     if scores.decoder:
-        named["J&F of the mask decoder alone"] = scores.decoder["jf"]
-    return {name: f"{value:.1f}" for name, value in named.items() if value is not None} | {
+        named[f"{main.title} of the mask decoder alone"] = main.say(scores.decoder[MAIN])
+    return named | {
         "videos": str(scores.videos),
         "expressions": str(scores.expressions),
         "Euler steps": str(config.sampler.steps),
@@ -139,11 +150,12 @@ def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
     }
 
 
-def _examples(config: EvaluateConfig, videos: Sequence[Video], masks: Path, scores: Scores) -> list[ReportExample]:
+def _examples(
+    config: EvaluateConfig, pairs: Mapping[str, tuple[Video, Expression]], masks: Path, scores: Scores
+) -> list[ReportExample]:
     """Expressions from the worst to the best, evenly spread over the ranking."""
-    pairs = {f"{video.video_id}/{e.exp_id}": (video, e) for video in videos for e in video.expressions}
-    ranked = sorted(pairs, key=lambda key: (scores.per_expression.get(key, {"jf": 0.0})["jf"], key))
-    examples = []
+    ranked = sorted(pairs, key=lambda key: (scores.per_expression.get(key, {MAIN: 0.0})[MAIN], key))
+    examples, main = [], metrics()[MAIN]
     for place in spread(len(ranked), config.report_examples):
         key = ranked[place]
         video, expression = pairs[key]
@@ -154,7 +166,7 @@ def _examples(config: EvaluateConfig, videos: Sequence[Video], masks: Path, scor
             ReportExample(
                 key,
                 expression.text,
-                f"J&F {score['jf']:.1f}" if score else "no true mask",
+                f"{main.title} {main.say(score[MAIN])}" if score else "no true mask",
                 names,
                 video.frames(ids),
                 video.mask(expression.anno_ids, ids) if video.has_masks else None,

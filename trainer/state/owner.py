@@ -6,18 +6,18 @@
 Only for people who look: no training depends on these files, so a disk that refuses them is no error.
 """
 
-import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from flowmask.models.files import write_atomically
 from flowmask.models.process import Owner, process_here
 
+T = TypeVar("T")
 OWNER, ENDED = ".owner.json", ".ended.json"
 
 
@@ -42,47 +42,35 @@ class End:
 def note_start(folder: Path) -> None:
     """Say that this process works in `folder` now; called by whoever holds its lock."""
     before = read_start(folder)
-    found = {
-        "owner": process_here(os.getpid()).model_dump(),
-        "launcher": process_here(int(os.environ.get("FLOWMASK_PARENT", os.getpid()))).model_dump(),
-        "number": before.number + 1 if before else 1,
-    }
-    with suppress(OSError):
-        write_atomically(folder / OWNER, json.dumps(found))
+    launcher = process_here(int(os.environ.get("FLOWMASK_PARENT", os.getpid())))
+    _write(folder / OWNER, Start(process_here(os.getpid()), launcher, before.number + 1 if before else 1))
 
 
 def note_end(folder: Path, *, code: int, message: str = "") -> None:
     """Say how the job of this launcher ended, if one of its processes worked in `folder`."""
     start = read_start(folder)
-    if start is None or start.launcher != process_here(os.getpid()):
-        return
-    with suppress(OSError):
-        write_atomically(folder / ENDED, json.dumps(asdict(End(start.number, code, message))))
+    if start is not None and start.launcher == process_here(os.getpid()):
+        _write(folder / ENDED, End(start.number, code, message))
 
 
 def read_start(folder: Path) -> Start | None:
     """The last start in a folder; None if none is known."""
-    found = _read(folder / OWNER)
-    try:
-        return Start(
-            Owner.model_validate(found["owner"]), Owner.model_validate(found["launcher"]), int(found["number"])
-        )
-    except (KeyError, TypeError, ValueError, ValidationError):
-        return None
+    return _read(folder / OWNER, Start)
 
 
 def read_end(folder: Path) -> End | None:
     """How the last start ended; None while it goes on, and when it was killed."""
-    start, found = read_start(folder), _read(folder / ENDED)
+    start, end = read_start(folder), _read(folder / ENDED, End)
+    return end if start is not None and end is not None and end.number == start.number else None
+
+
+def _write(path: Path, said: Start | End) -> None:
+    with suppress(OSError):
+        write_atomically(path, TypeAdapter(type(said)).dump_json(said))
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
     try:
-        end = End(int(found["number"]), int(found["code"]), str(found["message"]))
-    except (KeyError, TypeError, ValueError):
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except (OSError, ValidationError):
         return None
-    return end if start is not None and end.number == start.number else None
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}

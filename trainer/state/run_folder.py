@@ -3,8 +3,7 @@
     config.yaml   metrics.jsonl   evaluations.jsonl   log.txt   tracking.json
     checkpoints/step_00000040/   checkpoints/latest   checkpoints/best
 
-Only rank 0 writes here (checkpoints aside). A folder that holds something else is refused, as is a second
-writer, and a resume whose config differs in what shapes the training.
+Only rank 0 writes here (checkpoints aside). A folder that holds something else is refused, as is a second writer.
 """
 
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from flowmask.models.errors import CheckpointError
 from flowmask.models.files import sync_open, write_atomically
@@ -25,25 +25,6 @@ LOCK_PATIENCE_S = 15.0
 CONFIG, METRICS, LOG = "config.yaml", "metrics.jsonl", "log.txt"
 EVALUATIONS, OVERLAYS = "evaluations.jsonl", "overlays"
 CHECKPOINTS, TRACKING = "checkpoints", "tracking.json"
-
-# A resume may change these. Caches may move, not change: fingerprints, with weights, are compared on their own.
-_FREE_KEYS = {
-    "out",
-    "train.steps",
-    "train.micro_batch",
-    "train.sequence_parallel",
-    "train.zero_stage",  # a checkpoint names no stage
-    "train.offload_optimizer",
-    "train.activation_checkpointing",  # changes no bit
-    "train.log_every_steps",
-    "train.collective_timeout_s",
-    "data.cache",
-    "data.mix",
-    "data.threads",
-    "data.prefetch_batches",
-    "data.retries",
-}
-_FREE_SECTIONS = ("launch", "checkpoint", "tracking", "guard", "evaluate")
 
 
 class RunFolder:
@@ -61,9 +42,9 @@ class RunFolder:
         self._metrics: Any = None
         self._evaluations: Any = None
 
-    def write_config(self, resolved: Mapping[str, Any]) -> None:
+    def write_config(self, config: BaseModel) -> None:
         """Save the config that repeats this run."""
-        text = yaml.safe_dump(plain(resolved), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / CONFIG, text)
 
     def open_metrics(self, *, after_step: int, evaluated_step: int = 0) -> None:
@@ -75,13 +56,12 @@ class RunFolder:
         self._evaluations = _continue_rows(self.path / EVALUATIONS, evaluated_step)
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """Append one step's row, in one write, so that a kill can tear only the last line."""
-        self._metrics.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        """Append one step's row."""
+        _append(self._metrics, row)
 
     def add_evaluation(self, row: Mapping[str, Any]) -> None:
-        """Append one evaluation to evaluations.jsonl; a number that is none becomes null."""
-        known = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
-        self._evaluations.write(json.dumps(known, allow_nan=False).encode() + b"\n")
+        """Append one validation to evaluations.jsonl."""
+        _append(self._evaluations, row)
 
     def sync(self) -> None:
         """Put the rows on disk; called before a checkpoint that builds on them is published."""
@@ -94,26 +74,6 @@ class RunFolder:
             if rows is not None:
                 rows.close()
         os.close(self._lock)
-
-
-def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What a resume would change and may not, as `key: old -> new`, one a line; empty when it may go on."""
-    before, after = flatten(plain(old)), flatten(plain(new))
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _may_change(key)
-    ]
-
-
-def refuse_differences(old: Mapping[str, Any], new: Mapping[str, Any], *, out: Path, what: str) -> None:
-    """CheckpointError in one line that lists every field in which `new` may not differ from `old`."""
-    differences = config_differences(old, new)
-    if differences:
-        raise CheckpointError(
-            f"{out} holds a run with another {what}: {'; '.join(differences)}. Give the old values, "
-            "or start a new run with another out"
-        )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,8 +98,10 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _may_change(key: str) -> bool:
-    return key in _FREE_KEYS or key.split(".")[0] in _FREE_SECTIONS
+def _append(file: Any, row: Mapping[str, Any]) -> None:
+    """One row in one write, so that a kill can tear only the last line; NaN and infinities are written as null."""
+    known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    file.write(json.dumps(known, allow_nan=False).encode() + b"\n")
 
 
 def _continue_rows(path: Path, step: int) -> Any:

@@ -15,7 +15,16 @@ from typing import Any
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer import distributed
 from flowmask.trainer.config import CheckpointConfig
-from flowmask.trainer.state.checkpoint import FORMAT, Piece, complete, fill, read_state, refuse_other_parameters, verify
+from flowmask.trainer.state.checkpoint import (
+    FORMAT,
+    Piece,
+    complete,
+    fill,
+    newest_of,
+    read_state,
+    refuse_other_parameters,
+    verify,
+)
 from flowmask.trainer.state.checkpoint_write import BESIDE, Job, Snapshot, point_to, prune, publish, remove
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
@@ -171,19 +180,12 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest undamaged checkpoint, None if there are none; CheckpointError if all are damaged."""
         found = distributed.broadcast_object([str(path) for path in complete(self.folder)])
-        reasons = []
-        for path in map(Path, found):
-            problem = self._damage(path)
-            if problem is None:
-                return path
-            reasons.append(problem)
-            if distributed.rank() == 0:
-                self._warn(f"{problem}; going back to the checkpoint before it")
-        if reasons:
+        try:
+            return newest_of(list(map(Path, found)), damage=self._damage)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"no usable checkpoint in {self.folder}: {'; '.join(reasons)}. Move it away to start anew"
-            )
-        return None
+                f"no usable checkpoint in {self.folder}: {error}. Move it away to start anew"
+            ) from None
 
     def _damage(self, path: Path) -> str | None:
         """The first rank's complaint about `path`; each rank checks its share of the files."""
@@ -192,7 +194,10 @@ class Checkpoints:
             verify(path, share=distributed.rank(), shares=distributed.world_size())
         except CheckpointError as error:
             mine = str(error)
-        return next((problem for problem in distributed.gather_objects(mine) if problem), None)
+        problem = next((problem for problem in distributed.gather_objects(mine) if problem), None)
+        if problem is not None and distributed.rank() == 0:
+            self._warn(f"{problem}; going back to the checkpoint before it")
+        return problem
 
     def restore(self, engine: Engine, ema: ShardedEma, path: Path) -> dict[str, Any]:
         """Fill masters, moments, EMA and counters from `path`, at any world size and stage.

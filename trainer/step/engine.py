@@ -30,7 +30,7 @@ class MicroBatch(Protocol):
     digest: int
 
 
-class Objective(Protocol):
+class Loss(Protocol):
     """A loss: the mean over the micro-batch's examples, a scalar with a graph, and detached metrics."""
 
     def loss(self, module: nn.Module, batch: Any, /) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -144,7 +144,7 @@ class Engine:
 
     def step(
         self,
-        objective: Objective,
+        objective: Loss,
         micro_batches: Sequence[MicroBatch],
         *,
         loss_limit: float = math.inf,

@@ -3,7 +3,7 @@
 diffusers does it (context parallelism, Ulysses): tokens are split in front of the first block, each attention
 exchanges them for heads and back, and the output is put together again on every rank of the group. Its own
 entry, `enable_parallelism`, divides by the number of accelerators and so can't run on a CPU; what it calls is
-called here. Refuses objectives without tokens, and numbers of heads or tokens that the ranks can't share evenly.
+called here. Refuses numbers of heads or tokens that the ranks can't share evenly.
 """
 
 import warnings
@@ -46,17 +46,13 @@ def split_tokens(module: "nn.Module", *, ranks: int) -> None:
     apply_context_parallel(dit, context, {name: cut for name, cut in dit._cp_plan.items() if name})
 
 
-def refuse_uneven(kind: str, *, config: Mapping[str, Any], ranks: int, buckets: Sequence[BucketEntry]) -> None:
+def refuse_uneven(config: Mapping[str, Any], *, ranks: int, buckets: Sequence[BucketEntry]) -> None:
     """ConfigError if `ranks` can't share the heads or some bucket's tokens evenly; loads nothing.
 
-    kind: of the objective; config: constructor arguments of its WanTransformer3DModel, if that is what it trains.
+    config: constructor arguments of the WanTransformer3DModel that is trained; unread if `ranks` is 1
     """
     if ranks == 1:
         return
-    if kind != "flow_matching":
-        raise ConfigError(
-            f"train.sequence_parallel is {ranks}, but objective.kind {kind} has no tokens to split; set it to 1"
-        )
     heads = int(config["num_attention_heads"])
     tokens = {bucket.name: dit_tokens(config, bucket.latent_shape) for bucket in buckets}
     counts = [heads, *tokens.values()]

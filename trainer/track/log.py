@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flowmask.data_pipeline.cache.manifest import BucketEntry
 from flowmask.data_pipeline.read.batches import Plan
-from flowmask.models.cost.flops import dit_tokens, dit_training_flop
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
+from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.state.run_folder import RunFolder
 from flowmask.trainer.track.meters import Throughput, Work, memory, peak_tflops, summarise
 
@@ -84,7 +84,7 @@ class StepReport:
         row = dict(row) | {"time": time.time()} | self._throughput.rates(step, seconds=took, waited_s=wait)
         if line_due:
             row |= memory()
-        self._folder.add_row({key: _finite(value) for key, value in row.items()})
+        self._folder.add_row(row)
         self._window.append(row)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"loss {row['loss']:.4f}")
@@ -114,27 +114,26 @@ class StepReport:
             self._bar.stop()
 
 
-def throughput_of(config: RunConfig, plan: Plan, *, buckets: Sequence[BucketEntry], module: Any) -> Throughput:
-    """What to divide a step's seconds into: the work of the DiT, if it is one that is trained.
+def throughput_of(
+    config: RunConfig, plan: Plan, objective: Objective, *, buckets: Sequence[BucketEntry], module: Any
+) -> Throughput:
+    """What to divide a step's seconds into: the work of the module, if its objective has a formula.
 
     module: as it was built; its `config` has the sizes. The peak is `tracking.peak_tflops`, else the GPU's.
     """
     device = distributed.device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    text_tokens, examples = config.model.text_tokens, config.train.global_batch
-
-    def work(bucket: BucketEntry) -> Work:
-        latent, adapters = bucket.latent_shape, config.lora is not None
-        flop = dit_training_flop(module.config, latent, text_tokens=text_tokens, adapters=adapters)
-        return Work(examples * dit_tokens(module.config, latent), examples * flop)
-
-    is_dit = config.objective.kind == "flow_matching"
-    by_bucket = [work(bucket) for bucket in buckets] if is_dit else []
+    examples, shape = config.train.global_batch, getattr(module, "config", {})
+    by_bucket = []
+    for bucket in buckets:
+        flop = objective.training_flop(shape, bucket.latent_shape, adapters=config.lora is not None)
+        if flop is not None:
+            by_bucket.append(Work(examples * objective.tokens(shape, bucket.latent_shape), examples * flop))
     return Throughput(
         global_batch=examples,
         world_size=distributed.world_size(),
         peak_tflops=config.tracking.peak_tflops or peak_tflops(name),
-        work=(lambda step: by_bucket[plan[step - 1].bucket]) if is_dit else None,
+        work=(lambda step: by_bucket[plan[step - 1].bucket]) if by_bucket else None,
     )
 
 
@@ -143,8 +142,3 @@ def _bar(console: Console) -> Progress | None:
         return None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no nan: a number that is none becomes null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

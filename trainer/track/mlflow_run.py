@@ -10,7 +10,7 @@ from typing import Any
 
 from flowmask.trainer.state.run_folder import CONFIG
 from flowmask.trainer.track import spool
-from flowmask.trainer.track.spool import Plan, Point, Sent, Status
+from flowmask.trainer.track.spool import Point, Sent, Status, TrackingPlan
 
 KEY_TAG = "flowmask.run"
 PROGRESS = "step"  # a metric whose value is its own step: the server's latest says how far it has the run
@@ -22,7 +22,7 @@ _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
 class MlflowRun:
     """The MLflow run of a plan. Every call may raise whatever a server can do to a client, and may be repeated."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: TrackingPlan) -> None:
         """Find the run or make it, and say in it what is trained."""
         quieten()
         from mlflow.tracking import MlflowClient

@@ -19,7 +19,7 @@ from typing import TypeVar
 from flowmask.models.process import STOP_SIGNALS
 from flowmask.trainer.track import spool
 from flowmask.trainer.track.mlflow_run import MlflowRun
-from flowmask.trainer.track.spool import Outbox, Plan, Status, StepPoints
+from flowmask.trainer.track.spool import Outbox, Status, StepPoints, TrackingPlan
 from flowmask.trainer.track.tracking import DONE, LEFT
 
 _POINTS = 40  # a request holds up to 1000 metrics
@@ -30,7 +30,7 @@ _QUIET_S = 600.0  # between two reports of a server that comes and goes
 T = TypeVar("T")
 
 
-class End:
+class Deadline:
     """The end of the training run; from then on there are `end_timeout_s` left, whatever hangs."""
 
     def __init__(self, *, timeout_s: float, parent: int | None) -> None:
@@ -59,7 +59,7 @@ class End:
 class Sender:
     """Sends one run folder's points, notes and status, each until the server has it."""
 
-    def __init__(self, folder: Path, plan: Plan, end: End, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, plan: TrackingPlan, end: Deadline, say: Callable[[str], None]) -> None:
         self._folder, self._plan, self._end, self._say = folder, plan, end, say
         self._last_report = -_QUIET_S
         self._reported = False
@@ -141,7 +141,7 @@ def main(folder: Path, timeout_s: float, parent: int | None) -> int:
     plan = spool.read_plan(folder)
     if plan is None:
         return LEFT
-    end = End(timeout_s=timeout_s, parent=parent)
+    end = Deadline(timeout_s=timeout_s, parent=parent)
     with spool.only_sender(folder):
         Sender(folder, plan, end, _voice()).run()
     return DONE

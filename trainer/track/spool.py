@@ -11,7 +11,6 @@ held by flock. Knows nothing of MLflow.
 import fcntl
 import json
 import math
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -34,7 +33,7 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Plan(_Document):
+class TrackingPlan(_Document):
     """All that a sender needs to know of a run, whenever and wherever it is started."""
 
     key: str
@@ -73,15 +72,15 @@ class Note(NamedTuple):
     end: int  # the byte behind it
 
 
-def read_plan(folder: Path) -> Plan | None:
+def read_plan(folder: Path) -> TrackingPlan | None:
     """The run's plan; None if it was never tracked or the file is damaged."""
     try:
-        return Plan.model_validate_json((folder / TRACKING).read_bytes())
+        return TrackingPlan.model_validate_json((folder / TRACKING).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: TrackingPlan) -> None:
     write_atomically(folder / TRACKING, plan.model_dump_json(indent=1))
 
 
@@ -194,12 +193,9 @@ class Outbox:
 @contextmanager
 def only_sender(folder: Path) -> Iterator[None]:
     """Wait until no other process sends for this folder, and be the one that does."""
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with (folder / _LOCK).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
 
 
 def _append(folder: Path, row: Mapping[str, Any]) -> None:

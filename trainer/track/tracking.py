@@ -9,14 +9,14 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowmask.models.errors import CheckpointError
 from flowmask.models.process import python_module
 from flowmask.trainer.state.provenance import ROOT, git_commit
 from flowmask.trainer.state.run_folder import TRACKING, RunFolder, flatten
 from flowmask.trainer.track import spool
-from flowmask.trainer.track.spool import Plan, Status
+from flowmask.trainer.track.spool import Status, TrackingPlan
 
 if TYPE_CHECKING:
     from flowmask.trainer.config import RunConfig
@@ -33,7 +33,7 @@ class Tracker:
     step. It ends by itself when training dies in any way, and marks the run FAILED then.
     """
 
-    def __init__(self, folder: Path, plan: Plan, *, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, plan: TrackingPlan, *, warn: Callable[[str], None]) -> None:
         """Write the plan to the run folder and return at once."""
         self._folder, self._plan, self._warn = folder, plan, warn
         spool.write_plan(folder, plan)
@@ -153,27 +153,22 @@ def _end_input(process: subprocess.Popen[str] | None) -> None:
 
 
 def start_tracking(
-    config: "RunConfig",
-    resolved: Mapping[str, Any],
-    *,
-    fingerprint: str,
-    run_id: str | None,
-    warn: Callable[[str], None],
+    config: "RunConfig", *, fingerprint: str, run_id: str | None, warn: Callable[[str], None]
 ) -> Tracker | None:
     """The tracker of a training run; None if it wants none.
 
-    resolved: the config as params; fingerprint: of the cache; run_id: the MLflow run that a checkpoint names.
+    fingerprint: of the cache; run_id: the MLflow run that a checkpoint names.
     """
     tracking, out = config.tracking, config.out
     if not tracking.enabled:
         return None
     facts = {"fingerprint": fingerprint, "git_commit": git_commit()}
-    plan = Plan(
+    plan = TrackingPlan(
         key=spool.key_of(out),
         uri=tracking.uri or default_uri(out),
         experiment=tracking.experiment,
         name=out.resolve().name,
-        params={key: str(value) for key, value in (flatten(resolved) | facts).items()},
+        params={key: str(value) for key, value in (flatten(config.model_dump(mode="json")) | facts).items()},
         every_steps=config.train.log_every_steps,
         end_timeout_s=tracking.end_timeout_s,
         run_id=run_id,

@@ -244,7 +244,7 @@ def test_weights_are_handed_on_only_with_equal_settings(tree: dict[str, Any], tm
     }.items():
         assert what in refused(tree, tmp_path, f"stages.finetune.{key}")
     stage(tree, "finetune")["carries"]["model.init"] = "${stages.decoder.out}"
-    assert "makes mask_decoder; it needs flow_matching" in refused(tree, tmp_path)
+    assert "makes mask_decoder; it needs dit" in refused(tree, tmp_path)
 
 
 def test_a_stage_that_would_train_on_cpus_unasked_is_refused_before_anything_is_submitted(

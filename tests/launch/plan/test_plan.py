@@ -21,13 +21,13 @@ from flowmask.launch.plan.encoders import Encoders
 from flowmask.launch.plan.memory import STATE_BYTES, Setting, device_memory
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape, micro_batch_pass
-from flowmask.launch.plan.train import Speed, plan_training
+from flowmask.launch.plan.train import GpuSpeed, plan_training
 from flowmask.models.dit import Recompute
 from flowmask.models.errors import ConfigError
 from flowmask.models.weights.wan import WanFolder
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-SPEED = Speed(100.0, 0.5, "test")
+SPEED = GpuSpeed(100.0, 0.5, "test")
 runner = CliRunner()
 
 

@@ -76,7 +76,6 @@ def test_a_rank_holds_what_the_plan_says(wan: Path, measured: dict[int, dict[str
     sizes = [parameter.numel() for parameter in trained_module(job, shapes).parameters()]
     recompute = job.train.activation_checkpointing
     cost = micro_batch_pass(job, shapes, SHAPE, recompute=recompute, like_a_gpu=False)
-    assert cost is not None
     eight = job.train.optimizer == "adamw8bit"
     setting = Setting(
         job.train.zero_stage,

@@ -17,15 +17,15 @@ from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.config import ModelConfig
 from flowmask.models.vae import LatentStats, encode_mask, encode_moments
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.config import ObjectiveConfig
-from flowmask.trainer.objectives.objectives import objective_named, read_metrics
+from flowmask.trainer.objectives import objective_named, section
+from flowmask.trainer.objectives.base import read_metrics
 
 STATS = LatentStats(mean=tuple([0.5] * 16), std=tuple([2.0] * 16))
 
 
 def make(kind: str = "flow_matching", *, stats: LatentStats = STATS, wan: Path = Path(), **settings: Any) -> Any:
     model = ModelConfig(wan=wan, mask_latent_norm=settings.pop("mask_latent_norm", "none"))
-    return objective_named(ObjectiveConfig(kind=kind, **settings), model=model, stats=stats)
+    return objective_named(section({"kind": kind, **settings}), model=model, stats=stats)
 
 
 def batch_of(keys: list[int], *, shape: tuple[int, ...] = (16, 1, 1, 1)) -> Batch:

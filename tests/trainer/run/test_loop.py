@@ -72,7 +72,7 @@ def make(*, steps: int, every: int, bad: Collection[int] = (), patience: int = 2
     parts: Any = {"plan": Plan(), "engine": Engine(bad), "batches": Batches(), "guard": Guard()}
     others: Any = dict.fromkeys(("ema", "objective", "report", "log", "measure"), nothing)
     checkpoints: Any = Saves(saved)
-    hooks: Any = {"begin_save": lambda run: saved.append(run.step), "on_evaluated": lambda run, found: None}
+    hooks: Any = {"begin_save": lambda run: saved.append(run.step), "on_validated": lambda run, found: None}
     return Run(config=config, checkpoints=checkpoints, **parts, **others, **hooks), saved
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 from runs import losses, start
 
-from flowmask.models.errors import ConfigError
-
 
 def test_no_kind_of_recomputation_changes_a_loss_and_a_resume_may_choose_another(lab: Path, tmp_path: Path) -> None:
     for kind in ("none", "full", "selective"):
@@ -23,8 +21,3 @@ def test_a_compiled_run_trains_the_same_within_bf16(lab: Path, tmp_path: Path) -
     assert start(lab, tmp_path / "plain", {"train.steps": 3}) == 0
     assert start(lab, tmp_path / "compiled", {"train.steps": 3, "train.compile": True}) == 0
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=5e-3)
-
-
-def test_a_module_without_blocks_is_not_compiled(lab: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.compile is true, but .* mask_decoder has no blocks"):
-        start(lab, tmp_path / "run", {"objective.kind": "mask_decoder", "train.compile": True})

@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_recorded_evaluation(export: Path, tmp_path: Pat
         assert got["j"] == pytest.approx(100 * entry["J"], abs=0.2)
         assert got["f"] == pytest.approx(100 * entry["F"], abs=0.2)
         assert got["jf"] == pytest.approx((got["j"] + got["f"]) / 2)
-    assert scores.jf == pytest.approx(np.mean([e["jf"] for e in scores.per_expression.values()]))
+    assert scores.totals["jf"] == pytest.approx(np.mean([e["jf"] for e in scores.per_expression.values()]))
 
 
 def test_equal_sentences_of_two_videos_keep_two_scores(export: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_without_masks_the_predictions_are_written_and_no_score_is_claimed(expor
     data = {"source": "mevis", "root": tmp_path / "data", "split": "valid_u"}
     scores = evaluate(_config(export, tmp_path / "e", data=data, shuffled_text=True, decoder_score=True))
     assert scores is not None
-    assert (scores.j, scores.f, scores.jf, scores.per_expression) == (None, None, None, {})
+    assert (scores.totals, scores.per_expression) == ({"j": None, "f": None, "jf": None}, {})
     assert "no score is possible" in scores.note
     assert "no score is possible" in (tmp_path / "e" / "report.html").read_text()
     assert len(_masks(tmp_path / "e")) == sum(
@@ -288,7 +288,7 @@ def test_overlay_videos_and_the_report_are_left_for_the_mlflow_run_of_the_checkp
 
     run = tmp_path / "run"
     shutil.copytree(export, run)
-    spool.write_plan(run, spool.Plan(key="k", uri="http://127.0.0.1:1", experiment="e", name="n"))
+    spool.write_plan(run, spool.TrackingPlan(key="k", uri="http://127.0.0.1:1", experiment="e", name="n"))
     scores = evaluate(_config(run, tmp_path / "e", report_examples=2))
     assert scores is not None
     notes = spool.Outbox(run, offset=0).take()

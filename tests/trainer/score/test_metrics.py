@@ -8,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
-from flowmask.trainer.score.metrics import boundary, boundary_accuracy, boundary_radius, clip_scores, region_similarity
+from flowmask.trainer.score.metrics import Tally
+from flowmask.trainer.score.metrics.f import boundary, boundary_accuracy, boundary_radius
+from flowmask.trainer.score.metrics.j import region_similarity
 
 Mask = NDArray[np.bool_]
 
@@ -93,7 +95,8 @@ def test_the_radius_is_08_percent_of_the_diagonal_rounded_up() -> None:
 
 
 def test_a_clip_is_scored_frame_by_frame() -> None:
-    j, f = clip_scores(np.stack([SOME, EMPTY, SOME]), np.stack([SOME, EMPTY, EMPTY]))
-    assert (j, f) == ([1.0, 1.0, 0.0], [1.0, 1.0, 0.0])
+    tally = Tally()
+    tally.add(np.stack([SOME, EMPTY, SOME]), np.stack([SOME, EMPTY, EMPTY]))
+    assert tally.scores() == {name: pytest.approx(200 / 3) for name in ("j", "f", "jf")} and not tally.sums()
     with pytest.raises(ValueError, match="shorter"):
-        clip_scores(np.stack([SOME, SOME]), SOME[None])
+        tally.add(np.stack([SOME, SOME]), SOME[None])

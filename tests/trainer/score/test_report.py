@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flowmask.data_pipeline.show.page import spread
+from flowmask.trainer.score.metrics import shown_in
 from flowmask.trainer.score.report import ReportExample, ReportRow, write_report
 
 
@@ -17,8 +18,17 @@ def _example(*, true: bool = True) -> ReportExample:
     return ReportExample("v/0", 'a <b> & "c"', "J&F 50.0", ["0", "1", "2"], frames, mask if true else None, ~mask)
 
 
+METRICS = {name: metric for name, metric in shown_in("report").items() if name != "f"}
+
+
 def _written(path: Path, **changes: object) -> str:
-    settings: dict = {"title": "T", "facts": {"J&F": "50.0"}, "rows": [], "examples": [_example()]} | changes
+    settings: dict = {
+        "title": "T",
+        "facts": {"J&F": "50.0"},
+        "metrics": METRICS,
+        "rows": [],
+        "examples": [_example()],
+    } | changes
     write_report(path / "report.html", **settings)
     return (path / "report.html").read_text()
 
@@ -32,13 +42,13 @@ def test_a_report_is_one_file_that_asks_for_nothing_outside_itself(tmp_path: Pat
 
 
 def test_sentences_are_escaped(tmp_path: Path) -> None:
-    page = _written(tmp_path, rows=[ReportRow("v/0", "<script>x</script>", 1, 2, 1.5)])
+    page = _written(tmp_path, rows=[ReportRow("v/0", "<script>x</script>", {"jf": 1.5, "j": 1})])
     assert "a &lt;b&gt; &amp;" in page
     assert "<script" not in page
 
 
 def test_the_table_lists_every_expression_lowest_first(tmp_path: Path) -> None:
-    rows = [ReportRow(f"v/{i}", "s", 10.0 * i, 10.0 * i, 10.0 * i) for i in (3, 1, 2)]
+    rows = [ReportRow(f"v/{i}", "s", {"jf": 10.0 * i, "j": 10.0 * i}) for i in (3, 1, 2)]
     assert re.findall(r"<td>(v/\d)<td>s", _written(tmp_path, rows=rows)) == ["v/1", "v/2", "v/3"]
 
 

@@ -210,8 +210,8 @@ def test_ranks_that_share_an_example_count_as_one() -> None:
 
 
 def test_what_cannot_be_shared_evenly_is_refused_with_the_numbers_and_the_fix() -> None:
-    def refuse(ranks: int, *buckets: BucketEntry, kind: str = "flow_matching") -> None:
-        refuse_uneven(kind, config=tiny_dit().config, ranks=ranks, buckets=buckets)  # 2 heads
+    def refuse(ranks: int, *buckets: BucketEntry) -> None:
+        refuse_uneven(tiny_dit().config, ranks=ranks, buckets=buckets)  # 2 heads
 
     refuse(2, CLIPS)
     with pytest.raises(ConfigError, match=r"is 3; the DiT's 2 heads .* set train.sequence_parallel to one of 1, 2"):
@@ -219,5 +219,3 @@ def test_what_cannot_be_shared_evenly_is_refused_with_the_numbers_and_the_fix() 
     odd = CLIPS.model_copy(update={"frames": 1, "height": 48, "width": 80})
     with pytest.raises(ConfigError, match=r"is 2; the 15 tokens of clips 1x48x80 .* one of 1, or build"):
         refuse(2, CLIPS, odd)
-    with pytest.raises(ConfigError, match=r"is 2, but objective.kind mask_decoder has no tokens .* to 1$"):
-        refuse(2, CLIPS, kind="mask_decoder")

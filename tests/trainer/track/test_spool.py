@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowmask.trainer.track import spool
-from flowmask.trainer.track.spool import Outbox, Plan, Sent, StepPoints
+from flowmask.trainer.track.spool import Outbox, Sent, StepPoints, TrackingPlan
 
 
 def write_rows(folder: Path, steps: range, **fields: Any) -> None:
@@ -90,6 +90,6 @@ def test_what_one_server_has_says_nothing_about_another(tmp_path: Path) -> None:
     spool.write_sent(tmp_path, sent)
     assert spool.read_sent(tmp_path, uri="http://a") == sent
     assert spool.read_sent(tmp_path, uri="http://b") == Sent(uri="http://b")
-    plan = Plan(key="k", uri="u", experiment="e", name="n", params={"a": "1"}, status="KILLED")
+    plan = TrackingPlan(key="k", uri="u", experiment="e", name="n", params={"a": "1"}, status="KILLED")
     spool.write_plan(tmp_path, plan)
     assert spool.read_plan(tmp_path) == plan

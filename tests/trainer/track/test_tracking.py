@@ -20,7 +20,7 @@ from flowmask.models.errors import CheckpointError
 from flowmask.trainer.state import provenance
 from flowmask.trainer.state.run_folder import RunFolder
 from flowmask.trainer.track import mlflow_run, spool, tracking
-from flowmask.trainer.track.spool import Plan
+from flowmask.trainer.track.spool import TrackingPlan
 from flowmask.trainer.track.tracking import Tracker, default_uri, replay
 
 TRACKED = {"tracking.enabled": True, "train.log_every_steps": 1, "tracking.end_timeout_s": 120}
@@ -60,7 +60,7 @@ class Writer:
         self._folder = RunFolder(out)
         self._folder.write_config({"train": {"lr": 1}, "model": {}, "data": {}})
         self._folder.open_metrics(after_step=after)
-        self.plan = Plan(
+        self.plan = TrackingPlan(
             key=spool.key_of(out),
             uri=uri,
             experiment=experiment,
@@ -286,7 +286,7 @@ def test_replay_is_refused_for_a_run_that_trains_and_for_what_is_no_run(tmp_path
     with pytest.raises(CheckpointError, match=r"tracking\.json"):
         replay(tmp_path, timeout_s=1, warn=print)
     folder = RunFolder(tmp_path / "run")
-    plan = Plan(key="k", uri="http://127.0.0.1:1", experiment="e", name="n")
+    plan = TrackingPlan(key="k", uri="http://127.0.0.1:1", experiment="e", name="n")
     spool.write_plan(tmp_path / "run", plan)
     with pytest.raises(CheckpointError, match="is being written by process"):
         replay(tmp_path / "run", timeout_s=1, warn=print)

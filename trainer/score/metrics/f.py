@@ -1,22 +1,22 @@
-"""Region similarity J and boundary accuracy F of DAVIS, per frame in float64; equal to MeViS's own numbers.
-
-Empty on empty scores 1 in both; a frame is compared at the size of its ground truth.
-"""
+"""Boundary accuracy F of DAVIS, per frame in float64; equal to MeViS's own numbers."""
 
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
+from flowmask.trainer.score.metrics.base import Mask, PerFrame
+
 _TOLERANCE_OF_DIAGONAL = 0.008
-Mask = NDArray[np.bool_]
 
 
-def region_similarity(truth: Mask, predicted: Mask) -> float:
-    """J of two bool [H W]: intersection over union, 1 when both are empty."""
-    union = np.count_nonzero(truth | predicted)
-    return np.count_nonzero(truth & predicted) / union if union else 1.0
+class BoundaryAccuracy(PerFrame):
+    """How well the outlines agree; a frame is compared at the size of its ground truth."""
+
+    title, order = "F", 2
+
+    def frame(self, truth: Mask, predicted: Mask) -> float:
+        return boundary_accuracy(truth, predicted)
 
 
 def boundary(mask: Mask) -> Mask:
@@ -50,9 +50,3 @@ def _fraction_near(edge: Mask, other: Mask, radius: int) -> float:
     rows, columns = np.nonzero(edge)
     distance = distance_transform_edt(~other)[rows, columns]
     return np.count_nonzero(distance**2 <= radius**2 + 0.5) / len(rows)
-
-
-def clip_scores(truth: Mask, predicted: Mask) -> tuple[list[float], list[float]]:
-    """J and F of each frame of two bool [F H W]."""
-    pairs = list(zip(truth, predicted, strict=True))
-    return [region_similarity(*pair) for pair in pairs], [boundary_accuracy(*pair) for pair in pairs]

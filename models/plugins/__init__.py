@@ -1,0 +1,28 @@
+"""Entry points: what installed packages add to this one, found by name and imported when asked for."""
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from flowmask.models.errors import ConfigError
+
+
+def names(group: str) -> list[str]:
+    """Names of all entry points of a group."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
+def load(group: str, name: str) -> Any:
+    """The object of an entry point, None if there is none of this name; ConfigError if it cannot be imported."""
+    found = list(entry_points(group=group, name=name))
+    if not found:
+        return None
+    said = [f"{point.name} = {point.value} of {point.dist.name if point.dist else '?'}" for point in found]
+    if len(found) > 1:
+        raise ConfigError(f"several packages have a {group} entry point: {', '.join(said)}; uninstall all but one")
+    try:
+        return found[0].load()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"{group} entry point {said[0]} cannot be imported ({reason}); mend or uninstall it"
+        ) from error

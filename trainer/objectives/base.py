@@ -1,0 +1,130 @@
+"""The contract of an objective: all that submitting, planning, training, evaluating and exporting ask of it.
+
+An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone: small ones
+are made in the loader's threads, the posterior's noise on the device (a CPU takes five times as long to draw it
+as to read the latents, and a GPU would be sent twice the bytes). A loss is the mean over the micro-batch, in
+float32. Metrics come as sums and counts (`x_sum`, `x_count`), which may be added or averaged over micro-batches
+and ranks: `read_metrics` divides. Importing this file does not import torch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+
+from flowmask.models.config import ModelConfig, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flowmask.data_pipeline.read.loader import Batch
+    from flowmask.models.vae import LatentStats
+
+Grid = tuple[int, int, int]  # f, h, w of a latent
+_CHANNELS = 16
+
+
+class ObjectiveConfig(Section):
+    """What every objective's section has; an objective's own adds its keys."""
+
+    kind: str
+
+
+class Shapes(Protocol):
+    """Modules of a Wan folder, on the meta device."""
+
+    def dit(self, *, video_injection: bool, layers: int | None = None) -> "nn.Module":
+        """The DiT, with all its blocks or only `layers` of them."""
+
+    def vae(self) -> Any:
+        """The VAE."""
+
+
+class Objective(ABC):
+    """One thing to learn; a function of (module, batch), with the facts around it.
+
+    needs:      tensors of a batch
+    makes:      which part of the product the weights are: decides their export, loading and use
+    wan_parts:  folders of Wan2.1 that training reads, the trained module's first
+    has_blocks: the module is made of transformer blocks, so it can recompute, be compiled, split its tokens over
+                ranks and take LoRA adapters
+    noiseless:  the section's keys at which a loss draws nothing at random but its timestep: for validation
+    """
+
+    Config: ClassVar[type[ObjectiveConfig]]
+    needs: ClassVar[frozenset[str]]
+    makes: ClassVar[Literal["dit", "mask_decoder"]]
+    wan_parts: ClassVar[tuple[str, ...]]
+    has_blocks: ClassVar[bool] = False
+    noiseless: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, config: Any, model: ModelConfig, stats: "LatentStats") -> None:
+        self._config, self._model, self._stats = config, model, stats
+
+    @abstractmethod
+    def build(self) -> "nn.Module":
+        """The module to train, float32 on the CPU, with the weights of `model.wan`."""
+
+    @abstractmethod
+    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> "nn.Module":
+        """The same module on the meta device, for plans; layers: only so many blocks, if it has any."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The conventions that the weights depend on, and "objective": recorded in every checkpoint and export."""
+
+    @abstractmethod
+    def prepare(self, batch: "Batch") -> "Batch":
+        """Fill `batch.draws`; called in the loader's threads."""
+
+    @abstractmethod
+    def loss(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
+        """Mean loss of a micro-batch (float32 scalar), and metrics as sums and counts."""
+
+    def quiet(self) -> Self:
+        """The same objective without random draws but the timestep's."""
+        return type(self)(self._config.model_copy(update=self.noiseless), self._model, self._stats)
+
+    def tokens(self, shape: Mapping[str, Any], latent: Grid) -> int:
+        """Tokens of one example, 0 where there are none; shape: the module's constructor arguments."""
+        return 0
+
+    def training_flop(self, shape: Mapping[str, Any], latent: Grid, *, adapters: bool = False) -> float | None:
+        """FLOPs of one example, forward and backward; None: no formula, a plan counts them by a dry pass."""
+        return None
+
+    def fake_draws(self, batch: "Batch") -> "dict[str, Tensor]":
+        """For plans: what `prepare` and `loss` draw, of the right shapes."""
+        return {}
+
+    def fake_batch(self, latent: Grid, *, examples: int, text_dim: int) -> "Batch":
+        """For plans: a micro-batch with everything that is needed, empty, text at its full length."""
+        import torch
+
+        from flowmask.data_pipeline.read.loader import Batch
+
+        f, h, w = latent
+        moments = ((examples, _CHANNELS, f, h, w), torch.bfloat16)
+        tensors = {
+            "video_mean": moments,
+            "video_logvar": moments,
+            "mask_mean": moments,
+            "mask_pixels": ((examples, 4 * f - 3, 8 * h, 8 * w), torch.bool),
+            "text": ((examples, self._model.text_tokens, text_dim), torch.bfloat16),
+        }
+        needed: dict[str, Any] = {name: torch.zeros(*tensors[name][:1], dtype=tensors[name][1]) for name in self.needs}
+        count = torch.arange(examples)
+        batch = Batch(
+            step=0, example_ids=count, positions=count, epochs=0 * count, keys=[0] * examples, digest=0, **needed
+        )
+        batch.text_tokens = self._model.text_tokens
+        batch.draws = self.fake_draws(batch)
+        return batch
+
+
+def read_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means over the global batch from sums and counts; a metric that nothing counted towards is left out."""
+    means = {}
+    for name, total in sums.items():
+        if name.endswith("_sum") and sums[f"{name[:-4]}_count"]:
+            means[name[:-4]] = total / sums[f"{name[:-4]}_count"]
+    return means

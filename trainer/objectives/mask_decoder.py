@@ -1,0 +1,69 @@
+"""Fine-tune the VAE's decoder, with one output channel, to give a mask back from its raw latent."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from flowmask.data_pipeline.randomness import generator
+from flowmask.data_pipeline.read.loader import Batch
+from flowmask.models.mask_decoder import MaskDecoder, dice_loss, focal_loss
+from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.objectives.base import Objective, ObjectiveConfig, Shapes
+
+
+class MaskDecodingConfig(ObjectiveConfig):
+    """The weighted sum of a focal and a Dice loss."""
+
+    kind: Literal["mask_decoder"] = "mask_decoder"
+    latent_noise_std: float = Field(default=0.0, ge=0, description="noise added to the input latent")
+    focal_weight: float = Field(default=8.0, ge=0)
+    focal_alpha: float = Field(default=0.25, ge=0, le=1)
+    focal_gamma: float = Field(default=2.0, ge=0)
+    dice_weight: float = Field(default=4.0, ge=0)
+
+
+class MaskDecoding(Objective):
+    """Masks from latents."""
+
+    Config: ClassVar[type[ObjectiveConfig]] = MaskDecodingConfig
+    needs = frozenset({"mask_mean", "mask_pixels"})
+    makes = "mask_decoder"
+    wan_parts = ("vae",)
+    noiseless: ClassVar[Mapping[str, Any]] = {"latent_noise_std": 0.0}
+
+    def build(self) -> nn.Module:
+        vae: Any = WanFolder(self._model.wan).vae()
+        return MaskDecoder.from_vae(vae)
+
+    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
+        return MaskDecoder.from_vae(shapes.vae())
+
+    def settings(self) -> dict[str, Any]:
+        return {"objective": self._config.kind}
+
+    def prepare(self, batch: Batch) -> Batch:
+        """With `latent_noise_std`: noise float32 [B 16 f h w], to bear what a DiT gets wrong."""
+        assert batch.mask_mean is not None
+        if self._config.latent_noise_std:
+            shape = batch.mask_mean.shape[1:]
+            noises = [torch.randn(shape, generator=generator(key)) for key in batch.keys]
+            batch.draws["noise"] = self._config.latent_noise_std * torch.stack(noises)
+        return batch
+
+    def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.mask_mean is not None and batch.mask_pixels is not None
+        latent = batch.mask_mean.float()
+        if "noise" in batch.draws:
+            batch.note_finite(noise=batch.draws["noise"])
+            latent = latent + batch.draws["noise"]
+        logits, target = module(latent), batch.mask_pixels.unsqueeze(1)  # [B 1 F H W] both
+        batch.note_finite(prediction=logits)
+        focal = focal_loss(logits, target, alpha=self._config.focal_alpha, gamma=self._config.focal_gamma)
+        dice = dice_loss(logits, target)
+        loss = self._config.focal_weight * focal + self._config.dice_weight * dice
+        one = torch.ones_like(loss)
+        sums = {"focal_sum": focal.detach(), "focal_count": one, "dice_sum": dice.detach(), "dice_count": one}
+        return loss, sums

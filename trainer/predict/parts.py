@@ -1,0 +1,87 @@
+"""The parts of the product that trainings make, each one object: its folder in an export, its FlowRVS file, its model.
+
+A part is what `makes` of an objective says. A further one is an object here and in PARTS.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY
+from flowmask.models.errors import WeightsError
+from flowmask.models.weights import flowrvs
+from flowmask.models.weights.flowrvs_write import write_dit, write_mask_decoder
+from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.objectives import objective_class
+
+State = dict[str, Tensor]
+ENCODER = ("encoder.", "quant_conv.")  # of the VAE that goes with an exported mask decoder
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    objective: the one that published weights were trained with, which say none
+    read_pth:  (path, ema) -> fp32 weights and settings of a FlowRVS file
+    write_pth: (path, last, averaged, settings); both weights are the same unless `pth_holds_both`
+    empty:     diffusers' model on the meta device
+    join:      the trained weights with the frozen ones that belong to them in files, where there are such
+    """
+
+    name: str
+    folder: str
+    objective: str
+    read_pth: Callable[..., tuple[State, dict[str, Any]]]
+    write_pth: Callable[..., None]
+    empty: Callable[[State, WanFolder], Any]
+    join: Callable[[State, WanFolder], State] | None = None
+    takes_adapters: bool = False
+    pth_holds_both: bool = False
+
+
+def _with_encoder(decoder: State, wan: WanFolder) -> State:
+    """The trained decoder joined with the frozen encoder of its VAE, by diffusers' names."""
+    vae: Any = wan.vae(next(iter(decoder.values())).dtype)
+    return {**{name: t for name, t in vae.state_dict().items() if name.startswith(ENCODER)}, **decoder}
+
+
+DIT = Part(
+    *("dit", "transformer", "flow_matching"),
+    read_pth=flowrvs.load_dit,
+    write_pth=lambda path, last, averaged, settings: write_dit(path, model=last, ema=averaged, settings=settings),
+    empty=lambda state, wan: wan.empty_transformer(video_injection=video_injected(state)),
+    takes_adapters=True,
+    pth_holds_both=True,
+)
+MASK_DECODER = Part(
+    *("mask_decoder", "mask_decoder", "mask_decoder"),
+    read_pth=flowrvs.load_mask_decoder,
+    write_pth=lambda path, last, averaged, settings: write_mask_decoder(path, vae=last, settings=settings),
+    empty=lambda state, wan: wan.empty_vae(out_channels=1),
+    join=_with_encoder,
+)
+PARTS: dict[str, Part] = {part.name: part for part in (DIT, MASK_DECODER)}
+
+
+def part_trained(settings: Mapping[str, Any]) -> Part | None:
+    """The part that weights of these settings are; None if they name no objective."""
+    objective = settings.get("objective")
+    return None if objective is None else PARTS[objective_class(str(objective)).makes]
+
+
+def refuse_other_part(settings: Mapping[str, Any], part: Part, *, where: object) -> None:
+    """WeightsError if weights of these settings are not `part`."""
+    trained = part_trained(settings)
+    if trained not in (None, part):
+        raise WeightsError(
+            f"{where} trained {settings['objective']}, but the weights of {part.name} are needed; give those"
+        )
+
+
+def video_injected(state: Mapping[str, Tensor]) -> bool:
+    """Whether a DiT takes the video: told by the shape of the patch embedding, never by a config."""
+    weight = state.get(PATCH_KEY)
+    return weight is not None and weight.shape[1] == 2 * LATENT_CHANNELS

@@ -1,0 +1,68 @@
+"""The contract of a metric: what it compares, per frame or per set, how it adds up, and where it is shown."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+Place = Literal["report", "progress", "validation"]
+
+
+class Metric(ABC):
+    """One number about predicted masks; a class of PerFrame, PerSet or Combined.
+
+    title: as people write it; unit: of the value, shown unless it is a percentage; order: in tables, the lowest first
+    shown: where besides scores.json; as `eval_<name>` of a validation it is in MLflow too
+    """
+
+    title: ClassVar[str]
+    unit: ClassVar[str] = "%"
+    order: ClassVar[int] = 100
+    shown: ClassVar[frozenset[Place]] = frozenset({"report", "progress", "validation"})
+
+    def say(self, value: float) -> str:
+        """The value as a table shows it."""
+        return f"{value:.1f}" if self.unit == "%" else f"{value:.3g} {self.unit}".rstrip()
+
+
+class Measured(Metric):
+    """A metric that looks at masks."""
+
+    @abstractmethod
+    def frame(self, truth: Mask, predicted: Mask) -> Any:
+        """What two bool [H W] give."""
+
+    @abstractmethod
+    def expression(self, frames: Sequence[Any]) -> float:
+        """The value of one expression from its frames, in the unit."""
+
+
+class PerFrame(Measured):
+    """`frame` gives a number, which `scale` takes to the unit; means over frames, then over expressions."""
+
+    scale: ClassVar[float] = 100
+
+    def expression(self, frames: Sequence[float]) -> float:
+        return self.scale * float(np.mean(frames))
+
+
+class PerSet(Measured):
+    """A function of sums over every frame of every expression, as an overall IoU is: `frame` gives what to add."""
+
+    @abstractmethod
+    def value(self, sums: Sequence[float]) -> float:
+        """The value of the sums, in the unit."""
+
+    def expression(self, frames: Sequence[Sequence[float]]) -> float:
+        return self.value(np.sum(frames, axis=0).tolist())
+
+
+class Combined(Metric):
+    """Made of other metrics of the same expression; means over expressions."""
+
+    @abstractmethod
+    def of(self, scores: Mapping[str, float]) -> float:
+        """From the measured scores by name."""

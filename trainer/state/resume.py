@@ -1,0 +1,91 @@
+"""What a resume may change: judged here alone, for training itself, for preflight and for curricula.
+
+Whether a key may change stands at its field (`MayChange` of models/config.py). A cache may move, but not change: its
+fingerprint is compared, of a mixture with the weights.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from flowmask.data_pipeline.cache.manifest import Fingerprint
+from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.data_pipeline.read import mixture
+from flowmask.models.config import MayChangeOnResume
+from flowmask.models.errors import CheckpointError
+from flowmask.trainer.config import RunConfig, in_todays_terms
+from flowmask.trainer.state.run_folder import flatten, plain
+
+
+def settled(config: RunConfig, state: Mapping[str, Any]) -> RunConfig:
+    """The config as it holds from now on; state: what an earlier start saved, empty if there was none.
+
+    The schedule's length is `train.steps` of the first start unless the config names one; a resume keeps it.
+    """
+    first = state["config"]["train"]["schedule_steps"] if state else config.train.steps
+    train = config.train.model_copy(update={"schedule_steps": config.train.schedule_steps or first})
+    return config.model_copy(update={"train": train})
+
+
+def refuse_other_config(config: RunConfig, state: Mapping[str, Any]) -> None:
+    """CheckpointError in one line with every key that differs from the run's and may not."""
+    new = settled(config, state).model_dump(mode="json", include=set(RunConfig.model_fields))
+    old = in_todays_terms(state["config"])
+    free = _free_keys()
+    _refuse(
+        [d for key, d in _differences(old, new) if not any(f"{key}.".startswith(f"{prefix}.") for prefix in free)],
+        out=config.out,
+        what="config",
+    )
+
+
+def refuse_other_cache(config: RunConfig, state: Mapping[str, Any], now: Fingerprint) -> None:
+    """CheckpointError in one line with everything that differs in the cache."""
+    before = state["fingerprint"]
+    _refuse([said for _, said in _differences(before["fields"], now.fields)], out=config.out, what="cache")
+    if before != now.model_dump(mode="json"):
+        raise CheckpointError(f"{config.out} was trained on another cache than {config.data.caches}")
+
+
+def fingerprint_of(data: LoaderConfig) -> Fingerprint | None:
+    """The fingerprint of what a config reads; None for a stream, whose server the run itself asks."""
+    if data.mode == "stream":
+        return None
+    reader = mixture.open_reader(data, check=False)
+    try:
+        return reader.manifest.fingerprint
+    finally:
+        reader.close()
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every key that differs, and `key: old -> new`."""
+    before, after = flatten(plain(old)), flatten(plain(new))
+    return [
+        (key, f"{key}: {before.get(key)} -> {after.get(key)}")
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _refuse(differences: list[str], *, out: Path, what: str) -> None:
+    if differences:
+        raise CheckpointError(
+            f"{out} holds a run with another {what}: {'; '.join(differences)}. Give the old values, "
+            "or start a new run with another out"
+        )
+
+
+@cache
+def _free_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> frozenset[str]:
+    """Dotted keys and sections that may change."""
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        if MayChangeOnResume in field.metadata:
+            found.add(f"{prefix}{name}")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= _free_keys(field.annotation, f"{prefix}{name}.")
+    return frozenset(found)
