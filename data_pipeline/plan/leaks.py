@@ -12,7 +12,7 @@ from typing import Any
 
 from flowmask.data_pipeline.cache.manifest import LeakEntry, Manifest
 from flowmask.data_pipeline.config import CacheBuildConfig, DataSourceConfig, source_names
-from flowmask.data_pipeline.sources import source_class
+from flowmask.data_pipeline.sources import SOURCES
 from flowmask.data_pipeline.sources.base import LazyVideos, Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 
@@ -94,7 +94,7 @@ def held_out(config: CacheBuildConfig) -> Held:
             held.in_family |= {(family_of(data), video_id): label + split for video_id in ids or ()}
             (held.unreadable if ids is None else held.checked).append(label + split)
     for other in config.cache.held_out:
-        layout = source_class(other.source, key="cache.held_out.source")
+        layout = SOURCES.get(other.source, key="cache.held_out.source")
         ids = layout.split_ids(other.root, other.split)
         if ids is None:
             raise DataError(f"cache.held_out names {other.split} of {other.root}, which has no such split")
@@ -119,18 +119,18 @@ def _labels(config: CacheBuildConfig) -> Iterator[str]:
 
 
 def _beside(data: DataSourceConfig) -> Iterator[tuple[str, frozenset[str] | None]]:
-    layout = source_class(data.source)
+    layout = SOURCES.get(data.source)
     for split in layout.evaluation_splits(data.root, split=data.split):
         yield split, layout.split_ids(data.root, split)
 
 
 def _evaluates(data: DataSourceConfig) -> bool:
-    return source_class(data.source).is_scored(data.root, data.split)
+    return SOURCES.get(data.source).is_scored(data.root, data.split)
 
 
 def family_of(data: DataSourceConfig) -> str:
     """Datasets in which equal ids mean equal videos."""
-    return source_class(data.source).family
+    return SOURCES.get(data.source).family or data.source
 
 
 def _refusal(leaking: Sequence[str], *, total: int) -> str:

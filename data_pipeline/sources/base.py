@@ -150,10 +150,11 @@ class VideoSet(ABC):
 class Source(VideoSet):
     """One split of a dataset: all that the file of a layout must say.
 
-    family: datasets of one family give equal ids to equal videos, so one may leak into the other
+    family: datasets of one family give equal ids to equal videos, so one may leak into the other; by default a layout
+    is a family by itself
     """
 
-    family: ClassVar[str]
+    family: ClassVar[str | None] = None
 
     @abstractmethod
     def __init__(self, root: Path, *, split: str):

@@ -17,8 +17,6 @@ ANNOTATORS = 4
 class RefDavis17Source(RefYoutubeVosSource):
     """One split of the converted dataset."""
 
-    family = "ref_davis17"
-
     def check_expressions(self, expressions: Sequence[Expression], *, where: str) -> None:
         by_id = {expression.exp_id: expression for expression in expressions}
         if len(expressions) % ANNOTATORS or by_id.keys() != {str(i) for i in range(len(expressions))}:

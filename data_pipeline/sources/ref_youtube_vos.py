@@ -78,8 +78,6 @@ def _index_map(path: Path) -> NDArray[np.uint8]:
 class RefYoutubeVosSource(Source):
     """One split of a dataset in the layout of Ref-YouTube-VOS."""
 
-    family = "ref_youtube_vos"
-
     def __init__(self, root: Path, *, split: str):
         self.folder = root / split
         self._meta_path = root / _EXPRESSIONS / split / _META

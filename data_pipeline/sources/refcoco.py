@@ -140,8 +140,6 @@ class CocoImage(FolderVideo):
 class RefcocoSource(Source):
     """One split of one of the three sets, in either form."""
 
-    family = "refcoco"
-
     def __init__(self, root: Path, *, split: str):
         self._split = split
         names = split.split("/")

@@ -115,8 +115,6 @@ class ListedVideo(Video):
 class VideosSource(Source):
     """`root` is the JSONL file, or a folder that holds {split}.jsonl."""
 
-    family = "videos"
-
     def __init__(self, root: Path, *, split: str):
         self.path = _list_of(root, split)
         try:

@@ -5,6 +5,7 @@ Nothing is imported before it is asked for.
 
 import inspect
 import pkgutil
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -18,9 +19,11 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The subclasses of `base` that the files of `package` define, each called as its file, and those of `group`."""
 
-    def __init__(self, package: str, base: type[T], *, group: str, key: str) -> None:
-        """key: what a person writes the name under, for messages."""
-        self._package, self._base, self._group, self._key = package, base, group, key
+    def __init__(
+        self, package: str, base: type[T], *, group: str, key: str, helpers: Collection[str] = ("base",)
+    ) -> None:
+        """key: what a person writes the name under, for messages; helpers: files of the package that are no entry."""
+        self._package, self._base, self._group, self._key, self._helpers = package, base, group, key, set(helpers)
 
     def names(self) -> list[str]:
         """Every known name, those of installed packages too."""
@@ -30,23 +33,27 @@ class Registry(Generic[T]):
         """The names of installed packages' entry points."""
         return plugins.names(self._group)
 
-    def get(self, name: str) -> type[T]:
-        """The class called `name`; ConfigError lists the known names, or says what an entry point's class lacks."""
+    def get(self, name: str, *, key: str | None = None) -> type[T]:
+        """The class called `name`; ConfigError lists the known names, or says what an entry point's class lacks.
+
+        key: where the name was written, if not under the registry's own
+        """
+        key = key or self._key
         if name in self._files():
             module = import_module(f"{self._package}.{name}")
             return next(c for c in vars(module).values() if self._is_entry(c) and c.__module__ == module.__name__)
         found = plugins.load(self._group, name)
         if found is None:
-            raise ConfigError(f"{self._key} is {name!r}; known: {', '.join(self.names())}")
+            raise ConfigError(f"{key} is {name!r}; known: {', '.join(self.names())}")
         if not self._is_entry(found):
             lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ()))) or f"the base {self._base.__name__}"
-            raise ConfigError(f"{self._key} is {name!r}, but {self._group} names {found!r}, which lacks {lacks}")
+            raise ConfigError(f"{key} is {name!r}, but {self._group} names {found!r}, which lacks {lacks}")
         entry: type[T] = found
         return entry
 
     def _files(self) -> set[str]:
         folder = Path(str(import_module(self._package).__file__)).parent
-        return {module.name for module in pkgutil.iter_modules([str(folder)])} - {"base"}
+        return {module.name for module in pkgutil.iter_modules([str(folder)])} - self._helpers
 
     def _is_entry(self, found: object) -> bool:
         return inspect.isclass(found) and issubclass(found, self._base) and not inspect.isabstract(found)

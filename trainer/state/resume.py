@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.data_pipeline.read import mixture
+from flowmask.data_pipeline.read.batches import open_reader
 from flowmask.models.config import MayChangeOnResume
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer.config import RunConfig, in_todays_terms
@@ -54,7 +54,7 @@ def fingerprint_of(data: LoaderConfig) -> Fingerprint | None:
     """The fingerprint of what a config reads; None for a stream, whose server the run itself asks."""
     if data.mode == "stream":
         return None
-    reader = mixture.open_reader(data, check=False)
+    reader = open_reader(data, check=False)
     try:
         return reader.manifest.fingerprint
     finally:

@@ -123,7 +123,7 @@ def test_a_bad_frame_is_refused_with_its_path(mevis, tmp_path, spoil, said):
 
 def test_an_unknown_source_lists_the_known_ones(tmp_path):
     known = "mevis, ref_davis17, ref_youtube_vos, refcoco, synthetic, videos"
-    with pytest.raises(ConfigError, match=f"known sources: {known}"):
+    with pytest.raises(ConfigError, match=f"known: {known}"):
         open_source(DataSourceConfig(source="mevi", root=tmp_path))
 
 

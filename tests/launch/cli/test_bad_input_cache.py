@@ -141,7 +141,7 @@ CASES: dict[str, tuple[Mutation, list[str], str]] = {
     "frames that the VAE cannot take": (nothing, [*BUILD, "clip.frames=6"], "Nearest: 5 or 9"),
     "sides that the DiT cannot take": (nothing, [*BUILD, "clip.size_multiple=24"], "multiple of 16"),
     "short side above long side": (nothing, [*BUILD, "clip.short_side=64"], "larger than long_side 32"),
-    "unknown source": (nothing, [*BUILD, "data.source=mewis"], "known sources"),
+    "unknown source": (nothing, [*BUILD, "data.source=mewis"], "known: "),
     "unknown handling of leaks": (nothing, [*BUILD, "cache.leaks=ignore"], "cache.leaks is 'ignore'"),
     "missing dataset": (remove("data"), BUILD, "no such dataset folder"),
     "missing split": (nothing, [*BUILD, "data.split=trian"], "data holds train"),

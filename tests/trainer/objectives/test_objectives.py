@@ -2,59 +2,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from objective_lab import ExactVelocity, SilentVelocity, batch_of, make
 from runs import GOLDEN
-from torch import Tensor
 
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.reader import CacheReader
-from flowmask.models.config import ModelConfig
 from flowmask.models.vae import LatentStats, encode_mask, encode_moments
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.objectives import objective_named, section
 from flowmask.trainer.objectives.base import read_metrics
-
-STATS = LatentStats(mean=tuple([0.5] * 16), std=tuple([2.0] * 16))
-
-
-def make(kind: str = "flow_matching", *, stats: LatentStats = STATS, wan: Path = Path(), **settings: Any) -> Any:
-    model = ModelConfig(wan=wan, mask_latent_norm=settings.pop("mask_latent_norm", "none"))
-    return objective_named(section({"kind": kind, **settings}), model=model, stats=stats)
-
-
-def batch_of(keys: list[int], *, shape: tuple[int, ...] = (16, 1, 1, 1)) -> Batch:
-    """Random latents that are functions of the key, too."""
-    sources = [torch.Generator().manual_seed(key) for key in keys]
-    latents = [[torch.randn(shape, generator=source) for source in sources] for _ in range(3)]
-    count = torch.arange(len(keys))
-    batch = Batch(step=0, example_ids=count, positions=count, epochs=count, keys=keys, digest=0)
-    batch.video_mean, batch.video_logvar, batch.mask_mean = (torch.stack(some) for some in latents)
-    batch.text = torch.zeros(len(keys), 4, 8)
-    return batch
-
-
-class ExactVelocity:
-    """Stands for a DiT that knows the answer: it reads the mask off x_t and the injected video."""
-
-    patch_embedding = SimpleNamespace(weight=torch.zeros(1), in_channels=32)
-
-    def __call__(self, *, hidden_states: Tensor, timestep: Tensor, **_: Any) -> tuple[Tensor]:
-        x_t, video = hidden_states.chunk(2, dim=1)
-        t = (timestep / 1000).view(-1, 1, 1, 1, 1)
-        return (video - (x_t - t * video) / (1 - t),)
-
-
-class SilentVelocity(ExactVelocity):
-    """Stands for a DiT that says nothing at all."""
-
-    def __call__(self, *, hidden_states: Tensor, timestep: Tensor, **_: Any) -> tuple[Tensor]:
-        return (torch.zeros_like(hidden_states[:, :16]),)
 
 
 def test_every_draw_is_a_function_of_the_examples_key_alone() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from host_waits import Questions, Scalars
+from objective_lab import SilentVelocity, batch_of, make
 from runs import run_group, start
 from safetensors.torch import load_file, save_file
-from test_objectives import SilentVelocity, batch_of, make
 
 from flowmask.models.errors import TrainingError, WeightsError
 from flowmask.trainer.run import diagnose

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from runs import run_config
 
-from flowmask.launch.config import TrainJob
+from flowmask.launch.jobs import TrainJob
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.state.resume import _free_keys, refuse_other_config, settled
