@@ -33,7 +33,6 @@ OWNERS = {
     "decord": "data_pipeline/formats/video_file.py",
     "pycocotools": "data_pipeline/formats/rle.py",
 }
-NAMED_TWICE = {"Clip", "End", "Objective"}  # classes that still share their name with another one
 ONLY_IN_FILES = ("os.fsync", "os.replace", "hashlib.file_digest")  # calls that models/files.py alone makes
 SOURCES = sorted(path.relative_to(ROOT) for room in ORDER for path in (ROOT / room).rglob("*.py"))
 FOLDERS = sorted({path.parent for path in SOURCES})
@@ -119,7 +118,7 @@ def test_no_two_classes_have_one_name() -> None:
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(str(path))
-    twice = {name: files for name, files in places.items() if len(files) > 1 and name not in NAMED_TWICE}
+    twice = {name: files for name, files in places.items() if len(files) > 1}
     assert not twice
 
 

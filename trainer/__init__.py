@@ -1,1 +1,4 @@
-"""DeepSpeed engine, loop, EMA, checkpoints, tracking and evaluation; imports `data_pipeline` and `models`."""
+"""Training, scoring and predicting. Imports `data_pipeline` and `models`.
+
+The files here are ground: the config of a run, the process group. A new config key is a field in `config`.
+"""

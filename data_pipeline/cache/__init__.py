@@ -1,4 +1,5 @@
 """What a cache is on disk: manifest, index, shards, sealed JSON files, the quarantine.
 
 Knows how each file looks and checks it; knows neither who makes it (`build`) nor who reads it (`read`).
+Imports `models` alone. A new file of a cache is a file here.
 """

@@ -2,6 +2,7 @@
 
 The name of a layout is that of its file; the file holds one subclass of `Source`. A package from outside names such a
 class in an entry point of the group `flowmask.sources`; a file here goes before an entry point of the same name.
+Imports `formats` and `models`.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Entry points: what installed packages add to this one, found by name and imported when asked for."""
+"""Entries by name: files of a folder (`registry`), and entry points of installed packages, imported when asked for.
+
+Imports `models.errors`. A new kind of entry is a `Registry` in the folder that holds it.
+"""
 
 from importlib.metadata import entry_points
 from typing import Any

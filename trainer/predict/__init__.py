@@ -1,4 +1,5 @@
 """From a checkpoint to masks: weights by name, a segmenter, prediction of any video, overlays, exports.
 
-Imports `state`; knows no ranks.
+Imports `state`, the objectives, `data_pipeline.clip` and `show`; knows no ranks. A part of weights is an object in
+`parts`.
 """

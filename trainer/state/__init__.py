@@ -1,4 +1,5 @@
 """What a run is on disk: checkpoints, the run folder, who works in it, which code runs.
 
-Imports `step`; whatever a resume needs is written and read here.
+Imports `step` and the cache's readers. Whatever a resume needs is written and read here; whether a key may change on
+a resume stands at its field (`MayChange`).
 """

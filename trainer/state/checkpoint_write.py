@@ -73,7 +73,7 @@ class Snapshot:
         return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-class Job:
+class Background:
     """A call in a thread of its own; the thread dies with the process, whose kill it has to bear anyway."""
 
     def __init__(self, call: Callable[[], Any]) -> None:

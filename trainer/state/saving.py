@@ -25,21 +25,21 @@ from flowmask.trainer.state.checkpoint import (
     refuse_other_parameters,
     verify,
 )
-from flowmask.trainer.state.checkpoint_write import BESIDE, Job, Snapshot, point_to, prune, publish, remove
+from flowmask.trainer.state.checkpoint_write import BESIDE, Background, Snapshot, point_to, prune, publish, remove
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
 
 
 @dataclass
 class _Flight:
-    """A save on its way: first every rank writes its file, then rank 0 publishes; `job` is this rank's part."""
+    """A save on its way: first every rank writes its file, then rank 0 publishes; `work` is this rank's part."""
 
     step: int
     beside: Path
     final: Path
     links: tuple[str, ...]
     document: dict[str, Any]
-    job: Job | None = None
+    work: Background | None = None
     publishing: bool = False
     before_publish: Callable[[], None] = field(default=lambda: None)
 
@@ -117,19 +117,19 @@ class Checkpoints:
         links = ("latest", "best") if best else ("latest",)
         self._snapshot.take(engine, ema)
         self._flight = _Flight(step, beside, final, links, document, before_publish=before_publish)
-        self._flight.job = Job(partial(self._snapshot.write, beside / _file_of(distributed.rank())))
+        self._flight.work = Background(partial(self._snapshot.write, beside / _file_of(distributed.rank())))
 
     @property
     def busy(self) -> bool:
         """Whether this rank's thread still works; not collective."""
-        return self._flight is not None and self._flight.job is not None and self._flight.job.busy
+        return self._flight is not None and self._flight.work is not None and self._flight.work.busy
 
     def advance(self) -> None:
         """Take note of what the threads have done and let rank 0 publish; waits for those that are busy."""
         flight = self._flight
         if flight is None:
             return
-        outcomes = distributed.gather_objects(flight.job.outcome() if flight.job else (None, None))
+        outcomes = distributed.gather_objects(flight.work.outcome() if flight.work else (None, None))
         problem = next((said for _, said in outcomes if said is not None), None)
         if problem is not None:
             self._give_up(flight, problem)
@@ -140,7 +140,7 @@ class Checkpoints:
             self._on_saved(flight.final)
         else:
             flight.document["files"] = {_file_of(rank): facts for rank, (facts, _) in enumerate(outcomes)}
-            flight.job = Job(partial(self._publish, flight)) if distributed.rank() == 0 else None
+            flight.work = Background(partial(self._publish, flight)) if distributed.rank() == 0 else None
             flight.publishing = True
 
     def settle(self) -> None:

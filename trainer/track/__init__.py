@@ -1,4 +1,4 @@
-"""What leaves a run: log lines, rates, metrics, and MLflow, fed from files by a process that can't stop a step.
+"""What leaves a run: log lines, rates, and MLflow, fed from files by a process that can't stop a step.
 
-Imports `state`; MLflow is imported in `mlflow_run` alone.
+Imports `state`, the objectives and the plan of batches; MLflow in `mlflow_run` alone. A new rate goes to `meters`.
 """

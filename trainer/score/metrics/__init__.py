@@ -2,6 +2,7 @@
 
 Its name is that of its file, or of an entry point of the group `flowmask.metrics`; the contract is `base.Metric`.
 scores.json, the report, the table at an evaluation's end, validation and MLflow follow from it.
+Imports `models.plugins` alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
