@@ -21,7 +21,7 @@ def collect(out: Path) -> dict[str, Any]:
     durations = json.loads((out / "durations.json").read_text())
     manifest = json.loads((out / "cache" / "manifest.json").read_text())
     losses = [row["loss"] for row in rows]
-    edge = min(EDGE_STEPS, len(losses))
+    edge = max(1, min(EDGE_STEPS, len(losses) // 2))
     return {
         "jf": scores["jf"],
         "j": scores["j"],
