@@ -72,7 +72,7 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     module = together(lambda: _module(session, objective))
     validator = together(lambda: _validator(session, objective)) if config.evaluate.wanted else None
     if session.folder is not None:
-        session.folder.write_config(session.config)
+        session.folder.write_config(session.config.model_dump(mode="json"))
         evaluated_step = session.state.get("evaluated_step", 0)
         session.folder.open_metrics(after_step=session.step, evaluated_step=evaluated_step)
     split_tokens(module, ranks=config.train.sequence_parallel)

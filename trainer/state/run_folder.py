@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from flowmask.models.errors import CheckpointError
 from flowmask.models.files import sync_open, write_atomically
@@ -42,9 +41,9 @@ class RunFolder:
         self._metrics: Any = None
         self._evaluations: Any = None
 
-    def write_config(self, config: BaseModel) -> None:
-        """Save the config that repeats this run."""
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Save the config that repeats this run, in JSON's types."""
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / CONFIG, text)
 
     def open_metrics(self, *, after_step: int, evaluated_step: int = 0) -> None:
