@@ -12,8 +12,7 @@ from flowmask.data_pipeline.sources.base import Source, VideoSet
 from flowmask.data_pipeline.sources.named import NamedSources
 from flowmask.models.plugins.registry import Registry
 
-_HELPERS = ("base", "named", "synthetic_scene")  # files here that are no layout
-SOURCES = Registry(__name__, Source, group="flowmask.sources", key="data.source", helpers=_HELPERS)  # type: ignore[type-abstract]
+SOURCES = Registry(__name__, Source, group="flowmask.sources", key="data.source")  # type: ignore[type-abstract]
 
 
 def open_source(data: DataSourceConfig | Sequence[CacheSourceConfig]) -> VideoSet:

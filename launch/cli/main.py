@@ -267,11 +267,16 @@ def tiny_wan(
     console.print(f"wrote {folder}")
 
 
+def command() -> None:
+    """Entry point. Nothing that is started from here looks for modules in the working folder."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    main()
+
+
 def main() -> None:
-    """Entry point: one line and exit code 2 for what a person can mend."""
+    """Run the command; one line and exit code 2 for what a person can mend."""
     from flowmask.launch.local.worker import explain_os_error, quieten_libraries
 
-    os.environ["PYTHONSAFEPATH"] = "1"  # nothing that is started from here looks for modules in the working folder
     quieten_libraries()
     try:
         app()

@@ -5,7 +5,6 @@ Nothing is imported before it is asked for.
 
 import inspect
 import pkgutil
-from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -19,15 +18,13 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The subclasses of `base` that the files of `package` define, each called as its file, and those of `group`."""
 
-    def __init__(
-        self, package: str, base: type[T], *, group: str, key: str, helpers: Collection[str] = ("base",)
-    ) -> None:
-        """key: what a person writes the name under, for messages; helpers: files of the package that are no entry."""
-        self._package, self._base, self._group, self._key, self._helpers = package, base, group, key, set(helpers)
+    def __init__(self, package: str, base: type[T], *, group: str, key: str) -> None:
+        """key: what a person writes the name under, for messages."""
+        self._package, self._base, self._group, self._key = package, base, group, key
 
     def names(self) -> list[str]:
         """Every known name, those of installed packages too."""
-        return sorted({*self._files(), *self.installed()})
+        return sorted({*filter(self._of_file, self._files()), *self.installed()})
 
     def installed(self) -> list[str]:
         """The names of installed packages' entry points."""
@@ -39,9 +36,8 @@ class Registry(Generic[T]):
         key: where the name was written, if not under the registry's own
         """
         key = key or self._key
-        if name in self._files():
-            module = import_module(f"{self._package}.{name}")
-            return next(c for c in vars(module).values() if self._is_entry(c) and c.__module__ == module.__name__)
+        if (ours := self._of_file(name)) is not None:
+            return ours
         found = plugins.load(self._group, name)
         if found is None:
             raise ConfigError(f"{key} is {name!r}; known: {', '.join(self.names())}")
@@ -53,7 +49,15 @@ class Registry(Generic[T]):
 
     def _files(self) -> set[str]:
         folder = Path(str(import_module(self._package).__file__)).parent
-        return {module.name for module in pkgutil.iter_modules([str(folder)])} - self._helpers
+        return {module.name for module in pkgutil.iter_modules([str(folder)])}
+
+    def _of_file(self, name: str) -> type[T] | None:
+        """The entry that the file of this name defines, if there is one: other files of the folder help them."""
+        if name not in self._files():
+            return None
+        module = import_module(f"{self._package}.{name}")
+        return next((c for c in vars(module).values() if self._is_entry(c) and c.__module__ == module.__name__), None)
 
     def _is_entry(self, found: object) -> bool:
-        return inspect.isclass(found) and issubclass(found, self._base) and not inspect.isabstract(found)
+        below = inspect.isclass(found) and issubclass(found, self._base) and found is not self._base
+        return below and not inspect.isabstract(found)

@@ -7,7 +7,6 @@ import pickle
 import random
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from film import write_film
 from layouts import COCO_JSON, INSTANCES, PICKLE, write_davis, write_refcoco, write_youtube
 
 from flowmask.data_pipeline.config import DataSourceConfig
@@ -44,10 +44,9 @@ class Layout:
         return open_source(DataSourceConfig(source=self.source, root=root, split=self.split))
 
 
-def write_film(root: Path) -> None:
+def write_videos(root: Path) -> None:
     root.mkdir()
-    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=10", "-frames:v", "3"]
-    subprocess.run([*command, "-pix_fmt", "yuv420p", str(root / "film.mp4")], check=True)
+    write_film(root / "film.mp4", frames=3)
     masks = [rle.encode(np.eye(48, 64, dtype=bool)), None, rle.encode(np.ones((48, 64), bool))]
     expressions = [{"exp_id": "7", "text": "the clock", "masks": masks}, {"text": "all", "masks": masks[::-1]}]
     (root / "train.jsonl").write_text(json.dumps({"video": "film.mp4", "video_id": "v", "expressions": expressions}))
@@ -60,7 +59,7 @@ def layouts(mevis, tmp_path_factory) -> dict[str, Layout]:
     write_davis(base / "davis")
     (base / "coco").mkdir()
     write_refcoco(base / "coco")
-    write_film(base / "film")
+    write_videos(base / "film")
     meta = "meta_expressions/{}/meta_expressions.json"
     return {
         "mevis": Layout(mevis, "mevis", "train", ("train/meta_expressions.json", "train/mask_dict.json")),

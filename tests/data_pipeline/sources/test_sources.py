@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from film import write_film
 from PIL import Image
 
 from flowmask.data_pipeline.config import DataSourceConfig
@@ -131,8 +131,7 @@ def test_an_unknown_source_lists_the_known_ones(tmp_path):
 def film(tmp_path_factory) -> Path:
     """A real H.264 file of ten frames, 64x48, its index in front so that a cut file still opens."""
     path = tmp_path_factory.mktemp("film") / "film.mp4"
-    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=10", "-frames:v", "10"]
-    subprocess.run([*command, "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path)], check=True)
+    write_film(path, frames=10)
     return path
 
 
