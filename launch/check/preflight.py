@@ -21,8 +21,9 @@ from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import CacheError, CheckpointError, ConfigError, UserError
 from flowmask.trainer.config import STATE_BYTES, accumulation_steps, workers
-from flowmask.trainer.state.checkpoint import newest, read_state
+from flowmask.trainer.state.checkpoint import read_state
 from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
+from flowmask.trainer.state.steps import newest
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
 
 

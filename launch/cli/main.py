@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
@@ -50,10 +49,8 @@ def configs(copy: Annotated[Path | None, typer.Option(help="Copy all of them int
     if copy is not None:
         console.print(f"copied {len(copy_configs(copy))} files into {copy}")
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
     for name, first_line in bundled().items():
-        table.add_row(str(name), first_line)
-    console.print(table)
+        console.print(f"{name!s:26} {first_line}")
 
 
 @app.command()

@@ -17,8 +17,9 @@ from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import read_object, write_atomically
-from flowmask.trainer.state.checkpoint import STATE, newest, read_state
+from flowmask.trainer.state.checkpoint import read_state
 from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
+from flowmask.trainer.state.steps import STATE, newest
 
 _MEMO_ENTRIES = 64
 

@@ -15,6 +15,7 @@ from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
 from flowmask.trainer.config import RunConfig, accumulation_steps
 from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS
+from flowmask.trainer.state.steps import newest, step_of
 
 _TAIL_BYTES = 1 << 16
 _RATE_ROWS, _LOSS_ROWS = 50, 10  # newest rows that speed and loss are taken of
@@ -130,6 +131,5 @@ def _steps(folder: Path) -> int | None:
 
 
 def _saved_step(folder: Path) -> int:
-    latest = folder / CHECKPOINTS / "latest"
-    name = latest.readlink().name if latest.is_symlink() else ""
-    return int(name.removeprefix("step_")) if name.removeprefix("step_").isdigit() else 0
+    checkpoint = newest(folder)
+    return step_of(checkpoint) if checkpoint is not None else 0

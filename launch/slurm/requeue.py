@@ -19,6 +19,7 @@ from flowmask.launch.slurm.submission import Attempt, NodeEnd, Submission, Verdi
 from flowmask.launch.slurm.task import array_task, restart_count
 from flowmask.models.errors import UserError
 from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE, OVER_EXIT_CODE, REQUEUE_EXIT_CODE
+from flowmask.trainer.state.steps import newest
 
 STOP_FILE = "stop"  # in the submission's folder: whoever makes it wants the job to end for good
 EARLY_S = 90  # SLURM looks at time limits once in a minute, and warns that much too early
@@ -187,8 +188,8 @@ def close_lost_attempts(submission: Submission, job_id: str, *, array: int, rest
 
 def newest_checkpoint(out: Path) -> str:
     """Name of the checkpoint that the next attempt goes on from; empty for a job without any."""
-    latest = out / "checkpoints" / "latest"
-    return str(latest.readlink()) if latest.is_symlink() else ""
+    checkpoint = newest(out)
+    return checkpoint.name if checkpoint is not None else ""
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from curriculum_lab import curriculum, write, write_world
 
 from flowmask.launch.curriculum.jobs import read
 from flowmask.launch.watch.runs import look
-from flowmask.trainer.state.checkpoint import complete, read_state
+from flowmask.trainer.state.checkpoint import read_state
+from flowmask.trainer.state.steps import complete
 
 PATIENCE_S = 300
 STAGES = ("cache_refcoco", "pretrain", "more")

@@ -29,8 +29,8 @@ from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.inference import trained_sides
 from flowmask.trainer.predict.parts import MASK_DECODER, Part
 from flowmask.trainer.predict.weights import EXPORT_SETTINGS, LoadedWeights, content_sha256, load, load_adapter, part_of
-from flowmask.trainer.state.checkpoint import is_run
 from flowmask.trainer.state.run_folder import CHECKPOINTS
+from flowmask.trainer.state.steps import is_run
 
 Format = Literal["diffusers", "flowrvs", "safetensors", "lora"]
 _SUFFIX = {"diffusers": "", "flowrvs": ".pth", "safetensors": ".safetensors", "lora": ""}

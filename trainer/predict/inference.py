@@ -27,7 +27,8 @@ from flowmask.models.weights import flowrvs
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.parts import video_injected
 from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
-from flowmask.trainer.state.checkpoint import newest, read_state
+from flowmask.trainer.state.checkpoint import read_state
+from flowmask.trainer.state.steps import newest
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan

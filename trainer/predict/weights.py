@@ -33,8 +33,9 @@ from flowmask.trainer.predict.parts import (
     part_trained,
     refuse_other_part,
 )
-from flowmask.trainer.state.checkpoint import damage, is_run, newest, read_full, read_state
+from flowmask.trainer.state.checkpoint import damage, read_full, read_state
 from flowmask.trainer.state.run_folder import CHECKPOINTS
+from flowmask.trainer.state.steps import is_run, newest
 
 EXPORT_SETTINGS = "flowmask.json"
 EXPORT_STEM = "diffusion_pytorch_model"

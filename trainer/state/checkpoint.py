@@ -10,8 +10,7 @@ Needs no process group and no engine. Refuses files whose size or hash differ fr
 """
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,9 @@ from torch import Tensor
 
 from flowmask.models.errors import CheckpointError
 from flowmask.models.files import sha256_of
-from flowmask.trainer.state.run_folder import CHECKPOINTS
+from flowmask.trainer.state.steps import STATE
 
-FORMAT, STATE = 1, "state.json"
-_STEP = re.compile(r"step_(\d{8,})")
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -38,43 +36,6 @@ class Piece:
     target: Tensor
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a complete checkpoint: one step of a run."""
-    return (path / STATE).is_file()
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run or one of its steps."""
-    return (path / CHECKPOINTS).is_dir() or is_checkpoint(path)
-
-
-def complete(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run's `checkpoints/`, newest first."""
-    found = [path for path in folder.glob("step_*") if _STEP.fullmatch(path.name) and is_checkpoint(path)]
-    return sorted(found, key=step_of, reverse=True)
-
-
-def newest(source: Path, *, damage: Callable[[Path], str | None] = lambda path: None) -> Path | None:
-    """The newest complete checkpoint of a run, or the step itself if it is one; None if there is none.
-
-    damage: what is wrong with a checkpoint, which is then passed over; CheckpointError lists it if no other is left
-    """
-    return newest_of([source] if is_checkpoint(source) else complete(source / CHECKPOINTS), damage=damage)
-
-
-def newest_of(checkpoints: Sequence[Path], *, damage: Callable[[Path], str | None]) -> Path | None:
-    """The first of `checkpoints` without damage."""
-    problems = []
-    for checkpoint in checkpoints:
-        problem = damage(checkpoint)
-        if problem is None:
-            return checkpoint
-        problems.append(problem)
-    if problems:
-        raise CheckpointError("; ".join(problems))
-    return None
-
-
 def damage(path: Path) -> str | None:
     """What `verify` says against a checkpoint."""
     try:
@@ -82,11 +43,6 @@ def damage(path: Path) -> str | None:
     except CheckpointError as error:
         return str(error)
     return None
-
-
-def step_of(path: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
-    return int(path.name.removeprefix("step_"))
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowmask.models.files import sha256_of, sync
-from flowmask.trainer.state.checkpoint import complete, step_of
+from flowmask.trainer.state.steps import complete, step_of
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
 

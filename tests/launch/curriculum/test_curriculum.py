@@ -25,7 +25,8 @@ from flowmask.launch.curriculum.curriculum import run_curriculum
 from flowmask.launch.curriculum.done import Judgement, judge_all
 from flowmask.launch.curriculum.stages import load_curriculum
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.state.checkpoint import complete, read_state
+from flowmask.trainer.state.checkpoint import read_state
+from flowmask.trainer.state.steps import complete
 
 PATIENCE_S = 900
 

@@ -12,7 +12,8 @@ from flowmask.models.errors import UserError
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.inference import load_segmenter
 from flowmask.trainer.predict.weights import load_dit, load_mask_decoder, part_of
-from flowmask.trainer.state.checkpoint import complete, read_full
+from flowmask.trainer.state.checkpoint import read_full
+from flowmask.trainer.state.steps import complete
 
 FORMATS = {"diffusers": "", "flowrvs": ".pth", "safetensors": ".safetensors"}
 

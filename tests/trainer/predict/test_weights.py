@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from flowmask.models.errors import WeightsError
 from flowmask.trainer.predict.weights import content_sha256, load_dit, load_mask_decoder
-from flowmask.trainer.state.checkpoint import complete, read_full
+from flowmask.trainer.state.checkpoint import read_full
+from flowmask.trainer.state.steps import complete
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer.config import GuardConfig
 from flowmask.trainer.predict.weights import content_sha256
 from flowmask.trainer.run.guard import SpikeGuard, spike_limit
-from flowmask.trainer.state.checkpoint import complete, read_full, read_state
+from flowmask.trainer.state.checkpoint import read_full, read_state
+from flowmask.trainer.state.steps import complete
 
 QUICK = {"guard.judge_after_steps": 4, "guard.window_steps": 8, "train.micro_batch": 4}
 

@@ -25,7 +25,8 @@ from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.inference import load_segmenter
 from flowmask.trainer.predict.weights import load_adapter, load_dit, part_of
-from flowmask.trainer.state.checkpoint import complete, read_full
+from flowmask.trainer.state.checkpoint import read_full
+from flowmask.trainer.state.steps import complete
 
 STAGES, SHORT = (0, 1, 2, 3), (1, 3)
 EACH_STAGE = [stage if stage in SHORT else pytest.param(stage, marks=pytest.mark.long) for stage in STAGES]

@@ -15,7 +15,8 @@ from flowmask.models.errors import CacheError, CheckpointError, ConfigError, Tra
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer.predict.weights import content_sha256, load_dit, load_mask_decoder
 from flowmask.trainer.state import checkpoint_write
-from flowmask.trainer.state.checkpoint import complete, read_full, read_state
+from flowmask.trainer.state.checkpoint import read_full, read_state
+from flowmask.trainer.state.steps import complete
 
 ROW_KEYS = {
     *("step", "epoch", "loss", "lr", "grad_norm", "batch", "world_size", "time", "examples_per_s"),

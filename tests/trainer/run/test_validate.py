@@ -18,7 +18,8 @@ from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.run.validate import fixed_examples, refuse_other_conventions
 from flowmask.trainer.run.validate_overlays import ClipOverlays
-from flowmask.trainer.state.checkpoint import complete, read_state
+from flowmask.trainer.state.checkpoint import read_state
+from flowmask.trainer.state.steps import complete
 
 OFTEN = {"evaluate.every_steps": 2, "evaluate.examples": 5, "evaluate.jf_examples": 3}
 EXACT = {"train.precision": "fp32", "train.micro_batch": 1}

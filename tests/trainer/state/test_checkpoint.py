@@ -21,8 +21,9 @@ from flowmask.models.files import sha256_of
 from flowmask.trainer import distributed
 from flowmask.trainer.config import CheckpointConfig
 from flowmask.trainer.state import checkpoint_write
-from flowmask.trainer.state.checkpoint import complete, read_full, read_state, verify
+from flowmask.trainer.state.checkpoint import read_full, read_state, verify
 from flowmask.trainer.state.saving import Checkpoints
+from flowmask.trainer.state.steps import complete
 
 SUPPORT = Path(__file__).parents[2] / "support"
 per_engine = pytest.mark.parametrize(("precision", "stage"), list(itertools.product(PRECISIONS, STAGES)))

@@ -11,7 +11,7 @@ import pytest
 from runs import losses, run_config, run_group, start_group
 
 from flowmask.launch.local.processes import JobFailedError, run_local
-from flowmask.trainer.state.checkpoint import complete
+from flowmask.trainer.state.steps import complete
 
 TIMEOUT_S = 3
 STEPS = 40
