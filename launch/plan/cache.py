@@ -21,7 +21,7 @@ from flowmask.launch.plan.train import GpuSpeed
 from flowmask.models.errors import DataError
 
 _WORD_TOKENS = 1.4  # of UMT5 for an English word, where there is no tokenizer to ask
-# Bytes around the latents, measured on built caches; tests/launch/test_plan_cache.py measures them again
+# Bytes around the latents, measured on built caches; tests/launch/plan/test_plan.py measures them again
 _TAR_MEMBER = 512 + 256  # header, and half a block of padding
 _TENSOR_HEADER = 76  # of safetensors, for each tensor
 _RECORD_JSON, _MASK_JSON, _FRAME_JSON, _SENTENCE_JSON = 165, 25, 31, 70

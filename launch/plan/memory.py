@@ -1,6 +1,6 @@
 """How much memory a rank of a training holds: the trainer's layout as bytes for each trained parameter.
 
-Every coefficient was measured on real ranks (tests/launch/test_plan_memory.py does it again): some bytes are whole on
+Every coefficient was measured on real ranks (tests/launch/plan/test_plan_memory.py does it again): some bytes are whole on
 each rank, the rest is shared by all. What a pass of the module needs comes from models/cost/dry_run.py.
 """
 
