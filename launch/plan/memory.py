@@ -1,7 +1,7 @@
 """How much memory a rank of a training holds: the trainer's layout as bytes for each trained parameter.
 
-Every coefficient was measured on real ranks (tests/launch/plan/test_plan_memory.py does it again): some bytes are whole on
-each rank, the rest is shared by all. What a pass of the module needs comes from models/cost/dry_run.py.
+Every coefficient was measured on real ranks (tests/launch/plan/test_plan_memory.py does it again): some bytes are
+whole on each rank, the rest is shared by all. What a pass of the module needs comes from models/cost/dry_run.py.
 """
 
 from dataclasses import dataclass, replace
