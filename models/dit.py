@@ -67,11 +67,6 @@ def velocity(
     return out[0].float()
 
 
-def can_recompute(module: nn.Module) -> bool:
-    """Whether `recompute_blocks` and `compile_blocks` know the module: whether it is a DiT."""
-    return isinstance(module, WanTransformer3DModel)
-
-
 def recompute_blocks(dit: nn.Module, kind: Recompute, *, compiled: bool = False) -> None:
     """Drop activations in the forward pass and make them again in the backward one; no bit of a loss changes.
 

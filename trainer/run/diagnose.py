@@ -72,7 +72,8 @@ def useless(config: RunConfig, skips: Mapping[str, int], *, updates: int, reason
 
 def _way_on(reason: str, config: RunConfig, *, updates: int) -> str:
     if reason in ("latents not finite", "text not finite"):
-        return f"check the cache: flowmask cache verify {config.data.caches}"
+        checks = [f"flowmask cache verify {folder}" for folder in config.data.folders()]
+        return f"check what is read: {'; '.join(checks) or config.data.caches}"
     if reason in _SPIKES:
         return "lower train.lr, or raise guard.grad_norm_spike or guard.loss_spike"
     if reason == "noise not finite":

@@ -15,6 +15,7 @@ from objective_lab import SilentVelocity, batch_of, make
 from runs import run_group, start
 from safetensors.torch import load_file, save_file
 
+from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.models.errors import TrainingError, WeightsError
 from flowmask.trainer.run import diagnose
 from flowmask.trainer.run.diagnose import Skip, told, useless, why_skipped
@@ -80,13 +81,14 @@ def test_a_loss_asks_its_device_for_nothing() -> None:
 def test_skips_are_told_by_reason_and_only_spikes_and_steps_that_counted_blame_the_learning_rate() -> None:
     assert told({}) == "no step skipped"
     assert told({"a": 1, "b": 2}) == "3 steps skipped: 2 b, 1 a"
-    config: Any = SimpleNamespace(
-        out="RUN", guard=SimpleNamespace(max_consecutive_skips=3), data=SimpleNamespace(caches="CACHE")
-    )
+    data = LoaderConfig.model_validate({"mix": [{"cache": "A"}, {"cache": "B"}]})
+    config: Any = SimpleNamespace(out="RUN", guard=SimpleNamespace(max_consecutive_skips=3), data=data)
     for part in diagnose._PARTS:
         never = str(useless(config, {f"{part} not finite": 3}, updates=0))
         assert "train.lr" not in never and "last good" not in never
     assert "lower train.lr" in str(useless(config, {"x": 9}, updates=5, reason="loss spike"))
+    said = str(useless(config, {"latents not finite": 3}, updates=0))
+    assert "flowmask cache verify A; flowmask cache verify B" in said  # to be pasted, one for each cache
 
 
 def broken_cache(lab: Path, folder: Path, *, examples: list[int]) -> Path:
