@@ -12,10 +12,11 @@ import yaml
 from pydantic import model_validator
 
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
+from flowmask.models.files import read_object
 from flowmask.trainer.config import RunConfig, accumulation_steps
 from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS
-from flowmask.trainer.state.steps import newest, step_of
+from flowmask.trainer.state.steps import STATE, newest, step_of
 
 _TAIL_BYTES = 1 << 16
 _RATE_ROWS, _LOSS_ROWS = 50, 10  # newest rows that speed and loss are taken of
@@ -94,7 +95,7 @@ class TrainJob(Job, RunConfig):
         return RunStatus(
             str(folder),
             cls.KIND,
-            "finished" if steps is not None and _saved_step(folder) >= steps else "idle",
+            "finished" if _finished(folder) else "idle",
             step=int(rows[-1]["step"]) if rows else 0,
             steps=steps,
             loss=statistics.fmean(losses) if losses else None,
@@ -130,6 +131,9 @@ def _steps(folder: Path) -> int | None:
         return None
 
 
-def _saved_step(folder: Path) -> int:
-    checkpoint = newest(folder)
-    return step_of(checkpoint) if checkpoint is not None else 0
+def _finished(folder: Path) -> bool:
+    """Whether the last step is saved, and at least one step counted."""
+    steps, checkpoint = _steps(folder), newest(folder)
+    if steps is None or checkpoint is None or step_of(checkpoint) < steps:
+        return False
+    return read_object(checkpoint / STATE).get("updates") != 0

@@ -16,6 +16,7 @@ from runs import run_group, start
 from safetensors.torch import load_file, save_file
 
 from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.launch.jobs import TrainJob
 from flowmask.models.errors import TrainingError, WeightsError
 from flowmask.trainer.run import diagnose
 from flowmask.trainer.run.diagnose import Skip, told, useless, why_skipped
@@ -125,6 +126,7 @@ def test_a_run_of_which_no_step_counted_fails_with_the_reason_and_stays_failed(
         assert "latents not finite; not one step counted" in str(caught.value)
         assert f"flowmask cache verify {cache}" in str(caught.value)
         assert "train.lr" not in str(caught.value) and "last good" not in str(caught.value)
+    assert TrainJob.status(tmp_path / "run").state != "finished"
 
 
 def test_a_weight_that_is_not_finite_is_refused_by_name_before_the_first_step(lab: Path, tmp_path: Path) -> None:
