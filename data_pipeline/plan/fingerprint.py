@@ -21,7 +21,7 @@ from flowmask.models.errors import CacheError
 from flowmask.models.weights.wan import WanFolder
 
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
-_DATA = ("data.frames", "data.sources")
+_DATA = ("data.frames", "data.sources", "data.allow_truncated")
 _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
 _VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_empty_masks")
 _MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
@@ -59,6 +59,8 @@ def _data_fields(config: CacheBuildConfig, source: VideoSet) -> dict[str, Any]:
         fields[f"data.frames.{name}" if name else "data.frames"] = digest
     if any(names):
         fields["data.sources"] = names  # their order numbers the clips
+    if shortened := [name for name, data in zip(names, config.sources, strict=True) if data.allow_truncated]:
+        fields["data.allow_truncated"] = shortened
     base = config.clip if len(names) > 1 else config.clip_of(names[0])
     fields |= {f"clip.{name}": value for name, value in base.model_dump(mode="json").items()}
     own = {name: config.clip_of(name).frames for name in names}

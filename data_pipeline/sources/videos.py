@@ -1,4 +1,4 @@
-"""Video files listed in a JSONL, one video a line, read with decord.
+"""Video files listed in a JSONL, one video a line.
 
 {"video": path, "video_id"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to the
 JSONL's folder. `masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order, or
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.formats.video_file import VideoFile
 from flowmask.data_pipeline.sources.base import (
     Expression,
     Frame,
@@ -30,18 +29,49 @@ from flowmask.data_pipeline.sources.base import (
     read_image,
     refuse_empty,
 )
+from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
 
 
 @lru_cache(maxsize=2)
-def _opened(path: Path) -> VideoFile:
+def _opened(path: Path, allow_truncated: bool) -> VideoFile:
     """The videos used last stay open: clips of one video follow each other."""
-    return VideoFile(path)
+    return VideoFile(path, allow_truncated=allow_truncated)
 
 
-class ListedVideo(Video):
-    """One line of the list; the file is opened when its frames, their number or their size are asked for."""
+class FileVideo(Video):
+    """A video that is one file, `path`, opened when its frames, their number or their size are asked for."""
+
+    path: Path
+    allow_truncated = False  # data.allow_truncated
+
+    @property
+    def _file(self) -> VideoFile:
+        return _opened(self.path, self.allow_truncated)
+
+    @cached_property
+    def _facts(self) -> tuple[int, tuple[int, int]]:
+        """Number of frames and their size; kept, so that planning needs no file to stay open."""
+        return len(self._file), self._file.size
+
+    @cached_property
+    def frame_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"{i:05d}" for i in range(self._facts[0]))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._facts[1]
+
+    def frames(self, ids: Sequence[int]) -> list[Frame]:
+        return self._file.frames(ids)
+
+    def files_digest(self) -> str:
+        return names_and_sizes([self.path])
+
+
+class ListedVideo(FileVideo):
+    """One line of the list."""
 
     def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
         self._folder, self._where = folder, where
@@ -64,26 +94,6 @@ class ListedVideo(Video):
         self._masks[anno_id] = masks
         return Expression(exp_id, text, (anno_id,))
 
-    @property
-    def _file(self) -> VideoFile:
-        return _opened(self.path)
-
-    @cached_property
-    def _facts(self) -> tuple[int, tuple[int, int]]:
-        """Number of frames and their size; kept, so that planning needs no file to stay open."""
-        return len(self._file), self._file.size
-
-    @cached_property
-    def frame_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(f"{i:05d}" for i in range(self._facts[0]))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._facts[1]
-
-    def frames(self, ids: Sequence[int]) -> list[Frame]:
-        return self._file.frames(ids)
-
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
         union = np.zeros((len(ids), *self.size), dtype=bool)
         for anno_id in anno_ids:
@@ -97,19 +107,21 @@ class ListedVideo(Video):
         if isinstance(masks, str):
             folder = self._folder / check_name(masks, where=f"{self._where}: masks")
             masks = [str(path) for path in sorted(folder.glob("*.png"))]
-        if not isinstance(masks, list) or len(masks) != self._facts[0]:
+        if not isinstance(masks, list) or not self._fits(len(masks)):
             count = len(masks) if isinstance(masks, list) else "no list of"
             raise DataError(f"{self._where}: {count} masks for the {self._facts[0]} frames of {self.path}")
         return masks
+
+    def _fits(self, masks: int) -> bool:
+        """Whether so many masks fit the frames: a file that lost its end may have lost those of the last masks."""
+        frames = self._facts[0]
+        return masks == frames or (self.allow_truncated and masks > frames)
 
     def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:
         if isinstance(mask, str):
             path = self._folder / check_name(mask, where=where)
             return np.asarray(read_image(path, size=self.size).any(axis=2))
         return rle.decode(mask, size=self.size, where=where)
-
-    def files_digest(self) -> str:
-        return names_and_sizes([self.path])
 
 
 class VideosSource(Source):

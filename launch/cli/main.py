@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
@@ -143,10 +144,8 @@ def predict(
     wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
     max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
-    clip_frames: Annotated[
-        int | None,
-        typer.Option(help="Cut a long video into clips of this many frames: less memory, shorter sight", min=1),
-    ] = None,
+    clip_frames: words.ClipFrames = None,
+    allow_truncated: words.AllowTruncated = False,
     averaged: Averaged = True,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
@@ -166,6 +165,7 @@ def predict(
             sampler=SamplerConfig(steps=steps),
             max_frames=max_frames,
             clip_frames=clip_frames,
+            allow_truncated=allow_truncated,
             on_progress=on_progress,
         )
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png")

@@ -15,6 +15,12 @@ Wait = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead")]
 Averaged = Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")]
+ClipFrames = Annotated[
+    int | None, typer.Option(help="Cut a long video into clips of this many frames: less memory, shorter sight", min=1)
+]
+AllowTruncated = Annotated[
+    bool, typer.Option("--allow-truncated", help="Use what is left of a file that has lost its end")
+]
 Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
 
 

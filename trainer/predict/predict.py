@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.config import FrameBox
-from flowmask.data_pipeline.formats.video_file import VideoFile
 from flowmask.data_pipeline.sources.base import image_size, read_image
+from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.config import SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, DataError
@@ -63,10 +63,10 @@ class Predictions:
 class InputVideo:
     """A video file, or a folder of images in natural order (2.png before 10.png)."""
 
-    def __init__(self, path: Path, *, fps: float | None = None) -> None:
+    def __init__(self, path: Path, *, fps: float | None = None, allow_truncated: bool = False) -> None:
         """fps: frames per second of the overlay; None: the file's own, 10 for a folder. Raises DataError."""
         self._path = path
-        self._file = None if path.is_dir() else VideoFile(path)
+        self._file = None if path.is_dir() else VideoFile(path, allow_truncated=allow_truncated)
         if self._file is not None:
             self.frame_names = [f"{i:05d}" for i in range(len(self._file))]
             self.fps = fps or self._file.frames_per_second
@@ -109,6 +109,7 @@ def predict(
     fps: float | None = None,
     max_frames: int | None = None,
     clip_frames: int | None = None,
+    allow_truncated: bool = False,
     on_progress: Progress | None = None,
 ) -> Predictions:
     """Segment what each prompt names, and draw it.
@@ -117,10 +118,11 @@ def predict(
     max_frames:  only the first frames of the video
     clip_frames: cut the video into clips of so many frames, each judged on its own: bounds the memory for
                  long videos, but a motion is seen within its clip only. None: the whole video is one clip.
+    allow_truncated: use what is left of a video file that has lost its end
     on_progress: told (what, frames done, frames)
     """
     slugs = unique_slugs(prompts)
-    source = InputVideo(video, fps=fps)
+    source = InputVideo(video, fps=fps, allow_truncated=allow_truncated)
     clips = _clips(source, path=video, max_frames=max_frames, clip_frames=clip_frames)
     partial = _made_writable(out)
     try:

@@ -97,6 +97,8 @@ def _fingerprint(
 ) -> str:
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
+    if not config.data.allow_truncated:
+        del settings["data"]["allow_truncated"]  # evaluations from before this key go on
     files = [(video.video_id, video.files_digest()) for video in videos]
     more = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
     said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)

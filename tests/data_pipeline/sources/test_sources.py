@@ -11,8 +11,8 @@ from PIL import Image
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.formats.video_file import VideoFile
 from flowmask.data_pipeline.sources import open_source
+from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import ConfigError, DataError
 
 
