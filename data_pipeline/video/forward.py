@@ -33,9 +33,15 @@ class ForwardReader:
 
     def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
         """rgb8 [H W 3] of each of the sorted, distinct ids."""
-        if ids and (self._next < 0 or ids[0] < self._next):
+        if ids and not 0 <= self._next <= ids[0]:
             self._pictures, self._next = _decoded(self._path), 0
         return [self._frame(number) for number in ids]
+
+    def distance(self, ids: Sequence[int]) -> int:
+        """How many pictures `frames` would decode."""
+        if not ids:
+            return 0
+        return ids[-1] + 1 - (self._next if 0 <= self._next <= ids[0] else 0)
 
     def _frame(self, number: int) -> NDArray[np.uint8]:
         try:

@@ -5,6 +5,7 @@ that is allowed), a frame that does not decode.
 """
 
 import threading
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.video.forward import ForwardReader, readable
 from flowmask.data_pipeline.video.packets import facts_of
-from flowmask.data_pipeline.video.seeking import seeking_reader
+from flowmask.data_pipeline.video.seeking import SeekingReader, seeking_reader
 from flowmask.models.errors import DataError
+
+_COST_OF_SEEKING = 1.5  # of a picture that decord decodes, to one of PyAV: benchmarks/video.py
 
 
 class VideoFile:
@@ -26,8 +29,7 @@ class VideoFile:
         self.path, self._allow_truncated, self._lock = path, allow_truncated, threading.Lock()
         self._facts = facts_of(path)
         self.size, self.frames_per_second = self._facts.first.size, self._facts.rate
-        seeking = seeking_reader(path, self._facts)
-        self._reader = seeking or ForwardReader(path, self._facts.first)  # a reader has one position
+        self._forward = ForwardReader(path, self._facts.first)
         if self._facts.lost:
             _ = self._length  # which refuses it
 
@@ -57,6 +59,21 @@ class VideoFile:
     def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
         """rgb8 [H W 3] of each id, in the order asked for; a frame asked for twice is decoded once."""
         unique = sorted(set(ids))
-        with self._lock:
-            by_id = dict(zip(unique, self._reader.frames(unique), strict=True))
+        with self._lock:  # a reader has one position
+            reader = (self._seeking if self._gains(unique) else None) or self._forward
+            by_id = dict(zip(unique, reader.frames(unique), strict=True))
         return [by_id[i] for i in ids]
+
+    @cached_property
+    def _seeking(self) -> SeekingReader | None:
+        return seeking_reader(self.path, self._facts)
+
+    def _gains(self, ids: Sequence[int]) -> bool:
+        """Whether seeking decodes clearly fewer pictures than going forward."""
+        keys, sought, before = self._facts.keys, 0, 0
+        if not self._facts.seekable:
+            return False
+        for i in ids:
+            sought += i + 1 - max(keys[bisect_right(keys, i) - 1], before)
+            before = i + 1
+        return _COST_OF_SEEKING * sought < self._forward.distance(ids)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 
 import av
 import numpy as np
@@ -234,3 +235,55 @@ FILMS = (
         filters="h264_metadata=display_orientation=insert:rotate=180",
     ),
 )
+
+
+def drawn(rng: Random, number: int) -> Film:
+    """A film of drawn codec, container, groups of pictures, times and cut."""
+    codec = rng.choice(["libx264"] * 4 + ["libx265", "libvpx-vp9", "mpeg4", "mpeg2video"])
+    gop, b_frames = rng.choice([1, 2, 3, 4, 7, 12, 25, 250]), rng.randint(0, 5)
+    containers = {
+        "libx264": ("mp4", "mp4", "mov", "mkv", "mkv", "avi", "ts", "flv"),
+        "libx265": ("mp4", "mov", "mkv", "ts"),
+        "libvpx-vp9": ("webm", "mkv", "mp4"),
+        "mpeg4": ("avi", "mp4", "mkv"),
+        "mpeg2video": ("ts", "mpg", "mkv"),
+    }[codec]
+    known = ("open-gop=1", "scenecut=0", "b-pyramid=0", "slices=3", "repeat-headers=1", "aud=1", "intra-refresh=1")
+    switches = rng.sample(known, k=rng.randint(0, 4))
+    options = {
+        "libx264": {
+            "preset": rng.choice(["ultrafast", "veryfast", "medium"]),
+            "g": str(gop),
+            "bf": str(b_frames),
+            **({"x264-params": ":".join(switches)} if switches else {}),
+        },
+        "libx265": {
+            "preset": "ultrafast",
+            "x265-params": f"keyint={gop}:bframes={b_frames}:open-gop={rng.randint(0, 1)}:log-level=none",
+        },
+        "libvpx-vp9": {**_VP, "g": str(gop), "lag-in-frames": str(rng.choice([0, 8, 25]))},
+        "mpeg4": {**_MPEG, "g": str(gop), "bf": str(min(2, b_frames))},
+        "mpeg2video": {**_MPEG, "g": str(gop), "bf": str(min(2, b_frames))},
+    }[codec]
+    frames, container = rng.randint(1, 90), rng.choice(containers)
+    muxers = {
+        "mp4": [{}, {"movflags": "faststart"}, {"movflags": "frag_keyframe+empty_moov"}],
+        "mkv": [{}, {"live": "1"}],
+    }
+    muxer, variable, first = rng.choice(muxers.get(container, [{}])), False, rng.randrange(frames)
+    if codec in ("libx264", "libvpx-vp9") and container in ("mp4", "mov", "mkv", "webm"):
+        variable = rng.random() < 0.3
+    # A refresh has no keyframe to begin a copy at, and a file of fragments no edit list.
+    copied = codec != "libvpx-vp9" and container in ("mp4", "mov", "mkv", "ts")
+    copied = copied and "intra-refresh=1" not in switches and "frag" not in str(muxer)
+    return Film(
+        f"drawn{number}.{container}",
+        codec,
+        frames=frames,
+        size=(rng.choice([64, 66, 80]), rng.choice([100, 102, 130])),
+        rate=rng.choice([Fraction(25), Fraction(30000, 1001), Fraction(10), Fraction(60)]),
+        options=options,
+        cut=(first, rng.randint(max(1, frames // 3), frames)) if copied and rng.random() < 0.3 else None,
+        variable=variable,
+        muxer=muxer,
+    )
