@@ -3,6 +3,7 @@
 Says what the file is, how much it promises, and whether decord may seek in it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,7 +29,7 @@ class Facts:
     count:    packets that are not to be discarded: where `seekable`, the pictures
     rate:     pictures shown in a second
     keys:     places of the keyframes among the packets
-    promised: pictures that the file says it holds; None if it does not say
+    promised: pictures that a file which lost some says it holds; None if it does not say
     lost:     why its end seems to be missing, in a few words; "" if nothing says so
     seekable: every seek to a picture of it is right
     """
@@ -55,18 +56,24 @@ def facts_of(path: Path) -> Facts:
             lost = reason(error)
         if seen.first is None:
             raise DataError(f"{path}: no readable video, or a truncated one ({seen.refused or lost or 'no picture'})")
-        if absent := missing_bytes(path):
-            lost = f"{absent:,} bytes are missing at its end"
-        gap_s = _gap_s(container, seen.end_s)
-        if not lost and gap_s > _GAP_S:
-            lost = f"its packets end {gap_s:.2f} s before the duration in its header"
-        rate = _rate(seen.shown, stream)
-        exact = container.format.name.startswith("mov") or container.format.name == "avi"
+        if behind := missing_bytes(path):
+            lost = f"{behind:,} bytes are missing at its end"
+        rate, ends_s = _rate(seen.shown, stream), _stated_end_s(container)
+        if not lost and ends_s - seen.end_s > _GAP_S:
+            lost = f"its packets end {ends_s - seen.end_s:.2f} s before the duration in its header"
         promised = None
-        if exact and stream.frames:
-            promised = stream.frames - seen.discarded
-        elif lost and gap_s > 0:
-            promised = len(seen.shown) + round(gap_s * rate)
+        if container.format.name.startswith("mov") or container.format.name == "avi":
+            held = max(len(stream.index_entries), stream.frames if lost else 0) - seen.discarded
+            if held > len(seen.shown) and not lost:
+                raise DataError(
+                    f"{path}: damaged: {held - len(seen.shown)} of {held} frames can't be found in the file"
+                )
+            if held > len(seen.shown):
+                promised = held
+            elif lost and stream.frames:
+                lost = ""  # all pictures are there: what is missing is an index, or sound
+        elif lost and ends_s > seen.end_s > seen.start_s:
+            promised = round((ends_s - seen.start_s) * float(stream.average_rate or rate))
         alone = len(container.streams.video) == 1
         seekable = not lost and alone and seen.first.plain and seen.rule.holds(container.format.name)
         return Facts(seen.first, len(seen.shown), rate, tuple(seen.rule.keys), promised, lost, seekable)
@@ -80,6 +87,7 @@ class _Seen:
         self.refused = ""  # FFmpeg's reason why the first picture can't be decoded
         self.shown: list[tuple[int | None, int]] = []  # time and duration, in the stream's time base
         self.discarded = 0
+        self.start_s = math.inf  # of the first picture
         self.end_s = 0.0  # of the packet of any stream that ends last
         self.rule = SeekRule(stream)
         self._stream = stream
@@ -97,8 +105,10 @@ class _Seen:
         self.rule.see(packet)
         if packet.is_discard:
             self.discarded += 1
-        else:
-            self.shown.append((packet.pts, packet.duration or 0))
+            return
+        self.shown.append((packet.pts, packet.duration or 0))
+        if packet.pts is not None and packet.time_base:
+            self.start_s = min(self.start_s, float(packet.pts * packet.time_base))
 
     def _decode(self, packet: Packet) -> None:
         try:
@@ -111,10 +121,10 @@ class _Seen:
             self.first = picture_of(frames[0])
 
 
-def _gap_s(container: InputContainer, end_s: float) -> float:
-    """Seconds between the last packet's end and the end that the header states, where that is no estimate."""
+def _stated_end_s(container: InputContainer) -> float:
+    """Where the last packet ends by the header, where that is no estimate of FFmpeg's; 0: it does not say."""
     stated = container.format.name.partition(",")[0] in ("matroska", "flv", "live_flv")
-    return container.duration / av.time_base - end_s if stated and container.duration else 0.0
+    return container.duration / av.time_base if stated and container.duration else 0.0
 
 
 def _rate(shown: Sequence[tuple[int | None, int]], stream: av.VideoStream) -> float:
