@@ -11,6 +11,7 @@ import av
 import av.logging
 from av.container import InputContainer
 
+from flowmask.data_pipeline.video.promise import false_count
 from flowmask.models.errors import DataError
 
 MAX_PIXELS = 89_478_485  # as many as a picture may have: Pillow's own limit
@@ -27,6 +28,8 @@ _logging = threading.Lock()
 def opened(path: Path) -> InputContainer:
     """The container, to be closed by the caller; `video_stream` gives its stream."""
     refuse_special(path)
+    if count := false_count(path):
+        raise DataError(f"{path}: damaged: its header names {count:,} frames, more than it has bytes")
     try:
         return _open(path)
     except (av.FFmpegError, ValueError) as error:  # ValueError: a name that FFmpeg can't take

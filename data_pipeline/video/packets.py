@@ -47,7 +47,7 @@ def facts_of(path: Path) -> Facts:
     """Demux the whole file; DataError if it holds no picture."""
     with opened(path) as container:
         stream = video_stream(container, path=path)
-        seen = _Seen(stream)
+        seen = _Seen(stream, path)
         lost = ""
         try:
             for packet in container.demux():
@@ -82,7 +82,7 @@ def facts_of(path: Path) -> Facts:
 class _Seen:
     """What is kept of the packets while they pass."""
 
-    def __init__(self, stream: av.VideoStream) -> None:
+    def __init__(self, stream: av.VideoStream, path: Path) -> None:
         self.first: Picture | None = None
         self.refused = ""  # FFmpeg's reason why the first picture can't be decoded
         self.shown: list[tuple[int | None, int]] = []  # time and duration, in the stream's time base
@@ -90,7 +90,7 @@ class _Seen:
         self.start_s = math.inf  # of the first picture
         self.end_s = 0.0  # of the packet of any stream that ends last
         self.rule = SeekRule(stream)
-        self._stream = stream
+        self._stream, self._path = stream, path
 
     def add(self, packet: Packet) -> None:
         """The next packet of any stream; an empty one flushes the decoder."""
@@ -118,7 +118,7 @@ class _Seen:
             return
         if frames:
             assert isinstance(frames[0], av.VideoFrame)
-            self.first = picture_of(frames[0])
+            self.first = picture_of(frames[0], path=self._path)
 
 
 def _stated_end_s(container: InputContainer) -> float:

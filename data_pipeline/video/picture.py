@@ -4,6 +4,7 @@ Its pixels are the stored ones: an aspect of pixels other than 1 is not applied,
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 import numpy as np
@@ -32,9 +33,9 @@ class Picture:
 UPRIGHT = (1, 0, 0, 1)
 
 
-def picture_of(frame: av.VideoFrame) -> Picture:
+def picture_of(frame: av.VideoFrame, *, path: Path) -> Picture:
     """The form of a frame; DataError if it is turned by what is no multiple of 90 degrees."""
-    stored, turn = (frame.height, frame.width), _turn(frame)
+    stored, turn = (frame.height, frame.width), _turn(frame, path)
     size = stored if turn[0] else (frame.width, frame.height)
     plain = frame.format.name in ("yuv420p", "yuvj420p") and not frame.interlaced_frame and turn == UPRIGHT
     return Picture(stored, size, turn, plain)
@@ -50,7 +51,7 @@ def rgb_of(frame: av.VideoFrame, form: Picture, *, reformatter: VideoReformatter
     return np.ascontiguousarray(pixels[::down, ::across], dtype=np.uint8)
 
 
-def _turn(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+def _turn(frame: av.VideoFrame, path: Path) -> tuple[int, int, int, int]:
     matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
     if matrix is None:
         return UPRIGHT
@@ -59,5 +60,5 @@ def _turn(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     turn = tuple(round(value / largest) if largest else 0 for value in (a, b, c, d))
     straight = abs(turn[0] * turn[3]) + abs(turn[1] * turn[2]) == 1 and sum(map(abs, turn)) == 2
     if not straight:
-        raise DataError(f"the picture is turned by {frame.rotation} degrees; only multiples of 90 are read")
+        raise DataError(f"{path}: turned by {frame.rotation} degrees; only multiples of 90 are read: encode it anew")
     return turn  # type: ignore[return-value]

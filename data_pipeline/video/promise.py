@@ -1,11 +1,15 @@
 """How much a file says that it holds: what tells one that lost its end from one that is short."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 _UNKNOWN = 0
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its file properties: 24 bytes on stands the size
 _BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot")
+# Of the tables of frames: name, place of the count behind it, version and flags that may be set there.
+_TABLES = ((b"stsz", 8, 0), (b"stz2", 8, 0), (b"trun", 4, 0x01000F05))
 
 
 def missing_bytes(path: Path) -> int:
@@ -17,7 +21,8 @@ def missing_bytes(path: Path) -> int:
     with path.open("rb") as file:
         head = file.read(12)
         if head[4:8] in _BOXES:
-            return max(0, _end_of_boxes(file, size) - size)
+            ends = [at + length for at, length, _ in _boxes(file, size)]
+            return max(0, max(ends, default=0) - size)
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return max(0, _end_of_segment(file) - size)
         if head[:4] == b"RIFF":
@@ -32,7 +37,29 @@ def missing_bytes(path: Path) -> int:
     return 0
 
 
-def _end_of_boxes(file: BinaryIO, size: int) -> int:
+def false_count(path: Path) -> int:
+    """A number of frames in a table of an mp4 or mov that is larger than the file has bytes; 0: none.
+
+    FFmpeg would make room for as many before it looks for them.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for at, length, kind in _boxes(file, size):
+            if kind not in (b"moov", b"moof"):
+                continue
+            file.seek(at)
+            content = file.read(min(length, size - at))
+            for name, place, flags in _TABLES:
+                for found in re.finditer(name, content):
+                    fields = content[found.end() : found.end() + place + 4]
+                    count = int.from_bytes(fields[place:])
+                    if count > size and not int.from_bytes(fields[:4]) & ~flags:
+                        return count
+    return 0
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
+    """Place, length and kind of each box at the top, the last of which may end behind the file."""
     at = 0
     while at + 8 <= size:
         file.seek(at)
@@ -40,10 +67,10 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
         length, kind = int.from_bytes(header[:4]), header[4:8]
         if length == 1:
             length = int.from_bytes(header[8:16])
-        if length < 8 or not kind.isalnum():  # 0: to the file's end; else no box, but padding
-            return _UNKNOWN
+        if (at == 0 and kind not in _BOXES) or length < 8 or not kind.isalnum():
+            return  # 0: to the file's end; else no box, but padding
+        yield at, length, kind
         at += length
-    return at
 
 
 def _end_of_chunks(file: BinaryIO, size: int) -> int:

@@ -167,6 +167,16 @@ def test_pictures_too_large_are_refused_before_they_are_decoded(
     assert "100x64 px" in refusal(path)
 
 
+def test_a_header_that_names_more_frames_than_the_file_has_bytes_is_refused(tmp_path: Path) -> None:
+    for name, table, place in (("h264.mp4", b"stsz", 12), ("h264_fragments.mp4", b"trun", 8)):
+        path = film(tmp_path, name)
+        content = bytearray(path.read_bytes())
+        at = content.index(table) + place
+        content[at : at + 4] = (1 << 28).to_bytes(4)
+        path.write_bytes(content)
+        assert "names 268,435,456 frames" in refusal(path)
+
+
 def test_a_size_that_changes_within_a_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "two.ts"
     for number, size in enumerate([(64, 100), (80, 120)]):
