@@ -56,6 +56,8 @@ def facts_of(path: Path) -> Facts:
             lost = reason(error)
         if seen.first is None:
             raise DataError(f"{path}: no readable video, or a truncated one ({seen.refused or lost or 'no picture'})")
+        if seen.incomplete and container.format.name != "mpegts":  # whose recordings end anywhere
+            lost = "its last packet is incomplete"
         if behind := missing_bytes(path):
             lost = f"{behind:,} bytes are missing at its end"
         rate, ends_s = _rate(seen.shown, stream), _stated_end_s(container)
@@ -87,6 +89,7 @@ class _Seen:
         self.refused = ""  # FFmpeg's reason why the first picture can't be decoded
         self.shown: list[tuple[int | None, int]] = []  # time and duration, in the stream's time base
         self.discarded = 0
+        self.incomplete = False  # the last packet
         self.start_s = math.inf  # of the first picture
         self.end_s = 0.0  # of the packet of any stream that ends last
         self.rule = SeekRule(stream)
@@ -103,6 +106,7 @@ class _Seen:
         if not packet.size:
             return
         self.rule.see(packet)
+        self.incomplete = packet.is_corrupt
         if packet.is_discard:
             self.discarded += 1
             return
