@@ -40,6 +40,7 @@ class Film:
     aspect: Fraction | None = None
     muxer: Mapping[str, str] = field(default_factory=dict)
     filters: str = ""  # bitstream filters over the encoder's packets
+    sound: bool = False  # a second of it longer than the film
 
     def __str__(self) -> str:
         return self.name
@@ -115,6 +116,7 @@ def _encode(path: Path, film: Film, *, format: str | None = None) -> None:
         context.thread_count = 1
         if film.aspect is not None:
             context.sample_aspect_ratio = film.aspect
+        sound = file.add_stream("aac", rate=44100, layout="mono") if film.sound else None
         clock = 1 / (film.rate * TICKS) if film.variable else 1 / film.rate
         context.time_base = clock
         for number, begins in zip(range(film.frames), times(film)):
@@ -122,6 +124,12 @@ def _encode(path: Path, film: Film, *, format: str | None = None) -> None:
             frame.pts, frame.time_base = (begins if film.variable else number), clock
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
+        if sound is not None:
+            silence = np.zeros((1, round(44100 * (1 + film.frames / film.rate))), np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            frame.rate = 44100
+            file.mux(sound.encode(frame))
+            file.mux(sound.encode(None))
 
 
 def _copy(whole: Path, path: Path, film: Film) -> list[int]:
@@ -186,6 +194,7 @@ FILMS = (
     Film("h264_no_b.mp4", "libx264", options={**_X264, "bf": "0"}),
     Film("h264_refresh.mp4", "libx264", options={**_X264, "x264-params": "intra-refresh=1"}),
     Film("h264_interlaced.mkv", "libx264", options={**_X264, "flags": "+ildct+ilme"}),
+    *(Film(f"h264_sound.{c}", "libx264", options=_X264, sound=True) for c in ("mp4", "mkv", "ts", "avi", "flv")),
     Film("h264_10bit.mp4", "libx264", options=_X264, pix_fmt="yuv420p10le"),
     Film("h264_fragments.mp4", "libx264", options=_X264, muxer={"movflags": "frag_keyframe+empty_moov"}),
     Film("h264_no_index.mkv", "libx264", options=_X264, muxer={"live": "1"}),
