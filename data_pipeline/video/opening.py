@@ -53,8 +53,8 @@ def video_stream(container: InputContainer, *, path: Path) -> av.VideoStream:
     """The stream that a player shows; DataError if there is none, cover pictures aside, or it can't be decoded."""
     moving = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not moving:
-        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-        raise DataError(f"{path}: holds no video, only {' and '.join(kinds)}")
+        kinds = " and ".join(sorted({stream.type for stream in container.streams}))
+        raise DataError(f"{path}: holds no video, only {kinds or 'nothing'}")
     best = container.streams.best("video")
     stream = next((s for s in moving if s is best), moving[0])
     context = stream.codec_context

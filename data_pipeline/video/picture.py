@@ -5,6 +5,7 @@ Its pixels are the stored ones: an aspect of pixels other than 1 is not applied,
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -52,7 +53,7 @@ def rgb_of(frame: av.VideoFrame, form: Picture, *, reformatter: VideoReformatter
 
 
 def _turn(frame: av.VideoFrame, path: Path) -> tuple[int, int, int, int]:
-    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    matrix: Any = frame.side_data.get(SideDataType.DISPLAYMATRIX)  # type: ignore[call-overload]
     if matrix is None:
         return UPRIGHT
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()

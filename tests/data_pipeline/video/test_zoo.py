@@ -5,6 +5,7 @@ import random
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from zoo import FILMS, TICKS, Film, drawn, number_of, times, write
@@ -57,12 +58,16 @@ def assert_seeks_are_right(path: Path, film: Film, shown: list[int], rng: random
 
 @pytest.mark.long
 def test_drawn_films_of_any_codec_container_and_cut_are_read_right(tmp_path: Path) -> None:
-    admitted = 0
+    admitted = unwritten = 0
     for trial in range(300 * TRIALS):
         rng = random.Random(f"{SEED} {trial}")
         film = drawn(rng, trial)
         path = tmp_path / film.name
-        shown = write(path, film)
+        try:
+            shown = write(path, film)
+        except av.FFmpegError:  # a film that this muxer does not take, such as too short a cut
+            unwritten += 1
+            continue
         if shown:  # a cut may end before its first shown picture
             video = VideoFile(path)
             assert len(video) == len(shown), film
@@ -70,7 +75,7 @@ def test_drawn_films_of_any_codec_container_and_cut_are_read_right(tmp_path: Pat
                 assert numbers(film, video.frames(ids)) == [shown[i] for i in ids], film
             admitted += assert_seeks_are_right(path, film, shown, rng)
         path.unlink()
-    assert admitted > 10 * TRIALS
+    assert admitted > 10 * TRIALS and unwritten < 30 * TRIALS
 
 
 @pytest.mark.parametrize("film", FILMS, ids=str)
