@@ -1,5 +1,6 @@
 """Frame i is the i-th picture that a player shows, whatever wrote the file and in whatever order it is read."""
 
+import importlib.util
 import os
 import random
 import sys
@@ -75,7 +76,8 @@ def test_drawn_films_of_any_codec_container_and_cut_are_read_right(tmp_path: Pat
                 assert numbers(film, video.frames(ids)) == [shown[i] for i in ids], film
             admitted += assert_seeks_are_right(path, film, shown, rng)
         path.unlink()
-    assert admitted > 10 * TRIALS and unwritten < 30 * TRIALS
+    assert unwritten < 30 * TRIALS
+    assert admitted > 10 * TRIALS or importlib.util.find_spec("decord") is None
 
 
 @pytest.mark.parametrize("film", FILMS, ids=str)
@@ -95,6 +97,7 @@ def test_all_frames_at_the_rate_last_as_long_as_a_player_shows_them(film: Film, 
 def test_the_pixels_are_the_same_with_and_without_decord(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("decord", exc_type=ImportError)
     path = tmp_path / name
     write(path, next(film for film in FILMS if film.name == name))
     ids, facts = [2, 17, 30, 59], facts_of(path)

@@ -22,7 +22,7 @@ def only(check: Callable[[Subject], list[Finding]], subject: Subject) -> dict[st
 def test_this_machine_passes_what_the_tests_themselves_need(tmp_path: Path) -> None:
     report = json.loads(flowmask("doctor", "--json").stdout)
     state = {line["check"]: line["state"] for line in report["checks"]}
-    for check in ("python", "torch", "gloo", "deepspeed", "decord", "mlflow", "atomic rename", "exclusive create"):
+    for check in ("python", "torch", "gloo", "deepspeed", "av", "mlflow", "atomic rename", "exclusive create"):
         assert state[check] == "pass"
     assert report["ok"]
     assert all(line["fix"] for line in report["checks"] if line["state"] != "pass")
