@@ -25,7 +25,7 @@ _DATA = ("data.frames", "data.sources")
 _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
 _VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_empty_masks")
 _MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
-_STORAGE = ("cache.dtype", "cache.encoder_dtype")
+_STORAGE = ("cache.dtype", "cache.encoder_dtype", "cache.tf32")
 _MEMO_ENTRIES = 64
 _UNSHAPED = ("device", "held_out", "lease_s", "decode_threads", "max_quarantined_fraction")
 
@@ -39,6 +39,8 @@ def fingerprint(config: CacheBuildConfig, source: VideoSet, *, memo: Path) -> Fi
     fields |= _data_fields(config, source)
     cache = config.cache.model_dump(mode="json", exclude=set(_UNSHAPED))
     fields |= {f"cache.{name}": value for name, value in cache.items()}
+    if fields["cache.tf32"] is None:  # as it was before it could be said
+        fields.pop("cache.tf32")
     if fields.get("cache.leaks") != "drop":  # otherwise it shapes no byte
         fields.pop("cache.leaks", None)
     return Fingerprint(

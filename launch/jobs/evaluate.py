@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
+from flowmask.launch.console import err
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config
 from flowmask.launch.progress import bar, show_scores
 from flowmask.models.files import read_object
@@ -17,7 +18,7 @@ class EvaluateJob(Job, EvaluateConfig):
 
     KIND, ROOM, COUNTS = "evaluate", EvaluateConfig, "video"
     LOCK = ".evaluate/rank_0.lock"
-    LESS_MEMORY = "lower sentences_per_batch or the box, or choose precision=bf16"
+    LESS_MEMORY = "lower sentences_per_batch or the box, or choose precision=bf16 and encoder_precision=bf16"
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
@@ -44,7 +45,8 @@ class EvaluateJob(Job, EvaluateConfig):
         from flowmask.trainer.score.evaluate import evaluate
 
         with bar(show=rank == 0) as on_progress:
-            scores = evaluate(self.for_room(), rank=rank, world=world, on_progress=on_progress)
+            say = err.print if rank == 0 else lambda line: None
+            scores = evaluate(self.for_room(), rank=rank, world=world, on_progress=on_progress, say=say)
         if scores is not None:  # whoever finishes last has them
             save_config(self.out, resolved)
             show_scores(scores, self.out)

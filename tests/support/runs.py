@@ -10,10 +10,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from workers import free_port
 
+from flowmask.models.errors import UserError
 from flowmask.trainer.config import RunConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parity" / "e2e" / "data"
@@ -115,9 +117,9 @@ def unequal_tensors(one: Path, other: Path) -> list[str]:
 def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> list[Any]:
     """Runs one after another in one group of real processes.
 
-    A job has lab, out and overrides, and may have `code` (its exit code; 0) and `signal_rank` (which rank alone
-    gets a SIGTERM). The ranks are forked from a server that has imported everything once, which saves 6 s a
-    process. What they print is in `folder`.
+    A job has lab, out and overrides, and may have `code` (its exit code; 0), `raises` (what a UserError says in
+    every rank) and `signal_rank` (which rank alone gets a SIGTERM). The ranks are forked from a server that has
+    imported everything once, which saves 6 s a process. What they print is in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -167,7 +169,8 @@ def _rank(rank: int, ranks: int, port: int, jobs: list[dict[str, Any]], log: Pat
     torch.set_num_threads(1)
     for job in jobs:
         signalled = SignalAt.on_every_run() if job.get("signal_rank") == rank else nullcontext()
-        with signalled:
+        raised = pytest.raises(UserError, match=job["raises"]) if "raises" in job else nullcontext()
+        with signalled, raised:
             assert start(Path(job["lab"]), Path(job["out"]), job["overrides"]) == job.get("code", 0)
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.formats.video_file import VideoFile
 from flowmask.data_pipeline.sources.base import image_size, read_image
-from flowmask.models.config import SamplerConfig
+from flowmask.models.config import Precision, SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, DataError
 from flowmask.models.files import write_atomically
@@ -92,7 +92,10 @@ class InputVideo:
         return [read_image(self._images[i], size=self.size) for i in ids]
 
 
-@gpu_holds("a clip and the models", fix="lower --clip-frames, or set CUDA_VISIBLE_DEVICES= for the CPU")
+@gpu_holds(
+    "a clip and the models",
+    fix="lower --clip-frames, give --encoder-precision bf16, or set CUDA_VISIBLE_DEVICES= for the CPU",
+)
 def predict(
     video: Path,
     prompts: Sequence[str],
@@ -104,12 +107,14 @@ def predict(
     ema: bool = True,
     sampler: SamplerConfig | None = None,
     box: FrameBox | None = None,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Precision = "bf16",
+    encoder_precision: Precision | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     fps: float | None = None,
     max_frames: int | None = None,
     clip_frames: int | None = None,
     on_progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Predictions:
     """Segment what each prompt names, and draw it.
 
@@ -117,6 +122,7 @@ def predict(
     max_frames:  only the first frames of the video
     clip_frames: cut the video into clips of so many frames, each judged on its own: bounds the memory for
                  long videos, but a motion is seen within its clip only. None: the whole video is one clip.
+    say:         takes a line that a person should know
     on_progress: told (what, frames done, frames)
     """
     slugs = unique_slugs(prompts)
@@ -131,7 +137,9 @@ def predict(
             ema=ema,
             sampler=sampler or SamplerConfig(),
             precision=precision,
+            encoder_precision=encoder_precision,
             device=device,
+            say=say,
         )
         drawing = _Drawing(source, prompts=prompts, slugs=slugs, folder=partial)
         areas = drawing.run(loaded, clips, box=box or loaded.box, on_progress=on_progress)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from flowmask.launch.check import preflight
 from flowmask.launch.cli.main import app
 from flowmask.launch.config import load_job
 from flowmask.launch.jobs import CacheJob, TrainJob
-from flowmask.launch.plan import plan as planning
 from flowmask.launch.plan.cache import plan_cache
 from flowmask.launch.plan.encoders import Encoders
 from flowmask.launch.plan.memory import STATE_BYTES, Setting, device_memory
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape, micro_batch_pass
+from flowmask.launch.plan.show import _keys, _nothing
 from flowmask.launch.plan.train import GpuSpeed, plan_training
 from flowmask.models.dit import Recompute
 from flowmask.models.errors import ConfigError
 from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.state.saving import Checkpoints
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SPEED = GpuSpeed(100.0, 0.5, "test")
@@ -154,10 +157,104 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str) -> None:
     assert said in str(done.exception) and "\n" not in str(done.exception)
 
 
-def test_a_decoder_that_cannot_recompute_is_refused() -> None:
-    config = CONFIGS / "train_mask_decoder.yaml"
-    with pytest.raises(ConfigError, match="activation_checkpointing is full, but the module"):
-        planning.plan(config, ["train.activation_checkpointing=true"], speed=SPEED)
+@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_mask_decoder_trains_on_80_gb_at_the_published_size_and_in_bf16_on_24_gb(
+    precision: str, ranks: int
+) -> None:
+    changes = [f"train.precision={precision}", f"launch.processes_per_node={ranks}"]
+    job = load_job(CONFIGS / "train_mask_decoder.yaml", TrainJob, changes)
+    found = plan_training(job, speed=SPEED, clip=Shape(17, 480, 832))
+    peak = {setting.recompute: plan.device.peak / 1e9 for plan in found.settings for setting in [plan.setting]}
+    assert found.chosen.setting.recompute == "selective"  # as the config that comes with FlowMask has it
+    assert peak["full"] < peak["selective"] < 80 < peak["none"]
+    on_80 = found.fits(80)
+    assert on_80 is not None and on_80.setting.recompute == "selective" and on_80.slowdown == 1
+    on_24 = found.fits(24)
+    assert (on_24 is not None) == (precision == "bf16") and (on_24 is None or on_24.setting.recompute == "full")
+
+
+def test_what_a_plan_advises_where_nothing_fits_can_be_done_and_then_fits() -> None:
+    cases = [
+        ("train_mask_decoder", ["train.micro_batch=8", "launch.processes_per_node=1"], 24, r"train.micro_batch=1$"),
+        ("train_mask_decoder", ["train.precision=fp32"], 24, r"clip.short_side=\d+ clip.long_side=\d+$"),
+        (
+            "train_mask_decoder",
+            ["train.micro_batch=8", "launch.processes_per_node=1"],
+            10,
+            r"and set train.micro_batch=1$",
+        ),
+        (
+            "train_mevis",
+            ["train.micro_batch=8", "launch.processes_per_node=1", "train.global_batch=8"],
+            24,
+            r"micro_batch",
+        ),
+        ("train_mevis", ["model.wan=weights/Wan-14B", "launch.processes_per_node=1"], 80, r"^Its weights alone"),
+    ]
+    for name, changes, gb, said in cases:
+        config = CONFIGS / f"{name}.yaml"
+        found = plan_training(load_job(config, TrainJob, changes), speed=SPEED, clip=Shape(17, 480, 832))
+        if (best := found.fits(gb)) is not None:
+            assert f"train.activation_checkpointing={best.setting.recompute}" in _keys(best)
+            continue
+        advice = _nothing(found, gb).rpartition(" (")[2].partition("). ")[2]
+        assert re.search(said, advice), (name, changes, advice)
+        assert "micro_batch" not in advice or found.micro_batch > 1
+        if advice.startswith("Its"):
+            continue
+        clip = [int(side) for side in re.findall(r"_side=(\d+)", advice)] or [480, 832]
+        advised = re.findall(r"train\.micro_batch=\d+", advice)
+        again = load_job(config, TrainJob, [*changes, *advised])
+        assert plan_training(again, speed=SPEED, clip=Shape(17, clip[0], clip[1])).fits(gb) is not None, advice
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora.rank": 4}, {"objective.kind": "mask_decoder"}, {"evaluate.every_steps": 2, "evaluate.examples": 1}],
+)
+def test_the_disk_that_a_run_takes_is_what_was_planned_and_what_is_asked_for_before_it(
+    lab: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = {"train.steps": 5, "checkpoint.every_steps": 1, "checkpoint.milestone_every_steps": 2, **changes}
+    tree = runs.run_config(lab, tmp_path / "run", often).model_dump(mode="json")
+    job = TrainJob.model_validate({**tree, "launch": {}})
+    planned = plan_training(job, speed=SPEED)
+    most, real = [0], Checkpoints._publish
+
+    def publish(*args: Any) -> Any:
+        folder = tmp_path / "run" / "checkpoints"
+        most.append(sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
+        return real(*args)
+
+    monkeypatch.setattr(Checkpoints, "_publish", publish)
+    assert runs.start(lab, tmp_path / "run", often) == 0
+    written = sum(path.stat().st_size for path in (tmp_path / "run/checkpoints/step_00000005").glob("*.safetensors"))
+    assert written == pytest.approx(planned.checkpoint_bytes, rel=0.15)  # and the names in the file's header
+    assert 0.5 * planned.disk_bytes < max(most) < 1.15 * planned.disk_bytes
+    asked = next(found for found in preflight.examine(job) if found.what == "disk")
+    assert f"take {planned.disk_bytes / 1e9:.3g} GB" in asked.said
+
+
+@pytest.mark.parametrize(("tf32", "slower"), [(True, 2.0), (None, 16.0), (False, 16.0)])
+def test_time_in_fp32_follows_what_the_gpu_is_allowed(tf32: bool | None, slower: float) -> None:
+    hours = []
+    for changes in ([], ["train.precision=fp32", f"train.tf32={'null' if tf32 is None else tf32}"]):
+        job = load_job(CONFIGS / "train_mevis.yaml", TrainJob, changes)
+        hours.append(plan_training(job, speed=SPEED, clip=Shape(5, 64, 64)).worlds[0].hours)
+    assert hours[1] == pytest.approx(slower * hours[0])
+
+
+def test_convolutions_are_in_tf32_unless_that_is_switched_off() -> None:
+    hours = {}
+    for tf32 in ("true", "null", "false"):
+        job = load_job(CONFIGS / "cache_mevis.yaml", CacheJob, [f"cache.tf32={tf32}"])
+        found = plan_cache(job, speed=SPEED)
+        hours[tf32] = found.hours
+        video, text = ((flop / SPEED.flop_per_s / 3600) for flop in (found.video_flop, found.text_flop))
+        by_hand = {"true": 2 * (video + text), "null": 2 * video + 16 * text, "false": 16 * (video + text)}
+        assert found.hours * found.workers == pytest.approx(by_hand[tf32])
+    assert hours["true"] < hours["null"] < hours["false"]
 
 
 def test_what_fits_is_the_fastest_that_fits() -> None:
