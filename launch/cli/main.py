@@ -145,9 +145,7 @@ def predict(
     max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
     clip_frames: Annotated[int | None, typer.Option(help="Cut it into clips of so many: less memory", min=1)] = None,
     averaged: Averaged = True,
-    encoder_precision: Annotated[
-        Literal["bf16", "fp32"] | None, typer.Option(help="Of text and video; default: that of the training's cache")
-    ] = None,
+    encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from flowmask.launch.progress import bar

@@ -143,7 +143,7 @@ def _way_to_fit(found: TrainPlan, least: DeviceMemory, memory: float) -> str:
     """
     weights = least.peak - (1 + FRAGMENTATION) * least.activations
     if memory < max(weights, CONTEXT_BYTES + (1 + FRAGMENTATION) * least.start):
-        return "Its weights alone are too large: share them among more GPUs, train adapters (lora), or take a smaller model"
+        return "Its weights alone are too large: share them among more GPUs, train adapters (lora), or a smaller model"
     share = 0.9 * (memory - weights) / ((1 + FRAGMENTATION) * least.activations)
     if found.micro_batch * share >= 1:
         most = max(n for n in range(1, int(found.micro_batch * share) + 1) if found.micro_batch % n == 0)

@@ -5,7 +5,6 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import summed
 
 from flowmask.models.config import Recompute
 from flowmask.models.cost.dry_run import measure_pass
@@ -129,17 +128,14 @@ def trained_once(decoder: MaskDecoder, latent: torch.Tensor) -> list[torch.Tenso
 @pytest.mark.parametrize("kind", ["selective", "full"])
 @pytest.mark.parametrize("shape", [(2, 16, 3, 4, 6), (1, 16, 1, 6, 4), (1, 16, 5, 2, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recomputation_changes_the_gradients_by_the_order_of_their_sums_alone(
+def test_recomputation_changes_no_bit_of_loss_and_gradients(
     vae: torch.nn.Module, dtype: torch.dtype, shape: tuple[int, ...], kind: Recompute
 ) -> None:
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     plain, saving = MaskDecoder.from_vae(vae).to(dtype), MaskDecoder.from_vae(vae).to(dtype)
     saving.recompute(kind)
-    (loss, *grads), (loss_again, *grads_again) = trained_once(plain, latent), trained_once(saving, latent)
-    assert torch.equal(loss, loss_again)
-    for one, other in zip(grads, grads_again, strict=True):  # a gradient is the sum of what each latent frame adds
-        bound = summed(2 * shape[2], dtype, float(one.float().abs().max()))
-        assert (one.float() - other.float()).abs().max() <= bound
+    for one, other in zip(trained_once(plain, latent), trained_once(saving, latent), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_fuller_recomputation_is_the_less_stays_alive(vae: torch.nn.Module) -> None:

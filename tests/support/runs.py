@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -53,6 +55,18 @@ def cache_settings(folder: Path) -> dict[str, Any]:
         "clip": {**CLIP, "frames": 5, "flip_probability": 0.5},
         "cache": {"clips_per_shard": 4, "views": 2, "leaks": "allow"},  # an evaluation split, trained on
     }
+
+
+def broken_cache(lab: Path, folder: Path, *, examples: list[int]) -> Path:
+    """The lab's cache with a NaN in the video's latents of some examples."""
+    shutil.copytree(lab / "cache", folder)
+    index = np.load(folder / "index.npy")
+    names = [shard["file"] for shard in json.loads((folder / "manifest.json").read_text())["shards"]]
+    for row in index[examples]:
+        with (folder / "shards" / names[int(row["shard"])]).open("r+b") as file:
+            file.seek(int(row["video_mean"]))
+            file.write(b"\xc0\x7f")  # a bfloat16 NaN
+    return folder
 
 
 def run_config(lab: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:

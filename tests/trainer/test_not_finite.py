@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import start
+from runs import broken_cache, start
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -136,8 +136,6 @@ def test_no_checkpoint_is_written_whose_numbers_are_not_finite(lab: Path, tmp_pa
 
 
 def test_latents_of_an_evaluation_are_checked_before_the_training_starts(lab: Path, tmp_path: Path) -> None:
-    from test_diagnose import broken_cache
-
     cache = broken_cache(lab, tmp_path / "cache", examples=[3])
     often = {"evaluate.every_steps": 2, "evaluate.cache": str(cache), "evaluate.examples": 16}
     with pytest.raises(CacheError, match=rf"latents of example 3 not finite; flowmask cache verify {cache}"):

@@ -54,8 +54,8 @@ def best_so_far(
         return {**best, "definition": now}
     say(
         f"evaluations are other ones than before ({'; '.join(changed)}): the best so far, {best['metric']} "
-        f"{best['value']:.5g} of step {best['step']}, is not compared with them; checkpoints/best is that one until the "
-        "next evaluation"
+        f"{best['value']:.5g} of step {best['step']}, is not compared with them; checkpoints/best is that one until "
+        "the next evaluation"
     )
     return None
 

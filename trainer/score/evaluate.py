@@ -36,8 +36,7 @@ from flowmask.trainer.score.results import Scores, finish
 from flowmask.trainer.score.store import EvaluationStore, safe_name
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
-_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive"}
-_LATER_KEYS = ("encoder_precision", "tf32")  # no evaluation of before is another one for them
+_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
 
 
 def evaluate(
@@ -108,9 +107,8 @@ def _fingerprint(
 ) -> str:
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
-    for name in _LATER_KEYS:
-        if settings[name] is None:
-            del settings[name]
+    if settings["tf32"] is None:  # as it was before it could be said
+        del settings["tf32"]
     files = [(video.video_id, video.files_digest()) for video in videos]
     more: list[Any] = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
     trained = source_settings(config.checkpoint)

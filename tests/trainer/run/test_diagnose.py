@@ -1,18 +1,15 @@
 """A step that is skipped says what was not finite first and of whom; a run that nothing came of says so and fails."""
 
-import json
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from host_waits import Questions, Scalars
 from objective_lab import SilentVelocity, batch_of, make
-from runs import run_group, start
+from runs import broken_cache, run_group, start
 
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.launch.jobs import TrainJob
@@ -89,18 +86,6 @@ def test_skips_are_told_by_reason_and_only_spikes_and_steps_that_counted_blame_t
     assert "lower train.lr" in str(useless(config, {"x": 9}, updates=5, reason="loss spike"))
     said = str(useless(config, {"latents not finite": 3}, updates=0))
     assert "flowmask cache verify A; flowmask cache verify B" in said  # to be pasted, one for each cache
-
-
-def broken_cache(lab: Path, folder: Path, *, examples: list[int]) -> Path:
-    """The lab's cache with a NaN in the video's latents of some examples."""
-    shutil.copytree(lab / "cache", folder)
-    index = np.load(folder / "index.npy")
-    names = [shard["file"] for shard in json.loads((folder / "manifest.json").read_text())["shards"]]
-    for row in index[examples]:
-        with (folder / "shards" / names[int(row["shard"])]).open("r+b") as file:
-            file.seek(int(row["video_mean"]))
-            file.write(b"\xc0\x7f")  # a bfloat16 NaN
-    return folder
 
 
 def test_latents_of_one_example_are_named_on_whichever_rank_they_are(lab: Path, tmp_path: Path) -> None:
