@@ -1,5 +1,6 @@
 """The plan of an evaluation: work of the encoders, DiT and decoder, and the memory that the longest video asks for."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,10 +76,10 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
 
 def _encoder_precision(job: EvaluateJob) -> EncoderPrecision:
     """What text and video will be encoded in; what is not there yet is taken to be of a cache as configs have it."""
-    try:
-        trained = source_settings(job.checkpoint) or {"encoder_dtype": "float32"}
-    except UserError:
-        trained = {"encoder_dtype": "float32"}
+    trained = {"encoder_dtype": "float32"}
+    if Path(job.checkpoint).exists():
+        with suppress(UserError):
+            trained = source_settings(job.checkpoint)
     return EncoderPrecision.of(trained, asked=job.encoder_precision, otherwise=job.precision)
 
 

@@ -138,6 +138,8 @@ def test_no_checkpoint_is_written_whose_numbers_are_not_finite(lab: Path, tmp_pa
 def test_latents_of_an_evaluation_are_checked_before_the_training_starts(lab: Path, tmp_path: Path) -> None:
     cache = broken_cache(lab, tmp_path / "cache", examples=[3])
     often = {"evaluate.every_steps": 2, "evaluate.cache": str(cache), "evaluate.examples": 16}
-    with pytest.raises(CacheError, match=rf"latents of example 3 not finite; flowmask cache verify {cache}"):
+    with pytest.raises(
+        CacheError, match=rf"latents of example 3 not finite; check what is read: flowmask cache verify {cache}"
+    ):
         start(lab, tmp_path / "run", often)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

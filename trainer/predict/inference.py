@@ -37,6 +37,7 @@ FRAMES_AT_ONCE = 16
 MaskPiece = tuple[Sequence[int], NDArray[np.bool_]]  # places in the clip, bool [n H0 W0]
 T = TypeVar("T")
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}  # as caches name them
 
 
 class FrameReader(Protocol):
@@ -204,11 +205,11 @@ class EncoderPrecision:
 
         otherwise: of text, where nothing is known of the training; video is then encoded in fp32.
         """
-        trained: Precision | None = {"float32": "fp32", "bfloat16": "bf16"}.get(settings.get("encoder_dtype"))
-        if trained is None and asked is None:
+        trained = _PRECISIONS.get(str(settings.get("encoder_dtype")))
+        used = asked or trained
+        if used is None:
             said = f"it is not known what text and video of its training were encoded in: here {otherwise} and fp32"
             return cls(otherwise, "fp32", f"{said}; encoder_precision=fp32 or bf16 says otherwise")
-        used = asked or trained
         said = f"text and video are encoded in {used}, those of its training were in {trained}"
         return cls(used, used, said if trained not in (None, used) else "")
 

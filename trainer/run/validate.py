@@ -89,11 +89,12 @@ class Validator:
         shown = shown_in("validation")
         return found | {f"eval_{name}": value for name, value in total.items() if name in shown}
 
-    def refuse_unfit(self, cache: object) -> None:
+    def refuse_unfit(self, caches: Sequence[Path]) -> None:
         """Read this rank's examples before the training starts: CacheError for what is not finite, or is a stream."""
+        checks = "; ".join(f"flowmask cache verify {cache}" for cache in caches)
         for place in self._places():
             for part, example in not_finite(self._read(place)):
-                raise CacheError(f"evaluation: {part} of example {example} not finite; flowmask cache verify {cache}")
+                raise CacheError(f"evaluation: {part} of example {example} not finite; check what is read: {checks}")
 
     def _places(self) -> range:
         return range(distributed.rank(), len(self.example_ids), distributed.world_size())
@@ -212,7 +213,7 @@ def make_validator(
     validator = Validator(
         settings, config.model, reader, examples, objective, stats, decoder, build, dtype, definition, overlays
     )
-    validator.refuse_unfit(settings.cache or config.data.caches)
+    validator.refuse_unfit([settings.cache] if settings.cache is not None else config.data.folders())
     return validator
 
 

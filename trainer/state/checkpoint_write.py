@@ -92,9 +92,9 @@ class Background:
         try:
             self._result = self._call()
         except (OSError, SafetensorError) as error:
-            self._problem = f"{' '.join(str(error).split())}; make room"
+            self._problem = f"{' '.join(str(error).split())}; earlier ones are kept: make room"
         except WeightsError as error:
-            self._problem = str(error)
+            self._problem = f"{error}; earlier ones are kept"
         except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the outcome
             self._bug = error
 

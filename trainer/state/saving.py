@@ -74,7 +74,7 @@ class Checkpoints:
         """Wait until `step` is saved; CheckpointError on every rank if any can't write it (a full disk, a NaN)."""
         self.settle()
         if self.saved_step != step:
-            raise CheckpointError(f"cannot write the checkpoint of step {step}: {self._problem}; earlier ones are kept")
+            raise CheckpointError(f"cannot write the checkpoint of step {step}: {self._problem}")
 
     def begin(
         self,
@@ -160,10 +160,7 @@ class Checkpoints:
         self._flight, self._problem = None, problem
         if distributed.rank() != 0:
             return
-        self._warn(
-            f"the checkpoint of step {flight.step} could not be written: {problem}; earlier ones are kept, "
-            "the next save tries again"
-        )
+        self._warn(f"the checkpoint of step {flight.step} could not be written: {problem}; the next save tries again")
         with suppress(OSError):  # the next start cleans it
             remove(flight.beside)
 

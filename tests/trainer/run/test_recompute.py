@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from runs import losses, start
+from runs import losses, run_group, start
 
 
 def test_no_kind_of_recomputation_changes_a_loss_and_a_resume_may_choose_another(lab: Path, tmp_path: Path) -> None:
@@ -21,3 +21,19 @@ def test_a_compiled_run_trains_the_same_within_bf16(lab: Path, tmp_path: Path) -
     assert start(lab, tmp_path / "plain", {"train.steps": 3}) == 0
     assert start(lab, tmp_path / "compiled", {"train.steps": 3, "train.compile": True}) == 0
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=5e-3)
+
+
+def test_nor_does_it_of_the_mask_decoder_under_any_stage(lab: Path, tmp_path: Path) -> None:
+    decoder = {"objective.kind": "mask_decoder", "train.steps": 3, "train.precision": "fp32"}
+    ways = [("none", 2), ("selective", 2), ("full", 2), ("none", 3), ("full", 3)]
+    jobs = [
+        {
+            "lab": str(lab),
+            "out": str(tmp_path / f"{kind}_{stage}"),
+            "overrides": decoder | {"train.activation_checkpointing": kind, "train.zero_stage": stage},
+        }
+        for kind, stage in ways
+    ]
+    run_group(jobs, folder=tmp_path / "ranks")
+    for kind, stage in ways:
+        assert losses(tmp_path / f"{kind}_{stage}") == losses(tmp_path / f"none_{stage}")
