@@ -66,7 +66,7 @@ class MaskDecoder(nn.Module):
         for up in decoder.up_blocks:
             blocks += [*up.resnets, *(up.upsamplers or ())]
         for block in blocks:
-            block.forward = partial(_again, block.forward, **save)
+            block.forward = partial(_again, block.forward, slots=2, **save)  # a residual block has two that cache
 
     def forward(self, mask_latent: Tensor) -> Tensor:
         """Decode one latent frame at a time, as the causal convolutions expect; gradients reach every frame.
@@ -89,24 +89,31 @@ def _again(
     x: Tensor,
     feat_cache: list[Any] | None = None,
     feat_idx: list[int] | None = None,
+    *,
+    slots: int | None = None,
     **save: Any,
 ) -> Tensor:
     """What `run` gives, computed once more in the backward pass; save: what of it is kept, as `checkpoint` takes it.
 
     feat_cache, feat_idx: what diffusers' causal layers keep of the frames before, and whose turn it is; `run` changes
-    them, so each of its two runs is given a copy of what they were.
+    them, so each of its two runs has a copy of the places that are its own, `slots` at the most. Were the list itself
+    held by `once`, it would be a circle that keeps alive all that the list remembers.
     """
-    start = feat_idx[0] if feat_idx is not None else 0
+    start = 0 if feat_idx is None else feat_idx[0]
+    own = None if feat_cache is None else slice(start, None if slots is None else start + slots)
+    cached = own is not None
 
     def once(x: Tensor, *before: Any) -> tuple[Any, ...]:
-        if feat_cache is None:
+        if not cached:
             return run(x), 0
-        cache, place = list(before), [start]
+        cache, place = list(before), [0]
         return run(x, feat_cache=cache, feat_idx=place), place[0], *cache
 
-    found, end, *cache = checkpoint(once, x, *(feat_cache or ()), use_reentrant=False, preserve_rng_state=False, **save)
-    if feat_cache is not None and feat_idx is not None:
-        feat_cache[:], feat_idx[0] = cache, end
+    before = () if feat_cache is None or own is None else feat_cache[own]
+    found, used, *cache = checkpoint(once, x, *before, use_reentrant=False, preserve_rng_state=False, **save)
+    if feat_cache is not None and own is not None and feat_idx is not None:
+        feat_cache[own] = cache
+        feat_idx[0] += used
     return found
 
 

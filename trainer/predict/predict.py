@@ -92,10 +92,7 @@ class InputVideo:
         return [read_image(self._images[i], size=self.size) for i in ids]
 
 
-@gpu_holds(
-    "a clip and the models",
-    fix="lower --clip-frames, give --encoder-precision bf16, or set CUDA_VISIBLE_DEVICES= for the CPU",
-)
+@gpu_holds("clip and models", fix="lower --clip-frames, --encoder-precision bf16 or CUDA_VISIBLE_DEVICES= (the CPU)")
 def predict(
     video: Path,
     prompts: Sequence[str],
@@ -122,8 +119,7 @@ def predict(
     max_frames:  only the first frames of the video
     clip_frames: cut the video into clips of so many frames, each judged on its own: bounds the memory for
                  long videos, but a motion is seen within its clip only. None: the whole video is one clip.
-    say:         takes a line that a person should know
-    on_progress: told (what, frames done, frames)
+    on_progress: told (what, frames done, frames); say: a line that a person should know
     """
     slugs = unique_slugs(prompts)
     source = InputVideo(video, fps=fps)
