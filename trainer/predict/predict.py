@@ -116,7 +116,6 @@ def predict(
     """Segment what each prompt names, and draw it.
 
     box:         None: the sides that the weights were trained with
-    max_frames:  only the first frames of the video
     clip_frames: cut the video into clips of so many frames, each judged on its own: bounds the memory for
                  long videos, but a motion is seen within its clip only. None: the whole video is one clip.
     on_progress: told (what, frames done, frames); say: a line that a person should know

@@ -30,7 +30,7 @@ class LateGpu(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         there = any(id(value) in self.held for value in args)
-        if func is torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+        if getattr(func, "__self__", None) is torch.Tensor.device:
             return GPU if there else func(*args, **kwargs)
         if func is torch.Tensor.to and isinstance(args[1], torch.device):
             copy = args[0].clone()
