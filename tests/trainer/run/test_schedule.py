@@ -9,6 +9,7 @@ import pytest
 from runs import rows, run_config, start
 
 from flowmask.launch.check.preflight import examine
+from flowmask.launch.dispatch import describe
 from flowmask.launch.jobs import TrainJob
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer.config import TrainConfig
@@ -85,3 +86,4 @@ def test_a_job_that_is_only_sent_is_warned_too(lab: Path, tmp_path: Path) -> Non
     job = TrainJob.model_validate(run_config(lab, tmp_path / "run", long).model_dump(mode="json") | {"launch": {}})
     (found,) = (finding for finding in examine(job) if finding.what == "schedule")
     assert found.state == "warn" and "steps 6 to 8 lie behind" in found.said
+    assert f"# take note:\n#   {found.said}" in describe(job, because="a test")
