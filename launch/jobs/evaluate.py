@@ -1,6 +1,6 @@
 """`flowmask evaluate` as a job."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,7 +45,7 @@ class EvaluateJob(Job, EvaluateConfig):
         from flowmask.trainer.score.evaluate import evaluate
 
         with bar(show=rank == 0) as on_progress:
-            say = err.print if rank == 0 else lambda line: None
+            say: Callable[[str], None] = err.print if rank == 0 else lambda line: None
             scores = evaluate(self.for_room(), rank=rank, world=world, on_progress=on_progress, say=say)
         if scores is not None:  # whoever finishes last has them
             save_config(self.out, resolved)
