@@ -17,6 +17,6 @@ def reading(
     except FileNotFoundError:
         raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except errors as error:
         raise DataError(f"{path}: no valid {what} ({' '.join(str(error).split())})") from error

@@ -44,6 +44,14 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
     return np.repeat(values, runs).reshape(width, height).T
 
 
+def is_empty(rle: Any) -> bool:
+    """Whether a mask has no pixel, told by its runs alone; a malformed one is not empty: `decode` names it."""
+    try:
+        return rle is None or not _runs(rle["counts"], where="")[1::2].any()
+    except (DataError, TypeError, KeyError, ValueError, OverflowError):
+        return False
+
+
 def decode_frames(frames: Sequence[Any], *, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
     """Bool [F H W] of the RLEs of a clip's frames."""
     return np.stack([decode(frame, size=size, where=where) for frame in frames])

@@ -7,7 +7,7 @@ annotations; frames are read when asked for.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,10 @@ Frame = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence of a video; `anno_ids` are the annotations whose union it means, if any are given."""
+    """One sentence of a video; `anno_ids` are the annotations whose union it means.
+
+    None at all: the video has no masks, or it has some and the sentence names nothing, so its mask is empty.
+    """
 
     exp_id: str
     text: str
@@ -74,6 +77,22 @@ class Video(ABC):
     def missing_file(self, ids: Sequence[int]) -> Path | None:
         """The first frame of these without a file, where frames are files: known before anything is read."""
         return None
+
+    def annotated(self, anno_ids: Sequence[str]) -> Collection[int] | None:
+        """Frame ids in which it is known where these annotations are, or that they are absent; None: in all.
+
+        Other frames count in no loss and no score. For no annotation: the frames that the video's masks cover.
+        """
+        return None
+
+    def refuse_absent(self) -> None:
+        """DataError if a sentence means an annotation that none of the video's masks holds; may read masks."""
+        return
+
+
+def names_nothing(video: Video, expression: Expression) -> bool:
+    """Whether a sentence's true mask is known to be empty, because nothing in the video is what it says."""
+    return video.has_masks and not expression.anno_ids
 
 
 V = TypeVar("V", bound=Video, covariant=True)

@@ -1,5 +1,6 @@
 """MeViS: {split}/JPEGImages/<video>/<frame>.jpg, meta_expressions.json and mask_dict.json (if public).
 
+A sentence names nothing where its `anno_id` is empty, or none of its annotations shows a pixel in any frame.
 Refuses missing files and fields, masks that do not fit their video, sentences without words and a split
 without any.
 """
@@ -29,7 +30,7 @@ from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
 
 _META, _MASKS, _FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
-_NOTHING, _NO_LIST = -1, -2
+_NOTHING, _NO_LIST = -4, -2
 _VIDEOS_KEPT = 16  # those whose clips are decoded at the same time
 
 
@@ -105,16 +106,16 @@ class MevisSource(Source):
         if self._masks is None:
             return ()
         anno_ids = tuple(check_names(field(entry, "anno_id", list, where=where), where=f"{where}.anno_id"))
-        if not anno_ids:
-            raise DataError(f"{where}.anno_id is empty; an expression must mean at least one annotation")
+        shown = False
         for anno_id in anno_ids:
-            count = self._masks.number(anno_id)
-            if count is None or count == _NOTHING:
+            number = self._masks.number(anno_id)
+            if number is None or number == _NOTHING:
                 raise DataError(f"{where}.anno_id names {anno_id}, which {self._masks_path} does not hold")
-            if count != frames:
-                has = "no list of" if count == _NO_LIST else count
+            if number // 2 != frames:
+                has = "no list of" if number == _NO_LIST else number // 2
                 raise DataError(f"{self._masks_path}: annotation {anno_id} has {has} masks, its video {frames} frames")
-        return anno_ids
+            shown = shown or bool(number % 2)
+        return anno_ids if shown else ()
 
 
 class _Videos(LazyVideos[MevisVideo]):
@@ -144,7 +145,7 @@ class _Videos(LazyVideos[MevisVideo]):
 
 
 def _count(masks: Any) -> int:
-    """How many masks an annotation has, or what stands there instead of a list."""
+    """Twice the number of an annotation's masks, and 1 if one isn't empty; or what stands there instead of a list."""
     if masks is None:
         return _NOTHING
-    return len(masks) if isinstance(masks, list) else _NO_LIST
+    return 2 * len(masks) + (not all(map(rle.is_empty, masks))) if isinstance(masks, list) else _NO_LIST

@@ -1,9 +1,9 @@
 """Ref-YouTube-VOS: meta_expressions/{split}/meta_expressions.json, {split}/JPEGImages, {split}/Annotations.
 
 Annotations/<video>/<frame>.png holds the object of each pixel as its palette index; an expression names one
-in `obj_id`. `valid` has no public masks, and what meta_expressions/test lists is no part of it. Refuses
-missing files and fields, an object that {split}/meta.json does not list (where there is that file), masks
-without a palette or of another size, and `train` without Annotations.
+in `obj_id`, or nothing: [] or null. `valid` has no public masks, and what meta_expressions/test lists is no part
+of it. Refuses missing files and fields, an object that {split}/meta.json does not list (where there is that file)
+or that no mask holds, masks without a palette or of another size, and `train` without Annotations.
 """
 
 import hashlib
@@ -55,6 +55,24 @@ class PaletteVideo(FolderVideo):
                 )
             masks[place] = np.isin(indices, objects)
         return masks
+
+    def refuse_absent(self) -> None:
+        """DataError names the objects that no index map holds; as a rule the first frame's map settles it."""
+        absent = {int(anno_id): e.exp_id for e in self.expressions for anno_id in e.anno_ids if self.has_masks}
+        held: set[int] = set()
+        for i in range(len(self.frame_names)):
+            if absent.keys() <= held:
+                return
+            try:
+                held.update(np.flatnonzero(np.bincount(_index_map(self._map_path(i)).ravel())).tolist())
+            except DataError:
+                return  # it is named when a clip or a score needs it
+        for obj_id in sorted(absent.keys() - held):
+            grey = ": grey pictures of 0 and 255, not one index an object" if held == {0, 255} else ""
+            raise DataError(
+                f"{self}: expression {absent[obj_id]} names object {obj_id}, which occurs in no mask of "
+                f"{self._annotations}; they hold {', '.join(map(str, sorted(held - {0}))) or 'no object'}{grey}"
+            )
 
     def masks_digest(self) -> str:
         """Hash of the names and sizes of the index maps."""
@@ -154,7 +172,7 @@ class RefYoutubeVosSource(Source):
         )
 
     def _object_of(self, entry: Any, *, video_id: str, where: str, **_: Any) -> tuple[str, ...]:
-        if not self.has_masks:
+        if not self.has_masks or entry.get("obj_id", "") in ([], None):
             return ()
         obj_id = _object_id(entry, where=where)
         if self._objects is not None:

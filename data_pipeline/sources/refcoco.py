@@ -1,8 +1,9 @@
-"""RefCOCO, RefCOCO+, RefCOCOg: sentences about objects of COCO train2014 images; an image is a one-frame video.
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO: sentences about COCO train2014 images; an image is a one-frame video.
 
 `data.split` says what is read under `data.root`, for a SET such as refcoco, refcoco+, refcocog:
   SET/SPLIT     SET/instances_SET_SPLIT.json, COCO's form with one image entry a sentence
-  SET/BY/SPLIT  SET/refs(BY).p, the original pickle of unc, umd or google, and SET/instances.json
+  SET/BY/SPLIT  SET/refs(BY).p, the original pickle of unc, umd or google, and SET/instances.json; of gRefCOCO
+                SET/grefs(BY).json, where a sentence may name several objects, or none: `ann_id` is [] or [-1]
 Video ids are coco_<COCO image id>, the same in all sets. Refuses missing files and fields, ids that lead
 nowhere, images and masks that do not fit each other, and a pickle of more than plain data, unexecuted.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.formats.plain_pickle import read_plain_pickle
+from flowmask.data_pipeline.formats.refs import annotations_of, partitions, read_refs, refs_file
 from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
@@ -38,10 +39,10 @@ from flowmask.models.files import sha256_of
 from flowmask.models.text import clean
 
 _IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
-_KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation")
+_KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation", "empty")
 
-
-_PARTITION = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # on which results are reported
+# On which results are reported
+_PARTITION = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "grefcoco": "unc"}
 
 
 def _coco_ids(path: Path) -> frozenset[str]:
@@ -58,7 +59,7 @@ def _pickled_ids(path: Path) -> dict[str, frozenset[str]]:
 @lru_cache(maxsize=8)
 def _pickled_ids_at(path: Path, changed_ns: int) -> dict[str, frozenset[str]]:
     ids: defaultdict[str, set[str]] = defaultdict(set)
-    for i, ref in enumerate(read_plain_pickle(path)):
+    for i, ref in enumerate(read_refs(path)):
         where = f"{path}: refs[{i}]"
         image_id = field(ref, "image_id", int, where=where)
         ids[field(ref, "split", str, where=where)].add(_video_id(image_id))
@@ -158,7 +159,7 @@ class RefcocoSource(Source):
             self._masks_path = self._expressions_path = folder / f"instances_{names[0]}_{names[1]}.json"
             rows = _coco_rows(self._masks_path)
         else:
-            self._expressions_path = folder / f"refs({names[1]}).p"
+            self._expressions_path = refs_file(folder, names[1])
             self._masks_path = folder / "instances.json"
             rows = _refs_rows(self._expressions_path, self._masks_path, split=names[2])
         by_image: defaultdict[int, list[_Row]] = defaultdict(list)  # in the order of their first sentences
@@ -177,11 +178,11 @@ class RefcocoSource(Source):
         found = []
         own = split.split("/")
         for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            by = sorted(path.name[len("refs(") : -len(").p")] for path in folder.glob("refs(*).p"))
+            by = partitions(folder)
             if (standard := _PARTITION.get(folder.name)) in by:
                 by = sorted({standard, *([own[1]] if own[0] == folder.name and own[1] in by else [])})
             for name in by:
-                splits = _pickled_ids(folder / f"refs({name}).p")
+                splits = _pickled_ids(refs_file(folder, name))
                 found += [f"{folder.name}/{name}/{held}" for held in splits if is_evaluation(held)]
             prefix = f"instances_{folder.name}_"
             listed = (path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.json"))
@@ -194,7 +195,7 @@ class RefcocoSource(Source):
         if len(names) == 2:
             path = root / names[0] / f"instances_{names[0]}_{names[1]}.json"
             return _coco_ids(path) if path.is_file() else None
-        path = root / names[0] / f"refs({names[1]}).p"
+        path = refs_file(root / names[0], names[1])
         return _pickled_ids(path).get(names[2]) if len(names) == 3 and path.is_file() else None
 
     def videos(self) -> Sequence[CocoImage]:
@@ -228,14 +229,12 @@ def _coco_rows(path: Path) -> Iterator[_Row]:
             where=where,
             exp_id=str(number),
             text=check_expression(field(image, "caption", str, where=where), where=f"{where}.caption"),
-            annotations=annotations[number],
+            annotations=[a for a in annotations[number] if not a.get("empty")],  # as gRefCOCO's are converted
         )
 
 
 def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator[_Row]:
-    refs = read_plain_pickle(refs_path)
-    if not isinstance(refs, list):
-        raise DataError(f"{refs_path} holds a {type(refs).__name__}; expected a list of refs")
+    refs = read_refs(refs_path)
     splits = [field(ref, "split", str, where=f"{refs_path}: refs[{i}]") for i, ref in enumerate(refs)]
     if split not in splits:
         raise DataError(f"{refs_path} has no split {split!r}; it has {', '.join(sorted(set(splits))) or 'none'}")
@@ -245,11 +244,14 @@ def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator
         if splits[i] != split:
             continue
         where = f"{refs_path}: refs[{i}]"
-        image_id, ann_id = (field(ref, name, int, where=where) for name in ("image_id", "ann_id"))
+        image_id, ann_ids = field(ref, "image_id", int, where=where), annotations_of(ref, where=where)
         if image_id not in images:
             raise DataError(f"{where}.image_id names {image_id}, which {instances_path} does not hold")
-        if ann_id not in annotations or annotations[ann_id].get("image_id") != image_id:
-            raise DataError(f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}")
+        for ann_id in ann_ids:
+            if annotations.get(ann_id, {}).get("image_id") != image_id:
+                raise DataError(
+                    f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}"
+                )
         for j, sentence in enumerate(field(ref, "sentences", list, where=where)):
             spot = f"{where}.sentences[{j}]"
             yield _Row(
@@ -258,7 +260,7 @@ def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator
                 where=f"{instances_path}: image {image_id}",
                 exp_id=str(field(sentence, "sent_id", int, where=spot)),
                 text=_sentence(sentence, where=spot),
-                annotations=[annotations[ann_id]],
+                annotations=[annotations[ann_id] for ann_id in ann_ids],
             )
 
 

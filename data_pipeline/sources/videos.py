@@ -1,8 +1,9 @@
 """Video files listed in a JSONL, one video a line, read with decord.
 
-{"video": path, "video_id"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to the
-JSONL's folder. `masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order, or
-a list of PNG paths; any value above 0 is the object. Needed by a cache, not by prediction.
+{"video": path, "video_id"?, "annotated"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to
+the JSONL's folder. `masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order, or a list
+of PNG paths; any value above 0 is the object. Needed by a cache, not by prediction. [] says that the sentence names
+nothing. `annotated` lists the frames, from 0, whose masks are known, all by default; `masks` may be of these alone.
 """
 
 import hashlib
@@ -40,29 +41,10 @@ def _opened(path: Path) -> VideoFile:
     return VideoFile(path)
 
 
-class ListedVideo(Video):
-    """One line of the list; the file is opened when its frames, their number or their size are asked for."""
+class FileVideo(Video):
+    """A video that is one file, `path`, opened when its frames, their number or their size are asked for."""
 
-    def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
-        self._folder, self._where = folder, where
-        self.path = folder / check_name(field(entry, "video", str, where=where), where=f"{where}: video")
-        self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
-        listed = field(entry, "expressions", list, where=where)
-        self._masks: dict[str, Any] = {}
-        self.expressions = tuple(self._expression(number, item) for number, item in enumerate(listed))
-        self.has_masks = all(expression.anno_ids for expression in self.expressions)
-
-    def _expression(self, number: int, item: Any) -> Expression:
-        where = f"{self._where}: expressions[{number}]"
-        text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
-        exp_id = check_name(item.get("exp_id", number), where=f"{where}.exp_id")
-        masks = item.get("masks")
-        if masks is None:
-            return Expression(exp_id, text, ())
-        # Sentences of one video that spell the same masks mean the same object: it is encoded once.
-        anno_id = hashlib.sha256(json.dumps(masks, sort_keys=True).encode()).hexdigest()[:16]
-        self._masks[anno_id] = masks
-        return Expression(exp_id, text, (anno_id,))
+    path: Path
 
     @property
     def _file(self) -> VideoFile:
@@ -84,32 +66,82 @@ class ListedVideo(Video):
     def frames(self, ids: Sequence[int]) -> list[Frame]:
         return self._file.frames(ids)
 
+    def files_digest(self) -> str:
+        return names_and_sizes([self.path])
+
+
+class ListedVideo(FileVideo):
+    """One line of the list."""
+
+    def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
+        self._folder, self._where = folder, where
+        self.path = folder / check_name(field(entry, "video", str, where=where), where=f"{where}: video")
+        self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
+        listed = field(entry, "expressions", list, where=where)
+        self._masks: dict[str, Any] = {}
+        self.expressions = tuple(self._expression(number, item) for number, item in enumerate(listed))
+        without = [e.exp_id for e, item in zip(self.expressions, listed, strict=True) if item.get("masks") is None]
+        self.has_masks = not without
+        if without and len(without) < len(listed):
+            raise DataError(
+                f"{where}: expression {without[0]} has no masks, others have; give them, or [] if it names nothing"
+            )
+        self._annotated = self._listed_frames(entry.get("annotated"))
+
+    def _expression(self, number: int, item: Any) -> Expression:
+        where = f"{self._where}: expressions[{number}]"
+        text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
+        exp_id = check_name(item.get("exp_id", number), where=f"{where}.exp_id")
+        masks = item.get("masks")
+        if masks is None or (isinstance(masks, list) and all(map(rle.is_empty, masks))):
+            return Expression(exp_id, text, ())
+        # Sentences of one video that spell the same masks mean the same object: it is encoded once.
+        anno_id = hashlib.sha256(json.dumps(masks, sort_keys=True).encode()).hexdigest()[:16]
+        self._masks[anno_id] = masks
+        return Expression(exp_id, text, (anno_id,))
+
+    def _listed_frames(self, listed: Any) -> tuple[int, ...] | None:
+        where = f"{self._where}: annotated"
+        if listed is None:
+            return None
+        right = isinstance(listed, list) and all(type(i) is int and i >= 0 for i in listed)
+        if not right or not listed or listed != sorted(set(listed)):
+            raise DataError(f"{where} is {str(listed)[:40]}; expected frame numbers from 0, rising, at least one")
+        return tuple(listed)
+
+    def annotated(self, anno_ids: Sequence[str]) -> tuple[int, ...] | None:
+        if self._annotated is not None and self._annotated[-1] >= self._facts[0]:
+            raise DataError(
+                f"{self._where}: annotated names frame {self._annotated[-1]}; {self.path} ends at {self._facts[0] - 1}"
+            )
+        return self._annotated
+
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
         union = np.zeros((len(ids), *self.size), dtype=bool)
         for anno_id in anno_ids:
             masks = self._listed_masks(anno_id)
             for place, i in enumerate(ids):
-                union[place] |= self._frame_mask(masks[i], where=f"{self._where}: masks, frame {i}")
+                union[place] |= self._frame_mask(masks.get(i), where=f"{self._where}: masks, frame {i}")
         return union
 
-    def _listed_masks(self, anno_id: str) -> list[Any]:
+    def _listed_masks(self, anno_id: str) -> dict[int, Any]:
+        """The mask of each annotated frame."""
         masks = self._masks[anno_id]
         if isinstance(masks, str):
             folder = self._folder / check_name(masks, where=f"{self._where}: masks")
             masks = [str(path) for path in sorted(folder.glob("*.png"))]
-        if not isinstance(masks, list) or len(masks) != self._facts[0]:
+        known = self.annotated(()) or range(self._facts[0])
+        if not isinstance(masks, list) or len(masks) not in (len(known), self._facts[0]):
             count = len(masks) if isinstance(masks, list) else "no list of"
-            raise DataError(f"{self._where}: {count} masks for the {self._facts[0]} frames of {self.path}")
-        return masks
+            of = f" of which {len(known)} are annotated" if self._annotated else ""
+            raise DataError(f"{self._where}: {count} masks for the {self._facts[0]} frames of {self.path}{of}")
+        return dict(zip(known, masks)) if len(masks) == len(known) else {i: masks[i] for i in known}
 
     def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:
         if isinstance(mask, str):
             path = self._folder / check_name(mask, where=where)
             return np.asarray(read_image(path, size=self.size).any(axis=2))
         return rle.decode(mask, size=self.size, where=where)
-
-    def files_digest(self) -> str:
-        return names_and_sizes([self.path])
 
 
 class VideosSource(Source):

@@ -51,6 +51,9 @@ def evaluate(
     videos = list(source.videos())[: config.max_videos]
     if not any(video.expressions for video in videos):
         raise DataError(f"{config.data.root} ({config.data.split}) holds no expression; there is nothing to evaluate")
+    share = videos[rank::world]
+    for video in share:
+        video.refuse_absent()
     loaded = load_segmenter(
         config.checkpoint,
         mask_decoder=config.mask_decoder,
@@ -62,7 +65,6 @@ def evaluate(
     )
     fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
     store = EvaluationStore(config.out, fingerprint)
-    share = videos[rank::world]
     with store.claim(rank):
         for done, video in enumerate(share):
             if on_progress:
@@ -137,8 +139,9 @@ def _evaluate_video(
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
     """For each expression id, the id of one of the same video that names none of its objects, in other words.
 
-    Expressions without such a partner are left out. The choice is a function of the seed and the ids.
-    Nothing has to be sampled again: what the partner's sentence selects is the partner's prediction.
+    Of two that name nothing none is wrong for the other. Expressions without such a partner are left out. The choice
+    is a function of the seed and the ids. Nothing has to be sampled again: what the partner's sentence selects is the
+    partner's prediction.
     """
     partners = {}
     for expression in video.expressions:
@@ -146,6 +149,7 @@ def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
             other.exp_id
             for other in video.expressions
             if not set(other.anno_ids) & set(expression.anno_ids) and other.text != expression.text
+            if other.anno_ids or expression.anno_ids
         ]
         if others:
             key = hashlib.sha256(f"{video.video_id}/{expression.exp_id}".encode()).digest()[:8]
@@ -160,10 +164,12 @@ def _stored(video: Video, folder: Path) -> Iterator[MaskPiece]:
 
 
 def _score(video: Video, expression: Expression, predicted: Iterable[MaskPiece]) -> Tally:
-    """Every metric over all frames of a video."""
-    tally = Tally()
+    """Every metric over the annotated frames of a video."""
+    tally, known = Tally(), video.annotated(expression.anno_ids)
     for ids, masks in predicted:
-        tally.add(video.mask(expression.anno_ids, ids), masks)
+        places = [place for place, i in enumerate(ids) if known is None or i in known]
+        if places:
+            tally.add(video.mask(expression.anno_ids, [ids[place] for place in places]), masks[places])
     return tally
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowmask.data_pipeline.show.page import spread
-from flowmask.data_pipeline.sources.base import Expression, Video
+from flowmask.data_pipeline.sources.base import Expression, Video, names_nothing
 from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.score.archive import FILE as ARCHIVE
 from flowmask.trainer.score.archive import write_archive
@@ -32,6 +32,7 @@ class Scores:
 
     totals:         every metric over all expressions, None where the dataset has no masks; keys of their own there
     per_expression: `video/expression id` -> every metric
+    no_target:      expressions that name nothing, which all means count too: an empty mask scores 100, another 0
     shuffled_text:  jf_right with the right, jf_shuffled with the wrong sentences, of the same expressions
     decoder:        every metric of the true masks after the VAE and the mask decoder: the method's ceiling
     """
@@ -40,6 +41,7 @@ class Scores:
     per_expression: dict[str, dict[str, float]]
     videos: int
     expressions: int
+    no_target: int
     frames: int
     shuffled_text: dict[str, Any] | None
     decoder: dict[str, float] | None
@@ -82,6 +84,7 @@ def merge(
         per_expression=right,
         videos=len(videos),
         expressions=len(entries),
+        no_target=sum(names_nothing(video, expression) for video in videos for expression in video.expressions),
         frames=sum(record["frames"] for record in records),
         shuffled_text=shuffled,
         decoder=_totals(entries.values(), "decoder") or None,
@@ -144,6 +147,7 @@ def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
     return named | {
         "videos": str(scores.videos),
         "expressions": str(scores.expressions),
+        **({"of them naming nothing": str(scores.no_target)} if scores.no_target else {}),
         "Euler steps": str(config.sampler.steps),
         "weights": "averaged (EMA)" if config.ema else "last step",
         "checkpoint": config.checkpoint,
@@ -159,7 +163,8 @@ def _examples(
     for place in spread(len(ranked), config.report_examples):
         key = ranked[place]
         video, expression = pairs[key]
-        ids = spread(len(video.frame_names), _SHEET_FRAMES)
+        known = sorted(video.annotated(expression.anno_ids) or range(len(video.frame_names)))
+        ids = [known[place] for place in spread(len(known), _SHEET_FRAMES)]
         names = [video.frame_names[i] for i in ids]
         score = scores.per_expression.get(key)
         examples.append(
