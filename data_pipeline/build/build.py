@@ -153,7 +153,7 @@ class Build:
     def plan_into(self, folder: Path, *, fingerprint: Fingerprint) -> None:
         """Write the plan of this build into any folder; DataError, before that, for objects that no mask holds."""
         for video in self.source.videos():
-            video.refuse_absent()
+            video.check_masks()
         vae: Any = self.wan.vae()
         stats = vae.config
         facts = {

@@ -70,7 +70,7 @@ class A2dVideo(FileVideo):
                     union[place] |= self._instance(anno_id, self._mask_path(i))
         return union
 
-    def refuse_absent(self) -> None:
+    def check_masks(self) -> None:
         for anno_id, frames in self._frames.items():
             for path in map(self._mask_path, sorted(frames)):
                 try:

@@ -85,8 +85,11 @@ class Video(ABC):
         """
         return None
 
-    def refuse_absent(self) -> None:
-        """DataError if a sentence means an annotation that none of the video's masks holds; may read masks."""
+    def check_masks(self) -> None:
+        """DataError if a sentence means an annotation that none of the video's masks holds; reads some of them.
+
+        Asked before a cache or an evaluation begins. A mask that cannot be read is left to whoever needs it.
+        """
         return
 
 

@@ -58,7 +58,7 @@ class JhmdbVideo(FolderVideo):
                 masks[place] = self._person(i)
         return masks
 
-    def refuse_absent(self) -> None:
+    def check_masks(self) -> None:
         try:
             shown = _part_masks(self.masks_path).any(axis=(0, 1))
         except DataError:

@@ -56,7 +56,7 @@ class PaletteVideo(FolderVideo):
             masks[place] = np.isin(indices, objects)
         return masks
 
-    def refuse_absent(self) -> None:
+    def check_masks(self) -> None:
         """DataError names the objects that no index map holds; as a rule the first frame's map settles it."""
         absent = {int(anno_id): e.exp_id for e in self.expressions for anno_id in e.anno_ids if self.has_masks}
         held: set[int] = set()

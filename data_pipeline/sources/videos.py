@@ -79,6 +79,7 @@ class ListedVideo(FileVideo):
         self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
         listed = field(entry, "expressions", list, where=where)
         self._masks: dict[str, Any] = {}
+        self._empty: dict[str, int] = {}  # expression id -> number of its masks, none of which shows a pixel
         self.expressions = tuple(self._expression(number, item) for number, item in enumerate(listed))
         without = [e.exp_id for e, item in zip(self.expressions, listed, strict=True) if item.get("masks") is None]
         self.has_masks = not without
@@ -93,7 +94,10 @@ class ListedVideo(FileVideo):
         text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
         exp_id = check_name(item.get("exp_id", number), where=f"{where}.exp_id")
         masks = item.get("masks")
-        if masks is None or (isinstance(masks, list) and all(map(rle.is_empty, masks))):
+        if masks is None or masks == []:
+            return Expression(exp_id, text, ())
+        if isinstance(masks, list) and all(map(rle.is_empty, masks)):
+            self._empty[exp_id] = len(masks)
             return Expression(exp_id, text, ())
         # Sentences of one video that spell the same masks mean the same object: it is encoded once.
         anno_id = hashlib.sha256(json.dumps(masks, sort_keys=True).encode()).hexdigest()[:16]
@@ -115,6 +119,24 @@ class ListedVideo(FileVideo):
                 f"{self._where}: annotated names frame {self._annotated[-1]}; {self.path} ends at {self._facts[0] - 1}"
             )
         return self._annotated
+
+    def check_masks(self) -> None:
+        try:
+            known = self.annotated(()) or range(self._facts[0])
+            absent = [
+                f"the masks of expression {e.exp_id} show nothing in any frame; [] says that a sentence names nothing"
+                for e in self.expressions
+                if e.anno_ids and not any(self.mask(e.anno_ids, [i]).any() for i in known)
+            ]
+            absent += [
+                f"{count} masks for the {self._facts[0]} frames of {self.path}"
+                for count in self._empty.values()
+                if count not in (len(known), self._facts[0])
+            ]
+        except DataError:
+            return
+        if absent:
+            raise DataError(f"{self._where}: {absent[0]}")
 
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
         union = np.zeros((len(ids), *self.size), dtype=bool)

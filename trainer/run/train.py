@@ -159,6 +159,7 @@ def _report_validation(session: Session, run: Run, found: Mapping[str, float]) -
 def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective, Plan]:
     stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
     objective = objective_named(config.objective, model=config.model, stats=stats)
+    objective.check_cache(reader.manifest, where=config.data.caches)
     if "text" in objective.needs:
         reader.check_text_tokens(config.model.text_tokens)
     train, remainder = config.train, config.data.remainder

@@ -183,6 +183,7 @@ def make_validator(
     if settings.cache is not None:
         reader = CacheReader(settings.cache)
         refuse_other_conventions(reader, training)
+        objective.check_cache(reader.manifest, where=settings.cache)
         reader.check_text_tokens(config.model.text_tokens)
     stats = LatentStats.from_lists(training.manifest.latents_mean, training.manifest.latents_std)
     decoder, overlays = None, None

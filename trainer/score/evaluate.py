@@ -53,7 +53,7 @@ def evaluate(
         raise DataError(f"{config.data.root} ({config.data.split}) holds no expression; there is nothing to evaluate")
     share = videos[rank::world]
     for video in share:
-        video.refuse_absent()
+        video.check_masks()
     loaded = load_segmenter(
         config.checkpoint,
         mask_decoder=config.mask_decoder,
