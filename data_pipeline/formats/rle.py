@@ -46,8 +46,11 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
 
 def is_empty(rle: Any) -> bool:
     """Whether a mask has no pixel, told by its runs alone; a malformed one is not empty: `decode` names it."""
+    if rle is None:
+        return True
     try:
-        return rle is None or not _runs(rle["counts"], where="")[1::2].any()
+        (height, width), runs = rle["size"], _runs(rle["counts"], where="")
+        return not runs[1::2].any() and int(runs.sum()) == height * width
     except (DataError, TypeError, KeyError, ValueError, OverflowError):
         return False
 

@@ -83,11 +83,12 @@ def _part_masks(path: Path) -> NDArray[np.bool_]:
     from scipy.io.matlab import MatReadError
 
     errors = (KeyError, ValueError, TypeError, NotImplementedError, EOFError, IndexError, MatReadError, zlib.error)
-    with reading(path, what="MATLAB file", errors=errors):
-        shapes = {name: shape for name, shape, _ in whosmat(path)}  # reads headers alone
+    with reading(path, what="MATLAB file", errors=errors), path.open("rb") as file:
+        shapes = {name: shape for name, shape, _ in whosmat(file)}  # reads headers alone
         if len(shapes["part_mask"]) != 3 or math.prod(shapes["part_mask"]) > _LARGEST:
             raise ValueError(f"part_mask is {shapes['part_mask']}; expected [H W F], at most {_LARGEST} numbers")
-        masks = np.asarray(loadmat(path, variable_names=["part_mask"])["part_mask"])
+        file.seek(0)
+        masks = np.asarray(loadmat(file, variable_names=["part_mask"])["part_mask"])
         if masks.dtype.kind not in "buif":
             raise ValueError(f"part_mask is of type {masks.dtype}; expected numbers")
         return np.asarray(masks > 0)

@@ -58,19 +58,19 @@ class PaletteVideo(FolderVideo):
 
     def check_masks(self) -> None:
         """DataError names the objects that no index map holds; as a rule the first frame's map settles it."""
-        absent = {int(anno_id): e.exp_id for e in self.expressions for anno_id in e.anno_ids if self.has_masks}
+        first = {int(anno_id): e.exp_id for e in reversed(self.expressions) for anno_id in e.anno_ids}
         held: set[int] = set()
         for i in range(len(self.frame_names)):
-            if absent.keys() <= held:
+            if first.keys() <= held:
                 return
             try:
                 held.update(np.flatnonzero(np.bincount(_index_map(self._map_path(i)).ravel())).tolist())
             except DataError:
                 return  # it is named when a clip or a score needs it
-        for obj_id in sorted(absent.keys() - held):
+        for obj_id in sorted(first.keys() - held):
             grey = ": grey pictures of 0 and 255, not one index an object" if held == {0, 255} else ""
             raise DataError(
-                f"{self}: expression {absent[obj_id]} names object {obj_id}, which occurs in no mask of "
+                f"{self}: expression {first[obj_id]} names object {obj_id}, which occurs in no mask of "
                 f"{self._annotations}; they hold {', '.join(map(str, sorted(held - {0}))) or 'no object'}{grey}"
             )
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from film import SIZE
 from golden_export import BOX, DATA, write_golden_export
+from layouts import write_youtube
 from PIL import Image
 from sparse_layouts import FRAMES, box, write_listed
 
@@ -120,12 +121,10 @@ def test_of_two_sentences_that_name_nothing_none_is_the_wrong_one(tmp_path: Path
 
 
 def test_an_evaluation_refuses_an_object_that_no_mask_holds_before_it_writes(export: Path, tmp_path: Path) -> None:
-    from layouts import write_youtube
-
     write_youtube(tmp_path / "data")
     for path in (tmp_path / "data/train/Annotations/2c3d").iterdir():
         Image.fromarray(255 * np.asarray(Image.open(path)).astype(bool).astype(np.uint8)).save(path)
     data = {"source": "ref_youtube_vos", "root": tmp_path / "data", "split": "train"}
-    with pytest.raises(DataError, match="video 2c3d: expression 0 names object 1, .* grey pictures of 0 and 255"):
+    with pytest.raises(DataError, match=r"video 2c3d: expression 0 names object 1, .* grey pictures of 0 and 255"):
         run(export, tmp_path / "e", data)
     assert not (tmp_path / "e").exists()
