@@ -1,6 +1,6 @@
 """MeViS: {split}/JPEGImages/<video>/<frame>.jpg, meta_expressions.json and mask_dict.json (if public).
 
-A sentence names nothing where its `anno_id` is empty, or none of its annotations shows a pixel in any frame.
+A sentence names nothing where its `anno_id` is [] or null, or none of its annotations shows a pixel in any frame.
 Refuses missing files and fields, masks that do not fit their video, sentences without words and a split
 without any.
 """
@@ -103,7 +103,7 @@ class MevisSource(Source):
         )
 
     def _annotations(self, entry: Any, *, frames: int, where: str, **_: Any) -> tuple[str, ...]:
-        if self._masks is None:
+        if self._masks is None or (isinstance(entry, dict) and entry.get("anno_id", "") is None):
             return ()
         anno_ids = tuple(check_names(field(entry, "anno_id", list, where=where), where=f"{where}.anno_id"))
         shown = False

@@ -106,9 +106,7 @@ def test_verify_and_inspect_look_at_annotated_frames_alone(
     truth = np.stack([box(i) for i in [*range(FRAMES), 5, 5, 5]])
 
     def shown(_vae: Any, latent: torch.Tensor) -> np.ndarray:
-        return resize_masks(
-            truth, size=(latent.shape[3] * 8, latent.shape[2] * 8)
-        )  # the record has frames 1 and 4 alone
+        return resize_masks(truth, size=(latent.shape[3] * 8, latent.shape[2] * 8))  # the record: 1 and 4
 
     monkeypatch.setattr(verify_masks, "shown", shown)
     monkeypatch.setattr(inspect_examples, "shown", shown)

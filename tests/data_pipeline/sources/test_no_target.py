@@ -45,6 +45,7 @@ def nothing(video: Video) -> list[str]:
     ("masks", "anno_id"),
     [
         ({}, []),
+        ({}, None),
         ({"90": [None] * 12}, [90]),
         ({"90": [EMPTY] * 12}, [90]),
         ({"90": [None, {"size": list(SIZE), "counts": [SIZE[0] * SIZE[1]]}] * 6, "91": [None] * 12}, [90, "91"]),
