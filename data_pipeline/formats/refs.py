@@ -1,12 +1,12 @@
 """The files of sentences about COCO's images: refs(BY).p, a pickle, of RefCOCO, RefCOCO+ and RefCOCOg, and the JSON
 of the same form of gRefCOCO, grefs(BY).json, in which a sentence may name several objects, or none."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from flowmask.data_pipeline.formats.fields import is_int, shown
+from flowmask.data_pipeline.formats.json_file import read_json
 from flowmask.data_pipeline.formats.plain_pickle import read_plain_pickle
-from flowmask.data_pipeline.formats.reading import reading
 from flowmask.models.errors import DataError
 
 _NOTHING = -1  # in the place of an annotation's id
@@ -26,11 +26,7 @@ def refs_file(folder: Path, by: str) -> Path:
 
 def read_refs(path: Path) -> list[Any]:
     """The entries of a file; DataError: missing, damaged, or of more than plain data."""
-    if path.suffix == ".json":
-        with reading(path, what="JSON"):
-            refs = json.loads(path.read_bytes())
-    else:
-        refs = read_plain_pickle(path)
+    refs = read_json(path) if path.suffix == ".json" else read_plain_pickle(path)
     if not isinstance(refs, list):
         raise DataError(f"{path} holds a {type(refs).__name__}; expected a list of refs")
     return refs
@@ -41,9 +37,9 @@ def annotations_of(ref: Any, *, where: str) -> list[int]:
     if not isinstance(ref, dict) or "ann_id" not in ref:
         raise DataError(f"{where} has no field 'ann_id'")
     ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
-    if not all(type(i) is int for i in ids):
-        raise DataError(f"{where}.ann_id is {str(ref['ann_id'])[:40]!r}; expected an int, or a list of them")
+    if not all(map(is_int, ids)):
+        raise DataError(f"{where}.ann_id is {shown(ref['ann_id'])!r}; expected an int, or a list of them")
     ids = [] if ids == [_NOTHING] else ids
     if "no_target" in ref and bool(ref["no_target"]) == bool(ids):
-        raise DataError(f"{where}: no_target is {ref['no_target']!r}, but ann_id is {str(ref['ann_id'])[:40]}")
+        raise DataError(f"{where}: no_target is {shown(ref['no_target'])}, but ann_id is {shown(ref['ann_id'])}")
     return ids

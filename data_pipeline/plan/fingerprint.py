@@ -6,6 +6,7 @@ fingerprint; a difference is refused with the fields that differ.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,12 +23,14 @@ from flowmask.models.weights.wan import WanFolder
 
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
 _DATA = ("data.frames", "data.sources")
+_MASK_FILES = "data.mask_files"  # earlier versions did not look at them
 _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
 _EXAMPLES = ("cache.clips_per_shard", "cache.drop_empty_masks", "cache.no_target")
 _VIDEO = (*_PIXELS, *_EXAMPLES, "cache.pixel_norm")
-_MASKS = (*_PIXELS, *_EXAMPLES, "data.expressions", "data.masks")
+_MASKS = (*_PIXELS, *_EXAMPLES, "data.expressions", "data.masks", _MASK_FILES)
 _STORAGE = ("cache.dtype", "cache.encoder_dtype")
 _MEMO_ENTRIES = 64
+_log = logging.getLogger("flowmask")
 _UNSHAPED = ("device", "held_out", "lease_s", "decode_threads", "max_quarantined_fraction")
 
 
@@ -76,11 +79,17 @@ def _data_fields(config: CacheBuildConfig, source: VideoSet) -> dict[str, Any]:
 def refuse_other(
     ours: Fingerprint, theirs: Fingerprint, *, where: Path, advice: str = "choose another `out`, or delete it"
 ) -> None:
-    """CacheError that names every field in which a cache differs from what is asked for."""
+    """CacheError that names every field in which a cache differs from what is asked for.
+
+    A field that the cache's version did not have cannot differ; one line says what it would have told.
+    """
     if ours.total == theirs.total:
         return
     names = sorted(ours.fields.keys() | theirs.fields.keys())
     differing = [name for name in names if ours.fields.get(name) != theirs.fields.get(name)]
+    if differing and all(name.startswith(_MASK_FILES) and name not in theirs.fields for name in differing):
+        _log.warning("%s was made before files of masks were part of its identity: replaced ones pass unseen", where)
+        return
     details = "; ".join(
         f"{name}: {_short(theirs.fields.get(name))} there, {_short(ours.fields.get(name))} asked for"
         for name in differing

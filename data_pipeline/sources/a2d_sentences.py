@@ -16,16 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.formats.fields import check_expression, check_inside, check_name, is_int, shown
+from flowmask.data_pipeline.formats.json_file import read_json
 from flowmask.data_pipeline.formats.reading import reading
-from flowmask.data_pipeline.sources.base import (
-    Expression,
-    Source,
-    check_expression,
-    check_name,
-    names_and_sizes,
-    read_json,
-    refuse_empty,
-)
+from flowmask.data_pipeline.sources.base import Expression, Source, names_and_sizes, refuse_empty
 from flowmask.data_pipeline.sources.videos import FileVideo
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
@@ -115,7 +109,8 @@ def _h5py() -> Any:
 @lru_cache(maxsize=_FILES_KEPT)
 def _instances(path: Path) -> _Instances:
     """Masks [H W] of one annotated frame by instance."""
-    with reading(path, what="A2D mask", errors=(KeyError, ValueError, TypeError)), _h5py().File(path, "r") as file:
+    errors = (KeyError, ValueError, TypeError)
+    with reading(path, what="A2D mask", errors=errors) as opened, _h5py().File(opened, "r") as file:
         instances, masks = (_own_data(file, name) for name in ("instance", "reMask"))
         instances, masks = instances.ravel(), masks[None] if masks.ndim == 2 else masks
         if masks.ndim != 3 or len(masks) != len(instances):
@@ -178,10 +173,10 @@ def _entries(path: Path) -> list[tuple[str, Any, Any, Any]]:
     for i, entry in enumerate(listed):
         where = f"{path}: [{i}]"
         if not isinstance(entry, list) or len(entry) != 4:
-            raise DataError(f"{where} is {str(entry)[:40]!r}; expected [sentence, video, frame, instance]")
+            raise DataError(f"{where} is {shown(entry)!r}; expected [sentence, video, frame, instance]")
         text, video_id, frame, instance = entry
-        if type(frame) is not int or frame < 1 or type(instance) is not int:
-            raise DataError(f"{where} has frame {str(frame)[:20]} and instance {str(instance)[:20]}; expected numbers")
-        name = check_name(video_id, where=f"{where}[1]")
+        if not is_int(frame) or frame < 1 or not is_int(instance):
+            raise DataError(f"{where} has frame {shown(frame)} and instance {shown(instance)}; expected numbers")
+        name = check_inside(check_name(video_id, where=f"{where}[1]"), where=f"{where}[1]")
         entries.append((name, check_expression(text, where=f"{where}[0]"), frame, instance))
     return entries

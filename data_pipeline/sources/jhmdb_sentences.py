@@ -17,17 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.formats.fields import check_expression, check_name, is_int, shown
+from flowmask.data_pipeline.formats.json_file import read_json
 from flowmask.data_pipeline.formats.reading import reading
-from flowmask.data_pipeline.sources.base import (
-    Expression,
-    FolderVideo,
-    Source,
-    check_expression,
-    check_name,
-    names_and_sizes,
-    read_json,
-    refuse_empty,
-)
+from flowmask.data_pipeline.sources.base import Expression, FolderVideo, Source, names_and_sizes, refuse_empty
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
 
@@ -83,7 +76,7 @@ def _part_masks(path: Path) -> NDArray[np.bool_]:
     from scipy.io.matlab import MatReadError
 
     errors = (KeyError, ValueError, TypeError, NotImplementedError, EOFError, IndexError, MatReadError, zlib.error)
-    with reading(path, what="MATLAB file", errors=errors), path.open("rb") as file:
+    with reading(path, what="MATLAB file", errors=errors) as file:
         shapes = {name: shape for name, shape, _ in whosmat(file)}  # reads headers alone
         if len(shapes["part_mask"]) != 3 or math.prod(shapes["part_mask"]) > _LARGEST:
             raise ValueError(f"part_mask is {shapes['part_mask']}; expected [H W F], at most {_LARGEST} numbers")
@@ -127,8 +120,8 @@ class JhmdbSentencesSource(Source):
         frames, texts = set(), {}
         first, (_, frame, masks, count, _) = entries[0]
         where = f"{self._list}: [{first}]"
-        if type(count) is not int or count < 1:
-            raise DataError(f"{where}[3] is {str(count)[:40]!r}; expected the number of frames")
+        if not is_int(count) or count < 1:
+            raise DataError(f"{where}[3] is {shown(count)!r}; expected the number of frames")
         folder = _inside(root, frame, where=f"{where}[1]").parent
         for i, (_, named, own_masks, own_count, text) in entries:
             where = f"{self._list}: [{i}]"
@@ -155,7 +148,7 @@ def _entries(path: Path) -> list[list[Any]]:
         raise DataError(f"{path} holds a {type(listed).__name__}; expected a list")
     for i, entry in enumerate(listed):
         if not isinstance(entry, list) or len(entry) != 5:
-            raise DataError(f"{path}: [{i}] is {str(entry)[:40]!r}; expected [video, frame, masks, frames, sentence]")
+            raise DataError(f"{path}: [{i}] is {shown(entry)!r}; expected [video, frame, masks, frames, sentence]")
     return listed
 
 
@@ -164,5 +157,5 @@ def _inside(root: Path, listed: Any, *, where: str) -> Path:
     parts = PurePosixPath(check_name(listed, where=where)).parts
     start = next((place for place, part in enumerate(parts) if part in _FOLDERS), None)
     if start is None or ".." in parts:
-        raise DataError(f"{where} is {str(listed)[:60]!r}; expected a path in {' or '.join(_FOLDERS)}")
+        raise DataError(f"{where} is {shown(listed)!r}; expected a path in {' or '.join(_FOLDERS)}")
     return root.joinpath(*parts[start:])

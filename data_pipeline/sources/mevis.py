@@ -1,8 +1,9 @@
 """MeViS: {split}/JPEGImages/<video>/<frame>.jpg, meta_expressions.json and mask_dict.json (if public).
 
 A sentence names nothing where its `anno_id` is [] or null, or none of its annotations shows a pixel in any frame.
-Refuses missing files and fields, masks that do not fit their video, sentences without words and a split
-without any.
+An annotation's masks are in the order in which its video's frames are listed; time order is that of their names,
+numbers as numbers. Refuses missing files and fields, masks that do not fit their video, sentences without words
+and a split without any.
 """
 
 from array import array
@@ -15,16 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.fields import check_names, field
 from flowmask.data_pipeline.formats.json_members import Places, members, read_range
-from flowmask.data_pipeline.sources.base import (
-    FolderVideo,
-    LazyVideos,
-    Source,
-    check_names,
-    field,
-    is_evaluation,
-    refuse_empty,
-)
+from flowmask.data_pipeline.formats.names import in_time_order
+from flowmask.data_pipeline.formats.reading import Mistakes
+from flowmask.data_pipeline.sources.base import FolderVideo, LazyVideos, Source, is_evaluation, refuse_empty
 from flowmask.data_pipeline.sources.meta_expressions import listed_videos, read_entry
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
@@ -35,11 +31,14 @@ _VIDEOS_KEPT = 16  # those whose clips are decoded at the same time
 
 
 class MevisVideo(FolderVideo):
-    """One folder of JPEG frames; `masks` is the split's annotation table, None where masks are not public."""
+    """One folder of frames; `masks` is the split's annotation table, None where masks are not public."""
 
-    def __init__(self, video_id: str, *, masks: Places | None, masks_path: Path, **rest: Any):
-        super().__init__(video_id, has_masks=masks is not None, **rest)
+    def __init__(self, video_id: str, *, listed: Sequence[str], masks: Places | None, masks_path: Path, **rest: Any):
+        """listed: names of the frames, in the order of the masks."""
+        super().__init__(video_id, has_masks=masks is not None, frame_names=in_time_order(listed), **rest)
         self._masks, self._masks_path = masks, masks_path
+        places = {name: place for place, name in enumerate(listed)}
+        self._places = [places[name] for name in self.frame_names]  # of a frame's mask
 
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
         assert self._masks is not None, f"{self.video_id} has no masks"
@@ -48,7 +47,7 @@ class MevisVideo(FolderVideo):
             masks = self._masks.read(anno_id)
             for place, i in enumerate(ids):
                 where = f"{self._masks_path}: annotation {anno_id}, frame {self.frame_names[i]}"
-                union[place] |= rle.decode(masks[i], size=self.size, where=where)
+                union[place] |= rle.decode(masks[self._places[i]], size=self.size, where=where)
         return union
 
 
@@ -96,7 +95,7 @@ class MevisSource(Source):
         return MevisVideo(
             video_id,
             folder=self.folder / _FRAMES / video_id,
-            frame_names=names,
+            listed=names,
             expressions=expressions,
             masks=self._masks,
             masks_path=self._masks_path,
@@ -127,9 +126,12 @@ class _Videos(LazyVideos[MevisVideo]):
     def __init__(self, source: MevisSource, path: Path):
         self._source, self._path = source, path
         self._places = array("q")
+        mistakes = Mistakes()
         for member in members(path, field="videos"):
-            source.video(member.name, member.value)
+            with mistakes:
+                source.video(member.name, member.value)
             self._places.extend((member.start, member.length, member.name_start, member.name_length))
+        mistakes.refuse()
         self._kept = lru_cache(maxsize=_VIDEOS_KEPT)(self._read)
 
     def __len__(self) -> int:

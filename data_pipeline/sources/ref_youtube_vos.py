@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.formats.fields import field, shown
+from flowmask.data_pipeline.formats.json_file import read_json
+from flowmask.data_pipeline.formats.names import in_time_order
+from flowmask.data_pipeline.formats.picture import read_index_map
+from flowmask.data_pipeline.formats.reading import Mistakes
 from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
     Source,
-    field,
     is_evaluation,
     names_and_sizes,
-    opened_image,
-    read_json,
     refuse_empty,
 )
 from flowmask.data_pipeline.sources.meta_expressions import listed_videos, read_entry
@@ -47,12 +49,7 @@ class PaletteVideo(FolderVideo):
         masks = np.zeros((len(ids), *self.size), dtype=bool)
         for place, i in enumerate(ids):
             path = self._map_path(i)
-            indices = _index_map(path)
-            if indices.shape != self.size:
-                raise DataError(
-                    f"{path}: the mask is {indices.shape[0]}x{indices.shape[1]} (height x width), its frame "
-                    f"{self.size[0]}x{self.size[1]}"
-                )
+            indices = _index_map(path, size=self.size)
             masks[place] = np.isin(indices, objects)
         return masks
 
@@ -83,14 +80,7 @@ class PaletteVideo(FolderVideo):
         return self._annotations / f"{self.frame_names[index]}.png"
 
 
-@lru_cache(maxsize=_MAPS_KEPT)
-def _index_map(path: Path) -> NDArray[np.uint8]:
-    """uint8 [H W], the object of each pixel, 0 for none."""
-    with opened_image(path, what="mask", kind="mask") as image:
-        mode, indices = image.mode, np.asarray(image)
-    if mode not in ("P", "L"):
-        raise DataError(f"{path}: a mask of mode {mode}; expected palette indices (mode P), one an object")
-    return indices
+_index_map = lru_cache(maxsize=_MAPS_KEPT)(read_index_map)
 
 
 class RefYoutubeVosSource(Source):
@@ -109,7 +99,12 @@ class RefYoutubeVosSource(Source):
         self._objects: dict[str, Any] | None = None
         if self.has_masks and self._objects_path.exists():
             self._objects = field(read_json(self._objects_path), "videos", dict, where=str(self._objects_path))
-        self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
+        self._videos: list[PaletteVideo] = []
+        mistakes = Mistakes()
+        for video_id, entry in entries.items():
+            with mistakes:
+                self._videos.append(self._video(video_id, entry))
+        mistakes.refuse()
         refuse_empty(self._videos, where=self._meta_path)
 
     @classmethod
@@ -167,7 +162,7 @@ class RefYoutubeVosSource(Source):
             video_id,
             folder=self._frames / video_id,
             annotations=self._annotations / video_id if self.has_masks else None,
-            frame_names=names,
+            frame_names=in_time_order(names),
             expressions=expressions,
         )
 
@@ -188,9 +183,9 @@ def _object_id(entry: Any, *, where: str) -> str:
     if not isinstance(entry, dict) or "obj_id" not in entry:
         raise DataError(f"{where} has no field 'obj_id'")
     obj_id = entry["obj_id"]
-    text = str(obj_id) if isinstance(obj_id, str | int) else ""
+    text = shown(obj_id) if isinstance(obj_id, str | int) else ""
     if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS and 0 < int(text) <= _LARGEST_INDEX):
-        raise DataError(f"{where}.obj_id is {str(obj_id)[:40]!r}; expected one palette index, 1..{_LARGEST_INDEX}")
+        raise DataError(f"{where}.obj_id is {shown(obj_id)!r}; expected one palette index, 1..{_LARGEST_INDEX}")
     return str(int(text))
 
 

@@ -21,19 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.fields import check_expression, check_inside, check_name, field, refuse_twice
+from flowmask.data_pipeline.formats.json_file import read_json
+from flowmask.data_pipeline.formats.picture import image_size
+from flowmask.data_pipeline.formats.reading import Mistakes
 from flowmask.data_pipeline.formats.refs import annotations_of, partitions, read_refs, refs_file
-from flowmask.data_pipeline.sources.base import (
-    Expression,
-    FolderVideo,
-    Source,
-    check_expression,
-    check_name,
-    field,
-    image_size,
-    is_evaluation,
-    read_json,
-    refuse_empty,
-)
+from flowmask.data_pipeline.sources.base import Expression, FolderVideo, Source, is_evaluation, refuse_empty
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
 from flowmask.models.text import clean
@@ -87,8 +80,9 @@ class CocoImage(FolderVideo):
 
     def __init__(self, rows: Sequence[_Row], *, folder: Path, path: Path):
         first = rows[0]
-        name = check_name(field(first.image, "file_name", str, where=first.where), where=f"{first.where}.file_name")
-        self._path = folder / name
+        spot = f"{first.where}.file_name"
+        name = check_name(field(first.image, "file_name", str, where=first.where), where=spot)
+        self._path = folder / check_inside(name, where=spot)
         self._json, self._where = path, first.where
         self._given = tuple(field(first.image, side, int, where=first.where) for side in ("height", "width"))
         self._segmentations: dict[str, bytes] = {}
@@ -101,6 +95,7 @@ class CocoImage(FolderVideo):
                 )
             ids = [self._add(annotation) for annotation in row.annotations]
             expressions.append(Expression(row.exp_id, row.text, tuple(ids)))
+        refuse_twice((e.exp_id for e in expressions), where=f"{first.where}: id of a sentence", said="names two")
         super().__init__(
             _video_id(first.image_id),
             folder=folder,
@@ -112,7 +107,9 @@ class CocoImage(FolderVideo):
     def _add(self, annotation: dict[str, Any]) -> str:
         anno_id = str(annotation.get("original_id", annotation.get("id")))
         where = f"{self._json}: annotation {anno_id}"
-        self._segmentations.setdefault(anno_id, field(annotation, "segmentation", bytes, where=where))
+        segmentation = field(annotation, "segmentation", bytes, where=where)
+        if self._segmentations.setdefault(anno_id, segmentation) != segmentation:
+            raise DataError(f"{where}.segmentation: two annotations of this id have two of them")
         return anno_id
 
     def frame_path(self, index: int) -> Path:
@@ -155,17 +152,22 @@ class RefcocoSource(Source):
         images = next((root / name for name in _IMAGES if (root / name).is_dir()), None)
         if images is None:
             raise DataError(f"{root} holds no COCO images; expected them in one of {', '.join(_IMAGES)}")
+        mistakes = Mistakes()
         if len(names) == 2:
             self._masks_path = self._expressions_path = folder / f"instances_{names[0]}_{names[1]}.json"
-            rows = _coco_rows(self._masks_path)
+            rows = _coco_rows(self._masks_path, mistakes)
         else:
             self._expressions_path = refs_file(folder, names[1])
             self._masks_path = folder / "instances.json"
-            rows = _refs_rows(self._expressions_path, self._masks_path, split=names[2])
+            rows = _refs_rows(self._expressions_path, self._masks_path, mistakes, split=names[2])
         by_image: defaultdict[int, list[_Row]] = defaultdict(list)  # in the order of their first sentences
         for row in rows:
             by_image[row.image_id].append(row)
-        self._videos = [CocoImage(group, folder=images, path=self._masks_path) for group in by_image.values()]
+        self._videos: list[CocoImage] = []
+        for group in by_image.values():
+            with mistakes:
+                self._videos.append(CocoImage(group, folder=images, path=self._masks_path))
+        mistakes.refuse()
         refuse_empty(self._videos, where=self._expressions_path)
 
     @classmethod
@@ -207,7 +209,7 @@ class RefcocoSource(Source):
         return {"expressions": hashlib.sha256(expressions.encode()).hexdigest(), "masks": sha256_of(self._masks_path)}
 
 
-def _coco_rows(path: Path) -> Iterator[_Row]:
+def _coco_rows(path: Path, mistakes: Mistakes) -> Iterator[_Row]:
     content = read_json(path, object_hook=_compact)
     annotations: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for i, annotation in enumerate(field(content, "annotations", list, where=str(path))):
@@ -216,24 +218,25 @@ def _coco_rows(path: Path) -> Iterator[_Row]:
         annotations[field(annotation, "image_id", int, where=where)].append(annotation)
     seen = set()
     for i, image in enumerate(field(content, "images", list, where=str(path))):
-        where = f"{path}: images[{i}]"
-        number = field(image, "id", int, where=where)
-        if number in seen:
-            raise DataError(f"{where}.id is {number}, as of an earlier image entry; each sentence has its own")
-        seen.add(number)
-        if number not in annotations:
-            raise DataError(f"{where}.id is {number}, which no annotation's image_id names")
-        yield _Row(
-            image_id=field(image, "original_id", int, where=where),
-            image=image,
-            where=where,
-            exp_id=str(number),
-            text=check_expression(field(image, "caption", str, where=where), where=f"{where}.caption"),
-            annotations=[a for a in annotations[number] if not a.get("empty")],  # as gRefCOCO's are converted
-        )
+        with mistakes:
+            where = f"{path}: images[{i}]"
+            number = field(image, "id", int, where=where)
+            if number in seen:
+                raise DataError(f"{where}.id is {number}, as of an earlier image entry; each sentence has its own")
+            seen.add(number)
+            if number not in annotations:
+                raise DataError(f"{where}.id is {number}, which no annotation's image_id names")
+            yield _Row(
+                image_id=field(image, "original_id", int, where=where),
+                image=image,
+                where=where,
+                exp_id=str(number),
+                text=check_expression(field(image, "caption", str, where=where), where=f"{where}.caption"),
+                annotations=[a for a in annotations[number] if not a.get("empty")],  # as gRefCOCO's are converted
+            )
 
 
-def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator[_Row]:
+def _refs_rows(refs_path: Path, instances_path: Path, mistakes: Mistakes, *, split: str) -> Iterator[_Row]:
     refs = read_refs(refs_path)
     splits = [field(ref, "split", str, where=f"{refs_path}: refs[{i}]") for i, ref in enumerate(refs)]
     if split not in splits:
@@ -243,25 +246,26 @@ def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator
     for i, ref in enumerate(refs):
         if splits[i] != split:
             continue
-        where = f"{refs_path}: refs[{i}]"
-        image_id, ann_ids = field(ref, "image_id", int, where=where), annotations_of(ref, where=where)
-        if image_id not in images:
-            raise DataError(f"{where}.image_id names {image_id}, which {instances_path} does not hold")
-        for ann_id in ann_ids:
-            if annotations.get(ann_id, {}).get("image_id") != image_id:
-                raise DataError(
-                    f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}"
+        with mistakes:
+            where = f"{refs_path}: refs[{i}]"
+            image_id, ann_ids = field(ref, "image_id", int, where=where), annotations_of(ref, where=where)
+            if image_id not in images:
+                raise DataError(f"{where}.image_id names {image_id}, which {instances_path} does not hold")
+            for ann_id in ann_ids:
+                if annotations.get(ann_id, {}).get("image_id") != image_id:
+                    raise DataError(
+                        f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}"
+                    )
+            for j, sentence in enumerate(field(ref, "sentences", list, where=where)):
+                spot = f"{where}.sentences[{j}]"
+                yield _Row(
+                    image_id=image_id,
+                    image=images[image_id],
+                    where=f"{instances_path}: image {image_id}",
+                    exp_id=str(field(sentence, "sent_id", int, where=spot)),
+                    text=_sentence(sentence, where=spot),
+                    annotations=[annotations[ann_id] for ann_id in ann_ids],
                 )
-        for j, sentence in enumerate(field(ref, "sentences", list, where=where)):
-            spot = f"{where}.sentences[{j}]"
-            yield _Row(
-                image_id=image_id,
-                image=images[image_id],
-                where=f"{instances_path}: image {image_id}",
-                exp_id=str(field(sentence, "sent_id", int, where=spot)),
-                text=_sentence(sentence, where=spot),
-                annotations=[annotations[ann_id] for ann_id in ann_ids],
-            )
 
 
 def _sentence(sentence: Any, *, where: str) -> str:
@@ -275,7 +279,10 @@ def _sentence(sentence: Any, *, where: str) -> str:
 
 def _by_id(content: Any, name: str, *, path: Path) -> dict[int, dict[str, Any]]:
     entries = field(content, name, list, where=str(path))
-    return {field(entry, "id", int, where=f"{path}: {name}[{i}]"): entry for i, entry in enumerate(entries)}
+    by_id = {field(entry, "id", int, where=f"{path}: {name}[{i}]"): entry for i, entry in enumerate(entries)}
+    if len(by_id) < len(entries):
+        refuse_twice((str(entry["id"]) for entry in entries), where=f"{path}: {name}.id", said="names two entries")
+    return by_id
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,10 @@ from flowmask.trainer.predict.inference import (
 )
 from flowmask.trainer.predict.overlay import read_mask, write_mask
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import Tally, from_outside
 from flowmask.trainer.score.results import Scores, finish
-from flowmask.trainer.score.store import EvaluationStore, safe_name
+from flowmask.trainer.score.store import EvaluationStore
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
 _FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive"}
@@ -65,13 +66,16 @@ def evaluate(
     )
     fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
     store = EvaluationStore(config.out, fingerprint)
+    names = MaskNames(videos)
     with store.claim(rank):
         for done, video in enumerate(share):
             if on_progress:
                 on_progress("videos", done, len(share))
-            if store.record(video.video_id) is None:
-                store.start_video(video.video_id)
-                store.write_record(video.video_id, _evaluate_video(config, loaded, video, store))
+            name = names.video(video)
+            if store.record(name) is None:
+                store.start_video(name)
+                folders = {exp_id: store.mask_folder(key) for exp_id, key in names.keys(video).items()}
+                store.write_record(name, _evaluate_video(config, loaded, video, folders))
         if on_progress:
             on_progress("videos", len(share), len(share))
         made: list[Scores] = []
@@ -80,7 +84,7 @@ def evaluate(
             made.append(finish(config, videos, masks, records, weights=loaded.weights, fingerprint=fingerprint))
             return made[0].to_json()
 
-        store.publish_if_complete([video.video_id for video in videos], publish)
+        store.publish_if_complete([names.video(video) for video in videos], publish)
     return made[0] if made else None
 
 
@@ -106,13 +110,12 @@ def _fingerprint(
 
 
 def _evaluate_video(
-    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, store: EvaluationStore
+    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Masks of every expression into the store; returns the video's record."""
-    names = [safe_name(name) for name in video.frame_names]
+    """Masks of every expression into its folder, which `folders` gives by its id; returns the video's record."""
+    names = video.frame_names
     clip = read_clip(video, range(len(names)), box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
     video_latent = loaded.encode(clip)
-    folders = {e.exp_id: store.mask_folder(video.video_id, e.exp_id) for e in video.expressions}
     for some in chunks(video.expressions, config.sentences_per_batch):
         for expression, logits in zip(some, loaded.logits(video_latent, [e.text for e in some])):
             for ids, masks in masks_of(logits, clip):

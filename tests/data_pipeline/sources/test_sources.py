@@ -175,7 +175,7 @@ def test_a_list_of_masks_of_another_length_is_refused(film, tmp_path):
         ('{"video": "a.mp4", "expressions": [{"text": " "}]}', "an empty sentence"),
         ('{"video": "a.mp4", "expressions": []}', "the dataset is empty"),
         ("", "the dataset is empty"),
-        ('{"video": "a.mp4", "expressions": [{"text": "x"}]}\n' * 2, "two videos are called 'a'"),
+        ('{"video": "a.mp4", "expressions": [{"text": "x"}]}\n' * 2, "'a' names two videos"),
     ],
 )
 def test_a_bad_list_is_refused_with_its_line(tmp_path, text, said):
