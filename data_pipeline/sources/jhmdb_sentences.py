@@ -53,10 +53,10 @@ class JhmdbVideo(FolderVideo):
 
     def check_masks(self) -> None:
         try:
-            shown = _part_masks(self.masks_path).any(axis=(0, 1))
+            masks = _part_masks(self.masks_path)
         except DataError:
             return  # it is named when a clip or a score needs it
-        if not any(shown[i] for i in self._annotated if i < len(shown)):
+        if not any(masks[:, :, i].any() for i in self._annotated if i < masks.shape[2]):
             raise DataError(f"{self}: {self.masks_path} shows nobody in the frames that {_LIST} names")
 
     def _person(self, i: int) -> NDArray[np.bool_]:
@@ -117,7 +117,8 @@ class JhmdbSentencesSource(Source):
         return {"expressions": sha256_of(self._list), "masks": masks}
 
     def _video(self, root: Path, video_id: str, entries: Sequence[tuple[int, list[Any]]]) -> JhmdbVideo:
-        frames, texts = set(), {}
+        frames: set[int] = set()
+        texts: dict[str, None] = {}  # in their order, each once
         first, (_, frame, masks, count, _) = entries[0]
         where = f"{self._list}: [{first}]"
         if not is_int(count) or count < 1:
