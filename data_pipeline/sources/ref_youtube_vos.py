@@ -61,7 +61,7 @@ class PaletteVideo(FolderVideo):
             if first.keys() <= held:
                 return
             try:
-                held.update(np.flatnonzero(np.bincount(_index_map(self._map_path(i)).ravel())).tolist())
+                held.update(np.flatnonzero(np.bincount(_index_map(self._map_path(i), size=self.size).ravel())).tolist())
             except DataError:
                 return  # it is named when a clip or a score needs it
         for obj_id in sorted(first.keys() - held):

@@ -161,7 +161,7 @@ def test_jhmdbs_person_is_known_in_the_frames_that_its_list_names(jhmdb: Path) -
         (1, "a/Rename_Images/../../../etc/00001.png", "expected a path in Rename_Images"),
         (2, "./jhmdb_sentences/puppet_mask/run/other/puppet_mask.mat", "has another folder, masks or number of frames"),
         (3, 7, "has another folder, masks or number of frames"),
-        (4, 5, r"\[1\]\[4\] is 5; it must be a sentence"),
+        (4, 5, r"\[1\]\[4\] is .5.; it must be a sentence"),
     ],
 )
 def test_a_bad_entry_of_jhmdbs_list_is_one_line(jhmdb: Path, place: int, value: Any, said: str) -> None:
