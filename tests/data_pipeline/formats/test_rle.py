@@ -112,7 +112,7 @@ def reference(counts, total: int) -> list[int] | None:
 WRAPPING = [2**62, 2**62, 2**62, 2**62 + 12]  # their sum is 12 in 64 bits
 texts = st.one_of(
     st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=40),
-    st.lists(st.sampled_from(["0", "1", "4", "P", "o" * 11 + "1", "o" * 12 + "?", "P" * 12 + "0"]), max_size=8).map("".join),
+    st.lists(st.sampled_from(["0", "1", "4", "P", "o" * 11 + "1", "o" * 12 + "?"]), max_size=8).map("".join),
 )  # fmt: skip
 numbers = st.lists(
     st.one_of(
@@ -148,7 +148,7 @@ def coded(value: int) -> str:
 
 @pytest.mark.parametrize("counts", [WRAPPING, "".join(map(coded, [2**58, 2**58, 2**58, 2**58] * 16 + [12]))])
 def test_counts_whose_sum_wraps_are_refused(counts):
-    with pytest.raises(DataError, match="^here: malformed RLE counts"):
+    with pytest.raises(DataError, match=r"^here: malformed RLE counts"):
         rle.decode({"size": [3, 4], "counts": counts}, size=(3, 4), where="here")
 
 
@@ -156,7 +156,7 @@ def test_counts_whose_sum_wraps_are_refused(counts):
     "size", [[3, 4.5], [3, "4"], [3], 12, None, [3, 4, 1], [float("nan"), 4], [2**62, 2**62], [3, True]]
 )
 def test_a_size_that_is_not_the_frames_is_refused(size):
-    with pytest.raises(DataError, match="^here: "):
+    with pytest.raises(DataError, match=r"^here: "):
         rle.decode({"size": size, "counts": [12]}, size=(3, 4), where="here")
 
 
