@@ -13,8 +13,8 @@ from flowmask.data_pipeline.formats.names import file_names, in_time_order, same
 
 SAFE = ["0", "12", "bmx-trees", "0a1b2c3d4e", "coco_000000581857", "My Film (1)", "видео", "café", "v1.2", "x" * 200]
 HOSTILE = ["a/b", "a\\b", "..", ".", "...", "a.", "a ", " a", ".hidden", "CON", "nul.txt", "com1", "LPT9.x", "a:b",
-           "a*?", "x" * 201, "é" * 101, "a%2fb", "a%2Fb", "%~", "100%", "A", "a", "straße", "STRASSE", "cafe\u0301", "café",
-           "ﬁ", "fi", "/", "a//b", "a/", "-rf", "~", "$(x)", "a'b", "名前/１", "\u2126", "Ω"]  # fmt: skip
+           "a*?", "x" * 201, "é" * 101, "a%2fb", "a%2Fb", "%~", "100%", "A", "a", "straße", "STRASSE", "cafe\u0301",
+           "café", "ﬁ", "fi", "/", "a//b", "a/", "-rf", "~", "$(x)", "a'b", "名前/１", "\u2126", "Ω"]  # fmt: skip
 ids = st.sets(
     st.one_of(
         st.sampled_from(HOSTILE + SAFE),

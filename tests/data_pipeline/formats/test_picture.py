@@ -61,7 +61,7 @@ SHOWN = {
     "grey": (saved(Image.fromarray(GREY)), grey(GREY)),
     "one bit": (saved(Image.fromarray(GREY > 99)), grey(np.where(GREY > 99, 255, 0).astype(np.uint8))),
     "grey of 16 bits": (saved(Image.fromarray(DEEP)), grey((DEEP >> 8).astype(np.uint8))),
-    "colour of 16 bits": (png_of(DEEP_COLOUR.astype(">u2").tobytes(), depth=16, kind=2), (DEEP_COLOUR >> 8).astype("u1")),
+    "colour of 16 bits": (png_of(DEEP_COLOUR.astype(">u2").tobytes(), depth=16, kind=2), DEEP_COLOUR // 256),
     "palette": (saved(palette_image()), PALETTE),
     "palette with transparency": (saved(palette_image(), transparency=bytes([0, 99, 255, 7])), PALETTE),
     "colour": (saved(Image.fromarray(COLOUR)), COLOUR),
