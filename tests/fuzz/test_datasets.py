@@ -27,7 +27,8 @@ from flowmask.models.errors import DataError
 # What a field may turn into; each is wrong for most of them.
 VALUES = [None, True, -1, 10**30, 1.5, float("nan"), float("inf"), "", " ", "x", "../x", "a\nb", "\0", "\ud800",
           [], [None], [[]], [[1, 2]], {}, {"": None}, {"size": "x"}, {"size": [1, 1], "counts": "0"},
-          2**62, 10**4000, 1e308, "x" * 5000, "a/b", "..", "/etc/passwd", "CON", "&nbsp;", "\u200b", "it\u2028",
+          2**62, 10**4000, 1e308, "x" * 5000, "x" * 300,
+          "a/b", "..", "/etc/passwd", "CON", "&nbsp;", "\u200b", "it\u2028",
           {"size": [48, 64], "counts": [2**62, 2**62, 2**62, 2**62 + 48 * 64]},
           {"size": [48, 64], "counts": "o" * 11 + "1"}, {"size": [48, 64], "counts": "0" * 3000},
           [[0, 0, 190, 140] * 2000], [[0, 0, 1e300, 5, 5, 5]], [0] * 3000]  # fmt: skip

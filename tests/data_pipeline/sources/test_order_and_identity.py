@@ -150,8 +150,10 @@ def spoiled(tmp_path: Path, meta: str) -> str:
         ('"frames": ["0", "1"]', '"frames": ["0", "1", "0"]', r"frames: '0' stands there twice"),
         ('"frames": ["0", "1"]', '"frames": ["0", "0.jpg"]', r"frames: '0' stands there twice"),
         ('"frames": ["0", "1"]', '"frames": ["a", "A"]', r"frames: 'a' stands there twice"),
-        ('"frames": ["0", "1"]', '"frames": ["0", "../1"]', "expected the name of a file"),
-        ('"frames": ["0", "1"]', '"frames": ["0", ".."]', "expected the name of a file"),
+        ('"frames": ["0", "1"]', '"frames": ["0", "../1"]', "expected a name below"),
+        ('"frames": ["0", "1"]', '"frames": ["0", ".."]', "expected a name below"),
+        ('"frames": ["0", "1"]', '"frames": ["0", "a/1"]', "expected the name of a file"),
+        ('"frames": ["0", "1"]', '"frames": ["0", "' + "1" * 260 + '"]', "the name of a file has at most 255 bytes"),
         ('"frames"', '"frames": [], "frames"', "the key 'frames' stands in one object"),
         ('{"v": {', '{"v": {}, "v": {', "the key 'v' stands in one object"),
         ('{"0": {', '{"0": {}, "0": {', "the key '0' stands in one object"),
@@ -274,7 +276,7 @@ def test_annotations_that_are_no_regular_file_are_refused_at_once(tmp_path: Path
 
 def built(make_config: Any, root: Path, out: Path) -> Any:
     config = make_config(out, clip={"frames": 5}, cache={"views": 1})
-    return config.model_copy(update={"data": DataSourceConfig(source="videos", root=root, split="train")})
+    return config.model_copy(update={"data": config.data.model_copy(update={"source": "videos", "root": root})})
 
 
 def test_masks_in_files_are_part_of_a_caches_identity_and_older_caches_open_with_one_line(
