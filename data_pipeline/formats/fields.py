@@ -1,5 +1,6 @@
 """What may stand in a field of a dataset's annotations; DataError names the field, with what stands there instead."""
 
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from flowmask.models.errors import DataError
 from flowmask.models.text import clean, has_words
 
 _LARGEST_INT = 2**63 - 1
+_LONGEST_PART = 255  # bytes, of a path
 
 
 def check_expression(text: Any, *, where: str) -> str:
@@ -37,13 +39,20 @@ def check_names(values: Sequence[Any], *, where: str) -> list[str]:
     return [check_name(value, where=f"{where}[{i}]") for i, value in enumerate(values)]
 
 
+def check_path(name: str, *, where: str) -> str:
+    """A path; DataError if a part of it is longer than any file's name."""
+    if any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
+        raise DataError(f"{where} is {name[:40]!r}...; the name of a file has at most {_LONGEST_PART} bytes")
+    return name
+
+
 def check_inside(name: str, *, where: str) -> str:
-    """The name of a file or folder below another one; DataError if it leads out of that."""
+    """The path of a file or folder below another one; DataError if it leads out of that."""
     if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise DataError(
             f"{where} is {name[:40]!r}; expected a name below the dataset's folder, without empty parts or .."
         )
-    return name
+    return check_path(name, where=where)
 
 
 def refuse_twice(names: Iterable[str], *, where: str, said: str = "stands there twice") -> None:
@@ -61,8 +70,8 @@ def is_int(value: Any) -> bool:
 def shown(value: Any) -> str:
     """The beginning of a value from a file, for an error."""
     try:
-        return str(value)[:40]
-    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists
+        return (value if isinstance(value, str) else reprlib.repr(value))[:40]
+    except ValueError:  # a number of thousands of digits
         return f"no short {type(value).__name__}"
 
 

@@ -23,7 +23,7 @@ def reading(
         with open_regular(path) as file:
             yield file
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; see the dataset layouts in the README") from None
+        raise DataError(f"{path} is missing; docs/datasets.md says what a dataset holds") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except errors as error:

@@ -55,7 +55,7 @@ def _frame_names(listed: Sequence[Any], *, where: str) -> list[str]:
     if not names:
         raise DataError(f"{where} is empty")
     for i, name in enumerate(names):
-        if "/" in name or name in (".", ".."):
+        if "/" in check_inside(name, where=f"{where}[{i}]"):
             raise DataError(f"{where}[{i}] is {name[:40]!r}; expected the name of a file in the video's folder")
     refuse_twice(map(same_file, names), where=where)
     return names

@@ -29,7 +29,7 @@ from flowmask.data_pipeline.formats.refs import annotations_of, partitions, read
 from flowmask.data_pipeline.sources.base import Expression, FolderVideo, Source, is_evaluation, refuse_empty
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
-from flowmask.models.text import clean
+from flowmask.models.text import clean, has_words
 
 _IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
 _KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation", "empty")
@@ -105,7 +105,8 @@ class CocoImage(FolderVideo):
         )
 
     def _add(self, annotation: dict[str, Any]) -> str:
-        anno_id = str(annotation.get("original_id", annotation.get("id")))
+        given = annotation.get("original_id", annotation.get("id"))
+        anno_id = check_name(given, where=f"{self._json}: the id of an annotation")
         where = f"{self._json}: annotation {anno_id}"
         segmentation = field(annotation, "segmentation", bytes, where=where)
         if self._segmentations.setdefault(anno_id, segmentation) != segmentation:
@@ -240,7 +241,9 @@ def _refs_rows(refs_path: Path, instances_path: Path, mistakes: Mistakes, *, spl
     refs = read_refs(refs_path)
     splits = [field(ref, "split", str, where=f"{refs_path}: refs[{i}]") for i, ref in enumerate(refs)]
     if split not in splits:
-        raise DataError(f"{refs_path} has no split {split!r}; it has {', '.join(sorted(set(splits))) or 'none'}")
+        raise DataError(
+            f"{refs_path} has no split {split!r}; it has {', '.join(map(repr, sorted(set(splits)))) or 'none'}"
+        )
     instances = read_json(instances_path, object_hook=_compact)
     images, annotations = (_by_id(instances, name, path=instances_path) for name in ("images", "annotations"))
     for i, ref in enumerate(refs):
@@ -272,7 +275,7 @@ def _sentence(sentence: Any, *, where: str) -> str:
     """`sent`, the normalised form; `raw`, as it was typed, if that left nothing of it."""
     text = field(sentence, "sent", str, where=where)
     raw = sentence.get("raw")
-    if isinstance(raw, str) and not clean(text, lowercase=True):
+    if isinstance(raw, str) and not has_words(clean(text, lowercase=True)):
         text = raw
     return check_expression(text, where=f"{where}.sent")
 
@@ -288,7 +291,7 @@ def _by_id(content: Any, name: str, *, path: Path) -> dict[int, dict[str, Any]]:
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
     """An image or annotation entry without what nobody asks for; polygons in bytes, a quarter of their size."""
     if "segmentation" in entry:
-        entry["segmentation"] = marshal.dumps(entry["segmentation"])
+        entry["segmentation"] = marshal.dumps(entry["segmentation"], 2)  # equal values, equal bytes
     elif "file_name" not in entry:
         return entry
     return {name: entry[name] for name in _KEPT if name in entry}

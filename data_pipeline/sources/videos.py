@@ -21,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.formats.fields import check_expression, check_name, field, is_int, refuse_twice, shown
+from flowmask.data_pipeline.formats.fields import (
+    check_expression,
+    check_name,
+    check_path,
+    field,
+    is_int,
+    refuse_twice,
+    shown,
+)
 from flowmask.data_pipeline.formats.json_file import BOM, parse
 from flowmask.data_pipeline.formats.picture import pictures_in, read_object_mask
 from flowmask.data_pipeline.formats.reading import Mistakes, open_regular, reading
@@ -79,7 +87,8 @@ class ListedVideo(FileVideo):
 
     def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
         self._folder, self._where = folder, where
-        self.path = folder / check_name(field(entry, "video", str, where=where), where=f"{where}: video")
+        spot = f"{where}: video"
+        self.path = folder / check_path(check_name(field(entry, "video", str, where=where), where=spot), where=spot)
         self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
         listed = field(entry, "expressions", list, where=where)
         self._masks: dict[str, Any] = {}
@@ -106,7 +115,7 @@ class ListedVideo(FileVideo):
             return Expression(exp_id, text, ())
         for mask in masks if isinstance(masks, list) else [masks]:
             if isinstance(mask, str):
-                check_name(mask, where=f"{where}.masks")
+                check_path(check_name(mask, where=f"{where}.masks"), where=f"{where}.masks")
         # Sentences of one video that spell the same masks mean the same object: it is encoded once.
         anno_id = hashlib.sha256(json.dumps(masks, sort_keys=True).encode()).hexdigest()[:16]
         self._masks[anno_id] = masks
