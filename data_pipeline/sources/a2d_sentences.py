@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats.fields import check_expression, check_inside, check_name, is_int, shown
 from flowmask.data_pipeline.formats.json_file import read_json
-from flowmask.data_pipeline.formats.reading import reading
+from flowmask.data_pipeline.formats.reading import Mistakes, reading
 from flowmask.data_pipeline.sources.base import Expression, Source, names_and_sizes, refuse_empty
 from flowmask.data_pipeline.sources.videos import FileVideo
 from flowmask.models.errors import DataError
@@ -138,8 +138,8 @@ class A2dSentencesSource(Source):
         _h5py()
         self._list = _list_of(root, split)
         by_video: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
-        for video_id, *entry in _entries(self._list):
-            by_video[video_id].append((entry[0], entry[1], entry[2]))
+        for video_id, text, frame, instance in _entries(self._list):
+            by_video[video_id].append((text, frame, instance))
         self._videos = [A2dVideo(root, video_id, entries) for video_id, entries in by_video.items()]
         refuse_empty(self._videos, where=self._list)
 
@@ -150,7 +150,7 @@ class A2dSentencesSource(Source):
     @classmethod
     def split_ids(cls, root: Path, split: str) -> frozenset[str] | None:
         path = _list_of(root, split)
-        return frozenset(str(entry[0]) for entry in _entries(path)) if path.is_file() else None
+        return frozenset(entry[0] for entry in _entries(path)) if path.is_file() else None
 
     def videos(self) -> Sequence[A2dVideo]:
         return self._videos
@@ -164,19 +164,25 @@ def _list_of(root: Path, split: str) -> Path:
     return root / f"a2d_sentences_single_frame_{split}_annotations.json"
 
 
-def _entries(path: Path) -> list[tuple[str, Any, Any, Any]]:
+def _entries(path: Path) -> list[tuple[str, str, int, int]]:
     """Video id, sentence, frame from 1 and instance of each entry of a list."""
     listed = read_json(path)
     if not isinstance(listed, list):
         raise DataError(f"{path} holds a {type(listed).__name__}; expected a list")
-    entries: list[tuple[str, Any, Any, Any]] = []
+    entries: list[tuple[str, str, int, int]] = []
+    mistakes = Mistakes()
     for i, entry in enumerate(listed):
-        where = f"{path}: [{i}]"
-        if not isinstance(entry, list) or len(entry) != 4:
-            raise DataError(f"{where} is {shown(entry)!r}; expected [sentence, video, frame, instance]")
-        text, video_id, frame, instance = entry
-        if not is_int(frame) or frame < 1 or not is_int(instance):
-            raise DataError(f"{where} has frame {shown(frame)} and instance {shown(instance)}; expected numbers")
-        name = check_inside(check_name(video_id, where=f"{where}[1]"), where=f"{where}[1]")
-        entries.append((name, check_expression(text, where=f"{where}[0]"), frame, instance))
+        with mistakes:
+            entries.append(_entry(entry, where=f"{path}: [{i}]"))
+    mistakes.refuse()
     return entries
+
+
+def _entry(entry: Any, *, where: str) -> tuple[str, str, int, int]:
+    if not isinstance(entry, list) or len(entry) != 4:
+        raise DataError(f"{where} is {shown(entry)!r}; expected [sentence, video, frame, instance]")
+    text, video_id, frame, instance = entry
+    if not is_int(frame) or frame < 1 or not is_int(instance):
+        raise DataError(f"{where} has frame {shown(frame)} and instance {shown(instance)}; expected numbers")
+    name = check_inside(check_name(video_id, where=f"{where}[1]"), where=f"{where}[1]")
+    return name, check_expression(text, where=f"{where}[0]"), frame, instance

@@ -10,13 +10,15 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from film import write_film
-from layouts import COCO_JSON, INSTANCES, PICKLE, write_davis, write_mevis, write_refcoco, write_youtube
+from layouts import COCO_JSON, INSTANCES, PICKLE, write_davis, write_grefs, write_mevis, write_refcoco, write_youtube
+from sparse_layouts import write_a2d, write_jhmdb
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats import rle
@@ -69,7 +71,11 @@ def layouts(tmp_path_factory) -> dict[str, Layout]:
     write_davis(base / "davis")
     (base / "coco").mkdir()
     write_refcoco(base / "coco")
+    write_grefs(base / "coco")
     write_videos(base / "film")
+    write_jhmdb(base / "jhmdb")
+    if HAS_H5PY:
+        write_a2d(base / "a2d")
     meta = "meta_expressions/{}/meta_expressions.json"
     return {
         "mevis": Layout(base / "mevis", "mevis", "train", ("train/meta_expressions.json", "train/mask_dict.json")),
@@ -78,11 +84,15 @@ def layouts(tmp_path_factory) -> dict[str, Layout]:
         "davis": Layout(base / "davis", "ref_davis17", "valid", (meta.format("valid"),)),
         "coco": Layout(base / "coco", "refcoco", "refcoco/train", (COCO_JSON,)),
         "pickle": Layout(base / "coco", "refcoco", "refcoco/unc/train", (PICKLE, INSTANCES)),
+        "grefs": Layout(base / "coco", "refcoco", "grefcoco/unc/train", ("grefcoco/grefs(unc).json",)),
+        "jhmdb": Layout(base / "jhmdb", "jhmdb_sentences", "test", ("jhmdb_sentences_samples_metadata.json",)),
+        "a2d": Layout(base / "a2d", "a2d_sentences", "train", ("a2d_sentences_single_frame_train_annotations.json",)),
         "videos": Layout(base / "film", "videos", "train", ("train.jsonl",), lines=True),
     }
 
 
-NAMES = ("mevis", "youtube", "held back", "davis", "coco", "pickle", "videos")
+HAS_H5PY = find_spec("h5py") is not None
+NAMES = ["mevis", "youtube", "held back", "davis", "coco", "pickle", "grefs", "videos", "jhmdb"] + ["a2d"] * HAS_H5PY
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -116,11 +126,14 @@ def read_all(source: VideoSet) -> None:
         if not video.expressions:
             continue
         video.files_digest()
+        video.check_masks()
         ids = sorted({0, len(video.frame_names) - 1})
         height, width = video.size
         assert [frame.shape for frame in video.frames(ids)] == [(height, width, 3)] * len(ids)
         for expression in video.expressions:
             assert expression.exp_id.isprintable() and expression.text.encode().strip()
+            known = video.annotated(expression.anno_ids)
+            assert known is None or {*known} <= {*range(len(video.frame_names))} != set()
             if video.has_masks:
                 assert video.mask(expression.anno_ids, ids).shape == (len(ids), height, width)
 
@@ -131,6 +144,8 @@ def mutant(name: str, before: bytes, draw: random.Random) -> tuple[str, set[str]
     content = codec.loads(before)
     path, value = draw.choice(places(content)), draw.choice(VALUES)
     how = draw.choice(HOW if codec is pickle else (*HOW, *IN_TEXT))
+    if how == "doubled" and all(isinstance(key, int) for key in path):
+        how = "removed"  # there is no key in a list
     words = {str(key) for key in path} | {str(value)}
     if how not in IN_TEXT:
         changed = codec.dumps(spoil(content, path, value, how=how))

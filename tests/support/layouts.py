@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +195,23 @@ def write_mevis(folder: Path) -> None:
         anno += 2
     (folder / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
     (folder / "mask_dict.json").write_text(json.dumps(masks))
+
+
+def write_grefs(root: Path, **changes) -> None:
+    """gRefCOCO's form: one JSON of refs, each with a list of annotations."""
+    (root / "grefcoco").mkdir()
+    shutil.copy(root / INSTANCES, root / "grefcoco/instances.json")
+    named = [("both people", [100, 101], False), ("a giraffe", [-1], True), ("one woman", [101], False)]
+    refs = [
+        {
+            "image_id": 581857,
+            "split": "train" if place < 3 else "val",
+            "sentences": [{"sent": text, "raw": text, "sent_id": place}],
+            "ann_id": ids,
+            "no_target": empty,
+        }
+        for place, (text, ids, empty) in enumerate([*named, ("the bus", [103], False)])
+    ]
+    refs[3]["image_id"] = 7
+    refs[1].update(changes)
+    (root / "grefcoco/grefs(unc).json").write_text(json.dumps(refs))

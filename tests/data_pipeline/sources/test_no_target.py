@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from film import SIZE, write_film
-from layouts import INSTANCES, PICKLE, SIZES, image_entry, segmentation, write_davis, write_refcoco, write_youtube
+from layouts import PICKLE, SIZES, image_entry, segmentation, write_davis, write_grefs, write_refcoco, write_youtube
 from PIL import Image
 
 from flowmask.data_pipeline.config import DataSourceConfig
@@ -119,26 +119,6 @@ def test_of_ref_davis_four_sentences_name_the_same_or_all_name_nothing(tmp_path:
 def coco(tmp_path: Path) -> Path:
     write_refcoco(tmp_path)
     return tmp_path
-
-
-def write_grefs(root: Path, **changes: Any) -> None:
-    """gRefCOCO's form: one JSON of refs, each with a list of annotations."""
-    (root / "grefcoco").mkdir()
-    shutil.copy(root / INSTANCES, root / "grefcoco/instances.json")
-    named = [("both people", [100, 101], False), ("a giraffe", [-1], True), ("one woman", [101], False)]
-    refs = [
-        {
-            "image_id": 581857,
-            "split": "train" if place < 3 else "val",
-            "sentences": [{"sent": text, "raw": text, "sent_id": place}],
-            "ann_id": ids,
-            "no_target": empty,
-        }
-        for place, (text, ids, empty) in enumerate([*named, ("the bus", [103], False)])
-    ]
-    refs[3]["image_id"] = 7
-    refs[1].update(changes)
-    (root / "grefcoco/grefs(unc).json").write_text(json.dumps(refs))
 
 
 @pytest.mark.parametrize("changes", [{}, {"ann_id": []}, {"ann_id": -1}])
