@@ -183,6 +183,6 @@ def _entry(entry: Any, *, where: str) -> tuple[str, str, int, int]:
         raise DataError(f"{where} is {shown(entry)!r}; expected [sentence, video, frame, instance]")
     text, video_id, frame, instance = entry
     if not is_int(frame) or frame < 1 or not is_int(instance):
-        raise DataError(f"{where} has frame {shown(frame)} and instance {shown(instance)}; expected numbers")
+        raise DataError(f"{where} has frame {shown(frame)!r} and instance {shown(instance)!r}; expected numbers")
     name = check_inside(check_name(video_id, where=f"{where}[1]"), where=f"{where}[1]")
     return name, check_expression(text, where=f"{where}[0]"), frame, instance

@@ -127,7 +127,7 @@ class ListedVideo(FileVideo):
             return None
         right = isinstance(listed, list) and all(is_int(i) and i >= 0 for i in listed)
         if not right or not listed or listed != sorted(set(listed)):
-            raise DataError(f"{where} is {shown(listed)}; expected frame numbers from 0, rising, at least one")
+            raise DataError(f"{where} is {shown(listed)!r}; expected frame numbers from 0, rising, at least one")
         return tuple(listed)
 
     def annotated(self, anno_ids: Sequence[str]) -> tuple[int, ...] | None:

@@ -116,8 +116,8 @@ def test_a_bad_mask_file_of_a2d_is_one_line(a2d: Path, spoil: Callable[[Path], N
     [
         (["a", "bird", 2], r"\[3\] is .*; expected \[sentence, video, frame, instance\]"),
         ([" ", "bird", 2, 1], "an empty sentence"),
-        (["a", "bird", 0, 1], "frame 0 and instance 1; expected numbers"),
-        (["a", "bird", 2, "1 (copy)"], r"instance 1 \(copy\); expected numbers"),
+        (["a", "bird", 0, 1], "frame '0' and instance '1'; expected numbers"),
+        (["a", "bird", 2, "1 (copy)"], r"instance '1 \(copy\)'; expected numbers"),
         (["a", "", 2, 1], r"\[3\]\[1\] is ''; expected a name"),
     ],
 )
