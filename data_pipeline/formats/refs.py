@@ -41,5 +41,6 @@ def annotations_of(ref: Any, *, where: str) -> list[int]:
         raise DataError(f"{where}.ann_id is {shown(ref['ann_id'])!r}; expected an int, or a list of them")
     ids = [] if ids == [_NOTHING] else ids
     if "no_target" in ref and bool(ref["no_target"]) == bool(ids):
-        raise DataError(f"{where}: no_target is {shown(ref['no_target'])!r}, but ann_id is {ids}")
+        named = ", ".join(map(str, ids)) or "nothing"
+        raise DataError(f"{where}: no_target is {shown(ref['no_target'])!r}, but ann_id names {named}")
     return ids
