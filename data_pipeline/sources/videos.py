@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.formats.fields import check_expression, check_name, check_path, field, refuse_twice, shown
+from flowmask.data_pipeline.formats.fields import check_expression, check_name, check_path, field, refuse_twice
 from flowmask.data_pipeline.formats.json_file import BOM, parse
 from flowmask.data_pipeline.formats.picture import pictures_in, read_object_mask
-from flowmask.data_pipeline.formats.reading import Mistakes, open_regular, reading
+from flowmask.data_pipeline.formats.reading import Mistakes, open_regular, reading, shown
 from flowmask.data_pipeline.formats.video_file import VideoFile
 from flowmask.data_pipeline.sources.base import (
     Expression,
@@ -68,7 +68,11 @@ class ListedVideo(Video):
             if isinstance(mask, str):
                 check_path(check_name(mask, where=f"{where}.masks"), where=f"{where}.masks")
         # Sentences of one video that spell the same masks mean the same object: it is encoded once.
-        anno_id = hashlib.sha256(json.dumps(masks, sort_keys=True).encode()).hexdigest()[:16]
+        try:
+            spelled = json.dumps(masks, sort_keys=True)
+        except RecursionError:
+            raise DataError(f"{where}.masks is {shown(masks)!r}; expected masks") from None
+        anno_id = hashlib.sha256(spelled.encode()).hexdigest()[:16]
         self._masks[anno_id] = masks
         return Expression(exp_id, text, (anno_id,))
 
