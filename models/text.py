@@ -31,6 +31,11 @@ def clean(text: str, *, lowercase: bool) -> str:
     return re.sub(r'["\\]+', "", text)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no half characters, which stand for the bytes of what is none."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
+
+
 def has_words(cleaned: str) -> bool:
     """Whether anything can be seen of a cleaned sentence: a letter, a digit or a sign, and not only spaces."""
     return any(unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANK_LETTERS for letter in cleaned)

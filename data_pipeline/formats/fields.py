@@ -1,13 +1,13 @@
 """What may stand in a field of a dataset's annotations; DataError names the field, with what stands there instead."""
 
-import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flowmask.data_pipeline.formats.names import LONGEST_ID
+from flowmask.data_pipeline.formats.reading import shown
 from flowmask.models.errors import DataError
-from flowmask.models.text import clean, has_words
+from flowmask.models.text import clean, has_words, is_unicode
 
 _LARGEST_INT = 2**63 - 1
 _LONGEST_PART = 255  # bytes, of a path
@@ -17,7 +17,7 @@ def check_expression(text: Any, *, where: str) -> str:
     """The sentence if it is one; DataError if it is no string, or nothing is left of it after cleaning."""
     if not isinstance(text, str):
         raise DataError(f"{where} is {shown(text)!r}; it must be a sentence")
-    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+    if not is_unicode(text):
         raise DataError(f"{where} is {text[:40]!r}: half a character (a lone surrogate), which no encoder reads")
     if not has_words(clean(text, lowercase=True)):
         raise DataError(f"{where} is {text[:40]!r}: an empty sentence; write one or remove the expression")
@@ -65,14 +65,6 @@ def refuse_twice(names: Iterable[str], *, where: str, said: str = "stands there 
 def is_int(value: Any) -> bool:
     """Whether this is a whole number, and not true or false."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def shown(value: Any) -> str:
-    """The beginning of a value from a file, for an error."""
-    try:
-        return (value if isinstance(value, str) else reprlib.repr(value))[:40]
-    except ValueError:  # a number of thousands of digits
-        return f"no short {type(value).__name__}"
 
 
 def field(entry: Any, name: str, kind: type, *, where: str) -> Any:

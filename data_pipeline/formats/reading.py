@@ -2,12 +2,13 @@
 
 import errno
 import os
+import reprlib
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from flowmask.models.errors import DataError
 
@@ -39,6 +40,14 @@ def open_regular(path: Path) -> IO[bytes]:
             return file
         file.close()
     raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(kind) else "it is no regular file", str(path))
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value from a file, for an error."""
+    try:
+        return (value if isinstance(value, str) else reprlib.repr(value))[:40]
+    except ValueError:  # a number of thousands of digits
+        return f"no short {type(value).__name__}"
 
 
 class SeveralMistakesError(DataError):

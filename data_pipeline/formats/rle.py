@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.formats.reading import shown
 from flowmask.models.errors import DataError
 
 Mask = NDArray[np.bool_]
@@ -33,7 +34,7 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
     if rle is None:
         return np.zeros(size, dtype=bool)
     if not isinstance(rle, Mapping) or "counts" not in rle or not _is_size(rle.get("size")):
-        raise DataError(f"{where}: expected a COCO RLE with `size` and `counts`, found {str(rle)[:60]!r}")
+        raise DataError(f"{where}: expected a COCO RLE with `size` and `counts`, found {shown(rle)!r}")
     height, width = size
     if tuple(rle["size"]) != size:
         said = "x".join(str(side)[:20] for side in rle["size"])
@@ -65,6 +66,8 @@ def is_empty(rle: Any) -> bool:
 
 def decode_frames(frames: Sequence[Any], *, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
     """Bool [F H W] of the RLEs of a clip's frames."""
+    if not isinstance(frames, list | tuple) or not frames:
+        raise DataError(f"{where}: expected the RLE of each frame, found {shown(frames)!r}")
     return np.stack([decode(frame, size=size, where=where) for frame in frames])
 
 
@@ -79,7 +82,7 @@ def rasterise(polygons: Any, *, size: tuple[int, int], where: str) -> Mask:
 
     height, width = size
     if not isinstance(polygons, list) or not polygons:
-        raise DataError(f"{where}: expected a list of polygons, found {str(polygons)[:40]!r}")
+        raise DataError(f"{where}: expected a list of polygons, found {shown(polygons)!r}")
     shapes = []
     for polygon in polygons:
         points = _points(polygon, where=where)
@@ -105,10 +108,10 @@ def _points(polygon: Any, *, where: str) -> NDArray[np.float64]:
     """Flat float64 coordinates of one polygon."""
     try:
         points = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: no polygon of numbers: {str(polygon)[:40]!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{where}: no polygon of numbers: {shown(polygon)!r}") from error
     if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
-        raise DataError(f"{where}: no list of finite x, y, x, y, ...: {str(polygon)[:40]!r}")
+        raise DataError(f"{where}: no list of finite x, y, x, y, ...: {shown(polygon)!r}")
     return points
 
 
@@ -124,24 +127,24 @@ def _runs(counts: Any, *, total: int, where: str) -> NDArray[np.int64]:
     """
     if isinstance(counts, list):
         if not all(type(count) is int and -total <= count <= total for count in counts):
-            raise DataError(f"{where}: malformed RLE counts {str(counts)[:40]!r} for {total} px")
+            raise DataError(f"{where}: malformed RLE counts {shown(counts)!r} for {total} px")
         return np.asarray(counts, dtype=np.int64)
     try:
         code = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     except (AttributeError, UnicodeEncodeError) as error:
-        raise DataError(f"{where}: RLE counts are no ASCII string: {str(counts)[:40]!r}") from error
+        raise DataError(f"{where}: RLE counts are no ASCII string: {shown(counts)!r}") from error
     if not code.size or (code < 0).any() or (code > 63).any() or code[-1] & 0x20:
-        raise DataError(f"{where}: malformed RLE counts {str(counts)[:40]!r}")
+        raise DataError(f"{where}: malformed RLE counts {shown(counts)!r}")
     ends = np.flatnonzero(~code & 0x20)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 12:
-        raise DataError(f"{where}: malformed RLE counts {str(counts)[:40]!r}")
+        raise DataError(f"{where}: malformed RLE counts {shown(counts)!r}")
     shifts = 5 * (np.arange(code.size) - np.repeat(starts, lengths))
     runs = np.add.reduceat((code & 0x1F) << shifts, starts)
     runs -= np.where(code[ends] & 0x10, 1 << 5 * lengths, 0)  # sign extension
     if max(-int(runs.min()), int(runs.max())) > total:
-        raise DataError(f"{where}: malformed RLE counts {str(counts)[:40]!r} for {total} px")
+        raise DataError(f"{where}: malformed RLE counts {shown(counts)!r} for {total} px")
     # From the fourth on, a count is stored as its difference to the last but one.
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])

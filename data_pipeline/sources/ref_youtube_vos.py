@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmask.data_pipeline.formats.fields import field, shown
+from flowmask.data_pipeline.formats.fields import field
 from flowmask.data_pipeline.formats.json_file import read_json
 from flowmask.data_pipeline.formats.names import in_time_order
 from flowmask.data_pipeline.formats.picture import read_index_map
-from flowmask.data_pipeline.formats.reading import Mistakes
+from flowmask.data_pipeline.formats.reading import Mistakes, shown
 from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,

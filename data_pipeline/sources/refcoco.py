@@ -275,16 +275,14 @@ def _sentence(sentence: Any, *, where: str) -> str:
     """`sent`, the normalised form; `raw`, as it was typed, if that left nothing of it."""
     text = field(sentence, "sent", str, where=where)
     raw = sentence.get("raw")
-    if isinstance(raw, str) and not has_words(clean(text, lowercase=True)):
-        text = raw
-    return check_expression(text, where=f"{where}.sent")
+    unseen = isinstance(raw, str) and not has_words(clean(text, lowercase=True))
+    return check_expression(raw if unseen else text, where=f"{where}.sent")
 
 
 def _by_id(content: Any, name: str, *, path: Path) -> dict[int, dict[str, Any]]:
     entries = field(content, name, list, where=str(path))
     by_id = {field(entry, "id", int, where=f"{path}: {name}[{i}]"): entry for i, entry in enumerate(entries)}
-    if len(by_id) < len(entries):
-        refuse_twice((str(entry["id"]) for entry in entries), where=f"{path}: {name}.id", said="names two entries")
+    refuse_twice((str(entry["id"]) for entry in entries), where=f"{path}: {name}.id", said="names two entries")
     return by_id
 
 

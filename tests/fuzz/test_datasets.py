@@ -36,7 +36,13 @@ VALUES = [None, True, -1, 10**30, 1.5, float("nan"), float("inf"), "", " ", "x",
           [[0, 0, 190, 140] * 2000], [[0, 0, 1e300, 5, 5, 5]], [0] * 3000]  # fmt: skip
 HOW = ("removed", "renamed", "retyped", "retyped")
 MARK = "what json cannot say"
-IN_TEXT = {"doubled": "0", "buried": "[" * 3000 + "]" * 3000, "long": "9" * 5000, "unread": "1e999"}
+IN_TEXT = {
+    "doubled": "0",
+    "buried": "[" * 3000 + "]" * 3000,
+    "deep": "[" * 900 + "]" * 900,
+    "long": "9" * 5000,
+    "unread": "1e999",
+}
 LIMIT_S = 2.0
 SAID = re.compile(r"\d+|[A-Za-z_]+")
 

@@ -27,7 +27,7 @@ from flowmask.models.config import SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, DataError
 from flowmask.models.files import write_atomically
-from flowmask.models.text import clean, has_words
+from flowmask.models.text import clean, has_words, is_unicode
 from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter, masks_of, read_clip
 from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, legend_text, write_mask
 
@@ -64,6 +64,8 @@ class InputVideo:
 
     def __init__(self, path: Path, *, fps: float | None = None) -> None:
         """fps: frames per second of the overlay; None: the file's own, 10 for a folder. Raises DataError."""
+        if not is_unicode(str(path)):
+            raise DataError(f"the path {str(path)!r} is not UTF-8; rename it")
         self._path = path
         self._file = None if path.is_dir() else VideoFile(path)
         if self._file is not None:
@@ -77,6 +79,8 @@ class InputVideo:
         if not self._images:
             raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}); give a video or frames")
         self.frame_names = [image.stem for image in self._images]
+        if wrong := [name for name in self.frame_names if not is_unicode(name)]:
+            raise DataError(f"{path}: the name {wrong[0]!r} is not UTF-8; rename it")
         twice = [name for name, other in zip(self.frame_names, self.frame_names[1:]) if name == other]
         if twice:
             raise DataError(f"{path} holds two images called {twice[0]}; remove one")
@@ -206,7 +210,7 @@ def unique_slugs(prompts: Sequence[str]) -> list[str]:
         raise ConfigError('no prompt was given; say in quotes what to find, such as "the red car"')
     slugs: list[str] = []
     for prompt in prompts:
-        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in prompt):
+        if not is_unicode(prompt):
             raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it anew")
         if not has_words(clean(prompt, lowercase=True)):
             raise ConfigError(f'prompt {prompt!r} is empty; say what to find, such as "the red car"')

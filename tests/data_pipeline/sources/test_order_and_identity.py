@@ -121,7 +121,7 @@ def listed_film(root: Path, *, masks: Any = None, frames: int = FRAMES, **more: 
 def save_masks(folder: Path, masks: list[np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
     for i, mask in enumerate(masks):
-        Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(folder / f"{i}.png")
+        Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(folder / f"{i}.png", compress_level=0)
 
 
 def test_a_folder_of_masks_is_read_by_number(tmp_path: Path) -> None:

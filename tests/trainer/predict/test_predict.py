@@ -13,7 +13,7 @@ import torch
 from golden_export import write_golden_export
 from PIL import Image
 
-from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.errors import ConfigError, DataError, UserError
 from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.predict.predict import InputVideo, Predictions, predict, unique_slugs
 
@@ -100,6 +100,16 @@ def test_frames_of_a_folder_come_in_natural_order_and_keep_their_names(export: P
     assert (source.frames([2])[0] == _frames(3)[2]).all()
     result = _predict(export, folder, tmp_path / "p", PROMPTS[:1])
     assert sorted(p.name for p in result.prompts[0].masks.iterdir()) == ["1.png", "10.png", "2.png"]
+
+
+def test_a_name_that_is_not_utf_8_is_one_line_before_anything_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(DataError, match="not UTF-8"):
+        InputVideo(folder)
+    Image.fromarray(_frames(1)[0]).save(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        InputVideo(tmp_path)
 
 
 def test_photographs_are_read_as_people_see_them(tmp_path: Path) -> None:
