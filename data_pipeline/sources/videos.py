@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
-<<<<<<< HEAD
 from flowmask.data_pipeline.formats.fields import (
     check_expression,
     check_name,
@@ -31,9 +30,6 @@ from flowmask.data_pipeline.formats.fields import (
     refuse_twice,
     shown,
 )
-=======
-from flowmask.data_pipeline.formats.fields import check_expression, check_name, check_path, field, refuse_twice
->>>>>>> wt-dpic
 from flowmask.data_pipeline.formats.json_file import BOM, parse
 from flowmask.data_pipeline.formats.picture import pictures_in, read_object_mask
 from flowmask.data_pipeline.formats.reading import Mistakes, open_regular, reading, shown
@@ -60,39 +56,7 @@ def _opened(path: Path) -> VideoFile:
 class FileVideo(Video):
     """A video that is one file, `path`, opened when its frames, their number or their size are asked for."""
 
-<<<<<<< HEAD
     path: Path
-=======
-    def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
-        self._folder, self._where = folder, where
-        spot = f"{where}: video"
-        self.path = folder / check_path(check_name(field(entry, "video", str, where=where), where=spot), where=spot)
-        self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
-        listed = field(entry, "expressions", list, where=where)
-        self._masks: dict[str, Any] = {}
-        self.expressions = tuple(self._expression(number, item) for number, item in enumerate(listed))
-        refuse_twice((e.exp_id for e in self.expressions), where=f"{where}: exp_id", said="names two expressions")
-        self.has_masks = all(expression.anno_ids for expression in self.expressions)
-
-    def _expression(self, number: int, item: Any) -> Expression:
-        where = f"{self._where}: expressions[{number}]"
-        text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
-        exp_id = check_name(item.get("exp_id", number), where=f"{where}.exp_id")
-        masks = item.get("masks")
-        if masks is None:
-            return Expression(exp_id, text, ())
-        for mask in masks if isinstance(masks, list) else [masks]:
-            if isinstance(mask, str):
-                check_path(check_name(mask, where=f"{where}.masks"), where=f"{where}.masks")
-        # Sentences of one video that spell the same masks mean the same object: it is encoded once.
-        try:
-            spelled = json.dumps(masks, sort_keys=True)
-        except RecursionError:
-            raise DataError(f"{where}.masks is {shown(masks)!r}; expected masks") from None
-        anno_id = hashlib.sha256(spelled.encode()).hexdigest()[:16]
-        self._masks[anno_id] = masks
-        return Expression(exp_id, text, (anno_id,))
->>>>>>> wt-dpic
 
     @property
     def _file(self) -> VideoFile:
@@ -153,7 +117,11 @@ class ListedVideo(FileVideo):
             if isinstance(mask, str):
                 check_path(check_name(mask, where=f"{where}.masks"), where=f"{where}.masks")
         # Sentences of one video that spell the same masks mean the same object: it is encoded once.
-        anno_id = hashlib.sha256(json.dumps(masks, sort_keys=True).encode()).hexdigest()[:16]
+        try:
+            spelled = json.dumps(masks, sort_keys=True)
+        except RecursionError:
+            raise DataError(f"{where}.masks is {shown(masks)!r}; expected masks") from None
+        anno_id = hashlib.sha256(spelled.encode()).hexdigest()[:16]
         self._masks[anno_id] = masks
         return Expression(exp_id, text, (anno_id,))
 
