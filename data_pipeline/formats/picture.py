@@ -46,7 +46,7 @@ def opened_image(
     *,
     what: str = "frame",
     kind: str = "image",
-    formats: Sequence[str] = _FORMATS,
+    formats: tuple[str, ...] = _FORMATS,
     pixels: int | None = None,
 ) -> Iterator[Image.Image]:
     """A picture while it is read; DataError if it is none that may be. `what` and `kind` are its words.

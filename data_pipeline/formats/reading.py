@@ -72,9 +72,9 @@ class Mistakes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
         if not isinstance(error, DataError):
             return False
-        several = isinstance(error, SeveralMistakesError)
-        self._said = [*self._said, *(error.said if several else [str(error)])][:_SHOWN]
-        self._count += error.count if several else 1
+        several = error if isinstance(error, SeveralMistakesError) else SeveralMistakesError([str(error)], 1)
+        self._said = [*self._said, *several.said][:_SHOWN]
+        self._count += several.count
         return True
 
     def refuse(self) -> None:
