@@ -4,9 +4,10 @@ of the same form of gRefCOCO, grefs(BY).json, in which a sentence may name sever
 from pathlib import Path
 from typing import Any
 
-from flowmask.data_pipeline.formats.fields import is_int, shown
+from flowmask.data_pipeline.formats.fields import is_int
 from flowmask.data_pipeline.formats.json_file import read_json
 from flowmask.data_pipeline.formats.plain_pickle import read_plain_pickle
+from flowmask.data_pipeline.formats.reading import shown
 from flowmask.models.errors import DataError
 
 _NOTHING = -1  # in the place of an annotation's id

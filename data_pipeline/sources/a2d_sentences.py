@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmask.data_pipeline.formats.fields import check_expression, check_inside, check_name, is_int, shown
+from flowmask.data_pipeline.formats.fields import check_expression, check_inside, check_name, is_int
 from flowmask.data_pipeline.formats.json_file import read_json
-from flowmask.data_pipeline.formats.reading import Mistakes, reading
+from flowmask.data_pipeline.formats.reading import Mistakes, reading, shown
 from flowmask.data_pipeline.sources.base import Expression, Source, names_and_sizes, refuse_empty
 from flowmask.data_pipeline.sources.videos import FileVideo
 from flowmask.models.errors import DataError

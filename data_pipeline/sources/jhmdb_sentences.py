@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmask.data_pipeline.formats.fields import check_expression, check_name, is_int, shown
+from flowmask.data_pipeline.formats.fields import check_expression, check_name, is_int
 from flowmask.data_pipeline.formats.json_file import read_json
-from flowmask.data_pipeline.formats.reading import reading
+from flowmask.data_pipeline.formats.reading import reading, shown
 from flowmask.data_pipeline.sources.base import Expression, FolderVideo, Source, names_and_sizes, refuse_empty
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of

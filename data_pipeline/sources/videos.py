@@ -21,15 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.formats.fields import (
-    check_expression,
-    check_name,
-    check_path,
-    field,
-    is_int,
-    refuse_twice,
-    shown,
-)
+from flowmask.data_pipeline.formats.fields import check_expression, check_name, check_path, field, is_int, refuse_twice
 from flowmask.data_pipeline.formats.json_file import BOM, parse
 from flowmask.data_pipeline.formats.picture import pictures_in, read_object_mask
 from flowmask.data_pipeline.formats.reading import Mistakes, open_regular, reading, shown
