@@ -14,17 +14,10 @@ import pytest
 import yaml
 from command import environment
 from consoles import BROKEN, broken, controlling
-from runs import make_lab, rows, run_config
+from runs import rows, run_config
 
 STEPS = 12
 PATIENCE_S = 240
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lab")
-    make_lab(folder)
-    return folder
 
 
 def command(lab: Path, out: Path, *, steps: int = STEPS) -> list[str]:

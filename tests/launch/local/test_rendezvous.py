@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command import environment, flowmask
-from runs import make_lab, run_config
+from runs import run_config
 
 from flowmask.launch.local.processes import Group
 from flowmask.launch.slurm import task
@@ -22,7 +22,7 @@ BARE = Path(__file__).parents[2] / "support" / "bare_ranks.py"
 
 def launched(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, str(BARE), *map(str, words)]
-    variables = environment() | {"OMP_NUM_THREADS": "1", "PYTHONPATH": environment()["PYTHONPATH"]}
+    variables = environment() | {"OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # of whoever runs the tests
         variables[name] = "7"
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -54,10 +54,9 @@ def test_two_hundred_launches_three_at_a_time_all_meet_and_end(tmp_path: Path) -
 
 
 @pytest.mark.long
-def test_ten_trainings_three_at_a_time_all_end_with_zero(tmp_path: Path) -> None:
-    make_lab(tmp_path)
+def test_ten_trainings_three_at_a_time_all_end_with_zero(lab: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(json.dumps(run_config(tmp_path, tmp_path / "run", {"train.steps": 3}).model_dump(mode="json")))
+    config.write_text(json.dumps(run_config(lab, tmp_path / "run", {"train.steps": 3}).model_dump(mode="json")))
     waiting, running = list(range(10)), list[subprocess.Popen[bytes]]()
     while waiting or running:
         while waiting and len(running) < 3:
@@ -122,15 +121,14 @@ def test_a_listener_is_let_go_by_the_launcher_when_rank_zero_has_it(monkeypatch:
 
 
 def test_debug_and_one_process_commands_do_not_obey_a_foreign_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "9", "LOCAL_RANK": "3"}
     foreign |= {"TORCHELASTIC_RUN_ID": "x", "PMI_RANK": "1", "OMPI_COMM_WORLD_RANK": "1", "PMIX_RANK": "1"}
     for name, value in foreign.items():
         monkeypatch.setenv(name, value)
-    make_lab(tmp_path)
     config = tmp_path / "run.yaml"
-    config.write_text(json.dumps(run_config(tmp_path, tmp_path / "run", {"train.steps": 1}).model_dump(mode="json")))
+    config.write_text(json.dumps(run_config(lab, tmp_path / "run", {"train.steps": 1}).model_dump(mode="json")))
     done = flowmask("train", config, "launch.cluster=debug", timeout_s=120)
     assert done.returncode == 0, done.stderr
-    assert "1 x micro-batch" in done.stderr
+    assert "1 process x micro-batch" in done.stderr
