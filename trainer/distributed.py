@@ -23,8 +23,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from flowmask.models.device import rank_device
 from flowmask.models.errors import ConfigError, RankLostError
 
-_LOST = (  # what gloo and NCCL say when a peer does not answer any more
+_LOST = (  # what gloo, NCCL and a file to meet in say when a peer does not answer any more
     "Timed out waiting",
+    "Timeout waiting for key",
+    "Wait timeout",
     "Connection closed by peer",
     "Connection reset by peer",
     "Application timeout caused pair closure",
@@ -124,11 +126,11 @@ def lost_ranks_named(timeout_s: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        known = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+        known = isinstance(error, dist.DistError)
         if not known and not any(words in str(error) for words in _LOST):
             raise
         raise RankLostError(
-            f"rank {rank()} lost touch with another rank, which is gone or did not answer for "
+            f"rank {rank() or os.environ.get('RANK', 0)} lost touch with another rank, which is gone or did not answer for "
             f"{timeout_s:g} s (train.collective_timeout_s); start again: the last checkpoint is whole"
         ) from error
 
