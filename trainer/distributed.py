@@ -129,9 +129,10 @@ def lost_ranks_named(timeout_s: float) -> Iterator[None]:
         known = isinstance(error, dist.DistError)
         if not known and not any(words in str(error) for words in _LOST):
             raise
+        own = rank() or os.environ.get("RANK", 0)
         raise RankLostError(
-            f"rank {rank() or os.environ.get('RANK', 0)} lost touch with another rank, which is gone or did not answer for "
-            f"{timeout_s:g} s (train.collective_timeout_s); start again: the last checkpoint is whole"
+            f"rank {own} lost touch with another rank, which is gone or did not answer for {timeout_s:g} s "
+            f"(train.collective_timeout_s); start again: the last checkpoint is whole"
         ) from error
 
 
