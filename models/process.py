@@ -19,7 +19,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)  #
 DEFAULT_LEASE_S = 120.0
 _OF_A_GROUP = re.compile(  # what torchrun, mpirun, srun's PMI and our own launcher tell the processes of a group
     r"(?:(?:LOCAL|GROUP|NODE|ROLE)_)?(?:RANK|WORLD_SIZE)|MASTER_(?:ADDR|PORT)|"
-    r"(?:TORCHELASTIC|OMPI_COMM|PMIX?)_\w+|MPI_LOCALN?RANK\w+|FLOWMASK_(?:PARENT|MEET|LISTENER)"
+    r"(?:TORCHELASTIC|OMPI_COMM|PMI[2X]?)_\w+|MPI_LOCALN?RANK\w+|FLOWMASK_(?:PARENT|MEET|LISTENER)"
 )
 
 

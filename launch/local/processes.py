@@ -75,7 +75,7 @@ def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Gro
     group = group or Group(0, processes)
     with tempfile.TemporaryDirectory(prefix="flowmask-") as scratch:
         folder = Path(scratch)
-        if not group.meet and (lock := locks.take(folder / "lock")):
+        if processes > 1 and not group.meet and not independent and (lock := locks.take(folder / "lock")):
             os.close(lock)  # the file where the ranks meet needs locks
         (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
         ranks = [_start(folder, rank, processes, group=group) for rank in range(processes)]
