@@ -37,9 +37,11 @@ def test_a_job_inherits_nothing_of_the_jobs_that_it_is_submitted_from(
     options = ("--array=3", "--requeue", "--mem-per-cpu=200", "--time=30", f"--output={tmp_path}/said")
     monkeypatch.setitem(cluster.environment, "PYTHONPATH", environment()["PYTHONPATH"])
     around = cluster.run("sbatch", "--parsable", *options, tmp_path / "submits.sh") + "_3"
-    cluster.start_now(around)
-
     until = time.monotonic() + PATIENCE_S
+    while cluster.job_fields(around).get("Restarts") != "1":
+        assert time.monotonic() < until, cluster.job_state(around)
+        time.sleep(0.2)
+    cluster.start_now(around)
     while (submission := Submission.latest(out)) is None or not submission.verdicts():
         said = (tmp_path / "said").read_text() if (tmp_path / "said").exists() else cluster.job_state(around)
         assert time.monotonic() < until and not (tmp_path / "failed").exists(), said
