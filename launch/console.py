@@ -45,7 +45,7 @@ def take_over() -> None:
         where = os.fstat(descriptor)
         writer = writers.setdefault((where.st_dev, where.st_ino), _Writer())  # one for `2>&1`, which keeps the order
         encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
-        raw = io.BufferedWriter(_Stream(descriptor, writer))
+        raw = io.BufferedWriter(_ConsoleBytes(descriptor, writer))
         setattr(sys, name, io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True))
     atexit.register(_drain, list(writers.values()))
 
@@ -53,7 +53,7 @@ def take_over() -> None:
 def answer() -> None:
     """What this command prints is all that it does: it ends as SIGPIPE ends others, and a full disk is an error."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    if isinstance(raw, _Stream):
+    if isinstance(raw, _ConsoleBytes):
         raw.must_arrive = True
 
 
@@ -92,7 +92,7 @@ class _Writer:
                 _write_all(*item)
 
 
-class _Stream(io.RawIOBase):
+class _ConsoleBytes(io.RawIOBase):
     """The bytes of stdout or stderr, under Python's own buffers and text."""
 
     def __init__(self, descriptor: int, writer: _Writer) -> None:

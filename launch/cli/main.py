@@ -10,19 +10,9 @@ from typing import Annotated
 
 import typer
 
+from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
-from flowmask.launch.cli.words import (
-    AsJson,
-    Averaged,
-    ConfigFile,
-    Overrides,
-    Run,
-    Wait,
-    exit_with,
-    only_prints,
-    run_job,
-    say_json,
-)
+from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
@@ -280,7 +270,7 @@ def command() -> None:
     """Entry point. Nothing that is started from here looks for modules in the working folder."""
     os.environ["PYTHONSAFEPATH"] = "1"
     forget_group()
-    run_process(main, answers=only_prints(sys.argv[1:]))
+    run_process(main, answers=words.only_prints(sys.argv[1:]))
 
 
 def main() -> None:
