@@ -8,9 +8,10 @@ workers.
 import gc
 import importlib.metadata
 import platform
-import shutil
+import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,8 @@ from flowmask.data_pipeline.plan.leaks import LeakFree, without_leaks
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.device import gpu_holds, rank_device
 from flowmask.models.errors import CacheError
+from flowmask.models.files import remove_known
+from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.text import TextEncoder
 from flowmask.models.weights.wan import WanFolder
 
@@ -92,12 +95,15 @@ class Build:
         try:
             self.on_progress(BuildProgress("plan", 0, 1))
             self.source.videos()  # bad input is refused before anything is written
+            if units.read_plan(self.out / units.FOLDER) is None:
+                OutputFolder(self.out, units.CACHE)
             plan = self._plan()
             if not self.finished.exists():
                 self._encode(plan)
         finally:
             if self.finished.exists():  # also when refused: a finished cache is left exactly as it was
-                shutil.rmtree(self.work, ignore_errors=True)
+                with suppress(OSError):
+                    remove_known(self.work, _is_work)
         self.on_progress(BuildProgress("complete", plan.clips, plan.clips))
 
     def _encode(self, plan: units.BuildPlan) -> None:
@@ -278,6 +284,13 @@ class Build:
             batch_clips=self.config.cache.batch_clips,
             clock=self.clock,
         )
+
+
+def _is_work(relative: str) -> bool:
+    """Whether a file below `work/` is one that a build makes."""
+    return bool(
+        re.fullmatch(r"claims/[^/]+|texts/(\.tmp-)?text-[^/]+|quarantine/[^/]+|weights\.json|\.tmp-[^/]+", relative)
+    )
 
 
 def _environment(device: torch.device) -> dict[str, str]:
