@@ -42,7 +42,7 @@ def bundled() -> dict[Path, str]:
 
 
 def copy_configs(folder: Path) -> list[Path]:
-    """Copy all bundled configs below `folder`; their paths. ConfigError before the first one if another file is there."""
+    """Copy all bundled configs below `folder`; their paths. ConfigError first if another file has such a name."""
     targets = {name: folder / name for name in bundled()}
     missing = {name: target for name, target in targets.items() if not _is_copy(target, of=BUNDLED / name)}
     for target in missing.values():

@@ -233,24 +233,27 @@ def _clear(parent: Path, *, undo: bool) -> None:
     """Remove the scratches of processes that died. undo: end their swaps too, which takes the lock of the folder."""
     for entry in list(os.scandir(parent)):
         name = _SCRATCH.fullmatch(entry.name)
-        if name is None or not entry.is_dir(follow_symlinks=False) or entry.stat().st_uid != os.geteuid():
-            continue
-        place, lock = Path(entry.path), Path(entry.path, f"lock-{name[1]}")
-        if not lock.exists():
-            with suppress(OSError):  # empty: its maker died, or makes another one. Else it is not ours
-                place.rmdir()
-            continue
-        if (place / _SWAP).exists() and not undo:
-            continue
-        handle = locks.take(lock, patience_s=0)
-        if handle is None:
-            continue
-        try:
-            if _is_unfinished(place):
-                _undo(parent, place)
-            _remove(place, lock)
-        finally:
-            os.close(handle)
+        with suppress(FileNotFoundError):  # its maker is just removing it
+            if name and entry.is_dir(follow_symlinks=False) and entry.stat().st_uid == os.geteuid():
+                _clear_one(parent, Path(entry.path), Path(entry.path, f"lock-{name[1]}"), undo=undo)
+
+
+def _clear_one(parent: Path, place: Path, lock: Path, *, undo: bool) -> None:
+    if not lock.exists():
+        with suppress(OSError):  # empty: its maker died, or makes another one. Else it is not ours
+            place.rmdir()
+        return
+    if (place / _SWAP).exists() and not undo:
+        return
+    handle = locks.take(lock, patience_s=0)
+    if handle is None:
+        return
+    try:
+        if _is_unfinished(place):
+            _undo(parent, place)
+        _remove(place, lock)
+    finally:
+        os.close(handle)
 
 
 def _is_unfinished(place: Path) -> bool:
