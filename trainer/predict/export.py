@@ -75,6 +75,8 @@ def export(
     with _said(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch(target.parent) as place:
+            if os.path.lexists(target):
+                raise FileExistsError
             writers[format](place / target.name)
             move_new(place / target.name, target)
     return Exported(target, sum(t.numel() for t in job.loaded.state_dict.values()), job.loaded.sha256)
@@ -88,13 +90,7 @@ def _target(source: str, out: Path | None, *, format: str) -> Path:
         out = run / "export" / f"{run.resolve().name}{'_lora' if format == 'lora' else suffix}"
     if not out.name.endswith(suffix):
         raise ConfigError(f"--out is {out}; a file of this format is told by its name: end it in {suffix}")
-    if os.path.lexists(out):
-        raise _is_there(out)
     return out
-
-
-def _is_there(out: Path) -> ConfigError:
-    return ConfigError(f"{out} is already there; remove it or give another --out")
 
 
 @contextmanager
@@ -102,10 +98,11 @@ def _said(target: Path) -> Iterator[None]:
     """What the disk refuses, in one line, whichever library wrote."""
     try:
         yield
-    except FileExistsError as error:  # another export has finished meanwhile
-        raise _is_there(target) from error
     except (OSError, SafetensorError, RuntimeError) as error:
-        if not isinstance(error, OSError | SafetensorError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, FileExistsError) and os.path.lexists(target):  # before, or by another export meanwhile
+            raise ConfigError(f"{target} is already there; remove it or give another --out") from error
+        ours = str(getattr(error, "filename", None) or target).startswith(str(target.parent))
+        if not ours or (isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error)):
             raise
         why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise ConfigError(f"cannot write {target}: {why}; make room, or give another --out") from error

@@ -147,9 +147,15 @@ def _are_rows(path: Path) -> bool:
 
 
 def _are_checkpoints(path: Path) -> bool:
-    """Nothing else lies in `checkpoints/` than steps, links to them, and what a kill has left."""
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [""]
-    return all(re.fullmatch(r"step_\d{8,}|latest|best|\..*", name) for name in names)
+    """Nothing else lies in `checkpoints/` than whole steps, links to them, and what a kill has left."""
+    return path.is_dir() and all(_is_step_or_link(entry) for entry in path.iterdir())
+
+
+def _is_step_or_link(path: Path) -> bool:
+    if path.name in ("latest", "best"):
+        return path.is_symlink()
+    whole = bool(re.fullmatch(r"step_\d{8,}", path.name)) and bool(read_object(path / "state.json"))
+    return whole or bool(re.fullmatch(r"\.(writing|trash|link)_.*", path.name))
 
 
 _PARSES: dict[str, Callable[[Path], bool]] = {
