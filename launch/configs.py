@@ -9,7 +9,7 @@ import flowmask
 from flowmask.launch.console import err
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import move_new
-from flowmask.models.folders.output_folder import scratch
+from flowmask.models.folders.scratch import scratch
 
 BUNDLED = Path(flowmask.__file__).resolve().parent / "configs"
 

@@ -95,8 +95,6 @@ class Build:
         try:
             self.on_progress(BuildProgress("plan", 0, 1))
             self.source.videos()  # bad input is refused before anything is written
-            if units.read_plan(self.out / units.FOLDER) is None:
-                OutputFolder(self.out, units.CACHE)
             plan = self._plan()
             if not self.finished.exists():
                 self._encode(plan)
@@ -130,11 +128,14 @@ class Build:
 
     def _plan(self) -> units.BuildPlan:
         """The plan on disk, written if there is none; refuses one, or a cache, of another fingerprint."""
+        folder = self.out / units.FOLDER
         try:
-            self.shards.mkdir(parents=True, exist_ok=True)
+            self.out.mkdir(parents=True, exist_ok=True)
+            if units.read_plan(folder) is None:
+                OutputFolder(self.out, units.CACHE)
+            self.shards.mkdir(exist_ok=True)
         except OSError as error:
             raise CacheError(f"cannot write {self.shards}: {error.strerror}; choose another `out`") from error
-        folder = self.out / units.FOLDER
         once(
             self.claims / "plan",
             done=lambda: units.read_plan(folder) is not None,

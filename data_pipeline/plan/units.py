@@ -7,6 +7,7 @@ written last.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -209,11 +210,25 @@ def read_plan(folder: Path) -> BuildPlan | None:
 
 def _older(out: Path) -> tuple[()] | None:
     """A cache of an earlier version, finished or being built."""
-    begun = {FOLDER, SHARDS, "work"}
-    names = {entry.name for entry in out.iterdir() if not entry.name.startswith((".", "launch", "slurm"))}
     if "fingerprint" in read_object(out / MANIFEST) or "fingerprint" in read_object(out / FOLDER / "plan.json"):
         return ()
-    return () if names <= begun and (out / "work" / "claims").is_dir() else None
+    known = {
+        FOLDER: "|".join(map(re.escape, FILES)),
+        SHARDS: r"\d{6}\.(tar|json)",
+        "work": r"claims|texts|quarantine|weights\.json|repair",
+    }
+    for entry in out.iterdir():
+        inside = known.get(entry.name)
+        if inside is None and not entry.name.startswith((".", "launch", "slurm")):
+            return None
+        if inside and not all(re.fullmatch(rf"{inside}|\.tmp-.*", path.name) for path in _entries(entry)):
+            return None
+    return ()
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder; a file in its place is no name of ours."""
+    return list(folder.iterdir()) if folder.is_dir() else [folder]
 
 
 # Builds of one config are equal to the byte, so their marks are equal too.

@@ -17,7 +17,7 @@ from flowmask.data_pipeline.show.inspect_examples import CachedExample, ExampleD
 from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
 from flowmask.models.errors import CacheError, ConfigError
 from flowmask.models.files import move_new
-from flowmask.models.folders.output_folder import scratch
+from flowmask.models.folders.scratch import scratch
 
 _TITLE = "Latent cache"
 _MAX_BUCKETS, _MAX_COLUMNS, _MAX_SENTENCES, _MAX_QUARANTINED = 24, 12, 4, 20

@@ -26,7 +26,8 @@ from flowmask.launch.jobs import KINDS
 from flowmask.launch.progress import bar
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import move_new, read_object, write_atomically
-from flowmask.models.folders.output_folder import Kind, OutputFolder, scratch
+from flowmask.models.folders.output_folder import Kind, OutputFolder
+from flowmask.models.folders.scratch import scratch
 
 MARK, REPORT = "demo.json", "report.json"
 DEMO = Kind("a demo", older=lambda out: () if "profile" in read_object(out / MARK) else None)

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,12 +23,11 @@ from pathlib import Path
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import MARK, TEMPORARY, move_new, read_object, sha256_of, sync, write_atomically
 from flowmask.models.folders import locks
+from flowmask.models.folders.scratch import FILES, OLD, SWAP, clear, scratch, undo_swap
 
-LOCK, FILES = ".lock", ".flowmask.files"
+LOCK = ".lock"
 PATIENCE_S = 15.0
-_SWAP, _OLD = ".swap.json", ".old"
 _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG)
-_SCRATCH = re.compile(r"\.flowmask-([0-9a-f]{32})")
 
 
 @dataclass(frozen=True)
@@ -57,32 +55,21 @@ class OutputFolder:
         self.path, self.kind = path, kind
         with self._said():
             path.mkdir(parents=True, exist_ok=True)
-            found = _read_mark(path) or self._mark()
-        if found.get("kind") != kind.name:
-            what = found.get("kind") or f"marked by a damaged {MARK}"
-            raise kind.error(f"out is {path}, which is {what}, not {kind.name}; choose another folder")
-        with self._said():
-            _clear(path, undo=False)
-            self._sweep(found["id"])
+            files = own_files(path, kind)
+            if files is not None:
+                self._mark(files)
+            self._identity = _read_mark(path).get("id", "")
+            clear(path, undo=False)
+            self._sweep()
 
-    def _mark(self) -> dict[str, str]:
-        """Make the folder ours if it is empty, or was ours before there were marks."""
-        own = {LOCK, FILES, *self.kind.dots}
-        names = sorted(entry.name for entry in self.path.iterdir() if entry.name[0] != "." or entry.name in own)
-        files = self.kind.older(self.path) if names else ()
-        if files is None:
-            if found := _read_mark(self.path):  # another process has begun here just now
-                return found
-            raise self.kind.error(
-                f"out is {self.path}, which is not {self.kind.name} but holds {names[0]}; choose a new or empty folder"
-            )
+    def _mark(self, files: Collection[str]) -> None:
+        """Make the folder ours; `files` are of an earlier version."""
         if files:
             write_atomically(self.path / FILES, json.dumps(dict.fromkeys(files, "")))
         mark = {"kind": self.kind.name, "id": self.kind.identity or secrets.token_hex(16)}
         with scratch(self.path) as place, suppress(FileExistsError):  # somebody was quicker: that mark holds
             write_atomically(place / MARK, json.dumps(mark))
             move_new(place / MARK, self.path / MARK)
-        return _read_mark(self.path) or {}
 
     @contextmanager
     def held(self, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
@@ -101,11 +88,8 @@ class OutputFolder:
         with self._said():
             handle = locks.take(self.path / LOCK, patience_s=patience_s)
         if handle is None:
-            holder = ""
-            with suppress(OSError):
-                holder = (self.path / LOCK).read_text(errors="replace").strip()
             raise self.kind.error(
-                f"{self.path} is being written by {holder or 'an unknown process'}; stop it or choose another out "
+                f"{self.path} is being written by {self._holder()}; stop it or choose another out "
                 f"(waited {patience_s:.0f} s)"
             )
         with suppress(OSError):  # a full disk: it is held all the same
@@ -113,11 +97,19 @@ class OutputFolder:
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         try:
             with self._said():
-                _clear(self.path, undo=True)
+                clear(self.path, undo=True)
         except BaseException:
             os.close(handle)
             raise
         return handle
+
+    def _holder(self) -> str:
+        """Who keeps writers out, as the lock says."""
+        if not locks.is_held(self.path / LOCK):
+            return f"nobody, but a process that reads holds its lock (`fuser {self.path / LOCK}` names it)"
+        with suppress(OSError):
+            return (self.path / LOCK).read_text(errors="replace").strip() or "an unknown process"
+        return "an unknown process"
 
     def strangers(self, names: Collection[str], *, by_content: bool = False) -> list[str]:
         """Files under these names that no result of ours put there, or (by_content) that somebody has changed."""
@@ -154,25 +146,25 @@ class OutputFolder:
             write_atomically(place / FILES, json.dumps(files))
             moves = {FILES: place / FILES, **{name: moves[name] for name in names if name in moves}}
             plan = {name: source.relative_to(self.path).as_posix() for name, source in moves.items()}
-            (place / _OLD).mkdir()
-            write_atomically(place / _SWAP, json.dumps(plan))
+            (place / OLD).mkdir()
+            write_atomically(place / SWAP, json.dumps(plan))
             try:
                 for name in (*names, FILES):
                     if os.path.lexists(self.path / name):
-                        (self.path / name).rename(place / _OLD / name)
+                        (self.path / name).rename(place / OLD / name)
                 for name in reversed(moves):
                     moves[name].rename(self.path / name)
                 sync(self.path)
             except OSError:
-                _undo(self.path, place)
+                undo_swap(self.path, place)
                 raise
 
     def _files(self) -> dict[str, str]:
         return read_object(self.path / FILES)
 
-    def _sweep(self, identity: str) -> None:
+    def _sweep(self) -> None:
         """Delete single files that writers who died never finished: they carry this folder's identity."""
-        name = re.compile(rf"{re.escape(TEMPORARY)}.*\.{re.escape(identity)}[0-9a-f]{{16}}", re.DOTALL)
+        name = re.compile(rf"{re.escape(TEMPORARY)}.*\.{re.escape(self._identity)}[0-9a-f]{{16}}", re.DOTALL)
         for entry in list(os.scandir(self.path)):
             ours = name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
             if ours and not locks.is_held(Path(entry.path)):
@@ -197,99 +189,30 @@ class OutputFolder:
             ) from error
 
 
+def own_files(path: Path, kind: Kind) -> Collection[str] | None:
+    """None if a folder is marked as of a kind, else its files, as `Kind.older` has them; writes nothing.
+
+    Raises `kind.error` in one line where the folder is of another kind, or not ours.
+    """
+    if not (mark := _read_mark(path)):
+        dots = {LOCK, FILES, *kind.dots}
+        names = sorted(entry.name for entry in path.iterdir() if entry.name[0] != "." or entry.name in dots)
+        files = kind.older(path) if names else ()
+        if files is not None:
+            return files
+        if not (mark := _read_mark(path)):  # no other process has begun here just now
+            raise kind.error(
+                f"out is {path}, which is not {kind.name} but holds {names[0]}; choose a new or empty folder"
+            )
+    if mark["kind"] != kind.name:
+        what = mark["kind"] or f"marked by a damaged {MARK}"
+        raise kind.error(f"out is {path}, which is {what}, not {kind.name}; choose another folder")
+    return None
+
+
 def identity_of(folder: Path) -> str | None:
     """The identity of a folder of ours, which a copy has too; None without a mark."""
     return _read_mark(folder).get("id")
-
-
-@contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
-    """An empty folder in `parent` that this process alone may enter, gone at the end; those of dead ones go too."""
-    _clear(parent, undo=False)
-    place, lock, handle = _new_scratch(parent)
-    try:
-        yield place
-    finally:
-        if not _is_unfinished(place):  # a swap that could not be undone either: the next holder of the lock does it
-            _remove(place, lock)
-        os.close(handle)
-
-
-def _new_scratch(parent: Path) -> tuple[Path, Path, int]:
-    while True:
-        name = secrets.token_hex(16)
-        place = parent / f".flowmask-{name}"
-        place.mkdir(mode=0o700)
-        lock = place / f"lock-{name}"
-        with suppress(FileNotFoundError):  # somebody took it for a dead one's: it was empty still
-            handle = locks.take(lock)
-            if handle is not None and lock.exists():
-                return place, lock, handle
-            if handle is not None:
-                os.close(handle)
-
-
-def _clear(parent: Path, *, undo: bool) -> None:
-    """Remove the scratches of processes that died. undo: end their swaps too, which takes the lock of the folder."""
-    for entry in list(os.scandir(parent)):
-        name = _SCRATCH.fullmatch(entry.name)
-        with suppress(FileNotFoundError):  # its maker is just removing it
-            if name and entry.is_dir(follow_symlinks=False) and entry.stat().st_uid == os.geteuid():
-                _clear_one(parent, Path(entry.path), Path(entry.path, f"lock-{name[1]}"), undo=undo)
-
-
-def _clear_one(parent: Path, place: Path, lock: Path, *, undo: bool) -> None:
-    if not lock.exists():
-        with suppress(OSError):  # empty: its maker died, or makes another one. Else it is not ours
-            place.rmdir()
-        return
-    if (place / _SWAP).exists() and not undo:
-        return
-    handle = locks.take(lock, patience_s=0)
-    if handle is None:
-        return
-    try:
-        if _is_unfinished(place):
-            _undo(parent, place)
-        _remove(place, lock)
-    finally:
-        os.close(handle)
-
-
-def _is_unfinished(place: Path) -> bool:
-    """Whether a swap has begun here and not ended: the listing is the last thing that it moves."""
-    return (place / _SWAP).exists() and (place / FILES).exists()
-
-
-def _undo(out: Path, place: Path) -> None:
-    """Take a swap back as far as it has come; again after a kill, with the same end."""
-    for name, source in read_object(place / _SWAP).items():
-        _refuse_outside(out, name, source)
-        if not os.path.lexists(out / source) and os.path.lexists(out / name):
-            (out / name).rename(out / source)
-    for old in list((place / _OLD).iterdir()):
-        if not os.path.lexists(out / old.name):
-            old.rename(out / old.name)
-    (place / _SWAP).unlink()
-
-
-def _refuse_outside(out: Path, name: str, source: str) -> None:
-    """A plan that a stranger wrote moves nothing from or to a place outside the folder."""
-    inside = isinstance(source, str) and (out / source).parent.resolve().is_relative_to(out.resolve())
-    if not inside or ".." in Path(source).parts or Path(name).name != name:
-        raise ConfigError(f"{out} holds a plan of moves that leads out of it ({source}); it is not ours: remove it")
-
-
-def _remove(place: Path, lock: Path) -> None:
-    """Delete a scratch, its lock at the end: until then the next one knows it for ours."""
-    for path in list(place.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path != lock:
-            path.unlink(missing_ok=True)
-    with suppress(OSError):
-        lock.unlink(missing_ok=True)
-        place.rmdir()
 
 
 def _below(path: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from flowmask.models.errors import WeightsError
 from flowmask.models.files import move_new
-from flowmask.models.folders.output_folder import scratch
+from flowmask.models.folders.scratch import scratch
 
 TEXT_DIM = 64
 TRANSFORMER: dict[str, Any] = {

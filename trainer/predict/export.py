@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flowmask.models.errors import ConfigError, WeightsError
 from flowmask.models.files import move_new
-from flowmask.models.folders.output_folder import scratch
+from flowmask.models.folders.scratch import scratch
 from flowmask.models.lora import write_adapter
 from flowmask.models.strict import assign_strict
 from flowmask.models.weights.flowrvs import SETTINGS

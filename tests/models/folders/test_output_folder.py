@@ -12,7 +12,8 @@ from disturbed import FINISHED, KILLED, REFUSED, calls_of, contents, end_of, eve
 
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import MARK, move_new, whole_file
-from flowmask.models.folders.output_folder import Kind, OutputFolder, identity_of, scratch
+from flowmask.models.folders.output_folder import Kind, OutputFolder, identity_of
+from flowmask.models.folders.scratch import scratch
 
 KIND = Kind("a heap", older=lambda path: ["heap"] if (path / "heap").is_file() else None, dots=(".own",))
 OTHER = Kind("a pile", older=lambda path: None)
