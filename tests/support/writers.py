@@ -129,7 +129,7 @@ def writers(lab: Path) -> dict[str, Writer]:
         "curriculum": curriculum,
         "demo": run_demo,
         "export file": lambda out: export(source, format="safetensors", out=out / "weights.safetensors"),
-        "export folder": lambda out: export(source, format="diffusers", out=out / "weights"),
+        "export folder": lambda out: export(source, format="diffusers", out=out / "weights", wan=lab / "wan"),
         "cache inspect": lambda out: inspect(OLDER / "cache", out=out / "cache.html", examples=0),
         "configs --copy": copy_configs,
     }

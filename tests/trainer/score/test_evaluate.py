@@ -170,9 +170,7 @@ def test_results_that_could_not_be_published_leave_the_older_ones_and_need_no_co
     evaluate(_config(export, out))
     wanted = evaluate(_config(export, tmp_path / "whole", sampler={"steps": 4}))
     for why in (errno.ENOSPC, errno.ENAMETOOLONG):
-        before = {
-            path: path.read_bytes() for path in out.rglob("*") if path.is_file() and ".evaluate" not in path.parts
-        }
+        before = {name: content for name, content in contents(out).items() if not name.startswith(".evaluate/")}
         with monkeypatch.context() as patched:
             refused = Mock(side_effect=OSError(why, os.strerror(why)))
             patched.setattr("flowmask.trainer.score.overlays.OverlayVideo", refused)
