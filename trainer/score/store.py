@@ -40,13 +40,15 @@ class EvaluationStore:
         self.out, self._home = out, out / _WORK
         self._work = self._home / fingerprint
         self._folder = OutputFolder(out, EVALUATION)
-        self._folder.refuse_strangers(RESULTS)
         with self._folder.held():  # takes back what a killed publisher has begun
-            try:
-                (self._work / "records").mkdir(parents=True, exist_ok=True)
-                (self._work / MASKS).mkdir(exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
+            self._folder.refuse_strangers(RESULTS)
+            self._make(self._home)
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out is {self.out}; it can't be written ({error.strerror}): choose another") from error
 
     @contextmanager
     def claim(self, rank: int) -> Iterator[None]:
@@ -58,6 +60,8 @@ class EvaluationStore:
             if rank == 0:
                 self._drop_other_work()
                 note_start(self.out)
+            self._make(self._work / MASKS)
+            self._make(self._work / "records")
             yield
         finally:
             os.close(lock)
