@@ -85,8 +85,8 @@ def evaluate(
 
         def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
             also(place)
-            known = {"weights": loaded.weights, "fingerprint": fingerprint}
-            made.append(finish(config, videos, masks, records, out=place, **known))
+            scores = finish(config, videos, masks, records, out=place, weights=loaded.weights, fingerprint=fingerprint)
+            made.append(scores)
             return made[0].to_json()
 
         if not store.publish_if_complete([video.video_id for video in videos], build):
