@@ -30,8 +30,9 @@ class PredictionFolder:
     def __init__(self, out: Path, *, video: str, prompts: Sequence[str]) -> None:
         self._folder = OutputFolder(out, _KIND)
         self.path, self._video, self._prompts = out, Path(video).resolve(), prompts
-        replaced = [entry for entry in self._entries() if self._is_mine(entry) and entry["prompt"] in prompts]
-        self._folder.refuse_strangers([*_names(replaced), PREDICTIONS], by_content=True)
+        with self._folder.held(patience_s=PUBLISH_PATIENCE_S):  # takes back what a killed prediction has begun to move
+            replaced = [entry for entry in self._entries() if self._is_mine(entry) and entry["prompt"] in prompts]
+            self._folder.refuse_strangers([*_names(replaced), PREDICTIONS], by_content=True)
         self.scratch = self._folder.scratch
 
     def earlier(self, frames: Sequence[str]) -> list[Entry]:
