@@ -167,7 +167,7 @@ class OutputFolder:
         name = re.compile(rf"{re.escape(TEMPORARY)}.*\.{re.escape(self._identity)}[0-9a-f]{{16}}", re.DOTALL)
         for entry in list(os.scandir(self.path)):
             ours = name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
-            if ours and not locks.is_held(Path(entry.path)):
+            if ours and locks.is_free(Path(entry.path)):
                 Path(entry.path).unlink(missing_ok=True)
 
     @contextmanager

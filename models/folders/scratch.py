@@ -43,7 +43,10 @@ def _new_scratch(parent: Path) -> tuple[Path, Path, int]:
         place.mkdir(mode=0o700)
         lock = place / f"lock-{name}"
         with suppress(FileNotFoundError):  # somebody took it for a dead one's: it was empty still
-            handle = locks.take(lock)
+            try:
+                handle = locks.take(lock)
+            except locks.LockError:  # a file system without locks: nobody clears it there but its maker
+                return place, lock, os.open(lock, os.O_RDWR)
             if handle is not None and lock.exists():
                 return place, lock, handle
             if handle is not None:
@@ -66,8 +69,7 @@ def _clear_one(parent: Path, place: Path, lock: Path, *, undo: bool) -> None:
         return
     if (place / SWAP).exists() and not undo:
         return
-    handle = locks.take(lock, patience_s=0)
-    if handle is None:
+    if not locks.is_free(lock) or (handle := locks.take(lock, patience_s=0)) is None:
         return
     try:
         if _is_unfinished(place):

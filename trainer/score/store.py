@@ -3,6 +3,7 @@
     out/.evaluate/<fingerprint>/{masks/<video>/<expression>/<frame>.png, records/<video>.json}   at work
     out/{masks/, report.html, overlays/, submission.zip, config.yaml, scores.json}              published
 
+Videos and expressions are called as `MaskNames` calls them, which makes file names of any ids.
 A record is written after its video's masks, and trusted only in the folder of the same weights, data and
 settings: masks of another checkpoint are neither scored nor left among the new ones. scores.json comes last. Until all
 results stand, the older ones do, and the masks and records stay at work: the next start need not compute them again.
@@ -18,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from flowmask.models.errors import ConfigError, DataError
+from flowmask.models.errors import ConfigError
 from flowmask.models.files import read_object, remove_known, write_atomically
 from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind, OutputFolder
@@ -66,40 +67,40 @@ class EvaluationStore:
         finally:
             os.close(lock)
 
-    def start_video(self, video_id: str) -> None:
+    def start_video(self, video: str) -> None:
         """Forget masks of a video that was not finished."""
-        remove_known(self._work / MASKS / video_id, _is_work)
+        remove_known(self._work / MASKS / video, _is_work)
 
-    def mask_folder(self, video_id: str, exp_id: str) -> Path:
-        """Where the masks of one expression go while the evaluation is at work."""
-        folder = self._work / MASKS / safe_name(video_id) / safe_name(exp_id)
+    def mask_folder(self, key: str) -> Path:
+        """Where the masks of one expression, `<video>/<expression>`, go while the evaluation is at work."""
+        folder = self._work / MASKS / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def write_record(self, video_id: str, record: Mapping[str, Any]) -> None:
+    def write_record(self, video: str, record: Mapping[str, Any]) -> None:
         """Say that a video is done, with its numbers."""
-        write_atomically(self._record(video_id), json.dumps(record, allow_nan=False))
+        write_atomically(self._record(video), json.dumps(record, allow_nan=False))
 
-    def record(self, video_id: str) -> dict[str, Any] | None:
+    def record(self, video: str) -> dict[str, Any] | None:
         """What `write_record` was given, or None when the video has still to be done."""
-        if not (self._work / MASKS / video_id).is_dir():
+        if not (self._work / MASKS / video).is_dir():
             return None
         try:
-            return json.loads(self._record(video_id).read_text())
+            return json.loads(self._record(video).read_text())
         except (OSError, ValueError):
             return None
 
     def publish_if_complete(
-        self, video_ids: Sequence[str], build: Callable[[Path, Path, list[dict[str, Any]]], Mapping[str, Any]]
+        self, videos: Sequence[str], build: Callable[[Path, Path, list[dict[str, Any]]], Mapping[str, Any]]
     ) -> bool:
         """Once every video has its record, replace the results in `out`; whoever comes last does it, once.
 
-        build: (folder of the masks, empty folder for the other results, records in the order of `video_ids`) -> what
+        build: (folder of the masks, empty folder for the other results, records in the order of `videos`) -> what
                scores.json shall hold
         returns: whether it was done; not while videos are missing or when another process has published
         """
         with self._publisher():
-            records = [self.record(video_id) for video_id in video_ids]
+            records = [self.record(video) for video in videos]
             known = [record for record in records if record is not None]
             if len(known) < len(records):
                 return False
@@ -123,8 +124,8 @@ class EvaluationStore:
         finally:
             os.close(lock)
 
-    def _record(self, video_id: str) -> Path:
-        return self._work / "records" / f"{safe_name(video_id)}.json"
+    def _record(self, video: str) -> Path:
+        return self._work / "records" / f"{video}.json"
 
     def _drop_other_work(self) -> None:
         for entry in self._home.iterdir():
@@ -164,10 +165,3 @@ def _is_config(path: Path) -> bool:
 
 
 EVALUATION = Kind("an evaluation", older=_older, dots=(_WORK, ".owner.json", ".ended.json"))
-
-
-def safe_name(name: str) -> str:
-    """A dataset's id as one path component; DataError if it would lead out of the folder."""
-    if not name or name in (".", "..") or os.sep in name or "\0" in name:
-        raise DataError(f"id {name!r} cannot name a folder; rename it in the dataset")
-    return name
