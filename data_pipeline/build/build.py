@@ -8,10 +8,8 @@ workers.
 import gc
 import importlib.metadata
 import platform
-import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +35,6 @@ from flowmask.data_pipeline.plan.leaks import LeakFree, without_leaks
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.device import gpu_holds, rank_device
 from flowmask.models.errors import CacheError
-from flowmask.models.files import remove_known
 from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.text import TextEncoder
 from flowmask.models.weights.wan import WanFolder
@@ -101,8 +98,7 @@ class Build:
                 self._encode(plan)
         finally:
             if self.finished.exists():  # also when refused: a finished cache is left exactly as it was
-                with suppress(OSError):
-                    remove_known(self.work, _is_work)
+                finalise.clear_work(self.work)
         self.on_progress(BuildProgress("complete", plan.clips, plan.clips))
 
     def _encode(self, plan: units.BuildPlan) -> None:
@@ -289,13 +285,6 @@ class Build:
             clock=self.clock,
             empty=self._empty,
         )
-
-
-def _is_work(relative: str) -> bool:
-    """Whether a file below `work/` is one that a build makes."""
-    return bool(
-        re.fullmatch(r"claims/[^/]+|texts/(\.tmp-)?text-[^/]+|quarantine/[^/]+|weights\.json|\.tmp-[^/]+", relative)
-    )
 
 
 def _environment(device: torch.device) -> dict[str, str]:

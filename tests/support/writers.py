@@ -49,7 +49,7 @@ def evaluate(out: Path) -> None:
         for video in ("a", "b"):
             if store.record(video) is None:
                 store.start_video(video)
-                (store.mask_folder(video, "0") / "00000.png").write_text(video)
+                (store.mask_folder(f"{video}/0") / "00000.png").write_text(video)
                 store.write_record(video, {"frames": 1})
 
         def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
