@@ -8,7 +8,6 @@ workers.
 import gc
 import importlib.metadata
 import platform
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from flowmask.data_pipeline.plan.leaks import LeakFree, without_leaks
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.device import gpu_holds, rank_device, use_tf32
 from flowmask.models.errors import CacheError
+from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.text import TextEncoder
 from flowmask.models.weights.wan import WanFolder
 
@@ -99,7 +99,7 @@ class Build:
                 self._encode(plan)
         finally:
             if self.finished.exists():  # also when refused: a finished cache is left exactly as it was
-                shutil.rmtree(self.work, ignore_errors=True)
+                finalise.clear_work(self.work)
         self.on_progress(BuildProgress("complete", plan.clips, plan.clips))
 
     def _encode(self, plan: units.BuildPlan) -> None:
@@ -126,11 +126,14 @@ class Build:
 
     def _plan(self) -> units.BuildPlan:
         """The plan on disk, written if there is none; refuses one, or a cache, of another fingerprint."""
+        folder = self.out / units.FOLDER
         try:
-            self.shards.mkdir(parents=True, exist_ok=True)
+            self.out.mkdir(parents=True, exist_ok=True)
+            if units.read_plan(folder) is None:
+                OutputFolder(self.out, units.CACHE)
+            self.shards.mkdir(exist_ok=True)
         except OSError as error:
             raise CacheError(f"cannot write {self.shards}: {error.strerror}; choose another `out`") from error
-        folder = self.out / units.FOLDER
         once(
             self.claims / "plan",
             done=lambda: units.read_plan(folder) is not None,

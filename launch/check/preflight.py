@@ -20,6 +20,7 @@ from flowmask.launch.jobs import TrainJob
 from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import CacheError, CheckpointError, ConfigError, UserError
+from flowmask.models.folders.output_folder import own_files
 from flowmask.trainer.config import RunConfig, accumulation_steps, workers
 from flowmask.trainer.run.schedule import behind_the_end
 from flowmask.trainer.state.checkpoint import read_state
@@ -40,7 +41,7 @@ def examine(
     asked: what `flowmask.launch.slurm.resources` found about the job's nodes.
     expected: whether a job before this one will make a path that is not there.
     """
-    found = [_out(job.out), *_inputs(job, expected)]
+    found = [_out(job), *_inputs(job, expected)]
     if isinstance(job, TrainJob):
         found += [_batch(job), *_tokens(job), *_resume(job)]
     if script is not None:
@@ -64,10 +65,15 @@ def existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def _out(out: Path) -> Finding:
-    place = existing(out)
+def _out(job: Job) -> Finding:
+    out, place = job.out, existing(job.out)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         return Finding("out", "fail", f"out is {out}; {place} can't be written: choose another")
+    try:
+        if out.is_dir():
+            own_files(out, job.folder_kind())
+    except UserError as error:
+        return Finding("out", "fail", str(error))
     return Finding("out", "pass", f"out: {out.resolve()} can be written")
 
 

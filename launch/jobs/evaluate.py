@@ -10,6 +10,7 @@ from flowmask.launch.console import err
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config
 from flowmask.launch.progress import bar, show_scores
 from flowmask.models.files import read_object
+from flowmask.models.folders.output_folder import Kind
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
 
@@ -45,11 +46,18 @@ class EvaluateJob(Job, EvaluateConfig):
         from flowmask.trainer.score.evaluate import evaluate
 
         with bar(show=rank == 0) as on_progress:
+            config = self.for_room()
             say: Callable[[str], None] = err.print if rank == 0 else lambda line: None
-            scores = evaluate(self.for_room(), rank=rank, world=world, on_progress=on_progress, say=say)
+            also = lambda folder: save_config(folder, resolved)  # noqa: E731
+            scores = evaluate(config, rank=rank, world=world, on_progress=on_progress, say=say, also=also)
         if scores is not None:  # whoever finishes last has them
-            save_config(self.out, resolved)
             show_scores(scores, self.out)
+
+    @classmethod
+    def folder_kind(cls) -> Kind:
+        from flowmask.trainer.score.store import EVALUATION
+
+        return EVALUATION
 
     @classmethod
     def recognised_by(cls, tree: Mapping[Any, Any]) -> str:

@@ -33,8 +33,10 @@ from flowmask.trainer.predict.weights import source_settings
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import Tally, from_outside
+from flowmask.trainer.score.overlays import OVERLAYS
 from flowmask.trainer.score.results import Scores, finish
-from flowmask.trainer.score.store import EvaluationStore
+from flowmask.trainer.score.store import REPORT, EvaluationStore
+from flowmask.trainer.track.tracking import offer_artifact
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
 _FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
@@ -47,11 +49,14 @@ def evaluate(
     world: int = 1,
     on_progress: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    also: Callable[[Path], None] = lambda folder: None,
 ) -> Scores | None:
-    """Write out/{masks/, report.html, scores.json} and return the scores.
+    """Write out/{masks/, report.html, overlays/, scores.json} and return the scores.
 
     An evaluation that was stopped goes on behind the last finished video. With `world` > 1 this process takes
     every world-th video; the one that completes the set publishes and gets the scores, the others get None.
+    also: writes config.yaml into a folder, to be published with the rest.
+    The MLflow run of a checkpoint that has one is left the report and the videos.
     `sentences_per_batch` changes logits by rounding alone (about 1e-5 in fp32, 1e-2 in bf16): only pixels
     that near the threshold can flip.
     """
@@ -90,12 +95,17 @@ def evaluate(
             on_progress("videos", len(share), len(share))
         made: list[Scores] = []
 
-        def publish(masks: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-            made.append(finish(config, videos, masks, records, weights=loaded.weights, fingerprint=fingerprint))
+        def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+            also(place)
+            scores = finish(config, videos, masks, records, out=place, weights=loaded.weights, fingerprint=fingerprint)
+            made.append(scores)
             return made[0].to_json()
 
-        store.publish_if_complete([names.video(video) for video in videos], publish)
-    return made[0] if made else None
+        if not store.publish_if_complete([names.video(video) for video in videos], build):
+            return None
+    for name in (REPORT, OVERLAYS):
+        offer_artifact(config.checkpoint, config.out / name, to="evaluation")
+    return made[0]
 
 
 def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_files: str) -> str:

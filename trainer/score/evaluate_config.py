@@ -19,7 +19,7 @@ class EvaluateModel(Section):
 class EvaluateConfig(Section):
     """One evaluation: which weights, on which videos, sampled how."""
 
-    out: Path = Field(description="folder for scores.json, report.html and masks/; its old results are replaced")
+    out: Path = Field(description="a new folder, or an evaluation's: older results go when the new ones stand")
     checkpoint: str = Field(description="run folder, export or FlowRVS .pth")
     mask_decoder: str | None = Field(
         None, description="decoder run, FlowRVS .pth or 'vae'; None: what the checkpoint's run names"

@@ -17,7 +17,7 @@ from flowmask.models.strict import refuse_not_finite
 from flowmask.trainer import distributed
 from flowmask.trainer.config import CheckpointConfig
 from flowmask.trainer.state.checkpoint import FORMAT, Piece, fill, read_state, refuse_other_parameters, verify
-from flowmask.trainer.state.checkpoint_write import BESIDE, Background, Snapshot, point_to, prune, publish, remove
+from flowmask.trainer.state.checkpoint_write import Background, Snapshot, clean, point_to, prune, publish, remove
 from flowmask.trainer.state.steps import complete, newest_of
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
@@ -60,10 +60,8 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what a killed process left half written or half deleted."""
-        if distributed.rank() == 0 and self.folder.is_dir():
-            for path in list(self.folder.iterdir()):
-                if path.name.startswith(BESIDE):
-                    remove(path)
+        if distributed.rank() == 0:
+            clean(self.folder)
         distributed.barrier()
 
     def covers(self, step: int) -> bool:
