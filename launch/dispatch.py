@@ -72,9 +72,15 @@ def to_slurm(job: Job, *, wait: bool) -> int:
 
     slurm_commands.require()
     name, asked = _name(job), resources.settle(job)
-    preflight.refuse(preflight.examine(job, slurm.script(job.out, asked.launch, name=name), asked.findings))
+    findings = preflight.examine(job, slurm.script(job.out, asked.launch, name=name), asked.findings)
+    preflight.refuse(findings)
+    for finding in findings:
+        if finding.state == "warn":
+            err.print(finding.said)
     submission = Submission.create(job.out, kind=job.KIND, resolved=job.model_dump(mode="json"))
     code = snapshot.freeze(submission.folder)
+    if ignored := slurm_commands.ignored_options():
+        err.print(f"not used: {', '.join(ignored)}; set launch.account, launch.sbatch_args and so on")
     job_id = slurm.submit(submission, asked.launch, name=name, code=code)
     err.print(f"submitted job {job_id}; its logs: {submission.logs}")
     if not wait:
@@ -109,7 +115,8 @@ def describe(job: Job, *, because: str) -> str:
             f"{launch.max_crashes} crashes",
         ]
     findings = preflight.examine(job, script, asked.findings if asked else ())
-    titles = {"pass": "checked:", "fail": "submit would refuse:", "unknown": "could not be checked here:"}
+    titles = {"pass": "checked:", "warn": "take note:", "fail": "submit would refuse:"}
+    titles["unknown"] = "could not be checked here:"
     for state, title in titles.items():
         found = [f"  {finding.said}" for finding in findings if finding.state == state]
         lines += [title, *found] if found else []

@@ -6,7 +6,7 @@ A person's mistake is one line on stderr and exit code 2; a stack trace is a bug
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,8 +15,9 @@ from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
+from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
 from flowmask.models.errors import UserError
-from flowmask.models.process import MISTAKE_EXIT_CODE
+from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,12 +86,7 @@ def curriculum(
 
 
 @app.command()
-def status(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+def status(runs: words.Runs = None, as_json: AsJson = False) -> None:
     """How runs are getting on: state and why, step, loss, speed, time left, restarts, where the logs are."""
     from flowmask.launch.watch.control import show_status
 
@@ -144,9 +140,10 @@ def predict(
     wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
     max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
-    clip_frames: words.ClipFrames = None,
+    clip_frames: Annotated[int | None, typer.Option(help="Cut it into clips of so many: less memory", min=1)] = None,
     allow_truncated: words.AllowTruncated = False,
     averaged: Averaged = True,
+    encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from flowmask.launch.progress import bar
@@ -166,7 +163,9 @@ def predict(
             max_frames=max_frames,
             clip_frames=clip_frames,
             allow_truncated=allow_truncated,
+            encoder_precision=encoder_precision,
             on_progress=on_progress,
+            say=err.print,
         )
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png")
     _offer(checkpoint, result.overlay, to="predict")
@@ -267,13 +266,12 @@ def tiny_wan(
 def command() -> None:
     """Entry point. Nothing that is started from here looks for modules in the working folder."""
     os.environ["PYTHONSAFEPATH"] = "1"
-    main()
+    forget_group()
+    run_process(main, answers=words.only_prints(sys.argv[1:]))
 
 
 def main() -> None:
     """Run the command; one line and exit code 2 for what a person can mend."""
-    from flowmask.launch.local.worker import explain_os_error, quieten_libraries
-
     quieten_libraries()
     try:
         app()

@@ -37,7 +37,7 @@ def submit(submission: Submission, launch: LaunchConfig, *, name: str, code: Pat
     slurm_commands.require()
     executor = _executor(submission, launch, name=name, code=code)
     try:
-        with executor.batch():  # more than one is an array
+        with slurm_commands.fresh_environment(), executor.batch():  # more than one is an array
             jobs = [executor.submit(task.run, str(submission.folder)) for _ in range(launch.array)]
     except (FailedJobError, FailedSubmissionError) as error:
         raise ConfigError(f"SLURM refused the job: {_last_line(error)}") from error
