@@ -16,6 +16,7 @@ from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.models.errors import UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE
+from flowmask.models.safe.words import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -241,12 +242,15 @@ def doctor(
 def track(
     run: Annotated[Path, typer.Argument(help="A run folder that nobody trains now")],
     timeout_s: Annotated[float, typer.Option(min=0, help="Seconds after which to give up")] = 600.0,
+    uri: Annotated[
+        str | None, typer.Option(help="The server; default: the one that your own start of it named")
+    ] = None,
 ) -> None:
     """Send MLflow what it missed of an ended run, and how that ended. A run that died is FAILED."""
     from flowmask.trainer.track.tracking import replay
 
-    if not replay(run, timeout_s=timeout_s, warn=lambda line: console.print(line)):
-        console.print(f"MLflow has not taken everything in {timeout_s:.0f} s; the same command continues")
+    if not replay(run, timeout_s=timeout_s, uri=uri, warn=lambda line: console.print(line)):
+        console.print("MLflow has not taken everything; the same command goes on")
         raise typer.Exit(1)
     console.print(f"MLflow has all of {run}")
 
@@ -295,5 +299,5 @@ def _offer(run: str, path: Path, *, to: str) -> None:
 
 
 def _fail(message: str) -> None:
-    err.print(f"flowmask: {message}", style="red")
+    err.print(f"flowmask: {printable(message)}", style="red")
     sys.exit(MISTAKE_EXIT_CODE)
