@@ -20,6 +20,7 @@ PROGRESS = "step"  # a metric whose value is its own step: the server's latest s
 
 _PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
 _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
+_PLACE = re.compile(r"[\w. -]+(?:/[\w. -]+)*")
 _LASTING_CODES = {
     *("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"),
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "NOT_IMPLEMENTED", "FEATURE_DISABLED"),
@@ -62,10 +63,8 @@ class MlflowRun:
         name = self._plan.experiment
         found = self._client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage == "deleted":
-            raise UserError(
-                f"its experiment {name} was deleted: `mlflow experiments restore --experiment-id {found.experiment_id}` "
-                "brings it back, or choose another tracking.experiment"
-            )
+            restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            raise UserError(f"its experiment {name} was deleted: `{restore}`, or choose another tracking.experiment")
         if found is not None:
             return str(found.experiment_id)
         served = self._plan.uri.startswith(("http://", "https://", "databricks"))
@@ -172,9 +171,7 @@ class MlflowRun:
 
     def send_artifact(self, path: Path, *, to: str | None) -> None:
         """Upload a file, or what is in a folder; UserError for what would lead out of it, or out of the artifacts."""
-        if (
-            to is not None and not (isinstance(to, str) and re.fullmatch(r"[\w. -]+(?:/[\w. -]+)*", to))
-        ) or ".." in str(to):
+        if to is not None and (not _PLACE.fullmatch(to) or ".." in to.split("/")):
             raise UserError(f"its place {to!r} is no path below the run's artifacts")
         _refuse_ways_out(path)
         if path.is_dir():

@@ -178,9 +178,10 @@ class Sender:
         if self._reported or time.monotonic() - self._last_report < _QUIET_S:
             return
         self._reported, self._last_report = True, time.monotonic()
+        reason = self._reason(error)[:_REASON_CHARACTERS]
         self._say(
-            f"MLflow at {self._server} can't be reached ({self._reason(error)[:_REASON_CHARACTERS]}); training goes on, "
-            "metrics.jsonl has everything and will be sent"
+            f"MLflow at {self._server} can't be reached ({reason}); training goes on, metrics.jsonl has everything "
+            "and will be sent"
         )
 
     def _report_return(self) -> None:

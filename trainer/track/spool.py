@@ -227,7 +227,7 @@ class Outbox:
 
     def _note_of(self, row: dict[str, Any], end: int) -> Note | None:
         if isinstance(row.get("artifact"), str):
-            path, to = Path(row["artifact"]), row.get("to")
+            path, to = Path(row["artifact"]), None if row.get("to") is None else str(row["to"])
             marked = is_ours(row.get("mark"), "artifact", row["artifact"], str(to))
             return Note(None, path, to, end, may_go=marked or path.resolve().is_relative_to(self._folder))
         if not isinstance(row.get("metrics"), dict):
