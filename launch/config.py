@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from flowmask.launch.configs import find_config
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
-from flowmask.models.safe.secrets import SecretLine, SecretOption
+from flowmask.models.safe.secrets import SecretLine, SecretOption, masked_line, masked_option, masked_uri
 from flowmask.models.safe.words import has_control, printable
 from flowmask.trainer.objectives import of_one_kind
 
@@ -170,7 +170,8 @@ def validate(data: dict[Any, Any], kind: type[Model], *, origin: str) -> Model:
     """`data` as a `kind`, or a ConfigError that names the first wrong key."""
     if strange := next(_with_control(data), None):
         key, text = strange
-        raise ConfigError(f"{origin}: {key} is {text!r}; no value may hold a line break or a control character")
+        said = _quoted(key, text)
+        raise ConfigError(f"{origin}: {key} is {said}; no value may hold a line break or a control character")
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -224,7 +225,13 @@ def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
             message = _one_line(item["ctx"]["error"])
             return message if not key or key in message else f"{key}: {message}"
         case _:
-            return f"{key} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+            return f"{key} is {_quoted(key, item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _quoted(key: str, value: Any) -> str:
+    """A wrong value as it may be shown: also where it is no list yet, what may hold secrets shows none."""
+    secret = any(f".{key}.".startswith(f"{kept}.") for kept in KEPT)
+    return masked_option(masked_line(masked_uri(repr(value)))) if secret else repr(value)
 
 
 def _nearest(kind: type[BaseModel], location: list[str]) -> str:

@@ -217,9 +217,8 @@ def test_every_line_of_a_script_that_sbatch_reads_is_one_option(tmp_path: Path) 
     first = script.index("# setup")
     assert all(line.startswith("#SBATCH --") for line in script[3 : first - 1])
     assert not any(line.startswith("#SBATCH") for line in script[first:])
-    assert sum(line.startswith("#SBATCH --") for line in script) == len(
-        {l.split("=")[0] for l in script[3 : first - 1]}
-    )
+    options = [line.split("=")[0] for line in script[3 : first - 1]]
+    assert len(options) == len(set(options)) > 10
 
 
 def test_the_command_fails_in_one_line_with_what_a_secret_lacks(

@@ -87,12 +87,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """SLURM's commands: scontrol shows what `shown` holds; every other call is noted in `calls`."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
-    (bin_ / "scontrol").write_text(
-        f'#!/bin/sh\necho "scontrol $*" >>{bin_}/calls\n[ -s {bin_}/shown ] && cat {bin_}/shown\n'
-    )
-    for name in ("scancel", "squeue", "sacct"):
-        (bin_ / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{bin_}/calls\n')
     for name in ("scontrol", "scancel", "squeue", "sacct"):
+        shows = f"[ -s {bin_}/shown ] && cat {bin_}/shown" if name == "scontrol" else ""
+        (bin_ / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{bin_}/calls\n{shows}\n')
         (bin_ / name).chmod(0o755)
     (bin_ / "calls").touch()
     monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
