@@ -22,7 +22,8 @@ HIDDEN = "***"
 _REFERENCE = re.compile(r"\$\{oc\.env:([^,{}]+)(?:,([^{}]*))?\}")
 _ONLY_REFERENCES = re.compile(r"(?:\$\{oc\.env:[^,{}]+\})+")
 # as SQLAlchemy and urllib3 read them, whichever takes more
-_USER = re.compile(r"://((?:\$\{[^}]*\}|[^:/?#@\s])*)(?::([^@\s]*(?:@[^/?#@\s]+)*))?@")
+_NAME = r"(?:\$\{[^}]*\}|[^:/?#@\s])*"
+_USER = re.compile(rf"://({_NAME}(?:@{_NAME})*)(?::([^@\s]*(?:@[^/?#@\s]*)*))?@")
 _QUERY = re.compile(r"([?&;#])([^=&;#\s{}]*)(=?)((?:\$\{[^}]*\}|[^&;#\s{}])*)")
 # a shell's word behind NAME=: quoted parts; a substitution, and a quote that is not closed, go on to the line's end
 _WORD = r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|(?:\$\(|[`"']).*$|\\.|\$\{[^}]*\}|[^\s;&|"'`\\])*"""

@@ -16,7 +16,7 @@ _POLL_S = 0.05
 
 def take(path: Path, *, patience_s: float = GLANCE_S) -> int | None:
     """Hold `path`, made where it is missing; the open file, which holds it until it is closed, or None."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     deadline = time.monotonic() + patience_s
     while not _taken(handle, fcntl.LOCK_EX):
         if time.monotonic() >= deadline:

@@ -6,12 +6,13 @@
     tracking_outbox.jsonl metrics and artifacts other than the steps'; a file outside of the run is marked as well
 
 The steps' metrics are metrics.jsonl itself: how far MLflow has them, MLflow is asked. One sender at a time,
-held by flock. The folder may be a stranger's. Knows nothing of MLflow.
+held by flock. The folder may be a stranger's.
 """
 
 import fcntl
 import json
 import math
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from flowmask.trainer.track.meters import Row, summarise
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 SENT, OUTBOX, _LOCK = "tracking_sent.json", "tracking_outbox.jsonl", ".tracking.lock"
+_MOST_TIME_S = 1e12
 _MOST_BYTES = 4 << 20  # of a document; the params of a run are some KB
 
 
@@ -175,7 +177,7 @@ class StepPoints:
 
     def _point_of(self, row: dict[str, Any]) -> Point | None:
         step = row.get("step")
-        if not isinstance(step, int):
+        if not _has_room_for(step, row.get("time", 0)):
             return None
         self._skipped += bool(row.get("skipped"))
         if step <= self._after:
@@ -232,18 +234,30 @@ class Outbox:
             return Note(None, path, to, end, may_go=marked or path.resolve().is_relative_to(self._folder))
         if not isinstance(row.get("metrics"), dict):
             return None
-        step = int(row["step"])
-        new = {key: float(value) for key, value in row["metrics"].items() if (step, key) not in self._seen}
+        step, then = row["step"], row["time"]
+        if not _has_room_for(step, then):
+            return None
+        new = {k: float(v) for k, v in row["metrics"].items() if (step, k) not in self._seen and math.isfinite(v)}
         self._seen |= {(step, key) for key in new}
-        return Note(Point(step, int(1000 * row["time"]), new), None, None, end)
+        return Note(Point(step, int(1000 * then), new), None, None, end)
 
 
 @contextmanager
 def only_sender(folder: Path) -> Iterator[None]:
     """Wait until no other process sends for this folder, and be the one that does."""
-    with (folder / _LOCK).open("ab") as file:
+    with open(folder / _LOCK, "ab", opener=_itself) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _itself(path: str, flags: int) -> int:
+    """Open a file of the folder, and none that a link there leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+
+
+def _has_room_for(step: Any, time_s: Any) -> bool:
+    """Whether they are a step and a time that MLflow's databases can hold."""
+    return type(step) is int and 0 <= step < 2**63 and isinstance(time_s, int | float) and abs(time_s) < _MOST_TIME_S
 
 
 def _content(path: Path) -> bytes:
@@ -258,7 +272,7 @@ def _append(folder: Path, row: Mapping[str, Any]) -> None:
 
     It starts with a line break, so that a line which a kill has torn spoils no other.
     """
-    with (folder / OUTBOX).open("ab", buffering=0) as file:
+    with open(folder / OUTBOX, "ab", buffering=0, opener=_itself) as file:
         file.write(b"\n" + json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
