@@ -140,7 +140,7 @@ def test_of_a_submitted_job_the_batch_script_alone_holds_secrets_and_is_its_owne
     (script,) = holders(tmp_path)
     assert script.suffix == ".sh" and (tmp_path / script).stat().st_mode & 0o777 == 0o600
     text = (tmp_path / script).read_text()
-    assert text.count(MARK) == 9 + (array == 1) and "oc.env" not in text and "***" not in text
+    assert text.count(MARK) == 8 + (array == 1) and "oc.env" not in text and "***" not in text
     assert MARK not in "".join(capfd.readouterr())
     for name in ("environment.json", "changes.patch"):
         assert (out / "launch" / "0001" / name).stat().st_mode & 0o777 == 0o600

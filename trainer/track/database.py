@@ -29,9 +29,9 @@ def file_of(uri: str) -> Path | None:
 
 
 def absolute(uri: str) -> str:
-    """A URI that means the same in every working folder."""
+    """A URI that means the same in every working folder; one that the environment completes stays as it is."""
     found = _SQLITE.fullmatch(uri)
-    return uri if found is None else f"sqlite:///{Path.cwd() / found[1]}{found[2] or ''}"
+    return uri if found is None or "${" in uri else f"sqlite:///{Path.cwd() / found[1]}{found[2] or ''}"
 
 
 def entered(path: Path) -> str:

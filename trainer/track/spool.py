@@ -206,10 +206,7 @@ def add_artifact(folder: Path, path: Path, *, to: str | None) -> None:
 
 
 class Outbox:
-    """The notes behind byte `offset`; a metric of a step that stands earlier in the file is not given twice.
-
-    An evaluation that is repeated after a kill is such a case.
-    """
+    """The notes behind byte `offset`; a metric of a step that was given before (a repeated evaluation) is left out."""
 
     def __init__(self, folder: Path, *, offset: int) -> None:
         self._folder, self._rows, self._sent_up_to = folder.resolve(), _Tail(folder / OUTBOX), offset

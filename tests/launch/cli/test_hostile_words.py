@@ -37,7 +37,8 @@ def ended(out: Path, text: str) -> list[str]:
 
 
 def named_after(out: Path, text: str) -> list[str]:
-    (out / text.replace("/", "").replace("\x00", "") / "checkpoints").mkdir(parents=True)
+    name = text.replace("/", "").replace("\x00", "").replace("\ud800", "")  # no name of a file
+    (out / name / "checkpoints").mkdir(parents=True)
     return ["status", str(out)]
 
 
