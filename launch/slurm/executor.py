@@ -103,8 +103,9 @@ def whole(launch: LaunchConfig) -> LaunchConfig:
 
 
 def shown(launch: LaunchConfig) -> LaunchConfig:
-    """`launch` as it may be printed."""
-    return LaunchConfig.model_validate(launch.model_dump(mode="json"))
+    """`launch` as it may be printed: as it is saved, but for the escapes that a file needs."""
+    saved = launch.model_dump_json().replace("\\\\${", "${")
+    return LaunchConfig.model_validate_json(saved)
 
 
 def _executor(

@@ -65,6 +65,11 @@ class MlflowRun:
         if found is not None and found.lifecycle_stage == "deleted":
             restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
             raise UserError(f"its experiment {name} was deleted: `{restore}`, or choose another tracking.experiment")
+        if found is not None and self._plan.asked is None and not found.artifact_location.startswith(("/", "file:")):
+            raise UserError(
+                f"its experiment {name} sends files to {masked_uri(found.artifact_location)}, which nobody asked for; if "
+                "you mean it, name this database by tracking.uri"
+            )
         if found is not None:
             return str(found.experiment_id)
         served = self._plan.uri.startswith(("http://", "https://", "databricks"))

@@ -137,7 +137,7 @@ def _server_of(folder: Path, *, named: str | None) -> str:
         raise CheckpointError(f"{folder} was not started by you: its {TRACKING} names {masked_uri(plan.uri)}; {ask}")
     if lacks(plan.uri):
         raise CheckpointError(f"{folder} has no password or query of {plan.uri}, as none is stored; {ask}")
-    return revealed_uri(plan.uri)
+    return _server(None, folder, earlier=plan) if plan.asked is None else revealed_uri(plan.uri)
 
 
 def offer_artifact(run: str | Path, path: Path, *, to: str) -> bool:

@@ -143,7 +143,8 @@ def test_a_copied_folder_is_a_new_mlflow_run_and_a_moved_one_the_same(planned: A
     c.symlink_to(b)
     assert spool.copied_from(c) is None
     (tmp_path / "runs").rename(tmp_path / "all")
-    assert planned(tmp_path / "all" / "b").uri == default_uri(tmp_path / "all" / "b")
+    there = tmp_path / "all" / "b"
+    assert tracking._server_of(there, named=None) == default_uri(there) == planned(there).uri
 
 
 def test_a_relative_database_is_the_first_starts_from_any_folder(
@@ -218,6 +219,19 @@ def test_a_deleted_experiment_is_told_with_the_way_back_and_then_the_run_goes_on
     assert code == tracking.LEFT and len(said) == 1 and f"restore --experiment-id {experiment.experiment_id}" in said[0]
     client.restore_experiment(experiment.experiment_id)
     assert sent(out) == (tracking.DONE, [])
+
+
+def test_a_database_that_somebody_left_beside_a_run_sends_no_file_elsewhere(planned: Any, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    server, out = Listener(), tmp_path / "runs" / "a"
+    rows(out)
+    client = MlflowClient(tracking_uri=default_uri(out))
+    client.create_experiment("flowmask", artifact_location=f"{server.uri}/theirs")
+    planned(out, resumed=False)
+    code, said = sent(out)
+    server.close()
+    assert code == tracking.LEFT and len(said) == 1 and "which nobody asked for" in said[0] and server.heard == b""
 
 
 def test_a_note_that_can_never_be_taken_is_told_and_blocks_nothing(planned: Any, tmp_path: Path) -> None:
