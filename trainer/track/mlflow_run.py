@@ -20,6 +20,7 @@ PROGRESS = "step"  # a metric whose value is its own step: the server's latest s
 
 _PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
 _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
+_ELSEWHERE = re.compile(r"(?!file:)[A-Za-z][\w+.-]*:")
 _PLACE = re.compile(r"[\w. -]+(?:/[\w. -]+)*")
 _LASTING_CODES = {
     *("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"),
@@ -65,10 +66,10 @@ class MlflowRun:
         if found is not None and found.lifecycle_stage == "deleted":
             restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
             raise UserError(f"its experiment {name} was deleted: `{restore}`, or choose another tracking.experiment")
-        if found is not None and self._plan.asked is None and not found.artifact_location.startswith(("/", "file:")):
+        if found is not None and self._plan.asked is None and _ELSEWHERE.match(found.artifact_location):
             raise UserError(
-                f"its experiment {name} sends files to {masked_uri(found.artifact_location)}, which nobody asked for; if "
-                "you mean it, name this database by tracking.uri"
+                f"its experiment {name} sends files to {masked_uri(found.artifact_location)}, which nobody asked for; "
+                "if you mean it, name this database by tracking.uri"
             )
         if found is not None:
             return str(found.experiment_id)
@@ -191,7 +192,7 @@ class MlflowRun:
 
 def is_lasting(error: Exception) -> bool:
     """Whether waiting can't mend what a call raised: a person has to."""
-    if isinstance(error, UserError | ImportError | PermissionError | NotADirectoryError | IsADirectoryError):
+    if isinstance(error, UserError | ImportError | PermissionError | NotADirectoryError | FileExistsError):
         return True
     return getattr(error, "error_code", None) in _LASTING_CODES or _LASTING_WORDS.search(str(error)) is not None
 

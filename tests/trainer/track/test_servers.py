@@ -24,9 +24,21 @@ from flowmask.trainer.track.tracking import Tracker, default_uri, offer_artifact
 ROWS = 3
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's own new database, which takes it seconds to make."""
+    mlflow_run.quieten()
+    folder = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        mlflow_run._make_database(folder / "mlflow.db")
+    return folder / "mlflow.db"
+
+
 @pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def at_home(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user of the test's own; the sender, which runs in this process here, may change the folder."""
+    monkeypatch.setattr(mlflow_run, "_make_database", lambda path: shutil.copyfile(template, path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.chdir(tmp_path)
@@ -46,8 +58,20 @@ def sent(out: Path, uri: str | None = None) -> tuple[int, list[str]]:
     assert plan is not None
     over.set()
     plan = plan.model_copy(update={"uri": uri or plan.uri})
+    forget_databases()
     code = Sender(out.resolve(), plan, SimpleNamespace(reached=over), said.append).run()  # type: ignore[arg-type]
     return code, said
+
+
+def forget_databases() -> None:
+    """MLflow keeps what it opened by its URI, which from another folder is another file: a sender has one folder."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+
+    for engine in SqlAlchemyStore._engine_map.values():
+        engine.dispose()
+    SqlAlchemyStore._engine_map.clear()
+    _tracking_store_registry._get_store_with_resolved_uri.cache_clear()
 
 
 @pytest.fixture
@@ -60,7 +84,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Any:
         return SimpleNamespace(plan=plan)
 
     def start(out: Path, *, resumed: bool = True, run_id: str | None = None, **settings: Any) -> TrackingPlan:
-        config = run_config(Path("lab"), out, {"tracking.enabled": True, **settings})
+        config = run_config(Path("lab"), out, {"tracking.enabled": True, "train.log_every_steps": 1, **settings})
         out.mkdir(parents=True, exist_ok=True)
         with monkeypatch.context() as patch:
             patch.setattr(tracking, "Tracker", fake)
@@ -226,6 +250,7 @@ def test_a_database_that_somebody_left_beside_a_run_sends_no_file_elsewhere(plan
 
     server, out = Listener(), tmp_path / "runs" / "a"
     rows(out)
+    mlflow_run._make_database(out.parent / "mlflow.db")
     client = MlflowClient(tracking_uri=default_uri(out))
     client.create_experiment("flowmask", artifact_location=f"{server.uri}/theirs")
     planned(out, resumed=False)
