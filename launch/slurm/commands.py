@@ -141,9 +141,13 @@ def ask_to_stop(job_id: str, *, logs: Path) -> None:
     _scancel(job_id, "--signal=USR2", logs=logs)
 
 
-def cancel(job_id: str, *, logs: Path) -> None:
-    """End a job for good."""
-    _scancel(job_id, logs=logs)
+def cancel(job_id: str, *, logs: Path | None = None) -> None:
+    """End a job for good. logs: as above; None: the job that this process is a part of."""
+    if logs is None:
+        assert job_id == os.environ.get("SLURM_JOB_ID"), "any other job comes from a file"
+        run("scancel", _number(job_id))
+    else:
+        _scancel(job_id, logs=logs)
 
 
 def _scancel(job_id: str, *options: str, logs: Path) -> None:

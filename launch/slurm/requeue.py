@@ -75,7 +75,7 @@ def after(folder: Path, srun_code: int) -> int:
     if verdict is not None:
         _say(submission, replace(verdict, message=verdict.message + _left_waiting(verdict, job_id)), array=array)
         if verdict.code and facts is not None and facts.restarts > restart:
-            slurm_commands.cancel(job_id, logs=submission.logs)  # SLURM has requeued it already
+            slurm_commands.cancel(job_id)  # SLURM has requeued it already
         return verdict.code
     if facts is None or facts.state == "RUNNING":  # else SLURM has requeued it already
         _requeue(job_id)
