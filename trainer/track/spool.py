@@ -176,7 +176,7 @@ class StepPoints:
         return points
 
     def _point_of(self, row: dict[str, Any]) -> Point | None:
-        step = row.get("step")
+        step: Any = row.get("step")
         if not _has_room_for(step, row.get("time", 0)):
             return None
         self._skipped += bool(row.get("skipped"))
