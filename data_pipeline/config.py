@@ -117,6 +117,10 @@ class CacheConfig(Section):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of stored latents and embeddings")
     encoder_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the encoders")
     drop_empty_masks: bool = Field(True, description="leave out expressions whose object is not in the clip")
+    no_target: Literal["keep", "drop"] = Field(
+        "keep",
+        description="sentences that name nothing in their video: keep with an empty mask as target, or leave out",
+    )
     lowercase: bool = Field(True, description="lower-case sentences before encoding")
     pixel_norm: Literal["half", "imagenet"] = "half"
     batch_clips: int = Field(4, ge=1, description="clips of one shape that go through the VAE together")

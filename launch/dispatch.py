@@ -78,6 +78,8 @@ def to_slurm(job: Job, *, wait: bool) -> int:
     preflight.refuse(preflight.examine(job, script, asked.findings))
     submission = Submission.create(job.out, kind=job.KIND, resolved=job.model_dump(mode="json"))
     code = snapshot.freeze(submission.folder)
+    if ignored := slurm_commands.ignored_options():
+        err.print(f"not used: {', '.join(ignored)}; set launch.account, launch.sbatch_args and so on")
     job_id = slurm.submit(submission, asked.launch, name=name, code=code, hidden=hidden)
     err.print(f"submitted job {job_id}; its logs: {submission.logs}")
     if not wait:

@@ -83,6 +83,7 @@ class Build:
         self.dtype: torch.dtype = getattr(torch, config.cache.dtype)
         self.encoder_dtype: torch.dtype = getattr(torch, config.cache.encoder_dtype)
         self.wan, self.clock = WanFolder(config.model.wan), StageClock()
+        self._empty: dict[tuple[int, ...], torch.Tensor] = {}  # latents of empty masks: kept when the VAE is freed
         self._counted_at, self._finished_clips = 0.0, 0
         if self.device.type == "cpu":
             # More threads split sums differently: bytes must not depend on how many workers share the cores.
@@ -150,7 +151,9 @@ class Build:
         self.plan_into(folder, fingerprint=self._fingerprint())
 
     def plan_into(self, folder: Path, *, fingerprint: Fingerprint) -> None:
-        """Write the plan of this build into any folder."""
+        """Write the plan of this build into any folder; DataError, before that, for objects that no mask holds."""
+        for video in self.source.videos():
+            video.check_masks()
         vae: Any = self.wan.vae()
         stats = vae.config
         facts = {
@@ -277,6 +280,7 @@ class Build:
             pixel_norm=self.config.cache.pixel_norm,
             batch_clips=self.config.cache.batch_clips,
             clock=self.clock,
+            empty=self._empty,
         )
 
 

@@ -80,6 +80,8 @@ def make_manifest(
         role=facts["role"],
         leaks=facts["leaks"],
         unreadable_videos=facts["unreadable_videos"],
+        no_target=totals.no_target,
+        partly_annotated=totals.partly_annotated,
         buckets=totals.buckets,
         index=index_entry,
         environments=totals.environments,
@@ -93,6 +95,7 @@ class Totals:
     def __init__(self) -> None:
         self.buckets: list[BucketEntry] = []
         self.clips = self.dropped = self.quarantined = self.text_dim = self.longest_text_tokens = 0
+        self.no_target = self.partly_annotated = 0
         self.environments: list[dict[str, str]] = []
         self.shards: list[ShardEntry] = []
         self._shapes: list[Counter[Shape]] = []
@@ -100,6 +103,8 @@ class Totals:
     def add(self, sidecar: Sidecar) -> None:
         self.clips += sidecar.records
         self.dropped += sidecar.dropped_empty_masks
+        self.no_target += sidecar.no_target
+        self.partly_annotated += sidecar.partly_annotated
         self.quarantined += len(sidecar.quarantined)
         if not sidecar.records:
             return

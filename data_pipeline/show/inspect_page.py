@@ -72,6 +72,10 @@ def _tiles(facts: CacheFacts) -> str:
         "examples of several objects": _share(int(facts.objects[2:].sum()), manifest.examples),
         "empty masks dropped": f"{manifest.dropped_empty_masks:,}",
     }
+    if manifest.no_target:
+        tiles["examples that name nothing"] = _share(manifest.no_target, manifest.examples)
+    if manifest.partly_annotated:
+        tiles["examples with frames not annotated"] = _share(manifest.partly_annotated, manifest.examples)
     if manifest.role == "evaluation":
         tiles["role"] = "evaluation"
     if sources := manifest.fingerprint.fields.get("data.sources"):

@@ -10,13 +10,15 @@ from typing import Annotated
 
 import typer
 
+from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.track import offer, track
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
+from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
 from flowmask.models.errors import UserError
-from flowmask.models.process import MISTAKE_EXIT_CODE
+from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
 from flowmask.models.safe.words import printable
 
 app = typer.Typer(
@@ -258,13 +260,12 @@ def tiny_wan(
 def command() -> None:
     """Entry point. Nothing that is started from here looks for modules in the working folder."""
     os.environ["PYTHONSAFEPATH"] = "1"
-    main()
+    forget_group()
+    run_process(main, answers=words.only_prints(sys.argv[1:]))
 
 
 def main() -> None:
     """Run the command; one line and exit code 2 for what a person can mend."""
-    from flowmask.launch.local.worker import explain_os_error, quieten_libraries
-
     quieten_libraries()
     try:
         app()

@@ -8,18 +8,58 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from flowmask.models.errors import ConfigError
+from flowmask.models.process import is_of_a_group
 
 TIMEOUT_S = 60.0
+_OF_SLURM = re.compile(r"(?:SLURMD?|SBATCH|SALLOC|SRUN|SCANCEL|SCONTROL|SQUEUE|SACCT|SINFO|SPANK)_\w+")
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")  # which, who
+_OF_AN_ALLOCATION = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 class NoPartitionError(ConfigError):
     """SLURM has no partition of this name, or no default one."""
+
+
+def environment() -> dict[str, str]:
+    """This process's variables without those of the job that it may be in, and without defaults of SLURM's commands.
+
+    What sbatch is given goes to the job: SLURM_ARRAY_TASK_ID, SLURM_RESTART_COUNT or SLURM_MEM_PER_CPU of one job would
+    be taken for the next one's. Options such as SBATCH_PARTITION or SQUEUE_STATES would change what we ask for.
+    """
+    inside = "SLURM_JOB_ID" in os.environ
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (name in _OF_THE_CLUSTER or not _OF_SLURM.fullmatch(name))
+        and not is_of_a_group(name)
+        and not (inside and name in _OF_AN_ALLOCATION)
+    }
+
+
+def ignored_options() -> list[str]:
+    """Options of sbatch that the environment names and no job of ours is given: `launch` says what is asked for."""
+    return sorted(name for name in os.environ if name.startswith("SBATCH_"))
+
+
+@contextmanager
+def fresh_environment() -> Iterator[None]:
+    """While inside, this process's variables are `environment()`."""
+    before = dict(os.environ)
+    kept = environment()
+    try:
+        os.environ.clear()
+        os.environ.update(kept)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @dataclass(frozen=True)
@@ -186,7 +226,7 @@ def _rows(shown: str) -> list[dict[str, str]]:
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment())
     except FileNotFoundError as error:
         raise ConfigError(f"{command[0]} is not installed on this machine; SLURM's commands are needed") from error
     except subprocess.TimeoutExpired as error:

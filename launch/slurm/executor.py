@@ -44,7 +44,7 @@ def submit(
     everybodys = submission.logs.stat().st_mode & 0o777
     submission.logs.chmod(0o700)  # until the script, which submitit writes as any file, is private
     try:
-        with executor.batch():  # more than one is an array
+        with slurm_commands.fresh_environment(), executor.batch():  # more than one is an array
             jobs = [executor.submit(task.run, str(submission.folder)) for _ in range(launch.array)]
     except (FailedJobError, FailedSubmissionError) as error:
         raise ConfigError(f"SLURM refused the job: {_last_line(error)}") from error

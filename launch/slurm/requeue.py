@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from flowmask.launch.console import take_over
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.commands import JobFacts
@@ -194,6 +195,7 @@ def newest_checkpoint(out: Path) -> str:
 
 
 if __name__ == "__main__":
+    take_over()
     try:
         of = Path(sys.argv[1])
         sys.exit(before(of) if len(sys.argv) == 2 else after(of, int(sys.argv[2])))

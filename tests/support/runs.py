@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
-from workers import free_port
 
 from flowmask.trainer.config import RunConfig
 
@@ -125,10 +125,10 @@ def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> 
     forks.set_forkserver_preload(
         ["flowmask.trainer.run.train", "deepspeed", "diffusers.models.transformers.transformer_wan"]
     )
-    port = free_port()
+    meet = Path(tempfile.mkdtemp(dir=folder)) / "meet"
     group = []
     for rank in range(ranks):
-        process = forks.Process(target=_rank, args=(rank, ranks, port, jobs, folder / f"log_{rank}.txt"))
+        process = forks.Process(target=_rank, args=(rank, ranks, meet, jobs, folder / f"log_{rank}.txt"))
         process.start()
         group.append(process)
     return group
@@ -156,14 +156,15 @@ def kill_group(group: list[Any], *, only_alive: bool = False) -> None:
         process.join()
 
 
-def _rank(rank: int, ranks: int, port: int, jobs: list[dict[str, Any]], log: Path) -> None:
+def _rank(rank: int, ranks: int, meet: Path, jobs: list[dict[str, Any]], log: Path) -> None:
     import torch
 
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
+    os.environ.update(
+        FLOWMASK_MEET=str(meet), WORLD_SIZE=str(ranks), RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1"
+    )
     torch.set_num_threads(1)
     for job in jobs:
         signalled = SignalAt.on_every_run() if job.get("signal_rank") == rank else nullcontext()

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from flowmask.models.config import ModelConfig, Section
+from flowmask.models.errors import CacheError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from flowmask.data_pipeline.cache.manifest import Manifest
     from flowmask.data_pipeline.read.loader import Batch
     from flowmask.models.vae import LatentStats
 
@@ -71,6 +73,15 @@ class Objective(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The conventions that the weights depend on, and "objective": recorded in every checkpoint and export."""
+
+    def check_cache(self, manifest: "Manifest", *, where: object) -> None:
+        """CacheError if it holds frames that nobody annotated, which only a loss on pixels can leave out."""
+        if manifest.partly_annotated and "mask_pixels" not in self.needs:
+            raise CacheError(
+                f"{where} holds {manifest.partly_annotated} examples of which some frames are not annotated, and "
+                f"objective.kind={self._config.kind} learns from whole latents: build the cache with "
+                "clip.sampling=sparse, which makes a clip of each annotated frame"
+            )
 
     @abstractmethod
     def prepare(self, batch: "Batch") -> "Batch":

@@ -61,9 +61,17 @@ class MaskDecoding(Objective):
             latent = latent + batch.draws["noise"]
         logits, target = module(latent), batch.mask_pixels.unsqueeze(1)  # [B 1 F H W] both
         batch.note_finite(prediction=logits)
-        focal = focal_loss(logits, target, alpha=self._config.focal_alpha, gamma=self._config.focal_gamma)
-        dice = dice_loss(logits, target)
+        if batch.annotated is None:
+            focal, dice = self._losses(logits, target)
+        else:  # each clip's mean is over its annotated frames alone
+            known = [(logits[b : b + 1, :, on], target[b : b + 1, :, on]) for b, on in enumerate(batch.annotated)]
+            focal, dice = (torch.stack(each).mean() for each in zip(*(self._losses(*pair) for pair in known)))
         loss = self._config.focal_weight * focal + self._config.dice_weight * dice
         one = torch.ones_like(loss)
         sums = {"focal_sum": focal.detach(), "focal_count": one, "dice_sum": dice.detach(), "dice_count": one}
         return loss, sums
+
+    def _losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Focal and Dice loss of clips [B 1 F H W]."""
+        focal = focal_loss(logits, target, alpha=self._config.focal_alpha, gamma=self._config.focal_gamma)
+        return focal, dice_loss(logits, target)

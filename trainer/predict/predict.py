@@ -21,21 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.config import FrameBox
+from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
 from flowmask.data_pipeline.formats.video_file import VideoFile
-from flowmask.data_pipeline.sources.base import image_size, read_image
 from flowmask.models.config import SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, DataError
 from flowmask.models.files import write_atomically
-from flowmask.models.text import clean
+from flowmask.models.text import clean, has_words, is_unicode
 from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter, masks_of, read_clip
-from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, write_mask
+from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, legend_text, write_mask
 
 PREDICTIONS, OVERLAY = "predictions.json", "overlay"
 FOLDER_FPS = 10.0
 # Rotary positions of Wan2.1 end at 1,024 latent frames.
 _LONGEST_CLIP = 4 * 1023 + 1
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _PARTIAL = ".predict_partial"
 Progress = Callable[[str, int, int], None]
 
@@ -61,20 +60,27 @@ class Predictions:
 
 
 class InputVideo:
-    """A video file, or a folder of images in natural order (2.png before 10.png)."""
+    """A video file, or a folder of images in natural order (2.png before 10.png), turned as their EXIF says."""
 
     def __init__(self, path: Path, *, fps: float | None = None) -> None:
         """fps: frames per second of the overlay; None: the file's own, 10 for a folder. Raises DataError."""
+        if not is_unicode(str(path)):
+            raise DataError(f"the path {str(path)!r} is not UTF-8; rename it")
         self._path = path
         self._file = None if path.is_dir() else VideoFile(path)
         if self._file is not None:
             self.frame_names = [f"{i:05d}" for i in range(len(self._file))]
             self.fps = fps or self._file.frames_per_second
             return
-        self._images = sorted((p for p in path.iterdir() if p.suffix.lower() in _IMAGES), key=_natural)
+        try:
+            self._images = pictures_in(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         if not self._images:
-            raise DataError(f"{path} holds no image ({', '.join(sorted(_IMAGES))}); give a video or frames")
+            raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}); give a video or frames")
         self.frame_names = [image.stem for image in self._images]
+        if wrong := [name for name in self.frame_names if not is_unicode(name)]:
+            raise DataError(f"{path}: the name {wrong[0]!r} is not UTF-8; rename it")
         twice = [name for name, other in zip(self.frame_names, self.frame_names[1:]) if name == other]
         if twice:
             raise DataError(f"{path} holds two images called {twice[0]}; remove one")
@@ -83,13 +89,13 @@ class InputVideo:
     @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width) in px."""
-        return self._file.size if self._file is not None else image_size(self._images[0])
+        return self._file.size if self._file is not None else image_size(self._images[0], upright=True)
 
     def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
         """rgb8 [H W 3] of each id."""
         if self._file is not None:
             return self._file.frames(ids)
-        return [read_image(self._images[i], size=self.size) for i in ids]
+        return [read_image(self._images[i], size=self.size, upright=True) for i in ids]
 
 
 @gpu_holds("a clip and the models", fix="lower --clip-frames, or set CUDA_VISIBLE_DEVICES= for the CPU")
@@ -152,7 +158,8 @@ class _Drawing:
     def __init__(self, source: InputVideo, *, prompts: Sequence[str], slugs: Sequence[str], folder: Path) -> None:
         self._source, self._prompts = source, prompts
         self._folders = [folder / slug for slug in slugs]
-        self._legend = [(prompt, colour(number)) for number, prompt in enumerate(prompts)]
+        said = [legend_text(prompt, instead=f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
+        self._legend = [(text, colour(number)) for number, text in enumerate(said)]
         self._areas: list[list[int]] = [[] for _ in prompts]
         for mask_folder in self._folders:
             mask_folder.mkdir()
@@ -203,7 +210,9 @@ def unique_slugs(prompts: Sequence[str]) -> list[str]:
         raise ConfigError('no prompt was given; say in quotes what to find, such as "the red car"')
     slugs: list[str] = []
     for prompt in prompts:
-        if not clean(prompt, lowercase=True):
+        if not is_unicode(prompt):
+            raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it anew")
+        if not has_words(clean(prompt, lowercase=True)):
             raise ConfigError(f'prompt {prompt!r} is empty; say what to find, such as "the red car"')
         plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
         stem = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].rstrip("-") or "prompt"
@@ -288,10 +297,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """Sort key: runs of digits count as numbers."""
-    return [
-        (0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", path.stem) if piece
-    ]

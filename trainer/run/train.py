@@ -45,15 +45,14 @@ _STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOP
 def run(config: RunConfig) -> int:
     """Start or resume the run in `config.out` and train it to `train.steps`; returns the exit code.
 
-    Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say who calls. 0 when
-    finished, REQUEUE_EXIT_CODE when a signal stopped it. Raises UserError on every rank if anything is wrong,
-    TrainingError if the guard stopped it with the state saved or not one step counted, RankLostError if another rank
-    hangs or is gone.
+    Collective: the launcher's variables say who calls, see `distributed.init`. 0 when finished, REQUEUE_EXIT_CODE when
+    a signal stopped it. Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with
+    the state saved or not one step counted, RankLostError if another rank hangs, is gone or never came.
     """
-    distributed.init(timeout_s=config.train.collective_timeout_s)
-    atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
-    _share_cores()
     with lost_ranks_named(config.train.collective_timeout_s), ExitStack() as stack:
+        distributed.init(timeout_s=config.train.collective_timeout_s)
+        atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
+        _share_cores()
         session = open_session(config, stack)
         steps = session.config.train.steps
         if session.step >= steps:
@@ -159,6 +158,7 @@ def _report_validation(session: Session, run: Run, found: Mapping[str, float]) -
 def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective, Plan]:
     stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
     objective = objective_named(config.objective, model=config.model, stats=stats)
+    objective.check_cache(reader.manifest, where=config.data.caches)
     if "text" in objective.needs:
         reader.check_text_tokens(config.model.text_tokens)
     train, remainder = config.train, config.data.remainder

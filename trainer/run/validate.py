@@ -106,8 +106,8 @@ class Validator:
         predicted, truth = self._masks(module, batch)
         if self.overlays is not None and pictures is not None and place < self.config.overlays:
             self.overlays.write(pictures, self.example_ids[place], predicted=predicted, truth=truth)
-        tally = Tally()
-        tally.add(truth, predicted)
+        tally, known = Tally(), slice(None) if batch.annotated is None else batch.annotated[0].cpu().numpy()
+        tally.add(truth[known], predicted[known])
         return losses, tally
 
     def _read(self, place: int) -> Batch:
@@ -183,6 +183,7 @@ def make_validator(
     if settings.cache is not None:
         reader = CacheReader(settings.cache)
         refuse_other_conventions(reader, training)
+        objective.check_cache(reader.manifest, where=settings.cache)
         reader.check_text_tokens(config.model.text_tokens)
     stats = LatentStats.from_lists(training.manifest.latents_mean, training.manifest.latents_std)
     decoder, overlays = None, None

@@ -29,9 +29,10 @@ from flowmask.trainer.predict.inference import (
 )
 from flowmask.trainer.predict.overlay import read_mask, write_mask
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import Tally, from_outside
 from flowmask.trainer.score.results import Scores, finish
-from flowmask.trainer.score.store import EvaluationStore, safe_name
+from flowmask.trainer.score.store import EvaluationStore
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
 _FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive"}
@@ -51,6 +52,9 @@ def evaluate(
     videos = list(source.videos())[: config.max_videos]
     if not any(video.expressions for video in videos):
         raise DataError(f"{config.data.root} ({config.data.split}) holds no expression; there is nothing to evaluate")
+    share = videos[rank::world]
+    for video in share:
+        video.check_masks()
     loaded = load_segmenter(
         config.checkpoint,
         mask_decoder=config.mask_decoder,
@@ -62,14 +66,16 @@ def evaluate(
     )
     fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
     store = EvaluationStore(config.out, fingerprint)
-    share = videos[rank::world]
+    names = MaskNames(videos)
     with store.claim(rank):
         for done, video in enumerate(share):
             if on_progress:
                 on_progress("videos", done, len(share))
-            if store.record(video.video_id) is None:
-                store.start_video(video.video_id)
-                store.write_record(video.video_id, _evaluate_video(config, loaded, video, store))
+            name = names.video(video)
+            if store.record(name) is None:
+                store.start_video(name)
+                folders = {exp_id: store.mask_folder(key) for exp_id, key in names.keys(video).items()}
+                store.write_record(name, _evaluate_video(config, loaded, video, folders))
         if on_progress:
             on_progress("videos", len(share), len(share))
         made: list[Scores] = []
@@ -78,7 +84,7 @@ def evaluate(
             made.append(finish(config, videos, masks, records, weights=loaded.weights, fingerprint=fingerprint))
             return made[0].to_json()
 
-        store.publish_if_complete([video.video_id for video in videos], publish)
+        store.publish_if_complete([names.video(video) for video in videos], publish)
     return made[0] if made else None
 
 
@@ -104,13 +110,12 @@ def _fingerprint(
 
 
 def _evaluate_video(
-    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, store: EvaluationStore
+    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Masks of every expression into the store; returns the video's record."""
-    names = [safe_name(name) for name in video.frame_names]
+    """Masks of every expression into its folder, which `folders` gives by its id; returns the video's record."""
+    names = video.frame_names
     clip = read_clip(video, range(len(names)), box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
     video_latent = loaded.encode(clip)
-    folders = {e.exp_id: store.mask_folder(video.video_id, e.exp_id) for e in video.expressions}
     for some in chunks(video.expressions, config.sentences_per_batch):
         for expression, logits in zip(some, loaded.logits(video_latent, [e.text for e in some])):
             for ids, masks in masks_of(logits, clip):
@@ -137,8 +142,9 @@ def _evaluate_video(
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
     """For each expression id, the id of one of the same video that names none of its objects, in other words.
 
-    Expressions without such a partner are left out. The choice is a function of the seed and the ids.
-    Nothing has to be sampled again: what the partner's sentence selects is the partner's prediction.
+    Of two that name nothing none is wrong for the other. Expressions without such a partner are left out. The choice
+    is a function of the seed and the ids. Nothing has to be sampled again: what the partner's sentence selects is the
+    partner's prediction.
     """
     partners = {}
     for expression in video.expressions:
@@ -146,6 +152,7 @@ def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
             other.exp_id
             for other in video.expressions
             if not set(other.anno_ids) & set(expression.anno_ids) and other.text != expression.text
+            if other.anno_ids or expression.anno_ids
         ]
         if others:
             key = hashlib.sha256(f"{video.video_id}/{expression.exp_id}".encode()).digest()[:8]
@@ -160,10 +167,12 @@ def _stored(video: Video, folder: Path) -> Iterator[MaskPiece]:
 
 
 def _score(video: Video, expression: Expression, predicted: Iterable[MaskPiece]) -> Tally:
-    """Every metric over all frames of a video."""
-    tally = Tally()
+    """Every metric over the annotated frames of a video."""
+    tally, known = Tally(), video.annotated(expression.anno_ids)
     for ids, masks in predicted:
-        tally.add(video.mask(expression.anno_ids, ids), masks)
+        places = [place for place, i in enumerate(ids) if known is None or i in known]
+        if places:
+            tally.add(video.mask(expression.anno_ids, [ids[place] for place in places]), masks[places])
     return tally
 
 

@@ -3,6 +3,7 @@
     out/.evaluate/<fingerprint>/{masks/<video>/<expression>/<frame>.png, records/<video>.json}   at work
     out/{masks/, report.html, overlays/, submission.zip, scores.json}                           published
 
+Videos and expressions are called as `MaskNames` calls them, which makes file names of any ids.
 A record is written after its video's masks, and trusted only in the folder of the same weights, data and
 settings: masks of another checkpoint are neither scored nor left among the new ones. scores.json comes last.
 """
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flowmask.models.errors import ConfigError, DataError
+from flowmask.models.errors import ConfigError
 from flowmask.models.files import write_atomically
 from flowmask.trainer.state import locks
 from flowmask.trainer.state.owner import note_start
@@ -51,40 +52,40 @@ class EvaluationStore:
         finally:
             os.close(lock)
 
-    def start_video(self, video_id: str) -> None:
+    def start_video(self, video: str) -> None:
         """Forget masks of a video that was not finished."""
-        shutil.rmtree(self._work / MASKS / video_id, ignore_errors=True)
+        shutil.rmtree(self._work / MASKS / video, ignore_errors=True)
 
-    def mask_folder(self, video_id: str, exp_id: str) -> Path:
-        """Where the masks of one expression go while the evaluation is at work."""
-        folder = self._work / MASKS / safe_name(video_id) / safe_name(exp_id)
+    def mask_folder(self, key: str) -> Path:
+        """Where the masks of one expression, `<video>/<expression>`, go while the evaluation is at work."""
+        folder = self._work / MASKS / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def write_record(self, video_id: str, record: Mapping[str, Any]) -> None:
+    def write_record(self, video: str, record: Mapping[str, Any]) -> None:
         """Say that a video is done, with its numbers."""
-        write_atomically(self._record(video_id), json.dumps(record, allow_nan=False))
+        write_atomically(self._record(video), json.dumps(record, allow_nan=False))
 
-    def record(self, video_id: str) -> dict[str, Any] | None:
+    def record(self, video: str) -> dict[str, Any] | None:
         """What `write_record` was given, or None when the video has still to be done."""
-        if not (self._work / MASKS / video_id).is_dir():
+        if not (self._work / MASKS / video).is_dir():
             return None
         try:
-            return json.loads(self._record(video_id).read_text())
+            return json.loads(self._record(video).read_text())
         except (OSError, ValueError):
             return None
 
     def publish_if_complete(
-        self, video_ids: Sequence[str], finish: Callable[[Path, list[dict[str, Any]]], Mapping[str, Any]]
+        self, videos: Sequence[str], finish: Callable[[Path, list[dict[str, Any]]], Mapping[str, Any]]
     ) -> dict[str, Any] | None:
         """Once every video has its record, replace the results in `out`; whoever comes last does it, once.
 
-        finish: (folder of the masks, records in the order of `video_ids`) -> what scores.json shall hold
+        finish: (folder of the masks, records in the order of `videos`) -> what scores.json shall hold
         returns: that, or None while videos are missing or when another process has published
         """
         with (self._home / "publish.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            records = [self.record(video_id) for video_id in video_ids]
+            records = [self.record(video) for video in videos]
             if any(record is None for record in records):
                 return None
             for name in (SCORES, REPORT):
@@ -100,17 +101,10 @@ class EvaluationStore:
             shutil.rmtree(old, ignore_errors=True)
             return results
 
-    def _record(self, video_id: str) -> Path:
-        return self._work / "records" / f"{safe_name(video_id)}.json"
+    def _record(self, video: str) -> Path:
+        return self._work / "records" / f"{video}.json"
 
     def _drop_other_work(self) -> None:
         for entry in self._home.iterdir():
             if entry.is_dir() and entry != self._work:
                 shutil.rmtree(entry, ignore_errors=True)
-
-
-def safe_name(name: str) -> str:
-    """A dataset's id as one path component; DataError if it would lead out of the folder."""
-    if not name or name in (".", "..") or os.sep in name or "\0" in name:
-        raise DataError(f"id {name!r} cannot name a folder; rename it in the dataset")
-    return name

@@ -3,6 +3,7 @@
 Asking whether one is held takes it for an instant, so taking one is patient for longer than that.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -10,19 +11,40 @@ import stat
 import time
 from pathlib import Path
 
+import psutil
+
+from flowmask.models.errors import UserError
+
 GLANCE_S = 1.0  # longer than anybody needs to ask
 _POLL_S = 0.05
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+class LockError(UserError):
+    """A file system on which nobody can be kept out of a folder."""
 
 
 def take(path: Path, *, patience_s: float = GLANCE_S) -> int | None:
-    """Hold `path`, made where it is missing; the open file, which holds it until it is closed, or None."""
+    """Hold `path`, made where it is missing; the open file, which holds it until it is closed, or None.
+
+    LockError on a file system without flock: two processes that write at once would leave neither's result.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     deadline = time.monotonic() + patience_s
-    while not _taken(handle, fcntl.LOCK_EX):
-        if time.monotonic() >= deadline:
-            os.close(handle)
-            return None
-        time.sleep(_POLL_S)
+    try:
+        while not _taken(handle, fcntl.LOCK_EX):
+            if time.monotonic() >= deadline:
+                os.close(handle)
+                return None
+            time.sleep(_POLL_S)
+    except OSError as error:
+        os.close(handle)
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise LockError(
+            f"{path} can't be locked ({str(error.strerror).lower()}): {_file_system(path)} has no flock; use a folder "
+            "(out, TMPDIR) on another file system, or have it mounted with locks (Lustre: -o flock)"
+        ) from error
     return handle
 
 
@@ -34,6 +56,8 @@ def is_held(path: Path) -> bool:
         return False
     try:
         return not _taken(handle, fcntl.LOCK_SH)
+    except OSError:  # without locks nobody holds one
+        return False
     finally:
         os.close(handle)
 
@@ -70,3 +94,12 @@ def _taken(handle: int, how: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _file_system(path: Path) -> str:
+    """The file system that holds a path: its mount point and type."""
+    found = [one for one in psutil.disk_partitions(all=True) if path.resolve().is_relative_to(one.mountpoint)]
+    if not found:
+        return "its file system"
+    of_it = max(found, key=lambda one: len(one.mountpoint))
+    return f"the file system at {of_it.mountpoint} ({of_it.fstype})"

@@ -13,7 +13,7 @@ import torch
 from golden_export import write_golden_export
 from PIL import Image
 
-from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.errors import ConfigError, DataError, UserError
 from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.predict.predict import InputVideo, Predictions, predict, unique_slugs
 
@@ -102,6 +102,25 @@ def test_frames_of_a_folder_come_in_natural_order_and_keep_their_names(export: P
     assert sorted(p.name for p in result.prompts[0].masks.iterdir()) == ["1.png", "10.png", "2.png"]
 
 
+def test_a_name_that_is_not_utf_8_is_one_line_before_anything_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(DataError, match="not UTF-8"):
+        InputVideo(folder)
+    Image.fromarray(_frames(1)[0]).save(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        InputVideo(tmp_path)
+
+
+def test_photographs_are_read_as_people_see_them(tmp_path: Path) -> None:
+    """The camera was turned: the picture lies on its side, and EXIF says so."""
+    frame, exif = _frames(1)[0][:24], Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(frame)).save(tmp_path / "1.png", exif=exif)
+    source = InputVideo(tmp_path)
+    assert source.size == frame.shape[:2] and (source.frames([0])[0] == frame).all()
+
+
 def test_a_clip_of_a_long_video_is_judged_as_if_it_were_the_whole(export: Path, video: Path, tmp_path: Path) -> None:
     cut = _predict(export, video, tmp_path / "cut", PROMPTS[:1], clip_frames=5)
     first = _predict(export, video, tmp_path / "first", PROMPTS[:1], max_frames=5)
@@ -149,7 +168,15 @@ def test_slugs_are_readable_unique_and_never_those_of_the_combined_overlay() -> 
 
 
 @pytest.mark.parametrize(
-    ("prompts", "message"), [([], "no prompt"), (["", "x"], "empty"), (["  \t"], "empty"), (['""'], "empty")]
+    ("prompts", "message"),
+    [
+        ([], "no prompt"),
+        (["", "x"], "empty"),
+        (["  \t"], "empty"),
+        (['""'], "empty"),
+        (["x", "&nbsp;\u200b"], "empty"),
+        ([os.fsdecode(b"caf\xe9")], "not UTF-8"),
+    ],
 )
 def test_a_missing_or_empty_prompt_is_refused_before_anything_is_written(
     export: Path, video: Path, tmp_path: Path, prompts: list[str], message: str
