@@ -60,7 +60,9 @@ class MaskDecoder(nn.Module):
         if kind == "none":
             return
         self._frame_again = kind == "full"
-        save = {"context_fn": partial(create_selective_checkpoint_contexts, _what_to_keep)} if kind != "full" else {}
+        save: dict[str, Any] = {}
+        if kind == "selective":
+            save["context_fn"] = partial(create_selective_checkpoint_contexts, _what_to_keep)
         decoder = self.decoder
         blocks = [*decoder.mid_block.resnets, *decoder.mid_block.attentions, decoder.norm_out]
         for up in decoder.up_blocks:

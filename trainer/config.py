@@ -21,6 +21,7 @@ from flowmask.models.config import (
     Tf32,
 )
 from flowmask.models.errors import ConfigError
+from flowmask.models.safe.secrets import SecretUri
 from flowmask.trainer.objectives import objective_class, of_one_kind, section
 from flowmask.trainer.objectives.base import ObjectiveConfig
 
@@ -179,7 +180,9 @@ class TrackingConfig(Section):
     """Where MLflow keeps the run."""
 
     enabled: bool = True
-    uri: str | None = Field(default=None, description="any MLflow URI; None: mlflow.db beside the run folder")
+    uri: SecretUri | None = Field(
+        default=None, description="any MLflow URI, a password as ${oc.env:NAME}; None: mlflow.db beside the run folder"
+    )
     experiment: str = "flowmask"
     end_timeout_s: float = Field(default=30.0, ge=0, description="how long the end of a run waits for the server")
     peak_tflops: float | None = Field(

@@ -12,12 +12,14 @@ import typer
 
 from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
+from flowmask.launch.cli.track import offer, track
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
 from flowmask.models.errors import UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
+from flowmask.models.safe.words import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -168,7 +170,7 @@ def predict(
             say=err.print,
         )
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png")
-    _offer(checkpoint, result.overlay, to="predict")
+    offer(checkpoint, result.overlay, to="predict")
 
 
 @app.command()
@@ -190,7 +192,7 @@ def export(
         raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
     done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
-    _offer(source, done.path, to="export")
+    offer(source, done.path, to="export")
 
 
 @app.command()
@@ -236,18 +238,7 @@ def doctor(
     exit_with(not report["ok"])
 
 
-@app.command()
-def track(
-    run: Annotated[Path, typer.Argument(help="A run folder that nobody trains now")],
-    timeout_s: Annotated[float, typer.Option(min=0, help="Seconds after which to give up")] = 600.0,
-) -> None:
-    """Send MLflow what it missed of an ended run, and how that ended. A run that died is FAILED."""
-    from flowmask.trainer.track.tracking import replay
-
-    if not replay(run, timeout_s=timeout_s, warn=lambda line: console.print(line)):
-        console.print(f"MLflow has not taken everything in {timeout_s:.0f} s; the same command continues")
-        raise typer.Exit(1)
-    console.print(f"MLflow has all of {run}")
+app.command()(track)
 
 
 @app.command("tiny-wan")
@@ -284,14 +275,6 @@ def main() -> None:
         _fail(message)
 
 
-def _offer(run: str, path: Path, *, to: str) -> None:
-    """Let the MLflow run of a checkpoint have what was made from it, when somebody sends it."""
-    from flowmask.trainer.track.tracking import offer_artifact
-
-    if offer_artifact(run, path, to=to):
-        console.print(f"`flowmask track {run}` uploads it to MLflow")
-
-
 def _fail(message: str) -> None:
-    err.print(f"flowmask: {message}", style="red")
+    err.print(f"flowmask: {printable(message)}", style="red")
     sys.exit(MISTAKE_EXIT_CODE)

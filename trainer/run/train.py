@@ -238,6 +238,7 @@ def _tracker(session: Session) -> Tracker | None:
     return start_tracking(
         session.config,
         fingerprint=session.reader.manifest.fingerprint.total,
+        resumed=session.newest is not None,
         run_id=session.state.get("mlflow_run_id"),
         warn=session.log.say,
     )
