@@ -33,7 +33,7 @@ from flowmask.data_pipeline.plan.cost import describe
 from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
 from flowmask.data_pipeline.plan.leaks import LeakFree, without_leaks
 from flowmask.data_pipeline.sources import open_source
-from flowmask.models.device import gpu_holds, rank_device
+from flowmask.models.device import gpu_holds, rank_device, use_tf32
 from flowmask.models.errors import CacheError
 from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.text import TextEncoder
@@ -82,6 +82,7 @@ class Build:
         self.device = rank_device(config.cache.device, key="cache.device")
         self.dtype: torch.dtype = getattr(torch, config.cache.dtype)
         self.encoder_dtype: torch.dtype = getattr(torch, config.cache.encoder_dtype)
+        use_tf32(config.cache.tf32)
         self.wan, self.clock = WanFolder(config.model.wan), StageClock()
         self._empty: dict[tuple[int, ...], torch.Tensor] = {}  # latents of empty masks: kept when the VAE is freed
         self._counted_at, self._finished_clips = 0.0, 0

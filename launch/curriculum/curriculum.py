@@ -158,7 +158,9 @@ def _live(curriculum: Curriculum, stage: Stage, *, renewed: bool) -> str | None:
         return None
     pending = all(state == "PENDING" for state, _ in rows.values())
     if pending and (renewed or any(stage_jobs.NEVER in reason for _, reason in rows.values())):
-        slurm_commands.cancel(job_id)
+        record = stage_jobs.read(curriculum.out, stage.name)
+        assert record is not None, "it has a job"
+        slurm_commands.cancel(job_id, logs=record.submission.logs)
         return None
     return job_id
 

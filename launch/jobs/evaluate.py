@@ -1,11 +1,12 @@
 """`flowmask evaluate` as a job."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import model_validator
 
+from flowmask.launch.console import err
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config
 from flowmask.launch.progress import bar, show_scores
 from flowmask.models.files import read_object
@@ -18,7 +19,7 @@ class EvaluateJob(Job, EvaluateConfig):
 
     KIND, ROOM, COUNTS = "evaluate", EvaluateConfig, "video"
     LOCK = ".evaluate/rank_0.lock"
-    LESS_MEMORY = "lower sentences_per_batch or the box, or choose precision=bf16"
+    LESS_MEMORY = "lower sentences_per_batch or the box, or choose precision=bf16 and encoder_precision=bf16"
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
@@ -46,8 +47,9 @@ class EvaluateJob(Job, EvaluateConfig):
 
         with bar(show=rank == 0) as on_progress:
             config = self.for_room()
+            say: Callable[[str], None] = err.print if rank == 0 else lambda line: None
             also = lambda folder: save_config(folder, resolved)  # noqa: E731
-            scores = evaluate(config, rank=rank, world=world, on_progress=on_progress, also=also)
+            scores = evaluate(config, rank=rank, world=world, on_progress=on_progress, say=say, also=also)
         if scores is not None:  # whoever finishes last has them
             show_scores(scores, self.out)
 

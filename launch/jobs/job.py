@@ -84,6 +84,10 @@ class Job(Section):
         """The part of weights that a training trains: "dit" or "mask_decoder"."""
         return None
 
+    def hidden(self) -> dict[str, str]:
+        """Variables for its processes, of what a saved copy of it lacks; ConfigError where it is such a copy itself."""
+        return {}
+
     def inputs(self) -> Iterator[Input]:
         """Every path that must be there before it starts."""
         raise NotImplementedError

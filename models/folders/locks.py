@@ -8,6 +8,8 @@ keep a writer out.
 import errno
 import fcntl
 import os
+import re
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -78,6 +80,32 @@ def is_free(path: Path) -> bool:
         return False
     finally:
         os.close(handle)
+
+
+def is_held_by(pid: int, path: Path) -> bool:
+    """Whether a process of this user holds `path`, as the kernel tells; False where that can't be known.
+
+    Files can name any process: this can't be written into one.
+    """
+    process = Path("/proc", str(pid))
+    try:
+        wanted = path.lstat()
+        if not stat.S_ISREG(wanted.st_mode) or wanted.st_nlink != 1 or process.stat().st_uid != os.geteuid():
+            return False
+        return any(_locks(each, wanted) for each in (process / "fd").iterdir())
+    except OSError:
+        return False
+
+
+def _locks(opened: Path, wanted: os.stat_result) -> bool:
+    """Whether an open file of a process is this one, with an exclusive lock through it."""
+    try:
+        if not os.path.samestat(opened.stat(), wanted):
+            return False
+        told = (opened.parents[1] / "fdinfo" / opened.name).read_text()
+    except OSError:
+        return False  # closed meanwhile
+    return re.search(r"^lock:.*FLOCK.*WRITE", told, re.MULTILINE) is not None
 
 
 def _taken(handle: int, how: int) -> bool:

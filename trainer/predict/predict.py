@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
 from flowmask.data_pipeline.formats.video_file import VideoFile
-from flowmask.models.config import SamplerConfig
+from flowmask.models.config import Precision, SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, DataError
 from flowmask.models.text import clean, has_words, is_unicode
@@ -93,7 +93,7 @@ class InputVideo:
         return [read_image(self._images[i], size=self.size, upright=True) for i in ids]
 
 
-@gpu_holds("a clip and the models", fix="lower --clip-frames, or set CUDA_VISIBLE_DEVICES= for the CPU")
+@gpu_holds("clip and models", fix="lower --clip-frames, --encoder-precision bf16 or CUDA_VISIBLE_DEVICES= (the CPU)")
 def predict(
     video: Path,
     prompts: Sequence[str],
@@ -105,23 +105,22 @@ def predict(
     ema: bool = True,
     sampler: SamplerConfig | None = None,
     box: FrameBox | None = None,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Precision = "bf16",
+    encoder_precision: Precision | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     fps: float | None = None,
     max_frames: int | None = None,
     clip_frames: int | None = None,
     on_progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Predictions:
     """Segment what each prompt names, and draw it; what `out` has of the same video and prompt is replaced.
 
     box:         None: the sides that the weights were trained with
-    max_frames:  only the first frames of the video
-    clip_frames: cut the video into clips of so many frames, each judged on its own: bounds the memory for
-                 long videos, but a motion is seen within its clip only. None: the whole video is one clip.
-    on_progress: told (what, frames done, frames)
+    clip_frames: of clips that are judged alone: less memory, but a motion is seen within one only; None: one clip
+    on_progress: told (what, frames done, frames); say: a line that a person should know
     """
-    slugs = unique_slugs(prompts)
-    source = InputVideo(video, fps=fps)
+    slugs, source = unique_slugs(prompts), InputVideo(video, fps=fps)
     clips = _clips(source, path=video, max_frames=max_frames, clip_frames=clip_frames)
     names = source.frame_names[: sum(map(len, clips))]
     folder = PredictionFolder(out, video=str(video), prompts=prompts)
@@ -132,7 +131,9 @@ def predict(
         ema=ema,
         sampler=sampler or SamplerConfig(),
         precision=precision,
+        encoder_precision=encoder_precision,
         device=device,
+        say=say,
     )
     with folder.scratch() as place:
         drawing = _Drawing(source, prompts=prompts, slugs=slugs, folder=place, earlier=folder.earlier(names), out=out)

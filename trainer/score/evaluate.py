@@ -19,6 +19,7 @@ from flowmask.data_pipeline.sources.base import Expression, Video, VideoSet
 from flowmask.models.errors import DataError
 from flowmask.trainer.predict.inference import (
     FRAMES_AT_ONCE,
+    EncoderPrecision,
     LoadedSegmenter,
     MaskPiece,
     VaeClip,
@@ -28,6 +29,7 @@ from flowmask.trainer.predict.inference import (
     read_clip,
 )
 from flowmask.trainer.predict.overlay import read_mask, write_mask
+from flowmask.trainer.predict.weights import source_settings
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import Tally, from_outside
@@ -37,7 +39,7 @@ from flowmask.trainer.score.store import REPORT, EvaluationStore
 from flowmask.trainer.track.tracking import offer_artifact
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
-_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive"}
+_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
 
 
 def evaluate(
@@ -46,6 +48,7 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     on_progress: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
     also: Callable[[Path], None] = lambda folder: None,
 ) -> Scores | None:
     """Write out/{masks/, report.html, overlays/, scores.json} and return the scores.
@@ -71,7 +74,10 @@ def evaluate(
         ema=config.ema,
         sampler=config.sampler,
         precision=config.precision,
+        encoder_precision=config.encoder_precision,
+        tf32=config.tf32,
         device=config.device,
+        say=say,
     )
     fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
     store = EvaluationStore(config.out, fingerprint)
@@ -117,8 +123,14 @@ def _fingerprint(
 ) -> str:
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
+    if settings["tf32"] is None:  # as it was before it could be said
+        del settings["tf32"]
     files = [(video.video_id, video.files_digest()) for video in videos]
-    more = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
+    more: list[Any] = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
+    trained = source_settings(config.checkpoint)
+    encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
+    if (encoders.text, encoders.video) != (config.precision, "fp32"):  # what it was before training's was followed
+        more.append({"text": encoders.text, "video": encoders.video})
     said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 

@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowmask.models.errors import WeightsError
 from flowmask.models.files import remove_known, sha256_of, sync
+from flowmask.models.strict import refuse_not_finite
 from flowmask.trainer.state.steps import complete, step_of
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
@@ -66,9 +68,11 @@ class Snapshot:
         return places
 
     def write(self, path: Path) -> dict[str, Any]:
-        """Write and sync the file; its size and hash."""
+        """Write and sync the file; its size and hash. WeightsError if a number is not finite: nothing is written."""
         if self._copied is not None:
             self._copied.synchronize()
+        tensors = ((" of ".join(key.split("|")[1::-1]), tensor) for key, tensor in self._tensors.items())
+        refuse_not_finite(tensors, where="the training", fix="start a new run with a lower train.lr")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"rng|torch|0": self._random, **self._tensors}, path)
         sync(path)
@@ -90,7 +94,9 @@ class Background:
         try:
             self._result = self._call()
         except (OSError, SafetensorError) as error:
-            self._problem = " ".join(str(error).split())
+            self._problem = f"{' '.join(str(error).split())}; earlier ones are kept: make room"
+        except WeightsError as error:
+            self._problem = f"{error}; earlier ones are kept"
         except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the outcome
             self._bug = error
 
@@ -99,7 +105,7 @@ class Background:
         return self._thread.is_alive()
 
     def outcome(self) -> tuple[Any, str | None]:
-        """Wait; (result, None), or (None, what the disk refused)."""
+        """Wait; (result, None), or (None, why nothing was written and what to do)."""
         self._thread.join()
         if self._bug is not None:
             raise self._bug
