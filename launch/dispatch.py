@@ -75,7 +75,11 @@ def to_slurm(job: Job, *, wait: bool) -> int:
     slurm_commands.require()
     name, asked, hidden = _name(job), resources.settle(job), job.hidden()
     script = slurm.script(job.out, slurm.whole(asked.launch), name=name)
-    preflight.refuse(preflight.examine(job, script, asked.findings))
+    findings = preflight.examine(job, script, asked.findings)
+    preflight.refuse(findings)
+    for finding in findings:
+        if finding.state == "warn":
+            err.print(finding.said)
     submission = Submission.create(job.out, kind=job.KIND, resolved=job.model_dump(mode="json"))
     code = snapshot.freeze(submission.folder)
     if ignored := slurm_commands.ignored_options():
@@ -115,7 +119,8 @@ def describe(job: Job, *, because: str) -> str:
             f"{launch.max_crashes} crashes",
         ]
     findings = preflight.examine(job, script, asked.findings if asked else ())
-    titles = {"pass": "checked:", "fail": "submit would refuse:", "unknown": "could not be checked here:"}
+    titles = {"pass": "checked:", "warn": "take note:", "fail": "submit would refuse:"}
+    titles["unknown"] = "could not be checked here:"
     for state, title in titles.items():
         found = [f"  {finding.said}" for finding in findings if finding.state == state]
         lines += [title, *found] if found else []

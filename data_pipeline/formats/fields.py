@@ -72,6 +72,7 @@ def field(entry: Any, name: str, kind: type, *, where: str) -> Any:
     if not isinstance(entry, dict) or name not in entry:
         raise DataError(f"{where} has no field {name!r}")
     value = entry[name]
-    if not isinstance(value, kind) or (kind is int and not (is_int(value) and abs(value) <= _LARGEST_INT)):
+    whole = isinstance(value, int) and is_int(value) and abs(value) <= _LARGEST_INT
+    if not isinstance(value, kind) or (kind is int and not whole):
         raise DataError(f"{where}.{name} is {shown(value)!r}; expected a {kind.__name__}")
     return value

@@ -28,7 +28,7 @@ _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", 
 _EXAMPLES = ("cache.clips_per_shard", "cache.drop_empty_masks", "cache.no_target")
 _VIDEO = (*_PIXELS, *_EXAMPLES, "cache.pixel_norm")
 _MASKS = (*_PIXELS, *_EXAMPLES, "data.expressions", "data.masks", _MASK_FILES)
-_STORAGE = ("cache.dtype", "cache.encoder_dtype")
+_STORAGE = ("cache.dtype", "cache.encoder_dtype", "cache.tf32")
 _MEMO_ENTRIES = 64
 _log = logging.getLogger("flowmask")
 _UNSHAPED = ("device", "held_out", "lease_s", "decode_threads", "max_quarantined_fraction")
@@ -43,6 +43,8 @@ def fingerprint(config: CacheBuildConfig, source: VideoSet, *, memo: Path) -> Fi
     fields |= _data_fields(config, source)
     cache = config.cache.model_dump(mode="json", exclude={*_UNSHAPED, "no_target"})  # the latter comes with the data
     fields |= {f"cache.{name}": value for name, value in cache.items()}
+    if fields["cache.tf32"] is None:  # as it was before it could be said
+        fields.pop("cache.tf32")
     if fields.get("cache.leaks") != "drop":  # otherwise it shapes no byte
         fields.pop("cache.leaks", None)
     return Fingerprint(

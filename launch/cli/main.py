@@ -6,7 +6,7 @@ A person's mistake is one line on stderr and exit code 2; a stack trace is a bug
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -147,11 +147,9 @@ def predict(
     wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
     max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
-    clip_frames: Annotated[
-        int | None,
-        typer.Option(help="Cut a long video into clips of this many frames: less memory, shorter sight", min=1),
-    ] = None,
+    clip_frames: Annotated[int | None, typer.Option(help="Cut it into clips of so many: less memory", min=1)] = None,
     averaged: Averaged = True,
+    encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from flowmask.launch.progress import bar
@@ -170,7 +168,9 @@ def predict(
             sampler=SamplerConfig(steps=steps),
             max_frames=max_frames,
             clip_frames=clip_frames,
+            encoder_precision=encoder_precision,
             on_progress=on_progress,
+            say=err.print,
         )
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png")
     offer(checkpoint, result.overlay, to="predict")

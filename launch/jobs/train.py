@@ -13,10 +13,11 @@ from pydantic import model_validator
 
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
 from flowmask.models.files import read_object
+from flowmask.models.folders.output_folder import Kind
 from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, revealed_uri
 from flowmask.trainer.config import RunConfig, accumulation_steps
 from flowmask.trainer.objectives import objective_class
-from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS
+from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN
 from flowmask.trainer.state.steps import STATE, newest, step_of
 
 _TAIL_BYTES = 1 << 16
@@ -85,6 +86,10 @@ class TrainJob(Job, RunConfig):
         from flowmask.trainer.run.train import run
 
         return run(self)
+
+    @classmethod
+    def folder_kind(cls) -> Kind:
+        return RUN
 
     @classmethod
     def recognised_by(cls, tree: Mapping[Any, Any]) -> str:

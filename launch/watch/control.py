@@ -24,9 +24,9 @@ from flowmask.launch.slurm.requeue import STOP_FILE
 from flowmask.launch.slurm.submission import Submission, Verdict
 from flowmask.launch.watch.runs import OVER, find, look, require_run
 from flowmask.models.errors import UserError
+from flowmask.models.folders import locks
 from flowmask.models.process import REQUEUE_EXIT_CODE, Owner
 from flowmask.models.safe.words import printable
-from flowmask.trainer.state import locks
 from flowmask.trainer.state.owner import read_start
 
 POLL_S = 0.5

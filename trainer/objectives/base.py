@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from flowmask.models.config import ModelConfig, Section
+from flowmask.models.config import ModelConfig, Recompute, Section
 from flowmask.models.errors import CacheError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Objective(ABC):
     makes:      which part of the product the weights are: decides their export, loading and use
     wan_parts:  folders of Wan2.1 that training reads, the trained module's first
     has_blocks: the module is made of transformer blocks, so it can recompute, be compiled, split its tokens over
-                ranks and take LoRA adapters
+                ranks and take LoRA adapters; one without blocks can recompute if `recompute` is its own
     noiseless:  the section's keys at which a loss draws nothing at random but its timestep: for validation
     """
 
@@ -69,6 +69,17 @@ class Objective(ABC):
     @abstractmethod
     def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> "nn.Module":
         """The same module on the meta device, for plans; layers: only so many blocks, if it has any."""
+
+    def recompute(self, module: "nn.Module", kind: Recompute) -> None:
+        """Make the module drop activations and compute them again, selective or full; the loss stays as it is."""
+        from flowmask.models.dit import recompute_blocks
+
+        recompute_blocks(module, kind)
+
+    @classmethod
+    def recomputes(cls) -> bool:
+        """Whether `recompute` can be asked for."""
+        return cls.has_blocks or cls.recompute is not Objective.recompute
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowmask.data_pipeline.randomness import generator
 from flowmask.data_pipeline.read.loader import Batch
+from flowmask.models.config import Recompute
 from flowmask.models.mask_decoder import MaskDecoder, dice_loss, focal_loss
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.objectives.base import Objective, ObjectiveConfig, Shapes
@@ -40,6 +41,10 @@ class MaskDecoding(Objective):
 
     def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
         return MaskDecoder.from_vae(shapes.vae())
+
+    def recompute(self, module: nn.Module, kind: Recompute) -> None:
+        decoder: Any = module
+        decoder.recompute(kind)
 
     def settings(self) -> dict[str, Any]:
         return {"objective": self._config.kind}

@@ -19,6 +19,7 @@ from flowmask.data_pipeline.sources.base import Expression, Video, VideoSet
 from flowmask.models.errors import DataError
 from flowmask.trainer.predict.inference import (
     FRAMES_AT_ONCE,
+    EncoderPrecision,
     LoadedSegmenter,
     MaskPiece,
     VaeClip,
@@ -28,23 +29,34 @@ from flowmask.trainer.predict.inference import (
     read_clip,
 )
 from flowmask.trainer.predict.overlay import read_mask, write_mask
+from flowmask.trainer.predict.weights import source_settings
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import Tally, from_outside
+from flowmask.trainer.score.overlays import OVERLAYS
 from flowmask.trainer.score.results import Scores, finish
-from flowmask.trainer.score.store import EvaluationStore
+from flowmask.trainer.score.store import REPORT, EvaluationStore
+from flowmask.trainer.track.tracking import offer_artifact
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
-_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive"}
+_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
 
 
 def evaluate(
-    config: EvaluateConfig, *, rank: int = 0, world: int = 1, on_progress: Callable[[str, int, int], None] | None = None
+    config: EvaluateConfig,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    on_progress: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    also: Callable[[Path], None] = lambda folder: None,
 ) -> Scores | None:
-    """Write out/{masks/, report.html, scores.json} and return the scores.
+    """Write out/{masks/, report.html, overlays/, scores.json} and return the scores.
 
     An evaluation that was stopped goes on behind the last finished video. With `world` > 1 this process takes
     every world-th video; the one that completes the set publishes and gets the scores, the others get None.
+    also: writes config.yaml into a folder, to be published with the rest.
+    The MLflow run of a checkpoint that has one is left the report and the videos.
     `sentences_per_batch` changes logits by rounding alone (about 1e-5 in fp32, 1e-2 in bf16): only pixels
     that near the threshold can flip.
     """
@@ -62,7 +74,10 @@ def evaluate(
         ema=config.ema,
         sampler=config.sampler,
         precision=config.precision,
+        encoder_precision=config.encoder_precision,
+        tf32=config.tf32,
         device=config.device,
+        say=say,
     )
     fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
     store = EvaluationStore(config.out, fingerprint)
@@ -80,12 +95,17 @@ def evaluate(
             on_progress("videos", len(share), len(share))
         made: list[Scores] = []
 
-        def publish(masks: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-            made.append(finish(config, videos, masks, records, weights=loaded.weights, fingerprint=fingerprint))
+        def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+            also(place)
+            scores = finish(config, videos, masks, records, out=place, weights=loaded.weights, fingerprint=fingerprint)
+            made.append(scores)
             return made[0].to_json()
 
-        store.publish_if_complete([names.video(video) for video in videos], publish)
-    return made[0] if made else None
+        if not store.publish_if_complete([names.video(video) for video in videos], build):
+            return None
+    for name in (REPORT, OVERLAYS):
+        offer_artifact(config.checkpoint, config.out / name, to="evaluation")
+    return made[0]
 
 
 def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_files: str) -> str:
@@ -103,8 +123,14 @@ def _fingerprint(
 ) -> str:
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
+    if settings["tf32"] is None:  # as it was before it could be said
+        del settings["tf32"]
     files = [(video.video_id, video.files_digest()) for video in videos]
-    more = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
+    more: list[Any] = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
+    trained = source_settings(config.checkpoint)
+    encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
+    if (encoders.text, encoders.video) != (config.precision, "fp32"):  # what it was before training's was followed
+        more.append({"text": encoders.text, "video": encoders.video})
     said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 

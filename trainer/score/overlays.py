@@ -1,6 +1,5 @@
 """Overlay videos of an evaluation's report: one mp4 an expression, its predicted mask over every frame."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,13 +13,12 @@ _FPS = 10.0  # datasets of frames do not say theirs
 
 
 def write_overlays(out: Path, expressions: Mapping[str, tuple[Video, Expression]], *, masks: Path) -> Path:
-    """Write out/overlays/<video>_<expression>.mp4 for each expression in place of older ones.
+    """Write out/overlays/<video>_<expression>.mp4 for each expression; `overlays` is made.
 
-    expressions: by `<video>/<expression>`; where two are written so, the / becomes %2f. masks: the published folder of
-    PNGs. Returns the folder of the videos.
+    expressions: by `<video>/<expression>`; where two are written so, the / becomes %2f. masks: the folder of
+    their PNGs. Returns the folder of the videos.
     """
     folder = out / OVERLAYS
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     names = file_names(expressions, spelled=lambda key: key.replace("/", "_"))
     for key, (video, expression) in expressions.items():

@@ -13,7 +13,6 @@ import numpy as np
 from flowmask.data_pipeline.show.page import spread
 from flowmask.data_pipeline.sources.base import Expression, Video, names_nothing
 from flowmask.trainer.predict.overlay import read_mask
-from flowmask.trainer.score.archive import FILE as ARCHIVE
 from flowmask.trainer.score.archive import write_archive
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
@@ -21,7 +20,6 @@ from flowmask.trainer.score.metrics import MAIN, metrics, shown_in, totals
 from flowmask.trainer.score.overlays import write_overlays
 from flowmask.trainer.score.report import ReportExample, ReportRow, write_report
 from flowmask.trainer.score.store import REPORT
-from flowmask.trainer.track.tracking import offer_artifact
 
 NO_MASKS = "The dataset has no masks: masks/ holds the predictions, but no score is possible."
 _SHEET_FRAMES = 6
@@ -115,12 +113,13 @@ def finish(
     masks: Path,
     records: Sequence[Mapping[str, Any]],
     *,
+    out: Path,
     weights: Mapping[str, str],
     fingerprint: str,
 ) -> Scores:
-    """Merge all records, write the report and its overlay videos, return what scores.json holds.
+    """Merge all records, write the report, its overlay videos and the archive; return what scores.json holds.
 
-    masks: the published folder. The MLflow run of a checkpoint that has one is left the report and the videos.
+    masks: the folder of all masks; out: the empty folder for what is written.
     """
     scores = merge(videos, records, checkpoint=config.checkpoint, weights=weights, fingerprint=fingerprint)
     names = MaskNames(videos)
@@ -128,7 +127,7 @@ def finish(
     rows = [ReportRow(key, pairs[key][1].text, entry) for key, entry in scores.per_expression.items()]
     examples = _examples(config, pairs, masks, scores)
     write_report(
-        config.out / REPORT,
+        out / REPORT,
         title="FlowMask evaluation",
         facts=_facts(config, scores),
         metrics=shown_in("report"),
@@ -137,11 +136,9 @@ def finish(
         note=scores.note,
     )
     drawn = {example.key: pairs[example.key] for example in examples}
-    for made in (config.out / REPORT, write_overlays(config.out, drawn, masks=masks)):
-        offer_artifact(config.checkpoint, made, to="evaluation")
-    (config.out / ARCHIVE).unlink(missing_ok=True)  # of other masks
+    write_overlays(out, drawn, masks=masks)
     if config.archive is not None:
-        write_archive(config.out, masks=masks, layout=config.archive)
+        write_archive(out, masks=masks, layout=config.archive)
     return scores
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import TEMPORARY, sync
-from flowmask.trainer.state import locks
+from flowmask.models.folders import locks
 
 PATIENCE_S = 120.0  # for another process that makes the database
 SETTLED_S = 20.0  # a half-made one that nobody wrote for so long is left by a process that is gone

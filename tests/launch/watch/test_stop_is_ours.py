@@ -12,8 +12,8 @@ import pytest
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.watch.control import StopError, _signal, stop
 from flowmask.models.errors import ConfigError
+from flowmask.models.folders.locks import is_held_by
 from flowmask.models.process import process_here
-from flowmask.trainer.state.locks import is_held_by
 
 RUN = "exec 9>{lock}; flock 9; echo; exec sleep 600"
 

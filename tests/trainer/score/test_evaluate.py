@@ -1,14 +1,18 @@
 """Evaluation: scores, masks, what is read how often, what a stop or another checkpoint leaves behind."""
 
+import errno
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from disturbed import contents
 from golden_export import BOX, DATA, PARITY, write_golden_export
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -20,6 +24,8 @@ from flowmask.models.errors import CheckpointError, ConfigError
 from flowmask.models.segment import Segmenter
 from flowmask.trainer.score.evaluate import evaluate, shuffled_partners
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.store import EvaluationStore
+from flowmask.trainer.state.run_folder import RunFolder
 from flowmask.trainer.track import spool
 
 EXPECTED = json.loads((PARITY / "e2e" / "expected.json").read_text())
@@ -157,6 +163,45 @@ def test_masks_of_other_settings_are_not_taken_for_finished_work(
     encoded = _encoded(monkeypatch)
     evaluate(_config(export, tmp_path / "e"))
     assert len(encoded) == 2
+
+
+def test_results_that_could_not_be_published_leave_the_older_ones_and_need_no_computing_again(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "e"
+    evaluate(_config(export, out))
+    wanted = evaluate(_config(export, tmp_path / "whole", sampler={"steps": 4}))
+    for why in (errno.ENOSPC, errno.ENAMETOOLONG):
+        before = {name: content for name, content in contents(out).items() if not name.startswith(".evaluate/")}
+        with monkeypatch.context() as patched:
+            refused = Mock(side_effect=OSError(why, os.strerror(why)))
+            patched.setattr("flowmask.trainer.score.overlays.OverlayVideo", refused)
+            with pytest.raises(ConfigError, match=os.strerror(why)):
+                evaluate(_config(export, out, sampler={"steps": 4}))
+        assert before.items() <= contents(out).items()
+    encoded = _encoded(monkeypatch)
+    assert evaluate(_config(export, out, sampler={"steps": 4})) == wanted
+    assert not encoded
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["masks/mine.png", "masks/a/0/mine.png", "overlays/x.mp4", "config.yaml", "report.html", "scores.json", "dog"],
+)
+def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match="not an evaluation but holds"):
+        EvaluationStore(tmp_path, "0" * 16)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_the_folder_of_a_run_is_no_place_for_an_evaluation(export: Path, tmp_path: Path) -> None:
+    RunFolder(tmp_path).close()
+    (tmp_path / "config.yaml").write_text("train: {}")
+    with pytest.raises(ConfigError, match="is a run, not an evaluation"):
+        evaluate(_config(export, tmp_path))
+    assert (tmp_path / "config.yaml").read_text() == "train: {}"
 
 
 def test_two_processes_share_the_videos_and_the_last_one_publishes(export: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Who works in a folder: locks that the kernel gives back when their holder dies, however it dies (flock).
 
-Asking whether one is held takes it for an instant, so taking one is patient for longer than that.
+Asking whether one is held takes it for an instant, so taking one is patient for longer than that. Only who may write
+the folder may open its lock: a reader's lock, which the kernel lets anybody take on a file that he may read, can't
+keep a writer out.
 """
 
 import errno
@@ -9,6 +11,7 @@ import os
 import re
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -29,7 +32,10 @@ def take(path: Path, *, patience_s: float = GLANCE_S) -> int | None:
 
     LockError on a file system without flock: two processes that write at once would leave neither's result.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    mode = 0o660 if path.parent.stat().st_mode & 0o020 else 0o600
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, mode)
+    with suppress(PermissionError):  # another member of the group made it
+        os.fchmod(handle, mode)  # one from before could be read by all
     deadline = time.monotonic() + patience_s
     try:
         while not _taken(handle, fcntl.LOCK_EX):
@@ -86,6 +92,20 @@ def _locks(opened: Path, wanted: os.stat_result) -> bool:
     except OSError:
         return False  # closed meanwhile
     return re.search(r"^lock:.*FLOCK.*WRITE", told, re.MULTILINE) is not None
+
+
+def is_free(path: Path) -> bool:
+    """Whether surely nobody holds `path` now: not on a file system without locks."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return _taken(handle, fcntl.LOCK_SH)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
 
 
 def _taken(handle: int, how: int) -> bool:
