@@ -17,15 +17,14 @@ import threading
 import time
 from typing import Any
 
-from rich.console import Console
-
 from flowmask.models.errors import UserError
+from flowmask.models.safe.words import PlainConsole
 
 PATIENCE_S = 5.0  # with a reader that takes nothing: once when it falls behind, and at the end of the process
 _BEHIND = 1000  # writes that may wait for a slow reader
 
-out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 class ConsoleError(UserError):

@@ -15,6 +15,7 @@ from flowmask.models.errors import CacheError
 FILE = "manifest.json"
 # Tokens that a sentence is cut to; it is stored at both where it is longer than the first.
 SHORT_TEXT, LONG_TEXT = 64, 256
+RARE = frozenset({"no_target", "partly_annotated"})  # counts that are left out of files where they are 0
 
 
 class _Part(BaseModel):
@@ -104,13 +105,16 @@ class Manifest(_Part):
     role: Literal["train", "evaluation"] = "train"
     leaks: LeakEntry | None = None
     unreadable_videos: int = 0  # of which no clip could be planned
+    no_target: int = 0  # examples whose sentence names nothing: their target is the empty mask
+    partly_annotated: int = 0  # examples of which some frames are not annotated: they count in no loss and no score
     buckets: list[BucketEntry]
     index: FileEntry
     environments: list[dict[str, str]]
     shards: list[ShardEntry]
 
     def to_bytes(self) -> bytes:
-        return self.model_dump_json(indent=1).encode() + b"\n"
+        none = {name for name in RARE if not getattr(self, name)}
+        return self.model_dump_json(indent=1, exclude=none).encode() + b"\n"
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from flowmask.data_pipeline.build.records import Sidecar, parse_sidecar
 from flowmask.data_pipeline.cache import manifest, quarantine
 from flowmask.data_pipeline.cache.manifest import read_manifest
 from flowmask.data_pipeline.cache.quarantine import Quarantine
-from flowmask.data_pipeline.cache.sealed import seal
 from flowmask.data_pipeline.cache.shards import FOLDER, remove_leftovers, shard_name, sidecar_name, write_file
 from flowmask.data_pipeline.check.verify_report import Problem, VerifyReport
 from flowmask.data_pipeline.check.verify_shard import (
@@ -191,7 +190,7 @@ class _Repair:
             quarantined=lost,
             made_with=self.manifest.environments[entry.made_with],
         )
-        write_file(self.shards / sidecar_name(unit), seal(asdict(sidecar)))
+        write_file(self.shards / sidecar_name(unit), sidecar.to_bytes())
         self._mended(self.shards / sidecar_name(unit), "made again from its shard")
         return True
 

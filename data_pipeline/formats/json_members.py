@@ -1,8 +1,10 @@
 """A large JSON object, member by member: memory holds one of them, and where each one stands can be kept.
 
-So a file of masks of hundreds of MB is checked once, from end to end, and later read by ranges.
+So a file of masks of hundreds of MB is checked once, from end to end, and later read by ranges. Refused: what json
+refuses, and a name that stands twice in one object.
 """
 
+import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator
@@ -12,7 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from flowmask.data_pipeline.formats.reading import reading
+from flowmask.data_pipeline.formats.json_file import BOM, parse
+from flowmask.data_pipeline.formats.reading import open_regular, reading
 from flowmask.models.errors import DataError
 
 _CHUNK = 1 << 20
@@ -37,7 +40,7 @@ def members(path: Path, *, field: str | None = None) -> Iterator[Member]:
 
     DataError: the file is missing or does not parse, no object stands there, or there is no such field.
     """
-    with reading(path, what="JSON"), path.open("rb") as file:
+    with reading(path, what="JSON") as file:
         yield from _members(_Scanner(file), path, field)
 
 
@@ -71,6 +74,10 @@ class _Scanner:
         self._text, self._at, self._offset, self._chunk = "", 0, 0, _CHUNK
         self._decoder, self._name = json.JSONDecoder(), ("", 0, 0)
         self._whole = False
+        if file.read(len(BOM)) == BOM:
+            self._offset = len(BOM)
+        else:
+            file.seek(0)
 
     def peek(self) -> str:
         """The next character that is no white space, "" at the end."""
@@ -92,10 +99,14 @@ class _Scanner:
         if self.peek() == "}":
             self.take("}")
             return
+        seen = set()
         while True:
             if self.peek() != '"':
                 self.take('"')
             self._name = self._parsed()
+            if self._name[0] in seen:
+                raise ValueError(f"the key {self._name[0][:40]!r} stands in one object twice")
+            seen.add(self._name[0])
             self.take(":")
             yield self._name[0]
             if self.peek() != ",":
@@ -133,7 +144,7 @@ class _Scanner:
             self._more()
         raw = self._text[self._at : stop].encode("latin-1")
         start, self._at = self._offset + self._at, stop
-        return json.loads(raw.decode()), start, len(raw)
+        return parse(raw), start, len(raw)
 
     def _more(self) -> bool:
         """Move the window on; what is before the next value is forgotten."""
@@ -152,7 +163,7 @@ class Places:
         self._path = path
         names, numbers = [b""], array("q", (0, 0, 0))
         for member, number in found:
-            names.append(member.name.encode())
+            names.append(_key(member.name))
             numbers.extend((member.start, member.length, number))
         order = np.argsort(np.array(names, dtype="S"), kind="stable")
         self._names = np.array(names, dtype="S")[order]
@@ -170,17 +181,21 @@ class Places:
         return read_range(self._path, int(self._numbers[place, 0]), int(self._numbers[place, 1]))
 
     def _place(self, name: str) -> int | None:
-        key = np.bytes_(name.encode())
-        # Of equal names the last one counts, as in json.
-        place = int(np.searchsorted(self._names, key, side="right")) - 1
-        return place if place >= 0 and self._names[place] == key else None
+        key = np.bytes_(_key(name))
+        place = int(np.searchsorted(self._names, key))
+        return place if place < len(self._names) and self._names[place] == key else None
+
+
+def _key(name: str) -> bytes:
+    """A name in 32 bytes, however long it is: one array holds all."""
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).hexdigest().encode()
 
 
 def read_range(path: Path, start: int, length: int) -> Any:
     """The JSON value in a range of a file; DataError if the file has changed since it was looked through."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(start)
             return json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: changed or unreadable since the build began ({error})") from error

@@ -33,7 +33,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def read_plain_pickle(path: Path) -> Any:
     """What a pickle holds; DataError if it is missing, damaged or not plain."""
-    with reading(path, what="pickle", errors=_DAMAGED), path.open("rb") as file:
+    with reading(path, what="pickle", errors=_DAMAGED) as file:
         content = _PlainUnpickler(file, path).load()
     _refuse_other_types(content, path)
     return content

@@ -23,10 +23,9 @@ from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.manifest import FILE, SHORT_TEXT, Manifest, parse_manifest
 from flowmask.data_pipeline.cache.shards import FOLDER, tensor_ranges
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.read.buffers import Buffers
 from flowmask.data_pipeline.read.loader import Batch, Steps
-from flowmask.data_pipeline.read.reader import refuse_text_tokens, shapes_of
+from flowmask.data_pipeline.read.reader import fill_masks, refuse_text_tokens, shapes_of
 from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan, Window
 from flowmask.models.errors import CacheError, ConfigError
 
@@ -142,9 +141,7 @@ class StreamReader:
                 batch["text"][place].zero_()
                 _copy(texts[place], batch["text"][place], where=example.where, padded=True)
             if "mask_pixels" in batch:
-                size, frames = (entry.height, entry.width), example.meta["masks"][mask]["rle"]
-                masks = rle.decode_frames(frames, size=size, where=example.where)
-                batch["mask_pixels"][place].copy_(torch.from_numpy(masks))
+                fill_masks(batch, place, example.meta["masks"][mask], bucket=entry, where=example.where)
         return batch
 
     def _text(self, example: Example, text_tokens: int) -> memoryview:

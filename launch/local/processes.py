@@ -22,8 +22,8 @@ from typing import Any
 
 from flowmask.launch.jobs import KINDS
 from flowmask.models.errors import UserError
+from flowmask.models.folders import locks
 from flowmask.models.process import MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, STOP_SIGNALS, python_module, stop_signals
-from flowmask.trainer.state import locks
 
 PR_SET_PDEATHSIG = 1
 GRACE_S = 600.0  # for the others to end once one rank has: on a busy machine, and rank 0 sends MLflow what is left

@@ -20,6 +20,7 @@ from flowmask.launch.jobs import KINDS
 from flowmask.launch.jobs.job import Job
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import sync_open, write_atomically
+from flowmask.models.folders.output_folder import OutputFolder
 
 Why = Literal["finished", "mistake", "crashed", "preempted", "time limit", "node lost", "cancelled", "stopped"]
 
@@ -61,6 +62,7 @@ class Submission:
     @classmethod
     def create(cls, out: Path, *, kind: str, resolved: dict[str, Any]) -> "Submission":
         """A new numbered folder in OUT/launch with the job in it; ConfigError where that can't be written."""
+        OutputFolder(out, KINDS[kind].folder_kind())
         folder = cls.planned(out).folder
         try:
             folder.mkdir(parents=True)

@@ -19,6 +19,7 @@ from flowmask.launch.slurm.submission import NodeEnd, Submission
 from flowmask.models.errors import TrainingError, UserError
 from flowmask.models.files import write_atomically
 from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, stop_signals
+from flowmask.models.safe.words import printable
 
 RENDEZVOUS_S = 300.0
 REQUEUE_S = 15.0  # for the batch script to put the job back into the queue
@@ -34,7 +35,7 @@ def run(folder: str) -> None:
     end = _run_ranks(submission, array=array, restart=restart, node=node)
     submission.set_ended(end, array=array, restart=restart, node=node)
     if end.message:
-        print(f"flowmask: {end.message}", file=sys.stderr, flush=True)  # noqa: T201 - it is the log
+        print(f"flowmask: {printable(end.message)}", file=sys.stderr, flush=True)  # noqa: T201 - it is the log
     if end.code not in (0, REQUEUE_EXIT_CODE):
         sys.exit(end.code)
 

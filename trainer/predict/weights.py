@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowmask.models.errors import CheckpointError, WeightsError
 from flowmask.models.lora import ADAPTER_CONFIG, frozen_part, merged
-from flowmask.models.strict import SafetensorsFolder, load_strict, read_json
+from flowmask.models.strict import SafetensorsFolder, load_strict, read_json, refuse_not_finite
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.adapters import Adapter, adapter_in_run, read_adapter, run_settings
@@ -39,6 +39,7 @@ from flowmask.trainer.state.steps import is_run, newest
 
 EXPORT_SETTINGS = "flowmask.json"
 EXPORT_STEM = "diffusion_pytorch_model"
+_NOT_FINITE = "take an earlier checkpoint of the run, or get the weights again"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def load_adapter(source: str, *, ema: bool = True) -> Adapter:
         found = read_adapter(path, _export_settings(path))
     if found is None:
         raise WeightsError(f"{source} has no LoRA adapters; export it in another format")
+    refuse_not_finite(found.trained.items(), where=source, fix=_NOT_FINITE)
     return found
 
 
@@ -127,6 +129,7 @@ def load(source: str, part: Part, *, ema: bool = True, wan: Path | None = None) 
         state, settings = part.read_pth(path, ema=ema)
     else:
         raise WeightsError(f"{source} does not exist; give a run folder, an export or a FlowRVS .pth file")
+    refuse_not_finite(state.items(), where=source, fix=_NOT_FINITE)
     return LoadedWeights(state, settings, content_sha256(state))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowmask.trainer.state import locks
+from flowmask.models.folders import locks
 
 
 def test_one_holds_it_until_it_lets_go(tmp_path: Path) -> None:
