@@ -17,7 +17,6 @@ from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.cache.index import COLUMNS
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT
 from flowmask.data_pipeline.cache.quarantine import Line
-from flowmask.data_pipeline.cache.sealed import seal, unseal
 from flowmask.data_pipeline.cache.shards import (
     RecordPlace,
     ShardWriter,
@@ -28,6 +27,7 @@ from flowmask.data_pipeline.cache.shards import (
 )
 from flowmask.data_pipeline.clip.clips import clip_facts
 from flowmask.models.errors import CacheError
+from flowmask.models.stored.sealed import seal, unseal
 
 Shape = tuple[int, int, int]
 

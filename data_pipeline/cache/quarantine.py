@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flowmask.data_pipeline.cache.shards import sidecar_name, to_json, write_file
+from flowmask.data_pipeline.cache.shards import sidecar_name, write_file
 from flowmask.models.errors import CacheError, DataError
+from flowmask.models.stored.sealed import to_json
 
 FILE = "quarantine.jsonl"
 LIVE = "quarantine"  # folder below work/

@@ -20,7 +20,6 @@ from flowmask.data_pipeline.build.records import Sidecar, parse_sidecar
 from flowmask.data_pipeline.cache import manifest, quarantine
 from flowmask.data_pipeline.cache.manifest import read_manifest
 from flowmask.data_pipeline.cache.quarantine import Quarantine
-from flowmask.data_pipeline.cache.sealed import seal
 from flowmask.data_pipeline.cache.shards import FOLDER, remove_leftovers, shard_name, sidecar_name, write_file
 from flowmask.data_pipeline.check.verify_report import Problem, VerifyReport
 from flowmask.data_pipeline.check.verify_shard import (
@@ -37,6 +36,7 @@ from flowmask.data_pipeline.plan import units
 from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
 from flowmask.data_pipeline.show.inspect_cache import OnProgress
 from flowmask.models.errors import CacheError, ConfigError, UserError
+from flowmask.models.stored.sealed import seal
 
 _STAGE = "repair"
 _FOLLOWING = (quarantine.FILE, finalise.index.FILE, manifest.FILE)

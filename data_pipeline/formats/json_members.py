@@ -3,6 +3,7 @@
 So a file of masks of hundreds of MB is checked once, from end to end, and later read by ranges.
 """
 
+import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator
@@ -150,12 +151,13 @@ class Places:
     def __init__(self, path: Path, found: Iterable[tuple[Member, int]]):
         """found: each member, with a number of the caller's."""
         self._path = path
-        names, numbers = [b""], array("q", (0, 0, 0))
+        names, numbers = array("Q"), array("q")
         for member, number in found:
-            names.append(member.name.encode())
+            names.append(_key(member.name))
             numbers.extend((member.start, member.length, number))
-        order = np.argsort(np.array(names, dtype="S"), kind="stable")
-        self._names = np.array(names, dtype="S")[order]
+        keys = np.frombuffer(names, dtype=np.uint64)
+        order = np.argsort(keys, kind="stable")
+        self._names = keys[order]
         self._numbers = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 3)[order]
 
     def number(self, name: str) -> int | None:
@@ -170,10 +172,15 @@ class Places:
         return read_range(self._path, int(self._numbers[place, 0]), int(self._numbers[place, 1]))
 
     def _place(self, name: str) -> int | None:
-        key = np.bytes_(name.encode())
+        key = np.uint64(_key(name))
         # Of equal names the last one counts, as in json.
         place = int(np.searchsorted(self._names, key, side="right")) - 1
         return place if place >= 0 and self._names[place] == key else None
+
+
+def _key(name: str) -> int:
+    """64 bits that stand for a name of any length; equal ones of two names are as likely as a broken machine."""
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest())
 
 
 def read_range(path: Path, start: int, length: int) -> Any:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, Fingerprint
-from flowmask.data_pipeline.cache.shards import to_json, write_file
+from flowmask.data_pipeline.cache.shards import write_file
 from flowmask.data_pipeline.config import CacheBuildConfig, source_names
 from flowmask.data_pipeline.sources.base import VideoSet
 from flowmask.models.errors import CacheError
+from flowmask.models.stored.sealed import to_json
 from flowmask.models.weights.wan import WanFolder
 
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")

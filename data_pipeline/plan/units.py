@@ -19,14 +19,14 @@ from pydantic import TypeAdapter
 from flowmask.data_pipeline.cache import quarantine
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.cache.quarantine import Line
-from flowmask.data_pipeline.cache.sealed import seal, unseal
-from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, to_json, write_file
+from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, write_file
 from flowmask.data_pipeline.clip.clips import Clip, clips_of
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan.cost import ViewCost
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import sha256_of
+from flowmask.models.stored.sealed import seal, to_json, unseal
 
 FOLDER = "plan"
 # Beside plan.json, which has their hashes.

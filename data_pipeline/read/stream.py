@@ -1,13 +1,11 @@
-"""Batches from shards at a URL, read from front to back by the webdataset library: no index, no random access.
+"""Batches from shards at a URL, opened by the webdataset library and read from front to back, without the index.
 
 The order is StreamPlan's: shuffled within a window, dependent on the number of ranks; resume skips whole shards
 unread. A shard that can't be read to its end is fetched again, then is an error that names it: never fewer examples.
 """
 
-import json
 import re
 import shlex
-import tarfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,12 +19,12 @@ from torch import Tensor
 
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.manifest import FILE, SHORT_TEXT, Manifest, parse_manifest
-from flowmask.data_pipeline.cache.shards import FOLDER, tensor_ranges
+from flowmask.data_pipeline.cache.shards import FOLDER, tar_records, tensor_ranges
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.read.buffers import Buffers
 from flowmask.data_pipeline.read.loader import Batch, Steps
-from flowmask.data_pipeline.read.reader import refuse_text_tokens, shapes_of
+from flowmask.data_pipeline.read.reader import damaged_record, refuse_text_tokens, shapes_of
 from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan, Window
 from flowmask.models.errors import CacheError, ConfigError
 
@@ -63,8 +61,12 @@ class StreamReader:
         self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
 
     def place(self, name: str) -> str:
-        """Where a file of the cache is: `name` in place of {}, or behind the URL."""
+        """Where a file of the cache is: `name` in place of {}, or behind the URL.
+
+        A command is run by a shell, to which the name is one word; the manifest admits no other than shards' names.
+        """
         base = str(self.config.cache)
+        name = shlex.quote(name) if base.startswith("pipe:") else name
         return base.replace("{}", name) if "{}" in base else f"{base.rstrip('/')}/{name}"
 
     def check_text_tokens(self, text_tokens: int) -> None:
@@ -97,7 +99,7 @@ class StreamReader:
                         found[number] = example
                     if len(found) == len(wanted):
                         return found
-            except (OSError, tarfile.TarError, ValueError, KeyError, IndexError) as error:
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
                 reason = _reason(error)
             if attempt < self.config.retries:
                 sleep(2**attempt)
@@ -106,19 +108,17 @@ class StreamReader:
 
     def _examples(self, place: str, shard: int, *, plan: StreamPlan) -> Iterator[tuple[int, Example]]:
         """Every example of a shard with its id, in the order of the tar."""
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-
         shapes = [(bucket.frames, bucket.height, bucket.width) for bucket in self.manifest.buckets]
         following = plan.first[shard].copy()
         with _open(place) as stream:
-            for record in group_by_keys(tar_file_expander([{"url": place, "stream": stream}])):
-                meta, content = json.loads(record["json"]), memoryview(record["safetensors"])
-                ranges = tensor_ranges(record["safetensors"])
+            for record in tar_records(stream, size=self.manifest.shards[shard].size):
+                meta, content = record.meta, memoryview(record.tensors)
+                ranges = tensor_ranges(record.tensors)
                 tensors = {name: content[start:end] for name, (start, end) in ranges.items()}
                 width, height = meta["size"]
                 bucket = shapes.index((len(meta["frame_ids"]), height, width))
                 for expression in meta["expressions"]:
-                    where = f"{place}, record {record['__key__']}"
+                    where = f"{place}, record {record.key}"
                     yield int(following[bucket]), Example(tensors, meta, expression, where)
                     following[bucket] += 1
 
@@ -134,24 +134,17 @@ class StreamReader:
             shapes_of(self.manifest, entry, examples=len(examples), tokens=tokens, needs=needs)
         )
         for place, example in enumerate(examples):
-            mask = example.expression["mask"]
-            parts = {**_PARTS, "mask_mean": f"mask.{mask}.mean"}
-            for name in set(parts) & set(batch):
-                _copy(example.tensors[parts[name]], batch[name][place], where=example.where)
-            if texts:
-                batch["text"][place].zero_()
-                _copy(texts[place], batch["text"][place], where=example.where, padded=True)
-            if "mask_pixels" in batch:
-                size, frames = (entry.height, entry.width), example.meta["masks"][mask]["rle"]
-                masks = rle.decode_frames(frames, size=size, where=example.where)
-                batch["mask_pixels"][place].copy_(torch.from_numpy(masks))
+            own = {name: tensor[place] for name, tensor in batch.items()}
+            with damaged_record(example.where):
+                _fill(own, example, text=texts[place] if texts else None, size=(entry.height, entry.width))
         return batch
 
     def _text(self, example: Example, text_tokens: int) -> memoryview:
-        name = f"text.{example.expression['text_id']}"
-        whole = example.tensors[name]
-        too_long = len(whole) > text_tokens * self.manifest.text_dim * self.dtype.itemsize
-        return example.tensors[f"{name}.t{SHORT_TEXT}"] if too_long else whole
+        with damaged_record(example.where):
+            name = f"text.{example.expression['text_id']}"
+            whole = example.tensors[name]
+            too_long = len(whole) > text_tokens * self.manifest.text_dim * self.dtype.itemsize
+            return example.tensors[f"{name}.t{SHORT_TEXT}"] if too_long else whole
 
 
 class StreamLoader(Steps):
@@ -239,6 +232,20 @@ def _open(place: str) -> Iterator[Any]:
         raise
     else:
         stream.close()
+
+
+def _fill(own: dict[str, Tensor], example: Example, *, text: memoryview | None, size: tuple[int, int]) -> None:
+    """One example's tensors of a batch; `text` is left out where nobody needs it."""
+    mask = example.expression["mask"]
+    parts = {**_PARTS, "mask_mean": f"mask.{mask}.mean"}
+    for name in set(parts) & set(own):
+        _copy(example.tensors[parts[name]], own[name], where=example.where)
+    if text is not None:
+        own["text"].zero_()
+        _copy(text, own["text"], where=example.where, padded=True)
+    if "mask_pixels" in own:
+        masks = rle.decode_frames(example.meta["masks"][mask]["rle"], size=size, where=example.where)
+        own["mask_pixels"].copy_(torch.from_numpy(masks))
 
 
 def _copy(content: memoryview, into: Tensor, *, where: str, padded: bool = False) -> None:

@@ -17,7 +17,7 @@ from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import read_object, write_atomically
-from flowmask.trainer.state.checkpoint import read_state
+from flowmask.trainer.state.checkpoint import read_run
 from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
 from flowmask.trainer.state.steps import STATE, newest
 
@@ -81,7 +81,7 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
     checkpoint = newest(job.out)
     if checkpoint is None:
         return Judgement(False, "no checkpoint yet")
-    document = read_state(checkpoint)
+    document = read_run(checkpoint)
     state, step = document["state"], document["step"]
     refuse_other_config(job, state)
     _refuse_other_start(stage, job, state, unfinished, memo)

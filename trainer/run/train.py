@@ -17,8 +17,10 @@ from torch import nn
 from flowmask.data_pipeline.read.batches import Batches, Plan, Reader, open_batches, plan_for
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.mixture import MixturePlan
+from flowmask.models.errors import CacheError
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.models.vae import LatentStats
+from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig, workers
 from flowmask.trainer.distributed import limit_waits, lost_ranks_named
@@ -159,6 +161,12 @@ def _report_validation(session: Session, run: Run, found: Mapping[str, float]) -
 def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective, Plan]:
     stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
     objective = objective_named(config.objective, model=config.model, stats=stats)
+    known = WanFolder(config.model.wan).latent_stats() if "video_mean" in objective.needs else None
+    if known is not None and not known.close_to(stats):
+        raise CacheError(
+            f"{config.data.caches}: latents_mean and latents_std are not those of the VAE in model.wan "
+            f"{config.model.wan}: the cache was made with another VAE; build it again, or give that one's folder"
+        )
     if "text" in objective.needs:
         reader.check_text_tokens(config.model.text_tokens)
     train, remainder = config.train, config.data.remainder

@@ -5,7 +5,6 @@ collective runs in a thread. A published checkpoint is renamed into place whole;
 before it is deleted, so a kill at any moment leaves the last complete checkpoint.
 """
 
-import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowmask.models.files import sha256_of, sync
+from flowmask.models.stored.sealed import seal_readable
 from flowmask.trainer.state.steps import complete, step_of
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
@@ -104,9 +104,9 @@ class Background:
         return self._result, self._problem
 
 
-def publish(beside: Path, final: Path, *, document: Mapping[str, Any], links: tuple[str, ...]) -> None:
+def publish(beside: Path, final: Path, *, document: dict[str, Any], links: tuple[str, ...]) -> None:
     """Make the files in `beside` the checkpoint `final`, and let `links` point to it."""
-    (beside / "state.json").write_text(json.dumps(document, indent=1) + "\n")
+    (beside / "state.json").write_bytes(seal_readable(document))
     sync(beside / "state.json")
     sync(beside)
     if final.exists():

@@ -15,8 +15,9 @@ from typing import Any
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer import distributed
 from flowmask.trainer.config import CheckpointConfig
-from flowmask.trainer.state.checkpoint import FORMAT, Piece, fill, read_state, refuse_other_parameters, verify
+from flowmask.trainer.state.checkpoint import Piece, fill, read_state, refuse_other_parameters, verify
 from flowmask.trainer.state.checkpoint_write import BESIDE, Background, Snapshot, point_to, prune, publish, remove
+from flowmask.trainer.state.document import FORMAT
 from flowmask.trainer.state.steps import complete, newest_of
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine

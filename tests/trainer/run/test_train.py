@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from runs import NanFrom, SignalAt, losses, rows, start
+from seals import rewrite
 
 from flowmask.models.errors import CacheError, CheckpointError, ConfigError, TrainingError, UserError, WeightsError
 from flowmask.models.process import REQUEUE_EXIT_CODE
@@ -154,9 +154,8 @@ def test_other_frozen_weights_under_a_run_are_refused(lab: Path, tmp_path: Path,
 
     run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
     state = complete(run / "checkpoints")[0] / "state.json"
-    document = json.loads(state.read_text())
-    document["state"]["frozen"] = {"parameters": 3, "sha256": "0"}
-    state.write_text(json.dumps(document))
+    other = {"parameters": 3, "sha256": "0" * 64}
+    rewrite(state, lambda document: document["state"].update(frozen=other))
     with pytest.raises(CheckpointError, match="trained on other frozen weights"):
         start(lab, run, {"train.steps": 12})
 
