@@ -1,12 +1,14 @@
 """Files that are whole or not there, and their hashes: the only place that syncs, replaces or hashes a file."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import parse_json
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files
 
@@ -64,7 +66,7 @@ def sha256_of_open(file: IO[bytes]) -> str:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file, or it is damaged: for files that only inform."""
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(read_regular(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

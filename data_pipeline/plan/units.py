@@ -6,7 +6,6 @@ written last.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from flowmask.data_pipeline.plan.cost import ViewCost
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import sha256_of
-from flowmask.models.stored.sealed import seal, to_json, unseal
+from flowmask.models.stored.sealed import parse_json, seal, to_json, unseal
 
 FOLDER = "plan"
 # Beside plan.json, which has their hashes.
@@ -170,7 +169,7 @@ class BuildPlan:
 
     def unit_texts(self, unit: int) -> list[str]:
         """Sentences of a text unit."""
-        return [json.loads(line) for line in self._lines("texts.jsonl", self.text_offsets, unit)]
+        return [parse_json(line) for line in self._lines("texts.jsonl", self.text_offsets, unit)]
 
     def _lines(self, name: str, offsets: NDArray[np.uint64], unit: int) -> list[bytes]:
         start = int(offsets[unit])

@@ -32,6 +32,7 @@ from flowmask.data_pipeline.sources.base import (
 )
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
+from flowmask.models.stored.sealed import parse_json
 
 
 @lru_cache(maxsize=2)
@@ -138,7 +139,7 @@ class VideosSource(Source):
         if not path.is_file():
             return None
         try:
-            entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            entries = [parse_json(line) for line in path.read_text().splitlines() if line.strip()]
             return frozenset(str(e.get("video_id", Path(e["video"]).stem)) for e in entries)
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path}: a line is no video, so leaks cannot be looked for ({error})") from error
@@ -150,7 +151,7 @@ class VideosSource(Source):
     def _video(self, number: int, line: str) -> ListedVideo:
         where = f"{self.path}:{number}"
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError as error:
             raise DataError(f"{where}: no valid JSON ({error})") from error
         return ListedVideo(entry, folder=self.path.parent, where=where)

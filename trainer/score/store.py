@@ -18,6 +18,7 @@ from typing import Any
 
 from flowmask.models.errors import ConfigError, DataError
 from flowmask.models.files import write_atomically
+from flowmask.models.stored.sealed import parse_json
 from flowmask.trainer.state import locks
 from flowmask.trainer.state.owner import note_start
 
@@ -70,7 +71,7 @@ class EvaluationStore:
         if not (self._work / MASKS / video_id).is_dir():
             return None
         try:
-            return json.loads(self._record(video_id).read_text())
+            return parse_json(self._record(video_id).read_text())
         except (OSError, ValueError):
             return None
 

@@ -18,6 +18,8 @@ import yaml
 
 from flowmask.models.errors import CheckpointError
 from flowmask.models.files import sync_open, write_atomically
+from flowmask.models.stored.sealed import parse_json
+from flowmask.models.stored.typed import read_yaml
 from flowmask.trainer.state import locks
 
 LOCK_PATIENCE_S = 15.0
@@ -124,7 +126,7 @@ def _step_of(line: bytes) -> int | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return int(json.loads(line)["step"])
+        return int(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -145,8 +147,8 @@ def _refuse_foreign(path: Path) -> None:
 
 def _is_run_config(path: Path) -> bool:
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
+        content = read_yaml(path)
+    except ValueError:
         return False
     return isinstance(content, dict) and {"train", "model", "data"} <= content.keys()
 
