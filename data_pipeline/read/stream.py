@@ -4,12 +4,14 @@ The order is StreamPlan's: shuffled within a window, dependent on the number of 
 unread. A shard that can't be read to its end is fetched again, then is an error that names it: never fewer examples.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import sleep
 from typing import Any, NoReturn
 
@@ -27,11 +29,13 @@ from flowmask.data_pipeline.read.loader import Batch, Steps
 from flowmask.data_pipeline.read.reader import damaged_record, refuse_text_tokens, shapes_of
 from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan, Window
 from flowmask.models.errors import CacheError, ConfigError
+from flowmask.models.stored.regular import open_regular
 
 _CONNECT_S, _STALL_S = 30, 60  # curl gives up on a server that says nothing for so long
 # Curl's exit codes
 _CURL = {6: "unknown host", 7: "connection refused", 18: "cut off in the middle", 22: "an HTTP error"}
 _CURL |= {28: "silence", 52: "no answer", 56: "connection lost"}
+_SCHEME = re.compile(r"[a-z0-9+]+:")
 _PARTS = {"video_mean": "video.mean", "video_logvar": "video.logvar"}
 
 
@@ -211,7 +215,7 @@ class StreamLoader(Steps):
 
 @contextmanager
 def _open(place: str) -> Iterator[Any]:
-    """A stream of webdataset's; http(s) through a curl that gives up on a server which has gone quiet.
+    """A stream of webdataset's; http(s) through a curl that gives up on a server which has gone quiet, a path as a file.
 
     OSError when it ends if its command failed, unless the reader left before the end.
     """
@@ -220,7 +224,8 @@ def _open(place: str) -> Iterator[Any]:
     if place.startswith(("http://", "https://")):
         options = f"-f -s -L --connect-timeout {_CONNECT_S} --speed-limit 1 --speed-time {_STALL_S}"
         place = f"pipe:curl {options} {shlex.quote(place)}"
-    stream = gopen(place)
+    local = place.removeprefix("file:")
+    stream = gopen(place) if _SCHEME.match(local) else os.fdopen(open_regular(Path(local), inside=_home(local)), "rb")
     try:
         yield stream
     except GeneratorExit:
@@ -232,6 +237,12 @@ def _open(place: str) -> Iterator[Any]:
         raise
     else:
         stream.close()
+
+
+def _home(local: str) -> Path:
+    """The folder of the cache that a file belongs to."""
+    folder = Path(local).parent
+    return folder.parent if folder.name == FOLDER else folder
 
 
 def _fill(own: dict[str, Tensor], example: Example, *, text: memoryview | None, size: tuple[int, int]) -> None:
