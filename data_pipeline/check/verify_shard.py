@@ -52,7 +52,7 @@ class Storage:
 def file_hash(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file; WrongError if it is missing or cannot be read."""
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
+        with os.fdopen(open_regular(path, inside=path.parent), "rb") as file:
             digest = sha256_of_open(file)
             return file.tell(), digest
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def file_hash(path: Path) -> tuple[int, str]:
 def parsed(path: Path, parse: Callable[[bytes], T]) -> T:
     """What the bytes of a file say; WrongError if it is missing or damaged."""
     try:
-        return parse(read_regular(path, limit=MOST_BYTES))
+        return parse(read_regular(path, limit=MOST_BYTES, inside=path.parent))
     except FileNotFoundError:
         raise WrongError("missing") from None
     except OSError as error:
@@ -115,7 +115,7 @@ def read_shard(path: Path, *, unit: int, storage: Storage) -> Rows:
 def stored_records(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Tensor], RecordPlace]]:
     """Key, JSON, tensors and byte ranges of each record of a tar, which holds nothing else."""
     used = 0
-    with os.fdopen(open_regular(path), "rb") as file:
+    with os.fdopen(open_regular(path, inside=path.parent), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         for found in tar_records(file, size=size):
             ranges = {

@@ -215,7 +215,7 @@ class StreamLoader(Steps):
 
 @contextmanager
 def _open(place: str) -> Iterator[Any]:
-    """A stream of webdataset's; http(s) through a curl that gives up on a server which has gone quiet, a path as a file.
+    """A stream of webdataset's, or a file; http(s) through a curl that gives up on a server which has gone quiet.
 
     OSError when it ends if its command failed, unless the reader left before the end.
     """

@@ -114,7 +114,7 @@ def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
         )
     last = state.get("vae.decoder.conv_out.weight")
     if last is None or last.shape[:1] != (1,):
-        channels = "no" if last is None else list(last.shape[:1])
+        channels = "no" if last is None or not last.ndim else last.shape[0]
         raise WeightsError(f"{where} decodes to {channels} channels; a mask decoder has 1. {_FIX}")
     decoder, encoder = (
         {key.removeprefix("vae."): tensor.float() for key, tensor in state.items() if key.startswith(half)}
@@ -168,7 +168,7 @@ def _tensors(value: Any, *, where: str, most: int) -> dict[str, Tensor]:
         raise WeightsError(f"{where} is missing: the file holds no weights. {_FIX}")
     wrong = [str(key) for key, item in value.items() if not isinstance(key, str) or not _is_plain(item)]
     if wrong:
-        raise WeightsError(f"{where} has entries that are no tensors of numbers ({', '.join(wrong[:3])[:200]}). {_FIX}")
+        raise WeightsError(f"{where} has entries that are no tensors ({', '.join(wrong[:3])[:200]}). {_FIX}")
     if sum(tensor.numel() * tensor.element_size() for tensor in value.values()) > most:
         raise WeightsError(f"{where} has tensors that are larger than the file. {_FIX}")
     return dict(value)
