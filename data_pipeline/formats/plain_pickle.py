@@ -22,7 +22,7 @@ _DAMAGED: tuple[type[Exception], ...] = (pickle.UnpicklingError, EOFError, Value
 _DAMAGED += (AttributeError, OverflowError, MemoryError, RecursionError)
 
 
-class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+class _PlainUnpickler(pickle._Unpickler):
     """Admits no class and no function: nothing can be called, so nothing in the file is executed.
 
     Python's own one: that in C makes a table as long as the largest number that a file gives to one of its objects.

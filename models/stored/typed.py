@@ -27,10 +27,11 @@ def parse_as(content: bytes, kind: type[T]) -> T:
 def validated(value: Any, kind: type[T]) -> T:
     """Plain data as a `kind`; ValueError in one line."""
     try:
-        return _adapter(kind).validate_python(value)
+        found: T = _adapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(": ".join([*map(str, first["loc"][:1]), first["msg"]])[:200]) from None
+    return found
 
 
 def read_yaml(path: Path) -> Any:
@@ -44,5 +45,5 @@ def read_yaml(path: Path) -> Any:
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
