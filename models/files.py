@@ -66,7 +66,7 @@ def sha256_of_open(file: IO[bytes]) -> str:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file, or it is damaged: for files that only inform."""
     try:
-        found = parse_json(read_regular(path))
+        found = parse_json(read_regular(path, limit=1 << 26))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

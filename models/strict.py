@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowmask.models.errors import WeightsError
 from flowmask.models.stored.regular import read_regular
-from flowmask.models.stored.sealed import parse_json, unseal_since
+from flowmask.models.stored.sealed import SEAL, parse_json, unseal_since
 from flowmask.models.stored.size import expanded
 
 SETTINGS_FORMAT, SETTINGS_SEALED_FROM = 2, 2  # of an export's settings
@@ -73,7 +73,7 @@ def exported_settings(settings: object, *, where: object) -> dict[str, Any]:
     try:
         if not isinstance(settings, Mapping) or expanded(settings) > _MOST_SETTINGS:
             raise ValueError("no mapping of settings")
-        known = {**({"format": 1} if settings else {}), **settings}
+        known = {"format": 1, **settings} if settings and SEAL not in settings else dict(settings)
         found = unseal_since(known, version="format", first=SETTINGS_SEALED_FROM, where=where) if known else {}
     except ValueError as error:
         raise WeightsError(f"{where} is damaged ({_one_line(error)[:200]}); export it again, or get it again") from None

@@ -12,7 +12,7 @@ import os
 from functools import lru_cache
 from typing import Any
 
-_SEAL = "seal"
+SEAL = "seal"
 
 
 def to_json(value: Any) -> bytes:
@@ -49,13 +49,13 @@ def seal_readable(value: dict[str, Any]) -> bytes:
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
     """`value`, as JSON has it, with its seal as the last member."""
-    return {**value, _SEAL: _hash(value)}
+    return {**value, SEAL: _hash(value)}
 
 
 def unseal(content: bytes) -> dict[str, Any]:
     """What was sealed in the short spelling; ValueError if a byte has changed since."""
     value = parse_object(content)
-    value.pop(_SEAL, None)
+    value.pop(SEAL, None)
     if seal(value) != content:
         raise ValueError("its seal is broken: a byte has changed since it was written")
     return value
@@ -67,9 +67,9 @@ def unseal_since(value: dict[str, Any], *, version: str, first: int, where: obje
     ValueError if a sealed value has changed, or a version that must be sealed is not. Says in one line, once, that an
     older file `where` has none.
     """
-    rest = {name: member for name, member in value.items() if name != _SEAL}
-    if _SEAL in value:
-        if value[_SEAL] != _hash(rest):
+    rest = {name: member for name, member in value.items() if name != SEAL}
+    if SEAL in value:
+        if value[SEAL] != _hash(rest):
             raise ValueError("its seal is broken: something has changed since it was written")
         return rest
     known = rest.get(version)

@@ -14,19 +14,16 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def expanded(value: Any) -> int:
-    """Number of values in `value`, each counted as often as it is reached; ValueError if one holds itself."""
+    """Number of values in `value`, each counted as often as it is reached; one that holds itself is one there."""
     sizes: dict[int, int] = {}
-    open_: set[int] = set()
+    seen: set[int] = set()
     stack: list[tuple[Any, list[Any] | None]] = [(value, None)]
     while stack:
         item, inner = stack.pop()
         if inner is not None:
             sizes[id(item)] = min(_UNCOUNTED, 1 + sum(sizes.get(id(part), 1) for part in inner))
-            open_.discard(id(item))
-        elif id(item) in open_:
-            raise ValueError("a part of it holds itself")
-        elif id(item) not in sizes and (found := list(_parts(item))):
-            open_.add(id(item))
+        elif id(item) not in seen and (found := list(_parts(item))):
+            seen.add(id(item))
             stack.append((item, found))
             stack += [(part, None) for part in found if isinstance(part, dict | list | tuple)]
     return sizes.get(id(value), 1)
