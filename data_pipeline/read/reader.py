@@ -82,11 +82,9 @@ class CacheReader:
         rows = self.index[example_ids]
         bucket = self._bucket(rows)
         whole = rows["text_tokens"] <= text_tokens
-        longest = int(np.where(whole, rows["text_tokens"], rows["short_text_tokens"]).max())
-        if (
-            rows["text_tokens"].max() > self.manifest.longest_text_tokens
-            or rows["short_text_tokens"].max() > SHORT_TEXT
-        ):
+        short = rows["short_text_tokens"]
+        longest = int(np.where(whole, rows["text_tokens"], short).max())
+        if rows["text_tokens"].max() > self.manifest.longest_text_tokens or short.max() > SHORT_TEXT:
             raise CacheError(f"{self.folder}: the index has a text that is longer than the manifest's longest")
         batch = self._buffers.tensors(shapes_of(self.manifest, bucket, examples=len(rows), tokens=longest, needs=needs))
         memory = {name: _bytes(tensor) for name, tensor in batch.items() if name != "mask_pixels"}
