@@ -19,4 +19,4 @@ def reading(
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except errors as error:
-        raise DataError(f"{path}: no valid {what} ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path}: no valid {what} ({' '.join(str(error).split()) or type(error).__name__})") from error

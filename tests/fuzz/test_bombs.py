@@ -49,13 +49,16 @@ PICKLES = {
 }
 
 
+HARMLESS = ("100,000 lists in each other", "a place of 2^31 in the memo")  # no more than their bytes say
+
+
 @pytest.mark.parametrize("name", PICKLES)
 def test_a_pickle_that_asks_for_much_is_one_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / "refs(unc).p"
     path.write_bytes(PICKLES[name])
     with bounded(path.stat().st_size):
-        if "in each other" in name:
-            read_plain_pickle(path)  # no more than its bytes say
+        if name in HARMLESS:
+            read_plain_pickle(path)
             return
         with pytest.raises(UserError) as raised:
             read_plain_pickle(path)
