@@ -5,6 +5,7 @@ So a file of masks of hundreds of MB is checked once, from end to end, and later
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from flowmask.data_pipeline.formats.reading import reading
 from flowmask.models.errors import DataError
+from flowmask.models.stored.regular import open_regular
 
 _CHUNK = 1 << 20
 _SPACE = " \t\n\r"
@@ -38,7 +40,7 @@ def members(path: Path, *, field: str | None = None) -> Iterator[Member]:
 
     DataError: the file is missing or does not parse, no object stands there, or there is no such field.
     """
-    with reading(path, what="JSON"), path.open("rb") as file:
+    with reading(path, what="JSON"), os.fdopen(open_regular(path), "rb") as file:
         yield from _members(_Scanner(file), path, field)
 
 

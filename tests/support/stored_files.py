@@ -29,7 +29,6 @@ from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.weights import load_dit, part_of
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.state.checkpoint import read_run
-from flowmask.trainer.state.run_folder import METRICS, _rows_up_to
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,6 @@ FILES: tuple[Readable, ...] = (
     Readable("run/config.yaml", load_run, BYTES, faithful=False),
     Readable("run/config.yaml", partial(read_status, folder="run"), BYTES, faithful=False),
     Readable("run/metrics.jsonl", partial(read_status, folder="run"), LINES, faithful=False),
-    Readable("run/metrics.jsonl", lambda lab: list(_rows_up_to(lab / "run" / METRICS, 3)), LINES, faithful=False),
     Readable("evaluation/scores.json", lambda lab: EvaluateJob.status(lab / "evaluation"), JSON, faithful=False),
     *(
         Readable(f"submitted/{name}", partial(read_status, folder="submitted"), JSON, faithful=False)

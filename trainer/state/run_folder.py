@@ -18,6 +18,7 @@ import yaml
 
 from flowmask.models.errors import CheckpointError
 from flowmask.models.files import sync_open, write_atomically
+from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
 from flowmask.models.stored.typed import read_yaml
 from flowmask.trainer.state import locks
@@ -107,14 +108,17 @@ def _append(file: Any, row: Mapping[str, Any]) -> None:
 
 def _continue_rows(path: Path, step: int) -> Any:
     """The file opened for appending, cut to its rows up to `step`."""
-    kept = b"".join(_rows_up_to(path, step)) if path.exists() else b""
+    try:
+        kept = b"".join(_rows_up_to(path, step)) if path.exists() else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read ({error.strerror}); move it away") from error
     if not path.exists() or kept != path.read_bytes():
         write_atomically(path, kept)
     return path.open("ab", buffering=0)
 
 
 def _rows_up_to(path: Path, step: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         for line in file:
             number = _step_of(line)
             if number is None or number > step:
