@@ -125,3 +125,15 @@ def _require_compiler() -> None:
         raise ConfigError(
             "train.compile is true, but no C++ compiler works here; install g++ or set it to false"
         ) from error
+    _tell_cpus_apart()
+
+
+def _tell_cpus_apart() -> None:
+    """Put this CPU's vector width into the key of torch's cache of compiled programs, which leaves it out.
+
+    Without it a program written for AVX2 is taken from a shared folder, compiled for AVX-512, and writes past its ends.
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    config.cpp.simdlen = pick_vec_isa().bit_width()
