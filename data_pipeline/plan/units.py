@@ -25,12 +25,14 @@ from flowmask.data_pipeline.plan.cost import ViewCost
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import sha256_of
+from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_json, seal, to_json, unseal
 
 FOLDER = "plan"
 # Beside plan.json, which has their hashes.
 FILES = ("clips.jsonl", "clips.npy", "texts.jsonl", "texts.npy", quarantine.FILE)
 SENTENCES_PER_UNIT = 256
+_MOST_BYTES = 1 << 26  # of plan.json
 _PLANNED = TypeAdapter(tuple[Clip, tuple[int, ...]])
 
 
@@ -185,7 +187,7 @@ def read_plan(folder: Path) -> BuildPlan | None:
     if not path.exists():
         return None
     try:
-        plan = unseal(path.read_bytes())
+        plan = unseal(read_regular(path, limit=_MOST_BYTES))
         return BuildPlan(
             folder=folder,
             fingerprint=Fingerprint.model_validate(plan["fingerprint"]),

@@ -139,7 +139,8 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(lab: Path, spec
         SPECIAL[special](path)
         try:
             result = outcome(replace(entry), lab, size=len(content), made=made)
-            assert result != "other" or not entry.faithful, "another result, without a word"
+            missing = special == "a link to nothing"  # as if it were not there, which some files may be
+            assert result != "other" or missing or not entry.faithful, "another result, without a word"
         except Exception as error:  # noqa: BLE001
             problems.append(f"{entry.file}: {type(error).__name__}: {str(error)[:300]}")
         finally:

@@ -125,7 +125,7 @@ class StateFile(BaseModel):
 def read_document(path: Path) -> dict[str, Any]:
     """The file's members; CheckpointError if it is missing, damaged or of another format."""
     try:
-        content = parse_object(read_regular(path, limit=_MOST_BYTES))
+        content = parse_object(read_regular(path, limit=_MOST_BYTES, inside=path.parent))
         document = unseal_since(content, version="format", first=SEALED_FROM, where=path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
