@@ -164,7 +164,7 @@ def _nothing_to_read(folder: Path, single: Path) -> str:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(name[:100] for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _one_line(error: BaseException) -> str:

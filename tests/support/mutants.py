@@ -86,7 +86,7 @@ def change_value(value: Any, rng: random.Random) -> Any:
         other, name = rng.choice(places)
         home[key], other[name] = copy.deepcopy(other[name]), copy.deepcopy(home[key])
     else:
-        home[key] = rng.choice(ODD) if rng.random() < 0.9 else deep(rng.choice((50, 2000)))
+        home[key] = rng.choice(ODD) if rng.random() < 0.9 else deep(rng.choice((50, 300)))
     return value
 
 
