@@ -28,7 +28,6 @@ from typing import Any
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.sources.synthetic import write_synthetic
-from flowmask.launch.local.processes import free_port
 from flowmask.models.weights.tiny_wan import write_tiny_wan
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.run.train import run
@@ -52,7 +51,9 @@ def make_world(folder: Path) -> None:
 @contextmanager
 def healthy(folder: Path) -> Iterator[str]:
     """A real `mlflow server`; its URI."""
-    port = free_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -87,5 +87,5 @@ class Trainer:
 
 def trained_as(run: Run, module: Any) -> Any:
     """A module that recomputes and is compiled as the run's is."""
-    save_memory_and_time(run.config, module)
+    save_memory_and_time(run.config, run.objective, module)
     return module

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from flowmask.models.config import MayChange, Section
+from flowmask.models.config import MayChange, Section, Tf32
 from flowmask.models.process import DEFAULT_LEASE_S
 
 
@@ -116,7 +116,12 @@ class CacheConfig(Section):
     seed: int = Field(0, ge=0)
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of stored latents and embeddings")
     encoder_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the encoders")
+    tf32: Tf32 = None
     drop_empty_masks: bool = Field(True, description="leave out expressions whose object is not in the clip")
+    no_target: Literal["keep", "drop"] = Field(
+        "keep",
+        description="sentences that name nothing in their video: keep with an empty mask as target, or leave out",
+    )
     lowercase: bool = Field(True, description="lower-case sentences before encoding")
     pixel_norm: Literal["half", "imagenet"] = "half"
     batch_clips: int = Field(4, ge=1, description="clips of one shape that go through the VAE together")
@@ -172,7 +177,7 @@ class MixConfig(Section):
     """One of the caches that a run trains on."""
 
     cache: Path = Field(description="folder that `flowmask cache build` finished")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="share of the steps, relative to others")
+    weight: float = Field(1.0, gt=0, description="share of the steps, relative to others")
 
 
 def _folder_or_url(value: Any) -> Any:

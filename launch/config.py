@@ -5,10 +5,11 @@ owns the `launch` section.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +19,12 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from flowmask.launch.configs import find_config
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
+from flowmask.models.safe.secrets import SecretLine, SecretOption, masked_line, masked_option, masked_uri
+from flowmask.models.safe.words import has_control, printable
 from flowmask.trainer.objectives import of_one_kind
+
+# What may hold secrets: here `${oc.env:NAME}` is saved as it is written.
+KEPT = (".tracking.uri", ".launch.setup", ".launch.srun_args", ".launch.sbatch_args")
 
 
 class LaunchConfig(Section):
@@ -44,9 +50,11 @@ class LaunchConfig(Section):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    setup: tuple[str, ...] = Field((), description="shell lines before the job: modules, variables")
-    srun_args: tuple[str, ...] = Field((), description="passed to srun, for example a container's image")
-    sbatch_args: dict[str, str] = Field({}, description="any other option of sbatch, by its long name")
+    setup: tuple[SecretLine, ...] = Field((), description="shell lines before the job: modules, variables")
+    srun_args: tuple[SecretOption, ...] = Field((), description="passed to srun, for example a container's image")
+    sbatch_args: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SecretOption] = Field(
+        {}, description="any other option of sbatch, by its long name"
+    )
     signal_margin_s: int = Field(90, ge=1, description="time to save before a time limit")
     max_preemptions: int = Field(100, ge=0)
     max_timeouts: int = Field(100, ge=0)
@@ -97,8 +105,37 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
         config = load_yaml(path)
         for item in overrides:
             set_key(config, *split_override(item), merge=True, where=f"override {item!r}")
-        tree: Any = OmegaConf.to_container(config, resolve=True)
-        return tree
+        return resolved(config)
+
+
+def resolved(config: DictConfig) -> dict[Any, Any]:
+    """The keys as plain data with ${...} filled in, but for `${oc.env:...}` in what may hold secrets (KEPT).
+
+    There it stays as it is written, so that no copy of the config holds the value; it is filled in where it is used.
+    """
+    tree: Any = OmegaConf.to_container(config, resolve=True)
+    _keep_references(tree, OmegaConf.create(_unread(OmegaConf.to_container(config))))
+    return dict(tree)
+
+
+def _unread(value: Any) -> Any:
+    """Every `${oc.env:...}` escaped, so that resolving gives back what is written."""
+    if isinstance(value, dict):
+        return {key: _unread(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unread(item) for item in value]
+    return re.sub(r"(?<!\\)\$\{oc\.env:", r"\\${oc.env:", value) if isinstance(value, str) else value
+
+
+def _keep_references(tree: Any, unread: Any, path: str = "") -> None:
+    """Put into `tree`, wherever one of KEPT stands, what `unread` has there."""
+    for key, item in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        here = f"{path}.{key}"
+        if here.endswith(KEPT):
+            found = unread[key]
+            tree[key] = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        elif isinstance(item, dict | list) and OmegaConf.is_config(inner := unread[key]):
+            _keep_references(item, inner, here)
 
 
 @contextmanager
@@ -131,12 +168,29 @@ def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
 
 def validate(data: dict[Any, Any], kind: type[Model], *, origin: str) -> Model:
     """`data` as a `kind`, or a ConfigError that names the first wrong key."""
+    if strange := next(_with_control(data), None):
+        key, text = strange
+        said = _quoted(key, text)
+        raise ConfigError(f"{origin}: {key} is {said}; no value may hold a line break or a control character")
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         problems = [_explain(kind, dict(item)) for item in error.errors(include_url=False)]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(f"{origin}: {problems[0]}{more}") from error
+
+
+def _with_control(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text that would end a line of a script, a log or a terminal, with its dotted key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _with_control(str(name), f"{key}.{name!s}".strip("."))
+            yield from _with_control(item, f"{key}.{name!s}".strip("."))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _with_control(item, f"{key}.{place}")
+    elif isinstance(value, str | Path) and has_control(str(value)):
+        yield printable(key), str(value)
 
 
 def split_override(item: str) -> tuple[str, Any]:
@@ -171,7 +225,13 @@ def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
             message = _one_line(item["ctx"]["error"])
             return message if not key or key in message else f"{key}: {message}"
         case _:
-            return f"{key} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+            return f"{key} is {_quoted(key, item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _quoted(key: str, value: Any) -> str:
+    """A wrong value as it may be shown: also where it is no list yet, what may hold secrets shows none."""
+    secret = any(f".{key}.".startswith(f"{kept}.") for kept in KEPT)
+    return masked_option(masked_line(masked_uri(repr(value)))) if secret else repr(value)
 
 
 def _nearest(kind: type[BaseModel], location: list[str]) -> str:

@@ -1,12 +1,15 @@
 """The configs that come with FlowMask: listed, copied, and found by name where a person has no file of that name."""
 
 import difflib
+import os
 import shutil
 from pathlib import Path
 
 import flowmask
 from flowmask.launch.console import err
 from flowmask.models.errors import ConfigError
+from flowmask.models.files import move_new
+from flowmask.models.folders.scratch import scratch
 
 BUNDLED = Path(flowmask.__file__).resolve().parent / "configs"
 
@@ -39,15 +42,31 @@ def bundled() -> dict[Path, str]:
 
 
 def copy_configs(folder: Path) -> list[Path]:
-    """Copy all bundled configs below `folder`; what was written. ConfigError before the first one if any is there."""
+    """Copy all bundled configs below `folder`; their paths. ConfigError first if another file has such a name."""
     targets = {name: folder / name for name in bundled()}
-    there = [target for target in targets.values() if target.exists()]
-    if there:
-        raise ConfigError(f"{there[0]} is already there; give --copy another folder")
-    for name, target in targets.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(BUNDLED / name, target)
+    missing = {name: target for name, target in targets.items() if not _is_copy(target, of=BUNDLED / name)}
+    for target in missing.values():
+        if os.path.lexists(target):
+            raise _is_there(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    with scratch(folder) as place:
+        for name, target in missing.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(BUNDLED / name, place / name.name)
+            try:
+                move_new(place / name.name, target)
+            except FileExistsError as error:
+                raise _is_there(target) from error
     return list(targets.values())
+
+
+def _is_copy(target: Path, *, of: Path) -> bool:
+    """Whether a file is the bundled one already, as an earlier copy left it."""
+    return target.is_file() and not target.is_symlink() and target.read_bytes() == of.read_bytes()
+
+
+def _is_there(target: Path) -> ConfigError:
+    return ConfigError(f"{target} is already there; give --copy another folder")
 
 
 def _first_line(path: Path) -> str:

@@ -1,6 +1,142 @@
-"""Where people are told things: results on stdout, the rest on stderr; every text as it is, never as markup."""
+"""Where people are told things: results on stdout, the rest on stderr; every text as it is, never as markup.
 
-from rich.console import Console
+The console is best effort. After `take_over` no write to stdout or stderr fails or blocks for long, whatever they lead
+to: a reader that has gone or sleeps, a full disk, a closed descriptor, a lost terminal. The answer of a command that
+only prints must arrive instead: see `answer`.
+"""
 
-out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+import atexit
+import contextlib
+import io
+import os
+import queue
+import select
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from flowmask.models.errors import UserError
+from flowmask.models.safe.words import PlainConsole
+
+PATIENCE_S = 5.0  # with a reader that takes nothing: once when it falls behind, and at the end of the process
+_BEHIND = 1000  # writes that may wait for a slow reader
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
+
+
+class ConsoleError(UserError):
+    """The answer of a command can't be written to stdout."""
+
+
+def take_over() -> None:
+    """Make stdout and stderr of this process best effort; called first in every process of ours.
+
+    Closed descriptors lead to /dev/null from now on: the next file opened would get their number, and be printed into.
+    """
+    while (hole := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(hole, True)
+    os.close(hole)
+    writers: dict[tuple[int, int], _Writer] = {}
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        where = os.fstat(descriptor)
+        writer = writers.setdefault((where.st_dev, where.st_ino), _Writer())  # one for `2>&1`, which keeps the order
+        encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
+        raw = io.BufferedWriter(_ConsoleBytes(descriptor, writer))
+        setattr(sys, name, io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True))
+    atexit.register(_drain, list(writers.values()))
+
+
+def answer() -> None:
+    """What this command prints is all that it does: it ends as SIGPIPE ends others, and a full disk is an error."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _ConsoleBytes):
+        raw.must_arrive = True
+
+
+class _Writer:
+    """A thread that writes for whoever must not wait. What the system refuses is dropped."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[tuple[int, bytes] | threading.Event] = queue.SimpleQueue()
+        self._gave_up = False
+        threading.Thread(target=self._work, name="console", daemon=True).start()
+
+    def put(self, descriptor: int, data: bytes) -> None:
+        """Have `data` written; dropped while the reader is far behind and has had its time to catch up."""
+        until = time.monotonic() + PATIENCE_S
+        while self._waiting.qsize() >= _BEHIND:
+            self._gave_up = self._gave_up or time.monotonic() > until
+            if self._gave_up:
+                return
+            time.sleep(0.01)
+        self._gave_up = False
+        self._waiting.put((descriptor, data))
+
+    def drain(self) -> None:
+        """Wait until all is written, or the reader's time is over."""
+        done = threading.Event()
+        self._waiting.put(done)
+        done.wait(PATIENCE_S)
+
+    def _work(self) -> None:
+        while True:
+            item = self._waiting.get()
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            with contextlib.suppress(OSError):
+                _write_all(*item)
+
+
+class _ConsoleBytes(io.RawIOBase):
+    """The bytes of stdout or stderr, under Python's own buffers and text."""
+
+    def __init__(self, descriptor: int, writer: _Writer) -> None:
+        self.must_arrive = False
+        self._descriptor, self._writer = descriptor, writer
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        data = bytes(data)
+        if self.must_arrive:
+            self._deliver(data)
+        else:
+            self._writer.put(self._descriptor, data)
+        return len(data)
+
+    def _deliver(self, data: bytes) -> None:
+        try:
+            _write_all(self._descriptor, data)
+        except BrokenPipeError:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGPIPE)
+        except OSError as error:
+            self.must_arrive = False  # once is enough
+            raise ConsoleError(f"stdout can't be written: {str(error.strerror).lower()}") from error
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:  # whoever shares the terminal or pipe made it non-blocking
+            select.select([], [descriptor], [])
+
+
+def _drain(writers: list[_Writer]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, UserError):
+            stream.flush()
+    for writer in writers:
+        writer.drain()

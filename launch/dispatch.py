@@ -3,6 +3,7 @@
 The same config goes to each by launch.cluster alone. What can be refused is refused before anything starts.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def run(job: Job, *, wait: bool = True) -> int:
     """
     if job.launch.cluster == "slurm":
         return to_slurm(job, wait=wait)
+    os.environ.update(job.hidden())  # for the ranks: what is written down of the job lacks it
     resolved = job.model_dump(mode="json")
     try:
         if job.launch.cluster == "debug":
@@ -71,11 +73,18 @@ def to_slurm(job: Job, *, wait: bool) -> int:
     from flowmask.launch.slurm import wait as waiting
 
     slurm_commands.require()
-    name, asked = _name(job), resources.settle(job)
-    preflight.refuse(preflight.examine(job, slurm.script(job.out, asked.launch, name=name), asked.findings))
+    name, asked, hidden = _name(job), resources.settle(job), job.hidden()
+    script = slurm.script(job.out, slurm.whole(asked.launch), name=name)
+    findings = preflight.examine(job, script, asked.findings)
+    preflight.refuse(findings)
+    for finding in findings:
+        if finding.state == "warn":
+            err.print(finding.said)
     submission = Submission.create(job.out, kind=job.KIND, resolved=job.model_dump(mode="json"))
     code = snapshot.freeze(submission.folder)
-    job_id = slurm.submit(submission, asked.launch, name=name, code=code)
+    if ignored := slurm_commands.ignored_options():
+        err.print(f"not used: {', '.join(ignored)}; set launch.account, launch.sbatch_args and so on")
+    job_id = slurm.submit(submission, asked.launch, name=name, code=code, hidden=hidden)
     err.print(f"submitted job {job_id}; its logs: {submission.logs}")
     if not wait:
         return 0
@@ -88,12 +97,13 @@ def to_slurm(job: Job, *, wait: bool) -> int:
 
 def describe(job: Job, *, because: str) -> str:
     """What `submit` would do: the script, if there is one, then the plan as comments below it. Writes nothing."""
-    launch, script, asked = job.launch, None, None
+    launch, script, printed, asked = job.launch, None, "", None
     if launch.cluster == "slurm":
         from flowmask.launch.slurm import executor as slurm
 
         asked = resources.settle(job)
-        script = slurm.script(job.out, asked.launch, name=_name(job))
+        script = slurm.script(job.out, slurm.whole(asked.launch), name=_name(job))
+        printed = slurm.script(job.out, slurm.shown(asked.launch), name=_name(job))
     tasks = f"{launch.array} tasks x " if launch.array > 1 else ""
     lines = [
         f"{job.KIND}, because {because}",
@@ -109,11 +119,12 @@ def describe(job: Job, *, because: str) -> str:
             f"{launch.max_crashes} crashes",
         ]
     findings = preflight.examine(job, script, asked.findings if asked else ())
-    titles = {"pass": "checked:", "fail": "submit would refuse:", "unknown": "could not be checked here:"}
+    titles = {"pass": "checked:", "warn": "take note:", "fail": "submit would refuse:"}
+    titles["unknown"] = "could not be checked here:"
     for state, title in titles.items():
         found = [f"  {finding.said}" for finding in findings if finding.state == state]
         lines += [title, *found] if found else []
-    return "\n".join([script or "", *(f"# {line}" for line in lines)]).strip()
+    return "\n".join([printed, *(f"# {line}" for line in lines)]).strip()
 
 
 def _name(job: Job) -> str:

@@ -23,7 +23,7 @@ Update = Callable[[str, int, int], None]  # what, done, total
 def bar(*, show: bool = True) -> Iterator[Update]:
     """A bar to be told (what, done, total); a new `what` starts a new line. Nothing where there is no terminal."""
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -11,13 +11,19 @@ class MayChangeOnResume:
 
 
 T = TypeVar("T")
+Recompute = Literal["none", "selective", "full"]
+Precision = Literal["bf16", "fp32"]
+Tf32 = Annotated[
+    bool | None,
+    Field(description="fp32 on a GPU rounds the factors of products to TF32, many times faster; null: of convolutions"),
+]
 MayChange = Annotated[T, MayChangeOnResume]
 
 
 class Section(BaseModel):
-    """Base of every config section: frozen, and an unknown key is an error."""
+    """Base of every config section: frozen; an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelConfig(Section):

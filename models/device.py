@@ -48,6 +48,15 @@ def require_gpu(reason: str, *, otherwise: str) -> None:
     )
 
 
+def use_tf32(on: bool | None) -> None:
+    """Whether this process' fp32 products and convolutions on a GPU are in TF32; None: convolutions alone, as torch.
+
+    The only place that sets it. Nothing on a CPU changes.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = bool(on)
+    torch.backends.cudnn.allow_tf32 = on is not False
+
+
 @contextmanager
 def gpu_holds(what: str, *, fix: str) -> Iterator[None]:
     """While inside, a GPU that runs out of memory is a ConfigError: it does not hold `what`, and the `fix`."""

@@ -5,16 +5,16 @@ There is no DiT of ours: `WanTransformer3DModel(in_channels=32)` fed concat([x_t
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from flowmask.models.config import Recompute
 from flowmask.models.errors import ConfigError
 
-Recompute = Literal["none", "selective", "full"]
 LATENT_CHANNELS = 16
 PATCH_KEY = "patch_embedding.weight"
 

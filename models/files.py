@@ -1,8 +1,10 @@
 """Files that are whole or not there, and their hashes: the only place that syncs, replaces or hashes a file."""
 
+import errno
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -11,24 +13,63 @@ from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_json
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files
+MARK = ".flowmask.json"  # says of a folder that it is ours: its kind and its identity
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name when the block ends well, flushed to the disk; never half of it.
 
-    Each writer has its own temporary file beside it, so two writers of one path are harmless: the last one wins.
+    Each writer has its own temporary file beside it, so two writers of one path are harmless: the last one wins. Its
+    name can't be guessed, carries the identity of the folder's mark if it has one, and follows no link.
     """
-    beside = path.with_name(f"{TEMPORARY}{path.name}.{os.urandom(4).hex()}")
+    owner = read_object(path.parent / MARK).get("id", "")
+    beside = path.with_name(f"{TEMPORARY}{path.name[:40]}.{owner}{os.urandom(8).hex()}")
     try:
-        with beside.open("w+b") as file:
+        with os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "w+b") as file:
+            with suppress(OSError):  # held while this process lives; a filesystem without locks does without
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             sync_open(file)
-        beside.replace(path)
+            beside.replace(path)
         sync(path.parent)
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def move_new(source: Path, target: Path) -> None:
+    """Give a finished file or folder a name that nobody has; FileExistsError if somebody has it by now."""
+    try:
+        if source.is_dir():
+            source.rename(target)  # refused by the system where there is a file, or anything in a folder
+            return
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS or os.path.lexists(target):
+                raise
+            source.rename(target)
+        source.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR, errno.EEXIST):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        raise
+    finally:
+        with suppress(OSError):
+            sync(target.parent)
+
+
+def remove_known(folder: Path, known: Callable[[str], bool]) -> None:
+    """Delete the files below `folder` of which `known` (relative path) is true, and folders that are empty then."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = Path(place, name)
+            if known(path.relative_to(folder).as_posix()):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: somebody else's file is in it
+            Path(place).rmdir()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

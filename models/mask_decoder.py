@@ -1,17 +1,20 @@
 """The mask decoder: the Wan VAE's decoder with one output channel, without the clamp that kills gradients.
 
-Owns the frame-by-frame decode and the focal and dice losses on its logits. Holds only `decoder.*` and
-`post_quant_conv.*`, under diffusers' names, so that it trains alone under any engine.
+Owns the frame-by-frame decode, what of it is computed twice to save memory, and the focal and dice losses on its
+logits. Holds only `decoder.*` and `post_quant_conv.*`, under diffusers' names, so that it trains alone.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from flowmask.models.config import Recompute
 from flowmask.models.strict import load_strict
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ class MaskDecoder(nn.Module):
         self.post_quant_conv = post_quant_conv
         causal = type(decoder.conv_in)
         self._cached_convs = sum(isinstance(m, causal) for m in decoder.modules())
+        self._frame_again = False
 
     @classmethod
     def from_vae(cls, vae: "AutoencoderKLWan") -> "MaskDecoder":
@@ -47,6 +51,25 @@ class MaskDecoder(nn.Module):
         load_strict(self, state, where=where, fix="Use a decoder made for this VAE (model.mask_decoder)")
         return self
 
+    def recompute(self, kind: Recompute) -> None:
+        """Drop activations in the forward pass and make them again in the backward one; no bit of a loss changes.
+
+        selective: of each block what convolutions and attention gave is kept, so no product is done twice. full: of a
+        latent frame what the next one reads is kept; while it is made again, of each block its input alone.
+        """
+        if kind == "none":
+            return
+        self._frame_again = kind == "full"
+        save: dict[str, Any] = {}
+        if kind == "selective":
+            save["context_fn"] = partial(create_selective_checkpoint_contexts, _what_to_keep)
+        decoder = self.decoder
+        blocks = [*decoder.mid_block.resnets, *decoder.mid_block.attentions, decoder.norm_out]
+        for up in decoder.up_blocks:
+            blocks += [*up.resnets, *(up.upsamplers or ())]
+        for block in blocks:
+            block.forward = partial(_again, block.forward, slots=2, **save)  # a residual block has two that cache
+
     def forward(self, mask_latent: Tensor) -> Tensor:
         """Decode one latent frame at a time, as the causal convolutions expect; gradients reach every frame.
 
@@ -54,11 +77,51 @@ class MaskDecoder(nn.Module):
         """
         hidden = self.post_quant_conv(mask_latent.to(self.post_quant_conv.weight.dtype))
         cache: list[Any] = [None] * self._cached_convs
-        frames = [
-            self.decoder(hidden[:, :, i : i + 1], feat_cache=cache, feat_idx=[0], first_chunk=i == 0)
-            for i in range(hidden.shape[2])
-        ]
+        frames = []
+        for i in range(hidden.shape[2]):
+            decode = partial(self.decoder, first_chunk=i == 0)
+            if self._frame_again and torch.is_grad_enabled():
+                decode = partial(_again, decode)
+            frames.append(decode(hidden[:, :, i : i + 1], feat_cache=cache, feat_idx=[0]))
         return torch.cat(frames, dim=2).float()
+
+
+def _again(
+    run: Callable[..., Tensor],
+    x: Tensor,
+    feat_cache: list[Any] | None = None,
+    feat_idx: list[int] | None = None,
+    *,
+    slots: int | None = None,
+    **save: Any,
+) -> Tensor:
+    """What `run` gives, computed once more in the backward pass; save: what of it is kept, as `checkpoint` takes it.
+
+    feat_cache, feat_idx: what diffusers' causal layers keep of the frames before, and whose turn it is; `run` changes
+    them, so each of its two runs has a copy of the places that are its own, `slots` at the most. Were the list itself
+    held by `once`, it would be a circle that keeps alive all that the list remembers.
+    """
+    start = 0 if feat_idx is None else feat_idx[0]
+    own = None if feat_cache is None else slice(start, None if slots is None else start + slots)
+    cached = own is not None
+
+    def once(x: Tensor, *before: Any) -> tuple[Any, ...]:
+        if not cached:
+            return run(x), 0
+        cache, place = list(before), [0]
+        return run(x, feat_cache=cache, feat_idx=place), place[0], *cache
+
+    before = () if feat_cache is None or own is None else feat_cache[own]
+    found, used, *cache = checkpoint(once, x, *before, use_reentrant=False, preserve_rng_state=False, **save)
+    if feat_cache is not None and own is not None and feat_idx is not None:
+        feat_cache[own] = cache
+        feat_idx[0] += used
+    return found
+
+
+def _what_to_keep(context: Any, op: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:
+    product = op is torch.ops.aten.convolution.default or "scaled_dot_product" in op.__name__
+    return CheckpointPolicy.MUST_SAVE if product else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

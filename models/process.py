@@ -1,6 +1,7 @@
 """Processes: how ours start and end, and which one somebody is, to be judged from any node that sees a folder."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -14,8 +15,33 @@ MISTAKE_EXIT_CODE = 2  # a UserError: a person can mend it
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again
 OVER_EXIT_CODE = 100  # tells a batch script not to start its job again; no other program ends with it
 INTERRUPTED_EXIT_CODE = 130  # the shell's code for ^C
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)  # each asks to save and to end
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)  # each asks to save and to end
 DEFAULT_LEASE_S = 120.0
+_OF_A_GROUP = re.compile(  # what torchrun, mpirun, srun's PMI and our own launcher tell the processes of a group
+    r"(?:(?:LOCAL|GROUP|NODE|ROLE)_)?(?:RANK|WORLD_SIZE)|MASTER_(?:ADDR|PORT)|"
+    r"(?:TORCHELASTIC|OMPI_COMM|PMI[2X]?)_\w+|MPI_LOCALN?RANK\w+|FLOWMASK_(?:PARENT|MEET|LISTENER)"
+)
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """STOP_SIGNALS that this process listens to; asked before it does.
+
+    SIGHUP stays ignored where it was at the start: nohup has said that the end of a session is not meant for it. Not so
+    SIGINT, which shells ignore for whatever a script runs with `&`: who sends it means it.
+    """
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup)
+
+
+def is_of_a_group(variable: str) -> bool:
+    """Whether a variable of the environment says which process of a group this is, or where that group meets."""
+    return _OF_A_GROUP.fullmatch(variable) is not None
+
+
+def forget_group() -> None:
+    """Take from the environment what another launcher says of its processes: a command is none of them."""
+    for name in filter(is_of_a_group, list(os.environ)):
+        del os.environ[name]
 
 
 def python_module(module: str, *words: object) -> list[str]:

@@ -6,6 +6,7 @@ is exactly zero. A sentence longer than the model's `text_tokens` is cut before 
 
 import html
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+_BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul, the empty cell of Braille
 
 
 def clean(text: str, *, lowercase: bool) -> str:
@@ -26,6 +29,16 @@ def clean(text: str, *, lowercase: bool) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = html.unescape(text)
     return re.sub(r'["\\]+', "", text)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no half characters, which stand for the bytes of what is none."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
+
+
+def has_words(cleaned: str) -> bool:
+    """Whether anything can be seen of a cleaned sentence: a letter, a digit or a sign, and not only spaces."""
+    return any(unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANK_LETTERS for letter in cleaned)
 
 
 def pad(embedding: Tensor, length: int) -> Tensor:

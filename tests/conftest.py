@@ -3,6 +3,7 @@
 Files that need the same costly thing go together, so that it is made once, and they go first.
 """
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ def costly(file: str) -> str | None:
     """What a test file needs of the things that are made once."""
     text = (ROOT / file).read_text()
     return next((word for word in COSTLY if word in text), None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The user's own key (models/safe/signature.py) is made in a folder of the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

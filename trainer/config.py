@@ -10,8 +10,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.models.config import LoraConfig, MayChange, ModelConfig, SamplerConfig, Section
+from flowmask.models.config import (
+    LoraConfig,
+    MayChange,
+    ModelConfig,
+    Precision,
+    Recompute,
+    SamplerConfig,
+    Section,
+    Tf32,
+)
 from flowmask.models.errors import ConfigError
+from flowmask.models.safe.secrets import SecretUri
 from flowmask.trainer.objectives import objective_class, of_one_kind, section
 from flowmask.trainer.objectives.base import ObjectiveConfig
 
@@ -23,7 +33,7 @@ def _checkpointing(value: Any) -> Any:
     return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
 
-Recomputation = Annotated[Literal["none", "selective", "full"], BeforeValidator(_checkpointing)]
+Recomputation = Annotated[Recompute, BeforeValidator(_checkpointing)]
 
 
 class TrainConfig(Section):
@@ -48,7 +58,8 @@ class TrainConfig(Section):
         default=1, ge=1, description="neighbouring processes that share each example's tokens"
     )
     zero_stage: MayChange[int] = Field(default=1, ge=0, le=3)  # a checkpoint names no stage
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
+    tf32: Tf32 = None
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
     schedule_steps: int | None = Field(default=None, ge=1, description="length of the schedule; None: first `steps`")
     warmup_steps: int = Field(default=0, ge=0)
@@ -169,7 +180,9 @@ class TrackingConfig(Section):
     """Where MLflow keeps the run."""
 
     enabled: bool = True
-    uri: str | None = Field(default=None, description="any MLflow URI; None: mlflow.db beside the run folder")
+    uri: SecretUri | None = Field(
+        default=None, description="any MLflow URI, a password as ${oc.env:NAME}; None: mlflow.db beside the run folder"
+    )
     experiment: str = "flowmask"
     end_timeout_s: float = Field(default=30.0, ge=0, description="how long the end of a run waits for the server")
     peak_tflops: float | None = Field(
@@ -203,16 +216,16 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _module_can(self) -> Self:
         kind, train = self.objective.kind, self.train
-        if objective_class(kind).has_blocks:
-            return self
-        module = f"the module of objective.kind {kind}"
-        if self.lora is not None:
-            raise ValueError(f"lora has nothing to adapt in {module}, which has no blocks: drop the lora section")
-        if train.activation_checkpointing != "none":
+        objective, module = objective_class(kind), f"the module of objective.kind {kind}"
+        if train.activation_checkpointing != "none" and not objective.recomputes():
             raise ValueError(
                 f"train.activation_checkpointing is {train.activation_checkpointing}, but {module} can't recompute; "
                 "set it to none"
             )
+        if objective.has_blocks:
+            return self
+        if self.lora is not None:
+            raise ValueError(f"lora has nothing to adapt in {module}, which has no blocks: drop the lora section")
         if train.compile:
             raise ValueError(f"train.compile is true, but {module} has no blocks; set it to false")
         if (ranks := train.sequence_parallel) > 1:

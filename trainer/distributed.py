@@ -1,17 +1,20 @@
 """The process group: who this process is, and the few collectives that the trainer needs.
 
 The only file that imports `torch.distributed`. One process without any launcher variables is a group of one,
-so nothing above has to ask whether it runs alone. A collective that waits longer than the timeout ends the
-process with an error instead of stalling the job.
+so nothing above has to ask whether it runs alone. Ranks meet in a file, or at a socket that listened before any of
+them was started, and talk over the one interface that leads there. A collective that waits longer than the timeout
+ends the process with an error instead of stalling the job.
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,36 +23,95 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from flowmask.models.device import rank_device
 from flowmask.models.errors import ConfigError, RankLostError
 
-_LOST = (  # what gloo and NCCL say when a peer does not answer any more
+_LOST = (  # what gloo, NCCL and a file to meet in say when a peer does not answer any more
     "Timed out waiting",
+    "Timeout waiting for key",
+    "Wait timeout",
     "Connection closed by peer",
     "Connection reset by peer",
     "Application timeout caused pair closure",
     "Broken pipe",
     "NCCL",
 )
-_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_VARIABLES = ("RANK", "WORLD_SIZE", "FLOWMASK_MEET")
 
 
 def init(*, timeout_s: float = 1800.0) -> None:
     """Join the group that the launcher's variables describe; a no-op when already joined.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; without any of them the group is this
-    process. NCCL where there is a GPU, else gloo. Raises ConfigError when only some of the variables are set, or
-    when ranks would share a GPU.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK; FLOWMASK_MEET: a file, or ADDRESS:PORT; there FLOWMASK_LISTENER too, in rank 0:
+    the descriptor of the socket that listens. Without any of them the group is this process. NCCL where there is a
+    GPU, else gloo. Raises ConfigError when only some are set, when ranks would share a GPU, or when a network interface
+    that the user names does not exist.
     """
     if dist.is_initialized():
         return
     backend = "cuda:nccl,cpu:gloo" if device().type == "cuda" else "gloo"
     present = [name for name in _VARIABLES if name in os.environ]
-    timeout = timedelta(seconds=timeout_s)
-    if "RANK" not in present and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return
     missing = sorted(set(_VARIABLES) - set(present))
-    if missing:
+    if present and missing and os.environ.get("WORLD_SIZE") != "1":
         raise ConfigError(f"{', '.join(missing)} not set though {', '.join(present)} is; use `flowmask train`")
-    dist.init_process_group(backend, timeout=timeout)
+    own, world, meet = (os.environ.get(name, other) for name, other in zip(_VARIABLES, ("0", "1", "")))
+    timeout = timedelta(seconds=timeout_s)
+    _choose_interfaces(meet, nccl="nccl" in backend)
+    store = _store(meet, int(own), int(world), timeout) if int(world) > 1 else dist.HashStore()
+    dist.init_process_group(backend, store=store, rank=int(own), world_size=int(world), timeout=timeout)
+
+
+def _store(meet: str, own: int, world: int, timeout: timedelta) -> dist.Store:
+    """What the ranks find each other by. Whoever can write to it can run code in them: hence a file in a folder of mode
+    0700 on one machine, and a socket on one address on several."""
+    address, port = _address(meet)
+    if not port:
+        return dist.FileStore(meet, world)
+    listener = int(os.environ["FLOWMASK_LISTENER"]) if own == 0 else None
+    return dist.TCPStore(address, port, world, is_master=own == 0, timeout=timeout, master_listen_fd=listener)
+
+
+def _address(meet: str) -> tuple[str, int]:
+    """Address and port to meet at; this machine's own address and 0 where it is a file."""
+    address, _, port = meet.rpartition(":")
+    return (address, int(port)) if address and port.isdecimal() and "/" not in meet else ("127.0.0.1", 0)
+
+
+def _choose_interfaces(meet: str, *, nccl: bool) -> None:
+    """Refuse interfaces that aren't there; name gloo the one that leads to the meeting, if the user names none.
+
+    By itself gloo takes the one that the host's name leads to: none, another one, or one that all the world reaches.
+    """
+    ip = (socket.AF_INET, socket.AF_INET6)
+    there = [name for name, found in psutil.net_if_addrs().items() if any(one.family in ip for one in found)]
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")[: 1 + nccl]:
+        value = os.environ.get(variable)
+        if value and not _names_interfaces(variable, value, there):
+            where = f"{os.uname().nodename} has no such network interface with an address"
+            raise ConfigError(
+                f"{variable} is {value}; {where}: it has {', '.join(there)}; unset it, or name one of them"
+            )
+    if not os.environ.get("GLOO_SOCKET_IFNAME") and (leads_there := _interface_towards(_address(meet)[0])):
+        os.environ["GLOO_SOCKET_IFNAME"] = leads_there
+
+
+def _names_interfaces(variable: str, value: str, there: list[str]) -> bool:
+    """gloo takes whole names; NCCL beginnings of names, one of which must fit: `=` means whole ones, `^` all others."""
+    names = value.lstrip("^=").split(",")
+    if variable.startswith("GLOO"):
+        return set(names) <= set(there)
+    if value.startswith("="):
+        return not set(names).isdisjoint(there)
+    return value.startswith("^") or any(name.startswith(tuple(names)) for name in there)
+
+
+def _interface_towards(address: str) -> str | None:
+    """The network interface by which this machine reaches an address; None if that is not known."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if any(a.address.partition("%")[0] == own for a in found)), None)
 
 
 def limit_waits(timeout_s: float) -> None:
@@ -64,12 +126,13 @@ def lost_ranks_named(timeout_s: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        known = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+        known = isinstance(error, dist.DistError)
         if not known and not any(words in str(error) for words in _LOST):
             raise
+        own = rank() or os.environ.get("RANK", 0)
         raise RankLostError(
-            f"rank {rank()} lost touch with another rank, which is gone or did not answer for "
-            f"{timeout_s:g} s (train.collective_timeout_s); start again: the last checkpoint is whole"
+            f"rank {own} lost touch with another rank, which is gone or did not answer for {timeout_s:g} s "
+            f"(train.collective_timeout_s); start again: the last checkpoint is whole"
         ) from error
 
 

@@ -8,7 +8,6 @@ workers.
 import gc
 import importlib.metadata
 import platform
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,9 @@ from flowmask.data_pipeline.plan.cost import describe
 from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
 from flowmask.data_pipeline.plan.leaks import LeakFree, without_leaks
 from flowmask.data_pipeline.sources import open_source
-from flowmask.models.device import gpu_holds, rank_device
+from flowmask.models.device import gpu_holds, rank_device, use_tf32
 from flowmask.models.errors import CacheError
+from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.text import TextEncoder
 from flowmask.models.weights.wan import WanFolder
 
@@ -82,7 +82,9 @@ class Build:
         self.device = rank_device(config.cache.device, key="cache.device")
         self.dtype: torch.dtype = getattr(torch, config.cache.dtype)
         self.encoder_dtype: torch.dtype = getattr(torch, config.cache.encoder_dtype)
+        use_tf32(config.cache.tf32)
         self.wan, self.clock = WanFolder(config.model.wan), StageClock()
+        self._empty: dict[tuple[int, ...], torch.Tensor] = {}  # latents of empty masks: kept when the VAE is freed
         self._counted_at, self._finished_clips = 0.0, 0
         if self.device.type == "cpu":
             # More threads split sums differently: bytes must not depend on how many workers share the cores.
@@ -97,7 +99,7 @@ class Build:
                 self._encode(plan)
         finally:
             if self.finished.exists():  # also when refused: a finished cache is left exactly as it was
-                shutil.rmtree(self.work, ignore_errors=True)
+                finalise.clear_work(self.work)
         self.on_progress(BuildProgress("complete", plan.clips, plan.clips))
 
     def _encode(self, plan: units.BuildPlan) -> None:
@@ -124,11 +126,14 @@ class Build:
 
     def _plan(self) -> units.BuildPlan:
         """The plan on disk, written if there is none; refuses one, or a cache, of another fingerprint."""
+        folder = self.out / units.FOLDER
         try:
-            self.shards.mkdir(parents=True, exist_ok=True)
+            self.out.mkdir(parents=True, exist_ok=True)
+            if units.read_plan(folder) is None:
+                OutputFolder(self.out, units.CACHE)
+            self.shards.mkdir(exist_ok=True)
         except OSError as error:
             raise CacheError(f"cannot write {self.shards}: {error.strerror}; choose another `out`") from error
-        folder = self.out / units.FOLDER
         once(
             self.claims / "plan",
             done=lambda: units.read_plan(folder) is not None,
@@ -150,7 +155,9 @@ class Build:
         self.plan_into(folder, fingerprint=self._fingerprint())
 
     def plan_into(self, folder: Path, *, fingerprint: Fingerprint) -> None:
-        """Write the plan of this build into any folder."""
+        """Write the plan of this build into any folder; DataError, before that, for objects that no mask holds."""
+        for video in self.source.videos():
+            video.check_masks()
         vae: Any = self.wan.vae()
         stats = vae.config
         facts = {
@@ -277,6 +284,7 @@ class Build:
             pixel_norm=self.config.cache.pixel_norm,
             batch_clips=self.config.cache.batch_clips,
             clock=self.clock,
+            empty=self._empty,
         )
 
 

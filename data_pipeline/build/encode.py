@@ -38,11 +38,15 @@ class EncodedClip:
     video_logvar: Tensor = field(default_factory=lambda: torch.empty(0))
     mask_means: dict[int, Tensor] = field(default_factory=dict)  # place in clip.masks -> [16 f h w] raw
     mask_rles: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # -> COCO RLE of each frame
+    annotated: dict[int, list[bool]] = field(default_factory=dict)  # -> which frames are, where some aren't
     waits_for: int = 0  # results that are still to come
 
 
 class ClipEncoder:
-    """The frozen VAE with the settings that shape bytes."""
+    """The frozen VAE with the settings that shape bytes.
+
+    empty: latents of the empty mask by its shape [F H W], the target of sentences that name nothing; filled here
+    """
 
     def __init__(
         self,
@@ -52,7 +56,9 @@ class ClipEncoder:
         pixel_norm: PixelNorm,
         batch_clips: int,
         clock: StageClock | None = None,
+        empty: dict[tuple[int, ...], Tensor] | None = None,
     ):
+        self._empty = {} if empty is None else empty
         self.vae, self.dtype, self.pixel_norm = vae, dtype, pixel_norm
         self.batch_clips, self.clock = batch_clips, clock or StageClock()
         if vae.device.type == "cpu":
@@ -70,10 +76,15 @@ class ClipEncoder:
             if not decoded.masks:
                 continue
             clip = decoded.clip
-            result = EncodedClip(clip, mask_rles=decoded.rles, waits_for=1 + len(decoded.masks))
+            result = EncodedClip(clip, mask_rles=decoded.rles, annotated=decoded.annotated)
+            named = {place: pixels for place, pixels in decoded.masks.items() if clip.masks[place]}
+            result.mask_means |= {
+                place: self._empty_mean(decoded.masks[place]) for place in decoded.masks.keys() - named
+            }
+            result.waits_for = 1 + len(named)
             waiting.append(result)
             videos.add(decoded.frames, str(clip), lambda moments, r=result: _set_moments(r, moments))  # type: ignore[misc]
-            for place, pixels in decoded.masks.items():
+            for place, pixels in named.items():
                 name = f"{clip}, mask of {','.join(clip.masks[place])}"
                 masks.add(pixels, name, lambda mean, r=result, j=place: _set_mask(r, j, mean))  # type: ignore[misc]
             while waiting and not waiting[0].waits_for:
@@ -81,6 +92,14 @@ class ClipEncoder:
         videos.flush()
         masks.flush()
         yield from waiting
+
+    def _empty_mean(self, mask: NDArray[np.bool_]) -> Tensor:
+        """[16 f h w] raw of an empty mask, encoded once for all clips of its shape, and in no other mask's batch."""
+        if mask.shape not in self._empty:
+            with gpu_holds(f"the empty mask of {'x'.join(map(str, mask.shape))}", fix=LESS_MEMORY):
+                mean = self._mask_means(torch.from_numpy(mask[None])).get()[0][0]
+            self._empty[mask.shape] = _finite((mean,), name="the empty mask")[0]
+        return self._empty[mask.shape]
 
     def _moments(self, frames: Tensor) -> "_OnItsWay":
         with self.clock.measure("encode"):
@@ -173,7 +192,12 @@ class _Batches:
         (batch, sent), self._sent = self._sent, None
         results = sent.get()
         for place, (name, sink) in enumerate(batch):
-            parts = tuple(result[place].clone(memory_format=torch.contiguous_format) for result in results)
-            if not all(part.isfinite().all() for part in parts):
-                raise CacheError(f"{name}: the VAE gave a number that is not finite; check its weights")
-            sink(parts)
+            sink(_finite(tuple(result[place] for result in results), name=name))
+
+
+def _finite(parts: Result, *, name: str) -> Result:
+    """Copies of their own; CacheError if a number isn't finite."""
+    parts = tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)
+    if not all(part.isfinite().all() for part in parts):
+        raise CacheError(f"{name}: the VAE gave a number that is not finite; check its weights")
+    return parts

@@ -4,8 +4,10 @@ Two passes over the sidecars, one counting and one writing into a mapped file, s
 with the number of examples.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +19,7 @@ from flowmask.data_pipeline.cache.manifest import BucketEntry, Fingerprint, Inde
 from flowmask.data_pipeline.cache.shards import FOLDER, cache_file, remove_leftovers, shard_name, write_file
 from flowmask.data_pipeline.plan.units import BuildPlan
 from flowmask.models.errors import CacheError, DataError
-from flowmask.models.files import sha256_of_open
+from flowmask.models.files import remove_known, sha256_of_open
 
 
 def finalise(out: Path, plan: BuildPlan) -> Manifest:
@@ -80,6 +82,8 @@ def make_manifest(
         role=facts["role"],
         leaks=facts["leaks"],
         unreadable_videos=facts["unreadable_videos"],
+        no_target=totals.no_target,
+        partly_annotated=totals.partly_annotated,
         buckets=totals.buckets,
         index=index_entry,
         environments=totals.environments,
@@ -93,6 +97,7 @@ class Totals:
     def __init__(self) -> None:
         self.buckets: list[BucketEntry] = []
         self.clips = self.dropped = self.quarantined = self.text_dim = self.longest_text_tokens = 0
+        self.no_target = self.partly_annotated = 0
         self.environments: list[dict[str, str]] = []
         self.shards: list[ShardEntry] = []
         self._shapes: list[Counter[Shape]] = []
@@ -100,6 +105,8 @@ class Totals:
     def add(self, sidecar: Sidecar) -> None:
         self.clips += sidecar.records
         self.dropped += sidecar.dropped_empty_masks
+        self.no_target += sidecar.no_target
+        self.partly_annotated += sidecar.partly_annotated
         self.quarantined += len(sidecar.quarantined)
         if not sidecar.records:
             return
@@ -170,3 +177,16 @@ def write_index(file: IO[bytes], sidecars: Iterable[Sidecar], *, buckets: Sequen
     file.seek(0)
     sha256 = sha256_of_open(file)
     return IndexEntry(size=start + rows * index.ROW.itemsize, sha256=sha256)
+
+
+def clear_work(work: Path) -> None:
+    """Delete what a build leaves in `work/`; files of somebody else stay."""
+    with suppress(OSError):  # a slower worker writes there still, and clears it after us
+        remove_known(work, _is_work)
+
+
+def _is_work(relative: str) -> bool:
+    """Whether a file below `work/` is one that a build makes."""
+    return bool(
+        re.fullmatch(r"claims/[^/]+|texts/(\.tmp-)?text-[^/]+|quarantine/[^/]+|weights\.json|\.tmp-[^/]+", relative)
+    )

@@ -15,7 +15,7 @@ from flowmask.data_pipeline.build.encode import EncodedClip
 from flowmask.data_pipeline.build.sentences import Embeddings
 from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.cache.index import COLUMNS
-from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, Count
+from flowmask.data_pipeline.cache.manifest import LONG_TEXT, RARE, SHORT_TEXT, Count
 from flowmask.data_pipeline.cache.quarantine import Line
 from flowmask.data_pipeline.cache.shards import (
     RecordPlace,
@@ -52,6 +52,13 @@ class Sidecar:
     shapes: list[Shape]
     examples: list[list[Count]]
     quarantined: list[Line] = field(default_factory=list)
+    no_target: int = 0  # examples whose sentence names nothing
+    partly_annotated: int = 0  # examples of which some frames are not annotated
+
+    def to_bytes(self) -> bytes:
+        """Sealed; counts of what it has none of are left out, so that older sidecars are of the same bytes."""
+        fields = asdict(self)
+        return seal({k: v for k, v in fields.items() if v or k not in RARE})
 
 
 def parse_sidecar(content: bytes) -> Sidecar:
@@ -106,7 +113,7 @@ def write_unit(
         unit=unit, size=size, sha256=sha256, dropped_empty_masks=dropped, quarantined=lost, made_with=made_with
     )
     with clock.measure("write"):
-        write_file(folder / sidecar_name(unit), seal(asdict(sidecar)))
+        write_file(folder / sidecar_name(unit), sidecar.to_bytes())
 
 
 @dataclass
@@ -116,6 +123,8 @@ class Rows:
     records: int = 0
     masks: int = 0
     text_dim: int = 0
+    no_target: int = 0
+    partly_annotated: int = 0
     shapes: list[Shape] = field(default_factory=list)
     examples: list[list[int]] = field(default_factory=list)
 
@@ -128,10 +137,13 @@ class Rows:
         self.text_dim = tensors["text.0"].shape[-1]
         self.records += 1
         self.masks += len(meta["masks"])
+        meant = [meta["masks"][expression["mask"]] for expression in meta["expressions"]]
+        self.no_target += sum(not mask["anno_ids"] for mask in meant)
+        self.partly_annotated += sum("annotated" in mask for mask in meant)
 
     def sidecar(self, **rest: Any) -> Sidecar:
         """The sidecar; `rest` are its fields that a shard does not tell."""
-        return Sidecar(records=self.records, text_dim=self.text_dim, shapes=self.shapes, examples=self.examples, **rest)
+        return Sidecar(**{name: value for name, value in vars(self).items() if name != "masks"}, **rest)
 
 
 def record(
@@ -146,7 +158,8 @@ def record(
     masks = []
     for j, (place, mean) in enumerate(sorted(encoded.mask_means.items())):
         tensors[f"mask.{j}.mean"] = mean
-        masks.append({"j": j, "anno_ids": clip.masks[place], "rle": encoded.mask_rles[place]})
+        known = {"annotated": encoded.annotated[place]} if place in encoded.annotated else {}
+        masks.append({"j": j, "anno_ids": clip.masks[place], "rle": encoded.mask_rles[place], **known})
     new_place = {place: j for j, place in enumerate(sorted(encoded.mask_means))}
     text_ids: dict[int, int] = {}
     expressions = []

@@ -22,6 +22,7 @@ _SHARD = r"^[0-9]{6,18}\.tar$"  # no other name from the file is made a path
 _MOST_BYTES = 1 << 30  # of a manifest: a million shards take a quarter
 # Tokens that a sentence is cut to; it is stored at both where it is longer than the first.
 SHORT_TEXT, LONG_TEXT = 64, 256
+RARE = frozenset({"no_target", "partly_annotated"})  # counts that are left out of files where they are 0
 
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 53)]
@@ -125,13 +126,16 @@ class Manifest(_Part):
     role: Literal["train", "evaluation"] = "train"
     leaks: LeakEntry | None = None
     unreadable_videos: Count = 0  # of which no clip could be planned
+    no_target: Count = 0  # examples whose sentence names nothing: their target is the empty mask
+    partly_annotated: Count = 0  # examples of which some frames are not annotated: they count in no loss and no score
     buckets: list[BucketEntry]
     index: IndexEntry
     environments: list[dict[str, str]]
     shards: list[ShardEntry]
 
     def to_bytes(self) -> bytes:
-        return seal_readable(self.model_dump(mode="json"))
+        none = {name for name in RARE if not getattr(self, name)}
+        return seal_readable(self.model_dump(mode="json", exclude=none))
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -36,7 +36,6 @@ from flowmask.data_pipeline.plan import units
 from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
 from flowmask.data_pipeline.show.inspect_cache import OnProgress
 from flowmask.models.errors import CacheError, ConfigError, UserError
-from flowmask.models.stored.sealed import seal
 
 _STAGE = "repair"
 _FOLLOWING = (quarantine.FILE, finalise.index.FILE, manifest.FILE)
@@ -191,7 +190,7 @@ class _Repair:
             quarantined=lost,
             made_with=self.manifest.environments[entry.made_with],
         )
-        write_file(self.shards / sidecar_name(unit), seal(asdict(sidecar)))
+        write_file(self.shards / sidecar_name(unit), sidecar.to_bytes())
         self._mended(self.shards / sidecar_name(unit), "made again from its shard")
         return True
 

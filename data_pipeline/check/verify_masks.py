@@ -1,6 +1,7 @@
 """A sample of a cache's mask latents, decoded through the VAE and compared with the RLE truth.
 
-Two measures of each, both over the whole clip: `iou`, of the decoded mask with the truth, and `error`, the
+Two measures of each, both over the whole clip: `iou`, of the decoded mask with the truth (in the annotated
+frames, where not all are), and `error`, the
 distance of the stored latent from that of the truth encoded again, relative to the latter's norm. A right
 latent has an error of rounding and batching whatever the VAE is worth; a mask moved by one pixel, or another
 object's, does not. The IoU also shows what the VAE itself keeps of a mask.
@@ -105,13 +106,15 @@ def check_masks(
         on_progress("masks", done, len(chosen))
         meta, latent = _read(stored, storage)
         where = f"{stored.path}, mask {stored.mask}"
-        truth = rle.decode_frames(meta["masks"][stored.mask]["rle"], size=stored.shape[1:], where=where)
+        mask = meta["masks"][stored.mask]
+        truth = rle.decode_frames(mask["rle"], size=stored.shape[1:], where=where)
+        known = np.asarray(mask.get("annotated", [True] * len(truth)))
         checks.append(
             MaskCheck(
                 file=stored.path,
                 clip=f"{meta['clip']:08d}_{meta['view']:02d}",
                 mask=stored.mask,
-                iou=overlap(shown(vae, latent), truth),
+                iou=overlap(shown(vae, latent)[known], truth[known]),
                 error=distance(latent, expected(vae, truth)),
             )
         )

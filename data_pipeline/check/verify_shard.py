@@ -148,5 +148,8 @@ def _check_record(key: str, meta: dict[str, Any], tensors: dict[str, Tensor], *,
         where = f"clip {key}, mask {mask['j']}"
         if len(mask["rle"]) != frames:
             raise WrongError(f"{where} has {len(mask['rle'])} frames, the clip {frames}")
+        known = mask.get("annotated", [True] * frames)
+        if len(known) != frames or not set(known) <= {True, False} or True not in known:
+            raise WrongError(f"{where}: annotated is {str(known)[:40]}; the clip has {frames} frames")
         for frame in mask["rle"]:
             rle.decode(frame, size=(height, width), where=where)

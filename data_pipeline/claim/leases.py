@@ -1,14 +1,17 @@
 """Leases: the heartbeat of a worker, which any node that sees the folder can read.
 
 A lease is a file that names its worker and the seconds after which silence means death; a thread touches it, so its
-mtime is the *filesystem's* time of the last beat. No node's clock is ever compared with another's.
+mtime is the *filesystem's* time of the last beat. No node's clock is ever compared with another's. Its worker holds a
+lock on it (flock) where there are locks: by that `flowmask stop` knows that the worker is not only named there.
 """
 
+import fcntl
 import os
 import secrets
 import threading
 import time
 from collections.abc import Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +83,7 @@ class Worker:
         self._content = this_worker(lease_s).model_dump_json().encode()
         self._interval_s = lease_s / BEATS_PER_LEASE
         self._thread: threading.Thread | None = None
+        self._file = -1
 
     def beat(self) -> int:
         """Renew the lease now; returns the filesystem's time in ns. CacheError if the folder cannot be written."""
@@ -104,10 +108,20 @@ class Worker:
                 try:
                     self.path.parent.mkdir(parents=True, exist_ok=True)
                     _write_whole(self.path, self._content)
+                    self._hold()
                 except (FileNotFoundError, FileExistsError):
                     if attempt == 999:
                         raise
         raise AssertionError
+
+    def _hold(self) -> None:
+        """Hold the file for as long as this process lives; only who stops a build from outside asks for it."""
+        with suppress(OSError):
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
+            self._file = os.open(self.path, os.O_RDWR)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _keep_beating(self) -> None:
         while True:

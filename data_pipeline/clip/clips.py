@@ -6,7 +6,7 @@ draw holds for all frames and masks of a clip. Refuses a video without masks.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -18,7 +18,7 @@ from flowmask.data_pipeline.clip.frames import anchor_frames, sparse_frames
 from flowmask.data_pipeline.clip.pixels import resize_frame, resize_masks, train_size
 from flowmask.data_pipeline.config import CacheConfig, ClipConfig
 from flowmask.data_pipeline.randomness import mix64
-from flowmask.data_pipeline.sources.base import Expression, Frame, Video
+from flowmask.data_pipeline.sources.base import Expression, Frame, Video, names_nothing
 from flowmask.models.errors import DataError
 from flowmask.models.text import clean
 
@@ -91,18 +91,33 @@ class Clip:
 def clips_of(
     video: Video, *, index: int, first_number: int, view: int, clip: ClipConfig, cache: CacheConfig
 ) -> Iterator[Clip]:
-    """The clips of one video in one view, numbered from `first_number`; none if it has no expression."""
+    """The clips of one video in one view, numbered from `first_number`; none if it has no expression.
+
+    A sparse clip of a video of which only some frames are annotated is one of these frames.
+    """
     if not video.expressions:
         return
     if not video.has_masks:
         raise DataError(f"{video} has no masks, which a cache needs: choose a split that has them")
+    wanted = [e for e in video.expressions if cache.no_target == "keep" or not names_nothing(video, e)]
+    if not wanted:
+        return
     length, identity = len(video.frame_names), _hash(video.label)
-    anchors = anchor_frames(length, clip.frames) if clip.sampling == "sparse" else range(1)
+    known = [video.annotated(expression.anno_ids) for expression in wanted]
+    anchors: Sequence[int] = range(1)
+    if clip.sampling == "sparse":
+        anchors = anchor_frames(length, clip.frames)
+        if any(frames is not None for frames in known):  # as images: a clip would hold frames that nobody annotated
+            anchors = sorted({i for frames in known for i in (range(length) if frames is None else frames)})
+            clip = clip.model_copy(update={"frames": 1})
     for place, anchor in enumerate(anchors):
         rng = Random(mix64(cache.seed, identity, anchor, view))
         frame_ids = _frame_ids(rng, anchor=anchor, length=length, config=clip)
         geometry = _geometry(rng, size=video.size, config=clip)
-        masks, sentences = _sentences(video.expressions, flip=geometry.flip, lowercase=cache.lowercase)
+        here = [
+            e for e, frames in zip(wanted, known, strict=True) if frames is None or any(i in frames for i in frame_ids)
+        ]
+        masks, sentences = _sentences(here, flip=geometry.flip, lowercase=cache.lowercase)
         yield Clip(
             number=first_number + place,
             view=view,
@@ -154,7 +169,7 @@ def _geometry(rng: Random, *, size: tuple[int, int], config: ClipConfig) -> Geom
 
 
 def _sentences(
-    expressions: tuple[Expression, ...], *, flip: bool, lowercase: bool
+    expressions: Sequence[Expression], *, flip: bool, lowercase: bool
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[Sentence, ...]]:
     masks: dict[tuple[str, ...], int] = {}
     sentences = []

@@ -22,19 +22,26 @@ class DecodedClip:
     frames: NDArray[np.uint8]  # rgb8 [F H W 3]
     masks: dict[int, NDArray[np.bool_]]  # place in clip.masks -> [F H W]
     rles: dict[int, list[dict[str, Any]]]  # place in clip.masks -> COCO RLE of each frame
+    annotated: dict[int, list[bool]]  # place in clip.masks -> which frames are, where some aren't
 
 
 def decode(clip: Clip, video: Video, *, drop_empty_masks: bool) -> DecodedClip:
-    """Read, crop, resize and flip; a frame that stands in the clip twice is read once. DataError: unreadable."""
+    """Read, crop, resize and flip; a frame that stands in the clip twice is read once. DataError: unreadable.
+
+    The mask of a sentence that names nothing is kept: its object isn't absent from this clip, there is none.
+    """
     unique = sorted(set(clip.frame_ids))
     places = np.searchsorted(unique, clip.frame_ids)
-    masks, rles = {}, {}
+    decoded = DecodedClip(clip, np.empty(0, np.uint8), {}, {}, {})
     for j, anno_ids in enumerate(clip.masks):
         mask = clip.geometry.masks(video.mask(anno_ids, unique))
-        if mask.any() or not drop_empty_masks:
+        if mask.any() or not drop_empty_masks or not anno_ids:
             coded = [rle.encode(frame) for frame in mask]
-            masks[j], rles[j] = np.ascontiguousarray(mask[places]), [coded[place] for place in places]
-    if not masks:
-        return DecodedClip(clip, np.empty(0, np.uint8), {}, {})
-    frames = [clip.geometry.frame(frame) for frame in video.frames(unique)]
-    return DecodedClip(clip, np.stack([frames[place] for place in places]), masks, rles)
+            decoded.masks[j], decoded.rles[j] = np.ascontiguousarray(mask[places]), [coded[place] for place in places]
+            known = video.annotated(anno_ids)
+            if known is not None and not {*unique} <= {*known}:
+                decoded.annotated[j] = [i in known for i in clip.frame_ids]
+    if decoded.masks:
+        frames = [clip.geometry.frame(frame) for frame in video.frames(unique)]
+        decoded.frames = np.stack([frames[place] for place in places])
+    return decoded

@@ -1,4 +1,4 @@
-"""Foreign file formats: run-length masks, video files, pickles and JSON files too large to hold.
+"""Foreign file formats: run-length masks, pictures, video files, pickles, JSON; what may stand in their fields.
 
 Imports `models` alone; a new format is a file here, used by `sources`.
 """

@@ -1,11 +1,11 @@
 """A large JSON object, member by member: memory holds one of them, and where each one stands can be kept.
 
-So a file of masks of hundreds of MB is checked once, from end to end, and later read by ranges.
+So a file of masks of hundreds of MB is checked once, from end to end, and later read by ranges. Refused: what json
+refuses, and a name that stands twice in one object.
 """
 
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from flowmask.data_pipeline.formats.reading import reading
+from flowmask.data_pipeline.formats.json_file import BOM, parse
+from flowmask.data_pipeline.formats.reading import open_regular, reading
 from flowmask.models.errors import DataError
-from flowmask.models.stored.regular import open_regular
 
 _CHUNK = 1 << 20
 _SPACE = " \t\n\r"
@@ -40,7 +40,7 @@ def members(path: Path, *, field: str | None = None) -> Iterator[Member]:
 
     DataError: the file is missing or does not parse, no object stands there, or there is no such field.
     """
-    with reading(path, what="JSON"), os.fdopen(open_regular(path), "rb") as file:
+    with reading(path, what="JSON") as file:
         yield from _members(_Scanner(file), path, field)
 
 
@@ -74,6 +74,10 @@ class _Scanner:
         self._text, self._at, self._offset, self._chunk = "", 0, 0, _CHUNK
         self._decoder, self._name = json.JSONDecoder(), ("", 0, 0)
         self._whole = False
+        if file.read(len(BOM)) == BOM:
+            self._offset = len(BOM)
+        else:
+            file.seek(0)
 
     def peek(self) -> str:
         """The next character that is no white space, "" at the end."""
@@ -95,10 +99,14 @@ class _Scanner:
         if self.peek() == "}":
             self.take("}")
             return
+        seen = set()
         while True:
             if self.peek() != '"':
                 self.take('"')
             self._name = self._parsed()
+            if self._name[0] in seen:
+                raise ValueError(f"the key {self._name[0][:40]!r} stands in one object twice")
+            seen.add(self._name[0])
             self.take(":")
             yield self._name[0]
             if self.peek() != ",":
@@ -136,7 +144,7 @@ class _Scanner:
             self._more()
         raw = self._text[self._at : stop].encode("latin-1")
         start, self._at = self._offset + self._at, stop
-        return json.loads(raw.decode()), start, len(raw)
+        return parse(raw), start, len(raw)
 
     def _more(self) -> bool:
         """Move the window on; what is before the next value is forgotten."""
@@ -153,13 +161,12 @@ class Places:
     def __init__(self, path: Path, found: Iterable[tuple[Member, int]]):
         """found: each member, with a number of the caller's."""
         self._path = path
-        names, numbers = array("Q"), array("q")
+        names, numbers = [b""], array("q", (0, 0, 0))
         for member, number in found:
             names.append(_key(member.name))
             numbers.extend((member.start, member.length, number))
-        keys = np.frombuffer(names, dtype=np.uint64)
-        order = np.argsort(keys, kind="stable")
-        self._names = keys[order]
+        order = np.argsort(np.array(names, dtype="S"), kind="stable")
+        self._names = np.array(names, dtype="S")[order]
         self._numbers = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 3)[order]
 
     def number(self, name: str) -> int | None:
@@ -174,22 +181,21 @@ class Places:
         return read_range(self._path, int(self._numbers[place, 0]), int(self._numbers[place, 1]))
 
     def _place(self, name: str) -> int | None:
-        key = np.uint64(_key(name))
-        # Of equal names the last one counts, as in json.
-        place = int(np.searchsorted(self._names, key, side="right")) - 1
-        return place if place >= 0 and self._names[place] == key else None
+        key = np.bytes_(_key(name))
+        place = int(np.searchsorted(self._names, key))
+        return place if place < len(self._names) and self._names[place] == key else None
 
 
-def _key(name: str) -> int:
-    """64 bits that stand for a name of any length; equal ones of two names are as likely as a broken machine."""
-    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest())
+def _key(name: str) -> bytes:
+    """A name in 32 bytes, however long it is: one array holds all."""
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).hexdigest().encode()
 
 
 def read_range(path: Path, start: int, length: int) -> Any:
     """The JSON value in a range of a file; DataError if the file has changed since it was looked through."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(start)
             return json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: changed or unreadable since the build began ({error})") from error

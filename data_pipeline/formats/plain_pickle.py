@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 from flowmask.data_pipeline.formats.reading import reading
 from flowmask.models.errors import DataError
-from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.size import expanded
 
 _MOST_PARTS, _PARTS_A_BYTE = 1_000_000, 16
@@ -41,7 +40,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
 def read_plain_pickle(path: Path) -> Any:
     """What a pickle holds; DataError if it is missing, damaged or not plain."""
-    with reading(path, what="pickle", errors=_DAMAGED), os.fdopen(open_regular(path), "rb") as file:
+    with reading(path, what="pickle", errors=_DAMAGED) as file:
         content = _PlainUnpickler(file, path).load()
         _refuse_other_types(content, path)
         if expanded(content) > _MOST_PARTS + _PARTS_A_BYTE * os.fstat(file.fileno()).st_size:

@@ -22,10 +22,11 @@ class ViewCost:
     def add(self, clip: Clip, texts: Sequence[int]) -> None:
         width, height = clip.geometry.size
         frames, masks = len(clip.frame_ids), len(clip.masks)
+        encoded = 1 + sum(bool(anno_ids) for anno_ids in clip.masks)  # the mask of nothing is encoded once for all
         cells = (1 + (frames - 1) // _TIME) * (height // _SPACE) * (width // _SPACE)
         self.clips += 1
-        self.passes += 1 + masks
-        self.pixels += (1 + masks) * frames * height * width
+        self.passes += encoded
+        self.pixels += encoded * frames * height * width
         self.latent_values += (2 + masks) * _LATENT_CHANNELS * cells
         self.sentences += len(set(texts))
 

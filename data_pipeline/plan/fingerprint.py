@@ -5,6 +5,7 @@ fingerprint; a difference is refused with the fields that differ.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,18 +16,21 @@ from typing import Any
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, Fingerprint
 from flowmask.data_pipeline.cache.shards import write_file
 from flowmask.data_pipeline.config import CacheBuildConfig, source_names
-from flowmask.data_pipeline.sources.base import VideoSet
+from flowmask.data_pipeline.sources.base import VideoSet, names_nothing
 from flowmask.models.errors import CacheError
 from flowmask.models.stored.sealed import parse_json, to_json
 from flowmask.models.weights.wan import WanFolder
 
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
 _DATA = ("data.frames", "data.sources")
+_MASK_FILES = "data.mask_files"  # earlier versions did not look at them
 _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
-_VIDEO = (*_PIXELS, "cache.clips_per_shard", "cache.pixel_norm", "cache.drop_empty_masks")
-_MASKS = (*_PIXELS, "cache.clips_per_shard", "data.expressions", "data.masks", "cache.drop_empty_masks")
-_STORAGE = ("cache.dtype", "cache.encoder_dtype")
+_EXAMPLES = ("cache.clips_per_shard", "cache.drop_empty_masks", "cache.no_target")
+_VIDEO = (*_PIXELS, *_EXAMPLES, "cache.pixel_norm")
+_MASKS = (*_PIXELS, *_EXAMPLES, "data.expressions", "data.masks", _MASK_FILES)
+_STORAGE = ("cache.dtype", "cache.encoder_dtype", "cache.tf32")
 _MEMO_ENTRIES = 64
+_log = logging.getLogger("flowmask")
 _UNSHAPED = ("device", "held_out", "lease_s", "decode_threads", "max_quarantined_fraction")
 
 
@@ -37,8 +41,10 @@ def fingerprint(config: CacheBuildConfig, source: VideoSet, *, memo: Path) -> Fi
     for part in ("vae", "text_encoder", "tokenizer"):
         fields[f"model.{part}"] = _weights_identity(wan, part, memo=memo)
     fields |= _data_fields(config, source)
-    cache = config.cache.model_dump(mode="json", exclude=set(_UNSHAPED))
+    cache = config.cache.model_dump(mode="json", exclude={*_UNSHAPED, "no_target"})  # the latter comes with the data
     fields |= {f"cache.{name}": value for name, value in cache.items()}
+    if fields["cache.tf32"] is None:  # as it was before it could be said
+        fields.pop("cache.tf32")
     if fields.get("cache.leaks") != "drop":  # otherwise it shapes no byte
         fields.pop("cache.leaks", None)
     return Fingerprint(
@@ -54,9 +60,16 @@ def _data_fields(config: CacheBuildConfig, source: VideoSet) -> dict[str, Any]:
     """Fields of the datasets and of their clips; the name of a dataset is part of its fields."""
     names = source_names(config.sources)
     fields: dict[str, Any] = {f"data.{name}": value for name, value in source.identity().items()}
+    without_target = False
     for name, videos in groupby(source.videos(), key=lambda video: video.source):
-        digest = _hash(video.files_digest() for video in videos if video.expressions)
-        fields[f"data.frames.{name}" if name else "data.frames"] = digest
+        digests = []
+        for video in videos:
+            if video.expressions:
+                digests.append(video.files_digest())
+                without_target = without_target or any(names_nothing(video, e) for e in video.expressions)
+        fields[f"data.frames.{name}" if name else "data.frames"] = _hash(digests)
+    if without_target:  # elsewhere it shapes no byte, and older fingerprints lack it
+        fields["cache.no_target"] = config.cache.no_target
     if any(names):
         fields["data.sources"] = names  # their order numbers the clips
     base = config.clip if len(names) > 1 else config.clip_of(names[0])
@@ -68,11 +81,17 @@ def _data_fields(config: CacheBuildConfig, source: VideoSet) -> dict[str, Any]:
 def refuse_other(
     ours: Fingerprint, theirs: Fingerprint, *, where: Path, advice: str = "choose another `out`, or delete it"
 ) -> None:
-    """CacheError that names every field in which a cache differs from what is asked for."""
+    """CacheError that names every field in which a cache differs from what is asked for.
+
+    A field that the cache's version did not have cannot differ; one line says what it would have told.
+    """
     if ours.total == theirs.total:
         return
     names = sorted(ours.fields.keys() | theirs.fields.keys())
     differing = [name for name in names if ours.fields.get(name) != theirs.fields.get(name)]
+    if differing and all(name.startswith(_MASK_FILES) and name not in theirs.fields for name in differing):
+        _log.warning("%s was made before files of masks were part of its identity: replaced ones pass unseen", where)
+        return
     details = "; ".join(
         f"{name}: {_short(theirs.fields.get(name))} there, {_short(ours.fields.get(name))} asked for"
         for name in differing

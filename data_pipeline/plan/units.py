@@ -6,6 +6,7 @@ written last.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +17,18 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from flowmask.data_pipeline.cache import quarantine
+from flowmask.data_pipeline.cache.manifest import FILE as MANIFEST
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.cache.quarantine import Line
+from flowmask.data_pipeline.cache.shards import FOLDER as SHARDS
 from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, write_file
 from flowmask.data_pipeline.clip.clips import Clip, clips_of
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan.cost import ViewCost
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
-from flowmask.models.files import sha256_of
+from flowmask.models.files import read_object, sha256_of
+from flowmask.models.folders.output_folder import Kind
 from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_json, seal, to_json, unseal
 
@@ -203,3 +207,30 @@ def read_plan(folder: Path) -> BuildPlan | None:
         raise CacheError(
             f"{folder}: the plan of the build is damaged ({error}); delete {folder.parent} and start again"
         ) from error
+
+
+def _older(out: Path) -> tuple[()] | None:
+    """A cache of an earlier version, finished or being built."""
+    if "fingerprint" in read_object(out / MANIFEST) or "fingerprint" in read_object(out / FOLDER / "plan.json"):
+        return ()
+    known = {
+        FOLDER: "|".join(map(re.escape, FILES)),
+        SHARDS: r"\d{6}\.(tar|json)",
+        "work": r"claims|texts|quarantine|weights\.json|repair",
+    }
+    for entry in out.iterdir():
+        inside = known.get(entry.name)
+        if inside is None and not entry.name.startswith((".", "launch", "slurm")):
+            return None
+        if inside and not all(re.fullmatch(rf"{inside}|\.tmp-.*", path.name) for path in _entries(entry)):
+            return None
+    return ()
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder; a file in its place is no name of ours."""
+    return list(folder.iterdir()) if folder.is_dir() else [folder]
+
+
+# Builds of one config are equal to the byte, so their marks are equal too.
+CACHE = Kind("a cache", older=_older, error=CacheError, identity="c" * 32)

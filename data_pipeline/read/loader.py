@@ -31,7 +31,7 @@ class Batch:
 
     video_mean, video_logvar, mask_mean  [b 16 f h w] raw, stored dtype
     text         [b L D] stored dtype, L at least the longest here, zeros after a shorter one's end; see `padded_text`
-    mask_pixels  bool [b F H W]
+    mask_pixels  bool [b F H W]    annotated  bool [b F]: the frames that count in loss and score; None: all do
     example_ids  int64 [b]      epochs  int64 [b]         positions  int64 [b], places in the global batch
     keys         one integer per example, mix64(seed, epoch, example, step): its only source of randomness
     digest       sum of mix64(position, example id) mod 2^64: identifies the examples that were delivered
@@ -51,6 +51,7 @@ class Batch:
     text: Tensor | None = None
     text_tokens: int = 0
     mask_pixels: Tensor | None = None
+    annotated: Tensor | None = None
     draws: dict[str, Tensor] = field(default_factory=dict)
     finite: dict[str, Tensor] = field(default_factory=dict)
 
@@ -70,7 +71,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its data and draws on a device; ids and keys stay on the host."""
-        held = {name: getattr(self, name) for name in NEEDS}
+        held = {name: getattr(self, name) for name in (*NEEDS, "annotated")}
         where = torch.device(device)
         if where.type == "cpu" and all(t is None or t.device == where for t in held.values()):
             return self

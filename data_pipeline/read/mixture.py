@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmask.data_pipeline.cache.buckets import Bucket
-from flowmask.data_pipeline.cache.manifest import BucketEntry, Fingerprint, Manifest
+from flowmask.data_pipeline.cache.manifest import RARE, BucketEntry, Fingerprint, Manifest
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan, PlannedBatch
 from flowmask.data_pipeline.read.reader import CacheReader
@@ -217,7 +217,10 @@ def _manifest(caches: Sequence[CacheReader], shares: Sequence[Fraction], *, firs
             "longest_text_tokens": max(manifest.longest_text_tokens for manifest in each),
             "clips": sum(manifest.clips for manifest in each),
             "examples": sum(manifest.examples for manifest in each),
-            "dropped_empty_masks": sum(manifest.dropped_empty_masks for manifest in each),
+            **{
+                name: sum(getattr(manifest, name) for manifest in each)
+                for name in ("dropped_empty_masks", *sorted(RARE))
+            },
             "buckets": buckets,
             "environments": [],
             "shards": [],

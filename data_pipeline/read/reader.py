@@ -33,6 +33,7 @@ from flowmask.models.stored.regular import open_regular, refuse_outside
 from flowmask.models.stored.sealed import parse_object
 
 LATENTS = ("video_mean", "video_logvar", "mask_mean")
+FROM_JSON = ("mask_pixels", "annotated")
 NEEDS = frozenset((*LATENTS, "text", "mask_pixels"))
 _MAX_OPEN_FILES = 256
 _CHECKING_THREADS = 8
@@ -76,7 +77,8 @@ class CacheReader:
 
         returns: of `needs`: video_mean, video_logvar, mask_mean [b 16 f h w] raw, stored dtype; text [b L D],
                  stored dtype, L the most tokens of these examples (at most text_tokens), zeros after a
-                 shorter one's last; mask_pixels bool [b F H W]
+                 shorter one's last; mask_pixels bool [b F H W], and annotated bool [b F] where a cache has
+                 clips of which some frames are not
         """
         assert set(needs) <= NEEDS, f"unknown needs {set(needs) - NEEDS}"
         rows = self.index[example_ids]
@@ -87,15 +89,14 @@ class CacheReader:
         if rows["text_tokens"].max() > self.manifest.longest_text_tokens or short.max() > SHORT_TEXT:
             raise CacheError(f"{self.folder}: the index has a text that is longer than the manifest's longest")
         batch = self._buffers.tensors(shapes_of(self.manifest, bucket, examples=len(rows), tokens=longest, needs=needs))
-        memory = {name: _bytes(tensor) for name, tensor in batch.items() if name != "mask_pixels"}
+        memory = {name: _bytes(tensor) for name, tensor in batch.items() if name not in FROM_JSON}
         for place, values in enumerate(rows.tolist()):
             row = dict(zip(ROW.names or (), values, strict=True))
             parts = self._parts(row, memory, place=place, examples=len(rows), text_tokens=text_tokens)
             file = self._files.open(row["shard"])
             file.read_parts(parts)
             if "mask_pixels" in batch:
-                size = (bucket.height, bucket.width)
-                batch["mask_pixels"][place] = torch.from_numpy(_masks(file, row, size=size))
+                fill_masks(batch, place, _mask_of(file, row), bucket=bucket, where=f"{file.path}, mask {row['mask']}")
         return batch
 
     def _parts(
@@ -140,16 +141,17 @@ def shapes_of(manifest: Manifest, bucket: BucketEntry, *, examples: int, tokens:
         **dict.fromkeys(LATENTS, (latent, dtype)),
         "text": ((examples, tokens, manifest.text_dim), dtype),
         "mask_pixels": ((examples, bucket.frames, bucket.height, bucket.width), torch.bool),
+        "annotated": ((examples, bucket.frames), torch.bool),
     }
-    return {name: shape for name, shape in every.items() if name in needs}
+    own = {"annotated"} if "mask_pixels" in needs and manifest.partly_annotated else set()
+    return {name: shape for name, shape in every.items() if name in needs or name in own}
 
 
-def _masks(file: "_OpenFile", row: dict[str, int], *, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """bool [F H W] of an example, from the run-length code in its record."""
-    where = f"{file.path}, mask {row['mask']}"
-    with damaged_record(where):
-        frames = file.record(row["record"], row["record_length"])["masks"][row["mask"]]["rle"]
-        return rle.decode_frames(frames, size=size, where=where)
+def _mask_of(file: "_OpenFile", row: dict[str, int]) -> dict[str, Any]:
+    """The mask of an example, as its record has it."""
+    with damaged_record(file.path):
+        mask: dict[str, Any] = file.record(row["record"], row["record_length"])["masks"][row["mask"]]
+        return mask
 
 
 @contextmanager
@@ -160,6 +162,17 @@ def damaged_record(where: object) -> Iterator[None]:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CacheError(f"{where}: a record is damaged ({reason}); run `flowmask cache verify`") from error
+
+
+def fill_masks(
+    batch: Mapping[str, Tensor], place: int, mask: Mapping[str, Any], *, bucket: BucketEntry, where: str
+) -> None:
+    """Put a record's mask into a place of a batch: `mask_pixels`, and `annotated` if the batch has it."""
+    with damaged_record(where):
+        masks = rle.decode_frames(mask["rle"], size=(bucket.height, bucket.width), where=where)
+        batch["mask_pixels"][place] = torch.from_numpy(masks)
+        if "annotated" in batch:
+            batch["annotated"][place] = torch.tensor(mask.get("annotated", True))
 
 
 def refuse_text_tokens(manifest: Manifest, text_tokens: int, *, where: Path | str | None) -> None:

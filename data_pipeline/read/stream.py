@@ -23,10 +23,9 @@ from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.manifest import FILE, SHORT_TEXT, Manifest, parse_manifest
 from flowmask.data_pipeline.cache.shards import FOLDER, tar_records, tensor_ranges
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.read.buffers import Buffers
 from flowmask.data_pipeline.read.loader import Batch, Steps
-from flowmask.data_pipeline.read.reader import damaged_record, refuse_text_tokens, shapes_of
+from flowmask.data_pipeline.read.reader import damaged_record, fill_masks, refuse_text_tokens, shapes_of
 from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan, Window
 from flowmask.models.errors import CacheError, ConfigError
 from flowmask.models.stored.regular import open_regular
@@ -138,9 +137,16 @@ class StreamReader:
             shapes_of(self.manifest, entry, examples=len(examples), tokens=tokens, needs=needs)
         )
         for place, example in enumerate(examples):
-            own = {name: tensor[place] for name, tensor in batch.items()}
             with damaged_record(example.where):
-                _fill(own, example, text=texts[place] if texts else None, size=(entry.height, entry.width))
+                mask = example.expression["mask"]
+                parts = {**_PARTS, "mask_mean": f"mask.{mask}.mean"}
+                for name in set(parts) & set(batch):
+                    _copy(example.tensors[parts[name]], batch[name][place], where=example.where)
+                if texts:
+                    batch["text"][place].zero_()
+                    _copy(texts[place], batch["text"][place], where=example.where, padded=True)
+                if "mask_pixels" in batch:
+                    fill_masks(batch, place, example.meta["masks"][mask], bucket=entry, where=example.where)
         return batch
 
     def _text(self, example: Example, text_tokens: int) -> memoryview:
@@ -243,20 +249,6 @@ def _home(local: str) -> Path:
     """The folder of the cache that a file belongs to."""
     folder = Path(local).parent
     return folder.parent if folder.name == FOLDER else folder
-
-
-def _fill(own: dict[str, Tensor], example: Example, *, text: memoryview | None, size: tuple[int, int]) -> None:
-    """One example's tensors of a batch; `text` is left out where nobody needs it."""
-    mask = example.expression["mask"]
-    parts = {**_PARTS, "mask_mean": f"mask.{mask}.mean"}
-    for name in set(parts) & set(own):
-        _copy(example.tensors[parts[name]], own[name], where=example.where)
-    if text is not None:
-        own["text"].zero_()
-        _copy(text, own["text"], where=example.where, padded=True)
-    if "mask_pixels" in own:
-        masks = rle.decode_frames(example.meta["masks"][mask]["rle"], size=size, where=example.where)
-        own["mask_pixels"].copy_(torch.from_numpy(masks))
 
 
 def _copy(content: memoryview, into: Tensor, *, where: str, padded: bool = False) -> None:

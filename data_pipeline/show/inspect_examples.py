@@ -49,6 +49,7 @@ class CachedExample:
     frames, originals: uint8 [n H W 3] rgb8, decoded and from the dataset (None where it is out of reach)
     decoded, true:     bool [n H W], from the mask's latent and from the record
     iou:               of the decoded mask with the true one over the whole clip; 1 if both are empty
+    Of a clip of which some frames are not annotated, only those that are.
     """
 
     example_id: int
@@ -106,7 +107,8 @@ class ExampleDecoder:
             decoded = shown(self.vae, parts["mask_mean"][0])
         frames = from_signed(video.cpu(), pixel_norm=self.reader.manifest.pixel_norm)
         true = parts["mask_pixels"][0].numpy()
-        places = spread(len(frames), _FRAMES)
+        known = np.flatnonzero(parts["annotated"][0]) if "annotated" in parts else np.arange(len(frames))
+        places = known[spread(len(known), _FRAMES)].tolist()
         return CachedExample(
             example_id=example_id,
             record=record,
@@ -117,7 +119,7 @@ class ExampleDecoder:
             originals=self._originals(record, places),
             decoded=decoded[places],
             true=true[places],
-            iou=overlap(decoded, true),
+            iou=overlap(decoded[known], true[known]),
         )
 
     def _originals(self, record: dict[str, Any], places: list[int]) -> NDArray[np.uint8] | None:

@@ -5,29 +5,30 @@ annotations; frames are read when asked for.
 """
 
 import hashlib
-import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, overload
+from typing import ClassVar, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from flowmask.data_pipeline.formats.reading import reading
+from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
 from flowmask.models.errors import DataError
-from flowmask.models.text import clean
 
 Frame = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence of a video; `anno_ids` are the annotations whose union it means, if any are given."""
+    """One sentence of a video; `anno_ids` are the annotations whose union it means.
+
+    None at all: the video has no masks, or it has some and the sentence names nothing, so its mask is empty.
+    """
 
     exp_id: str
     text: str
@@ -75,12 +76,31 @@ class Video(ABC):
         """The first frame of these without a file, where frames are files: known before anything is read."""
         return None
 
+    def annotated(self, anno_ids: Sequence[str]) -> Collection[int] | None:
+        """Frame ids in which it is known where these annotations are, or that they are absent; None: in all.
+
+        Other frames count in no loss and no score. For no annotation: the frames that the video's masks cover.
+        """
+        return None
+
+    def check_masks(self) -> None:
+        """DataError if a sentence means an annotation that none of the video's masks holds; reads some of them.
+
+        Asked before a cache or an evaluation begins. A mask that cannot be read is left to whoever needs it.
+        """
+        return
+
+
+def names_nothing(video: Video, expression: Expression) -> bool:
+    """Whether a sentence's true mask is known to be empty, because nothing in the video is what it says."""
+    return video.has_masks and not expression.anno_ids
+
 
 V = TypeVar("V", bound=Video, covariant=True)
 
 
 class FolderVideo(Video):
-    """A video whose frames are JPEG files of one folder, named by `frame_names`."""
+    """A video whose frames are pictures of one folder, named by `frame_names`: JPEG, or what else stands there."""
 
     def __init__(
         self,
@@ -95,7 +115,25 @@ class FolderVideo(Video):
         self.frame_names, self.expressions = tuple(frame_names), tuple(expressions)
 
     def frame_path(self, index: int) -> Path:
-        return self.folder / f"{self.frame_names[index]}.jpg"
+        """The frame's file; one that cannot be found is called .jpg. DataError if two could be meant."""
+        name = self.frame_names[index]
+        usual = self.folder / f"{name}.jpg"
+        if os.path.exists(usual):  # noqa: PTH110 - false for a path too long, where Path raises
+            return usual
+        found = self._other_files.get(name, [usual])
+        if len(found) > 1:
+            raise DataError(f"{found[0]}: the frame {name} is in {found[1].name} too; remove one")
+        return found[0]
+
+    @cached_property
+    def _other_files(self) -> dict[str, list[Path]]:
+        """Pictures of the folder that are not called .jpg, by the names of their frames."""
+        files: dict[str, list[Path]] = {}
+        with suppress(OSError):  # without a folder all frames are missing
+            for path in pictures_in(self.folder, suffixes=SUFFIXES):
+                if path.suffix != SUFFIXES[0]:
+                    files.setdefault(path.stem, []).append(path)
+        return files
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -109,7 +147,7 @@ class FolderVideo(Video):
         return names_and_sizes(map(self.frame_path, range(len(self.frame_names))))
 
     def missing_file(self, ids: Sequence[int]) -> Path | None:
-        return next((path for path in map(self.frame_path, ids) if not path.exists()), None)
+        return next((path for path in map(self.frame_path, ids) if not os.path.exists(path)), None)  # noqa: PTH110
 
 
 def is_evaluation(split: str) -> bool:
@@ -176,48 +214,6 @@ class Source(VideoSet):
         return is_evaluation(split)
 
 
-def check_expression(text: Any, *, where: str) -> str:
-    """The sentence if it is one; DataError if it is no string, or nothing is left of it after cleaning."""
-    if not isinstance(text, str):
-        raise DataError(f"{where} is {text!r}; it must be a sentence")
-    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
-        raise DataError(f"{where} is {text[:40]!r}: half a character (a lone surrogate), which no encoder reads")
-    if not clean(text, lowercase=True):
-        raise DataError(f"{where} is {text!r}: an empty sentence; write one or remove the expression")
-    return text
-
-
-def check_name(value: Any, *, where: str) -> str:
-    """A name of a file, a frame or an annotation; DataError for what no file can be called, or no line show."""
-    name = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    if not name.strip() or not name.isprintable():
-        raise DataError(f"{where} is {str(value)[:40]!r}; expected a name")
-    return name
-
-
-def check_names(values: Sequence[Any], *, where: str) -> list[str]:
-    """Names of one list field, in its order."""
-    return [check_name(value, where=f"{where}[{i}]") for i, value in enumerate(values)]
-
-
-def field(entry: Any, name: str, kind: type, *, where: str) -> Any:
-    """`entry[name]` of the given type; DataError says where it is missing or what stands there instead."""
-    if not isinstance(entry, dict) or name not in entry:
-        raise DataError(f"{where} has no field {name!r}")
-    if not isinstance(entry[name], kind):
-        raise DataError(f"{where}.{name} is {str(entry[name])[:40]!r}; expected a {kind.__name__}")
-    return entry[name]
-
-
-def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Parsed JSON; DataError for a file that is missing or does not parse.
-
-    object_hook: makes each object smaller as it is parsed, for files that are too large to hold as a whole.
-    """
-    with reading(path, what="JSON"):
-        return json.loads(path.read_bytes(), object_hook=object_hook)
-
-
 def names_and_sizes(paths: Iterable[Path]) -> str:
     """Hash of the names and sizes of files; one that cannot be found counts as such: it is quarantined later."""
     digest = hashlib.sha256()
@@ -228,36 +224,6 @@ def names_and_sizes(paths: Iterable[Path]) -> str:
             size = None
         digest.update(f"{path.name} {size}\n".encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def opened_image(path: Path, *, what: str = "frame", kind: str = "image") -> Iterator[Image.Image]:
-    """An image file while it is read; DataError if it is missing, no image, or cut. `what` and `kind` are its words."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        raise DataError(f"{path}: the {what} is missing") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable {kind}, or a truncated one ({error})") from error
-
-
-def read_image(path: Path, *, size: tuple[int, int] | None) -> Frame:
-    """rgb8 [H W 3] of an image; DataError if missing, no image, cut, or not of `size` (height, width)."""
-    with opened_image(path) as image:
-        frame = np.asarray(image.convert("RGB"))
-    if size is not None and frame.shape[:2] != size:
-        raise DataError(
-            f"{path}: {frame.shape[0]}x{frame.shape[1]} px (height x width), the video's first frame has "
-            f"{size[0]}x{size[1]}"
-        )
-    return frame
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) in px, from the header alone."""
-    with opened_image(path) as image:
-        return image.height, image.width
 
 
 def refuse_empty(videos: Sequence[Video], *, where: object) -> None:

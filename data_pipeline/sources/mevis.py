@@ -1,7 +1,9 @@
 """MeViS: {split}/JPEGImages/<video>/<frame>.jpg, meta_expressions.json and mask_dict.json (if public).
 
-Refuses missing files and fields, masks that do not fit their video, sentences without words and a split
-without any.
+A sentence names nothing where its `anno_id` is [] or null, or none of its annotations shows a pixel in any frame.
+An annotation's masks are in the order in which its video's frames are listed; time order is that of their names,
+numbers as numbers. Refuses missing files and fields, masks that do not fit their video, sentences without words
+and a split without any.
 """
 
 from array import array
@@ -14,31 +16,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.fields import check_names, field
 from flowmask.data_pipeline.formats.json_members import Places, members, read_range
-from flowmask.data_pipeline.sources.base import (
-    FolderVideo,
-    LazyVideos,
-    Source,
-    check_names,
-    field,
-    is_evaluation,
-    refuse_empty,
-)
+from flowmask.data_pipeline.formats.names import in_time_order
+from flowmask.data_pipeline.formats.reading import Mistakes
+from flowmask.data_pipeline.sources.base import FolderVideo, LazyVideos, Source, is_evaluation, refuse_empty
 from flowmask.data_pipeline.sources.meta_expressions import listed_videos, read_entry
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
 
 _META, _MASKS, _FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
-_NOTHING, _NO_LIST = -1, -2
+_NOTHING, _NO_LIST = -4, -2
 _VIDEOS_KEPT = 16  # those whose clips are decoded at the same time
 
 
 class MevisVideo(FolderVideo):
-    """One folder of JPEG frames; `masks` is the split's annotation table, None where masks are not public."""
+    """One folder of frames; `masks` is the split's annotation table, None where masks are not public."""
 
-    def __init__(self, video_id: str, *, masks: Places | None, masks_path: Path, **rest: Any):
-        super().__init__(video_id, has_masks=masks is not None, **rest)
+    def __init__(self, video_id: str, *, listed: Sequence[str], masks: Places | None, masks_path: Path, **rest: Any):
+        """listed: names of the frames, in the order of the masks."""
+        super().__init__(video_id, has_masks=masks is not None, frame_names=in_time_order(listed), **rest)
         self._masks, self._masks_path = masks, masks_path
+        places = {name: place for place, name in enumerate(listed)}
+        self._places = [places[name] for name in self.frame_names]  # of a frame's mask
 
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
         assert self._masks is not None, f"{self.video_id} has no masks"
@@ -47,7 +47,7 @@ class MevisVideo(FolderVideo):
             masks = self._masks.read(anno_id)
             for place, i in enumerate(ids):
                 where = f"{self._masks_path}: annotation {anno_id}, frame {self.frame_names[i]}"
-                union[place] |= rle.decode(masks[i], size=self.size, where=where)
+                union[place] |= rle.decode(masks[self._places[i]], size=self.size, where=where)
         return union
 
 
@@ -95,26 +95,26 @@ class MevisSource(Source):
         return MevisVideo(
             video_id,
             folder=self.folder / _FRAMES / video_id,
-            frame_names=names,
+            listed=names,
             expressions=expressions,
             masks=self._masks,
             masks_path=self._masks_path,
         )
 
     def _annotations(self, entry: Any, *, frames: int, where: str, **_: Any) -> tuple[str, ...]:
-        if self._masks is None:
+        if self._masks is None or (isinstance(entry, dict) and entry.get("anno_id", "") is None):
             return ()
         anno_ids = tuple(check_names(field(entry, "anno_id", list, where=where), where=f"{where}.anno_id"))
-        if not anno_ids:
-            raise DataError(f"{where}.anno_id is empty; an expression must mean at least one annotation")
+        shown = False
         for anno_id in anno_ids:
-            count = self._masks.number(anno_id)
-            if count is None or count == _NOTHING:
+            number = self._masks.number(anno_id)
+            if number is None or number == _NOTHING:
                 raise DataError(f"{where}.anno_id names {anno_id}, which {self._masks_path} does not hold")
-            if count != frames:
-                has = "no list of" if count == _NO_LIST else count
+            if number // 2 != frames:
+                has = "no list of" if number == _NO_LIST else number // 2
                 raise DataError(f"{self._masks_path}: annotation {anno_id} has {has} masks, its video {frames} frames")
-        return anno_ids
+            shown = shown or bool(number % 2)
+        return anno_ids if shown else ()
 
 
 class _Videos(LazyVideos[MevisVideo]):
@@ -126,9 +126,12 @@ class _Videos(LazyVideos[MevisVideo]):
     def __init__(self, source: MevisSource, path: Path):
         self._source, self._path = source, path
         self._places = array("q")
+        mistakes = Mistakes()
         for member in members(path, field="videos"):
-            source.video(member.name, member.value)
+            with mistakes:
+                source.video(member.name, member.value)
             self._places.extend((member.start, member.length, member.name_start, member.name_length))
+        mistakes.refuse()
         self._kept = lru_cache(maxsize=_VIDEOS_KEPT)(self._read)
 
     def __len__(self) -> int:
@@ -144,7 +147,7 @@ class _Videos(LazyVideos[MevisVideo]):
 
 
 def _count(masks: Any) -> int:
-    """How many masks an annotation has, or what stands there instead of a list."""
+    """Twice the number of an annotation's masks, and 1 if one isn't empty; or what stands there instead of a list."""
     if masks is None:
         return _NOTHING
-    return len(masks) if isinstance(masks, list) else _NO_LIST
+    return 2 * len(masks) + (not all(map(rle.is_empty, masks))) if isinstance(masks, list) else _NO_LIST

@@ -26,7 +26,7 @@ class RefDavis17Source(RefYoutubeVosSource):
             )
         for first in range(0, len(expressions), ANNOTATORS):
             group = [by_id[str(first + annotator)] for annotator in range(ANNOTATORS)]
-            objects = [anno_id for expression in group for anno_id in expression.anno_ids]
+            objects = [", ".join(expression.anno_ids) or "nothing" for expression in group]
             if len(set(objects)) > 1:
                 raise DataError(
                     f"{where}.{first}..{first + ANNOTATORS - 1}.obj_id are {', '.join(objects)}; the "

@@ -1,9 +1,9 @@
 """Ref-YouTube-VOS: meta_expressions/{split}/meta_expressions.json, {split}/JPEGImages, {split}/Annotations.
 
 Annotations/<video>/<frame>.png holds the object of each pixel as its palette index; an expression names one
-in `obj_id`. `valid` has no public masks, and what meta_expressions/test lists is no part of it. Refuses
-missing files and fields, an object that {split}/meta.json does not list (where there is that file), masks
-without a palette or of another size, and `train` without Annotations.
+in `obj_id`, or nothing: [] or null. `valid` has no public masks, and what meta_expressions/test lists is no part
+of it. Refuses missing files and fields, an object that {split}/meta.json does not list (where there is that file)
+or that no mask holds, masks without a palette or of another size, and `train` without Annotations.
 """
 
 import hashlib
@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.formats.fields import field
+from flowmask.data_pipeline.formats.json_file import read_json
+from flowmask.data_pipeline.formats.names import in_time_order
+from flowmask.data_pipeline.formats.picture import read_index_map
+from flowmask.data_pipeline.formats.reading import Mistakes, shown
 from flowmask.data_pipeline.sources.base import (
     Expression,
     FolderVideo,
     Source,
-    field,
     is_evaluation,
     names_and_sizes,
-    opened_image,
-    read_json,
     refuse_empty,
 )
 from flowmask.data_pipeline.sources.meta_expressions import listed_videos, read_entry
@@ -47,14 +49,27 @@ class PaletteVideo(FolderVideo):
         masks = np.zeros((len(ids), *self.size), dtype=bool)
         for place, i in enumerate(ids):
             path = self._map_path(i)
-            indices = _index_map(path)
-            if indices.shape != self.size:
-                raise DataError(
-                    f"{path}: the mask is {indices.shape[0]}x{indices.shape[1]} (height x width), its frame "
-                    f"{self.size[0]}x{self.size[1]}"
-                )
+            indices = _index_map(path, size=self.size)
             masks[place] = np.isin(indices, objects)
         return masks
+
+    def check_masks(self) -> None:
+        """DataError names the objects that no index map holds; as a rule the first frame's map settles it."""
+        first = {int(anno_id): e.exp_id for e in reversed(self.expressions) for anno_id in e.anno_ids}
+        held: set[int] = set()
+        for i in range(len(self.frame_names)):
+            if first.keys() <= held:
+                return
+            try:
+                held.update(np.flatnonzero(np.bincount(_index_map(self._map_path(i), size=self.size).ravel())).tolist())
+            except DataError:
+                return  # it is named when a clip or a score needs it
+        for obj_id in sorted(first.keys() - held):
+            grey = ": grey pictures of 0 and 255, not one index an object" if held == {0, 255} else ""
+            raise DataError(
+                f"{self}: expression {first[obj_id]} names object {obj_id}, which occurs in no mask of "
+                f"{self._annotations}; they hold {', '.join(map(str, sorted(held - {0}))) or 'no object'}{grey}"
+            )
 
     def masks_digest(self) -> str:
         """Hash of the names and sizes of the index maps."""
@@ -65,14 +80,7 @@ class PaletteVideo(FolderVideo):
         return self._annotations / f"{self.frame_names[index]}.png"
 
 
-@lru_cache(maxsize=_MAPS_KEPT)
-def _index_map(path: Path) -> NDArray[np.uint8]:
-    """uint8 [H W], the object of each pixel, 0 for none."""
-    with opened_image(path, what="mask", kind="mask") as image:
-        mode, indices = image.mode, np.asarray(image)
-    if mode not in ("P", "L"):
-        raise DataError(f"{path}: a mask of mode {mode}; expected palette indices (mode P), one an object")
-    return indices
+_index_map = lru_cache(maxsize=_MAPS_KEPT)(read_index_map)
 
 
 class RefYoutubeVosSource(Source):
@@ -91,7 +99,12 @@ class RefYoutubeVosSource(Source):
         self._objects: dict[str, Any] | None = None
         if self.has_masks and self._objects_path.exists():
             self._objects = field(read_json(self._objects_path), "videos", dict, where=str(self._objects_path))
-        self._videos = [self._video(video_id, entry) for video_id, entry in entries.items()]
+        self._videos: list[PaletteVideo] = []
+        mistakes = Mistakes()
+        for video_id, entry in entries.items():
+            with mistakes:
+                self._videos.append(self._video(video_id, entry))
+        mistakes.refuse()
         refuse_empty(self._videos, where=self._meta_path)
 
     @classmethod
@@ -149,12 +162,12 @@ class RefYoutubeVosSource(Source):
             video_id,
             folder=self._frames / video_id,
             annotations=self._annotations / video_id if self.has_masks else None,
-            frame_names=names,
+            frame_names=in_time_order(names),
             expressions=expressions,
         )
 
     def _object_of(self, entry: Any, *, video_id: str, where: str, **_: Any) -> tuple[str, ...]:
-        if not self.has_masks:
+        if not self.has_masks or entry.get("obj_id", "") in ([], None):
             return ()
         obj_id = _object_id(entry, where=where)
         if self._objects is not None:
@@ -170,9 +183,9 @@ def _object_id(entry: Any, *, where: str) -> str:
     if not isinstance(entry, dict) or "obj_id" not in entry:
         raise DataError(f"{where} has no field 'obj_id'")
     obj_id = entry["obj_id"]
-    text = str(obj_id) if isinstance(obj_id, str | int) else ""
+    text = shown(obj_id) if isinstance(obj_id, str | int) else ""
     if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS and 0 < int(text) <= _LARGEST_INDEX):
-        raise DataError(f"{where}.obj_id is {str(obj_id)[:40]!r}; expected one palette index, 1..{_LARGEST_INDEX}")
+        raise DataError(f"{where}.obj_id is {shown(obj_id)!r}; expected one palette index, 1..{_LARGEST_INDEX}")
     return str(int(text))
 
 

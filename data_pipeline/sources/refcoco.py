@@ -1,8 +1,9 @@
-"""RefCOCO, RefCOCO+, RefCOCOg: sentences about objects of COCO train2014 images; an image is a one-frame video.
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO: sentences about COCO train2014 images; an image is a one-frame video.
 
 `data.split` says what is read under `data.root`, for a SET such as refcoco, refcoco+, refcocog:
   SET/SPLIT     SET/instances_SET_SPLIT.json, COCO's form with one image entry a sentence
-  SET/BY/SPLIT  SET/refs(BY).p, the original pickle of unc, umd or google, and SET/instances.json
+  SET/BY/SPLIT  SET/refs(BY).p, the original pickle of unc, umd or google, and SET/instances.json; of gRefCOCO
+                SET/grefs(BY).json, where a sentence may name several objects, or none: `ann_id` is [] or [-1]
 Video ids are coco_<COCO image id>, the same in all sets. Refuses missing files and fields, ids that lead
 nowhere, images and masks that do not fit each other, and a pickle of more than plain data, unexecuted.
 """
@@ -20,28 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.formats.plain_pickle import read_plain_pickle
-from flowmask.data_pipeline.sources.base import (
-    Expression,
-    FolderVideo,
-    Source,
-    check_expression,
-    check_name,
-    field,
-    image_size,
-    is_evaluation,
-    read_json,
-    refuse_empty,
-)
+from flowmask.data_pipeline.formats.fields import check_expression, check_inside, check_name, field, refuse_twice
+from flowmask.data_pipeline.formats.json_file import read_json
+from flowmask.data_pipeline.formats.picture import image_size
+from flowmask.data_pipeline.formats.reading import Mistakes
+from flowmask.data_pipeline.formats.refs import annotations_of, partitions, read_refs, refs_file
+from flowmask.data_pipeline.sources.base import Expression, FolderVideo, Source, is_evaluation, refuse_empty
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
-from flowmask.models.text import clean
+from flowmask.models.text import clean, has_words
 
 _IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
-_KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation")
+_KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation", "empty")
 
-
-_PARTITION = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # on which results are reported
+# On which results are reported
+_PARTITION = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "grefcoco": "unc"}
 
 
 def _coco_ids(path: Path) -> frozenset[str]:
@@ -58,7 +52,7 @@ def _pickled_ids(path: Path) -> dict[str, frozenset[str]]:
 @lru_cache(maxsize=8)
 def _pickled_ids_at(path: Path, changed_ns: int) -> dict[str, frozenset[str]]:
     ids: defaultdict[str, set[str]] = defaultdict(set)
-    for i, ref in enumerate(read_plain_pickle(path)):
+    for i, ref in enumerate(read_refs(path)):
         where = f"{path}: refs[{i}]"
         image_id = field(ref, "image_id", int, where=where)
         ids[field(ref, "split", str, where=where)].add(_video_id(image_id))
@@ -86,8 +80,9 @@ class CocoImage(FolderVideo):
 
     def __init__(self, rows: Sequence[_Row], *, folder: Path, path: Path):
         first = rows[0]
-        name = check_name(field(first.image, "file_name", str, where=first.where), where=f"{first.where}.file_name")
-        self._path = folder / name
+        spot = f"{first.where}.file_name"
+        name = check_name(field(first.image, "file_name", str, where=first.where), where=spot)
+        self._path = folder / check_inside(name, where=spot)
         self._json, self._where = path, first.where
         self._given = tuple(field(first.image, side, int, where=first.where) for side in ("height", "width"))
         self._segmentations: dict[str, bytes] = {}
@@ -100,6 +95,7 @@ class CocoImage(FolderVideo):
                 )
             ids = [self._add(annotation) for annotation in row.annotations]
             expressions.append(Expression(row.exp_id, row.text, tuple(ids)))
+        refuse_twice((e.exp_id for e in expressions), where=f"{first.where}: id of a sentence", said="names two")
         super().__init__(
             _video_id(first.image_id),
             folder=folder,
@@ -109,9 +105,12 @@ class CocoImage(FolderVideo):
         )
 
     def _add(self, annotation: dict[str, Any]) -> str:
-        anno_id = str(annotation.get("original_id", annotation.get("id")))
+        given = annotation.get("original_id", annotation.get("id"))
+        anno_id = check_name(given, where=f"{self._json}: the id of an annotation")
         where = f"{self._json}: annotation {anno_id}"
-        self._segmentations.setdefault(anno_id, field(annotation, "segmentation", bytes, where=where))
+        segmentation = field(annotation, "segmentation", bytes, where=where)
+        if self._segmentations.setdefault(anno_id, segmentation) != segmentation:
+            raise DataError(f"{where}.segmentation: two annotations of this id have two of them")
         return anno_id
 
     def frame_path(self, index: int) -> Path:
@@ -154,17 +153,22 @@ class RefcocoSource(Source):
         images = next((root / name for name in _IMAGES if (root / name).is_dir()), None)
         if images is None:
             raise DataError(f"{root} holds no COCO images; expected them in one of {', '.join(_IMAGES)}")
+        mistakes = Mistakes()
         if len(names) == 2:
             self._masks_path = self._expressions_path = folder / f"instances_{names[0]}_{names[1]}.json"
-            rows = _coco_rows(self._masks_path)
+            rows = _coco_rows(self._masks_path, mistakes)
         else:
-            self._expressions_path = folder / f"refs({names[1]}).p"
+            self._expressions_path = refs_file(folder, names[1])
             self._masks_path = folder / "instances.json"
-            rows = _refs_rows(self._expressions_path, self._masks_path, split=names[2])
+            rows = _refs_rows(self._expressions_path, self._masks_path, mistakes, split=names[2])
         by_image: defaultdict[int, list[_Row]] = defaultdict(list)  # in the order of their first sentences
         for row in rows:
             by_image[row.image_id].append(row)
-        self._videos = [CocoImage(group, folder=images, path=self._masks_path) for group in by_image.values()]
+        self._videos: list[CocoImage] = []
+        for group in by_image.values():
+            with mistakes:
+                self._videos.append(CocoImage(group, folder=images, path=self._masks_path))
+        mistakes.refuse()
         refuse_empty(self._videos, where=self._expressions_path)
 
     @classmethod
@@ -177,11 +181,11 @@ class RefcocoSource(Source):
         found = []
         own = split.split("/")
         for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            by = sorted(path.name[len("refs(") : -len(").p")] for path in folder.glob("refs(*).p"))
+            by = partitions(folder)
             if (standard := _PARTITION.get(folder.name)) in by:
                 by = sorted({standard, *([own[1]] if own[0] == folder.name and own[1] in by else [])})
             for name in by:
-                splits = _pickled_ids(folder / f"refs({name}).p")
+                splits = _pickled_ids(refs_file(folder, name))
                 found += [f"{folder.name}/{name}/{held}" for held in splits if is_evaluation(held)]
             prefix = f"instances_{folder.name}_"
             listed = (path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.json"))
@@ -194,7 +198,7 @@ class RefcocoSource(Source):
         if len(names) == 2:
             path = root / names[0] / f"instances_{names[0]}_{names[1]}.json"
             return _coco_ids(path) if path.is_file() else None
-        path = root / names[0] / f"refs({names[1]}).p"
+        path = refs_file(root / names[0], names[1])
         return _pickled_ids(path).get(names[2]) if len(names) == 3 and path.is_file() else None
 
     def videos(self) -> Sequence[CocoImage]:
@@ -206,7 +210,7 @@ class RefcocoSource(Source):
         return {"expressions": hashlib.sha256(expressions.encode()).hexdigest(), "masks": sha256_of(self._masks_path)}
 
 
-def _coco_rows(path: Path) -> Iterator[_Row]:
+def _coco_rows(path: Path, mistakes: Mistakes) -> Iterator[_Row]:
     content = read_json(path, object_hook=_compact)
     annotations: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for i, annotation in enumerate(field(content, "annotations", list, where=str(path))):
@@ -215,71 +219,77 @@ def _coco_rows(path: Path) -> Iterator[_Row]:
         annotations[field(annotation, "image_id", int, where=where)].append(annotation)
     seen = set()
     for i, image in enumerate(field(content, "images", list, where=str(path))):
-        where = f"{path}: images[{i}]"
-        number = field(image, "id", int, where=where)
-        if number in seen:
-            raise DataError(f"{where}.id is {number}, as of an earlier image entry; each sentence has its own")
-        seen.add(number)
-        if number not in annotations:
-            raise DataError(f"{where}.id is {number}, which no annotation's image_id names")
-        yield _Row(
-            image_id=field(image, "original_id", int, where=where),
-            image=image,
-            where=where,
-            exp_id=str(number),
-            text=check_expression(field(image, "caption", str, where=where), where=f"{where}.caption"),
-            annotations=annotations[number],
-        )
+        with mistakes:
+            where = f"{path}: images[{i}]"
+            number = field(image, "id", int, where=where)
+            if number in seen:
+                raise DataError(f"{where}.id is {number}, as of an earlier image entry; each sentence has its own")
+            seen.add(number)
+            if number not in annotations:
+                raise DataError(f"{where}.id is {number}, which no annotation's image_id names")
+            yield _Row(
+                image_id=field(image, "original_id", int, where=where),
+                image=image,
+                where=where,
+                exp_id=str(number),
+                text=check_expression(field(image, "caption", str, where=where), where=f"{where}.caption"),
+                annotations=[a for a in annotations[number] if not a.get("empty")],  # as gRefCOCO's are converted
+            )
 
 
-def _refs_rows(refs_path: Path, instances_path: Path, *, split: str) -> Iterator[_Row]:
-    refs = read_plain_pickle(refs_path)
-    if not isinstance(refs, list):
-        raise DataError(f"{refs_path} holds a {type(refs).__name__}; expected a list of refs")
+def _refs_rows(refs_path: Path, instances_path: Path, mistakes: Mistakes, *, split: str) -> Iterator[_Row]:
+    refs = read_refs(refs_path)
     splits = [field(ref, "split", str, where=f"{refs_path}: refs[{i}]") for i, ref in enumerate(refs)]
     if split not in splits:
-        raise DataError(f"{refs_path} has no split {split!r}; it has {', '.join(sorted(set(splits))) or 'none'}")
+        raise DataError(
+            f"{refs_path} has no split {split!r}; it has {', '.join(map(repr, sorted(set(splits)))) or 'none'}"
+        )
     instances = read_json(instances_path, object_hook=_compact)
     images, annotations = (_by_id(instances, name, path=instances_path) for name in ("images", "annotations"))
     for i, ref in enumerate(refs):
         if splits[i] != split:
             continue
-        where = f"{refs_path}: refs[{i}]"
-        image_id, ann_id = (field(ref, name, int, where=where) for name in ("image_id", "ann_id"))
-        if image_id not in images:
-            raise DataError(f"{where}.image_id names {image_id}, which {instances_path} does not hold")
-        if ann_id not in annotations or annotations[ann_id].get("image_id") != image_id:
-            raise DataError(f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}")
-        for j, sentence in enumerate(field(ref, "sentences", list, where=where)):
-            spot = f"{where}.sentences[{j}]"
-            yield _Row(
-                image_id=image_id,
-                image=images[image_id],
-                where=f"{instances_path}: image {image_id}",
-                exp_id=str(field(sentence, "sent_id", int, where=spot)),
-                text=_sentence(sentence, where=spot),
-                annotations=[annotations[ann_id]],
-            )
+        with mistakes:
+            where = f"{refs_path}: refs[{i}]"
+            image_id, ann_ids = field(ref, "image_id", int, where=where), annotations_of(ref, where=where)
+            if image_id not in images:
+                raise DataError(f"{where}.image_id names {image_id}, which {instances_path} does not hold")
+            for ann_id in ann_ids:
+                if annotations.get(ann_id, {}).get("image_id") != image_id:
+                    raise DataError(
+                        f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}"
+                    )
+            for j, sentence in enumerate(field(ref, "sentences", list, where=where)):
+                spot = f"{where}.sentences[{j}]"
+                yield _Row(
+                    image_id=image_id,
+                    image=images[image_id],
+                    where=f"{instances_path}: image {image_id}",
+                    exp_id=str(field(sentence, "sent_id", int, where=spot)),
+                    text=_sentence(sentence, where=spot),
+                    annotations=[annotations[ann_id] for ann_id in ann_ids],
+                )
 
 
 def _sentence(sentence: Any, *, where: str) -> str:
     """`sent`, the normalised form; `raw`, as it was typed, if that left nothing of it."""
     text = field(sentence, "sent", str, where=where)
     raw = sentence.get("raw")
-    if isinstance(raw, str) and not clean(text, lowercase=True):
-        text = raw
-    return check_expression(text, where=f"{where}.sent")
+    unseen = isinstance(raw, str) and not has_words(clean(text, lowercase=True))
+    return check_expression(raw if unseen else text, where=f"{where}.sent")
 
 
 def _by_id(content: Any, name: str, *, path: Path) -> dict[int, dict[str, Any]]:
     entries = field(content, name, list, where=str(path))
-    return {field(entry, "id", int, where=f"{path}: {name}[{i}]"): entry for i, entry in enumerate(entries)}
+    by_id = {field(entry, "id", int, where=f"{path}: {name}[{i}]"): entry for i, entry in enumerate(entries)}
+    refuse_twice((str(entry["id"]) for entry in entries), where=f"{path}: {name}.id", said="names two entries")
+    return by_id
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
     """An image or annotation entry without what nobody asks for; polygons in bytes, a quarter of their size."""
     if "segmentation" in entry:
-        entry["segmentation"] = marshal.dumps(entry["segmentation"])
+        entry["segmentation"] = marshal.dumps(entry["segmentation"], 2)  # equal values, equal bytes
     elif "file_name" not in entry:
         return entry
     return {name: entry[name] for name in _KEPT if name in entry}

@@ -1,13 +1,18 @@
 """Video files listed in a JSONL, one video a line, read with decord.
 
-{"video": path, "video_id"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to the
-JSONL's folder. `masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order, or
-a list of PNG paths; any value above 0 is the object. Needed by a cache, not by prediction.
+{"video": path, "video_id"?, "annotated"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to
+the JSONL's folder. `masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order (by their
+names, numbers as numbers), or a list of PNG paths; any value above 0 is the object. [] says that the sentence names
+nothing. `annotated` lists the frames, from 0, whose masks are known, all by default; `masks` may be of these alone.
+Masks are needed by a cache, not by prediction. Lines end with a line feed, and with no other sign that could stand
+in a sentence.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,23 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats.fields import check_expression, check_name, check_path, field, is_int, refuse_twice
+from flowmask.data_pipeline.formats.json_file import BOM, parse
+from flowmask.data_pipeline.formats.picture import pictures_in, read_object_mask
+from flowmask.data_pipeline.formats.reading import Mistakes, open_regular, reading, shown
 from flowmask.data_pipeline.formats.video_file import VideoFile
 from flowmask.data_pipeline.sources.base import (
     Expression,
     Frame,
     Source,
     Video,
-    check_expression,
-    check_name,
-    field,
     is_evaluation,
     names_and_sizes,
-    read_image,
     refuse_empty,
 )
 from flowmask.models.errors import DataError
-from flowmask.models.files import sha256_of
-from flowmask.models.stored.sealed import parse_json
+from flowmask.models.files import sha256_of, sha256_of_open
 
 
 @lru_cache(maxsize=2)
@@ -41,29 +45,10 @@ def _opened(path: Path) -> VideoFile:
     return VideoFile(path)
 
 
-class ListedVideo(Video):
-    """One line of the list; the file is opened when its frames, their number or their size are asked for."""
+class FileVideo(Video):
+    """A video that is one file, `path`, opened when its frames, their number or their size are asked for."""
 
-    def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
-        self._folder, self._where = folder, where
-        self.path = folder / check_name(field(entry, "video", str, where=where), where=f"{where}: video")
-        self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
-        listed = field(entry, "expressions", list, where=where)
-        self._masks: dict[str, Any] = {}
-        self.expressions = tuple(self._expression(number, item) for number, item in enumerate(listed))
-        self.has_masks = all(expression.anno_ids for expression in self.expressions)
-
-    def _expression(self, number: int, item: Any) -> Expression:
-        where = f"{self._where}: expressions[{number}]"
-        text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
-        exp_id = check_name(item.get("exp_id", number), where=f"{where}.exp_id")
-        masks = item.get("masks")
-        if masks is None:
-            return Expression(exp_id, text, ())
-        # Sentences of one video that spell the same masks mean the same object: it is encoded once.
-        anno_id = hashlib.sha256(json.dumps(masks, sort_keys=True).encode()).hexdigest()[:16]
-        self._masks[anno_id] = masks
-        return Expression(exp_id, text, (anno_id,))
+    path: Path
 
     @property
     def _file(self) -> VideoFile:
@@ -85,32 +70,126 @@ class ListedVideo(Video):
     def frames(self, ids: Sequence[int]) -> list[Frame]:
         return self._file.frames(ids)
 
+    def files_digest(self) -> str:
+        return names_and_sizes([self.path])
+
+
+class ListedVideo(FileVideo):
+    """One line of the list."""
+
+    def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
+        self._folder, self._where = folder, where
+        spot = f"{where}: video"
+        self.path = folder / check_path(check_name(field(entry, "video", str, where=where), where=spot), where=spot)
+        self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
+        listed = field(entry, "expressions", list, where=where)
+        self._masks: dict[str, Any] = {}
+        self._empty: dict[str, int] = {}  # expression id -> number of its masks, none of which shows a pixel
+        self.expressions = tuple(self._expression(number, item) for number, item in enumerate(listed))
+        refuse_twice((e.exp_id for e in self.expressions), where=f"{where}: exp_id", said="names two expressions")
+        without = [e.exp_id for e, item in zip(self.expressions, listed, strict=True) if item.get("masks") is None]
+        self.has_masks = not without
+        if without and len(without) < len(listed):
+            raise DataError(
+                f"{where}: expression {without[0]} has no masks, others have; give them, or [] if it names nothing"
+            )
+        self._annotated = self._listed_frames(entry.get("annotated"))
+
+    def _expression(self, number: int, item: Any) -> Expression:
+        where = f"{self._where}: expressions[{number}]"
+        text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
+        exp_id = check_name(item.get("exp_id", number), where=f"{where}.exp_id")
+        masks = item.get("masks")
+        if masks is None or masks == []:
+            return Expression(exp_id, text, ())
+        if isinstance(masks, list) and all(map(rle.is_empty, masks)):
+            self._empty[exp_id] = len(masks)
+            return Expression(exp_id, text, ())
+        for mask in masks if isinstance(masks, list) else [masks]:
+            if isinstance(mask, str):
+                check_path(check_name(mask, where=f"{where}.masks"), where=f"{where}.masks")
+        # Sentences of one video that spell the same masks mean the same object: it is encoded once.
+        try:
+            spelled = json.dumps(masks, sort_keys=True)
+        except RecursionError:
+            raise DataError(f"{where}.masks is {shown(masks)!r}; expected masks") from None
+        anno_id = hashlib.sha256(spelled.encode()).hexdigest()[:16]
+        self._masks[anno_id] = masks
+        return Expression(exp_id, text, (anno_id,))
+
+    def _listed_frames(self, listed: Any) -> tuple[int, ...] | None:
+        where = f"{self._where}: annotated"
+        if listed is None:
+            return None
+        right = isinstance(listed, list) and all(is_int(i) and i >= 0 for i in listed)
+        if not right or not listed or listed != sorted(set(listed)):
+            raise DataError(f"{where} is {shown(listed)!r}; expected frame numbers from 0, rising, at least one")
+        return tuple(listed)
+
+    def annotated(self, anno_ids: Sequence[str]) -> tuple[int, ...] | None:
+        if self._annotated is not None and self._annotated[-1] >= self._facts[0]:
+            raise DataError(
+                f"{self._where}: annotated names frame {self._annotated[-1]}; {self.path} ends at {self._facts[0] - 1}"
+            )
+        return self._annotated
+
+    def check_masks(self) -> None:
+        try:
+            known = self.annotated(()) or range(self._facts[0])
+            absent = [
+                f"the masks of expression {e.exp_id} show nothing in any frame; [] says that a sentence names nothing"
+                for e in self.expressions
+                if e.anno_ids and not any(self.mask(e.anno_ids, [i]).any() for i in known)
+            ]
+            absent += [
+                f"{count} masks for the {self._facts[0]} frames of {self.path}"
+                for count in self._empty.values()
+                if count not in (len(known), self._facts[0])
+            ]
+        except DataError:
+            return
+        if absent:
+            raise DataError(f"{self._where}: {absent[0]}")
+
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
         union = np.zeros((len(ids), *self.size), dtype=bool)
         for anno_id in anno_ids:
             masks = self._listed_masks(anno_id)
             for place, i in enumerate(ids):
-                union[place] |= self._frame_mask(masks[i], where=f"{self._where}: masks, frame {i}")
+                union[place] |= self._frame_mask(masks.get(i), where=f"{self._where}: masks, frame {i}")
         return union
 
-    def _listed_masks(self, anno_id: str) -> list[Any]:
+    def _listed_masks(self, anno_id: str) -> dict[int, Any]:
+        """The mask of each annotated frame."""
         masks = self._masks[anno_id]
         if isinstance(masks, str):
-            folder = self._folder / check_name(masks, where=f"{self._where}: masks")
-            masks = [str(path) for path in sorted(folder.glob("*.png"))]
-        if not isinstance(masks, list) or len(masks) != self._facts[0]:
+            masks = [str(path) for path in self._pngs_in(masks)]
+        known = self.annotated(()) or range(self._facts[0])
+        if not isinstance(masks, list) or len(masks) not in (len(known), self._facts[0]):
             count = len(masks) if isinstance(masks, list) else "no list of"
-            raise DataError(f"{self._where}: {count} masks for the {self._facts[0]} frames of {self.path}")
-        return masks
+            of = f" of which {len(known)} are annotated" if self._annotated else ""
+            raise DataError(f"{self._where}: {count} masks for the {self._facts[0]} frames of {self.path}{of}")
+        return dict(zip(known, masks)) if len(masks) == len(known) else {i: masks[i] for i in known}
 
     def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:
         if isinstance(mask, str):
-            path = self._folder / check_name(mask, where=where)
-            return np.asarray(read_image(path, size=self.size).any(axis=2))
+            return read_object_mask(self._folder / mask, size=self.size)
         return rle.decode(mask, size=self.size, where=where)
 
-    def files_digest(self) -> str:
-        return names_and_sizes([self.path])
+    def _pngs_in(self, name: str) -> list[Path]:
+        try:
+            return pictures_in(self._folder / name, suffixes=(".png",))
+        except OSError as error:
+            raise DataError(f"{self._where}: masks: {self._folder / name}: {error.strerror}") from error
+
+    def mask_files(self) -> Iterator[Path]:
+        """The PNG files that hold masks of this video; none of a folder that cannot be listed."""
+        for masks in self._masks.values():
+            if isinstance(masks, list):
+                yield from (self._folder / mask for mask in masks if isinstance(mask, str))
+            elif isinstance(masks, str):
+                with suppress(DataError):
+                    yield from self._pngs_in(masks)
 
 
 class VideosSource(Source):
@@ -118,15 +197,15 @@ class VideosSource(Source):
 
     def __init__(self, root: Path, *, split: str):
         self.path = _list_of(root, split)
-        try:
-            lines = self.path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.path}: the list of videos cannot be read: {error}") from error
-        self._videos = [self._video(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        self._videos: list[ListedVideo] = []
+        mistakes = Mistakes()
+        for where, line in _lines(self.path):
+            with mistakes:
+                self._videos.append(ListedVideo(_parsed(line, where), folder=self.path.parent, where=where))
+        mistakes.refuse()
         refuse_empty(self._videos, where=self.path)
-        ids = [video.video_id for video in self._videos]
-        if twice := next((video_id for video_id in ids if ids.count(video_id) > 1), None):
-            raise DataError(f"{self.path}: two videos are called {twice!r}; give each line its own video_id")
+        ids = (video.video_id for video in self._videos)
+        refuse_twice(ids, where=f"{self.path}: video_id", said="names two videos; give each line its own")
 
     @classmethod
     def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
@@ -138,30 +217,55 @@ class VideosSource(Source):
         path = _list_of(root, split)
         if not path.is_file():
             return None
-        try:
-            entries = [parse_json(line) for line in path.read_text().splitlines() if line.strip()]
-            return frozenset(str(e.get("video_id", Path(e["video"]).stem)) for e in entries)
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: a line is no video, so leaks cannot be looked for ({error})") from error
+        entries = ((where, _parsed(line, where)) for where, line in _lines(path))
+        return frozenset(str(e.get("video_id", Path(field(e, "video", str, where=w)).stem)) for w, e in entries)
 
     @classmethod
     def is_scored(cls, root: Path, split: str) -> bool:
         return is_evaluation(_list_of(root, split).stem)
-
-    def _video(self, number: int, line: str) -> ListedVideo:
-        where = f"{self.path}:{number}"
-        try:
-            entry = parse_json(line)
-        except ValueError as error:
-            raise DataError(f"{where}: no valid JSON ({error})") from error
-        return ListedVideo(entry, folder=self.path.parent, where=where)
 
     def videos(self) -> Sequence[ListedVideo]:
         return self._videos
 
     def identity(self) -> dict[str, str]:
         digest = sha256_of(self.path)
-        return {"expressions": digest, "masks": digest}
+        identity = {"expressions": digest, "masks": digest}
+        files = [path for video in self._videos for path in video.mask_files()]
+        if files:
+            identity["mask_files"] = _contents(files, below=self.path.parent)
+        return identity
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Where each line that is not empty stands, and its bytes."""
+    with reading(path, what="list of videos") as file:
+        for number, line in enumerate(file.read().removeprefix(BOM).split(b"\n"), 1):
+            if line.strip():
+                yield f"{path}:{number}", line
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any]:
+    """The object of a line."""
+    try:
+        entry = parse(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: no valid JSON ({' '.join(str(error).split())})") from error
+    if not isinstance(entry, dict):
+        raise DataError(f"{where} is {shown(entry)!r} and has no field 'video'; expected one video")
+    return entry
+
+
+def _contents(files: Sequence[Path], *, below: Path) -> str:
+    """Hash of files by name and content, since masks that were replaced often have the size of the old ones."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with open_regular(path) as file:
+                content = sha256_of_open(file)
+        except OSError:
+            content = "missing"  # quarantined later
+        digest.update(f"{os.path.relpath(path, below)} {content}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _list_of(root: Path, split: str) -> Path:

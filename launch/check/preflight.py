@@ -19,10 +19,12 @@ from flowmask.launch.jobs import TrainJob
 from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import CacheError, CheckpointError, ConfigError, UserError, WeightsError
+from flowmask.models.folders.output_folder import own_files
 from flowmask.models.strict import read_json
-from flowmask.trainer.config import STATE_BYTES, accumulation_steps, workers
+from flowmask.trainer.config import RunConfig, accumulation_steps, workers
+from flowmask.trainer.run.schedule import behind_the_end
 from flowmask.trainer.state.checkpoint import read_run
-from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
+from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config, settled
 from flowmask.trainer.state.steps import newest
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
 
@@ -39,7 +41,7 @@ def examine(
     asked: what `flowmask.launch.slurm.resources` found about the job's nodes.
     expected: whether a job before this one will make a path that is not there.
     """
-    found = [_out(job.out), *_inputs(job, expected)]
+    found = [_out(job), *_inputs(job, expected)]
     if isinstance(job, TrainJob):
         found += [_batch(job), *_tokens(job), *_resume(job)]
     if script is not None:
@@ -63,10 +65,15 @@ def existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def _out(out: Path) -> Finding:
-    place = existing(out)
+def _out(job: Job) -> Finding:
+    out, place = job.out, existing(job.out)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         return Finding("out", "fail", f"out is {out}; {place} can't be written: choose another")
+    try:
+        if out.is_dir():
+            own_files(out, job.folder_kind())
+    except UserError as error:
+        return Finding("out", "fail", str(error))
     return Finding("out", "pass", f"out: {out.resolve()} can be written")
 
 
@@ -126,6 +133,7 @@ def _resume(job: TrainJob) -> Iterator[Finding]:
         yield Finding("resume", "unknown", f"resume: the newest checkpoint can't be read here: {error}")
         return
     if document is None:
+        yield from _schedule(settled(job, {}), step=0)
         return
     try:
         refuse_other_config(job, document["state"])
@@ -136,22 +144,26 @@ def _resume(job: TrainJob) -> Iterator[Finding]:
         yield Finding("resume", "fail", str(error))
         return
     yield Finding("resume", "pass", f"goes on from step {document['step']}")
+    yield from _schedule(settled(job, document["state"]), step=document["step"])
+
+
+def _schedule(config: RunConfig, *, step: int) -> Iterator[Finding]:
+    if (behind := behind_the_end(config.train, step=step, out=config.out)) is not None:
+        yield Finding("schedule", "warn", behind)
 
 
 def _disk(job: TrainJob) -> Finding:
-    """Checkpoints hold what is trained alone: not what LoRA or the mask decoder leaves as it is."""
     from flowmask.launch.plan.model import architecture, trained_module
+    from flowmask.launch.plan.train import Disk
 
-    place, keep = existing(job.out), job.checkpoint.keep_last
+    place = existing(job.out)
     free = shutil.disk_usage(place).free
     try:
-        module = trained_module(job, architecture(job.model.wan))
+        disk = Disk.of(job, trained_module(job, architecture(job.model.wan)))
     except UserError as error:
         return Finding("disk", "fail", str(error))
-    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    needed = trained * STATE_BYTES * (keep + 1)
-    said = f"{keep} checkpoints and one being written take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-    if needed > free:
+    said = f"{disk.checkpoints} checkpoints take {disk.bytes / 1e9:.3g} GB, {free / 1e9:.1f} GB are free"
+    if disk.bytes > free:
         return Finding("disk", "fail", f"{said} at {place}; make room, or lower checkpoint.keep_last")
     return Finding("disk", "pass", said)
 

@@ -3,6 +3,7 @@
 Libraries are tried in other processes, so that one which crashes on import is a line, not the end.
 """
 
+import base64
 import importlib.metadata
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from flowmask.launch.finding import Finding, State, judged
 from flowmask.launch.jobs import load_any
 from flowmask.launch.jobs.job import Job
 from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.safe.secrets import masked_uri, without_secrets
 
 _LIBRARIES = {
     "deepspeed": "trainer",
@@ -212,13 +215,22 @@ def _not_loadable(part: Path) -> str:
 def mlflow_server(subject: Subject) -> list[Finding]:
     uri = subject.tracking_uri
     if uri is None or not uri.startswith("http"):
-        return [Finding("mlflow server", "pass", f"none asked for; {uri or 'a file beside the run'} is used")]
+        return [
+            Finding("mlflow server", "pass", f"none asked for; {masked_uri(uri or 'a file beside the run')} is used")
+        ]
     fix = "start it, or correct tracking.uri; training goes on without it and catches up later"
+    server = masked_uri(uri)
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
-            return [Finding("mlflow server", "pass", f"{uri} answers {answer.status}")]
+        parts = urllib.parse.urlsplit(uri)
+        user, _, host = parts.netloc.rpartition("@")
+        asked = urllib.request.Request(f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health")
+        if user:
+            word = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+            asked.add_header("Authorization", f"Basic {word}")
+        with urllib.request.urlopen(asked, timeout=5) as answer:
+            return [Finding("mlflow server", "pass", f"{server} answers {answer.status}")]
     except (OSError, ValueError) as error:
-        return [Finding("mlflow server", "warn", f"{uri}: {error}", fix)]
+        return [Finding("mlflow server", "warn", f"{server}: {without_secrets(str(error), uri=uri)}", fix)]
 
 
 def slurm(subject: Subject) -> list[Finding]:

@@ -9,6 +9,7 @@ from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.launch.cli.words import exit_with, say_json
 from flowmask.launch.console import out as console
 from flowmask.models.errors import ConfigError
+from flowmask.models.safe.words import printable
 
 CONFIG = "config.yaml"
 
@@ -16,7 +17,7 @@ CONFIG = "config.yaml"
 def show_report(report: VerifyReport, folder: Path) -> None:
     """One line for each wrong file, one for the decoded masks, one for the whole."""
     for problem in report.problems:
-        console.print(f"wrong  {problem.file}: {problem.reason}")
+        console.print(printable(f"wrong  {problem.file}: {problem.reason}"))
     if report.not_decoded:
         console.print(f"masks not decoded: {report.not_decoded}")
     if report.masks:
@@ -38,7 +39,7 @@ def show_comparison(folder: Path, against: Path, *, as_json: bool) -> None:
         say_json(result.to_json())
     else:
         for problem in result.problems:
-            console.print(f"differs  {problem}")
+            console.print(printable(f"differs  {problem}"))
         errors = ", ".join(f"{kind} {error:.4f}" for kind, error in result.largest_error.items())
         console.print(
             f"{folder} and {against}: {result.shards} shards, {result.identical} of them identical; largest "
@@ -50,9 +51,9 @@ def show_comparison(folder: Path, against: Path, *, as_json: bool) -> None:
 def show_repair(report: RepairReport, folder: Path) -> None:
     """What was done, a line each, and how it ended."""
     for file, how in report.mended:
-        console.print(f"mended  {file}: {how}")
+        console.print(printable(f"mended  {file}: {how}"))
     for note in report.notes:
-        console.print(f"note    {note}")
+        console.print(printable(f"note    {note}"))
     done = f"{len(report.mended)} files mended" if report.mended else "nothing to repair, nothing written"
     console.print(f"{folder}: {done}")
 

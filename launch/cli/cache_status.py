@@ -7,6 +7,7 @@ from rich.text import Text
 
 from flowmask.data_pipeline.build.status import CacheStatus, Count, LeaseStatus
 from flowmask.launch.progress import duration
+from flowmask.models.safe.words import printable
 
 _LEASES_SHOWN = 20
 _COLOURS = {"alive": "green", "expired": "yellow", "dead": "red"}
@@ -79,6 +80,6 @@ def _leases(leases: list[LeaseStatus]) -> RenderableType:
     for lease in worst[:_LEASES_SHOWN]:
         state = Text(lease.state, _COLOURS[lease.state])
         ages = duration(lease.held_s), f"{duration(lease.silent_s)} ago"
-        table.add_row(lease.unit, lease.host, str(lease.pid), *ages, state)
+        table.add_row(printable(lease.unit), printable(lease.host), str(lease.pid), *ages, state)
     hidden = len(leases) - _LEASES_SHOWN
     return Group(table, Text(f"... and {hidden} more", "dim")) if hidden > 0 else table

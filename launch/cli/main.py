@@ -6,16 +6,20 @@ A person's mistake is one line on stderr and exit code 2; a stack trace is a bug
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
+from flowmask.launch.cli.track import offer, track
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
+from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
 from flowmask.models.errors import UserError
-from flowmask.models.process import MISTAKE_EXIT_CODE
+from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
+from flowmask.models.safe.words import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -143,11 +147,9 @@ def predict(
     wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
     max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
-    clip_frames: Annotated[
-        int | None,
-        typer.Option(help="Cut a long video into clips of this many frames: less memory, shorter sight", min=1),
-    ] = None,
+    clip_frames: Annotated[int | None, typer.Option(help="Cut it into clips of so many: less memory", min=1)] = None,
     averaged: Averaged = True,
+    encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from flowmask.launch.progress import bar
@@ -166,10 +168,12 @@ def predict(
             sampler=SamplerConfig(steps=steps),
             max_frames=max_frames,
             clip_frames=clip_frames,
+            encoder_precision=encoder_precision,
             on_progress=on_progress,
+            say=err.print,
         )
     console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png")
-    _offer(checkpoint, result.overlay, to="predict")
+    offer(checkpoint, result.overlay, to="predict")
 
 
 @app.command()
@@ -191,7 +195,7 @@ def export(
         raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
     done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
-    _offer(source, done.path, to="export")
+    offer(source, done.path, to="export")
 
 
 @app.command()
@@ -237,18 +241,7 @@ def doctor(
     exit_with(not report["ok"])
 
 
-@app.command()
-def track(
-    run: Annotated[Path, typer.Argument(help="A run folder that nobody trains now")],
-    timeout_s: Annotated[float, typer.Option(min=0, help="Seconds after which to give up")] = 600.0,
-) -> None:
-    """Send MLflow what it missed of an ended run, and how that ended. A run that died is FAILED."""
-    from flowmask.trainer.track.tracking import replay
-
-    if not replay(run, timeout_s=timeout_s, warn=lambda line: console.print(line)):
-        console.print(f"MLflow has not taken everything in {timeout_s:.0f} s; the same command continues")
-        raise typer.Exit(1)
-    console.print(f"MLflow has all of {run}")
+app.command()(track)
 
 
 @app.command("tiny-wan")
@@ -267,13 +260,12 @@ def tiny_wan(
 def command() -> None:
     """Entry point. Nothing that is started from here looks for modules in the working folder."""
     os.environ["PYTHONSAFEPATH"] = "1"
-    main()
+    forget_group()
+    run_process(main, answers=words.only_prints(sys.argv[1:]))
 
 
 def main() -> None:
     """Run the command; one line and exit code 2 for what a person can mend."""
-    from flowmask.launch.local.worker import explain_os_error, quieten_libraries
-
     quieten_libraries()
     try:
         app()
@@ -286,14 +278,6 @@ def main() -> None:
         _fail(message)
 
 
-def _offer(run: str, path: Path, *, to: str) -> None:
-    """Let the MLflow run of a checkpoint have what was made from it, when somebody sends it."""
-    from flowmask.trainer.track.tracking import offer_artifact
-
-    if offer_artifact(run, path, to=to):
-        console.print(f"`flowmask track {run}` uploads it to MLflow")
-
-
 def _fail(message: str) -> None:
-    err.print(f"flowmask: {message}", style="red")
+    err.print(f"flowmask: {printable(message)}", style="red")
     sys.exit(MISTAKE_EXIT_CODE)

@@ -1,6 +1,7 @@
 """What the commands of `flowmask` have in common: arguments, and how a job is started from one."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,14 @@ Wait = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead")]
 Averaged = Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")]
 Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
+
+_ONLY_PRINT = ("configs", "status", "logs", "plan", "doctor", "cache status", "cache verify")
+
+
+def only_prints(words: Sequence[str]) -> bool:
+    """Whether a command line asks for an answer on stdout and for nothing else: then writing it may not fail."""
+    asks = not words or " ".join(words[:2]).startswith(_ONLY_PRINT)
+    return asks or not {"--help", "--dry-run"}.isdisjoint(words)
 
 
 def run_job(kind: str, config: Path, overrides: list[str] | None, *, wait: bool) -> None:

@@ -52,7 +52,7 @@ def _examine(curriculum: Curriculum, stage: Stage) -> list[Finding]:
         from flowmask.launch.slurm import executor as slurm
 
         settled = resources.settle(stage.job)
-        script, asked = slurm.script(stage.out, settled.launch, name=stage.name), settled.findings
+        script, asked = slurm.script(stage.out, slurm.whole(settled.launch), name=stage.name), settled.findings
     return preflight.examine(
         stage.job, script, asked, expected=lambda path: any(job.will_make(path) for job in earlier)
     )

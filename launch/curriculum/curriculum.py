@@ -5,7 +5,6 @@ command goes on.
 """
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +28,14 @@ from flowmask.launch.local.processes import JobFailedError
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import resources
 from flowmask.launch.slurm.wait import JobEndedError
-from flowmask.models.errors import ConfigError, UserError
-from flowmask.models.files import write_atomically
+from flowmask.models.errors import UserError
+from flowmask.models.files import read_object, write_atomically
+from flowmask.models.folders import locks
+from flowmask.models.folders.output_folder import Kind, OutputFolder
 from flowmask.models.process import INTERRUPTED_EXIT_CODE
-from flowmask.trainer.state import locks
 
 POLL_S = 5.0
+CURRICULUM = Kind("a curriculum", lambda out: () if isinstance(read_object(out / MARK).get("stages"), list) else None)
 
 
 def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool) -> int:
@@ -74,22 +75,10 @@ def _done(judged: Mapping[str, Judgement]) -> set[str]:
 def _claimed(curriculum: Curriculum) -> Iterator[None]:
     """The folder of this curriculum, held against a second process that would submit the same stages."""
     out = curriculum.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        strange = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-        if strange and MARK not in strange:
-            raise ConfigError(f"out is {out}, which is no curriculum's but holds {strange[0]}; choose an empty folder")
-        lock = locks.take(out / ".lock")
-    except OSError as error:
-        raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
-    if lock is None:
-        raise ConfigError(f"another `flowmask curriculum` is at work in {out}; wait for it, or end it")
-    try:
+    with OutputFolder(out, CURRICULUM).held(patience_s=locks.GLANCE_S):
         stages = [{"name": s.name, "kind": s.job.KIND, "out": str(s.out.resolve())} for s in curriculum.stages]
         write_atomically(out / MARK, json.dumps({"config": str(curriculum.path), "stages": stages}, indent=1))
         yield
-    finally:
-        os.close(lock)
 
 
 def _run_here(curriculum: Curriculum) -> int:
@@ -169,7 +158,9 @@ def _live(curriculum: Curriculum, stage: Stage, *, renewed: bool) -> str | None:
         return None
     pending = all(state == "PENDING" for state, _ in rows.values())
     if pending and (renewed or any(stage_jobs.NEVER in reason for _, reason in rows.values())):
-        slurm_commands.cancel(job_id)
+        record = stage_jobs.read(curriculum.out, stage.name)
+        assert record is not None, "it has a job"
+        slurm_commands.cancel(job_id, logs=record.submission.logs)
         return None
     return job_id
 

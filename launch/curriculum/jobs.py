@@ -62,13 +62,13 @@ def submit(out: Path, stage: Stage, *, after: list[str]) -> str:
     code = snapshot.freeze(submission.folder)
     record = Record(name, str(submission.folder))
     _write(out, stage.name, record)
-    launch = resources.settle(stage.job).launch
+    launch, hidden = resources.settle(stage.job).launch, stage.job.hidden()
     if after:
         own = launch.sbatch_args.get("dependency")
         depends = ",".join([f"afterok:{':'.join(after)}", *([own] if own else [])])
         args = {**launch.sbatch_args, "dependency": depends, "kill-on-invalid-dep": "yes"}
         launch = launch.model_copy(update={"sbatch_args": args})
-    job_id = slurm.submit(submission, launch, name=name, code=code)
+    job_id = slurm.submit(submission, launch, name=name, code=code, hidden=hidden)
     _write(out, stage.name, replace(record, job_id=job_id))
     return job_id
 

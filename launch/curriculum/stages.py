@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from pydantic import Field
 
-from flowmask.launch.config import load_yaml, read_tree, readable, set_key, split_override, validate
+from flowmask.launch.config import load_yaml, read_tree, readable, resolved, set_key, split_override, validate
 from flowmask.launch.configs import find_config
 from flowmask.launch.jobs import kind_of
 from flowmask.launch.jobs.job import Job
@@ -123,7 +123,7 @@ def _read(path: Path, overrides: Sequence[str]) -> CurriculumConfig:
             _override(config, item)
         carries = {place: entry.pop("carries") for place, entry in enumerate(_entries(config)) if "carries" in entry}
         try:
-            tree: Any = OmegaConf.to_container(config, resolve=True)
+            tree = resolved(config)
         except InterpolationResolutionError as error:
             said = f"{path}: {error.full_key} can't be filled in ({' '.join(str(error.msg).split())})"
             raise ConfigError(f"{said}; what comes from another stage stands under `carries`") from error

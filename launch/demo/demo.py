@@ -6,7 +6,6 @@ holds a demo of other settings.
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +25,12 @@ from flowmask.launch.dispatch import run
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.progress import bar
 from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.files import move_new, read_object, write_atomically
+from flowmask.models.folders.output_folder import Kind, OutputFolder
+from flowmask.models.folders.scratch import scratch
 
 MARK, REPORT = "demo.json", "report.json"
+DEMO = Kind("a demo", older=lambda out: () if "profile" in read_object(out / MARK) else None)
 
 
 class Profile(StrEnum):
@@ -40,9 +43,15 @@ class Profile(StrEnum):
 
 def run_demo(out: Path, profile: Profile, *, console: Console) -> dict[str, Any]:
     """Run every stage into `out`, write `out/report.json` and print it as a table; returns the report."""
-    started = time.time()
     settings = load_settings(profile)
-    claim(out, settings)
+    folder = OutputFolder(out, DEMO)
+    with folder.held():
+        claim(out, settings)
+        return _all_stages(out, settings, console)
+
+
+def _all_stages(out: Path, settings: dict[str, Any], console: Console) -> dict[str, Any]:
+    started = time.time()
     if (out / REPORT).is_file():
         report: dict[str, Any] = json.loads((out / REPORT).read_text())
         console.print(f"{out} holds this demo, finished")
@@ -50,7 +59,7 @@ def run_demo(out: Path, profile: Profile, *, console: Console) -> dict[str, Any]
         return report
     DemoRun(out, settings, console).run()
     report = collect(out) | {"wall_s": round(time.time() - started, 1)}
-    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    write_atomically(out / REPORT, json.dumps(report, indent=2) + "\n")
     show(out, report, console)
     return report
 
@@ -62,20 +71,14 @@ def load_settings(profile: Profile) -> dict[str, Any]:
 
 
 def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out` the folder of this demo; ConfigError when it is another's or not a demo's."""
+    """Make `out` the folder of this demo; ConfigError when it is one of other settings."""
     mark = out / MARK
-    if mark.is_file():
-        held = json.loads(mark.read_text())
-        if held != settings:
-            changed = sorted(key for key in held | settings if held.get(key) != settings.get(key))
-            raise ConfigError(
-                f"--out {out} holds a demo with other settings ({', '.join(changed)}); name another folder"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is in use by something else; name a new or empty folder")
-    out.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(settings))
+    if not mark.exists():
+        write_atomically(mark, json.dumps(settings))
+    held = read_object(mark)
+    if held != settings:
+        changed = sorted(key for key in held | settings if held.get(key) != settings.get(key))
+        raise ConfigError(f"--out {out} holds a demo with other settings ({', '.join(changed)}); name another folder")
 
 
 class DemoRun:
@@ -112,7 +115,7 @@ class DemoRun:
         """Keep a duration beside the demo's settings, unless an earlier start already took it."""
         path = self.out / "durations.json"
         durations = json.loads(path.read_text()) if path.is_file() else {}
-        path.write_text(json.dumps({key: round(value, 2)} | durations))
+        write_atomically(path, json.dumps({key: round(value, 2)} | durations))
 
     def _dataset(self) -> None:
         self._split("train", videos=self.settings["train_videos"])
@@ -178,12 +181,10 @@ class DemoRun:
 @contextmanager
 def whole(place: Path) -> Iterator[Path]:
     """A scratch root in which to write a folder called `place.name`, moved to `place` once it is whole."""
-    scratch = place.parent / f".{place.name}.part"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    yield scratch
-    (scratch / place.name).replace(place)
-    scratch.rmdir()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(place.parent) as root:
+        yield root
+        move_new(root / place.name, place)
 
 
 @dataclass(frozen=True)

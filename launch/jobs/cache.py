@@ -10,6 +10,7 @@ from flowmask.data_pipeline.config import CacheBuildConfig, source_names
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config, wan_inputs
 from flowmask.launch.progress import Update, cache_progress
 from flowmask.models.errors import UserError
+from flowmask.models.folders.output_folder import Kind
 
 if TYPE_CHECKING:
     from flowmask.data_pipeline.build.status import CacheStatus
@@ -54,6 +55,12 @@ class CacheJob(Job, CacheBuildConfig):
             build(self.for_room(), worker=rank, workers=world, on_progress=on_progress)
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # on every node: the first one may have died
             save_config(self.out, resolved)
+
+    @classmethod
+    def folder_kind(cls) -> Kind:
+        from flowmask.data_pipeline.plan.units import CACHE
+
+        return CACHE
 
     @classmethod
     def recognised_by(cls, tree: Mapping[Any, Any]) -> str:

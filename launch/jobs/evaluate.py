@@ -1,14 +1,16 @@
 """`flowmask evaluate` as a job."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import model_validator
 
+from flowmask.launch.console import err
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config
 from flowmask.launch.progress import bar, show_scores
 from flowmask.models.files import read_object
+from flowmask.models.folders.output_folder import Kind
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
 
@@ -17,7 +19,7 @@ class EvaluateJob(Job, EvaluateConfig):
 
     KIND, ROOM, COUNTS = "evaluate", EvaluateConfig, "video"
     LOCK = ".evaluate/rank_0.lock"
-    LESS_MEMORY = "lower sentences_per_batch or the box, or choose precision=bf16"
+    LESS_MEMORY = "lower sentences_per_batch or the box, or choose precision=bf16 and encoder_precision=bf16"
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
@@ -44,10 +46,18 @@ class EvaluateJob(Job, EvaluateConfig):
         from flowmask.trainer.score.evaluate import evaluate
 
         with bar(show=rank == 0) as on_progress:
-            scores = evaluate(self.for_room(), rank=rank, world=world, on_progress=on_progress)
+            config = self.for_room()
+            say: Callable[[str], None] = err.print if rank == 0 else lambda line: None
+            also = lambda folder: save_config(folder, resolved)  # noqa: E731
+            scores = evaluate(config, rank=rank, world=world, on_progress=on_progress, say=say, also=also)
         if scores is not None:  # whoever finishes last has them
-            save_config(self.out, resolved)
             show_scores(scores, self.out)
+
+    @classmethod
+    def folder_kind(cls) -> Kind:
+        from flowmask.trainer.score.store import EVALUATION
+
+        return EVALUATION
 
     @classmethod
     def recognised_by(cls, tree: Mapping[Any, Any]) -> str:

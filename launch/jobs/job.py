@@ -11,6 +11,7 @@ from flowmask.launch.config import LaunchConfig
 from flowmask.launch.progress import Update
 from flowmask.models.config import Section
 from flowmask.models.files import write_atomically
+from flowmask.models.folders.output_folder import Kind as OutputKind
 
 Resolved = dict[str, Any]
 
@@ -83,6 +84,10 @@ class Job(Section):
         """The part of weights that a training trains: "dit" or "mask_decoder"."""
         return None
 
+    def hidden(self) -> dict[str, str]:
+        """Variables for its processes, of what a saved copy of it lacks; ConfigError where it is such a copy itself."""
+        return {}
+
     def inputs(self) -> Iterator[Input]:
         """Every path that must be there before it starts."""
         raise NotImplementedError
@@ -111,6 +116,11 @@ class Job(Section):
     def for_room(self) -> Any:
         """The config without `launch`, as the room that does the work knows it."""
         return self.ROOM.model_validate(self.model_dump(exclude={"launch"}))
+
+    @classmethod
+    def folder_kind(cls) -> OutputKind:
+        """What its `out` is marked as."""
+        raise NotImplementedError
 
     @classmethod
     def recognised_by(cls, tree: Mapping[Any, Any]) -> str:

@@ -11,12 +11,14 @@ from pydantic import model_validator
 
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
 from flowmask.models.files import read_object
+from flowmask.models.folders.output_folder import Kind
+from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, revealed_uri
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
 from flowmask.models.stored.typed import read_yaml
 from flowmask.trainer.config import RunConfig, accumulation_steps
 from flowmask.trainer.objectives import objective_class
-from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS
+from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN
 from flowmask.trainer.state.steps import STATE, newest, step_of
 
 _TAIL_BYTES = 1 << 16
@@ -55,6 +57,13 @@ class TrainJob(Job, RunConfig):
     def trains(self) -> str:
         return self.makes
 
+    def hidden(self) -> dict[str, str]:
+        uri = self.tracking.uri if self.tracking.enabled else None
+        if uri is None:
+            return {}
+        server = revealed_uri(uri)
+        return {URI_VARIABLE: server} if lacks(masked_uri(uri)) else {}
+
     def inputs(self) -> Iterator[Input]:
         yield from wan_inputs(self.model.wan, objective_class(self.objective.kind).wan_parts)
         if self.model.init is not None:
@@ -78,6 +87,10 @@ class TrainJob(Job, RunConfig):
         from flowmask.trainer.run.train import run
 
         return run(self)
+
+    @classmethod
+    def folder_kind(cls) -> Kind:
+        return RUN
 
     @classmethod
     def recognised_by(cls, tree: Mapping[Any, Any]) -> str:

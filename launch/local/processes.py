@@ -22,10 +22,19 @@ from typing import Any
 
 from flowmask.launch.jobs import KINDS
 from flowmask.models.errors import UserError
-from flowmask.models.process import MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, STOP_SIGNALS, python_module
+from flowmask.models.folders import locks
+from flowmask.models.process import MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, STOP_SIGNALS, python_module, stop_signals
 
 PR_SET_PDEATHSIG = 1
-GRACE_S = 60.0  # for the others to end once one rank has; rank 0 may wait tracking.end_timeout_s for MLflow
+GRACE_S = 600.0  # for the others to end once one rank has: on a busy machine, and rank 0 sends MLflow what is left
+_WHY = {  # a signal that nobody here sends, and what mostly sends it
+    signal.SIGKILL: "often by the kernel, for want of memory: see dmesg, or memory.events of the job's cgroup",
+    signal.SIGABRT: "a library gave up, as NCCL does when another rank does not answer for "
+    "train.collective_timeout_s: look for the rank that hung or was lost",
+    signal.SIGBUS: "often a full /dev/shm, or a file that got shorter while it was read",
+    signal.SIGSEGV: "a crash in compiled code",
+    signal.SIGILL: "compiled code for another CPU",
+}
 
 
 class JobFailedError(UserError):
@@ -42,15 +51,17 @@ class TooLateError(UserError):
 
 @dataclass(frozen=True)
 class Group:
-    """The part of a job's ranks that this machine holds, and where rank 0 listens.
+    """The part of a job's ranks that this machine holds, and where all of them meet.
 
-    time_to_stop_s: asked once when a signal has come: seconds that the ranks have; None: as long as they need.
+    meet: ADDRESS:PORT; "" where this machine holds all ranks, which meet in a file. listener: the socket that listens
+    there already, for rank 0. time_to_stop_s: asked once when a signal has come: seconds that the ranks have; None: as
+    long as they need.
     """
 
     first_rank: int
     world: int
-    address: str
-    port: int
+    meet: str = ""
+    listener: socket.socket | None = None
     time_to_stop_s: Callable[[], float | None] = lambda: None
 
 
@@ -61,13 +72,17 @@ def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Gro
     Raises the rank's own UserError, or JobFailedError when a rank crashed.
     """
     independent = KINDS[kind].INDEPENDENT
-    group = group or Group(0, processes, "127.0.0.1", free_port())
+    group = group or Group(0, processes)
     with tempfile.TemporaryDirectory(prefix="flowmask-") as scratch:
         folder = Path(scratch)
+        if processes > 1 and not group.meet and not independent and (lock := locks.take(folder / "lock")):
+            os.close(lock)  # the file where the ranks meet needs locks
         (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
         ranks = [_start(folder, rank, processes, group=group) for rank in range(processes)]
+        if group.listener is not None:
+            group.listener.close()  # rank 0 has it: when that is gone, nobody shall seem to listen
         signals: list[int] = []
-        previous = {number: signal.signal(number, _forward_to(ranks, signals)) for number in STOP_SIGNALS}
+        previous = {number: signal.signal(number, _forward_to(ranks, signals)) for number in stop_signals()}
         try:
             codes = _wait(ranks, signals, group, independent=independent)
         finally:
@@ -77,13 +92,6 @@ def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Gro
         if independent and 0 in codes:
             return 0  # a rank ends well when all of the work is done, its own and that of ranks that were lost
         return _verdict(folder, codes)
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def die_with_parent(parent: int) -> None:
@@ -100,14 +108,17 @@ def _start(folder: Path, rank: int, processes: int, *, group: Group) -> subproce
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(group.world),
         "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": group.address,
-        "MASTER_PORT": str(group.port),
+        "FLOWMASK_MEET": group.meet or str(folder / "meet"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "FLOWMASK_PARENT": str(os.getpid()),
     }
+    handed: tuple[int, ...] = ()
+    if group.listener is not None and rank == group.first_rank == 0:
+        handed = (group.listener.fileno(),)
+        environment["FLOWMASK_LISTENER"] = str(handed[0])
     # In a new session, a terminal's ^C reaches the launcher alone, which passes it on once.
     command = python_module("flowmask.launch.local.worker", folder)
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=handed)
 
 
 def _forward_to(ranks: list[subprocess.Popen[bytes]], signals: list[int]) -> Any:
@@ -170,11 +181,17 @@ def _verdict(folder: Path, codes: list[int | None]) -> int:
     lost = sorted(folder.glob("lost_*.txt"))  # they only saw that another one was gone: that one comes first
     for rank, code in enumerate(codes):
         if code is not None and _is_failure(code) and not any(f"_{rank:05d}" in file.stem for file in lost):
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            raise JobFailedError(f"rank {rank} {how}", traceback)
+            raise JobFailedError(f"rank {rank} {_how(code)}", traceback)
     if lost:
         raise JobFailedError(lost[0].read_text())
     if None in codes:
         late = codes.index(None)
         raise JobFailedError(f"rank {late} did not end {GRACE_S:.0f} s after the others and was killed")
     return max(code or 0 for code in codes)
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    why = _WHY.get(signal.Signals(-code))
+    return f"was killed by {signal.Signals(-code).name}" + (f" ({why})" if why else "")

@@ -1,7 +1,6 @@
 """One rank of a job, as launch/local/processes.py starts it: read the job, run it, report a person's mistake."""
 
 import atexit
-import contextlib
 import ctypes
 import errno
 import json
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from flowmask.launch import console
 from flowmask.launch.jobs import run_rank
 from flowmask.launch.local.processes import die_with_parent
 from flowmask.models.errors import RankLostError, UserError
@@ -61,26 +61,29 @@ def explain_os_error(error: OSError) -> str | None:
     return f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
 
 
-def end_with(work: Callable[[], int]) -> NoReturn:
-    """Do `work` and end the process with its exit code, 1 if it raised; no library is torn down.
+def run_process(work: Callable[[], int | None], *, answers: bool = False) -> NoReturn:
+    """Do `work` as the whole of this process, and end it with its exit code, 1 if it raised.
 
-    A thread in the C++ of a library that comes back to an interpreter that has ended, or that nobody has joined,
-    aborts the process, though the work is done and saved: "terminate called without an active exception". So the end
-    is Python's own as far as its threads, `atexit` and the last lines go; the rest is the kernel's.
+    From the first line the console is best effort; `answers`: but for what it prints to stdout. At the end no library
+    is torn down: a thread in the C++ of one that comes back to an interpreter that has ended, or that nobody has
+    joined, aborts the process, though the work is done and saved ("terminate called without an active exception"). So
+    the end is Python's own as far as its threads, `atexit` and the last lines go; the rest is the kernel's.
     """
+    console.take_over()
+    if answers:
+        console.answer()
     try:
-        code = work()
+        code = work() or 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:  # noqa: BLE001 - as Python ends with one
         traceback.print_exc()
         code = 1
     threading._shutdown()  # type: ignore[attr-defined] # waits for threads that aren't daemons
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or the disk is full
-            stream.flush()
+    atexit._run_exitfuncs()  # the console's last lines among them
     ctypes.CDLL(None).fflush(None)
     os._exit(code)
 
 
 if __name__ == "__main__":
-    end_with(lambda: main(Path(sys.argv[1])))
+    run_process(lambda: main(Path(sys.argv[1])))

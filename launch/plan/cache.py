@@ -14,7 +14,7 @@ from flowmask.data_pipeline.plan.leaks import without_leaks
 from flowmask.data_pipeline.plan.units import FOLDER, read_plan
 from flowmask.data_pipeline.sources import open_source
 from flowmask.launch.jobs import CacheJob
-from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
+from flowmask.launch.plan.encoders import BYTES, Encoders, share_of_peak, with_allowances
 from flowmask.launch.plan.model import architecture
 from flowmask.launch.plan.one_pass import Shape
 from flowmask.launch.plan.train import GpuSpeed
@@ -101,12 +101,16 @@ def plan_cache(job: CacheJob, *, speed: GpuSpeed) -> CachePlan:
     latent_bytes = views * counts.cost.latent_values * value
     text_bytes = views * counts.tokens * text_dim * value
     workers = job.launch.array * job.launch.nodes * job.launch.processes_per_node
-    per_s = speed.flop_per_s * SLOWER[job.cache.encoder_dtype] * workers
+    shares = [share_of_peak(job.cache.encoder_dtype, tf32=job.cache.tf32, products=text) for text in (False, True)]
+    busy_s = sum(flop / share for flop, share in zip((video_flop, text_flop), shares)) / speed.flop_per_s
     most = max(counts.by_shape, key=lambda s: s.pixels)
     batch = encoders.encode(most, dtype=job.cache.encoder_dtype, clips=job.cache.batch_clips)
     vae, text = (f(job.cache.encoder_dtype) for f in (encoders.vae_bytes, encoders.text_bytes))
     if job.cache.encoder_dtype == "float32":
-        notes.append("encoders in float32: half of the GPU's bf16 peak (TF32)")
+        rates = [f"1/{1 / share:.0f}" for share in shares]
+        notes.append(
+            f"encoders in float32: video at {rates[0]} of the GPU's bf16 peak, text at {rates[1]} (cache.tf32)"
+        )
     return CachePlan(
         counted=counted,
         clips=views * counts.cost.clips,
@@ -120,7 +124,7 @@ def plan_cache(job: CacheJob, *, speed: GpuSpeed) -> CachePlan:
         video_flop=video_flop,
         text_flop=text_flop,
         workers=workers,
-        hours=(video_flop + text_flop) / per_s / 3600,
+        hours=busy_s / workers / 3600,
         device_bytes=with_allowances(max(text, vae + batch.peak_bytes)),
         host_bytes=text + 1.5e9,
         speed=speed,

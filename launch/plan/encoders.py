@@ -16,7 +16,15 @@ from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.vae import encode_moments
 
 BYTES = {"float32": 4, "bfloat16": 2}
-SLOWER = {"float32": 0.5, "bfloat16": 1.0}  # of the bf16 peak: TF32's share on NVIDIA's data sheets
+_TF32, _FP32 = 1 / 2, 1 / 16  # of the bf16 peak, as an A100's data sheet has them
+
+
+def share_of_peak(dtype: str, *, tf32: bool | None, products: bool) -> float:
+    """What a GPU does of its bf16 peak, in products of matrices or in convolutions; tf32: as jobs have it."""
+    if dtype != "float32":
+        return 1.0
+    allowed = bool(tf32) if products else tf32 is not False
+    return _TF32 if allowed else _FP32
 
 
 @dataclass(frozen=True, eq=False)

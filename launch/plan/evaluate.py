@@ -1,5 +1,6 @@
 """The plan of an evaluation: work of the encoders, DiT and decoder, and the memory that the longest video asks for."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,14 +10,16 @@ from flowmask.data_pipeline.clip.pixels import eval_size
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources import open_source
 from flowmask.launch.jobs import EvaluateJob
-from flowmask.launch.plan.encoders import BYTES, SLOWER, Encoders, with_allowances
+from flowmask.launch.plan.encoders import BYTES, Encoders, share_of_peak, with_allowances
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape
 from flowmask.launch.plan.train import GpuSpeed
+from flowmask.models.config import Precision
 from flowmask.models.errors import DataError, UserError
+from flowmask.trainer.predict.inference import EncoderPrecision
 from flowmask.trainer.predict.weights import source_settings
 
-_DTYPE = {"bf16": "bfloat16", "fp32": "float32"}
+_DTYPE: dict[Precision, str] = {"bf16": "bfloat16", "fp32": "float32"}
 _TEXT_TOKENS = 256
 
 
@@ -43,17 +46,18 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
     notes, encoders = list(shapes.notes), Encoders(shapes)
     work, counted = _videos(job, clip, notes)
     longest = max((shape for shape, _ in work), key=lambda s: s.pixels)
-    dtype = _DTYPE[job.precision]
+    dtype, encoded = _DTYPE[job.precision], _encoder_precision(job)
     dit = parameters(shapes.dit(video_injection=True))
-    weights = dit * BYTES[dtype] + encoders.text_bytes(dtype) + 2 * encoders.vae_bytes("float32")
+    weights = dit * BYTES[dtype] + encoders.text_bytes(_DTYPE[encoded.text])
+    weights += encoders.vae_bytes(_DTYPE[encoded.video]) + encoders.vae_bytes("float32")  # and the mask decoder
     sentences = sum(count for _, count in work)
     together = min(job.sentences_per_batch, max(count for _, count in work))
     passes = (
-        encoders.encode(longest, dtype="float32"),
+        encoders.encode(longest, dtype=_DTYPE[encoded.video]),
         encoders.decode(longest),
         encoders.dit(longest, sentences=together, text_tokens=_TEXT_TOKENS, dtype=getattr(torch, dtype)),
     )
-    flop = sum(_flop(job, encoders, shape, count) for shape, count in work)
+    flop = sum(_flop(job, encoders, encoded, shape, count) for shape, count in work)
     workers = job.launch.world_size
     return EvaluatePlan(
         counted=counted,
@@ -70,17 +74,33 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
     )
 
 
-def _flop(job: EvaluateJob, encoders: Encoders, shape: Shape, sentences: int) -> float:
+def _encoder_precision(job: EvaluateJob) -> EncoderPrecision:
+    """What text and video will be encoded in; what is not there yet is taken to be of a cache as configs have it."""
+    trained = {"encoder_dtype": "float32"}
+    if Path(job.checkpoint).exists():
+        with suppress(UserError):
+            trained = source_settings(job.checkpoint)
+    return EncoderPrecision.of(trained, asked=job.encoder_precision, otherwise=job.precision)
+
+
+def _flop(job: EvaluateJob, encoders: Encoders, encoded: EncoderPrecision, shape: Shape, sentences: int) -> float:
     """FLOPs of one video, those in fp32 counted as what the GPU takes for them in bf16's time."""
     times = (2 if job.shuffled_text else 1) * sentences
-    slow = 1 / SLOWER["float32"]
+
+    def slow(precision: Precision, *, products: bool) -> float:
+        return 1 / share_of_peak(_DTYPE[precision], tf32=job.tf32, products=products)
+
     frames = Shape(min(shape.frames, 9), shape.height, shape.width)  # causal: every four frames cost the same
     more = shape.frames / frames.frames
-    encode, decode = (one(frames) for one in (lambda s: encoders.encode(s, dtype="float32"), encoders.decode))
+    encode, decode = encoders.encode(frames, dtype=_DTYPE[encoded.video]), encoders.decode(frames)
+    convolutions = (
+        slow(encoded.video, products=False) * encode.flop + slow("fp32", products=False) * times * decode.flop
+    )
     dtype = getattr(torch, _DTYPE[job.precision])
     dit = encoders.dit(shape, sentences=1, text_tokens=_TEXT_TOKENS, dtype=dtype)
     text = encoders.text_flop(20.0 * times, sentences=times)
-    return slow * more * (encode.flop + times * decode.flop) + times * job.sampler.steps * dit.flop + text
+    of_dit = slow(job.precision, products=True) * times * job.sampler.steps * dit.flop
+    return more * convolutions + of_dit + slow(encoded.text, products=True) * text
 
 
 def _wan(job: EvaluateJob) -> Path:

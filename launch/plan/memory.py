@@ -7,7 +7,7 @@ whole on each rank, the rest is shared by all. What a pass of the module needs c
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from flowmask.models.dit import Recompute
+from flowmask.models.config import Recompute
 from flowmask.trainer.config import STATE_BYTES
 
 Precision = Literal["bf16", "fp32"]

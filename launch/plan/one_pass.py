@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from flowmask.launch.jobs import TrainJob
 from flowmask.launch.plan.model import Architecture, objective_of, trained_module
+from flowmask.models.config import Recompute
 from flowmask.models.cost.dry_run import Pass, dry_pass
-from flowmask.models.dit import Recompute, recompute_blocks
 
 _FEW, _MORE = 2, 3  # blocks: cost is linear in their number from the second on
 
@@ -59,7 +59,7 @@ def micro_batch_pass(
     def measure(layers: int | None) -> Pass:
         module = trained_module(job, shapes, layers=layers)
         if recompute != "none":
-            recompute_blocks(module, recompute)
+            objective.recompute(module, recompute)
         return dry_pass(module, run, dtype=dtype, like_a_gpu=like_a_gpu)
 
     depth = shapes.dit_config["num_layers"]

@@ -3,6 +3,7 @@
 Loads no weights and writes nothing. What was assumed because a folder is not there is said in `notes`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,8 +39,8 @@ def speed_of(*, gpu: str | None, tflops: float | None, mfu: float) -> GpuSpeed:
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu is {mfu:g}; it is a fraction in (0, 1], for example {DEFAULT_MFU}")
     if tflops is not None:
-        if tflops <= 0:
-            raise ConfigError(f"--tflops is {tflops:g}; it must be above 0")
+        if not 0 < tflops < math.inf:
+            raise ConfigError(f"--tflops is {tflops:g}; it must be above 0 and finite")
         return GpuSpeed(tflops, mfu, gpu or "the stated GPU")
     name = gpu or DEFAULT_GPU
     peak = peak_tflops(name)

@@ -1,5 +1,6 @@
 """A plan as tables that a person reads: sizes in GB (10^9 bytes), what fits on which GPU, and what was assumed."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from flowmask.launch.plan.cache import CachePlan
 from flowmask.launch.plan.evaluate import EvaluatePlan
-from flowmask.launch.plan.memory import CONTEXT_BYTES, FRAGMENTATION
+from flowmask.launch.plan.memory import CONTEXT_BYTES, FRAGMENTATION, DeviceMemory
 from flowmask.launch.plan.train import GPUS_GB, SettingPlan, TrainPlan
 
 
@@ -131,12 +132,28 @@ def _keys(plan: SettingPlan) -> str:
 
 def _nothing(found: TrainPlan, gb: int) -> str:
     least = min(found.settings, key=lambda plan: plan.device.peak)
-    fix = "a smaller train.micro_batch or smaller clips"
-    if found.tokens:
-        fix += ", or train.sequence_parallel"
-    if least.device.start >= 0.9 * (least.device.peak - CONTEXT_BYTES):
-        fix = "a smaller model: its whole weights lie on each GPU while the engine is built"
-    return f"{gb} GB GPU: no setting fits, the least is {least.device.peak / 1e9:.1f} GB; it needs {fix}"
+    said = f"{gb} GB GPU: no setting fits, {least.device.peak / 1e9:.1f} GB at least ({_keys(least)})"
+    return f"{said}. {_way_to_fit(found, least.device, gb * 1e9)}"
+
+
+def _way_to_fit(found: TrainPlan, least: DeviceMemory, memory: float) -> str:
+    """What makes a training smaller than its leanest setting: fewer examples at once, then smaller clips.
+
+    Activations are taken to grow as their number and their pixels do; a tenth is left for what does not.
+    """
+    weights = least.peak - (1 + FRAGMENTATION) * least.activations
+    if memory < max(weights, CONTEXT_BYTES + (1 + FRAGMENTATION) * least.start):
+        return "Its weights alone are too large: share them among more GPUs, train adapters (lora), or a smaller model"
+    share = 0.9 * (memory - weights) / ((1 + FRAGMENTATION) * least.activations)
+    if found.micro_batch * share >= 1:
+        most = max(n for n in range(1, int(found.micro_batch * share) + 1) if found.micro_batch % n == 0)
+        return f"Set train.micro_batch={most}"
+    frames, *sides = map(int, found.largest.split("x"))
+    short, long = (int(side * math.sqrt(found.micro_batch * share) / 32) * 32 for side in sorted(sides))
+    one = "" if found.micro_batch == 1 else " and set train.micro_batch=1"
+    if not short:
+        return f"No clip of {frames} frames is small enough: take a GPU with more memory"
+    return f"Build a cache with smaller clips: clip.short_side={short} clip.long_side={long}{one}"
 
 
 def _show_cache(found: CachePlan, console: Console) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
 from flowmask.data_pipeline.cache.manifest import read_manifest
 from flowmask.data_pipeline.config import ClipConfig
 from flowmask.launch.jobs import TrainJob
+from flowmask.launch.plan.encoders import share_of_peak
 from flowmask.launch.plan.memory import (
     EIGHT_BIT_MOMENTS_BYTES,
     FP32_MOMENTS_BYTES,
@@ -23,9 +25,9 @@ from flowmask.launch.plan.memory import (
 )
 from flowmask.launch.plan.model import Architecture, architecture, objective_of, trained_module
 from flowmask.launch.plan.one_pass import Shape, batch_bytes, micro_batch_pass
+from flowmask.models.config import Recompute
 from flowmask.models.cost.dry_run import Pass
 from flowmask.models.cost.flops import TRAINING_PASSES
-from flowmask.models.dit import Recompute
 from flowmask.models.errors import CacheError, ConfigError
 from flowmask.trainer.config import STATE_BYTES, TrainConfig, accumulation_steps
 
@@ -45,6 +47,30 @@ class GpuSpeed:
     @property
     def flop_per_s(self) -> float:
         return self.tflops * 1e12 * self.mfu
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What the checkpoints of a run take on the disk at the most: `checkpoints`, of `checkpoint_bytes` each.
+
+    They hold what is trained alone: not what LoRA or a mask decoder leaves as it is.
+    """
+
+    checkpoint_bytes: float
+    checkpoints: int
+
+    @classmethod
+    def of(cls, job: TrainJob, module: nn.Module) -> "Disk":
+        """module: of the run, on the meta device. Those kept, one being written, the milestones and the best one."""
+        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        every, steps = job.checkpoint.milestone_every_steps, job.train.steps
+        milestones = steps // every if every else 0
+        most = job.checkpoint.keep_last + 1 + milestones + job.evaluate.wanted
+        return cls(STATE_BYTES * trained, most)
+
+    @property
+    def bytes(self) -> float:
+        return self.checkpoint_bytes * self.checkpoints
 
 
 @dataclass(frozen=True)
@@ -78,6 +104,7 @@ class TrainPlan:
     trained: int
     shapes: dict[str, float]  # clip shape -> its share of the examples
     largest: str  # the shape that memory is planned for
+    micro_batch: int
     tokens: int  # of one example of the largest shape; 0 for a module without tokens
     flop_per_example: float  # forward and backward, mean over the shapes
     flop_per_step: float
@@ -112,7 +139,7 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
     trained = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
     counts = _Counts(sum(every), sum(trained), max(trained))
     objective, config = objective_of(job), getattr(module, "config", {})
-    kinds = RECOMPUTE if objective.has_blocks else RECOMPUTE[:1]
+    kinds = RECOMPUTE if objective.recomputes() else RECOMPUTE[:1]
     passes = {recompute: micro_batch_pass(job, shapes, largest, recompute=recompute) for recompute in kinds}
     flop = sum(share * _training_flop(job, shapes, shape, config=config) for shape, share in mixture.items())
     planner = _Planner(job, shapes, largest, counts, passes)
@@ -126,31 +153,27 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
             _moments_bytes(job),
         )
     )
-    step_flop = job.train.global_batch * flop
+    step_flop, disk = job.train.global_batch * flop, Disk.of(job, module)
     return TrainPlan(
         kind=job.objective.kind,
         parameters=counts.all,
         trained=counts.trained,
         shapes={str(shape): share for shape, share in mixture.items()},
         largest=str(largest),
+        micro_batch=job.train.micro_batch,
         tokens=objective.tokens(config, largest.latent),
         flop_per_example=flop,
         flop_per_step=step_flop,
         steps=job.train.steps,
         epochs=job.train.steps * job.train.global_batch / examples if examples else None,
-        checkpoint_bytes=STATE_BYTES * counts.trained,
-        disk_bytes=STATE_BYTES * counts.trained * (job.checkpoint.keep_last + 1 + _milestones(job)),
+        checkpoint_bytes=disk.checkpoint_bytes,
+        disk_bytes=disk.bytes,
         chosen=chosen,
         settings=planner.all(),
         worlds=_worlds(job, planner, chosen.setting, step_flop, speed),
         speed=speed,
         notes=notes,
     )
-
-
-def _milestones(job: TrainJob) -> int:
-    every = job.checkpoint.milestone_every_steps
-    return job.train.steps // every if every else 0
 
 
 @dataclass(frozen=True)
@@ -216,14 +239,15 @@ def _moments_bytes(job: TrainJob) -> float:
 
 def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float, speed: GpuSpeed) -> list[WorldPlan]:
     """World sizes that the batch divides over; the config's own is one of them."""
-    plans = []
+    dtype, products = "float32" if job.train.precision == "fp32" else "bfloat16", objective_of(job).has_blocks
+    share, plans = share_of_peak(dtype, tf32=job.train.tf32, products=products), []
     for world in sorted({*_WORLD_SIZES, job.launch.world_size}):
         try:
             accumulation = accumulation_steps(job.train, world)
         except ConfigError:
             continue
         plan = planner.at(replace(setting, ranks=world))
-        step_s = step_flop / (world * speed.flop_per_s)
+        step_s = step_flop / (world * speed.flop_per_s * share)
         per_node = min(world, job.launch.processes_per_node)
         hours = job.train.steps * step_s / 3600
         host = plan.host.peak * per_node

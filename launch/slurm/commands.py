@@ -1,19 +1,65 @@
-"""SLURM's own commands: what a job's state is, and the few things that are done to it. Needs no submitit."""
+"""SLURM's own commands: what a job's state is, and the few things that are done to it. Needs no submitit.
 
+A job's number may come from a file that anybody wrote: it must be one, and a job is ended or signalled only where SLURM
+says that this user submitted it from that very folder.
+"""
+
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from flowmask.models.errors import ConfigError
+from flowmask.models.process import is_of_a_group
 
 TIMEOUT_S = 60.0
+_OF_SLURM = re.compile(r"(?:SLURMD?|SBATCH|SALLOC|SRUN|SCANCEL|SCONTROL|SQUEUE|SACCT|SINFO|SPANK)_\w+")
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")  # which, who
+_OF_AN_ALLOCATION = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 class NoPartitionError(ConfigError):
     """SLURM has no partition of this name, or no default one."""
+
+
+def environment() -> dict[str, str]:
+    """This process's variables without those of the job that it may be in, and without defaults of SLURM's commands.
+
+    What sbatch is given goes to the job: SLURM_ARRAY_TASK_ID, SLURM_RESTART_COUNT or SLURM_MEM_PER_CPU of one job would
+    be taken for the next one's. Options such as SBATCH_PARTITION or SQUEUE_STATES would change what we ask for.
+    """
+    inside = "SLURM_JOB_ID" in os.environ
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (name in _OF_THE_CLUSTER or not _OF_SLURM.fullmatch(name))
+        and not is_of_a_group(name)
+        and not (inside and name in _OF_AN_ALLOCATION)
+    }
+
+
+def ignored_options() -> list[str]:
+    """Options of sbatch that the environment names and no job of ours is given: `launch` says what is asked for."""
+    return sorted(name for name in os.environ if name.startswith("SBATCH_"))
+
+
+@contextmanager
+def fresh_environment() -> Iterator[None]:
+    """While inside, this process's variables are `environment()`."""
+    before = dict(os.environ)
+    kept = environment()
+    try:
+        os.environ.clear()
+        os.environ.update(kept)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @dataclass(frozen=True)
@@ -70,7 +116,7 @@ def nodes_of(partition: str) -> list[dict[str, str]]:
 
 def job_facts(job_id: str) -> JobFacts | None:
     """`scontrol show job`; None for a job that SLURM has forgotten."""
-    done = _run(("scontrol", "show", "job", "-o", job_id))
+    done = _run(("scontrol", "show", "job", "-o", _number(job_id)))
     fields = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", done.stdout.partition("\n")[0]))
     if done.returncode or "JobState" not in fields:
         return None
@@ -84,7 +130,7 @@ def job_facts(job_id: str) -> JobFacts | None:
 
 def queued(job_id: str) -> dict[str, tuple[str, str]]:
     """State and pending reason of those tasks of a job that are in the queue, by `12` or `12_3`."""
-    done = _run(("squeue", "--noheader", "--array", "--jobs", job_id, "--format", "%i|%T|%r"))
+    done = _run(("squeue", "--noheader", "--array", "--jobs", _number(job_id), "--format", "%i|%T|%r"))
     if done.returncode:
         if "Invalid job id" in done.stderr:
             return {}
@@ -97,7 +143,7 @@ def final_states(job_id: str) -> list[str]:
     """How every attempt of a job ended, from the accounting; empty where there is none, or it does not answer."""
     command = ("sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format", "State")
     try:
-        done = _run((*command, "--jobs", job_id))
+        done = _run((*command, "--jobs", _number(job_id)))
     except ConfigError:
         return []
     return [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
@@ -122,22 +168,56 @@ def job_named(name: str) -> str | None:
 
 def requeue(job_id: str) -> None:
     """Put a running job back into the queue; SLURM ends its processes."""
-    run("scontrol", "requeue", job_id)
+    run("scontrol", "requeue", _number(job_id))
 
 
-def cancel_waiting(job_id: str) -> None:
-    """End those tasks of a job that have not started."""
-    run("scancel", "--state=PENDING", job_id)
+def cancel_waiting(job_id: str, *, logs: Path) -> None:
+    """End those tasks of a job that have not started. logs: where its submission has its script and its logs."""
+    _scancel(job_id, "--state=PENDING", logs=logs)
 
 
-def ask_to_stop(job_id: str) -> None:
+def ask_to_stop(job_id: str, *, logs: Path) -> None:
     """Send every process of a running job, but for the batch script, the signal that asks for a save."""
-    run("scancel", "--signal=USR2", job_id)
+    _scancel(job_id, "--signal=USR2", logs=logs)
 
 
-def cancel(job_id: str) -> None:
-    """End a job for good."""
-    run("scancel", job_id)
+def cancel(job_id: str, *, logs: Path | None = None) -> None:
+    """End a job for good. logs: as above; None: the job that this process is a part of."""
+    if logs is None:
+        assert job_id == os.environ.get("SLURM_JOB_ID"), "any other job comes from a file"
+        run("scancel", _number(job_id))
+    else:
+        _scancel(job_id, logs=logs)
+
+
+def _scancel(job_id: str, *options: str, logs: Path) -> None:
+    """Act on a job that is surely this user's and of this folder, or is not there; ConfigError for any other."""
+    done = _run(("scontrol", "show", "job", "-o", _number(job_id)))
+    shown = [line for line in done.stdout.splitlines() if "JobId=" in line]
+    if done.returncode or not shown:
+        return  # SLURM has forgotten it
+    for line in shown:
+        user = re.search(r"(?:^|\s)UserId=\S*\((\d+)\)", line)
+        paths = [found[1] for key in ("Command", "StdOut") if (found := re.search(rf"\s{key}=(.*?)(?= \w+=|$)", line))]
+        if (
+            user is None
+            or int(user[1]) != os.getuid()
+            or logs.resolve() not in (Path(p).parent.resolve() for p in paths)
+        ):
+            raise ConfigError(
+                f"job {job_id}, which {logs.parent} names, is not its job in SLURM, and was left alone: see "
+                f"`scontrol show job {job_id}`, and end it with scancel if you mean it"
+            )
+    run("scancel", *options, job_id)
+
+
+def _number(job_id: str) -> str:
+    """A job's number, or several with commas; ConfigError for what SLURM would take for something else."""
+    if not isinstance(job_id, str) or not re.fullmatch(r"\d+(?:_\d+)?(?:,\d+(?:_\d+)?)*", job_id, re.ASCII):
+        raise ConfigError(
+            f"the job is {job_id!r}, which is no number of a job in SLURM; mend the slurm.json of that run"
+        )
+    return job_id
 
 
 def _rows(shown: str) -> list[dict[str, str]]:
@@ -146,7 +226,7 @@ def _rows(shown: str) -> list[dict[str, str]]:
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment())
     except FileNotFoundError as error:
         raise ConfigError(f"{command[0]} is not installed on this machine; SLURM's commands are needed") from error
     except subprocess.TimeoutExpired as error:

@@ -6,6 +6,7 @@ checkpoint runs inside a signal handler on one rank alone.
 """
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from flowmask.launch.slurm.submission import Submission
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import write_atomically
 from flowmask.models.process import OVER_EXIT_CODE, REQUEUE_EXIT_CODE, python_module
+from flowmask.models.safe.secrets import lacks, revealed
 
 
 class _Executor(SlurmExecutor):
@@ -29,18 +31,27 @@ class _Executor(SlurmExecutor):
         return 1
 
 
-def submit(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> str:
+def submit(
+    submission: Submission, launch: LaunchConfig, *, name: str, code: Path, hidden: Mapping[str, str] | None = None
+) -> str:
     """Hand a submission to SLURM; returns the job id. ConfigError with what SLURM said when it refuses.
 
     launch: as resources.py settled it. code: holds the packages the job runs, first on its PYTHONPATH.
+    hidden: `Job.hidden`. The script alone holds it and what launch may hide, and is this user's alone.
     """
     slurm_commands.require()
-    executor = _executor(submission, launch, name=name, code=code)
+    executor = _executor(submission, whole(launch), name=name, code=code, hidden=hidden)
+    everybodys = submission.logs.stat().st_mode & 0o777
+    submission.logs.chmod(0o700)  # until the script, which submitit writes as any file, is private
     try:
-        with executor.batch():  # more than one is an array
+        with slurm_commands.fresh_environment(), executor.batch():  # more than one is an array
             jobs = [executor.submit(task.run, str(submission.folder)) for _ in range(launch.array)]
     except (FailedJobError, FailedSubmissionError) as error:
         raise ConfigError(f"SLURM refused the job: {_last_line(error)}") from error
+    finally:
+        for path in submission.logs.rglob("*.sh"):
+            path.chmod(0o600)
+        submission.logs.chmod(everybodys)
     job_id = str(jobs[0].job_id).partition("_")[0]
     submission.set_slurm(job_id=job_id, array=launch.array)
     return job_id
@@ -60,7 +71,10 @@ def adopt(submission: Submission, *, job_id: str, array: int) -> None:
 
 
 def script(out: Path, launch: LaunchConfig, *, name: str) -> str:
-    """The text that sbatch would be given for the next submission to `out`; needs no SLURM and writes nothing."""
+    """The text that sbatch would be given for the next submission to `out`; needs no SLURM and writes nothing.
+
+    launch: `whole`, or `shown` for a person. What a job hides besides is left out.
+    """
     planned = Submission.planned(out)
     executor = _executor(planned, launch, name=name, code=planned.folder / snapshot.CODE)
     if launch.array > 1:
@@ -68,7 +82,35 @@ def script(out: Path, launch: LaunchConfig, *, name: str) -> str:
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry"))
 
 
-def _executor(submission: Submission, launch: LaunchConfig, *, name: str, code: Path) -> SlurmExecutor:
+def whole(launch: LaunchConfig) -> LaunchConfig:
+    """`launch` with `${oc.env:...}` filled in; ConfigError for a saved copy that lacks what it must hold."""
+
+    def fill(key: str, text: str) -> str:
+        if lacks(text):
+            raise ConfigError(
+                f"launch.{key} holds {text!r}, from a saved copy, which keeps no values of variables: give "
+                f"launch.{key} again (with ${{oc.env:NAME}} a copy can repeat it)"
+            )
+        return revealed(text, key=f"launch.{key}")
+
+    return launch.model_copy(
+        update={
+            "setup": tuple(fill("setup", line) for line in launch.setup),
+            "srun_args": tuple(fill("srun_args", word) for word in launch.srun_args),
+            "sbatch_args": {name: fill("sbatch_args", word) for name, word in launch.sbatch_args.items()},
+        }
+    )
+
+
+def shown(launch: LaunchConfig) -> LaunchConfig:
+    """`launch` as it may be printed: as it is saved, but for the escapes that a file needs."""
+    saved = launch.model_dump_json().replace("\\\\${", "${")
+    return LaunchConfig.model_validate_json(saved)
+
+
+def _executor(
+    submission: Submission, launch: LaunchConfig, *, name: str, code: Path, hidden: Mapping[str, str] | None = None
+) -> SlurmExecutor:
     executor, cpus = _Executor(submission.logs), launch.cpus_per_node
     assert cpus is not None, "flowmask.launch.slurm.resources settles what is asked for"
     values: dict[str, Any] = {
@@ -87,7 +129,7 @@ def _executor(submission: Submission, launch: LaunchConfig, *, name: str, code: 
         "signal_delay_s": launch.signal_margin_s,
         "wckey": None,
         "additional_parameters": {"requeue": True, **launch.sbatch_args},
-        "setup": _setup(submission, launch, code),
+        "setup": _setup(submission, launch, code, hidden or {}),
         "teardown": [_then("flowmask.launch.slurm.requeue", submission.folder, "$?")],
         # a node that fails ends the others, which would wait for it; srun does not take over sbatch's CPUs
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", *launch.srun_args],
@@ -98,10 +140,11 @@ def _executor(submission: Submission, launch: LaunchConfig, *, name: str, code: 
     return executor
 
 
-def _setup(submission: Submission, launch: LaunchConfig, code: Path) -> list[str]:
+def _setup(submission: Submission, launch: LaunchConfig, code: Path, hidden: Mapping[str, str]) -> list[str]:
     before = _then("flowmask.launch.slurm.requeue", submission.folder)
     return [
         *launch.setup,
+        *(f"export {name}={shlex.quote(value)}" for name, value in hidden.items()),
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # the folder it was submitted in is often a checkout that goes on changing",
         f'[ -z "$SLURM_RESTART_COUNT" ] || {before} || [ $? != {OVER_EXIT_CODE} ] || exit {REQUEUE_EXIT_CODE}',

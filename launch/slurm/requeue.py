@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from flowmask.launch.console import take_over
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.commands import JobFacts
@@ -19,6 +20,7 @@ from flowmask.launch.slurm.submission import Attempt, NodeEnd, Submission, Verdi
 from flowmask.launch.slurm.task import array_task, restart_count
 from flowmask.models.errors import UserError
 from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE, OVER_EXIT_CODE, REQUEUE_EXIT_CODE
+from flowmask.models.safe.words import printable
 from flowmask.trainer.state.steps import newest
 
 STOP_FILE = "stop"  # in the submission's folder: whoever makes it wants the job to end for good
@@ -157,7 +159,7 @@ def _requeue(job_id: str) -> None:
 def _say(submission: Submission, verdict: Verdict, *, array: int) -> None:
     submission.set_verdict(verdict, array=array)
     if verdict.message:
-        print(f"flowmask: {verdict.message}", file=sys.stderr)  # noqa: T201 - it is the log
+        print(f"flowmask: {printable(verdict.message)}", file=sys.stderr)  # noqa: T201 - it is the log
 
 
 def _left_waiting(verdict: Verdict, job_id: str) -> str:
@@ -193,9 +195,10 @@ def newest_checkpoint(out: Path) -> str:
 
 
 if __name__ == "__main__":
+    take_over()
     try:
         of = Path(sys.argv[1])
         sys.exit(before(of) if len(sys.argv) == 2 else after(of, int(sys.argv[2])))
     except UserError as error:
-        print(f"flowmask: {error}", file=sys.stderr)  # noqa: T201 - it is the log
+        print(f"flowmask: {printable(error)}", file=sys.stderr)  # noqa: T201 - it is the log
         sys.exit(CRASH_EXIT_CODE)

@@ -1,27 +1,57 @@
 """Freezes what a submitted job needs into its own folder, so that editing the checkout does not change a queued job.
 
     code/              the packages, first on the job's PYTHONPATH
-    provenance.json    git commit, versions of the packages, Python, host; environment.json without secrets
+    provenance.json    git commit, versions of the packages, Python, host
+    environment.json   those variables that change what a job computes (ENVIRONMENT), and no other
     changes.patch      what the checkout had changed since that commit
 
-Nothing secret is written: variables whose name or value looks like a credential are left out, and counted.
+A secret may stand in any variable, and in a change of the code: no name tells. So the variables are an allow-list,
+and the last two files are their owner's alone.
 """
 
 import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 from pathlib import Path
 
 from flowmask.models.files import write_atomically
+from flowmask.models.safe.secrets import write_private
 from flowmask.trainer.state.provenance import PACKAGE, PROVENANCE, git
 
 CODE = "code"
 SOURCES = ("flowmask", "models", "data_pipeline", "trainer", "launch", "configs")  # in a checkout
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|PWD$|KEY|CREDENTIAL|AUTH|COOKIE|SESSION|PRIVATE|DSN", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"://[^/\s]*@|-----BEGIN|\b(?:gh[pousr]_|sk-|hf_|AKIA|eyJ)[\w-]{10,}")
+ENVIRONMENT = (
+    *("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_DEFAULT_ENV", "CONDA_PREFIX"),
+    *("HOSTNAME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LOADEDMODULES", "MODULEPATH"),
+    *("CUDA_HOME", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
+    *(
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "PYTORCH_ALLOC_CONF",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+    ),
+    *(
+        "NCCL_DEBUG",
+        "NCCL_SOCKET_IFNAME",
+        "NCCL_IB_DISABLE",
+        "NCCL_IB_HCA",
+        "NCCL_P2P_DISABLE",
+        "NCCL_ALGO",
+        "NCCL_PROTO",
+    ),
+    *(
+        "GLOO_SOCKET_IFNAME",
+        "DS_ACCELERATOR",
+        "HF_HOME",
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "DECORD_EOF_RETRY_MAX",
+    ),
+    *("SLURM_CLUSTER_NAME", "SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOB_PARTITION"),
+)
 
 
 def freeze(folder: Path) -> Path:
@@ -37,18 +67,10 @@ def freeze(folder: Path) -> Path:
         "packages": _versions(),
     }
     write_atomically(folder / PROVENANCE, json.dumps(facts, indent=1))
-    write_atomically(folder / "environment.json", json.dumps(_environment(dict(os.environ)), indent=1))
-    write_atomically(folder / "changes.patch", patch)
+    here = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    write_private(folder / "environment.json", json.dumps(here, indent=1))
+    write_private(folder / "changes.patch", patch)
     return code
-
-
-def _environment(variables: dict[str, str]) -> dict[str, str]:
-    """Variables without those that may be secret: their values must not lie in a folder that others read."""
-    return {
-        name: value
-        for name, value in sorted(variables.items())
-        if not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
-    }
 
 
 def _versions() -> dict[str, str]:

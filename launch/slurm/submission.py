@@ -23,6 +23,7 @@ from flowmask.launch.jobs import KINDS
 from flowmask.launch.jobs.job import Job
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import sync_open, write_atomically
+from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.typed import parse_as, read_as
 
@@ -104,6 +105,7 @@ class Submission:
     @classmethod
     def create(cls, out: Path, *, kind: str, resolved: dict[str, Any]) -> "Submission":
         """A new numbered folder in OUT/launch with the job in it; ConfigError where that can't be written."""
+        OutputFolder(out, KINDS[kind].folder_kind())
         folder = cls.planned(out).folder
         try:
             folder.mkdir(parents=True)

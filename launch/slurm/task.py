@@ -6,17 +6,20 @@ It exits with 0 also when the job was asked to stop: only a failure may make SLU
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
-from flowmask.launch.local.processes import Group, JobFailedError, TooLateError, free_port, run_local
+from flowmask.launch.console import take_over
+from flowmask.launch.local.processes import Group, JobFailedError, TooLateError, run_local
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.submission import NodeEnd, Submission
 from flowmask.models.errors import TrainingError, UserError
 from flowmask.models.files import write_atomically
-from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, STOP_SIGNALS
+from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, stop_signals
+from flowmask.models.safe.words import printable
 from flowmask.models.stored.sealed import parse_json
 
 RENDEZVOUS_S = 300.0
@@ -25,14 +28,15 @@ REQUEUE_S = 15.0  # for the batch script to put the job back into the queue
 
 def run(folder: str) -> None:
     """Run this node's part of a submission; called by submitit on every node, and pickled by name."""
-    for number in (*STOP_SIGNALS, signal.SIGCONT):
+    take_over()
+    for number in (*stop_signals(), signal.SIGCONT):
         signal.signal(number, lambda *_: None)  # instead of submitit's; the ranks' launcher adds its own
     submission = Submission(Path(folder))
     array, restart, node = array_task(), restart_count(), int(os.environ["SLURM_NODEID"])
     end = _run_ranks(submission, array=array, restart=restart, node=node)
     submission.set_ended(end, array=array, restart=restart, node=node)
     if end.message:
-        print(f"flowmask: {end.message}", file=sys.stderr, flush=True)  # noqa: T201 - it is the log
+        print(f"flowmask: {printable(end.message)}", file=sys.stderr, flush=True)  # noqa: T201 - it is the log
     if end.code not in (0, REQUEUE_EXIT_CODE):
         sys.exit(end.code)
 
@@ -52,12 +56,14 @@ def _run_ranks(submission: Submission, *, array: int, restart: int, node: int) -
         kind, resolved = submission.job()
         launch = resolved["launch"]
         processes, nodes = launch["processes_per_node"], launch["nodes"]
-        address, port = _meet(submission, array=array, restart=restart, node=node)
+        meet, listener = "", None
+        if nodes > 1:
+            meet, listener = _meet(submission, array=array, restart=restart, node=node)
         group = Group(
             first_rank=(array * nodes + node) * processes,
             world=launch["array"] * nodes * processes,
-            address=address,
-            port=port,
+            meet=meet,
+            listener=listener,
             time_to_stop_s=lambda: _time_to_stop_s(launch["signal_margin_s"]),
         )
         return NodeEnd(run_local(kind, resolved, processes=processes, group=group))
@@ -81,17 +87,30 @@ def _time_to_stop_s(margin_s: int) -> float | None:
     return (facts.ends - datetime.now()).total_seconds() - min(REQUEUE_S, margin_s / 4)
 
 
-def _meet(submission: Submission, *, array: int, restart: int, node: int) -> tuple[str, int]:
-    """Address and port of rank 0: the first node chooses them and the others read them."""
+def _meet(submission: Submission, *, array: int, restart: int, node: int) -> tuple[str, socket.socket | None]:
+    """Where all nodes meet, as ADDRESS:PORT; on the first node also the socket that listens there, and nowhere else.
+
+    The first node listens before it says so, and the others read it: no port is looked for and then bound by another.
+    """
     path = submission.folder / "ended" / f"{array:05d}_{restart:03d}_address.json"
+    listener = None
     if node == 0:
         address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")  # where srun runs: the first node
-        chosen = {"address": address, "port": free_port()}
-        write_atomically(path, json.dumps(chosen))
+        listener = _listen(address)
+        write_atomically(path, json.dumps({"address": address, "port": listener.getsockname()[1]}))
     until = time.monotonic() + RENDEZVOUS_S
     while not path.exists():
         if time.monotonic() > until:
             raise TrainingError(f"{path} did not appear in {RENDEZVOUS_S:.0f} s; do all nodes share this folder?")
         time.sleep(0.2)
     found = parse_json(path.read_text())
-    return found["address"], found["port"]
+    return f"{found['address']}:{found['port']}", listener
+
+
+def _listen(address: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, 0), family=family, backlog=socket.SOMAXCONN)
+    except OSError as error:
+        said = f"SLURM_LAUNCH_NODE_IPADDR is {address}, where {os.uname().nodename} can't listen"
+        raise TrainingError(f"{said} ({error.strerror}): it must be this node's address") from error

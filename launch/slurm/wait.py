@@ -11,6 +11,7 @@ from flowmask.launch.progress import Update, bar
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.submission import Submission, Verdict
 from flowmask.models.errors import UserError
+from flowmask.models.safe.words import printable
 
 POLL_S = 1.0
 QUEUE_EVERY_S = 5.0  # many people asking more often is what makes a cluster's queue slow
@@ -49,7 +50,7 @@ class _Watcher:
         for task, verdict in self.submission.verdicts().items():
             if verdict.code and task not in self.warned and self.array > 1:
                 self.warned.add(task)
-                err.print(f"task {task} ended: {verdict.message}; the others go on")
+                err.print(f"task {task} ended: {printable(verdict.message)}; the others go on")
 
     def over(self) -> bool:
         """Whether nothing will change any more."""

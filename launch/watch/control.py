@@ -1,7 +1,7 @@
 """`flowmask status`, `logs` and `stop` as a person sees them.
 
 A stop is asked for, never forced: a training saves at its next step's boundary and ends for good. A process is
-signalled only when it is surely the one that the run's folder names.
+signalled only when it is surely the one that the run's folder names, and works there: it holds the folder's lock.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from flowmask.launch.slurm.requeue import STOP_FILE
 from flowmask.launch.slurm.submission import Submission, Verdict
 from flowmask.launch.watch.runs import OVER, find, look, look_at_all, require_run
 from flowmask.models.errors import UserError
+from flowmask.models.folders import locks
 from flowmask.models.process import REQUEUE_EXIT_CODE, Owner
+from flowmask.models.safe.words import printable
 from flowmask.trainer.state.owner import read_start
 
 POLL_S = 0.5
@@ -44,12 +47,12 @@ def show_status(folders: Sequence[Path], *, as_json: bool) -> None:
         typer.echo(json.dumps([asdict(status) for status in found]))
         return
     for status in found:
-        console.print(status.folder, style="bold", end="  ")
+        console.print(printable(status.folder), style="bold", end="  ")
         console.print(status.state, style=_COLOURS.get(status.state), end="")
-        console.print("".join(f"  {part}" for part in _parts(status)))
+        console.print(printable("".join(f"  {part}" for part in _parts(status))))
         for line in (status.why, f"logs: {status.logs}" if status.logs else ""):
             if line:
-                console.print(f"    {line}")
+                console.print(f"    {printable(line)}")
 
 
 def _parts(status: RunStatus) -> Iterator[str]:
@@ -74,17 +77,23 @@ def show_logs(folder: Path, *, rank: int | None, lines: int, follow: bool) -> No
     path = _log_of(folder, rank)
     with path.open("rb") as file:
         content = file.read()
-        typer.echo(b"".join(content.splitlines(keepends=True)[-lines:]).decode(errors="replace"), nl=False)
+        _show(b"".join(content.splitlines(keepends=True)[-lines:]))
         asked = time.monotonic()
         while follow:
             new = file.read()
             if new:
-                typer.echo(new.decode(errors="replace"), nl=False)
+                _show(new)
                 continue
             if time.monotonic() - asked > QUEUE_EVERY_S:
                 asked = time.monotonic()
                 follow = look(folder).state not in OVER
             time.sleep(POLL_S)
+
+
+def _show(content: bytes) -> None:
+    """Lines as they are, but for what would steer the terminal: a log holds what its programs, and others, wrote."""
+    text = content.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    typer.echo(printable(text, keep="\n\t"), nl=False)
 
 
 def _log_of(folder: Path, rank: int | None) -> Path:
@@ -127,7 +136,11 @@ def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
         return
     ask = _asker(folder, status)
     until = time.monotonic() + timeout_s
-    ask()
+    if not ask():
+        raise StopError(
+            f"{folder}: the process that it names is not yours, or does not hold its lock, and was not stopped; "
+            "end it yourself where you know it"
+        )
     asked_at = status.step or 0
     if not wait:
         console.print(f"{folder} was asked to stop; see flowmask status {folder}")
@@ -146,8 +159,8 @@ def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
     console.print(f"{folder} is {status.state}" + (f" at step {status.step}" if KINDS[status.kind].SAVES else ""))
 
 
-def _asker(folder: Path, status: RunStatus) -> Callable[[], None]:
-    """What asks this run to stop."""
+def _asker(folder: Path, status: RunStatus) -> Callable[[], bool]:
+    """What asks this run to stop, and tells whether what it asked is surely this run."""
     if status.job_id is not None:
         submission = Submission(Path(status.logs).parent)
         (submission.folder / STOP_FILE).touch()
@@ -157,44 +170,53 @@ def _asker(folder: Path, status: RunStatus) -> Callable[[], None]:
     start = read_start(folder)
     if start is None:
         raise StopError(f"{folder} does not say who works there; end that process yourself")
-    return lambda: _signal(start.owner, folder)
+    return lambda: _signal(start.owner, folder, lock=folder / KINDS[status.kind].LOCK)
 
 
-def _ask_slurm(submission: Submission) -> None:
+def _ask_slurm(submission: Submission) -> bool:
     """End what waits in the queue, and ask what runs to save; the stop file keeps it from coming back."""
     job_id, array = submission.slurm()
-    slurm_commands.cancel_waiting(job_id)
+    slurm_commands.cancel_waiting(job_id, logs=submission.logs)
     rows = slurm_commands.queued(job_id)
     if any(state == "RUNNING" for state, _ in rows.values()):
-        slurm_commands.ask_to_stop(job_id)
+        slurm_commands.ask_to_stop(job_id, logs=submission.logs)
     elif not rows:
         for task in set(range(array)) - set(submission.verdicts()):
             verdict = Verdict(REQUEUE_EXIT_CODE, "stopped", "stopped while it waited in the queue")
             submission.set_verdict(verdict, array=task)
+    return True
 
 
-def _signal(owner: Owner, folder: Path) -> None:
-    """SIGTERM to the process that holds the run: its ranks agree on it at the next step's boundary."""
+def _signal(owner: Owner, folder: Path, *, lock: Path) -> bool:
+    """SIGTERM to the process that holds the run's `lock`: its ranks agree on it at the next step's boundary.
+
+    False if a process that lives is named and can't be proved to be this one; then nothing is sent.
+    """
     if not owner.is_here():
         raise StopError(f"{folder} runs on {owner.host}; run flowmask stop there")
     try:
         handle = os.pidfd_open(owner.pid)
     except ProcessLookupError:
-        return
+        return True
     try:
-        if not owner.is_dead():  # the handle is of that very process, and stays so
+        if owner.is_dead():
+            return True
+        if not locks.is_held_by(owner.pid, lock):  # the handle is of that very process, and stays so
+            return False
+        with suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
     finally:
         os.close(handle)
+    return True
 
 
-def _signal_workers(folder: Path) -> None:
+def _signal_workers(folder: Path) -> bool:
     """SIGTERM to every worker of a build on this machine: what it has not finished is done again by the next."""
     from flowmask.data_pipeline.claim.leases import WORKER, read_lease
 
+    asked = []
     for path in (folder / "work" / "claims").glob(f"{WORKER}*"):
         lease = read_lease(path)
         if lease is not None and lease.owner is not None:
-            _signal(lease.owner, folder)
+            asked.append(_signal(lease.owner, folder, lock=path))
+    return all(asked)

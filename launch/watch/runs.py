@@ -15,8 +15,8 @@ from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.submission import Submission
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import read_object
+from flowmask.models.folders import locks
 from flowmask.models.process import REQUEUE_EXIT_CODE
-from flowmask.trainer.state import locks
 from flowmask.trainer.state.owner import read_end, read_start
 from flowmask.trainer.state.run_folder import CHECKPOINTS, LOG
 

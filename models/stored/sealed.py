@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -20,10 +21,10 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def parse_json(content: bytes | str) -> Any:
-    """A JSON value; ValueError for everything else, also for what is nested too deep."""
+def parse_json(content: bytes | str, *, number: Callable[[str], Any] = float) -> Any:
+    """A JSON value; ValueError for everything else, also for what is nested too deep. number: makes fractions."""
     try:
-        return json.loads(content)
+        return json.loads(content, parse_float=number, parse_constant=number)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from flowmask.models.errors import WeightsError
+from flowmask.models.files import move_new
+from flowmask.models.folders.scratch import scratch
 
 TEXT_DIM = 64
 TRANSFORMER: dict[str, Any] = {
@@ -81,7 +83,14 @@ def write_tiny_wan(folder: Path, *, seed: int = 0, random_vae: bool = False) -> 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WeightsError(f"{folder} exists and is not an empty folder: choose another for the tiny Wan checkpoint")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(folder.parent) as place:
+        _write_parts(place / folder.name, seed=seed, random_vae=random_vae)
+        move_new(place / folder.name, folder)
+
+
+def _write_parts(folder: Path, *, seed: int, random_vae: bool) -> None:
+    folder.mkdir()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _write_transformer(folder / "transformer")

@@ -7,6 +7,7 @@ that are missing, unexpected or reshaped, and configs of another architecture. N
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,7 @@ class WanFolder:
             vae = _attempt(lambda: AutoencoderKLWan(**config), folder)
         if vae.config.z_dim != 16 or vae.config.patch_size is not None:
             raise WeightsError(f"{folder} is not a Wan2.1 VAE (z_dim {vae.config.z_dim}). {_FIX}")
+        _check_statistics(vae.config, folder / "config.json")
         return vae
 
     def latent_stats(self) -> LatentStats | None:
@@ -169,6 +171,15 @@ class WanFolder:
             wrong = f"no {', '.join(lost)}" if lost else "<pad> is not token 0"
             raise WeightsError(f"{file} is no T5 tokenizer ({wrong}). {_FIX}")
         return tokenizer
+
+
+def _check_statistics(config: Any, file: Path) -> None:
+    """WeightsError unless each latent channel has a mean, and a deviation that can be divided by."""
+    for name in ("latents_mean", "latents_std"):
+        values = getattr(config, name)
+        right = isinstance(values, list | tuple) and len(values) == config.z_dim
+        if not right or not all(math.isfinite(v) and (v > 0 or name == "latents_mean") for v in values):
+            raise WeightsError(f"{file}: {name} is {values}; it must be {config.z_dim} numbers, finite. {_FIX}")
 
 
 def _constructor_config(folder: Path, class_name: str) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """A config is right, or one line says which key is wrong, what it holds and what is allowed."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from flowmask.launch.config import load_job
+import flowmask.launch.curriculum.stages  # noqa: F401 - the sections that the jobs do not import
+from flowmask.launch.config import load_job, split_override
 from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
+from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -183,3 +188,45 @@ def test_a_config_may_stand_on_another_one_but_not_on_itself(tmp_path: Path, tra
         top.write_text(f"{said}\nout: x\n")
         with pytest.raises(ConfigError, match=f"top.yaml: {said}".replace(": ", ".*") + f".*{why}"):
             load_job(top, TrainJob)
+
+
+NOT_FINITE = (".inf", "-.inf", ".nan", "inf", "-nan", "1e999", "Infinity")
+
+
+def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
+    """Every config section there is, of jobs, rooms, objectives and curricula."""
+    yield of
+    for section in of.__subclasses__():
+        yield from sections(section)
+
+
+def floats_of(annotation: Any) -> list[Any]:
+    """The places of floats in a field: [] for none, else what makes a value that holds one, by nesting."""
+    if annotation is float:
+        return [lambda value: value]
+    inner = [make for argument in get_args(annotation) for make in floats_of(argument)]
+    if get_origin(annotation) is tuple:
+        return [lambda value, make=make: [make(value)] * 2 for make in inner]
+    return inner
+
+
+@pytest.mark.parametrize("text", NOT_FINITE)
+def test_no_float_of_any_section_is_nan_or_infinite_however_it_is_written(text: str) -> None:
+    value, tried = split_override(f"x={text}")[1], 0
+    for section in sections():
+        for name, field in section.model_fields.items():
+            for make in floats_of(field.annotation):
+                with pytest.raises(ValidationError) as caught:
+                    section.model_validate({name: make(value)})
+                kinds = {error["type"] for error in caught.value.errors() if error["loc"][0] == name}
+                assert kinds == {"finite_number"}, (section, name, kinds)
+                tried += 1
+    assert tried >= 25
+
+
+@pytest.mark.parametrize("key", ["train.lr", "train.eps", "train.grad_clip", "guard.grad_norm_spike", "ema.decay"])
+@pytest.mark.parametrize("text", NOT_FINITE)
+def test_it_is_one_line_that_names_the_key(train_file: Path, key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} is .*: input should be a finite number") as caught:
+        load_job(train_file, TrainJob, [f"{key}={text}"])
+    assert "\n" not in str(caught.value)

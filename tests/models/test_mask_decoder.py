@@ -1,11 +1,17 @@
 """The mask decoder decodes as the VAE does, without the clamp, and learns through every frame."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from flowmask.models.config import Recompute
+from flowmask.models.cost.dry_run import measure_pass
 from flowmask.models.errors import WeightsError
 from flowmask.models.mask_decoder import MaskDecoder, dice_loss, focal_loss
+
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +112,47 @@ def test_losses_are_finite_for_extreme_logits() -> None:
     target = torch.tensor([True, False, True]).view(1, 1, 3, 1, 1)
     (focal_loss(logits, target) + dice_loss(logits, target)).backward()
     assert logits.grad.isfinite().all()
+
+
+def trained_once(decoder: MaskDecoder, latent: torch.Tensor) -> list[torch.Tensor]:
+    """Loss, and the gradients of every parameter and of the latent."""
+    latent = latent.clone().requires_grad_()
+    logits = decoder(latent)
+    target = torch.rand(logits.shape, generator=torch.Generator().manual_seed(3)) > 0.5
+    loss = 8 * focal_loss(logits, target) + 4 * dice_loss(logits, target)
+    loss.backward()
+    of_weights = [p.grad for p in decoder.parameters() if p.grad is not None]  # one frame alone has none in time
+    return [loss.detach(), latent.grad, *of_weights]
+
+
+@pytest.mark.parametrize("kind", ["selective", "full"])
+@pytest.mark.parametrize("shape", [(2, 16, 3, 4, 6), (1, 16, 1, 6, 4), (1, 16, 5, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputation_changes_no_bit_of_loss_and_gradients(
+    vae: torch.nn.Module, dtype: torch.dtype, shape: tuple[int, ...], kind: Recompute
+) -> None:
+    latent = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    plain, saving = MaskDecoder.from_vae(vae).to(dtype), MaskDecoder.from_vae(vae).to(dtype)
+    saving.recompute(kind)
+    for one, other in zip(trained_once(plain, latent), trained_once(saving, latent), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_fuller_recomputation_is_the_less_stays_alive(vae: torch.nn.Module) -> None:
+    passes = {}
+    for kind in RECOMPUTE:
+        decoder = MaskDecoder.from_vae(vae)
+        decoder.recompute(kind)
+        passes[kind] = measure_pass(decoder, lambda module: module(torch.randn(1, 16, 5, 8, 8)).square().mean())
+    none, selective, full = (passes[kind] for kind in RECOMPUTE)
+    assert selective.peak_bytes < 0.65 * none.peak_bytes and full.peak_bytes < 0.75 * selective.peak_bytes
+    assert selective.flop == none.flop < full.flop < 1.6 * none.flop
+
+
+def test_a_decoder_that_recomputes_has_the_same_weights_and_decodes_without_gradients(vae: torch.nn.Module) -> None:
+    plain, saving = MaskDecoder.from_vae(vae), MaskDecoder.from_vae(vae)
+    saving.recompute("full")
+    latent = torch.randn(1, 16, 3, 4, 4)
+    assert plain.state_dict().keys() == saving.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(plain(latent), saving(latent))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowmask.models.text import TextEncoder, clean, pad
+from flowmask.models.text import TextEncoder, clean, has_words, pad
 from flowmask.models.weights.wan import WanFolder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parity"
@@ -40,6 +40,18 @@ def test_cleaning_collapses_space_then_unescapes_once_then_drops_quotes(raw: str
 def test_lower_case_is_a_choice_and_comes_first() -> None:
     assert clean("The DOG", lowercase=True) == "the dog" and clean("The DOG", lowercase=False) == "The DOG"
     assert clean("&Eacute;", lowercase=True) == "\u00e9"
+
+
+@pytest.mark.parametrize(
+    "raw", ["", " ", "&nbsp;", "\u200b", '"""', "\\ \u2028", "&#8203;&zwj;", "\u3164", "\u0301", "\ufeff\u00ad"]
+)
+def test_a_sentence_of_which_nothing_can_be_seen_has_no_words(raw: str) -> None:
+    assert not has_words(clean(raw, lowercase=True))
+
+
+@pytest.mark.parametrize("raw", ["a", "7", "?", "猫", "&amp;", "🐈", "क्", "\u200bx", "ـ"])
+def test_one_letter_digit_or_sign_is_enough(raw: str) -> None:
+    assert has_words(clean(raw, lowercase=True))
 
 
 def test_a_long_sentence_is_cut_before_the_encoder_and_still_ends(encoder: TextEncoder) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 from flowmask.data_pipeline.formats import rle
 
 SIZE = (48, 64)  # height, width in px
+_MEVIS_LENGTHS = {"birds": 7, "cars": 12, "dogs": 5}
+LONG = "the one " * 40 + "that moves left"
 _YOUTUBE_LENGTHS = {"0a1b": 6, "2c3d": 4}
 
 
@@ -158,3 +161,57 @@ def write_refcoco(root: Path) -> None:
     for split in ("train", "val"):
         write_coco_form(root, split)
     write_original_form(root)
+
+
+def write_mevis(folder: Path) -> None:
+    """Three videos with a moving square and a disc that leaves; birds' last sentence is of the disc alone."""
+    generator = np.random.default_rng(0)
+    videos, masks, anno = {}, {}, 0
+    for video_id, length in _MEVIS_LENGTHS.items():
+        frames = folder / "JPEGImages" / video_id
+        frames.mkdir(parents=True)
+        names = [f"{5 * i:05d}" for i in range(length)]
+        background = generator.integers(0, 255, 3)
+        square, disc = [], []
+        for i, name in enumerate(names):
+            picture = np.tile(background.astype(np.uint8), (*SIZE, 1))
+            at_square = np.zeros(SIZE, bool)
+            at_square[10:30, 4 * i : 4 * i + 16] = True
+            rows, columns = np.indices(SIZE)
+            at_disc = (rows - 34) ** 2 + (columns - 60 - 6 * i) ** 2 < 80
+            picture[at_square], picture[at_disc] = (200, 30, 40), (20, 60, 220)
+            Image.fromarray(picture).save(frames / f"{name}.jpg", quality=95)
+            square.append(rle.encode(at_square))
+            disc.append(rle.encode(at_disc) if at_disc.any() else None)
+        masks |= {str(anno): square, str(anno + 1): disc}
+        texts = [
+            ("The red  Square on the left", [anno]),
+            (f"the bright blue disc of {video_id}", [anno + 1]),
+            ("everything that moves", [anno, anno + 1]),
+            ("the moving square" if video_id != "cars" else LONG, [anno]),
+        ]
+        expressions = {str(i): {"exp": t, "obj_id": [0], "anno_id": a} for i, (t, a) in enumerate(texts)}
+        videos[video_id] = {"vid_id": anno, "frames": names, "expressions": expressions}
+        anno += 2
+    (folder / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
+    (folder / "mask_dict.json").write_text(json.dumps(masks))
+
+
+def write_grefs(root: Path, **changes) -> None:
+    """gRefCOCO's form: one JSON of refs, each with a list of annotations."""
+    (root / "grefcoco").mkdir()
+    shutil.copy(root / INSTANCES, root / "grefcoco/instances.json")
+    named = [("both people", [100, 101], False), ("a giraffe", [-1], True), ("one woman", [101], False)]
+    refs = [
+        {
+            "image_id": 581857,
+            "split": "train" if place < 3 else "val",
+            "sentences": [{"sent": text, "raw": text, "sent_id": place}],
+            "ann_id": ids,
+            "no_target": empty,
+        }
+        for place, (text, ids, empty) in enumerate([*named, ("the bus", [103], False)])
+    ]
+    refs[3]["image_id"] = 7
+    refs[1].update(changes)
+    (root / "grefcoco/grefs(unc).json").write_text(json.dumps(refs))

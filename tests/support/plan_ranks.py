@@ -47,7 +47,6 @@ def _measure(job: Any) -> dict[str, int]:
     from flowmask.launch.plan.model import architecture, objective_of, trained_module
     from flowmask.models.cost.dry_run import materialise
     from flowmask.models.cost.live_memory import LiveMemory
-    from flowmask.models.dit import recompute_blocks
     from flowmask.trainer.step.ema import ShardedEma
     from flowmask.trainer.step.engine import Engine
     from flowmask.trainer.step.sequence_parallel import split_tokens
@@ -61,7 +60,8 @@ def _measure(job: Any) -> dict[str, int]:
             torch.nn.init.normal_(parameter, std=0.02)
         for buffer in module.buffers():
             buffer.zero_()
-        recompute_blocks(module, "full" if job.train.activation_checkpointing != "none" else "none")
+        if (kind := job.train.activation_checkpointing) != "none":
+            objective.recompute(module, kind)
         split_tokens(module, ranks=job.train.sequence_parallel)
         engine = Engine(module, train=job.train)
         start = memory.peak_bytes

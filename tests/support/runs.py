@@ -3,17 +3,21 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
-from workers import free_port
 
+from flowmask.models.errors import UserError
 from flowmask.trainer.config import RunConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parity" / "e2e" / "data"
@@ -51,6 +55,18 @@ def cache_settings(folder: Path) -> dict[str, Any]:
         "clip": {**CLIP, "frames": 5, "flip_probability": 0.5},
         "cache": {"clips_per_shard": 4, "views": 2, "leaks": "allow"},  # an evaluation split, trained on
     }
+
+
+def broken_cache(lab: Path, folder: Path, *, examples: list[int]) -> Path:
+    """The lab's cache with a NaN in the video's latents of some examples."""
+    shutil.copytree(lab / "cache", folder)
+    index = np.load(folder / "index.npy")
+    names = [shard["file"] for shard in json.loads((folder / "manifest.json").read_text())["shards"]]
+    for row in index[examples]:
+        with (folder / "shards" / names[int(row["shard"])]).open("r+b") as file:
+            file.seek(int(row["video_mean"]))
+            file.write(b"\xc0\x7f")  # a bfloat16 NaN
+    return folder
 
 
 def run_config(lab: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -115,9 +131,9 @@ def unequal_tensors(one: Path, other: Path) -> list[str]:
 def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> list[Any]:
     """Runs one after another in one group of real processes.
 
-    A job has lab, out and overrides, and may have `code` (its exit code; 0) and `signal_rank` (which rank alone
-    gets a SIGTERM). The ranks are forked from a server that has imported everything once, which saves 6 s a
-    process. What they print is in `folder`.
+    A job has lab, out and overrides, and may have `code` (its exit code; 0), `raises` (what a UserError says in
+    every rank) and `signal_rank` (which rank alone gets a SIGTERM). The ranks are forked from a server that has
+    imported everything once, which saves 6 s a process. What they print is in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -125,10 +141,10 @@ def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> 
     forks.set_forkserver_preload(
         ["flowmask.trainer.run.train", "deepspeed", "diffusers.models.transformers.transformer_wan"]
     )
-    port = free_port()
+    meet = Path(tempfile.mkdtemp(dir=folder)) / "meet"
     group = []
     for rank in range(ranks):
-        process = forks.Process(target=_rank, args=(rank, ranks, port, jobs, folder / f"log_{rank}.txt"))
+        process = forks.Process(target=_rank, args=(rank, ranks, meet, jobs, folder / f"log_{rank}.txt"))
         process.start()
         group.append(process)
     return group
@@ -156,18 +172,20 @@ def kill_group(group: list[Any], *, only_alive: bool = False) -> None:
         process.join()
 
 
-def _rank(rank: int, ranks: int, port: int, jobs: list[dict[str, Any]], log: Path) -> None:
+def _rank(rank: int, ranks: int, meet: Path, jobs: list[dict[str, Any]], log: Path) -> None:
     import torch
 
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
+    os.environ.update(
+        FLOWMASK_MEET=str(meet), WORLD_SIZE=str(ranks), RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1"
+    )
     torch.set_num_threads(1)
     for job in jobs:
         signalled = SignalAt.on_every_run() if job.get("signal_rank") == rank else nullcontext()
-        with signalled:
+        raised = pytest.raises(UserError, match=job["raises"]) if "raises" in job else nullcontext()
+        with signalled, raised:
             assert start(Path(job["lab"]), Path(job["out"]), job["overrides"]) == job.get("code", 0)
 
 

@@ -1,4 +1,4 @@
-"""Real gloo processes for tests: start N ranks on a free port, run a function in each, collect the results.
+"""Real gloo processes for tests: start N ranks of one group, run a function in each, collect the results.
 
 Every process start imports torch and DeepSpeed anew (about 6 s), so a test asks one group for many things.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from flowmask.launch.local.worker import end_with, quieten_libraries
+from flowmask.launch.local.worker import quieten_libraries, run_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,8 @@ def start_ranks(count: int, module: Path, function: str, *, folder: Path, argume
     """Start `function(**arguments)` of the file `module` in `count` processes of one group."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(arguments, folder / "arguments.pt")
-    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    (folder / "meet").unlink(missing_ok=True)
+    group = {"WORLD_SIZE": str(count), "FLOWMASK_MEET": str(folder / "meet")}
     processes = []
     for rank in range(count):
         variables = os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
@@ -82,4 +83,4 @@ def _main(module: Path, function: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    end_with(lambda: _main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    run_process(lambda: _main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

@@ -64,7 +64,6 @@ def test_the_defaults_are_the_published_recipe() -> None:
     ("changes", "message"),
     [
         ({"train": {"compile": True}}, "compile is true, but .* mask_decoder has no blocks; set it to false"),
-        ({"train": {"activation_checkpointing": True}}, "is full, but .* mask_decoder can't recompute; set it to none"),
         ({"train": {"sequence_parallel": 2}}, "is 2, but .* mask_decoder has no tokens to split; set it to 1"),
         ({"lora": {}}, "lora has nothing to adapt in .* mask_decoder, which has no blocks"),
         ({"objective": {"focal_weigth": 1}}, "unknown key objective.focal_weigth; .* mask_decoder knows dice_weight, "),

@@ -22,8 +22,8 @@ def test_one_process_without_a_launcher_is_a_group_of_one() -> None:
 def test_half_set_launcher_variables_are_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: False)
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.delenv("MASTER_PORT", raising=False)
-    with pytest.raises(ConfigError, match="MASTER_PORT"):
+    monkeypatch.delenv("FLOWMASK_MEET", raising=False)
+    with pytest.raises(ConfigError, match="FLOWMASK_MEET"):
         distributed.init()
 
 

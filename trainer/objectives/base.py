@@ -11,11 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from flowmask.models.config import ModelConfig, Section
+from flowmask.models.config import ModelConfig, Recompute, Section
+from flowmask.models.errors import CacheError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from flowmask.data_pipeline.cache.manifest import Manifest
     from flowmask.data_pipeline.read.loader import Batch
     from flowmask.models.vae import LatentStats
 
@@ -46,7 +48,7 @@ class Objective(ABC):
     makes:      which part of the product the weights are: decides their export, loading and use
     wan_parts:  folders of Wan2.1 that training reads, the trained module's first
     has_blocks: the module is made of transformer blocks, so it can recompute, be compiled, split its tokens over
-                ranks and take LoRA adapters
+                ranks and take LoRA adapters; one without blocks can recompute if `recompute` is its own
     noiseless:  the section's keys at which a loss draws nothing at random but its timestep: for validation
     """
 
@@ -68,9 +70,37 @@ class Objective(ABC):
     def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> "nn.Module":
         """The same module on the meta device, for plans; layers: only so many blocks, if it has any."""
 
+    def recompute(self, module: "nn.Module", kind: Recompute) -> None:
+        """Make the module drop activations and compute them again, selective or full; the loss stays as it is."""
+        from flowmask.models.dit import recompute_blocks
+
+        recompute_blocks(module, kind)
+
+    @classmethod
+    def recomputes(cls) -> bool:
+        """Whether `recompute` can be asked for."""
+        return cls.has_blocks or cls.recompute is not Objective.recompute
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The conventions that the weights depend on, and "objective": recorded in every checkpoint and export."""
+
+    def check_cache(self, manifest: "Manifest", *, where: object) -> None:
+        """CacheError if it is of another VAE, or holds frames that nobody annotated, which a loss on pixels leaves out."""
+        from flowmask.models.weights.wan import WanFolder
+
+        known = WanFolder(self._model.wan).latent_stats() if "video_mean" in self.needs else None
+        if known is not None and not known.close_to(self._stats):
+            raise CacheError(
+                f"{where}: latents_mean and latents_std are not those of the VAE in model.wan {self._model.wan}: the "
+                "cache was made with another VAE; build it again, or give that one's folder"
+            )
+        if manifest.partly_annotated and "mask_pixels" not in self.needs:
+            raise CacheError(
+                f"{where} holds {manifest.partly_annotated} examples of which some frames are not annotated, and "
+                f"objective.kind={self._config.kind} learns from whole latents: build the cache with "
+                "clip.sampling=sparse, which makes a clip of each annotated frame"
+            )
 
     @abstractmethod
     def prepare(self, batch: "Batch") -> "Batch":

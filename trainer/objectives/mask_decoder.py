@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowmask.data_pipeline.randomness import generator
 from flowmask.data_pipeline.read.loader import Batch
+from flowmask.models.config import Recompute
 from flowmask.models.mask_decoder import MaskDecoder, dice_loss, focal_loss
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.objectives.base import Objective, ObjectiveConfig, Shapes
@@ -41,6 +42,10 @@ class MaskDecoding(Objective):
     def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
         return MaskDecoder.from_vae(shapes.vae())
 
+    def recompute(self, module: nn.Module, kind: Recompute) -> None:
+        decoder: Any = module
+        decoder.recompute(kind)
+
     def settings(self) -> dict[str, Any]:
         return {"objective": self._config.kind}
 
@@ -61,9 +66,17 @@ class MaskDecoding(Objective):
             latent = latent + batch.draws["noise"]
         logits, target = module(latent), batch.mask_pixels.unsqueeze(1)  # [B 1 F H W] both
         batch.note_finite(prediction=logits)
-        focal = focal_loss(logits, target, alpha=self._config.focal_alpha, gamma=self._config.focal_gamma)
-        dice = dice_loss(logits, target)
+        if batch.annotated is None:
+            focal, dice = self._losses(logits, target)
+        else:  # each clip's mean is over its annotated frames alone
+            known = [(logits[b : b + 1, :, on], target[b : b + 1, :, on]) for b, on in enumerate(batch.annotated)]
+            focal, dice = (torch.stack(each).mean() for each in zip(*(self._losses(*pair) for pair in known)))
         loss = self._config.focal_weight * focal + self._config.dice_weight * dice
         one = torch.ones_like(loss)
         sums = {"focal_sum": focal.detach(), "focal_count": one, "dice_sum": dice.detach(), "dice_count": one}
         return loss, sums
+
+    def _losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Focal and Dice loss of clips [B 1 F H W]."""
+        focal = focal_loss(logits, target, alpha=self._config.focal_alpha, gamma=self._config.focal_gamma)
+        return focal, dice_loss(logits, target)

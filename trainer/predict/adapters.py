@@ -37,9 +37,14 @@ class Adapter:
 
 
 def run_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The conventions of a run whose state is `saved`, and the places of its Wan folder and mask decoder."""
+    """The conventions of a run whose state is `saved`, and the places of its Wan folder and mask decoder.
+
+    encoder_dtype: what the encoders of its cache computed in, unless it is trained on caches that differ in it
+    """
     model = saved["config"]["model"]
-    return {**saved["settings"], "wan": model["wan"], "mask_decoder": model["mask_decoder"]}
+    encoded = saved.get("fingerprint", {}).get("fields", {}).get("cache.encoder_dtype")
+    known = {"encoder_dtype": encoded} if encoded else {}
+    return {**saved["settings"], **known, "wan": model["wan"], "mask_decoder": model["mask_decoder"]}
 
 
 def adapter_in_run(checkpoint: Path, saved: Mapping[str, Any], *, ema: bool) -> Adapter | None:

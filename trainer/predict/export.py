@@ -11,17 +11,21 @@ with the same tensors to the bit. Refuses an `out` that is already there.
 
 import json
 import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from flowmask.models.errors import ConfigError, WeightsError
+from flowmask.models.files import move_new
+from flowmask.models.folders.scratch import scratch
 from flowmask.models.lora import write_adapter
 from flowmask.models.stored.sealed import sealed, to_json
 from flowmask.models.strict import SETTINGS_FORMAT, assign_strict
@@ -76,16 +80,14 @@ def export(
         raise ConfigError(f"--format is {format!r}; known formats: {', '.join(get_args(Format))}")
     target = _target(source, out, format=format)
     job = _Export(source, part=part_of(source), ema=ema, dtype=dtype, asked_wan=wan)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        writers = {"diffusers": job.diffusers, "flowrvs": job.flowrvs, "safetensors": job.safetensors}
-        (writers | {"lora": job.lora})[format](beside)
-        beside.replace(target)
-    finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        beside.unlink(missing_ok=True)
+    writers = {"diffusers": job.diffusers, "flowrvs": job.flowrvs, "safetensors": job.safetensors, "lora": job.lora}
+    with _said(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(target.parent) as place:
+            if os.path.lexists(target):
+                raise FileExistsError
+            writers[format](place / target.name)
+            move_new(place / target.name, target)
     return Exported(target, sum(t.numel() for t in job.loaded.state_dict.values()), job.loaded.sha256)
 
 
@@ -97,9 +99,22 @@ def _target(source: str, out: Path | None, *, format: str) -> Path:
         out = run / "export" / f"{run.resolve().name}{'_lora' if format == 'lora' else suffix}"
     if not out.name.endswith(suffix):
         raise ConfigError(f"--out is {out}; a file of this format is told by its name: end it in {suffix}")
-    if out.exists():
-        raise ConfigError(f"{out} is already there; remove it or give another --out")
     return out
+
+
+@contextmanager
+def _said(target: Path) -> Iterator[None]:
+    """What the disk refuses, in one line, whichever library wrote."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, FileExistsError) and os.path.lexists(target):  # before, or by another export meanwhile
+            raise ConfigError(f"{target} is already there; remove it or give another --out") from error
+        ours = str(getattr(error, "filename", None) or target).startswith(str(target.parent))
+        if not ours or (isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error)):
+            raise
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise ConfigError(f"cannot write {target}: {why}; make room, or give another --out") from error
 
 
 @dataclass

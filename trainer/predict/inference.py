@@ -4,7 +4,7 @@ Owns how a video becomes the clip that the VAE sees, and how logits become masks
 Frames are read a few at a time: the small clip, never the whole video at full size, is in memory.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from flowmask.data_pipeline.clip.pixels import PixelNorm, eval_size, pad_to_stride, resize_frame, to_signed
 from flowmask.data_pipeline.config import FrameBox
-from flowmask.models.config import SamplerConfig
-from flowmask.models.device import rank_device
+from flowmask.models.config import Precision, SamplerConfig
+from flowmask.models.device import rank_device, use_tf32
 from flowmask.models.errors import CheckpointError
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter, SegmentSettings, masks_at
-from flowmask.models.strict import assign_strict, load_strict
+from flowmask.models.strict import assign_strict, load_strict, refuse_not_finite
 from flowmask.models.vae import encode_mask
 from flowmask.models.weights import flowrvs
 from flowmask.models.weights.wan import WanFolder
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 FRAMES_AT_ONCE = 16
 MaskPiece = tuple[Sequence[int], NDArray[np.bool_]]  # places in the clip, bool [n H0 W0]
 T = TypeVar("T")
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}  # as caches name them
 
 
 class FrameReader(Protocol):
@@ -134,19 +136,25 @@ def load_segmenter(
     wan: Path | None = None,
     ema: bool = True,
     sampler: SamplerConfig,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Precision = "bf16",
+    encoder_precision: Precision | None = None,
+    tf32: bool | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    say: Callable[[str], None] = lambda line: None,
 ) -> LoadedSegmenter:
     """Everything that turns a video and a sentence into masks, with the conventions of the training.
 
     checkpoint:   run folder, export or FlowRVS .pth
     mask_decoder: decoder run, FlowRVS .pth or 'vae'; None: what the checkpoint's run names
     wan:          Wan2.1 folder; None: the one that the checkpoint's run was trained from
-    precision:    of the DiT and the text encoder; the VAE and the mask decoder always compute in fp32
+    precision:    of the DiT; the mask decoder always computes in fp32
+    encoder_precision: of the encoders of text and video; None: what the training's cache was encoded in
+    say:          takes the line about encoders that compute in another precision than the training's
     Raises UserError in one line for whatever is missing, moved or of another architecture.
     """
     where = rank_device(device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    use_tf32(tf32)
+    dtype = DTYPES[precision]
     dit_weights = load_dit(checkpoint, ema=ema, wan=wan)
     settings = dit_weights.settings
     folder = WanFolder(wan_path(wan, settings, checkpoint))
@@ -156,7 +164,11 @@ def load_segmenter(
     vae: Any = folder.vae()
     named = mask_decoder or settings.get("mask_decoder") or "vae"
     decoder, decoder_sha256 = mask_decoder_named(named, vae, ema=ema, asked=mask_decoder is not None)
-    text_encoder = folder.text_encoder(dtype)
+    encoders = EncoderPrecision.of(settings, asked=encoder_precision, otherwise=precision)
+    if encoders.differs:
+        say(f"{checkpoint}: {encoders.differs}")
+    vae.to(DTYPES[encoders.video])
+    text_encoder = folder.text_encoder(DTYPES[encoders.text])
     text_encoder.model.to(where)
     segmenter = Segmenter(
         dit.to(where),
@@ -177,6 +189,29 @@ def load_segmenter(
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=folder_state(folder.path),
     )
+
+
+@dataclass(frozen=True)
+class EncoderPrecision:
+    """What the encoders of text and video compute in; differs: why it may not be what they did in training."""
+
+    text: Precision
+    video: Precision
+    differs: str = ""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], *, asked: Precision | None, otherwise: Precision) -> "EncoderPrecision":
+        """That of the cache that weights of these settings were trained on, unless another one is asked for.
+
+        otherwise: of text, where nothing is known of the training; video is then encoded in fp32.
+        """
+        trained = _PRECISIONS.get(str(settings.get("encoder_dtype")))
+        used = asked or trained
+        if used is None:
+            said = f"it is not known what text and video of its training were encoded in: here {otherwise} and fp32"
+            return cls(otherwise, "fp32", f"{said}; encoder_precision=fp32 or bf16 says otherwise")
+        said = f"text and video are encoded in {used}, those of its training were in {trained}"
+        return cls(used, used, said if trained not in (None, used) else "")
 
 
 def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -> Path:
@@ -220,6 +255,7 @@ def mask_decoder_named(
     weights = load_mask_decoder(named, ema=ema)
     pickled = Path(named).is_file() and Path(named).suffix != ".safetensors"
     if pickled and (encoder := flowrvs.load_encoder(Path(named))):
+        refuse_not_finite(encoder.items(), where=named, fix="get the file again")
         kept = {key: value for key, value in vae.state_dict().items() if key not in encoder}
         load_strict(vae, {**kept, **encoder}, where=named, fix="Use a decoder of the same VAE")
     return decoder.load(weights.state_dict, where=named), weights.sha256

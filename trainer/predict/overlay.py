@@ -32,6 +32,7 @@ _PALETTE: tuple[Rgb, ...] = (  # Okabe and Ito's colours, apart for the colour-b
     (0, 104, 190),
     (250, 170, 30),
 )
+_LONGEST_TEXT, _NO_LETTER = 1000, "\U0010fffe"
 _STRIP, _INK = (18, 18, 22), (238, 238, 242)
 
 
@@ -52,6 +53,21 @@ def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         return ImageFont.load_default(size_px)
 
 
+def legend_text(text: str, *, instead: str) -> str:
+    """A sentence as a legend shows it, or what is shown instead where the font lacks one of its characters."""
+    return text if all(map(_is_drawn, set(text[:_LONGEST_TEXT]))) else instead
+
+
+@lru_cache(maxsize=4096)
+def _is_drawn(letter: str) -> bool:
+    """Whether the font has a glyph of its own for a character, and not the box that stands for those it lacks."""
+    face = font(16)
+    try:
+        return letter.isspace() or bytes(face.getmask(letter)) != bytes(face.getmask(_NO_LETTER))
+    except UnicodeEncodeError:  # a bitmap font
+        return False
+
+
 def view_size(height: int, width: int) -> tuple[int, int]:
     """Height and width at which a video is shown: short side at least 480, long side at most 1920."""
     scale = max(1.0, SHORT_SIDE_PX / min(height, width))
@@ -61,7 +77,7 @@ def view_size(height: int, width: int) -> tuple[int, int]:
 
 def wrap(text: str, *, width_px: int, size_px: int, lines: int) -> list[str]:
     """Break a sentence into at most `lines` lines of at most `width_px`; the rest becomes an ellipsis."""
-    face, rest, broken = font(size_px), " ".join(text[:1000].split()), list[str]()
+    face, rest, broken = font(size_px), " ".join(text[:_LONGEST_TEXT].split()), list[str]()
     while rest:
         fit = len(rest)
         while fit > 1 and face.getlength(rest[:fit]) > width_px:

@@ -2,41 +2,35 @@
 
     out/<prompt>/<frame>.png   out/<prompt>.mp4   out/overlay.mp4 (all prompts)   out/predictions.json (last)
 
-What a person can get wrong is found before weights are loaded. Results are built beside and moved in whole;
-those of an earlier prediction in the same folder go, files of anybody else stay.
+What a person can get wrong is found before weights are loaded. Results are built beside and moved in whole.
 """
 
-import json
 import re
-import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.config import FrameBox
+from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
 from flowmask.data_pipeline.formats.video_file import VideoFile
-from flowmask.data_pipeline.sources.base import image_size, read_image
-from flowmask.models.config import SamplerConfig
+from flowmask.models.config import Precision, SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, DataError
-from flowmask.models.files import write_atomically
-from flowmask.models.text import clean
+from flowmask.models.text import clean, has_words, is_unicode
 from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter, masks_of, read_clip
-from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, write_mask
+from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, legend_text, read_mask, write_mask
+from flowmask.trainer.predict.predictions import OVERLAY, Entry, Facts, PredictionFolder, free_slug
 
-PREDICTIONS, OVERLAY = "predictions.json", "overlay"
 FOLDER_FPS = 10.0
 # Rotary positions of Wan2.1 end at 1,024 latent frames.
 _LONGEST_CLIP = 4 * 1023 + 1
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-_PARTIAL = ".predict_partial"
 Progress = Callable[[str, int, int], None]
 
 
@@ -61,20 +55,27 @@ class Predictions:
 
 
 class InputVideo:
-    """A video file, or a folder of images in natural order (2.png before 10.png)."""
+    """A video file, or a folder of images in natural order (2.png before 10.png), turned as their EXIF says."""
 
     def __init__(self, path: Path, *, fps: float | None = None) -> None:
         """fps: frames per second of the overlay; None: the file's own, 10 for a folder. Raises DataError."""
+        if not is_unicode(str(path)):
+            raise DataError(f"the path {str(path)!r} is not UTF-8; rename it")
         self._path = path
         self._file = None if path.is_dir() else VideoFile(path)
         if self._file is not None:
             self.frame_names = [f"{i:05d}" for i in range(len(self._file))]
             self.fps = fps or self._file.frames_per_second
             return
-        self._images = sorted((p for p in path.iterdir() if p.suffix.lower() in _IMAGES), key=_natural)
+        try:
+            self._images = pictures_in(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         if not self._images:
-            raise DataError(f"{path} holds no image ({', '.join(sorted(_IMAGES))}); give a video or frames")
+            raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}); give a video or frames")
         self.frame_names = [image.stem for image in self._images]
+        if wrong := [name for name in self.frame_names if not is_unicode(name)]:
+            raise DataError(f"{path}: the name {wrong[0]!r} is not UTF-8; rename it")
         twice = [name for name, other in zip(self.frame_names, self.frame_names[1:]) if name == other]
         if twice:
             raise DataError(f"{path} holds two images called {twice[0]}; remove one")
@@ -83,16 +84,16 @@ class InputVideo:
     @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width) in px."""
-        return self._file.size if self._file is not None else image_size(self._images[0])
+        return self._file.size if self._file is not None else image_size(self._images[0], upright=True)
 
     def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
         """rgb8 [H W 3] of each id."""
         if self._file is not None:
             return self._file.frames(ids)
-        return [read_image(self._images[i], size=self.size) for i in ids]
+        return [read_image(self._images[i], size=self.size, upright=True) for i in ids]
 
 
-@gpu_holds("a clip and the models", fix="lower --clip-frames, or set CUDA_VISIBLE_DEVICES= for the CPU")
+@gpu_holds("clip and models", fix="lower --clip-frames, --encoder-precision bf16 or CUDA_VISIBLE_DEVICES= (the CPU)")
 def predict(
     video: Path,
     prompts: Sequence[str],
@@ -104,55 +105,68 @@ def predict(
     ema: bool = True,
     sampler: SamplerConfig | None = None,
     box: FrameBox | None = None,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Precision = "bf16",
+    encoder_precision: Precision | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     fps: float | None = None,
     max_frames: int | None = None,
     clip_frames: int | None = None,
     on_progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Predictions:
-    """Segment what each prompt names, and draw it.
+    """Segment what each prompt names, and draw it; what `out` has of the same video and prompt is replaced.
 
     box:         None: the sides that the weights were trained with
-    max_frames:  only the first frames of the video
-    clip_frames: cut the video into clips of so many frames, each judged on its own: bounds the memory for
-                 long videos, but a motion is seen within its clip only. None: the whole video is one clip.
-    on_progress: told (what, frames done, frames)
+    clip_frames: of clips that are judged alone: less memory, but a motion is seen within one only; None: one clip
+    on_progress: told (what, frames done, frames); say: a line that a person should know
     """
-    slugs = unique_slugs(prompts)
-    source = InputVideo(video, fps=fps)
+    slugs, source = unique_slugs(prompts), InputVideo(video, fps=fps)
     clips = _clips(source, path=video, max_frames=max_frames, clip_frames=clip_frames)
-    partial = _made_writable(out)
-    try:
-        loaded = load_segmenter(
-            checkpoint,
-            mask_decoder=mask_decoder,
-            wan=wan,
-            ema=ema,
-            sampler=sampler or SamplerConfig(),
-            precision=precision,
-            device=device,
-        )
-        drawing = _Drawing(source, prompts=prompts, slugs=slugs, folder=partial)
+    names = source.frame_names[: sum(map(len, clips))]
+    folder = PredictionFolder(out, video=str(video), prompts=prompts)
+    loaded = load_segmenter(
+        checkpoint,
+        mask_decoder=mask_decoder,
+        wan=wan,
+        ema=ema,
+        sampler=sampler or SamplerConfig(),
+        precision=precision,
+        encoder_precision=encoder_precision,
+        device=device,
+        say=say,
+    )
+    with folder.scratch() as place:
+        drawing = _Drawing(source, prompts=prompts, slugs=slugs, folder=place, earlier=folder.earlier(names), out=out)
         areas = drawing.run(loaded, clips, box=box or loaded.box, on_progress=on_progress)
-        names = source.frame_names[: sum(map(len, clips))]
         said = {"video": str(video), "checkpoint": checkpoint, "weights": loaded.weights}
-        _publish(partial, out, said | _described(source, names, prompts, slugs, areas))
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    results = [
-        PromptResult(prompt, out / slug, out / f"{slug}.mp4", area) for prompt, slug, area in zip(prompts, slugs, areas)
-    ]
-    return Predictions(out / f"{OVERLAY}.mp4", names, source.fps, results)
+        made = folder.publish(place, slugs, areas, said | _described(source, names))
+    results = [PromptResult(e["prompt"], out / e["masks"], out / e["overlay"], e["area_px"]) for e in made]
+    return Predictions(out / made[0]["together"], names, source.fps, results)
 
 
 class _Drawing:
-    """Masks and overlay videos of all prompts, written side by side while the video is read once more."""
+    """Masks and overlay videos of all prompts, written side by side while the video is read once more.
 
-    def __init__(self, source: InputVideo, *, prompts: Sequence[str], slugs: Sequence[str], folder: Path) -> None:
+    earlier: predictions whose masks the combined overlay shows too, from `out`
+    """
+
+    def __init__(
+        self,
+        source: InputVideo,
+        *,
+        prompts: Sequence[str],
+        slugs: Sequence[str],
+        folder: Path,
+        earlier: Sequence[Entry],
+        out: Path,
+    ) -> None:
         self._source, self._prompts = source, prompts
         self._folders = [folder / slug for slug in slugs]
-        self._legend = [(prompt, colour(number)) for number, prompt in enumerate(prompts)]
+        self._earlier = [out / entry["masks"] for entry in earlier]
+        shown = [*(entry["prompt"] for entry in earlier), *prompts]
+        said = [legend_text(prompt, instead=f"prompt {number}") for number, prompt in enumerate(shown, 1)]
+        self._shown = [(text, colour(number)) for number, text in enumerate(said)]
+        self._legend = self._shown[len(earlier) :]
         self._areas: list[list[int]] = [[] for _ in prompts]
         for mask_folder in self._folders:
             mask_folder.mkdir()
@@ -167,14 +181,15 @@ class _Drawing:
                 stack.enter_context(self._video(f"{f.name}.mp4", [line]))
                 for f, line in zip(self._folders, self._legend)
             ]
-            combined = stack.enter_context(self._video(f"{OVERLAY}.mp4", self._legend))
+            combined = stack.enter_context(self._video(f"{OVERLAY}.mp4", self._shown))
             for ids in clips:
                 for i, frame, masks in self._segmented(loaded, ids, box):
+                    file = f"{self._source.frame_names[i]}.png"
                     for number, mask in enumerate(masks):
-                        write_mask(self._folders[number] / f"{self._source.frame_names[i]}.png", mask)
+                        write_mask(self._folders[number] / file, mask)
                         single[number].add(frame, [mask])
                         self._areas[number].append(int(mask.sum()))
-                    combined.add(frame, masks)
+                    combined.add(frame, [*(read_mask(folder / file) for folder in self._earlier), *masks])
                     if on_progress:
                         on_progress("frames", i + 1, total)
         return self._areas
@@ -203,15 +218,13 @@ def unique_slugs(prompts: Sequence[str]) -> list[str]:
         raise ConfigError('no prompt was given; say in quotes what to find, such as "the red car"')
     slugs: list[str] = []
     for prompt in prompts:
-        if not clean(prompt, lowercase=True):
+        if not is_unicode(prompt):
+            raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it anew")
+        if not has_words(clean(prompt, lowercase=True)):
             raise ConfigError(f'prompt {prompt!r} is empty; say what to find, such as "the red car"')
         plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
         stem = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].rstrip("-") or "prompt"
-        taken, number = {OVERLAY, *slugs}, 2
-        slug = stem
-        while slug in taken:
-            slug, number = f"{stem}-{number}", number + 1
-        slugs.append(slug)
+        slugs.append(free_slug(stem, {OVERLAY, *slugs}))
     return slugs
 
 
@@ -230,68 +243,7 @@ def _clips(source: InputVideo, *, path: Path, max_frames: int | None, clip_frame
     return [range(start, min(start + length, total)) for start in range(0, total, length)]
 
 
-def _made_writable(out: Path) -> Path:
-    """The folder beside the results in which they are built, empty."""
-    partial = out / _PARTIAL
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
-    return partial
-
-
-def _described(
-    source: InputVideo,
-    names: Sequence[str],
-    prompts: Sequence[str],
-    slugs: Sequence[str],
-    areas: Sequence[Sequence[int]],
-) -> dict[str, Any]:
-    """What predictions.json holds; paths are relative to it."""
+def _described(source: InputVideo, names: Sequence[str]) -> Facts:
+    """What predictions.json says of the video."""
     height, width = source.size
-    return {
-        "height": height,
-        "width": width,
-        "fps": source.fps,
-        "frames": list(names),
-        "overlay": f"{OVERLAY}.mp4",
-        "prompts": [
-            {"prompt": prompt, "masks": slug, "overlay": f"{slug}.mp4", "area_px": list(area)}
-            for prompt, slug, area in zip(prompts, slugs, areas)
-        ],
-    }
-
-
-def _publish(partial: Path, out: Path, described: dict[str, Any]) -> None:
-    """Replace the results of an earlier prediction in `out`; predictions.json goes first and comes last."""
-    for name in [*_listed(out / PREDICTIONS), PREDICTIONS, *(entry.name for entry in partial.iterdir())]:
-        _remove(out / name)
-    for entry in list(partial.iterdir()):
-        entry.rename(out / entry.name)
-    write_atomically(out / PREDICTIONS, json.dumps(described, indent=1, ensure_ascii=False))
-
-
-def _listed(predictions: Path) -> list[str]:
-    """The names that an earlier prediction wrote; none if there is no such file, or it is not ours."""
-    try:
-        entries = json.loads(predictions.read_text())["prompts"]
-        names = [name for entry in entries for name in (entry["masks"], entry["overlay"])]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [name for name in names if isinstance(name, str) and re.fullmatch(r"[a-z0-9-]+(\.mp4)?", name)]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """Sort key: runs of digits count as numbers."""
-    return [
-        (0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", path.stem) if piece
-    ]
+    return {"height": height, "width": width, "fps": source.fps, "frames": list(names)}

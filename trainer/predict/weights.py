@@ -21,7 +21,7 @@ from flowmask.models.errors import WeightsError
 from flowmask.models.lora import ADAPTER_CONFIG, frozen_part, merged
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
-from flowmask.models.strict import SafetensorsFolder, exported_settings, load_strict, read_json
+from flowmask.models.strict import SafetensorsFolder, exported_settings, load_strict, read_json, refuse_not_finite
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.adapters import Adapter, adapter_in_run, read_adapter, run_settings
@@ -43,6 +43,7 @@ from flowmask.trainer.state.steps import complete, is_run, newest
 EXPORT_SETTINGS = "flowmask.json"
 HOLDS = "holds"  # hashes of the weights in an export, as they are read from it
 EXPORT_STEM = "diffusion_pytorch_model"
+_NOT_FINITE = "take an earlier checkpoint of the run, or get the weights again"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def load_adapter(source: str, *, ema: bool = True) -> Adapter:
         found = read_adapter(path, _export_settings(path))
     if found is None:
         raise WeightsError(f"{source} has no LoRA adapters; export it in another format")
+    refuse_not_finite(found.trained.items(), where=source, fix=_NOT_FINITE)
     if not is_run(path):
         return replace(found, settings=_judged(found.trained, found.settings, source).settings)
     return found
@@ -133,6 +135,7 @@ def load(source: str, part: Part, *, ema: bool = True, wan: Path | None = None) 
         state, settings = part.read_pth(path, ema=ema)
     else:
         raise WeightsError(f"{source} does not exist; give a run folder, an export or a FlowRVS .pth file")
+    refuse_not_finite(state.items(), where=source, fix=_NOT_FINITE)
     return _judged(state, settings, source)
 
 

@@ -31,14 +31,14 @@ def why_skipped(result: StepResult, batches: Sequence[Batch], *, loss_limit: flo
     if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
         return Skip(_SPIKES[0] if result.loss > loss_limit else _SPIKES[1])
     found: dict[str, set[int]] = {"gradient" if math.isfinite(result.loss) else "loss": set()}
-    for broken in distributed.gather_objects([pair for batch in batches for pair in _broken(batch)]):
+    for broken in distributed.gather_objects([pair for batch in batches for pair in not_finite(batch)]):
         for part, example in broken:
             found.setdefault(part, set()).add(example)
     first = next(part for part in _PARTS if part in found)
     return Skip(f"{first} not finite", tuple(sorted(found[first])))
 
 
-def _broken(batch: Batch) -> list[tuple[str, int]]:
+def not_finite(batch: Batch) -> list[tuple[str, int]]:
     """(part, example) of all that is not finite in a micro-batch."""
     held = [(part, getattr(batch, name)) for name, part in _INPUTS.items()]
     flags = [(part, t.isfinite().flatten(1).all(1)) for part, t in held if t is not None]

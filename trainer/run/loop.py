@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
 
-from flowmask.models.process import STOP_SIGNALS
+from flowmask.models import process
 from flowmask.trainer.run.run_state import Run
 
 
@@ -43,13 +43,13 @@ def train(run: Run) -> Ending:
 
 @contextmanager
 def stop_signals(raise_flag: Callable[[], None]) -> Iterator[None]:
-    """While inside, STOP_SIGNALS only call `raise_flag`: clusters and launchers send them more than once."""
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOP_SIGNALS}
+    """While inside, what asks for an end only calls `raise_flag`: clusters and launchers send it more than once."""
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in process.stop_signals()}
 
     def handle(number: int, frame: FrameType | None) -> None:
         raise_flag()
 
-    for number in STOP_SIGNALS:
+    for number in before:
         signal.signal(number, handle)
     try:
         yield

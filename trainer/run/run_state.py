@@ -45,7 +45,8 @@ class Run:
     skipped_in_a_row: int = 0
     last_skip: str = ""  # its reason
     evaluated_step: int = 0
-    best: Mapping[str, Any] | None = None  # step, metric and value of the best evaluation so far
+    best: Mapping[str, Any] | None = None  # step, metric, value and definition of the best evaluation so far
+    definition: Mapping[str, Any] = field(default_factory=dict)  # of evaluations, see `best.py`
     signalled: bool = False  # this rank was told to stop
     stopping: bool = False  # any rank was, as all have agreed
     saving: bool = False  # some rank still writes
@@ -132,7 +133,7 @@ class Run:
         old = self.best if self.best is not None and self.best["metric"] == metric else None
         better = old is None or (value > old["value"] if metric == "eval_jf" else value < old["value"])
         if better and math.isfinite(value):
-            self.best = {"step": self.step, "metric": metric, "value": value}
+            self.best = {"step": self.step, "metric": metric, "value": value, "definition": self.definition}
             self._save_best()
         self.on_validated(self, found)
         self.report.restart_clock()

@@ -1,6 +1,7 @@
 """The learning rate as a pure function of the step: nothing to save, nothing to restore."""
 
 import math
+from pathlib import Path
 
 from flowmask.trainer.config import TrainConfig
 
@@ -8,6 +9,25 @@ from flowmask.trainer.config import TrainConfig
 def schedule_length(train: TrainConfig) -> int:
     """Steps that the schedule spans; fixed at the first start, so that raising `steps` bends nothing."""
     return train.schedule_steps or train.steps
+
+
+def behind_the_end(train: TrainConfig, *, step: int, out: Path) -> str | None:
+    """What a person should know of the steps after `step` that lie behind the schedule's end; None if none do.
+
+    Only a cosine has an end. step: how many are done; out: the run's folder, for the ways on.
+    """
+    length, rate = schedule_length(train), train.lr * train.final_lr_fraction
+    first = max(step, length) + 1
+    if train.schedule != "cosine" or train.final_lr_fraction == 1 or first > train.steps:
+        return None
+    said = f"steps {first} to {train.steps} lie behind the end of the cosine of {length} steps: learning rate {rate:g}"
+    if not step:
+        return f"{said}; give train.schedule_steps={train.steps}, or train.steps={length}"
+    left = train.steps - step
+    return (
+        f"{said}; a run keeps the schedule that it began with. For a longer one start a new run: out=NEW "
+        f"train.steps={train.steps} from the start, or out=NEW train.steps={left} model.init={out} from these weights"
+    )
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:

@@ -4,15 +4,15 @@ A checkpoint holds only what is trained. Of the frozen weights that the rest sta
 the hash; other ones are refused.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from flowmask.models.dit import compile_blocks, recompute_blocks
-from flowmask.models.errors import CheckpointError, WeightsError
+from flowmask.models.dit import compile_blocks
+from flowmask.models.errors import CheckpointError
 from flowmask.models.lora import add_lora, named_parameters
+from flowmask.models.strict import refuse_not_finite
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.predict.weights import content_sha256, start_from
@@ -33,27 +33,17 @@ def starting_module(
         taken = start_from(source, module, ema=config.model.init_ema, settings=settings, wan=config.model.wan)
     if config.lora is not None:
         add_lora(module, config.lora, seed=config.train.seed)
-    _refuse_broken(config, module)
+    refuse_not_finite(named_parameters(module), where=f"{config.objective.kind}'s module", fix="get other weights")
     return module, taken
 
 
-def _refuse_broken(config: RunConfig, module: nn.Module) -> None:
-    """WeightsError if a weight is not finite: every step would be skipped."""
-    for name, parameter in named_parameters(module):
-        if parameter.numel() and not all(math.isfinite(edge) for edge in parameter.detach().aminmax()):
-            source = f"model.init {config.model.init} or " if config.model.init else ""
-            raise WeightsError(
-                f"{source}model.wan {config.model.wan}: {name} has a number that is not finite; get the weights again"
-            )
-
-
-def save_memory_and_time(config: RunConfig, module: nn.Module) -> None:
+def save_memory_and_time(config: RunConfig, objective: Objective, module: nn.Module) -> None:
     """Recomputation and compilation, as the config asks for."""
     recompute = config.train.activation_checkpointing
     if config.train.compile:
         compile_blocks(module, recompute=recompute)
     elif recompute != "none":
-        recompute_blocks(module, recompute)
+        objective.recompute(module, recompute)
 
 
 def frozen_record(

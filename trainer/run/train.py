@@ -17,19 +17,20 @@ from torch import nn
 from flowmask.data_pipeline.read.batches import Batches, Plan, Reader, open_batches, plan_for
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.mixture import MixturePlan
-from flowmask.models.errors import CacheError
+from flowmask.models.device import use_tf32
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.models.vae import LatentStats
-from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig, workers
 from flowmask.trainer.distributed import limit_waits, lost_ranks_named
 from flowmask.trainer.objectives import objective_named
 from flowmask.trainer.objectives.base import Objective
+from flowmask.trainer.run.best import best_so_far, short_hash
 from flowmask.trainer.run.diagnose import told, useless
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.run.loop import Ending, stop_signals, train
 from flowmask.trainer.run.run_state import Run
+from flowmask.trainer.run.schedule import behind_the_end
 from flowmask.trainer.run.session import Session, open_session, together
 from flowmask.trainer.run.start import frozen_record, save_memory_and_time, starting_module
 from flowmask.trainer.run.validate import Validator, describe, make_validator
@@ -47,15 +48,15 @@ _STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOP
 def run(config: RunConfig) -> int:
     """Start or resume the run in `config.out` and train it to `train.steps`; returns the exit code.
 
-    Collective: the launcher's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say who calls. 0 when
-    finished, REQUEUE_EXIT_CODE when a signal stopped it. Raises UserError on every rank if anything is wrong,
-    TrainingError if the guard stopped it with the state saved or not one step counted, RankLostError if another rank
-    hangs or is gone.
+    Collective: the launcher's variables say who calls, see `distributed.init`. 0 when finished, REQUEUE_EXIT_CODE when
+    a signal stopped it. Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with
+    the state saved or not one step counted, RankLostError if another rank hangs, is gone or never came.
     """
-    distributed.init(timeout_s=config.train.collective_timeout_s)
-    atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
-    _share_cores()
     with lost_ranks_named(config.train.collective_timeout_s), ExitStack() as stack:
+        distributed.init(timeout_s=config.train.collective_timeout_s)
+        use_tf32(config.train.tf32)
+        atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
+        _share_cores()
         session = open_session(config, stack)
         steps = session.config.train.steps
         if session.step >= steps:
@@ -104,7 +105,10 @@ def _train(session: Session, stack: ExitStack) -> Ending:
 
 def _run_of(session: Session, *, ema: ShardedEma, validator: Validator | None, **parts: Any) -> Run:
     """The run between two steps, as it was saved or as it starts."""
-    state = session.state
+    state, definition = session.state, {} if validator is None else validator.definition
+    best = state.get("best")
+    if validator is not None:
+        best = best_so_far(state, session.config, definition, say=session.log.say)
 
     def measure(run: Run) -> dict[str, float]:
         assert validator is not None
@@ -123,7 +127,8 @@ def _run_of(session: Session, *, ema: ShardedEma, validator: Validator | None, *
         skips=+Counter(state.get("skips") or {"for a reason not recorded": state.get("skipped", 0)}),
         skipped_in_a_row=state.get("skipped_in_a_row", 0),
         evaluated_step=state.get("evaluated_step", 0),
-        best=state.get("best"),
+        best=best,
+        definition=definition,
         **parts,
     )
 
@@ -151,7 +156,8 @@ def _pictures(run: Run) -> Path:
 def _report_validation(session: Session, run: Run, found: Mapping[str, float]) -> None:
     session.log.say(f"evaluated step {run.step}: {describe(found)}{' (best)' if run.is_best else ''}")
     if session.folder is not None:
-        session.folder.add_evaluation({"step": run.step, **found, "best": run.is_best})
+        row = {"step": run.step, **found, "best": run.is_best, "definition": short_hash(run.definition)}
+        session.folder.add_evaluation(row)
     if session.tracker is not None:
         session.tracker.log(run.step, found)
         if _pictures(run).is_dir():
@@ -161,12 +167,7 @@ def _report_validation(session: Session, run: Run, found: Mapping[str, float]) -
 def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective, Plan]:
     stats = LatentStats.from_lists(reader.manifest.latents_mean, reader.manifest.latents_std)
     objective = objective_named(config.objective, model=config.model, stats=stats)
-    known = WanFolder(config.model.wan).latent_stats() if "video_mean" in objective.needs else None
-    if known is not None and not known.close_to(stats):
-        raise CacheError(
-            f"{config.data.caches}: latents_mean and latents_std are not those of the VAE in model.wan "
-            f"{config.model.wan}: the cache was made with another VAE; build it again, or give that one's folder"
-        )
+    objective.check_cache(reader.manifest, where=config.data.caches)
     if "text" in objective.needs:
         reader.check_text_tokens(config.model.text_tokens)
     train, remainder = config.train, config.data.remainder
@@ -182,7 +183,7 @@ def _module(session: Session, objective: Objective) -> nn.Module:
     session.state["init"] = session.state.get("init") if resumed else taken
     shape: Any = getattr(module, "config", {})
     refuse_uneven(shape, ranks=config.train.sequence_parallel, buckets=session.reader.manifest.buckets)
-    save_memory_and_time(config, module)
+    save_memory_and_time(config, objective, module)
     session.state["frozen"] = frozen_record(config, module, known=session.state.get("frozen"), resumed=resumed)
     return module
 
@@ -237,6 +238,7 @@ def _tracker(session: Session) -> Tracker | None:
     return start_tracking(
         session.config,
         fingerprint=session.reader.manifest.fingerprint.total,
+        resumed=session.newest is not None,
         run_id=session.state.get("mlflow_run_id"),
         warn=session.log.say,
     )
@@ -283,6 +285,8 @@ def _say_hello(session: Session, *, engine: Engine, plan: Plan) -> None:
     lost = {name: counts for name, counts in plan.dropped().items() if any(counts)}
     if lost:
         say(f"data.remainder is drop: examples left out of an epoch of each view, by bucket: {lost}")
+    if (behind := behind_the_end(config.train, step=session.step, out=config.out)) is not None:
+        say(behind)
     if session.newest is not None:
         say(f"going on from {session.newest.name} of {config.train.steps} steps")
     elif session.state.get("init"):

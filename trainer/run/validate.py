@@ -24,7 +24,7 @@ from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.data_pipeline.read.stream import StreamReader
 from flowmask.models.config import ModelConfig
-from flowmask.models.errors import ConfigError
+from flowmask.models.errors import CacheError, ConfigError
 from flowmask.models.lora import named_parameters
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import masks_at, sample_mask
@@ -34,6 +34,8 @@ from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig, ValidationConfig
 from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.predict.inference import mask_decoder_named
+from flowmask.trainer.run.best import Definition, definition_of
+from flowmask.trainer.run.diagnose import not_finite
 from flowmask.trainer.run.validate_overlays import ClipOverlays
 from flowmask.trainer.score.metrics import Tally, shown_in, totals
 from flowmask.trainer.step.ema import ShardedEma
@@ -51,6 +53,7 @@ class Validator:
 
     objective: draws no noise (the video's latent is its posterior's mean); decoder: None when it is trained
     build: a module like the one in training, float32 on the CPU; asked once, at the first evaluation
+    definition: what the numbers depend on, see `best.py`
     overlays: draws the first of the scored examples; None for no pictures
     """
 
@@ -63,6 +66,7 @@ class Validator:
     decoder: MaskDecoder | None
     build: Callable[[], nn.Module]
     dtype: torch.dtype
+    definition: Definition
     overlays: ClipOverlays | None = None
     _module: nn.Module | None = None
 
@@ -73,8 +77,7 @@ class Validator:
         """
         with _random_streams_kept(), torch.no_grad():
             module = self._filled(ema)
-            places = range(distributed.rank(), len(self.example_ids), distributed.world_size())
-            mine = {place: self._measure_one(module, place, pictures) for place in places}
+            mine = {place: self._measure_one(module, place, pictures) for place in self._places()}
             module.to("cpu")
         rows: dict[int, tuple[Found, Tally | None]] = {}
         for share in distributed.gather_objects(mine):
@@ -85,6 +88,16 @@ class Validator:
         total = totals([tally.scores() for tally in scored], [tally.sums() for tally in scored])
         shown = shown_in("validation")
         return found | {f"eval_{name}": value for name, value in total.items() if name in shown}
+
+    def refuse_unfit(self, caches: Sequence[Path]) -> None:
+        """Read this rank's examples before the training starts: CacheError for what is not finite, or is a stream."""
+        checks = "; ".join(f"flowmask cache verify {cache}" for cache in caches)
+        for place in self._places():
+            for part, example in not_finite(self._read(place)):
+                raise CacheError(f"evaluation: {part} of example {example} not finite; check what is read: {checks}")
+
+    def _places(self) -> range:
+        return range(distributed.rank(), len(self.example_ids), distributed.world_size())
 
     def _filled(self, ema: ShardedEma) -> nn.Module:
         """A whole module with the averaged weights, on this rank's device."""
@@ -106,8 +119,8 @@ class Validator:
         predicted, truth = self._masks(module, batch)
         if self.overlays is not None and pictures is not None and place < self.config.overlays:
             self.overlays.write(pictures, self.example_ids[place], predicted=predicted, truth=truth)
-        tally = Tally()
-        tally.add(truth, predicted)
+        tally, known = Tally(), slice(None) if batch.annotated is None else batch.annotated[0].cpu().numpy()
+        tally.add(truth[known], predicted[known])
         return losses, tally
 
     def _read(self, place: int) -> Batch:
@@ -183,21 +196,26 @@ def make_validator(
     if settings.cache is not None:
         reader = CacheReader(settings.cache)
         refuse_other_conventions(reader, training)
+        objective.check_cache(reader.manifest, where=settings.cache)
         reader.check_text_tokens(config.model.text_tokens)
     stats = LatentStats.from_lists(training.manifest.latents_mean, training.manifest.latents_std)
-    decoder, overlays = None, None
+    decoder, overlays, decoder_sha256 = None, None, None
     with _random_streams_kept():
         if settings.jf_examples and objective.makes == "dit":
             vae: Any = WanFolder(config.model.wan).vae()
-            decoder = mask_decoder_named(config.model.mask_decoder, vae)[0].eval().requires_grad_(False)
+            decoder, decoder_sha256 = mask_decoder_named(config.model.mask_decoder, vae)
+            decoder.eval().requires_grad_(False)
         # the first examples lie on the first ranks; the others need no second VAE
         draws = distributed.rank() < min(settings.jf_examples, settings.overlays)
         if draws and not isinstance(reader, StreamReader):
             overlays = ClipOverlays(reader, WanFolder(config.model.wan).vae(), say=say)
     examples = fixed_examples(reader.buckets, settings.examples)
-    first = np.array(examples[:1])  # read now: a stream can't, and says so before the training starts
-    reader.read(first, needs=objective.needs, text_tokens=config.model.text_tokens)
-    return Validator(settings, config.model, reader, examples, objective, stats, decoder, build, dtype, overlays)
+    definition = definition_of(settings, cache=reader.manifest.fingerprint.total, decoder=decoder_sha256)
+    validator = Validator(
+        settings, config.model, reader, examples, objective, stats, decoder, build, dtype, definition, overlays
+    )
+    validator.refuse_unfit([settings.cache] if settings.cache is not None else config.data.folders())
+    return validator
 
 
 def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:

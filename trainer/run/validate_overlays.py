@@ -17,7 +17,7 @@ from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR
 from flowmask.models.errors import DataError
 from flowmask.models.vae import decode
 from flowmask.trainer import distributed
-from flowmask.trainer.predict.overlay import OverlayVideo
+from flowmask.trainer.predict.overlay import OverlayVideo, legend_text
 
 _FPS = 8.0
 
@@ -39,10 +39,8 @@ class ClipOverlays:
         vae.to("cpu")
         frames = from_signed(signed, pixel_norm=self._reader.manifest.pixel_norm)
         height, width = truth.shape[1:]
-        prompts = [
-            (f"predicted: {self._reader.sentence(example_id)}", PREDICTED_COLOUR),
-            ("truth, on the right", TRUE_COLOUR),
-        ]
+        sentence = legend_text(self._reader.sentence(example_id), instead=f"the sentence of example {example_id}")
+        prompts = [(f"predicted: {sentence}", PREDICTED_COLOUR), ("truth, on the right", TRUE_COLOUR)]
         path, nothing = folder / f"example_{example_id}.mp4", np.zeros((height, width), np.bool_)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from flowmask.data_pipeline.sources.base import Expression, Video, VideoSet
 from flowmask.models.errors import DataError
 from flowmask.trainer.predict.inference import (
     FRAMES_AT_ONCE,
+    EncoderPrecision,
     LoadedSegmenter,
     MaskPiece,
     VaeClip,
@@ -28,22 +29,34 @@ from flowmask.trainer.predict.inference import (
     read_clip,
 )
 from flowmask.trainer.predict.overlay import read_mask, write_mask
+from flowmask.trainer.predict.weights import source_settings
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import Tally, from_outside
+from flowmask.trainer.score.overlays import OVERLAYS
 from flowmask.trainer.score.results import Scores, finish
-from flowmask.trainer.score.store import EvaluationStore, safe_name
+from flowmask.trainer.score.store import REPORT, EvaluationStore
+from flowmask.trainer.track.tracking import offer_artifact
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
-_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive"}
+_FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
 
 
 def evaluate(
-    config: EvaluateConfig, *, rank: int = 0, world: int = 1, on_progress: Callable[[str, int, int], None] | None = None
+    config: EvaluateConfig,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    on_progress: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    also: Callable[[Path], None] = lambda folder: None,
 ) -> Scores | None:
-    """Write out/{masks/, report.html, scores.json} and return the scores.
+    """Write out/{masks/, report.html, overlays/, scores.json} and return the scores.
 
     An evaluation that was stopped goes on behind the last finished video. With `world` > 1 this process takes
     every world-th video; the one that completes the set publishes and gets the scores, the others get None.
+    also: writes config.yaml into a folder, to be published with the rest.
+    The MLflow run of a checkpoint that has one is left the report and the videos.
     `sentences_per_batch` changes logits by rounding alone (about 1e-5 in fp32, 1e-2 in bf16): only pixels
     that near the threshold can flip.
     """
@@ -51,6 +64,9 @@ def evaluate(
     videos = list(source.videos())[: config.max_videos]
     if not any(video.expressions for video in videos):
         raise DataError(f"{config.data.root} ({config.data.split}) holds no expression; there is nothing to evaluate")
+    share = videos[rank::world]
+    for video in share:
+        video.check_masks()
     loaded = load_segmenter(
         config.checkpoint,
         mask_decoder=config.mask_decoder,
@@ -58,28 +74,38 @@ def evaluate(
         ema=config.ema,
         sampler=config.sampler,
         precision=config.precision,
+        encoder_precision=config.encoder_precision,
+        tf32=config.tf32,
         device=config.device,
+        say=say,
     )
     fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
     store = EvaluationStore(config.out, fingerprint)
-    share = videos[rank::world]
+    names = MaskNames(videos)
     with store.claim(rank):
         for done, video in enumerate(share):
             if on_progress:
                 on_progress("videos", done, len(share))
-            if store.record(video.video_id) is None:
-                store.start_video(video.video_id)
-                store.write_record(video.video_id, _evaluate_video(config, loaded, video, store))
+            name = names.video(video)
+            if store.record(name) is None:
+                store.start_video(name)
+                folders = {exp_id: store.mask_folder(key) for exp_id, key in names.keys(video).items()}
+                store.write_record(name, _evaluate_video(config, loaded, video, folders))
         if on_progress:
             on_progress("videos", len(share), len(share))
         made: list[Scores] = []
 
-        def publish(masks: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-            made.append(finish(config, videos, masks, records, weights=loaded.weights, fingerprint=fingerprint))
+        def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+            also(place)
+            scores = finish(config, videos, masks, records, out=place, weights=loaded.weights, fingerprint=fingerprint)
+            made.append(scores)
             return made[0].to_json()
 
-        store.publish_if_complete([video.video_id for video in videos], publish)
-    return made[0] if made else None
+        if not store.publish_if_complete([names.video(video) for video in videos], build):
+            return None
+    for name in (REPORT, OVERLAYS):
+        offer_artifact(config.checkpoint, config.out / name, to="evaluation")
+    return made[0]
 
 
 def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_files: str) -> str:
@@ -97,20 +123,25 @@ def _fingerprint(
 ) -> str:
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
+    if settings["tf32"] is None:  # as it was before it could be said
+        del settings["tf32"]
     files = [(video.video_id, video.files_digest()) for video in videos]
-    more = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
+    more: list[Any] = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
+    trained = source_settings(config.checkpoint)
+    encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
+    if (encoders.text, encoders.video) != (config.precision, "fp32"):  # what it was before training's was followed
+        more.append({"text": encoders.text, "video": encoders.video})
     said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _evaluate_video(
-    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, store: EvaluationStore
+    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Masks of every expression into the store; returns the video's record."""
-    names = [safe_name(name) for name in video.frame_names]
+    """Masks of every expression into its folder, which `folders` gives by its id; returns the video's record."""
+    names = video.frame_names
     clip = read_clip(video, range(len(names)), box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
     video_latent = loaded.encode(clip)
-    folders = {e.exp_id: store.mask_folder(video.video_id, e.exp_id) for e in video.expressions}
     for some in chunks(video.expressions, config.sentences_per_batch):
         for expression, logits in zip(some, loaded.logits(video_latent, [e.text for e in some])):
             for ids, masks in masks_of(logits, clip):
@@ -137,8 +168,9 @@ def _evaluate_video(
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
     """For each expression id, the id of one of the same video that names none of its objects, in other words.
 
-    Expressions without such a partner are left out. The choice is a function of the seed and the ids.
-    Nothing has to be sampled again: what the partner's sentence selects is the partner's prediction.
+    Of two that name nothing none is wrong for the other. Expressions without such a partner are left out. The choice
+    is a function of the seed and the ids. Nothing has to be sampled again: what the partner's sentence selects is the
+    partner's prediction.
     """
     partners = {}
     for expression in video.expressions:
@@ -146,6 +178,7 @@ def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
             other.exp_id
             for other in video.expressions
             if not set(other.anno_ids) & set(expression.anno_ids) and other.text != expression.text
+            if other.anno_ids or expression.anno_ids
         ]
         if others:
             key = hashlib.sha256(f"{video.video_id}/{expression.exp_id}".encode()).digest()[:8]
@@ -160,10 +193,12 @@ def _stored(video: Video, folder: Path) -> Iterator[MaskPiece]:
 
 
 def _score(video: Video, expression: Expression, predicted: Iterable[MaskPiece]) -> Tally:
-    """Every metric over all frames of a video."""
-    tally = Tally()
+    """Every metric over the annotated frames of a video."""
+    tally, known = Tally(), video.annotated(expression.anno_ids)
     for ids, masks in predicted:
-        tally.add(video.mask(expression.anno_ids, ids), masks)
+        places = [place for place, i in enumerate(ids) if known is None or i in known]
+        if places:
+            tally.add(video.mask(expression.anno_ids, [ids[place] for place in places]), masks[places])
     return tally
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
-from flowmask.models.config import SamplerConfig, Section
+from flowmask.models.config import Precision, SamplerConfig, Section, Tf32
 from flowmask.trainer.score.archive import Layout
 
 
@@ -19,7 +19,7 @@ class EvaluateModel(Section):
 class EvaluateConfig(Section):
     """One evaluation: which weights, on which videos, sampled how."""
 
-    out: Path = Field(description="folder for scores.json, report.html and masks/; its old results are replaced")
+    out: Path = Field(description="a new folder, or an evaluation's: older results go when the new ones stand")
     checkpoint: str = Field(description="run folder, export or FlowRVS .pth")
     mask_decoder: str | None = Field(
         None, description="decoder run, FlowRVS .pth or 'vae'; None: what the checkpoint's run names"
@@ -29,7 +29,11 @@ class EvaluateConfig(Section):
     box: FrameBox | None = Field(None, description="None: the sides that the weights were trained with")
     sampler: SamplerConfig = SamplerConfig()
     ema: bool = Field(True, description="evaluate the averaged weights")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="what the DiT computes in")
+    precision: Precision = Field("bf16", description="what the DiT computes in")
+    encoder_precision: Precision | None = Field(
+        None, description="of the encoders of text and video; null: that of the cache which the weights were trained on"
+    )
+    tf32: Tf32 = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     sentences_per_batch: int = Field(4, ge=1, description="sentences of one video that go through the DiT together")
     max_videos: int | None = Field(None, ge=1, description="only the first videos of the dataset")

@@ -1,34 +1,36 @@
 """Overlay videos of an evaluation's report: one mp4 an expression, its predicted mask over every frame."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from flowmask.data_pipeline.formats.names import file_names
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, chunks
-from flowmask.trainer.predict.overlay import OverlayVideo, colour, read_mask
+from flowmask.trainer.predict.overlay import OverlayVideo, colour, legend_text, read_mask
 
 OVERLAYS = "overlays"
 _FPS = 10.0  # datasets of frames do not say theirs
 
 
 def write_overlays(out: Path, expressions: Mapping[str, tuple[Video, Expression]], *, masks: Path) -> Path:
-    """Write out/overlays/<video>_<expression>.mp4 for each expression in place of older ones.
+    """Write out/overlays/<video>_<expression>.mp4 for each expression; `overlays` is made.
 
-    expressions: by `<video>/<expression>`; masks: the published folder of PNGs. Returns the folder of the videos.
+    expressions: by `<video>/<expression>`; where two are written so, the / becomes %2f. masks: the folder of
+    their PNGs. Returns the folder of the videos.
     """
     folder = out / OVERLAYS
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    names = file_names(expressions, spelled=lambda key: key.replace("/", "_"))
     for key, (video, expression) in expressions.items():
-        _write(folder / f"{key.replace('/', '_')}.mp4", video, text=expression.text, masks=masks / key)
+        _write(folder / f"{names[key]}.mp4", video, text=expression.text, masks=masks / key)
     return folder
 
 
 def _write(path: Path, video: Video, *, text: str, masks: Path) -> None:
     names = video.frame_names
     height, width = read_mask(masks / f"{names[0]}.png").shape
-    with OverlayVideo(path, prompts=[(text, colour(0))], height=height, width=width, fps=_FPS) as overlay:
+    said = legend_text(text, instead=legend_text(f"expression {path.stem}", instead="the sentence"))
+    with OverlayVideo(path, prompts=[(said, colour(0))], height=height, width=width, fps=_FPS) as overlay:
         for ids in chunks(range(len(names)), FRAMES_AT_ONCE):
             for i, frame in zip(ids, video.frames(ids), strict=True):
                 overlay.add(frame, [read_mask(masks / f"{names[i]}.png")])

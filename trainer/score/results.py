@@ -4,23 +4,22 @@ Means are taken over (video, expression id), each counted once however often its
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowmask.data_pipeline.show.page import spread
-from flowmask.data_pipeline.sources.base import Expression, Video
+from flowmask.data_pipeline.sources.base import Expression, Video, names_nothing
 from flowmask.trainer.predict.overlay import read_mask
-from flowmask.trainer.score.archive import FILE as ARCHIVE
 from flowmask.trainer.score.archive import write_archive
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import MAIN, metrics, shown_in, totals
 from flowmask.trainer.score.overlays import write_overlays
 from flowmask.trainer.score.report import ReportExample, ReportRow, write_report
 from flowmask.trainer.score.store import REPORT
-from flowmask.trainer.track.tracking import offer_artifact
 
 NO_MASKS = "The dataset has no masks: masks/ holds the predictions, but no score is possible."
 _SHEET_FRAMES = 6
@@ -31,7 +30,9 @@ class Scores:
     """What scores.json holds.
 
     totals:         every metric over all expressions, None where the dataset has no masks; keys of their own there
-    per_expression: `video/expression id` -> every metric
+    per_expression: `<video>/<expression>`, as their folder below masks/ is called -> every metric
+    ids:            video id and expression id of those whose folder is called otherwise
+    no_target:      expressions that name nothing, which all means count too: an empty mask scores 100, another 0
     shuffled_text:  jf_right with the right, jf_shuffled with the wrong sentences, of the same expressions
     decoder:        every metric of the true masks after the VAE and the mask decoder: the method's ceiling
     """
@@ -40,6 +41,7 @@ class Scores:
     per_expression: dict[str, dict[str, float]]
     videos: int
     expressions: int
+    no_target: int
     frames: int
     shuffled_text: dict[str, Any] | None
     decoder: dict[str, float] | None
@@ -47,10 +49,12 @@ class Scores:
     weights: dict[str, str]
     note: str
     fingerprint: str = ""  # of all that shaped them: settings, dataset, weights
+    ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As scores.json has them."""
-        return {**self.totals, **{key: value for key, value in asdict(self).items() if key != "totals"}}
+        left_out = {"totals"} if self.ids else {"totals", "ids"}
+        return {**self.totals, **{key: value for key, value in asdict(self).items() if key not in left_out}}
 
 
 def merge(
@@ -62,11 +66,14 @@ def merge(
     fingerprint: str,
 ) -> Scores:
     """Scores of a dataset from each video's record, in the order of the videos."""
+    names = MaskNames(videos)
+    named = [(video, names.keys(video)) for video in videos]
     entries = {
-        f"{video.video_id}/{exp_id}": entry
-        for video, record in zip(videos, records)
+        keys[exp_id]: entry
+        for (_, keys), record in zip(named, records)
         for exp_id, entry in record["expressions"].items()
     }
+    ids = {key: (video.video_id, exp_id) for video, keys in named for exp_id, key in keys.items()}
     right = {key: entry["right"] for key, entry in entries.items() if "right" in entry}
     total = _totals(entries.values(), "right")
     both = [entry for entry in entries.values() if "wrong" in entry]
@@ -82,6 +89,7 @@ def merge(
         per_expression=right,
         videos=len(videos),
         expressions=len(entries),
+        no_target=sum(names_nothing(video, expression) for video in videos for expression in video.expressions),
         frames=sum(record["frames"] for record in records),
         shuffled_text=shuffled,
         decoder=_totals(entries.values(), "decoder") or None,
@@ -89,6 +97,7 @@ def merge(
         weights=dict(weights),
         note="" if right else NO_MASKS,
         fingerprint=fingerprint,
+        ids={key: pair for key, pair in ids.items() if key != "/".join(pair)},
     )
 
 
@@ -104,19 +113,21 @@ def finish(
     masks: Path,
     records: Sequence[Mapping[str, Any]],
     *,
+    out: Path,
     weights: Mapping[str, str],
     fingerprint: str,
 ) -> Scores:
-    """Merge all records, write the report and its overlay videos, return what scores.json holds.
+    """Merge all records, write the report, its overlay videos and the archive; return what scores.json holds.
 
-    masks: the published folder. The MLflow run of a checkpoint that has one is left the report and the videos.
+    masks: the folder of all masks; out: the empty folder for what is written.
     """
     scores = merge(videos, records, checkpoint=config.checkpoint, weights=weights, fingerprint=fingerprint)
-    pairs = {f"{video.video_id}/{e.exp_id}": (video, e) for video in videos for e in video.expressions}
+    names = MaskNames(videos)
+    pairs = {names.keys(video)[e.exp_id]: (video, e) for video in videos for e in video.expressions}
     rows = [ReportRow(key, pairs[key][1].text, entry) for key, entry in scores.per_expression.items()]
     examples = _examples(config, pairs, masks, scores)
     write_report(
-        config.out / REPORT,
+        out / REPORT,
         title="FlowMask evaluation",
         facts=_facts(config, scores),
         metrics=shown_in("report"),
@@ -125,11 +136,9 @@ def finish(
         note=scores.note,
     )
     drawn = {example.key: pairs[example.key] for example in examples}
-    for made in (config.out / REPORT, write_overlays(config.out, drawn, masks=masks)):
-        offer_artifact(config.checkpoint, made, to="evaluation")
-    (config.out / ARCHIVE).unlink(missing_ok=True)  # of other masks
+    write_overlays(out, drawn, masks=masks)
     if config.archive is not None:
-        write_archive(config.out, masks=masks, layout=config.archive)
+        write_archive(out, masks=masks, layout=config.archive)
     return scores
 
 
@@ -144,6 +153,7 @@ def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
     return named | {
         "videos": str(scores.videos),
         "expressions": str(scores.expressions),
+        **({"of them naming nothing": str(scores.no_target)} if scores.no_target else {}),
         "Euler steps": str(config.sampler.steps),
         "weights": "averaged (EMA)" if config.ema else "last step",
         "checkpoint": config.checkpoint,
@@ -159,7 +169,8 @@ def _examples(
     for place in spread(len(ranked), config.report_examples):
         key = ranked[place]
         video, expression = pairs[key]
-        ids = spread(len(video.frame_names), _SHEET_FRAMES)
+        known = sorted(video.annotated(expression.anno_ids) or range(len(video.frame_names)))
+        ids = [known[place] for place in spread(len(known), _SHEET_FRAMES)]
         names = [video.frame_names[i] for i in ids]
         score = scores.per_expression.get(key)
         examples.append(

@@ -1,42 +1,56 @@
 """Where an evaluation keeps its masks and scores while it works, and how they become its results.
 
     out/.evaluate/<fingerprint>/{masks/<video>/<expression>/<frame>.png, records/<video>.json}   at work
-    out/{masks/, report.html, overlays/, submission.zip, scores.json}                           published
+    out/{masks/, report.html, overlays/, submission.zip, config.yaml, scores.json}              published
 
+Videos and expressions are called as `MaskNames` calls them, which makes file names of any ids.
 A record is written after its video's masks, and trusted only in the folder of the same weights, data and
-settings: masks of another checkpoint are neither scored nor left among the new ones. scores.json comes last.
+settings: masks of another checkpoint are neither scored nor left among the new ones. scores.json comes last. Until all
+results stand, the older ones do, and the masks and records stay at work: the next start need not compute them again.
 """
 
-import fcntl
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flowmask.models.errors import ConfigError, DataError
-from flowmask.models.files import write_atomically
+import yaml
+
+from flowmask.models.errors import ConfigError
+from flowmask.models.files import read_object, remove_known, write_atomically
+from flowmask.models.folders import locks
+from flowmask.models.folders.output_folder import Kind, OutputFolder
 from flowmask.models.stored.sealed import parse_json
-from flowmask.trainer.state import locks
+from flowmask.trainer.score.archive import FILE as ARCHIVE
+from flowmask.trainer.score.overlays import OVERLAYS
 from flowmask.trainer.state.owner import note_start
 
-MASKS, REPORT, SCORES = "masks", "report.html", "scores.json"
+MASKS, REPORT, CONFIG, SCORES = "masks", "report.html", "config.yaml", "scores.json"
+RESULTS = (SCORES, REPORT, OVERLAYS, ARCHIVE, CONFIG, MASKS)
+_WORK = ".evaluate"
+_PUBLISH_S = 24 * 3600.0  # a day: whoever publishes draws videos and hashes every mask
 
 
 class EvaluationStore:
     """The files of one evaluation, shared by every process that works on it."""
 
     def __init__(self, out: Path, fingerprint: str) -> None:
-        """Make the folders; ConfigError if `out` cannot be written."""
-        self.out, self._home = out, out / ".evaluate"
+        """Make the folders; ConfigError if `out` cannot be written or holds something else."""
+        self.out, self._home = out, out / _WORK
         self._work = self._home / fingerprint
+        self._folder = OutputFolder(out, EVALUATION)
+        with self._folder.held():  # takes back what a killed publisher has begun
+            self._folder.refuse_strangers(RESULTS)
+            self._make(self._home)
+
+    def _make(self, folder: Path) -> None:
         try:
-            (self._work / "records").mkdir(parents=True, exist_ok=True)
-            (self._work / MASKS).mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
+            raise ConfigError(f"out is {self.out}; it can't be written ({error.strerror}): choose another") from error
 
     @contextmanager
     def claim(self, rank: int) -> Iterator[None]:
@@ -48,70 +62,107 @@ class EvaluationStore:
             if rank == 0:
                 self._drop_other_work()
                 note_start(self.out)
+            self._make(self._work / MASKS)
+            self._make(self._work / "records")
             yield
         finally:
             os.close(lock)
 
-    def start_video(self, video_id: str) -> None:
+    def start_video(self, video: str) -> None:
         """Forget masks of a video that was not finished."""
-        shutil.rmtree(self._work / MASKS / video_id, ignore_errors=True)
+        remove_known(self._work / MASKS / video, _is_work)
 
-    def mask_folder(self, video_id: str, exp_id: str) -> Path:
-        """Where the masks of one expression go while the evaluation is at work."""
-        folder = self._work / MASKS / safe_name(video_id) / safe_name(exp_id)
+    def mask_folder(self, key: str) -> Path:
+        """Where the masks of one expression, `<video>/<expression>`, go while the evaluation is at work."""
+        folder = self._work / MASKS / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def write_record(self, video_id: str, record: Mapping[str, Any]) -> None:
+    def write_record(self, video: str, record: Mapping[str, Any]) -> None:
         """Say that a video is done, with its numbers."""
-        write_atomically(self._record(video_id), json.dumps(record, allow_nan=False))
+        write_atomically(self._record(video), json.dumps(record, allow_nan=False))
 
-    def record(self, video_id: str) -> dict[str, Any] | None:
+    def record(self, video: str) -> dict[str, Any] | None:
         """What `write_record` was given, or None when the video has still to be done."""
-        if not (self._work / MASKS / video_id).is_dir():
+        if not (self._work / MASKS / video).is_dir():
             return None
         try:
-            return parse_json(self._record(video_id).read_text())
+            return parse_json(self._record(video).read_text())
         except (OSError, ValueError):
             return None
 
     def publish_if_complete(
-        self, video_ids: Sequence[str], finish: Callable[[Path, list[dict[str, Any]]], Mapping[str, Any]]
-    ) -> dict[str, Any] | None:
+        self, videos: Sequence[str], build: Callable[[Path, Path, list[dict[str, Any]]], Mapping[str, Any]]
+    ) -> bool:
         """Once every video has its record, replace the results in `out`; whoever comes last does it, once.
 
-        finish: (folder of the masks, records in the order of `video_ids`) -> what scores.json shall hold
-        returns: that, or None while videos are missing or when another process has published
+        build: (folder of the masks, empty folder for the other results, records in the order of `videos`) -> what
+               scores.json shall hold
+        returns: whether it was done; not while videos are missing or when another process has published
         """
-        with (self._home / "publish.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            records = [self.record(video_id) for video_id in video_ids]
-            if any(record is None for record in records):
-                return None
-            for name in (SCORES, REPORT):
-                (self.out / name).unlink(missing_ok=True)
-            old = self._home / "replaced"
-            shutil.rmtree(old, ignore_errors=True)
-            if (self.out / MASKS).exists():
-                (self.out / MASKS).rename(old)
-            (self._work / MASKS).rename(self.out / MASKS)
-            results = dict(finish(self.out / MASKS, [record for record in records if record is not None]))
-            write_atomically(self.out / SCORES, json.dumps(results, indent=1, allow_nan=False))
-            shutil.rmtree(self._work, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
-            return results
+        with self._publisher():
+            records = [self.record(video) for video in videos]
+            known = [record for record in records if record is not None]
+            if len(known) < len(records):
+                return False
+            with self._folder.scratch() as place:
+                results = dict(build(self._work / MASKS, place, known))
+                (place / SCORES).write_text(json.dumps(results, indent=1, allow_nan=False))
+                moves = {name: place / name for name in RESULTS if (place / name).exists()}
+                moves[MASKS] = self._work / MASKS
+                with self._folder.held():
+                    self._folder.swap(place, moves, index=SCORES, gone=RESULTS)
+            remove_known(self._work, _is_work)
+            return True
 
-    def _record(self, video_id: str) -> Path:
-        return self._work / "records" / f"{safe_name(video_id)}.json"
+    @contextmanager
+    def _publisher(self) -> Iterator[None]:
+        lock = locks.take(self._home / "publish.lock", patience_s=_PUBLISH_S)
+        if lock is None:
+            raise ConfigError(f"out is {self.out}; another process has been publishing there for a day: end it")
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def _record(self, video: str) -> Path:
+        return self._work / "records" / f"{video}.json"
 
     def _drop_other_work(self) -> None:
         for entry in self._home.iterdir():
-            if entry.is_dir() and entry != self._work:
-                shutil.rmtree(entry, ignore_errors=True)
+            if entry.is_dir() and not entry.is_symlink() and entry != self._work:
+                remove_known(entry, _is_work)
 
 
-def safe_name(name: str) -> str:
-    """A dataset's id as one path component; DataError if it would lead out of the folder."""
-    if not name or name in (".", "..") or os.sep in name or "\0" in name:
-        raise DataError(f"id {name!r} cannot name a folder; rename it in the dataset")
-    return name
+def _is_work(relative: str) -> bool:
+    """Whether a file below `.evaluate/<fingerprint>`, or below its masks, is one of ours."""
+    return bool(re.fullmatch(r"(masks/)?([^/]+/){0,2}[^/]+\.png|records/([^/]+\.json|\.tmp-[^/]+)", relative))
+
+
+def _older(out: Path) -> list[str] | None:
+    """The files of an evaluation of an earlier version: published, or begun."""
+    config, report = out / CONFIG, out / REPORT
+    if not (out / SCORES).exists():
+        names = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
+        begun = any(re.fullmatch(r"[0-9a-f]{16}", path.parent.name) for path in (out / _WORK).glob("*/records"))
+        return [] if begun and not {n for n in names if not n.startswith(("launch", "slurm"))} else None
+    if not {"videos", "expressions", "per_expression", "weights"} <= read_object(out / SCORES).keys():
+        return None
+    if config.exists() and not _is_config(config):
+        return None
+    if report.exists() and b"<title>FlowMask evaluation</title>" not in report.read_bytes()[:300]:
+        return None
+    single = [name for name in (SCORES, REPORT, ARCHIVE, CONFIG) if (out / name).is_file()]
+    many = [*out.glob(f"{MASKS}/*/*/*.png"), *out.glob(f"{OVERLAYS}/*.mp4")]
+    return [*single, *(path.relative_to(out).as_posix() for path in many)]
+
+
+def _is_config(path: Path) -> bool:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("checkpoint"), str)
+
+
+EVALUATION = Kind("an evaluation", older=_older, dots=(_WORK, ".owner.json", ".ended.json"))

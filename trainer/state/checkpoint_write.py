@@ -5,7 +5,7 @@ collective runs in a thread. A published checkpoint is renamed into place whole;
 before it is deleted, so a kill at any moment leaves the last complete checkpoint.
 """
 
-import shutil
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,13 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowmask.models.files import sha256_of, sync
+from flowmask.models.errors import WeightsError
+from flowmask.models.files import remove_known, sha256_of, sync
 from flowmask.models.stored.sealed import seal_readable
+from flowmask.models.strict import refuse_not_finite
 from flowmask.trainer.state.steps import complete, step_of
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
 
-BESIDE = (".writing_", ".trash_", ".link_")
+_TRASH = ".trash_"
+_BESIDE = re.compile(rf"\.writing_step_\d{{8,}}_\d+|{re.escape(_TRASH)}step_\d{{8,}}|\.link_(latest|best)")
+_OURS = re.compile(r"rank_\d{5}\.safetensors|state\.json")
 _CHUNK = 1 << 26  # elements of one host buffer; pinned memory is handed out in powers of two
 
 
@@ -64,9 +68,11 @@ class Snapshot:
         return places
 
     def write(self, path: Path) -> dict[str, Any]:
-        """Write and sync the file; its size and hash."""
+        """Write and sync the file; its size and hash. WeightsError if a number is not finite: nothing is written."""
         if self._copied is not None:
             self._copied.synchronize()
+        tensors = ((" of ".join(key.split("|")[1::-1]), tensor) for key, tensor in self._tensors.items())
+        refuse_not_finite(tensors, where="the training", fix="start a new run with a lower train.lr")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"rng|torch|0": self._random, **self._tensors}, path)
         sync(path)
@@ -88,7 +94,9 @@ class Background:
         try:
             self._result = self._call()
         except (OSError, SafetensorError) as error:
-            self._problem = " ".join(str(error).split())
+            self._problem = f"{' '.join(str(error).split())}; earlier ones are kept: make room"
+        except WeightsError as error:
+            self._problem = f"{error}; earlier ones are kept"
         except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the outcome
             self._bug = error
 
@@ -97,7 +105,7 @@ class Background:
         return self._thread.is_alive()
 
     def outcome(self) -> tuple[Any, str | None]:
-        """Wait; (result, None), or (None, what the disk refused)."""
+        """Wait; (result, None), or (None, why nothing was written and what to do)."""
         self._thread.join()
         if self._bug is not None:
             raise self._bug
@@ -110,8 +118,11 @@ def publish(beside: Path, final: Path, *, document: dict[str, Any], links: tuple
     sync(beside / "state.json")
     sync(beside)
     if final.exists():
-        remove(_rename(final, f".trash_{final.name}"))
-    beside.replace(final)
+        old = _to_trash(final)
+        beside.replace(final)
+        remove(old)
+    else:
+        beside.replace(final)
     sync(final.parent)
     for name in links:
         point_to(final, name)
@@ -133,18 +144,32 @@ def prune(folder: Path, *, keep_last: int, milestone_every_steps: int | None) ->
     others = [path for path in complete(folder) if not every or step_of(path) % every]
     for old in others[keep_last:]:
         if old.name not in pinned:
-            remove(_rename(old, f".trash_{old.name}"))
+            remove(_to_trash(old))
+
+
+def _to_trash(path: Path) -> Path:
+    target = path.with_name(f"{_TRASH}{path.name}")
+    remove(target)
+    return path.replace(target)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left half written or half deleted."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if _BESIDE.fullmatch(path.name):
+            remove(path)
 
 
 def remove(path: Path) -> None:
-    """Delete a file, link or folder, if it is there."""
-    if path.is_symlink() or path.is_file():
+    """Delete a link of ours, or our files in a folder; what somebody else put into a checkpoint gets its place back."""
+    if path.is_symlink():
         path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
-
-
-def _rename(path: Path, name: str) -> Path:
-    target = path.with_name(name)
-    remove(target)
-    return path.rename(target)
+    if not path.is_dir():
+        return
+    remove_known(path, lambda name: bool(_OURS.fullmatch(name)))
+    if path.exists() and path.name.startswith(_TRASH):
+        place = path.with_name(path.name.removeprefix(_TRASH))
+        place.mkdir(exist_ok=True)
+        for entry in list(path.iterdir()):
+            entry.rename(place / entry.name)
+        path.rmdir()

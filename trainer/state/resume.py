@@ -75,7 +75,7 @@ def _refuse(differences: list[str], *, out: Path, what: str) -> None:
     if differences:
         raise CheckpointError(
             f"{out} holds a run with another {what}: {'; '.join(differences)}. Give the old values, "
-            "or start a new run with another out"
+            f"or start a new run with another out (model.init={out} takes these weights along)"
         )
 
 

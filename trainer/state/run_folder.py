@@ -9,21 +9,20 @@ Only rank 0 writes here (checkpoints aside). A folder that holds something else 
 import json
 import math
 import os
-import socket
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from flowmask.models.errors import CheckpointError
-from flowmask.models.files import sync_open, write_atomically
+from flowmask.models.files import read_object, sync_open, write_atomically
+from flowmask.models.folders.output_folder import LOCK, PATIENCE_S, Kind, OutputFolder
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
 from flowmask.models.stored.typed import read_yaml
-from flowmask.trainer.state import locks
 
-LOCK_PATIENCE_S = 15.0
 CONFIG, METRICS, LOG = "config.yaml", "metrics.jsonl", "log.txt"
 EVALUATIONS, OVERLAYS = "evaluations.jsonl", "overlays"
 CHECKPOINTS, TRACKING = "checkpoints", "tracking.json"
@@ -32,15 +31,10 @@ CHECKPOINTS, TRACKING = "checkpoints", "tracking.json"
 class RunFolder:
     """A run folder that this process alone may write; `close` (or the process's death) lets it go."""
 
-    def __init__(self, path: Path, *, patience_s: float = LOCK_PATIENCE_S) -> None:
+    def __init__(self, path: Path, *, patience_s: float = PATIENCE_S) -> None:
         """Create and lock `path`; CheckpointError if that can't be done or `path` holds something else."""
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            _refuse_foreign(path)
-            self._lock = _lock(path / ".lock", patience_s)
-        except OSError as error:
-            raise CheckpointError(f"out is {path}; it can't be written ({error.strerror}): choose another") from error
+        self._lock = OutputFolder(path, RUN).take(patience_s=patience_s)
         self._metrics: Any = None
         self._evaluations: Any = None
 
@@ -135,35 +129,48 @@ def _step_of(line: bytes) -> int | None:
         return None
 
 
-def _refuse_foreign(path: Path) -> None:
-    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
-    if not names or names & {METRICS, CHECKPOINTS}:
-        return
-    strange = sorted(
-        name
-        for name in names - {CONFIG, EVALUATIONS, LOG, OVERLAYS, TRACKING}
-        if not name.startswith(("launch", "slurm"))
-    )
-    if strange or (CONFIG in names and not _is_run_config(path / CONFIG)):
-        found = ", ".join(strange[:3] or [CONFIG])
-        raise CheckpointError(f"out is {path}, which is not a run but holds {found}; choose an empty folder")
+def _older_run(path: Path) -> tuple[()] | None:
+    """A run of an earlier version: what it wrote is there and parses; others' files beside that are left alone."""
+    there = {name: check for name, check in _PARSES.items() if (path / name).exists()}
+    others = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - there.keys() - {OVERLAYS}
+    strange = {name for name in others if not name.startswith(("launch", "slurm"))}
+    known = all(check(path / name) for name, check in there.items())
+    return () if known and (there.keys() & {METRICS, CHECKPOINTS} or not strange) else None
 
 
 def _is_run_config(path: Path) -> bool:
     try:
         content = read_yaml(path)
-    except ValueError:
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"train", "model", "data"} <= content.keys()
 
 
-def _lock(path: Path, patience_s: float) -> int:
-    handle = locks.take(path, patience_s=patience_s)
-    if handle is None:
-        holder = path.read_text(errors="replace").strip() or "an unknown process"
-        raise CheckpointError(
-            f"{path.parent} is being written by {holder}; stop it or choose another out (waited {patience_s:.0f} s)"
-        )
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-    return handle
+def _are_rows(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline()
+    return not first or _step_of(first) is not None
+
+
+def _are_checkpoints(path: Path) -> bool:
+    """Nothing else lies in `checkpoints/` than whole steps, links to them, and what a kill has left."""
+    return path.is_dir() and all(_is_step_or_link(entry) for entry in path.iterdir())
+
+
+def _is_step_or_link(path: Path) -> bool:
+    if path.name in ("latest", "best"):
+        return path.is_symlink()
+    whole = bool(re.fullmatch(r"step_\d{8,}", path.name)) and bool(read_object(path / "state.json"))
+    return whole or bool(re.fullmatch(r"\.(writing|trash|link)_.*", path.name))
+
+
+_PARSES: dict[str, Callable[[Path], bool]] = {
+    CONFIG: _is_run_config,
+    METRICS: _are_rows,
+    EVALUATIONS: _are_rows,
+    CHECKPOINTS: _are_checkpoints,
+    TRACKING: lambda path: bool(read_object(path)),
+    LOG: lambda path: not (text := path.read_bytes()[:30]) or bool(re.match(rb"\d{4}-\d\d-\d\d \d\d:", text)),
+    LOCK: lambda path: path.read_bytes().startswith(b"process "),
+}
+RUN = Kind("a run", older=_older_run, dots=(".owner.json", ".ended.json", ".tracking.lock"), error=CheckpointError)

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowmask.models.errors import CheckpointError
+from flowmask.models.errors import CheckpointError, WeightsError
+from flowmask.models.strict import refuse_not_finite
 from flowmask.trainer import distributed
 from flowmask.trainer.config import CheckpointConfig
 from flowmask.trainer.state.checkpoint import Piece, fill, read_state, refuse_other_parameters, verify
-from flowmask.trainer.state.checkpoint_write import BESIDE, Background, Snapshot, point_to, prune, publish, remove
+from flowmask.trainer.state.checkpoint_write import Background, Snapshot, clean, point_to, prune, publish, remove
 from flowmask.trainer.state.document import FORMAT
 from flowmask.trainer.state.steps import complete, newest_of
 from flowmask.trainer.step.ema import ShardedEma
@@ -60,10 +61,8 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what a killed process left half written or half deleted."""
-        if distributed.rank() == 0 and self.folder.is_dir():
-            for path in list(self.folder.iterdir()):
-                if path.name.startswith(BESIDE):
-                    remove(path)
+        if distributed.rank() == 0:
+            clean(self.folder)
         distributed.barrier()
 
     def covers(self, step: int) -> bool:
@@ -71,13 +70,10 @@ class Checkpoints:
         return step == (self._flight.step if self._flight is not None else self.saved_step)
 
     def require(self, step: int) -> None:
-        """Wait until `step` is saved; CheckpointError on every rank if any can't write (a full disk)."""
+        """Wait until `step` is saved; CheckpointError on every rank if any can't write it (a full disk, a NaN)."""
         self.settle()
         if self.saved_step != step:
-            raise CheckpointError(
-                f"cannot write the checkpoint of step {step}: {self._problem}; earlier ones are kept: "
-                "make room, start again"
-            )
+            raise CheckpointError(f"cannot write the checkpoint of step {step}: {self._problem}")
 
     def begin(
         self,
@@ -163,10 +159,7 @@ class Checkpoints:
         self._flight, self._problem = None, problem
         if distributed.rank() != 0:
             return
-        self._warn(
-            f"the checkpoint of step {flight.step} could not be written: {problem}; earlier ones are kept, "
-            "the next save tries again: make room"
-        )
+        self._warn(f"the checkpoint of step {flight.step} could not be written: {problem}; the next save tries again")
         with suppress(OSError):  # the next start cleans it
             remove(flight.beside)
 
@@ -195,7 +188,7 @@ class Checkpoints:
     def restore(self, engine: Engine, ema: ShardedEma, path: Path) -> dict[str, Any]:
         """Fill masters, moments, EMA and counters from `path`, at any world size and stage.
 
-        CheckpointError when the parameters are not this model's or an element is missing or stored twice.
+        CheckpointError when the parameters are not this model's or an element is missing, stored twice or not finite.
         """
         document = read_state(path)
         refuse_other_parameters(path, document["parameters"], engine.shapes)
@@ -212,7 +205,9 @@ class Checkpoints:
         problem: str | None = None
         try:
             fill(pieces, [path / name for name in sorted(document["files"], key=lambda name: name != own)])
-        except CheckpointError as error:
+            tensors = ((f"{piece.kind} of {piece.name}", piece.target) for piece in pieces)
+            refuse_not_finite(tensors, where=path, fix="move it away to go on from the checkpoint before it")
+        except (CheckpointError, WeightsError) as error:
             problem = str(error)
         for complaint in distributed.gather_objects(problem):
             if complaint:

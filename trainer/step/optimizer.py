@@ -68,7 +68,9 @@ class ArmedAdamW(torch.optim.AdamW):
         self._update(self._moved)
 
     def _update(self, moved: Tensor) -> None:
-        self.found_inf = (~moved).float()  # what torch's fused kernel reads, made for gradient scalers
+        # What torch's fused kernel reads, made for gradient scalers. It is brought to the masters here, by a copy that
+        # waits: torch's own would not, and a CPU's kernel would read it before it has arrived from the GPU.
+        self.found_inf = (~moved).float().to(self.param_groups[0]["params"][0].device)
         super().step()
 
     def set_lr(self, lr: float) -> None:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flowmask.data_pipeline.cache.manifest import BucketEntry
 from flowmask.data_pipeline.read.batches import Plan
+from flowmask.models.safe.words import PlainConsole, printable
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives.base import Objective
@@ -29,15 +30,15 @@ class RunLog:
 
     def __init__(self, path: Path | None) -> None:
         self._file: TextIO | None = path.open("a", encoding="utf-8", buffering=1) if path else None
-        self.console = Console(file=sys.stderr, highlight=False, quiet=path is None, soft_wrap=True)
+        self.console = PlainConsole(file=sys.stderr, quiet=path is None)
 
     def say(self, message: str) -> None:
         """One line, now."""
         if self._file is None:
             return
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}"
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {printable(message)}"
         self._file.write(line + "\n")
-        self.console.print(line, markup=False)
+        self.console.print(line)
 
     def close(self) -> None:
         if self._file is not None:
@@ -140,5 +141,5 @@ def throughput_of(
 def _bar(console: Console) -> Progress | None:
     if not console.is_terminal:
         return None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)

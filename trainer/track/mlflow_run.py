@@ -4,12 +4,15 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowmask.models.errors import UserError
+from flowmask.models.safe.secrets import masked_uri
 from flowmask.trainer.state.run_folder import CONFIG
-from flowmask.trainer.track import spool
+from flowmask.trainer.track import database, spool
 from flowmask.trainer.track.spool import Point, Sent, Status, TrackingPlan
 
 KEY_TAG = "flowmask.run"
@@ -17,47 +20,76 @@ PROGRESS = "step"  # a metric whose value is its own step: the server's latest s
 
 _PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
 _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
+_ELSEWHERE = re.compile(r"(?!file:)[A-Za-z][\w+.-]*:")
+_PLACE = re.compile(r"[\w. -]+(?:/[\w. -]+)*")
+_LASTING_CODES = {
+    *("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "NOT_IMPLEMENTED", "FEATURE_DISABLED"),
+}
+_LASTING_WORDS = re.compile(
+    r"not a database|unable to open database file|readonly database|no such (?:table|column)|duplicate column|"
+    r"table \S+ already exists|out-of-date database schema|authentication failed|database \S+ does not exist|"
+    r"unknown database|access denied|invalid artifact path|certificate_verify_failed|wrong_version_number|"
+    r"invalid url|no connection adapters|can't load plugin|no module named",
+    re.IGNORECASE,
+)
 
 
 class MlflowRun:
     """The MLflow run of a plan. Every call may raise whatever a server can do to a client, and may be repeated."""
 
-    def __init__(self, folder: Path, plan: TrackingPlan) -> None:
-        """Find the run or make it, and say in it what is trained."""
+    def __init__(self, folder: Path, plan: TrackingPlan, *, say: Callable[[str], None]) -> None:
+        """Find the run or make it, and say in it what is trained. plan: its `uri` with all that a server asks for."""
         quieten()
         from mlflow.tracking import MlflowClient
 
         quieten()  # importing mlflow has reset its loggers
         self._folder, self._plan = folder, plan
-        self._client: Any = MlflowClient(tracking_uri=plan.uri)
-        self.sent = spool.read_sent(folder, uri=plan.uri)
+        uri, path = plan.uri, database.file_of(plan.uri)
+        if path is not None:
+            uri = database.entered(path)
+            database.make_whole(path, _make_database, say=say)
+        self._client: Any = MlflowClient(tracking_uri=uri)
+        self._server = masked_uri(plan.uri)
+        self.sent = spool.read_sent(folder, uri=self._server)
         self._experiment_id = self._experiment()
         self.run_id = self._run()
         self.note_sent(self.sent.outbox_bytes)
         self._client.update_run(self.run_id, status="RUNNING")
         self._send_params()
-        self.send_artifact(folder / CONFIG, to=None)
+        if (folder / CONFIG).exists():
+            self.send_artifact(folder / CONFIG, to=None)
 
     def _experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self._plan.experiment)
+        name = self._plan.experiment
+        found = self._client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            raise UserError(f"its experiment {name} was deleted: `{restore}`, or choose another tracking.experiment")
+        if found is not None and self._plan.asked is None and _ELSEWHERE.match(found.artifact_location):
+            raise UserError(
+                f"its experiment {name} sends files to {masked_uri(found.artifact_location)}, which nobody asked for; "
+                "if you mean it, name this database by tracking.uri"
+            )
         if found is not None:
             return str(found.experiment_id)
         served = self._plan.uri.startswith(("http://", "https://", "databricks"))
         beside = self._folder.resolve().parent / "mlflow_artifacts"  # else MLflow takes the working folder
         location = None if served else beside.as_uri()
-        return str(self._client.create_experiment(self._plan.experiment, artifact_location=location))
+        return str(self._client.create_experiment(name, artifact_location=location))
 
     def _run(self) -> str:
         """The id that is known, or what an earlier start made without noting it, or a new run.
 
         A request to make one may be carried out after its answer was given up: what such requests leave is
-        an empty run with our tag, and is deleted.
+        an empty run with our tag, and is deleted. A run of another key is another training's: only a plan that has
+        lost its own key names one (`run_id`), which is given the new key.
         """
         for known in (self.sent.run_id, self._plan.run_id):
-            if known is not None and self._is_active(known):
+            if known is not None and self._is_known(known, adopt=known == self._plan.run_id):
                 self._delete_copies(of=known)
                 return known
-        self.sent = Sent(uri=self._plan.uri)  # a run that is not there has nothing
+        self.sent = Sent(uri=self._server)  # a run that is not there has nothing
         found = self._tagged()
         if not found:
             run = self._client.create_run(self._experiment_id, run_name=self._plan.name, tags={KEY_TAG: self._plan.key})
@@ -66,15 +98,27 @@ class MlflowRun:
         self._delete_copies(of=oldest)
         return oldest
 
-    def _is_active(self, run_id: str) -> bool:
+    def is_active(self) -> bool:
+        """Whether the server has the run, and nobody deleted it."""
+        return self._is_known(self.run_id, adopt=False)
+
+    def _is_known(self, run_id: str, *, adopt: bool) -> bool:
+        """Whether there is such a run with our key; adopt: with any key, which becomes ours."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
+            run = self._client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
+        if run.info.lifecycle_stage != "active":
+            return False
+        if run.data.tags.get(KEY_TAG) != self._plan.key:
+            if not adopt:
+                return False
+            self._client.set_tag(run_id, KEY_TAG, self._plan.key)
+        return True
 
     def _tagged(self) -> list[Any]:
         ours = f"tags.`{KEY_TAG}` = '{self._plan.key}'"
@@ -87,8 +131,8 @@ class MlflowRun:
 
     def note_sent(self, outbox_bytes: int) -> None:
         """Remember the run's id and how much of the outbox it has."""
-        sent = Sent(uri=self._plan.uri, run_id=self.run_id, outbox_bytes=outbox_bytes)
-        if sent != spool.read_sent(self._folder, uri=self._plan.uri):
+        sent = Sent(uri=self._server, run_id=self.run_id, outbox_bytes=outbox_bytes)
+        if sent != spool.read_sent(self._folder, uri=self._server):
             spool.write_sent(self._folder, sent)
         self.sent = sent
 
@@ -132,15 +176,42 @@ class MlflowRun:
             self._client.log_batch(self.run_id, metrics=request)
 
     def send_artifact(self, path: Path, *, to: str | None) -> None:
-        """Upload a file, or what is in a folder; one that is gone is no error."""
+        """Upload a file, or what is in a folder; UserError for what would lead out of it, or out of the artifacts."""
+        if to is not None and (not _PLACE.fullmatch(to) or ".." in to.split("/")):
+            raise UserError(f"its place {to!r} is no path below the run's artifacts")
+        _refuse_ways_out(path)
         if path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), to)
-        elif path.exists():
+        else:
             self._client.log_artifact(self.run_id, str(path), to)
 
     def finish(self, status: Status) -> None:
         self._delete_copies(of=self.run_id)
         self._client.set_terminated(self.run_id, status=status)
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether waiting can't mend what a call raised: a person has to."""
+    if isinstance(error, UserError | ImportError | PermissionError | NotADirectoryError | FileExistsError):
+        return True
+    return getattr(error, "error_code", None) in _LASTING_CODES or _LASTING_WORDS.search(str(error)) is not None
+
+
+def _make_database(path: Path) -> None:
+    """MLflow's own tables in a new file in the working folder, written and let go."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore(f"sqlite:///{path.name}", (Path.cwd() / "mlflow_artifacts").as_uri())
+    store.engine.dispose()
+
+
+def _refuse_ways_out(path: Path) -> None:
+    """UserError if a file or folder to be sent is or holds a link, a pipe or a device."""
+    inside = (Path(folder) / name for folder, *names in os.walk(path) for name in [*names[0], *names[1]])
+    for each in (path, *inside):
+        mode = each.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{each} is a link, or no file: only files are sent")
 
 
 def short(value: str) -> str:

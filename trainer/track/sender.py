@@ -2,7 +2,8 @@
 
 With the id of the training process it follows the run until its standard input closes or that process is
 gone; without, it sends what an ended run has left. It tries for ever while training goes on and for
-TIMEOUT_S afterwards. What it says on standard output is for the run's log.
+TIMEOUT_S afterwards; what waiting can't mend is told at once, and holds up nothing else. The server comes by a
+variable, as files hold no secrets. What it says on standard output is for the run's log.
 """
 
 import contextlib
@@ -17,15 +18,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from flowmask.models.process import STOP_SIGNALS
+from flowmask.models.safe.secrets import URI_VARIABLE, masked_uri, revealed_uri, without_secrets
+from flowmask.models.safe.signature import signature
 from flowmask.trainer.track import spool
-from flowmask.trainer.track.mlflow_run import MlflowRun
-from flowmask.trainer.track.spool import Outbox, Status, StepPoints, TrackingPlan
+from flowmask.trainer.track.mlflow_run import MlflowRun, is_lasting
+from flowmask.trainer.track.spool import Note, Outbox, Status, StepPoints, TrackingPlan
 from flowmask.trainer.track.tracking import DONE, LEFT
 
 _POINTS = 40  # a request holds up to 1000 metrics
 _LOOK_EVERY_S = 1.0
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+_LASTING_S = 300.0  # before a person may have mended what waiting does not
 _QUIET_S = 600.0  # between two reports of a server that comes and goes
+_REASON_CHARACTERS = 600
 
 T = TypeVar("T")
 
@@ -56,16 +61,31 @@ class Deadline:
         self.reached.set()
 
 
+class GivenUpError(Exception):
+    """The run has ended, and what is left can't be sent as things are."""
+
+
 class Sender:
     """Sends one run folder's points, notes and status, each until the server has it."""
 
     def __init__(self, folder: Path, plan: TrackingPlan, end: Deadline, say: Callable[[str], None]) -> None:
         self._folder, self._plan, self._end, self._say = folder, plan, end, say
+        self._server = masked_uri(plan.uri)
         self._last_report = -_QUIET_S
         self._reported = False
+        self._told = set[str]()
+        self._refused = 0
 
-    def run(self) -> None:
-        mlflow_run = self._patiently(lambda: MlflowRun(self._folder, self._plan))
+    def run(self) -> int:
+        """DONE, or LEFT if something will not be taken."""
+        try:
+            self._send_all()
+        except GivenUpError:
+            return LEFT
+        return LEFT if self._refused else DONE
+
+    def _send_all(self) -> None:
+        mlflow_run = self._patiently(lambda: MlflowRun(self._folder, self._plan, say=self._say))
         after = self._patiently(mlflow_run.last_step)
         steps = StepPoints(self._folder, every_steps=self._plan.every_steps, after=after)
         outbox = Outbox(self._folder, offset=mlflow_run.sent.outbox_bytes)
@@ -82,49 +102,92 @@ class Sender:
         self._patiently(lambda: mlflow_run.finish(_final_status(self._folder)))
 
     def _send_notes(self, mlflow_run: MlflowRun, outbox: Outbox) -> None:
-        for point, artifact, to, end in outbox.take():
+        for note in outbox.take():
+            point = note.point
             if point is not None and point.metrics:
-                self._patiently(lambda found=point: mlflow_run.send_note(found))  # type: ignore[misc]
-            if artifact is not None:
-                self._send_artifact(mlflow_run, artifact, to)
-            mlflow_run.note_sent(end)
+                what = f"the metrics of step {point.step}"
+                self._send_note(mlflow_run, lambda found=point: mlflow_run.send_note(found), what)  # type: ignore[misc]
+            elif note.artifact is not None:
+                self._send_artifact(mlflow_run, note, note.artifact)
+            mlflow_run.note_sent(note.end)
 
-    def _send_artifact(self, mlflow_run: MlflowRun, path: Path, to: str | None) -> None:
-        if not path.exists():
+    def _send_artifact(self, mlflow_run: MlflowRun, note: Note, path: Path) -> None:
+        if not note.may_go:
+            self._refused += 1
+            self._say(f"{path} is not sent: it lies outside of {self._folder}, and no command of yours registered it")
+        elif not path.exists():
             self._say(f"{path} is gone before MLflow had it")
-            return
-        self._patiently(lambda: mlflow_run.send_artifact(path, to=to))
+        else:
+            self._send_note(mlflow_run, lambda: mlflow_run.send_artifact(path, to=note.to), str(path))
+
+    def _send_note(self, mlflow_run: MlflowRun, call: Callable[[], object], what: str) -> None:
+        """Send one note; what the server of a run that is well will never take is told, and passed."""
+
+        def once() -> Exception | None:
+            try:
+                call()
+            except Exception as error:
+                if not is_lasting(error) or not mlflow_run.is_active():
+                    raise
+                return error
+            return None
+
+        refused = self._patiently(once)
+        if refused is not None:
+            self._refused += 1
+            self._say(f"MLflow at {self._server} does not take {what}: {self._reason(refused)}")
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """Result of `call`, tried until it succeeds; the end's watchdog is what limits that."""
+        """Result of `call`, tried until it succeeds; the end's watchdog is what limits that.
+
+        GivenUpError at once if the run has ended, and waiting does not mend what is wrong.
+        """
         attempt = 0
         while True:
             try:
                 value = call()
             except Exception as error:  # noqa: BLE001 - whatever a tracking server does, training goes on
-                self._report_outage(error)
+                lasting = is_lasting(error)
+                report = self._report_fault if lasting else self._report_outage
+                report(error)
             else:
                 self._report_return()
                 return value
-            wait_s = 0.5 if self._end.reached.is_set() else _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
+            ended = self._end.reached.is_set()
+            if lasting and ended:
+                raise GivenUpError
+            wait_s = _LASTING_S if lasting else _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
             attempt += 1
-            if self._end.reached.wait(wait_s):
+            if self._end.reached.wait(0.5 if ended else wait_s) and not lasting:
                 time.sleep(0.5)
+
+    def _reason(self, error: Exception) -> str:
+        return f"{type(error).__name__}: {without_secrets(str(error), uri=self._plan.uri)}"
+
+    def _report_fault(self, error: Exception) -> None:
+        """What a person has to mend: whole, and once."""
+        reason = self._reason(error)
+        if reason not in self._told:
+            self._told.add(reason)
+            self._say(
+                f"MLflow at {self._server} can't take this run: {reason}; training goes on, and nothing is lost: "
+                f"when that is mended, it is sent, at the latest by `flowmask track {self._folder}`"
+            )
 
     def _report_outage(self, error: Exception) -> None:
         if self._reported or time.monotonic() - self._last_report < _QUIET_S:
             return
         self._reported, self._last_report = True, time.monotonic()
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        reason = self._reason(error)[:_REASON_CHARACTERS]
         self._say(
-            f"MLflow at {self._plan.uri} can't be reached ({type(error).__name__}: {reason}); training goes on, "
-            "metrics.jsonl has everything and will be sent"
+            f"MLflow at {self._server} can't be reached ({reason}); training goes on, metrics.jsonl has everything "
+            "and will be sent"
         )
 
     def _report_return(self) -> None:
         if self._reported:
             self._reported = False
-            self._say(f"MLflow at {self._plan.uri} answers again")
+            self._say(f"MLflow at {self._server} answers again")
 
 
 def _final_status(folder: Path) -> Status:
@@ -141,10 +204,12 @@ def main(folder: Path, timeout_s: float, parent: int | None) -> int:
     plan = spool.read_plan(folder)
     if plan is None:
         return LEFT
+    if parent is None and not spool.is_plan_ours(folder, plan):  # it may name a run that is not its own
+        plan = plan.model_copy(update={"key": f"{plan.key[:32]}-{signature('key', plan.key)[:16]}", "run_id": None})
+    plan = plan.model_copy(update={"uri": os.environ.get(URI_VARIABLE) or revealed_uri(plan.uri)})
     end = Deadline(timeout_s=timeout_s, parent=parent)
     with spool.only_sender(folder):
-        Sender(folder, plan, end, _voice()).run()
-    return DONE
+        return Sender(folder, plan, end, _voice()).run()
 
 
 def _voice() -> Callable[[str], None]:
@@ -161,4 +226,4 @@ def _voice() -> Callable[[str], None]:
 
 if __name__ == "__main__":
     # not sys.exit: a thread of MLflow's that hangs must not keep this process
-    os._exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None))
+    os._exit(main(Path(sys.argv[1]).resolve(), float(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None))

@@ -1,16 +1,18 @@
 """What lies in a run folder for MLflow: the plan of the MLflow run, what it has, and what is still to be sent.
 
-    tracking.json         the plan: our own id of the run, server, params, status; written by the trainer
+    tracking.json         the plan: our own id of the run, server, params, status; written by the trainer, and marked
+                          as this user's: only then `flowmask track` goes to the server that it names
     tracking_sent.json    the MLflow run's id and how much of the outbox is there; written by the sender
-    tracking_outbox.jsonl metrics and artifacts other than the steps'
+    tracking_outbox.jsonl metrics and artifacts other than the steps'; a file outside of the run is marked as well
 
 The steps' metrics are metrics.jsonl itself: how far MLflow has them, MLflow is asked. One sender at a time,
-held by flock. Knows nothing of MLflow.
+held by flock. The folder may be a stranger's.
 """
 
 import fcntl
 import json
 import math
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -18,15 +20,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowmask.models.files import write_atomically
+from flowmask.models.safe.secrets import SecretUri, masked_uri, write_private
+from flowmask.models.safe.signature import is_ours, signature
+from flowmask.models.stored.sealed import parse_json
 from flowmask.trainer.state.run_folder import METRICS, TRACKING
 from flowmask.trainer.track.meters import Row, summarise
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 SENT, OUTBOX, _LOCK = "tracking_sent.json", "tracking_outbox.jsonl", ".tracking.lock"
+_MOST_TIME_S = 1e12
+_MOST_BYTES = 4 << 20  # of a document; the params of a run are some KB
 
 
 class _Document(BaseModel):
@@ -34,23 +41,28 @@ class _Document(BaseModel):
 
 
 class TrackingPlan(_Document):
-    """All that a sender needs to know of a run, whenever and wherever it is started."""
+    """All that a sender needs to know of a run, whenever and wherever it is started.
 
-    key: str
-    uri: str
+    uri: in the file without secrets. asked: what the config said of it. folder: where the run lay at its last start.
+    """
+
+    key: str = Field(pattern=r"^[\w-]{1,64}$")
+    uri: SecretUri
     experiment: str
     name: str
     params: dict[str, str] = {}
-    every_steps: int = 1
-    end_timeout_s: float = 30.0
+    every_steps: int = Field(1, ge=1)
+    end_timeout_s: float = Field(30.0, ge=0, allow_inf_nan=False)
     status: Status = "RUNNING"
     run_id: str | None = None
+    asked: SecretUri | None = ""
+    folder: str = ""
 
 
 class Sent(_Document):
     """What the server at `uri` has: the run, and the first bytes of the outbox."""
 
-    uri: str
+    uri: SecretUri
     run_id: str | None = None
     outbox_bytes: int = 0
 
@@ -64,30 +76,63 @@ class Point(NamedTuple):
 
 
 class Note(NamedTuple):
-    """One line of the outbox: a point, or a file or folder for the artifacts under `to`."""
+    """One line of the outbox: a point, or a file or folder for the artifacts under `to`.
+
+    may_go: the file lies in the run, or this user's own command registered it.
+    """
 
     point: Point | None
     artifact: Path | None
     to: str | None
     end: int  # the byte behind it
+    may_go: bool = True
 
 
 def read_plan(folder: Path) -> TrackingPlan | None:
     """The run's plan; None if it was never tracked or the file is damaged."""
     try:
-        return TrackingPlan.model_validate_json((folder / TRACKING).read_bytes())
+        return TrackingPlan.model_validate_json(_content(folder / TRACKING))
     except (OSError, ValidationError):
         return None
 
 
 def write_plan(folder: Path, plan: TrackingPlan) -> None:
-    write_atomically(folder / TRACKING, plan.model_dump_json(indent=1))
+    """Write the plan, marked as this user's."""
+    mark = signature("plan", plan.key, masked_uri(plan.uri))
+    write_private(folder / TRACKING, json.dumps(plan.model_dump(mode="json") | {"mark": mark}, indent=1))
+
+
+def is_plan_ours(folder: Path, plan: TrackingPlan) -> bool:
+    """Whether a process of this user wrote the plan that lies in `folder`, and so this user named the server."""
+    try:
+        return is_ours(parse_json(_content(folder / TRACKING))["mark"], "plan", plan.key, masked_uri(plan.uri))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def copied_from(folder: Path) -> Path | None:
+    """The run that `folder` is a copy of: the one that its plan names is still there, elsewhere, with the same key."""
+    plan = read_plan(folder)
+    other = Path(plan.folder) if plan is not None and plan.folder else folder
+    try:
+        if other.samefile(folder):
+            return None
+    except (OSError, ValueError):
+        return None  # gone: the run was moved
+    theirs = read_plan(other)
+    return other if plan is not None and theirs is not None and theirs.key == plan.key else None
+
+
+def forget(folder: Path) -> None:
+    """Begin as a run that no server knows."""
+    for name in (SENT, OUTBOX):
+        (folder / name).unlink(missing_ok=True)
 
 
 def key_of(folder: Path) -> str:
     """Our own id of the run: the one it has, or a new one."""
     try:
-        key = json.loads((folder / TRACKING).read_bytes())["key"]
+        key = parse_json(_content(folder / TRACKING))["key"]
         return key if isinstance(key, str) and key else uuid.uuid4().hex
     except (OSError, ValueError, KeyError, TypeError):
         return uuid.uuid4().hex
@@ -96,10 +141,10 @@ def key_of(folder: Path) -> str:
 def read_sent(folder: Path, *, uri: str) -> Sent:
     """What the server at `uri` is known to have; nothing if the file speaks of another server."""
     try:
-        sent = Sent.model_validate_json((folder / SENT).read_bytes())
+        sent = Sent.model_validate_json(_content(folder / SENT))
     except (OSError, ValidationError):
         return Sent(uri=uri)
-    return sent if sent.uri == uri else Sent(uri=uri)
+    return sent if masked_uri(sent.uri) == masked_uri(uri) else Sent(uri=uri)
 
 
 def write_sent(folder: Path, sent: Sent) -> None:
@@ -132,8 +177,8 @@ class StepPoints:
         return points
 
     def _point_of(self, row: dict[str, Any]) -> Point | None:
-        step = row.get("step")
-        if not isinstance(step, int):
+        step: Any = row.get("step")
+        if not _has_room_for(step, row.get("time", 0)):
             return None
         self._skipped += bool(row.get("skipped"))
         if step <= self._after:
@@ -157,45 +202,67 @@ def add_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> None:
 
 def add_artifact(folder: Path, path: Path, *, to: str | None) -> None:
     """Leave a file or folder for the sender, by its path: it is read when it is sent, and not copied."""
-    _append(folder, {"artifact": str(path.resolve()), "to": to})
+    where = str(path.resolve())
+    _append(folder, {"artifact": where, "to": to, "mark": signature("artifact", where, str(to))})
 
 
 class Outbox:
-    """The notes behind byte `offset`; a metric of a step that stands earlier in the file is not given twice.
-
-    An evaluation that is repeated after a kill is such a case.
-    """
+    """The notes behind byte `offset`; a metric of a step that was given before (a repeated evaluation) is left out."""
 
     def __init__(self, folder: Path, *, offset: int) -> None:
-        self._rows, self._sent_up_to = _Tail(folder / OUTBOX), offset
+        self._folder, self._rows, self._sent_up_to = folder.resolve(), _Tail(folder / OUTBOX), offset
         self._seen: set[tuple[int, str]] = set()
 
     def take(self) -> list[Note]:
         """The notes that are there by now and were not taken yet."""
         notes = []
         for row, end in self._rows.rows():
-            note = self._note_of(row, end)
+            try:
+                note = self._note_of(row, end)
+            except (KeyError, TypeError, ValueError, OverflowError):
+                continue  # not a line of ours
             if note is not None and end > self._sent_up_to:
                 notes.append(note)
         return notes
 
     def _note_of(self, row: dict[str, Any], end: int) -> Note | None:
         if isinstance(row.get("artifact"), str):
-            return Note(None, Path(row["artifact"]), row.get("to"), end)
+            path, to = Path(row["artifact"]), None if row.get("to") is None else str(row["to"])
+            marked = is_ours(row.get("mark"), "artifact", row["artifact"], str(to))
+            return Note(None, path, to, end, may_go=marked or path.resolve().is_relative_to(self._folder))
         if not isinstance(row.get("metrics"), dict):
             return None
-        step = int(row["step"])
-        new = {key: value for key, value in row["metrics"].items() if (step, key) not in self._seen}
+        step, then = row["step"], row["time"]
+        if not _has_room_for(step, then):
+            return None
+        new = {k: float(v) for k, v in row["metrics"].items() if (step, k) not in self._seen and math.isfinite(v)}
         self._seen |= {(step, key) for key in new}
-        return Note(Point(step, int(1000 * row["time"]), new), None, None, end)
+        return Note(Point(step, int(1000 * then), new), None, None, end)
 
 
 @contextmanager
 def only_sender(folder: Path) -> Iterator[None]:
     """Wait until no other process sends for this folder, and be the one that does."""
-    with (folder / _LOCK).open("ab") as file:
+    with open(folder / _LOCK, "ab", opener=_itself) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _itself(path: str, flags: int) -> int:
+    """Open a file of the folder, and none that a link there leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+
+
+def _has_room_for(step: Any, time_s: Any) -> bool:
+    """Whether they are a step and a time that MLflow's databases can hold."""
+    return type(step) is int and 0 <= step < 2**63 and isinstance(time_s, int | float) and abs(time_s) < _MOST_TIME_S
+
+
+def _content(path: Path) -> bytes:
+    """What stands in a small file; empty for what is no file, or is too long."""
+    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        return b""
+    return path.read_bytes()
 
 
 def _append(folder: Path, row: Mapping[str, Any]) -> None:
@@ -203,7 +270,7 @@ def _append(folder: Path, row: Mapping[str, Any]) -> None:
 
     It starts with a line break, so that a line which a kill has torn spoils no other.
     """
-    with (folder / OUTBOX).open("ab", buffering=0) as file:
+    with open(folder / OUTBOX, "ab", buffering=0, opener=_itself) as file:
         file.write(b"\n" + json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
@@ -217,7 +284,7 @@ class _Tail:
     def rows(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Rows that end with a line break and were not given yet, each with the byte behind it."""
         if self._file is None:
-            if not self._path.exists():
+            if self._path.is_symlink() or not self._path.is_file():
                 return
             self._file = self._path.open("rb")
         self._file.seek(self._offset)
@@ -226,7 +293,7 @@ class _Tail:
                 return
             self._offset += len(line)
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 continue
             if isinstance(row, dict):

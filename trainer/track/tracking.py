@@ -7,15 +7,17 @@ nothing to one. Nothing here imports MLflow.
 import os
 import subprocess
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowmask.models.errors import CheckpointError
 from flowmask.models.process import python_module
+from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, revealed_uri
 from flowmask.trainer.state.provenance import ROOT, git_commit
 from flowmask.trainer.state.run_folder import TRACKING, RunFolder, flatten
-from flowmask.trainer.track import spool
+from flowmask.trainer.track import database, spool
 from flowmask.trainer.track.spool import Status, TrackingPlan
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class Tracker:
     def __init__(self, folder: Path, plan: TrackingPlan, *, warn: Callable[[str], None]) -> None:
         """Write the plan to the run folder and return at once."""
         self._folder, self._plan, self._warn = folder, plan, warn
+        self._uri = database.absolute(revealed_uri(plan.uri))
+        self._server = masked_uri(self._uri)
         spool.write_plan(folder, plan)
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -47,7 +51,7 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None until the server has given one."""
-        return spool.read_sent(self._folder, uri=self._plan.uri).run_id or self._plan.run_id
+        return spool.read_sent(self._folder, uri=self._server).run_id or self._plan.run_id
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics that are not a training step's; those are read from metrics.jsonl."""
@@ -77,17 +81,15 @@ class Tracker:
             self._thread.join(2)
         if self._code != DONE:
             or_start = "" if status == "FINISHED" else ", as does the next start"
-            self._warn(
-                f"MLflow at {self._plan.uri} has not taken everything; `flowmask track {self._folder}` sends "
-                f"the rest{or_start}"
-            )
+            command = f"flowmask track {self._folder}" + (" --uri URI" if lacks(masked_uri(self._plan.uri)) else "")
+            self._warn(f"MLflow at {self._server} has not taken everything; `{command}` sends the rest{or_start}")
 
     def _supervise(self) -> None:
         """Keep a sender alive, and pass on what it says."""
         while True:
             with self._lock:
                 process = self._process = _start_sender(
-                    self._folder, timeout_s=self._plan.end_timeout_s, parent=os.getpid()
+                    self._folder, self._uri, timeout_s=self._plan.end_timeout_s, parent=os.getpid()
                 )
                 last = self._closing.is_set()
                 if last:
@@ -101,40 +103,61 @@ class Tracker:
             self._closing.wait(_RESTART_S)
 
 
-def replay(folder: Path, *, timeout_s: float, warn: Callable[[str], None]) -> bool:
+def replay(folder: Path, *, timeout_s: float, warn: Callable[[str], None], uri: str | None = None) -> bool:
     """Send what an ended run has left and set its status; whether the server has everything now.
 
-    A run that died without a word is FAILED. CheckpointError if the run was never tracked, or is being trained:
-    then it sends by itself.
+    uri: the server; None: the one that the run's own start named, if that was this user's. A run that died without a
+    word is FAILED. CheckpointError if the run was never tracked, or is being trained: then it sends by itself.
     """
-    if spool.read_plan(folder) is None:
-        raise CheckpointError(
-            f"{folder} has no readable {TRACKING}: it is no run, or was trained with tracking.enabled=false"
-        )
+    server = _server_of(folder, named=uri)
     RunFolder(folder, patience_s=0).close()
-    process = _start_sender(folder, timeout_s=timeout_s)
+    process = _start_sender(folder, server, timeout_s=timeout_s)
     assert process.stdout is not None
     for line in process.stdout:
         warn(line.rstrip("\n"))
     return process.wait() == DONE
 
 
+def _server_of(folder: Path, *, named: str | None) -> str:
+    """Where to send an ended run; CheckpointError where this user did not name the server, or it can't be known."""
+    plan = spool.read_plan(folder)
+    if plan is None:
+        raise CheckpointError(
+            f"{folder} has no readable {TRACKING}: it is no run, or was trained with tracking.enabled=false"
+        )
+    if (other := spool.copied_from(folder)) is not None:
+        raise CheckpointError(
+            f"{folder} is a copy of {other}, and its MLflow run belongs to that one; the same training goes on here as "
+            "a new MLflow run"
+        )
+    if named is not None:
+        return database.absolute(named)
+    ask = f"to send it to a server that you know: flowmask track {folder} --uri URI"
+    if not spool.is_plan_ours(folder, plan):
+        raise CheckpointError(f"{folder} was not started by you: its {TRACKING} names {masked_uri(plan.uri)}; {ask}")
+    if lacks(plan.uri):
+        raise CheckpointError(f"{folder} has no password or query of {plan.uri}, as none is stored; {ask}")
+    return _server(None, folder, earlier=plan) if plan.asked is None else revealed_uri(plan.uri)
+
+
 def offer_artifact(run: str | Path, path: Path, *, to: str) -> bool:
-    """Leave a file or folder that was made from a run for its MLflow run; whether `run` is one that is tracked.
+    """Leave a file or folder that was made from a run for its MLflow run; whether `run` is one that this user tracks.
 
     A run in training uploads it at once, one that has ended with `replay`.
     """
     folder = Path(run)
-    if spool.read_plan(folder) is None:
+    plan = spool.read_plan(folder)
+    if plan is None or not spool.is_plan_ours(folder, plan):
         return False
     spool.add_artifact(folder, path, to=to)
     return True
 
 
-def _start_sender(folder: Path, *, timeout_s: float, parent: int | None = None) -> subprocess.Popen[str]:
+def _start_sender(folder: Path, uri: str, *, timeout_s: float, parent: int | None = None) -> subprocess.Popen[str]:
     """`python -m flowmask.trainer.track.sender`: its session is its own, so that a terminal's ^C does not reach it."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | alone | {"PYTHONPATH": path, URI_VARIABLE: uri}
     who = [str(parent)] if parent is not None else []
     return subprocess.Popen(
         python_module("flowmask.trainer.track.sender", folder, timeout_s, *who),
@@ -153,27 +176,48 @@ def _end_input(process: subprocess.Popen[str] | None) -> None:
 
 
 def start_tracking(
-    config: "RunConfig", *, fingerprint: str, run_id: str | None, warn: Callable[[str], None]
+    config: "RunConfig", *, fingerprint: str, resumed: bool, run_id: str | None, warn: Callable[[str], None]
 ) -> Tracker | None:
     """The tracker of a training run; None if it wants none.
 
-    fingerprint: of the cache; run_id: the MLflow run that a checkpoint names.
+    What begins without a checkpoint, and a copied folder, is a new MLflow run.
+    fingerprint: of the cache; run_id: the MLflow run that a checkpoint names, needed where `tracking.json` is lost.
     """
     tracking, out = config.tracking, config.out
     if not tracking.enabled:
         return None
+    earlier, other = spool.read_plan(out), spool.copied_from(out)
+    if other is not None:
+        warn(f"{out} is a copy of {other}, which is still there: from here on it is a new MLflow run")
+    new = not resumed or other is not None
+    if new:
+        spool.forget(out)
     facts = {"fingerprint": fingerprint, "git_commit": git_commit()}
     plan = TrackingPlan(
-        key=spool.key_of(out),
-        uri=tracking.uri or default_uri(out),
+        key=uuid.uuid4().hex if new else spool.key_of(out),
+        uri=_server(tracking.uri, out, earlier=None if new else earlier),
         experiment=tracking.experiment,
         name=out.resolve().name,
         params={key: str(value) for key, value in (flatten(config.model_dump(mode="json")) | facts).items()},
         every_steps=config.train.log_every_steps,
         end_timeout_s=tracking.end_timeout_s,
-        run_id=run_id,
+        run_id=None if new or earlier is not None else run_id,
+        asked=tracking.uri,
+        folder=str(out.resolve()),
     )
     return Tracker(out, plan, warn=warn)
+
+
+def _server(asked: str | None, out: Path, *, earlier: TrackingPlan | None) -> str:
+    """The server that a config means. A database that it names by a relative path, or not at all, is the first start's.
+
+    So it is the same one from any working folder, and after the run was moved; unless it is gone.
+    """
+    uri = default_uri(out) if asked is None else database.absolute(asked)
+    if earlier is None or earlier.asked != asked or (asked is not None and uri == asked):
+        return uri
+    before = database.file_of(earlier.uri)
+    return earlier.uri if before is not None and before.exists() else uri
 
 
 def default_uri(run_folder: Path) -> str:

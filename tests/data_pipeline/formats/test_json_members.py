@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flowmask.data_pipeline.formats import json_members
+from flowmask.data_pipeline.formats.json_file import unique_keys
 from flowmask.data_pipeline.formats.json_members import Places, members, read_range
 from flowmask.models.errors import DataError
 
@@ -25,7 +26,7 @@ def value(draw: random.Random, depth: int = 0) -> Any:
 def loads(content: bytes, field: str | None) -> dict[str, Any] | None:
     """What json makes of it; None if it refuses, or no object stands there."""
     try:
-        found = json.loads(content)
+        found = json.loads(content, object_pairs_hook=unique_keys)
         found = found if field is None else found[field]
     except (ValueError, KeyError, TypeError):
         return None

@@ -135,7 +135,7 @@ PICKLE_SPOILED = [
     (lambda root: (root / PICKLE).write_bytes((root / PICKLE).read_bytes()[:99]), "no valid pickle"),
     (lambda root: (root / PICKLE).write_bytes(pickle.dumps({})), "holds a dict; expected a list of refs"),
     (lambda root: (root / PICKLE).write_bytes(pickle.dumps([])), "has no split 'train'; it has none"),
-    (edit(PICKLE, lambda refs: [ref.update(split="testA") for ref in refs]), "no split 'train'; it has testA"),
+    (edit(PICKLE, lambda refs: [ref.update(split="testA") for ref in refs]), "no split 'train'; it has 'testA'"),
     (edit(PICKLE, lambda refs: refs[2].pop("split")), r"refs\[2\] has no field 'split'"),
     (edit(PICKLE, lambda refs: refs[2].update(image_id=5)), r"refs\[2\]\.image_id names 5, which .*instances\.json"),
     (edit(PICKLE, lambda refs: refs[2].update(ann_id=5)), r"refs\[2\]\.ann_id names 5, which .*instances\.json"),

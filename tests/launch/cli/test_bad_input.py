@@ -52,7 +52,7 @@ def place(tmp_path: Path, wan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
 
     def run_here(kind: str, resolved: dict[str, Any], *, processes: int) -> int:
-        if kind != "train":  # which would look for the launcher's port
+        if kind != "train":  # which would look for its group
             monkeypatch.setenv("RANK", "0")
             monkeypatch.setenv("WORLD_SIZE", "1")
         return jobs.run_rank(kind, resolved)

@@ -45,7 +45,7 @@ def test_a_rank_ends_with_its_own_code_whatever_a_library_does_when_the_process_
 
 
 def test_ranks_that_do_not_save_in_time_are_given_up() -> None:
-    group = Group(0, 1, "127.0.0.1", 1, time_to_stop_s=lambda: 0.3)
+    group = Group(0, 1, time_to_stop_s=lambda: 0.3)
     rank = subprocess.Popen([sys.executable, "-c", DEAF])
     try:
         with pytest.raises(TooLateError, match="checkpoint before stays"):

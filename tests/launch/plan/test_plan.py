@@ -2,29 +2,35 @@
 
 import json
 import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import runs
 import torch
+from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from flowmask.launch.check import preflight
 from flowmask.launch.cli.main import app
 from flowmask.launch.config import load_job
 from flowmask.launch.jobs import CacheJob, TrainJob
-from flowmask.launch.plan import plan as planning
 from flowmask.launch.plan.cache import plan_cache
-from flowmask.launch.plan.encoders import Encoders
-from flowmask.launch.plan.memory import STATE_BYTES, Setting, device_memory
+from flowmask.launch.plan.encoders import Encoders, share_of_peak
+from flowmask.launch.plan.memory import CONTEXT_BYTES, FRAGMENTATION, STATE_BYTES, Setting, device_memory
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape, micro_batch_pass
+from flowmask.launch.plan.show import _nothing
 from flowmask.launch.plan.train import GpuSpeed, plan_training
 from flowmask.models.dit import Recompute
 from flowmask.models.errors import ConfigError
 from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.state.saving import Checkpoints
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SPEED = GpuSpeed(100.0, 0.5, "test")
@@ -39,9 +45,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job_of(lab: Path, **changes: Any) -> TrainJob:
-    tree = runs.run_config(lab, lab / "run").model_dump(mode="json")
-    return TrainJob.model_validate({**tree, **changes})
+def job_of(lab: Path, changes: dict[str, Any] | None = None, *, out: Path = Path("run")) -> TrainJob:
+    tree = runs.run_config(lab, out, changes).model_dump(mode="json")
+    return TrainJob.model_validate({**tree, "launch": {}})
 
 
 def test_the_published_size_is_as_it_was_measured_with_a_counter() -> None:
@@ -154,10 +160,127 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str) -> None:
     assert said in str(done.exception) and "\n" not in str(done.exception)
 
 
-def test_a_decoder_that_cannot_recompute_is_refused() -> None:
-    config = CONFIGS / "train_mask_decoder.yaml"
-    with pytest.raises(ConfigError, match="activation_checkpointing is full, but the module"):
-        planning.plan(config, ["train.activation_checkpointing=true"], speed=SPEED)
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])
+def test_the_mask_decoder_trains_on_80_gb_at_the_published_size_and_in_bf16_on_24(precision: str) -> None:
+    job = load_job(CONFIGS / "train_mask_decoder.yaml", TrainJob, [f"train.precision={precision}"])
+    found = plan_training(job, speed=SPEED, clip=Shape(17, 480, 832))
+    peak = {plan.setting.recompute: plan.device.peak / 1e9 for plan in found.settings}
+    assert found.chosen.setting.recompute == "selective"  # as the config that comes with FlowMask has it
+    assert peak["full"] < peak["selective"] < 80 < peak["none"]
+    assert all(world.device_bytes < 80e9 for world in found.worlds)  # one GPU alone, too
+    on_80, on_24 = found.fits(80), found.fits(24)
+    assert on_80 is not None and on_80.setting.recompute == "selective" and on_80.slowdown == 1
+    assert (on_24 is not None) == (precision == "bf16") and (on_24 is None or on_24.setting.recompute == "full")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "gb", "said"),
+    [
+        ("train_mask_decoder", ["train.micro_batch=4"], 40, r"^Set train.micro_batch=2$"),
+        ("train_mask_decoder", ["train.precision=fp32"], 24, r"clip.short_side=\d+ clip.long_side=\d+$"),
+        ("train_mask_decoder", ["train.micro_batch=8"], 12, r"clip.long_side=\d+ and set train.micro_batch=1$"),
+        ("train_mevis", ["model.wan=weights/Wan-14B"], 40, r"^Its weights alone"),
+        ("train_mevis", ["train.micro_batch=8", "train.global_batch=8"], 24, r"^Set train.micro_batch=\d$"),
+    ],
+)
+@pytest.mark.long
+def test_what_a_plan_advises_where_nothing_fits_can_be_done_and_then_fits(
+    name: str, changes: list[str], gb: int, said: str
+) -> None:
+    config, alone = CONFIGS / f"{name}.yaml", [*changes, "launch.processes_per_node=1"]
+    found = plan_training(load_job(config, TrainJob, alone), speed=SPEED, clip=Shape(17, 480, 832))
+    assert found.fits(gb) is None
+    advice = _nothing(found, gb).partition("). ")[2]
+    assert re.search(said, advice), advice
+    height, width = (int(side) for side in re.findall(r"_side=(\d+)", advice) or (480, 832))
+    advised = re.findall(r"train\.micro_batch=\d+", advice)
+    assert found.micro_batch > 1 or not advised
+    if not advice.startswith("Its"):
+        again = load_job(config, TrainJob, [*alone, *advised])
+        assert plan_training(again, speed=SPEED, clip=Shape(17, height, width)).fits(gb) is not None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of a plan, all that advice is made of: 2 GB of weights, and what is left for activations."""
+
+    micro_batch: int
+    activations: float
+    start: float = 1e9
+    largest: str = "17x480x832"
+
+    @property
+    def settings(self) -> list[Any]:
+        peak = CONTEXT_BYTES + (1 + FRAGMENTATION) * (2e9 + self.activations)
+        device = SimpleNamespace(peak=peak, activations=self.activations, start=self.start)
+        return [SimpleNamespace(device=device, setting=Setting(1, recompute="full"))]
+
+
+def test_advice_follows_from_what_does_not_fit_and_a_micro_batch_of_one_is_never_made_smaller() -> None:
+    for micro in (1, 2, 6):
+        for activations in (30e9, 60e9, 600e9, 6e15):
+            found: Any = Found(micro, activations)
+            advice = _nothing(found, 24).partition("). ")[2]
+            if "micro_batch" in advice:
+                (fewer,) = re.findall(r"micro_batch=(\d+)", advice)
+                assert int(fewer) < micro and micro % int(fewer) == 0
+            if sides := [int(side) for side in re.findall(r"_side=(\d+)", advice)]:
+                assert 0 < sides[0] < 480 and all(side % 32 == 0 for side in sides)
+                left = activations / micro * sides[0] * sides[1] / (480 * 832)
+                assert CONTEXT_BYTES + (1 + FRAGMENTATION) * (2e9 + left) <= 24e9
+    whole: Any = Found(1, 1e9, start=30e9)
+    assert "Its weights alone are too large: " in _nothing(whole, 24)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora.rank": 4}, {"objective.kind": "mask_decoder"}, {"evaluate.every_steps": 2, "evaluate.examples": 1}],
+)
+def test_the_disk_that_a_run_takes_is_what_was_planned_and_what_is_asked_for_before_it(
+    lab: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = {"train.steps": 3, "checkpoint.every_steps": 1, "checkpoint.milestone_every_steps": 2, **changes}
+    job = job_of(lab, often, out=tmp_path / "run")
+    planned = plan_training(job, speed=SPEED)
+    most, real = [0], Checkpoints._publish
+
+    def publish(*args: Any) -> Any:
+        folder = tmp_path / "run" / "checkpoints"
+        most.append(sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
+        return real(*args)
+
+    monkeypatch.setattr(Checkpoints, "_publish", publish)
+    assert runs.start(lab, tmp_path / "run", often) == 0
+    (file,) = (tmp_path / "run" / "checkpoints" / "step_00000003").glob("*.safetensors")
+    tensors = load_file(file)
+    assert sum(t.nbytes for name, t in tensors.items() if not name.startswith("rng|")) == planned.checkpoint_bytes
+    around = file.stat().st_size - planned.checkpoint_bytes  # names, and a generator's state
+    assert 0.5 * planned.disk_bytes < max(most) <= planned.disk_bytes + 9 * around
+    asked = next(found for found in preflight.examine(job) if found.what == "disk")
+    assert f"take {planned.disk_bytes / 1e9:.3g} GB" in asked.said
+
+
+def test_fp32_is_as_fast_as_tf32_is_allowed_and_null_allows_it_to_convolutions() -> None:
+    shares = {
+        (tf32, products): share_of_peak("float32", tf32=tf32, products=products)
+        for tf32 in (True, None, False)
+        for products in (True, False)
+    }
+    fast = [key for key, share in shares.items() if share == 1 / 2]
+    assert fast == [(True, True), (True, False), (None, False)] and set(shares.values()) == {1 / 2, 1 / 16}
+    assert share_of_peak("bfloat16", tf32=False, products=True) == 1
+
+
+@pytest.mark.parametrize(("tf32", "slower"), [("true", 2), ("null", 16)])
+def test_a_plan_counts_it(lab: Path, tf32: str, slower: float) -> None:
+    in_fp32 = {"train.precision": "fp32", "train.tf32": {"true": True, "null": None}[tf32]}
+    plans = [plan_training(job_of(lab, changes), speed=SPEED) for changes in ({}, in_fp32)]
+    assert plans[1].worlds[0].hours == pytest.approx(slower * plans[0].worlds[0].hours)
+    settings = runs.cache_settings(lab)
+    settings["cache"] = {**settings["cache"], "tf32": in_fp32["train.tf32"]}
+    cache = plan_cache(CacheJob.model_validate(settings), speed=SPEED)
+    seconds = (2 * cache.video_flop + slower * cache.text_flop) / SPEED.flop_per_s
+    assert cache.hours * cache.workers == pytest.approx(seconds / 3600)
 
 
 def test_what_fits_is_the_fastest_that_fits() -> None:

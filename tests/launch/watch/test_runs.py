@@ -14,9 +14,7 @@ from command import flowmask, start_flowmask
 from runs import make_lab, rows, run_config
 
 from flowmask.launch.cli import main as cli
-from flowmask.launch.watch.control import _signal
 from flowmask.launch.watch.runs import look
-from flowmask.models.process import process_here
 
 PATIENCE_S = 180
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,17 +112,3 @@ def test_a_folder_that_is_no_run_is_one_line(
     assert ended.value.code == 2
     said = capsys.readouterr()
     assert not said.out and said.err.count("\n") == 1 and f"{tmp_path / name} " in said.err
-
-
-def test_a_process_that_only_has_the_pid_of_a_run_is_never_signalled(tmp_path: Path) -> None:
-    other = subprocess.Popen(["sleep", "600"])
-    try:
-        it = process_here(other.pid)
-        earlier = it.model_copy(update={"started": it.started - 1})
-        _signal(earlier, tmp_path)
-        assert other.poll() is None
-        _signal(it, tmp_path)
-        assert other.wait(timeout=20) == -15
-    finally:
-        other.kill()
-        other.wait()

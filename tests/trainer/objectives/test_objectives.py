@@ -137,3 +137,49 @@ def test_noise_on_the_decoders_input_is_drawn_from_the_key_at_the_asked_size() -
     alone = objective.prepare(batch_of([2], shape=(16, 2, 8, 8)))
     assert torch.equal(alone.draws["noise"][0], batch.draws["noise"][1])
     assert not make("mask_decoder").prepare(batch_of([1])).draws
+
+
+class Decoder(torch.nn.Module):
+    """Stands for a decoder: its logits are the latent's first channel, enlarged; each frame knows no other."""
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(latent[:, :1], scale_factor=(1, 2, 2))
+
+
+def decoder_batch(keys: list[int], annotated: torch.Tensor | None) -> Batch:
+    batch = batch_of(keys, shape=(16, 5, 4, 4))
+    batch.mask_pixels = torch.stack(
+        [torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(key)) > 0.6 for key in keys]
+    )
+    batch.annotated = annotated
+    return batch
+
+
+def test_the_decoders_loss_is_that_of_the_annotated_frames_alone() -> None:
+    objective, keys = make("mask_decoder"), [3, 4, 5]
+    annotated = torch.rand(3, 5, generator=torch.Generator().manual_seed(0)) > 0.5
+    annotated[:, 2] = True
+    whole = decoder_batch(keys, annotated)
+    assert whole.mask_mean is not None and whole.mask_pixels is not None
+    alone = []
+    for place, key in enumerate(keys):
+        batch = decoder_batch([key], None)
+        assert batch.mask_mean is not None and batch.mask_pixels is not None
+        batch.mask_mean = batch.mask_mean[:, :, annotated[place]]
+        batch.mask_pixels = batch.mask_pixels[:, annotated[place]]
+        alone.append(objective.loss(Decoder(), batch)[0])
+    whole.mask_mean.requires_grad_(True)
+    loss, sums = objective.loss(Decoder(), whole)
+    assert torch.allclose(loss, torch.stack(alone).mean(), rtol=1e-6)
+    loss.backward()
+    assert whole.mask_mean.grad is not None
+    moved = whole.mask_mean.grad[:, 0].abs().sum((-1, -2)) > 0
+    assert torch.equal(moved, annotated), "no gradient comes from a frame that nobody annotated"
+    assert {"focal_sum", "dice_sum"} <= sums.keys()
+
+
+def test_the_decoders_loss_is_the_same_where_all_frames_are_annotated() -> None:
+    objective = make("mask_decoder")
+    plain = objective.loss(Decoder(), decoder_batch([3, 4], None))[0]
+    said = objective.loss(Decoder(), decoder_batch([3, 4], torch.ones(2, 5, dtype=torch.bool)))[0]
+    assert torch.allclose(plain, said, rtol=1e-6)

@@ -1,18 +1,22 @@
 """What a person looks at: masks over frames, the legend, mask PNGs, overlay videos."""
 
+import unicodedata
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from fontTools.ttLib import TTFont
+from PIL import Image, ImageFont
 
 from flowmask.models.errors import DataError
+from flowmask.trainer.predict import overlay
 from flowmask.trainer.predict.overlay import (
     OverlayVideo,
     colour,
     font,
     legend,
+    legend_text,
     paint,
     read_mask,
     view_size,
@@ -85,6 +89,25 @@ def test_the_legend_shows_each_prompt_in_its_colour_and_grows_with_their_number(
     assert strip.shape[0] > legend(prompts[:1], width=480).shape[0]
     for _, tone in prompts:
         assert (strip == np.array(tone, np.uint8)).all(-1).sum() > 50
+
+
+@pytest.mark.parametrize("face", ["DejaVuSans.ttf", None])
+def test_a_sentence_is_shown_only_if_the_font_has_a_glyph_for_each_of_its_letters(
+    face: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which letters a font has is asked of its own table, the legend only of PIL."""
+    fonts = [ImageFont.truetype(face, 16) if face else ImageFont.load_default(16)]
+    monkeypatch.setattr(overlay, "font", lambda size: fonts[0])
+    overlay._is_drawn.cache_clear()
+    source = fonts[0].path
+    if not isinstance(source, str):
+        source.seek(0)
+    has = TTFont(source, lazy=True).getBestCmap().keys()
+    letters = [chr(number) for number in [*range(33, 0x3000, 7), *range(0x3040, 0x1F700, 397)]]
+    letters = [letter for letter in letters if unicodedata.category(letter)[0] in "LNPS"]
+    for letter in letters:
+        assert (legend_text(f"a {letter}", instead="prompt 3") == f"a {letter}") == (ord(letter) in has), repr(letter)
+    overlay._is_drawn.cache_clear()
 
 
 @pytest.mark.parametrize("size", [(64, 64), (481, 721), (40, 300)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from disturbed import FINISHED, contents, end_of, in_child
 from golden_export import write_golden_export
 from PIL import Image
 
-from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.errors import ConfigError, DataError, UserError
 from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.predict.predict import InputVideo, Predictions, predict, unique_slugs
 
@@ -56,7 +58,7 @@ def test_every_prompt_gets_its_masks_and_its_video_and_all_get_one_together(
     export: Path, video: Path, tmp_path: Path
 ) -> None:
     result = _predict(export, video, tmp_path / "p")
-    names = {entry.name for entry in (tmp_path / "p").iterdir()}
+    names = {entry.name for entry in (tmp_path / "p").iterdir() if not entry.name.startswith(".")}
     assert names == {*SLUGS, *(f"{slug}.mp4" for slug in SLUGS), "overlay.mp4", "predictions.json"}
     assert result.overlay == tmp_path / "p" / "overlay.mp4"
     for prompt, slug in zip(result.prompts, SLUGS):
@@ -102,6 +104,25 @@ def test_frames_of_a_folder_come_in_natural_order_and_keep_their_names(export: P
     assert sorted(p.name for p in result.prompts[0].masks.iterdir()) == ["1.png", "10.png", "2.png"]
 
 
+def test_a_name_that_is_not_utf_8_is_one_line_before_anything_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(DataError, match="not UTF-8"):
+        InputVideo(folder)
+    Image.fromarray(_frames(1)[0]).save(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        InputVideo(tmp_path)
+
+
+def test_photographs_are_read_as_people_see_them(tmp_path: Path) -> None:
+    """The camera was turned: the picture lies on its side, and EXIF says so."""
+    frame, exif = _frames(1)[0][:24], Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(frame)).save(tmp_path / "1.png", exif=exif)
+    source = InputVideo(tmp_path)
+    assert source.size == frame.shape[:2] and (source.frames([0])[0] == frame).all()
+
+
 def test_a_clip_of_a_long_video_is_judged_as_if_it_were_the_whole(export: Path, video: Path, tmp_path: Path) -> None:
     cut = _predict(export, video, tmp_path / "cut", PROMPTS[:1], clip_frames=5)
     first = _predict(export, video, tmp_path / "first", PROMPTS[:1], max_frames=5)
@@ -109,21 +130,78 @@ def test_a_clip_of_a_long_video_is_judged_as_if_it_were_the_whole(export: Path, 
     assert cut.prompts[0].area_px[:5] == first.prompts[0].area_px
 
 
-def test_a_rerun_replaces_its_own_results_and_leaves_what_is_not_its_own(
+def _entries(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """What predictions.json says, by video and prompt."""
+    found = json.loads((out / "predictions.json").read_text())["prompts"]
+    return {(Path(entry["video"]).name, entry["prompt"]): entry for entry in found}
+
+
+def test_a_second_prediction_replaces_what_is_of_its_video_and_prompt_and_nothing_else(
     export: Path, video: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "p"
     _predict(export, video, out)
     (out / "notes.txt").write_text("mine")
-    _predict(export, video, out, ["a cat"], max_frames=2)
-    assert {entry.name for entry in out.iterdir()} == {
-        "a-cat",
-        "a-cat.mp4",
-        "overlay.mp4",
-        "predictions.json",
-        "notes.txt",
-    }
-    assert len(list((out / "a-cat").iterdir())) == 2
+    (out / "a-cat.mp4").write_text("mine")
+    kept = {path: path.read_bytes() for path in [*(out / SLUGS[0]).iterdir(), out / f"{SLUGS[0]}.mp4"]}
+    result = _predict(export, video, out, [PROMPTS[1], "a cat"], max_frames=2)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert (out / "notes.txt").read_text() == (out / "a-cat.mp4").read_text() == "mine"
+    assert [prompt.masks.name for prompt in result.prompts] == [SLUGS[1], "a-cat-2"]
+    assert [len(list((out / slug).iterdir())) for slug in (*SLUGS, "a-cat-2")] == [FRAMES, 2, 2]
+    entries = _entries(out)
+    assert [prompt for _, prompt in entries] == [PROMPTS[0], PROMPTS[1], "a cat"]
+    assert [len(entry["frames"]) for entry in entries.values()] == [FRAMES, 2, 2]
+    assert all((out / entry["overlay"]).is_file() for entry in entries.values())
+
+
+def test_another_video_has_names_of_its_own_in_the_same_folder(export: Path, video: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "p", tmp_path / "w.mp4"
+    shutil.copy(video, other)
+    _predict(export, video, out, PROMPTS[:1])
+    before = contents(out)
+    result = _predict(export, other, out, PROMPTS[:1])
+    assert result.overlay.name == "overlay-2.mp4" and result.prompts[0].masks.name == f"{SLUGS[0]}-2"
+    changed = {name for name, content in before.items() if contents(out)[name] != content}
+    assert changed == {"predictions.json", ".flowmask.files"}
+    assert set(_entries(out)) == {("v.mp4", PROMPTS[0]), ("w.mp4", PROMPTS[0])}
+
+
+def test_the_overlay_of_all_prompts_shows_those_that_were_there(export: Path, video: Path, tmp_path: Path) -> None:
+    one, both = tmp_path / "one", tmp_path / "both"
+    _predict(export, video, both)
+    for prompt in PROMPTS:
+        _predict(export, video, one, [prompt])
+    assert (one / "overlay.mp4").read_bytes() == (both / "overlay.mp4").read_bytes()
+
+
+def test_predictions_of_an_earlier_version_stay_and_what_is_no_prediction_is_refused(
+    export: Path, video: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p"
+    _predict(export, video, out)
+    for name in (".flowmask.json", ".flowmask.files", ".lock"):
+        (out / name).unlink()
+    said = json.loads((out / "predictions.json").read_text())
+    said["prompts"] = [{key: e[key] for key in ("prompt", "masks", "overlay", "area_px")} for e in said["prompts"]]
+    (out / "predictions.json").write_text(json.dumps(said))
+    _predict(export, video, out, ["a cat", PROMPTS[0]])
+    assert set(_entries(out)) == {("v.mp4", prompt) for prompt in (*PROMPTS, "a cat")}
+    (tmp_path / "here" / "dog").mkdir(parents=True)
+    (tmp_path / "here" / "dog" / "rex.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not a folder of predictions but holds dog"):
+        _predict(export, video, tmp_path / "here", ["dog"])
+    assert contents(tmp_path / "here") == {"dog/rex.txt": b"mine"}
+
+
+def test_two_predictions_at_once_both_stand(export: Path, video: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    children = [in_child(lambda p=prompt: _predict(export, video, out, [p])) for prompt in ("a dog", "A dog!")]
+    assert [end_of(child) for child in children] == [FINISHED, FINISHED]
+    entries = _entries(out)
+    assert {prompt for _, prompt in entries} == {"a dog", "A dog!"}
+    assert {entry["masks"] for entry in entries.values()} == {"a-dog", "a-dog-2"}
+    assert all(len(list((out / entry["masks"]).iterdir())) == FRAMES for entry in entries.values())
 
 
 def test_a_prediction_that_fails_leaves_the_earlier_one_as_it_was(export: Path, video: Path, tmp_path: Path) -> None:
@@ -133,10 +211,10 @@ def test_a_prediction_that_fails_leaves_the_earlier_one_as_it_was(export: Path, 
 
     out = tmp_path / "p"
     _predict(export, video, out)
-    before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    before = contents(out)
     with pytest.raises(KeyboardInterrupt):
         _predict(export, video, out, ["a cat"], on_progress=stop)
-    assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert contents(out) == before
 
 
 def test_slugs_are_readable_unique_and_never_those_of_the_combined_overlay() -> None:
@@ -149,7 +227,15 @@ def test_slugs_are_readable_unique_and_never_those_of_the_combined_overlay() -> 
 
 
 @pytest.mark.parametrize(
-    ("prompts", "message"), [([], "no prompt"), (["", "x"], "empty"), (["  \t"], "empty"), (['""'], "empty")]
+    ("prompts", "message"),
+    [
+        ([], "no prompt"),
+        (["", "x"], "empty"),
+        (["  \t"], "empty"),
+        (['""'], "empty"),
+        (["x", "&nbsp;\u200b"], "empty"),
+        ([os.fsdecode(b"caf\xe9")], "not UTF-8"),
+    ],
 )
 def test_a_missing_or_empty_prompt_is_refused_before_anything_is_written(
     export: Path, video: Path, tmp_path: Path, prompts: list[str], message: str

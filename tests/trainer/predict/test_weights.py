@@ -34,6 +34,7 @@ def test_a_run_gives_its_newest_averaged_weights_and_the_conventions_they_know(l
         "video_injection": True,
         "pixel_norm": "half",
         "lowercase": True,
+        "encoder_dtype": "float32",
         "wan": str(lab / "wan"),
         "mask_decoder": "vae",
     }

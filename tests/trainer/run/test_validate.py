@@ -82,7 +82,7 @@ def test_the_numbers_do_not_depend_on_the_number_of_ranks_or_the_zero_stage(
     for stage in (1, 3):
         assert losses(tmp_path / str(stage)) == pytest.approx(losses(evaluated / "never"), rel=1e-5)
         for two, one in zip(evaluations(tmp_path / str(stage)), evaluations(tmp_path / "one"), strict=True):
-            assert two.keys() == one.keys()
+            assert two.keys() == one.keys() and two.pop("definition") == one.pop("definition")
             for name, value in one.items():
                 rough = name in ("eval_j", "eval_f", "eval_jf")  # a pixel at the threshold may flip
                 assert two[name] == pytest.approx(value, rel=1e-5, abs=2.0 if rough else 0)
@@ -105,7 +105,8 @@ def test_a_mask_decoder_is_scored_on_the_true_latents(lab: Path, tmp_path: Path)
     decoder = {"objective.kind": "mask_decoder", "train.steps": 4, "evaluate.every_steps": 2}
     assert start(lab, tmp_path / "run", decoder | {"evaluate.examples": 2}) == 0
     found = evaluations(tmp_path / "run")
-    assert [set(row) for row in found] == [{"step", "eval_loss", "eval_j", "eval_f", "eval_jf", "best"}] * 2
+    keys = {"step", "eval_loss", "eval_j", "eval_f", "eval_jf", "best", "definition"}
+    assert [set(row) for row in found] == [keys] * 2
     assert "which is trained on: name evaluate.cache" in (tmp_path / "run" / "log.txt").read_text()
 
 

@@ -1,25 +1,32 @@
 """Evaluation: scores, masks, what is read how often, what a stop or another checkpoint leaves behind."""
 
+import errno
 import json
+import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from disturbed import contents
 from golden_export import BOX, DATA, PARITY, write_golden_export
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from seals import rewrite
 
 from flowmask.data_pipeline.config import DataSourceConfig
+from flowmask.data_pipeline.formats.names import same_file
 from flowmask.data_pipeline.sources import open_source
-from flowmask.models.errors import CheckpointError, ConfigError, DataError
+from flowmask.models.errors import CheckpointError, ConfigError
 from flowmask.models.segment import Segmenter
 from flowmask.trainer.score.evaluate import evaluate, shuffled_partners
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.store import safe_name
+from flowmask.trainer.score.store import EvaluationStore
+from flowmask.trainer.state.run_folder import RunFolder
 from flowmask.trainer.track import spool
 
 EXPECTED = json.loads((PARITY / "e2e" / "expected.json").read_text())
@@ -159,6 +166,45 @@ def test_masks_of_other_settings_are_not_taken_for_finished_work(
     assert len(encoded) == 2
 
 
+def test_results_that_could_not_be_published_leave_the_older_ones_and_need_no_computing_again(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "e"
+    evaluate(_config(export, out))
+    wanted = evaluate(_config(export, tmp_path / "whole", sampler={"steps": 4}))
+    for why in (errno.ENOSPC, errno.ENAMETOOLONG):
+        before = {name: content for name, content in contents(out).items() if not name.startswith(".evaluate/")}
+        with monkeypatch.context() as patched:
+            refused = Mock(side_effect=OSError(why, os.strerror(why)))
+            patched.setattr("flowmask.trainer.score.overlays.OverlayVideo", refused)
+            with pytest.raises(ConfigError, match=os.strerror(why)):
+                evaluate(_config(export, out, sampler={"steps": 4}))
+        assert before.items() <= contents(out).items()
+    encoded = _encoded(monkeypatch)
+    assert evaluate(_config(export, out, sampler={"steps": 4})) == wanted
+    assert not encoded
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["masks/mine.png", "masks/a/0/mine.png", "overlays/x.mp4", "config.yaml", "report.html", "scores.json", "dog"],
+)
+def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match="not an evaluation but holds"):
+        EvaluationStore(tmp_path, "0" * 16)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_the_folder_of_a_run_is_no_place_for_an_evaluation(export: Path, tmp_path: Path) -> None:
+    RunFolder(tmp_path).close()
+    (tmp_path / "config.yaml").write_text("train: {}")
+    with pytest.raises(ConfigError, match="is a run, not an evaluation"):
+        evaluate(_config(export, tmp_path))
+    assert (tmp_path / "config.yaml").read_text() == "train: {}"
+
+
 def test_two_processes_share_the_videos_and_the_last_one_publishes(export: Path, tmp_path: Path) -> None:
     alone = evaluate(_config(export, tmp_path / "alone"))
     config = _config(export, tmp_path / "shared")
@@ -247,10 +293,37 @@ def test_an_output_that_cannot_be_written_is_one_line(export: Path, tmp_path: Pa
         evaluate(_config(export, tmp_path / "file" / "e"))
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
-def test_an_id_that_leads_out_of_the_folder_is_refused(name: str) -> None:
-    with pytest.raises(DataError):
-        safe_name(name)
+HOSTILE = {"vidA": ["a/b", "a_b", "x" * 220], "vidB": ["a", "A", "e." * 60 + "/" + "y" * 200, "cafe\u0301"]}
+
+
+def test_any_ids_end_in_results_that_are_kept_apart_and_lead_back_to_them(export: Path, tmp_path: Path) -> None:
+    """Expressions are called so that those of two videos could be mixed up."""
+    videos = json.loads((DATA / "valid_u" / "meta_expressions.json").read_text())["videos"]
+    meta, folder = {}, tmp_path / "data" / "valid_u"
+    for name, hostile in HOSTILE.items():
+        for number, video_id in enumerate(hostile):
+            (folder / "JPEGImages" / video_id).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(
+                DATA / "valid_u" / "JPEGImages" / name, folder / "JPEGImages" / video_id, dirs_exist_ok=True
+            )
+            entry = next(iter(videos[name]["expressions"].values()))
+            ids = ["c", "b_c", "../x", "z" * 300][number:][:2]
+            meta[video_id] = {"frames": videos[name]["frames"], "expressions": dict.fromkeys(ids, entry)}
+    (folder / "meta_expressions.json").write_text(json.dumps({"videos": meta}))
+    shutil.copy(DATA / "valid_u" / "mask_dict.json", folder)
+    out, data = tmp_path / "e", {"source": "mevis", "root": tmp_path / "data", "split": "valid_u"}
+    scores = evaluate(_config(export, out, data=data, archive="mevis", report_examples=50))
+    assert scores is not None
+    pairs = {(video_id, exp_id) for video_id, entry in meta.items() for exp_id in entry["expressions"]}
+    told = json.loads((out / "scores.json").read_text())
+    ids = {key: tuple(pair) for key, pair in told["ids"].items()}
+    assert {ids.get(key) or tuple(key.split("/")) for key in told["per_expression"]} == pairs
+    assert len(list((out / "overlays").iterdir())) == len(pairs) == len(scores.per_expression)
+    folders = {str(path.parent.relative_to(out / "masks")) for path in (out / "masks").rglob("*.png")}
+    assert folders == scores.per_expression.keys()
+    with zipfile.ZipFile(out / "submission.zip") as archive:
+        assert {name.rpartition("/")[0] for name in archive.namelist()} == folders
+    assert len({same_file(key) for key in folders}) == len(pairs)
 
 
 def test_without_a_box_the_frames_have_the_sides_of_the_training(

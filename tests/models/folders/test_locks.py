@@ -1,10 +1,13 @@
 """Locks of folders: one holder, free when it is gone, and asking keeps nobody out."""
 
+import errno
 import os
 import threading
 from pathlib import Path
 
-from flowmask.trainer.state import locks
+import pytest
+
+from flowmask.models.folders import locks
 
 
 def test_one_holds_it_until_it_lets_go(tmp_path: Path) -> None:
@@ -35,3 +38,22 @@ def test_asking_never_keeps_anybody_out(tmp_path: Path) -> None:
     finally:
         over.set()
         asker.join()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_line_and_nobody_holds_one_there(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    path = tmp_path / ".lock"
+    path.touch()
+    assert not locks.is_held(path)
+    with pytest.raises(locks.LockError, match=f"^{path} can't be locked .* file system at /.* has no flock") as refused:
+        locks.take(path)
+    assert "\n" not in str(refused.value)
+    monkeypatch.setattr(locks.fcntl, "flock", lambda *_: os.close(-1))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        locks.take(path)

@@ -1,0 +1,64 @@
+"""Names of a dataset: in time order, and as names of the files that are made from them.
+
+A name that every file system keeps as it is stays as it is. Others are written byte by byte as %hh, which
+`urllib.parse.unquote` undoes; what is longer than 200 bytes ends in its hash.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+LONGEST_ID = 1000  # characters
+_LONGEST_BYTES = 200  # a file system ends at 255; temporary names and suffixes are added
+_CUT = "%~"
+# Separators and signs of some system, our own escapes, and ends that some system drops or hides.
+_UNSAFE = re.compile(r'[\0-\x1f\x7f/\\:*?"<>|]|%[0-9a-fA-F]{2}|%~|\A[. ]|[. ]\Z')
+_DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\xb9\xb2\xb3])\s*(\.|\Z)", re.IGNORECASE)
+_KEPT = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-.")
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key by which 2 comes before 10: a run of digits counts as its number."""
+    pieces = (piece for piece in re.split("([0-9]+)", name) if piece)
+    numbers = ((piece.lstrip("0"), piece) for piece in pieces)
+    return [(0, len(number), number) if piece[0] in "0123456789" else (1, 0, piece) for number, piece in numbers]
+
+
+def in_time_order(names: Iterable[str]) -> list[str]:
+    """Names by their numbers; 1 before 01."""
+    return sorted(names, key=lambda name: (natural_key(name), name))
+
+
+def same_file(name: str) -> str:
+    """What two names have in common if some file system takes them for one: case and forms of accents do not count."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFD", name).casefold())
+
+
+def file_names(ids: Iterable[str], *, spelled: Callable[[str], str] = str) -> dict[str, str]:
+    """A file name for each of several distinct ids, no two of which are one on any file system.
+
+    spelled: how an id is written where that is safe and no other id is written so
+    """
+    plain = {name: spelled(name) for name in ids}
+    owners = Counter(map(same_file, plain.values()))
+    return {
+        name: short if _is_safe(short) and owners[same_file(short)] == 1 else _escaped(name)
+        for name, short in plain.items()
+    }
+
+
+def _is_safe(name: str) -> bool:
+    return not (_UNSAFE.search(name) or _DEVICES.match(name)) and len(name.encode()) <= _LONGEST_BYTES
+
+
+def _escaped(name: str) -> str:
+    raw = name.encode()
+    coded = [chr(byte) if byte in _KEPT else f"%{byte:02x}" for byte in raw]
+    if coded[0] == "." or coded[-1] == "." or _DEVICES.match("".join(coded)):
+        coded[0], coded[-1] = f"%{raw[0]:02x}", f"%{raw[-1]:02x}"
+    escaped = "".join(coded)
+    if len(escaped) <= _LONGEST_BYTES:
+        return escaped
+    return f"{escaped[:120]}{_CUT}{hashlib.sha256(raw).hexdigest()[:40]}"

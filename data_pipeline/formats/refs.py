@@ -1,0 +1,47 @@
+"""The files of sentences about COCO's images: refs(BY).p, a pickle, of RefCOCO, RefCOCO+ and RefCOCOg, and the JSON
+of the same form of gRefCOCO, grefs(BY).json, in which a sentence may name several objects, or none."""
+
+from pathlib import Path
+from typing import Any
+
+from flowmask.data_pipeline.formats.fields import is_int
+from flowmask.data_pipeline.formats.json_file import read_json
+from flowmask.data_pipeline.formats.plain_pickle import read_plain_pickle
+from flowmask.data_pipeline.formats.reading import shown
+from flowmask.models.errors import DataError
+
+_NOTHING = -1  # in the place of an annotation's id
+
+
+def partitions(folder: Path) -> list[str]:
+    """The BY of every file of a set."""
+    files = [*folder.glob("refs(*).p"), *folder.glob("grefs(*).json")]
+    return sorted({path.name.partition("(")[2].rpartition(")")[0] for path in files})
+
+
+def refs_file(folder: Path, by: str) -> Path:
+    """The file of a partition; the pickle's path if there is none."""
+    json_file = folder / f"grefs({by}).json"
+    return json_file if json_file.is_file() else folder / f"refs({by}).p"
+
+
+def read_refs(path: Path) -> list[Any]:
+    """The entries of a file; DataError: missing, damaged, or of more than plain data."""
+    refs = read_json(path) if path.suffix == ".json" else read_plain_pickle(path)
+    if not isinstance(refs, list):
+        raise DataError(f"{path} holds a {type(refs).__name__}; expected a list of refs")
+    return refs
+
+
+def annotations_of(ref: Any, *, where: str) -> list[int]:
+    """Ids of the annotations that a ref names, none where it names nothing; DataError for what is no id."""
+    if not isinstance(ref, dict) or "ann_id" not in ref:
+        raise DataError(f"{where} has no field 'ann_id'")
+    ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
+    if not all(map(is_int, ids)):
+        raise DataError(f"{where}.ann_id is {shown(ref['ann_id'])!r}; expected an int, or a list of them")
+    ids = [] if ids == [_NOTHING] else ids
+    if "no_target" in ref and bool(ref["no_target"]) == bool(ids):
+        named = ", ".join(map(str, ids)) or "nothing"
+        raise DataError(f"{where}: no_target is {shown(ref['no_target'])!r}, but ann_id names {named}")
+    return ids

@@ -1,0 +1,30 @@
+"""`flowmask track`, and what a person is told of files that could be sent."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowmask.launch.console import out as console
+
+
+def track(
+    run: Annotated[Path, typer.Argument(help="A run folder that nobody trains now")],
+    timeout_s: Annotated[float, typer.Option(min=0, help="Seconds after which to give up")] = 600.0,
+    uri: Annotated[str | None, typer.Option(help="The server; default: the one that you trained it with")] = None,
+) -> None:
+    """Send MLflow what it missed of an ended run, and how that ended. A run that died is FAILED."""
+    from flowmask.trainer.track.tracking import replay
+
+    if not replay(run, timeout_s=timeout_s, uri=uri, warn=lambda line: console.print(line)):
+        console.print("MLflow has not taken everything; the same command goes on")
+        raise typer.Exit(1)
+    console.print(f"MLflow has all of {run}")
+
+
+def offer(run: str, path: Path, *, to: str) -> None:
+    """Let the MLflow run of a checkpoint have what was made from it, when somebody sends it."""
+    from flowmask.trainer.track.tracking import offer_artifact
+
+    if offer_artifact(run, path, to=to):
+        console.print(f"`flowmask track {run}` uploads it to MLflow")

@@ -1,0 +1,233 @@
+"""The folder that a command writes its results to: new, empty, or one of ours of the same kind; else it is refused.
+
+    OUT/.flowmask.json    the mark: kind and identity; made before anything else
+    OUT/.flowmask.files   every file of the results that are swapped in whole, with its SHA-256
+    OUT/.lock             held by the one process that writes here now
+    OUT/.flowmask-<hex>/  a scratch: where one process builds its results, mode 0700; also beside a single file
+
+What is not listed is not ours: it is never replaced or deleted. Results change by renames alone, and a swap that was
+cut short is undone by whoever holds the lock next, so older results go when the new ones stand.
+"""
+
+import errno
+import json
+import os
+import re
+import secrets
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.files import MARK, TEMPORARY, move_new, read_object, sha256_of, sync, write_atomically
+from flowmask.models.folders import locks
+from flowmask.models.folders.scratch import FILES, OLD, SWAP, clear, scratch, undo_swap
+
+LOCK = ".lock"
+PATIENCE_S = 15.0
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a folder of results can be.
+
+    name:     with its article, as a sentence has it
+    older:    of a folder without a mark, made by an earlier version: the files of ours, all of which parse as this
+              kind, by relative path; None if the folder is not of this kind
+    dots:     names of ours that start with a dot; others of that form are left alone and do not count
+    identity: of every folder of this kind; empty: a random one each
+    """
+
+    name: str
+    older: Callable[[Path], Collection[str] | None]
+    dots: tuple[str, ...] = ()
+    error: type[UserError] = ConfigError
+    identity: str = ""
+
+
+class OutputFolder:
+    """A folder of results that is ours, made where it is missing; `kind.error` in one line where it is not."""
+
+    def __init__(self, path: Path, kind: Kind) -> None:
+        self.path, self.kind = path, kind
+        with self._said():
+            path.mkdir(parents=True, exist_ok=True)
+            files = own_files(path, kind)
+            if files is not None:
+                self._mark(files)
+            self._identity = _read_mark(path).get("id", "")
+            clear(path, undo=False)
+            self._sweep()
+
+    def _mark(self, files: Collection[str]) -> None:
+        """Make the folder ours; `files` are of an earlier version."""
+        if files:
+            write_atomically(self.path / FILES, json.dumps(dict.fromkeys(files, "")))
+        mark = {"kind": self.kind.name, "id": self.kind.identity or secrets.token_hex(16)}
+        with scratch(self.path) as place, suppress(FileExistsError):  # somebody was quicker: that mark holds
+            write_atomically(place / MARK, json.dumps(mark))
+            move_new(place / MARK, self.path / MARK)
+
+    @contextmanager
+    def held(self, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
+        """Be the one writer inside the block."""
+        handle = self.take(patience_s=patience_s)
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def take(self, *, patience_s: float = PATIENCE_S) -> int:
+        """Be the one writer until the open file that this returns is closed, or this process ends.
+
+        Undoes what a writer that died has left half done; `kind.error` names who is at work here.
+        """
+        with self._said():
+            handle = locks.take(self.path / LOCK, patience_s=patience_s)
+        if handle is None:
+            raise self.kind.error(
+                f"{self.path} is being written by {self._holder()}; stop it or choose another out "
+                f"(waited {patience_s:.0f} s)"
+            )
+        with suppress(OSError):  # a full disk: it is held all the same
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        try:
+            with self._said():
+                clear(self.path, undo=True)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
+
+    def _holder(self) -> str:
+        """Who keeps writers out, as the lock says."""
+        if not locks.is_held(self.path / LOCK):
+            return f"nobody, but a process that reads holds its lock (`fuser {self.path / LOCK}` names it)"
+        with suppress(OSError):
+            return (self.path / LOCK).read_text(errors="replace").strip() or "an unknown process"
+        return "an unknown process"
+
+    def strangers(self, names: Collection[str], *, by_content: bool = False) -> list[str]:
+        """Files under these names that no result of ours put there, or (by_content) that somebody has changed."""
+        known, found = self._files(), []
+        for name in names:
+            for path in _below(self.path / name):
+                relative = path.relative_to(self.path).as_posix()
+                same = relative in known and path.is_file() and not path.is_symlink()
+                if same and by_content and known[relative]:
+                    same = sha256_of(path) == known[relative]
+                found += [] if same else [relative]
+        return found
+
+    def refuse_strangers(self, names: Collection[str], *, by_content: bool = False) -> None:
+        """`kind.error` if results of these names would take the place of somebody else's file."""
+        if found := self.strangers(names, by_content=by_content):
+            raise self.kind.error(
+                f"{self.path / found[0]} is no result of FlowMask, or was changed; move it away, or choose another out"
+            )
+
+    def swap(self, place: Path, moves: Mapping[str, Path], *, index: str, gone: Collection[str] = ()) -> None:
+        """Put new results in place of older ones: all, or none if anything fails. Call it inside `held`.
+
+        place: a scratch in this folder; moves: name -> what becomes it, anywhere in this folder
+        index: the name that readers trust, away first and there last; gone: names of older results without new ones
+        """
+        with self._said():
+            names = [index, *sorted({*moves, *gone} - {index})]
+            self.refuse_strangers(names, by_content=True)
+            files = {file: sha for file, sha in self._files().items() if file.split("/")[0] not in names}
+            for name, source in moves.items():
+                for path in _below(source):
+                    files[(Path(name) / path.relative_to(source)).as_posix()] = sha256_of(path)
+            write_atomically(place / FILES, json.dumps(files))
+            moves = {FILES: place / FILES, **{name: moves[name] for name in names if name in moves}}
+            plan = {name: source.relative_to(self.path).as_posix() for name, source in moves.items()}
+            (place / OLD).mkdir()
+            write_atomically(place / SWAP, json.dumps(plan))
+            try:
+                for name in (*names, FILES):
+                    if os.path.lexists(self.path / name):
+                        (self.path / name).rename(place / OLD / name)
+                for name in reversed(moves):
+                    moves[name].rename(self.path / name)
+                sync(self.path)
+            except OSError:
+                undo_swap(self.path, place)
+                raise
+
+    def _files(self) -> dict[str, str]:
+        return read_object(self.path / FILES)
+
+    def _sweep(self) -> None:
+        """Delete single files that writers who died never finished: they carry this folder's identity."""
+        name = re.compile(rf"{re.escape(TEMPORARY)}.*\.{re.escape(self._identity)}[0-9a-f]{{16}}", re.DOTALL)
+        for entry in list(os.scandir(self.path)):
+            ours = name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            if ours and locks.is_free(Path(entry.path)):
+                Path(entry.path).unlink(missing_ok=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A scratch here; a disk that is full while it is being filled is one line."""
+        with self._said(_DISK_REFUSES), scratch(self.path) as place:
+            yield place
+
+    @contextmanager
+    def _said(self, only: tuple[int, ...] = ()) -> Iterator[None]:
+        """What the disk refuses, in one line."""
+        try:
+            yield
+        except OSError as error:
+            if only and error.errno not in only:
+                raise
+            raise self.kind.error(
+                f"out is {self.path}; it can't be written ({error.strerror or error}): make room, or choose another"
+            ) from error
+
+
+def own_files(path: Path, kind: Kind) -> Collection[str] | None:
+    """None if a folder is marked as of a kind, else its files, as `Kind.older` has them; writes nothing.
+
+    Raises `kind.error` in one line where the folder is of another kind, or not ours.
+    """
+    if not (mark := _read_mark(path)):
+        dots = {LOCK, FILES, *kind.dots}
+        names = sorted(entry.name for entry in path.iterdir() if entry.name[0] != "." or entry.name in dots)
+        files = kind.older(path) if names else ()
+        if files is not None:
+            return files
+        if not (mark := _read_mark(path)):  # no other process has begun here just now
+            raise kind.error(
+                f"out is {path}, which is not {kind.name} but holds {names[0]}; choose a new or empty folder"
+            )
+    if mark["kind"] != kind.name:
+        what = mark["kind"] or f"marked by a damaged {MARK}"
+        raise kind.error(f"out is {path}, which is {what}, not {kind.name}; choose another folder")
+    return None
+
+
+def identity_of(folder: Path) -> str | None:
+    """The identity of a folder of ours, which a copy has too; None without a mark."""
+    return _read_mark(folder).get("id")
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """The files of a result: itself, or all below it; links are files."""
+    if path.is_symlink() or not path.is_dir():
+        yield from [path] if os.path.lexists(path) else []
+        return
+    for place, folders, names in os.walk(path):
+        yield from (Path(place, name) for name in names)
+        yield from (link for name in folders if (link := Path(place, name)).is_symlink())
+
+
+def _read_mark(folder: Path) -> dict[str, str]:
+    """The mark of a folder; empty without one, and without a kind if it is damaged."""
+    found = read_object(folder / MARK)
+    if not found and not os.path.lexists(folder / MARK):
+        return {}
+    return {key: found[key] if isinstance(found.get(key), str) else "" for key in ("kind", "id")}

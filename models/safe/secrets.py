@@ -1,0 +1,136 @@
+"""Values that may hold secrets: how they are saved, without them, and filled in again where they are used.
+
+In what is saved, `${oc.env:NAME}` stays as it is written, and what is written out becomes `***`: user and password of
+a URI, the values of its query, the value of NAME=value, what stands behind --token. A process hands the real server
+to those that it starts by the variable URI_VARIABLE alone.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote
+
+from pydantic import PlainSerializer
+
+from flowmask.models.errors import ConfigError
+from flowmask.models.files import whole_file
+
+URI_VARIABLE = "FLOWMASK_TRACKING_URI"
+HIDDEN = "***"
+
+_REFERENCE = re.compile(r"\$\{oc\.env:([^,{}]+)(?:,([^{}]*))?\}")
+_ONLY_REFERENCES = re.compile(r"(?:\$\{oc\.env:[^,{}]+\})+")
+# as SQLAlchemy and urllib3 read them, whichever takes more
+_NAME = r"(?:\$\{[^}]*\}|[^:/?#@\s])*"
+_USER = re.compile(rf"://({_NAME}(?:@{_NAME})*)(?::([^@\s]*(?:@[^/?#@\s]*)*))?@")
+_QUERY = re.compile(r"([?&;#])([^=&;#\s{}]*)(=?)((?:\$\{[^}]*\}|[^&;#\s{}])*)")
+# a shell's word behind NAME=: quoted parts; a substitution, and a quote that is not closed, go on to the line's end
+_WORD = r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|(?:\$\(|[`"']).*$|\\.|\$\{[^}]*\}|[^\s;&|"'`\\])*"""
+_ASSIGNED = re.compile(rf"([A-Za-z_]\w*\+?=)({_WORD})")
+_FLAG = re.compile(rf"(?i)((?:-[\w-]*(?:token|password|secret|key)|\bbearer|\bbasic)[ \t]+)({_WORD})")
+_VARIABLE = re.compile(r"\b([A-Z_][A-Z0-9_]*=)(.*)", re.DOTALL)
+_OTHER_REFERENCE = re.compile(r"(?<!\\)\$\{(?!oc\.env:)")  # the shell's own; a config would take it for a key
+
+
+def masked_uri(uri: str) -> str:
+    """A URI that may be stored and shown: without user information and without the values of its query."""
+    found = _USER.sub(_without_user, uri)
+    begins = re.search("[?#]", found)
+    if begins is None or found.startswith("sqlite"):
+        return found
+    return found[: begins.start()] + _QUERY.sub(_without_value, found[begins.start() :])
+
+
+def masked_line(line: str) -> str:
+    """A line of shell in which NAME=value is NAME=***; a value that is nothing but `${oc.env:...}` stays."""
+    found = _ASSIGNED.sub(lambda m: m[1] + _kept(m[2]), _USER.sub(_without_user, _escaped(line)))
+    return _FLAG.sub(lambda m: m[1] + _kept(m[2]), found)
+
+
+def masked_option(text: str) -> str:
+    """An option of srun or sbatch in which variables (`ALL,TOKEN=value`) have no values, and URIs no users."""
+    parts: list[str] = []
+    hides = False  # a comma belongs to the value of a variable that is hidden, or begins another one
+    for part in _USER.sub(_without_user, _escaped(text)).split(","):
+        found = _VARIABLE.sub(lambda m: m[1] + _kept(m[2]), part)
+        if _VARIABLE.search(part) is not None:
+            hides = found.endswith(HIDDEN)
+        elif hides:
+            continue
+        parts.append(found)
+    return _FLAG.sub(lambda m: m[1] + _kept(m[2]), ",".join(parts))
+
+
+def write_private(path: Path, content: str) -> None:
+    """Replace a file whole, which from its first byte on this user alone can read."""
+    with whole_file(path) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(content.encode())
+
+
+def lacks(text: str) -> bool:
+    """Whether this is a saved copy's value that has lost a part."""
+    return HIDDEN in text
+
+
+def revealed(text: str, *, key: str) -> str:
+    """The value with `${oc.env:NAME}` filled in from this process's environment; ConfigError where it is not there."""
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1], match[2])
+        if found is None:
+            raise ConfigError(f"{key} is {text}, but {match[1]} is not set here: export {match[1]}=...")
+        return found
+
+    return _REFERENCE.sub(value, text)
+
+
+def revealed_uri(uri: str) -> str:
+    """A server as it is reached; ConfigError for a saved copy of which this process was not told the rest."""
+    if not lacks(uri):
+        return revealed(uri, key="tracking.uri")
+    handed_on = os.environ.get(URI_VARIABLE, "")
+    if handed_on and masked_uri(handed_on) == uri:
+        return handed_on
+    raise ConfigError(
+        f"tracking.uri is {uri}, from a saved copy, which holds no user, password or query: give tracking.uri again "
+        "(with ${oc.env:NAME} a copy can repeat it)"
+    )
+
+
+def without_secrets(text: str, *, uri: str) -> str:
+    """A library's message on one line, without what is secret in `uri`."""
+    said = _USER.sub(f"://{HIDDEN}@", " ".join(text.split()))
+    secret = [part for match in _USER.finditer(uri) for part in (match[1], match[2] or "")]
+    begins = re.search("[?#]", uri)
+    if begins is not None and not uri.startswith("sqlite"):
+        secret += [m[4] if m[3] else m[2] for m in _QUERY.finditer(uri, begins.start())]
+    for word in sorted({*secret, *map(unquote, secret)}, key=len, reverse=True):
+        if len(word) > 2:  # a shorter one would take half the words with it
+            said = said.replace(word, HIDDEN)
+    return said
+
+
+def _without_user(match: re.Match[str]) -> str:
+    user, password = match[1], match[2]
+    safe = _ONLY_REFERENCES.fullmatch(user if password is None else password)  # then a user's name may stay
+    return match[0] if safe else f"://{HIDDEN}@"
+
+
+def _without_value(match: re.Match[str]) -> str:
+    mark, name, equals, value = match.groups()
+    return f"{mark}{name}={_kept(value)}" if equals else f"{mark}{name and HIDDEN}"
+
+
+def _kept(value: str) -> str:
+    return value if not value or _ONLY_REFERENCES.fullmatch(value.strip("\"'")) else HIDDEN
+
+
+def _escaped(text: str) -> str:
+    return _OTHER_REFERENCE.sub(r"\\${", text)
+
+
+SecretUri = Annotated[str, PlainSerializer(masked_uri, when_used="json-unless-none")]
+SecretLine = Annotated[str, PlainSerializer(masked_line, when_used="json-unless-none")]
+SecretOption = Annotated[str, PlainSerializer(masked_option, when_used="json-unless-none")]

@@ -1,0 +1,137 @@
+"""Every command that writes results, small and in this process: what it computes is made up, how it writes is not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from golden_export import write_golden_export
+from rich.console import Console
+
+from flowmask.data_pipeline.cache.shards import remove_leftovers, write_file
+from flowmask.data_pipeline.plan.units import CACHE
+from flowmask.data_pipeline.show import page
+from flowmask.data_pipeline.show.inspect_page import inspect
+from flowmask.launch.configs import copy_configs
+from flowmask.launch.curriculum.curriculum import _claimed
+from flowmask.launch.demo import demo
+from flowmask.launch.jobs.job import save_config
+from flowmask.models.folders.output_folder import OutputFolder
+from flowmask.trainer.predict.export import export
+from flowmask.trainer.predict.predictions import PredictionFolder
+from flowmask.trainer.score.archive import write_archive
+from flowmask.trainer.score.store import EvaluationStore
+from flowmask.trainer.state import checkpoint_write
+from flowmask.trainer.state.run_folder import RunFolder
+
+OLDER = Path(__file__).parents[1] / "golden" / "older"
+FACTS = {"video": "clip.mp4", "checkpoint": "run", "weights": {}, "height": 2, "width": 2, "fps": 1, "frames": ["0"]}
+CONFIG = {"checkpoint": "run", "train": {}, "model": {}, "data": {}}
+Writer = Callable[[Path], object]
+
+
+def predict(out: Path) -> None:
+    prompts, slugs = ["a dog", "two cats"], ["a-dog", "two-cats"]
+    folder = PredictionFolder(out, video="clip.mp4", prompts=prompts)
+    with folder.scratch() as place:
+        for slug in slugs:
+            (place / slug).mkdir()
+            (place / slug / "0.png").write_text(slug)
+            (place / f"{slug}.mp4").write_text(slug)
+        (place / "overlay.mp4").write_text("both")
+        folder.publish(place, slugs, [[1], [2]], FACTS)
+
+
+def evaluate(out: Path) -> None:
+    store = EvaluationStore(out, "0" * 16)
+    with store.claim(0):
+        for video in ("a", "b"):
+            if store.record(video) is None:
+                store.start_video(video)
+                (store.mask_folder(f"{video}/0") / "00000.png").write_text(video)
+                store.write_record(video, {"frames": 1})
+
+        def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+            (place / "report.html").write_text(page.document("FlowMask evaluation", []))
+            (place / "overlays").mkdir()
+            (place / "overlays" / "a_0.mp4").write_text("a")
+            save_config(place, CONFIG)
+            write_archive(place, masks=masks, layout="mevis")
+            return {"videos": 2, "expressions": 2, "per_expression": {}, "weights": {}}
+
+        store.publish_if_complete(["a", "b"], build)
+
+
+def train(out: Path) -> None:
+    folder = RunFolder(out, patience_s=0.5)
+    checkpoints = out / "checkpoints"
+    checkpoint_write.clean(checkpoints)
+    folder.write_config(CONFIG)
+    folder.open_metrics(after_step=0)
+    for step in (1, 2):
+        folder.add_row({"step": step})
+        beside = checkpoints / f".writing_step_{step:08d}_1"
+        beside.mkdir(parents=True)
+        (beside / "rank_00000.safetensors").write_text("weights")
+        final = checkpoints / f"step_{step:08d}"
+        checkpoint_write.publish(beside, final, document={"step": step}, links=("latest", "best"))
+        checkpoint_write.prune(checkpoints, keep_last=1, milestone_every_steps=None)
+    folder.sync()
+    folder.close()
+
+
+def build_cache(out: Path) -> None:
+    OutputFolder(out, CACHE)
+    (out / "plan").mkdir(exist_ok=True)
+    remove_leftovers(out / "plan")
+    write_file(out / "plan" / "plan.json", b'{"fingerprint": {}}')
+    write_file(out / "manifest.json", b'{"fingerprint": {}}')
+    save_config(out, CONFIG)
+
+
+def curriculum(out: Path) -> None:
+    asked: Any = SimpleNamespace(out=out, stages=[], path=Path("curriculum.yaml"))
+    with _claimed(asked):
+        pass
+
+
+def run_demo(out: Path) -> None:
+    def stages(run: demo.DemoRun) -> None:
+        run._note("cache_s", 1.0)
+        if not (run.out / "wan").exists():
+            with demo.whole(run.out / "wan") as root:
+                (root / "wan").mkdir()
+                (root / "wan" / "weights").write_text("weights")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo.DemoRun, "run", stages)
+        patched.setattr(demo, "collect", lambda out: {})
+        patched.setattr(demo, "show", lambda *_: None)
+        patched.setattr(demo.time, "time", lambda: 0.0)
+        demo.run_demo(out, demo.Profile.SMOKE, console=Console(quiet=True))
+
+
+NAMES = (
+    *("predict", "evaluate, archive", "train", "cache build", "curriculum", "demo"),
+    *("export file", "export folder", "cache inspect", "configs --copy"),
+)
+
+
+def writers(lab: Path) -> dict[str, Writer]:
+    """By the command's name; lab: a folder for what they read."""
+    source = str(write_golden_export(lab))
+    found: dict[str, Writer] = {
+        "predict": predict,
+        "evaluate, archive": evaluate,
+        "train": train,
+        "cache build": build_cache,
+        "curriculum": curriculum,
+        "demo": run_demo,
+        "export file": lambda out: export(source, format="safetensors", out=out / "weights.safetensors"),
+        "export folder": lambda out: export(source, format="diffusers", out=out / "weights", wan=lab / "wan"),
+        "cache inspect": lambda out: inspect(OLDER / "cache", out=out / "cache.html", examples=0),
+        "configs --copy": copy_configs,
+    }
+    assert tuple(found) == NAMES
+    return found

@@ -1,0 +1,130 @@
+"""A folder of predictions: what predictions.json says of it, and how new ones join those that are there.
+
+A prediction takes the place of one of the same video and prompt; all others stay, in predictions.json too. Two that
+end at once both stand: each is built in its own scratch, and joins under the folder's lock.
+
+Each entry of `prompts` says all of itself; the top level is the last prediction's. The videos of all prompts that a
+video has are overlay.mp4, overlay-2.mp4, ...: one for each video (`together`).
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from flowmask.models.errors import ConfigError
+from flowmask.models.folders.output_folder import Kind, OutputFolder
+from flowmask.models.stored.sealed import parse_json
+
+PREDICTIONS, OVERLAY = "predictions.json", "overlay"
+PUBLISH_PATIENCE_S = 600.0  # others hold the lock for as long as moving files takes
+_SLUG = r"[a-z0-9-]+"
+Entry = dict[str, Any]  # prompt, masks, overlay, together, area_px, and the facts
+Facts = dict[str, Any]  # video, checkpoint, weights, height, width, fps, frames
+
+
+class PredictionFolder:
+    """The folder `out` for predictions of one video; ConfigError before anything is computed if that can't be."""
+
+    def __init__(self, out: Path, *, video: str, prompts: Sequence[str]) -> None:
+        self._folder = OutputFolder(out, _KIND)
+        self.path, self._video, self._prompts = out, Path(video).resolve(), prompts
+        with self._folder.held(patience_s=PUBLISH_PATIENCE_S):  # takes back what a killed prediction has begun to move
+            replaced = [entry for entry in self._entries() if self._is_mine(entry) and entry["prompt"] in prompts]
+            self._folder.refuse_strangers([*_names(replaced), PREDICTIONS], by_content=True)
+        self.scratch = self._folder.scratch
+
+    def earlier(self, frames: Sequence[str]) -> list[Entry]:
+        """Predictions of this video for other prompts, each with a mask for every one of `frames`."""
+        found = [entry for entry in self._entries() if self._is_mine(entry) and entry["prompt"] not in self._prompts]
+        return [e for e in found if all((self.path / e["masks"] / f"{name}.png").is_file() for name in frames)]
+
+    def publish(self, place: Path, slugs: Sequence[str], areas: Sequence[list[int]], facts: Facts) -> list[Entry]:
+        """Move in what a scratch holds: <slug>/, <slug>.mp4 and overlay.mp4; the entries of the new predictions."""
+        with self._folder.held(patience_s=PUBLISH_PATIENCE_S):
+            standing = self._entries()
+            mine = [entry for entry in standing if self._is_mine(entry)]
+            old = [entry for entry in mine if entry["prompt"] in self._prompts]
+            taken = {path.name for path in self.path.iterdir()} - _names(old)
+            together = mine[0]["together"] if mine else next(n for n in _overlays() if n not in taken)
+            made, moves = [], {together: place / f"{OVERLAY}.mp4"}
+            taken.add(together)
+            for prompt, built, area in zip(self._prompts, slugs, areas, strict=True):
+                before = next((e["masks"] for e in old if e["prompt"] == prompt and e["masks"] not in moves), None)
+                slug = before or free_slug(built, taken)
+                taken |= {slug, f"{slug}.mp4"}
+                moves |= {slug: place / built, f"{slug}.mp4": place / f"{built}.mp4"}
+                made.append(_entry(prompt, slug, together, area) | facts)
+            entries = [*(entry for entry in standing if entry not in old), *made]
+            said = {**facts, "overlay": together, "prompts": entries}
+            (place / PREDICTIONS).write_text(json.dumps(said, indent=1, ensure_ascii=False))
+            moves[PREDICTIONS] = place / PREDICTIONS
+            self._folder.swap(place, moves, index=PREDICTIONS, gone=_names(old) - moves.keys())
+            return made
+
+    def _entries(self) -> list[Entry]:
+        found = read_entries(self.path)
+        if found is None:
+            raise ConfigError(f"{self.path / PREDICTIONS} is damaged; remove it, or choose another out")
+        return found
+
+    def _is_mine(self, entry: Entry) -> bool:
+        return Path(entry["video"]).resolve() == self._video
+
+
+def read_entries(folder: Path) -> list[Entry] | None:
+    """The entries of predictions.json, each complete; none if there is no such file, None if it is not ours."""
+    try:
+        said = parse_json((folder / PREDICTIONS).read_text())
+        facts = {key: said[key] for key in ("video", "checkpoint", "weights", "height", "width", "fps", "frames")}
+        found = [{**facts, "together": said["overlay"], **entry} for entry in said["prompts"]]
+        return found if all(map(_is_safe, found)) else None
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _is_safe(entry: Entry) -> bool:
+    """Whether the names of an entry are such as we give."""
+    slug, frames = entry["masks"], entry["frames"]
+    return (
+        bool(re.fullmatch(_SLUG, slug) and re.fullmatch(rf"{OVERLAY}(-\d+)?\.mp4", entry["together"]))
+        and entry["overlay"] == f"{slug}.mp4"
+        and all(isinstance(entry[key], str) for key in ("prompt", "video"))
+        and all(isinstance(name, str) and Path(name).name == name for name in frames)
+    )
+
+
+def _entry(prompt: str, slug: str, together: str, area_px: list[int]) -> Entry:
+    return {"prompt": prompt, "masks": slug, "overlay": f"{slug}.mp4", "together": together, "area_px": area_px}
+
+
+def _names(entries: Collection[Entry]) -> set[str]:
+    """The folders of masks and the videos that belong to entries alone."""
+    return {entry[key] for entry in entries for key in ("masks", "overlay")}
+
+
+def free_slug(stem: str, taken: Collection[str]) -> str:
+    """The first of stem, stem-2, stem-3, ... that is no name yet, nor that of a video."""
+    names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    return next(name for name in names if name not in taken and f"{name}.mp4" not in taken)
+
+
+def _overlays() -> Iterator[str]:
+    yield f"{OVERLAY}.mp4"
+    yield from (f"{OVERLAY}-{number}.mp4" for number in count(2))
+
+
+def _older(folder: Path) -> list[str] | None:
+    """The files of predictions of an earlier version, which replaced one another."""
+    entries = read_entries(folder)
+    if not entries:
+        return None
+    masks = [f"{entry['masks']}/{name}.png" for entry in entries for name in entry["frames"]]
+    return [PREDICTIONS, *masks, *{name for entry in entries for name in (entry["overlay"], entry["together"])}]
+
+
+_KIND = Kind("a folder of predictions", older=_older)

@@ -1,0 +1,96 @@
+"""MLflow's SQLite database as a file: where it lies, and that nobody ever sees it half made.
+
+MLflow makes its tables in a hundred steps. A second process that looks in between, or the next one after a kill, can
+never finish them. So they are made in a file beside it, under a lock, which then gets its name.
+"""
+
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from flowmask.models.errors import ConfigError
+from flowmask.models.files import TEMPORARY, sync
+from flowmask.models.folders import locks
+
+PATIENCE_S = 120.0  # for another process that makes the database
+SETTLED_S = 20.0  # a half-made one that nobody wrote for so long is left by a process that is gone
+_SQLITE = re.compile(r"sqlite:///(?!:memory:|file:)(.+?)(\?\w+=[^?/]*)?", re.DOTALL)
+_MLFLOWS = {"alembic_version", "experiments", "runs"}
+
+
+def file_of(uri: str) -> Path | None:
+    """The file of an SQLite database, taken from the URI letter by letter; None for any other server."""
+    found = _SQLITE.fullmatch(uri)
+    return Path(found[1]) if found else None
+
+
+def absolute(uri: str) -> str:
+    """A URI that means the same in every working folder; one that the environment completes stays as it is."""
+    found = _SQLITE.fullmatch(uri)
+    return uri if found is None or "${" in uri else f"sqlite:///{Path.cwd() / found[1]}{found[2] or ''}"
+
+
+def entered(path: Path) -> str:
+    """Go to the database's folder; its URI from there. In a URI a folder's `?` would begin options."""
+    if "?" in path.name:
+        raise ConfigError(f"tracking.uri names the file {path.name}, which MLflow can't open; choose a name without ?")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.chdir(path.parent)
+    return f"sqlite:///{path.name}"
+
+
+def make_whole(path: Path, make: Callable[[Path], None], *, say: Callable[[str], None]) -> None:
+    """Have a whole database at `path`: the one that is there, or a new one by `make(file)`.
+
+    One that was left half made is set aside under another name, which is said. TimeoutError if others hold the lock.
+    """
+    if path.exists() and not is_half_made(path):
+        return
+    handle = locks.take(path.with_name(f".{path.name}.lock"), patience_s=PATIENCE_S)
+    if handle is None:
+        raise TimeoutError(f"another process has been making {path} for {PATIENCE_S:.0f} s")
+    try:
+        for left in path.parent.iterdir():
+            if left.name.startswith(f"{TEMPORARY}{path.name}."):  # of a maker that was killed: we hold the lock
+                left.unlink()
+        while is_half_made(path) and time.time() - path.stat().st_mtime < SETTLED_S:
+            time.sleep(0.5)  # a program that does not know the lock may be at work
+        if is_half_made(path):
+            say(f"{path} was left half made; it is now {_set_aside(path).name}, and a new database is made")
+        if not path.exists():
+            beside = path.with_name(f"{TEMPORARY}{path.name}.{os.urandom(8).hex()}")
+            make(beside)
+            beside.rename(path)
+            sync(path.parent)
+    finally:
+        os.close(handle)
+
+
+def is_half_made(path: Path) -> bool:
+    """Whether MLflow's tables were begun at `path` and never finished: then its first experiment is not there.
+
+    False for what is whole, is no file, or is another program's database: that MLflow itself judges.
+    """
+    if not path.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=20)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "experiments" in tables and database.execute("SELECT 1 FROM experiments LIMIT 1").fetchone():
+                return False
+    except sqlite3.Error:
+        return False
+    return not tables or bool(tables & _MLFLOWS)
+
+
+def _set_aside(path: Path) -> Path:
+    """Give it a name that nothing else has, with the journals that belong to it."""
+    place = path.with_name(f"{path.name}.half-made-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}")
+    for end in ("-journal", "-wal", "-shm", ""):
+        if path.with_name(path.name + end).exists():
+            path.with_name(path.name + end).rename(place.with_name(place.name + end))
+    return place
