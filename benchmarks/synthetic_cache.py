@@ -12,8 +12,9 @@ import torch
 
 from flowmask.data_pipeline.build.records import example_rows
 from flowmask.data_pipeline.cache import index, manifest
-from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
+from flowmask.data_pipeline.cache.manifest import BucketEntry, Fingerprint, IndexEntry, Manifest, ShardEntry
 from flowmask.data_pipeline.cache.shards import FOLDER, ShardWriter, cache_file, shard_name, write_file
+from flowmask.models.files import sha256_of
 
 LATENT = (16, 5, 60, 104)
 SHAPE = (17, 480, 832)
@@ -131,7 +132,7 @@ def _write_manifest(
         examples=sum(examples),
         dropped_empty_masks=0,
         buckets=buckets,
-        index=FileEntry(file=path.name, size=path.stat().st_size, sha256="0" * 64),
+        index=IndexEntry(size=path.stat().st_size, sha256=sha256_of(path)),
         environments=[{}],
         shards=shards,
     )

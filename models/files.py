@@ -3,12 +3,14 @@
 import errno
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import parse_json
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files
 MARK = ".flowmask.json"  # says of a folder that it is ours: its kind and its identity
@@ -105,7 +107,7 @@ def sha256_of_open(file: IO[bytes]) -> str:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file, or it is damaged: for files that only inform."""
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(read_regular(path, limit=1 << 26))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

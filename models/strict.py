@@ -3,7 +3,6 @@
 Only safetensors is read here; a pickle can execute code (`flowrvs.py` reads the published ones safely).
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -16,7 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from flowmask.models.errors import WeightsError
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import SEAL, parse_json, unseal_since
+from flowmask.models.stored.size import expanded
 
+SETTINGS_FORMAT, SETTINGS_SEALED_FROM = 2, 2  # of an export's settings
+_MOST_JSON = 1 << 27  # a tokenizer has 17 MB
+_MOST_SETTINGS = 100_000
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
@@ -61,12 +66,26 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(f"{path} is missing; download the folder again or correct model.wan")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+        value = parse_json(read_regular(path, limit=_MOST_JSON), number=_finite)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); download it again") from None
     except ValueError as error:
-        raise WeightsError(f"{path} is not JSON ({error}); download it again") from None
+        raise WeightsError(f"{path} is not JSON ({_one_line(error)[:200]}); download it again") from None
     if not isinstance(value, dict):
         raise WeightsError(f"{path} holds {type(value).__name__}, not a JSON object; download it again")
     return value
+
+
+def exported_settings(settings: object, *, where: object) -> dict[str, Any]:
+    """What an export of ours says of its weights; WeightsError if it has changed. `where` names its file."""
+    try:
+        if not isinstance(settings, Mapping) or expanded(settings) > _MOST_SETTINGS:
+            raise ValueError("no mapping of settings")
+        known = {"format": 1, **settings} if settings and SEAL not in settings else dict(settings)
+        found = unseal_since(known, version="format", first=SETTINGS_SEALED_FROM, where=where) if known else {}
+    except ValueError as error:
+        raise WeightsError(f"{where} is damaged ({_one_line(error)[:200]}); export it again, or get it again") from None
+    return {name: value for name, value in found.items() if name != "format"}
 
 
 def _finite(text: str) -> float:
@@ -163,7 +182,7 @@ def _nothing_to_read(folder: Path, single: Path) -> str:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(name[:100] for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _one_line(error: BaseException) -> str:

@@ -5,6 +5,8 @@ The video's latent is normalised, the mask's never is: two tensors of one shape 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import isclose
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +33,11 @@ class LatentStats:
     @classmethod
     def from_lists(cls, mean: Sequence[float], std: Sequence[float]) -> "LatentStats":
         return cls(tuple(map(float, mean)), tuple(map(float, std)))
+
+    def close_to(self, other: "LatentStats") -> bool:
+        """Whether both are of one VAE."""
+        ours, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
+        return len(ours) == len(theirs) and all(map(partial(isclose, rel_tol=1e-5, abs_tol=1e-6), ours, theirs))
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # made on the host: `torch.tensor(..., device=cuda)` waits until the GPU has done all that it was told

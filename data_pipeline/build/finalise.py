@@ -15,7 +15,7 @@ import numpy as np
 
 from flowmask.data_pipeline.build.records import Shape, Sidecar, read_sidecar
 from flowmask.data_pipeline.cache import index, manifest, quarantine
-from flowmask.data_pipeline.cache.manifest import BucketEntry, FileEntry, Fingerprint, Manifest, ShardEntry
+from flowmask.data_pipeline.cache.manifest import BucketEntry, Fingerprint, IndexEntry, Manifest, ShardEntry
 from flowmask.data_pipeline.cache.shards import FOLDER, cache_file, remove_leftovers, shard_name, write_file
 from flowmask.data_pipeline.plan.units import BuildPlan
 from flowmask.models.errors import CacheError, DataError
@@ -60,7 +60,7 @@ def count(sidecars: Iterable[Sidecar], *, views: int) -> "Totals":
 
 
 def make_manifest(
-    fingerprint: Fingerprint, facts: Mapping[str, Any], totals: "Totals", *, index_entry: FileEntry
+    fingerprint: Fingerprint, facts: Mapping[str, Any], totals: "Totals", *, index_entry: IndexEntry
 ) -> Manifest:
     """The manifest: a function of the plan (its fingerprint and facts), the sidecars and the index."""
     fields = fingerprint.fields
@@ -155,7 +155,7 @@ def _buckets(counts: Counter[tuple[Shape, int]], *, views: int) -> list[BucketEn
     return buckets
 
 
-def write_index(file: IO[bytes], sidecars: Iterable[Sidecar], *, buckets: Sequence[BucketEntry]) -> FileEntry:
+def write_index(file: IO[bytes], sidecars: Iterable[Sidecar], *, buckets: Sequence[BucketEntry]) -> IndexEntry:
     """Write the index into an empty file, opened for reading too; its size and hash."""
     rows = sum(sum(bucket.examples) for bucket in buckets)
     header = {"descr": np.lib.format.dtype_to_descr(index.ROW), "fortran_order": False, "shape": (rows,)}
@@ -176,7 +176,7 @@ def write_index(file: IO[bytes], sidecars: Iterable[Sidecar], *, buckets: Sequen
     table.flush()
     file.seek(0)
     sha256 = sha256_of_open(file)
-    return FileEntry(file=index.FILE, size=start + rows * index.ROW.itemsize, sha256=sha256)
+    return IndexEntry(size=start + rows * index.ROW.itemsize, sha256=sha256)
 
 
 def clear_work(work: Path) -> None:

@@ -15,9 +15,8 @@ from flowmask.data_pipeline.build.encode import EncodedClip
 from flowmask.data_pipeline.build.sentences import Embeddings
 from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.cache.index import COLUMNS
-from flowmask.data_pipeline.cache.manifest import LONG_TEXT, RARE, SHORT_TEXT
+from flowmask.data_pipeline.cache.manifest import LONG_TEXT, RARE, SHORT_TEXT, Count
 from flowmask.data_pipeline.cache.quarantine import Line
-from flowmask.data_pipeline.cache.sealed import seal, unseal
 from flowmask.data_pipeline.cache.shards import (
     RecordPlace,
     ShardWriter,
@@ -28,8 +27,12 @@ from flowmask.data_pipeline.cache.shards import (
 )
 from flowmask.data_pipeline.clip.clips import clip_facts
 from flowmask.models.errors import CacheError
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import seal, unseal
+from flowmask.models.stored.typed import validated
 
 Shape = tuple[int, int, int]
+_MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,15 @@ class Sidecar:
     shapes[i] is (F, H, W) in px; examples hold a place in `shapes`, then the index's COLUMNS.
     """
 
-    unit: int
-    records: int
-    dropped_empty_masks: int
-    size: int
+    unit: Count
+    records: Count
+    dropped_empty_masks: Count
+    size: Count
     sha256: str
-    text_dim: int
+    text_dim: Count
     made_with: dict[str, str]
     shapes: list[Shape]
-    examples: list[list[int]]
+    examples: list[list[Count]]
     quarantined: list[Line] = field(default_factory=list)
     no_target: int = 0  # examples whose sentence names nothing
     partly_annotated: int = 0  # examples of which some frames are not annotated
@@ -59,20 +62,21 @@ class Sidecar:
 
 
 def parse_sidecar(content: bytes) -> Sidecar:
-    """A sidecar from its file's bytes; ValueError, TypeError or KeyError if they are damaged."""
-    fields = unseal(content)
-    fields["shapes"] = [tuple(shape) for shape in fields["shapes"]]
-    return Sidecar(**fields)
+    """A sidecar from its file's bytes; ValueError if they are damaged."""
+    sidecar = validated(unseal(content), Sidecar)
+    if any(len(row) != 1 + len(COLUMNS) or row[0] >= len(sidecar.shapes) for row in sidecar.examples):
+        raise ValueError("a row of an example is not one of the index's")
+    return sidecar
 
 
 def read_sidecar(folder: Path, unit: int) -> Sidecar | None:
     """The sidecar of a finished unit whose tar is whole; None if the unit must (again) be worked on."""
     try:
-        sidecar = parse_sidecar((folder / sidecar_name(unit)).read_bytes())
+        sidecar = parse_sidecar(read_regular(folder / sidecar_name(unit), limit=_MOST_BYTES))
         complete = not sidecar.records or (folder / shard_name(unit)).stat().st_size == sidecar.size
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise CacheError(f"{folder / sidecar_name(unit)} is damaged ({error}); delete it and build again") from error
     return sidecar if complete else None
 

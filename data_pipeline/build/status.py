@@ -3,7 +3,6 @@
 Ages are by the filesystem's clock, so that they are right wherever this runs.
 """
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,11 @@ from flowmask.data_pipeline.claim.claims import claims_in
 from flowmask.data_pipeline.claim.leases import WORKER, State, filesystem_now, read_lease
 from flowmask.data_pipeline.plan import units
 from flowmask.models.errors import CacheError
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import unseal
 
 Phase = Literal["plan", "text", "clips", "finalise", "complete"]
+_MOST_PLAN = 1 << 26  # bytes of plan.json
 _WINDOW_S, _WINDOW_UNITS = 600.0, 4  # the rate is of the last ten minutes, and of at least four units
 
 
@@ -134,8 +136,11 @@ def _finished(folder: Path) -> CacheStatus:
 
 def _read_plan(path: Path) -> dict[str, Any] | None:
     try:
-        plan: dict[str, Any] = json.loads(path.read_bytes())
-        _ = plan["texts"], plan["costs"], plan["fingerprint"]["fields"]["cache.clips_per_shard"]
+        plan = unseal(read_regular(path, limit=_MOST_PLAN))
+        per_unit, listed = plan["fingerprint"]["fields"]["cache.clips_per_shard"], path.with_name("clips.jsonl")
+        clips, texts = sum(view["clips"] for view in plan["costs"]), plan["texts"]
+        if per_unit < 1 or clips > listed.stat().st_size or texts > path.with_name("texts.jsonl").stat().st_size:
+            raise ValueError("it has more clips or sentences than its tables")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

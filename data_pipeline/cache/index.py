@@ -2,15 +2,19 @@
 
 Rows are sorted by (bucket, view), then in the order of the plan, so that a row number is an example id and
 the examples of a bucket and view are contiguous. Read memory-mapped: a process pays for the pages it
-touches.
+touches. With `check` its hash is that of the manifest, by reading the file once: the map stays untouched.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.cache.manifest import IndexEntry
 from flowmask.models.errors import CacheError
+from flowmask.models.files import sha256_of_open
+from flowmask.models.stored.regular import open_regular
 
 FILE = "index.npy"
 ROW = np.dtype(
@@ -35,13 +39,23 @@ ROW = np.dtype(
 COLUMNS = tuple(name for name in ROW.names or () if name not in ("bucket", "unused"))
 
 
-def open_index(folder: Path, *, rows: int) -> NDArray[np.void]:
-    """The memory-mapped index of a finished cache; CacheError if missing, short or of another layout."""
-    path = folder / FILE
+def open_index(folder: Path, entry: IndexEntry, *, rows: int, check: bool) -> NDArray[np.void]:
+    """The memory-mapped index of a finished cache; CacheError if missing, damaged, short or of another layout."""
+    path, damaged = folder / FILE, None
     try:
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CacheError(f"{path}: the index cannot be read ({error}); run `flowmask cache verify {folder}`") from error
+        with os.fdopen(open_regular(path, inside=folder), "rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) != entry.size:
+                damaged = f"{size} bytes, the manifest says {entry.size}"
+            elif check and sha256_of_open(file) != entry.sha256:
+                damaged = "its SHA-256 is not that of the manifest"
+        index = np.load(path, mmap_mode="r", allow_pickle=False) if damaged is None else None
+    except OSError as error:
+        damaged = f"it cannot be read: {error.strerror}"
+    except (ValueError, EOFError, RecursionError, MemoryError, OverflowError) as error:
+        damaged = f"it cannot be read: {' '.join(str(error).split())[:200]}"
+    if damaged is not None:
+        raise CacheError(f"{path}: the index is damaged: {damaged}; run `flowmask cache repair {folder}`")
+    assert index is not None
     if index.dtype != ROW or index.shape != (rows,):
         raise CacheError(
             f"{path}: {index.shape} rows of {index.dtype.itemsize} bytes, the manifest says {rows} of "

@@ -1,21 +1,35 @@
 """manifest.json: what a finished cache is. Written last, so a folder without it is not a cache.
 
-Holds no time, path or number of workers: the same inputs give the same bytes. Refuses another schema and
-anything that does not parse.
+Holds no time, path or number of workers: the same inputs give the same bytes. Sealed since schema 2. Every value is
+typed and in its range, and counts agree with each other, so that a reader may trust what it makes of them. Refuses
+another schema and anything that does not parse.
 """
 
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.models.errors import CacheError
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import parse_object, seal_readable, unseal_since
 
 FILE = "manifest.json"
+SEALED_FROM = 2  # schema
+_SHARD = r"^[0-9]{6,18}\.tar$"  # no other name from the file is made a path
+_MOST_BYTES = 1 << 30  # of a manifest: a million shards take a quarter
 # Tokens that a sentence is cut to; it is stored at both where it is longer than the first.
 SHORT_TEXT, LONG_TEXT = 64, 256
 RARE = frozenset({"no_target", "partly_annotated"})  # counts that are left out of files where they are 0
+
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 53)]
+Some = Annotated[int, Field(strict=True, ge=1, lt=1 << 31)]
+Flag = Annotated[bool, Field(strict=True)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -36,8 +50,14 @@ class FileEntry(_Part):
     """One file of the cache."""
 
     file: str
-    size: int
-    sha256: str
+    size: Count
+    sha256: Hash
+
+
+class IndexEntry(FileEntry):
+    """The index of the cache."""
+
+    file: Literal["index.npy"] = "index.npy"
 
 
 class ShardEntry(FileEntry):
@@ -47,20 +67,21 @@ class ShardEntry(FileEntry):
     it as a stream needs to know beforehand.
     """
 
-    records: int
-    made_with: int
-    view: int = 0
-    examples: list[int] = []
+    file: Annotated[str, Field(pattern=_SHARD)]
+    records: Count
+    made_with: Count
+    view: Count = 0
+    examples: list[Count] = []
 
 
 class BucketEntry(_Part):
     """Clips of one shape, in pixels; `first[v]` and `examples[v]` are its example ids in view v."""
 
-    frames: int
-    height: int
-    width: int
-    first: list[int]
-    examples: list[int]
+    frames: Some
+    height: Annotated[Some, Field(multiple_of=8)]
+    width: Annotated[Some, Field(multiple_of=8)]
+    first: list[Count]
+    examples: list[Count]
 
     @property
     def name(self) -> str:
@@ -81,47 +102,78 @@ class LeakEntry(_Part):
     setting: Literal["refuse", "drop", "allow"]
     checked: list[str]
     unreadable: list[str]
-    dropped_videos: int
+    dropped_videos: Count
 
 
 class Manifest(_Part):
     """Everything that a reader must know; see the module's docstring."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     fingerprint: Fingerprint
     dtype: Literal["bfloat16", "float32"]
-    views: int
-    latent_channels: int
-    latents_mean: list[float]
-    latents_std: list[float]
-    text_dim: int
-    longest_text_tokens: int
+    views: Some
+    latent_channels: Some
+    latents_mean: list[Finite]
+    latents_std: list[Annotated[Finite, Field(gt=0)]]
+    text_dim: Some
+    longest_text_tokens: Annotated[Count, Field(lt=1 << 16)]
     pixel_norm: Literal["half", "imagenet"]
-    lowercase: bool
-    clips: int
-    examples: int
-    dropped_empty_masks: int
-    quarantined_clips: int = 0  # planned, but not readable: see quarantine.jsonl
+    lowercase: Flag
+    clips: Count
+    examples: Count
+    dropped_empty_masks: Count
+    quarantined_clips: Count = 0  # planned, but not readable: see quarantine.jsonl
     role: Literal["train", "evaluation"] = "train"
     leaks: LeakEntry | None = None
-    unreadable_videos: int = 0  # of which no clip could be planned
-    no_target: int = 0  # examples whose sentence names nothing: their target is the empty mask
-    partly_annotated: int = 0  # examples of which some frames are not annotated: they count in no loss and no score
+    unreadable_videos: Count = 0  # of which no clip could be planned
+    no_target: Count = 0  # examples whose sentence names nothing: their target is the empty mask
+    partly_annotated: Count = 0  # examples of which some frames are not annotated: they count in no loss and no score
     buckets: list[BucketEntry]
-    index: FileEntry
+    index: IndexEntry
     environments: list[dict[str, str]]
     shards: list[ShardEntry]
 
     def to_bytes(self) -> bytes:
         none = {name for name in RARE if not getattr(self, name)}
-        return self.model_dump_json(indent=1, exclude=none).encode() + b"\n"
+        return seal_readable(self.model_dump(mode="json", exclude=none))
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Counts agree with each other, and what a reader will hold fits into the files it is read from."""
+        for name in ("latents_mean", "latents_std"):
+            if len(getattr(self, name)) != self.latent_channels:
+                raise ValueError(f"{name} has not latent_channels = {self.latent_channels} numbers")
+        if any(len(bucket.first) != self.views or len(bucket.examples) != self.views for bucket in self.buckets):
+            raise ValueError(f"a bucket has not views = {self.views} counts")
+        counts = [count for bucket in self.buckets for count in bucket.examples]
+        firsts = [first for bucket in self.buckets for first in bucket.first]
+        if [*firsts, self.examples] != list(accumulate(counts, initial=0)):
+            raise ValueError("examples are not those of the buckets one after another")
+        for shard in self.shards:
+            if shard.made_with >= len(self.environments) or shard.view >= self.views:
+                raise ValueError(f"{shard.file} is of a view or an environment that is not there")
+            if len(shard.examples) not in (0, len(self.buckets)) or sum(shard.examples) > shard.size:
+                raise ValueError(f"{shard.file} can't have examples = {str(shard.examples)[:80]}")
+        if len({shard.file for shard in self.shards}) != len(self.shards):
+            raise ValueError("a shard stands there twice")
+        self._refuse_larger_than_shards()
+        return self
+
+    def _refuse_larger_than_shards(self) -> None:
+        largest = max((shard.size for shard in self.shards), default=0) // (4 if self.dtype == "float32" else 2)
+        for bucket in self.buckets:
+            f, h, w = bucket.latent_shape
+            if self.shards and self.latent_channels * f * h * w > largest:
+                raise ValueError(f"a latent of {bucket.name} is larger than every shard")
+        if self.shards and self.longest_text_tokens * self.text_dim > largest:
+            raise ValueError("a text of longest_text_tokens x text_dim is larger than every shard")
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished cache; CacheError says what to do when there is none."""
     path = folder / FILE
     try:
-        content = path.read_bytes()
+        content = read_regular(path, limit=_MOST_BYTES, inside=folder)
     except FileNotFoundError:
         if not folder.is_dir():
             raise CacheError(f"{folder}: no such cache folder; make one with `flowmask cache build`") from None
@@ -129,18 +181,21 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {FILE}: its build has not finished; run `flowmask cache build` (again)"
         ) from None
     except OSError as error:
-        raise CacheError(f"{path}: cannot be read: {error}") from error
+        raise CacheError(f"{path}: cannot be read: {error.strerror}") from error
     return parse_manifest(content, where=path)
 
 
 def parse_manifest(content: bytes, *, where: Path | str) -> Manifest:
     """The manifest from its file's content; `where` is for messages."""
     try:
-        return Manifest.model_validate_json(content)
+        document = unseal_since(parse_object(content), version="schema_version", first=SEALED_FROM, where=where)
+        return Manifest.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "JSON"
-        raise CacheError(
-            f"{where}: damaged or written by another version of flowmask ({field}: {first['msg']}); "
-            "build the cache again into another folder"
-        ) from error
+        reason = ": ".join(filter(None, (".".join(str(part) for part in first["loc"]), first["msg"])))
+    except ValueError as error:
+        reason = str(error)
+    raise CacheError(
+        f"{where}: damaged or written by another version of flowmask ({reason}); "
+        "build the cache again into another folder"
+    )

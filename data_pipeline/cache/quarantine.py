@@ -7,16 +7,19 @@ Only inputs are quarantined: a full disk, too little memory or a dataset that va
 """
 
 import errno
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flowmask.data_pipeline.cache.shards import sidecar_name, to_json, write_file
+from flowmask.data_pipeline.cache.shards import sidecar_name, write_file
 from flowmask.models.errors import CacheError, DataError
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import to_json
+from flowmask.models.stored.typed import parse_as
 
 FILE = "quarantine.jsonl"
 LIVE = "quarantine"  # folder below work/
 Line = dict[str, str | None]
+_MOST_BYTES = 1 << 28
 _OURS = frozenset((errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT))
 
 
@@ -43,9 +46,11 @@ def to_bytes(lines: Iterable[Line]) -> bytes:
 def read(path: Path) -> list[Line]:
     """Lines of a quarantine file; none if there is no such file."""
     try:
-        return [json.loads(text) for text in path.read_bytes().splitlines()]
+        return [parse_as(text, Line) for text in read_regular(path, limit=_MOST_BYTES).splitlines()]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CacheError(f"{path} is damaged ({error}); delete it and build again") from error
 

@@ -5,7 +5,6 @@ disk and renamed, so a shard that has its name is complete.
 """
 
 import io
-import json
 import struct
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from flowmask.models.errors import CacheError, TakenOverError
 from flowmask.models.files import TEMPORARY, sha256_of_open, whole_file
+from flowmask.models.stored.sealed import parse_object, to_json
 
 FOLDER = "shards"
 
@@ -32,11 +32,6 @@ def shard_number(name: str) -> int:
 
 def sidecar_name(number: int) -> str:
     return f"{number:06d}.json"
-
-
-def to_json(value: Any) -> bytes:
-    """The one JSON spelling of cached files."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 @contextmanager
@@ -66,15 +61,74 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+@dataclass(frozen=True)
+class StoredRecord:
+    """A record as it stands in its tar. json: offset and length; at: offset of `tensors`; end: of the next member."""
+
+    key: str
+    meta: dict[str, Any]
+    tensors: bytes
+    json: tuple[int, int]
+    at: int
+    end: int
+
+
+def tar_records(file: IO[bytes], *, size: int) -> Iterator[StoredRecord]:
+    """The records of a shard of `size` bytes, read from front to back; memory holds one.
+
+    ValueError for a member that our writer does not make: links, holes and headers that say more than a name and a size
+    are refused before anything is done with them. The file ends behind the tar's end, or the reader leaves earlier.
+    """
+    at, waiting = 0, None
+    while (block := _exactly(file, tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
+        try:
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+        except tarfile.TarError as error:
+            raise ValueError(f"no header of a tar's member at byte {at}: {error}") from None
+        at += tarfile.BLOCKSIZE
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not 0 <= member.size <= size - at:
+            raise ValueError(f"{member.name!r} is no file of a record, or is larger than the shard")
+        content, place = _exactly(file, member.size), (at, member.size)
+        at += member.size + len(_exactly(file, -member.size % tarfile.BLOCKSIZE))
+        key, _, kind = member.name.partition(".")
+        if waiting is None and kind == "json":
+            waiting = (key, content, place)
+        elif waiting is not None and (waiting[0], "safetensors") == (key, kind):
+            yield StoredRecord(key, parse_object(waiting[1]), content, waiting[2], at=place[0], end=at)
+            waiting = None
+        else:
+            raise ValueError(f"{member.name!r} is not the next of a record's two files")
+    if waiting is not None:
+        raise ValueError(f"{waiting[0]} has no tensors")
+
+
+def _exactly(file: IO[bytes], size: int) -> bytes:
+    content = file.read(size)
+    while len(content) < size and (more := file.read(size - len(content))):
+        content += more
+    if len(content) < size:
+        raise ValueError("it ends too early")
+    return content
+
+
 def tensor_ranges(safetensors: bytes) -> dict[str, tuple[int, int]]:
-    """Byte range (start, end) of each tensor in a safetensors file, from its header."""
+    """Byte range (start, end) of each tensor in a safetensors file, from its header; ValueError if it is damaged."""
+    if len(safetensors) < 8:
+        raise ValueError("no safetensors: it is too short")
     (length,) = struct.unpack("<Q", safetensors[:8])
-    header = json.loads(safetensors[8 : 8 + length])
-    return {
-        name: (8 + length + entry["data_offsets"][0], 8 + length + entry["data_offsets"][1])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    header = parse_object(safetensors[8 : 8 + length]) if length <= len(safetensors) else {}
+    ranges = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not isinstance(offsets, list) or [type(at) for at in offsets] != [int, int]:
+            raise ValueError(f"no safetensors: {name[:40]} has no place")
+        start, end = (8 + length + at for at in offsets)
+        if not 8 + length <= start <= end <= len(safetensors):
+            raise ValueError(f"no safetensors: {name[:40]} lies outside of it")
+        ranges[name] = (start, end)
+    return ranges
 
 
 @dataclass

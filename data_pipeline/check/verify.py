@@ -15,7 +15,6 @@ from flowmask.data_pipeline.build import finalise
 from flowmask.data_pipeline.build.records import Rows, Sidecar, parse_sidecar
 from flowmask.data_pipeline.cache import index, manifest, quarantine
 from flowmask.data_pipeline.cache.manifest import FileEntry, Fingerprint, Manifest, ShardEntry, read_manifest
-from flowmask.data_pipeline.cache.sealed import unseal
 from flowmask.data_pipeline.cache.shards import FOLDER, shard_name, sidecar_name
 from flowmask.data_pipeline.check.verify_masks import MaskSample, check_masks
 from flowmask.data_pipeline.check.verify_report import Problem, VerifyReport
@@ -25,6 +24,7 @@ from flowmask.data_pipeline.plan.units import BuildPlan
 from flowmask.data_pipeline.show.inspect_cache import OnProgress
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import CacheError, UserError
+from flowmask.models.stored.sealed import unseal
 
 
 def verify(
@@ -183,7 +183,7 @@ class _Verification:
         if self.manifest is None:
             return
         made = finalise.make_manifest(fingerprint, rest, totals, index_entry=expected)
-        ours, theirs = self._excused(made).model_dump(), self.manifest.model_dump()
+        ours, theirs = self._excused(made).model_dump(exclude={"schema_version"}), self.manifest.model_dump()
         with self._judge(self.folder / manifest.FILE):
             if differing := next((name for name in ours if theirs[name] != ours[name]), None):
                 raise WrongError(

@@ -7,7 +7,6 @@ latent has an error of rounding and batching whatever the VAE is worth; a mask m
 object's, does not. The IoU also shows what the VAE itself keeps of a mask.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.show.inspect_cache import OnProgress
 from flowmask.data_pipeline.show.inspect_examples import overlap, shown
+from flowmask.models.stored.sealed import parse_json
 from flowmask.models.vae import encode_mask
 
 if TYPE_CHECKING:
@@ -139,6 +139,6 @@ def _read(stored: StoredMask, storage: Storage) -> tuple[dict[str, Any], Tensor]
     dtype: torch.dtype = getattr(torch, storage.dtype)
     size = int(np.prod(shape)) * dtype.itemsize
     with stored.path.open("rb") as file:
-        meta = json.loads(os.pread(file.fileno(), stored.record[1], stored.record[0]))
+        meta = parse_json(os.pread(file.fileno(), stored.record[1], stored.record[0]))
         content = bytearray(os.pread(file.fileno(), size, stored.latent))
     return meta, torch.frombuffer(content, dtype=dtype).view(shape)

@@ -4,7 +4,7 @@ What stands in a shard is checked against its own JSON and the shapes and types 
 first thing that is wrong, as a WrongError.
 """
 
-import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,14 +18,18 @@ from torch import Tensor
 from flowmask.data_pipeline.build.records import Rows
 from flowmask.data_pipeline.cache.manifest import FILE as MANIFEST
 from flowmask.data_pipeline.cache.manifest import SHORT_TEXT, Fingerprint, Manifest, read_manifest
-from flowmask.data_pipeline.cache.sealed import unseal
-from flowmask.data_pipeline.cache.shards import RecordPlace, tensor_ranges
+from flowmask.data_pipeline.cache.shards import RecordPlace, tar_records, tensor_ranges
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.plan import units
 from flowmask.models.errors import CacheError, UserError
 from flowmask.models.files import sha256_of_open
+from flowmask.models.stored.regular import open_regular, read_regular
+from flowmask.models.stored.sealed import unseal
 
 T = TypeVar("T")
+
+
+MOST_BYTES = 1 << 30  # of a file that is parsed whole
 
 
 class WrongError(Exception):
@@ -48,7 +52,7 @@ class Storage:
 def file_hash(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file; WrongError if it is missing or cannot be read."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path, inside=path.parent), "rb") as file:
             digest = sha256_of_open(file)
             return file.tell(), digest
     except FileNotFoundError:
@@ -60,7 +64,7 @@ def file_hash(path: Path) -> tuple[int, str]:
 def parsed(path: Path, parse: Callable[[bytes], T]) -> T:
     """What the bytes of a file say; WrongError if it is missing or damaged."""
     try:
-        return parse(path.read_bytes())
+        return parse(read_regular(path, limit=MOST_BYTES, inside=path.parent))
     except FileNotFoundError:
         raise WrongError("missing") from None
     except OSError as error:
@@ -110,25 +114,18 @@ def read_shard(path: Path, *, unit: int, storage: Storage) -> Rows:
 
 def stored_records(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Tensor], RecordPlace]]:
     """Key, JSON, tensors and byte ranges of each record of a tar, which holds nothing else."""
-    with tarfile.open(path, "r:") as tar:
-        members = tar.getmembers()
-        for first, second in zip(members[::2], members[1::2], strict=True):
-            key = first.name.removesuffix(".json")
-            if (first.name, second.name) != (f"{key}.json", f"{key}.safetensors"):
-                raise WrongError(f"{first.name}, {second.name}: not a record's two files")
-            files = [tar.extractfile(member) for member in (first, second)]
-            assert files[0] is not None and files[1] is not None
-            meta, content = json.loads(files[0].read()), files[1].read()
+    used = 0
+    with os.fdopen(open_regular(path, inside=path.parent), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for found in tar_records(file, size=size):
             ranges = {
-                name: (second.offset_data + start, end - start) for name, (start, end) in tensor_ranges(content).items()
+                name: (found.at + start, end - start) for name, (start, end) in tensor_ranges(found.tensors).items()
             }
-            yield key, meta, load(content), RecordPlace((first.offset_data, first.size), ranges)
-    if members:
-        last = members[-1]
-        used = last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        whole = -(-(used + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-        if path.stat().st_size != whole:
-            raise WrongError(f"{path.stat().st_size} bytes; its records end at {used}, so it should be {whole}")
+            used = found.end
+            yield found.key, found.meta, load(found.tensors), RecordPlace(found.json, ranges)
+    whole = -(-(used + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+    if used and size != whole:
+        raise WrongError(f"{size} bytes; its records end at {used}, so it should be {whole}")
 
 
 def _check_record(key: str, meta: dict[str, Any], tensors: dict[str, Tensor], *, storage: Storage) -> None:

@@ -19,8 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowmask.models.errors import CacheError
 from flowmask.models.process import DEFAULT_LEASE_S, Owner, process_here
+from flowmask.models.stored.regular import open_regular
 
 BEATS_PER_LEASE = 6
+_MOST_BYTES = 1 << 16  # of a lease
 WORKER = ".worker-"  # prefix of lease files
 State = Literal["alive", "dead", "expired"]
 
@@ -53,8 +55,8 @@ def read_lease(path: Path) -> Lease | None:
     """The lease at `path` (a claim leads to its owner's); None if there is none."""
     try:
         # open, not stat: a network filesystem then asks the server for the time
-        with path.open("rb") as file:
-            beat_ns, content = os.fstat(file.fileno()).st_mtime_ns, file.read()
+        with os.fdopen(open_regular(path), "rb") as file:
+            beat_ns, content = os.fstat(file.fileno()).st_mtime_ns, file.read(_MOST_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -1,15 +1,19 @@
 """Pickles of plain data only (dict, list, tuple, str, numbers, bytes); nothing in the file is executed.
 
-Refuses, as DataError, a pickle that asks for a class or a function, or that holds anything else.
+Refuses, as DataError, a pickle that asks for a class or a function, that holds anything else, or that is a small file
+and a large value.
 """
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any, NoReturn
 
 from flowmask.data_pipeline.formats.reading import reading
 from flowmask.models.errors import DataError
+from flowmask.models.stored.size import expanded
 
+_MOST_PARTS, _PARTS_A_BYTE = 1_000_000, 16
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
 # What pickle raises for bytes that are no pickle.
@@ -17,8 +21,11 @@ _DAMAGED: tuple[type[Exception], ...] = (pickle.UnpicklingError, EOFError, Value
 _DAMAGED += (AttributeError, OverflowError, MemoryError, RecursionError)
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Admits no class and no function: nothing can be called, so nothing in the file is executed."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Admits no class and no function: nothing can be called, so nothing in the file is executed.
+
+    Python's own one: that in C makes a table as long as the largest number that a file gives to one of its objects.
+    """
 
     def __init__(self, file: Any, path: Path):
         super().__init__(file, encoding="utf-8")  # strings of Python 2
@@ -35,7 +42,9 @@ def read_plain_pickle(path: Path) -> Any:
     """What a pickle holds; DataError if it is missing, damaged or not plain."""
     with reading(path, what="pickle", errors=_DAMAGED) as file:
         content = _PlainUnpickler(file, path).load()
-    _refuse_other_types(content, path)
+        _refuse_other_types(content, path)
+        if expanded(content) > _MOST_PARTS + _PARTS_A_BYTE * os.fstat(file.fileno()).st_size:
+            raise ValueError("it names its parts so often that nobody could go through them")
     return content
 
 

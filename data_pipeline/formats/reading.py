@@ -28,7 +28,7 @@ def reading(
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except errors as error:
-        raise DataError(f"{path}: no valid {what} ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path}: no valid {what} ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
 def open_regular(path: Path) -> IO[bytes]:

@@ -5,7 +5,6 @@ fingerprint; a difference is refused with the fields that differ.
 """
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, Fingerprint
-from flowmask.data_pipeline.cache.shards import to_json, write_file
+from flowmask.data_pipeline.cache.shards import write_file
 from flowmask.data_pipeline.config import CacheBuildConfig, source_names
 from flowmask.data_pipeline.sources.base import VideoSet, names_nothing
 from flowmask.models.errors import CacheError
+from flowmask.models.stored.sealed import parse_json, to_json
 from flowmask.models.weights.wan import WanFolder
 
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
@@ -144,7 +144,7 @@ def _users_memo() -> Path:
 def _read_memo(path: Path) -> dict[str, str]:
     """What a memo holds; nothing if it is missing or damaged: then weights are read again."""
     try:
-        known = json.loads(path.read_bytes())
+        known = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -6,7 +6,6 @@ written last.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +20,8 @@ from flowmask.data_pipeline.cache import quarantine
 from flowmask.data_pipeline.cache.manifest import FILE as MANIFEST
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.cache.quarantine import Line
-from flowmask.data_pipeline.cache.sealed import seal, unseal
 from flowmask.data_pipeline.cache.shards import FOLDER as SHARDS
-from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, to_json, write_file
+from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, write_file
 from flowmask.data_pipeline.clip.clips import Clip, clips_of
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan.cost import ViewCost
@@ -31,11 +29,14 @@ from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import read_object, sha256_of
 from flowmask.models.folders.output_folder import Kind
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import parse_json, seal, to_json, unseal
 
 FOLDER = "plan"
 # Beside plan.json, which has their hashes.
 FILES = ("clips.jsonl", "clips.npy", "texts.jsonl", "texts.npy", quarantine.FILE)
 SENTENCES_PER_UNIT = 256
+_MOST_BYTES = 1 << 26  # of plan.json
 _PLANNED = TypeAdapter(tuple[Clip, tuple[int, ...]])
 
 
@@ -174,7 +175,7 @@ class BuildPlan:
 
     def unit_texts(self, unit: int) -> list[str]:
         """Sentences of a text unit."""
-        return [json.loads(line) for line in self._lines("texts.jsonl", self.text_offsets, unit)]
+        return [parse_json(line) for line in self._lines("texts.jsonl", self.text_offsets, unit)]
 
     def _lines(self, name: str, offsets: NDArray[np.uint64], unit: int) -> list[bytes]:
         start = int(offsets[unit])
@@ -190,7 +191,7 @@ def read_plan(folder: Path) -> BuildPlan | None:
     if not path.exists():
         return None
     try:
-        plan = unseal(path.read_bytes())
+        plan = unseal(read_regular(path, limit=_MOST_BYTES))
         return BuildPlan(
             folder=folder,
             fingerprint=Fingerprint.model_validate(plan["fingerprint"]),

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmask.data_pipeline.cache.buckets import Bucket
-from flowmask.data_pipeline.cache.manifest import RARE, BucketEntry, FileEntry, Fingerprint, Manifest
-from flowmask.data_pipeline.cache.shards import to_json
+from flowmask.data_pipeline.cache.manifest import RARE, BucketEntry, Fingerprint, Manifest
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan, PlannedBatch
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.errors import CacheError
+from flowmask.models.stored.sealed import to_json
 
 _CACHES, _TURNS = 3, 4  # beside epoch_plan's two families of keys
 _SAME = ("dtype", "latent_channels", "latents_mean", "latents_std", "text_dim", "pixel_norm", "lowercase")
@@ -203,7 +203,7 @@ def _short(value: Any) -> str:
 
 
 def _manifest(caches: Sequence[CacheReader], shares: Sequence[Fraction], *, first_id: Sequence[int]) -> Manifest:
-    """One manifest for all caches: common fields, sums of the others, no files."""
+    """One manifest for all caches: common fields, sums of the others, no shards."""
     each = [cache.manifest for cache in caches]
     buckets = [
         bucket.model_copy(update={"first": [first + i for i in bucket.first]})
@@ -222,7 +222,6 @@ def _manifest(caches: Sequence[CacheReader], shares: Sequence[Fraction], *, firs
                 for name in ("dropped_empty_masks", *sorted(RARE))
             },
             "buckets": buckets,
-            "index": FileEntry(file="", size=0, sha256=""),
             "environments": [],
             "shards": [],
         }

@@ -2,14 +2,16 @@
 
 Thread safe; `preadv` releases the GIL. Opening refuses a cache that is unfinished or of another version. A
 shard that is missing or of another size than the manifest says is refused when it is first opened, and all of
-them at the start with `check`: in one process of a run, so that 1,000 ranks don't stat every shard.
+them at the start with `check`, as is an index of another hash: in one process of a run, so that 1,000 ranks don't
+read every shard's size. What the index says is read only where it lies in a shard and is of the manifest's buckets.
 """
 
-import json
 import os
+import stat
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +29,8 @@ from flowmask.data_pipeline.cache.shards import FOLDER, shard_name, shard_number
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.read.buffers import Buffers, Wanted
 from flowmask.models.errors import CacheError, ConfigError
+from flowmask.models.stored.regular import open_regular, refuse_outside
+from flowmask.models.stored.sealed import parse_object
 
 LATENTS = ("video_mean", "video_logvar", "mask_mean")
 FROM_JSON = ("mask_pixels", "annotated")
@@ -40,13 +44,14 @@ class CacheReader:
 
     What training needs of a reader, also of one that presents several caches as one: `buckets`, `manifest`,
     `read`, `record`, `bucket_of`, `check_text_tokens`, `close`; nothing else.
-    check: look at every shard's size now, not only when it is first read. pin: read into page-locked memory.
+    check: look at the index's hash and every shard's size now; without it, at a shard's size when it is first read.
+    pin: read into page-locked memory.
     """
 
     def __init__(self, folder: Path, *, check: bool = True, pin: bool = False):
         self.folder, self._buffers = folder, Buffers(pin=pin)
         self.manifest: Manifest = read_manifest(folder)
-        self.index: NDArray[Any] = open_index(folder, rows=self.manifest.examples)
+        self.index: NDArray[Any] = open_index(folder, self.manifest.index, rows=self.manifest.examples, check=check)
         self.dtype: torch.dtype = getattr(torch, self.manifest.dtype)
         self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
         self._files = _OpenFiles(folder, self.manifest)
@@ -58,7 +63,14 @@ class CacheReader:
         refuse_text_tokens(self.manifest, text_tokens, where=self.folder)
 
     def bucket_of(self, example_id: int) -> BucketEntry:
-        return self.manifest.buckets[int(self.index[example_id]["bucket"])]
+        return self._bucket(self.index[example_id][None])
+
+    def _bucket(self, rows: NDArray[Any]) -> BucketEntry:
+        """The one bucket of rows of the index."""
+        number = int(rows[0]["bucket"])
+        if number >= len(self.manifest.buckets) or (rows["bucket"] != number).any():
+            raise CacheError(f"{self.folder}: the index has examples of another bucket than the manifest says")
+        return self.manifest.buckets[number]
 
     def read(self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int) -> dict[str, Tensor]:
         """Tensors of examples of one bucket.
@@ -70,10 +82,12 @@ class CacheReader:
         """
         assert set(needs) <= NEEDS, f"unknown needs {set(needs) - NEEDS}"
         rows = self.index[example_ids]
-        bucket = self.manifest.buckets[int(rows[0]["bucket"])]
-        assert (rows["bucket"] == rows[0]["bucket"]).all(), "a batch is of one bucket"
+        bucket = self._bucket(rows)
         whole = rows["text_tokens"] <= text_tokens
-        longest = int(np.where(whole, rows["text_tokens"], rows["short_text_tokens"]).max())
+        short = rows["short_text_tokens"]
+        longest = int(np.where(whole, rows["text_tokens"], short).max())
+        if rows["text_tokens"].max() > self.manifest.longest_text_tokens or short.max() > SHORT_TEXT:
+            raise CacheError(f"{self.folder}: the index has a text that is longer than the manifest's longest")
         batch = self._buffers.tensors(shapes_of(self.manifest, bucket, examples=len(rows), tokens=longest, needs=needs))
         memory = {name: _bytes(tensor) for name, tensor in batch.items() if name not in FROM_JSON}
         for place, values in enumerate(rows.tolist()):
@@ -107,14 +121,13 @@ class CacheReader:
     def record(self, example_id: int) -> dict[str, Any]:
         """The record's JSON: video id, frames, crop, masks as RLE and expressions of the example's clip."""
         row = self.index[example_id]
-        content = bytearray(int(row["record_length"]))
-        self._files.open(int(row["shard"])).read(memoryview(content), int(row["record"]))
-        return json.loads(content)
+        return self._files.open(int(row["shard"])).record(int(row["record"]), int(row["record_length"]))
 
     def sentence(self, example_id: int) -> str:
         """The sentence that names the example's objects."""
-        row = self.index[example_id]
-        return str(self.record(example_id)["expressions"][int(row["expression"])]["text"])
+        record, place = self.record(example_id), int(self.index[example_id]["expression"])
+        with damaged_record(self.folder):
+            return str(record["expressions"][place]["text"])
 
     def close(self) -> None:
         self._files.open.cache_clear()
@@ -136,20 +149,30 @@ def shapes_of(manifest: Manifest, bucket: BucketEntry, *, examples: int, tokens:
 
 def _mask_of(file: "_OpenFile", row: dict[str, int]) -> dict[str, Any]:
     """The mask of an example, as its record has it."""
-    content = bytearray(row["record_length"])
-    file.read(memoryview(content), row["record"])
-    mask: dict[str, Any] = json.loads(content)["masks"][row["mask"]]
-    return mask
+    with damaged_record(file.path):
+        mask: dict[str, Any] = file.record(row["record"], row["record_length"])["masks"][row["mask"]]
+        return mask
+
+
+@contextmanager
+def damaged_record(where: object) -> Iterator[None]:
+    """While inside, a record whose JSON is not of a clip is a CacheError."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CacheError(f"{where}: a record is damaged ({reason}); run `flowmask cache verify`") from error
 
 
 def fill_masks(
     batch: Mapping[str, Tensor], place: int, mask: Mapping[str, Any], *, bucket: BucketEntry, where: str
 ) -> None:
     """Put a record's mask into a place of a batch: `mask_pixels`, and `annotated` if the batch has it."""
-    masks = rle.decode_frames(mask["rle"], size=(bucket.height, bucket.width), where=where)
-    batch["mask_pixels"][place] = torch.from_numpy(masks)
-    if "annotated" in batch:
-        batch["annotated"][place] = torch.tensor(mask.get("annotated", True))
+    with damaged_record(where):
+        masks = rle.decode_frames(mask["rle"], size=(bucket.height, bucket.width), where=where)
+        batch["mask_pixels"][place] = torch.from_numpy(masks)
+        if "annotated" in batch:
+            batch["annotated"][place] = torch.tensor(mask.get("annotated", True))
 
 
 def refuse_text_tokens(manifest: Manifest, text_tokens: int, *, where: Path | str | None) -> None:
@@ -171,13 +194,22 @@ class _OpenFile:
     """A shard, open until nobody refers to it any more."""
 
     def __init__(self, path: Path, *, size: int):
-        self.path = path
+        self.path, self.size = path, size
         try:
-            self.descriptor = os.open(path, os.O_RDONLY)
+            self.descriptor = open_regular(path, inside=path.parents[1])
         except OSError as error:
             raise _unreadable(path, error) from error
         weakref.finalize(self, os.close, self.descriptor)
         _check_size(path, os.fstat(self.descriptor).st_size, expected=size)
+
+    def record(self, offset: int, length: int) -> dict[str, Any]:
+        """The JSON of a record."""
+        if offset + length > self.size:
+            raise CacheError(f"{self.path}: ends before byte {offset + length}, where the index has a record")
+        content = bytearray(length)
+        self.read(memoryview(content), offset)
+        with damaged_record(self.path):
+            return parse_object(bytes(content))
 
     def read(self, into: memoryview, offset: int) -> None:
         done = 0
@@ -190,6 +222,8 @@ class _OpenFile:
     def read_parts(self, parts: list[tuple[int, memoryview]]) -> None:
         """Fill each buffer from its offset; those that follow each other in the file by one call."""
         parts = sorted(parts, key=itemgetter(0))
+        if parts and parts[-1][0] > self.size:  # no place of a file: preadv would not take the largest ones
+            raise CacheError(f"{self.path}: ends before byte {parts[-1][0]}, where the index has an example")
         while parts:
             offset, run, end = parts[0][0], 0, parts[0][0]
             while run < len(parts) and parts[run][0] == end:
@@ -217,17 +251,24 @@ class _OpenFiles:
         self._sizes = dict(zip(self._numbers, (shard.size for shard in manifest.shards), strict=True))
 
     def check(self) -> None:
-        """CacheError unless every shard is there, of the right size; names one that is not."""
+        """CacheError unless every shard is a file there, of the right size; names one that is not."""
+        try:
+            refuse_outside(self._folder, self._folder.parent)
+        except OSError as error:
+            raise _unreadable(self._folder, error) from error
 
         def some(start: int) -> None:
             for number in self._numbers[start::_CHECKING_THREADS]:
                 path = f"{self._folder}/{shard_name(number)}"
                 try:
-                    size = os.stat(path).st_size  # noqa: PTH116 (half the time of a Path's)
+                    found = os.lstat(path)  # half the time of a Path's
+                    if not stat.S_ISREG(found.st_mode):  # most likely a link
+                        os.close(open_regular(Path(path), inside=self._folder.parent))
+                        found = os.stat(path)  # noqa: PTH116
                 except OSError as error:
                     raise _unreadable(Path(path), error) from error
-                if size != self._sizes[number]:
-                    _check_size(Path(path), size, expected=self._sizes[number])
+                if found.st_size != self._sizes[number]:
+                    _check_size(Path(path), found.st_size, expected=self._sizes[number])
 
         with ThreadPoolExecutor(_CHECKING_THREADS) as pool:  # a shared filesystem answers many at once
             list(pool.map(some, range(_CHECKING_THREADS)))

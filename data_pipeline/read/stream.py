@@ -1,17 +1,17 @@
-"""Batches from shards at a URL, read from front to back by the webdataset library: no index, no random access.
+"""Batches from shards at a URL, opened by the webdataset library and read from front to back, without the index.
 
 The order is StreamPlan's: shuffled within a window, dependent on the number of ranks; resume skips whole shards
 unread. A shard that can't be read to its end is fetched again, then is an error that names it: never fewer examples.
 """
 
-import json
+import os
 import re
 import shlex
-import tarfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import sleep
 from typing import Any, NoReturn
 
@@ -21,18 +21,20 @@ from torch import Tensor
 
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.manifest import FILE, SHORT_TEXT, Manifest, parse_manifest
-from flowmask.data_pipeline.cache.shards import FOLDER, tensor_ranges
+from flowmask.data_pipeline.cache.shards import FOLDER, tar_records, tensor_ranges
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.read.buffers import Buffers
 from flowmask.data_pipeline.read.loader import Batch, Steps
-from flowmask.data_pipeline.read.reader import fill_masks, refuse_text_tokens, shapes_of
+from flowmask.data_pipeline.read.reader import damaged_record, fill_masks, refuse_text_tokens, shapes_of
 from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan, Window
 from flowmask.models.errors import CacheError, ConfigError
+from flowmask.models.stored.regular import open_regular
 
 _CONNECT_S, _STALL_S = 30, 60  # curl gives up on a server that says nothing for so long
 # Curl's exit codes
 _CURL = {6: "unknown host", 7: "connection refused", 18: "cut off in the middle", 22: "an HTTP error"}
 _CURL |= {28: "silence", 52: "no answer", 56: "connection lost"}
+_SCHEME = re.compile(r"[a-z0-9+]+:")
 _PARTS = {"video_mean": "video.mean", "video_logvar": "video.logvar"}
 
 
@@ -62,8 +64,12 @@ class StreamReader:
         self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
 
     def place(self, name: str) -> str:
-        """Where a file of the cache is: `name` in place of {}, or behind the URL."""
+        """Where a file of the cache is: `name` in place of {}, or behind the URL.
+
+        A command is run by a shell, to which the name is one word; the manifest admits no other than shards' names.
+        """
         base = str(self.config.cache)
+        name = shlex.quote(name) if base.startswith("pipe:") else name
         return base.replace("{}", name) if "{}" in base else f"{base.rstrip('/')}/{name}"
 
     def check_text_tokens(self, text_tokens: int) -> None:
@@ -96,7 +102,7 @@ class StreamReader:
                         found[number] = example
                     if len(found) == len(wanted):
                         return found
-            except (OSError, tarfile.TarError, ValueError, KeyError, IndexError) as error:
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
                 reason = _reason(error)
             if attempt < self.config.retries:
                 sleep(2**attempt)
@@ -105,19 +111,17 @@ class StreamReader:
 
     def _examples(self, place: str, shard: int, *, plan: StreamPlan) -> Iterator[tuple[int, Example]]:
         """Every example of a shard with its id, in the order of the tar."""
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-
         shapes = [(bucket.frames, bucket.height, bucket.width) for bucket in self.manifest.buckets]
         following = plan.first[shard].copy()
         with _open(place) as stream:
-            for record in group_by_keys(tar_file_expander([{"url": place, "stream": stream}])):
-                meta, content = json.loads(record["json"]), memoryview(record["safetensors"])
-                ranges = tensor_ranges(record["safetensors"])
+            for record in tar_records(stream, size=self.manifest.shards[shard].size):
+                meta, content = record.meta, memoryview(record.tensors)
+                ranges = tensor_ranges(record.tensors)
                 tensors = {name: content[start:end] for name, (start, end) in ranges.items()}
                 width, height = meta["size"]
                 bucket = shapes.index((len(meta["frame_ids"]), height, width))
                 for expression in meta["expressions"]:
-                    where = f"{place}, record {record['__key__']}"
+                    where = f"{place}, record {record.key}"
                     yield int(following[bucket]), Example(tensors, meta, expression, where)
                     following[bucket] += 1
 
@@ -133,22 +137,24 @@ class StreamReader:
             shapes_of(self.manifest, entry, examples=len(examples), tokens=tokens, needs=needs)
         )
         for place, example in enumerate(examples):
-            mask = example.expression["mask"]
-            parts = {**_PARTS, "mask_mean": f"mask.{mask}.mean"}
-            for name in set(parts) & set(batch):
-                _copy(example.tensors[parts[name]], batch[name][place], where=example.where)
-            if texts:
-                batch["text"][place].zero_()
-                _copy(texts[place], batch["text"][place], where=example.where, padded=True)
-            if "mask_pixels" in batch:
-                fill_masks(batch, place, example.meta["masks"][mask], bucket=entry, where=example.where)
+            with damaged_record(example.where):
+                mask = example.expression["mask"]
+                parts = {**_PARTS, "mask_mean": f"mask.{mask}.mean"}
+                for name in set(parts) & set(batch):
+                    _copy(example.tensors[parts[name]], batch[name][place], where=example.where)
+                if texts:
+                    batch["text"][place].zero_()
+                    _copy(texts[place], batch["text"][place], where=example.where, padded=True)
+                if "mask_pixels" in batch:
+                    fill_masks(batch, place, example.meta["masks"][mask], bucket=entry, where=example.where)
         return batch
 
     def _text(self, example: Example, text_tokens: int) -> memoryview:
-        name = f"text.{example.expression['text_id']}"
-        whole = example.tensors[name]
-        too_long = len(whole) > text_tokens * self.manifest.text_dim * self.dtype.itemsize
-        return example.tensors[f"{name}.t{SHORT_TEXT}"] if too_long else whole
+        with damaged_record(example.where):
+            name = f"text.{example.expression['text_id']}"
+            whole = example.tensors[name]
+            too_long = len(whole) > text_tokens * self.manifest.text_dim * self.dtype.itemsize
+            return example.tensors[f"{name}.t{SHORT_TEXT}"] if too_long else whole
 
 
 class StreamLoader(Steps):
@@ -215,7 +221,7 @@ class StreamLoader(Steps):
 
 @contextmanager
 def _open(place: str) -> Iterator[Any]:
-    """A stream of webdataset's; http(s) through a curl that gives up on a server which has gone quiet.
+    """A stream of webdataset's, or a file; http(s) through a curl that gives up on a server which has gone quiet.
 
     OSError when it ends if its command failed, unless the reader left before the end.
     """
@@ -224,7 +230,8 @@ def _open(place: str) -> Iterator[Any]:
     if place.startswith(("http://", "https://")):
         options = f"-f -s -L --connect-timeout {_CONNECT_S} --speed-limit 1 --speed-time {_STALL_S}"
         place = f"pipe:curl {options} {shlex.quote(place)}"
-    stream = gopen(place)
+    local = place.removeprefix("file:")
+    stream = gopen(place) if _SCHEME.match(local) else os.fdopen(open_regular(Path(local), inside=_home(local)), "rb")
     try:
         yield stream
     except GeneratorExit:
@@ -236,6 +243,12 @@ def _open(place: str) -> Iterator[Any]:
         raise
     else:
         stream.close()
+
+
+def _home(local: str) -> Path:
+    """The folder of the cache that a file belongs to."""
+    folder = Path(local).parent
+    return folder.parent if folder.name == FOLDER else folder
 
 
 def _copy(content: memoryview, into: Tensor, *, where: str, padded: bool = False) -> None:

@@ -12,9 +12,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from flowmask.data_pipeline.cache.manifest import Fingerprint
@@ -29,6 +28,7 @@ from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video
 from flowmask.models.device import gpu_holds, rank_device
 from flowmask.models.errors import ConfigError, UserError, WeightsError
+from flowmask.models.stored.typed import read_yaml
 from flowmask.models.vae import decode
 from flowmask.models.weights.wan import WanFolder
 
@@ -150,9 +150,9 @@ def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 def _build_config(path: Path) -> CacheBuildConfig | None:
     """The config of the build, None if it is not there or not one of this version."""
     try:
-        resolved = yaml.safe_load(path.read_text())
+        resolved = read_yaml(path)
         return CacheBuildConfig.model_validate({k: v for k, v in resolved.items() if k != "launch"})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, ValidationError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 

@@ -3,7 +3,6 @@
 A check passes, fails with its fix, or is unknown here with what it would need. Loads no weights and writes nothing.
 """
 
-import json
 import os
 import re
 import shutil
@@ -13,17 +12,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowmask.data_pipeline.cache.manifest import BucketEntry
+from flowmask.data_pipeline.cache.manifest import read_manifest
 from flowmask.launch.config import LaunchConfig
 from flowmask.launch.finding import Finding
 from flowmask.launch.jobs import TrainJob
 from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm import commands as slurm_commands
-from flowmask.models.errors import CacheError, CheckpointError, ConfigError, UserError
+from flowmask.models.errors import CacheError, CheckpointError, ConfigError, UserError, WeightsError
 from flowmask.models.folders.output_folder import own_files
+from flowmask.models.strict import read_json
 from flowmask.trainer.config import RunConfig, accumulation_steps, workers
 from flowmask.trainer.run.schedule import behind_the_end
-from flowmask.trainer.state.checkpoint import read_state
+from flowmask.trainer.state.checkpoint import read_run
 from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config, settled
 from flowmask.trainer.state.steps import newest
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
@@ -113,14 +113,13 @@ def _tokens(job: TrainJob) -> Iterator[Finding]:
     if ranks == 1:
         return
     try:
-        shape = json.loads((job.model.wan / "transformer" / "config.json").read_text())
-        caches = [json.loads((cache / "manifest.json").read_text()) for cache in job.caches()]
-        buckets = [BucketEntry.model_validate(bucket) for cache in caches for bucket in cache["buckets"]]
+        shape = read_json(job.model.wan / "transformer" / "config.json")
+        buckets = [bucket for cache in job.caches() for bucket in read_manifest(cache).buckets]
         refuse_uneven(shape, ranks=ranks, buckets=buckets)
     except ConfigError as error:
         yield Finding("tokens", "fail", str(error))
         return
-    except (OSError, ValueError, KeyError):
+    except (CacheError, WeightsError, KeyError, TypeError):
         return  # the paths are other checks'
     yield Finding("tokens", "pass", f"train.sequence_parallel: {ranks} processes share each clip's tokens evenly")
 
@@ -129,7 +128,7 @@ def _resume(job: TrainJob) -> Iterator[Finding]:
     """A run that goes on: the same settings and the same cache, as the job itself will ask."""
     try:
         checkpoint = newest(job.out)
-        document = read_state(checkpoint) if checkpoint is not None else None
+        document = read_run(checkpoint) if checkpoint is not None else None
     except CheckpointError as error:
         yield Finding("resume", "unknown", f"resume: the newest checkpoint can't be read here: {error}")
         return

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import read_object, write_atomically
-from flowmask.trainer.state.checkpoint import read_state
+from flowmask.models.stored.typed import read_yaml
+from flowmask.trainer.state.checkpoint import read_run
 from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
 from flowmask.trainer.state.steps import STATE, newest
 
@@ -81,7 +80,7 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
     checkpoint = newest(job.out)
     if checkpoint is None:
         return Judgement(False, "no checkpoint yet")
-    document = read_state(checkpoint)
+    document = read_run(checkpoint)
     state, step = document["state"], document["step"]
     refuse_other_config(job, state)
     _refuse_other_start(stage, job, state, unfinished, memo)
@@ -177,8 +176,8 @@ def _identity(source: Path) -> str:
 
 def _archive_of(out: Path) -> str | None:
     try:
-        saved = yaml.safe_load((out / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+        saved = read_yaml(out / "config.yaml")
+    except (OSError, ValueError):
         return None
     return saved.get("archive") if isinstance(saved, dict) else None
 

@@ -20,6 +20,7 @@ from flowmask.launch.slurm import resources, snapshot
 from flowmask.launch.slurm.submission import Submission
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import write_atomically
+from flowmask.models.stored.sealed import parse_json
 
 FOLDER = "stages"
 SBATCH_S = 60.0
@@ -43,7 +44,7 @@ def read(out: Path, stage: str) -> Record | None:
     """What is known of a stage's job; None if it was never submitted."""
     path = out / FOLDER / f"{stage}.json"
     try:
-        return Record(**json.loads(path.read_text()))
+        return Record(**parse_json(path.read_text()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

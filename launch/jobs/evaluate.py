@@ -72,6 +72,6 @@ class EvaluateJob(Job, EvaluateConfig):
         records = sum(1 for _ in folder.glob(".evaluate/*/records/*.json"))
         scores = read_object(folder / "scores.json")
         if scores and not records:
-            videos = scores.get("videos")
+            videos = count if type(count := scores.get("videos")) is int else None
             return RunStatus(str(folder), cls.KIND, "finished", step=videos, steps=videos)
         return RunStatus(str(folder), cls.KIND, step=records)

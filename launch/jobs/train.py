@@ -1,6 +1,5 @@
 """`flowmask train` as a job."""
 
-import json
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,13 +7,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import model_validator
 
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
 from flowmask.models.files import read_object
 from flowmask.models.folders.output_folder import Kind
 from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, revealed_uri
+from flowmask.models.stored.regular import open_regular
+from flowmask.models.stored.sealed import parse_json
+from flowmask.models.stored.typed import read_yaml
 from flowmask.trainer.config import RunConfig, accumulation_steps
 from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN
@@ -102,9 +103,9 @@ class TrainJob(Job, RunConfig):
     @classmethod
     def status(cls, folder: Path) -> RunStatus:
         rows, steps = _last_rows(folder / METRICS), _steps(folder)
-        times = [row["time"] for row in rows if "time" in row]
+        times = [row["time"] for row in rows if _is_number(row.get("time"))]
         took = [after - before for before, after in pairwise(times) if after > before]
-        losses = [row["loss"] for row in rows[-_LOSS_ROWS:] if isinstance(row.get("loss"), int | float)]
+        losses = [row["loss"] for row in rows[-_LOSS_ROWS:] if _is_number(row.get("loss"))]
         return RunStatus(
             str(folder),
             cls.KIND,
@@ -116,10 +117,14 @@ class TrainJob(Job, RunConfig):
         )
 
 
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
+
+
 def _last_rows(path: Path) -> list[dict[str, Any]]:
     """The last whole rows of a metrics file, the newest last."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
             lines = file.read().split(b"\n")
@@ -128,20 +133,20 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in lines[size > _TAIL_BYTES : -1][-_RATE_ROWS:]:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and type(row.get("step")) is int:
             found.append(row)
     return found
 
 
 def _steps(folder: Path) -> int | None:
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
-        return int(config["train"]["steps"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        steps = read_yaml(folder / CONFIG)["train"]["steps"]
+    except (OSError, KeyError, TypeError, ValueError):
         return None
+    return steps if type(steps) is int and 0 <= steps < 1 << 53 else None
 
 
 def _finished(folder: Path) -> bool:

@@ -11,25 +11,49 @@ Files are written whole or not at all; readers need no SLURM.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.jobs.job import Job
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import sync_open, write_atomically
 from flowmask.models.folders.output_folder import OutputFolder
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.typed import parse_as, read_as
 
 Why = Literal["finished", "mistake", "crashed", "preempted", "time limit", "node lost", "cancelled", "stopped"]
+
+
+Code = Annotated[int, Field(ge=-255, le=255)]
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """What job.json holds."""
+
+    kind: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """What slurm.json holds; the id goes to SLURM's commands, so it is a number and nothing else."""
+
+    job_id: Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
+    array: Annotated[int, Field(ge=1, le=4_000_001)]  # SLURM's own limit
 
 
 @dataclass(frozen=True)
 class NodeEnd:
     """How the ranks of one node ended: an exit code of ours, and what there is to say."""
 
-    code: int
+    code: Code
     message: str = ""
     traceback: str = ""
 
@@ -38,7 +62,7 @@ class NodeEnd:
 class Attempt:
     """One start of a job, up to its end; `why` is None while it runs, or when it was killed outright."""
 
-    restart: int
+    restart: Annotated[int, Field(ge=0, lt=1 << 31)]
     why: Why | None = None
     message: str = ""
     checkpoint: str = ""
@@ -48,9 +72,28 @@ class Attempt:
 class Verdict:
     """The end for good of a job or of one task of an array."""
 
-    code: int
+    code: Code
     why: Why
     message: str = ""
+
+
+T = TypeVar("T")
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """While inside, a file that can't be read or is damaged is a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read ({error.strerror}); submit the job again") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({' '.join(str(error).split())}); submit the job again") from None
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    with _damage_named(path):
+        return read_as(path, kind)
 
 
 @dataclass(frozen=True)
@@ -97,8 +140,10 @@ class Submission:
 
     def job(self) -> tuple[str, dict[str, Any]]:
         """Kind and resolved config."""
-        job = json.loads((self.folder / "job.json").read_text())
-        return job["kind"], job["config"]
+        job = _read(self.folder / "job.json", SubmittedJob)
+        if job.kind not in KINDS:
+            raise ConfigError(f"{self.folder / 'job.json'} is damaged: kind is {job.kind[:40]!r}; submit the job again")
+        return job.kind, job.config
 
     def kind(self) -> type[Job]:
         """The class of its job."""
@@ -110,8 +155,8 @@ class Submission:
 
     def slurm(self) -> tuple[str, int]:
         """SLURM's job id and the number of array tasks."""
-        known = json.loads((self.folder / "slurm.json").read_text())
-        return known["job_id"], known["array"]
+        known = _read(self.folder / "slurm.json", SlurmJob)
+        return known.job_id, known.array
 
     def set_ended(self, end: NodeEnd, *, array: int, restart: int, node: int) -> None:
         """Say how a node ended in an attempt."""
@@ -120,7 +165,7 @@ class Submission:
     def ended(self, *, array: int, restart: int, nodes: int) -> list[NodeEnd | None]:
         """How each node ended in an attempt; None for one that was killed before it could say so."""
         paths = [self._ended(array, restart, node) for node in range(nodes)]
-        return [NodeEnd(**json.loads(path.read_text())) if path.exists() else None for path in paths]
+        return [_read(path, NodeEnd) if path.exists() else None for path in paths]
 
     def add_attempt(self, attempt: Attempt, *, array: int) -> None:
         """Add a row; a later row of the same restart replaces an earlier one."""
@@ -130,10 +175,20 @@ class Submission:
 
     def attempts(self, *, array: int) -> list[Attempt]:
         """Every attempt so far, in the order of their starts."""
-        path = self.folder / "attempts" / f"{array:05d}.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = {row["restart"]: Attempt(**row) for row in map(json.loads, lines)}
-        return [rows[restart] for restart in sorted(rows)]
+        return self._attempts_in(self.folder / "attempts" / f"{array:05d}.jsonl")
+
+    def all_attempts(self) -> list[Attempt]:
+        """The attempts of all array tasks."""
+        found = sorted((self.folder / "attempts").glob("[0-9]*.jsonl"))
+        return [attempt for path in found for attempt in self._attempts_in(path)]
+
+    @staticmethod
+    def _attempts_in(path: Path) -> list[Attempt]:
+        if not path.exists():
+            return []
+        with _damage_named(path):
+            rows = [parse_as(line, Attempt) for line in read_regular(path).splitlines()]
+        return sorted({row.restart: row for row in rows}.values(), key=lambda row: row.restart)
 
     def set_verdict(self, verdict: Verdict, *, array: int) -> None:
         """Say that this array task will not start again, and why."""
@@ -142,7 +197,7 @@ class Submission:
     def verdicts(self) -> dict[int, Verdict]:
         """What is known of the array tasks that ended for good."""
         found = sorted((self.folder / "verdict").glob("[0-9]*.json"))
-        return {int(path.stem): Verdict(**json.loads(path.read_text())) for path in found}
+        return {int(path.stem): _read(path, Verdict) for path in found if path.stem.isdecimal()}
 
     def log_tail(self, lines: int = 20) -> Sequence[str]:
         """The last lines of the newest error log."""

@@ -20,6 +20,7 @@ from flowmask.models.errors import TrainingError, UserError
 from flowmask.models.files import write_atomically
 from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, stop_signals
 from flowmask.models.safe.words import printable
+from flowmask.models.stored.sealed import parse_json
 
 RENDEZVOUS_S = 300.0
 REQUEUE_S = 15.0  # for the batch script to put the job back into the queue
@@ -102,7 +103,7 @@ def _meet(submission: Submission, *, array: int, restart: int, node: int) -> tup
         if time.monotonic() > until:
             raise TrainingError(f"{path} did not appear in {RENDEZVOUS_S:.0f} s; do all nodes share this folder?")
         time.sleep(0.2)
-    found = json.loads(path.read_text())
+    found = parse_json(path.read_text())
     return f"{found['address']}:{found['port']}", listener
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import typer
 
+from flowmask.launch.config import validate
 from flowmask.launch.console import out as console
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.jobs.job import RunStatus
@@ -22,7 +23,7 @@ from flowmask.launch.progress import duration
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.requeue import STOP_FILE
 from flowmask.launch.slurm.submission import Submission, Verdict
-from flowmask.launch.watch.runs import OVER, find, look, require_run
+from flowmask.launch.watch.runs import OVER, find, look, look_at_all, require_run
 from flowmask.models.errors import UserError
 from flowmask.models.folders import locks
 from flowmask.models.process import REQUEUE_EXIT_CODE, Owner
@@ -41,7 +42,7 @@ class StopError(UserError):
 
 def show_status(folders: Sequence[Path], *, as_json: bool) -> None:
     """Print the state of every run in `folders`, or below them."""
-    found = [look(folder) for folder in find(folders)]
+    found = look_at_all(find(folders))
     if as_json:
         typer.echo(json.dumps([asdict(status) for status in found]))
         return
@@ -113,14 +114,14 @@ def _log_of(folder: Path, rank: int | None) -> Path:
 
 def _task_log(submission: Submission, rank: int) -> Path:
     """What the task of a rank printed: all ranks of a node share one file."""
-    _, config = submission.job()
-    launch = config["launch"]
-    a_task = launch["nodes"] * launch["processes_per_node"]
-    world = launch["array"] * a_task
+    kind, config = submission.job()
+    launch = validate(config, KINDS[kind], origin=str(submission.folder / "job.json")).launch
+    a_task = launch.nodes * launch.processes_per_node
+    world = launch.array * a_task
     if not 0 <= rank < world:
         raise UserError(f"--rank is {rank}; the job has ranks 0 to {world - 1}")
-    array, node = rank // a_task, rank % a_task // launch["processes_per_node"]
-    job_id = submission.slurm()[0] + (f"_{array}" if launch["array"] > 1 else "")
+    array, node = rank // a_task, rank % a_task // launch.processes_per_node
+    job_id = submission.slurm()[0] + (f"_{array}" if launch.array > 1 else "")
     path = submission.logs / f"{job_id}_{node}_log.err"
     if not path.is_file():
         raise UserError(f"{path} is not there: the job has not started; see flowmask status {submission.out}")

@@ -13,7 +13,7 @@ from flowmask.launch.jobs import KINDS, TrainJob
 from flowmask.launch.jobs.job import Job, RunStatus, State
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.submission import Submission
-from flowmask.models.errors import ConfigError
+from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import read_object
 from flowmask.models.folders import locks
 from flowmask.models.process import REQUEUE_EXIT_CODE
@@ -44,8 +44,19 @@ def require_run(folder: Path) -> Path:
     return folder
 
 
+def look_at_all(folders: Sequence[Path]) -> list[RunStatus]:
+    """The state of each run; one whose files can't be read says so, and hides no other."""
+    found = []
+    for folder in folders:
+        try:
+            found.append(look(folder))
+        except UserError as error:
+            found.append(RunStatus(str(folder), TrainJob.KIND, "unknown", why=str(error)))
+    return found
+
+
 def look(folder: Path) -> RunStatus:
-    """The state of one run."""
+    """The state of one run; UserError where a file of it is damaged."""
     kind = _kind(require_run(folder))
     assert kind is not None
     found = replace(kind.status(folder), logs=_log(folder))
@@ -66,7 +77,8 @@ def look(folder: Path) -> RunStatus:
 def _below(folder: Path, depth: int) -> Iterator[Path]:
     stages = read_object(folder / MARK).get("stages")
     if isinstance(stages, list):
-        yield from (path for stage in stages if _kind(path := Path(stage["out"])) is not None)
+        outs = [stage.get("out") for stage in stages if isinstance(stage, dict)]
+        yield from (path for out in outs if isinstance(out, str) and _kind(path := Path(out)) is not None)
         return
     if _kind(folder) is not None:
         yield folder
@@ -89,7 +101,10 @@ def _kind(folder: Path) -> type[Job] | None:
         return kind
     submission = Submission.latest(folder)
     if submission is not None:
-        return KINDS.get(submission.job()[0])
+        try:
+            return submission.kind()
+        except ConfigError:
+            return TrainJob  # a run whatever it is of: `look` says what is wrong
     return TrainJob if read_start(folder) is not None else None
 
 
@@ -119,8 +134,7 @@ def _here(found: RunStatus, folder: Path, kind: type[Job]) -> RunStatus:
 def _with_slurm(found: RunStatus, submission: Submission) -> RunStatus:
     """The state of a run that was submitted, by its verdict, else by the queue, else by the accounting."""
     job_id, array = submission.slurm()
-    attempts = [attempt for task in range(array) for attempt in submission.attempts(array=task)]
-    ended = [attempt for attempt in attempts if attempt.why is not None]
+    ended = [attempt for attempt in submission.all_attempts() if attempt.why is not None]
     found = replace(found, restarts=len(ended))
     verdicts = submission.verdicts()
     if len(verdicts) == array:

@@ -6,8 +6,10 @@ weights, missing, unexpected or reshaped ones, and pickles that want more than t
 """
 
 import argparse
+import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from flowmask.models.dit import PATCH_KEY, build_dit
 from flowmask.models.errors import WeightsError
-from flowmask.models.strict import check_shapes
+from flowmask.models.stored.regular import open_regular
+from flowmask.models.strict import check_shapes, exported_settings
 
 SETTINGS = "flowmask"  # key of the conventions in files that we wrote; published ones have none
 _FIX = "Give a file that FlowRVS's training wrote"
@@ -57,7 +60,7 @@ def reference_order(names: Iterable[str]) -> list[str]:
     to_k, to_v and to_out. Every name of a DiT of as many blocks is listed; the caller compares the sets.
     """
     found = (re.match(r"blocks\.(\d+)\.", name) for name in names)
-    blocks = max((int(match[1]) + 1 for match in found if match), default=0)
+    blocks = len({match[1] for match in found if match})  # a name may say any number
     inner = [f"blocks.{i}.{name}" for i in range(blocks) for name in _BLOCK]
     return [*_HEAD, *inner, *_TAIL]
 
@@ -68,7 +71,7 @@ def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any
     ema: the averaged weights, mapped by name through `reference_order`; WeightsError if the file has none.
     """
     content = _read(path)
-    model = _tensors(content.get("model"), where=f"{path}: `model`")
+    model = _tensors(content.get("model"), where=f"{path}: `model`", most=_most_bytes(path))
     order = reference_order(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
     check_shapes({name: shapes.get(name, ()) for name in order}, shapes, where=f"{path}: `model`", fix=_FIX)
@@ -98,23 +101,20 @@ def load_encoder(path: Path) -> dict[str, Tensor]:
 
 def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The conventions that an export of ours recorded; nothing for a published file."""
-    settings = content.get(SETTINGS, {})
-    if not isinstance(settings, Mapping):
-        raise WeightsError(f"{path}: `{SETTINGS}` is no mapping of settings. {_FIX}")
-    return dict(settings)
+    return exported_settings(content.get(SETTINGS, {}), where=f"{path}: `{SETTINGS}`")
 
 
 def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     where = f"{path}: the VAE"
-    state = _tensors(content.get("model", content), where=where)
+    state = _tensors(content.get("model", content), where=where, most=_most_bytes(path))
     strangers = [key for key in state if not key.startswith((*_DECODER, *_ENCODER))]
     if strangers:
         raise WeightsError(
             f"{where} has {len(strangers)} keys that are none of a VAE's ({', '.join(strangers[:3])}). {_FIX}"
         )
     last = state.get("vae.decoder.conv_out.weight")
-    if last is None or last.shape[0] != 1:
-        channels = "no" if last is None else last.shape[0]
+    if last is None or last.shape[:1] != (1,):
+        channels = "no" if last is None or not last.ndim else last.shape[0]
         raise WeightsError(f"{where} decodes to {channels} channels; a mask decoder has 1. {_FIX}")
     decoder, encoder = (
         {key.removeprefix("vae."): tensor.float() for key, tensor in state.items() if key.startswith(half)}
@@ -126,6 +126,8 @@ def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
 def _read(path: Path) -> dict[str, Any]:
     """Unpickle with tensors, containers and argparse.Namespace allowed, nothing else; nothing is executed."""
     try:
+        os.close(open_regular(path))
+        _refuse_packed(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -134,19 +136,41 @@ def _read(path: Path) -> dict[str, Any]:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"asks for {wanted[1]}, which could execute code" if wanted else "is no plain checkpoint"
         raise WeightsError(f"{path} {reason}; refused. {_FIX}") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except Exception as error:  # noqa: BLE001 - torch raises anything on a damaged file
         raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); get it again") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary. {_FIX}")
     return dict(content)
 
 
-def _tensors(value: Any, *, where: str) -> dict[str, Tensor]:
+def _refuse_packed(path: Path) -> None:
+    """ValueError for an archive that holds more bytes than the file has: torch packs nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it unpacks to more than its own size")
+
+
+def _is_plain(item: object) -> bool:
+    """Whether an entry is a tensor with its own numbers in it."""
+    held = isinstance(item, Tensor) and item.layout == torch.strided and item.device.type == "cpu"
+    return held and item.is_floating_point()  # type: ignore[attr-defined]
+
+
+def _most_bytes(path: Path) -> int:
+    return 2 * path.stat().st_size
+
+
+def _tensors(value: Any, *, where: str, most: int) -> dict[str, Tensor]:
+    """A dictionary of tensors that take at most so many bytes: a tensor may name one number a billion times."""
     if not isinstance(value, Mapping):
         raise WeightsError(f"{where} is missing: the file holds no weights. {_FIX}")
-    wrong = [str(key) for key, item in value.items() if not isinstance(item, Tensor)]
+    wrong = [str(key) for key, item in value.items() if not isinstance(key, str) or not _is_plain(item)]
     if wrong:
-        raise WeightsError(f"{where} has entries that are no tensors ({', '.join(wrong[:3])}). {_FIX}")
+        raise WeightsError(f"{where} has entries that are no tensors ({', '.join(wrong[:3])[:200]}). {_FIX}")
+    if sum(tensor.numel() * tensor.element_size() for tensor in value.values()) > most:
+        raise WeightsError(f"{where} has tensors that are larger than the file. {_FIX}")
     return dict(value)
 
 

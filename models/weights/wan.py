@@ -19,6 +19,7 @@ from flowmask.models.errors import WeightsError
 from flowmask.models.files import sha256_of
 from flowmask.models.strict import SafetensorsFolder, check_shapes, read_json
 from flowmask.models.text import TextEncoder
+from flowmask.models.vae import LatentStats
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -28,6 +29,7 @@ _STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_mo
 _PARTS = (*_STEMS, "tokenizer")
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 _SPECIAL = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+_LARGE, _LARGEST = 1 << 20, {"num_layers": 256, "num_res_blocks": 64}  # a model of more would take hours to make
 _FIX = "Point model.wan at a complete Wan2.1 folder in the diffusers layout"
 
 
@@ -88,6 +90,15 @@ class WanFolder:
             raise WeightsError(f"{folder} is not a Wan2.1 VAE (z_dim {vae.config.z_dim}). {_FIX}")
         _check_statistics(vae.config, folder / "config.json")
         return vae
+
+    def latent_stats(self) -> LatentStats | None:
+        """Mean and deviation of the VAE's latents; None where the folder has no VAE's config that tells them."""
+        config = self.path / "vae" / "config.json"
+        told = read_json(config) if config.is_file() else {}
+        try:
+            return LatentStats.from_lists(told["latents_mean"], told["latents_std"])
+        except (KeyError, TypeError, ValueError):
+            return None
 
     def text_encoder(self, dtype: torch.dtype = torch.float32) -> TextEncoder:
         """UMT5 and its tokenizer. The token table may be stored under either of its two names, or both."""
@@ -181,6 +192,9 @@ def _constructor_config(folder: Path, class_name: str) -> dict[str, Any]:
         raise WeightsError(f"{folder}/config.json is for {written_for}, not {class_name}. {_FIX}")
     known = inspect.signature(getattr(diffusers, class_name).__init__).parameters
     kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    endless = [key for key, value in kept.items() if isinstance(value, int) and value > _LARGEST.get(key, _LARGE)]
+    if endless:
+        raise WeightsError(f"{folder}/config.json: {endless[0]} is {kept[endless[0]]}, which no Wan has. {_FIX}")
     unknown = [key for key in kept if key not in known]
     if unknown:
         raise WeightsError(f"{folder}/config.json has {', '.join(unknown)}, unknown to {class_name}. {_FIX}")

@@ -86,7 +86,15 @@ class Objective(ABC):
         """The conventions that the weights depend on, and "objective": recorded in every checkpoint and export."""
 
     def check_cache(self, manifest: "Manifest", *, where: object) -> None:
-        """CacheError if it holds frames that nobody annotated, which only a loss on pixels can leave out."""
+        """CacheError if it is of another VAE, or holds frames that nobody annotated, which a loss on pixels leaves out."""
+        from flowmask.models.weights.wan import WanFolder
+
+        known = WanFolder(self._model.wan).latent_stats() if "video_mean" in self.needs else None
+        if known is not None and not known.close_to(self._stats):
+            raise CacheError(
+                f"{where}: latents_mean and latents_std are not those of the VAE in model.wan {self._model.wan}: the "
+                "cache was made with another VAE; build it again, or give that one's folder"
+            )
         if manifest.partly_annotated and "mask_pixels" not in self.needs:
             raise CacheError(
                 f"{where} holds {manifest.partly_annotated} examples of which some frames are not annotated, and "

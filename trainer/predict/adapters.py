@@ -3,7 +3,7 @@
 Neither holds the base; its frozen weights are told by their hash.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from flowmask.models.config import LoraConfig
 from flowmask.models.errors import WeightsError
 from flowmask.models.lora import ADAPTER_WEIGHTS, read_names
+from flowmask.models.stored.regular import open_regular
 from flowmask.trainer.state.checkpoint import read_full
 
 
@@ -64,8 +65,9 @@ def read_adapter(folder: Path, settings: Mapping[str, Any]) -> Adapter:
     """An exported adapter's folder; `settings` is its own settings file. WeightsError if it is damaged."""
     path = folder / ADAPTER_WEIGHTS
     try:
+        os.close(open_regular(path))
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-        config = LoraConfig.model_validate_json(json.dumps(settings["lora"]))
+        config = LoraConfig.model_validate(settings["lora"])
         frozen = settings["frozen"]
     except KeyError as missing:
         raise WeightsError(

@@ -27,12 +27,21 @@ from flowmask.models.errors import ConfigError, WeightsError
 from flowmask.models.files import move_new
 from flowmask.models.folders.scratch import scratch
 from flowmask.models.lora import write_adapter
-from flowmask.models.strict import assign_strict
+from flowmask.models.stored.sealed import sealed, to_json
+from flowmask.models.strict import SETTINGS_FORMAT, assign_strict
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.inference import trained_sides
 from flowmask.trainer.predict.parts import MASK_DECODER, Part
-from flowmask.trainer.predict.weights import EXPORT_SETTINGS, LoadedWeights, content_sha256, load, load_adapter, part_of
+from flowmask.trainer.predict.weights import (
+    EXPORT_SETTINGS,
+    HOLDS,
+    LoadedWeights,
+    content_sha256,
+    load,
+    load_adapter,
+    part_of,
+)
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 from flowmask.trainer.state.steps import is_run
 
@@ -127,16 +136,19 @@ class _Export:
         return load(self.source, self.part, ema=ema, wan=self.asked_wan)
 
     def safetensors(self, out: Path) -> None:
-        metadata = {SETTINGS: json.dumps(self._settings())}
+        metadata = {SETTINGS: to_json(self._settings(self.loaded)).decode()}
         save_file(self._cast(self.loaded), out, metadata=metadata)
 
     def diffusers(self, out: Path) -> None:
         """A DiT takes its trained mask decoder along, so that the folder and Wan2.1 are all that prediction needs."""
         self._write_part(out)
+        held = [self.loaded]
         decoder = self.loaded.settings.get(MASK_DECODER.name) or "vae"
         if self.part is not MASK_DECODER and Path(decoder).exists():
-            replace(self, source=decoder, part=MASK_DECODER)._write_part(out)
-        (out / EXPORT_SETTINGS).write_text(json.dumps(self._settings(), indent=1) + "\n")
+            other = replace(self, source=decoder, part=MASK_DECODER)
+            other._write_part(out)
+            held.append(other.loaded)
+        self._write_settings(out, self._settings(*held))
 
     def _write_part(self, out: Path) -> None:
         state = self._whole(self.loaded)
@@ -150,13 +162,13 @@ class _Export:
         trained = adapter.trained
         self.loaded = LoadedWeights(trained, adapter.settings, content_sha256(trained))
         write_adapter(out, self._cast(self.loaded), adapter.config)
-        base = {"lora": adapter.config.model_dump(mode="json"), "frozen": adapter.frozen}
-        (out / EXPORT_SETTINGS).write_text(json.dumps({**self._settings(), **base}, indent=1) + "\n")
+        base = {"lora": adapter.config.model_dump(mode="json"), "frozen": dict(adapter.frozen)}
+        self._write_settings(out, self._settings(self.loaded, **base))
 
     def flowrvs(self, out: Path) -> None:
         other = self._load(ema=not self.ema) if self.part.pth_holds_both and self._has_both() else self.loaded
         averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
-        self.part.write_pth(out, self._whole(last), self._whole(averaged), self._settings())
+        self.part.write_pth(out, self._whole(last), self._whole(averaged), self._settings(last, averaged))
 
     def _cast(self, loaded: LoadedWeights) -> dict[str, Tensor]:
         return {name: tensor.to(self.dtype).contiguous() for name, tensor in loaded.state_dict.items()}
@@ -170,12 +182,20 @@ class _Export:
         path = Path(self.source)
         return is_run(path) or (path.is_file() and path.suffix != ".safetensors")
 
-    def _settings(self) -> dict[str, Any]:
-        """The conventions that go with the weights, the sides of the training's clips, and where they came from."""
+    def _settings(self, *held: LoadedWeights, **base: Any) -> dict[str, Any]:
+        """The conventions of the weights, the sides of the training's clips, where they came from; sealed.
+
+        held: all that is written, each of which is known again by its hash when it is read
+        """
         known = {name: value for name, value in self.loaded.settings.items() if name not in _PATHS}
         origin = {"sha256": self.loaded.sha256, "ema": self.ema, "source": Path(self.source).name}
-        objective = {"objective": self.part.objective}
-        return {**objective, **trained_sides(Path(self.source)), **known, "weights": origin}
+        holds = [content_sha256({name: tensor.float() for name, tensor in self._cast(one).items()}) for one in held]
+        described = {"objective": self.part.objective, **trained_sides(Path(self.source)), **known, **base}
+        return sealed({**described, "weights": origin, HOLDS: sorted(set(holds)), "format": SETTINGS_FORMAT})
+
+    @staticmethod
+    def _write_settings(out: Path, settings: dict[str, Any]) -> None:
+        (out / EXPORT_SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
 
     def _wan(self) -> WanFolder:
         known = self.asked_wan or self.loaded.settings.get("wan")

@@ -16,6 +16,7 @@ from typing import Any
 
 from flowmask.models.errors import ConfigError
 from flowmask.models.folders.output_folder import Kind, OutputFolder
+from flowmask.models.stored.sealed import parse_json
 
 PREDICTIONS, OVERLAY = "predictions.json", "overlay"
 PUBLISH_PATIENCE_S = 600.0  # others hold the lock for as long as moving files takes
@@ -76,7 +77,7 @@ class PredictionFolder:
 def read_entries(folder: Path) -> list[Entry] | None:
     """The entries of predictions.json, each complete; none if there is no such file, None if it is not ours."""
     try:
-        said = json.loads((folder / PREDICTIONS).read_text())
+        said = parse_json((folder / PREDICTIONS).read_text())
         facts = {key: said[key] for key in ("video", "checkpoint", "weights", "height", "width", "fps", "frames")}
         found = [{**facts, "together": said["overlay"], **entry} for entry in said["prompts"]]
         return found if all(map(_is_safe, found)) else None

@@ -7,9 +7,9 @@ tensors in fp32 on the host; nothing here needs a process group or a GPU.
 """
 
 import hashlib
-import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from flowmask.models.errors import CheckpointError, WeightsError
+from flowmask.models.errors import WeightsError
 from flowmask.models.lora import ADAPTER_CONFIG, frozen_part, merged
-from flowmask.models.strict import SafetensorsFolder, load_strict, read_json, refuse_not_finite
+from flowmask.models.stored.regular import open_regular
+from flowmask.models.stored.sealed import parse_json
+from flowmask.models.strict import SafetensorsFolder, exported_settings, load_strict, read_json, refuse_not_finite
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.adapters import Adapter, adapter_in_run, read_adapter, run_settings
@@ -33,11 +35,13 @@ from flowmask.trainer.predict.parts import (
     part_trained,
     refuse_other_part,
 )
-from flowmask.trainer.state.checkpoint import damage, read_full, read_state
+from flowmask.trainer.state.checkpoint import damage, read_full, read_run
+from flowmask.trainer.state.document import Conventions, refuse_unlike
 from flowmask.trainer.state.run_folder import CHECKPOINTS
-from flowmask.trainer.state.steps import is_run, newest
+from flowmask.trainer.state.steps import complete, is_run, newest
 
 EXPORT_SETTINGS = "flowmask.json"
+HOLDS = "holds"  # hashes of the weights in an export, as they are read from it
 EXPORT_STEM = "diffusion_pytorch_model"
 _NOT_FINITE = "take an earlier checkpoint of the run, or get the weights again"
 
@@ -76,6 +80,8 @@ def load_adapter(source: str, *, ema: bool = True) -> Adapter:
     if found is None:
         raise WeightsError(f"{source} has no LoRA adapters; export it in another format")
     refuse_not_finite(found.trained.items(), where=source, fix=_NOT_FINITE)
+    if not is_run(path):
+        return replace(found, settings=_judged(found.trained, found.settings, source).settings)
     return found
 
 
@@ -130,7 +136,18 @@ def load(source: str, part: Part, *, ema: bool = True, wan: Path | None = None) 
     else:
         raise WeightsError(f"{source} does not exist; give a run folder, an export or a FlowRVS .pth file")
     refuse_not_finite(state.items(), where=source, fix=_NOT_FINITE)
-    return LoadedWeights(state, settings, content_sha256(state))
+    return _judged(state, settings, source)
+
+
+def _judged(state: State, settings: Mapping[str, Any], source: str) -> LoadedWeights:
+    """The weights, if the settings are in their ranges and the values those that an export names (`holds`)."""
+    refuse_unlike(Conventions, settings, where=f"{source}: its settings", error=WeightsError)
+    sha256 = content_sha256(state)
+    if sha256 not in settings.get(HOLDS, [sha256]):
+        raise WeightsError(
+            f"{source}: its weights are not those that were exported: damaged, or changed since; export it again"
+        )
+    return LoadedWeights(state, {name: value for name, value in settings.items() if name != HOLDS}, sha256)
 
 
 def part_of(source: str) -> Part:
@@ -154,7 +171,7 @@ def part_of(source: str) -> Part:
 def _saved(path: Path) -> tuple[Path, dict[str, Any]]:
     """The checkpoint that a run, or one of its steps, stands for, and its state."""
     checkpoint = newest_checkpoint(path)
-    return checkpoint, read_state(checkpoint)["state"]
+    return checkpoint, read_run(checkpoint)["state"]
 
 
 def _from_run(path: Path, part: Part, *, ema: bool, wan: Path | None) -> tuple[State, dict[str, Any]]:
@@ -199,19 +216,23 @@ def source_settings(source: str) -> dict[str, Any]:
     """What is known of a source of weights without reading them; nothing for a .pth file."""
     path = Path(source)
     if (checkpoint := newest(path)) is not None:
-        return run_settings(read_state(checkpoint)["state"])
+        return run_settings(read_run(checkpoint)["state"])
     return _export_settings(path) if path.is_dir() else {}
 
 
 def newest_checkpoint(source: Path) -> Path:
-    """The newest undamaged checkpoint of a run, or the step that is given."""
-    try:
-        found = newest(source, damage=damage)
-    except CheckpointError as error:
-        raise WeightsError(f"{source} has no complete checkpoint ({error}); train until its first one") from None
+    """The newest checkpoint of a run, or the step that is given; WeightsError if it is damaged.
+
+    An older one would be other weights than those that were asked for: its name is said, so that one can ask for it.
+    """
+    found = newest(source)
     if found is None:
         raise WeightsError(f"{source} has no complete checkpoint; train until its first one")
-    return found
+    if (problem := damage(found)) is None:
+        return found
+    earlier = next((path for path in complete(source / CHECKPOINTS)[1:] if damage(path) is None), None)
+    fix = f"give {earlier}, the newest that is whole" if earlier else "no other one of it is whole"
+    raise WeightsError(f"{source} can't be used: {problem}; {fix}")
 
 
 def _from_export(path: Path, part: Part) -> tuple[State, dict[str, Any]]:
@@ -226,7 +247,8 @@ def _from_export(path: Path, part: Part) -> tuple[State, dict[str, Any]]:
 
 def _export_settings(path: Path) -> dict[str, Any]:
     """What an export's own file says; its mask decoder is the one that lies beside the DiT."""
-    settings = read_json(path / EXPORT_SETTINGS) if (path / EXPORT_SETTINGS).is_file() else {}
+    file = path / EXPORT_SETTINGS
+    settings = exported_settings(read_json(file) if file.exists() else {}, where=file)
     if all((path / part.folder).is_dir() for part in (DIT, MASK_DECODER)):
         settings[MASK_DECODER.name] = str(path)
     return settings
@@ -235,8 +257,9 @@ def _export_settings(path: Path) -> dict[str, Any]:
 def _from_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
     """One file of weights whose settings stand in its own header."""
     try:
+        os.close(open_regular(path))
         with safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
+            settings = exported_settings(parse_json((file.metadata() or {}).get(SETTINGS, "{}")), where=path)
             return {key: file.get_tensor(key).float() for key in file.keys()}, settings  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None

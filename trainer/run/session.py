@@ -16,7 +16,7 @@ from flowmask.data_pipeline.read.mixture import MixtureReader
 from flowmask.models.errors import UserError
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig, accumulation_steps
-from flowmask.trainer.state.checkpoint import read_state
+from flowmask.trainer.state.checkpoint import read_run
 from flowmask.trainer.state.owner import note_start
 from flowmask.trainer.state.resume import refuse_other_cache, refuse_other_config, settled
 from flowmask.trainer.state.run_folder import CHECKPOINTS, LOG, RunFolder
@@ -77,7 +77,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     )
     checkpoints.clean()
     newest = checkpoints.newest()
-    document: dict[str, Any] = read_state(newest) if newest is not None else {"step": 0, "updates": 0, "state": {}}
+    document: dict[str, Any] = read_run(newest) if newest is not None else {"step": 0, "updates": 0, "state": {}}
     state = document["state"]
     together(lambda: _refuse_what_cannot_go_on(config, state, reader))
     config = settled(config, state)

@@ -23,6 +23,7 @@ from flowmask.models.errors import ConfigError
 from flowmask.models.files import read_object, remove_known, write_atomically
 from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind, OutputFolder
+from flowmask.models.stored.sealed import parse_json
 from flowmask.trainer.score.archive import FILE as ARCHIVE
 from flowmask.trainer.score.overlays import OVERLAYS
 from flowmask.trainer.state.owner import note_start
@@ -86,7 +87,7 @@ class EvaluationStore:
         if not (self._work / MASKS / video).is_dir():
             return None
         try:
-            return json.loads(self._record(video).read_text())
+            return parse_json(self._record(video).read_text())
         except (OSError, ValueError):
             return None
 

@@ -9,7 +9,6 @@
 Needs no process group and no engine. Refuses files whose size or hash differ from `state.json`.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from torch import Tensor
 
 from flowmask.models.errors import CheckpointError
 from flowmask.models.files import sha256_of
+from flowmask.models.stored.regular import refuse_outside
+from flowmask.trainer.state.document import SavedRun, read_document, refuse_unlike
 from flowmask.trainer.state.steps import STATE
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,13 @@ def damage(path: Path) -> str | None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The checkpoint's `state.json`; the caller's part is under "state"."""
-    try:
-        document = json.loads((path / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'state.json'} cannot be read ({error})") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise CheckpointError(f"{path / 'state.json'} is not a checkpoint of format {FORMAT}")
+    return read_document(path / STATE)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """`read_state` of a training's checkpoint: "state" holds all that is used of a run."""
+    document = read_document(path / STATE)
+    refuse_unlike(SavedRun, document["state"], where=f"{path / STATE}: state")
     return document
 
 
@@ -64,7 +64,12 @@ def verify(path: Path, *, share: int = 0, shares: int = 1) -> None:
             raise CheckpointError(f"{file} is missing")
         if file.stat().st_size != facts["bytes"]:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes instead of {facts['bytes']}")
-        if sha256_of(file) != facts["sha256"]:
+        try:
+            refuse_outside(file, path)
+            right = sha256_of(file) == facts["sha256"]
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
+        if not right:
             raise CheckpointError(f"{file} is damaged: its SHA-256 is not the recorded one")
 
 
@@ -93,8 +98,8 @@ def fill(pieces: list[Piece], files: list[Path]) -> None:
                     piece = wanted.get((name, kind))
                     if piece is not None:
                         missing[name, kind] -= _copy(piece, reader.get_slice(f"{name}|{kind}|{start}"), start)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read ({error})") from error
+        except (OSError, SafetensorError, ValueError, IndexError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{file} cannot be read ({' '.join(str(error).split())[:200]})") from error
     for (name, kind), left in missing.items():
         if left:
             what = f"lacks {left} elements" if left > 0 else f"holds {-left} elements twice"

@@ -5,7 +5,6 @@ collective runs in a thread. A published checkpoint is renamed into place whole;
 before it is deleted, so a kill at any moment leaves the last complete checkpoint.
 """
 
-import json
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from flowmask.models.errors import WeightsError
 from flowmask.models.files import remove_known, sha256_of, sync
+from flowmask.models.stored.sealed import seal_readable
 from flowmask.models.strict import refuse_not_finite
 from flowmask.trainer.state.steps import complete, step_of
 from flowmask.trainer.step.ema import ShardedEma
@@ -112,9 +112,9 @@ class Background:
         return self._result, self._problem
 
 
-def publish(beside: Path, final: Path, *, document: Mapping[str, Any], links: tuple[str, ...]) -> None:
+def publish(beside: Path, final: Path, *, document: dict[str, Any], links: tuple[str, ...]) -> None:
     """Make the files in `beside` the checkpoint `final`, and let `links` point to it."""
-    (beside / "state.json").write_text(json.dumps(document, indent=1) + "\n")
+    (beside / "state.json").write_bytes(seal_readable(document))
     sync(beside / "state.json")
     sync(beside)
     if final.exists():

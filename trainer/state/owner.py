@@ -11,11 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from flowmask.models.files import write_atomically
 from flowmask.models.process import Owner, process_here
+from flowmask.models.stored.typed import read_as
 
 T = TypeVar("T")
 OWNER, ENDED = ".owner.json", ".ended.json"
@@ -71,6 +72,6 @@ def _write(path: Path, said: Start | End) -> None:
 
 def _read(path: Path, kind: type[T]) -> T | None:
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return read_as(path, kind)
+    except (OSError, ValueError):
         return None

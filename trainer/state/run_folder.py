@@ -19,6 +19,9 @@ import yaml
 from flowmask.models.errors import CheckpointError
 from flowmask.models.files import read_object, sync_open, write_atomically
 from flowmask.models.folders.output_folder import LOCK, PATIENCE_S, Kind, OutputFolder
+from flowmask.models.stored.regular import open_regular
+from flowmask.models.stored.sealed import parse_json
+from flowmask.models.stored.typed import read_yaml
 
 CONFIG, METRICS, LOG = "config.yaml", "metrics.jsonl", "log.txt"
 EVALUATIONS, OVERLAYS = "evaluations.jsonl", "overlays"
@@ -99,14 +102,17 @@ def _append(file: Any, row: Mapping[str, Any]) -> None:
 
 def _continue_rows(path: Path, step: int) -> Any:
     """The file opened for appending, cut to its rows up to `step`."""
-    kept = b"".join(_rows_up_to(path, step)) if path.exists() else b""
+    try:
+        kept = b"".join(_rows_up_to(path, step)) if path.exists() else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read ({error.strerror}); move it away") from error
     if not path.exists() or kept != path.read_bytes():
         write_atomically(path, kept)
     return path.open("ab", buffering=0)
 
 
 def _rows_up_to(path: Path, step: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         for line in file:
             number = _step_of(line)
             if number is None or number > step:
@@ -118,7 +124,7 @@ def _step_of(line: bytes) -> int | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return int(json.loads(line)["step"])
+        return int(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -134,8 +140,8 @@ def _older_run(path: Path) -> tuple[()] | None:
 
 def _is_run_config(path: Path) -> bool:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        content = read_yaml(path)
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"train", "model", "data"} <= content.keys()
 

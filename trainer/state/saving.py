@@ -16,8 +16,9 @@ from flowmask.models.errors import CheckpointError, WeightsError
 from flowmask.models.strict import refuse_not_finite
 from flowmask.trainer import distributed
 from flowmask.trainer.config import CheckpointConfig
-from flowmask.trainer.state.checkpoint import FORMAT, Piece, fill, read_state, refuse_other_parameters, verify
+from flowmask.trainer.state.checkpoint import Piece, fill, read_state, refuse_other_parameters, verify
 from flowmask.trainer.state.checkpoint_write import Background, Snapshot, clean, point_to, prune, publish, remove
+from flowmask.trainer.state.document import FORMAT
 from flowmask.trainer.state.steps import complete, newest_of
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine

@@ -32,16 +32,13 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
-def newest(source: Path, *, damage: Callable[[Path], str | None] = lambda path: None) -> Path | None:
-    """The newest complete checkpoint of a run, or the step itself if it is one; None if there is none.
-
-    damage: what is wrong with a checkpoint, which is then passed over; CheckpointError lists it if no other is left
-    """
-    return newest_of([source] if is_checkpoint(source) else complete(source / CHECKPOINTS), damage=damage)
+def newest(source: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or the step itself if it is one; None if there is none."""
+    return source if is_checkpoint(source) else next(iter(complete(source / CHECKPOINTS)), None)
 
 
 def newest_of(checkpoints: Sequence[Path], *, damage: Callable[[Path], str | None]) -> Path | None:
-    """The first of `checkpoints` without damage."""
+    """The first of `checkpoints` without damage, as a resume takes it; CheckpointError lists that of all of them."""
     problems = []
     for checkpoint in checkpoints:
         problem = damage(checkpoint)

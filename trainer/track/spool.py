@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flowmask.models.files import write_atomically
 from flowmask.models.safe.secrets import SecretUri, masked_uri, write_private
 from flowmask.models.safe.signature import is_ours, signature
+from flowmask.models.stored.sealed import parse_json
 from flowmask.trainer.state.run_folder import METRICS, TRACKING
 from flowmask.trainer.track.meters import Row, summarise
 
@@ -104,7 +105,7 @@ def write_plan(folder: Path, plan: TrackingPlan) -> None:
 def is_plan_ours(folder: Path, plan: TrackingPlan) -> bool:
     """Whether a process of this user wrote the plan that lies in `folder`, and so this user named the server."""
     try:
-        return is_ours(json.loads(_content(folder / TRACKING))["mark"], "plan", plan.key, masked_uri(plan.uri))
+        return is_ours(parse_json(_content(folder / TRACKING))["mark"], "plan", plan.key, masked_uri(plan.uri))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -131,7 +132,7 @@ def forget(folder: Path) -> None:
 def key_of(folder: Path) -> str:
     """Our own id of the run: the one it has, or a new one."""
     try:
-        key = json.loads(_content(folder / TRACKING))["key"]
+        key = parse_json(_content(folder / TRACKING))["key"]
         return key if isinstance(key, str) and key else uuid.uuid4().hex
     except (OSError, ValueError, KeyError, TypeError):
         return uuid.uuid4().hex
@@ -292,7 +293,7 @@ class _Tail:
                 return
             self._offset += len(line)
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 continue
             if isinstance(row, dict):

@@ -1,12 +1,12 @@
 """Laws of `cache verify`: a wrong file is named, no right one is."""
 
 import hashlib
-import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
+from seals import rewrite
 
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.check.verify import verify
@@ -101,7 +101,7 @@ def reseal(folder, shard, change):
 
     from safetensors.torch import load, save
 
-    from flowmask.data_pipeline.cache.sealed import seal, unseal
+    from flowmask.models.stored.sealed import seal, unseal
 
     path = folder / "shards" / shard
     content = bytearray(path.read_bytes())
@@ -148,11 +148,8 @@ def test_without_weights_verify_says_that_no_mask_was_decoded(cache):
 def rehash(folder, name, content):
     """Put other bytes in a shard and their hash in the manifest: only the content can tell."""
     (folder / "shards" / name).write_bytes(content)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for shard in manifest["shards"]:
-        if shard["file"] == name:
-            shard["sha256"], shard["size"] = hashlib.sha256(content).hexdigest(), len(content)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    facts = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    rewrite(folder / "manifest.json", lambda m: [s.update(facts) for s in m["shards"] if s["file"] == name])
 
 
 def test_content_that_disagrees_with_the_index_is_found_even_if_its_hash_is_right(copy):

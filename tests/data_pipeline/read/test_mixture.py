@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seals import rewrite
 
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.cache.buckets import Bucket
@@ -272,11 +273,11 @@ def test_the_fingerprint_covers_every_cache_and_weight_but_not_places(cache, oth
 
 
 def spoil(folder: Path, **changes) -> Path:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name, value in changes.items():
-        manifest[name] = value
-    manifest["fingerprint"]["total"] = "0" * 64
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    def change(manifest):
+        manifest.update(changes)
+        manifest["fingerprint"]["total"] = "0" * 64
+
+    rewrite(folder / "manifest.json", change)
     return folder
 
 
@@ -287,7 +288,10 @@ def spoil(folder: Path, **changes) -> Path:
         ({"lowercase": False}, "lowercase: True there, False here;"),
         ({"dtype": "float32"}, "dtype: bfloat16 there, float32 here;"),
         ({"text_dim": 7}, "text_dim: 16 there, 7 here;|text_dim: .* there, 7 here;"),
-        ({"latent_channels": 4, "latents_mean": [0.0]}, "latent_channels: 16 .*; latents_mean: .*"),
+        (
+            {"latent_channels": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
+            "latent_channels: 16 .*; latents_mean: .*",
+        ),
         ({}, None),
     ],
 )

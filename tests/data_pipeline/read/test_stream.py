@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from seals import rewrite
 
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.cache.manifest import Manifest, read_manifest
@@ -203,6 +204,20 @@ def test_what_changed_behind_the_manifest_is_an_error_never_other_examples(cache
     shards[0].write_bytes(shards[0].read_bytes()[: shards[0].stat().st_size // 2])
     with pytest.raises(CacheError, match=r"000000\.tar: cannot be read to its end"):
         steps_of(batches_of(tmp_path / "cache"), 40)
+
+
+@pytest.mark.parametrize("pattern", ["pipe:cat {place}/{{}}", 'pipe:cat "{place}/{{}}"', "{place}"])
+@pytest.mark.parametrize(
+    "name", ["000000.tar; touch X", "000000.tar$(touch X)", "'$(touch X)'", "../../o/shards/000000.tar"]
+)
+def test_no_name_in_a_manifest_reaches_a_shell_or_another_folder(cache, tmp_path, monkeypatch, pattern, name):
+    shutil.copytree(cache, tmp_path / "o")
+    copy = shutil.copytree(cache, tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    rewrite(copy / "manifest.json", lambda manifest: manifest["shards"][0].update(file=name))
+    with pytest.raises(CacheError, match=r"shards\.0\.file"):
+        steps_of(batches_of(pattern.format(place=copy)), 40)
+    assert not (tmp_path / "X").exists()
 
 
 def manifest_of(counts, views, *, like):

@@ -302,7 +302,7 @@ def test_masks_in_files_are_part_of_a_caches_identity_and_older_caches_open_with
 
 def without_mask_files(cache: Path) -> None:
     """Make of a cache one of before: its fingerprint names no files of masks."""
-    from flowmask.data_pipeline.cache.sealed import seal, unseal
+    from flowmask.models.stored.sealed import seal, unseal
 
     path = cache / "plan/plan.json"
     plan = unseal(path.read_bytes())

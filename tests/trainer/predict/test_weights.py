@@ -1,6 +1,7 @@
 """Weights by name: whatever the container, the same tensors; whatever is wrong, one line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from runs import start
 from safetensors.torch import save_file
 
 from flowmask.models.errors import WeightsError
+from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.weights import content_sha256, load_dit, load_mask_decoder
 from flowmask.trainer.state.checkpoint import read_full
 from flowmask.trainer.state.steps import complete
@@ -40,16 +42,54 @@ def test_a_run_gives_its_newest_averaged_weights_and_the_conventions_they_know(l
     assert load_dit(str(complete(trained / "checkpoints")[1])).sha256 != loaded.sha256
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(trained: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_a_run_whose_newest_checkpoint_is_damaged_is_refused_and_the_step_to_ask_for_is_named(
+    trained: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
     newest, before = complete(run / "checkpoints")
-    next(newest.glob("rank_*")).write_bytes(b"cut")
-    assert load_dit(str(run)).sha256 == content_sha256(read_full(before))
-    next(before.glob("rank_*")).unlink()
-    with pytest.raises(WeightsError, match="has no complete checkpoint"):
+    flip(next(newest.glob("rank_*")))
+    for source in (run, newest):
+        with pytest.raises(WeightsError, match=rf"{newest.name}/rank_00000\.safetensors is damaged"):
+            load_dit(str(source))
+    with pytest.raises(WeightsError, match=rf"give {before}, the newest that is whole"):
         load_dit(str(run))
+    assert load_dit(str(before)).sha256 == content_sha256(read_full(before))
+    next(before.glob("rank_*")).unlink()
+    with pytest.raises(WeightsError, match="no other one of it is whole"):
+        load_dit(str(run))
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "safetensors", "flowrvs"])
+@pytest.mark.parametrize("changed", ["weights", "settings"])
+def test_an_export_whose_weights_or_settings_have_changed_is_refused(
+    trained: Path, tmp_path: Path, format: str, changed: str
+) -> None:
+    suffix = {"diffusers": "", "safetensors": ".safetensors", "flowrvs": ".pth"}[format]
+    path = export(str(trained), format=format, out=tmp_path / f"out{suffix}").path
+    assert load_dit(str(path)).sha256 == load_dit(str(trained)).sha256
+    files = {
+        "weights": path / "transformer" / "diffusion_pytorch_model.safetensors",
+        "settings": path / "flowmask.json",
+    }
+    file = files[changed] if format == "diffusers" else path
+    content = file.read_bytes()
+    if changed == "settings":
+        assert content.count(b"flow_matching") == 1
+        content = content.replace(b"flow_matching", b"mask_decoder_")
+    else:
+        place = content.index(load_dit(str(trained)).state_dict["proj_out.weight"].numpy().tobytes())
+        content = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    file.write_bytes(content)
+    with pytest.raises(WeightsError) as raised:
+        load_dit(str(path))
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
 
 
 def test_an_export_gives_the_same_tensors_and_its_recorded_conventions(trained: Path, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import errno
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from runs import NanFrom, SignalAt, losses, rows, start
+from seals import rewrite
 
 from flowmask.models.errors import CacheError, CheckpointError, ConfigError, TrainingError, UserError, WeightsError
 from flowmask.models.process import REQUEUE_EXIT_CODE
@@ -134,8 +136,6 @@ def test_a_full_disk_costs_a_save_but_not_the_run_until_the_last_one_which_says_
 
 
 def test_what_does_not_shape_the_training_may_change_on_a_resume(lab: Path, tmp_path: Path, finished: Path) -> None:
-    import shutil
-
     run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
     harmless = {
         "train.log_every_steps": 1,
@@ -154,9 +154,8 @@ def test_other_frozen_weights_under_a_run_are_refused(lab: Path, tmp_path: Path,
 
     run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
     state = complete(run / "checkpoints")[0] / "state.json"
-    document = json.loads(state.read_text())
-    document["state"]["frozen"] = {"parameters": 3, "sha256": "0"}
-    state.write_text(json.dumps(document))
+    other = {"parameters": 3, "sha256": "0" * 64}
+    rewrite(state, lambda document: document["state"].update(frozen=other))
     with pytest.raises(CheckpointError, match="trained on other frozen weights"):
         start(lab, run, {"train.steps": 12})
 
@@ -250,3 +249,11 @@ def _files(folder: Path) -> dict[str, str]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     kept = [path for path in paths if path.name not in (".lock", "log.txt", ".owner.json")]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+
+
+def test_a_cache_whose_statistics_are_not_those_of_the_vae_is_refused(lab: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(lab / "cache", tmp_path / "cache")
+    more = [1.0 + mean for mean in json.loads((cache / "manifest.json").read_text())["latents_mean"]]
+    rewrite(cache / "manifest.json", lambda manifest: manifest.update(latents_mean=more))
+    with pytest.raises(CacheError, match="latents_mean and latents_std are not those of the VAE"):
+        start(lab, tmp_path / "run", {"data.cache": str(cache), "train.steps": 1})

@@ -16,6 +16,7 @@ from disturbed import contents
 from golden_export import BOX, DATA, PARITY, write_golden_export
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from seals import rewrite
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats.names import same_file
@@ -280,8 +281,7 @@ def test_a_path_that_moved_is_one_line_that_names_the_override(
 ) -> None:
     moved = tmp_path / "export"
     shutil.copytree(export, moved)
-    settings = json.loads((moved / "flowmask.json").read_text())
-    (moved / "flowmask.json").write_text(json.dumps(settings | changed))
+    rewrite(moved / "flowmask.json", lambda settings: settings.update(changed))
     with pytest.raises(CheckpointError, match=message) as caught:
         evaluate(_config(moved, tmp_path / "e"))
     assert "\n" not in str(caught.value)

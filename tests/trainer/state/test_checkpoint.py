@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from scenarios import PRECISIONS, STAGES, Training, assert_same_training, same
+from seals import rewrite
 from workers import run_ranks
 
 from flowmask.models.errors import CheckpointError
@@ -310,10 +310,8 @@ def _rewrite(path: Path, change: Any) -> None:
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
-    document = read_state(path)
     facts = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-    document["files"][file.name] = facts
-    (path / "state.json").write_text(json.dumps(document))
+    rewrite(path / "state.json", lambda document: document["files"].update({file.name: facts}))
 
 
 @pytest.mark.parametrize("kind", ["master", "exp_avg", "exp_avg_sq", "ema"])
@@ -331,9 +329,7 @@ def test_an_element_that_is_missing_or_stored_twice_is_an_error(training: Traini
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_first_parameter_that_differs(training: Training) -> None:
     path = training.save(1)
-    document = read_state(path)
-    document["parameters"]["proj_out.bias"] = [7]
-    (path / "state.json").write_text(json.dumps(document))
+    rewrite(path / "state.json", lambda document: document["parameters"].update({"proj_out.bias": [7]}))
     with pytest.raises(CheckpointError, match=r"another model: proj_out.bias is \[7\] there"):
         training.restore()
 

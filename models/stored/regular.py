@@ -1,0 +1,38 @@
+"""Regular files alone: a pipe or a device in the place of a file is refused at once, and a link out of its folder.
+
+Errors are OSErrors whose `strerror` says what is wrong with the file.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+SMALL = 1 << 24  # bytes; our JSON files but for manifests and tables are far smaller
+
+
+def open_regular(path: Path, *, inside: Path | None = None) -> int:
+    """A descriptor to read a regular file. inside: the folder that links on the way must not leave."""
+    if inside is not None:
+        refuse_outside(path, inside)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would wait
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return descriptor
+
+
+def refuse_outside(path: Path, folder: Path) -> None:
+    """OSError if links lead from `path`, which lies in `folder`, to a place outside of it."""
+    target, home = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.commonpath((target, home)) != home:
+        raise OSError(errno.ELOOP, f"it leads to {target}, outside of {folder}; put the file itself there", str(path))
+
+
+def read_regular(path: Path, *, limit: int = SMALL, inside: Path | None = None) -> bytes:
+    """The content of a regular file; OSError if it has more than `limit` bytes."""
+    with os.fdopen(open_regular(path, inside=inside), "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
+    return content

@@ -1,0 +1,49 @@
+"""Small files of ours as what they are: JSON of a type, YAML as plain data. ValueError says what is wrong with them."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import parse_json
+
+T = TypeVar("T")
+_MOST_YAML = 1 << 16  # bytes; parsing takes seconds for each MB
+
+
+def read_as(path: Path, kind: type[T]) -> T:
+    """The JSON value in a file as a `kind`; OSError, or ValueError in one line."""
+    return parse_as(read_regular(path), kind)
+
+
+def parse_as(content: bytes, kind: type[T]) -> T:
+    """JSON as a `kind`; ValueError in one line."""
+    return validated(parse_json(content), kind)
+
+
+def validated(value: Any, kind: type[T]) -> T:
+    """Plain data as a `kind`; ValueError in one line."""
+    try:
+        found: T = _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(": ".join([*map(str, first["loc"][:1]), first["msg"]])[:200]) from None
+    return found
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file; OSError, or ValueError for what is none."""
+    try:
+        return yaml.safe_load(read_regular(path, limit=_MOST_YAML))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except (yaml.YAMLError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise ValueError(f"no YAML ({' '.join(str(error).split())[:200]})") from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
