@@ -122,9 +122,7 @@ def of_ref_davis17(inputs: Inputs, meta: Meta) -> dict[str, Any]:
         result[convention] = {"annotators": annotators, "final": _renamed(final, names)}
     objects = {v["name"]: v["objects"] for v in meta["videos"]}
     described = {key: _described(labels, objects[key.split("/")[1]]) for key, labels in fused.items()}
-    return {"fused": described, **result} | {
-        "per_expression": _each_expression(meta, truths, probabilities)
-    }
+    return {"fused": described, **result} | {"per_expression": _each_expression(meta, truths, probabilities)}
 
 
 def _described(labels: Any, objects: int) -> dict[str, Any]:
