@@ -20,6 +20,9 @@ class DataSourceConfig(Section):
     source: str = Field("mevis", description="layout: a file in data_pipeline/sources, or an installed one")
     root: Path = Field(description="folder of the dataset (`videos`: the JSONL file)")
     split: str = Field("train", description="split under `root`; of refcoco SET/BY/SPLIT: refcoco/unc/train")
+    allow_truncated: bool = Field(
+        False, description="use what is left of video files that have lost their end; otherwise they are refused"
+    )
 
 
 class CacheSourceConfig(DataSourceConfig):

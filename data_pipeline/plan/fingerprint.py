@@ -22,7 +22,7 @@ from flowmask.models.stored.sealed import parse_json, to_json
 from flowmask.models.weights.wan import WanFolder
 
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
-_DATA = ("data.frames", "data.sources")
+_DATA = ("data.frames", "data.sources", "data.allow_truncated")
 _MASK_FILES = "data.mask_files"  # earlier versions did not look at them
 _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
 _EXAMPLES = ("cache.clips_per_shard", "cache.drop_empty_masks", "cache.no_target")
@@ -72,6 +72,8 @@ def _data_fields(config: CacheBuildConfig, source: VideoSet) -> dict[str, Any]:
         fields["cache.no_target"] = config.cache.no_target
     if any(names):
         fields["data.sources"] = names  # their order numbers the clips
+    if shortened := [name for name, data in zip(names, config.sources, strict=True) if data.allow_truncated]:
+        fields["data.allow_truncated"] = shortened
     base = config.clip if len(names) > 1 else config.clip_of(names[0])
     fields |= {f"clip.{name}": value for name, value in base.model_dump(mode="json").items()}
     own = {name: config.clip_of(name).frames for name in names}

@@ -2,7 +2,7 @@
 
 The name of a layout is that of its file; the file holds one subclass of `Source`. A package from outside names such a
 class in an entry point of the group `flowmask.sources`; a file here goes before an entry point of the same name.
-Imports `formats` and `models`.
+Imports `formats`, `video` and `models`.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from flowmask.data_pipeline.config import CacheSourceConfig, DataSourceConfig, source_names
 from flowmask.data_pipeline.sources.base import Source, VideoSet
 from flowmask.data_pipeline.sources.named import NamedSources
+from flowmask.data_pipeline.sources.videos import FileVideo
+from flowmask.models.errors import ConfigError
 from flowmask.models.plugins.registry import Registry
 
 SOURCES = Registry(__name__, Source, group="flowmask.sources", key="data.source")  # type: ignore[type-abstract]
@@ -30,4 +32,11 @@ def open_source(data: DataSourceConfig | Sequence[CacheSourceConfig]) -> VideoSe
 
 
 def _open(data: DataSourceConfig) -> Source:
-    return SOURCES.get(data.source)(data.root, split=data.split)
+    source = SOURCES.get(data.source)(data.root, split=data.split)
+    if data.allow_truncated:
+        files = [video for video in source.videos() if isinstance(video, FileVideo)]
+        if not files:
+            raise ConfigError(f"data.allow_truncated is set, but {data.source} has no video files; remove it")
+        for video in files:
+            video.allow_truncated = True
+    return source

@@ -1,4 +1,4 @@
-"""Video files listed in a JSONL, one video a line, read with decord.
+"""Video files listed in a JSONL, one video a line.
 
 {"video": path, "video_id"?, "annotated"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to
 the JSONL's folder. `masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order (by their
@@ -25,7 +25,6 @@ from flowmask.data_pipeline.formats.fields import check_expression, check_name, 
 from flowmask.data_pipeline.formats.json_file import BOM, parse
 from flowmask.data_pipeline.formats.picture import pictures_in, read_object_mask
 from flowmask.data_pipeline.formats.reading import Mistakes, open_regular, reading, shown
-from flowmask.data_pipeline.formats.video_file import VideoFile
 from flowmask.data_pipeline.sources.base import (
     Expression,
     Frame,
@@ -35,24 +34,26 @@ from flowmask.data_pipeline.sources.base import (
     names_and_sizes,
     refuse_empty,
 )
+from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of, sha256_of_open
 
 
 @lru_cache(maxsize=2)
-def _opened(path: Path) -> VideoFile:
+def _opened(path: Path, allow_truncated: bool) -> VideoFile:
     """The videos used last stay open: clips of one video follow each other."""
-    return VideoFile(path)
+    return VideoFile(path, allow_truncated=allow_truncated)
 
 
 class FileVideo(Video):
     """A video that is one file, `path`, opened when its frames, their number or their size are asked for."""
 
     path: Path
+    allow_truncated = False  # data.allow_truncated
 
     @property
     def _file(self) -> VideoFile:
-        return _opened(self.path)
+        return _opened(self.path, self.allow_truncated)
 
     @cached_property
     def _facts(self) -> tuple[int, tuple[int, int]]:
@@ -165,6 +166,8 @@ class ListedVideo(FileVideo):
         if isinstance(masks, str):
             masks = [str(path) for path in self._pngs_in(masks)]
         known = self.annotated(()) or range(self._facts[0])
+        if self.allow_truncated and isinstance(masks, list) and not self._annotated:
+            masks = masks[: len(known)]  # a file that lost its end lost the frames of the last masks
         if not isinstance(masks, list) or len(masks) not in (len(known), self._facts[0]):
             count = len(masks) if isinstance(masks, list) else "no list of"
             of = f" of which {len(known)} are annotated" if self._annotated else ""

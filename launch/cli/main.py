@@ -88,12 +88,7 @@ def curriculum(
 
 
 @app.command()
-def status(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+def status(runs: words.Runs = None, as_json: AsJson = False) -> None:
     """How runs are getting on: state and why, step, loss, speed, time left, restarts, where the logs are."""
     from flowmask.launch.watch.control import show_status
 
@@ -148,6 +143,7 @@ def predict(
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
     max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
     clip_frames: Annotated[int | None, typer.Option(help="Cut it into clips of so many: less memory", min=1)] = None,
+    allow_truncated: words.AllowTruncated = False,
     averaged: Averaged = True,
     encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
 ) -> None:
@@ -168,6 +164,7 @@ def predict(
             sampler=SamplerConfig(steps=steps),
             max_frames=max_frames,
             clip_frames=clip_frames,
+            allow_truncated=allow_truncated,
             encoder_precision=encoder_precision,
             on_progress=on_progress,
             say=err.print,

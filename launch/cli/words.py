@@ -16,6 +16,10 @@ Wait = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead")]
 Averaged = Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")]
+AllowTruncated = Annotated[
+    bool, typer.Option("--allow-truncated", help="Use what is left of a file that has lost its end")
+]
+Runs = Annotated[list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")]
 Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
 
 _ONLY_PRINT = ("configs", "status", "logs", "plan", "doctor", "cache status", "cache verify")

@@ -1,5 +1,6 @@
 """Small files of ours as what they are: JSON of a type, YAML as plain data. ValueError says what is wrong with them."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from flowmask.models.stored.sealed import parse_json
 
 T = TypeVar("T")
 _MOST_YAML = 1 << 16  # bytes; parsing takes seconds for each MB
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def read_as(path: Path, kind: type[T]) -> T:
@@ -42,8 +44,3 @@ def read_yaml(path: Path) -> Any:
         raise ValueError("it is nested too deep") from None
     except (yaml.YAMLError, TypeError, AttributeError, LookupError, OverflowError) as error:
         raise ValueError(f"no YAML ({' '.join(str(error).split())[:200]})") from None
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

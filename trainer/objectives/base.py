@@ -86,7 +86,7 @@ class Objective(ABC):
         """The conventions that the weights depend on, and "objective": recorded in every checkpoint and export."""
 
     def check_cache(self, manifest: "Manifest", *, where: object) -> None:
-        """CacheError if it is of another VAE, or holds frames without truth, which only a loss on pixels leaves out."""
+        """CacheError: of another VAE, or with frames that nobody annotated, which a loss on pixels leaves out."""
         from flowmask.models.weights.wan import WanFolder
 
         known = WanFolder(self._model.wan).latent_stats() if "video_mean" in self.needs else None

@@ -1,25 +1,21 @@
-"""What a person looks at: videos under coloured masks, a legend of the prompts, mask PNGs and H.264 files.
+"""What a person looks at: videos under coloured masks, a legend of the prompts, mask PNGs.
 
-Works frame by frame, so a video of any length takes the memory of one frame. An mp4 exists whole or not at
-all, with even sides and 4:2:0 colour, as every player wants.
+Works frame by frame, so a video of any length takes the memory of one frame.
 """
 
 import colorsys
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flowmask.data_pipeline.show.paint import Rgb, paint
-from flowmask.models.errors import DataError
+from flowmask.data_pipeline.video.writing import VideoWriter
 
 SHORT_SIDE_PX = 480  # smaller videos are enlarged, or nobody can read the legend
 LONG_SIDE_PX = 1920  # larger ones shrink: H.264 decoders in hardware end near 4096
@@ -136,60 +132,20 @@ class OverlayVideo:
 
     def __init__(self, path: Path, *, prompts: Sequence[tuple[str, Rgb]], height: int, width: int, fps: float) -> None:
         """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97."""
-        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
         self._tones = [tone for _, tone in prompts]
         self._size = view_size(height, width)
         self._strip = legend(prompts, width=self._size[1])
         high, wide = self._size[0] + self._strip.shape[0], self._size[1]
-        self._even = (high % 2, wide % 2)
-        try:
-            self._partial.touch()  # av opens its file late, at the first packet
-        except OSError as error:
-            raise DataError(f"cannot write the video {path}: {error.strerror}") from error
-        options = {"movflags": "+faststart"}  # the index in front: plays while it downloads
-        self._container = av.open(str(self._partial), "w", format="mp4", options=options)
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = self._container.add_stream(_encoder(), rate=rate if rate > 0 else Fraction(1))
-        assert isinstance(stream, av.VideoStream)
-        self._stream = stream
-        stream.width, stream.height = wide + self._even[1], high + self._even[0]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "18", "preset": "veryfast"}
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, said and done
-        context.color_range = ColorRange.MPEG
-        context.thread_count = 1
+        self._video = VideoWriter(path, height=high, width=wide, fps=fps)
 
     def add(self, frame: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]]) -> None:
         """Append one frame: uint8 [H W 3] and one bool [H W] for each prompt, in the order of the prompts."""
         picture = paint(frame, list(zip(masks, self._tones, strict=True)), size=self._size)
-        picture = np.concatenate([picture, self._strip])
-        picture = np.pad(picture, ((0, self._even[0]), (0, self._even[1]), (0, 0)), mode="edge")
-        video_frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        self._send(
-            video_frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-        )
-
-    def _send(self, frame: av.VideoFrame | None) -> None:
-        for packet in self._stream.encode(frame):
-            self._container.mux(packet)
+        self._video.add(np.concatenate([picture, self._strip]))
 
     def __enter__(self) -> Self:
+        self._video.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._send(None)
-            self._container.close()
-            if kind is None:
-                self._partial.replace(self._path)
-        finally:
-            self._partial.unlink(missing_ok=True)
-
-
-def _encoder() -> str:
-    """H.264 by libx264 wherever PyAV carries it, which its wheels do."""
-    if "libx264" not in av.codecs_available:
-        raise DataError("this PyAV has no libx264; install the wheel: pip install --force-reinstall av")
-    return "libx264"
+        self._video.__exit__(kind, error, at)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
-from flowmask.data_pipeline.formats.video_file import VideoFile
+from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.config import Precision, SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, DataError
@@ -57,12 +57,12 @@ class Predictions:
 class InputVideo:
     """A video file, or a folder of images in natural order (2.png before 10.png), turned as their EXIF says."""
 
-    def __init__(self, path: Path, *, fps: float | None = None) -> None:
+    def __init__(self, path: Path, *, fps: float | None = None, allow_truncated: bool = False) -> None:
         """fps: frames per second of the overlay; None: the file's own, 10 for a folder. Raises DataError."""
         if not is_unicode(str(path)):
             raise DataError(f"the path {str(path)!r} is not UTF-8; rename it")
         self._path = path
-        self._file = None if path.is_dir() else VideoFile(path)
+        self._file = None if path.is_dir() else VideoFile(path, allow_truncated=allow_truncated)
         if self._file is not None:
             self.frame_names = [f"{i:05d}" for i in range(len(self._file))]
             self.fps = fps or self._file.frames_per_second
@@ -111,6 +111,7 @@ def predict(
     fps: float | None = None,
     max_frames: int | None = None,
     clip_frames: int | None = None,
+    allow_truncated: bool = False,
     on_progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Predictions:
@@ -118,9 +119,10 @@ def predict(
 
     box:         None: the sides that the weights were trained with
     clip_frames: of clips that are judged alone: less memory, but a motion is seen within one only; None: one clip
+    allow_truncated: use what is left of a video file that has lost its end
     on_progress: told (what, frames done, frames); say: a line that a person should know
     """
-    slugs, source = unique_slugs(prompts), InputVideo(video, fps=fps)
+    slugs, source = unique_slugs(prompts), InputVideo(video, fps=fps, allow_truncated=allow_truncated)
     clips = _clips(source, path=video, max_frames=max_frames, clip_frames=clip_frames)
     names = source.frame_names[: sum(map(len, clips))]
     folder = PredictionFolder(out, video=str(video), prompts=prompts)

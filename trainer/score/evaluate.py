@@ -87,7 +87,7 @@ def evaluate(
             if on_progress:
                 on_progress("videos", done, len(share))
             name = names.video(video)
-            if store.record(name) is None:
+            if not _is_whole(store.record(name)):
                 store.start_video(name)
                 folders = {exp_id: store.mask_folder(key) for exp_id, key in names.keys(video).items()}
                 store.write_record(name, _evaluate_video(config, loaded, video, folders))
@@ -123,6 +123,8 @@ def _fingerprint(
 ) -> str:
     """Names what shapes the masks and scores: settings, dataset and weights."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
+    if not config.data.allow_truncated:  # evaluations from before this key go on
+        del settings["data"]["allow_truncated"]
     if settings["tf32"] is None:  # as it was before it could be said
         del settings["tf32"]
     files = [(video.video_id, video.files_digest()) for video in videos]
@@ -142,15 +144,15 @@ def _evaluate_video(
     names = video.frame_names
     clip = read_clip(video, range(len(names)), box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
     video_latent = loaded.encode(clip)
+    record: dict[str, Any] = {"frames": len(names), "expressions": {}}
     for some in chunks(video.expressions, config.sentences_per_batch):
         for expression, logits in zip(some, loaded.logits(video_latent, [e.text for e in some])):
+            answered = False
             for ids, masks in masks_of(logits, clip):
+                answered |= bool(masks.any())
                 for i, mask in zip(ids, masks):
                     write_mask(folders[expression.exp_id] / f"{names[i]}.png", mask)
-    record: dict[str, Any] = {
-        "frames": len(names),
-        "expressions": {e.exp_id: {"text": e.text} for e in video.expressions},
-    }
+            record["expressions"][expression.exp_id] = {"text": expression.text, "answered": answered}
     if not video.has_masks:
         return record
     wrong = shuffled_partners(video, seed=config.seed) if config.shuffled_text else {}
@@ -163,6 +165,11 @@ def _evaluate_video(
     if config.decoder_score:
         _score_decoder(loaded, video, clip, record["expressions"])
     return record
+
+
+def _is_whole(record: Mapping[str, Any] | None) -> bool:
+    """Whether a video's record has all that this version writes: those of earlier ones lack `answered`."""
+    return record is not None and all("answered" in entry for entry in record["expressions"].values())
 
 
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Means are taken over (video, expression id), each counted once however often its sentence occurs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,20 @@ from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import MAIN, metrics, shown_in, totals
 from flowmask.trainer.score.overlays import write_overlays
+from flowmask.trainer.score.protocols import mevis
+from flowmask.trainer.score.protocols.answers import Agreement
 from flowmask.trainer.score.report import ReportExample, ReportRow, write_report
 from flowmask.trainer.score.store import REPORT
 
 NO_MASKS = "The dataset has no masks: masks/ holds the predictions, but no score is possible."
 _SHEET_FRAMES = 6
+_NOTHING = {
+    "n_acc": "N-acc (nothing said where nothing is meant)",
+    "t_acc": "T-acc (something said where something is meant)",
+    "final": "Final (mean of J&F, N-acc and T-acc)",
+    "jf_target": "J&F of sentences with a target",
+    "final_target": "Final with that J&F",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class Scores:
     per_expression: `<video>/<expression>`, as their folder below masks/ is called -> every metric
     ids:            video id and expression id of those whose folder is called otherwise
     no_target:      expressions that name nothing, which all means count too: an empty mask scores 100, another 0
+    nothing:        n_acc, t_acc, final, jf_target and final_target (protocols/mevis.py), in percent, keys of their own
+                    there; None without such expressions or without masks
     shuffled_text:  jf_right with the right, jf_shuffled with the wrong sentences, of the same expressions
     decoder:        every metric of the true masks after the VAE and the mask decoder: the method's ceiling
     """
@@ -42,6 +53,7 @@ class Scores:
     videos: int
     expressions: int
     no_target: int
+    nothing: dict[str, float | None]
     frames: int
     shuffled_text: dict[str, Any] | None
     decoder: dict[str, float] | None
@@ -53,8 +65,9 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """As scores.json has them."""
-        left_out = {"totals"} if self.ids else {"totals", "ids"}
-        return {**self.totals, **{key: value for key, value in asdict(self).items() if key not in left_out}}
+        left_out = {"totals", "nothing"} | (set() if self.ids else {"ids"})
+        rest = {key: value for key, value in asdict(self).items() if key not in left_out}
+        return {**self.totals, **self.nothing, **rest}
 
 
 def merge(
@@ -84,12 +97,19 @@ def merge(
             "jf_right": _totals(both, "right")[MAIN],
             "jf_shuffled": _totals(both, "wrong")[MAIN],
         }
+    nothing = {
+        keys[expression.exp_id]
+        for video, keys in named
+        for expression in video.expressions
+        if names_nothing(video, expression)
+    }
     return Scores(
         totals={name: total.get(name) for name in ("j", "f", *metrics())},
         per_expression=right,
         videos=len(videos),
         expressions=len(entries),
-        no_target=sum(names_nothing(video, expression) for video in videos for expression in video.expressions),
+        no_target=len(nothing),
+        nothing=_saying_nothing(entries, nothing),
         frames=sum(record["frames"] for record in records),
         shuffled_text=shuffled,
         decoder=_totals(entries.values(), "decoder") or None,
@@ -99,6 +119,17 @@ def merge(
         fingerprint=fingerprint,
         ids={key: pair for key, pair in ids.items() if key != "/".join(pair)},
     )
+
+
+def _saying_nothing(entries: Mapping[str, Mapping[str, Any]], nothing: Collection[str]) -> dict[str, float | None]:
+    """How often "nothing" was said rightly, of the expressions with scores; `nothing` names those without a target."""
+    answers = [
+        Agreement(entry["right"]["j"] / 100, entry["right"]["f"] / 100, key not in nothing, entry["answered"])
+        for key, entry in entries.items()
+        if "right" in entry
+    ]
+    found = mevis.overall(answers)
+    return {name: found[name] if nothing else None for name in _NOTHING}
 
 
 def _totals(entries: Iterable[Mapping[str, Any]], kind: str) -> dict[str, float]:
@@ -146,6 +177,7 @@ def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
     known = {name: value for name, value in scores.totals.items() if value is not None}
     named = {m.title: m.say(known[name]) for name, m in shown_in("report").items() if name in known}
     main = metrics()[MAIN]
+    named |= {_NOTHING[name]: main.say(value) for name, value in scores.nothing.items() if value is not None}
     if scores.shuffled_text:
         named[f"{main.title} with the wrong sentences"] = main.say(scores.shuffled_text["jf_shuffled"])
     if scores.decoder:

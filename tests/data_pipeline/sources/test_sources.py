@@ -11,8 +11,9 @@ from PIL import Image
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.formats.video_file import VideoFile
 from flowmask.data_pipeline.sources import open_source
+from flowmask.data_pipeline.sources.synthetic import write_synthetic
+from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import ConfigError, DataError
 
 
@@ -192,6 +193,28 @@ def test_a_truncated_video_is_refused_wherever_it_was_cut(film, tmp_path):
         with pytest.raises(DataError, match="truncated") as raised:
             VideoFile(path).frames(range(10))
         assert "\n" not in str(raised.value)
+
+
+def test_what_is_left_of_a_listed_video_is_read_when_the_config_allows_it(film, tmp_path):
+    masks = [rle.encode(np.full((48, 64), i % 2 == 0)) for i in range(10)]
+    write_list(tmp_path, film, masks=masks)
+    path = tmp_path / "film.mp4"
+    path.write_bytes(path.read_bytes()[:-150])
+    data = DataSourceConfig(source="videos", root=tmp_path / "list.jsonl")
+    (video,) = open_source(data).videos()
+    with pytest.raises(DataError, match=r"of 10 frames can be read .*data\.allow_truncated=true"):
+        _ = video.frame_names
+    (video,) = open_source(data.model_copy(update={"allow_truncated": True})).videos()
+    left = len(video.frame_names)
+    assert 0 < left < 10
+    mask = video.mask(video.expressions[0].anno_ids, range(left))
+    assert mask.shape == (left, 48, 64) and mask[0].all() and not mask[1].any()
+
+
+def test_a_layout_without_video_files_has_no_truncated_ones_to_allow(tmp_path):
+    write_synthetic(tmp_path, split="train", videos=1, seed=0)
+    with pytest.raises(ConfigError, match=r"data\.allow_truncated is set, but mevis has no video files"):
+        open_source(DataSourceConfig(source="mevis", root=tmp_path, allow_truncated=True))
 
 
 def test_a_missing_video_is_refused(tmp_path):

@@ -66,7 +66,7 @@ def test_a_lock_that_only_leads_to_another_runs_is_no_proof(how: str, tmp_path: 
     assert not is_held_by(process.pid, lock)
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid(), os.getppid()])
+@pytest.mark.parametrize("pid", [1, os.getpid(), os.getppid()], ids=["init", "itself", "parent"])
 def test_a_folder_that_names_another_process_is_refused_in_one_line(
     pid: int, tmp_path: Path, processes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,9 +14,10 @@ import torch
 from disturbed import FINISHED, contents, end_of, in_child
 from golden_export import write_golden_export
 from PIL import Image
+from zoo import FILMS, TICKS, number_of, times, write
 
 from flowmask.models.errors import ConfigError, DataError, UserError
-from flowmask.trainer.predict.overlay import read_mask
+from flowmask.trainer.predict.overlay import OverlayVideo, read_mask
 from flowmask.trainer.predict.predict import InputVideo, Predictions, predict, unique_slugs
 
 PROMPTS = ["the dog running to the left", "two Birds, near: the water!"]
@@ -285,3 +286,32 @@ def test_a_clip_longer_than_the_models_positions_is_refused_with_the_way_out(
     monkeypatch.setattr("flowmask.trainer.predict.predict._LONGEST_CLIP", FRAMES - 1)
     with pytest.raises(ConfigError, match="give clip_frames or max_frames"):
         _predict(export, video, tmp_path / "p")
+
+
+@pytest.mark.parametrize("name", ["h264_cut.mp4", "h264_variable.mkv", "h264_variable.avi", "h264_turned90.mp4"])
+def test_a_mask_is_named_by_the_frame_a_player_shows_and_the_overlay_lasts_as_long(name: str, tmp_path: Path) -> None:
+    film = next(film for film in FILMS if film.name == name)
+    shown = write(tmp_path / name, film)
+    begins = [tick / TICKS / float(film.rate) for tick in times(film)]
+    source = InputVideo(tmp_path / name)
+    assert source.frame_names == [f"{i:05d}" for i in range(len(shown))]
+    for place in (0, len(shown) // 2, len(shown) - 1):
+        assert number_of(np.rot90(source.frames([place])[0], film.turn // 90)) == shown[place]
+    height, width = source.size
+    with OverlayVideo(tmp_path / "o.mp4", prompts=[], height=height, width=width, fps=source.fps) as overlay:
+        for i in range(len(shown)):
+            overlay.add(source.frames([i])[0], [])
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert container.duration is not None and container.streams.video[0].frames == len(shown)
+        assert abs(container.duration / av.time_base - (begins[shown[-1] + 1] - begins[shown[0]])) < 0.17
+
+
+def test_what_is_left_of_a_video_that_lost_its_end_is_taken_when_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "h264.mkv"
+    write(path, next(film for film in FILMS if film.name == path.name))
+    path.write_bytes(path.read_bytes()[:-1500])
+    with pytest.raises(UserError, match=r"of 60 frames can be read .*--allow-truncated"):
+        InputVideo(path)
+    source = InputVideo(path, allow_truncated=True)
+    assert 20 < len(source.frame_names) < 60
+    assert number_of(source.frames([20])[0]) == 20

@@ -17,7 +17,7 @@ from sparse_layouts import FRAMES, box, write_listed
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.errors import DataError
-from flowmask.trainer.score.evaluate import _score, evaluate, shuffled_partners
+from flowmask.trainer.score.evaluate import _is_whole, _score, evaluate, shuffled_partners
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
 
@@ -91,8 +91,25 @@ def test_an_evaluation_scores_it_as_any_other_and_counts_it_apart(export: Path, 
     assert found.totals["jf"] == pytest.approx(np.mean([entry["jf"] for entry in found.per_expression.values()]))
     written = json.loads((tmp_path / "e/scores.json").read_text())
     assert (written["no_target"], before.no_target, found.expressions) == (1, 0, before.expressions)
+    masks_of = {key: sorted((tmp_path / "e/masks" / key).iterdir()) for key in found.per_expression}
+    answered = {k: any(np.asarray(Image.open(png)).any() for png in pngs) for k, pngs in masks_of.items()}
+    others = [k for k in answered if k != key]
+    n_acc, t_acc = 100 * (not answered[key]), 100 * np.mean([answered[k] for k in others])
+    jf_target = np.mean([found.per_expression[k]["jf"] for k in others])
+    assert (written["n_acc"], written["t_acc"]) == (n_acc, pytest.approx(t_acc))
+    assert written["jf_target"] == pytest.approx(jf_target)
+    assert written["final"] == pytest.approx((written["jf"] + n_acc + t_acc) / 3)
+    assert written["final_target"] == pytest.approx((jf_target + n_acc + t_acc) / 3)
+    without = json.loads((tmp_path / "before/scores.json").read_text())
+    assert [without[name] for name in ("n_acc", "t_acc", "final", "jf_target", "final_target")] == [None] * 5
     assert "of them naming nothing" in (tmp_path / "e/report.html").read_text()
     assert "naming nothing" not in (tmp_path / "before/report.html").read_text()
+
+
+def test_a_video_that_an_earlier_version_scored_without_saying_whether_it_answered_is_done_again() -> None:
+    entry = {"text": "a dog", "right": {"j": 0.0, "f": 0.0, "jf": 0.0}}
+    assert not _is_whole(None) and not _is_whole({"frames": 2, "expressions": {"0": entry}})
+    assert _is_whole({"frames": 2, "expressions": {"0": {**entry, "answered": False}}})
 
 
 def test_a_sparse_video_is_seen_whole_and_scored_in_its_annotated_frames(export: Path, tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Reading any video by decoding it forward, from the first picture: right for whatever FFmpeg decodes.
+
+Seeking is right only where keyframes are clean cuts and times are true, so it is not done. The place where the last
+call ended is kept: pictures that are asked for in order cost one pass.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from flowmask.data_pipeline.video.opening import opened, reason, video_stream
+from flowmask.data_pipeline.video.picture import Picture, rgb_of
+from flowmask.models.errors import DataError
+
+
+class _DamagedError(Exception):
+    """Behind the last picture before damage; the message is FFmpeg's reason."""
+
+
+class ForwardReader:
+    """Pictures of one file by their number. Not for several threads at once."""
+
+    def __init__(self, path: Path, first: Picture) -> None:
+        self._path, self._first = path, first
+        self._reformatter = VideoReformatter()
+        self._pictures: Iterator[av.VideoFrame] = iter(())
+        self._next = -1  # number of the picture that comes next; -1: not begun
+
+    def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """rgb8 [H W 3] of each of the sorted, distinct ids."""
+        if ids and not 0 <= self._next <= ids[0]:
+            self._pictures, self._next = _decoded(self._path), 0
+        return [self._frame(number) for number in ids]
+
+    def distance(self, ids: Sequence[int]) -> int:
+        """How many pictures `frames` would decode."""
+        if not ids:
+            return 0
+        return ids[-1] + 1 - (self._next if 0 <= self._next <= ids[0] else 0)
+
+    def _frame(self, number: int) -> NDArray[np.uint8]:
+        try:
+            while self._next <= number:
+                frame = next(self._pictures)
+                self._next += 1
+        except (StopIteration, _DamagedError) as end:
+            read, self._next = self._next, -1
+            said = f" ({end})" if str(end) else ""
+            raise DataError(
+                f"{self._path}: truncated or damaged: frame {number} was asked for, {read} decode{said}"
+            ) from None
+        if (frame.height, frame.width) != self._first.stored:
+            raise DataError(
+                f"{self._path}: frame {number} has {frame.height}x{frame.width} px (height x width), the first one "
+                f"{self._first.stored[0]}x{self._first.stored[1]}: encode the video anew with one size"
+            )
+        return rgb_of(frame, self._first, reformatter=self._reformatter)
+
+
+def readable(path: Path) -> tuple[int, str]:
+    """How many pictures decode, by decoding all, and FFmpeg's reason if damage ends them; "" at a sound end."""
+    total, sound = 0, 0
+    try:
+        for frame in _decoded(path):
+            total += 1
+            if not frame.is_corrupt:
+                sound = total
+    except _DamagedError as damage:
+        return sound, str(damage)
+    return sound, "" if sound == total else "its last picture is incomplete"
+
+
+def _decoded(path: Path) -> Iterator[av.VideoFrame]:
+    """Every picture in order; _DamagedError behind those before damage.
+
+    What comes before the first keyframe that decodes is passed over, as players do: broadcasts begin anywhere.
+    """
+    begun, damage = False, ""
+    with opened(path) as container:
+        stream = video_stream(container, path=path)
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError as error:
+                    if begun:
+                        damage = reason(error)
+                        break
+                    continue
+                begun = begun or packet.is_keyframe
+                yield from frames
+        except av.FFmpegError as error:
+            damage = reason(error)
+        if damage:
+            with suppress(av.FFmpegError):
+                yield from stream.decode(None)  # pictures before the damage that wait for their turn
+            raise _DamagedError(damage)

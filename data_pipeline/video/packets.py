@@ -1,0 +1,150 @@
+"""One pass over the packets of a video file, without decoding more than its first picture.
+
+Says what the file is, how much it promises, and whether decord may seek in it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+
+from flowmask.data_pipeline.video.opening import opened, reason, video_stream
+from flowmask.data_pipeline.video.picture import Picture, picture_of
+from flowmask.data_pipeline.video.promise import missing_bytes
+from flowmask.data_pipeline.video.seek_rule import SeekRule
+from flowmask.models.errors import DataError
+
+_GAP_S = 0.25  # a last packet that ends less than this before the promised end is no evidence
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the packets of one video file say.
+
+    count:    packets that are not to be discarded: where `seekable`, the pictures
+    rate:     pictures shown in a second
+    keys:     places of the keyframes among the packets
+    promised: pictures that a file which lost some says it holds; None if it does not say
+    lost:     why its end seems to be missing, in a few words; "" if nothing says so
+    seekable: every seek to a picture of it is right
+    """
+
+    first: Picture
+    count: int
+    rate: float
+    keys: tuple[int, ...]
+    promised: int | None
+    lost: str
+    seekable: bool
+
+
+def facts_of(path: Path) -> Facts:
+    """Demux the whole file; DataError if it holds no picture."""
+    with opened(path) as container:
+        stream = video_stream(container, path=path)
+        seen = _Seen(stream, path)
+        lost = ""
+        try:
+            for packet in container.demux():
+                seen.add(packet)
+        except av.FFmpegError as error:
+            lost = reason(error)
+        if seen.first is None:
+            raise DataError(f"{path}: no readable video, or a truncated one ({seen.refused or lost or 'no picture'})")
+        if seen.incomplete and container.format.name != "mpegts":  # whose recordings end anywhere
+            lost = "its last packet is incomplete"
+        if behind := missing_bytes(path):
+            lost = f"{behind:,} bytes are missing at its end"
+        rate, ends_s = _rate(seen.shown, stream), _stated_end_s(container)
+        if not lost and ends_s - seen.end_s > _GAP_S:
+            lost = f"its packets end {ends_s - seen.end_s:.2f} s before the duration in its header"
+        promised = None
+        if container.format.name.startswith("mov") or container.format.name == "avi":
+            held = max(len(stream.index_entries), stream.frames if lost else 0) - seen.discarded
+            if held > len(seen.shown) and not lost:
+                raise DataError(
+                    f"{path}: damaged: {held - len(seen.shown)} of {held} frames can't be found in the file"
+                )
+            if held > len(seen.shown):
+                promised = held
+            elif lost and stream.frames:
+                lost = ""  # all pictures are there: what is missing is an index, or sound
+        elif lost and ends_s > seen.end_s > seen.start_s:
+            promised = round((ends_s - seen.start_s) * float(stream.average_rate or rate))
+        alone = len(container.streams.video) == 1
+        seekable = not lost and alone and seen.first.plain and seen.rule.holds(container.format.name)
+        return Facts(seen.first, len(seen.shown), rate, tuple(seen.rule.keys), promised, lost, seekable)
+
+
+class _Seen:
+    """What is kept of the packets while they pass."""
+
+    def __init__(self, stream: av.VideoStream, path: Path) -> None:
+        self.first: Picture | None = None
+        self.refused = ""  # FFmpeg's reason why the first picture can't be decoded
+        self.shown: list[tuple[int | None, int]] = []  # time and duration, in the stream's time base
+        self.discarded = 0
+        self.incomplete = False  # the last packet
+        self.start_s = math.inf  # of the first picture
+        self.end_s = 0.0  # of the packet of any stream that ends last
+        self.rule = SeekRule(stream)
+        self._stream, self._path = stream, path
+
+    def add(self, packet: Packet) -> None:
+        """The next packet of any stream; an empty one flushes the decoder."""
+        if packet.pts is not None and packet.time_base:
+            self.end_s = max(self.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index != self._stream.index:
+            return
+        if self.first is None:
+            self._decode(packet)
+        if not packet.size:
+            return
+        self.rule.see(packet)
+        self.incomplete = packet.is_corrupt
+        if packet.is_discard:
+            self.discarded += 1
+            return
+        self.shown.append((packet.pts, packet.duration or 0))
+        if packet.pts is not None and packet.time_base:
+            self.start_s = min(self.start_s, float(packet.pts * packet.time_base))
+
+    def _decode(self, packet: Packet) -> None:
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            self.refused = reason(error)
+            return
+        if frames:
+            assert isinstance(frames[0], av.VideoFrame)
+            self.first = picture_of(frames[0], path=self._path)
+
+
+def _stated_end_s(container: InputContainer) -> float:
+    """Where the last packet ends by the header, where that is no estimate of FFmpeg's; 0: it does not say."""
+    stated = container.format.name.partition(",")[0] in ("matroska", "flv", "live_flv")
+    return container.duration / av.time_base if stated and container.duration else 0.0
+
+
+def _rate(shown: Sequence[tuple[int | None, int]], stream: av.VideoStream) -> float:
+    """Pictures in a second, so that all of them last as long as a player shows them.
+
+    The header's average is taken where it explains the times within half a picture: they may be rounded.
+    """
+    average = stream.average_rate or stream.guessed_rate or Fraction(25)
+    timed = [(pts, pts + duration) for pts, duration in shown if pts is not None]
+    if len(timed) < len(shown) or not stream.time_base or not timed:
+        return float(average)
+    start = min(begin for begin, _ in timed)
+    last, end = max(timed)
+    if end == last:
+        end += round(1 / (average * stream.time_base))
+    span_s = float((end - start) * stream.time_base)
+    if span_s <= 0 or abs(span_s - len(timed) / float(average)) <= 0.5 / float(average):
+        return float(average)
+    return len(timed) / span_s

@@ -1,0 +1,110 @@
+"""How much a file says that it holds: what tells one that lost its end from one that is short."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_UNKNOWN = 0
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its file properties: 24 bytes on stands the size
+_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot")
+# Of the tables of frames: name, place of the count behind it, version and flags that may be set there.
+_TABLES = ((b"stsz", 8, 0), (b"stz2", 8, 0), (b"trun", 4, 0x01000F05))
+
+
+def missing_bytes(path: Path) -> int:
+    """Bytes that the file's own sizes place behind its end; 0: none, or the container says no sizes.
+
+    Known: ISO boxes (mp4, mov), the segment of EBML (mkv, webm), RIFF chunks (avi), ASF (wmv), the last byte of GIF.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[4:8] in _BOXES:
+            ends = [at + length for at, length, _ in _boxes(file, size)]
+            return max(0, max(ends, default=0) - size)
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return max(0, _end_of_segment(file) - size)
+        if head[:4] == b"RIFF":
+            return max(0, _end_of_chunks(file, size) - size)
+        if head[:4] == b"\x30\x26\xb2\x75":
+            file.seek(0)
+            _, found, after = file.read(1 << 16).partition(_ASF_FILE)
+            return max(0, int.from_bytes(after[24:32], "little") - size) if found else 0
+        if head[:4] == b"GIF8":
+            file.seek(max(0, size - 1024))
+            return int(not file.read().rstrip(b"\0").endswith(b";"))
+    return 0
+
+
+def false_count(path: Path) -> int:
+    """A number of frames in a table of an mp4 or mov that is larger than the file has bytes; 0: none.
+
+    FFmpeg would make room for as many before it looks for them.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for at, length, kind in _boxes(file, size):
+            if kind not in (b"moov", b"moof"):
+                continue
+            file.seek(at)
+            content = file.read(min(length, size - at))
+            for name, place, flags in _TABLES:
+                for found in re.finditer(name, content):
+                    fields = content[found.end() : found.end() + place + 4]
+                    count = int.from_bytes(fields[place:])
+                    if count > size and not int.from_bytes(fields[:4]) & ~flags:
+                        return count
+    return 0
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
+    """Place, length and kind of each box at the top, the last of which may end behind the file."""
+    at = 0
+    while at + 8 <= size:
+        file.seek(at)
+        header = file.read(16)
+        length, kind = int.from_bytes(header[:4]), header[4:8]
+        if length == 1:
+            length = int.from_bytes(header[8:16])
+        if (at == 0 and kind not in _BOXES) or length < 8 or not kind.isalnum():
+            return  # 0: to the file's end; else no box, but padding
+        yield at, length, kind
+        at += length
+
+
+def _end_of_chunks(file: BinaryIO, size: int) -> int:
+    at = 0
+    while at + 8 <= size:
+        file.seek(at)
+        header = file.read(8)
+        length = int.from_bytes(header[4:], "little")
+        if header[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):  # a stream that was not closed says no size
+            return min(at, size)
+        at += 8 + length
+        if at < size:
+            at += length % 2
+    return at
+
+
+def _end_of_segment(file: BinaryIO) -> int:
+    """Where the first segment of a Matroska file ends: behind its header, and a size that may be unknown."""
+    file.seek(4)
+    length = _number(file)
+    if length is None:
+        return _UNKNOWN
+    file.seek(length, 1)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return _UNKNOWN
+    length = _number(file)
+    return _UNKNOWN if length is None else file.tell() + length
+
+
+def _number(file: BinaryIO) -> int | None:
+    """An EBML number: as many bytes as its first byte has leading zeros, and one; None: unknown, all ones."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    more = 8 - first[0].bit_length()
+    number = int.from_bytes(bytes([first[0] & (0x7F >> more)]) + file.read(more))
+    return None if number == (1 << 7 * (more + 1)) - 1 else number

@@ -1,0 +1,79 @@
+"""A video file: how many frames, of which size, how fast, and any of them.
+
+Frame i is the i-th picture that a player shows. Refused by DataError: what is no video, what has lost its end (unless
+that is allowed), a frame that does not decode.
+"""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmask.data_pipeline.video.forward import ForwardReader, readable
+from flowmask.data_pipeline.video.packets import facts_of
+from flowmask.data_pipeline.video.seeking import SeekingReader, seeking_reader
+from flowmask.models.errors import DataError
+
+_COST_OF_SEEKING = 4  # pictures that decode in the time that decord takes longer for each it gives: benchmarks/video.py
+
+
+class VideoFile:
+    """One open video; threads may share it. `size` is (height, width) in px of every frame, `len` their number."""
+
+    def __init__(self, path: Path, *, allow_truncated: bool = False) -> None:
+        """allow_truncated: a file that has lost its end has the frames that are left of it."""
+        self.path, self._allow_truncated, self._lock = path, allow_truncated, threading.Lock()
+        self._facts = facts_of(path)
+        self.size, self.frames_per_second = self._facts.first.size, self._facts.rate
+        self._forward = ForwardReader(path, self._facts.first)
+        if self._facts.lost:
+            _ = self._length  # which refuses it
+
+    def __len__(self) -> int:
+        with self._lock:
+            return self._length
+
+    @cached_property
+    def _length(self) -> int:
+        """The packets where each is a picture; else only decoding tells."""
+        facts = self._facts
+        if facts.seekable:
+            return facts.count
+        count, damage = readable(self.path)
+        if facts.lost and (facts.promised is None or count < facts.promised):
+            damage = facts.lost
+        if damage and not self._allow_truncated:
+            promised = f"{facts.promised} frames" if facts.promised else "its frames"
+            raise DataError(
+                f"{self.path}: truncated or damaged: {count} of {promised} can be read ({damage}); replace the file, "
+                "or set data.allow_truncated=true (predict: --allow-truncated) to use what is left"
+            )
+        if not count:
+            raise DataError(f"{self.path}: no readable video, or a truncated one (no whole picture)")
+        return count
+
+    def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """rgb8 [H W 3] of each id, in the order asked for; a frame asked for twice is decoded once."""
+        unique = sorted(set(ids))
+        with self._lock:  # a reader has one position
+            reader = (self._seeking if self._gains(unique) else None) or self._forward
+            by_id = dict(zip(unique, reader.frames(unique), strict=True))
+        return [by_id[i] for i in ids]
+
+    @cached_property
+    def _seeking(self) -> SeekingReader | None:
+        return seeking_reader(self.path, self._facts)
+
+    def _gains(self, ids: Sequence[int]) -> bool:
+        """Whether seeking is the shorter way: it decodes from a keyframe, forward from where the last call ended."""
+        keys, sought, before = self._facts.keys, 0, 0
+        if not self._facts.seekable:
+            return False
+        for i in ids:
+            sought += _COST_OF_SEEKING + i + 1 - max(keys[bisect_right(keys, i) - 1], before)
+            before = i + 1
+        return sought < self._forward.distance(ids)

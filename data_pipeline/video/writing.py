@@ -1,0 +1,71 @@
+"""Writing an H.264 mp4, whole or not at all: even sides and 4:2:0 colour, as every player wants."""
+
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from numpy.typing import NDArray
+
+from flowmask.models.errors import DataError
+
+
+class VideoWriter:
+    """Frames of one size to an mp4; `with` makes it whole or leaves nothing."""
+
+    def __init__(self, path: Path, *, height: int, width: int, fps: float) -> None:
+        """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97."""
+        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._even = (height % 2, width % 2)
+        try:
+            self._partial.touch()  # av opens its file late, at the first packet
+        except OSError as error:
+            raise DataError(f"cannot write the video {path}: {error.strerror}") from error
+        options = {"movflags": "+faststart"}  # the index in front: plays while it downloads
+        self._container = av.open(str(self._partial), "w", format="mp4", options=options)
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = self._container.add_stream(_encoder(), rate=rate if rate > 0 else Fraction(1))
+        assert isinstance(stream, av.VideoStream)
+        self._stream = stream
+        stream.width, stream.height = width + self._even[1], height + self._even[0]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast"}
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, said and done
+        context.color_range = ColorRange.MPEG
+        context.thread_count = 1
+
+    def add(self, picture: NDArray[np.uint8]) -> None:
+        """Append one frame: uint8 [H W 3]; an odd side grows by its last row or column."""
+        picture = np.pad(picture, ((0, self._even[0]), (0, self._even[1]), (0, 0)), mode="edge")
+        video_frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        self._send(
+            video_frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        )
+
+    def _send(self, frame: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._send(None)
+            self._container.close()
+            if kind is None:
+                self._partial.replace(self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def _encoder() -> str:
+    """H.264 by libx264 wherever PyAV carries it, which its wheels do."""
+    if "libx264" not in av.codecs_available:
+        raise DataError("this PyAV has no libx264; install the wheel: pip install --force-reinstall av")
+    return "libx264"

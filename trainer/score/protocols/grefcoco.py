@@ -1,0 +1,63 @@
+"""gRefCOCO (GRES): IoU that knows sentences without a target, and how often "nothing" was said rightly.
+
+Follows henghuiding/ReLA gres_model/evaluation/refer_evaluation.py (3ca9551). A model with a no-target head says
+"nothing" by it; one without says it by an empty mask. Not settled: whether the tables for models without a head clear
+small masks first. Percentages, but n_acc and t_acc fractions, as there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowmask.trainer.score.metrics.base import Mask
+from flowmask.trainer.score.protocols.image_iou import Overlap, overlap
+
+THRESHOLDS = (0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sentence: how the masks overlap, whether it names something, and whether the answer is "nothing"."""
+
+    overlap: Overlap
+    has_target: bool
+    says_nothing: bool
+
+    @property
+    def iou(self) -> float:
+        """What it counts in gIoU: a right "nothing" 1, a wrong answer on whether there is a target 0."""
+        if self.has_target == self.says_nothing:
+            return 0.0
+        if not self.has_target:
+            return 1.0
+        return self.overlap.intersection / self.overlap.union if self.overlap.union else 0.0
+
+
+def sample(truth: Mask, predicted: Mask, *, has_target: bool, says_nothing: bool | None = None) -> Sample:
+    """Of two bool [H W]; says_nothing: of the model's head, None: an empty mask says it."""
+    nothing = not predicted.any() if says_nothing is None else says_nothing
+    return Sample(overlap(truth, predicted), has_target, nothing)
+
+
+def overall(samples: Sequence[Sample]) -> dict[str, float]:
+    """g_iou, c_iou, precision_0.7 ... 0.9 (of the sentences with a target), n_acc and t_acc of at least one sample.
+
+    Without any no-target sentence both accuracies are 0, as in the public code.
+    """
+    target = [one for one in samples if one.has_target]
+    nothing = [one for one in samples if not one.has_target]
+    counted = [one for one in samples if one.has_target or not one.says_nothing]
+    inside = sum(0 if one.says_nothing else one.overlap.intersection for one in counted)
+    outside = sum(one.overlap.union for one in counted)
+    found = {
+        "g_iou": 100 * float(np.mean([one.iou for one in samples])),
+        "c_iou": 100 * inside / outside if outside else 0.0,
+        "n_acc": _share([one.says_nothing for one in nothing]),
+        "t_acc": _share([not one.says_nothing for one in target]) if nothing else 0.0,
+    }
+    return found | {f"precision_{t}": 100 * _share([one.iou >= t for one in target]) for t in THRESHOLDS}
+
+
+def _share(answers: Sequence[bool]) -> float:
+    return float(np.mean(answers)) if answers else 0.0

@@ -1,0 +1,41 @@
+"""MeViS, v1 and v2 `valid_u`: J, F and J&F over all expressions, and how often "nothing" was said rightly.
+
+J&F follows henghuiding/MeViS tools/eval_mevis.py (7c0620b), which knows no sentence without a target: there an empty
+answer scores 1 in every frame. For v2 no public scorer was found. N-acc, T-acc and Final follow published rows and the
+abstract of the LSVOS 2026 winner (arXiv 2608.11458). Not known: whether v2's J&F is over all expressions or over those
+with a target; so both are given, `final` with all of them and `final_target` with those that have one.
+"""
+
+from collections.abc import Sequence
+
+from flowmask.trainer.score.protocols.answers import Agreement, mean
+
+
+def overall(items: Sequence[Agreement]) -> dict[str, float | None]:
+    """In percent: j, f, jf, jf_target, n_acc, t_acc, final, final_target; None where no sentence is of the kind.
+
+    n_acc: no-target expressions left empty in every frame; t_acc: the others given some mask in some frame
+    """
+    target = [item for item in items if item.has_target]
+    nothing = [item for item in items if not item.has_target]
+    shares = {
+        "j": mean(item.j for item in items),
+        "f": mean(item.f for item in items),
+        "jf": mean((item.j + item.f) / 2 for item in items),
+        "j_target": mean(item.j for item in target),
+        "f_target": mean(item.f for item in target),
+        "jf_target": mean((item.j + item.f) / 2 for item in target),
+        "n_acc": mean(not item.answered for item in nothing),
+        "t_acc": mean(item.answered for item in target) if nothing else None,
+    }
+    percent = {name: None if share is None else 100 * share for name, share in shares.items()}
+    return percent | {
+        "final": _final(percent["jf"], percent["n_acc"], percent["t_acc"]),
+        "final_target": _final(percent["jf_target"], percent["n_acc"], percent["t_acc"]),
+    }
+
+
+def _final(*parts: float | None) -> float | None:
+    """The mean of J&F, N-acc and T-acc; None where one of them is not defined."""
+    known = [part for part in parts if part is not None]
+    return sum(known) / 3 if len(known) == 3 else None
