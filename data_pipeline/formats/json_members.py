@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from flowmask.data_pipeline.formats.json_file import BOM, parse
-from flowmask.data_pipeline.formats.reading import open_regular, reading
+from flowmask.data_pipeline.formats.reading import open_file, reading
 from flowmask.models.errors import DataError
 
 _CHUNK = 1 << 20
@@ -194,7 +194,7 @@ def _key(name: str) -> bytes:
 def read_range(path: Path, start: int, length: int) -> Any:
     """The JSON value in a range of a file; DataError if the file has changed since it was looked through."""
     try:
-        with open_regular(path) as file:
+        with open_file(path) as file:
             file.seek(start)
             return json.loads(file.read(length))
     except (OSError, ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from flowmask.data_pipeline.formats.names import natural_key
-from flowmask.data_pipeline.formats.reading import open_regular
+from flowmask.data_pipeline.formats.reading import open_file
 from flowmask.models.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -55,7 +55,7 @@ def opened_image(
     """
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
     try:
-        with open_regular(path) as file, Image.open(file, formats=formats) as image:
+        with open_file(path) as file, Image.open(file, formats=formats) as image:
             _refuse_bomb(image, path, os.fstat(file.fileno()).st_size, expected=pixels)
             yield image
     except FileNotFoundError:

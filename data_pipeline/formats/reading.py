@@ -1,9 +1,7 @@
 """One line for a file of a dataset that cannot be read, whatever its format, and one for several mistakes together."""
 
-import errno
 import os
 import reprlib
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from flowmask.models.errors import DataError
+from flowmask.models.stored.regular import open_regular
 
 _SHOWN = 5
 
@@ -21,7 +20,7 @@ def reading(
 ) -> Iterator[IO[bytes]]:
     """The open file; DataError if it is missing, cannot be read, or is no valid `what`, which `errors` tell."""
     try:
-        with open_regular(path) as file:
+        with open_file(path) as file:
             yield file
     except FileNotFoundError:
         raise DataError(f"{path} is missing; docs/datasets.md says what a dataset holds") from None
@@ -31,15 +30,9 @@ def reading(
         raise DataError(f"{path}: no valid {what} ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
-def open_regular(path: Path) -> IO[bytes]:
-    """A file open for reading. OSError for a folder, a pipe or a device: it is not opened, and nobody waits for it."""
-    kind = path.stat().st_mode
-    if stat.S_ISREG(kind):
-        file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115, PTH123
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return file
-        file.close()
-    raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(kind) else "it is no regular file", str(path))
+def open_file(path: Path) -> IO[bytes]:
+    """A regular file open for reading; OSError for a folder, a pipe or a device, for which nobody waits."""
+    return os.fdopen(open_regular(path), "rb")
 
 
 def shown(value: Any) -> str:

@@ -24,7 +24,7 @@ from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.formats.fields import check_expression, check_name, check_path, field, is_int, refuse_twice
 from flowmask.data_pipeline.formats.json_file import BOM, parse
 from flowmask.data_pipeline.formats.picture import pictures_in, read_object_mask
-from flowmask.data_pipeline.formats.reading import Mistakes, open_regular, reading, shown
+from flowmask.data_pipeline.formats.reading import Mistakes, open_file, reading, shown
 from flowmask.data_pipeline.sources.base import (
     Expression,
     Frame,
@@ -263,7 +263,7 @@ def _contents(files: Sequence[Path], *, below: Path) -> str:
     digest = hashlib.sha256()
     for path in files:
         try:
-            with open_regular(path) as file:
+            with open_file(path) as file:
                 content = sha256_of_open(file)
         except OSError:
             content = "missing"  # quarantined later

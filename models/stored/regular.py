@@ -15,11 +15,19 @@ def open_regular(path: Path, *, inside: Path | None = None) -> int:
     """A descriptor to read a regular file. inside: the folder that links on the way must not leave."""
     if inside is not None:
         refuse_outside(path, inside)
+    _refuse_other_kinds(path, path.stat().st_mode)  # opening a device may do something
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would wait
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        _refuse_other_kinds(path, os.fstat(descriptor).st_mode)
+    except OSError:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise
     return descriptor
+
+
+def _refuse_other_kinds(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file", str(path))
 
 
 def refuse_outside(path: Path, folder: Path) -> None:
