@@ -121,7 +121,9 @@ class CacheReader:
     def record(self, example_id: int) -> dict[str, Any]:
         """The record's JSON: video id, frames, crop, masks as RLE and expressions of the example's clip."""
         row = self.index[example_id]
-        return self._files.open(int(row["shard"])).record(int(row["record"]), int(row["record_length"]))
+        file = self._files.open(int(row["shard"]))
+        with damaged_record(f"{file.path}, example {example_id}"):
+            return parse_object(file.record(int(row["record"]), int(row["record_length"])))
 
     def sentence(self, example_id: int) -> str:
         """The sentence that names the example's objects."""
@@ -150,7 +152,8 @@ def shapes_of(manifest: Manifest, bucket: BucketEntry, *, examples: int, tokens:
 def _mask_of(file: "_OpenFile", row: dict[str, int]) -> dict[str, Any]:
     """The mask of an example, as its record has it."""
     with damaged_record(file.path):
-        mask: dict[str, Any] = file.record(row["record"], row["record_length"])["masks"][row["mask"]]
+        record = parse_object(file.record(row["record"], row["record_length"]))
+        mask: dict[str, Any] = record["masks"][row["mask"]]
         return mask
 
 
@@ -202,14 +205,13 @@ class _OpenFile:
         weakref.finalize(self, os.close, self.descriptor)
         _check_size(path, os.fstat(self.descriptor).st_size, expected=size)
 
-    def record(self, offset: int, length: int) -> dict[str, Any]:
-        """The JSON of a record."""
+    def record(self, offset: int, length: int) -> bytes:
+        """The JSON of a record, as it is written."""
         if offset + length > self.size:
             raise CacheError(f"{self.path}: ends before byte {offset + length}, where the index has a record")
         content = bytearray(length)
         self.read(memoryview(content), offset)
-        with damaged_record(self.path):
-            return parse_object(bytes(content))
+        return bytes(content)
 
     def read(self, into: memoryview, offset: int) -> None:
         done = 0

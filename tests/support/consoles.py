@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -49,6 +50,7 @@ def controlling(terminal: int) -> Callable[[], None]:
     def take() -> None:
         import termios
 
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
     return take

@@ -182,5 +182,5 @@ def test_an_object_that_no_mask_holds_is_refused_before_the_plan_is_written(make
     data = {"source": "ref_youtube_vos", "root": tmp_path / "data", "split": "train"}
     with pytest.raises(DataError, match="video 2c3d: expression 1 names object 9"):
         build(CacheBuildConfig.model_validate({**config.model_dump(), "data": data}))
-    assert not [path for path in config.out.rglob("*") if path.is_file() and "claims" not in path.parts
-                and path.name != "weights.json"]  # fmt: skip
+    ours = {"weights.json", ".flowmask.json"}
+    assert not [p for p in config.out.rglob("*") if p.is_file() and "claims" not in p.parts and p.name not in ours]

@@ -220,9 +220,8 @@ def test_what_cannot_be_a_curriculum_is_one_line(tree: dict[str, Any], tmp_path:
 
 def test_only_what_an_earlier_stage_will_make_may_be_missing(tree: dict[str, Any], tmp_path: Path) -> None:
     check(load_curriculum(write(tmp_path / "c.yaml", tree)), done=set())
-    (tmp_path / "cache_mevis").mkdir()
-    (tmp_path / "cache_mevis" / "file").write_text("")
-    below = tmp_path / "cache_mevis" / "file" / "sub"
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "sub"
     assert f"stage decoder: out is {below}; " in refused(tree, tmp_path, f"stages.decoder.out={below}")
     last, other = "checkpoints/step_00000004", "checkpoints/step_00000002"
     stage(tree, "finetune")["carries"]["model.init"] = f"${{stages.pretrain.out}}/{last}"

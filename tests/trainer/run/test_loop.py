@@ -112,7 +112,7 @@ def test_the_best_evaluation_is_saved_at_once_and_a_broken_one_is_never_best(
     run.measure = lambda _: {metric: next(left)}
     train(run)
     assert saved == sorted({*best, len(values)})
-    assert run.best == {"step": best[-1], "metric": metric, "value": values[best[-1] - 1]}
+    assert run.best == {"step": best[-1], "metric": metric, "value": values[best[-1] - 1], "definition": {}}
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, [4, 7]), (2.0, [7]), (0.5, [2, 4, 6, 7])])

@@ -21,7 +21,7 @@ from seals import rewrite
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats.names import same_file
 from flowmask.data_pipeline.sources import open_source
-from flowmask.models.errors import CheckpointError, ConfigError
+from flowmask.models.errors import CheckpointError, ConfigError, WeightsError
 from flowmask.models.segment import Segmenter
 from flowmask.trainer.score.evaluate import evaluate, shuffled_partners
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
@@ -341,7 +341,7 @@ def test_weights_that_diverged_are_refused_and_not_scored_as_empty_masks(export:
     weights = load_file(file)
     weights["proj_out.bias"][0] = float("nan")
     save_file(weights, file)
-    with pytest.raises(CheckpointError, match="not finite"):
+    with pytest.raises(WeightsError, match=r"proj_out\.bias has a number that is not finite"):
         evaluate(_config(broken, tmp_path / "e"))
     assert not (tmp_path / "e" / "scores.json").exists()
 
