@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowmask.data_pipeline.clip.pixels import PixelNorm, eval_size, pad_to_stride, resize_frame, to_signed
 from flowmask.data_pipeline.config import FrameBox
@@ -167,7 +167,7 @@ def load_segmenter(
     encoders = EncoderPrecision.of(settings, asked=encoder_precision, otherwise=precision)
     if encoders.differs:
         say(f"{checkpoint}: {encoders.differs}")
-    vae.to(DTYPES[encoders.video])
+    nn.Module.to(vae, DTYPES[encoders.video])  # diffusers' own warns of parts to keep in fp32, of which there are none
     text_encoder = folder.text_encoder(DTYPES[encoders.text])
     text_encoder.model.to(where)
     segmenter = Segmenter(
