@@ -102,23 +102,18 @@ def check_full(writer: Writer, name: str, *, wanted: dict[str, bytes | str], fol
         assert contents(out) == wanted, f"SEED={SEED}: full from {number}"
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_that_was_killed_or_met_a_full_disk_ends_right_when_it_is_given_again(
-    commands: dict[str, Writer], undisturbed: Callable[[str], dict[str, bytes | str]], name: str, tmp_path: Path
+    commands: dict[str, Writer],
+    undisturbed: Callable[[str], dict[str, bytes | str]],
+    name: str,
+    every: bool,
+    tmp_path: Path,
 ) -> None:
     wanted = undisturbed(name)
-    check_kills(commands[name], name, wanted=wanted, folder=tmp_path, every=False)
-    check_full(commands[name], name, wanted=wanted, folder=tmp_path, every=False)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", NAMES)
-def test_so_does_one_that_was_killed_or_met_a_full_disk_at_any_call(
-    commands: dict[str, Writer], undisturbed: Callable[[str], dict[str, bytes | str]], name: str, tmp_path: Path
-) -> None:
-    wanted = undisturbed(name)
-    check_kills(commands[name], name, wanted=wanted, folder=tmp_path, every=True)
-    check_full(commands[name], name, wanted=wanted, folder=tmp_path, every=True)
+    check_kills(commands[name], name, wanted=wanted, folder=tmp_path, every=every)
+    check_full(commands[name], name, wanted=wanted, folder=tmp_path, every=every)
 
 
 @pytest.mark.parametrize("name", NAMES)

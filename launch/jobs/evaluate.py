@@ -48,7 +48,10 @@ class EvaluateJob(Job, EvaluateConfig):
         with bar(show=rank == 0) as on_progress:
             config = self.for_room()
             say: Callable[[str], None] = err.print if rank == 0 else lambda line: None
-            also = lambda folder: save_config(folder, resolved)  # noqa: E731
+
+            def also(folder: Path) -> None:
+                save_config(folder, resolved)
+
             scores = evaluate(config, rank=rank, world=world, on_progress=on_progress, say=say, also=also)
         if scores is not None:  # whoever finishes last has them
             show_scores(scores, self.out)

@@ -71,8 +71,8 @@ class ArmedAdamW(torch.optim.AdamW):
         # What torch's fused kernel reads, made for gradient scalers. It is brought to the masters here, by a copy that
         # waits: torch's own would not, and a CPU's kernel would read it before it has arrived from the GPU. ZeRO 3
         # steps one part of the masters at a time, and leaves the other groups without any.
-        masters = [master for group in self.param_groups for master in group["params"]]
-        self.found_inf = (~moved).float().to(masters[0].device)
+        master: Tensor = next(master for group in self.param_groups for master in group["params"])
+        self.found_inf = (~moved).float().to(master.device)
         super().step()
 
     def set_lr(self, lr: float) -> None:
