@@ -31,10 +31,10 @@ test: setup      ## every law once, small; JOBS=N processes, 2 unless said
 
 test-slurm: setup ## the laws of launching on a real SLURM; installs its packages when root
 	tests/slurm/install.sh
-	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest tests/slurm
+	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest --timeout 3600 tests/slurm
 
 test-long: setup ## the same laws at length; TRIALS=N SEED=S JOBS=N
-	$(BIN)/pytest $(SHARED)
+	$(BIN)/pytest --timeout 3600 $(SHARED)
 
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ Files that need the same costly thing go together, so that it is made once, and 
 """
 
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ def costly(file: str) -> str | None:
 def nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The user's own key (models/safe/signature.py) is made in a folder of the tests."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+def compute_in_one_thread() -> None:
+    """OpenMP's threads do not survive a fork: a child whose parent has used them waits for them for ever."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=compute_in_one_thread)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """A call that is killed, or meets a full disk, at its n-th file-system call: in a forked child, imports done before."""
 
 import errno
+import faulthandler
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from flowmask.models.errors import UserError
 
 FINISHED, REFUSED, BROKEN, KILLED = 0, 7, 9, -signal.SIGKILL
 CALLS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+CHILD_MAY_TAKE_S = 300.0
 TAKE_SPACE = {"os.mkdir", "os.link", "os.symlink"}
 
 
@@ -21,11 +23,15 @@ def takes_space(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def in_child(call: Callable[[], Any], *, hook: Callable[[str, tuple[Any, ...]], None] | None = None) -> int:
-    """Start `call` in a fork; its process. It ends with FINISHED, REFUSED by a one-line UserError, or BROKEN."""
+    """Start `call` in a fork; its process. It ends with FINISHED, REFUSED by a one-line UserError, or BROKEN.
+
+    One that hangs prints where, and ends with 1.
+    """
     pid = os.fork()
     if pid:
         return pid
     code = BROKEN
+    faulthandler.dump_traceback_later(CHILD_MAY_TAKE_S, exit=True)
     try:
         if hook is not None:
             sys.addaudithook(hook)
