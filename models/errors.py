@@ -3,9 +3,21 @@
 Every message names the thing, its value and the fix. Anything else that is raised is a bug of ours.
 """
 
+_MOST_CHARACTERS = 1500
+
 
 class UserError(Exception):
-    """Something outside the program is wrong; the message says what to do."""
+    """Something outside the program is wrong; the message says what to do.
+
+    It is one line, whatever a file or a library had to say in it, and the middle of a very long one is left out.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        line = " ".join(part.strip() for part in str(message).splitlines())
+        if len(line) > _MOST_CHARACTERS:
+            half = _MOST_CHARACTERS // 2
+            line = f"{line[:half]} [...] {line[-half:]}"
+        super().__init__(line)
 
 
 class ConfigError(UserError):

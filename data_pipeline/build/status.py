@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from flowmask.data_pipeline.build import sentences
 from flowmask.data_pipeline.cache import manifest, quarantine
@@ -17,11 +17,8 @@ from flowmask.data_pipeline.claim.claims import claims_in
 from flowmask.data_pipeline.claim.leases import WORKER, State, filesystem_now, read_lease
 from flowmask.data_pipeline.plan import units
 from flowmask.models.errors import CacheError
-from flowmask.models.stored.regular import read_regular
-from flowmask.models.stored.sealed import unseal
 
 Phase = Literal["plan", "text", "clips", "finalise", "complete"]
-_MOST_PLAN = 1 << 26  # bytes of plan.json
 _WINDOW_S, _WINDOW_UNITS = 600.0, 4  # the rate is of the last ten minutes, and of at least four units
 
 
@@ -74,7 +71,7 @@ def status(folder: Path) -> CacheStatus:
     begun = CacheStatus(str(folder), "plan", workers_alive=alive, quarantined=_quarantined(folder))
     if plan is None:
         return replace(begun, leases=list(_leases(claims, now_ns, finished=set())))
-    texts = _text_units(folder / "work" / "texts", plan["texts"])
+    texts = _text_units(folder / "work" / "texts", plan.texts)
     shards = _clip_units(folder / FOLDER, plan)
     phase: Phase = "finalise" if shards.complete else "clips" if texts.complete else "text"
     current = {"text": texts, "clips": shards}.get(phase)
@@ -134,12 +131,12 @@ def _finished(folder: Path) -> CacheStatus:
     )
 
 
-def _read_plan(path: Path) -> dict[str, Any] | None:
+def _read_plan(path: Path) -> units.PlanFile | None:
     try:
-        plan = unseal(read_regular(path, limit=_MOST_PLAN))
-        per_unit, listed = plan["fingerprint"]["fields"]["cache.clips_per_shard"], path.with_name("clips.jsonl")
-        clips, texts = sum(view["clips"] for view in plan["costs"]), plan["texts"]
-        if per_unit < 1 or clips > listed.stat().st_size or texts > path.with_name("texts.jsonl").stat().st_size:
+        plan = units.read_plan_file(path)
+        clips, listed = sum(view.clips for view in plan.costs), path.with_name("clips.jsonl")
+        listed_texts = path.with_name("texts.jsonl").stat().st_size
+        if _per_unit(plan) < 1 or clips > listed.stat().st_size or plan.texts > listed_texts:
             raise ValueError("it has more clips or sentences than its tables")
     except FileNotFoundError:
         return None
@@ -159,10 +156,13 @@ def _text_units(folder: Path, texts: int) -> _Pass:
     return _Pass(sizes, _written(folder, names))
 
 
-def _clip_units(folder: Path, plan: dict[str, Any]) -> _Pass:
-    per_unit = plan["fingerprint"]["fields"]["cache.clips_per_shard"]
-    views = (view["clips"] for view in plan["costs"])
-    sizes = list(chain.from_iterable(_sizes(clips, per_unit=per_unit) for clips in views))
+def _per_unit(plan: units.PlanFile) -> int:
+    """Clips of a shard; KeyError or ValueError for a plan that does not say it."""
+    return int(plan.fingerprint.fields["cache.clips_per_shard"])
+
+
+def _clip_units(folder: Path, plan: units.PlanFile) -> _Pass:
+    sizes = list(chain.from_iterable(_sizes(view.clips, per_unit=_per_unit(plan)) for view in plan.costs))
     return _Pass(sizes, _written(folder, {sidecar_name(unit): unit for unit in range(len(sizes))}))
 
 

@@ -6,6 +6,7 @@ and a large value.
 
 import os
 import pickle
+import struct
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
 # What pickle raises for bytes that are no pickle.
 _DAMAGED: tuple[type[Exception], ...] = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError)
-_DAMAGED += (AttributeError, OverflowError, MemoryError, RecursionError)
+_DAMAGED += (AttributeError, OverflowError, MemoryError, RecursionError, struct.error)
 
 
 class _PlainUnpickler(pickle._Unpickler):

@@ -31,6 +31,7 @@ from flowmask.models.files import read_object, sha256_of
 from flowmask.models.folders.output_folder import Kind
 from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_json, seal, to_json, unseal
+from flowmask.models.stored.typed import validated
 
 FOLDER = "plan"
 # Beside plan.json, which has their hashes.
@@ -148,6 +149,18 @@ def _view_clips(source: VideoSet, *, view: int, config: CacheBuildConfig, losses
 
 
 @dataclass(frozen=True)
+class PlanFile:
+    """What plan.json holds beside its seal."""
+
+    fingerprint: Fingerprint
+    clips: int
+    texts: int
+    costs: list[ViewCost]
+    facts: dict[str, Any]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
 class BuildPlan:
     """A written plan; units are read from disk when asked for."""
 
@@ -185,25 +198,24 @@ class BuildPlan:
             return file.read(-1 if end is None else end - start).splitlines()
 
 
+def read_plan_file(path: Path) -> PlanFile:
+    """A plan.json as what it is; OSError, or ValueError in one line."""
+    return validated(unseal(read_regular(path, limit=_MOST_BYTES)), PlanFile)
+
+
 def read_plan(folder: Path) -> BuildPlan | None:
     """The plan in a folder, None if none has been written yet; CacheError if it is damaged."""
     path = folder / "plan.json"
     if not path.exists():
         return None
     try:
-        plan = unseal(read_regular(path, limit=_MOST_BYTES))
         return BuildPlan(
+            **vars(read_plan_file(path)),
             folder=folder,
-            fingerprint=Fingerprint.model_validate(plan["fingerprint"]),
-            clips=plan["clips"],
-            texts=plan["texts"],
-            costs=[ViewCost(**cost) for cost in plan["costs"]],
-            facts=plan["facts"],
-            files=plan["files"],
             clip_offsets=np.load(folder / "clips.npy", mmap_mode="r"),
             text_offsets=np.load(folder / "texts.npy", mmap_mode="r"),
         )
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise CacheError(
             f"{folder}: the plan of the build is damaged ({error}); delete {folder.parent} and start again"
         ) from error

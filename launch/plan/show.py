@@ -139,17 +139,17 @@ def _nothing(found: TrainPlan, gb: int) -> str:
 def _way_to_fit(found: TrainPlan, least: DeviceMemory, memory: float) -> str:
     """What makes a training smaller than its leanest setting: fewer examples at once, then smaller clips.
 
-    Activations are taken to grow as their number and their pixels do; a tenth is left for what does not.
+    Activations grow as the examples do, and about as the pixels do: there a tenth is left for what does not.
     """
     weights = least.peak - (1 + FRAGMENTATION) * least.activations
     if memory < max(weights, CONTEXT_BYTES + (1 + FRAGMENTATION) * least.start):
         return "Its weights alone are too large: share them among more GPUs, train adapters (lora), or a smaller model"
-    share = 0.9 * (memory - weights) / ((1 + FRAGMENTATION) * least.activations)
+    share = (memory - weights) / ((1 + FRAGMENTATION) * least.activations)
     if found.micro_batch * share >= 1:
         most = max(n for n in range(1, int(found.micro_batch * share) + 1) if found.micro_batch % n == 0)
         return f"Set train.micro_batch={most}"
     frames, *sides = map(int, found.largest.split("x"))
-    short, long = (int(side * math.sqrt(found.micro_batch * share) / 32) * 32 for side in sorted(sides))
+    short, long = (int(side * math.sqrt(0.9 * found.micro_batch * share) / 32) * 32 for side in sorted(sides))
     one = "" if found.micro_batch == 1 else " and set train.micro_batch=1"
     if not short:
         return f"No clip of {frames} frames is small enough: take a GPU with more memory"

@@ -5,6 +5,7 @@ A run is the `out` of any job: a training, an evaluation or a cache. What is not
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,10 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     stages = read_object(folder / MARK).get("stages")
     if isinstance(stages, list):
         outs = [stage.get("out") for stage in stages if isinstance(stage, dict)]
-        yield from (path for out in outs if isinstance(out, str) and _kind(path := Path(out)) is not None)
+        for out in outs:
+            with suppress(OSError, ValueError):  # what no file system takes for a name
+                if isinstance(out, str) and _kind(Path(out)) is not None:
+                    yield Path(out)
         return
     if _kind(folder) is not None:
         yield folder

@@ -143,7 +143,8 @@ def _judged(state: State, settings: Mapping[str, Any], source: str) -> LoadedWei
     """The weights, if the settings are in their ranges and the values those that an export names (`holds`)."""
     refuse_unlike(Conventions, settings, where=f"{source}: its settings", error=WeightsError)
     sha256 = content_sha256(state)
-    if sha256 not in settings.get(HOLDS, [sha256]):
+    held = settings.get(HOLDS, [sha256])
+    if not isinstance(held, list) or sha256 not in held:
         raise WeightsError(
             f"{source}: its weights are not those that were exported: damaged, or changed since; export it again"
         )

@@ -125,5 +125,5 @@ def _is_number(value: Any) -> bool:
 
 def _weight(row: Row) -> float:
     """A step's seconds, or 1 where they are not known."""
-    seconds = row.get("step_s")
+    seconds: Any = row.get("step_s")
     return float(seconds) if _is_number(seconds) and seconds > 0 else 1.0

@@ -180,7 +180,7 @@ def test_the_mask_decoder_trains_on_80_gb_at_the_published_size_and_in_bf16_on_2
         ("train_mask_decoder", ["train.precision=fp32"], 24, r"clip.short_side=\d+ clip.long_side=\d+$"),
         ("train_mask_decoder", ["train.micro_batch=8"], 12, r"clip.long_side=\d+ and set train.micro_batch=1$"),
         ("train_mevis", ["model.wan=weights/Wan-14B"], 40, r"^Its weights alone"),
-        ("train_mevis", ["train.micro_batch=8", "train.global_batch=8"], 24, r"^Set train.micro_batch=\d$"),
+        ("train_mevis", ["train.micro_batch=16", "train.global_batch=16"], 24, r"^Set train.micro_batch=8$"),
     ],
 )
 @pytest.mark.long
