@@ -5,6 +5,7 @@ Entries and masks are as in MeViS. Ids of videos are paths, such as UVO/all/<nam
 cilinyan/VISA at ec158fde: utils/d2_datasets/mevis_utils.py (masks) and tools/eval_revos.py (type_id). Not seen: the
 files themselves, so that an entry of type 2 has no annotation with a pixel is an assumption, and another one is
 refused. mask_dict_foreground.json is not read: it is the union of all annotations that a video's sentences name.
+Users of the set report masks of some videos of TAO and UVO that do not lie on their frames; nothing corrects them.
 """
 
 from dataclasses import replace
@@ -28,7 +29,8 @@ class RevosSource(MevisSource):
     def __init__(self, root: Path, *, split: str):
         meta = _list_of(root, split)
         if not meta.is_file():
-            raise DataError(f"{meta} is missing (data.root, data.split); {root} has {_splits(root) or 'no such list'}")
+            has = ", ".join(_splits(root)) or "no such list"
+            raise DataError(f"{meta} is missing (data.root, data.split); {root} has {has}")
         for path in (root / "JPEGImages", root / "mask_dict.json"):
             if not path.exists():
                 raise DataError(
