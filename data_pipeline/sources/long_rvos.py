@@ -46,17 +46,17 @@ class ObjectFoldersVideo(FolderVideo):
 
     def check_masks(self) -> None:
         """DataError names an object that no picture shows; as a rule the first picture settles it."""
-        for expression in self.expressions:
-            for anno_id in expression.anno_ids:
-                try:
-                    if self._is_shown(anno_id):
-                        continue
-                except DataError:
-                    return  # it is named when a clip or a score needs it
-                raise DataError(
-                    f"{self}: expression {expression.exp_id} names object {anno_id}, which no picture of a frame in "
-                    f"{self._annotations}/{anno_id} shows; the folders there are {', '.join(self._folders()) or 'none'}"
-                )
+        first = {anno_id: e.exp_id for e in reversed(self.expressions) for anno_id in e.anno_ids}
+        for anno_id, exp_id in first.items():
+            try:
+                if self._is_shown(anno_id):
+                    continue
+            except DataError:
+                return  # it is named when a clip or a score needs it
+            raise DataError(
+                f"{self}: expression {exp_id} names object {anno_id}, which no picture of a frame in "
+                f"{self._annotations}/{anno_id} shows; the folders there are {', '.join(self._folders()) or 'none'}"
+            )
 
     def masks_digest(self) -> str:
         """Hash of the names and sizes of the pictures, by object."""
