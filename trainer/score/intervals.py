@@ -46,7 +46,7 @@ def intervals(
     A draw in which no expression counts for a metric is left out of that metric's interval. The result is a function
     of the set of rows and the seed: neither the order of rows nor that of videos matters.
     """
-    known = sorted(rows, key=lambda row: (row.video, sorted(row.values.items())))
+    known = sorted(rows, key=lambda row: (row.video, sorted(row.values.items()), str(sorted(row.sums.items()))))
     names = sorted({name for row in known for name in row.values})
     drawn: dict[str, Floats] = {}
     counted: dict[str, int] = {}
@@ -58,6 +58,8 @@ def intervals(
         counted[name] = int(np.count_nonzero(counts[:, place]))
     for name, value in (of_sums or {}).items():
         adding = [row for row in known if name in row.sums]
+        if not adding:
+            continue
         added, counts = _by_video(adding, np.array([row.sums[name] for row in adding], float))
         drawn[name] = np.array([value(one.tolist()) for one in resampled(added, seed=seed, resamples=resamples)])
         counted[name] = len(added)
@@ -98,12 +100,10 @@ def _by_video(rows: Sequence[Drawable], values: Floats) -> tuple[Floats, Floats]
     """What the rows' values [n k] add up to in each video, and how many of each column are numbers: [videos k] both."""
     names: dict[str, int] = {}
     places = [names.setdefault(row.video, len(names)) for row in rows]
-    width = values.shape[1] if values.ndim == 2 else 0
-    sums, counts = np.zeros((len(names), width)), np.zeros((len(names), width))
-    if width:
-        known = np.isfinite(values)
-        np.add.at(sums, places, np.where(known, values, 0))
-        np.add.at(counts, places, known)
+    known = np.isfinite(values)
+    sums, counts = np.zeros((2, len(names), values.shape[1]))
+    np.add.at(sums, places, np.where(known, values, 0))
+    np.add.at(counts, places, known)
     return sums, counts
 
 

@@ -28,18 +28,20 @@ TITLES = {
     "target": "What the sentence names",
 }
 _VERBS = (
-    "approach back bend bounce carry chase circle climb come crawl cross dance dash descend dive drift drive drop eat "
-    "enter exit fall feed fight flap flip float fly follow gallop glide go grab hit hold hop jog jump kick land lead "
-    "leap leave lick lift look lower march mount move nod open overtake paddle pass pick play pounce pull push raise "
-    "reach retreat return ride rise roll rotate row run rush scoot scratch shake skate ski slide slow spin sprint step "
-    "stop stretch stroll struggle sway swerve swim swing switch throw tilt touch travel trot tumble turn twist walk "
-    "wander wave wiggle wrestle zoom"
-).split()
+    "approach bend bounce carry chase climb come crawl dance dash descend dive drift drive drop eat enter exit "
+    "fall feed fight flip float follow gallop glide go grab hit hold hop jog jump kick leap leave lick lift "
+    "lower march mount move nod overtake paddle pass pick pounce pull push raise reach retreat return ride rise "
+    "roll rotate run rush scoot scratch shake skate spin sprint stop stretch stroll struggle sway swerve swim "
+    "swing throw tilt touch travel trot tumble turn twist walk wander wiggle wrestle zoom"
+)
+_NOUNS_TOO = (
+    "back circle cross flap fly land lead look open play row ski slide slow step switch wave"  # motion with -ing, -ed
+)
 _OTHERS = (
-    "ascending backward backwards ate came fell flew fought held hid left-to-right led onward rode rose ran sped "
-    "speeding shook slid swam threw toward towards upward upwards downward downwards went motion movement forward "
-    "forwards"
-).split()
+    "ascending backward backwards ate came carries carried fell flew flies fought held hid left-to-right led onward "
+    "rode rose ran sped speeding shook slid swam threw toward towards upward upwards downward downwards went motion "
+    "movement forward forwards"
+)
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 
 
@@ -119,15 +121,19 @@ def _scores(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {**found, "expressions": len(entries)}
 
 
-def _forms(verb: str) -> list[str]:
-    """A regular verb's forms, and no harm if some are none."""
-    stem = verb.removesuffix("e")
-    twice = verb + verb[-1]
-    return [verb, f"{verb}s", f"{verb}es", *(f"{part}{end}" for part in (stem, verb, twice) for end in ("ing", "ed"))]
+def _forms(verb: str, endings: Sequence[str]) -> list[str]:
+    """A verb with each of the endings, and some words that are none, which does no harm."""
+    stems = (verb.removesuffix("e"), verb, verb + verb[-1])  # mov-ing, walk-ing, run-n-ing
+    return [f"{stem}{end}" for stem in stems for end in endings]
 
 
-_IES = [f"{verb[:-1]}{end}" for verb in _VERBS if verb.endswith("y") for end in ("ies", "ied")]
-_MOTION = frozenset([*(form for verb in _VERBS for form in _forms(verb)), *_IES, *_OTHERS])
+_MOTION = frozenset(
+    [
+        *(form for verb in _VERBS.split() for form in (verb, *_forms(verb, ("s", "es", "ing", "ed")))),
+        *(form for verb in _NOUNS_TOO.split() for form in _forms(verb, ("ing", "ed"))),
+        *_OTHERS.split(),
+    ]
+)
 Bucket = Callable[[Sliced], tuple[int, str] | None]  # place in the table, and name
 
 

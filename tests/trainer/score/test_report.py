@@ -25,9 +25,11 @@ def _written(path: Path, **changes: object) -> str:
     settings: dict = {
         "title": "T",
         "facts": {"J&F": "50.0"},
+        "made_from": {"Split": "valid"},
         "metrics": METRICS,
         "rows": [],
-        "examples": [_example()],
+        "slices": {},
+        "examples": {"Worst": [_example()]},
     } | changes
     write_report(path / "report.html", **settings)
     return (path / "report.html").read_text()
@@ -38,13 +40,13 @@ def test_a_report_is_one_file_that_asks_for_nothing_outside_itself(tmp_path: Pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
     sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
     assert len(sources) == 9 and all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    assert "http" not in page and "<script" not in page
+    assert "http" not in page and "url(" not in page and "@import" not in page
 
 
 def test_sentences_are_escaped(tmp_path: Path) -> None:
     page = _written(tmp_path, rows=[ReportRow("v/0", "<script>x</script>", {"jf": 1.5, "j": 1})])
     assert "a &lt;b&gt; &amp;" in page
-    assert "<script" not in page
+    assert "<script>x" not in page and "&lt;script&gt;x" in page
 
 
 def test_the_table_lists_every_expression_lowest_first(tmp_path: Path) -> None:
@@ -53,7 +55,7 @@ def test_the_table_lists_every_expression_lowest_first(tmp_path: Path) -> None:
 
 
 def test_without_true_masks_the_sheet_shows_frames_and_predictions_only(tmp_path: Path) -> None:
-    page = _written(tmp_path, examples=[_example(true=False)], note="no score is possible")
+    page = _written(tmp_path, examples={"Random": [_example(true=False)]}, note="no score is possible")
     assert page.count("<img") == 6
     assert "no score is possible" in page
 
