@@ -153,11 +153,10 @@ def offer_artifact(run: str | Path, path: Path, *, to: str) -> bool:
 def offer_metrics(run: str | Path, step: int, metrics: Mapping[str, float]) -> bool:
     """Leave numbers that were measured of a run's checkpoint for its MLflow run, as `offer_artifact` leaves files.
 
-    Names keep the characters that MLflow allows, others become _. Of a number that was left before at this step the
-    first one stays.
+    Of a number that was left before at this step the first one stays.
     """
     if tracked := _is_tracked(Path(run)):
-        spool.add_metrics(Path(run), step, {_allowed(name): value for name, value in metrics.items()})
+        spool.add_metrics(Path(run), step, metrics)
     return tracked
 
 

@@ -220,6 +220,7 @@ def test_without_masks_the_predictions_are_written_and_no_score_is_claimed(expor
     scores = evaluate(_config(export, tmp_path / "e", data=data, shuffled_text=True, decoder_score=True))
     assert scores is not None
     assert (scores.totals, scores.per_expression) == ({"j": None, "f": None, "jf": None}, {})
+    assert scores.intervals is None and scores.slices is None
     assert "no score is possible" in scores.note
     assert "no score is possible" in (tmp_path / "e" / "report.html").read_text()
     assert len(_masks(tmp_path / "e")) == sum(

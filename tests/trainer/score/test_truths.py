@@ -102,6 +102,16 @@ def test_an_evaluation_scores_it_as_any_other_and_counts_it_apart(export: Path, 
     assert written["final_target"] == pytest.approx((jf_target + n_acc + t_acc) / 3)
     without = json.loads((tmp_path / "before/scores.json").read_text())
     assert [without[name] for name in ("n_acc", "t_acc", "final", "jf_target", "final_target")] == [None] * 5
+    assert {b: one["expressions"] for b, one in written["slices"]["target"].items()} == {
+        "something": len(others),
+        "nothing": 1,
+    }
+    assert written["slices"]["target"]["nothing"]["jf"] == found.per_expression[key]["jf"]
+    assert written["intervals"]["n_acc"] is None, "of one video nothing is drawn"
+    low, high = written["intervals"]["jf"]
+    assert 0 <= low <= written["jf"] <= high <= 100
+    assert without["intervals"].keys() == {"j", "f", "jf", "n_acc", "t_acc", "final", "jf_target", "final_target"}
+    assert without["intervals"]["t_acc"] is None
     assert "of them naming nothing" in (tmp_path / "e/report.html").read_text()
     assert "naming nothing" not in (tmp_path / "before/report.html").read_text()
 
