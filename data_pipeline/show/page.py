@@ -183,6 +183,9 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(-
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; font-size: .9rem }
 .legend b { display: inline-block; width: 1rem; height: 1rem; border: 1px solid #000; outline: 1px solid #fff;
   margin-right: .5rem; vertical-align: -.15rem }
+.scatter { display: block; width: 100%; max-width: 480px; font-size: 11px; fill: currentColor }
+.scatter path { fill: none; stroke: currentColor; opacity: .4 }
+.scatter circle { fill: #3a8ee6; fill-opacity: .55; stroke: #fff; stroke-width: .6 }
 .side { display: flex; flex-wrap: wrap; gap: 0 3rem } .side > div { flex: 1; min-width: 15rem }
 </style></head>
 <body>
