@@ -5,7 +5,7 @@ nothing is lost without it. Knows nothing of caches or models; escapes all text.
 """
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,16 @@ from flowmask.data_pipeline.show.paint import CELL_PX, Rgb, embedded
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table; value: a number to sort by; bar: its length in percent, behind the text."""
+    """A cell of a table; value: a number to sort by; bar: its length in percent, behind the text; head: names the row."""
 
     text: str
     value: float | None = None
     bar: float | None = None
+    head: bool = False
+
+    @property
+    def is_number(self) -> bool:
+        return self.value is not None and not self.head
 
 
 def document(title: str, body: Sequence[str]) -> str:
@@ -70,17 +75,21 @@ def bars(rows: Mapping[str, tuple[float, str]]) -> str:
     return f"<table class=pairs>{''.join(lines)}</table>"
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+def table(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """A table whose rows a click on a title sorts; numbers stand on the right."""
-    head = "".join(f"<th>{html.escape(title)}" for title in titles)
+    numbers = [cell.is_number for cell in rows[0]] if rows else [False] * len(titles)
+    heads = zip(titles, numbers, strict=True)
+    head = "".join(f"<th{' class=number' if number else ''}>{html.escape(title)}" for title, number in heads)
     lines = ("<tr>" + "".join(map(_cell, row)) for row in rows)
     return f"<div class=wide>{_SORTABLE}<thead><tr>{head}<tbody>\n" + "\n".join(lines) + "</table></div>"
 
 
 def _cell(cell: Cell) -> str:
-    bar = f' class=bar style="--part:{min(100.0, max(0.0, cell.bar)):.1f}%"' if cell.bar is not None else ""
+    classes = " ".join(["number"] * cell.is_number + ["bar"] * (cell.bar is not None))
+    said = f' class="{classes}"' if classes else ""
+    bar = f' style="--part:{min(100.0, max(0.0, cell.bar)):.1f}%"' if cell.bar is not None else ""
     value = f" data-value={cell.value:.9g}" if cell.value is not None else ""
-    return f"<td{value}{bar}>{html.escape(cell.text)}"
+    return f"<{'th' if cell.head else 'td'}{said}{bar}{value}>{html.escape(cell.text)}"
 
 
 def legend(colours: Mapping[str, Rgb | None]) -> str:
@@ -174,10 +183,11 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(-
 .pairs th { font-weight: 400; opacity: .7; white-space: nowrap; width: 1% }
 .pairs td { overflow-wrap: anywhere }
 .bar { background: linear-gradient(90deg, var(--bar) var(--part), transparent var(--part)); min-width: 5rem }
-[data-value] { text-align: right; white-space: nowrap }
-.sortable button { all: unset; cursor: pointer; font-weight: 600; white-space: nowrap }
+.number { text-align: right; white-space: nowrap }
+.sortable thead th { vertical-align: bottom } .sortable tbody th { font-weight: 400 }
+.sortable button { all: unset; cursor: pointer; font-weight: 600 }
 .sortable button:hover, .sortable button:focus-visible { text-decoration: underline }
-.sortable button::after { content: " ↕"; opacity: .4 }
+.sortable button::after { content: " ↕"; opacity: .35; font-weight: 400 }
 [aria-sort=ascending] button::after { content: " ↑"; opacity: 1 }
 [aria-sort=descending] button::after { content: " ↓"; opacity: 1 }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; font-size: .9rem }
@@ -186,7 +196,11 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(-
 .scatter { display: block; width: 100%; max-width: 480px; font-size: 11px; fill: currentColor }
 .scatter path { fill: none; stroke: currentColor; opacity: .4 }
 .scatter circle { fill: #3a8ee6; fill-opacity: .55; stroke: #fff; stroke-width: .6 }
-.side { display: flex; flex-wrap: wrap; gap: 0 3rem } .side > div { flex: 1; min-width: 15rem }
+.side { display: flex; flex-wrap: wrap; gap: 0 3rem } .side > div { flex: 1; min-width: min(24rem, 100%); margin-bottom: 1rem }
+@media (max-width: 600px) {
+  body { margin: 1rem auto } th, td { padding: .25rem .3rem } table { font-size: .85rem } .bar { min-width: 2.5rem }
+  .grid { grid-template-columns: 3.8rem repeat(var(--columns), minmax(88px, CELLpx)) }
+}
 </style></head>
 <body>
 {body}

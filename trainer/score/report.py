@@ -19,7 +19,7 @@ from flowmask.trainer.score.intervals import Interval
 from flowmask.trainer.score.metrics.base import Metric
 from flowmask.trainer.score.slices import TITLES, Slices
 
-INTERVALS = "In brackets: intervals of 95 % from drawing the videos 1,000 times with replacement."
+_INTERVALS = "In brackets: intervals of 95 % from drawing the videos 1,000 times with replacement."
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def write_report(
     score tables by name; rows are sorted by the first one, a percentage; examples: by how they were chosen
     """
     body = [page.note(note)] if note else []
-    body += [page.tiles(facts), *([page.paragraph(INTERVALS)] if rows else []), page.pairs(made_from)]
+    body += [page.tiles(facts), *([page.paragraph(_INTERVALS)] if rows else []), page.pairs(made_from)]
     if slices:
         parts = [_slice(TITLES[name], buckets, metrics) for name, buckets in slices.items()]
         body += [page.heading("Scores of parts of the dataset"), page.side_by_side(parts)]
@@ -93,14 +93,13 @@ def _legend(*, has_truth: bool) -> str:
 def _slice(title: str, buckets: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Metric]) -> str:
     rows = [
         [
-            Cell(bucket, value=place),
+            Cell(bucket, value=place, head=True),
             *_cells(metrics, scores),
             Cell(f"{scores['expressions']:,.0f}", scores["expressions"]),
         ]
         for place, (bucket, scores) in enumerate(buckets.items())
     ]
-    titles = ["", *(metric.title for metric in metrics.values()), "Expressions"]
-    return page.subheading(title) + page.table(titles, rows)
+    return page.table([title, *(metric.title for metric in metrics.values()), "Expressions"], rows)
 
 
 def _table(metrics: Mapping[str, Metric], rows: Sequence[ReportRow]) -> str:

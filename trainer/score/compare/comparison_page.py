@@ -15,8 +15,8 @@ from flowmask.models.errors import UserError
 from flowmask.trainer.score.compare.differences import Comparison
 from flowmask.trainer.score.compare.evaluation import Found, Pair, dataset_of
 from flowmask.trainer.score.metrics import MAIN, metrics
-from flowmask.trainer.score.report import INTERVALS
 
+_INTERVALS = "Intervals of 95 % are those of the differences when the videos are drawn 1,000 times with replacement."
 _ROWS, _SHEETS, _FRAMES = 200, 12, 6
 _SIDE = 400  # of the scatter, in its own units; a margin is left for the axes
 _MARGIN = 44
@@ -32,7 +32,7 @@ def write_page(file: PageFile, comparisons: Sequence[Comparison]) -> None:
     first = comparisons[0].first
     names = {label(0): str(first.path)} | {label(i): str(one.other.path) for i, one in enumerate(comparisons, 1)}
     found, why_not = dataset_of([first, *(one.other for one in comparisons)])
-    body = [page.pairs(names), page.paragraph(f"{INTERVALS} Of differences, in pairs.")]
+    body = [page.pairs(names), page.paragraph(_INTERVALS)]
     body += [page.note(why_not)] if why_not else []
     for number, comparison in enumerate(comparisons, 1):
         body += _section(comparison, found, other=label(number))
@@ -71,7 +71,7 @@ def _differences(comparison: Comparison, *, other: str) -> str:
     for name, one in comparison.metrics.items():
         cells = (Cell(f"{value:.2f}", value) for value in (one.first, one.other))
         title = metrics()[name].title if name in metrics() else name
-        rows.append([Cell(title), *cells, Cell(signed(one.value), one.value), Cell(said(one.interval))])
+        rows.append([Cell(title, head=True), *cells, Cell(signed(one.value), one.value), Cell(said(one.interval))])
     return page.table(["Mean over both", label(0), other, f"{other} - {label(0)}", "95 % interval"], rows)
 
 
