@@ -16,7 +16,7 @@ from flowmask.data_pipeline.show.paint import CELL_PX, Rgb, embedded
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table; value: a number to sort by; bar: its length in percent, behind the text; head: names the row."""
+    """A cell of a table; value: a number to sort by; bar: its length in percent; head: whether it names the row."""
 
     text: str
     value: float | None = None
@@ -196,7 +196,7 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(-
 .scatter { display: block; width: 100%; max-width: 480px; font-size: 11px; fill: currentColor }
 .scatter path { fill: none; stroke: currentColor; opacity: .4 }
 .scatter circle { fill: #3a8ee6; fill-opacity: .55; stroke: #fff; stroke-width: .6 }
-.side { display: flex; flex-wrap: wrap; gap: 0 3rem } .side > div { flex: 1; min-width: min(24rem, 100%); margin-bottom: 1rem }
+.side { display: flex; flex-wrap: wrap; gap: 1rem 3rem } .side > div { flex: 1; min-width: min(24rem, 100%) }
 @media (max-width: 600px) {
   body { margin: 1rem auto } th, td { padding: .25rem .3rem } table { font-size: .85rem } .bar { min-width: 2.5rem }
   .grid { grid-template-columns: 3.8rem repeat(var(--columns), minmax(88px, CELLpx)) }
