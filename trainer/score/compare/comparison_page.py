@@ -12,7 +12,7 @@ from flowmask.data_pipeline.show.page import Cell
 from flowmask.data_pipeline.show.page_file import PageFile
 from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
 from flowmask.models.errors import UserError
-from flowmask.trainer.score.compare.differences import Comparison
+from flowmask.trainer.score.compare.differences import PairedScores
 from flowmask.trainer.score.compare.evaluation import Found, Pair, dataset_of
 from flowmask.trainer.score.metrics import MAIN, metrics
 
@@ -27,7 +27,7 @@ def page_file(out: Path) -> PageFile:
     return PageFile(out, title="Compared evaluations", kind="compared evaluations")
 
 
-def write_page(file: PageFile, comparisons: Sequence[Comparison]) -> None:
+def write_page(file: PageFile, comparisons: Sequence[PairedScores]) -> None:
     """Write the page of at least one comparison; all have the same first evaluation."""
     first = comparisons[0].first
     names = {label(0): str(first.path)} | {label(i): str(one.other.path) for i, one in enumerate(comparisons, 1)}
@@ -44,7 +44,7 @@ def label(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else str(number + 1)
 
 
-def _section(comparison: Comparison, found: Found, *, other: str) -> list[str]:
+def _section(comparison: PairedScores, found: Found, *, other: str) -> list[str]:
     first, title = label(0), metrics()[MAIN].title
     most = sorted(comparison.shared, key=lambda pair: (-abs(comparison.change(pair)), pair))
     changed = [pair for pair in most if comparison.change(pair)]
@@ -66,7 +66,7 @@ def _legend() -> list[str]:
     return [page.legend({"true mask": TRUE_COLOUR, "predicted mask": PREDICTED_COLOUR, "outside of the mask": None})]
 
 
-def _differences(comparison: Comparison, *, other: str) -> str:
+def _differences(comparison: PairedScores, *, other: str) -> str:
     rows = []
     for name, one in comparison.metrics.items():
         cells = (Cell(f"{value:.2f}", value) for value in (one.first, one.other))
@@ -85,7 +85,7 @@ def said(interval: Sequence[float] | None) -> str:
     return f"{signed(interval[0])} to {signed(interval[1])}" if interval else "needs two videos"
 
 
-def _scatter(comparison: Comparison, found: Found) -> str:
+def _scatter(comparison: PairedScores, found: Found) -> str:
     dots = []
     for pair in comparison.shared:
         one, two = (evaluated.scores[pair][MAIN] for evaluated in (comparison.first, comparison.other))
@@ -111,7 +111,7 @@ def _text(pair: Pair, found: Found) -> str:
     return found[pair][1].text if pair in found else ""
 
 
-def _changes(comparison: Comparison, pairs: Sequence[Pair], found: Found, *, other: str) -> str:
+def _changes(comparison: PairedScores, pairs: Sequence[Pair], found: Found, *, other: str) -> str:
     rows = []
     for pair in pairs:
         values = [evaluated.scores[pair][MAIN] for evaluated in (comparison.first, comparison.other)]
@@ -121,7 +121,7 @@ def _changes(comparison: Comparison, pairs: Sequence[Pair], found: Found, *, oth
     return page.table([label(0), other, "Change", "Video / id", "Sentence"], rows)
 
 
-def _sheet(comparison: Comparison, pair: Pair, found: Found, *, other: str) -> str:
+def _sheet(comparison: PairedScores, pair: Pair, found: Found, *, other: str) -> str:
     """The frames of an expression with all masks; empty where the dataset or the masks are gone."""
     if pair not in found:
         return ""

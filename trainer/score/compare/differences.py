@@ -26,7 +26,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedScores:
     """One evaluation against the first.
 
     metrics: by name, in the order in which metrics are shown; shared: in the order of the first evaluation
@@ -49,7 +49,7 @@ class Comparison:
         return f"{said}; {alone[0]:,} only in {first}, {alone[1]:,} only in {other}"
 
 
-def compare(paths: Sequence[Path], *, seed: int = 0) -> list[Comparison]:
+def compare(paths: Sequence[Path], *, seed: int = 0) -> list[PairedScores]:
     """Each evaluation but the first against the first. ConfigError in one line for what can't be compared.
 
     seed: of the draws of the intervals
@@ -60,7 +60,7 @@ def compare(paths: Sequence[Path], *, seed: int = 0) -> list[Comparison]:
     return [_compare(first, other, seed=seed) for other in others]
 
 
-def _compare(first: Evaluated, other: Evaluated, *, seed: int) -> Comparison:
+def _compare(first: Evaluated, other: Evaluated, *, seed: int) -> PairedScores:
     shared = [pair for pair in first.scores if pair in other.scores]
     if not shared:
         raise ConfigError(
@@ -79,6 +79,6 @@ def _compare(first: Evaluated, other: Evaluated, *, seed: int) -> Comparison:
         for pair in shared
     ]
     sure = intervals(rows, seed=seed)
-    return Comparison(
+    return PairedScores(
         first, other, shared, {name: Difference(means[0][name], means[1][name], sure[name]) for name in names}
     )
