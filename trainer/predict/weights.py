@@ -223,7 +223,7 @@ def source_settings(source: str) -> dict[str, Any]:
 def trained_step(source: str) -> int | None:
     """The step of a run's newest checkpoint, or of the one that is given; None for weights that are not a run's."""
     checkpoint = newest(Path(source))
-    return int(read_run(checkpoint)["state"]["step"]) if checkpoint is not None else None
+    return int(read_run(checkpoint)["step"]) if checkpoint is not None else None
 
 
 def newest_checkpoint(source: Path) -> Path:
