@@ -81,6 +81,7 @@ def test_a_run_of_an_earlier_version_is_evaluated_as_it_was(older: Path) -> None
     before = json.loads(Path("evaluation/scores.json").read_text())
     assert scores is not None and scores.weights == before["weights"]
     assert scores.fingerprint == before["fingerprint"]
+    assert "<th>Step<td>3<" in (job.out / "report.html").read_text()
     masks = sorted(path.relative_to("evaluation") for path in Path("evaluation").rglob("*.png"))
     pixels = [[read_mask(folder / mask) for mask in masks] for folder in (Path("evaluation"), job.out)]
     assert masks and 0.01 < np.mean(pixels[0]) < 0.99

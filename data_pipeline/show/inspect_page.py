@@ -1,9 +1,6 @@
 """`flowmask cache inspect`: one HTML page of a finished cache, its numbers and a contact sheet."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +11,9 @@ from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.data_pipeline.show import page
 from flowmask.data_pipeline.show.inspect_cache import CacheFacts, OnProgress, count
 from flowmask.data_pipeline.show.inspect_examples import CachedExample, ExampleDecoder
+from flowmask.data_pipeline.show.page_file import PageFile
 from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
-from flowmask.models.errors import CacheError, ConfigError
-from flowmask.models.files import move_new
-from flowmask.models.folders.scratch import scratch
+from flowmask.models.errors import CacheError
 
 _TITLE = "Latent cache"
 _MAX_BUCKETS, _MAX_COLUMNS, _MAX_SENTENCES, _MAX_QUARANTINED = 24, 12, 4, 20
@@ -41,10 +37,8 @@ def inspect(
     examples: how many are drawn by `seed` and decoded; 0 needs no VAE
     wan: weights folder with the cache's VAE; by default where the build's config says it was
     """
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; name a file, for example {out / 'cache.html'}")
-    with _said(out):
-        _refuse_other_file(out)
+    file = PageFile(out, title=_TITLE, kind="a cache", error=CacheError)
+    file.refuse()
     reader = CacheReader(folder)
     try:
         decoder = ExampleDecoder(reader, wan=wan) if examples else None  # refuses before the long reading
@@ -55,35 +49,8 @@ def inspect(
     finally:
         reader.close()
     body += [*_set_aside(folder, facts), *_origin(facts)]
-    with _said(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with scratch(out.parent) as place:
-            made = place / out.name
-            made.write_text(page.document(f"{_TITLE} {folder}", body), encoding="utf-8")
-            _refuse_other_file(out)
-            made.replace(out) if out.exists() else move_new(made, out)
+    file.write(str(folder), body)
     return facts
-
-
-@contextmanager
-def _said(out: Path) -> Iterator[None]:
-    """What the disk refuses, in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise CacheError(f"cannot write {out}: {error.strerror}; choose another --out") from error
-
-
-def _refuse_other_file(out: Path) -> None:
-    """A page of an earlier inspect is replaced, and nothing else."""
-    if not os.path.lexists(out):
-        return
-    begins = (page.document(_TITLE, []).partition(f"{_TITLE}<")[0] + _TITLE).encode()
-    if out.is_file() and not out.is_symlink():
-        with out.open("rb") as file:
-            if file.read(len(begins)) == begins:
-                return
-    raise ConfigError(f"--out {out} is there and no page of a cache; remove it, or name another file")
 
 
 def _tiles(facts: CacheFacts) -> str:

@@ -42,9 +42,22 @@ def paint(
 
 
 def lit(frame: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> NDArray[np.uint8]:
-    """The frame dimmed, with its own light and a coloured veil inside the mask, at the size of a cell."""
+    """The frame dimmed, with its own light, a coloured veil inside the mask and its outline, at the size of a cell."""
     dimmed = np.where(mask[..., None], frame, (frame * _DIM).astype(np.uint8))
-    return paint(dimmed, [(mask, tone)], size=_cell_size(frame))
+    return outlined(paint(dimmed, [(mask, tone)], size=_cell_size(frame)), mask, tone)
+
+
+def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> NDArray[np.uint8]:
+    """A picture with the outline of a mask, in a light tone inside of it and black outside.
+
+    Whatever the picture's colour, one of the two has a contrast of 3 or more with it, as WCAG counts it.
+    """
+    height, width = picture.shape[:2]
+    inside = _resized(mask.astype(np.uint8), (height, width), Image.Resampling.NEAREST).astype(bool)
+    thickness, drawn = max(1, min(height, width) // 160), picture.copy()
+    drawn[_contour(~inside, thickness)] = 0
+    drawn[_contour(inside, thickness)] = [(channel + 255) // 2 for channel in tone]
+    return drawn
 
 
 def embedded(picture: NDArray[np.uint8]) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
+from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.track import offer, track
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
@@ -130,6 +131,9 @@ def train(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) ->
 def evaluate(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
     """Predict every expression of a split and score it: J, F, J&F, masks and a report in OUT."""
     run_job("evaluate", config, overrides, wait=wait)
+
+
+app.command()(compare)
 
 
 @app.command()

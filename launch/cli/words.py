@@ -22,7 +22,7 @@ AllowTruncated = Annotated[
 Runs = Annotated[list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")]
 Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
 
-_ONLY_PRINT = ("configs", "status", "logs", "plan", "doctor", "cache status", "cache verify")
+_ONLY_PRINT = ("configs", "status", "logs", "plan", "doctor", "compare", "cache status", "cache verify")
 
 
 def only_prints(words: Sequence[str]) -> bool:

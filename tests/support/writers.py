@@ -21,6 +21,8 @@ from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.predictions import PredictionFolder
 from flowmask.trainer.score.archive import write_archive
+from flowmask.trainer.score.compare.comparison_page import page_file, write_page
+from flowmask.trainer.score.compare.differences import compare
 from flowmask.trainer.score.store import EvaluationStore
 from flowmask.trainer.state import checkpoint_write
 from flowmask.trainer.state.run_folder import RunFolder
@@ -112,9 +114,15 @@ def run_demo(out: Path) -> None:
         demo.run_demo(out, demo.Profile.SMOKE, console=Console(quiet=True))
 
 
+def compare_evaluations(out: Path) -> None:
+    file = page_file(out / "compare.html")
+    file.refuse()
+    write_page(file, compare([OLDER / "evaluation", OLDER / "evaluation"]))
+
+
 NAMES = (
     *("predict", "evaluate, archive", "train", "cache build", "curriculum", "demo"),
-    *("export file", "export folder", "cache inspect", "configs --copy"),
+    *("export file", "export folder", "cache inspect", "compare", "configs --copy"),
 )
 
 
@@ -131,6 +139,7 @@ def writers(lab: Path) -> dict[str, Writer]:
         "export file": lambda out: export(source, format="safetensors", out=out / "weights.safetensors"),
         "export folder": lambda out: export(source, format="diffusers", out=out / "weights", wan=lab / "wan"),
         "cache inspect": lambda out: inspect(OLDER / "cache", out=out / "cache.html", examples=0),
+        "compare": compare_evaluations,
         "configs --copy": copy_configs,
     }
     assert tuple(found) == NAMES

@@ -221,6 +221,12 @@ def source_settings(source: str) -> dict[str, Any]:
     return _export_settings(path) if path.is_dir() else {}
 
 
+def trained_step(source: str) -> int | None:
+    """The step of a run's newest checkpoint, or of the one that is given; None for weights that are not a run's."""
+    checkpoint = newest(Path(source))
+    return int(read_run(checkpoint)["step"]) if checkpoint is not None else None
+
+
 def newest_checkpoint(source: Path) -> Path:
     """The newest checkpoint of a run, or the step that is given; WeightsError if it is damaged.
 

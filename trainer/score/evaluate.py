@@ -29,14 +29,15 @@ from flowmask.trainer.predict.inference import (
     read_clip,
 )
 from flowmask.trainer.predict.overlay import read_mask, write_mask
-from flowmask.trainer.predict.weights import source_settings
+from flowmask.trainer.predict.weights import source_settings, trained_step
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import Tally, from_outside
 from flowmask.trainer.score.overlays import OVERLAYS
 from flowmask.trainer.score.results import Scores, finish
-from flowmask.trainer.score.store import REPORT, EvaluationStore
-from flowmask.trainer.track.tracking import offer_artifact
+from flowmask.trainer.score.slices import TRUTH, TrueSize
+from flowmask.trainer.score.store import REPORT, SCORES, EvaluationStore
+from flowmask.trainer.track.tracking import offer_artifact, offer_metrics
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
 _FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
@@ -56,7 +57,7 @@ def evaluate(
     An evaluation that was stopped goes on behind the last finished video. With `world` > 1 this process takes
     every world-th video; the one that completes the set publishes and gets the scores, the others get None.
     also: writes config.yaml into a folder, to be published with the rest.
-    The MLflow run of a checkpoint that has one is left the report and the videos.
+    The MLflow run of a checkpoint that has one is left the scores, the report and the videos.
     `sentences_per_batch` changes logits by rounding alone (about 1e-5 in fp32, 1e-2 in bf16): only pixels
     that near the threshold can flip.
     """
@@ -79,6 +80,7 @@ def evaluate(
         device=config.device,
         say=say,
     )
+    step = trained_step(config.checkpoint)
     fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
     store = EvaluationStore(config.out, fingerprint)
     names = MaskNames(videos)
@@ -97,15 +99,27 @@ def evaluate(
 
         def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
             also(place)
-            scores = finish(config, videos, masks, records, out=place, weights=loaded.weights, fingerprint=fingerprint)
+            weights = loaded.weights
+            scores = finish(
+                config, videos, masks, records, out=place, weights=weights, fingerprint=fingerprint, step=step
+            )
             made.append(scores)
             return made[0].to_json()
 
         if not store.publish_if_complete([names.video(video) for video in videos], build):
             return None
-    for name in (REPORT, OVERLAYS):
-        offer_artifact(config.checkpoint, config.out / name, to="evaluation")
+    _offer(config, made[0], step=step)
     return made[0]
+
+
+def _offer(config: EvaluateConfig, scores: Scores, *, step: int | None) -> None:
+    """Leave the results for the MLflow run of a checkpoint; numbers only of a whole split, as their names say that."""
+    for name in (SCORES, REPORT, OVERLAYS):
+        offer_artifact(config.checkpoint, config.out / name, to="evaluation")
+    if step is not None and config.max_videos is None:
+        numbers = {name: value for name, value in (scores.totals | scores.nothing).items() if value is not None}
+        what = f"test/{config.data.source}/{config.data.split}"
+        offer_metrics(config.checkpoint, step, {f"{what}/{name}": value for name, value in numbers.items()})
 
 
 def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_files: str) -> str:
@@ -157,8 +171,9 @@ def _evaluate_video(
         return record
     wrong = shuffled_partners(video, seed=config.seed) if config.shuffled_text else {}
     for expression in video.expressions:
-        scored = record["expressions"][expression.exp_id]
-        _note(scored, "right", _score(video, expression, _stored(video, folders[expression.exp_id])))
+        scored, true_size = record["expressions"][expression.exp_id], TrueSize()
+        _note(scored, "right", _score(video, expression, _stored(video, folders[expression.exp_id]), also=true_size))
+        scored[TRUTH] = true_size.facts()
         if expression.exp_id in wrong:
             partner = folders[wrong[expression.exp_id]]
             _note(scored, "wrong", _score(video, expression, _stored(video, partner)))
@@ -168,8 +183,10 @@ def _evaluate_video(
 
 
 def _is_whole(record: Mapping[str, Any] | None) -> bool:
-    """Whether a video's record has all that this version writes: those of earlier ones lack `answered`."""
-    return record is not None and all("answered" in entry for entry in record["expressions"].values())
+    """Whether a video's record has all that this version writes: those of earlier ones lack `answered` or `truth`."""
+    return record is not None and all(
+        "answered" in entry and (TRUTH in entry or "right" not in entry) for entry in record["expressions"].values()
+    )
 
 
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
@@ -199,13 +216,18 @@ def _stored(video: Video, folder: Path) -> Iterator[MaskPiece]:
         yield ids, np.stack([read_mask(folder / f"{video.frame_names[i]}.png") for i in ids])
 
 
-def _score(video: Video, expression: Expression, predicted: Iterable[MaskPiece]) -> Tally:
-    """Every metric over the annotated frames of a video."""
+def _score(
+    video: Video, expression: Expression, predicted: Iterable[MaskPiece], *, also: TrueSize | None = None
+) -> Tally:
+    """Every metric over the annotated frames of a video; `also` takes up the true masks."""
     tally, known = Tally(), video.annotated(expression.anno_ids)
     for ids, masks in predicted:
         places = [place for place, i in enumerate(ids) if known is None or i in known]
         if places:
-            tally.add(video.mask(expression.anno_ids, [ids[place] for place in places]), masks[places])
+            truth = video.mask(expression.anno_ids, [ids[place] for place in places])
+            tally.add(truth, masks[places])
+            if also is not None:
+                also.add(truth)
     return tally
 
 

@@ -1,10 +1,9 @@
-"""A report of an evaluation as one HTML file: scores and a contact sheet of frames, true and predicted masks.
+"""A report of an evaluation as one HTML file: scores, tables of parts of the dataset, frames with their masks.
 
-Self-contained: images are embedded, no script and no address outside the file, so it can be mailed or kept
-with the run. Knows nothing of datasets or models; the caller hands it rows and pictures. Text is escaped.
+Self-contained: images are embedded, no address outside the file, so it can be mailed or kept with the run. Knows
+nothing of datasets or models; the caller hands it rows and pictures. Text is escaped.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.show import page
+from flowmask.data_pipeline.show.page import Cell
 from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
 from flowmask.models.files import write_atomically
+from flowmask.trainer.score.intervals import Interval
 from flowmask.trainer.score.metrics.base import Metric
+from flowmask.trainer.score.slices import TITLES, Slices
+
+_INTERVALS = "In brackets: intervals of 95 % from drawing the videos 1,000 times with replacement."
 
 
 @dataclass(frozen=True)
@@ -48,35 +52,72 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, str],
+    made_from: Mapping[str, str],
     metrics: Mapping[str, Metric],
     rows: Sequence[ReportRow],
-    examples: Sequence[ReportExample],
+    slices: Slices,
+    examples: Mapping[str, Sequence[ReportExample]],
     note: str = "",
 ) -> None:
     """Write the report, whole or not at all.
 
-    facts: the tiles at the top, name -> value as text; metrics: the columns of the score table by name; rows are
-    sorted by the first one, a percentage
+    facts, made_from: the tiles at the top and the table below, name -> value as text; metrics: the columns of the
+    score tables by name; rows are sorted by the first one, a percentage; examples: by how they were chosen
     """
     body = [page.note(note)] if note else []
-    body.append(page.tiles(facts))
+    body += [page.tiles(facts), *([page.paragraph(_INTERVALS)] if rows else []), page.pairs(made_from)]
+    if slices:
+        parts = [_slice(TITLES[name], buckets, metrics) for name, buckets in slices.items()]
+        body += [page.heading("Scores of parts of the dataset"), page.side_by_side(parts)]
     if examples:
-        body += [page.heading("Contact sheet"), *map(_sheet, examples)]
+        has_truth = any(one.true is not None for some in examples.values() for one in some)
+        body += [page.heading("Examples"), _legend(has_truth=has_truth)]
+    for how, some in examples.items():
+        body += [page.subheading(how), *map(_sheet, some)]
     if rows:
-        body.append(_table(metrics, rows))
+        body += [page.heading("Scores of each expression, lowest first"), _table(metrics, rows)]
     write_atomically(path, page.document(title, body))
 
 
+def with_interval(metric: Metric, value: float, interval: Interval | None) -> str:
+    """A value as a table shows it, and its interval where there is one."""
+    said = metric.say(value)
+    return f"{said} ({metric.say(interval[0])}–{metric.say(interval[1])})" if interval else said
+
+
+def _legend(*, has_truth: bool) -> str:
+    truth = {"true mask": TRUE_COLOUR} if has_truth else {}
+    return page.legend({**truth, "predicted mask": PREDICTED_COLOUR, "outside of the mask": None})
+
+
+def _slice(title: str, buckets: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Metric]) -> str:
+    rows = [
+        [
+            Cell(bucket, value=place, head=True),
+            *_cells(metrics, scores),
+            Cell(f"{scores['expressions']:,.0f}", scores["expressions"]),
+        ]
+        for place, (bucket, scores) in enumerate(buckets.items())
+    ]
+    return page.table([title, *(metric.title for metric in metrics.values()), "Expressions"], rows)
+
+
 def _table(metrics: Mapping[str, Metric], rows: Sequence[ReportRow]) -> str:
-    main, *others = metrics
-    titles = "".join(f"<th>{html.escape(metric.title)}" for metric in metrics.values())
-    lines = ["<h2>Scores of each expression, lowest first</h2>", f"<table><tr>{titles}<th>Video / id<th>Sentence"]
-    for row in sorted(rows, key=lambda row: (row.scores[main], row.key)):
-        part, value = min(100.0, max(0.0, row.scores[main])), metrics[main].say(row.scores[main])
-        cells = "".join(f"<td>{metrics[name].say(row.scores[name])}" for name in others)
-        named = f"<td>{html.escape(row.key)}<td>{html.escape(row.sentence)}"
-        lines.append(f'<tr><td class=bar style="--part:{part:.1f}%">{value}{cells}{named}')
-    return "\n".join([*lines, "</table>"])
+    main = next(iter(metrics))
+    lines = [
+        [*_cells(metrics, row.scores), Cell(row.key), Cell(row.sentence)]
+        for row in sorted(rows, key=lambda row: (row.scores[main], row.key))
+    ]
+    return page.table([*(metric.title for metric in metrics.values()), "Video / id", "Sentence"], lines)
+
+
+def _cells(metrics: Mapping[str, Metric], scores: Mapping[str, float]) -> list[Cell]:
+    """A cell of each metric, the first with a bar."""
+    main = next(iter(metrics))
+    return [
+        Cell(metric.say(scores[name]), scores[name], scores[name] if name == main else None)
+        for name, metric in metrics.items()
+    ]
 
 
 def _sheet(example: ReportExample) -> str:

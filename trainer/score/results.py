@@ -5,26 +5,27 @@ Means are taken over (video, expression id), each counted once however often its
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from flowmask.data_pipeline.show.page import spread
-from flowmask.data_pipeline.sources.base import Expression, Video, names_nothing
-from flowmask.trainer.predict.overlay import read_mask
+from flowmask.data_pipeline.sources.base import Video, names_nothing
 from flowmask.trainer.score.archive import write_archive
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.examples import choose, example
+from flowmask.trainer.score.intervals import Drawable, Interval, intervals
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import MAIN, metrics, shown_in, totals
+from flowmask.trainer.score.metrics.base import PerSet
 from flowmask.trainer.score.overlays import write_overlays
 from flowmask.trainer.score.protocols import mevis
 from flowmask.trainer.score.protocols.answers import Agreement
-from flowmask.trainer.score.report import ReportExample, ReportRow, write_report
+from flowmask.trainer.score.report import ReportRow, with_interval, write_report
+from flowmask.trainer.score.slices import Slices, slices
 from flowmask.trainer.score.store import REPORT
+from flowmask.trainer.state.provenance import git_commit
 
 NO_MASKS = "The dataset has no masks: masks/ holds the predictions, but no score is possible."
-_SHEET_FRAMES = 6
 _NOTHING = {
     "n_acc": "N-acc (nothing said where nothing is meant)",
     "t_acc": "T-acc (something said where something is meant)",
@@ -46,6 +47,8 @@ class Scores:
                     there; None without such expressions or without masks
     shuffled_text:  jf_right with the right, jf_shuffled with the wrong sentences, of the same expressions
     decoder:        every metric of the true masks after the VAE and the mask decoder: the method's ceiling
+    intervals:      [low, high] of each of `totals` and `nothing` (intervals.py), None where that is; None without masks
+    slices:         slice -> bucket -> every metric and the number of expressions (slices.py); None without masks
     """
 
     totals: dict[str, float | None]
@@ -60,6 +63,8 @@ class Scores:
     checkpoint: str
     weights: dict[str, str]
     note: str
+    intervals: dict[str, Interval | None] | None
+    slices: Slices | None
     fingerprint: str = ""  # of all that shaped them: settings, dataset, weights
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -77,8 +82,9 @@ def merge(
     checkpoint: str,
     weights: Mapping[str, str],
     fingerprint: str,
+    seed: int,
 ) -> Scores:
-    """Scores of a dataset from each video's record, in the order of the videos."""
+    """Scores of a dataset from each video's record, in the order of the videos; `seed` draws the intervals."""
     names = MaskNames(videos)
     named = [(video, names.keys(video)) for video in videos]
     entries = {
@@ -103,19 +109,23 @@ def merge(
         for expression in video.expressions
         if names_nothing(video, expression)
     }
+    totals_known = {name: total.get(name) for name in ("j", "f", *metrics())}
+    saying_nothing = _saying_nothing(entries, nothing)
     return Scores(
-        totals={name: total.get(name) for name in ("j", "f", *metrics())},
+        totals=totals_known,
         per_expression=right,
         videos=len(videos),
         expressions=len(entries),
         no_target=len(nothing),
-        nothing=_saying_nothing(entries, nothing),
+        nothing=saying_nothing,
         frames=sum(record["frames"] for record in records),
         shuffled_text=shuffled,
         decoder=_totals(entries.values(), "decoder") or None,
         checkpoint=checkpoint,
         weights=dict(weights),
         note="" if right else NO_MASKS,
+        intervals=_intervals(entries, nothing, totals_known | saying_nothing, seed=seed) if right else None,
+        slices=slices(videos, records),
         fingerprint=fingerprint,
         ids={key: pair for key, pair in ids.items() if key != "/".join(pair)},
     )
@@ -130,6 +140,26 @@ def _saying_nothing(entries: Mapping[str, Mapping[str, Any]], nothing: Collectio
     ]
     found = mevis.overall(answers)
     return {name: found[name] if nothing else None for name in _NOTHING}
+
+
+def _intervals(
+    entries: Mapping[str, Mapping[str, Any]], nothing: Collection[str], known: Mapping[str, float | None], *, seed: int
+) -> dict[str, Interval | None]:
+    """The interval of each of the `known` numbers; None for those that are None."""
+    rows = []
+    for key, entry in entries.items():
+        if "right" in entry:
+            answer = 100.0 * entry["answered"]
+            more = {"n_acc": 100 - answer} if key in nothing else {"t_acc": answer, "jf_target": entry["right"][MAIN]}
+            sums = entry.get("sums", {}).get("right", {})
+            rows.append(Drawable(key.split("/")[0], {**entry["right"], **more}, sums))
+    found = intervals(
+        rows,
+        seed=seed,
+        of_sums={name: metric.value for name, metric in metrics().items() if isinstance(metric, PerSet)},
+        means_of={"final": (MAIN, "n_acc", "t_acc"), "final_target": ("jf_target", "n_acc", "t_acc")},
+    )
+    return {name: None if value is None else found.get(name) for name, value in known.items()}
 
 
 def _totals(entries: Iterable[Mapping[str, Any]], kind: str) -> dict[str, float]:
@@ -147,26 +177,35 @@ def finish(
     out: Path,
     weights: Mapping[str, str],
     fingerprint: str,
+    step: int | None,
 ) -> Scores:
     """Merge all records, write the report, its overlay videos and the archive; return what scores.json holds.
 
-    masks: the folder of all masks; out: the empty folder for what is written.
+    masks: the folder of all masks; out: the empty folder for what is written; step: of the checkpoint, if it has one.
     """
-    scores = merge(videos, records, checkpoint=config.checkpoint, weights=weights, fingerprint=fingerprint)
+    scores = merge(
+        videos, records, checkpoint=config.checkpoint, weights=weights, fingerprint=fingerprint, seed=config.seed
+    )
     names = MaskNames(videos)
     pairs = {names.keys(video)[e.exp_id]: (video, e) for video in videos for e in video.expressions}
     rows = [ReportRow(key, pairs[key][1].text, entry) for key, entry in scores.per_expression.items()]
-    examples = _examples(config, pairs, masks, scores)
+    ranks = {key: entry[MAIN] for key, entry in scores.per_expression.items()}
+    chosen = choose(pairs, ranks, config.report_examples, seed=config.seed)
     write_report(
         out / REPORT,
         title="FlowMask evaluation",
         facts=_facts(config, scores),
+        made_from=_made_from(config, step),
         metrics=shown_in("report"),
         rows=rows,
-        examples=examples,
+        slices=scores.slices or {},
+        examples={
+            how: [example(key, *pairs[key], masks=masks, scores=scores.per_expression) for key in keys]
+            for how, keys in chosen.items()
+        },
         note=scores.note,
     )
-    drawn = {example.key: pairs[example.key] for example in examples}
+    drawn = {key: pairs[key] for keys in chosen.values() for key in keys}
     write_overlays(out, drawn, masks=masks)
     if config.archive is not None:
         write_archive(out, masks=masks, layout=config.archive)
@@ -174,10 +213,16 @@ def finish(
 
 
 def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
-    known = {name: value for name, value in scores.totals.items() if value is not None}
-    named = {m.title: m.say(known[name]) for name, m in shown_in("report").items() if name in known}
-    main = metrics()[MAIN]
-    named |= {_NOTHING[name]: main.say(value) for name, value in scores.nothing.items() if value is not None}
+    main, shown = metrics()[MAIN], shown_in("report")
+    titles = {name: (metric.title, metric) for name, metric in shown.items()}
+    titles |= {name: (title, main) for name, title in _NOTHING.items()}
+    known = {name: value for name, value in (scores.totals | scores.nothing).items() if value is not None}
+    sure = scores.intervals or {}
+    named = {
+        title: with_interval(metric, known[name], sure.get(name))
+        for name, (title, metric) in titles.items()
+        if name in known
+    }
     if scores.shuffled_text:
         named[f"{main.title} with the wrong sentences"] = main.say(scores.shuffled_text["jf_shuffled"])
     if scores.decoder:
@@ -186,34 +231,19 @@ def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
         "videos": str(scores.videos),
         "expressions": str(scores.expressions),
         **({"of them naming nothing": str(scores.no_target)} if scores.no_target else {}),
-        "Euler steps": str(config.sampler.steps),
-        "weights": "averaged (EMA)" if config.ema else "last step",
-        "checkpoint": config.checkpoint,
     }
 
 
-def _examples(
-    config: EvaluateConfig, pairs: Mapping[str, tuple[Video, Expression]], masks: Path, scores: Scores
-) -> list[ReportExample]:
-    """Expressions from the worst to the best, evenly spread over the ranking."""
-    ranked = sorted(pairs, key=lambda key: (scores.per_expression.get(key, {MAIN: 0.0})[MAIN], key))
-    examples, main = [], metrics()[MAIN]
-    for place in spread(len(ranked), config.report_examples):
-        key = ranked[place]
-        video, expression = pairs[key]
-        known = sorted(video.annotated(expression.anno_ids) or range(len(video.frame_names)))
-        ids = [known[place] for place in spread(len(known), _SHEET_FRAMES)]
-        names = [video.frame_names[i] for i in ids]
-        score = scores.per_expression.get(key)
-        examples.append(
-            ReportExample(
-                key,
-                expression.text,
-                f"{main.title} {main.say(score[MAIN])}" if score else "no true mask",
-                names,
-                video.frames(ids),
-                video.mask(expression.anno_ids, ids) if video.has_masks else None,
-                np.stack([read_mask(masks / key / f"{name}.png") for name in names]),
-            )
-        )
-    return examples
+def _made_from(config: EvaluateConfig, step: int | None) -> dict[str, str]:
+    """Which data and weights, sampled how, by which code and when."""
+    some = f", its first {config.max_videos} videos" if config.max_videos is not None else ""
+    return {
+        "Dataset": f"{config.data.source}, {config.data.root}",
+        "Split": config.data.split + some,
+        "Checkpoint": config.checkpoint,
+        **({"Step": f"{step:,}"} if step is not None else {}),
+        "Weights": "averaged (EMA)" if config.ema else "last step",
+        "Euler steps": str(config.sampler.steps),
+        "Commit of the code": git_commit(),
+        "Date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }

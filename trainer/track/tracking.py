@@ -145,12 +145,24 @@ def offer_artifact(run: str | Path, path: Path, *, to: str) -> bool:
 
     A run in training uploads it at once, one that has ended with `replay`.
     """
-    folder = Path(run)
+    if tracked := _is_tracked(Path(run)):
+        spool.add_artifact(Path(run), path, to=to)
+    return tracked
+
+
+def offer_metrics(run: str | Path, step: int, metrics: Mapping[str, float]) -> bool:
+    """Leave numbers that were measured of a run's checkpoint for its MLflow run, as `offer_artifact` leaves files.
+
+    Of a number that was left before at this step the first one stays.
+    """
+    if tracked := _is_tracked(Path(run)):
+        spool.add_metrics(Path(run), step, metrics)
+    return tracked
+
+
+def _is_tracked(folder: Path) -> bool:
     plan = spool.read_plan(folder)
-    if plan is None or not spool.is_plan_ours(folder, plan):
-        return False
-    spool.add_artifact(folder, path, to=to)
-    return True
+    return plan is not None and spool.is_plan_ours(folder, plan)
 
 
 def _start_sender(folder: Path, uri: str, *, timeout_s: float, parent: int | None = None) -> subprocess.Popen[str]:

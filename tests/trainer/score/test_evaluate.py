@@ -23,7 +23,7 @@ from flowmask.data_pipeline.formats.names import same_file
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.errors import CheckpointError, ConfigError, WeightsError
 from flowmask.models.segment import Segmenter
-from flowmask.trainer.score.evaluate import evaluate, shuffled_partners
+from flowmask.trainer.score.evaluate import _offer, evaluate, shuffled_partners
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.store import EvaluationStore
 from flowmask.trainer.state.run_folder import RunFolder
@@ -220,6 +220,7 @@ def test_without_masks_the_predictions_are_written_and_no_score_is_claimed(expor
     scores = evaluate(_config(export, tmp_path / "e", data=data, shuffled_text=True, decoder_score=True))
     assert scores is not None
     assert (scores.totals, scores.per_expression) == ({"j": None, "f": None, "jf": None}, {})
+    assert scores.intervals is None and scores.slices is None
     assert "no score is possible" in scores.note
     assert "no score is possible" in (tmp_path / "e" / "report.html").read_text()
     assert len(_masks(tmp_path / "e")) == sum(
@@ -354,7 +355,7 @@ def test_the_report_shows_every_score_and_as_many_examples_as_asked(export: Path
     assert all(f"<td>{key}<td>" in page for key in scores.per_expression)
 
 
-def test_overlay_videos_and_the_report_are_left_for_the_mlflow_run_of_the_checkpoint(
+def test_scores_overlay_videos_and_the_report_are_left_for_the_mlflow_run_of_the_checkpoint(
     export: Path, tmp_path: Path
 ) -> None:
     import av
@@ -366,9 +367,10 @@ def test_overlay_videos_and_the_report_are_left_for_the_mlflow_run_of_the_checkp
     assert scores is not None
     notes = spool.Outbox(run, offset=0).take()
     assert [(note.artifact, note.to) for note in notes] == [
+        (tmp_path / "e" / "scores.json", "evaluation"),
         (tmp_path / "e" / "report.html", "evaluation"),
         (tmp_path / "e" / "overlays", "evaluation"),
-    ]
+    ], "weights that are no run's have no step"
     made = sorted((tmp_path / "e" / "overlays").iterdir())
     assert len(made) == 2 and {f.stem for f in made} <= {k.replace("/", "_") for k in scores.per_expression}
     for file in made:
@@ -376,3 +378,17 @@ def test_overlay_videos_and_the_report_are_left_for_the_mlflow_run_of_the_checkp
         with av.open(str(file)) as container:
             shown = sum(1 for _ in container.decode(video=0))
         assert shown == len(list((tmp_path / "e" / "masks" / video / expression).iterdir()))
+
+
+def test_scores_of_a_whole_split_are_left_for_mlflow_under_its_name_at_the_step_of_the_checkpoint(
+    export: Path, tmp_path: Path
+) -> None:
+    run, known = tmp_path / "run", {"j": 1.0, "f": 3.0, "jf": 2.0}
+    run.mkdir()
+    spool.write_plan(run, spool.TrackingPlan(key="k", uri="http://127.0.0.1:1", experiment="e", name="n"))
+    scores = Mock(totals=known, nothing={"n_acc": None, "final": 4.0})
+    _offer(_config(run, tmp_path / "e"), scores, step=7)
+    _offer(_config(run, tmp_path / "e", max_videos=1), scores, step=8)
+    (point,) = [note.point for note in spool.Outbox(run, offset=0).take() if note.point is not None]
+    wanted = {f"test/mevis/valid_u/{name}": value for name, value in (known | {"final": 4.0}).items()}
+    assert (point.step, point.metrics) == (7, wanted)

@@ -57,7 +57,7 @@ def test_a_metric_of_one_file_is_in_the_scores_the_report_and_the_table(
     each = [entry["oiou"] for entry in saved["per_expression"].values()]
     assert 0 < saved["oiou"] <= 100 and saved["oiou"] != pytest.approx(np.mean(each))  # of the set, no mean
     assert 0 < saved["decoder"]["oiou"] <= 100
-    assert "<th>overall IoU" in (tmp_path / "e" / "report.html").read_text()
+    assert "<th class=number>overall IoU" in (tmp_path / "e" / "report.html").read_text()
     show_scores(scores, tmp_path / "e")
     assert "overall IoU" in capsys.readouterr().out
 

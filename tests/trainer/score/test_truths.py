@@ -102,14 +102,29 @@ def test_an_evaluation_scores_it_as_any_other_and_counts_it_apart(export: Path, 
     assert written["final_target"] == pytest.approx((jf_target + n_acc + t_acc) / 3)
     without = json.loads((tmp_path / "before/scores.json").read_text())
     assert [without[name] for name in ("n_acc", "t_acc", "final", "jf_target", "final_target")] == [None] * 5
+    assert {b: one["expressions"] for b, one in written["slices"]["target"].items()} == {
+        "something": len(others),
+        "nothing": 1,
+    }
+    assert written["slices"]["target"]["nothing"]["jf"] == found.per_expression[key]["jf"]
+    assert written["intervals"]["n_acc"] is None, "of one video nothing is drawn"
+    low, high = written["intervals"]["jf"]
+    assert 0 <= low <= written["jf"] <= high <= 100
+    assert without["intervals"].keys() == {"j", "f", "jf", "n_acc", "t_acc", "final", "jf_target", "final_target"}
+    assert without["intervals"]["t_acc"] is None
     assert "of them naming nothing" in (tmp_path / "e/report.html").read_text()
     assert "naming nothing" not in (tmp_path / "before/report.html").read_text()
 
 
-def test_a_video_that_an_earlier_version_scored_without_saying_whether_it_answered_is_done_again() -> None:
-    entry = {"text": "a dog", "right": {"j": 0.0, "f": 0.0, "jf": 0.0}}
-    assert not _is_whole(None) and not _is_whole({"frames": 2, "expressions": {"0": entry}})
-    assert _is_whole({"frames": 2, "expressions": {"0": {**entry, "answered": False}}})
+def test_a_video_whose_record_lacks_what_this_version_measures_is_done_again() -> None:
+    unscored = {"text": "a dog", "answered": False}
+    whole = {**unscored, "right": {"j": 0.0, "f": 0.0, "jf": 0.0}, "truth": {"frames": 2, "absent": 0, "share": 0.1}}
+    for entry in (unscored, whole):
+        assert _is_whole({"frames": 2, "expressions": {"0": entry}})
+    for lacking in ("answered", "truth"):
+        entry = {key: value for key, value in whole.items() if key != lacking}
+        assert not _is_whole({"frames": 2, "expressions": {"0": entry}})
+    assert not _is_whole(None)
 
 
 def test_a_sparse_video_is_seen_whole_and_scored_in_its_annotated_frames(export: Path, tmp_path: Path) -> None:

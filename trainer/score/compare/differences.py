@@ -1,0 +1,84 @@
+"""Paired differences of evaluations over the expressions that they have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.score.compare.evaluation import Evaluated, Pair, open_evaluation
+from flowmask.trainer.score.intervals import Drawable, Interval, intervals
+from flowmask.trainer.score.metrics import MAIN, metrics
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Means of one metric over the expressions in common, and the interval of their difference over videos."""
+
+    first: float
+    other: float
+    interval: Interval | None
+
+    @property
+    def value(self) -> float:
+        return self.other - self.first
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """One evaluation against the first.
+
+    metrics: by name, in the order in which metrics are shown; shared: in the order of the first evaluation
+    """
+
+    first: Evaluated
+    other: Evaluated
+    shared: list[Pair]
+    metrics: dict[str, Difference]
+
+    def change(self, pair: Pair) -> float:
+        """By how much the main metric of an expression is higher than in the first."""
+        return self.other.scores[pair][MAIN] - self.first.scores[pair][MAIN]
+
+    def counts(self, *, first: str, other: str) -> str:
+        """How many expressions are compared, and how many only one of them has, in one line."""
+        alone = [len(one.scores) - len(self.shared) for one in (self.first, self.other)]
+        videos = len({video for video, _ in self.shared})
+        said = f"{len(self.shared):,} expressions of {videos:,} videos are in both"
+        return f"{said}; {alone[0]:,} only in {first}, {alone[1]:,} only in {other}"
+
+
+def compare(paths: Sequence[Path], *, seed: int = 0) -> list[PairedScores]:
+    """Each evaluation but the first against the first. ConfigError in one line for what can't be compared.
+
+    seed: of the draws of the intervals
+    """
+    if len(paths) < 2:
+        raise ConfigError(f"{len(paths)} evaluation is given; comparing needs two or more: flowmask compare A B")
+    first, *others = map(open_evaluation, paths)
+    return [_compare(first, other, seed=seed) for other in others]
+
+
+def _compare(first: Evaluated, other: Evaluated, *, seed: int) -> PairedScores:
+    shared = [pair for pair in first.scores if pair in other.scores]
+    if not shared:
+        raise ConfigError(
+            f"{first.path} and {other.path} have no expression in common; compare evaluations of one dataset and split"
+        )
+    names = [
+        name
+        for name in metrics() | first.scores[shared[0]]
+        if all(name in one.scores[pair] for one in (first, other) for pair in shared)
+    ]
+    if MAIN not in names:
+        raise ConfigError(f"{first.path} and {other.path} do not both have {MAIN} of each expression; evaluate again")
+    means = [{name: float(np.mean([one.scores[p][name] for p in shared])) for name in names} for one in (first, other)]
+    rows = [
+        Drawable(pair[0], {name: other.scores[pair][name] - first.scores[pair][name] for name in names})
+        for pair in shared
+    ]
+    sure = intervals(rows, seed=seed)
+    return PairedScores(
+        first, other, shared, {name: Difference(means[0][name], means[1][name], sure[name]) for name in names}
+    )

@@ -1,0 +1,111 @@
+"""How sure a score is: intervals of 95 % from drawing the videos again, with replacement.
+
+Videos are drawn, not expressions: the sentences of one video share its pictures, so their scores are alike. A number
+of a set is a function of what its videos add up to; a draw adds up each video as often as it was drawn.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1000
+_LEVEL_PERCENT = 95.0
+_AT_ONCE = 1 << 20  # drawn videos in memory
+Interval = list[float]  # [low, high]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """What one expression adds.
+
+    video:  the unit that is drawn
+    values: metric -> value, of the metrics in whose mean this expression counts
+    sums:   metric -> what it adds to a metric of the whole set (`metrics.base.PerSet`)
+    """
+
+    video: str
+    values: Mapping[str, float]
+    sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+def intervals(
+    rows: Iterable[Drawable],
+    *,
+    seed: int,
+    of_sums: Mapping[str, Callable[[Sequence[float]], float]] | None = None,
+    means_of: Mapping[str, Sequence[str]] | None = None,
+    resamples: int = RESAMPLES,
+) -> dict[str, Interval | None]:
+    """The interval of each metric over the rows; None where fewer than two videos count, so that nothing can vary.
+
+    of_sums:  metric -> its value from what the `sums` of its name add up to; takes the place of a mean
+    means_of: metric -> the metrics whose mean it is in each draw
+    A draw in which no expression counts for a metric is left out of that metric's interval. The result is a function
+    of the set of rows and the seed: neither the order of rows nor that of videos matters.
+    """
+    known = sorted(rows, key=lambda row: (row.video, sorted(row.values.items()), str(sorted(row.sums.items()))))
+    names = sorted({name for row in known for name in row.values})
+    drawn: dict[str, Floats] = {}
+    counted: dict[str, int] = {}
+    columns = [[row.values.get(name, np.nan) for name in names] for row in known]
+    sums, counts = _by_video(known, np.array(columns).reshape(len(known), len(names)))
+    both = resampled(np.concatenate([sums, counts], axis=1), seed=seed, resamples=resamples)
+    for place, name in enumerate(names):
+        drawn[name] = _ratio(both[:, place], both[:, len(names) + place])
+        counted[name] = int(np.count_nonzero(counts[:, place]))
+    for name, value in (of_sums or {}).items():
+        adding = [row for row in known if name in row.sums]
+        if not adding:
+            continue
+        added, counts = _by_video(adding, np.array([row.sums[name] for row in adding], float))
+        drawn[name] = np.array([value(one.tolist()) for one in resampled(added, seed=seed, resamples=resamples)])
+        counted[name] = len(added)
+    for name, parts in (means_of or {}).items():
+        if all(part in drawn for part in parts):
+            drawn[name] = np.mean([drawn[part] for part in parts], axis=0)
+            counted[name] = min(counted[part] for part in parts)
+    return {name: interval(values) if counted[name] > 1 else None for name, values in drawn.items()}
+
+
+def resampled(sums: Floats, *, seed: int, resamples: int = RESAMPLES) -> Floats:
+    """Sums [videos k] over each draw of as many videos as there are, with replacement: [resamples k]."""
+    videos = len(sums)
+    if not videos:
+        return np.full((resamples, sums.shape[1]), np.nan)
+    generator = np.random.Generator(np.random.Philox(seed))
+    found = np.empty((resamples, sums.shape[1]))
+    step = max(1, _AT_ONCE // videos)
+    for start in range(0, resamples, step):
+        some = min(step, resamples - start)
+        chosen = generator.integers(videos, size=(some, videos)) + videos * np.arange(some)[:, None]
+        times = np.bincount(chosen.ravel(), minlength=some * videos).reshape(some, videos)
+        found[start : start + some] = times @ sums
+    return found
+
+
+def interval(values: Floats) -> Interval | None:
+    """The middle 95 % of the draws in which there is a value; None if there is none."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return None
+    outside = (100 - _LEVEL_PERCENT) / 2
+    low, high = np.percentile(known, [outside, 100 - outside])
+    return [float(low), float(high)]
+
+
+def _by_video(rows: Sequence[Drawable], values: Floats) -> tuple[Floats, Floats]:
+    """What the rows' values [n k] add up to in each video, and how many of each column are numbers: [videos k] both."""
+    names: dict[str, int] = {}
+    places = [names.setdefault(row.video, len(names)) for row in rows]
+    known = np.isfinite(values)
+    sums, counts = np.zeros((2, len(names), values.shape[1]))
+    np.add.at(sums, places, np.where(known, values, 0))
+    np.add.at(counts, places, known)
+    return sums, counts
+
+
+def _ratio(sums: Floats, counts: Floats) -> Floats:
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
