@@ -193,12 +193,12 @@ def of_grefcoco(inputs: Inputs, meta: Meta) -> dict[str, Any]:
 
 def of_a2d_jhmdb(inputs: Inputs, meta: Meta) -> dict[str, Any]:
     samples = {
-        item["id"]: a2d_jhmdb.Answers(
+        item["id"]: a2d_jhmdb.answered(
             inputs[f"gt/{item['id']}"] > 0, inputs[f"pred/{item['id']}"] > 0, inputs[f"score/{item['id']}"].tolist()
         )
         for item in meta["items"]
     }
-    overlaps = {key: image_iou.overlap(one.truth, one.best) for key, one in samples.items()}
+    overlaps = {key: image_iou.Overlap(*one["best"]) for key, one in samples.items()}
     ious = image_iou.ious(list(overlaps.values()), convention="referformer").tolist()
     names = {"o_iou": "oIoU", "m_iou": "mIoU", **{f"precision_{t}": f"P@{t}" for t in image_iou.THRESHOLDS}}
     names |= {"map": "mAP", "ap_50": "AP50", "ap_75": "AP75"}

@@ -8,7 +8,7 @@ Follows wjn922/ReferFormer datasets/a2d_eval.py (06fc218), yz93/LAVT-RIS test.py
 (9832e1a). LAVT scores at 480 x 480; here masks are scored as they are given. Fractions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +30,14 @@ class Overlap:
 
 
 def overlap(truth: Mask, predicted: Mask) -> Overlap:
-    """Of two bool [H W]."""
+    """Of two bool arrays of one shape."""
     return Overlap(int(np.count_nonzero(truth & predicted)), int(np.count_nonzero(truth | predicted)))
+
+
+def of_pieces(pieces: Iterable[tuple[Sequence[int], Mask, Mask]]) -> Overlap:
+    """Of all frames of (ids, truth, predicted), two bool [n H W] each: an image has one."""
+    found = [overlap(truth, predicted) for _, truth, predicted in pieces]
+    return Overlap(sum(one.intersection for one in found), sum(one.union for one in found))
 
 
 def ious(items: Sequence[Overlap], *, convention: str) -> NDArray[np.floating]:
