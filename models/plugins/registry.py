@@ -32,7 +32,7 @@ class Registry(Generic[T]):
         return plugins.names(self._group)
 
     def get(self, name: str, *, key: str | None = None) -> type[T]:
-        """The class called `name`; ConfigError lists the known names and the nearest, or says what an entry point's class lacks.
+        """The class called `name`; ConfigError lists the known and the nearest, or says what an entry point's lacks.
 
         key: where the name was written, if not under the registry's own
         """

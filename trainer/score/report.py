@@ -8,6 +8,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from flowmask.data_pipeline.show import page
 from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
 from flowmask.models.files import write_atomically
 from flowmask.trainer.score.metrics.base import Metric
+from flowmask.trainer.score.protocols import number_title
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,17 @@ def write_report(
     rows: Sequence[ReportRow],
     examples: Sequence[ReportExample],
     note: str = "",
+    protocol: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the report, whole or not at all.
 
     facts: the tiles at the top, name -> value as text; metrics: the columns of the score table by name; rows are
-    sorted by the first one, a percentage
+    sorted by the first one, a percentage; protocol: as scores.json has it
     """
     body = [page.note(note)] if note else []
     body.append(page.tiles(facts))
+    if protocol is not None:
+        body += _protocol(protocol)
     if examples:
         body += [page.heading("Contact sheet"), *map(_sheet, examples)]
     if rows:
@@ -77,6 +82,20 @@ def _table(metrics: Mapping[str, Metric], rows: Sequence[ReportRow]) -> str:
         named = f"<td>{html.escape(row.key)}<td>{html.escape(row.sentence)}"
         lines.append(f'<tr><td class=bar style="--part:{part:.1f}%">{value}{cells}{named}')
     return "\n".join([*lines, "</table>"])
+
+
+def _protocol(scores: Mapping[str, Any]) -> list[str]:
+    """The tables of a benchmark's protocol, one for each convention, that of the default first."""
+    parts = [page.heading(f"Protocol {scores['name']}, in percent")]
+    for convention, table in scores["tables"].items():
+        head = "".join(f"<th>{html.escape(over)}" for over in table)
+        default = " (the default)" if convention == scores["convention"] and len(scores["tables"]) > 1 else ""
+        lines = [page.paragraph(f"Convention {convention}{default}"), f"<table><tr><th>{head}"]
+        for name in next(iter(table.values())):
+            cells = "".join(f"<td>{'' if row[name] is None else f'{row[name]:.2f}'}" for row in table.values())
+            lines.append(f"<tr><th>{html.escape(number_title(name))}{cells}")
+        parts.append("\n".join([*lines, "</table>"]))
+    return parts
 
 
 def _sheet(example: ReportExample) -> str:

@@ -13,9 +13,21 @@ from flowmask.trainer.score.protocols.base import BenchmarkProtocol
 
 _KNOWN = Registry(__name__, BenchmarkProtocol, group="flowmask.protocols", key="protocol")  # type: ignore[type-abstract]
 _TITLES = {
-    **{"j": "J", "f": "F", "jf": "J&F", "a": "A", "r": "R", "t_iou": "tIoU", "v_iou": "vIoU", "map": "mAP"},
-    **{"o_iou": "oIoU", "m_iou": "mIoU", "g_iou": "gIoU", "c_iou": "cIoU"},
-    **{"n_acc": "N-acc", "t_acc": "T-acc", "final": "Final"},
+    "j": "J",
+    "f": "F",
+    "jf": "J&F",
+    "a": "A",
+    "r": "R",
+    "t_iou": "tIoU",
+    "v_iou": "vIoU",
+    "map": "mAP",
+    "o_iou": "oIoU",
+    "m_iou": "mIoU",
+    "g_iou": "gIoU",
+    "c_iou": "cIoU",
+    "n_acc": "N-acc",
+    "t_acc": "T-acc",
+    "final": "Final",
 }
 
 

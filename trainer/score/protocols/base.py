@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from flowmask.trainer.predict.inference import VaeClip
 
+JudgedPiece = tuple[Sequence[int], Mask, Mask]  # frame ids, truth and predicted, two bool [n H W]
 Row = Mapping[str, float | None]
 Table = Mapping[str, Row]  # what is averaged over -> number by name, in percent
 
@@ -28,14 +29,14 @@ class Answer:
 
     answered: whether a mask has a pixel in any frame, annotated or not
     j, f:     fractions, of each annotated frame
-    pieces:   reads (frame ids, truth, predicted), two bool [n H W], some frames at a time, in order
+    pieces:   reads all of these frames, some at a time, in order
     """
 
     expression: Expression
     answered: bool
     j: Sequence[float]
     f: Sequence[float]
-    pieces: Callable[[], Iterator[tuple[Sequence[int], Mask, Mask]]]
+    pieces: Callable[[], Iterator[JudgedPiece]]
 
 
 class Listener(ABC):
@@ -70,7 +71,10 @@ class BenchmarkProtocol(ABC):
             raise DataError(f"protocol is {name!r}, which needs true masks; {video} has none; set protocol=null")
 
     def listener(self, video: Video, folder: Path) -> Listener | None:
-        """What hears the logits of a video, where masks are not enough; it may write files into `folder`."""
+        """What hears the logits of a video, where masks are not enough.
+
+        folder: where label maps go, as <annotator>/<frame>.png: not there yet, published as labels/<video>/
+        """
         return None
 
     @abstractmethod
@@ -108,8 +112,8 @@ def refuse_other_kinds(video: Video, kinds: Sequence[str], *, name: str) -> None
     for expression in video.expressions:
         if expression.kind not in kinds:
             raise DataError(
-                f"protocol is {name!r}; {video}: expression {expression.exp_id} is of kind {expression.kind!r}, expected "
-                f"{', '.join(kinds)}"
+                f"protocol is {name!r}, which scores sentences of kind {', '.join(kinds)}; {video}: expression "
+                f"{expression.exp_id} is of kind {expression.kind!r}; set protocol=null"
             )
 
 

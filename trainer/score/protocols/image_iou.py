@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.score.metrics.base import Mask
+from flowmask.trainer.score.protocols.base import JudgedPiece
 
 CONVENTIONS = ("referformer", "lavt", "sa2va")
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -34,8 +35,8 @@ def overlap(truth: Mask, predicted: Mask) -> Overlap:
     return Overlap(int(np.count_nonzero(truth & predicted)), int(np.count_nonzero(truth | predicted)))
 
 
-def of_pieces(pieces: Iterable[tuple[Sequence[int], Mask, Mask]]) -> Overlap:
-    """Of all frames of (ids, truth, predicted), two bool [n H W] each: an image has one."""
+def of_pieces(pieces: Iterable[JudgedPiece]) -> Overlap:
+    """Of all frames: an image has one."""
     found = [overlap(truth, predicted) for _, truth, predicted in pieces]
     return Overlap(sum(one.intersection for one in found), sum(one.union for one in found))
 
