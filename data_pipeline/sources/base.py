@@ -28,11 +28,13 @@ class Expression:
     """One sentence of a video; `anno_ids` are the annotations whose union it means.
 
     None at all: the video has no masks, or it has some and the sentence names nothing, so its mask is empty.
+    kind: the sort of sentence where a benchmark reports some sorts apart, such as "referring"; otherwise ""
     """
 
     exp_id: str
     text: str
     anno_ids: tuple[str, ...]
+    kind: str = ""
 
 
 class Video(ABC):
