@@ -16,7 +16,7 @@ from flowmask.data_pipeline.sources.base import Expression
 from flowmask.models.errors import ConfigError, DataError
 from flowmask.trainer.predict.inference import VaeClip
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.protocols import in_scores, protocol_named
+from flowmask.trainer.score.protocols import _KNOWN, in_scores, protocol_named
 from flowmask.trainer.score.protocols.a2d_sentences import Confidences
 
 _IOU = {"o_iou": "oIoU", "m_iou": "mIoU", **{f"precision_{t}": f"P@{t}" for t in (0.5, 0.6, 0.7, 0.8, 0.9)}}
@@ -72,19 +72,21 @@ def test_tables_from_the_records_of_written_masks_are_the_numbers_of_the_public_
     records = [answered.record(video, tmp_path / video.video_id) for video in answered.videos] + answered.missing
     scores = in_scores(name, records)
     assert scores["name"] == name and scores["convention"] == next(iter(scores["tables"]))
-    assert leaves(scores["tables"]) == pytest.approx(_wanted(name, answered), rel=0, abs=1e-4 if name == "refcoco" else 1e-5)
+    assert leaves(scores["tables"]) == pytest.approx(
+        _wanted(name, answered), rel=0, abs=1e-4 if name == "refcoco" else 1e-5
+    )
 
 
 def test_every_protocol_is_held_here() -> None:
-    from flowmask.trainer.score.protocols import _KNOWN
-
     assert set(_KNOWN.names()) == {*SETS}
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_dataset_of_another_layout_is_refused_with_those_that_fit(name: str) -> None:
     data = {"source": "ref_youtube_vos", "root": "."}
-    with pytest.raises(ConfigError, match=rf"^protocol is '{name}', which scores .*'ref_youtube_vos'; set protocol=null"):
+    with pytest.raises(
+        ConfigError, match=rf"^protocol is '{name}', which scores .*'ref_youtube_vos'; set protocol=null"
+    ):
         EvaluateConfig.model_validate({"out": "o", "checkpoint": "c", "data": data, "protocol": name})
 
 
