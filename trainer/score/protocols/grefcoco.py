@@ -23,7 +23,7 @@ class Grefcoco(PerAnswer):
     """An empty mask says "nothing"; all numbers in percent."""
 
     conventions = ("empty_mask",)
-    sources = ("grefcoco", "refcoco")
+    sources = ("refcoco",)
 
     def of_answer(self, video: Video, answer: Answer) -> dict[str, Any]:
         return {
