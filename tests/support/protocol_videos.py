@@ -18,8 +18,9 @@ from flowmask.trainer.predict.inference import VaeClip
 from flowmask.trainer.predict.overlay import write_mask
 from flowmask.trainer.score.evaluate import _score_masks
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.protocols import a2d_jhmdb, long_rvos, protocol_named, revos
+from flowmask.trainer.score.protocols import a2d_jhmdb, davis, long_rvos, protocol_named, revos
 from flowmask.trainer.score.protocols.answers import agreement
+from flowmask.trainer.score.protocols.ref_davis17 import Competition
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "protocols"
 _REVOS_KINDS = ("referring", "reasoning", "no_target")
@@ -62,6 +63,7 @@ class Answered:
     videos: list[HeldVideo] = field(default_factory=list)
     missing: list[dict[str, Any]] = field(default_factory=list)
     logits: dict[tuple[str, str], float] = field(default_factory=dict)
+    probabilities: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def record(self, video: HeldVideo, folder: Path) -> dict[str, Any]:
         """What a video's record keeps, as it is read again: masks are written and scored as an evaluation does it."""
@@ -75,7 +77,9 @@ class Answered:
             for name, mask in zip(video.frame_names, masks):
                 write_mask(own / f"{name}.png", mask)
             entries[expression.exp_id] = {"answered": bool(masks.any())}
-            if heard is not None:
+            if isinstance(heard, Competition):  # of probabilities that no logit between -1 and 1 has
+                heard.take(expression, 0, self.probabilities[video.video_id, expression.exp_id])
+            elif heard is not None:
                 logits = torch.full((frames, 1, 1), self.logits[video.video_id, expression.exp_id])
                 heard.hear(expression, logits, VaeClip(torch.empty(0), frames, (1, 1), (1, 1)))
         config = EvaluateConfig.model_construct(shuffled_text=False)
@@ -149,6 +153,22 @@ def image_set(folder: str, protocol: str, *, source: str | None = None) -> Answe
     return result
 
 
+def davis_set() -> Answered:
+    inputs, meta = load(GOLDEN / "ref_davis17")
+    result = Answered("ref_davis17")
+    for video in meta["videos"]:
+        name, labels = video["name"], inputs[f"{video['name']}/labels"]
+        prob = inputs[f"{name}/prob"] / np.float32(meta["prob_scale"])
+        said = {}
+        for place, (thing, annotator) in enumerate(davis.roles(len(video["expressions"]))):
+            expression = Expression(str(place), "x", (str(thing + 1),))
+            result.probabilities[name, expression.exp_id] = prob[annotator, thing]
+            said[expression] = prob[annotator, thing] >= davis.THRESHOLD
+        masks = {str(label): labels == label for label in (*range(1, video["objects"] + 1), davis.VOID)}
+        result.videos.append(HeldVideo(name, masks, said))
+    return result
+
+
 def a2d_wanted(answered: Answered) -> dict[str, float]:
     """What the pure functions say of the same single masks."""
     samples = {}
@@ -166,5 +186,6 @@ SETS = {
     "refcoco": lambda: image_set("refcoco", "refcoco"),
     "grefcoco": lambda: image_set("grefcoco", "grefcoco", source="grefcoco"),
     "a2d_sentences": lambda: image_set("a2d_jhmdb", "a2d_sentences"),
+    "ref_davis17": davis_set,
     "jhmdb_sentences": lambda: image_set("a2d_jhmdb", "jhmdb_sentences"),
 }

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden_export import BOX, DATA, write_golden_export
+from layouts import write_davis
+from PIL import Image
 from plugin import installed
 
 from flowmask.launch.progress import show_scores
@@ -99,6 +102,28 @@ def test_a_dataset_without_masks_is_refused_before_any_weights_are_read(tmp_path
     with pytest.raises(DataError, match=r"^protocol is 'mevis', which needs true masks; video vidA has none"):
         evaluate(_config(tmp_path / "no_such_weights", tmp_path / "e", data=data, protocol="mevis"))
     assert not (tmp_path / "e").exists()
+
+
+def test_label_maps_of_ref_davis17_are_published_and_go_with_the_protocol(export: Path, tmp_path: Path) -> None:
+    write_davis(tmp_path / "data")
+    data = {"source": "ref_davis17", "root": tmp_path / "data", "split": "valid"}
+    out = tmp_path / "e"
+    scores = evaluate(_config(export, out, data=data, protocol="ref_davis17"))
+    assert scores is not None and scores.protocol is not None
+    assert list(scores.protocol["tables"]) == ["unsupervised", "semi_supervised", "per_expression"]
+    assert scores.protocol["tables"]["per_expression"]["all"]["jf"] == pytest.approx(scores.totals["jf"])
+    for annotator in range(4):
+        for path in sorted((out / "labels/blackswan" / str(annotator)).iterdir()):
+            masks = [
+                np.asarray(Image.open(out / f"masks/blackswan/{4 * thing + annotator}" / path.name)) for thing in (0, 1)
+            ]
+            assert np.array_equal(np.asarray(Image.open(path)) > 0, (masks[0] > 0) | (masks[1] > 0))
+    assert len(list(out.glob("labels/*/*/*.png"))) == 12
+    evaluate(_config(export, out, data=data))
+    assert not (out / "labels").exists()
+    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
+        *("masks", "overlays", "report.html", "scores.json")
+    ]
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class BenchmarkProtocol(ABC):
             )
 
     def refuse_video(self, video: Video, *, name: str) -> None:
-        """DataError for a video that this protocol, called `name`, cannot score; reads no mask and no frame."""
+        """DataError for a video that this protocol, called `name`, cannot score; reads no frame."""
         if not video.has_masks:
             raise DataError(f"protocol is {name!r}, which needs true masks; {video} has none; set protocol=null")
 
