@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from cluster import why_not
 
@@ -36,6 +37,9 @@ def compute_in_one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+# A machine may be busy: how long an example takes proves nothing.
+hypothesis.settings.register_profile("laws", deadline=None)
+hypothesis.settings.load_profile("laws")
 os.register_at_fork(after_in_child=compute_in_one_thread)
 
 

@@ -26,6 +26,7 @@ from flowmask.models.errors import UserError
 from flowmask.models.process import process_here
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.state.owner import End, Start
+from flowmask.trainer.track import spool
 
 OLDER = Path(__file__).parents[1] / "golden" / "older"
 SEED, TRIALS = int(os.environ.get("SEED", "0")), int(os.environ.get("TRIALS", "1"))
@@ -48,6 +49,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "unfinished/manifest.json").unlink()
         for name, kind in (("export", "diffusers"), ("export.safetensors", "safetensors"), ("export.pth", "flowrvs")):
             export("run", format=kind, out=folder / name, wan=folder / "wan")
+        track(folder / "run")
         submit(folder)
         stages = [{"name": name, "out": str(folder / name)} for name in ("run", "evaluation")]
         (folder / "curriculum").mkdir()
@@ -57,6 +59,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         masks = {str(i): [{"size": [4, 4], "counts": "0a"}, None] for i in range(20)}
         (folder / "mask_dict.json").write_text(json.dumps(masks))
         yield folder
+
+
+def track(run: Path) -> None:
+    """What a run leaves for MLflow, and the rows of its evaluations."""
+    rows = ({"step": step, "loss": 0.5, "jf": 80.0, "definition": "0" * 12} for step in (1, 2, 3))
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = spool.TrackingPlan(key="k" * 32, uri="http://a:1", experiment="e", name="n", folder=str(run))
+    spool.write_plan(run, plan)
+    spool.write_sent(run, spool.Sent(uri=plan.uri, run_id="0" * 32, outbox_bytes=10))
+    spool.add_metrics(run, 1, {"eval/loss": 0.5})
+    spool.add_artifact(run, run / "config.yaml", to="config")
 
 
 def submit(folder: Path) -> None:

@@ -107,8 +107,8 @@ def resealed(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_lines(content: bytes, rng: random.Random) -> bytes:
-    """A line of JSON lines changed, doubled, removed or moved."""
-    lines = content.splitlines(keepends=True)
+    """A line of JSON lines changed, doubled, removed or moved; empty ones are left out."""
+    lines = [line for line in content.splitlines(keepends=True) if line.strip()]
     at, how = rng.randrange(len(lines)), rng.randrange(4)
     if how == 0:
         lines[at] = json.dumps(change_value(json.loads(lines[at]), rng)).encode() + b"\n"

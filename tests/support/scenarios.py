@@ -345,6 +345,29 @@ def offloaded() -> dict[str, Any]:
     return found
 
 
+def overlapped() -> dict[str, bool]:
+    """Whether three steps whose reductions overlap the backward pass, as on GPUs, end with the same bits."""
+    found, real = {}, zero.config
+    for stage, precision in itertools.product((1, 2, 3), PRECISIONS):
+        ends = []
+        for overlap in (False, True):
+
+            def config(train: TrainConfig, *, world: int, overlap: bool = overlap) -> dict[str, Any]:
+                made = real(train, world=world)
+                assert made["zero_optimization"]["overlap_comm"] is False
+                made["zero_optimization"]["overlap_comm"] = overlap
+                return made
+
+            zero.config = config
+            training = Training(stage=stage, precision=precision)
+            training.run(range(3))
+            ends.append(training.everything())
+            training.engine.close()
+        found[f"{stage}/{precision}"] = same(*ends)
+    zero.config = real
+    return found
+
+
 def average() -> dict[str, Any]:
     """The EMA of 8 steps at each stage beside the same average of the gathered masters."""
     found: dict[str, Any] = {}
@@ -384,6 +407,7 @@ def group(*, folder: str) -> dict[str, Any]:
         "decays": decays(folder=folder),
         "branches": branches(),
         "offloaded": offloaded(),
+        "overlapped": overlapped(),
         "average": average(),
     }
 

@@ -29,6 +29,8 @@ from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.weights import load_dit, part_of
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.state.checkpoint import read_run
+from flowmask.trainer.state.run_folder import RunFolder
+from flowmask.trainer.track import spool
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,30 @@ def read_status(lab: Path, folder: str) -> Any:
     return [asdict(status) for status in look_at_all(find([lab / folder]))]
 
 
+def read_tracked(lab: Path) -> Any:
+    """What a sender takes from a run's folder."""
+    run = lab / "run"
+    plan = spool.read_plan(run)
+    ours = plan is not None and spool.is_plan_ours(run, plan)
+    points = spool.StepPoints(run, every_steps=1, after=0).take(100, final=True)
+    sent = spool.read_sent(run, uri="http://a:1")
+    return plan, ours, spool.copied_from(run), spool.key_of(run) if plan else "", points, sent, read_outbox(run)
+
+
+def read_outbox(run: Path) -> list[spool.Note]:
+    return spool.Outbox(run, offset=0).take()
+
+
+def go_on(lab: Path) -> Any:
+    """What a run keeps of its rows when it goes on behind step 2."""
+    run = RunFolder(lab / "run", patience_s=1)
+    try:
+        run.open_metrics(after_step=2, evaluated_step=2)
+    finally:
+        run.close()
+    return [(lab / "run" / name).read_bytes() for name in ("metrics.jsonl", "evaluations.jsonl")]
+
+
 def read_places(lab: Path) -> Any:
     path = lab / "mask_dict.json"
     found = list(members(path))
@@ -151,6 +177,10 @@ FILES: tuple[Readable, ...] = (
     Readable("run/config.yaml", load_run, BYTES, faithful=False),
     Readable("run/config.yaml", partial(read_status, folder="run"), BYTES, faithful=False),
     Readable("run/metrics.jsonl", partial(read_status, folder="run"), LINES, faithful=False),
+    *(Readable(f"run/{name}", go_on, LINES, faithful=False) for name in ("metrics.jsonl", "evaluations.jsonl")),
+    Readable("run/metrics.jsonl", read_tracked, LINES, faithful=False),
+    Readable("run/tracking_outbox.jsonl", read_tracked, LINES, faithful=False),
+    *(Readable(f"run/{name}", read_tracked, JSON, faithful=False) for name in ("tracking.json", "tracking_sent.json")),
     Readable("evaluation/scores.json", lambda lab: EvaluateJob.status(lab / "evaluation"), JSON, faithful=False),
     *(
         Readable(f"submitted/{name}", partial(read_status, folder="submitted"), JSON, faithful=False)

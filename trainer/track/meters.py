@@ -21,6 +21,7 @@ _BY_TIME = ("examples_per_s", "tokens_per_s", "model_tflop_per_s", "mfu_pct", "d
 _LATEST = ("epoch", "lr", "host_memory_gib", "device_memory_gib", "device_memory_peak_gib")
 _NOT_SUMMARISED = ("step", "batch", "time", "step_s", "world_size", "skipped")
 _PERCENTILES = (50, 90, 99)
+_TOO_LARGE = 1e150  # the product of two is finite still
 
 # Dense bf16 tensor-core TFLOP/s from NVIDIA's data sheets; the first name that the device's contains.
 _PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
@@ -78,16 +79,16 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     """
     summary: dict[str, float] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
-        known = [row for row in rows if _is_finite(row.get(key))]
+        known = [row for row in rows if _is_number(row.get(key))]
         if key in _NOT_SUMMARISED or not known:
             continue
         if key in _LATEST:
             summary[key] = float(known[-1][key])
             continue
-        weights = [row.get("step_s") or 1.0 if key in _BY_TIME else 1.0 for row in known]
+        weights = [_weight(row) if key in _BY_TIME else 1.0 for row in known]
         total = math.fsum(row[key] * weight for row, weight in zip(known, weights, strict=True))
         summary[key] = total / math.fsum(weights)
-    seconds = [row["step_s"] for row in rows if _is_finite(row.get("step_s"))]
+    seconds = [row["step_s"] for row in rows if _is_number(row.get("step_s"))]
     if seconds:
         found = np.percentile(seconds, _PERCENTILES)
         summary |= {f"step_s_p{p}": float(value) for p, value in zip(_PERCENTILES, found, strict=True)}
@@ -117,5 +118,12 @@ def known_gpus() -> list[str]:
     return [name for name, _ in _PEAK_TFLOPS]
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that can be weighted and summed: the rows may be a stranger's."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
+
+
+def _weight(row: Row) -> float:
+    """A step's seconds, or 1 where they are not known."""
+    seconds = row.get("step_s")
+    return float(seconds) if _is_number(seconds) and seconds > 0 else 1.0

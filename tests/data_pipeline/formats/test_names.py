@@ -40,13 +40,13 @@ def distinct_and_safe(found: dict[str, str]) -> None:
         assert unquote(name) == given_id or "%~" in name
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids)
 def test_any_ids_give_safe_names_no_two_of_which_are_one_and_lead_back(names: set[str]):
     distinct_and_safe(file_names(names))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sets(st.tuples(*[st.text(st.sampled_from("aA_./%"), min_size=1, max_size=4)] * 2), min_size=1, max_size=30))
 def test_two_ids_joined_by_a_sign_that_stands_in_ids_are_told_apart(pairs: set[tuple[str, str]]):
     keys = set()

@@ -10,7 +10,7 @@ from flowmask.data_pipeline.formats import rle
 from flowmask.models.errors import DataError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([0.0, 0.02, 0.5, 0.98, 1.0]), st.integers(0, 999))
 def test_decode_inverts_encode_and_agrees_with_coco(height, width, share, seed):
     mask = np.random.default_rng(seed).random((height, width)) < share
@@ -50,7 +50,7 @@ def test_a_damaged_mask_is_refused_with_its_place(damaged, said):
         rle.decode(damaged, size=(6, 7), where="video 7")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.integers(0, 999))
 def test_polygons_cover_the_union_that_coco_gives_them(height, width, count, seed):
     generator = np.random.default_rng(seed)
@@ -123,7 +123,7 @@ numbers = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(texts, numbers, st.permutations(WRAPPING)))
 def test_any_counts_are_the_mask_that_coco_defines_or_refused(counts):
     runs = reference(counts, 12)

@@ -81,14 +81,14 @@ def check_epochs(counts, *, global_batch, seed, epochs=5):
             assert len(of_bucket.get(epoch, [])) == views[epoch % 2]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(counts=COUNTS, global_batch=st.integers(1, 17), seed=st.integers(0, 2**64 - 1))
 def test_every_example_stands_exactly_once_in_each_epoch_of_its_view(counts, global_batch, seed):
     check_epochs(counts, global_batch=global_batch, seed=seed)
 
 
 @pytest.mark.long
-@settings(max_examples=int(os.environ.get("TRIALS", "300")), deadline=None)
+@settings(max_examples=int(os.environ.get("TRIALS", "300")))
 @given(counts=COUNTS, global_batch=st.integers(1, 64), seed=st.integers(0, 2**64 - 1))
 def test_every_example_stands_exactly_once_in_each_epoch_at_length(counts, global_batch, seed):
     check_epochs(counts, global_batch=global_batch, seed=seed, epochs=11)

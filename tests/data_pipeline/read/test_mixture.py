@@ -59,14 +59,14 @@ def check_turns(weights, *, seed, start, steps):
     assert given == turns.counts(start + steps)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(weights=WEIGHTS, seed=st.integers(0, 2**64 - 1), start=st.integers(0, 10**12))
 def test_every_cache_has_its_share_of_every_prefix_within_a_constant(weights, seed, start):
     check_turns(weights, seed=seed, start=start, steps=60)
 
 
 @pytest.mark.long
-@settings(max_examples=int(os.environ.get("TRIALS", "300")), deadline=None)
+@settings(max_examples=int(os.environ.get("TRIALS", "300")))
 @given(
     weights=st.lists(st.floats(1e-6, 1e6).map(lambda w: Fraction(str(w))), min_size=1, max_size=40),
     seed=st.integers(0, 2**64 - 1),
@@ -116,7 +116,7 @@ def check_streams(caches, weights, *, global_batch, seed, steps):
     assert len({p.seed for p in plan.plans}) == len(caches), "equal caches are not shuffled alike"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     caches=CACHES,
     weights=st.lists(st.integers(1, 9), min_size=1, max_size=4),
@@ -128,7 +128,7 @@ def test_each_cache_is_fed_its_own_plan_without_a_gap(caches, weights, global_ba
 
 
 @pytest.mark.long
-@settings(max_examples=int(os.environ.get("TRIALS", "100")), deadline=None)
+@settings(max_examples=int(os.environ.get("TRIALS", "100")))
 @given(
     caches=CACHES,
     weights=st.lists(st.integers(1, 99), min_size=1, max_size=4),

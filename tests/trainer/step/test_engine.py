@@ -32,6 +32,10 @@ def test_the_zero_stage_does_not_change_the_training(
     assert_same_training(losses, expected, precision=precision)
 
 
+def test_reductions_that_overlap_the_backward_pass_change_no_bit(two_ranks: list[dict[str, Any]]) -> None:
+    assert len(two_ranks[0]["overlapped"]) == 6 and all(two_ranks[0]["overlapped"].values())
+
+
 @pytest.mark.parametrize(("precision", "micro"), list(itertools.product(PRECISIONS, (1, 2, 4))))
 def test_world_size_and_micro_batch_do_not_change_the_training(
     two_ranks: list[dict[str, Any]], one_rank: dict[str, Any], precision: str, micro: int

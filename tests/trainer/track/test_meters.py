@@ -50,6 +50,14 @@ def test_a_window_leaves_out_what_is_no_number_and_keeps_the_last_state() -> Non
     assert summarise(rows) == {"loss": 2.0, "loss_at_video": 4.0, "lr": 0.3}
 
 
+ODD = st.one_of(st.none(), st.booleans(), st.text(max_size=2), st.floats(), st.integers(-(10**400), 10**400))
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["step_s", "examples_per_s", "loss", "lr"]), ODD), max_size=4))
+def test_whatever_rows_hold_their_summary_is_finite(rows: list[dict[str, object]]) -> None:
+    assert all(math.isfinite(value) for value in summarise(rows).values())
+
+
 def test_memory_is_this_process() -> None:
     before = memory()["host_memory_gib"]
     block = np.ones(2**26)  # 512 MiB, touched
