@@ -1,14 +1,20 @@
 """The files of sentences about COCO's images: refs(BY).p, a pickle, of RefCOCO, RefCOCO+ and RefCOCOg, and the JSON
-of the same form of gRefCOCO, grefs(BY).json, in which a sentence may name several objects, or none."""
+of the same form of gRefCOCO, grefs(BY).json, in which a sentence may name several objects, or none.
+
+gRefCOCO follows the loaders of henghuiding/ReLA at a389648e: gres_model/data/datasets/{grefer,grefcoco}.py. They
+encode `raw`; here it is the normalised `sent`, as of the other sets. Crowds that a sentence names are left out, as
+there. Not seen: the file itself.
+"""
 
 from pathlib import Path
 from typing import Any
 
-from flowmask.data_pipeline.formats.fields import is_int
+from flowmask.data_pipeline.formats.fields import check_expression, field, is_int
 from flowmask.data_pipeline.formats.json_file import read_json
 from flowmask.data_pipeline.formats.plain_pickle import read_plain_pickle
 from flowmask.data_pipeline.formats.reading import shown
 from flowmask.models.errors import DataError
+from flowmask.models.text import clean, has_words
 
 _NOTHING = -1  # in the place of an annotation's id
 
@@ -45,3 +51,19 @@ def annotations_of(ref: Any, *, where: str) -> list[int]:
         named = ", ".join(map(str, ids)) or "nothing"
         raise DataError(f"{where}: no_target is {shown(ref['no_target'])!r}, but ann_id names {named}")
     return ids
+
+
+def without_crowds(named: list[dict[str, Any]], path: Path, *, where: str) -> list[dict[str, Any]]:
+    """The annotations that a ref of `path` means: of gRefCOCO all but crowds; DataError if it names crowds alone."""
+    kept = [a for a in named if not a.get("iscrowd")] if path.suffix == ".json" else named
+    if named and not kept:
+        raise DataError(f"{where}.ann_id names crowds alone, which are no objects of gRefCOCO")
+    return kept
+
+
+def sentence_of(sentence: Any, *, where: str) -> str:
+    """`sent`, the normalised form; `raw`, as it was typed, if that left nothing of it."""
+    text = field(sentence, "sent", str, where=where)
+    raw = sentence.get("raw")
+    unseen = isinstance(raw, str) and not has_words(clean(text, lowercase=True))
+    return check_expression(raw if unseen else text, where=f"{where}.sent")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats.fields import field
 from flowmask.data_pipeline.formats.json_file import read_json
+from flowmask.data_pipeline.formats.meta_expressions import listed_videos, read_entry
 from flowmask.data_pipeline.formats.names import in_time_order
 from flowmask.data_pipeline.formats.picture import read_index_map
 from flowmask.data_pipeline.formats.reading import Mistakes, shown
@@ -28,7 +29,6 @@ from flowmask.data_pipeline.sources.base import (
     names_and_sizes,
     refuse_empty,
 )
-from flowmask.data_pipeline.sources.meta_expressions import listed_videos, read_entry
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
 
@@ -156,7 +156,7 @@ class RefYoutubeVosSource(Source):
         return f"{self._meta_path}: videos.{video_id}"
 
     def _video(self, video_id: str, entry: Any) -> PaletteVideo:
-        names, expressions = read_entry(self._meta_path, video_id, entry, means=self._object_of)
+        names, expressions = read_entry(self._meta_path, video_id, entry, expression=self._expression)
         self.check_expressions(expressions, where=f"{self._where(video_id)}.expressions")
         return PaletteVideo(
             video_id,
@@ -166,7 +166,10 @@ class RefYoutubeVosSource(Source):
             expressions=expressions,
         )
 
-    def _object_of(self, entry: Any, *, video_id: str, where: str, **_: Any) -> tuple[str, ...]:
+    def _expression(self, entry: Any, *, exp_id: str, text: str, video_id: str, where: str, **_: Any) -> Expression:
+        return Expression(exp_id, text, self._object_of(entry, video_id=video_id, where=where))
+
+    def _object_of(self, entry: Any, *, video_id: str, where: str) -> tuple[str, ...]:
         if not self.has_masks or entry.get("obj_id", "") in ([], None):
             return ()
         obj_id = _object_id(entry, where=where)

@@ -20,19 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmask.data_pipeline.formats import rle
+from flowmask.data_pipeline.formats import refs, rle
 from flowmask.data_pipeline.formats.fields import check_expression, check_inside, check_name, field, refuse_twice
 from flowmask.data_pipeline.formats.json_file import read_json
 from flowmask.data_pipeline.formats.picture import image_size
 from flowmask.data_pipeline.formats.reading import Mistakes
-from flowmask.data_pipeline.formats.refs import annotations_of, partitions, read_refs, refs_file
 from flowmask.data_pipeline.sources.base import Expression, FolderVideo, Source, is_evaluation, refuse_empty
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of
-from flowmask.models.text import clean, has_words
 
 _IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
-_KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation", "empty")
+_KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation", "empty", "iscrowd")
 
 # On which results are reported
 _PARTITION = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "grefcoco": "unc"}
@@ -52,7 +50,7 @@ def _pickled_ids(path: Path) -> dict[str, frozenset[str]]:
 @lru_cache(maxsize=8)
 def _pickled_ids_at(path: Path, changed_ns: int) -> dict[str, frozenset[str]]:
     ids: defaultdict[str, set[str]] = defaultdict(set)
-    for i, ref in enumerate(read_refs(path)):
+    for i, ref in enumerate(refs.read_refs(path)):
         where = f"{path}: refs[{i}]"
         image_id = field(ref, "image_id", int, where=where)
         ids[field(ref, "split", str, where=where)].add(_video_id(image_id))
@@ -73,6 +71,7 @@ class _Row:
     exp_id: str
     text: str
     annotations: Sequence[dict[str, Any]]
+    crowds: int = 0  # that it names and does not mean
 
 
 class CocoImage(FolderVideo):
@@ -158,12 +157,13 @@ class RefcocoSource(Source):
             self._masks_path = self._expressions_path = folder / f"instances_{names[0]}_{names[1]}.json"
             rows = _coco_rows(self._masks_path, mistakes)
         else:
-            self._expressions_path = refs_file(folder, names[1])
+            self._expressions_path = refs.refs_file(folder, names[1])
             self._masks_path = folder / "instances.json"
             rows = _refs_rows(self._expressions_path, self._masks_path, mistakes, split=names[2])
         by_image: defaultdict[int, list[_Row]] = defaultdict(list)  # in the order of their first sentences
         for row in rows:
             by_image[row.image_id].append(row)
+        self._crowds = sum(row.crowds for group in by_image.values() for row in group)
         self._videos: list[CocoImage] = []
         for group in by_image.values():
             with mistakes:
@@ -181,11 +181,11 @@ class RefcocoSource(Source):
         found = []
         own = split.split("/")
         for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            by = partitions(folder)
+            by = refs.partitions(folder)
             if (standard := _PARTITION.get(folder.name)) in by:
                 by = sorted({standard, *([own[1]] if own[0] == folder.name and own[1] in by else [])})
             for name in by:
-                splits = _pickled_ids(refs_file(folder, name))
+                splits = _pickled_ids(refs.refs_file(folder, name))
                 found += [f"{folder.name}/{name}/{held}" for held in splits if is_evaluation(held)]
             prefix = f"instances_{folder.name}_"
             listed = (path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.json"))
@@ -198,7 +198,7 @@ class RefcocoSource(Source):
         if len(names) == 2:
             path = root / names[0] / f"instances_{names[0]}_{names[1]}.json"
             return _coco_ids(path) if path.is_file() else None
-        path = refs_file(root / names[0], names[1])
+        path = refs.refs_file(root / names[0], names[1])
         return _pickled_ids(path).get(names[2]) if len(names) == 3 and path.is_file() else None
 
     def videos(self) -> Sequence[CocoImage]:
@@ -207,7 +207,10 @@ class RefcocoSource(Source):
     def identity(self) -> dict[str, str]:
         # All splits share one pickle, so the name of the split is part of what is read from it.
         expressions = f"{sha256_of(self._expressions_path)} {self._split}"
-        return {"expressions": hashlib.sha256(expressions.encode()).hexdigest(), "masks": sha256_of(self._masks_path)}
+        masks = sha256_of(self._masks_path)
+        if self._crowds:  # earlier versions drew them: their caches hold other masks
+            masks = _hash(f"{masks} without crowds")
+        return {"expressions": _hash(expressions), "masks": masks}
 
 
 def _coco_rows(path: Path, mistakes: Mistakes) -> Iterator[_Row]:
@@ -238,20 +241,20 @@ def _coco_rows(path: Path, mistakes: Mistakes) -> Iterator[_Row]:
 
 
 def _refs_rows(refs_path: Path, instances_path: Path, mistakes: Mistakes, *, split: str) -> Iterator[_Row]:
-    refs = read_refs(refs_path)
-    splits = [field(ref, "split", str, where=f"{refs_path}: refs[{i}]") for i, ref in enumerate(refs)]
+    listed = refs.read_refs(refs_path)
+    splits = [field(ref, "split", str, where=f"{refs_path}: refs[{i}]") for i, ref in enumerate(listed)]
     if split not in splits:
         raise DataError(
             f"{refs_path} has no split {split!r}; it has {', '.join(map(repr, sorted(set(splits)))) or 'none'}"
         )
     instances = read_json(instances_path, object_hook=_compact)
     images, annotations = (_by_id(instances, name, path=instances_path) for name in ("images", "annotations"))
-    for i, ref in enumerate(refs):
+    for i, ref in enumerate(listed):
         if splits[i] != split:
             continue
         with mistakes:
             where = f"{refs_path}: refs[{i}]"
-            image_id, ann_ids = field(ref, "image_id", int, where=where), annotations_of(ref, where=where)
+            image_id, ann_ids = field(ref, "image_id", int, where=where), refs.annotations_of(ref, where=where)
             if image_id not in images:
                 raise DataError(f"{where}.image_id names {image_id}, which {instances_path} does not hold")
             for ann_id in ann_ids:
@@ -259,6 +262,8 @@ def _refs_rows(refs_path: Path, instances_path: Path, mistakes: Mistakes, *, spl
                     raise DataError(
                         f"{where}.ann_id names {ann_id}, which {instances_path} does not hold for image {image_id}"
                     )
+            named = [annotations[ann_id] for ann_id in ann_ids]
+            meant = refs.without_crowds(named, refs_path, where=where)
             for j, sentence in enumerate(field(ref, "sentences", list, where=where)):
                 spot = f"{where}.sentences[{j}]"
                 yield _Row(
@@ -266,17 +271,14 @@ def _refs_rows(refs_path: Path, instances_path: Path, mistakes: Mistakes, *, spl
                     image=images[image_id],
                     where=f"{instances_path}: image {image_id}",
                     exp_id=str(field(sentence, "sent_id", int, where=spot)),
-                    text=_sentence(sentence, where=spot),
-                    annotations=[annotations[ann_id] for ann_id in ann_ids],
+                    text=refs.sentence_of(sentence, where=spot),
+                    annotations=meant,
+                    crowds=len(named) - len(meant),
                 )
 
 
-def _sentence(sentence: Any, *, where: str) -> str:
-    """`sent`, the normalised form; `raw`, as it was typed, if that left nothing of it."""
-    text = field(sentence, "sent", str, where=where)
-    raw = sentence.get("raw")
-    unseen = isinstance(raw, str) and not has_words(clean(text, lowercase=True))
-    return check_expression(raw if unseen else text, where=f"{where}.sent")
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _by_id(content: Any, name: str, *, path: Path) -> dict[int, dict[str, Any]]:

@@ -17,7 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 from film import write_film
-from layouts import COCO_JSON, INSTANCES, PICKLE, write_davis, write_grefs, write_mevis, write_refcoco, write_youtube
+from layouts import (
+    COCO_JSON,
+    INSTANCES,
+    PICKLE,
+    write_davis,
+    write_grefs,
+    write_long_rvos,
+    write_mevis,
+    write_refcoco,
+    write_revos,
+    write_youtube,
+)
 from sparse_layouts import write_a2d, write_jhmdb
 
 from flowmask.data_pipeline.config import DataSourceConfig
@@ -78,6 +89,8 @@ def layouts(tmp_path_factory) -> dict[str, Layout]:
     (base / "coco").mkdir()
     write_refcoco(base / "coco")
     write_grefs(base / "coco")
+    write_revos(base / "revos")
+    write_long_rvos(base / "long_rvos")
     write_videos(base / "film")
     write_jhmdb(base / "jhmdb")
     if HAS_H5PY:
@@ -91,6 +104,8 @@ def layouts(tmp_path_factory) -> dict[str, Layout]:
         "coco": Layout(base / "coco", "refcoco", "refcoco/train", (COCO_JSON,)),
         "pickle": Layout(base / "coco", "refcoco", "refcoco/unc/train", (PICKLE, INSTANCES)),
         "grefs": Layout(base / "coco", "refcoco", "grefcoco/unc/train", ("grefcoco/grefs(unc).json",)),
+        "revos": Layout(base / "revos", "revos", "valid", ("meta_expressions_valid_.json", "mask_dict.json")),
+        "long_rvos": Layout(base / "long_rvos", "long_rvos", "valid", ("valid/meta_expressions.json",)),
         "jhmdb": Layout(base / "jhmdb", "jhmdb_sentences", "test", ("jhmdb_sentences_samples_metadata.json",)),
         "a2d": Layout(base / "a2d", "a2d_sentences", "train", ("a2d_sentences_single_frame_train_annotations.json",)),
         "videos": Layout(base / "film", "videos", "train", ("train.jsonl",), lines=True),
@@ -98,7 +113,8 @@ def layouts(tmp_path_factory) -> dict[str, Layout]:
 
 
 HAS_H5PY = find_spec("h5py") is not None
-NAMES = ["mevis", "youtube", "held back", "davis", "coco", "pickle", "grefs", "videos", "jhmdb"] + ["a2d"] * HAS_H5PY
+NAMES = ["mevis", "youtube", "held back", "davis", "coco", "pickle", "grefs", "revos", "long_rvos", "videos", "jhmdb"]
+NAMES += ["a2d"] * HAS_H5PY
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -221,7 +237,7 @@ def meaning(source: VideoSet) -> dict[str, Any]:
     for video in source.videos():
         ids = range(len(video.frame_names))
         masks = [video.mask(e.anno_ids, ids).tobytes() if video.has_masks else None for e in video.expressions]
-        sentences = {e.exp_id: (e.text, mask) for e, mask in zip(video.expressions, masks)}
+        sentences = {e.exp_id: (e.text, e.kind, mask) for e, mask in zip(video.expressions, masks)}
         said[video.video_id] = (video.frame_names, sentences, video.size)
     return said
 

@@ -215,3 +215,59 @@ def write_grefs(root: Path, **changes) -> None:
     refs[3]["image_id"] = 7
     refs[1].update(changes)
     (root / "grefcoco/grefs(unc).json").write_text(json.dumps(refs))
+
+
+def plain_rle(mask: np.ndarray) -> dict:
+    """A run-length mask whose counts are numbers, as COCO's tools write crowds."""
+    flat = mask.T.ravel()
+    runs = np.diff(np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1], [True]])))
+    return {"size": list(mask.shape), "counts": [0] * bool(flat[0]) + runs.tolist()}
+
+
+def write_revos(root: Path) -> None:
+    """Two videos in `train`, one in `valid`; counts of object 1 are strings, of 3 lists; null where it is away."""
+    masks, number = {}, 0
+    for split, video_ids in {"train": ("UVO/all/-a1", "TAO/b2"), "valid": ("LVVIS/c3",)}.items():
+        videos = {}
+        for video_id in video_ids:
+            names = write_video(root, video_id, length=6, masks=False)
+            maps = [index_map(i) for i in range(len(names))]
+            masks[str(number)] = [rle.encode(m == 1) for m in maps]
+            masks[str(number + 1)] = [plain_rle(m == 3) if (m == 3).any() else None for m in maps]
+            meant = [
+                ("the red Square", [number], 0),
+                ("which thing leaves?", [str(number + 1)], 1),
+                ("everything that would roll", [str(number), number + 1], 1),
+                ("the giraffe", [], 2),
+            ]
+            expressions = {
+                str(i): {"exp": text, "obj_id": list(range(len(ids))), "anno_id": ids, "type_id": type_id}
+                for i, (text, ids, type_id) in enumerate(meant)
+            }
+            sides = dict(zip(("height", "width"), SIZE, strict=True))
+            videos[video_id] = {"vid_id": number, "frames": names, "expressions": expressions, **sides}
+            number += 2
+        (root / f"meta_expressions_{split}_.json").write_text(json.dumps({"videos": videos}))
+    (root / "mask_dict.json").write_text(json.dumps(masks))
+
+
+def write_long_rvos(root: Path) -> None:
+    """`train`, `valid`, and `test` without masks, a video each; a frame without an object has no picture of it."""
+    meant = [
+        ("the red Square", 1, "static"),
+        ("it leaves", "3", "dynamic"),
+        ("the square moves", "1", "static+dynamic"),
+    ]
+    for split, video_id in {"train": "0a", "valid": "1b", "test": "2c"}.items():
+        names = write_video(root / split, video_id, length=6, masks=False)
+        for i, name in enumerate(names if split != "test" else ()):
+            for obj_id in (1, 3):
+                if (shown := index_map(i) == obj_id).any():
+                    folder = root / split / "Annotations" / video_id / str(obj_id)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(shown.astype(np.uint8) * np.uint8(255)).save(folder / f"{name}.png")
+        expressions = {
+            str(i): {"exp": text, "obj_id": obj_id, "type": kind} for i, (text, obj_id, kind) in enumerate(meant)
+        }
+        content = {"videos": {video_id: {"frames": names, "expressions": expressions}}}
+        (root / split / "meta_expressions.json").write_text(json.dumps(content))

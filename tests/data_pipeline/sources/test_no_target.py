@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from film import SIZE, write_film
-from layouts import PICKLE, SIZES, image_entry, segmentation, write_davis, write_grefs, write_refcoco, write_youtube
+from layouts import (
+    PICKLE,
+    SIZES,
+    TRUTH,
+    image_entry,
+    plain_rle,
+    segmentation,
+    write_davis,
+    write_grefs,
+    write_refcoco,
+    write_youtube,
+)
 from PIL import Image
 
 from flowmask.data_pipeline.config import DataSourceConfig
@@ -19,6 +30,7 @@ from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video, names_nothing
 from flowmask.models.errors import DataError
+from flowmask.models.files import sha256_of
 
 Change = Callable[[Any], Any]
 EMPTY = rle.encode(np.zeros(SIZE, bool))
@@ -128,6 +140,47 @@ def test_of_grefcoco_a_ref_names_several_objects_one_or_none(coco: Path, changes
     assert [e.anno_ids for e in image.expressions] == [("100", "101"), (), ("101",)]
     assert nothing(image) == ["a giraffe"]
     assert list(videos("refcoco", coco, "grefcoco/unc/val")) == ["coco_000000000007"]
+
+
+def crowd(*ids: int) -> Change:
+    """These annotations are crowds, which COCO writes as run-lengths of plain numbers."""
+
+    def change(content: Any) -> None:
+        for annotation in content["annotations"]:
+            if annotation["id"] in ids:
+                annotation.update(iscrowd=1, segmentation=plain_rle(TRUTH[annotation["id"]]))
+
+    return change
+
+
+def test_of_grefcoco_crowds_beside_objects_are_left_out_and_change_what_a_cache_is(coco: Path) -> None:
+    write_grefs(coco)
+    instances = coco / "grefcoco/instances.json"
+    edit(instances, lambda content: [a.update(iscrowd=0) for a in content["annotations"]])
+
+    def masks_identity(split: str) -> str:
+        return open_source(DataSourceConfig(source="refcoco", root=coco, split=split)).identity()["masks"]
+
+    assert masks_identity("grefcoco/unc/train") == sha256_of(instances)  # as of caches of before
+    edit(instances, crowd(100, 102))
+    (image,) = videos("refcoco", coco, "grefcoco/unc/train").values()
+    assert [e.anno_ids for e in image.expressions] == [("101",), (), ("101",)] and nothing(image) == ["a giraffe"]
+    assert np.array_equal(image.mask(("101",), [0])[0], TRUTH[101])
+    assert masks_identity("grefcoco/unc/train") != sha256_of(instances) == masks_identity("grefcoco/unc/val")
+
+
+def test_a_ref_of_crowds_alone_is_refused(coco: Path) -> None:
+    write_grefs(coco)
+    edit(coco / "grefcoco/instances.json", crowd(101))
+    with pytest.raises(DataError, match=r"refs\[2\]\.ann_id names crowds alone"):
+        videos("refcoco", coco, "grefcoco/unc/train")
+
+
+def test_a_crowd_of_the_other_sets_is_drawn_as_it_ever_was(coco: Path) -> None:
+    before = videos("refcoco", coco, "refcoco/unc/train")["coco_000000581857"].mask(("100",), [0])
+    edit(coco / "refcoco/instances.json", crowd(100))
+    after = videos("refcoco", coco, "refcoco/unc/train")["coco_000000581857"]
+    assert after.expressions[0].anno_ids == ("100",) and np.array_equal(after.mask(("100",), [0]), before)
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def test_a_bad_frame_is_refused_with_its_path(mevis, tmp_path, spoil, said):
 
 
 def test_an_unknown_source_lists_the_known_ones(tmp_path):
-    known = "a2d_sentences, jhmdb_sentences, mevis, ref_davis17, ref_youtube_vos, refcoco, synthetic, videos"
-    with pytest.raises(ConfigError, match=f"known: {known}"):
+    known = "a2d_sentences, jhmdb_sentences, long_rvos, mevis, ref_davis17, ref_youtube_vos, refcoco, revos, synthetic"
+    with pytest.raises(ConfigError, match=f"known: {known}, videos"):
         open_source(DataSourceConfig(source="mevi", root=tmp_path))
 
 

@@ -1,8 +1,8 @@
-"""meta_expressions.json, in which MeViS and Ref-YouTube-VOS list a split's videos: id -> frames, expressions."""
+"""meta_expressions.json, in which MeViS and the sets after it list a split's videos: id -> frames, expressions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flowmask.data_pipeline.formats.fields import (
     check_expression,
@@ -15,9 +15,10 @@ from flowmask.data_pipeline.formats.fields import (
 from flowmask.data_pipeline.formats.json_file import read_json
 from flowmask.data_pipeline.formats.names import same_file
 from flowmask.data_pipeline.formats.picture import SUFFIXES
-from flowmask.data_pipeline.formats.reading import Mistakes
-from flowmask.data_pipeline.sources.base import Expression
+from flowmask.data_pipeline.formats.reading import Mistakes, shown
 from flowmask.models.errors import DataError
+
+E = TypeVar("E")
 
 
 def listed_videos(meta: Path, frames: Path) -> frozenset[str] | None:
@@ -27,26 +28,38 @@ def listed_videos(meta: Path, frames: Path) -> frozenset[str] | None:
     return frozenset(path.name for path in frames.iterdir()) if frames.is_dir() else None
 
 
-def read_entry(
-    meta: Path, video_id: str, entry: Any, *, means: Callable[..., tuple[str, ...]]
-) -> tuple[list[str], list[Expression]]:
+def read_entry(meta: Path, video_id: str, entry: Any, *, expression: Callable[..., E]) -> tuple[list[str], list[E]]:
     """Names of the frames as they are listed, and expressions of one video; DataError names the fields that are wrong.
 
-    means: called as means(expression's entry, video_id=, frames=, where=): the annotations whose union is meant
+    expression: makes one, called as expression(its entry, exp_id=, text=, video_id=, frames=, where=)
     """
     spot = f"{meta}: an id in videos"
     check_inside(check_name(video_id, where=spot), where=spot)
     where = f"{meta}: videos.{video_id}"
     names = _frame_names(field(entry, "frames", list, where=where), where=f"{where}.frames")
     expressions, mistakes = [], Mistakes()
-    for exp_id, expression in field(entry, "expressions", dict, where=where).items():
+    for exp_id, item in field(entry, "expressions", dict, where=where).items():
         with mistakes:
             spot = f"{where}.expressions.{check_name(exp_id, where=f'{where}: an id in expressions')}"
-            text = check_expression(field(expression, "exp", str, where=spot), where=f"{spot}.exp")
-            anno_ids = means(expression, video_id=video_id, frames=len(names), where=spot)
-            expressions.append(Expression(exp_id, text, anno_ids))
+            text = check_expression(field(item, "exp", str, where=spot), where=f"{spot}.exp")
+            made = expression(item, exp_id=exp_id, text=text, video_id=video_id, frames=len(names), where=spot)
+            expressions.append(made)
     mistakes.refuse()
     return names, expressions
+
+
+def kind_of(entry: dict[str, Any], name: str, kinds: Mapping[Any, str], *, required: bool, where: str) -> str:
+    """The kind of a sentence by its field `name`, of which `kinds` has every value; "" where it may be and is missing.
+
+    required: a benchmark reports its scores by kind; training asks for none
+    """
+    if name not in entry and not required:
+        return ""
+    value = field(entry, name, object, where=where)
+    for known, kind in kinds.items():
+        if type(value) is type(known) and value == known:  # true is no 1
+            return kind
+    raise DataError(f"{where}.{name} is {shown(value)!r}; expected one of {', '.join(map(str, kinds))}")
 
 
 def _frame_names(listed: Sequence[Any], *, where: str) -> list[str]:
