@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from golden_export import BOX, DATA, write_golden_export
-from layouts import write_davis
+from layouts import write_davis, write_grefs, write_long_rvos, write_refcoco, write_revos
 from PIL import Image
 from plugin import installed
+from sparse_layouts import write_a2d, write_jhmdb
 
 from flowmask.launch.progress import show_scores
 from flowmask.models.errors import DataError
@@ -124,6 +125,33 @@ def test_label_maps_of_ref_davis17_are_published_and_go_with_the_protocol(export
     assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
         *("masks", "overlays", "report.html", "scores.json")
     ]
+
+
+LAYOUTS = {
+    "revos": (write_revos, "revos", "valid", {"referring", "reason", "overall"}),
+    "long_rvos": (write_long_rvos, "long_rvos", "valid", {"static", "dynamic", "hybrid", "overall"}),
+    "refcoco": (write_refcoco, "refcoco", "refcoco/unc/val", {"all"}),
+    "grefcoco": (lambda root: (write_refcoco(root), write_grefs(root)), "refcoco", "grefcoco/unc/train", {"all"}),
+    "a2d_sentences": (write_a2d, "a2d_sentences", "train", {"all"}),
+    "jhmdb_sentences": (write_jhmdb, "jhmdb_sentences", "test", {"all"}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_dataset_in_its_published_layout_is_scored_by_its_protocol(name: str, export: Path, tmp_path: Path) -> None:
+    write, source, split, rows = LAYOUTS[name]
+    root = tmp_path / "data"
+    root.mkdir()
+    write(root)
+    data = {"source": source, "root": root, "split": split}
+    scores = evaluate(_config(export, tmp_path / "e", data=data, protocol=name, report_examples=0))
+    assert scores is not None and scores.protocol is not None
+    tables = json.loads((tmp_path / "e/scores.json").read_text())["protocol"]["tables"]
+    assert all(table.keys() == rows for table in tables.values())
+    known = [
+        value for table in tables.values() for row in table.values() for value in row.values() if value is not None
+    ]
+    assert known and all(0 <= value <= 100 for value in known)
 
 
 @pytest.fixture

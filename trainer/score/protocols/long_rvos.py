@@ -28,8 +28,8 @@ class LongRvos(PerAnswer):
         refuse_other_kinds(video, tuple(KINDS), name=name)
 
     def of_answer(self, video: Video, answer: Answer) -> dict[str, Any]:
-        parts = [(truth.any(axis=(1, 2)), predicted.any(axis=(1, 2))) for _, truth, predicted in answer.pieces()]
-        seen, said = (np.concatenate(part) for part in zip(*parts))
+        shown = [(t.any(), p.any()) for _, truth, predicted in answer.pieces() for t, p in zip(truth, predicted)]
+        seen, said = np.array(shown, dtype=bool).T
         return {"kind": answer.expression.kind, **of_frames(answer.j, answer.f, seen=seen, said=said)}
 
     def tables(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
@@ -42,7 +42,8 @@ def expression(truth: Mask, predicted: Mask | None) -> dict[str, float]:
     if predicted is None:
         return dict.fromkeys(_NAMES, 0.0)
     j, f = frame_scores(truth, predicted)
-    return of_frames(j, f, seen=truth.any(axis=(1, 2)), said=predicted.any(axis=(1, 2)))
+    seen, said = (np.asarray(masks.any(axis=(1, 2))) for masks in (truth, predicted))
+    return of_frames(j, f, seen=seen, said=said)
 
 
 def of_frames(j: Sequence[float], f: Sequence[float], *, seen: Mask, said: Mask) -> dict[str, float]:

@@ -49,7 +49,8 @@ class Competition(Listener):
         """Probabilities [n H W] of one sentence, from frame `first` on; sentences come in the order of their file."""
         thing, annotator = self._roles[expression.exp_id]
         frames = slice(first, first + len(probabilities))
-        labels, best, rounded = self.labels[annotator, frames], self._best[annotator, frames], np.float16(probabilities)
+        labels, best = self.labels[annotator, frames], self._best[annotator, frames]
+        rounded = probabilities.astype(np.float16)
         wins = (probabilities >= davis.THRESHOLD) & (rounded > best)
         labels[wins], best[wins] = thing + 1, rounded[wins]
 
