@@ -13,6 +13,7 @@ from golden_export import BOX, DATA, write_golden_export
 from layouts import write_davis, write_grefs, write_long_rvos, write_refcoco, write_revos
 from PIL import Image
 from plugin import installed
+from protocol_sets import leaves
 from sparse_layouts import write_a2d, write_jhmdb
 
 from flowmask.launch.progress import show_scores
@@ -148,9 +149,7 @@ def test_a_dataset_in_its_published_layout_is_scored_by_its_protocol(name: str, 
     assert scores is not None and scores.protocol is not None
     tables = json.loads((tmp_path / "e/scores.json").read_text())["protocol"]["tables"]
     assert all(table.keys() == rows for table in tables.values())
-    known = [
-        value for table in tables.values() for row in table.values() for value in row.values() if value is not None
-    ]
+    known = [value for value in leaves(tables).values() if value is not None]
     assert known and all(0 <= value <= 100 for value in known)
 
 
