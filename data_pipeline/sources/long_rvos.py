@@ -60,7 +60,7 @@ class ObjectFoldersVideo(FolderVideo):
 
     def masks_digest(self) -> str:
         """Hash of the names and sizes of the pictures, by object."""
-        digests = (f"{anno_id} {names_and_sizes(found.values())}" for anno_id, found in self._pictures.items())
+        digests = (names_and_sizes(found.values()) for found in self._pictures.values())
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     @cached_property
