@@ -1,6 +1,6 @@
 """What a person sees while a job runs: rich bars on a terminal, plain lines elsewhere, and the scores at its end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -74,10 +74,26 @@ def show_scores(scores: "Scores", out: Path) -> None:
         table.add_row("  same expressions, own sentence", f"{scores.shuffled_text['jf_right']:.1f}")
     if table.row_count:
         printer.print(table)
+    if scores.protocol is not None:
+        printer.print(_protocol_table(scores.protocol))
     if scores.note:
         printer.print(scores.note)
     counts = f"{scores.videos} videos, {scores.expressions} expressions, {scores.frames} frames"
     printer.print(f"{counts}; report: {out / 'report.html'}")
+
+
+def _protocol_table(protocol: Mapping[str, Any]) -> Table:
+    """The default convention's numbers of a benchmark's protocol, a line each."""
+    from flowmask.trainer.score.protocols import number_title
+
+    rows = protocol["tables"][protocol["convention"]]
+    others = [name for name in protocol["tables"] if name != protocol["convention"]]
+    table = Table("", *rows, title=f"protocol {protocol['name']}, convention {protocol['convention']}, in percent")
+    table.caption = f"also in scores.json: {', '.join(others)}" if others else None
+    for name in next(iter(rows.values())):
+        values = (row[name] for row in rows.values())
+        table.add_row(number_title(name), *("" if value is None else f"{value:.2f}" for value in values))
+    return table
 
 
 def duration(seconds: float) -> str:

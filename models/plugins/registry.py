@@ -3,6 +3,7 @@
 Nothing is imported before it is asked for.
 """
 
+import difflib
 import inspect
 import pkgutil
 from importlib import import_module
@@ -31,7 +32,7 @@ class Registry(Generic[T]):
         return plugins.names(self._group)
 
     def get(self, name: str, *, key: str | None = None) -> type[T]:
-        """The class called `name`; ConfigError lists the known names, or says what an entry point's class lacks.
+        """The class called `name`; ConfigError lists the known and the nearest, or says what an entry point's lacks.
 
         key: where the name was written, if not under the registry's own
         """
@@ -40,7 +41,9 @@ class Registry(Generic[T]):
             return ours
         found = plugins.load(self._group, name)
         if found is None:
-            raise ConfigError(f"{key} is {name!r}; known: {', '.join(self.names())}")
+            near = difflib.get_close_matches(name, self.names(), n=1)
+            meant = f". Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{key} is {name!r}; known: {', '.join(self.names())}{meant}")
         if not self._is_entry(found):
             lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ()))) or f"the base {self._base.__name__}"
             raise ConfigError(f"{key} is {name!r}, but {self._group} names {found!r}, which lacks {lacks}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowmask.trainer.score.protocols import a2d_jhmdb, grefcoco, image_iou, long_rvos, mevis, ref_davis17, revos
+from flowmask.trainer.score.protocols import a2d_jhmdb, davis, grefcoco, image_iou, long_rvos, mevis, revos
 from flowmask.trainer.score.protocols.answers import agreement
 
 Inputs = Mapping[str, Any]
@@ -102,19 +102,19 @@ def of_ref_davis17(inputs: Inputs, meta: Meta) -> dict[str, Any]:
     fused, result = {}, {}
     for number in range(meta["annotators"]):
         for name, of_video in probabilities.items():
-            fused[f"anno_{number}/{name}"] = ref_davis17.fuse(of_video[number])
+            fused[f"anno_{number}/{name}"] = davis.fuse(of_video[number])
     for convention in ("semi_supervised", "unsupervised"):
         things = [
             {
                 f"{name}_{place}": thing
                 for name, truth in truths.items()
                 for place, thing in enumerate(
-                    ref_davis17.annotator(truth, fused[f"anno_{number}/{name}"], convention=convention), start=1
+                    davis.annotator(truth, fused[f"anno_{number}/{name}"], convention=convention), start=1
                 )
             }
             for number in range(meta["annotators"])
         ]
-        rows, final = ref_davis17.overall([list(of_one.values()) for of_one in things])
+        rows, final = davis.overall([list(of_one.values()) for of_one in things])
         annotators = [
             {**_renamed(row, names), "per_object": {key: _renamed(thing, each) for key, thing in of_one.items()}}
             for row, of_one in zip(rows, things)
@@ -134,8 +134,8 @@ def _each_expression(meta: Meta, truths: Mapping[str, Any], probabilities: Mappi
     items = {}
     for video in meta["videos"]:
         truth, of_video = truths[video["name"]], probabilities[video["name"]]
-        for place, (thing, annotator) in enumerate(ref_davis17.roles(len(video["expressions"]))):
-            found = ref_davis17.expression(truth, thing, of_video[annotator, thing] >= ref_davis17.THRESHOLD)
+        for place, (thing, annotator) in enumerate(davis.roles(len(video["expressions"]))):
+            found = davis.expression(truth, thing, of_video[annotator, thing] >= davis.THRESHOLD)
             items[f"{video['name']}_{place}"] = {"J": found.j, "F": found.f}
     j, f = (float(np.mean([item[name] for item in items.values()])) for name in "JF")
     return {"items": items, "overall": {"J": j, "F": f, "J&F": (j + f) / 2}}
@@ -193,12 +193,12 @@ def of_grefcoco(inputs: Inputs, meta: Meta) -> dict[str, Any]:
 
 def of_a2d_jhmdb(inputs: Inputs, meta: Meta) -> dict[str, Any]:
     samples = {
-        item["id"]: a2d_jhmdb.Answers(
+        item["id"]: a2d_jhmdb.answered(
             inputs[f"gt/{item['id']}"] > 0, inputs[f"pred/{item['id']}"] > 0, inputs[f"score/{item['id']}"].tolist()
         )
         for item in meta["items"]
     }
-    overlaps = {key: image_iou.overlap(one.truth, one.best) for key, one in samples.items()}
+    overlaps = {key: image_iou.Overlap(*one["best"]) for key, one in samples.items()}
     ious = image_iou.ious(list(overlaps.values()), convention="referformer").tolist()
     names = {"o_iou": "oIoU", "m_iou": "mIoU", **{f"precision_{t}": f"P@{t}" for t in image_iou.THRESHOLDS}}
     names |= {"map": "mAP", "ap_50": "AP50", "ap_75": "AP75"}

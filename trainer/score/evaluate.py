@@ -34,6 +34,8 @@ from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import Tally, from_outside
 from flowmask.trainer.score.overlays import OVERLAYS
+from flowmask.trainer.score.protocols import protocol_named
+from flowmask.trainer.score.protocols.base import Answer, BenchmarkProtocol, JudgedPiece
 from flowmask.trainer.score.results import Scores, finish
 from flowmask.trainer.score.slices import TRUTH, TrueSize
 from flowmask.trainer.score.store import REPORT, SCORES, EvaluationStore
@@ -65,6 +67,11 @@ def evaluate(
     videos = list(source.videos())[: config.max_videos]
     if not any(video.expressions for video in videos):
         raise DataError(f"{config.data.root} ({config.data.split}) holds no expression; there is nothing to evaluate")
+    protocol = None
+    if config.protocol is not None:
+        protocol = protocol_named(config.protocol)
+        for video in videos:
+            protocol.refuse_video(video, name=config.protocol)
     share = videos[rank::world]
     for video in share:
         video.check_masks()
@@ -92,7 +99,8 @@ def evaluate(
             if not _is_whole(store.record(name)):
                 store.start_video(name)
                 folders = {exp_id: store.mask_folder(key) for exp_id, key in names.keys(video).items()}
-                store.write_record(name, _evaluate_video(config, loaded, video, folders))
+                record = _evaluate_video(config, loaded, video, folders, protocol=protocol, labels=store.labels(name))
+                store.write_record(name, record)
         if on_progress:
             on_progress("videos", len(share), len(share))
         made: list[Scores] = []
@@ -141,6 +149,8 @@ def _fingerprint(
         del settings["data"]["allow_truncated"]
     if settings["tf32"] is None:  # as it was before it could be said
         del settings["tf32"]
+    if settings["protocol"] is None:  # likewise
+        del settings["protocol"]
     files = [(video.video_id, video.files_digest()) for video in videos]
     more: list[Any] = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
     trained = source_settings(config.checkpoint)
@@ -152,16 +162,28 @@ def _fingerprint(
 
 
 def _evaluate_video(
-    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, folders: Mapping[str, Path]
+    config: EvaluateConfig,
+    loaded: LoadedSegmenter,
+    video: Video,
+    folders: Mapping[str, Path],
+    *,
+    protocol: BenchmarkProtocol | None,
+    labels: Path,
 ) -> dict[str, Any]:
-    """Masks of every expression into its folder, which `folders` gives by its id; returns the video's record."""
+    """Masks of every expression into its folder, which `folders` gives by its id; returns the video's record.
+
+    labels: a folder that is not there yet, for label maps of a protocol that makes some
+    """
     names = video.frame_names
+    listener = None if protocol is None else protocol.listener(video, labels)
     clip = read_clip(video, range(len(names)), box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
     video_latent = loaded.encode(clip)
     record: dict[str, Any] = {"frames": len(names), "expressions": {}}
     for some in chunks(video.expressions, config.sentences_per_batch):
         for expression, logits in zip(some, loaded.logits(video_latent, [e.text for e in some])):
             answered = False
+            if listener is not None:
+                listener.hear(expression, logits, clip)
             for ids, masks in masks_of(logits, clip):
                 answered |= bool(masks.any())
                 for i, mask in zip(ids, masks):
@@ -169,17 +191,31 @@ def _evaluate_video(
             record["expressions"][expression.exp_id] = {"text": expression.text, "answered": answered}
     if not video.has_masks:
         return record
-    wrong = shuffled_partners(video, seed=config.seed) if config.shuffled_text else {}
-    for expression in video.expressions:
-        scored, true_size = record["expressions"][expression.exp_id], TrueSize()
-        _note(scored, "right", _score(video, expression, _stored(video, folders[expression.exp_id]), also=true_size))
-        scored[TRUTH] = true_size.facts()
-        if expression.exp_id in wrong:
-            partner = folders[wrong[expression.exp_id]]
-            _note(scored, "wrong", _score(video, expression, _stored(video, partner)))
+    answers = _score_masks(config, video, folders, record["expressions"])
+    if protocol is not None:
+        record["protocol"] = protocol.of_video(video, answers, listener)
     if config.decoder_score:
         _score_decoder(loaded, video, clip, record["expressions"])
     return record
+
+
+def _score_masks(
+    config: EvaluateConfig, video: Video, folders: Mapping[str, Path], scored: dict[str, dict[str, Any]]
+) -> list[Answer]:
+    """Add "right", and "wrong" where that is asked for, to each record; returns the answers, for a protocol."""
+    wrong = shuffled_partners(video, seed=config.seed) if config.shuffled_text else {}
+    answers = []
+    for expression in video.expressions:
+        entry, own = scored[expression.exp_id], folders[expression.exp_id]
+        tally = _score(video, expression, _stored(video, own), also=(true_size := TrueSize()))
+        _note(entry, "right", tally)
+        entry[TRUTH] = true_size.facts()
+        j, f = tally.j_and_f()
+        answers.append(Answer(expression, entry["answered"], j, f, _reader(video, expression, own)))
+        if expression.exp_id in wrong:
+            partner = folders[wrong[expression.exp_id]]
+            _note(entry, "wrong", _score(video, expression, _stored(video, partner)))
+    return answers
 
 
 def _is_whole(record: Mapping[str, Any] | None) -> bool:
@@ -216,19 +252,31 @@ def _stored(video: Video, folder: Path) -> Iterator[MaskPiece]:
         yield ids, np.stack([read_mask(folder / f"{video.frame_names[i]}.png") for i in ids])
 
 
+def _reader(video: Video, expression: Expression, folder: Path) -> Callable[[], Iterator[JudgedPiece]]:
+    """Reads the masks of one expression, with their truth, each time that it is called."""
+    return lambda: _judged(video, expression, _stored(video, folder))
+
+
 def _score(
     video: Video, expression: Expression, predicted: Iterable[MaskPiece], *, also: TrueSize | None = None
 ) -> Tally:
     """Every metric over the annotated frames of a video; `also` takes up the true masks."""
-    tally, known = Tally(), video.annotated(expression.anno_ids)
+    tally = Tally()
+    for _, truth, masks in _judged(video, expression, predicted):
+        tally.add(truth, masks)
+        if also is not None:
+            also.add(truth)
+    return tally
+
+
+def _judged(video: Video, expression: Expression, predicted: Iterable[MaskPiece]) -> Iterator[JudgedPiece]:
+    """The annotated frames of a video with their truth."""
+    known = video.annotated(expression.anno_ids)
     for ids, masks in predicted:
         places = [place for place, i in enumerate(ids) if known is None or i in known]
         if places:
-            truth = video.mask(expression.anno_ids, [ids[place] for place in places])
-            tally.add(truth, masks[places])
-            if also is not None:
-                also.add(truth)
-    return tally
+            judged = [ids[place] for place in places]
+            yield judged, video.mask(expression.anno_ids, judged), masks[places]
 
 
 def _note(scored: dict[str, Any], kind: str, tally: Tally) -> None:

@@ -1,9 +1,9 @@
 """The config of one evaluation."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
 from flowmask.models.config import Precision, SamplerConfig, Section, Tf32
@@ -45,4 +45,15 @@ class EvaluateConfig(Section):
     archive: Layout | None = Field(
         None, description="also write submission.zip, in the layout of this benchmark's server"
     )
+    protocol: str | None = Field(
+        None, description="also score as this benchmark does: a file in trainer/score/protocols, or an installed one"
+    )
     report_examples: int = Field(12, ge=0, description="expressions on the report's contact sheet")
+
+    @model_validator(mode="after")
+    def _protocol_fits(self) -> Self:
+        from flowmask.trainer.score.protocols import protocol_named
+
+        if self.protocol is not None:
+            protocol_named(self.protocol).refuse_source(self.data.source, name=self.protocol)
+        return self

@@ -7,6 +7,7 @@ nothing of datasets or models; the caller hands it rows and pictures. Text is es
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
 from flowmask.models.files import write_atomically
 from flowmask.trainer.score.intervals import Interval
 from flowmask.trainer.score.metrics.base import Metric
+from flowmask.trainer.score.protocols import number_title
 from flowmask.trainer.score.slices import TITLES, Slices
 
 _INTERVALS = "In brackets: intervals of 95 % from drawing the videos 1,000 times with replacement."
@@ -58,14 +60,18 @@ def write_report(
     slices: Slices,
     examples: Mapping[str, Sequence[ReportExample]],
     note: str = "",
+    protocol: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the report, whole or not at all.
 
     facts, made_from: the tiles at the top and the table below, name -> value as text; metrics: the columns of the
-    score tables by name; rows are sorted by the first one, a percentage; examples: by how they were chosen
+    score tables by name; rows are sorted by the first one, a percentage; examples: by how they were chosen; protocol:
+    as scores.json has it
     """
     body = [page.note(note)] if note else []
     body += [page.tiles(facts), *([page.paragraph(_INTERVALS)] if rows else []), page.pairs(made_from)]
+    if protocol is not None:
+        body += _protocol(protocol)
     if slices:
         parts = [_slice(TITLES[name], buckets, metrics) for name, buckets in slices.items()]
         body += [page.heading("Scores of parts of the dataset"), page.side_by_side(parts)]
@@ -118,6 +124,23 @@ def _cells(metrics: Mapping[str, Metric], scores: Mapping[str, float]) -> list[C
         Cell(metric.say(scores[name]), scores[name], scores[name] if name == main else None)
         for name, metric in metrics.items()
     ]
+
+
+def _protocol(scores: Mapping[str, Any]) -> list[str]:
+    """The tables of a benchmark's protocol, one for each convention, that of the default first."""
+    parts = [page.heading(f"Protocol {scores['name']}, in percent")]
+    for convention, table in scores["tables"].items():
+        default = " (the default)" if convention == scores["convention"] and len(scores["tables"]) > 1 else ""
+        rows = [
+            [Cell(number_title(name), head=True), *(_percent(row[name]) for row in table.values())]
+            for name in next(iter(table.values()))
+        ]
+        parts += [page.paragraph(f"Convention {convention}{default}"), page.table(["", *table], rows)]
+    return parts
+
+
+def _percent(value: float | None) -> Cell:
+    return Cell("") if value is None else Cell(f"{value:.2f}", value)
 
 
 def _sheet(example: ReportExample) -> str:

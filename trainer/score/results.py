@@ -18,7 +18,7 @@ from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import MAIN, metrics, shown_in, totals
 from flowmask.trainer.score.metrics.base import PerSet
 from flowmask.trainer.score.overlays import write_overlays
-from flowmask.trainer.score.protocols import mevis
+from flowmask.trainer.score.protocols import in_scores, mevis
 from flowmask.trainer.score.protocols.answers import Agreement
 from flowmask.trainer.score.report import ReportRow, with_interval, write_report
 from flowmask.trainer.score.slices import Slices, slices
@@ -46,6 +46,7 @@ class Scores:
     nothing:        n_acc, t_acc, final, jf_target and final_target (protocols/mevis.py), in percent, keys of their own
                     there; None without such expressions or without masks
     shuffled_text:  jf_right with the right, jf_shuffled with the wrong sentences, of the same expressions
+    protocol:       what `in_scores` of protocols/__init__.py gives; None if none was asked for
     decoder:        every metric of the true masks after the VAE and the mask decoder: the method's ceiling
     intervals:      [low, high] of each of `totals` and `nothing` (intervals.py), None where that is; None without masks
     slices:         slice -> bucket -> every metric and the number of expressions (slices.py); None without masks
@@ -60,6 +61,7 @@ class Scores:
     frames: int
     shuffled_text: dict[str, Any] | None
     decoder: dict[str, float] | None
+    protocol: dict[str, Any] | None
     checkpoint: str
     weights: dict[str, str]
     note: str
@@ -79,12 +81,16 @@ def merge(
     videos: Sequence[Video],
     records: Sequence[Mapping[str, Any]],
     *,
+    protocol: str | None = None,
     checkpoint: str,
     weights: Mapping[str, str],
     fingerprint: str,
     seed: int,
 ) -> Scores:
-    """Scores of a dataset from each video's record, in the order of the videos; `seed` draws the intervals."""
+    """Scores of a dataset from each video's record, in the order of the videos.
+
+    protocol: the name of a benchmark's; seed: draws the intervals
+    """
     names = MaskNames(videos)
     named = [(video, names.keys(video)) for video in videos]
     entries = {
@@ -121,6 +127,7 @@ def merge(
         frames=sum(record["frames"] for record in records),
         shuffled_text=shuffled,
         decoder=_totals(entries.values(), "decoder") or None,
+        protocol=None if protocol is None else in_scores(protocol, [record["protocol"] for record in records]),
         checkpoint=checkpoint,
         weights=dict(weights),
         note="" if right else NO_MASKS,
@@ -184,7 +191,13 @@ def finish(
     masks: the folder of all masks; out: the empty folder for what is written; step: of the checkpoint, if it has one.
     """
     scores = merge(
-        videos, records, checkpoint=config.checkpoint, weights=weights, fingerprint=fingerprint, seed=config.seed
+        videos,
+        records,
+        protocol=config.protocol,
+        checkpoint=config.checkpoint,
+        weights=weights,
+        fingerprint=fingerprint,
+        seed=config.seed,
     )
     names = MaskNames(videos)
     pairs = {names.keys(video)[e.exp_id]: (video, e) for video in videos for e in video.expressions}
@@ -204,6 +217,7 @@ def finish(
             for how, keys in chosen.items()
         },
         note=scores.note,
+        protocol=scores.protocol,
     )
     drawn = {key: pairs[key] for keys in chosen.values() for key in keys}
     write_overlays(out, drawn, masks=masks)

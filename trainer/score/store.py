@@ -1,7 +1,8 @@
 """Where an evaluation keeps its masks and scores while it works, and how they become its results.
 
     out/.evaluate/<fingerprint>/{masks/<video>/<expression>/<frame>.png, records/<video>.json}   at work
-    out/{masks/, report.html, overlays/, submission.zip, config.yaml, scores.json}              published
+    out/.evaluate/<fingerprint>/labels/<video>/<annotator>/<frame>.png                          of some protocols
+    out/{masks/, labels/, report.html, overlays/, submission.zip, config.yaml, scores.json}              published
 
 Videos and expressions are called as `MaskNames` calls them, which makes file names of any ids.
 A record is written after its video's masks, and trusted only in the folder of the same weights, data and
@@ -29,7 +30,8 @@ from flowmask.trainer.score.overlays import OVERLAYS
 from flowmask.trainer.state.owner import note_start
 
 MASKS, REPORT, CONFIG, SCORES = "masks", "report.html", "config.yaml", "scores.json"
-RESULTS = (SCORES, REPORT, OVERLAYS, ARCHIVE, CONFIG, MASKS)
+LABELS = "labels"
+RESULTS = (SCORES, REPORT, OVERLAYS, ARCHIVE, CONFIG, LABELS, MASKS)
 _WORK = ".evaluate"
 _PUBLISH_S = 24 * 3600.0  # a day: whoever publishes draws videos and hashes every mask
 
@@ -70,7 +72,12 @@ class EvaluationStore:
 
     def start_video(self, video: str) -> None:
         """Forget masks of a video that was not finished."""
-        remove_known(self._work / MASKS / video, _is_work)
+        for kind in (MASKS, LABELS):
+            remove_known(self._work / kind / video, _is_work)
+
+    def labels(self, video: str) -> Path:
+        """Where a video's label maps go, if there are any; not made here."""
+        return self._work / LABELS / video
 
     def mask_folder(self, key: str) -> Path:
         """Where the masks of one expression, `<video>/<expression>`, go while the evaluation is at work."""
@@ -109,7 +116,7 @@ class EvaluationStore:
                 results = dict(build(self._work / MASKS, place, known))
                 (place / SCORES).write_text(json.dumps(results, indent=1, allow_nan=False))
                 moves = {name: place / name for name in RESULTS if (place / name).exists()}
-                moves[MASKS] = self._work / MASKS
+                moves |= {kind: self._work / kind for kind in (MASKS, LABELS) if (self._work / kind).exists()}
                 with self._folder.held():
                     self._folder.swap(place, moves, index=SCORES, gone=RESULTS)
             remove_known(self._work, _is_work)
@@ -135,8 +142,8 @@ class EvaluationStore:
 
 
 def _is_work(relative: str) -> bool:
-    """Whether a file below `.evaluate/<fingerprint>`, or below its masks, is one of ours."""
-    return bool(re.fullmatch(r"(masks/)?([^/]+/){0,2}[^/]+\.png|records/([^/]+\.json|\.tmp-[^/]+)", relative))
+    """Whether a file below `.evaluate/<fingerprint>`, or below its masks or labels, is one of ours."""
+    return bool(re.fullmatch(r"((masks|labels)/)?([^/]+/){0,2}[^/]+\.png|records/([^/]+\.json|\.tmp-[^/]+)", relative))
 
 
 def _older(out: Path) -> list[str] | None:

@@ -142,7 +142,7 @@ def test_an_unknown_name_lists_files_and_installed_layouts(site: Path, tmp_path:
     with pytest.raises(ConfigError) as raised:
         open_source(DataSourceConfig(source="bench", root=tmp_path))
     known = "a2d_sentences, beach, jhmdb_sentences, long_rvos, mevis, ref_davis17, ref_youtube_vos, refcoco, revos"
-    assert str(raised.value) == f"data.source is 'bench'; known: {known}, synthetic, videos"
+    assert str(raised.value) == f"data.source is 'bench'; known: {known}, synthetic, videos. Did you mean beach?"
 
 
 @pytest.mark.parametrize(

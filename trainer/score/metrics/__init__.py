@@ -54,6 +54,10 @@ class Tally:
         found = {name: metric.expression(self._frames[name]) for name, metric in self._measured.items()}
         return found | {name: metric.of(found) for name, metric in self._combined.items()}
 
+    def j_and_f(self) -> tuple[list[float], list[float]]:
+        """J and F of each frame, fractions."""
+        return self._frames["j"], self._frames["f"]
+
     def sums(self) -> dict[str, list[float]]:
         """What the metrics per set add up over expressions."""
         per_set = [name for name, metric in self._measured.items() if isinstance(metric, PerSet)]

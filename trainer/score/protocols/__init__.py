@@ -1,5 +1,51 @@
-"""How benchmarks score: a file for each, which gives the numbers of the benchmark's own public code.
+"""How benchmarks score: a protocol is one file here, or one of an installed package, and no line elsewhere.
 
-A protocol has two halves: what one answer gives (numbers that a record can hold), and what many of them give together.
-Both are pure. Where several conventions are in use under one name, each has its own name here.
+Its name, `protocol` of an evaluation, is that of its file, or of an entry point of the group `flowmask.protocols`; the
+contract is `base.BenchmarkProtocol`. The numbers are those of the benchmark's own public code, made by pure functions.
+Where several conventions are in use under one name, each has its own table.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowmask.models.plugins.registry import Registry
+from flowmask.trainer.score.protocols.base import BenchmarkProtocol
+
+_KNOWN = Registry(__name__, BenchmarkProtocol, group="flowmask.protocols", key="protocol")  # type: ignore[type-abstract]
+_TITLES = {
+    "j": "J",
+    "f": "F",
+    "jf": "J&F",
+    "a": "A",
+    "r": "R",
+    "t_iou": "tIoU",
+    "v_iou": "vIoU",
+    "map": "mAP",
+    "o_iou": "oIoU",
+    "m_iou": "mIoU",
+    "g_iou": "gIoU",
+    "c_iou": "cIoU",
+    "n_acc": "N-acc",
+    "t_acc": "T-acc",
+    "final": "Final",
+}
+
+
+def protocol_named(name: str) -> BenchmarkProtocol:
+    """The protocol of a name; ConfigError lists the known ones."""
+    return _KNOWN.get(name)()
+
+
+def in_scores(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What scores.json holds under `protocol`, from what each video's record keeps for it, in order.
+
+    name, convention (the default's) and tables: convention -> what is averaged over -> number by name, in percent, None
+    where nothing of the kind was scored
+    """
+    protocol = protocol_named(name)
+    return {"name": name, "convention": protocol.conventions[0], "tables": protocol.overall(records)}
+
+
+def number_title(name: str) -> str:
+    """A number's name as people write it."""
+    return _TITLES.get(name) or name.replace("precision_", "P@").replace("ap_", "AP ").replace("_", " ")

@@ -7,7 +7,6 @@ Only annotated frames are samples. Fractions.
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,38 +16,42 @@ from flowmask.trainer.score.metrics.base import Mask
 from flowmask.trainer.score.protocols import image_iou
 
 _NAMES = ("map", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large")
+Answered = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """One annotated frame and sentence: the true mask bool [H W], and masks bool [Q H W] with their scores [Q]."""
+def answered(truth: Mask, masks: Sequence[Mask], scores: Sequence[float]) -> Answered:
+    """One annotated frame and sentence, ready for JSON: the true mask bool [H W], and masks with their scores.
 
-    truth: Mask
-    masks: Mask
-    scores: Sequence[float]
+    The best is the mask of the highest score, of equal ones the last.
+    """
+    last_first = np.asarray(scores)[::-1]
+    best = image_iou.overlap(truth, masks[len(last_first) - 1 - int(last_first.argmax())])
+    return {
+        "truth": _annotation(truth),
+        "answers": [_annotation(mask) | {"score": float(score)} for mask, score in zip(masks, scores, strict=True)],
+        "best": [best.intersection, best.union],
+    }
 
-    @property
-    def best(self) -> Mask:
-        """The mask of the highest score, of equal ones the last."""
-        last_first = np.asarray(self.scores)[::-1]
-        return self.masks[len(last_first) - 1 - int(last_first.argmax())]
 
+def overall(samples: Mapping[str, Answered]) -> dict[str, float]:
+    """o_iou, m_iou, precisions, map, ap_50, ap_75 and ap_{small, medium, large} (-1: no true mask of the size).
 
-def overall(samples: Mapping[str, Answers]) -> dict[str, float]:
-    """o_iou, m_iou, precisions, map, ap_50, ap_75 and ap_{small, medium, large} (-1: no true mask of the size)."""
-    best = [image_iou.overlap(one.truth, one.best) for one in samples.values()]
+    samples: what `answered` gave, by ids in whose order average precision takes them
+    """
+    best = [image_iou.Overlap(*one["best"]) for one in samples.values()]
     return {**image_iou.overall(best, convention="referformer"), **_average_precision(samples)}
 
 
-def _average_precision(samples: Mapping[str, Answers]) -> dict[str, float]:
-    """COCO's, with categories off and one true mask a sample; samples are taken in the order of their ids."""
+def _average_precision(samples: Mapping[str, Answered]) -> dict[str, float]:
+    """COCO's, with categories off and one true mask a sample."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     truths, answers = [], []
     for number, (_, one) in enumerate(sorted(samples.items()), start=1):
-        truths.append(_annotation(number, one.truth) | {"id": number, "iscrowd": 0})
-        answers += [_annotation(number, mask) | {"score": float(s)} for mask, s in zip(one.masks, one.scores)]
+        where = {"image_id": number, "category_id": 1}
+        truths.append({**one["truth"], **where, "id": number, "iscrowd": 0})
+        answers += [{**answer, **where} for answer in one["answers"]]
     with redirect_stdout(io.StringIO()):  # it talks
         true = COCO()
         true.dataset = {
@@ -67,5 +70,5 @@ def _average_precision(samples: Mapping[str, Answers]) -> dict[str, float]:
     return dict(zip(_NAMES, map(float, judge.stats)))
 
 
-def _annotation(image: int, mask: Mask) -> dict[str, Any]:
-    return {"image_id": image, "category_id": 1, "segmentation": rle.encode(mask), "area": int(mask.sum())}
+def _annotation(mask: Mask) -> dict[str, Any]:
+    return {"segmentation": rle.encode(mask), "area": int(mask.sum())}

@@ -5,15 +5,41 @@ Follows henghuiding/ReLA gres_model/evaluation/refer_evaluation.py (3ca9551). A 
 small masks first. Percentages, but n_acc and t_acc fractions, as there.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from flowmask.data_pipeline.sources.base import Video, names_nothing
 from flowmask.trainer.score.metrics.base import Mask
-from flowmask.trainer.score.protocols.image_iou import Overlap, overlap
+from flowmask.trainer.score.protocols.base import Answer, PerAnswer, Table
+from flowmask.trainer.score.protocols.image_iou import Overlap, of_pieces, overlap
 
 THRESHOLDS = (0.7, 0.8, 0.9)
+
+
+class Grefcoco(PerAnswer):
+    """An empty mask says "nothing"; all numbers in percent."""
+
+    conventions = ("empty_mask",)
+    sources = ("refcoco",)
+
+    def of_answer(self, video: Video, answer: Answer) -> dict[str, Any]:
+        return {
+            **asdict(of_pieces(answer.pieces())),
+            "has_target": not names_nothing(video, answer.expression),
+            "says_nothing": not answer.answered,
+        }
+
+    def tables(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+        found = overall(
+            [
+                Sample(Overlap(entry["intersection"], entry["union"]), entry["has_target"], entry["says_nothing"])
+                for entry in entries
+            ]
+        )
+        return {"empty_mask": {"all": found | {name: 100 * found[name] for name in ("n_acc", "t_acc")}}}
 
 
 @dataclass(frozen=True)

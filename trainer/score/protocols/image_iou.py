@@ -8,7 +8,7 @@ Follows wjn922/ReferFormer datasets/a2d_eval.py (06fc218), yz93/LAVT-RIS test.py
 (9832e1a). LAVT scores at 480 x 480; here masks are scored as they are given. Fractions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.score.metrics.base import Mask
+from flowmask.trainer.score.protocols.base import JudgedPiece
 
 CONVENTIONS = ("referformer", "lavt", "sa2va")
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -30,8 +31,14 @@ class Overlap:
 
 
 def overlap(truth: Mask, predicted: Mask) -> Overlap:
-    """Of two bool [H W]."""
+    """Of two bool arrays of one shape."""
     return Overlap(int(np.count_nonzero(truth & predicted)), int(np.count_nonzero(truth | predicted)))
+
+
+def of_pieces(pieces: Iterable[JudgedPiece]) -> Overlap:
+    """Of all frames: an image has one."""
+    found = [overlap(truth, predicted) for _, truth, predicted in pieces]
+    return Overlap(sum(one.intersection for one in found), sum(one.union for one in found))
 
 
 def ious(items: Sequence[Overlap], *, convention: str) -> NDArray[np.floating]:

@@ -6,9 +6,37 @@ abstract of the LSVOS 2026 winner (arXiv 2608.11458). Not known: whether v2's J&
 with a target; so both are given, `final` with all of them and `final_target` with those that have one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
+import numpy as np
+
+from flowmask.data_pipeline.sources.base import Video, names_nothing
 from flowmask.trainer.score.protocols.answers import Agreement, mean
+from flowmask.trainer.score.protocols.base import Answer, PerAnswer, Table
+
+
+class Mevis(PerAnswer):
+    """One table with J&F and Final over all expressions, one with both over those that have a target."""
+
+    conventions = ("all_expressions", "target_expressions")
+    sources = ("mevis", "synthetic", "videos")
+
+    def of_answer(self, video: Video, answer: Answer) -> dict[str, Any]:
+        has_target = not names_nothing(video, answer.expression)
+        return asdict(Agreement(float(np.mean(answer.j)), float(np.mean(answer.f)), has_target, answer.answered))
+
+    def tables(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+        found = overall([Agreement(**entry) for entry in entries])
+        accuracies = {name: found[name] for name in ("n_acc", "t_acc")}
+        rows = {
+            convention: {name: found[f"{name}{ending}"] for name in ("jf", "j", "f")}
+            | accuracies
+            | {"final": found[f"final{ending}"]}
+            for convention, ending in zip(self.conventions, ("", "_target"))
+        }
+        return {convention: {"all": row} for convention, row in rows.items()}
 
 
 def overall(items: Sequence[Agreement]) -> dict[str, float | None]:

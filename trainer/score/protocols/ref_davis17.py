@@ -1,105 +1,126 @@
-"""Ref-DAVIS17: four annotators, whose objects compete for each pixel; three conventions of scoring.
+"""Ref-DAVIS17: a label map of each annotator from the probabilities of its sentences; numbers as in `davis`.
 
-    unsupervised      all frames, void left out, labels matched to objects: what ReferFormer's script runs; the default
-    semi_supervised   without the first and the last frame, label k against object k, void is background
-    per_expression    every sentence's own mask against its object, no competition (VISA tools/eval_davis17.py)
-
-They are up to six points apart on one set of masks. Follows davisvideochallenge/davis2017-evaluation (ac7c43f),
-wjn922/ReferFormer (06fc218) and cilinyan/VISA (ec158fd). Unlike there, the frames of the decay are not counted in 8
-bits, which matters above 256 frames; a predicted label that no object has is refused, where the package ends the
-program. Fractions.
+The probability of a pixel is that of the logit which decides about its mask: cut to -1..1 and resized. Of objects that
+have the largest one the lower wins. The maps go to labels/<video>/<annotator>/<frame>.png: grey, the object's number.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
+from PIL import Image
 
+from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.models.errors import DataError
-from flowmask.trainer.score.metrics.base import Mask
-from flowmask.trainer.score.protocols.answers import Agreement, agreement, frame_scores
+from flowmask.trainer.score.protocols import davis
+from flowmask.trainer.score.protocols.base import Answer, BenchmarkProtocol, Listener, Table, in_percent
 
-ANNOTATORS, VOID = 4, 255
-CONVENTIONS = ("unsupervised", "semi_supervised", "per_expression")
-THRESHOLD, _BACKGROUND = 0.5, 0.1
-_MOST_LABELS = 20
-Labels = NDArray[np.uint8]
-_NAMES = ("j", "j_recall", "j_decay", "f", "f_recall", "f_decay")
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from flowmask.trainer.predict.inference import VaeClip
 
-def roles(expressions: int) -> list[tuple[int, int]]:
-    """(object, annotator), from 0, of each expression by its place in the file; DataError: not in fours."""
-    if expressions % ANNOTATORS:
-        raise DataError(f"{expressions} expressions: Ref-DAVIS17 has one of each of {ANNOTATORS} annotators an object")
-    return [divmod(place, ANNOTATORS) for place in range(expressions)]
+_FEWEST_FRAMES = 3  # the first and the last are left out in one convention
+_FRAMES_AT_ONCE = 16
 
 
-def fuse(probabilities: NDArray[np.floating]) -> Labels:
-    """Label map uint8 [T H W] of one annotator's objects [N T H W]: the largest probability of 0.5 or more wins.
+class Competition(Listener):
+    """Of each annotator and pixel the largest probability so far, and whose it is: 0 nobody's, else object + 1.
 
-    Of equal ones the lower object does; where none reaches 0.5 the background (0) wins.
+    labels: uint8 [annotator T H W], what `davis.fuse` gives for probabilities in float16
     """
-    kept = np.where(probabilities < THRESHOLD, 0, probabilities)
-    planes = np.concatenate([np.full_like(kept[:1], _BACKGROUND), kept])
-    return planes.argmax(axis=0).astype(np.uint8)
+
+    def __init__(self, video: Video, folder: Path) -> None:
+        self.folder, self._names = folder, video.frame_names
+        self._roles = dict(zip((e.exp_id for e in video.expressions), davis.roles(len(video.expressions))))
+        shape = (davis.ANNOTATORS, len(video.frame_names), *video.size)
+        self.labels, self._best = np.zeros(shape, np.uint8), np.zeros(shape, np.float16)
+
+    def hear(self, expression: Expression, logits: "Tensor", clip: "VaeClip") -> None:
+        from flowmask.models.segment import resize_logits
+
+        for first in range(0, clip.frames, _FRAMES_AT_ONCE):
+            some = resize_logits(logits[first : min(first + _FRAMES_AT_ONCE, clip.frames)], size=clip.original)
+            self.take(expression, first, some.float().sigmoid().cpu().numpy())
+
+    def take(self, expression: Expression, first: int, probabilities: NDArray[np.float32]) -> None:
+        """Probabilities [n H W] of one sentence, from frame `first` on; sentences come in the order of their file."""
+        thing, annotator = self._roles[expression.exp_id]
+        frames = slice(first, first + len(probabilities))
+        labels, best = self.labels[annotator, frames], self._best[annotator, frames]
+        rounded = probabilities.astype(np.float16)
+        wins = (probabilities >= davis.THRESHOLD) & (rounded > best)
+        labels[wins], best[wins] = thing + 1, rounded[wins]
+
+    def write(self) -> None:
+        """Write the label maps."""
+        for annotator, maps in enumerate(self.labels):
+            (self.folder / str(annotator)).mkdir(parents=True, exist_ok=True)
+            for name, one in zip(self._names, maps, strict=True):
+                Image.fromarray(one).save(self.folder / str(annotator) / f"{name}.png", format="PNG")
 
 
-def expression(truth: Labels, thing: int, predicted: Mask) -> Agreement:
-    """J and F of one sentence's own mask bool [T H W] against object `thing`, from 0, as in `per_expression`."""
-    return agreement(truth == thing + 1, predicted)
+class RefDavis17(BenchmarkProtocol):
+    """A row for each annotator and their mean; `per_expression` has one row, over all sentences."""
+
+    conventions = davis.CONVENTIONS
+    sources = ("ref_davis17",)
+
+    def refuse_video(self, video: Video, *, name: str) -> None:
+        super().refuse_video(video, name=name)
+        if wrong := _wrong(video):
+            raise DataError(f"protocol is {name!r}; {video}: {wrong}; set protocol=null")
+
+    def listener(self, video: Video, folder: Path) -> Competition:
+        return Competition(video, folder)
+
+    def of_video(self, video: Video, answers: Sequence[Answer], heard: Listener | None) -> dict[str, Any]:
+        assert isinstance(heard, Competition)
+        heard.write()
+        truth = _truth(video)
+        each = [{"j": float(np.mean(answer.j)), "f": float(np.mean(answer.f))} for answer in answers]
+        return {"per_expression": each} | {
+            convention: [davis.annotator(truth, labels, convention=convention) for labels in heard.labels]
+            for convention in self.conventions
+            if convention != "per_expression" and answers
+        }
+
+    def overall(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+        tables: dict[str, Table] = {}
+        for convention in self.conventions[:2]:
+            videos = [record[convention] for record in records if convention in record]
+            rows, final = davis.overall([[thing for of_one in things for thing in of_one] for things in zip(*videos)])
+            named = {f"annotator {number}": row for number, row in enumerate(rows)} | {"mean": final}
+            tables[convention] = {title: in_percent(row) for title, row in named.items()}
+        each = [entry for record in records for entry in record["per_expression"]]
+        j, f = (float(np.mean([entry[name] for entry in each])) for name in ("j", "f"))
+        return tables | {"per_expression": {"all": in_percent({"j": j, "f": f, "jf": (j + f) / 2})}}
 
 
-def annotator(truth: Labels, predicted: Labels, *, convention: str) -> list[dict[str, float]]:
-    """Numbers of each object of one video, from two label maps uint8 [T H W].
-
-    In `unsupervised` they stand in the order of the predicted labels that they were matched to.
-    """
-    void = truth == VOID
-    objects = int(np.where(void, 0, truth)[0].max())
-    if convention == "semi_supervised":
-        return [_object(*pair) for pair in _same_labels(truth[1:-1], predicted[1:-1], objects)]
-    seen = np.where(void, 0, predicted)
-    return _matched([truth == k + 1 for k in range(objects)], _planes(seen, at_least=objects, limit=_MOST_LABELS))
+def _truth(video: Video) -> davis.Labels:
+    """The true label map uint8 [T H W]: object + 1 in the order of the sentences, 255 void (annotation 255)."""
+    frames = range(len(video.frame_names))
+    truth = np.zeros((len(frames), *video.size), np.uint8)
+    for thing, expression in enumerate(video.expressions[:: davis.ANNOTATORS]):
+        truth[video.mask(expression.anno_ids, frames)] = thing + 1
+    truth[video.mask((str(davis.VOID),), frames)] = davis.VOID
+    return truth
 
 
-def _same_labels(truth: Labels, predicted: Labels, objects: int) -> list[tuple[Mask, Mask]]:
-    if predicted.max(initial=0) > objects:
-        raise DataError(f"predicted label {predicted.max()}, but the video has {objects} objects")
-    return [(truth == k + 1, predicted == k + 1) for k in range(objects)]
-
-
-def _planes(labels: Labels, *, at_least: int, limit: int) -> list[Mask]:
-    highest = int(labels.max(initial=0))
-    if highest > limit:
-        raise DataError(f"predicted label {highest}; at most {limit} are scored")
-    return [labels == k + 1 for k in range(max(highest, at_least))]
-
-
-def _matched(truths: Sequence[Mask], predictions: Sequence[Mask]) -> list[dict[str, float]]:
-    """Each object with a label of its own, so that the sum of (J + F) / 2 is largest."""
-    pairs = [[_object(truth, predicted) for truth in truths] for predicted in predictions]
-    worth = np.array([[(pair["j"] + pair["f"]) / 2 for pair in row] for row in pairs])
-    labels, objects = linear_sum_assignment(-worth.reshape(len(predictions), len(truths)))
-    return [pairs[label][thing] for label, thing in zip(labels, objects)]
-
-
-def _object(truth: Mask, predicted: Mask) -> dict[str, float]:
-    """Mean, recall and decay of J and F of one object, two bool [T H W]."""
-    j, f = frame_scores(truth, predicted)
-    return dict(zip(_NAMES, (*_statistics(j), *_statistics(f))))
-
-
-def _statistics(frames: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, share of frames above 0.5, mean of the first quarter less that of the last)."""
-    values = np.asarray(frames)
-    edges = (np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int)
-    first, last = values[edges[0] : edges[1] + 1], values[edges[3] : edges[4] + 1]
-    return float(values.mean()), float((values > 0.5).mean()), float(first.mean() - last.mean())
-
-
-def overall(annotators: Sequence[Sequence[Mapping[str, float]]]) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """(each annotator's means over all objects of all videos, the mean of these): `_NAMES` and jf."""
-    means = [{name: float(np.mean([thing[name] for thing in things])) for name in _NAMES} for things in annotators]
-    each = [row | {"jf": (row["j"] + row["f"]) / 2} for row in means]
-    return each, {name: float(np.mean([row[name] for row in each])) for name in each[0]}
+def _wrong(video: Video) -> str:
+    """Why a video can't be scored; nothing if it can."""
+    if len(video.frame_names) < _FEWEST_FRAMES:
+        return f"{len(video.frame_names)} frames, expected at least {_FEWEST_FRAMES}"
+    roles = davis.roles(len(video.expressions))
+    named = [video.expressions[davis.ANNOTATORS * thing].anno_ids for thing, _ in roles]
+    for expression, own in zip(video.expressions, named):
+        if len(own) != 1 or expression.anno_ids != own:
+            said = ", ".join(expression.anno_ids) or "nothing"
+            return f"expression {expression.exp_id} names {said}; expected four in a row that name one object"
+    if len(named) > davis.ANNOTATORS * davis.MOST_LABELS:
+        return f"{len(named) // davis.ANNOTATORS} objects, expected at most {davis.MOST_LABELS}"
+    if named and not video.mask(named[-1], [0]).any():
+        return f"object {named[-1][0]} is not in the first frame, by which the benchmark counts objects"
+    return ""

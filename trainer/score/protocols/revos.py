@@ -6,15 +6,48 @@ video's sentences name. The real files' rows of type_id 2 were not seen.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.sources.base import Video
 from flowmask.trainer.score.metrics.base import Mask
 from flowmask.trainer.score.protocols.answers import frame_scores, means
+from flowmask.trainer.score.protocols.base import Answer, BenchmarkProtocol, Listener, Table, refuse_other_kinds
 
 REFERRING, REASONING = 0, 1  # type_id
+_KINDS = {"referring": REFERRING, "reasoning": REASONING, "no_target": 2}
 _NAMES = ("j", "f", "a", "r")
+
+
+class Revos(BenchmarkProtocol):
+    """A row for each kind of sentence that has a target, and the mean of these rows."""
+
+    conventions = ("visa",)
+    sources = ("revos",)
+
+    def refuse_video(self, video: Video, *, name: str) -> None:
+        super().refuse_video(video, name=name)
+        refuse_other_kinds(video, tuple(_KINDS), name=name)
+
+    def of_video(self, video: Video, answers: Sequence[Answer], heard: Listener | None) -> dict[str, Any]:
+        named = sorted({anno_id for expression in video.expressions for anno_id in expression.anno_ids})
+        foreground: dict[int, int] = {}  # pixels of a frame's foreground, counted once for all sentences
+        numbers = {}
+        for answer in answers:
+            frames = []
+            for ids, _, predicted in answer.pieces():
+                new = [i for i in ids if i not in foreground]
+                foreground |= dict(zip(new, np.count_nonzero(video.mask(named, new), axis=(1, 2)).tolist()))
+                instances = [video.mask([anno_id], ids) for anno_id in answer.expression.anno_ids]
+                frames += _frames(instances, [foreground[i] for i in ids], predicted)
+            kind = _KINDS[answer.expression.kind]
+            numbers[answer.expression.exp_id] = {"type_id": kind, **_means(answer.j, answer.f, frames)}
+        return numbers
+
+    def overall(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+        return {"visa": overall([(entry["type_id"], entry) for record in records for entry in record.values()])}
 
 
 def expression(instances: Sequence[Mask], foreground: Mask, predicted: Mask | None) -> dict[str, float]:
@@ -25,22 +58,34 @@ def expression(instances: Sequence[Mask], foreground: Mask, predicted: Mask | No
     """
     if predicted is None:
         return dict.fromkeys(_NAMES, 0.0)
-    truth = np.zeros(foreground.shape, np.uint8)
+    union = np.any(np.asarray(instances, dtype=bool).reshape(-1, *foreground.shape), axis=0)
+    j, f = frame_scores(union, predicted)
+    return _means(j, f, _frames(instances, np.count_nonzero(foreground, axis=(1, 2)), predicted))
+
+
+def _means(j: Sequence[float], f: Sequence[float], frames: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """The numbers of one sentence from those of its frames."""
+    a, r = zip(*frames)
+    return {name: float(np.mean(values)) for name, values in zip(_NAMES, (j, f, a, r))}
+
+
+def _frames(instances: Sequence[Mask], foreground: Sequence[int], predicted: Mask) -> list[tuple[float, float]]:
+    """A and R of each frame of bool [n H W]; `foreground` are the pixels of each frame's."""
+    truth = np.zeros(predicted.shape, np.uint8)
     for instance in instances:
         truth += instance  # 2 where two overlap, as in the public code
-    j, f = frame_scores(truth > 0, predicted)
-    accuracy = np.mean(truth == predicted.astype(np.uint8), axis=(1, 2))
-    robust = [_robustness(*frame) for frame in zip(truth, foreground, predicted)]
-    return {"j": float(np.mean(j)), "f": float(np.mean(f)), "a": float(np.mean(accuracy)), "r": float(np.mean(robust))}
+    said = predicted.astype(np.uint8)
+    accuracy = np.mean(truth == said, axis=(1, 2)).tolist()
+    return [(a, _robustness(*frame)) for a, frame in zip(accuracy, zip(truth, foreground, said))]
 
 
-def _robustness(truth: NDArray[np.uint8], foreground: Mask, predicted: Mask) -> float:
+def _robustness(truth: NDArray[np.uint8], foreground: int, predicted: NDArray[np.uint8]) -> float:
     """R of one frame: 1 less the predicted pixels beside the truth, as a share of the foreground's.
 
     8 bits: a predicted pixel where two instances overlap (truth 2) counts 255, not 0.
     """
-    beside = int((predicted.astype(np.uint8) * (np.uint8(1) - truth)).sum(dtype=np.int64))
-    return max(0.0, 1 - beside / (np.count_nonzero(foreground) + 1e-6))
+    beside = int((predicted * (np.uint8(1) - truth)).sum(dtype=np.int64))
+    return max(0.0, 1 - beside / (foreground + 1e-6))
 
 
 def overall(items: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, dict[str, float | None]]:
