@@ -176,7 +176,10 @@ class ListedVideo(FileVideo):
 
     def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:
         if isinstance(mask, str):
-            return read_object_mask(self._folder / mask, size=self.size)
+            try:
+                return read_object_mask(self._folder / mask, size=self.size)
+            except DataError as error:  # the list may name a file anywhere
+                raise DataError(f"{where}: {error}") from error
         return rle.decode(mask, size=self.size, where=where)
 
     def _pngs_in(self, name: str) -> list[Path]:
