@@ -157,20 +157,14 @@ class PlanFile:
     texts: int
     costs: list[ViewCost]
     facts: dict[str, Any]
-    files: dict[str, str]
+    files: dict[str, str]  # name -> SHA-256
 
 
 @dataclass(frozen=True)
-class BuildPlan:
+class BuildPlan(PlanFile):
     """A written plan; units are read from disk when asked for."""
 
     folder: Path
-    fingerprint: Fingerprint
-    clips: int
-    texts: int
-    costs: list[ViewCost]
-    facts: dict[str, Any]
-    files: dict[str, str]  # name -> SHA-256
     clip_offsets: NDArray[np.uint64]
     text_offsets: NDArray[np.uint64]
 
