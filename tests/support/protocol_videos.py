@@ -16,8 +16,8 @@ from protocol_sets import load
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.inference import VaeClip
 from flowmask.trainer.predict.overlay import write_mask
-from flowmask.trainer.score.evaluate import _score_masks
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.judging import score_masks
 from flowmask.trainer.score.protocols import a2d_jhmdb, davis, long_rvos, protocol_named, revos
 from flowmask.trainer.score.protocols.answers import agreement
 from flowmask.trainer.score.protocols.ref_davis17 import Competition
@@ -83,7 +83,7 @@ class Answered:
                 logits = torch.full((frames, 1, 1), self.logits[video.video_id, expression.exp_id])
                 heard.hear(expression, logits, VaeClip(torch.empty(0), frames, (1, 1), (1, 1)))
         config = EvaluateConfig.model_construct(shuffled_text=False)
-        answers = _score_masks(config, video, folders, entries)
+        answers = score_masks(config, video, folders, entries)
         return json.loads(json.dumps(protocol.of_video(video, answers, heard), allow_nan=False))
 
 

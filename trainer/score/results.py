@@ -12,15 +12,15 @@ from typing import Any
 from flowmask.data_pipeline.sources.base import Video, names_nothing
 from flowmask.trainer.score.archive import write_archive
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.examples import choose, example
 from flowmask.trainer.score.intervals import Drawable, Interval, intervals
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import MAIN, metrics, shown_in, totals
 from flowmask.trainer.score.metrics.base import PerSet
-from flowmask.trainer.score.overlays import write_overlays
 from flowmask.trainer.score.protocols import in_scores, mevis
 from flowmask.trainer.score.protocols.answers import Agreement
-from flowmask.trainer.score.report import ReportRow, with_interval, write_report
+from flowmask.trainer.score.report.examples import choose, example
+from flowmask.trainer.score.report.overlays import write_overlays
+from flowmask.trainer.score.report.page import ReportRow, with_interval, write_report
 from flowmask.trainer.score.slices import Slices, slices
 from flowmask.trainer.score.store import REPORT
 from flowmask.trainer.state.provenance import git_commit

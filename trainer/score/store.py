@@ -26,7 +26,7 @@ from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind, OutputFolder
 from flowmask.models.stored.sealed import parse_json
 from flowmask.trainer.score.archive import FILE as ARCHIVE
-from flowmask.trainer.score.overlays import OVERLAYS
+from flowmask.trainer.score.report.overlays import OVERLAYS
 from flowmask.trainer.state.owner import note_start
 
 MASKS, REPORT, CONFIG, SCORES = "masks", "report.html", "config.yaml", "scores.json"

@@ -23,8 +23,9 @@ from flowmask.data_pipeline.formats.names import same_file
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.errors import CheckpointError, ConfigError, WeightsError
 from flowmask.models.segment import Segmenter
-from flowmask.trainer.score.evaluate import _offer, evaluate, shuffled_partners
+from flowmask.trainer.score.evaluate import _offer, evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.judging import shuffled_partners
 from flowmask.trainer.score.store import EvaluationStore
 from flowmask.trainer.state.run_folder import RunFolder
 from flowmask.trainer.track import spool
@@ -176,7 +177,7 @@ def test_results_that_could_not_be_published_leave_the_older_ones_and_need_no_co
         before = {name: content for name, content in contents(out).items() if not name.startswith(".evaluate/")}
         with monkeypatch.context() as patched:
             refused = Mock(side_effect=OSError(why, os.strerror(why)))
-            patched.setattr("flowmask.trainer.score.overlays.OverlayVideo", refused)
+            patched.setattr("flowmask.trainer.score.report.overlays.OverlayVideo", refused)
             with pytest.raises(ConfigError, match=os.strerror(why)):
                 evaluate(_config(export, out, sampler={"steps": 4}))
         assert before.items() <= contents(out).items()

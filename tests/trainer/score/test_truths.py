@@ -17,8 +17,9 @@ from sparse_layouts import FRAMES, box, write_listed
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.errors import DataError
-from flowmask.trainer.score.evaluate import _is_whole, _score, evaluate, shuffled_partners
+from flowmask.trainer.score.evaluate import _is_whole, evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.judging import _score, shuffled_partners
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import itertools
 
-from flowmask.trainer.score.examples import choose
+from flowmask.trainer.score.report.examples import choose
 
 KEYS = [f"v/{number:02d}" for number in range(20)]
 RANKS = {key: float(7 * number % 20) for number, key in enumerate(KEYS)}

@@ -8,7 +8,7 @@ import pytest
 
 from flowmask.data_pipeline.show.page import spread
 from flowmask.trainer.score.metrics import shown_in
-from flowmask.trainer.score.report import ReportExample, ReportRow, with_interval, write_report
+from flowmask.trainer.score.report.page import ReportExample, ReportRow, with_interval, write_report
 
 
 def _example(*, true: bool = True) -> ReportExample:

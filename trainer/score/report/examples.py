@@ -11,7 +11,7 @@ from flowmask.data_pipeline.show.page import spread
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.score.metrics import MAIN, metrics
-from flowmask.trainer.score.report import ReportExample
+from flowmask.trainer.score.report.page import ReportExample
 
 _SHEET_FRAMES = 6
 
