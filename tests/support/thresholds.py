@@ -37,10 +37,11 @@ def write_some_naming_nothing(root: Path, videos: Mapping[str, str], texts: Sequ
     for name, recorded in videos.items():
         shutil.copytree(DATA / "valid_u/JPEGImages" / recorded, root / "valid_u/JPEGImages" / name)
         some = next(iter(meta[recorded]["expressions"].values()))
-        entries = [
-            {**some, "exp": text, **({"anno_id": []} if number % 2 else {})} for number, text in enumerate(texts)
-        ]
-        made[name] = {"frames": meta[recorded]["frames"], "expressions": dict(zip(map(str, range(99)), entries))}
+        entries = {
+            str(number): {**some, "exp": text, "anno_id": [] if number % 2 else some["anno_id"]}
+            for number, text in enumerate(texts)
+        }
+        made[name] = {"frames": meta[recorded]["frames"], "expressions": entries}
     (root / "valid_u/meta_expressions.json").write_text(json.dumps({"videos": made}))
     shutil.copy(DATA / "valid_u" / "mask_dict.json", root / "valid_u")
     return root

@@ -40,9 +40,8 @@ def test_no_threshold_is_better_than_the_chosen_one_and_no_lower_one_is_as_good(
         numbers = random.choice(np.arange(random.integers(1, 12)) / 12, random.integers(2, 40))
         kinds = random.random(len(numbers)) < random.random()
         kinds[:2] = True, False
-        judged = [
-            Judged(float(p), bool(p > 0 and random.random() < 0.9), bool(kind)) for p, kind in zip(numbers, kinds)
-        ]
+        said = (numbers > 0) & (random.random(len(numbers)) < 0.9)
+        judged = [Judged(*one) for one in zip(numbers.tolist(), said.tolist(), kinds.tolist(), strict=True)]
         threshold, *found = sweep(judged)
         assert found == pytest.approx(accuracies(judged, threshold))
         tried = [0.0, *(step / 24 for step in range(-1, 30)), *numbers]
@@ -208,7 +207,7 @@ def test_an_export_takes_no_threshold_of_other_weights(
 ) -> None:
     out = str(write_threshold(tmp_path / "e", of(golden), 0.1))
     for format, suffix in FORMATS.items():
-        with pytest.raises(ConfigError, match="chosen for others: dit .* there, .* here"):
+        with pytest.raises(ConfigError, match=r"chosen for others: dit .* there, .* here"):
             export(str(trained["lora"]), format=format, out=tmp_path / f"x{suffix}", presence=out)
     with pytest.raises(ConfigError, match="a threshold of presence goes with a DiT"):
         export(str(trained["decoder"]), format="safetensors", out=tmp_path / "x.safetensors", presence=out)

@@ -221,10 +221,11 @@ def test_what_no_threshold_can_be_chosen_on_is_one_line_before_anything_is_writt
     write_some_naming_nothing(tmp_path / "target", {"six": "vidB"}, TEXTS[:1])
     write_some_naming_nothing(tmp_path / "unknown", {"seven": "vidB"}, TEXTS)
     (tmp_path / "unknown/valid_u/mask_dict.json").unlink()
-    meta = write_some_naming_nothing(tmp_path / "nothing", {"eight": "vidB"}, TEXTS) / "valid_u/meta_expressions.json"
-    meta.write_text(
-        json.dumps(json.loads(meta.read_text(), object_hook=lambda o: o | {"anno_id": []} if "exp" in o else o))
-    )
+    path = write_some_naming_nothing(tmp_path / "nothing", {"eight": "vidB"}, TEXTS) / "valid_u/meta_expressions.json"
+    meta = json.loads(path.read_text())
+    for entry in meta["videos"]["eight"]["expressions"].values():
+        entry["anno_id"] = []
+    path.write_text(json.dumps(meta))
     cases = {
         "shared": r"shares 1 videos with data \(two\).*give another split",
         "target": "no sentence names nothing",
@@ -236,20 +237,19 @@ def test_what_no_threshold_can_be_chosen_on_is_one_line_before_anything_is_writt
         with pytest.raises(ConfigError, match=rf"calibrate\.data is valid_u of {tmp_path / name}.*{message}") as caught:
             evaluate(asked)
         assert "\n" not in str(caught.value) and not (tmp_path / "e").exists()
-    for wrong, message in (
-        ({"calibrate": {"enabled": True}}, r"calibrate\.data is missing"),
-        ({"presence": "x"}, "give one"),
-    ):
-        with pytest.raises(ValidationError, match=message):
-            calibrating(lab, tmp_path / "e", **wrong)
+    with pytest.raises(ValidationError, match=r"calibrate\.data is missing"):
+        config(lab, tmp_path / "e", calibrate={"enabled": True})
+    with pytest.raises(ValidationError, match="presence is x, and calibrate makes a threshold too; give one"):
+        calibrating(lab, tmp_path / "e", presence="x")
 
 
 def test_a_threshold_of_other_weights_is_not_used(lab: Path, done: dict[str, Scores], tmp_path: Path) -> None:
-    for changed, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"mask_decoder": "vae"}, "mask_decoder .* there, vae here"),
         ({"sampler": {"steps": 2}}, r"sampler\.steps 1 there, 2 here"),
         ({"box": {"height_px": 16, "width_px": 48}}, "box 32x48 .* there, 16x48"),
-    ):
+    ]
+    for changed, message in cases:
         with pytest.raises(ConfigError, match=message):
             evaluate(config(lab, tmp_path / "e", presence=str(lab / "calibrated"), **changed))
         assert not (tmp_path / "e").exists()
@@ -260,7 +260,7 @@ def test_an_export_with_a_threshold_is_evaluated_with_it(lab: Path, done: dict[s
 
     golden = str(lab / "golden/export")
     made = export(golden, format="safetensors", out=tmp_path / "w.safetensors", presence=str(lab / "calibrated")).path
-    same = {
+    same: dict[str, Any] = {
         "checkpoint": str(made),
         "mask_decoder": str(lab / "golden/decoder.pth"),
         "model": {"wan": lab / "golden/wan"},
