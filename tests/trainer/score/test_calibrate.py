@@ -23,7 +23,15 @@ from flowmask.trainer.score.evaluate import evaluate, fingerprint_now
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.results import Scores
 
-TEXTS = [f"a thing of kind {number}" for number in range(8)]
+# Every second one names nothing; by chance the recorded weights find less for these.
+TEXTS = [
+    "a dog",
+    "a thing of kind 1",
+    "the red car",
+    "a thing of kind 5",
+    "two birds near the water",
+    "a thing of kind 3",
+]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,7 @@ def test_the_threshold_is_the_one_that_the_other_videos_tell(lab: Path, done: di
     assert threshold > 0 and len(judged) == 2 * len(TEXTS)
     written = json.loads((lab / "calibrated/scores.json").read_text())
     assert written["presence_threshold"] == written["presence"]["threshold"] == threshold
-    told = {"source": "mevis", "split": "valid_u", "sentences": 16, "no_target": 8, "n_acc": n_acc, "t_acc": t_acc}
+    told = {"source": "mevis", "split": "valid_u", "sentences": 12, "no_target": 6, "n_acc": n_acc, "t_acc": t_acc}
     assert written["presence"]["calibration"] == told and written["presence"]["rule"] == RULE
     assert done["others again"].nothing["n_acc"] == pytest.approx(n_acc)
     assert done["others again"].nothing["t_acc"] == pytest.approx(t_acc)
