@@ -95,7 +95,7 @@ def sweep(judged: Sequence[Judged]) -> tuple[float, float, float]:
     """The threshold with the largest mean of N-acc and T-acc, and both there, in percent.
 
     Tried are 0, which empties nothing, and the middle between every two neighbouring numbers; of equal ones the lowest
-    wins. There must be sentences of both kinds.
+    wins. What has the largest number is never emptied. There must be sentences of both kinds.
     """
     values = sorted({one.presence for one in judged})
     cuts = [0.0, *map(_between, values, values[1:])]
@@ -139,18 +139,15 @@ def in_use(
 ) -> Presence | None:
     """What `stated` gives, if it was chosen for these weights, sampler and box; ConfigError otherwise.
 
-    box: None: whatever it was chosen with. say: takes the line about a threshold that nobody asked for
+    box: None: whatever it was chosen with. say: takes the line about the threshold that will empty masks
     """
     found = stated(asked, baked)
     if found is None:
         return None
     here = {"weights": dict(weights), "sampler": sampler, "box": box or found.box}
     found.model_copy(update=here).refuse_other(found, name=asked or checkpoint)
-    if asked is None:
-        say(
-            f"{checkpoint} brings a presence threshold: sentences below {found.threshold:.4g} ({found.rule}) get empty "
-            "masks; presence=none (--presence none) keeps all"
-        )
+    keeping = "; presence=none (--presence none) keeps all masks" if asked is None else ""
+    say(f"{asked or checkpoint}: presence threshold {found.said()}{keeping}")
     return found
 
 

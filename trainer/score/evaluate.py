@@ -79,6 +79,7 @@ def evaluate(
     with store.claim(rank):
         if chosen_on is not None:
             chosen = calibrate(config, chosen_on, loaded, store, rank=rank, world=world, on_progress=on_progress)
+            say(f"presence threshold {chosen.said()}")
         for done, video in enumerate(share):
             if on_progress:
                 on_progress("videos", done, len(share))

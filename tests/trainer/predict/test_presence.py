@@ -44,7 +44,7 @@ def test_no_threshold_is_better_than_the_chosen_one_and_no_lower_one_is_as_good(
         judged = [Judged(*one) for one in zip(numbers.tolist(), said.tolist(), kinds.tolist(), strict=True)]
         threshold, *found = sweep(judged)
         assert found == pytest.approx(accuracies(judged, threshold))
-        tried = [0.0, *(step / 24 for step in range(-1, 30)), *numbers]
+        tried = [other for other in (*np.arange(-1, 30) / 24, *numbers) if other <= numbers.max()]
         means = {other: sum(accuracies(judged, other)) for other in tried}
         assert max(means.values()) <= sum(found) + 1e-9
         emptied = {one.presence for one in judged if one.presence < threshold}
