@@ -170,7 +170,7 @@ class _Export:
         trained = adapter.trained
         self.loaded = LoadedWeights(trained, adapter.settings, content_sha256(trained))
         write_adapter(out, self._cast(self.loaded), adapter.config)
-        base = {"lora": adapter.config.model_dump(mode="json"), "frozen": dict(adapter.frozen)}
+        base: dict[str, Any] = {"lora": adapter.config.model_dump(mode="json"), "frozen": dict(adapter.frozen)}
 
         def merged_sha256(trained: State) -> str:
             return content_sha256(with_base(replace(adapter, trained=trained), wan=self.asked_wan, where=self.source))

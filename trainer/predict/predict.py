@@ -191,6 +191,7 @@ class _Drawing:
         out: Path,
     ) -> None:
         self._source, self._prompts = source, prompts
+        self._files = [f"{name}.png" for name in source.frame_names]
         self._folders = [folder / slug for slug in slugs]
         self._earlier = [out / entry["masks"] for entry in earlier]
         shown = [*(entry["prompt"] for entry in earlier), *prompts]
@@ -211,34 +212,36 @@ class _Drawing:
     ) -> list[Facts]:
         """What predictions.json says of each prompt: its presence, the area in px of its mask in each frame."""
         answers: list[Facts] = [{"presence": 0.0, "absent": None, "area_px": []} for _ in self._prompts]
-        for number, ids in enumerate(clips):
+        total = sum(map(len, clips))
+        for number, ids in enumerate(clips, 1):
+            self._segment(loaded, ids, box, answers, share=len(ids) / total)
             on_progress("clips", number, len(clips))
-            self._segment(loaded, ids, box, answers)
-        on_progress("clips", len(clips), len(clips))
         if chosen is not None:
             for answer, folder in zip(answers, self._folders):
                 answer["absent"] = answer["presence"] < chosen.threshold
                 if answer["absent"]:
                     self._empty(folder, answer)
-        self._draw(sum(map(len, clips)), on_progress)
+        self._draw(total, on_progress)
         return answers
 
-    def _segment(self, loaded: LoadedSegmenter, ids: range, box: FrameBox, answers: Sequence[Facts]) -> None:
-        """Write the masks of one clip."""
+    def _segment(
+        self, loaded: LoadedSegmenter, ids: range, box: FrameBox, answers: Sequence[Facts], *, share: float
+    ) -> None:
+        """Write the masks of one clip, which has a share of the video's frames."""
         clip = read_clip(self._source, ids, box=box, pixel_norm=loaded.pixel_norm)
         video_latent = loaded.encode(clip)
         for prompt, folder, answer in zip(self._prompts, self._folders, answers):
             logits = next(loaded.logits(video_latent, [prompt]))
-            answer["presence"] = max(answer["presence"], presence_of(logits, frames=clip.frames))
+            answer["presence"] += share * presence_of(logits, frames=clip.frames)
             for places, masks in masks_of(logits, clip):
                 for place, mask in zip(places, masks):
-                    write_mask(folder / self._file(ids[place]), mask)
+                    write_mask(folder / self._files[ids[place]], mask)
                     answer["area_px"].append(int(mask.sum()))
 
     def _empty(self, folder: Path, answer: Facts) -> None:
         nothing = np.zeros(self._source.size, bool)
         for i in range(len(answer["area_px"])):
-            write_mask(folder / self._file(i), nothing)
+            write_mask(folder / self._files[i], nothing)
         answer["area_px"] = [0] * len(answer["area_px"])
 
     def _draw(self, total: int, on_progress: Progress) -> None:
@@ -248,14 +251,11 @@ class _Drawing:
             *single, combined = [stack.enter_context(self._video(*of)) for of in (*alone, (OVERLAY, self._shown))]
             for ids in chunks(range(total), FRAMES_AT_ONCE):
                 for i, frame in zip(ids, self._source.frames(ids)):
-                    masks = [read_mask(folder / self._file(i)) for folder in (*self._earlier, *self._folders)]
+                    masks = [read_mask(folder / self._files[i]) for folder in (*self._earlier, *self._folders)]
                     for overlay, mask in zip(single, masks[len(self._earlier) :], strict=True):
                         overlay.add(frame, [mask])
                     combined.add(frame, masks)
                     on_progress("frames", i + 1, total)
-
-    def _file(self, i: int) -> str:
-        return f"{self._source.frame_names[i]}.png"
 
     def _video(self, name: str, legend: list[tuple[str, Rgb]]) -> OverlayVideo:
         height, width = self._source.size

@@ -21,19 +21,18 @@ from flowmask.models.files import read_object
 from flowmask.trainer.state.document import refuse_unlike
 
 KEY, NONE = "presence", "none"  # of scores.json and of an export's settings; asks for no threshold
-RULE = "largest_share"
+RULE = "mean_positive_logit"
 _SCORES = "scores.json"
 _NO_MASK = -100.0  # a logit of probability 0
 
 
 def presence_of(logits: Tensor, *, frames: int) -> float:
-    """Logits [F H W] at a clip's size, F >= frames -> the largest share of a frame's pixels that are above 0.
+    """Unclamped logits [F H W] at a clip's size, F >= frames -> the mean of max(logit, 0) over all pixels.
 
-    0 to 1, and 0 only for an empty mask; frames behind `frames` are padding. A video that is cut into clips has the
-    largest of their numbers.
+    Never negative, and 0 only for an empty mask; frames behind `frames` are padding. A video that is cut into clips has
+    the mean of their numbers, weighted by their frames.
     """
-    above = (logits[:frames] > 0).flatten(1).sum(dim=1)
-    return int(above.max()) / logits[0].numel()
+    return float(logits[:frames].clamp(min=0).mean(dtype=torch.float64))
 
 
 class Calibration(Section):

@@ -65,13 +65,12 @@ def test_a_threshold_that_was_planted_is_found_between_its_neighbours() -> None:
     assert sweep([Judged(0.5, True, False), Judged(float(next_to_each_other), True, True)])[0] == next_to_each_other
 
 
-def test_presence_is_the_largest_share_of_a_frame_and_padding_counts_nothing() -> None:
+def test_presence_is_the_mean_of_positive_logits_and_padding_counts_nothing() -> None:
     logits = torch.full((5, 4, 8), -0.5)
     assert presence_of(logits, frames=3) == 0
-    logits[1, :2, :4] = 0.25
-    logits[2, 0, 0], logits[4] = 9, 9
-    assert presence_of(logits, frames=3) == 0.25
-    assert presence_of(logits, frames=5) == 1
+    logits[1, :2, :4], logits[2, 0, 0], logits[3:] = 0.25, 9, 77
+    assert presence_of(logits, frames=3) == (8 * 0.25 + 9) / 96
+    assert presence_of(logits, frames=4) > 9, "logits are not cut to -1..1"
 
 
 @pytest.fixture(scope="module")
