@@ -169,7 +169,11 @@ class DemoRun:
         places = {
             "cache": [f"data.root={self.out}/dataset", f"model.wan={self.out}/wan"],
             "train": [f"data.cache={self.out}/cache", f"model.wan={self.out}/wan"],
-            "evaluate": [f"data.root={self.out}/dataset", f"checkpoint={self.out}/runs/dit"],
+            "evaluate": [
+                f"data.root={self.out}/dataset",
+                f"calibrate.data.root={self.out}/dataset",
+                f"checkpoint={self.out}/runs/dit",
+            ],
         }[kind]
         if part == "dit.yaml":
             places.append(f"model.mask_decoder={self.out}/runs/decoder")

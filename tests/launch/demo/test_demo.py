@@ -168,6 +168,7 @@ def test_an_evaluation_repeated_from_its_config_has_the_same_scores(smoke: Path,
         "evaluate",
         smoke / "evaluate" / "config.yaml",
         f"data.root={smoke / 'dataset'}",
+        f"calibrate.data.root={smoke / 'dataset'}",
         f"checkpoint={smoke / 'runs' / 'dit'}",
         f"out={tmp_path / 'scores'}",
     )
