@@ -19,12 +19,13 @@ from flowmask.models.errors import ConfigError, UserError
 from flowmask.trainer.objectives import objective_named
 
 _SHOWN = 4
-# What takes over weights, and the objective that must have made them; None: the stage's own.
+# What takes over weights or a threshold, and what must have made them; None: the stage's own.
 _WEIGHTS = {
     "model.init": None,
     "checkpoint": "dit",
     "model.mask_decoder": "mask_decoder",
     "mask_decoder": "mask_decoder",
+    "presence": EvaluateJob.KIND,
 }
 
 
