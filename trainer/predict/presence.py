@@ -69,8 +69,8 @@ class Presence(Section):
         )
 
     def refuse_other(self, there: "Presence", *, name: str) -> None:
-        """ConfigError where `there`, called `name`, differs in anything but the threshold."""
-        ours, others = _belongings(self), _belongings(there)
+        """ConfigError where `there`, called `name`, is of others, or of a rule that is not `presence_of`."""
+        ours, others = _belongings(self) | {"rule": RULE}, _belongings(there)
         differ = [
             f"{key} {others.get(key)} there, {value} here" for key, value in ours.items() if others.get(key) != value
         ]
@@ -170,10 +170,7 @@ def presence_in(
     if found is None:
         return None
     refuse_unlike(Presence, found, where=f"{where}: {KEY}", error=error)
-    chosen = Presence.model_validate(found)
-    if chosen.rule != RULE:
-        raise error(f"{where}: its threshold is of the rule {chosen.rule}, here it is {RULE}; calibrate again")
-    return chosen
+    return Presence.model_validate(found)
 
 
 def _belongings(chosen: Presence) -> dict[str, str]:
@@ -181,6 +178,7 @@ def _belongings(chosen: Presence) -> dict[str, str]:
     box = chosen.box
     return {
         **{part: sha256[:12] for part, sha256 in sorted(chosen.weights.items())},
+        "rule": chosen.rule,
         "sampler.steps": str(chosen.sampler.steps),
         "sampler.shift": str(chosen.sampler.shift),
         "box": f"{box.height_px}x{box.width_px} in multiples of {box.size_multiple}",

@@ -19,7 +19,7 @@ from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter
 from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.predict.predict import Predictions, predict
-from flowmask.trainer.predict.presence import Judged, in_use, presence_in, presence_of, sweep
+from flowmask.trainer.predict.presence import RULE, Judged, in_use, presence_in, presence_of, sweep
 from flowmask.trainer.predict.weights import stored_settings
 
 TRIALS, SEED = int(os.environ.get("TRIALS", "60")), int(os.environ.get("SEED", "0"))
@@ -139,6 +139,11 @@ def test_a_threshold_of_other_weights_sampler_or_box_is_refused_in_a_line_that_n
         with pytest.raises(ConfigError, match=f"presence is of {out}, .*{message}.*--calibrate") as caught:
             in_use(out, None, **{**here, "box": loaded.box, **changed}, say=print)
         assert "\n" not in str(caught.value)
+    (tmp_path / "older").mkdir()
+    older = (tmp_path / "e/scores.json").read_text().replace(RULE, "older_rule")
+    (tmp_path / "older/scores.json").write_text(older)
+    with pytest.raises(ConfigError, match=f"rule older_rule there, {RULE} here"):
+        in_use(str(tmp_path / "older"), None, **here, box=None, say=print)
     with pytest.raises(ConfigError, match=r"sampler\.steps 1 there, 4 here"):
         _predict(golden, video, tmp_path / "p", presence=out, sampler=SamplerConfig(steps=4))
     assert not list((tmp_path / "p").glob("[!.]*"))
@@ -153,7 +158,6 @@ def test_what_is_no_threshold_is_one_line_before_weights_are_loaded(
     changes: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         (lambda scores: scores.update(presence=None), "has no threshold; make it with flowmask evaluate --calibrate"),
         (lambda scores: scores["presence"].update(threshold="high"), "is damaged"),
-        (lambda scores: scores["presence"].update(rule="older"), "the rule older, here it is"),
     ]
     for change, message in changes:
         scores = json.loads(json.dumps(whole))
