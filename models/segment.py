@@ -15,7 +15,7 @@ from flowmask.models.config import SamplerConfig
 from flowmask.models.dit import velocity
 from flowmask.models.flow import euler
 from flowmask.models.mask_decoder import MaskDecoder
-from flowmask.models.text import TextEncoder, clean, pad
+from flowmask.models.text import Embeds, clean, pad
 from flowmask.models.vae import LatentStats, denormalise, encode_moments, normalise
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Segmenter:
         dit: "WanTransformer3DModel",
         *,
         vae: "AutoencoderKLWan",
-        text_encoder: TextEncoder,
+        text_encoder: Embeds,
         mask_decoder: MaskDecoder,
         settings: SegmentSettings,
     ) -> None:

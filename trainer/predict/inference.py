@@ -175,17 +175,12 @@ def load_segmenter(
         vae=vae.to(where),
         text_encoder=text_encoder,
         mask_decoder=decoder.to(where),
-        settings=SegmentSettings(
-            sampler=sampler,
-            text_tokens=settings.get("text_tokens", 256),
-            mask_latent_norm=settings.get("mask_latent_norm", "none"),
-            lowercase=settings.get("lowercase", True),
-        ),
+        settings=conventions(settings, sampler=sampler),
     )
     return LoadedSegmenter(
         segmenter,
         pixel_norm=settings.get("pixel_norm", "half"),
-        box=_trained_box(checkpoint, settings),
+        box=box_of({**trained_sides(Path(checkpoint)), **settings}),
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=folder_state(folder.path),
     )
@@ -226,9 +221,18 @@ def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -
     return Path(known)
 
 
-def _trained_box(checkpoint: str, settings: Mapping[str, Any]) -> FrameBox:
+def conventions(settings: Mapping[str, Any], *, sampler: SamplerConfig) -> SegmentSettings:
+    """How weights of these settings segment; where they tell nothing, as the published ones."""
+    return SegmentSettings(
+        sampler=sampler,
+        text_tokens=settings.get("text_tokens", 256),
+        mask_latent_norm=settings.get("mask_latent_norm", "none"),
+        lowercase=settings.get("lowercase", True),
+    )
+
+
+def box_of(told: Mapping[str, Any]) -> FrameBox:
     """Short and long side of the training as height and width, as the reference pairs 480x832 with them."""
-    told = {**trained_sides(Path(checkpoint)), **settings}
     sides = {"height_px": told.get("short_side"), "width_px": told.get("long_side")}
     return FrameBox(**{name: side for name, side in sides.items() if side is not None})
 
@@ -238,7 +242,11 @@ def trained_sides(path: Path) -> dict[str, Any]:
     checkpoint = newest(path)
     if checkpoint is None:
         return {}
-    fields = read_state(checkpoint)["state"].get("fingerprint", {}).get("fields", {})
+    return sides_in(read_state(checkpoint)["state"].get("fingerprint", {}).get("fields", {}))
+
+
+def sides_in(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Short and long side in px by the fields of a cache's fingerprint, where it has them."""
     sides = {name: fields.get(f"clip.{name}") for name in ("short_side", "long_side")}
     return {name: value for name, value in sides.items() if value is not None}
 
