@@ -7,28 +7,20 @@ Videos can be shared out over processes that know nothing of each other; whoever
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import DataError
-from flowmask.trainer.predict.inference import (
-    EncoderPrecision,
-    LoadedSegmenter,
-    chunks,
-    load_segmenter,
-    masks_of,
-    read_clip,
-)
-from flowmask.trainer.predict.overlay import write_mask
+from flowmask.trainer.predict.inference import EncoderPrecision, load_segmenter
 from flowmask.trainer.predict.weights import source_settings, trained_step
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.judging import score_decoder, score_masks
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.metrics import from_outside
+from flowmask.trainer.score.one_video import OneVideo, VideoSettings, evaluate_video
 from flowmask.trainer.score.protocols import protocol_named
-from flowmask.trainer.score.protocols.base import BenchmarkProtocol
 from flowmask.trainer.score.report.overlays import OVERLAYS
 from flowmask.trainer.score.results import Scores, finish
 from flowmask.trainer.score.slices import TRUTH
@@ -85,6 +77,7 @@ def evaluate(
     fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
     store = EvaluationStore(config.out, fingerprint)
     names = MaskNames(videos)
+    settings = VideoSettings(**{field.name: getattr(config, field.name) for field in fields(VideoSettings)})
     with store.claim(rank):
         for done, video in enumerate(share):
             if on_progress:
@@ -93,8 +86,8 @@ def evaluate(
             if not _is_whole(store.record(name)):
                 store.start_video(name)
                 folders = {exp_id: store.mask_folder(key) for exp_id, key in names.keys(video).items()}
-                record = _evaluate_video(config, loaded, video, folders, protocol=protocol, labels=store.labels(name))
-                store.write_record(name, record)
+                one = OneVideo(settings, video, folders, protocol=protocol, labels=store.labels(name))
+                store.write_record(name, evaluate_video(loaded, one))
         if on_progress:
             on_progress("videos", len(share), len(share))
         made: list[Scores] = []
@@ -153,44 +146,6 @@ def _fingerprint(
         more.append({"text": encoders.text, "video": encoders.video})
     said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
-def _evaluate_video(
-    config: EvaluateConfig,
-    loaded: LoadedSegmenter,
-    video: Video,
-    folders: Mapping[str, Path],
-    *,
-    protocol: BenchmarkProtocol | None,
-    labels: Path,
-) -> dict[str, Any]:
-    """Masks of every expression into its folder, which `folders` gives by its id; returns the video's record.
-
-    labels: a folder that is not there yet, for label maps of a protocol that makes some
-    """
-    names = video.frame_names
-    listener = None if protocol is None else protocol.listener(video, labels)
-    clip = read_clip(video, range(len(names)), box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
-    video_latent = loaded.encode(clip)
-    record: dict[str, Any] = {"frames": len(names), "expressions": {}}
-    for some in chunks(video.expressions, config.sentences_per_batch):
-        for expression, logits in zip(some, loaded.logits(video_latent, [e.text for e in some])):
-            answered = False
-            if listener is not None:
-                listener.hear(expression, logits, clip)
-            for ids, masks in masks_of(logits, clip):
-                answered |= bool(masks.any())
-                for i, mask in zip(ids, masks):
-                    write_mask(folders[expression.exp_id] / f"{names[i]}.png", mask)
-            record["expressions"][expression.exp_id] = {"text": expression.text, "answered": answered}
-    if not video.has_masks:
-        return record
-    answers = score_masks(config, video, folders, record["expressions"])
-    if protocol is not None:
-        record["protocol"] = protocol.of_video(video, answers, listener)
-    if config.decoder_score:
-        score_decoder(loaded, video, clip, record["expressions"])
-    return record
 
 
 def _is_whole(record: Mapping[str, Any] | None) -> bool:
