@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
+from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.launch.console import err
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config
 from flowmask.launch.progress import bar, show_scores
@@ -29,6 +30,10 @@ class EvaluateJob(Job, EvaluateConfig):
     @property
     def computes_on(self) -> str:
         return self.device
+
+    @property
+    def scores(self) -> DataSourceConfig | None:
+        return self.data
 
     def inputs(self) -> Iterator[Input]:
         yield Input("checkpoint", Path(self.checkpoint), "a run, an export, or a FlowRVS .pth")

@@ -121,7 +121,8 @@ class LoadedSegmenter:
 
     @torch.no_grad()
     def _decoded(self, latent: Tensor) -> Tensor:
-        logits = self.segmenter.mask_decoder(latent.to(self.segmenter.vae.device))[0, 0]
+        where = next(self.segmenter.mask_decoder.parameters()).device
+        logits = self.segmenter.mask_decoder(latent.to(where))[0, 0]
         if not torch.isfinite(logits).all():  # compared with 0 they would pass for an empty mask
             raise CheckpointError(
                 "the weights give logits that are not finite; take an earlier checkpoint, or precision=fp32"

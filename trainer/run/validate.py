@@ -37,7 +37,8 @@ from flowmask.trainer.predict.inference import mask_decoder_named
 from flowmask.trainer.run.best import Definition, definition_of
 from flowmask.trainer.run.diagnose import not_finite
 from flowmask.trainer.run.validate_overlays import ClipOverlays
-from flowmask.trainer.run.validate_whole import WholeVideos, whole_videos_of
+from flowmask.trainer.run.validate_whole import WholeVideos
+from flowmask.trainer.run.validate_whole_start import whole_videos_of
 from flowmask.trainer.score.metrics import Tally, shown_in, totals
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.validation_config import ValidationConfig

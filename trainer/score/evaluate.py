@@ -18,6 +18,7 @@ from flowmask.trainer.predict.inference import EncoderPrecision, load_segmenter
 from flowmask.trainer.predict.weights import source_settings, trained_step
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
+from flowmask.trainer.score.mask_places import MaskFiles
 from flowmask.trainer.score.metrics import from_outside
 from flowmask.trainer.score.one_video import OneVideo, VideoSettings, evaluate_video
 from flowmask.trainer.score.protocols import protocol_named
@@ -85,8 +86,8 @@ def evaluate(
             name = names.video(video)
             if not _is_whole(store.record(name)):
                 store.start_video(name)
-                folders = {exp_id: store.mask_folder(key) for exp_id, key in names.keys(video).items()}
-                one = OneVideo(settings, video, folders, protocol=protocol, labels=store.labels(name))
+                places = {exp_id: MaskFiles(store.mask_folder(key)) for exp_id, key in names.keys(video).items()}
+                one = OneVideo(settings, video, places, protocol=protocol, labels=store.labels(name))
                 store.write_record(name, evaluate_video(loaded, one))
         if on_progress:
             on_progress("videos", len(share), len(share))

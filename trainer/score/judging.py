@@ -1,11 +1,10 @@
 """The masks of one video against the true ones: every metric of each sentence, and of what it is compared with.
 
-Knows the masks as they are made, later by the files that were written; the truth by the dataset. Loads no model.
+Knows the masks as they are made, later by where they were written; the truth by the dataset. Loads no model.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from flowmask.data_pipeline.clip.pixels import resize_masks
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, MaskPiece, VaeClip, chunks, masks_of
-from flowmask.trainer.predict.overlay import read_mask
+from flowmask.trainer.score.mask_places import MaskPlace
 from flowmask.trainer.score.metrics import Tally
 from flowmask.trainer.score.metrics.base import Mask
 from flowmask.trainer.score.protocols.base import Answer, JudgedPiece
@@ -25,10 +24,10 @@ from flowmask.trainer.score.slices import TRUTH, TrueSize
 class Judge:
     """The scores of one video's sentences: each is scored as its masks are made, all are compared at the end."""
 
-    def __init__(self, video: Video, folders: Mapping[str, Path]) -> None:
-        """folders: where the masks of each expression id are written."""
+    def __init__(self, video: Video, places: Mapping[str, MaskPlace]) -> None:
+        """places: where the masks of each expression id are written."""
         self.answers: list[Answer] = []  # for a protocol
-        self._video, self._folders = video, folders
+        self._video, self._places = video, places
 
     def right(self, expression: Expression, entry: dict[str, Any], predicted: Iterable[MaskPiece]) -> None:
         """Add "right" to the record of an expression; `entry["answered"]` is known once `predicted` is at its end."""
@@ -36,7 +35,7 @@ class Judge:
         _note(entry, "right", tally)
         entry[TRUTH] = true_size.facts()
         j, f = tally.j_and_f()
-        reader = _reader(self._video, expression, self._folders[expression.exp_id])
+        reader = _reader(self._video, expression, self._places[expression.exp_id])
         self.answers.append(Answer(expression, entry["answered"], j, f, reader))
 
     def wrong(self, entries: Mapping[str, dict[str, Any]], *, seed: int) -> None:
@@ -44,7 +43,7 @@ class Judge:
         partners = shuffled_partners(self._video, seed=seed)
         for expression in self._video.expressions:
             if expression.exp_id in partners:
-                written = _stored(self._video, self._folders[partners[expression.exp_id]])
+                written = _stored(self._video, self._places[partners[expression.exp_id]])
                 _note(entries[expression.exp_id], "wrong", _score(self._video, expression, written))
 
 
@@ -69,15 +68,15 @@ def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
     return partners
 
 
-def _stored(video: Video, folder: Path) -> Iterator[MaskPiece]:
+def _stored(video: Video, place: MaskPlace) -> Iterator[MaskPiece]:
     """The masks of one expression as they were written."""
     for ids in chunks(range(len(video.frame_names)), FRAMES_AT_ONCE):
-        yield ids, np.stack([read_mask(folder / f"{video.frame_names[i]}.png") for i in ids])
+        yield ids, np.stack([place.read(video.frame_names[i]) for i in ids])
 
 
-def _reader(video: Video, expression: Expression, folder: Path) -> Callable[[], Iterator[JudgedPiece]]:
+def _reader(video: Video, expression: Expression, place: MaskPlace) -> Callable[[], Iterator[JudgedPiece]]:
     """Reads the masks of one expression, with their truth, each time that it is called."""
-    return lambda: _judged(video, expression, _stored(video, folder))
+    return lambda: _judged(video, expression, _stored(video, place))
 
 
 def _score(

@@ -17,8 +17,8 @@ from flowmask.data_pipeline.clip.pixels import PixelNorm
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.inference import MaskPiece, VaeClip, chunks, masks_of, read_clip
-from flowmask.trainer.predict.overlay import write_mask
 from flowmask.trainer.score.judging import Judge, score_decoder
+from flowmask.trainer.score.mask_places import MaskPlace
 from flowmask.trainer.score.protocols.base import BenchmarkProtocol
 
 Record = dict[str, Any]
@@ -62,18 +62,18 @@ class OneVideo:
         self,
         settings: VideoSettings,
         video: Video,
-        folders: Mapping[str, Path],
+        places: Mapping[str, MaskPlace],
         *,
         protocol: BenchmarkProtocol | None = None,
         labels: Path,
     ) -> None:
-        """folders: where the masks of each expression id go; they are there.
+        """places: where the masks of each expression id go.
 
         labels: a folder that is not there yet, for label maps of a protocol that makes some
         """
-        self.settings, self.video, self._folders, self._protocol = settings, video, folders, protocol
+        self.settings, self.video, self._places, self._protocol = settings, video, places, protocol
         self._listener = None if protocol is None else protocol.listener(video, labels)
-        self._judge = Judge(video, folders)
+        self._judge = Judge(video, places)
         self._entries: dict[str, Record] = {}
 
     def read(self, loaded: VideoSegmenter) -> VaeClip:
@@ -81,9 +81,8 @@ class OneVideo:
         box = self.settings.box or loaded.box
         return read_clip(self.video, range(len(self.video.frame_names)), box=box, pixel_norm=loaded.pixel_norm)
 
-    def sentences(self, loaded: VideoSegmenter, clip: VaeClip) -> Iterator[tuple[Expression, Tensor]]:
-        """Each expression with its logits [F H W]; the clip is encoded once."""
-        video_latent = loaded.encode(clip)
+    def sentences(self, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
+        """Each expression with its logits [F H W]."""
         for some in chunks(self.video.expressions, self.settings.sentences_per_batch):
             yield from zip(some, loaded.logits(video_latent, [expression.text for expression in some]))
 
@@ -114,17 +113,17 @@ class OneVideo:
 
     def _written(self, expression: Expression, entry: Record, pieces: Iterator[MaskPiece]) -> Iterator[MaskPiece]:
         """The pieces, each after it has been written."""
-        names, folder = self.video.frame_names, self._folders[expression.exp_id]
+        names, place = self.video.frame_names, self._places[expression.exp_id]
         for ids, masks in pieces:
             entry["answered"] |= bool(masks.any())
             for i, mask in zip(ids, masks):
-                write_mask(folder / f"{names[i]}.png", mask)
+                place.write(names[i], mask)
             yield ids, masks
 
 
 def evaluate_video(loaded: VideoSegmenter, one: OneVideo) -> Record:
-    """Masks of every expression into its folder; returns the video's record."""
+    """Masks of every expression into its place; returns the video's record."""
     clip = one.read(loaded)
-    for expression, logits in one.sentences(loaded, clip):
+    for expression, logits in one.sentences(loaded, loaded.encode(clip)):
         one.answer(expression, logits, clip)
     return one.record(loaded, clip)
