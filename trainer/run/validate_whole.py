@@ -84,13 +84,13 @@ class WholeVideos:
         """eval_whole_<name> of every number; nothing, and a line, if a video cannot be scored; None: it was stopped.
 
         dit: on this rank's device, with the averaged weights
-        stop: asked of all ranks together, after each video
+        stop: asked of all ranks together, before each round of videos
         """
         records: list[Record] = []
         ranks = distributed.world_size()
         with self._loaded(dit) as loaded:
             for first in range(0, len(self.videos), ranks):
-                if first and stop():
+                if stop():
                     return None
                 found = distributed.gather_objects(self._attempt(loaded, first + distributed.rank()))
                 if problem := next((one for one in found if isinstance(one, str)), None):

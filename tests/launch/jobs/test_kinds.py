@@ -94,7 +94,7 @@ def test_a_job_reads_what_its_config_names(tmp_path: Path) -> None:
 
 def test_a_protocol_of_whole_videos_that_does_not_score_their_layout_is_refused_at_once(tmp_path: Path) -> None:
     whole = {"data": {"source": "mevis", "root": "h"}, "protocol": "refcoco"}
-    with pytest.raises(ConfigError, match="protocol is 'refcoco', which scores data.source refcoco"):
+    with pytest.raises(ConfigError, match=r"protocol is .refcoco., which scores data\.source refcoco"):
         job(TrainJob, tmp_path, evaluate={"whole_videos": whole})
 
 

@@ -113,7 +113,6 @@ def test_a_stop_on_the_way_costs_no_number_at_any_number_of_ranks_and_no_bit_of_
     monkeypatch.undo()
     assert (tmp_path / "one" / "evaluations.jsonl").read_text() == ""
     shutil.copytree(tmp_path / "one", tmp_path / "two", symlinks=True)
-    (tmp_path / "two" / ".owner.json").unlink(missing_ok=True)
     numbers = evaluated(tmp_path / "two", held, tmp_path / "e", precision="fp32", protocol=None)
     job = {"lab": str(lab), "out": str(tmp_path / "two"), "overrides": short | whole(held)}
     run_group([job], folder=tmp_path / "logs")
