@@ -108,7 +108,7 @@ def test_each_video_is_encoded_once_whatever_its_number_of_sentences(
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The recorded videos with more sentences, some of them equal; those of a video that are alike mean other things."""
+    """The recorded videos with more sentences, some of them equal; equal ones of a video mean different objects."""
     root = tmp_path_factory.mktemp("spoken") / "data"
     shutil.copytree(DATA, root)
     path = root / "valid_u" / "meta_expressions.json"
