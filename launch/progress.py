@@ -76,6 +76,11 @@ def show_scores(scores: "Scores", out: Path) -> None:
         printer.print(table)
     if scores.protocol is not None:
         printer.print(_protocol_table(scores.protocol))
+    if scores.presence is not None:
+        emptied = sum(seen < scores.presence["threshold"] for seen in scores.presences.values())
+        printer.print(
+            f"presence threshold {scores.presence['threshold']:.4g}: {emptied} expressions below it, left empty"
+        )
     if scores.note:
         printer.print(scores.note)
     counts = f"{scores.videos} videos, {scores.expressions} expressions, {scores.frames} frames"

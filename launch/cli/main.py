@@ -128,9 +128,16 @@ def train(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) ->
 
 
 @app.command()
-def evaluate(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
+def evaluate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    wait: Wait = True,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First choose on calibrate.data below which presence no mask is kept")
+    ] = False,
+) -> None:
     """Predict every expression of a split and score it: J, F, J&F, masks and a report in OUT."""
-    run_job("evaluate", config, overrides, wait=wait)
+    run_job("evaluate", config, [*(overrides or []), *(["calibrate.enabled=true"] if calibrate else [])], wait=wait)
 
 
 app.command()(compare)
@@ -150,6 +157,7 @@ def predict(
     allow_truncated: words.AllowTruncated = False,
     averaged: Averaged = True,
     encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
+    presence: words.PresenceOf = None,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from flowmask.launch.progress import bar
@@ -170,6 +178,7 @@ def predict(
             clip_frames=clip_frames,
             allow_truncated=allow_truncated,
             encoder_precision=encoder_precision,
+            presence=presence,
             on_progress=on_progress,
             say=err.print,
         )
@@ -185,6 +194,7 @@ def export(
     averaged: Averaged = True,
     dtype: Annotated[str, typer.Option(help="float32 keeps every bit; bfloat16 is half the size")] = "float32",
     wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
+    presence: words.PresenceOf = None,
 ) -> None:
     """Write trained weights so that diffusers, FlowRVS's code or any reader of safetensors loads them."""
     import torch
@@ -194,7 +204,7 @@ def export(
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in dtypes:
         raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
-    done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan)
+    done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan, presence=presence)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
     offer(source, done.path, to="export")
 

@@ -19,6 +19,10 @@ Averaged = Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged wei
 AllowTruncated = Annotated[
     bool, typer.Option("--allow-truncated", help="Use what is left of a file that has lost its end")
 ]
+PresenceOf = Annotated[
+    str | None,
+    typer.Option(help="OUT of evaluate --calibrate: no mask below its threshold; none; default: what the export says"),
+]
 Runs = Annotated[list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")]
 Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
 

@@ -13,18 +13,19 @@ from flowmask.launch.check import preflight
 from flowmask.launch.config import load_job
 from flowmask.launch.curriculum.stages import Curriculum, Stage
 from flowmask.launch.finding import Finding
-from flowmask.launch.jobs import CacheJob, TrainJob
+from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.launch.slurm import resources
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.trainer.objectives import objective_named
 
 _SHOWN = 4
-# What takes over weights, and the objective that must have made them; None: the stage's own.
+# What takes over weights or a threshold, and what must have made them; None: the stage's own.
 _WEIGHTS = {
     "model.init": None,
     "checkpoint": "dit",
     "model.mask_decoder": "mask_decoder",
     "mask_decoder": "mask_decoder",
+    "presence": EvaluateJob.KIND,
 }
 
 

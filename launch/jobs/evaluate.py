@@ -38,6 +38,10 @@ class EvaluateJob(Job, EvaluateConfig):
     def inputs(self) -> Iterator[Input]:
         yield Input("checkpoint", Path(self.checkpoint), "a run, an export, or a FlowRVS .pth")
         yield Input("data.root", self.data.root, "the folder of the dataset")
+        if self.presence not in (None, "none"):
+            yield Input("presence", Path(self.presence), "a calibrated evaluation")
+        if self.calibrate.enabled and self.calibrate.data is not None:
+            yield Input("calibrate.data.root", self.calibrate.data.root, "the folder of the dataset")
 
     def video_ids(self) -> set[tuple[str, str]]:
         """(family of datasets, video id) of what is scored; reads the dataset."""

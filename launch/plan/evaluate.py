@@ -46,6 +46,9 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
     shapes = architecture(_wan(job))
     notes, encoders = list(shapes.notes), Encoders(shapes)
     work, counted = _videos(job, clip, notes)
+    if job.calibrate.enabled:
+        work += _videos(job.model_copy(update={"data": job.calibrate.data, "max_videos": None}), clip, notes)[0]
+        notes.append("the videos of calibrate.data are counted too")
     longest = max((shape for shape, _ in work), key=lambda s: s.pixels)
     dtype, encoded = _DTYPE[job.precision], _encoder_precision(job)
     dit = parameters(shapes.dit(video_injection=True))

@@ -99,6 +99,11 @@ def load_encoder(path: Path) -> dict[str, Tensor]:
     return _halves(path, _read(path))[1]
 
 
+def stored_settings(path: Path) -> dict[str, Any]:
+    """The conventions that an export of ours recorded; no tensor is read into memory."""
+    return _settings(_read(path, mapped=zipfile.is_zipfile(path)), path)
+
+
 def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The conventions that an export of ours recorded; nothing for a published file."""
     return exported_settings(content.get(SETTINGS, {}), where=f"{path}: `{SETTINGS}`")
@@ -123,13 +128,16 @@ def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
     return decoder, encoder
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Unpickle with tensors, containers and argparse.Namespace allowed, nothing else; nothing is executed."""
+def _read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Unpickle with tensors, containers and argparse.Namespace allowed, nothing else; nothing is executed.
+
+    mapped: tensors stay in the file, which must be of torch's zip layout
+    """
     try:
         os.close(open_regular(path))
         _refuse_packed(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist; correct the path") from None
     except pickle.UnpicklingError as error:

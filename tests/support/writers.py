@@ -42,7 +42,7 @@ def predict(out: Path) -> None:
             (place / slug / "0.png").write_text(slug)
             (place / f"{slug}.mp4").write_text(slug)
         (place / "overlay.mp4").write_text("both")
-        folder.publish(place, slugs, [[1], [2]], FACTS)
+        folder.publish(place, slugs, [{"area_px": [1]}, {"area_px": [2]}], FACTS)
 
 
 def evaluate(out: Path) -> None:

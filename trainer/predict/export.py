@@ -5,13 +5,14 @@
     safetensors   one file; the conventions stand in its header
     lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
 
+The settings of an export can keep a threshold of presence, which predictions and evaluations with it then take.
 The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/predict/weights.py`),
 with the same tensors to the bit. Refuses an `out` that is already there.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +33,8 @@ from flowmask.models.strict import SETTINGS_FORMAT, assign_strict
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.inference import trained_sides
-from flowmask.trainer.predict.parts import MASK_DECODER, Part
+from flowmask.trainer.predict.parts import DIT, MASK_DECODER, Part, State
+from flowmask.trainer.predict.presence import KEY, Presence, presence_in, stated
 from flowmask.trainer.predict.weights import (
     EXPORT_SETTINGS,
     HOLDS,
@@ -41,6 +43,7 @@ from flowmask.trainer.predict.weights import (
     load,
     load_adapter,
     part_of,
+    with_base,
 )
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 from flowmask.trainer.state.steps import is_run
@@ -67,6 +70,7 @@ def export(
     ema: bool = True,
     dtype: torch.dtype = torch.float32,
     wan: Path | None = None,
+    presence: str | None = None,
 ) -> Exported:
     """Write the weights of a run (or of one of its steps, or of another export) in one of the formats.
 
@@ -74,12 +78,14 @@ def export(
     ema:   the averaged weights; a flowrvs file of a DiT holds both where the source does
     dtype: float32 keeps every bit; bfloat16 is half the size
     wan:   Wan2.1 folder of the training; default: the one that the source remembers
+    presence: a calibrated evaluation of these weights, whose threshold is kept with them; default: the threshold that
+           an export brings; "none": none
     Raises UserError in one line for whatever is missing, damaged or already there.
     """
     if format not in _SUFFIX:
         raise ConfigError(f"--format is {format!r}; known formats: {', '.join(get_args(Format))}")
     target = _target(source, out, format=format)
-    job = _Export(source, part=part_of(source), ema=ema, dtype=dtype, asked_wan=wan)
+    job = _Export(source, part=part_of(source), ema=ema, dtype=dtype, asked_wan=wan, presence=presence)
     writers = {"diffusers": job.diffusers, "flowrvs": job.flowrvs, "safetensors": job.safetensors, "lora": job.lora}
     with _said(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +132,7 @@ class _Export:
     ema: bool
     dtype: torch.dtype
     asked_wan: Path | None
+    presence: str | None
 
     @cached_property
     def loaded(self) -> LoadedWeights:
@@ -142,13 +149,14 @@ class _Export:
     def diffusers(self, out: Path) -> None:
         """A DiT takes its trained mask decoder along, so that the folder and Wan2.1 are all that prediction needs."""
         self._write_part(out)
-        held = [self.loaded]
+        beside = None
         decoder = self.loaded.settings.get(MASK_DECODER.name) or "vae"
         if self.part is not MASK_DECODER and Path(decoder).exists():
             other = replace(self, source=decoder, part=MASK_DECODER)
             other._write_part(out)
-            held.append(other.loaded)
-        self._write_settings(out, self._settings(*held))
+            beside = other.loaded
+        held = [self.loaded] if beside is None else [self.loaded, beside]
+        self._write_settings(out, self._settings(*held, decoder=beside))
 
     def _write_part(self, out: Path) -> None:
         state = self._whole(self.loaded)
@@ -162,8 +170,12 @@ class _Export:
         trained = adapter.trained
         self.loaded = LoadedWeights(trained, adapter.settings, content_sha256(trained))
         write_adapter(out, self._cast(self.loaded), adapter.config)
-        base = {"lora": adapter.config.model_dump(mode="json"), "frozen": dict(adapter.frozen)}
-        self._write_settings(out, self._settings(self.loaded, **base))
+        base: dict[str, Any] = {"lora": adapter.config.model_dump(mode="json"), "frozen": dict(adapter.frozen)}
+
+        def merged_sha256(trained: State) -> str:
+            return content_sha256(with_base(replace(adapter, trained=trained), wan=self.asked_wan, where=self.source))
+
+        self._write_settings(out, self._settings(self.loaded, dit_sha256=merged_sha256, **base))
 
     def flowrvs(self, out: Path) -> None:
         other = self._load(ema=not self.ema) if self.part.pth_holds_both and self._has_both() else self.loaded
@@ -182,16 +194,43 @@ class _Export:
         path = Path(self.source)
         return is_run(path) or (path.is_file() and path.suffix != ".safetensors")
 
-    def _settings(self, *held: LoadedWeights, **base: Any) -> dict[str, Any]:
+    def _settings(
+        self,
+        *held: LoadedWeights,
+        decoder: LoadedWeights | None = None,
+        dit_sha256: Callable[[State], str] = content_sha256,
+        **base: Any,
+    ) -> dict[str, Any]:
         """The conventions of the weights, the sides of the training's clips, where they came from; sealed.
 
-        held: all that is written, each of which is known again by its hash when it is read
+        held: all that is written, each of which is known again by its hash when it is read; decoder: the one of them
+        that is written beside a DiT; dit_sha256: of the whole DiT that the tensors of `self.loaded` make
         """
-        known = {name: value for name, value in self.loaded.settings.items() if name not in _PATHS}
+        known = {name: value for name, value in self.loaded.settings.items() if name not in (*_PATHS, KEY)}
+        if (kept := self._kept(decoder, dit_sha256)) is not None:
+            known[KEY] = kept.model_dump(mode="json")
         origin = {"sha256": self.loaded.sha256, "ema": self.ema, "source": Path(self.source).name}
-        holds = [content_sha256({name: tensor.float() for name, tensor in self._cast(one).items()}) for one in held]
+        holds = [content_sha256(self._as_read(one)) for one in held]
         described = {"objective": self.part.objective, **trained_sides(Path(self.source)), **known, **base}
         return sealed({**described, "weights": origin, HOLDS: sorted(set(holds)), "format": SETTINGS_FORMAT})
+
+    def _kept(self, decoder: LoadedWeights | None, dit_sha256: Callable[[State], str]) -> Presence | None:
+        """The threshold, with the hashes of its weights as they will be read; ConfigError if it is of others."""
+        found = stated(self.presence, presence_in(self.loaded.settings, where=self.source))
+        if found is None:
+            return None
+        if self.part is not DIT:
+            raise ConfigError(f"{self.source} is a {self.part.name}; a threshold of presence goes with a DiT")
+        weights = {**found.weights, DIT.name: dit_sha256(self.loaded.state_dict)}
+        read = {**found.weights, DIT.name: dit_sha256(self._as_read(self.loaded))}
+        if decoder is not None:
+            weights[MASK_DECODER.name] = decoder.sha256
+            read[MASK_DECODER.name] = content_sha256(self._as_read(decoder))
+        found.model_copy(update={"weights": weights}).refuse_other(found, name=self.presence or self.source)
+        return found.model_copy(update={"weights": read})
+
+    def _as_read(self, loaded: LoadedWeights) -> State:
+        return {name: tensor.float() for name, tensor in self._cast(loaded).items()}
 
     @staticmethod
     def _write_settings(out: Path, settings: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from flowmask.models.vae import encode_mask
 from flowmask.models.weights import flowrvs
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.parts import video_injected
+from flowmask.trainer.predict.presence import Presence, presence_in
 from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
 from flowmask.trainer.state.checkpoint import read_state
 from flowmask.trainer.state.steps import newest
@@ -97,6 +98,7 @@ class LoadedSegmenter:
     box:       the frame box of the training's clips, where the weights tell, else that of the published ones
     weights:   SHA-256 of the DiT's and the mask decoder's
     wan_files: names, sizes and times in the Wan folder, to notice a swap without reading 11 GB
+    presence:  the threshold that an export brings
     """
 
     segmenter: Segmenter
@@ -104,6 +106,7 @@ class LoadedSegmenter:
     box: FrameBox
     weights: dict[str, str]
     wan_files: str
+    presence: Presence | None = None
 
     def encode(self, clip: VaeClip) -> Tensor:
         """Video latent [1 16 f h w] norm."""
@@ -197,6 +200,7 @@ def load_segmenter(
         box=box_of({**trained_sides(Path(checkpoint)), **settings}),
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=folder_state(folder.path),
+        presence=presence_in(settings, where=checkpoint),
     )
 
 

@@ -7,7 +7,7 @@ What a person can get wrong is found before weights are loaded. Results are buil
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +24,17 @@ from flowmask.models.config import Precision, SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, DataError
 from flowmask.models.text import clean, has_words, is_unicode
-from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter, masks_of, read_clip
+from flowmask.trainer.predict.inference import (
+    FRAMES_AT_ONCE,
+    LoadedSegmenter,
+    chunks,
+    load_segmenter,
+    masks_of,
+    read_clip,
+)
 from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, legend_text, read_mask, write_mask
 from flowmask.trainer.predict.predictions import OVERLAY, Entry, Facts, PredictionFolder, free_slug
+from flowmask.trainer.predict.presence import Presence, in_use, presence_of, stated
 
 FOLDER_FPS = 10.0
 # Rotary positions of Wan2.1 end at 1,024 latent frames.
@@ -36,12 +44,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class PromptResult:
-    """What one prompt selected: its folder of masks, its overlay video, and its mask's area in each frame."""
+    """What one prompt selected: its folder of masks, its overlay video, and its mask's area in each frame.
+
+    presence: the number that a threshold judges; absent: whether it is below it, None without a threshold
+    """
 
     prompt: str
     masks: Path
     overlay: Path
     area_px: list[int]
+    presence: float
+    absent: bool | None
 
 
 @dataclass(frozen=True)
@@ -112,42 +125,57 @@ def predict(
     max_frames: int | None = None,
     clip_frames: int | None = None,
     allow_truncated: bool = False,
-    on_progress: Progress | None = None,
+    presence: str | None = None,
+    on_progress: Progress = lambda what, done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Predictions:
     """Segment what each prompt names, and draw it; what `out` has of the same video and prompt is replaced.
 
-    box:         None: the sides that the weights were trained with
+    box:         None: the sides that the threshold was chosen with, or the weights were trained with
     clip_frames: of clips that are judged alone: less memory, but a motion is seen within one only; None: one clip
     allow_truncated: use what is left of a video file that has lost its end
-    on_progress: told (what, frames done, frames); say: a line that a person should know
+    presence: a calibrated evaluation's folder: masks of what is judged absent are empty; None: the threshold that an
+              export brings; "none": no mask is emptied
+    on_progress: told (what, done, how many): clips, then frames; say: a line that a person should know
     """
     slugs, source = unique_slugs(prompts), InputVideo(video, fps=fps, allow_truncated=allow_truncated)
     clips = _clips(source, path=video, max_frames=max_frames, clip_frames=clip_frames)
     names = source.frame_names[: sum(map(len, clips))]
     folder = PredictionFolder(out, video=str(video), prompts=prompts)
+    stated(presence, None)  # what is wrong with it is said before weights are loaded
+    sampler = sampler or SamplerConfig()
     loaded = load_segmenter(
         checkpoint,
         mask_decoder=mask_decoder,
         wan=wan,
         ema=ema,
-        sampler=sampler or SamplerConfig(),
+        sampler=sampler,
         precision=precision,
         encoder_precision=encoder_precision,
         device=device,
         say=say,
     )
+    used: Facts = {"checkpoint": checkpoint, "weights": loaded.weights}
+    chosen = in_use(presence, loaded.presence, **used, sampler=sampler, box=box, say=say)
+    box = box or (loaded.box if chosen is None else chosen.box)
     with folder.scratch() as place:
         drawing = _Drawing(source, prompts=prompts, slugs=slugs, folder=place, earlier=folder.earlier(names), out=out)
-        areas = drawing.run(loaded, clips, box=box or loaded.box, on_progress=on_progress)
-        said = {"video": str(video), "checkpoint": checkpoint, "weights": loaded.weights}
-        made = folder.publish(place, slugs, areas, said | _described(source, names))
-    results = [PromptResult(e["prompt"], out / e["masks"], out / e["overlay"], e["area_px"]) for e in made]
+        answers = drawing.run(loaded, clips, box=box, chosen=chosen, on_progress=on_progress)
+        said = {"video": str(video), **used, "presence_threshold": None if chosen is None else chosen.threshold}
+        made = folder.publish(place, slugs, answers, said | _described(source, names))
+    for entry in made:
+        if entry["absent"]:
+            numbers = f"presence {entry['presence']:.4g} is below {entry['presence_threshold']:.4g}"
+            say(f"{entry['prompt']!r} is judged absent, its masks are empty: {numbers}")
+    results = [
+        PromptResult(e["prompt"], out / e["masks"], out / e["overlay"], e["area_px"], e["presence"], e["absent"])
+        for e in made
+    ]
     return Predictions(out / made[0]["together"], names, source.fps, results)
 
 
 class _Drawing:
-    """Masks and overlay videos of all prompts, written side by side while the video is read once more.
+    """Masks of all prompts, clip after clip; then, as it is known which the video holds, their overlay videos.
 
     earlier: predictions whose masks the combined overlay shows too, from `out`
     """
@@ -163,54 +191,75 @@ class _Drawing:
         out: Path,
     ) -> None:
         self._source, self._prompts = source, prompts
+        self._files = [f"{name}.png" for name in source.frame_names]
         self._folders = [folder / slug for slug in slugs]
         self._earlier = [out / entry["masks"] for entry in earlier]
         shown = [*(entry["prompt"] for entry in earlier), *prompts]
         said = [legend_text(prompt, instead=f"prompt {number}") for number, prompt in enumerate(shown, 1)]
         self._shown = [(text, colour(number)) for number, text in enumerate(said)]
         self._legend = self._shown[len(earlier) :]
-        self._areas: list[list[int]] = [[] for _ in prompts]
         for mask_folder in self._folders:
             mask_folder.mkdir()
 
     def run(
-        self, loaded: LoadedSegmenter, clips: Sequence[range], *, box: FrameBox, on_progress: Progress | None
-    ) -> list[list[int]]:
-        """Segment clip after clip; returns the area in px of each prompt's mask in each frame."""
+        self,
+        loaded: LoadedSegmenter,
+        clips: Sequence[range],
+        *,
+        box: FrameBox,
+        chosen: Presence | None,
+        on_progress: Progress,
+    ) -> list[Facts]:
+        """What predictions.json says of each prompt: its presence, the area in px of its mask in each frame."""
+        answers: list[Facts] = [{"presence": 0.0, "absent": None, "area_px": []} for _ in self._prompts]
         total = sum(map(len, clips))
-        with ExitStack() as stack:
-            single = [
-                stack.enter_context(self._video(f"{f.name}.mp4", [line]))
-                for f, line in zip(self._folders, self._legend)
-            ]
-            combined = stack.enter_context(self._video(f"{OVERLAY}.mp4", self._shown))
-            for ids in clips:
-                for i, frame, masks in self._segmented(loaded, ids, box):
-                    file = f"{self._source.frame_names[i]}.png"
-                    for number, mask in enumerate(masks):
-                        write_mask(self._folders[number] / file, mask)
-                        single[number].add(frame, [mask])
-                        self._areas[number].append(int(mask.sum()))
-                    combined.add(frame, [*(read_mask(folder / file) for folder in self._earlier), *masks])
-                    if on_progress:
-                        on_progress("frames", i + 1, total)
-        return self._areas
+        for number, ids in enumerate(clips, 1):
+            self._segment(loaded, ids, box, answers, share=len(ids) / total)
+            on_progress("clips", number, len(clips))
+        if chosen is not None:
+            for answer, folder in zip(answers, self._folders):
+                answer["absent"] = answer["presence"] < chosen.threshold
+                if answer["absent"]:
+                    self._empty(folder, answer)
+        self._draw(total, on_progress)
+        return answers
 
-    def _segmented(
-        self, loaded: LoadedSegmenter, ids: range, box: FrameBox
-    ) -> Iterator[tuple[int, NDArray[np.uint8], list[NDArray[np.bool_]]]]:
-        """(frame id, frame, mask of each prompt) of one clip, at the video's size, a few frames at a time."""
+    def _segment(
+        self, loaded: LoadedSegmenter, ids: range, box: FrameBox, answers: Sequence[Facts], *, share: float
+    ) -> None:
+        """Write the masks of one clip, which has a share of the video's frames."""
         clip = read_clip(self._source, ids, box=box, pixel_norm=loaded.pixel_norm)
         video_latent = loaded.encode(clip)
-        logits = [next(loaded.logits(video_latent, [prompt])) for prompt in self._prompts]
-        for pieces in zip(*(masks_of(of_prompt, clip) for of_prompt in logits)):
-            some = [ids[place] for place in pieces[0][0]]
-            for row, (i, frame) in enumerate(zip(some, self._source.frames(some))):
-                yield i, frame, [masks[row] for _, masks in pieces]
+        for prompt, folder, answer in zip(self._prompts, self._folders, answers):
+            logits = next(loaded.logits(video_latent, [prompt]))
+            answer["presence"] += share * presence_of(logits, frames=clip.frames)
+            for places, masks in masks_of(logits, clip):
+                for place, mask in zip(places, masks):
+                    write_mask(folder / self._files[ids[place]], mask)
+                    answer["area_px"].append(int(mask.sum()))
+
+    def _empty(self, folder: Path, answer: Facts) -> None:
+        nothing = np.zeros(self._source.size, bool)
+        for i in range(len(answer["area_px"])):
+            write_mask(folder / self._files[i], nothing)
+        answer["area_px"] = [0] * len(answer["area_px"])
+
+    def _draw(self, total: int, on_progress: Progress) -> None:
+        """The overlay videos of the masks that are there."""
+        with ExitStack() as stack:
+            alone = [(folder.name, [line]) for folder, line in zip(self._folders, self._legend)]
+            *single, combined = [stack.enter_context(self._video(*of)) for of in (*alone, (OVERLAY, self._shown))]
+            for ids in chunks(range(total), FRAMES_AT_ONCE):
+                for i, frame in zip(ids, self._source.frames(ids)):
+                    masks = [read_mask(folder / self._files[i]) for folder in (*self._earlier, *self._folders)]
+                    for overlay, mask in zip(single, masks[len(self._earlier) :], strict=True):
+                        overlay.add(frame, [mask])
+                    combined.add(frame, masks)
+                    on_progress("frames", i + 1, total)
 
     def _video(self, name: str, legend: list[tuple[str, Rgb]]) -> OverlayVideo:
         height, width = self._source.size
-        path = self._folders[0].parent / name
+        path = self._folders[0].parent / f"{name}.mp4"
         return OverlayVideo(path, prompts=legend, height=height, width=width, fps=self._source.fps)
 
 

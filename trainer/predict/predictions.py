@@ -21,8 +21,8 @@ from flowmask.models.stored.sealed import parse_json
 PREDICTIONS, OVERLAY = "predictions.json", "overlay"
 PUBLISH_PATIENCE_S = 600.0  # others hold the lock for as long as moving files takes
 _SLUG = r"[a-z0-9-]+"
-Entry = dict[str, Any]  # prompt, masks, overlay, together, area_px, and the facts
-Facts = dict[str, Any]  # video, checkpoint, weights, height, width, fps, frames
+Entry = dict[str, Any]  # prompt, masks, overlay, together, and both kinds of facts
+Facts = dict[str, Any]  # presence, absent, area_px of a prompt; video, checkpoint, weights, ..., frames of a prediction
 
 
 class PredictionFolder:
@@ -41,8 +41,11 @@ class PredictionFolder:
         found = [entry for entry in self._entries() if self._is_mine(entry) and entry["prompt"] not in self._prompts]
         return [e for e in found if all((self.path / e["masks"] / f"{name}.png").is_file() for name in frames)]
 
-    def publish(self, place: Path, slugs: Sequence[str], areas: Sequence[list[int]], facts: Facts) -> list[Entry]:
-        """Move in what a scratch holds: <slug>/, <slug>.mp4 and overlay.mp4; the entries of the new predictions."""
+    def publish(self, place: Path, slugs: Sequence[str], answers: Sequence[Facts], facts: Facts) -> list[Entry]:
+        """Move in what a scratch holds: <slug>/, <slug>.mp4 and overlay.mp4; the entries of the new predictions.
+
+        answers: what is said of each prompt alone; facts: of all
+        """
         with self._folder.held(patience_s=PUBLISH_PATIENCE_S):
             standing = self._entries()
             mine = [entry for entry in standing if self._is_mine(entry)]
@@ -51,12 +54,12 @@ class PredictionFolder:
             together = mine[0]["together"] if mine else next(n for n in _overlays() if n not in taken)
             made, moves = [], {together: place / f"{OVERLAY}.mp4"}
             taken.add(together)
-            for prompt, built, area in zip(self._prompts, slugs, areas, strict=True):
+            for prompt, built, answer in zip(self._prompts, slugs, answers, strict=True):
                 before = next((e["masks"] for e in old if e["prompt"] == prompt and e["masks"] not in moves), None)
                 slug = before or free_slug(built, taken)
                 taken |= {slug, f"{slug}.mp4"}
                 moves |= {slug: place / built, f"{slug}.mp4": place / f"{built}.mp4"}
-                made.append(_entry(prompt, slug, together, area) | facts)
+                made.append(_entry(prompt, slug, together) | answer | facts)
             entries = [*(entry for entry in standing if entry not in old), *made]
             said = {**facts, "overlay": together, "prompts": entries}
             (place / PREDICTIONS).write_text(json.dumps(said, indent=1, ensure_ascii=False))
@@ -98,8 +101,8 @@ def _is_safe(entry: Entry) -> bool:
     )
 
 
-def _entry(prompt: str, slug: str, together: str, area_px: list[int]) -> Entry:
-    return {"prompt": prompt, "masks": slug, "overlay": f"{slug}.mp4", "together": together, "area_px": area_px}
+def _entry(prompt: str, slug: str, together: str) -> Entry:
+    return {"prompt": prompt, "masks": slug, "overlay": f"{slug}.mp4", "together": together}
 
 
 def _names(entries: Collection[Entry]) -> set[str]:

@@ -22,6 +22,7 @@ from flowmask.models.lora import ADAPTER_CONFIG, frozen_part, merged
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
 from flowmask.models.strict import SafetensorsFolder, exported_settings, load_strict, read_json, refuse_not_finite
+from flowmask.models.weights import flowrvs
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.adapters import Adapter, adapter_in_run, read_adapter, run_settings
@@ -125,7 +126,7 @@ def load(source: str, part: Part, *, ema: bool = True, wan: Path | None = None) 
         state, settings = _from_run(path, part, ema=ema, wan=wan)
     elif (path / ADAPTER_CONFIG).is_file() and part.takes_adapters:
         adapter = load_adapter(source)
-        state, settings = _merged(adapter, wan=wan, where=source), adapter.settings
+        state, settings = with_base(adapter, wan=wan, where=source), adapter.settings
     elif path.is_dir():
         state, settings = _from_export(path, part)
     elif path.suffix == ".safetensors" and path.is_file():
@@ -180,11 +181,11 @@ def _from_run(path: Path, part: Part, *, ema: bool, wan: Path | None) -> tuple[S
     refuse_other_part(saved["settings"], part, where=path)
     adapter = adapter_in_run(checkpoint, saved, ema=ema)
     if adapter is not None:
-        return _merged(adapter, wan=wan, where=path), run_settings(saved)
+        return with_base(adapter, wan=wan, where=path), run_settings(saved)
     return read_full(checkpoint, kind="ema" if ema else "master"), run_settings(saved)
 
 
-def _merged(adapter: Adapter, *, wan: Path | None, where: object) -> dict[str, Tensor]:
+def with_base(adapter: Adapter, *, wan: Path | None, where: object) -> dict[str, Tensor]:
     """The whole DiT of adapters; WeightsError unless the base is there and is the one that they were trained on."""
     base, named = _base(adapter, wan=wan, where=where)
     found = content_sha256(frozen_part(base, adapter.trained))
@@ -219,6 +220,14 @@ def source_settings(source: str) -> dict[str, Any]:
     if (checkpoint := newest(path)) is not None:
         return run_settings(read_run(checkpoint)["state"])
     return _export_settings(path) if path.is_dir() else {}
+
+
+def stored_settings(source: str) -> dict[str, Any]:
+    """As `source_settings`, also of the files that an export wrote: no tensor is read."""
+    path = Path(source)
+    if not path.is_file():
+        return source_settings(source)
+    return _header(path) if path.suffix == ".safetensors" else flowrvs.stored_settings(path)
 
 
 def trained_step(source: str) -> int | None:
@@ -263,10 +272,19 @@ def _export_settings(path: Path) -> dict[str, Any]:
 
 def _from_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
     """One file of weights whose settings stand in its own header."""
+    settings = _header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key).float() for key in file.keys()}, settings  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What a .safetensors file of ours says in its header."""
     try:
         os.close(open_regular(path))
         with safe_open(path, framework="pt") as file:
-            settings = exported_settings(parse_json((file.metadata() or {}).get(SETTINGS, "{}")), where=path)
-            return {key: file.get_tensor(key).float() for key in file.keys()}, settings  # noqa: SIM118
+            return exported_settings(parse_json((file.metadata() or {}).get(SETTINGS, "{}")), where=path)
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None

@@ -9,15 +9,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import DataError
-from flowmask.trainer.predict.inference import EncoderPrecision, load_segmenter
-from flowmask.trainer.predict.weights import source_settings, trained_step
+from flowmask.trainer.predict.inference import EncoderPrecision, LoadedSegmenter, load_segmenter
+from flowmask.trainer.predict.presence import Presence, in_use, presence_in, stated
+from flowmask.trainer.predict.weights import source_settings, stored_settings, trained_step
+from flowmask.trainer.score.calibrate import CalibrationSet, calibrate, calibration_set
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.mask_places import MaskFiles
@@ -25,6 +26,7 @@ from flowmask.trainer.score.metrics import from_outside
 from flowmask.trainer.score.one_video import OneVideo, VideoSettings
 from flowmask.trainer.score.pipeline import evaluate_videos
 from flowmask.trainer.score.protocols import protocol_named
+from flowmask.trainer.score.protocols.base import BenchmarkProtocol
 from flowmask.trainer.score.report.overlays import OVERLAYS
 from flowmask.trainer.score.results import Scores, finish
 from flowmask.trainer.score.slices import TRUTH
@@ -33,6 +35,7 @@ from flowmask.trainer.track.tracking import offer_artifact, offer_metrics
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
 _FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
+_BY_VALUE = {"presence", "calibrate"}  # enter a fingerprint by what they mean
 
 
 def evaluate(
@@ -46,25 +49,73 @@ def evaluate(
 ) -> Scores | None:
     """Write out/{masks/, report.html, overlays/, scores.json} and return the scores.
 
+    With `calibrate` the threshold of presence is chosen first (calibrate.py); masks below a threshold are emptied.
+
     An evaluation that was stopped goes on behind the last finished video. With `world` > 1 this process takes
     every world-th video; the one that completes the set publishes and gets the scores, the others get None.
     also: writes config.yaml into a folder, to be published with the rest.
     The MLflow run of a checkpoint that has one is left the scores, the report and the videos.
     Neither `world` nor `sentences_per_batch` changes a bit of a score.
     """
+    source, videos, protocol = _opened(config)
+    chosen_on = calibration_set(config, videos)
+    stated(config.presence, None)  # what is wrong with it is said before weights are loaded
+    share = videos[rank::world]
+    for video in share:
+        video.check_masks()
+    loaded = _loaded(config, say)
+    chosen = None if chosen_on is not None else _in_use(config, loaded, say)
+    step = trained_step(config.checkpoint)
+    fingerprint = _fingerprint(
+        config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files, threshold=chosen_on or chosen
+    )
+    store = EvaluationStore(config.out, fingerprint)
+    names = MaskNames(videos)
+    with store.claim(rank):
+        if chosen_on is not None:
+            chosen = calibrate(config, chosen_on, loaded, store, rank=rank, world=world, on_progress=on_progress)
+            say(f"presence threshold {chosen.said()}")
+        _make_records(config, loaded, share, store, names, protocol, chosen, on_progress)
+        made: list[Scores] = []
+
+        def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+            also(place)
+            scores = finish(
+                config,
+                videos,
+                masks,
+                records,
+                out=place,
+                weights=loaded.weights,
+                presence=chosen,
+                fingerprint=fingerprint,
+                step=step,
+            )
+            made.append(scores)
+            return made[0].to_json()
+
+        if not store.publish_if_complete([names.video(video) for video in videos], build):
+            return None
+    _offer(config, made[0], step=step)
+    return made[0]
+
+
+def _opened(config: EvaluateConfig) -> tuple[VideoSet, list[Video], BenchmarkProtocol | None]:
+    """The dataset, the videos of it that are scored, and the protocol; DataError where there is nothing to score."""
     source = open_source(config.data)
     videos = list(source.videos())[: config.max_videos]
     if not any(video.expressions for video in videos):
         raise DataError(f"{config.data.root} ({config.data.split}) holds no expression; there is nothing to evaluate")
-    protocol = None
-    if config.protocol is not None:
-        protocol = protocol_named(config.protocol)
-        for video in videos:
-            protocol.refuse_video(video, name=config.protocol)
-    share = videos[rank::world]
-    for video in share:
-        video.check_masks()
-    loaded = load_segmenter(
+    if config.protocol is None:
+        return source, videos, None
+    protocol = protocol_named(config.protocol)
+    for video in videos:
+        protocol.refuse_video(video, name=config.protocol)
+    return source, videos, protocol
+
+
+def _loaded(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegmenter:
+    return load_segmenter(
         config.checkpoint,
         mask_decoder=config.mask_decoder,
         wan=config.model.wan,
@@ -77,45 +128,52 @@ def evaluate(
         device=config.device,
         say=say,
     )
-    step = trained_step(config.checkpoint)
-    fingerprint = _fingerprint(config, source, videos, weights=loaded.weights, wan_files=loaded.wan_files)
-    store = EvaluationStore(config.out, fingerprint)
-    names = MaskNames(videos)
+
+
+def _make_records(
+    config: EvaluateConfig,
+    loaded: LoadedSegmenter,
+    share: Sequence[Video],
+    store: EvaluationStore,
+    names: MaskNames,
+    protocol: BenchmarkProtocol | None,
+    chosen: Presence | None,
+    on_progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """Masks and record of every video of this process that has none yet."""
     settings = VideoSettings(**{field.name: getattr(config, field.name) for field in fields(VideoSettings)})
 
     def start(video: Video) -> OneVideo:
         name = names.video(video)
         store.start_video(name)
         places = {exp_id: MaskFiles(store.mask_folder(key)) for exp_id, key in names.keys(video).items()}
-        return OneVideo(settings, video, places, protocol=protocol, labels=store.labels(name))
+        return OneVideo(settings, video, places, protocol=protocol, labels=store.labels(name), chosen=chosen)
 
-    def report(done: int, of: int) -> None:
+    def report(done: int) -> None:
         if on_progress:
-            on_progress("videos", done, of)
+            on_progress("videos", done, len(share))
 
-    with store.claim(rank):
-        left = [video for video in share if not _is_whole(store.record(names.video(video)))]
-        done = count(len(share) - len(left))
-        report(next(done), len(share))
-        with closing(evaluate_videos(loaded, left, start, waiting=config.sentences_per_batch)) as records:
-            for video, record in records:
-                store.write_record(names.video(video), record)
-                report(next(done), len(share))
-        made: list[Scores] = []
+    left = [video for video in share if not _is_whole(store.record(names.video(video)))]
+    done = len(share) - len(left)
+    report(done)
+    with closing(evaluate_videos(loaded, left, start, waiting=config.sentences_per_batch)) as records:
+        for video, record in records:
+            store.write_record(names.video(video), record)
+            done += 1
+            report(done)
 
-        def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-            also(place)
-            weights = loaded.weights
-            scores = finish(
-                config, videos, masks, records, out=place, weights=weights, fingerprint=fingerprint, step=step
-            )
-            made.append(scores)
-            return made[0].to_json()
 
-        if not store.publish_if_complete([names.video(video) for video in videos], build):
-            return None
-    _offer(config, made[0], step=step)
-    return made[0]
+def _in_use(config: EvaluateConfig, loaded: LoadedSegmenter, say: Callable[[str], None]) -> Presence | None:
+    """The threshold that is asked for, or that an export brings."""
+    return in_use(
+        config.presence,
+        loaded.presence,
+        checkpoint=config.checkpoint,
+        weights=loaded.weights,
+        sampler=config.sampler,
+        box=config.box or loaded.box,
+        say=say,
+    )
 
 
 def _offer(config: EvaluateConfig, scores: Scores, *, step: int | None) -> None:
@@ -135,14 +193,24 @@ def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_f
     """
     source = open_source(config.data)
     videos = list(source.videos())[: config.max_videos]
-    return _fingerprint(config, source, videos, weights=weights, wan_files=wan_files)
+    threshold: CalibrationSet | Presence | None = calibration_set(config, videos)
+    if threshold is None:
+        baked = presence_in(stored_settings(config.checkpoint), where=config.checkpoint)
+        threshold = stated(config.presence, baked)
+    return _fingerprint(config, source, videos, weights=weights, wan_files=wan_files, threshold=threshold)
 
 
 def _fingerprint(
-    config: EvaluateConfig, source: VideoSet, videos: Sequence[Video], *, weights: Mapping[str, str], wan_files: str
+    config: EvaluateConfig,
+    source: VideoSet,
+    videos: Sequence[Video],
+    *,
+    weights: Mapping[str, str],
+    wan_files: str,
+    threshold: CalibrationSet | Presence | None,
 ) -> str:
-    """Names what shapes the masks and scores: settings, dataset and weights."""
-    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS}
+    """Names what shapes the masks and scores: settings, dataset, weights, the threshold or what it is chosen on."""
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS | _BY_VALUE}
     if not config.data.allow_truncated:  # evaluations from before this key go on
         del settings["data"]["allow_truncated"]
     if settings["tf32"] is None:  # as it was before it could be said
@@ -157,12 +225,15 @@ def _fingerprint(
     encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
     if (encoders.text, encoders.video) != (config.precision, "fp32"):  # what it was before training's was followed
         more.append({"text": encoders.text, "video": encoders.video})
+    if threshold is not None:
+        more.append({"presence": threshold.decides()})
     said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _is_whole(record: Mapping[str, Any] | None) -> bool:
-    """Whether a video's record has all that this version writes: those of earlier ones lack `answered` or `truth`."""
+    """Whether a video's record has all that this version writes: those of earlier ones lack some of it."""
     return record is not None and all(
-        "answered" in entry and (TRUTH in entry or "right" not in entry) for entry in record["expressions"].values()
+        {"answered", "presence"} <= entry.keys() and (TRUTH in entry or "right" not in entry)
+        for entry in record["expressions"].values()
     )

@@ -16,6 +16,15 @@ class EvaluateModel(Section):
     wan: Path | None = Field(None, description="Wan2.1 folder; None: the one that the run was trained from")
 
 
+class CalibrateConfig(Section):
+    """Choosing the threshold of presence first, on other videos than those that are scored."""
+
+    enabled: bool = Field(False, description="also `flowmask evaluate --calibrate`")
+    data: DataSourceConfig | None = Field(
+        None, description="a dataset with true masks that shares no video with `data`; sentences of both kinds"
+    )
+
+
 class EvaluateConfig(Section):
     """One evaluation: which weights, on which videos, sampled how."""
 
@@ -51,7 +60,21 @@ class EvaluateConfig(Section):
     protocol: str | None = Field(
         None, description="also score as this benchmark does: a file in trainer/score/protocols, or an installed one"
     )
+    presence: str | None = Field(
+        None,
+        description="a calibrated evaluation's `out`: masks of sentences below its threshold are emptied; "
+        "null: the threshold that an export brings; none: no mask is emptied",
+    )
+    calibrate: CalibrateConfig = CalibrateConfig()
     report_examples: int = Field(12, ge=0, description="expressions on the report's contact sheet")
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if self.calibrate.enabled and self.calibrate.data is None:
+            raise ValueError("calibrate.data is missing; set its source, root and split: the threshold is chosen there")
+        if self.calibrate.enabled and self.presence is not None:
+            raise ValueError(f"presence is {self.presence}, and calibrate makes a threshold too; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _protocol_fits(self) -> Self:

@@ -18,6 +18,7 @@ from flowmask.data_pipeline.clip.pixels import PixelNorm
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.inference import MaskPiece, VaeClip, masks_of, read_clip
+from flowmask.trainer.predict.presence import Presence, emptied, presence_of
 from flowmask.trainer.score.judging import Judge, decoder_tallies, note
 from flowmask.trainer.score.mask_places import MaskPlace
 from flowmask.trainer.score.metrics import Tally
@@ -56,6 +57,16 @@ class VideoSettings:
     seed: int = 0
 
 
+def sentences_of(video: Video, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
+    """Each expression with its logits [F H W]; those that say the same share them, and come one after another."""
+    alike: dict[str, list[Expression]] = {}
+    for expression in video.expressions:
+        alike.setdefault(expression.text, []).append(expression)
+    for expressions, logits in zip(alike.values(), loaded.logits(video_latent, list(alike))):
+        for expression in expressions:
+            yield expression, logits
+
+
 class OneVideo:
     """A video whose sentences are answered one by one, until its record is whole.
 
@@ -70,11 +81,14 @@ class OneVideo:
         *,
         protocol: BenchmarkProtocol | None = None,
         labels: Path,
+        chosen: Presence | None = None,
     ) -> None:
         """places: where the masks of each expression id go.
 
         labels: a folder that is not there yet, for label maps of a protocol that makes some
+        chosen: the threshold of presence, if there is one
         """
+        self._chosen = chosen
         self.settings, self.video, self._places, self._protocol = settings, video, places, protocol
         self._listener = None if protocol is None else protocol.listener(video, labels)
         self._judge = Judge(video, places)
@@ -88,20 +102,17 @@ class OneVideo:
         return read_clip(self.video, range(len(self.video.frame_names)), box=box, pixel_norm=loaded.pixel_norm)
 
     def sentences(self, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
-        """Each expression with its logits [F H W]; those that say the same share them, and come one after another."""
-        alike: dict[str, list[Expression]] = {}
-        for expression in self.video.expressions:
-            alike.setdefault(expression.text, []).append(expression)
-        for expressions, logits in zip(alike.values(), loaded.logits(video_latent, list(alike))):
-            for expression in expressions:
-                yield expression, logits
+        """As `sentences_of`."""
+        return sentences_of(self.video, loaded, video_latent)
 
     def answer(self, expression: Expression, logits: Tensor, clip: VaeClip) -> None:
         """Write the masks of one expression and score them against the true ones, if there are any."""
+        seen = presence_of(logits, frames=clip.frames)
+        logits = emptied(logits, seen, self._chosen)
         if self._listener is not None:
             with self._hearing:
                 self._listener.hear(expression, logits, clip)
-        entry = self._entries[expression.exp_id] = {"text": expression.text, "answered": False}
+        entry = self._entries[expression.exp_id] = {"text": expression.text, "answered": False, "presence": seen}
         written = self._written(expression, entry, masks_of(logits, clip))
         if self.video.has_masks:
             self._judge.right(expression, entry, written)

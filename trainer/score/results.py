@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowmask.data_pipeline.sources.base import Video, names_nothing
+from flowmask.trainer.predict.presence import Presence
 from flowmask.trainer.score.archive import write_archive
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.intervals import Drawable, Interval, intervals
@@ -49,6 +50,9 @@ class Scores:
     protocol:       what `in_scores` of protocols/__init__.py gives; None if none was asked for
     decoder:        every metric of the true masks after the VAE and the mask decoder: the method's ceiling
     intervals:      [low, high] of each of `totals` and `nothing` (intervals.py), None where that is; None without masks
+    presence:       the threshold in use and what it belongs to (predict/presence.py); None: no mask was emptied. Its
+                    number stands in `presence_threshold` too
+    presences:      `<video>/<expression>` -> the presence of each expression, whatever the threshold
     slices:         slice -> bucket -> every metric and the number of expressions (slices.py); None without masks
     """
 
@@ -67,6 +71,8 @@ class Scores:
     note: str
     intervals: dict[str, Interval | None] | None
     slices: Slices | None
+    presence: dict[str, Any] | None = None
+    presences: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""  # of all that shaped them: settings, dataset, weights
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -74,7 +80,8 @@ class Scores:
         """As scores.json has them."""
         left_out = {"totals", "nothing"} | (set() if self.ids else {"ids"})
         rest = {key: value for key, value in asdict(self).items() if key not in left_out}
-        return {**self.totals, **self.nothing, **rest}
+        threshold = self.presence["threshold"] if self.presence else None
+        return {**self.totals, **self.nothing, "presence_threshold": threshold, **rest}
 
 
 def merge(
@@ -82,6 +89,7 @@ def merge(
     records: Sequence[Mapping[str, Any]],
     *,
     protocol: str | None = None,
+    presence: Presence | None = None,
     checkpoint: str,
     weights: Mapping[str, str],
     fingerprint: str,
@@ -89,7 +97,7 @@ def merge(
 ) -> Scores:
     """Scores of a dataset from each video's record, in the order of the videos.
 
-    protocol: the name of a benchmark's; seed: draws the intervals
+    protocol: the name of a benchmark's; presence: the threshold that was used; seed: draws the intervals
     """
     names = MaskNames(videos)
     named = [(video, names.keys(video)) for video in videos]
@@ -133,6 +141,8 @@ def merge(
         note="" if right else NO_MASKS,
         intervals=_intervals(entries, nothing, totals_known | saying_nothing, seed=seed) if right else None,
         slices=slices(videos, records),
+        presence=None if presence is None else presence.model_dump(mode="json"),
+        presences={key: entry["presence"] for key, entry in entries.items() if "presence" in entry},
         fingerprint=fingerprint,
         ids={key: pair for key, pair in ids.items() if key != "/".join(pair)},
     )
@@ -183,6 +193,7 @@ def finish(
     *,
     out: Path,
     weights: Mapping[str, str],
+    presence: Presence | None,
     fingerprint: str,
     step: int | None,
 ) -> Scores:
@@ -194,6 +205,7 @@ def finish(
         videos,
         records,
         protocol=config.protocol,
+        presence=presence,
         checkpoint=config.checkpoint,
         weights=weights,
         fingerprint=fingerprint,
@@ -208,7 +220,7 @@ def finish(
         out / REPORT,
         title="FlowMask evaluation",
         facts=_facts(config, scores),
-        made_from=_made_from(config, step),
+        made_from=_made_from(config, step, presence),
         metrics=shown_in("report"),
         rows=rows,
         slices=scores.slices or {},
@@ -248,7 +260,7 @@ def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
     }
 
 
-def _made_from(config: EvaluateConfig, step: int | None) -> dict[str, str]:
+def _made_from(config: EvaluateConfig, step: int | None, presence: Presence | None) -> dict[str, str]:
     """Which data and weights, sampled how, by which code and when."""
     some = f", its first {config.max_videos} videos" if config.max_videos is not None else ""
     return {
@@ -258,6 +270,7 @@ def _made_from(config: EvaluateConfig, step: int | None) -> dict[str, str]:
         **({"Step": f"{step:,}"} if step is not None else {}),
         "Weights": "averaged (EMA)" if config.ema else "last step",
         "Euler steps": str(config.sampler.steps),
+        **({"Presence threshold": presence.said()} if presence is not None else {}),
         "Commit of the code": git_commit(),
         "Date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }

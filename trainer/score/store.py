@@ -1,6 +1,7 @@
 """Where an evaluation keeps its masks and scores while it works, and how they become its results.
 
     out/.evaluate/<fingerprint>/{masks/<video>/<expression>/<frame>.png, records/<video>.json}   at work
+    out/.evaluate/<fingerprint>/{calibration/<video>.json, presence.json}                       of --calibrate
     out/.evaluate/<fingerprint>/labels/<video>/<annotator>/<frame>.png                          of some protocols
     out/{masks/, labels/, report.html, overlays/, submission.zip, config.yaml, scores.json}              published
 
@@ -98,6 +99,25 @@ class EvaluationStore:
         except (OSError, ValueError):
             return None
 
+    def note_judged(self, video: str, judged: Sequence[Any]) -> None:
+        """Keep what calibration found in a video; whoever writes last is as right as the first."""
+        self._make(self._work / "calibration")
+        write_atomically(self._judged(video), json.dumps({"judged": judged}, allow_nan=False))
+
+    def judged(self, video: str) -> list[Any] | None:
+        """What `note_judged` was given, or None when the video has still to be done."""
+        found = read_object(self._judged(video)).get("judged")
+        return found if isinstance(found, list) else None
+
+    def chosen_once(self, choose: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What the first process that asked has chosen: all others get the same."""
+        file = self._work / "presence.json"
+        with self._publisher():
+            if not (found := read_object(file)):
+                found = dict(choose())
+                write_atomically(file, json.dumps(found, allow_nan=False))
+            return found
+
     def publish_if_complete(
         self, videos: Sequence[str], build: Callable[[Path, Path, list[dict[str, Any]]], Mapping[str, Any]]
     ) -> bool:
@@ -132,6 +152,9 @@ class EvaluationStore:
         finally:
             os.close(lock)
 
+    def _judged(self, video: str) -> Path:
+        return self._work / "calibration" / f"{video}.json"
+
     def _record(self, video: str) -> Path:
         return self._work / "records" / f"{video}.json"
 
@@ -143,7 +166,8 @@ class EvaluationStore:
 
 def _is_work(relative: str) -> bool:
     """Whether a file below `.evaluate/<fingerprint>`, or below its masks or labels, is one of ours."""
-    return bool(re.fullmatch(r"((masks|labels)/)?([^/]+/){0,2}[^/]+\.png|records/([^/]+\.json|\.tmp-[^/]+)", relative))
+    of_masks = r"((masks|labels)/)?([^/]+/){0,2}[^/]+\.png"
+    return bool(re.fullmatch(rf"{of_masks}|((records|calibration)/)?([^/]+\.json|\.tmp-[^/]+)", relative))
 
 
 def _older(out: Path) -> list[str] | None:

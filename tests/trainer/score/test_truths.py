@@ -118,11 +118,11 @@ def test_an_evaluation_scores_it_as_any_other_and_counts_it_apart(export: Path, 
 
 
 def test_a_video_whose_record_lacks_what_this_version_measures_is_done_again() -> None:
-    unscored = {"text": "a dog", "answered": False}
+    unscored = {"text": "a dog", "answered": False, "presence": 0.0}
     whole = {**unscored, "right": {"j": 0.0, "f": 0.0, "jf": 0.0}, "truth": {"frames": 2, "absent": 0, "share": 0.1}}
     for entry in (unscored, whole):
         assert _is_whole({"frames": 2, "expressions": {"0": entry}})
-    for lacking in ("answered", "truth"):
+    for lacking in ("answered", "presence", "truth"):
         entry = {key: value for key, value in whole.items() if key != lacking}
         assert not _is_whole({"frames": 2, "expressions": {"0": entry}})
     assert not _is_whole(None)

@@ -1,0 +1,185 @@
+"""Whether a video holds what a sentence names: a number of its logits, and a threshold below which no mask is kept.
+
+`presence_of` is the rule; nothing else knows it. A threshold belongs to the weights, sampler and box that it was chosen
+with: others are refused. It comes from a calibrated evaluation's scores.json, or from the settings of an export.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowmask.data_pipeline.config import FrameBox
+from flowmask.models.config import SamplerConfig, Section
+from flowmask.models.errors import ConfigError, UserError, WeightsError
+from flowmask.models.files import read_object
+from flowmask.trainer.state.document import refuse_unlike
+
+KEY, NONE = "presence", "none"  # of scores.json and of an export's settings; asks for no threshold
+RULE = "mean_positive_logit"
+_SCORES = "scores.json"
+_NO_MASK = -100.0  # a logit of probability 0
+
+
+def presence_of(logits: Tensor, *, frames: int) -> float:
+    """Unclamped logits [F H W] at a clip's size, F >= frames -> the mean of max(logit, 0) over all pixels.
+
+    Never negative, and 0 only for an empty mask; frames behind `frames` are padding. A video that is cut into clips has
+    the mean of their numbers, weighted by their frames.
+    """
+    return float(logits[:frames].clamp(min=0).mean(dtype=torch.float64))
+
+
+class Calibration(Section):
+    """On which sentences a threshold was chosen, and how often it is right there, in percent."""
+
+    source: str
+    split: str
+    sentences: int
+    no_target: int
+    n_acc: float
+    t_acc: float
+
+
+class Presence(Section):
+    """A threshold, and all that it belongs to. weights: as `LoadedSegmenter` has them."""
+
+    rule: str
+    threshold: float = Field(ge=0)
+    weights: dict[str, str]
+    sampler: SamplerConfig
+    box: FrameBox
+    calibration: Calibration
+
+    def decides(self) -> dict[str, Any]:
+        """Of all this, what shapes masks."""
+        return {"rule": self.rule, "threshold": self.threshold}
+
+    def said(self) -> str:
+        """The threshold and where it is from, for a person."""
+        on = self.calibration
+        return (
+            f"{self.threshold:.4g} ({self.rule}), chosen on {on.sentences} sentences of {on.source} {on.split}, "
+            f"{on.no_target} of them naming nothing: N-acc {on.n_acc:.1f}, T-acc {on.t_acc:.1f} there"
+        )
+
+    def refuse_other(self, there: "Presence", *, name: str) -> None:
+        """ConfigError where `there`, called `name`, is of others, or of a rule that is not `presence_of`."""
+        ours, others = _belongings(self) | {"rule": RULE}, _belongings(there)
+        differ = [
+            f"{key} {others.get(key)} there, {value} here" for key, value in ours.items() if others.get(key) != value
+        ]
+        if differ:
+            raise ConfigError(
+                f"presence is of {name}, whose threshold was chosen for others: {'; '.join(differ)}. Choose one for "
+                "these with flowmask evaluate --calibrate, or give presence=none (--presence none)"
+            )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One sentence: its presence, whether its masks have a pixel, whether it names something."""
+
+    presence: float
+    answered: bool
+    has_target: bool
+
+
+def sweep(judged: Sequence[Judged]) -> tuple[float, float, float]:
+    """The threshold with the largest mean of N-acc and T-acc, and both there, in percent.
+
+    Tried are 0, which empties nothing, and the middle between every two neighbouring numbers; of equal ones the lowest
+    wins. What has the largest number is never emptied. There must be sentences of both kinds.
+    """
+    values = sorted({one.presence for one in judged})
+    cuts = [0.0, *map(_between, values, values[1:])]
+    kept, total = {}, {}
+    for target in (False, True):
+        said = sorted(one.presence for one in judged if one.has_target == target and one.answered)
+        kept[target] = len(said) - np.searchsorted(said, cuts, side="left")
+        total[target] = sum(one.has_target == target for one in judged)
+    left = total[False] - kept[False]
+    best = int(np.argmax(left * total[True] + kept[True] * total[False]))  # whole numbers: equal is equal
+    return cuts[best], 100 * float(left[best] / total[False]), 100 * float(kept[True][best] / total[True])
+
+
+def _between(low: float, high: float) -> float:
+    middle = low + (high - low) / 2
+    return middle if middle > low else high
+
+
+def emptied(logits: Tensor, seen: float, chosen: Presence | None) -> Tensor:
+    """The logits, or those of an empty mask where their presence is below the threshold."""
+    absent = chosen is not None and seen < chosen.threshold
+    return torch.full_like(logits, _NO_MASK) if absent else logits
+
+
+def stated(asked: str | None, baked: Presence | None) -> Presence | None:
+    """The threshold of an evaluation's folder `asked`; None: the one that the weights bring; "none": none."""
+    if asked == NONE:
+        return None
+    return baked if asked is None else read_presence(asked)
+
+
+def in_use(
+    asked: str | None,
+    baked: Presence | None,
+    *,
+    checkpoint: str,
+    weights: Mapping[str, str],
+    sampler: SamplerConfig,
+    box: FrameBox | None,
+    say: Callable[[str], None],
+) -> Presence | None:
+    """What `stated` gives, if it was chosen for these weights, sampler and box; ConfigError otherwise.
+
+    box: None: whatever it was chosen with. say: takes the line about the threshold that will empty masks
+    """
+    found = stated(asked, baked)
+    if found is None:
+        return None
+    here = {"weights": dict(weights), "sampler": sampler, "box": box or found.box}
+    found.model_copy(update=here).refuse_other(found, name=asked or checkpoint)
+    keeping = "; presence=none (--presence none) keeps all masks" if asked is None else ""
+    say(f"{asked or checkpoint}: presence threshold {found.said()}{keeping}")
+    return found
+
+
+def read_presence(asked: str) -> Presence:
+    """The threshold that an evaluation used; ConfigError where there is none."""
+    path = Path(asked)
+    file = path / _SCORES if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"presence is {asked}, but {file} is not there; give the out of a calibrated evaluation")
+    found = presence_in(read_object(file), where=file, error=ConfigError)
+    if found is None:
+        raise ConfigError(f"presence is {asked}, which has no threshold; make it with flowmask evaluate --calibrate")
+    return found
+
+
+def presence_in(
+    settings: Mapping[str, Any], *, where: object, error: type[UserError] = WeightsError
+) -> Presence | None:
+    """The threshold among an export's settings or an evaluation's scores; an `error` if it is damaged."""
+    found = settings.get(KEY)
+    if found is None:
+        return None
+    refuse_unlike(Presence, found, where=f"{where}: {KEY}", error=error)
+    return Presence.model_validate(found)
+
+
+def _belongings(chosen: Presence) -> dict[str, str]:
+    """What a threshold belongs to, as a person reads it."""
+    box = chosen.box
+    return {
+        **{part: sha256[:12] for part, sha256 in sorted(chosen.weights.items())},
+        "rule": chosen.rule,
+        "sampler.steps": str(chosen.sampler.steps),
+        "sampler.shift": str(chosen.sampler.shift),
+        "box": f"{box.height_px}x{box.width_px} in multiples of {box.size_multiple}",
+    }
