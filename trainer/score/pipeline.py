@@ -9,7 +9,7 @@ beside those that are worked on.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from flowmask.data_pipeline.sources.base import Video
@@ -22,7 +22,7 @@ _Read = Future[tuple[OneVideo, VaeClip]]
 
 def evaluate_videos(
     loaded: VideoSegmenter, videos: Sequence[Video], start: Callable[[Video], OneVideo], *, waiting: int
-) -> Iterator[tuple[Video, Record]]:
+) -> Generator[tuple[Video, Record], None, None]:
     """Each video with its record, once all of its masks are written; close it, or its threads go on.
 
     start: makes a place for a video's masks; called once for each, by the reading thread
