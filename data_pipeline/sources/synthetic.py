@@ -2,12 +2,14 @@
 
 Owns which scenes make a split and how they are stored: `<root>/<split>/JPEGImages/<video>/<frame>.jpg`,
 meta_expressions.json and mask_dict.json (COCO RLE per frame, null where the object is absent). It is read as
-MeViS is. Deterministic in (seed, split); another split or seed shows other scenes.
+MeViS is; the source `synthetic` reads the kind of a sentence that names nothing too. Deterministic in
+(seed, split); another split or seed shows other scenes.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flowmask.data_pipeline.formats.meta_expressions import kind_of
 from flowmask.data_pipeline.formats.rle import encode
 from flowmask.data_pipeline.randomness import mix64
+from flowmask.data_pipeline.sources.base import Expression
 from flowmask.data_pipeline.sources.mevis import MevisSource
-from flowmask.data_pipeline.sources.synthetic_scene import BLOCK, SceneBlock, draw_block
+from flowmask.data_pipeline.sources.synthetic_scene import BLOCK, NO_SUCH_COLOUR, OTHER_MOTION, SceneBlock, draw_block
 from flowmask.models.errors import DataError
 
 JPEG_QUALITY = 95
 FRAME_STRIDE = 5  # frames are named 00000, 00005, ... as in MeViS
+_KINDS = {kind: kind for kind in (NO_SUCH_COLOUR, OTHER_MOTION)}
 
 
 class SyntheticSource(MevisSource):
-    """One split of the synthetic dataset, told from MeViS by its name alone."""
+    """One split of the synthetic dataset: MeViS with the kind of each sentence that names nothing."""
+
+    def expression(self, entry: Any, *, where: str, **rest: Any) -> Expression:
+        kind = kind_of(entry, "kind", _KINDS, required=False, where=where)
+        return replace(super().expression(entry, where=where, **rest), kind=kind)
 
 
 def write_synthetic(
@@ -38,12 +47,15 @@ def write_synthetic(
     frames: int = 5,
     size: int = 64,
     sentences: int = 5,
+    no_target: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write `videos` videos of `frames` frames of `size` x `size` pixels below `<root>/<split>`.
 
-    Every video has 2 or 3 objects and 2 to `sentences` sentences. `on_progress` is told the number of videos written.
-    The two JSON files come last. Raises DataError where `<root>/<split>` already exists.
+    Every video has 2 or 3 objects, 2 to `sentences` sentences about them, and up to `no_target` more that name
+    nothing: in turn a colour that no object has, and an object's colour and shape with a motion of no such object.
+    `on_progress` is told the number of videos written. The two JSON files come last.
+    Raises DataError where `<root>/<split>` already exists.
     """
     folder = root / split
     if folder.exists():
@@ -54,7 +66,9 @@ def write_synthetic(
     for number in range(videos):
         scene = number % BLOCK
         if scene == 0:
-            block = draw_block(split_seed, number // BLOCK, frames=frames, size=size, sentences=sentences)
+            block = draw_block(
+                split_seed, number // BLOCK, frames=frames, size=size, sentences=sentences, no_target=no_target
+            )
         name = f"{split}_{number:05d}"
         frame_names = [f"{FRAME_STRIDE * f:05d}" for f in range(frames)]
         _write_frames(folder / "JPEGImages" / name, block.frames[scene], frame_names)
@@ -75,11 +89,13 @@ def _describe(
     block: SceneBlock, scene: int, number: int, frame_names: list[str], masks: dict[str, list[dict[str, Any] | None]]
 ) -> dict[str, Any]:
     """The meta entry of one video; the RLEs of every object that a sentence names are added to `masks`."""
-    expressions = {}
+    expressions: dict[str, Any] = {}
     for exp_id, (text, objects) in enumerate(block.sentences[scene]):
         anno_ids = [number * block.masks.shape[1] + k for k in objects]
         expressions[str(exp_id)] = {"exp": text, "obj_id": list(objects), "anno_id": anno_ids}
         for anno_id, k in zip(anno_ids, objects, strict=True):
             if str(anno_id) not in masks:
                 masks[str(anno_id)] = [encode(m) if m.any() else None for m in block.masks[scene, k]]
+    for exp_id, (text, kind) in enumerate(block.nothing[scene], start=len(expressions)):
+        expressions[str(exp_id)] = {"exp": text, "obj_id": [], "anno_id": [], "kind": kind}
     return {"expressions": expressions, "vid_id": number, "frames": frame_names}

@@ -3,6 +3,7 @@
 Owns the scenes (what each object is and does), their pixels and visible masks, and the sentences with the set of
 objects that each is true of. Pure: everything is a function of (seed, index of a block of scenes). A sentence
 is kept only when its words decide its objects: sets are computed by matching every object, never assumed.
+Sentences that are true of no object are drawn apart: with them or without, all else is the same.
 """
 
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ NOUNS = ("object", "thing", "shape")
 STEPS = np.array([[-1, 0], [1, 0], [0, -1], [0, 1], [0, 0]], np.float32)  # x, y of each motion
 STILL = MOTIONS.index("still")
 OBJECTS = 3  # at most, in one scene
+NO_SUCH_COLOUR, OTHER_MOTION = "no such colour", "other motion"  # kinds of sentences that name nothing
 BLOCK = 128  # scenes drawn together: scene i is the same whatever the number of scenes asked for
 
 
@@ -35,11 +37,13 @@ class SceneBlock:
     """`BLOCK` scenes: frames uint8 [N F H W 3] rgb8, visible masks bool [N OBJECTS F H W], and their sentences.
 
     sentences[i] is a tuple of (text, object numbers); an object number beyond a scene's count is never named.
+    nothing[i] is a tuple of (text, kind) of sentences that are true of no object.
     """
 
     frames: NDArray[np.uint8]
     masks: NDArray[np.bool_]
     sentences: list[tuple[tuple[str, tuple[int, ...]], ...]]
+    nothing: list[tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,15 @@ class _Objects:
     centre: NDArray[np.float32]
 
 
-def draw_block(seed: int, block: int, *, frames: int, size: int, sentences: int = 5) -> SceneBlock:
+def draw_block(seed: int, block: int, *, frames: int, size: int, sentences: int = 5, no_target: int = 0) -> SceneBlock:
     """Draw block number `block` of the endless sequence of scenes of `seed`, `size` x `size` pixels."""
     rng = np.random.default_rng(mix64(seed, block))
     objects = _draw_objects(rng, frames, size)
     pixels, masks = _render(rng, objects, frames, size)
     texts = [_sentences(rng, objects, scene, sentences) for scene in range(BLOCK)]
-    return SceneBlock(pixels, masks, texts)
+    apart = np.random.default_rng(mix64(seed, block, 1))
+    nothing = [_nothing(apart, objects, scene, no_target) for scene in range(BLOCK)]
+    return SceneBlock(pixels, masks, texts, nothing)
 
 
 def _draw_objects(rng: np.random.Generator, frames: int, size: int) -> _Objects:
@@ -178,8 +184,8 @@ def _sentences(
     rng: np.random.Generator, objects: _Objects, scene: int, wanted: int
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Up to `wanted` true sentences of one scene: every object if it can be told apart, then by motion, then any."""
-    number = int(objects.count[scene])
-    traits = list(zip(objects.colour[scene], objects.shape[scene], objects.motion[scene], strict=True))[:number]
+    traits = _traits(objects, scene)
+    number = len(traits)
     sets: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
     for trait, use in product(traits, product((False, True), repeat=3)):
         words = tuple(int(value) if used else -1 for value, used in zip(trait, use, strict=True))
@@ -194,6 +200,31 @@ def _sentences(
     by_motion = [option for option in order if option[1][2] >= 0 and option not in picked]
     picked += by_motion[:2] + [option for option in order if option not in picked and option not in by_motion[:2]]
     return tuple((_phrase(rng, words, plural=len(named) > 1), named) for named, words in picked[:wanted])
+
+
+def _nothing(rng: np.random.Generator, objects: _Objects, scene: int, wanted: int) -> tuple[tuple[str, str], ...]:
+    """`wanted` sentences about no object and their kinds, which take turns; fewer where a kind has no more to say."""
+    traits = _traits(objects, scene)
+    absent = sorted(set(range(len(COLOURS))) - {colour for colour, _, _ in traits})
+    options: dict[str, list[tuple[int, int, int]]] = {NO_SUCH_COLOUR: [], OTHER_MOTION: []}
+    for colour in absent:
+        shape, motion = int(rng.integers(len(SHAPES))), int(rng.integers(len(MOTIONS)))
+        options[NO_SUCH_COLOUR] += [(colour, s, m) for s, m in product((-1, shape), (-1, motion))]
+    for (colour, shape), motion in product(sorted({trait[:2] for trait in traits}), range(len(MOTIONS))):
+        if (colour, shape, motion) not in traits:
+            options[OTHER_MOTION].append((colour, shape, motion))
+    picked = []
+    for turn in range(wanted):
+        kind = (NO_SUCH_COLOUR, OTHER_MOTION)[(scene + turn) % 2]
+        if left := options[kind]:
+            picked.append((_phrase(rng, left.pop(rng.integers(len(left))), plural=False), kind))
+    return tuple(picked)
+
+
+def _traits(objects: _Objects, scene: int) -> list[tuple[int, int, int]]:
+    """Colour, shape and motion of each object of a scene."""
+    traits = zip(objects.colour[scene], objects.shape[scene], objects.motion[scene], strict=True)
+    return list(traits)[: int(objects.count[scene])]
 
 
 def _matches(trait: tuple[int, int, int], words: tuple[int, ...]) -> bool:

@@ -119,6 +119,7 @@ class DemoRun:
 
     def _dataset(self) -> None:
         self._split("train", videos=self.settings["train_videos"])
+        self._split("calibrate", videos=self.settings["calibrate_videos"])
         self._split("valid_u", videos=self.settings["valid_videos"])
 
     def _split(self, split: str, *, videos: int) -> None:
@@ -135,6 +136,7 @@ class DemoRun:
                 seed=self.settings["seed"],
                 frames=self.settings["frames"],
                 size=self.settings["size_px"],
+                no_target=self.settings["no_target"],
                 on_progress=lambda done: update(split, done, videos),
             )
 
@@ -167,7 +169,11 @@ class DemoRun:
         places = {
             "cache": [f"data.root={self.out}/dataset", f"model.wan={self.out}/wan"],
             "train": [f"data.cache={self.out}/cache", f"model.wan={self.out}/wan"],
-            "evaluate": [f"data.root={self.out}/dataset", f"checkpoint={self.out}/runs/dit"],
+            "evaluate": [
+                f"data.root={self.out}/dataset",
+                f"calibrate.data.root={self.out}/dataset",
+                f"checkpoint={self.out}/runs/dit",
+            ],
         }[kind]
         if part == "dit.yaml":
             places.append(f"model.mask_decoder={self.out}/runs/decoder")
@@ -214,7 +220,7 @@ def write_example(out: Path) -> tuple[Path, list[str]]:
 
     for video in open_source(DataSourceConfig(root=out / "dataset", split="valid_u")).videos():
         first = video.expressions[0]
-        other = next((e for e in video.expressions if not set(e.anno_ids) & set(first.anno_ids)), None)
+        other = next((e for e in video.expressions if e.anno_ids and not set(e.anno_ids) & set(first.anno_ids)), None)
         if other is None:
             continue
         path = out / "example.mp4"

@@ -23,9 +23,7 @@ def collect(out: Path) -> dict[str, Any]:
     losses = [row["loss"] for row in rows]
     edge = max(1, min(EDGE_STEPS, len(losses) // 2))
     return {
-        "jf": scores["jf"],
-        "j": scores["j"],
-        "f": scores["f"],
+        **{name: scores[name] for name in ("jf", "j", "f", "jf_target", "n_acc", "t_acc", "final")},
         "jf_right_text": scores["shuffled_text"]["jf_right"],
         "jf_shuffled_text": scores["shuffled_text"]["jf_shuffled"],
         "decoder_jf": scores["decoder"]["jf"],
@@ -55,6 +53,8 @@ def show(out: Path, report: dict[str, Any], console: Console) -> None:
     table = Table(title="FlowMask demo: held-out synthetic videos", show_header=False, title_justify="left")
     share = 100 * report["jf_shuffled_text"] / report["jf_right_text"] if report["jf_right_text"] else float("nan")
     table.add_row("J&F", f"{report['jf']:.1f}   (J {report['j']:.1f}, F {report['f']:.1f})")
+    table.add_row("of sentences that name something", f"{report['jf_target']:.1f}")
+    table.add_row("N-acc, T-acc, Final", f"{report['n_acc']:.1f}, {report['t_acc']:.1f}, {report['final']:.1f}")
     table.add_row(
         "with other sentences", f"{report['jf_shuffled_text']:.1f}   {share:.0f} % of {report['jf_right_text']:.1f}"
     )

@@ -1,18 +1,34 @@
 """The synthetic dataset: what it says is true, what it stores is what it shows, and a seed decides it all."""
 
+import hashlib
 import json
+from os import environ
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats.rle import decode
+from flowmask.data_pipeline.randomness import mix64
+from flowmask.data_pipeline.sources import open_source
+from flowmask.data_pipeline.sources.base import names_nothing
 from flowmask.data_pipeline.sources.synthetic import write_synthetic
-from flowmask.data_pipeline.sources.synthetic_scene import BLOCK, COLOURS, SHAPES, draw_block
+from flowmask.data_pipeline.sources.synthetic_scene import (
+    BLOCK,
+    COLOURS,
+    MOTIONS,
+    NO_SUCH_COLOUR,
+    OTHER_MOTION,
+    SHAPES,
+    _draw_objects,
+    draw_block,
+)
 from flowmask.models.errors import DataError
 
 SIDE, FRAMES, VIDEOS = 64, 5, 40
+SENTENCES = "e1293f2ed3f6dfff"  # SHA-256 of those of `root`, from before some could name nothing
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +151,84 @@ def test_other_sizes_and_lengths_are_drawn_as_asked(tmp_path: Path) -> None:
     assert all(len(entry["frames"]) == 9 for entry in meta.values())
     assert all(union(masks, [int(a)], 96).shape == (9, 96, 96) for a in masks)
     assert draw_block(0, 0, frames=1, size=32).frames.shape == (BLOCK, 1, 32, 32, 3)
+
+
+def words_of(text: str) -> dict[str, str]:
+    """What a sentence says of each trait that it speaks of."""
+    said = [word.removesuffix("s") for word in text.replace("not moving", "still").split()]
+    traits = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS}
+    return {trait: word for trait, known in traits.items() for word in said if word in known}
+
+
+def objects_of(seed: int, block: int) -> list[list[dict[str, str]]]:
+    """Traits of the objects of each scene of a block."""
+    drawn = _draw_objects(np.random.default_rng(mix64(seed, block)), FRAMES, SIDE)
+    return [
+        [
+            {
+                "colour": list(COLOURS)[drawn.colour[scene, k]],
+                "shape": SHAPES[drawn.shape[scene, k]],
+                "motion": MOTIONS[drawn.motion[scene, k]],
+            }
+            for k in range(drawn.count[scene])
+        ]
+        for scene in range(BLOCK)
+    ]
+
+
+def test_words_are_true_of_the_objects_that_a_sentence_names_and_of_none_if_it_names_nothing() -> None:
+    seed = int(environ.get("SEED", "9"))
+    for number in range(int(environ.get("TRIALS", "2"))):
+        block, scenes = draw_block(seed, number, frames=FRAMES, size=SIDE, no_target=6), objects_of(seed, number)
+        for scene, sentences, nothing in zip(scenes, block.sentences, block.nothing, strict=True):
+            for text, objects in (*sentences, *((text, ()) for text, _ in nothing)):
+                fits = [k for k, traits in enumerate(scene) if words_of(text).items() <= traits.items()]
+                assert fits == list(objects), text
+            for text, kind in nothing:
+                said = words_of(text)
+                of_colour = [traits for traits in scene if traits["colour"] == said["colour"]]
+                assert bool(of_colour) == (kind == OTHER_MOTION)
+                if kind == OTHER_MOTION:  # the motion alone is wrong
+                    assert any(traits | said == traits | {"motion": said["motion"]} for traits in of_colour)
+
+
+@pytest.mark.parametrize("no_target", [1, 2, 3, 4])
+def test_every_video_has_as_many_sentences_of_each_kind_that_name_nothing_as_the_number_allows(no_target: int) -> None:
+    kinds = [
+        [kind for _, kind in nothing] for nothing in draw_block(2, 0, frames=1, size=16, no_target=no_target).nothing
+    ]
+    for found in kinds:
+        assert len(found) == no_target
+        assert abs(found.count(NO_SUCH_COLOUR) - found.count(OTHER_MOTION)) == no_target % 2
+    assert sum(found.count(OTHER_MOTION) for found in kinds) == BLOCK * no_target / 2
+
+
+def test_sentences_that_name_nothing_change_nothing_else(root: Path, tmp_path: Path) -> None:
+    write_synthetic(tmp_path, split="train", videos=VIDEOS, seed=3, frames=FRAMES, size=SIDE, no_target=2)
+    for path in (root / "train").rglob("*.jpg"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(root)).read_bytes()
+    (meta, masks), (before, masks_before) = load(tmp_path), load(root)
+    assert masks == masks_before
+    for video, entry in meta.items():
+        told = before[video]["expressions"]
+        assert entry["expressions"].items() > told.items()
+        more = [entry["expressions"][exp_id] for exp_id in entry["expressions"].keys() - told.keys()]
+        assert len(more) == 2 and all(e["anno_id"] == e["obj_id"] == [] for e in more)
+
+
+def test_a_dataset_without_sentences_that_name_nothing_says_what_it_always_said(root: Path) -> None:
+    meta = (root / "train" / "meta_expressions.json").read_bytes()
+    assert hashlib.sha256(meta).hexdigest().startswith(SENTENCES)
+
+
+@pytest.mark.parametrize("source", ["synthetic", "mevis"])
+def test_sentences_that_name_nothing_are_read_as_such(source: str, tmp_path: Path) -> None:
+    write_synthetic(tmp_path, split="train", videos=3, seed=0, no_target=2)
+    for video in open_source(DataSourceConfig(source=source, root=tmp_path, split="train")).videos():
+        kinds = {e.kind for e in video.expressions if names_nothing(video, e)}
+        assert kinds == ({NO_SUCH_COLOUR, OTHER_MOTION} if source == "synthetic" else {""})
+        assert all(e.kind == "" for e in video.expressions if not names_nothing(video, e))
+        assert sum(names_nothing(video, e) for e in video.expressions) == 2
 
 
 def test_an_existing_split_is_refused(root: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from command import flowmask
 from rich.console import Console
 
+from flowmask.data_pipeline.sources.synthetic_scene import NO_SUCH_COLOUR, OTHER_MOTION
 from flowmask.launch.demo import demo
 from flowmask.launch.demo.demo import Profile
 from flowmask.launch.demo.report import refuse_skips
@@ -18,7 +19,7 @@ from flowmask.models.errors import TrainingError
 
 REPORT_KEYS = {
     "jf", "j", "f", "jf_shuffled_text", "train_loss_first", "train_loss_last",
-    "decoder_jf", "cache_clips_per_s", "train_samples_per_s", "wall_s",
+    "jf_target", "n_acc", "t_acc", "final", "decoder_jf", "cache_clips_per_s", "train_samples_per_s", "wall_s",
 }  # fmt: skip
 
 
@@ -44,6 +45,21 @@ def test_the_report_holds_measured_figures(smoke: Path) -> None:
     per_expression = scores["per_expression"].values()
     assert report["jf"] == pytest.approx(sum(s["jf"] for s in per_expression) / len(per_expression))
     assert all(0 <= s[key] <= 100 for s in per_expression for key in ("j", "f", "jf"))
+    assert scores["slices"]["kind"].keys() == {NO_SUCH_COLOUR, OTHER_MOTION}
+
+
+def test_no_split_of_the_demo_shows_a_video_of_another_and_each_has_sentences_that_name_nothing(smoke: Path) -> None:
+    seen: set[str] = set()
+    for split in ("train", "calibrate", "valid_u"):
+        frames = {
+            hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (smoke / "dataset" / split / "JPEGImages").rglob("*.jpg")
+        }
+        assert frames and frames.isdisjoint(seen)
+        seen |= frames
+        meta = json.loads((smoke / "dataset" / split / "meta_expressions.json").read_text())["videos"]
+        for entry in meta.values():
+            assert sum(not expression["anno_id"] for expression in entry["expressions"].values()) == 2
 
 
 def test_every_expression_has_a_mask_for_every_frame(smoke: Path) -> None:
@@ -152,6 +168,7 @@ def test_an_evaluation_repeated_from_its_config_has_the_same_scores(smoke: Path,
         "evaluate",
         smoke / "evaluate" / "config.yaml",
         f"data.root={smoke / 'dataset'}",
+        f"calibrate.data.root={smoke / 'dataset'}",
         f"checkpoint={smoke / 'runs' / 'dit'}",
         f"out={tmp_path / 'scores'}",
     )
