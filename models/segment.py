@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 
+# What goes through a model together takes no more memory than one sentence of a clip of 17x480x832; larger batches
+# gain nothing there, and how many they are is a function of the clip: so no setting changes how numbers are rounded.
+_TOKENS_TOGETHER = 8192
+_PIXELS_TOGETHER = 480 * 832
+
+
+def sampled_together(latent: tuple[int, int, int], *, text_tokens: int) -> int:
+    """How many sentences of a video go through the DiT at once; latent: (f, h, w) of its clip."""
+    f, h, w = latent
+    return max(1, _TOKENS_TOGETHER // (f * h * w // 4 + text_tokens))
+
+
+def decoded_together(latent: tuple[int, int, int]) -> int:
+    """How many masks of a video are decoded at once; the decoder works on one latent frame at a time."""
+    _, h, w = latent
+    return max(1, _PIXELS_TOGETHER // (64 * h * w))
+
+
 @dataclass(frozen=True)
 class SegmentSettings:
     """The conventions that the DiT was trained with, and the sampler."""

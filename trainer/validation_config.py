@@ -23,9 +23,6 @@ class WholeVideosConfig(Section):
         default=None, description="also score as this benchmark does: a file in trainer/score/protocols"
     )
     box: FrameBox | None = Field(default=None, description="null: the sides of the training's clips")
-    sentences_per_batch: int = Field(
-        default=4, ge=1, description="sentences of one video that go through the DiT together"
-    )
 
 
 class ValidationConfig(Section):

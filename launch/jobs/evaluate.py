@@ -20,7 +20,7 @@ class EvaluateJob(Job, EvaluateConfig):
 
     KIND, ROOM, COUNTS = "evaluate", EvaluateConfig, "video"
     LOCK = ".evaluate/rank_0.lock"
-    LESS_MEMORY = "lower sentences_per_batch or the box, or choose precision=bf16 and encoder_precision=bf16"
+    LESS_MEMORY = "lower the box or sentences_per_batch, or choose bf16 as precision, encoder_ and decoder_precision"
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:

@@ -30,7 +30,7 @@ from flowmask.trainer.score.protocols import protocol_named
 from flowmask.trainer.score.results import merge
 
 KEY = "evaluate.whole_videos"
-LESS_MEMORY = f"make {KEY}.box smaller, or lower {KEY}.sentences_per_batch"
+LESS_MEMORY = f"make {KEY}.box smaller"
 Found = dict[str, float]
 
 
@@ -116,13 +116,12 @@ class WholeVideos:
         assert self.parts is not None
         video, (clip, video_latent) = self.videos[place], self.parts.clips[place]
         protocol = None if self.config.protocol is None else protocol_named(self.config.protocol)
-        settings = VideoSettings(sentences_per_batch=self.config.sentences_per_batch)
         places = {expression.exp_id: MaskMemory() for expression in video.expressions}
         with TemporaryDirectory() as scratch:  # some protocols write label maps
-            one = OneVideo(settings, video, places, protocol=protocol, labels=Path(scratch) / "labels")
+            one = OneVideo(VideoSettings(), video, places, protocol=protocol, labels=Path(scratch) / "labels")
             for expression, logits in one.sentences(loaded, video_latent):
                 one.answer(expression, logits, clip)
-            found: Record = json.loads(json.dumps(one.record(loaded, clip)))
+            found: Record = json.loads(json.dumps(one.record()))
         return found
 
     @contextmanager

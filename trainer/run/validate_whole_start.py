@@ -7,10 +7,8 @@ is found here, as each rank reads its videos once, and not hours later.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowmask.data_pipeline.clip.pixels import PixelNorm
@@ -79,7 +77,6 @@ def _prepare(
         sampler=config.evaluate.sampler,
         precision=config.train.precision,
         tf32=config.train.tf32,
-        sentences_per_batch=asked.sentences_per_batch,
         protocol=asked.protocol,
     )
     source, folder = open_source(asked.data), WanFolder(config.model.wan)
@@ -114,7 +111,7 @@ def _clips(
         clip = read_clip(video, range(len(video.frame_names)), box=box, pixel_norm=pixel_norm)
         with gpu_holds(f"{video} as a whole", fix=LESS_MEMORY):
             mean, _ = encode_moments(vae, clip.signed.to(vae.device))
-            clips[place] = replace(clip, signed=torch.empty(0)), normalise(stats, mean).cpu()
+            clips[place] = clip.without_pixels(), normalise(stats, mean).cpu()
     vae.to("cpu")
     return clips
 

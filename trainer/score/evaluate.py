@@ -1,4 +1,4 @@
-"""Score a checkpoint on a dataset: each video read and encoded once, each sentence sampled on its own.
+"""Score a checkpoint on a dataset: each video read and encoded once, each of its sentences sampled once.
 
 Scores are keyed by video and expression id, never by the sentence; means go over frames, then expressions.
 Videos can be shared out over processes that know nothing of each other; whoever finishes last publishes.
@@ -7,7 +7,9 @@ Videos can be shared out over processes that know nothing of each other; whoever
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
 from flowmask.trainer.score.mask_places import MaskFiles
 from flowmask.trainer.score.metrics import from_outside
-from flowmask.trainer.score.one_video import OneVideo, VideoSettings, evaluate_video
+from flowmask.trainer.score.one_video import OneVideo, VideoSettings
+from flowmask.trainer.score.pipeline import evaluate_videos
 from flowmask.trainer.score.protocols import protocol_named
 from flowmask.trainer.score.report.overlays import OVERLAYS
 from flowmask.trainer.score.results import Scores, finish
@@ -47,8 +50,7 @@ def evaluate(
     every world-th video; the one that completes the set publishes and gets the scores, the others get None.
     also: writes config.yaml into a folder, to be published with the rest.
     The MLflow run of a checkpoint that has one is left the scores, the report and the videos.
-    `sentences_per_batch` changes logits by rounding alone (about 1e-5 in fp32, 1e-2 in bf16): only pixels
-    that near the threshold can flip.
+    Neither `world` nor `sentences_per_batch` changes a bit of a score.
     """
     source = open_source(config.data)
     videos = list(source.videos())[: config.max_videos]
@@ -70,6 +72,7 @@ def evaluate(
         sampler=config.sampler,
         precision=config.precision,
         encoder_precision=config.encoder_precision,
+        decoder_precision=config.decoder_precision,
         tf32=config.tf32,
         device=config.device,
         say=say,
@@ -79,18 +82,25 @@ def evaluate(
     store = EvaluationStore(config.out, fingerprint)
     names = MaskNames(videos)
     settings = VideoSettings(**{field.name: getattr(config, field.name) for field in fields(VideoSettings)})
-    with store.claim(rank):
-        for done, video in enumerate(share):
-            if on_progress:
-                on_progress("videos", done, len(share))
-            name = names.video(video)
-            if not _is_whole(store.record(name)):
-                store.start_video(name)
-                places = {exp_id: MaskFiles(store.mask_folder(key)) for exp_id, key in names.keys(video).items()}
-                one = OneVideo(settings, video, places, protocol=protocol, labels=store.labels(name))
-                store.write_record(name, evaluate_video(loaded, one))
+
+    def start(video: Video) -> OneVideo:
+        name = names.video(video)
+        store.start_video(name)
+        places = {exp_id: MaskFiles(store.mask_folder(key)) for exp_id, key in names.keys(video).items()}
+        return OneVideo(settings, video, places, protocol=protocol, labels=store.labels(name))
+
+    def report(done: int, of: int) -> None:
         if on_progress:
-            on_progress("videos", len(share), len(share))
+            on_progress("videos", done, of)
+
+    with store.claim(rank):
+        left = [video for video in share if not _is_whole(store.record(names.video(video)))]
+        done = count(len(share) - len(left))
+        report(next(done), len(share))
+        with closing(evaluate_videos(loaded, left, start, waiting=config.sentences_per_batch)) as records:
+            for video, record in records:
+                store.write_record(names.video(video), record)
+                report(next(done), len(share))
         made: list[Scores] = []
 
         def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -139,6 +149,8 @@ def _fingerprint(
         del settings["tf32"]
     if settings["protocol"] is None:  # likewise
         del settings["protocol"]
+    if settings["decoder_precision"] == "fp32":  # likewise
+        del settings["decoder_precision"]
     files = [(video.video_id, video.files_digest()) for video in videos]
     more: list[Any] = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
     trained = source_settings(config.checkpoint)

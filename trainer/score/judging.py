@@ -26,17 +26,17 @@ class Judge:
 
     def __init__(self, video: Video, places: Mapping[str, MaskPlace]) -> None:
         """places: where the masks of each expression id are written."""
-        self.answers: list[Answer] = []  # for a protocol
+        self.answers: dict[str, Answer] = {}  # by expression id, for a protocol
         self._video, self._places = video, places
 
     def right(self, expression: Expression, entry: dict[str, Any], predicted: Iterable[MaskPiece]) -> None:
         """Add "right" to the record of an expression; `entry["answered"]` is known once `predicted` is at its end."""
         tally = _score(self._video, expression, predicted, also=(true_size := TrueSize()))
-        _note(entry, "right", tally)
+        note(entry, "right", tally)
         entry[TRUTH] = true_size.facts()
         j, f = tally.j_and_f()
         reader = _reader(self._video, expression, self._places[expression.exp_id])
-        self.answers.append(Answer(expression, entry["answered"], j, f, reader))
+        self.answers[expression.exp_id] = Answer(expression, entry["answered"], j, f, reader)
 
     def wrong(self, entries: Mapping[str, dict[str, Any]], *, seed: int) -> None:
         """Add "wrong" to the records of expressions that have a partner: its written masks against their truth."""
@@ -44,7 +44,7 @@ class Judge:
         for expression in self._video.expressions:
             if expression.exp_id in partners:
                 written = _stored(self._video, self._places[partners[expression.exp_id]])
-                _note(entries[expression.exp_id], "wrong", _score(self._video, expression, written))
+                note(entries[expression.exp_id], "wrong", _score(self._video, expression, written))
 
 
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
@@ -101,17 +101,15 @@ def _judged(video: Video, expression: Expression, predicted: Iterable[MaskPiece]
             yield judged, video.mask(expression.anno_ids, judged), masks[places]
 
 
-def _note(scored: dict[str, Any], kind: str, tally: Tally) -> None:
+def note(scored: dict[str, Any], kind: str, tally: Tally) -> None:
     """Put scores into an expression's record; the sums only where a metric has some, which is of a package's."""
     scored[kind] = tally.scores()
     if sums := tally.sums():
         scored.setdefault("sums", {})[kind] = sums
 
 
-def score_decoder(
-    round_trip: Callable[[Mask], Tensor], video: Video, clip: VaeClip, entries: Mapping[str, dict[str, Any]]
-) -> None:
-    """Add "decoder" to each record: the true mask through the VAE and the mask decoder, once a mask.
+def decoder_tallies(round_trip: Callable[[Mask], Tensor], video: Video, clip: VaeClip) -> dict[str, Tally]:
+    """By expression id, the scores of the true mask after the VAE and the mask decoder; each mask is decoded once.
 
     round_trip: masks bool [F H W] of the clip's size to logits [4k+1 H W]
     """
@@ -124,4 +122,4 @@ def score_decoder(
             ]
             logits = round_trip(np.concatenate(small))
             known[expression.anno_ids] = _score(video, expression, masks_of(logits, clip))
-        _note(entries[expression.exp_id], "decoder", known[expression.anno_ids])
+    return {expression.exp_id: known[expression.anno_ids] for expression in video.expressions}

@@ -4,6 +4,7 @@ Knows no folder of an evaluation, no weights' file and no other video: whoever h
 for masks, gets the record.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch import Tensor
 from flowmask.data_pipeline.clip.pixels import PixelNorm
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources.base import Expression, Video
-from flowmask.trainer.predict.inference import MaskPiece, VaeClip, chunks, masks_of, read_clip
-from flowmask.trainer.score.judging import Judge, score_decoder
+from flowmask.trainer.predict.inference import MaskPiece, VaeClip, masks_of, read_clip
+from flowmask.trainer.score.judging import Judge, decoder_tallies, note
 from flowmask.trainer.score.mask_places import MaskPlace
+from flowmask.trainer.score.metrics import Tally
 from flowmask.trainer.score.protocols.base import BenchmarkProtocol
 
 Record = dict[str, Any]
@@ -49,14 +51,16 @@ class VideoSettings:
     """How each video is evaluated; the fields are those of `EvaluateConfig`."""
 
     box: FrameBox | None = None
-    sentences_per_batch: int = 4
     shuffled_text: bool = False
     decoder_score: bool = False
     seed: int = 0
 
 
 class OneVideo:
-    """A video whose sentences are answered one by one, until its record is whole."""
+    """A video whose sentences are answered one by one, until its record is whole.
+
+    `answer` may be called in any order and by several threads at once, `record` after all of them.
+    """
 
     def __init__(
         self,
@@ -75,6 +79,8 @@ class OneVideo:
         self._listener = None if protocol is None else protocol.listener(video, labels)
         self._judge = Judge(video, places)
         self._entries: dict[str, Record] = {}
+        self._ceilings: Mapping[str, Tally] = {}
+        self._hearing = threading.Lock()
 
     def read(self, loaded: VideoSegmenter) -> VaeClip:
         """All frames as one clip."""
@@ -82,14 +88,19 @@ class OneVideo:
         return read_clip(self.video, range(len(self.video.frame_names)), box=box, pixel_norm=loaded.pixel_norm)
 
     def sentences(self, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
-        """Each expression with its logits [F H W]."""
-        for some in chunks(self.video.expressions, self.settings.sentences_per_batch):
-            yield from zip(some, loaded.logits(video_latent, [expression.text for expression in some]))
+        """Each expression with its logits [F H W]; those that say the same share them, and come one after another."""
+        alike: dict[str, list[Expression]] = {}
+        for expression in self.video.expressions:
+            alike.setdefault(expression.text, []).append(expression)
+        for expressions, logits in zip(alike.values(), loaded.logits(video_latent, list(alike))):
+            for expression in expressions:
+                yield expression, logits
 
     def answer(self, expression: Expression, logits: Tensor, clip: VaeClip) -> None:
         """Write the masks of one expression and score them against the true ones, if there are any."""
         if self._listener is not None:
-            self._listener.hear(expression, logits, clip)
+            with self._hearing:
+                self._listener.hear(expression, logits, clip)
         entry = self._entries[expression.exp_id] = {"text": expression.text, "answered": False}
         written = self._written(expression, entry, masks_of(logits, clip))
         if self.video.has_masks:
@@ -98,17 +109,24 @@ class OneVideo:
             for _ in written:
                 pass
 
-    def record(self, loaded: VideoSegmenter, clip: VaeClip) -> Record:
+    def decode_truth(self, loaded: VideoSegmenter, clip: VaeClip) -> None:
+        """Score the true masks after the VAE and the decoder, where that is asked for; needs no answer."""
+        if self.video.has_masks and self.settings.decoder_score:
+            self._ceilings = decoder_tallies(loaded.round_trip, self.video, clip)
+
+    def record(self) -> Record:
         """The video's record, once every expression has its answer."""
-        record: Record = {"frames": len(self.video.frame_names), "expressions": self._entries}
+        entries = {expression.exp_id: self._entries[expression.exp_id] for expression in self.video.expressions}
+        record: Record = {"frames": len(self.video.frame_names), "expressions": entries}
         if not self.video.has_masks:
             return record
         if self.settings.shuffled_text:
             self._judge.wrong(self._entries, seed=self.settings.seed)
         if self._protocol is not None:
-            record["protocol"] = self._protocol.of_video(self.video, self._judge.answers, self._listener)
-        if self.settings.decoder_score:
-            score_decoder(loaded.round_trip, self.video, clip, self._entries)
+            answers = [self._judge.answers[exp_id] for exp_id in entries]
+            record["protocol"] = self._protocol.of_video(self.video, answers, self._listener)
+        for exp_id, tally in self._ceilings.items():
+            note(entries[exp_id], "decoder", tally)
         return record
 
     def _written(self, expression: Expression, entry: Record, pieces: Iterator[MaskPiece]) -> Iterator[MaskPiece]:
@@ -126,4 +144,5 @@ def evaluate_video(loaded: VideoSegmenter, one: OneVideo) -> Record:
     clip = one.read(loaded)
     for expression, logits in one.sentences(loaded, loaded.encode(clip)):
         one.answer(expression, logits, clip)
-    return one.record(loaded, clip)
+    one.decode_truth(loaded, clip)
+    return one.record()
