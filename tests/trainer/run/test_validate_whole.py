@@ -74,23 +74,24 @@ def evaluated(run: Path, held: Path, out: Path, **changes: Any) -> dict[str, flo
 def run(lab: Path, held: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in bf16 with whole videos at its last step alone."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert start(lab, out, whole(held, every_steps=10) | {"evaluate.best": "eval_whole_jf"}) == 0
+    short = {"train.steps": 4, "evaluate.every_steps": 2, "evaluate.best": "eval_whole_jf"}
+    assert start(lab, out, whole(held, every_steps=4) | short) == 0
     return out
 
 
 def test_the_numbers_are_those_of_an_evaluation_of_the_same_checkpoint(run: Path, held: Path, tmp_path: Path) -> None:
-    assert found(run) == {10: evaluated(run, held, tmp_path / "e")}
-    assert found(run)[10]["jf"] > 0 and "mevis_jf" in found(run)[10]
+    assert found(run) == {4: evaluated(run, held, tmp_path / "e")}
+    assert found(run)[4]["jf"] > 0 and "mevis_jf" in found(run)[4]
     log = (run / "log.txt").read_text()
     assert f"evaluating on 3 whole videos of {held} (valid_u)" in log and "whole jf " in log
 
 
 def test_the_best_may_follow_them_and_is_not_chosen_by_evaluations_without(run: Path) -> None:
     marks = {row["step"]: row["best"] for row in map(json.loads, (run / "evaluations.jsonl").read_text().splitlines())}
-    assert marks == {5: False, 10: True}
+    assert marks == {2: False, 4: True}
     state = read_state((run / "checkpoints" / "best").resolve())
     best = state["state"]["best"]
-    assert state["step"] == 10 and best["metric"] == "eval_whole_jf" and best["value"] == found(run)[10]["jf"]
+    assert state["step"] == 4 and best["metric"] == "eval_whole_jf" and best["value"] == found(run)[4]["jf"]
     assert best["definition"]["best"] == "eval_whole_jf"
     assert {"box", "sampler", "protocol", "dataset", "videos", "mask_decoder"} == best["definition"][
         "whole_videos"
