@@ -5,6 +5,7 @@ Files that need the same costly thing go together, so that it is made once, and 
 
 import os
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ def costly(file: str) -> str | None:
 def nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The user's own key (models/safe/signature.py) is made in a folder of the tests."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(autouse=True)
+def no_test_changes_the_priority_of_those_after_it() -> Iterator[None]:
+    """A process of real-time priority leaves nothing of the machine to the others."""
+    before = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+    yield
+    assert (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)) == before
 
 
 def compute_in_one_thread() -> None:

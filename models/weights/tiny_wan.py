@@ -12,6 +12,7 @@ from shutil import copyfile
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from flowmask.models.errors import WeightsError
@@ -119,7 +120,11 @@ def _write_text_encoder(folder: Path) -> None:
     for name, weight in model.named_parameters():
         if name.endswith("relative_attention_bias.weight"):
             nn.init.normal_(weight, std=1.5)
-    model.save_pretrained(folder)
+    folder.mkdir(parents=True)  # not save_pretrained: it imports DeepSpeed, to ask whether the model is one of its
+    config.dtype, config.architectures = "float32", [type(model).__name__]
+    config.save_pretrained(folder)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in model._tied_weights_keys}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _write_vae(folder: Path, *, random: bool) -> None:

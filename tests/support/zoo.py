@@ -3,7 +3,9 @@
 The number in a picture is the truth: no decoder's own count is believed.
 """
 
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -105,6 +107,17 @@ def times(film: Film) -> list[int]:
     return [sum(lengths[:number]) for number in range(film.frames + 1)]
 
 
+@contextmanager
+def own_priority() -> Iterator[None]:
+    """SVT-AV1 gives the thread that opens it real-time priority, if root does, and with it all that it starts later."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
+@own_priority()
 def _encode(path: Path, film: Film, *, format: str | None = None) -> None:
     with av.open(str(path), "w", format=format, options=dict(film.muxer)) as file:
         stream = file.add_stream(film.codec, rate=film.rate)

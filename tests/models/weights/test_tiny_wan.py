@@ -1,6 +1,8 @@
 """The tiny Wan folder: the real layout, opened by the strict loader, with a VAE that keeps what it is shown."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,18 @@ def test_the_same_seed_gives_the_same_weights(folder: Path, tmp_path: Path) -> N
     for part in ("transformer", "text_encoder", "tokenizer", "vae"):
         assert same.identity(part) == first.identity(part)
         assert (other.identity(part) == first.identity(part)) is (part == "tokenizer")
+
+
+def test_the_text_encoder_is_written_as_transformers_would(folder: Path, tmp_path: Path) -> None:
+    WanFolder(folder).text_encoder().model.save_pretrained(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (folder / "text_encoder" / name).read_bytes()
+
+
+def test_writing_it_imports_no_deepspeed_which_would_warn_where_there_is_no_gpu(tmp_path: Path) -> None:
+    words = "import sys, pathlib; from flowmask.models.weights.tiny_wan import write_tiny_wan"
+    words += "; write_tiny_wan(pathlib.Path(sys.argv[1])); assert 'deepspeed' not in sys.modules"
+    subprocess.run([sys.executable, "-c", words, str(tmp_path / "wan")], check=True)
 
 
 def test_any_text_becomes_tokens_and_comes_back(folder: Path) -> None:
