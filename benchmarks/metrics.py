@@ -2,8 +2,8 @@
 
     python benchmarks/metrics.py [--json] [--frames N] [--rounds N]
 
-Textbook: two outlines, each dilated by a disk of 0.8 % of the diagonal, one shifted copy of the outline for each pixel of
-the disk; precision, recall and their harmonic mean. Masks: blobs with rough outlines and holes, the prediction
+Textbook: two outlines, each dilated by a disk of 0.8 % of the diagonal, with one shifted copy of the outline for each
+pixel of the disk; precision, recall and their harmonic mean. Masks: blobs with rough outlines and holes, the prediction
 moved and worn. CPU milliseconds a frame, medians over rounds that take turns.
 """
 
