@@ -28,7 +28,7 @@ from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.state.checkpoint import read_state
 
 CHEAP = {"evaluate.every_steps": 5, "evaluate.examples": 2, "evaluate.jf_examples": 1, "evaluate.overlays": 0}
-EXACT = {"train.precision": "fp32", "train.micro_batch": 1}
+SHORT = {"train.precision": "fp32", "train.micro_batch": 1, "train.steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(held: Path, **more: Any) -> dict[str, Any]:
     """The overrides of a run that is evaluated on whole videos too."""
     data = {"source": "mevis", "root": str(held), "split": "valid_u"}
-    return CHEAP | {"evaluate.whole_videos": {"data": data, **more}}
+    return CHEAP | {"evaluate.whole_videos": {"data": data, "protocol": "mevis", **more}}
 
 
 def found(run: Path) -> dict[int, dict[str, float]]:
@@ -74,23 +74,24 @@ def evaluated(run: Path, held: Path, out: Path, **changes: Any) -> dict[str, flo
 def run(lab: Path, held: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in bf16 with whole videos at its last step alone."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert start(lab, out, whole(held, every_steps=10, protocol="mevis") | {"evaluate.best": "eval_whole_jf"}) == 0
+    short = {"train.steps": 4, "evaluate.every_steps": 2, "evaluate.best": "eval_whole_jf"}
+    assert start(lab, out, whole(held, every_steps=4) | short) == 0
     return out
 
 
 def test_the_numbers_are_those_of_an_evaluation_of_the_same_checkpoint(run: Path, held: Path, tmp_path: Path) -> None:
-    assert found(run) == {10: evaluated(run, held, tmp_path / "e")}
-    assert found(run)[10]["jf"] > 0 and "mevis_jf" in found(run)[10]
+    assert found(run) == {4: evaluated(run, held, tmp_path / "e")}
+    assert found(run)[4]["jf"] > 0 and "mevis_jf" in found(run)[4]
     log = (run / "log.txt").read_text()
     assert f"evaluating on 3 whole videos of {held} (valid_u)" in log and "whole jf " in log
 
 
 def test_the_best_may_follow_them_and_is_not_chosen_by_evaluations_without(run: Path) -> None:
     marks = {row["step"]: row["best"] for row in map(json.loads, (run / "evaluations.jsonl").read_text().splitlines())}
-    assert marks == {5: False, 10: True}
+    assert marks == {2: False, 4: True}
     state = read_state((run / "checkpoints" / "best").resolve())
     best = state["state"]["best"]
-    assert state["step"] == 10 and best["metric"] == "eval_whole_jf" and best["value"] == found(run)[10]["jf"]
+    assert state["step"] == 4 and best["metric"] == "eval_whole_jf" and best["value"] == found(run)[4]["jf"]
     assert best["definition"]["best"] == "eval_whole_jf"
     assert {"box", "sampler", "protocol", "dataset", "videos", "mask_decoder"} == best["definition"][
         "whole_videos"
@@ -100,7 +101,7 @@ def test_the_best_may_follow_them_and_is_not_chosen_by_evaluations_without(run: 
 def test_a_stop_on_the_way_costs_no_number_at_any_number_of_ranks_and_no_bit_of_the_training(
     lab: Path, held: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short, attempt = EXACT | {"train.steps": 6}, WholeVideos._attempt
+    attempt, early = WholeVideos._attempt, whole(held) | {"evaluate.every_steps": 2}
 
     def stopped(self: WholeVideos, loaded: Any, place: int) -> Any:
         if place == 0:
@@ -109,25 +110,25 @@ def test_a_stop_on_the_way_costs_no_number_at_any_number_of_ranks_and_no_bit_of_
         return attempt(self, loaded, place)
 
     monkeypatch.setattr(WholeVideos, "_attempt", stopped)
-    assert start(lab, tmp_path / "one", short | whole(held)) == REQUEUE_EXIT_CODE
+    assert start(lab, tmp_path / "one", SHORT | early) == REQUEUE_EXIT_CODE
     monkeypatch.undo()
     assert (tmp_path / "one" / "evaluations.jsonl").read_text() == ""
     shutil.copytree(tmp_path / "one", tmp_path / "two", symlinks=True)
-    numbers = evaluated(tmp_path / "two", held, tmp_path / "e", precision="fp32", protocol=None)
-    job = {"lab": str(lab), "out": str(tmp_path / "two"), "overrides": short | whole(held)}
+    numbers = evaluated(tmp_path / "two", held, tmp_path / "e", precision="fp32")
+    job = {"lab": str(lab), "out": str(tmp_path / "two"), "overrides": SHORT | early}
     run_group([job], folder=tmp_path / "logs")
-    for name, overrides in (("one", whole(held)), ("never", {})):
-        assert start(lab, tmp_path / name, short | overrides) == 0
-    assert found(tmp_path / "one") == found(tmp_path / "two") == {5: numbers}
+    for name, overrides in (("one", early), ("never", {})):
+        assert start(lab, tmp_path / name, SHORT | overrides) == 0
+    assert found(tmp_path / "one") == found(tmp_path / "two") == {2: numbers}
     assert losses(tmp_path / "one") == losses(tmp_path / "never")
     assert unequal_tensors(tmp_path / "never", tmp_path / "one") == []
 
 
 def test_adapters_that_are_not_merged_give_the_numbers_of_merged_ones(lab: Path, held: Path, tmp_path: Path) -> None:
-    adapters = {"lora": {"rank": 2}, "train.steps": 5, "model.init": None}
-    assert start(lab, tmp_path / "run", EXACT | adapters | whole(held)) == 0
-    merged = evaluated(tmp_path / "run", held, tmp_path / "e", precision="fp32", protocol=None)
-    assert found(tmp_path / "run")[5] == pytest.approx(merged, abs=2.0)  # a pixel at the threshold may flip
+    adapters = {"lora": {"rank": 2}, "train.steps": 2, "train.lr": 1e-2, "evaluate.every_steps": 2}
+    assert start(lab, tmp_path / "run", SHORT | whole(held) | adapters) == 0
+    merged = evaluated(tmp_path / "run", held, tmp_path / "e", precision="fp32")
+    assert found(tmp_path / "run")[2] == pytest.approx(merged, abs=2.0)  # a pixel at the threshold may flip
 
 
 def scorer(say: Any) -> WholeVideos:
@@ -192,7 +193,7 @@ def test_what_cannot_be_scored_is_refused_before_the_training_in_one_line(
         whole_videos_of(
             config,
             settings={"pixel_norm": "half", "lowercase": True, "text_tokens": 16},
-            fields={},
+            fields={"clip.short_side": 32, "clip.long_side": 48},
             caches=[CacheReader(lab / "cache")],
             vae=vae,
             decoder=mask_decoder_named("vae", vae),
