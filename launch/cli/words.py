@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,11 @@ PresenceOf = Annotated[
     str | None,
     typer.Option(help="OUT of evaluate --calibrate: no mask below its threshold; none; default: what the export says"),
 ]
+_TOLD = "where the weights do not say"
+PixelNormOf = Annotated[Literal["half", "imagenet"] | None, typer.Option(help=f"Of frames, {_TOLD}: half")]
+TextTokensOf = Annotated[int | None, typer.Option(help=f"Padded length of text, {_TOLD}: 256", min=1, max=512)]
+MaskLatentNormOf = Annotated[Literal["none", "video"] | None, typer.Option(help=f"Of the mask's latent, {_TOLD}: none")]
+LowercaseOf = Annotated[bool | None, typer.Option("--lowercase/--no-lowercase", help=f"Sentences, {_TOLD}: lower case")]
 Runs = Annotated[list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")]
 Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
 

@@ -15,6 +15,7 @@ from typing import Any
 from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import DataError
+from flowmask.trainer.predict.conventions import unlike_unasked
 from flowmask.trainer.predict.inference import EncoderPrecision, LoadedSegmenter, load_segmenter
 from flowmask.trainer.predict.presence import Presence, in_use, presence_in, stated
 from flowmask.trainer.predict.weights import source_settings, stored_settings, trained_step
@@ -35,7 +36,7 @@ from flowmask.trainer.track.tracking import offer_artifact, offer_metrics
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
 _FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
-_BY_VALUE = {"presence", "calibrate"}  # enter a fingerprint by what they mean
+_BY_VALUE = {"presence", "calibrate", "conventions"}  # enter a fingerprint by what they mean
 
 
 def evaluate(
@@ -126,6 +127,7 @@ def _loaded(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegment
         decoder_precision=config.decoder_precision,
         tf32=config.tf32,
         device=config.device,
+        conventions=config.conventions,
         say=say,
     )
 
@@ -225,6 +227,8 @@ def _fingerprint(
     encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
     if (encoders.text, encoders.video) != (config.precision, "fp32"):  # what it was before training's was followed
         more.append({"text": encoders.text, "video": encoders.video})
+    if asked := unlike_unasked(trained, config.conventions):
+        more.append({"conventions": asked})
     if threshold is not None:
         more.append({"presence": threshold.decides()})
     said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)
