@@ -21,14 +21,13 @@ from flowmask.models.device import rank_device, use_tf32
 from flowmask.models.errors import CheckpointError
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter, decoded_together, masks_at, sampled_together
-from flowmask.models.strict import assign_strict, load_strict, refuse_not_finite
+from flowmask.models.strict import assign_strict, load_strict
 from flowmask.models.vae import encode_mask
-from flowmask.models.weights import flowrvs
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.conventions import segment_settings, settle
 from flowmask.trainer.predict.parts import video_injected
 from flowmask.trainer.predict.presence import Presence, presence_in
-from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
+from flowmask.trainer.predict.weights import LoadedWeights, load_dit, load_mask_decoder, own_encoder
 from flowmask.trainer.state.checkpoint import read_state
 from flowmask.trainer.state.steps import newest
 
@@ -186,7 +185,7 @@ def load_segmenter(
     named = mask_decoder or settings.get("mask_decoder") or "vae"
     decoder, decoder_sha256 = mask_decoder_named(named, vae, ema=ema, asked=mask_decoder is not None)
     encoders = EncoderPrecision.of(settings, asked=encoder_precision, otherwise=precision)
-    for line in filter(None, (settled.said(), encoders.differs)):
+    for line in filter(None, (_last_only(dit_weights), settled.said(), encoders.differs)):
         say(f"{checkpoint}: {line}")
     nn.Module.to(vae, DTYPES[encoders.video])  # diffusers' own warns of parts to keep in fp32, of which there are none
     text_encoder = folder.text_encoder(DTYPES[encoders.text])
@@ -206,6 +205,10 @@ def load_segmenter(
         wan_files=folder_state(folder.path),
         presence=presence_in(settings, where=checkpoint),
     )
+
+
+def _last_only(weights: LoadedWeights) -> str:
+    return "it has no averaged weights, the last ones are taken (--no-ema, ema=false)" if weights.last_only else ""
 
 
 @dataclass(frozen=True)
@@ -266,16 +269,14 @@ def sides_in(fields: Mapping[str, Any]) -> dict[str, Any]:
 def mask_decoder_named(
     named: str, vae: "AutoencoderKLWan", *, ema: bool = True, asked: bool = True
 ) -> tuple[MaskDecoder, str]:
-    """The decoder and its hash. A FlowRVS file brings its own encoder, which then replaces the VAE's."""
+    """The decoder and its hash. What has its own encoder (`own_encoder`) gives it to the VAE."""
     decoder = MaskDecoder.from_vae(vae)
     if named == "vae":
         return decoder, "vae"
     if not asked and not Path(named).exists():
         raise CheckpointError(f"the run names the mask decoder {named}, which is not there; give mask_decoder")
     weights = load_mask_decoder(named, ema=ema)
-    pickled = Path(named).is_file() and Path(named).suffix != ".safetensors"
-    if pickled and (encoder := flowrvs.load_encoder(Path(named))):
-        refuse_not_finite(encoder.items(), where=named, fix="get the file again")
+    if encoder := own_encoder(named):
         kept = {key: value for key, value in vae.state_dict().items() if key not in encoder}
         load_strict(vae, {**kept, **encoder}, where=named, fix="Use a decoder of the same VAE")
     return decoder.load(weights.state_dict, where=named), weights.sha256
