@@ -14,7 +14,7 @@ from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.track import offer, track
-from flowmask.launch.cli.weights import export
+from flowmask.launch.cli.weights import export, import_app
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
@@ -166,7 +166,7 @@ def predict(
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from flowmask.launch.progress import bar
-    from flowmask.models.config import AskedConventions, SamplerConfig
+    from flowmask.models.config import SamplerConfig
     from flowmask.trainer.predict.predict import predict as predict_video
 
     with bar() as on_progress:
@@ -184,9 +184,7 @@ def predict(
             allow_truncated=allow_truncated,
             encoder_precision=encoder_precision,
             presence=presence,
-            conventions=AskedConventions(
-                pixel_norm=pixel_norm, text_tokens=text_tokens, mask_latent_norm=mask_latent_norm, lowercase=lowercase
-            ),
+            conventions=words.conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase),
             on_progress=on_progress,
             say=err.print,
         )
@@ -195,6 +193,7 @@ def predict(
 
 
 app.command()(export)
+app.add_typer(import_app, name="import")
 
 
 @app.command()

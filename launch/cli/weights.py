@@ -1,4 +1,4 @@
-"""`flowmask export`: trained weights from one form into another."""
+"""`flowmask export` and `flowmask import`: trained weights from one form into another."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,9 +6,45 @@ from typing import Annotated
 import typer
 
 from flowmask.launch.cli.track import offer
-from flowmask.launch.cli.words import Averaged, PresenceOf
+from flowmask.launch.cli.words import (
+    Averaged,
+    LowercaseOf,
+    MaskLatentNormOf,
+    PixelNormOf,
+    PresenceOf,
+    TextTokensOf,
+    conventions_of,
+)
+from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.models.errors import UserError
+
+import_app = typer.Typer(no_args_is_help=True, help="Make an export of weights that others have trained.")
+
+
+@import_app.callback()
+def _import() -> None:
+    """Make an export of weights that others have trained."""
+
+
+@import_app.command("flowrvs")
+def from_flowrvs(
+    out: Annotated[Path, typer.Argument(help="A new folder: a --checkpoint that needs nothing but Wan2.1")],
+    dit: Annotated[Path, typer.Option(help="The DiT: a FlowRVS .pth, or a state dict")],
+    decoder: Annotated[Path | None, typer.Option(help="The mask decoder; default: the VAE's own")] = None,
+    averaged: Averaged = True,
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder: also write what diffusers loads by")] = None,
+    pixel_norm: PixelNormOf = None,
+    text_tokens: TextTokensOf = None,
+    mask_latent_norm: MaskLatentNormOf = None,
+    lowercase: LowercaseOf = None,
+) -> None:
+    """Published weights become an export that remembers the settings which their files do not tell."""
+    from flowmask.trainer.predict.import_flowrvs import import_flowrvs
+
+    asked = conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase)
+    done = import_flowrvs(dit, decoder=decoder, out=out, conventions=asked, ema=averaged, wan=wan, say=err.print)
+    console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
 
 
 def export(

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from flowmask.models.config import AskedConventions
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, or the name of one that `flowmask configs` lists")]
 Overrides = Annotated[
@@ -30,6 +33,21 @@ MaskLatentNormOf = Annotated[Literal["none", "video"] | None, typer.Option(help=
 LowercaseOf = Annotated[bool | None, typer.Option("--lowercase/--no-lowercase", help=f"Sentences, {_TOLD}: lower case")]
 Runs = Annotated[list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")]
 Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
+
+
+def conventions_of(
+    pixel_norm: Literal["half", "imagenet"] | None,
+    text_tokens: int | None,
+    mask_latent_norm: Literal["none", "video"] | None,
+    lowercase: bool | None,
+) -> "AskedConventions":
+    """The four options as they are asked for."""
+    from flowmask.models.config import AskedConventions
+
+    return AskedConventions(
+        pixel_norm=pixel_norm, text_tokens=text_tokens, mask_latent_norm=mask_latent_norm, lowercase=lowercase
+    )
+
 
 _ONLY_PRINT = ("configs", "status", "logs", "plan", "doctor", "compare", "cache status", "cache verify")
 
