@@ -14,6 +14,7 @@ from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.track import offer, track
+from flowmask.launch.cli.try_settings import show_settings
 from flowmask.launch.cli.weights import export, import_app
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
@@ -136,8 +137,17 @@ def evaluate(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First choose on calibrate.data below which presence no mask is kept")
     ] = False,
+    try_settings: Annotated[
+        bool, typer.Option("--try-settings", help="Only show J&F of each convention that the weights do not tell")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what --try-settings finds as JSON")] = False,
 ) -> None:
     """Predict every expression of a split and score it: J, F, J&F, masks and a report in OUT."""
+    if as_json and not try_settings:
+        raise UserError("--json goes with --try-settings; the scores of an evaluation are in OUT/scores.json")
+    if try_settings:
+        show_settings(config, overrides or [], as_json=as_json)
+        return
     run_job("evaluate", config, [*(overrides or []), *(["calibrate.enabled=true"] if calibrate else [])], wait=wait)
 
 

@@ -55,7 +55,7 @@ _ONLY_PRINT = ("configs", "status", "logs", "plan", "doctor", "compare", "cache 
 def only_prints(words: Sequence[str]) -> bool:
     """Whether a command line asks for an answer on stdout and for nothing else: then writing it may not fail."""
     asks = not words or " ".join(words[:2]).startswith(_ONLY_PRINT)
-    return asks or not {"--help", "--dry-run"}.isdisjoint(words)
+    return asks or not {"--help", "--dry-run", "--try-settings"}.isdisjoint(words)
 
 
 def run_job(kind: str, config: Path, overrides: list[str] | None, *, wait: bool) -> None:

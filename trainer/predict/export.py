@@ -171,7 +171,7 @@ class ExportJob:
             other._write_part(out)
             beside, encoder = other.loaded, other.encoder
         held = [self.loaded] if beside is None else [self.loaded, beside]
-        own = {OWN_ENCODER: content_sha256(self._as_read(encoder))} if encoder else {}
+        own: dict[str, Any] = {OWN_ENCODER: content_sha256(self._as_read(encoder))} if encoder else {}
         self._write_settings(out, self._settings(*held, decoder=beside, **own))
 
     def _write_part(self, out: Path) -> None:

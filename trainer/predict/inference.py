@@ -5,7 +5,7 @@ Frames are read a few at a time: the small clip, never the whole video at full s
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -99,6 +99,7 @@ class LoadedSegmenter:
     weights:   SHA-256 of the DiT's and the mask decoder's
     wan_files: names, sizes and times in the Wan folder, to notice a swap without reading 11 GB
     presence:  the threshold that an export brings
+    assumed:   conventions that neither the weights nor a person told
     """
 
     segmenter: Segmenter
@@ -107,6 +108,7 @@ class LoadedSegmenter:
     weights: dict[str, str]
     wan_files: str
     presence: Presence | None = None
+    assumed: Mapping[str, Any] = field(default_factory=dict)
 
     def encode(self, clip: VaeClip) -> Tensor:
         """Video latent [1 16 f h w] norm."""
@@ -204,6 +206,7 @@ def load_segmenter(
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=folder_state(folder.path),
         presence=presence_in(settings, where=checkpoint),
+        assumed=settled.assumed,
     )
 
 

@@ -21,8 +21,7 @@ from flowmask.trainer.predict.presence import Presence, in_use, presence_in, sta
 from flowmask.trainer.predict.weights import source_settings, stored_settings, trained_step
 from flowmask.trainer.score.calibrate import CalibrationSet, calibrate, calibration_set
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.mask_names import MaskNames
-from flowmask.trainer.score.mask_places import MaskFiles
+from flowmask.trainer.score.mask_places import MaskFiles, MaskNames
 from flowmask.trainer.score.metrics import from_outside
 from flowmask.trainer.score.one_video import OneVideo, VideoSettings
 from flowmask.trainer.score.pipeline import evaluate_videos
@@ -58,13 +57,13 @@ def evaluate(
     The MLflow run of a checkpoint that has one is left the scores, the report and the videos.
     Neither `world` nor `sentences_per_batch` changes a bit of a score.
     """
-    source, videos, protocol = _opened(config)
+    source, videos, protocol = opened(config)
     chosen_on = calibration_set(config, videos)
     stated(config.presence, None)  # what is wrong with it is said before weights are loaded
     share = videos[rank::world]
     for video in share:
         video.check_masks()
-    loaded = _loaded(config, say)
+    loaded = loaded_by(config, say)
     chosen = None if chosen_on is not None else _in_use(config, loaded, say)
     step = trained_step(config.checkpoint)
     fingerprint = _fingerprint(
@@ -101,7 +100,7 @@ def evaluate(
     return made[0]
 
 
-def _opened(config: EvaluateConfig) -> tuple[VideoSet, list[Video], BenchmarkProtocol | None]:
+def opened(config: EvaluateConfig) -> tuple[VideoSet, list[Video], BenchmarkProtocol | None]:
     """The dataset, the videos of it that are scored, and the protocol; DataError where there is nothing to score."""
     source = open_source(config.data)
     videos = list(source.videos())[: config.max_videos]
@@ -115,7 +114,7 @@ def _opened(config: EvaluateConfig) -> tuple[VideoSet, list[Video], BenchmarkPro
     return source, videos, protocol
 
 
-def _loaded(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegmenter:
+def loaded_by(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegmenter:
     return load_segmenter(
         config.checkpoint,
         mask_decoder=config.mask_decoder,
