@@ -1,7 +1,7 @@
 """J&F of a few videos under each combination of the conventions that nobody told: which are those of the training?
 
-Weights are loaded once. A video is read and encoded once for each pixel_norm, a text once for each length, and of one
-video the DiT is asked each question once: a normalised mask latent is the same sample. Writes nothing.
+Weights are loaded once. A video is read and encoded once for each pixel_norm, and of one video the DiT is asked each
+question once: a normalised mask latent is the same sample. Writes nothing.
 """
 
 import hashlib
@@ -35,14 +35,14 @@ TRIED: dict[str, tuple[Any, ...]] = {
     "mask_latent_norm": ("none", "video"),
     "lowercase": (True, False),
 }
-Conventions = dict[str, Any]
+Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Tried:
     """One combination and the mean of every metric over the expressions, in percent."""
 
-    conventions: Conventions
+    conventions: Values
     scores: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -80,23 +80,23 @@ def try_settings(
     return sorted(tried, key=lambda one: -one.scores[MAIN])
 
 
-def _combinations(loaded: LoadedSegmenter) -> Iterator[Conventions]:
+def _combinations(loaded: LoadedSegmenter) -> Iterator[Values]:
     """All four conventions: each value of those that are assumed, what is known of the others."""
     settings = loaded.segmenter.settings
-    known = {
-        "pixel_norm": loaded.pixel_norm,
-        **{name: getattr(settings, name) for name in TRIED if name != "pixel_norm"},
-    }
+    known = {"pixel_norm": loaded.pixel_norm}
+    known |= {name: getattr(settings, name) for name in TRIED if name not in known}
     for values in product(*(TRIED[name] if name in loaded.assumed else (known[name],) for name in TRIED)):
         yield dict(zip(TRIED, values))
 
 
 def _records(
-    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, combinations: Sequence[Conventions]
+    config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, combinations: Sequence[Values]
 ) -> Iterator[tuple[int, Record]]:
     """The record of a video under each combination, by its number. Those under which all is the same share one."""
     for pixel_norm in dict.fromkeys(known["pixel_norm"] for known in combinations):
-        base, samples, found = replace(loaded, pixel_norm=pixel_norm), {}, {}
+        base = replace(loaded, pixel_norm=pixel_norm)
+        samples: dict[str, Tensor] = {}
+        found: dict[tuple[Any, ...], Record] = {}
         clip = _scored(config, video).read(base)
         video_latent, clip = base.encode(clip), clip.without_pixels()
         for number, known in enumerate(combinations):
