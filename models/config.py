@@ -37,6 +37,15 @@ class ModelConfig(Section):
     mask_decoder: str = Field("vae", description="decoder run, FlowRVS .pth, or 'vae': the VAE's own decoder")
 
 
+class AskedConventions(Section):
+    """What can't be told from a file of weights; null: what the weights remember, else as FlowRVS's of 2026."""
+
+    pixel_norm: Literal["half", "imagenet"] | None = Field(None, description="half if nobody tells")
+    text_tokens: int | None = Field(None, ge=1, le=512, description="256 if nobody tells")
+    mask_latent_norm: Literal["none", "video"] | None = Field(None, description="none if nobody tells")
+    lowercase: bool | None = Field(None, description="true if nobody tells")
+
+
 class LoraConfig(Section):
     """Low-rank updates of some of the DiT's projections in place of training it whole."""
 

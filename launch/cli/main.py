@@ -14,6 +14,8 @@ from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.track import offer, track
+from flowmask.launch.cli.try_settings import show_settings
+from flowmask.launch.cli.weights import export, import_app
 from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
@@ -135,8 +137,17 @@ def evaluate(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First choose on calibrate.data below which presence no mask is kept")
     ] = False,
+    try_settings: Annotated[
+        bool, typer.Option("--try-settings", help="Only show J&F of each convention that the weights do not tell")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what --try-settings finds as JSON")] = False,
 ) -> None:
     """Predict every expression of a split and score it: J, F, J&F, masks and a report in OUT."""
+    if as_json and not try_settings:
+        raise UserError("--json goes with --try-settings; the scores of an evaluation are in OUT/scores.json")
+    if try_settings:
+        show_settings(config, overrides or [], as_json=as_json)
+        return
     run_job("evaluate", config, [*(overrides or []), *(["calibrate.enabled=true"] if calibrate else [])], wait=wait)
 
 
@@ -158,6 +169,10 @@ def predict(
     averaged: Averaged = True,
     encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
     presence: words.PresenceOf = None,
+    pixel_norm: words.PixelNormOf = None,
+    text_tokens: words.TextTokensOf = None,
+    mask_latent_norm: words.MaskLatentNormOf = None,
+    lowercase: words.LowercaseOf = None,
 ) -> None:
     """Find what each sentence names in a video: PNG masks and overlay videos."""
     from flowmask.launch.progress import bar
@@ -179,6 +194,7 @@ def predict(
             allow_truncated=allow_truncated,
             encoder_precision=encoder_precision,
             presence=presence,
+            conventions=words.conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase),
             on_progress=on_progress,
             say=err.print,
         )
@@ -186,27 +202,8 @@ def predict(
     offer(checkpoint, result.overlay, to="predict")
 
 
-@app.command()
-def export(
-    source: Annotated[str, typer.Argument(help="A run, one of its steps, or another export")],
-    format: Annotated[str, typer.Option(help="diffusers, flowrvs, safetensors, or lora: adapters alone")] = "diffusers",
-    out: Annotated[Path | None, typer.Option(help="Default: RUN/export/NAME")] = None,
-    averaged: Averaged = True,
-    dtype: Annotated[str, typer.Option(help="float32 keeps every bit; bfloat16 is half the size")] = "float32",
-    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
-    presence: words.PresenceOf = None,
-) -> None:
-    """Write trained weights so that diffusers, FlowRVS's code or any reader of safetensors loads them."""
-    import torch
-
-    from flowmask.trainer.predict.export import export as export_weights
-
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in dtypes:
-        raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
-    done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan, presence=presence)
-    console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
-    offer(source, done.path, to="export")
+app.command()(export)
+app.add_typer(import_app, name="import")
 
 
 @app.command()

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from flowmask.models.config import AskedConventions
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, or the name of one that `flowmask configs` lists")]
 Overrides = Annotated[
@@ -23,8 +26,28 @@ PresenceOf = Annotated[
     str | None,
     typer.Option(help="OUT of evaluate --calibrate: no mask below its threshold; none; default: what the export says"),
 ]
+_TOLD = "where the weights do not say"
+PixelNormOf = Annotated[Literal["half", "imagenet"] | None, typer.Option(help=f"Of frames, {_TOLD}: half")]
+TextTokensOf = Annotated[int | None, typer.Option(help=f"Padded length of text, {_TOLD}: 256", min=1, max=512)]
+MaskLatentNormOf = Annotated[Literal["none", "video"] | None, typer.Option(help=f"Of the mask's latent, {_TOLD}: none")]
+LowercaseOf = Annotated[bool | None, typer.Option("--lowercase/--no-lowercase", help=f"Sentences, {_TOLD}: lower case")]
 Runs = Annotated[list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")]
 Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
+
+
+def conventions_of(
+    pixel_norm: Literal["half", "imagenet"] | None,
+    text_tokens: int | None,
+    mask_latent_norm: Literal["none", "video"] | None,
+    lowercase: bool | None,
+) -> "AskedConventions":
+    """The four options as they are asked for."""
+    from flowmask.models.config import AskedConventions
+
+    return AskedConventions(
+        pixel_norm=pixel_norm, text_tokens=text_tokens, mask_latent_norm=mask_latent_norm, lowercase=lowercase
+    )
+
 
 _ONLY_PRINT = ("configs", "status", "logs", "plan", "doctor", "compare", "cache status", "cache verify")
 
@@ -32,7 +55,7 @@ _ONLY_PRINT = ("configs", "status", "logs", "plan", "doctor", "compare", "cache 
 def only_prints(words: Sequence[str]) -> bool:
     """Whether a command line asks for an answer on stdout and for nothing else: then writing it may not fail."""
     asks = not words or " ".join(words[:2]).startswith(_ONLY_PRINT)
-    return asks or not {"--help", "--dry-run"}.isdisjoint(words)
+    return asks or not {"--help", "--dry-run", "--try-settings"}.isdisjoint(words)
 
 
 def run_job(kind: str, config: Path, overrides: list[str] | None, *, wait: bool) -> None:

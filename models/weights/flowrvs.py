@@ -1,8 +1,9 @@
 """Published FlowRVS training files (.pth) to plain state dicts, read without executing anything in them.
 
 Owns the two layouts: a DiT trainer's file (`model`, `ema_model`, ...) whose EMA weights are a bare list in
-the reference's own parameter order, and a mask decoder's file, a whole VAE under `vae.`. Refuses what has no
-weights, missing, unexpected or reshaped ones, and pickles that want more than tensors and a Namespace.
+the reference's own parameter order, and a mask decoder's file, a whole VAE under `vae.`; each also as the state
+dict alone. Refuses what has no weights, missing, unexpected or reshaped ones, DiTs of other projects, and pickles
+that want more than tensors and a Namespace.
 """
 
 import argparse
@@ -17,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowmask.models.dit import PATCH_KEY, build_dit
+from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY, build_dit
 from flowmask.models.errors import WeightsError
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.strict import check_shapes, exported_settings
+from flowmask.models.weights.foreign import refuse_foreign
 
+NOT_AVERAGED = "not_averaged"  # told of a file that was asked for averaged weights and has none
 SETTINGS = "flowmask"  # key of the conventions in files that we wrote; published ones have none
 _FIX = "Give a file that FlowRVS's training wrote"
 _HEAD = (
@@ -68,16 +71,21 @@ def reference_order(names: Iterable[str]) -> list[str]:
 def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """DiT weights under diffusers' names, fp32, and what the file tells of its settings (`video_injection`).
 
-    ema: the averaged weights, mapped by name through `reference_order`; WeightsError if the file has none.
+    ema: the averaged weights, mapped by name through `reference_order`; of a file that has none the last ones, and
+    the settings then hold `NOT_AVERAGED`.
     """
     content = _read(path)
-    model = _tensors(content.get("model"), where=f"{path}: `model`", most=_most_bytes(path))
+    raw = "model" not in content and any(isinstance(value, Tensor) for value in content.values())
+    model = _tensors(content if raw else content.get("model"), where=f"{path}: `model`", most=_most_bytes(path))
     order = reference_order(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    refuse_foreign(shapes, where=path)
     check_shapes({name: shapes.get(name, ()) for name in order}, shapes, where=f"{path}: `model`", fix=_FIX)
     check_shapes(_implied_shapes(shapes, path), shapes, where=f"{path}: `model`", fix=_FIX)
-    settings = {**_settings(content, path), "video_injection": _injected(shapes, path)}
-    if not ema:
+    settings = {**_settings(content, path), "video_injection": shapes[PATCH_KEY][1] == 2 * LATENT_CHANNELS}
+    if ema and content.get("ema_model") is None:
+        settings[NOT_AVERAGED] = True
+    if not ema or NOT_AVERAGED in settings:
         return {name: tensor.float() for name, tensor in model.items()}, settings
     averaged = dict(zip(order, _shadows(content, len(order), path), strict=True))
     where = f"{path}: `ema_model`"
@@ -112,6 +120,8 @@ def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     where = f"{path}: the VAE"
     state = _tensors(content.get("model", content), where=where, most=_most_bytes(path))
+    if "decoder.conv_out.weight" in state:  # as the VAE itself has it
+        state = {f"vae.{name}": tensor for name, tensor in state.items()}
     strangers = [key for key in state if not key.startswith((*_DECODER, *_ENCODER))]
     if strangers:
         raise WeightsError(
@@ -186,18 +196,10 @@ def _shadows(content: Mapping[str, Any], count: int, path: Path) -> list[Tensor]
     ema = content.get("ema_model")
     shadows = ema.get("shadow_params") if isinstance(ema, Mapping) else None
     if not isinstance(shadows, list) or not all(isinstance(item, Tensor) for item in shadows):
-        raise WeightsError(f"{path} has no EMA weights (`ema_model.shadow_params`); set model.init_ema=false")
+        raise WeightsError(f"{path} has no list `ema_model.shadow_params`; ask for the last weights: ema=false")
     if len(shadows) != count:
         raise WeightsError(f"{path}: `ema_model` has {len(shadows)} tensors, the model {count}. {_FIX}")
     return shadows
-
-
-def _injected(shapes: Mapping[str, tuple[int, ...]], path: Path) -> bool:
-    """Whether the DiT takes the video: 32 input channels. The file's own `args` do not always say so."""
-    channels = shapes[PATCH_KEY][1]
-    if channels not in (16, 32):
-        raise WeightsError(f"{path}: {PATCH_KEY} takes {channels} channels; 16 or 32 are known. {_FIX}")
-    return channels == 32
 
 
 def _implied_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from flowmask.models.files import sha256_of
 from flowmask.models.strict import SafetensorsFolder, check_shapes, read_json
 from flowmask.models.text import TextEncoder
 from flowmask.models.vae import LatentStats
+from flowmask.models.weights.foreign import refuse_channels, refuse_foreign, refuse_foreign_folder
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -40,6 +41,7 @@ class WanFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise WeightsError(f"{self.path} is not a folder. {_FIX} (or make one: flowmask tiny-wan DIR)")
+        refuse_foreign_folder(self.path)
 
     def transformer(self, *, video_injection: bool, dtype: torch.dtype = torch.float32) -> "WanTransformer3DModel":
         """The DiT; with `video_injection`, weights of 16 input channels are widened to 32 (new ones zero).
@@ -51,6 +53,7 @@ class WanFolder:
         folder = self._part("transformer")
         with SafetensorsFolder(folder, _STEMS["transformer"]) as weights:
             shapes = weights.shapes()
+            refuse_foreign(shapes, where=folder)
             held = shapes.get(PATCH_KEY, (0, LATENT_CHANNELS))[1]
             if held == 2 * LATENT_CHANNELS and not video_injection:
                 raise WeightsError(f"{folder} expects the injected video; set objective.video_injection=true")
@@ -69,6 +72,7 @@ class WanFolder:
 
         folder = self._part("transformer")
         config = _constructor_config(folder, "WanTransformer3DModel")
+        refuse_channels(config.get("in_channels"), where=folder)
         channels = 2 * LATENT_CHANNELS if video_injection else LATENT_CHANNELS
         return _attempt(lambda: build_dit(config, in_channels=channels), folder)
 

@@ -32,16 +32,17 @@ from flowmask.models.stored.sealed import sealed, to_json
 from flowmask.models.strict import SETTINGS_FORMAT, assign_strict
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.predict.exported import EXPORT_SETTINGS, EXPORT_STEM, OWN_ENCODER
 from flowmask.trainer.predict.inference import trained_sides
 from flowmask.trainer.predict.parts import DIT, MASK_DECODER, Part, State
 from flowmask.trainer.predict.presence import KEY, Presence, presence_in, stated
 from flowmask.trainer.predict.weights import (
-    EXPORT_SETTINGS,
     HOLDS,
     LoadedWeights,
     content_sha256,
     load,
     load_adapter,
+    own_encoder,
     part_of,
     with_base,
 )
@@ -85,14 +86,19 @@ def export(
     if format not in _SUFFIX:
         raise ConfigError(f"--format is {format!r}; known formats: {', '.join(get_args(Format))}")
     target = _target(source, out, format=format)
-    job = _Export(source, part=part_of(source), ema=ema, dtype=dtype, asked_wan=wan, presence=presence)
+    job = ExportJob(source, part=part_of(source), ema=ema, dtype=dtype, asked_wan=wan, presence=presence)
     writers = {"diffusers": job.diffusers, "flowrvs": job.flowrvs, "safetensors": job.safetensors, "lora": job.lora}
+    return write_new(target, job, writers[format])
+
+
+def write_new(target: Path, job: "ExportJob", write: Callable[[Path], None]) -> Exported:
+    """Have the weights of a job written beside `target`, and moved there; ConfigError if it is there already."""
     with _said(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch(target.parent) as place:
             if os.path.lexists(target):
                 raise FileExistsError
-            writers[format](place / target.name)
+            write(place / target.name)
             move_new(place / target.name, target)
     return Exported(target, sum(t.numel() for t in job.loaded.state_dict.values()), job.loaded.sha256)
 
@@ -124,42 +130,56 @@ def _said(target: Path) -> Iterator[None]:
 
 
 @dataclass
-class _Export:
-    """One export: the loaded weights, and each format as a method that writes to a path."""
+class ExportJob:
+    """One export: the loaded weights, and each format as a method that writes to a path.
+
+    plain: parts are written without configs, which only the Wan folder knows
+    """
 
     source: str
     part: Part
     ema: bool
     dtype: torch.dtype
     asked_wan: Path | None
-    presence: str | None
+    presence: str | None = None
+    plain: bool = False
 
     @cached_property
     def loaded(self) -> LoadedWeights:
         """The whole model; `lora` puts its adapters in its place."""
         return self._load(ema=self.ema)
 
+    @cached_property
+    def encoder(self) -> State:
+        """The encoder that a mask decoder was trained with, where that is not the Wan folder's."""
+        return own_encoder(self.source) if self.part is MASK_DECODER else {}
+
     def _load(self, *, ema: bool) -> LoadedWeights:
         return load(self.source, self.part, ema=ema, wan=self.asked_wan)
 
     def safetensors(self, out: Path) -> None:
         metadata = {SETTINGS: to_json(self._settings(self.loaded)).decode()}
-        save_file(self._cast(self.loaded), out, metadata=metadata)
+        save_file({**self._cast(self.encoder), **self._cast(self.loaded.state_dict)}, out, metadata=metadata)
 
     def diffusers(self, out: Path) -> None:
         """A DiT takes its trained mask decoder along, so that the folder and Wan2.1 are all that prediction needs."""
         self._write_part(out)
-        beside = None
+        beside, encoder = None, self.encoder
         decoder = self.loaded.settings.get(MASK_DECODER.name) or "vae"
         if self.part is not MASK_DECODER and Path(decoder).exists():
             other = replace(self, source=decoder, part=MASK_DECODER)
             other._write_part(out)
-            beside = other.loaded
+            beside, encoder = other.loaded, other.encoder
         held = [self.loaded] if beside is None else [self.loaded, beside]
-        self._write_settings(out, self._settings(*held, decoder=beside))
+        own: dict[str, Any] = {OWN_ENCODER: content_sha256(self._as_read(encoder))} if encoder else {}
+        self._write_settings(out, self._settings(*held, decoder=beside, **own))
 
     def _write_part(self, out: Path) -> None:
         state = self._whole(self.loaded)
+        if self.plain:
+            (out / self.part.folder).mkdir(parents=True)
+            save_file(state, out / self.part.folder / f"{EXPORT_STEM}.safetensors")
+            return
         model = self.part.empty(state, self._wan())
         assign_strict(model, state, where=self.source, fix="Give the model.wan of its training (--wan)")
         model.save_pretrained(out / self.part.folder, max_shard_size="5GB")
@@ -169,7 +189,7 @@ class _Export:
         adapter = load_adapter(self.source, ema=self.ema)
         trained = adapter.trained
         self.loaded = LoadedWeights(trained, adapter.settings, content_sha256(trained))
-        write_adapter(out, self._cast(self.loaded), adapter.config)
+        write_adapter(out, self._cast(trained), adapter.config)
         base: dict[str, Any] = {"lora": adapter.config.model_dump(mode="json"), "frozen": dict(adapter.frozen)}
 
         def merged_sha256(trained: State) -> str:
@@ -182,12 +202,14 @@ class _Export:
         averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
         self.part.write_pth(out, self._whole(last), self._whole(averaged), self._settings(last, averaged))
 
-    def _cast(self, loaded: LoadedWeights) -> dict[str, Tensor]:
-        return {name: tensor.to(self.dtype).contiguous() for name, tensor in loaded.state_dict.items()}
+    def _cast(self, state: State) -> dict[str, Tensor]:
+        return {name: tensor.to(self.dtype).contiguous() for name, tensor in state.items()}
 
     def _whole(self, loaded: LoadedWeights) -> dict[str, Tensor]:
-        state = self._cast(loaded)
-        return state if self.part.join is None else self.part.join(state, self._wan())
+        state = self._cast(loaded.state_dict)
+        if self.encoder or self.plain or self.part.join is None:
+            return {**self._cast(self.encoder), **state}
+        return self.part.join(state, self._wan())
 
     def _has_both(self) -> bool:
         """Whether the source has averaged and last weights: runs do, and .pth files."""
@@ -206,11 +228,12 @@ class _Export:
         held: all that is written, each of which is known again by its hash when it is read; decoder: the one of them
         that is written beside a DiT; dit_sha256: of the whole DiT that the tensors of `self.loaded` make
         """
-        known = {name: value for name, value in self.loaded.settings.items() if name not in (*_PATHS, KEY)}
+        known = {name: value for name, value in self.loaded.settings.items() if name not in (*_PATHS, KEY, OWN_ENCODER)}
         if (kept := self._kept(decoder, dit_sha256)) is not None:
             known[KEY] = kept.model_dump(mode="json")
-        origin = {"sha256": self.loaded.sha256, "ema": self.ema, "source": Path(self.source).name}
-        holds = [content_sha256(self._as_read(one)) for one in held]
+        averaged = self.ema and not self.loaded.last_only
+        origin = {"sha256": self.loaded.sha256, "ema": averaged, "source": Path(self.source).name}
+        holds = [content_sha256(self._as_read(one.state_dict)) for one in held]
         described = {"objective": self.part.objective, **trained_sides(Path(self.source)), **known, **base}
         return sealed({**described, "weights": origin, HOLDS: sorted(set(holds)), "format": SETTINGS_FORMAT})
 
@@ -222,15 +245,15 @@ class _Export:
         if self.part is not DIT:
             raise ConfigError(f"{self.source} is a {self.part.name}; a threshold of presence goes with a DiT")
         weights = {**found.weights, DIT.name: dit_sha256(self.loaded.state_dict)}
-        read = {**found.weights, DIT.name: dit_sha256(self._as_read(self.loaded))}
+        read = {**found.weights, DIT.name: dit_sha256(self._as_read(self.loaded.state_dict))}
         if decoder is not None:
             weights[MASK_DECODER.name] = decoder.sha256
-            read[MASK_DECODER.name] = content_sha256(self._as_read(decoder))
+            read[MASK_DECODER.name] = content_sha256(self._as_read(decoder.state_dict))
         found.model_copy(update={"weights": weights}).refuse_other(found, name=self.presence or self.source)
         return found.model_copy(update={"weights": read})
 
-    def _as_read(self, loaded: LoadedWeights) -> State:
-        return {name: tensor.float() for name, tensor in self._cast(loaded).items()}
+    def _as_read(self, state: State) -> State:
+        return {name: tensor.float() for name, tensor in self._cast(state).items()}
 
     @staticmethod
     def _write_settings(out: Path, settings: dict[str, Any]) -> None:

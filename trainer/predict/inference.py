@@ -5,7 +5,7 @@ Frames are read a few at a time: the small clip, never the whole video at full s
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 from flowmask.data_pipeline.clip.pixels import PixelNorm, eval_size, pad_to_stride, resize_frame, to_signed
 from flowmask.data_pipeline.config import FrameBox
-from flowmask.models.config import Precision, SamplerConfig
+from flowmask.models.config import AskedConventions, Precision, SamplerConfig
 from flowmask.models.device import rank_device, use_tf32
 from flowmask.models.errors import CheckpointError
 from flowmask.models.mask_decoder import MaskDecoder
-from flowmask.models.segment import Segmenter, SegmentSettings, decoded_together, masks_at, sampled_together
-from flowmask.models.strict import assign_strict, load_strict, refuse_not_finite
+from flowmask.models.segment import Segmenter, decoded_together, masks_at, sampled_together
+from flowmask.models.strict import assign_strict, load_strict
 from flowmask.models.vae import encode_mask
-from flowmask.models.weights import flowrvs
 from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.predict.conventions import segment_settings, settle
 from flowmask.trainer.predict.parts import video_injected
 from flowmask.trainer.predict.presence import Presence, presence_in
-from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
+from flowmask.trainer.predict.weights import LoadedWeights, load_dit, load_mask_decoder, own_encoder
 from flowmask.trainer.state.checkpoint import read_state
 from flowmask.trainer.state.steps import newest
 
@@ -99,6 +99,7 @@ class LoadedSegmenter:
     weights:   SHA-256 of the DiT's and the mask decoder's
     wan_files: names, sizes and times in the Wan folder, to notice a swap without reading 11 GB
     presence:  the threshold that an export brings
+    assumed:   conventions that neither the weights nor a person told
     """
 
     segmenter: Segmenter
@@ -107,6 +108,7 @@ class LoadedSegmenter:
     weights: dict[str, str]
     wan_files: str
     presence: Presence | None = None
+    assumed: Mapping[str, Any] = field(default_factory=dict)
 
     def encode(self, clip: VaeClip) -> Tensor:
         """Video latent [1 16 f h w] norm."""
@@ -156,6 +158,7 @@ def load_segmenter(
     decoder_precision: Precision = "fp32",
     tf32: bool | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    conventions: AskedConventions | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> LoadedSegmenter:
     """Everything that turns a video and a sentence into masks, with the conventions of the training.
@@ -166,14 +169,16 @@ def load_segmenter(
     precision:    of the DiT
     encoder_precision: of the encoders of text and video; None: what the training's cache was encoded in
     decoder_precision: of the mask decoder
-    say:          takes the line about encoders that compute in another precision than the training's
+    conventions:  asked for, where the weights don't remember theirs
+    say:          takes lines: of conventions that are assumed, of encoders that compute unlike those of the training
     Raises UserError in one line for whatever is missing, moved or of another architecture.
     """
     where = rank_device(device)
     use_tf32(tf32)
     dtype = DTYPES[precision]
     dit_weights = load_dit(checkpoint, ema=ema, wan=wan)
-    settings = dit_weights.settings
+    settled = settle(dit_weights.settings, conventions or AskedConventions(), where=checkpoint)
+    settings = settled.settings
     folder = WanFolder(wan_path(wan, settings, checkpoint))
     dit: Any = folder.empty_transformer(video_injection=video_injected(dit_weights.state_dict))
     state = {name: tensor.to(dtype) for name, tensor in dit_weights.state_dict.items()}
@@ -182,8 +187,8 @@ def load_segmenter(
     named = mask_decoder or settings.get("mask_decoder") or "vae"
     decoder, decoder_sha256 = mask_decoder_named(named, vae, ema=ema, asked=mask_decoder is not None)
     encoders = EncoderPrecision.of(settings, asked=encoder_precision, otherwise=precision)
-    if encoders.differs:
-        say(f"{checkpoint}: {encoders.differs}")
+    for line in filter(None, (_last_only(dit_weights), settled.said(), encoders.differs)):
+        say(f"{checkpoint}: {line}")
     nn.Module.to(vae, DTYPES[encoders.video])  # diffusers' own warns of parts to keep in fp32, of which there are none
     text_encoder = folder.text_encoder(DTYPES[encoders.text])
     text_encoder.model.to(where)
@@ -192,16 +197,21 @@ def load_segmenter(
         vae=vae.to(where),
         text_encoder=text_encoder,
         mask_decoder=decoder.to(where, DTYPES[decoder_precision]),
-        settings=conventions(settings, sampler=sampler),
+        settings=segment_settings(settings, sampler=sampler),
     )
     return LoadedSegmenter(
         segmenter,
-        pixel_norm=settings.get("pixel_norm", "half"),
+        pixel_norm=settings["pixel_norm"],
         box=box_of({**trained_sides(Path(checkpoint)), **settings}),
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=folder_state(folder.path),
         presence=presence_in(settings, where=checkpoint),
+        assumed=settled.assumed,
     )
+
+
+def _last_only(weights: LoadedWeights) -> str:
+    return "it has no averaged weights, the last ones are taken (--no-ema, ema=false)" if weights.last_only else ""
 
 
 @dataclass(frozen=True)
@@ -239,16 +249,6 @@ def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -
     return Path(known)
 
 
-def conventions(settings: Mapping[str, Any], *, sampler: SamplerConfig) -> SegmentSettings:
-    """How weights of these settings segment; where they tell nothing, as the published ones."""
-    return SegmentSettings(
-        sampler=sampler,
-        text_tokens=settings.get("text_tokens", 256),
-        mask_latent_norm=settings.get("mask_latent_norm", "none"),
-        lowercase=settings.get("lowercase", True),
-    )
-
-
 def box_of(told: Mapping[str, Any]) -> FrameBox:
     """Short and long side of the training as height and width, as the reference pairs 480x832 with them."""
     sides = {"height_px": told.get("short_side"), "width_px": told.get("long_side")}
@@ -272,16 +272,14 @@ def sides_in(fields: Mapping[str, Any]) -> dict[str, Any]:
 def mask_decoder_named(
     named: str, vae: "AutoencoderKLWan", *, ema: bool = True, asked: bool = True
 ) -> tuple[MaskDecoder, str]:
-    """The decoder and its hash. A FlowRVS file brings its own encoder, which then replaces the VAE's."""
+    """The decoder and its hash. What has its own encoder (`own_encoder`) gives it to the VAE."""
     decoder = MaskDecoder.from_vae(vae)
     if named == "vae":
         return decoder, "vae"
     if not asked and not Path(named).exists():
         raise CheckpointError(f"the run names the mask decoder {named}, which is not there; give mask_decoder")
     weights = load_mask_decoder(named, ema=ema)
-    pickled = Path(named).is_file() and Path(named).suffix != ".safetensors"
-    if pickled and (encoder := flowrvs.load_encoder(Path(named))):
-        refuse_not_finite(encoder.items(), where=named, fix="get the file again")
+    if encoder := own_encoder(named):
         kept = {key: value for key, value in vae.state_dict().items() if key not in encoder}
         load_strict(vae, {**kept, **encoder}, where=named, fix="Use a decoder of the same VAE")
     return decoder.load(weights.state_dict, where=named), weights.sha256

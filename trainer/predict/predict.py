@@ -5,8 +5,6 @@
 What a person can get wrong is found before weights are loaded. Results are built beside and moved in whole.
 """
 
-import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,10 +18,10 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
 from flowmask.data_pipeline.video.video_file import VideoFile
-from flowmask.models.config import Precision, SamplerConfig
+from flowmask.models.config import AskedConventions, Precision, SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, DataError
-from flowmask.models.text import clean, has_words, is_unicode
+from flowmask.models.text import is_unicode
 from flowmask.trainer.predict.inference import (
     FRAMES_AT_ONCE,
     LoadedSegmenter,
@@ -33,7 +31,7 @@ from flowmask.trainer.predict.inference import (
     read_clip,
 )
 from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, legend_text, read_mask, write_mask
-from flowmask.trainer.predict.predictions import OVERLAY, Entry, Facts, PredictionFolder, free_slug
+from flowmask.trainer.predict.predictions import OVERLAY, Entry, Facts, PredictionFolder, unique_slugs
 from flowmask.trainer.predict.presence import Presence, in_use, presence_of, stated
 
 FOLDER_FPS = 10.0
@@ -126,6 +124,7 @@ def predict(
     clip_frames: int | None = None,
     allow_truncated: bool = False,
     presence: str | None = None,
+    conventions: AskedConventions | None = None,
     on_progress: Progress = lambda what, done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Predictions:
@@ -136,6 +135,7 @@ def predict(
     allow_truncated: use what is left of a video file that has lost its end
     presence: a calibrated evaluation's folder: masks of what is judged absent are empty; None: the threshold that an
               export brings; "none": no mask is emptied
+    conventions: of the training, where the weights don't remember them
     on_progress: told (what, done, how many): clips, then frames; say: a line that a person should know
     """
     slugs, source = unique_slugs(prompts), InputVideo(video, fps=fps, allow_truncated=allow_truncated)
@@ -153,6 +153,7 @@ def predict(
         precision=precision,
         encoder_precision=encoder_precision,
         device=device,
+        conventions=conventions,
         say=say,
     )
     used: Facts = {"checkpoint": checkpoint, "weights": loaded.weights}
@@ -261,22 +262,6 @@ class _Drawing:
         height, width = self._source.size
         path = self._folders[0].parent / f"{name}.mp4"
         return OverlayVideo(path, prompts=legend, height=height, width=width, fps=self._source.fps)
-
-
-def unique_slugs(prompts: Sequence[str]) -> list[str]:
-    """A file name for each prompt, readable and unlike all others; ConfigError for an empty prompt."""
-    if not prompts:
-        raise ConfigError('no prompt was given; say in quotes what to find, such as "the red car"')
-    slugs: list[str] = []
-    for prompt in prompts:
-        if not is_unicode(prompt):
-            raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it anew")
-        if not has_words(clean(prompt, lowercase=True)):
-            raise ConfigError(f'prompt {prompt!r} is empty; say what to find, such as "the red car"')
-        plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-        stem = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].rstrip("-") or "prompt"
-        slugs.append(free_slug(stem, {OVERLAY, *slugs}))
-    return slugs
 
 
 def _clips(source: InputVideo, *, path: Path, max_frames: int | None, clip_frames: int | None) -> list[range]:

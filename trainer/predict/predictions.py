@@ -9,6 +9,7 @@ video has are overlay.mp4, overlay-2.mp4, ...: one for each video (`together`).
 
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from flowmask.models.errors import ConfigError
 from flowmask.models.folders.output_folder import Kind, OutputFolder
 from flowmask.models.stored.sealed import parse_json
+from flowmask.models.text import clean, has_words, is_unicode
 
 PREDICTIONS, OVERLAY = "predictions.json", "overlay"
 PUBLISH_PATIENCE_S = 600.0  # others hold the lock for as long as moving files takes
@@ -131,3 +133,19 @@ def _older(folder: Path) -> list[str] | None:
 
 
 _KIND = Kind("a folder of predictions", older=_older)
+
+
+def unique_slugs(prompts: Sequence[str]) -> list[str]:
+    """A file name for each prompt, readable and unlike all others; ConfigError for an empty prompt."""
+    if not prompts:
+        raise ConfigError('no prompt was given; say in quotes what to find, such as "the red car"')
+    slugs: list[str] = []
+    for prompt in prompts:
+        if not is_unicode(prompt):
+            raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it anew")
+        if not has_words(clean(prompt, lowercase=True)):
+            raise ConfigError(f'prompt {prompt!r} is empty; say what to find, such as "the red car"')
+        plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+        stem = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].rstrip("-") or "prompt"
+        slugs.append(free_slug(stem, {OVERLAY, *slugs}))
+    return slugs

@@ -7,43 +7,37 @@ tensors in fp32 on the host; nothing here needs a process group or a GPU.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from flowmask.models.errors import WeightsError
 from flowmask.models.lora import ADAPTER_CONFIG, frozen_part, merged
-from flowmask.models.stored.regular import open_regular
-from flowmask.models.stored.sealed import parse_json
-from flowmask.models.strict import SafetensorsFolder, exported_settings, load_strict, read_json, refuse_not_finite
+from flowmask.models.strict import load_strict, refuse_not_finite
 from flowmask.models.weights import flowrvs
-from flowmask.models.weights.flowrvs import SETTINGS
+from flowmask.models.weights.flowrvs import NOT_AVERAGED
+from flowmask.models.weights.foreign import refuse_foreign
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.adapters import Adapter, adapter_in_run, read_adapter, run_settings
-from flowmask.trainer.predict.parts import (
-    DIT,
-    ENCODER,
-    MASK_DECODER,
-    PARTS,
-    Part,
-    State,
-    part_trained,
-    refuse_other_part,
+from flowmask.trainer.predict.exported import (
+    OWN_ENCODER,
+    encoder_in,
+    export_settings,
+    from_folder,
+    from_safetensors,
+    header,
 )
+from flowmask.trainer.predict.parts import DIT, MASK_DECODER, PARTS, Part, State, part_trained, refuse_other_part
 from flowmask.trainer.state.checkpoint import damage, read_full, read_run
 from flowmask.trainer.state.document import Conventions, refuse_unlike
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 from flowmask.trainer.state.steps import complete, is_run, newest
 
-EXPORT_SETTINGS = "flowmask.json"
 HOLDS = "holds"  # hashes of the weights in an export, as they are read from it
-EXPORT_STEM = "diffusion_pytorch_model"
 _NOT_FINITE = "take an earlier checkpoint of the run, or get the weights again"
 
 
@@ -52,12 +46,14 @@ class LoadedWeights:
     """fp32 tensors by name; `settings` holds what is known of their conventions, `sha256` identifies their
     values.
 
-    A run's settings also name its `wan` folder and its `mask_decoder`.
+    A run's settings also name its `wan` folder and its `mask_decoder`. last_only: averaged weights were asked for, and
+    the file has none: these are the last ones.
     """
 
     state_dict: dict[str, Tensor]
     settings: dict[str, Any]
     sha256: str
+    last_only: bool = False
 
 
 def load_dit(source: str, *, ema: bool = True, wan: Path | None = None) -> LoadedWeights:
@@ -77,7 +73,7 @@ def load_adapter(source: str, *, ema: bool = True) -> Adapter:
         checkpoint, saved = _saved(path)
         found = adapter_in_run(checkpoint, saved, ema=ema)
     elif (path / ADAPTER_CONFIG).is_file():
-        found = read_adapter(path, _export_settings(path))
+        found = read_adapter(path, export_settings(path))
     if found is None:
         raise WeightsError(f"{source} has no LoRA adapters; export it in another format")
     refuse_not_finite(found.trained.items(), where=source, fix=_NOT_FINITE)
@@ -98,6 +94,8 @@ def start_from(
     part = part_trained(settings)
     assert part is not None
     loaded = load(source, part, ema=ema, wan=wan)
+    if loaded.last_only:  # a run's config says which of the two it began with
+        raise WeightsError(f"model.init {source} has no EMA weights; set model.init_ema=false")
     differ = [
         f"{key} {loaded.settings[key]} there, {wanted} here"
         for key, wanted in settings.items()
@@ -128,14 +126,16 @@ def load(source: str, part: Part, *, ema: bool = True, wan: Path | None = None) 
         adapter = load_adapter(source)
         state, settings = with_base(adapter, wan=wan, where=source), adapter.settings
     elif path.is_dir():
-        state, settings = _from_export(path, part)
+        state, settings = from_folder(path, part)
     elif path.suffix == ".safetensors" and path.is_file():
-        state, settings = _from_safetensors(path)
+        state, settings = from_safetensors(path)
         refuse_other_part(settings, part, where=path)
     elif path.is_file():
         state, settings = part.read_pth(path, ema=ema)
     else:
         raise WeightsError(f"{source} does not exist; give a run folder, an export or a FlowRVS .pth file")
+    if part is DIT:
+        refuse_foreign({name: tensor.shape for name, tensor in state.items()}, where=source)
     refuse_not_finite(state.items(), where=source, fix=_NOT_FINITE)
     return _judged(state, settings, source)
 
@@ -149,7 +149,22 @@ def _judged(state: State, settings: Mapping[str, Any], source: str) -> LoadedWei
         raise WeightsError(
             f"{source}: its weights are not those that were exported: damaged, or changed since; export it again"
         )
-    return LoadedWeights(state, {name: value for name, value in settings.items() if name != HOLDS}, sha256)
+    known = {name: value for name, value in settings.items() if name not in (HOLDS, NOT_AVERAGED)}
+    return LoadedWeights(state, known, sha256, last_only=NOT_AVERAGED in settings)
+
+
+def own_encoder(source: str) -> State:
+    """The encoder's half of the VAE (`encoder.*`, `quant_conv.*`) that a mask decoder brings; empty if it has none.
+
+    The videos of its training were encoded with it, and it takes the place of the Wan folder's.
+    """
+    path = Path(source)
+    found = flowrvs.load_encoder(path) if _is_pickle(path) else encoder_in(path)
+    known = export_settings(path).get(OWN_ENCODER) if path.is_dir() else None
+    if known not in (None, content_sha256(found)):
+        raise WeightsError(f"{source}: its encoder is not the one that was exported: export it again")
+    refuse_not_finite(found.items(), where=source, fix="get the file again")
+    return found
 
 
 def part_of(source: str) -> Part:
@@ -214,12 +229,16 @@ def _base(adapter: Adapter, *, wan: Path | None, where: object) -> tuple[dict[st
     return {name: parameter.detach() for name, parameter in dit.named_parameters()}, str(folder)
 
 
+def _is_pickle(path: Path) -> bool:
+    return path.is_file() and path.suffix != ".safetensors"
+
+
 def source_settings(source: str) -> dict[str, Any]:
     """What is known of a source of weights without reading them; nothing for a .pth file."""
     path = Path(source)
     if (checkpoint := newest(path)) is not None:
         return run_settings(read_run(checkpoint)["state"])
-    return _export_settings(path) if path.is_dir() else {}
+    return export_settings(path) if path.is_dir() else {}
 
 
 def stored_settings(source: str) -> dict[str, Any]:
@@ -227,7 +246,7 @@ def stored_settings(source: str) -> dict[str, Any]:
     path = Path(source)
     if not path.is_file():
         return source_settings(source)
-    return _header(path) if path.suffix == ".safetensors" else flowrvs.stored_settings(path)
+    return header(path) if path.suffix == ".safetensors" else flowrvs.stored_settings(path)
 
 
 def trained_step(source: str) -> int | None:
@@ -249,42 +268,3 @@ def newest_checkpoint(source: Path) -> Path:
     earlier = next((path for path in complete(source / CHECKPOINTS)[1:] if damage(path) is None), None)
     fix = f"give {earlier}, the newest that is whole" if earlier else "no other one of it is whole"
     raise WeightsError(f"{source} can't be used: {problem}; {fix}")
-
-
-def _from_export(path: Path, part: Part) -> tuple[State, dict[str, Any]]:
-    folder = path / part.folder
-    if not folder.is_dir():
-        raise WeightsError(f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.folder}/)")
-    with SafetensorsFolder(folder, EXPORT_STEM) as weights:
-        kept = [key for key in weights.shapes() if not key.startswith(ENCODER)]
-        state = {key: weights.tensor(key, torch.float32) for key in kept}
-    return state, _export_settings(path)
-
-
-def _export_settings(path: Path) -> dict[str, Any]:
-    """What an export's own file says; its mask decoder is the one that lies beside the DiT."""
-    file = path / EXPORT_SETTINGS
-    settings = exported_settings(read_json(file) if file.exists() else {}, where=file)
-    if all((path / part.folder).is_dir() for part in (DIT, MASK_DECODER)):
-        settings[MASK_DECODER.name] = str(path)
-    return settings
-
-
-def _from_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
-    """One file of weights whose settings stand in its own header."""
-    settings = _header(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key).float() for key in file.keys()}, settings  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """What a .safetensors file of ours says in its header."""
-    try:
-        os.close(open_regular(path))
-        with safe_open(path, framework="pt") as file:
-            return exported_settings(parse_json((file.metadata() or {}).get(SETTINGS, "{}")), where=path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None

@@ -21,7 +21,8 @@ from flowmask.models.errors import UserError
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter
 from flowmask.trainer import distributed
-from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip, conventions
+from flowmask.trainer.predict.conventions import segment_settings
+from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_places import MaskMemory
 from flowmask.trainer.score.metrics import shown_in
@@ -136,7 +137,7 @@ class WholeVideos:
             vae=self.parts.vae,
             text_encoder=self.parts.sentences,
             mask_decoder=self.parts.decoder.to(distributed.device()),
-            settings=conventions(self.settings, sampler=self.config.sampler),
+            settings=segment_settings(self.settings, sampler=self.config.sampler),
         )
         pixel_norm = self.settings["pixel_norm"]
         try:

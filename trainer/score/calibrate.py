@@ -16,7 +16,7 @@ from flowmask.models.errors import ConfigError
 from flowmask.trainer.predict.inference import LoadedSegmenter, masks_of, read_clip
 from flowmask.trainer.predict.presence import RULE, Calibration, Judged, Presence, presence_of, sweep
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.mask_names import MaskNames
+from flowmask.trainer.score.mask_places import MaskNames
 from flowmask.trainer.score.one_video import sentences_of
 from flowmask.trainer.score.store import EvaluationStore
 

@@ -15,13 +15,13 @@ from typing import Any
 from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import DataError
+from flowmask.trainer.predict.conventions import unlike_unasked
 from flowmask.trainer.predict.inference import EncoderPrecision, LoadedSegmenter, load_segmenter
 from flowmask.trainer.predict.presence import Presence, in_use, presence_in, stated
 from flowmask.trainer.predict.weights import source_settings, stored_settings, trained_step
 from flowmask.trainer.score.calibrate import CalibrationSet, calibrate, calibration_set
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.mask_names import MaskNames
-from flowmask.trainer.score.mask_places import MaskFiles
+from flowmask.trainer.score.mask_places import MaskFiles, MaskNames
 from flowmask.trainer.score.metrics import from_outside
 from flowmask.trainer.score.one_video import OneVideo, VideoSettings
 from flowmask.trainer.score.pipeline import evaluate_videos
@@ -35,7 +35,7 @@ from flowmask.trainer.track.tracking import offer_artifact, offer_metrics
 
 # What may differ between an evaluation that was interrupted and the one that continues it.
 _FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
-_BY_VALUE = {"presence", "calibrate"}  # enter a fingerprint by what they mean
+_BY_VALUE = {"presence", "calibrate", "conventions"}  # enter a fingerprint by what they mean
 
 
 def evaluate(
@@ -57,13 +57,13 @@ def evaluate(
     The MLflow run of a checkpoint that has one is left the scores, the report and the videos.
     Neither `world` nor `sentences_per_batch` changes a bit of a score.
     """
-    source, videos, protocol = _opened(config)
+    source, videos, protocol = opened(config)
     chosen_on = calibration_set(config, videos)
     stated(config.presence, None)  # what is wrong with it is said before weights are loaded
     share = videos[rank::world]
     for video in share:
         video.check_masks()
-    loaded = _loaded(config, say)
+    loaded = loaded_by(config, say)
     chosen = None if chosen_on is not None else _in_use(config, loaded, say)
     step = trained_step(config.checkpoint)
     fingerprint = _fingerprint(
@@ -100,7 +100,7 @@ def evaluate(
     return made[0]
 
 
-def _opened(config: EvaluateConfig) -> tuple[VideoSet, list[Video], BenchmarkProtocol | None]:
+def opened(config: EvaluateConfig) -> tuple[VideoSet, list[Video], BenchmarkProtocol | None]:
     """The dataset, the videos of it that are scored, and the protocol; DataError where there is nothing to score."""
     source = open_source(config.data)
     videos = list(source.videos())[: config.max_videos]
@@ -114,7 +114,7 @@ def _opened(config: EvaluateConfig) -> tuple[VideoSet, list[Video], BenchmarkPro
     return source, videos, protocol
 
 
-def _loaded(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegmenter:
+def loaded_by(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegmenter:
     return load_segmenter(
         config.checkpoint,
         mask_decoder=config.mask_decoder,
@@ -126,6 +126,7 @@ def _loaded(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegment
         decoder_precision=config.decoder_precision,
         tf32=config.tf32,
         device=config.device,
+        conventions=config.conventions,
         say=say,
     )
 
@@ -225,6 +226,8 @@ def _fingerprint(
     encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
     if (encoders.text, encoders.video) != (config.precision, "fp32"):  # what it was before training's was followed
         more.append({"text": encoders.text, "video": encoders.video})
+    if asked := unlike_unasked(trained, config.conventions):
+        more.append({"conventions": asked})
     if threshold is not None:
         more.append({"presence": threshold.decides()})
     said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
-from flowmask.models.config import Precision, SamplerConfig, Section, Tf32
+from flowmask.models.config import AskedConventions, Precision, SamplerConfig, Section, Tf32
 from flowmask.trainer.score.archive import Layout
 
 
@@ -35,6 +35,7 @@ class EvaluateConfig(Section):
     )
     model: EvaluateModel = EvaluateModel()
     data: DataSourceConfig
+    conventions: AskedConventions = AskedConventions()
     box: FrameBox | None = Field(None, description="None: the sides that the weights were trained with")
     sampler: SamplerConfig = SamplerConfig()
     ema: bool = Field(True, description="evaluate the averaged weights")

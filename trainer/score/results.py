@@ -14,7 +14,7 @@ from flowmask.trainer.predict.presence import Presence
 from flowmask.trainer.score.archive import write_archive
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.intervals import Drawable, Interval, intervals
-from flowmask.trainer.score.mask_names import MaskNames
+from flowmask.trainer.score.mask_places import MaskNames
 from flowmask.trainer.score.metrics import MAIN, metrics, shown_in, totals
 from flowmask.trainer.score.metrics.base import PerSet
 from flowmask.trainer.score.protocols import in_scores, mevis

@@ -68,6 +68,19 @@ def test_bfloat16_files_and_zip_files_load_as_float32(weights: dict[str, Tensor]
     assert all(torch.equal(loaded[name], half[name].float()) for name in half)
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_state_dict_alone_is_a_file_without_averaged_weights(
+    weights: dict[str, Tensor], zipped: bool, tmp_path: Path
+) -> None:
+    for number, content in enumerate((weights, {"model": weights}, {"model": weights, "ema_model": None})):
+        path = tmp_path / f"{number}.pth"
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        for ema in (False, True):
+            loaded, settings = flowrvs.load_dit(path, ema=ema)
+            assert loaded.keys() == weights.keys() and all(torch.equal(loaded[n], weights[n]) for n in weights)
+            assert (flowrvs.NOT_AVERAGED in settings) == ema
+
+
 DAMAGES = {
     "no model": (lambda c: c.pop("model"), "`model` is missing"),
     "missing key": (lambda c: c["model"].pop("proj_out.bias"), "1 missing (proj_out.bias)"),
@@ -82,7 +95,7 @@ DAMAGES = {
     ),
     "ema too short": (lambda c: c["ema_model"]["shadow_params"].pop(), "68 tensors, the model 69"),
     "ema in another order": (lambda c: c["ema_model"]["shadow_params"].reverse(), "reshaped"),
-    "no ema": (lambda c: c.pop("ema_model"), "model.init_ema=false"),
+    "no list of ema": (lambda c: c["ema_model"].pop("shadow_params"), "ema=false"),
     "not tensors": (lambda c: c["model"].update(extra=3), "no tensors (extra)"),
 }
 
@@ -138,11 +151,13 @@ def test_a_file_cut_short_is_one_line(weights: dict[str, Tensor], tmp_path: Path
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_mask_decoder_file_gives_its_decoder_and_its_encoder(wrapped: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_mask_decoder_file_gives_its_decoder_and_its_encoder(bare: bool, wrapped: bool, tmp_path: Path) -> None:
     from diffusers import AutoencoderKLWan
 
     state = load_file(GOLDEN / "mask_decoder" / "weights.safetensors")
-    path = save({"model": state} if wrapped else state, tmp_path / "decoder.pth")
+    names = {key.removeprefix("vae.") if bare else key: tensor for key, tensor in state.items()}
+    path = save({"model": names} if wrapped else names, tmp_path / "decoder.pth")
     decoder, settings = flowrvs.load_mask_decoder(path)
     encoder = flowrvs.load_encoder(path)
     assert settings == {} and len(decoder) + len(encoder) == len(state)

@@ -18,7 +18,8 @@ from zoo import FILMS, TICKS, number_of, times, write
 
 from flowmask.models.errors import ConfigError, DataError, UserError
 from flowmask.trainer.predict.overlay import OverlayVideo, read_mask
-from flowmask.trainer.predict.predict import InputVideo, Predictions, predict, unique_slugs
+from flowmask.trainer.predict.predict import InputVideo, Predictions, predict
+from flowmask.trainer.predict.predictions import unique_slugs
 
 PROMPTS = ["the dog running to the left", "two Birds, near: the water!"]
 SLUGS = ["the-dog-running-to-the-left", "two-birds-near-the-water"]

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from runs import start
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from flowmask.models.errors import WeightsError
 from flowmask.trainer.predict.export import export
-from flowmask.trainer.predict.weights import content_sha256, load_dit, load_mask_decoder
+from flowmask.trainer.predict.weights import content_sha256, load_dit, load_mask_decoder, own_encoder, start_from
 from flowmask.trainer.state.checkpoint import read_full
 from flowmask.trainer.state.steps import complete
 
@@ -121,3 +122,33 @@ def test_equal_weights_have_equal_hashes_and_no_others() -> None:
     assert content_sha256(state) == content_sha256(dict(reversed(state.items())))
     assert content_sha256(state) != content_sha256({**state, "a": torch.full((1,), 1e-9)})
     assert content_sha256(state) != content_sha256({**state, "b": torch.ones(3, 2)})
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("part", ["dit", "mask_decoder"])
+def test_a_state_dict_alone_is_the_same_source_in_any_container(part: str, suffix: str, tmp_path: Path) -> None:
+    parity = Path(__file__).parents[2] / "golden" / "parity"
+    state = load_file(parity / {"dit": "dit_dvi"}.get(part, part) / "weights.safetensors")
+    path = tmp_path / f"raw{suffix}"
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    if part == "dit":
+        loaded = load_dit(str(path), ema=False)
+        assert loaded.sha256 == content_sha256(state)
+        return
+    decoder, encoder = load_mask_decoder(str(path)).state_dict, own_encoder(str(path))
+    plain = {name.removeprefix("vae."): tensor for name, tensor in state.items()}
+    assert encoder and decoder.keys() | encoder.keys() == plain.keys() and not decoder.keys() & encoder.keys()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in (decoder | encoder).items())
+
+
+def test_a_file_without_averaged_weights_gives_its_last_ones_and_a_training_must_ask_for_those(
+    trained: Path, tmp_path: Path
+) -> None:
+    state = load_dit(str(trained), ema=False)
+    torch.save({"model": state.state_dict}, tmp_path / "dit.pth")
+    loaded = load_dit(str(tmp_path / "dit.pth"))
+    assert loaded.sha256 == state.sha256 and loaded.last_only
+    assert not load_dit(str(tmp_path / "dit.pth"), ema=False).last_only and not load_dit(str(trained)).last_only
+    settings = {"objective": "flow_matching"}
+    with pytest.raises(WeightsError, match=r"set model\.init_ema=false"):
+        start_from(str(tmp_path / "dit.pth"), nn.Module(), ema=True, settings=settings)

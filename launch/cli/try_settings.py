@@ -1,0 +1,34 @@
+"""`flowmask evaluate --try-settings`: what it prints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from flowmask.launch.cli.words import say_json
+from flowmask.launch.console import err
+from flowmask.launch.console import out as console
+from flowmask.models.errors import UserError
+
+
+def show_settings(config: Path, overrides: Sequence[str], *, as_json: bool) -> None:
+    """Try them in this process, and show the table."""
+    from flowmask.launch.config import load_job
+    from flowmask.launch.jobs import EvaluateJob
+    from flowmask.launch.progress import bar
+    from flowmask.models.device import gpu_holds
+    from flowmask.trainer.score.try_settings import TRIED, try_settings
+
+    job = load_job(config, EvaluateJob, overrides)
+    if job.launch.cluster == "slurm":
+        raise UserError("--try-settings works in this process alone; run it in an allocation with launch.cluster=local")
+    with gpu_holds("what --try-settings needs", fix=EvaluateJob.LESS_MEMORY), bar() as on_progress:
+        tried = try_settings(job.for_room(), on_progress=on_progress, say=err.print)
+    if as_json:
+        say_json([one.to_json() for one in tried])
+        return
+    table = Table(*(f"conventions.{name}" for name in TRIED), "J&F", "J", "F")
+    for one in tried:
+        named = (str(value).lower() for value in one.conventions.values())
+        table.add_row(*named, *(f"{one.scores[name]:.2f}" for name in ("jf", "j", "f")))
+    console.print(table)

@@ -1,0 +1,69 @@
+"""`flowmask export` and `flowmask import`: trained weights from one form into another."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowmask.launch.cli.track import offer
+from flowmask.launch.cli.words import (
+    Averaged,
+    LowercaseOf,
+    MaskLatentNormOf,
+    PixelNormOf,
+    PresenceOf,
+    TextTokensOf,
+    conventions_of,
+)
+from flowmask.launch.console import err
+from flowmask.launch.console import out as console
+from flowmask.models.errors import UserError
+
+import_app = typer.Typer(no_args_is_help=True, help="Make an export of weights that others have trained.")
+
+
+@import_app.callback()
+def _import() -> None:
+    """Make an export of weights that others have trained."""
+
+
+@import_app.command("flowrvs")
+def from_flowrvs(
+    out: Annotated[Path, typer.Argument(help="A new folder: a --checkpoint that needs nothing but Wan2.1")],
+    dit: Annotated[Path, typer.Option(help="The DiT: a FlowRVS .pth, or a state dict")],
+    decoder: Annotated[Path | None, typer.Option(help="The mask decoder; default: the VAE's own")] = None,
+    averaged: Averaged = True,
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder: also write what diffusers loads by")] = None,
+    pixel_norm: PixelNormOf = None,
+    text_tokens: TextTokensOf = None,
+    mask_latent_norm: MaskLatentNormOf = None,
+    lowercase: LowercaseOf = None,
+) -> None:
+    """Published weights become an export that remembers the settings which their files do not tell."""
+    from flowmask.trainer.predict.import_flowrvs import import_flowrvs
+
+    asked = conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase)
+    done = import_flowrvs(dit, decoder=decoder, out=out, conventions=asked, ema=averaged, wan=wan, say=err.print)
+    console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="A run, one of its steps, or another export")],
+    format: Annotated[str, typer.Option(help="diffusers, flowrvs, safetensors, or lora: adapters alone")] = "diffusers",
+    out: Annotated[Path | None, typer.Option(help="Default: RUN/export/NAME")] = None,
+    averaged: Averaged = True,
+    dtype: Annotated[str, typer.Option(help="float32 keeps every bit; bfloat16 is half the size")] = "float32",
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
+    presence: PresenceOf = None,
+) -> None:
+    """Write trained weights so that diffusers, FlowRVS's code or any reader of safetensors loads them."""
+    import torch
+
+    from flowmask.trainer.predict.export import export as export_weights
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
+    done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan, presence=presence)
+    console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
+    offer(source, done.path, to="export")

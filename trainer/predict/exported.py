@@ -1,0 +1,87 @@
+"""Exports read back: a folder of parts, or one .safetensors file, which of anybody else is a state dict alone."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from flowmask.models.errors import WeightsError
+from flowmask.models.stored.regular import open_regular
+from flowmask.models.stored.sealed import parse_json
+from flowmask.models.strict import SafetensorsFolder, exported_settings, read_json
+from flowmask.models.weights.flowrvs import SETTINGS
+from flowmask.models.weights.foreign import refuse_foreign_folder
+from flowmask.trainer.predict.parts import DIT, ENCODER, MASK_DECODER, Part, State
+from flowmask.trainer.state.run_folder import CHECKPOINTS
+
+EXPORT_SETTINGS = "flowmask.json"
+OWN_ENCODER = "own_encoder"  # hash of the encoder beside a mask decoder, which was trained with it
+EXPORT_STEM = "diffusion_pytorch_model"
+
+
+def from_folder(path: Path, part: Part) -> tuple[State, dict[str, Any]]:
+    """The weights of a part as fp32, and what the export says of them."""
+    refuse_foreign_folder(path)
+    folder = path / part.folder
+    if not folder.is_dir():
+        raise WeightsError(f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.folder}/)")
+    with SafetensorsFolder(folder, EXPORT_STEM) as weights:
+        kept = [key for key in weights.shapes() if not key.startswith(ENCODER)]
+        state = {key: weights.tensor(key, torch.float32) for key in kept}
+    return state, export_settings(path)
+
+
+def export_settings(path: Path) -> dict[str, Any]:
+    """What an export's own file says; its mask decoder is the one that lies beside the DiT."""
+    file = path / EXPORT_SETTINGS
+    settings = exported_settings(read_json(file) if file.exists() else {}, where=file)
+    if all((path / part.folder).is_dir() for part in (DIT, MASK_DECODER)):
+        settings[MASK_DECODER.name] = str(path)
+    return settings
+
+
+def from_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
+    """One file of weights whose settings stand in its own header."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(key).float() for name, key in _names(file, encoder=False).items()}, header(path)
+
+
+def encoder_in(path: Path) -> State:
+    """The encoder that was used in the training of a mask decoder, fp32; empty for exports of our own runs.
+
+    Their folders hold the Wan folder's encoder too, in the dtype of the export: that of the Wan folder is taken.
+    """
+    if path.suffix == ".safetensors" and path.is_file():
+        with _opened(path) as file:
+            return {name: file.get_tensor(key).float() for name, key in _names(file, encoder=True).items()}
+    if not path.is_dir() or not export_settings(path).get(OWN_ENCODER):
+        return {}
+    with SafetensorsFolder(path / MASK_DECODER.folder, EXPORT_STEM) as weights:
+        return {key: weights.tensor(key, torch.float32) for key in weights.shapes() if key.startswith(ENCODER)}
+
+
+def _names(file: Any, *, encoder: bool) -> dict[str, str]:
+    """Names of tensors, those of an encoder or all others, with their keys in the file."""
+    names = {key.removeprefix("vae."): key for key in file.keys()}  # noqa: SIM118
+    return {name: key for name, key in names.items() if name.startswith(ENCODER) == encoder}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A .safetensors file, read; WeightsError for a damaged one."""
+    try:
+        os.close(open_regular(path))
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None
+
+
+def header(path: Path) -> dict[str, Any]:
+    """What a .safetensors file of ours says in its header."""
+    with _opened(path) as file:
+        return exported_settings(parse_json((file.metadata() or {}).get(SETTINGS, "{}")), where=path)

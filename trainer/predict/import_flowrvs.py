@@ -1,0 +1,44 @@
+"""Published weights become an export: one folder that remembers the settings which its files could not tell."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from flowmask.models.config import AskedConventions
+from flowmask.models.errors import WeightsError
+from flowmask.trainer.predict.conventions import settle
+from flowmask.trainer.predict.export import Exported, ExportJob, write_new
+from flowmask.trainer.predict.parts import DIT, MASK_DECODER
+
+
+def import_flowrvs(
+    dit: Path,
+    *,
+    decoder: Path | None,
+    out: Path,
+    conventions: AskedConventions,
+    ema: bool = True,
+    wan: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write a new folder `out` with the DiT, the mask decoder with its encoder, and the settings; fp32, to the bit.
+
+    dit, decoder: FlowRVS .pth files, or state dicts; no decoder: the VAE's own
+    conventions:  of the training; those that nobody tells are assumed, and said
+    wan:          Wan2.1 folder, to add the configs by which diffusers loads the parts; they are not needed here
+    UserError in one line for whatever is missing, damaged, of another project or already there.
+    """
+    for path in (dit, *([decoder] if decoder else [])):
+        if not path.exists():
+            raise WeightsError(f"{path} does not exist; give a FlowRVS .pth file")
+    job = ExportJob(str(dit), part=DIT, ema=ema, dtype=torch.float32, asked_wan=wan, plain=wan is None)
+    settled = settle(job.loaded.settings, conventions, where=dit)
+    if job.loaded.last_only:
+        say(f"{dit}: it has no averaged weights, the last ones are taken (--no-ema)")
+    if settled.assumed:
+        say(f"{dit}: {settled.said()}")
+    beside = {MASK_DECODER.name: str(decoder)} if decoder else {}
+    job.loaded = replace(job.loaded, settings={**settled.settings, **beside})
+    return write_new(out, job, job.diffusers)
