@@ -25,8 +25,8 @@ from flowmask.trainer.predict.input_video import InputVideo
 from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, legend_text, read_mask, write_mask
 from flowmask.trainer.predict.predictions import OVERLAY, Entry, Facts, PredictionFolder, free_slug
 from flowmask.trainer.predict.presence import Presence, in_use, stated
-from flowmask.trainer.predict.window_clips import Answer, final_masks, window_clips
-from flowmask.trainer.predict.windows import Window, WindowConfig, cut, window_for
+from flowmask.trainer.predict.window_clips import Stitched, final_masks, window_clips
+from flowmask.trainer.predict.windows import TimeWindow, WindowConfig, cut, window_for
 
 Progress = Callable[[str, int, int], None]
 
@@ -154,14 +154,14 @@ class _Drawing:
     def run(
         self,
         loaded: LoadedSegmenter,
-        windows: Sequence[Window],
+        windows: Sequence[TimeWindow],
         *,
         box: FrameBox,
         chosen: Presence | None,
         on_progress: Progress,
     ) -> list[Facts]:
         """What predictions.json says of each prompt: its presence, the area in px of its mask in each frame."""
-        answers, areas = [Answer() for _ in self._prompts], [list[int]() for _ in self._prompts]
+        answers, areas = [Stitched() for _ in self._prompts], [list[int]() for _ in self._prompts]
         clips = window_clips(self._source, windows, box=box, pixel_norm=loaded.pixel_norm)
         for number, (window, clip) in enumerate(clips, 1):
             self._segment(loaded, window, clip, answers, areas)
@@ -180,9 +180,9 @@ class _Drawing:
     def _segment(
         self,
         loaded: LoadedSegmenter,
-        window: Window,
+        window: TimeWindow,
         clip: VaeClip,
-        answers: Sequence[Answer],
+        answers: Sequence[Stitched],
         areas: Sequence[list[int]],
     ) -> None:
         """Write the masks that are final with a window."""
@@ -237,7 +237,7 @@ def unique_slugs(prompts: Sequence[str]) -> list[str]:
 
 def _windows(
     frames: int, window: WindowConfig | None, *, max_frames: int | None, say: Callable[[str], None]
-) -> list[Window]:
+) -> list[TimeWindow]:
     """The windows of a video of so many frames."""
     if max_frames is not None and max_frames < 1:
         raise ConfigError(f"max_frames is {max_frames}; it must be at least 1")

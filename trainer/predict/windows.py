@@ -1,4 +1,4 @@
-"""Videos of any length: which frames each window has, and one answer out of the logits of all windows.
+"""Which frames each window of a long video has; imports no torch.
 
     window.frames=13 window.overlap=4, 21 frames: the latent frames of both windows
     0  1-4  5-8  9-12
@@ -11,9 +11,7 @@ last frame of a latent frame of the window before: so the latent frames in the o
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
@@ -59,7 +57,7 @@ def window_for(total: int, asked: WindowConfig) -> WindowConfig:
 
 
 @dataclass(frozen=True)
-class Window:
+class TimeWindow:
     """frames: of the video; final: those of them that no later window has; total: frames of the video."""
 
     frames: range
@@ -76,7 +74,7 @@ class Window:
         return len(self.final) / self.total
 
 
-def cut(total: int, window: WindowConfig) -> list[Window]:
+def cut(total: int, window: WindowConfig) -> list[TimeWindow]:
     """The windows of a video of `total` frames, in order; all are of one length, so the last one overlaps more.
 
     ConfigError where the whole video is one window, and the model's positions do not reach so far.
@@ -90,26 +88,4 @@ def cut(total: int, window: WindowConfig) -> list[Window]:
     last = -(-(total - length) // 4) * 4
     starts = [0] if last == 0 else [*range(0, last, length - 1 - window.overlap), last]
     ends = [*starts[1:], total]
-    return [Window(range(a, min(a + length, total)), range(a, end), total) for a, end in zip(starts, ends)]
-
-
-class Blend:
-    """The logits of one sentence, window after window; between them are kept those of the frames they share.
-
-    Over the shared frames the weight of the later window rises from 0 in equal parts; it would be 1 at its first frame
-    that is its alone.
-    """
-
-    def __init__(self) -> None:
-        self._kept: Tensor | None = None  # of frames that are not final, on the host
-
-    def add(self, window: Window, logits: Tensor) -> Tensor:
-        """Logits [F H W] of the next window, its padding too -> those of its final frames."""
-        logits = logits[: len(window.frames)]
-        if self._kept is not None:
-            kept = self._kept.to(logits.device)
-            later = torch.arange(len(kept), device=logits.device, dtype=logits.dtype)[:, None, None] / len(kept)
-            logits = torch.cat([torch.lerp(kept, logits[: len(kept)], later), logits[len(kept) :]])
-        final, rest = logits.tensor_split([len(window.final)])
-        self._kept = None if window.is_last else rest.to("cpu", copy=True)
-        return final
+    return [TimeWindow(range(a, min(a + length, total)), range(a, end), total) for a, end in zip(starts, ends)]

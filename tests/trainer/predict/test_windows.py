@@ -17,8 +17,8 @@ from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.predict.inference import read_clip
 from flowmask.trainer.predict.predict import Predictions, predict
-from flowmask.trainer.predict.window_clips import window_clips
-from flowmask.trainer.predict.windows import LONGEST, Blend, Window, WindowConfig, cut, window_for
+from flowmask.trainer.predict.window_clips import Blend, window_clips
+from flowmask.trainer.predict.windows import LONGEST, TimeWindow, WindowConfig, cut, window_for
 
 TRIALS, SEED = int(os.environ.get("TRIALS", "200")), int(os.environ.get("SEED", "0"))
 PROMPTS = ["the dog running to the left", "a bird"]
@@ -51,7 +51,7 @@ def test_every_frame_is_final_in_one_window_and_windows_meet_at_latent_frames() 
             assert windows[0].frames == range(total)
 
 
-def stitched(total: int, window: WindowConfig, logits: Callable[[Window], Tensor]) -> Tensor:
+def stitched(total: int, window: WindowConfig, logits: Callable[[TimeWindow], Tensor]) -> Tensor:
     blend = Blend()
     return torch.cat([blend.add(one, logits(one)) for one in cut(total, window)])
 
