@@ -1,6 +1,9 @@
 """Videos of any length: how windows are cut and blended, and that the memory of one is enough."""
 
 import os
+import subprocess
+import sys
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.predict.inference import read_clip
+from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip, read_clip
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.window_clips import Blend, window_clips
 from flowmask.trainer.predict.windows import LONGEST, TimeWindow, WindowConfig, cut, window_for
@@ -187,3 +190,49 @@ def test_a_long_video_is_cut_and_that_is_said(golden: Path, tmp_path: Path, monk
     assert [line for line in said if "windows" in line] == [
         "the video has 14 frames: 3 windows of 9 with overlap 4, as larger ones need more memory (--window-frames)"
     ]
+
+
+def test_of_windows_that_are_finished_no_frame_and_no_logit_is_held(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, most = list[weakref.ref[Tensor]](), [0]
+    encode, logits = LoadedSegmenter.encode, LoadedSegmenter.logits
+
+    def note(tensor: Tensor) -> Tensor:
+        seen.append(weakref.ref(tensor))
+        most[0] = max(most[0], sum(one() is not None for one in seen))
+        return tensor
+
+    def watched(self: LoadedSegmenter, clip: VaeClip) -> Tensor:
+        note(clip.signed)
+        return note(encode(self, clip))
+
+    monkeypatch.setattr(LoadedSegmenter, "encode", watched)
+    monkeypatch.setattr(LoadedSegmenter, "logits", lambda *given: map(note, logits(*given)))
+    _predict(golden, film_of(tmp_path / "v", 21), tmp_path / "p", window=WindowConfig(frames=5, overlap=0))
+    assert len(seen) == 5 * (2 + len(PROMPTS)) and most[0] <= 2 * (2 + len(PROMPTS))
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from flowmask.trainer.predict.predict import predict
+from flowmask.trainer.predict.windows import WindowConfig
+golden, video, out, frames = sys.argv[1:]
+predict(Path(video), ["a bird"], checkpoint=golden, out=Path(out), precision="fp32", device="cpu",
+        max_frames=int(frames), window=WindowConfig(frames=13, overlap=4))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_two_thousand_frames_take_the_memory_of_one_window(golden: Path, tmp_path: Path) -> None:
+    video = film_of(tmp_path / "v", 2000)
+
+    def peak_mib(frames: int) -> float:
+        command = [sys.executable, "-c", PEAK, str(golden), str(video), str(tmp_path / f"{frames}"), str(frames)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    peaks = [peak_mib(frames) for frames in (100, 500, 2000)]
+    assert max(peaks) < min(peaks) + 30, peaks
