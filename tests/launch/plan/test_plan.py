@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from flowmask.data_pipeline.sources.synthetic import write_synthetic
 from flowmask.launch.check import preflight
 from flowmask.launch.cli.main import app
 from flowmask.launch.config import load_job
@@ -141,24 +140,6 @@ def test_a_config_has_a_plan_without_weights_or_data(name: str) -> None:
     shown = runner.invoke(app, ["plan", str(CONFIGS / f"{name}.yaml"), "--tflops", "100", "--mfu", "0.3"])
     assert "100 TFLOP/s x MFU 0.3" in " ".join(shown.output.split())
     assert "is not there" in shown.output
-
-
-def test_an_evaluation_in_windows_is_planned_as_passes_of_one_window_each(tmp_path: Path) -> None:
-    write_synthetic(tmp_path, split="valid_u", videos=1, seed=0, frames=41, size=64)
-
-    def plan(*window: str) -> dict[str, Any]:
-        data = [f"data.root={tmp_path}", "data.split=valid_u", "box.height_px=320", "box.width_px=320"]
-        command = ["plan", str(CONFIGS / "evaluate_mevis.yaml"), "--json", "--gpu", "A100"]
-        done = runner.invoke(app, [*command, *data, *window])
-        assert done.exit_code == 0, done.output
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-
-    whole, same, cut = plan(), plan("window.frames=41"), plan("window.frames=21", "window.overlap=0")
-    assert (same["flop"], same["device_bytes"]) == (whole["flop"], whole["device_bytes"])
-    assert (whole["longest"], cut["longest"]) == ("41x320x320", "21x320x320")
-    assert (cut["videos"], cut["sentences"]) == (1, whole["sentences"])
-    assert whole["flop"] < cut["flop"] < 1.2 * whole["flop"]  # a frame twice, and the text
 
 
 @pytest.mark.parametrize(
