@@ -20,7 +20,7 @@ from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, R
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
-from flowmask.models.errors import UserError
+from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
 from flowmask.models.safe.words import printable
 
@@ -164,7 +164,9 @@ def predict(
     wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
     max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
-    clip_frames: Annotated[int | None, typer.Option(help="Cut it into clips of so many: less memory", min=1)] = None,
+    window_frames: Annotated[int | None, typer.Option(help="4k+1; default: all up to 121, else 81")] = None,
+    window_overlap: Annotated[int, typer.Option(help="Frames that windows share, a multiple of 4")] = 16,
+    clip_frames: Annotated[int | None, typer.Option(hidden=True)] = None,
     allow_truncated: words.AllowTruncated = False,
     averaged: Averaged = True,
     encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
@@ -178,7 +180,10 @@ def predict(
     from flowmask.launch.progress import bar
     from flowmask.models.config import SamplerConfig
     from flowmask.trainer.predict.predict import predict as predict_video
+    from flowmask.trainer.predict.windows import WindowConfig
 
+    if clip_frames is not None:
+        raise ConfigError("--clip-frames is gone; give --window-frames 4k+1, whose clips overlap and are blended")
     with bar() as on_progress:
         result = predict_video(
             video,
@@ -190,7 +195,7 @@ def predict(
             ema=averaged,
             sampler=SamplerConfig(steps=steps),
             max_frames=max_frames,
-            clip_frames=clip_frames,
+            window=WindowConfig(frames=window_frames, overlap=window_overlap),
             allow_truncated=allow_truncated,
             encoder_precision=encoder_precision,
             presence=presence,

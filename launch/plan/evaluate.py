@@ -19,6 +19,7 @@ from flowmask.models.errors import DataError, UserError
 from flowmask.models.segment import decoded_together, sampled_together
 from flowmask.trainer.predict.inference import EncoderPrecision
 from flowmask.trainer.predict.weights import source_settings
+from flowmask.trainer.predict.windows import cut
 
 _DTYPE: dict[Precision, str] = {"bf16": "bfloat16", "fp32": "float32"}
 _TEXT_TOKENS = 256
@@ -49,13 +50,13 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
     if job.calibrate.enabled:
         work += _videos(job.model_copy(update={"data": job.calibrate.data, "max_videos": None}), clip, notes)[0]
         notes.append("the videos of calibrate.data are counted too")
-    longest = max((shape for shape, _ in work), key=lambda s: s.pixels)
+    longest = max((shape for shape, *_ in work), key=lambda s: s.pixels)
     dtype, encoded = _DTYPE[job.precision], _encoder_precision(job)
     dit = parameters(shapes.dit(video_injection=True))
     weights = dit * BYTES[dtype] + encoders.text_bytes(_DTYPE[encoded.text])
     weights += encoders.vae_bytes(_DTYPE[encoded.video]) + encoders.vae_bytes(_DTYPE[job.decoder_precision])
-    sentences = sum(count for _, count in work)
-    most = max(count for _, count in work)
+    sentences = sum(count for _, count, _ in work)
+    most = max(count for _, count, _ in work)
     sampled = min(most, sampled_together(longest.latent, text_tokens=_TEXT_TOKENS))
     decoded = min(sampled, decoded_together(longest.latent))
     passes = (
@@ -63,7 +64,7 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
         encoders.decode(longest, dtype=_DTYPE[job.decoder_precision], masks=decoded),
         encoders.dit(longest, sentences=sampled, text_tokens=_TEXT_TOKENS, dtype=getattr(torch, dtype)),
     )
-    flop = sum(_flop(job, encoders, encoded, shape, count) for shape, count in work)
+    flop = sum(windows * _flop(job, encoders, encoded, shape, count) for shape, count, windows in work)
     workers = job.launch.world_size
     return EvaluatePlan(
         counted=counted,
@@ -90,7 +91,7 @@ def _encoder_precision(job: EvaluateJob) -> EncoderPrecision:
 
 
 def _flop(job: EvaluateJob, encoders: Encoders, encoded: EncoderPrecision, shape: Shape, sentences: int) -> float:
-    """FLOPs of one video, those in fp32 counted as what the GPU takes for them in bf16's time."""
+    """FLOPs of one window, those in fp32 counted as what the GPU takes for them in bf16's time."""
     times = (2 if job.shuffled_text else 1) * sentences
 
     def slow(precision: Precision, *, products: bool) -> float:
@@ -120,24 +121,25 @@ def _wan(job: EvaluateJob) -> Path:
         return Path(job.checkpoint)
 
 
-def _videos(job: EvaluateJob, clip: Shape | None, notes: list[str]) -> tuple[list[tuple[Shape, int]], bool]:
-    """Each video's clip shape and number of sentences."""
+def _videos(job: EvaluateJob, clip: Shape | None, notes: list[str]) -> tuple[list[tuple[Shape, int, int]], bool]:
+    """Each video's clip shape (of a window), number of sentences and number of windows."""
     box = job.box or FrameBox()
     if not job.data.root.exists():
         shape = clip or Shape(17, box.height_px, box.width_px)
         notes.append(f"data.root {job.data.root} is not there: figures are of one clip of {shape}, one sentence")
-        return [(shape, 1)], False
+        return [(shape, 1, 1)], False
     found = []
     for video in list(open_source(job.data).videos())[: job.max_videos]:
         if not video.expressions:
             continue
         try:
             height, width = video.size
-            length = len(video.frame_names)
+            windows = cut(len(video.frame_names), job.window)
         except DataError:
             continue
         width, height = eval_size(width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple)
-        found.append((Shape(length + -(length - 1) % 4, height, width), len(video.expressions)))
+        length = len(windows[0].frames)
+        found.append((Shape(length + -(length - 1) % 4, height, width), len(video.expressions), len(windows)))
     if not found:
         raise DataError(f"{job.data.root} ({job.data.split}) holds no expression; there is nothing to evaluate")
     return found, True

@@ -240,7 +240,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 22.70 GiB."
         (repair, TextEncoder, "__call__", "cache.encoder_dtype"),
         (train_dit, Engine, "step", "train.micro_batch"),
         (evaluate, Segmenter, "encode_text", "sentences_per_batch"),
-        (predict, Segmenter, "encode_text", "--clip-frames"),
+        (predict, Segmenter, "encode_text", "--window-frames"),
         (verify, verify_masks, "shown", "CUDA_VISIBLE_DEVICES"),
         (inspect, inspect_examples, "decode", "CUDA_VISIBLE_DEVICES"),
     ],

@@ -8,35 +8,23 @@ What a person can get wrong is found before weights are loaded. Results are buil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowmask.data_pipeline.config import FrameBox
-from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
-from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.config import AskedConventions, Precision, SamplerConfig
 from flowmask.models.device import gpu_holds
-from flowmask.models.errors import ConfigError, DataError
-from flowmask.models.text import is_unicode
-from flowmask.trainer.predict.inference import (
-    FRAMES_AT_ONCE,
-    LoadedSegmenter,
-    chunks,
-    load_segmenter,
-    masks_of,
-    read_clip,
-)
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, LoadedSegmenter, VaeClip, chunks, load_segmenter
+from flowmask.trainer.predict.input_video import InputVideo
 from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, legend_text, read_mask, write_mask
 from flowmask.trainer.predict.predictions import OVERLAY, Entry, Facts, PredictionFolder, unique_slugs
-from flowmask.trainer.predict.presence import Presence, in_use, presence_of, stated
+from flowmask.trainer.predict.presence import Presence, in_use, stated
+from flowmask.trainer.predict.window_clips import Stitched, final_masks, window_clips
+from flowmask.trainer.predict.windows import TimeWindow, WindowConfig, cut, window_for
 
-FOLDER_FPS = 10.0
-# Rotary positions of Wan2.1 end at 1,024 latent frames.
-_LONGEST_CLIP = 4 * 1023 + 1
 Progress = Callable[[str, int, int], None]
 
 
@@ -65,46 +53,7 @@ class Predictions:
     prompts: list[PromptResult]
 
 
-class InputVideo:
-    """A video file, or a folder of images in natural order (2.png before 10.png), turned as their EXIF says."""
-
-    def __init__(self, path: Path, *, fps: float | None = None, allow_truncated: bool = False) -> None:
-        """fps: frames per second of the overlay; None: the file's own, 10 for a folder. Raises DataError."""
-        if not is_unicode(str(path)):
-            raise DataError(f"the path {str(path)!r} is not UTF-8; rename it")
-        self._path = path
-        self._file = None if path.is_dir() else VideoFile(path, allow_truncated=allow_truncated)
-        if self._file is not None:
-            self.frame_names = [f"{i:05d}" for i in range(len(self._file))]
-            self.fps = fps or self._file.frames_per_second
-            return
-        try:
-            self._images = pictures_in(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-        if not self._images:
-            raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}); give a video or frames")
-        self.frame_names = [image.stem for image in self._images]
-        if wrong := [name for name in self.frame_names if not is_unicode(name)]:
-            raise DataError(f"{path}: the name {wrong[0]!r} is not UTF-8; rename it")
-        twice = [name for name, other in zip(self.frame_names, self.frame_names[1:]) if name == other]
-        if twice:
-            raise DataError(f"{path} holds two images called {twice[0]}; remove one")
-        self.fps = fps or FOLDER_FPS
-
-    @cached_property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in px."""
-        return self._file.size if self._file is not None else image_size(self._images[0], upright=True)
-
-    def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """rgb8 [H W 3] of each id."""
-        if self._file is not None:
-            return self._file.frames(ids)
-        return [read_image(self._images[i], size=self.size, upright=True) for i in ids]
-
-
-@gpu_holds("clip and models", fix="lower --clip-frames, --encoder-precision bf16 or CUDA_VISIBLE_DEVICES= (the CPU)")
+@gpu_holds("clip and models", fix="lower --window-frames, --encoder-precision bf16 or CUDA_VISIBLE_DEVICES= (the CPU)")
 def predict(
     video: Path,
     prompts: Sequence[str],
@@ -121,7 +70,7 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     fps: float | None = None,
     max_frames: int | None = None,
-    clip_frames: int | None = None,
+    window: WindowConfig | None = None,
     allow_truncated: bool = False,
     presence: str | None = None,
     conventions: AskedConventions | None = None,
@@ -131,16 +80,16 @@ def predict(
     """Segment what each prompt names, and draw it; what `out` has of the same video and prompt is replaced.
 
     box:         None: the sides that the threshold was chosen with, or the weights were trained with
-    clip_frames: of clips that are judged alone: less memory, but a motion is seen within one only; None: one clip
+    window:      without frames: the whole video up to 121 frames, else windows of 81
     allow_truncated: use what is left of a video file that has lost its end
     presence: a calibrated evaluation's folder: masks of what is judged absent are empty; None: the threshold that an
               export brings; "none": no mask is emptied
     conventions: of the training, where the weights don't remember them
-    on_progress: told (what, done, how many): clips, then frames; say: a line that a person should know
+    on_progress: told (what, done, how many): windows, then frames; say: a line that a person should know
     """
     slugs, source = unique_slugs(prompts), InputVideo(video, fps=fps, allow_truncated=allow_truncated)
-    clips = _clips(source, path=video, max_frames=max_frames, clip_frames=clip_frames)
-    names = source.frame_names[: sum(map(len, clips))]
+    windows = _windows(len(source.frame_names), window, max_frames=max_frames, say=say)
+    names = source.frame_names[: windows[0].total]
     folder = PredictionFolder(out, video=str(video), prompts=prompts)
     stated(presence, None)  # what is wrong with it is said before weights are loaded
     sampler = sampler or SamplerConfig()
@@ -161,7 +110,7 @@ def predict(
     box = box or (loaded.box if chosen is None else chosen.box)
     with folder.scratch() as place:
         drawing = _Drawing(source, prompts=prompts, slugs=slugs, folder=place, earlier=folder.earlier(names), out=out)
-        answers = drawing.run(loaded, clips, box=box, chosen=chosen, on_progress=on_progress)
+        answers = drawing.run(loaded, windows, box=box, chosen=chosen, on_progress=on_progress)
         said = {"video": str(video), **used, "presence_threshold": None if chosen is None else chosen.threshold}
         made = folder.publish(place, slugs, answers, said | _described(source, names))
     for entry in made:
@@ -176,7 +125,7 @@ def predict(
 
 
 class _Drawing:
-    """Masks of all prompts, clip after clip; then, as it is known which the video holds, their overlay videos.
+    """Masks of all prompts, window after window; then, as it is known which the video holds, their overlay videos.
 
     earlier: predictions whose masks the combined overlay shows too, from `out`
     """
@@ -205,39 +154,45 @@ class _Drawing:
     def run(
         self,
         loaded: LoadedSegmenter,
-        clips: Sequence[range],
+        windows: Sequence[TimeWindow],
         *,
         box: FrameBox,
         chosen: Presence | None,
         on_progress: Progress,
     ) -> list[Facts]:
         """What predictions.json says of each prompt: its presence, the area in px of its mask in each frame."""
-        answers: list[Facts] = [{"presence": 0.0, "absent": None, "area_px": []} for _ in self._prompts]
-        total = sum(map(len, clips))
-        for number, ids in enumerate(clips, 1):
-            self._segment(loaded, ids, box, answers, share=len(ids) / total)
-            on_progress("clips", number, len(clips))
+        answers, areas = [Stitched() for _ in self._prompts], [list[int]() for _ in self._prompts]
+        clips = window_clips(self._source, windows, box=box, pixel_norm=loaded.pixel_norm)
+        for number, (window, clip) in enumerate(clips, 1):
+            self._segment(loaded, window, clip, answers, areas)
+            on_progress("windows", number, len(windows))
+        facts: list[Facts] = [
+            {"presence": answer.presence, "absent": None, "area_px": area} for answer, area in zip(answers, areas)
+        ]
         if chosen is not None:
-            for answer, folder in zip(answers, self._folders):
-                answer["absent"] = answer["presence"] < chosen.threshold
-                if answer["absent"]:
-                    self._empty(folder, answer)
-        self._draw(total, on_progress)
-        return answers
+            for fact, folder in zip(facts, self._folders):
+                fact["absent"] = fact["presence"] < chosen.threshold
+                if fact["absent"]:
+                    self._empty(folder, fact)
+        self._draw(windows[0].total, on_progress)
+        return facts
 
     def _segment(
-        self, loaded: LoadedSegmenter, ids: range, box: FrameBox, answers: Sequence[Facts], *, share: float
+        self,
+        loaded: LoadedSegmenter,
+        window: TimeWindow,
+        clip: VaeClip,
+        answers: Sequence[Stitched],
+        areas: Sequence[list[int]],
     ) -> None:
-        """Write the masks of one clip, which has a share of the video's frames."""
-        clip = read_clip(self._source, ids, box=box, pixel_norm=loaded.pixel_norm)
+        """Write the masks that are final with a window."""
         video_latent = loaded.encode(clip)
-        for prompt, folder, answer in zip(self._prompts, self._folders, answers):
-            logits = next(loaded.logits(video_latent, [prompt]))
-            answer["presence"] += share * presence_of(logits, frames=clip.frames)
-            for places, masks in masks_of(logits, clip):
-                for place, mask in zip(places, masks):
-                    write_mask(folder / self._files[ids[place]], mask)
-                    answer["area_px"].append(int(mask.sum()))
+        for prompt, folder, answer, area in zip(self._prompts, self._folders, answers, areas):
+            logits = answer.add(window, next(loaded.logits(video_latent, [prompt])))
+            for ids, masks in final_masks(window, logits, clip):
+                for i, mask in zip(ids, masks):
+                    write_mask(folder / self._files[i], mask)
+                    area.append(int(mask.sum()))
 
     def _empty(self, folder: Path, answer: Facts) -> None:
         nothing = np.zeros(self._source.size, bool)
@@ -264,19 +219,19 @@ class _Drawing:
         return OverlayVideo(path, prompts=legend, height=height, width=width, fps=self._source.fps)
 
 
-def _clips(source: InputVideo, *, path: Path, max_frames: int | None, clip_frames: int | None) -> list[range]:
-    """The frame ids of each clip."""
-    for name, value in (("max_frames", max_frames), ("clip_frames", clip_frames)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")
-    total = min(len(source.frame_names), max_frames or len(source.frame_names))
-    length = min(total, clip_frames or total)
-    if length > _LONGEST_CLIP:
-        raise ConfigError(
-            f"{path}: a clip of {length} frames is more than the model's {_LONGEST_CLIP}; "
-            "give clip_frames or max_frames"
-        )
-    return [range(start, min(start + length, total)) for start in range(0, total, length)]
+def _windows(
+    frames: int, window: WindowConfig | None, *, max_frames: int | None, say: Callable[[str], None]
+) -> list[TimeWindow]:
+    """The windows of a video of so many frames."""
+    if max_frames is not None and max_frames < 1:
+        raise ConfigError(f"max_frames is {max_frames}; it must be at least 1")
+    total = min(frames, max_frames or frames)
+    asked = window or WindowConfig()
+    windows = cut(total, used := window_for(total, asked))
+    if used != asked:
+        said = f"{len(windows)} windows of {used.frames} with overlap {used.overlap}"
+        say(f"the video has {total} frames: {said}, as larger ones need more memory (--window-frames)")
+    return windows
 
 
 def _described(source: InputVideo, names: Sequence[str]) -> Facts:

@@ -29,8 +29,8 @@ _NO_MASK = -100.0  # a logit of probability 0
 def presence_of(logits: Tensor, *, frames: int) -> float:
     """Unclamped logits [F H W] at a clip's size, F >= frames -> the mean of max(logit, 0) over all pixels.
 
-    Never negative, and 0 only for an empty mask; frames behind `frames` are padding. A video that is cut into clips has
-    the mean of their numbers, weighted by their frames.
+    Never negative, and 0 only for an empty mask; frames behind `frames` are padding. A video that is cut into windows
+    has the mean of the numbers of their final frames, weighted by how many these are.
     """
     return float(logits[:frames].clamp(min=0).mean(dtype=torch.float64))
 

@@ -4,6 +4,7 @@ A process judges its own share of the videos, then what no other process has not
 One of them chooses, and all take what it chose. No mask is written. A restart goes on behind the last video.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,8 +14,10 @@ from flowmask.data_pipeline.plan.leaks import family_of
 from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video, VideoSet, names_nothing
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.predict.inference import LoadedSegmenter, masks_of, read_clip
-from flowmask.trainer.predict.presence import RULE, Calibration, Judged, Presence, presence_of, sweep
+from flowmask.trainer.predict.inference import LoadedSegmenter
+from flowmask.trainer.predict.presence import RULE, Calibration, Judged, Presence, sweep
+from flowmask.trainer.predict.window_clips import Stitched, final_masks, window_clips
+from flowmask.trainer.predict.windows import cut
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_places import MaskNames
 from flowmask.trainer.score.one_video import sentences_of
@@ -125,10 +128,12 @@ def _own_first(videos: Sequence[Video], *, rank: int, world: int) -> Iterator[Vi
 
 def _judge(config: EvaluateConfig, loaded: LoadedSegmenter, video: Video) -> Iterator[Judged]:
     """Each sentence of a video, by the masks that an evaluation would write."""
-    places = range(len(video.frame_names))
-    clip = read_clip(video, places, box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
-    video_latent = loaded.encode(clip)
-    for expression, logits in sentences_of(video, loaded, video_latent):
-        answered = any(bool(masks.any()) for _, masks in masks_of(logits, clip))
-        has_target = not names_nothing(video, expression)
-        yield Judged(presence_of(logits, frames=clip.frames), answered, has_target)
+    answers, answered = defaultdict[str, Stitched](Stitched), defaultdict[str, bool](bool)
+    windows, box = cut(len(video.frame_names), config.window), config.box or loaded.box
+    for window, clip in window_clips(video, windows, box=box, pixel_norm=loaded.pixel_norm):
+        for expression, logits in sentences_of(video, loaded, loaded.encode(clip)):
+            final = answers[expression.exp_id].add(window, logits)
+            answered[expression.exp_id] |= any(bool(masks.any()) for _, masks in final_masks(window, final, clip))
+            if window.is_last:
+                has_target = not names_nothing(video, expression)
+                yield Judged(answers[expression.exp_id].presence, answered[expression.exp_id], has_target)

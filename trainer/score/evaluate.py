@@ -220,6 +220,8 @@ def _fingerprint(
         del settings["protocol"]
     if settings["decoder_precision"] == "fp32":  # likewise
         del settings["decoder_precision"]
+    if config.window.frames is None:  # likewise
+        del settings["window"]
     files = [(video.video_id, video.files_digest()) for video in videos]
     more: list[Any] = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
     trained = source_settings(config.checkpoint)

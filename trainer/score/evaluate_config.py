@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
 from flowmask.models.config import AskedConventions, Precision, SamplerConfig, Section, Tf32
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.predict.windows import WindowConfig
 from flowmask.trainer.score.archive import Layout
 
 
@@ -37,6 +39,7 @@ class EvaluateConfig(Section):
     data: DataSourceConfig
     conventions: AskedConventions = AskedConventions()
     box: FrameBox | None = Field(None, description="None: the sides that the weights were trained with")
+    window: WindowConfig = WindowConfig()
     sampler: SamplerConfig = SamplerConfig()
     ema: bool = Field(True, description="evaluate the averaged weights")
     precision: Precision = Field("bf16", description="what the DiT computes in")
@@ -81,6 +84,13 @@ class EvaluateConfig(Section):
     def _protocol_fits(self) -> Self:
         from flowmask.trainer.score.protocols import protocol_named
 
-        if self.protocol is not None:
-            protocol_named(self.protocol).refuse_source(self.data.source, name=self.protocol)
+        if self.protocol is None:
+            return self
+        protocol = protocol_named(self.protocol)
+        protocol.refuse_source(self.data.source, name=self.protocol)
+        if self.window.frames is not None and protocol.hears:
+            raise ConfigError(
+                f"protocol is {self.protocol!r}, which needs the logits of the whole video, and window.frames is "
+                f"{self.window.frames}; set window.frames=null"
+            )
         return self

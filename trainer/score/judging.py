@@ -4,7 +4,7 @@ Knows the masks as they are made, later by where they were written; the truth by
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor
 from flowmask.data_pipeline.clip.pixels import resize_masks
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.sources.base import Expression, Video
-from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, MaskPiece, VaeClip, chunks, masks_of
+from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, MaskPiece, VaeClip, chunks
+from flowmask.trainer.predict.window_clips import Blend, final_masks
+from flowmask.trainer.predict.windows import TimeWindow
 from flowmask.trainer.score.mask_places import MaskPlace
 from flowmask.trainer.score.metrics import Tally
 from flowmask.trainer.score.metrics.base import Mask
@@ -43,7 +45,7 @@ class Judge:
         partners = shuffled_partners(self._video, seed=seed)
         for expression in self._video.expressions:
             if expression.exp_id in partners:
-                written = _stored(self._video, self._places[partners[expression.exp_id]])
+                written = stored(self._video, self._places[partners[expression.exp_id]])
                 note(entries[expression.exp_id], "wrong", _score(self._video, expression, written))
 
 
@@ -68,7 +70,7 @@ def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
     return partners
 
 
-def _stored(video: Video, place: MaskPlace) -> Iterator[MaskPiece]:
+def stored(video: Video, place: MaskPlace) -> Iterator[MaskPiece]:
     """The masks of one expression as they were written."""
     for ids in chunks(range(len(video.frame_names)), FRAMES_AT_ONCE):
         yield ids, np.stack([place.read(video.frame_names[i]) for i in ids])
@@ -76,7 +78,7 @@ def _stored(video: Video, place: MaskPlace) -> Iterator[MaskPiece]:
 
 def _reader(video: Video, expression: Expression, place: MaskPlace) -> Callable[[], Iterator[JudgedPiece]]:
     """Reads the masks of one expression, with their truth, each time that it is called."""
-    return lambda: _judged(video, expression, _stored(video, place))
+    return lambda: _judged(video, expression, stored(video, place))
 
 
 def _score(
@@ -108,18 +110,24 @@ def note(scored: dict[str, Any], kind: str, tally: Tally) -> None:
         scored.setdefault("sums", {})[kind] = sums
 
 
-def decoder_tallies(round_trip: Callable[[Mask], Tensor], video: Video, clip: VaeClip) -> dict[str, Tally]:
+def decoder_tallies(
+    round_trip: Callable[[Mask], Tensor], video: Video, windows: Sequence[TimeWindow], clip: VaeClip
+) -> dict[str, Tally]:
     """By expression id, the scores of the true mask after the VAE and the mask decoder; each mask is decoded once.
 
-    round_trip: masks bool [F H W] of the clip's size to logits [4k+1 H W]
+    round_trip: masks bool [F H W] of the clip's size to logits [4k+1 H W]; clip: of any window
     """
+
+    def decoded(anno_ids: Sequence[str]) -> Iterator[MaskPiece]:
+        blend = Blend()
+        for window in windows:
+            small = [
+                resize_masks(video.mask(anno_ids, ids), size=clip.size) for ids in chunks(window.frames, FRAMES_AT_ONCE)
+            ]
+            yield from final_masks(window, blend.add(window, round_trip(np.concatenate(small))), clip)
+
     known: dict[tuple[str, ...], Tally] = {}
     for expression in video.expressions:
         if expression.anno_ids not in known:
-            small = [
-                resize_masks(video.mask(expression.anno_ids, ids), size=clip.size)
-                for ids in chunks(range(clip.frames), FRAMES_AT_ONCE)
-            ]
-            logits = round_trip(np.concatenate(small))
-            known[expression.anno_ids] = _score(video, expression, masks_of(logits, clip))
+            known[expression.anno_ids] = _score(video, expression, decoded(expression.anno_ids))
     return {expression.exp_id: known[expression.anno_ids] for expression in video.expressions}

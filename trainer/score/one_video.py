@@ -1,5 +1,7 @@
 """One video from its frames to its record: read, encode, sample each sentence, write its masks, score them.
 
+A video of several windows is judged by its written masks, after the last window: only then is its presence known.
+
 Knows no folder of an evaluation, no weights' file and no other video: whoever has something that segments, and a place
 for masks, gets the record.
 """
@@ -17,14 +19,17 @@ from torch import Tensor
 from flowmask.data_pipeline.clip.pixels import PixelNorm
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources.base import Expression, Video
-from flowmask.trainer.predict.inference import MaskPiece, VaeClip, masks_of, read_clip
-from flowmask.trainer.predict.presence import Presence, emptied, presence_of
-from flowmask.trainer.score.judging import Judge, decoder_tallies, note
+from flowmask.trainer.predict.inference import MaskPiece, VaeClip
+from flowmask.trainer.predict.presence import Presence, emptied
+from flowmask.trainer.predict.window_clips import Stitched, final_masks, final_part, window_clips
+from flowmask.trainer.predict.windows import TimeWindow, WindowConfig, cut
+from flowmask.trainer.score.judging import Judge, decoder_tallies, note, stored
 from flowmask.trainer.score.mask_places import MaskPlace
 from flowmask.trainer.score.metrics import Tally
 from flowmask.trainer.score.protocols.base import BenchmarkProtocol
 
 Record = dict[str, Any]
+_WHOLE = WindowConfig()
 
 
 class VideoSegmenter(Protocol):
@@ -55,6 +60,7 @@ class VideoSettings:
     shuffled_text: bool = False
     decoder_score: bool = False
     seed: int = 0
+    window: WindowConfig = _WHOLE
 
 
 def sentences_of(video: Video, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
@@ -68,9 +74,9 @@ def sentences_of(video: Video, loaded: VideoSegmenter, video_latent: Tensor) -> 
 
 
 class OneVideo:
-    """A video whose sentences are answered one by one, until its record is whole.
+    """A video whose sentences are answered one by one, window after window, until its record is whole.
 
-    `answer` may be called in any order and by several threads at once, `record` after all of them.
+    In one window `answer` may be called in any order and by several threads at once; `record` after all of them.
     """
 
     def __init__(
@@ -91,39 +97,65 @@ class OneVideo:
         self._chosen = chosen
         self.settings, self.video, self._places, self._protocol = settings, video, places, protocol
         self._listener = None if protocol is None else protocol.listener(video, labels)
+        self.windows = cut(len(video.frame_names), settings.window)
+        self._answers = {expression.exp_id: Stitched() for expression in video.expressions}
         self._judge = Judge(video, places)
         self._entries: dict[str, Record] = {}
         self._ceilings: Mapping[str, Tally] = {}
         self._hearing = threading.Lock()
 
-    def read(self, loaded: VideoSegmenter) -> VaeClip:
-        """All frames as one clip."""
+    def read(self, loaded: VideoSegmenter) -> Iterator[tuple[TimeWindow, VaeClip]]:
+        """The clip of each window, one after another."""
         box = self.settings.box or loaded.box
-        return read_clip(self.video, range(len(self.video.frame_names)), box=box, pixel_norm=loaded.pixel_norm)
+        return window_clips(self.video, self.windows, box=box, pixel_norm=loaded.pixel_norm)
 
     def sentences(self, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
         """As `sentences_of`."""
         return sentences_of(self.video, loaded, video_latent)
 
-    def answer(self, expression: Expression, logits: Tensor, clip: VaeClip) -> None:
-        """Write the masks of one expression and score them against the true ones, if there are any."""
-        seen = presence_of(logits, frames=clip.frames)
-        logits = emptied(logits, seen, self._chosen)
-        if self._listener is not None:
-            with self._hearing:
-                self._listener.hear(expression, logits, clip)
-        entry = self._entries[expression.exp_id] = {"text": expression.text, "answered": False, "presence": seen}
-        written = self._written(expression, entry, masks_of(logits, clip))
+    def answer(
+        self, expression: Expression, logits: Tensor, clip: VaeClip, *, window: TimeWindow | None = None
+    ) -> None:
+        """Write the masks of one expression that are final with a window; with the last one, score them.
+
+        window: None: the only one
+        """
+        window, answer = window or self.windows[0], self._answers[expression.exp_id]
+        entry = self._entries.setdefault(expression.exp_id, {"text": expression.text, "answered": False})
+        logits = answer.add(window, logits)
+        entry["presence"] = answer.presence
+        if len(self.windows) == 1:
+            logits = emptied(logits, answer.presence, self._chosen)
+            if self._listener is not None:
+                with self._hearing:
+                    self._listener.hear(expression, logits, final_part(window, clip))
+            self._end(expression, entry, self._written(expression, entry, final_masks(window, logits, clip)))
+            return
+        for _ in self._written(expression, entry, final_masks(window, logits, clip)):
+            pass
+        if window.is_last:
+            again = stored(self.video, self._places[expression.exp_id])
+            if self._chosen is not None and answer.presence < self._chosen.threshold:
+                entry["answered"] = False
+                again = self._written(expression, entry, ((ids, np.zeros_like(masks)) for ids, masks in again))
+            elif not self.video.has_masks:
+                return
+            self._end(expression, entry, again)
+
+    def _end(self, expression: Expression, entry: Record, masks: Iterator[MaskPiece]) -> None:
+        """Take up the masks of the whole video, and score them against the true ones, if there are any."""
         if self.video.has_masks:
-            self._judge.right(expression, entry, written)
-        else:
-            for _ in written:
-                pass
+            self._judge.right(expression, entry, masks)
+        for _ in masks:
+            pass
 
     def decode_truth(self, loaded: VideoSegmenter, clip: VaeClip) -> None:
-        """Score the true masks after the VAE and the decoder, where that is asked for; needs no answer."""
+        """Score the true masks after the VAE and the decoder, where that is asked for; needs no answer.
+
+        clip: of any window
+        """
         if self.video.has_masks and self.settings.decoder_score:
-            self._ceilings = decoder_tallies(loaded.round_trip, self.video, clip)
+            self._ceilings = decoder_tallies(loaded.round_trip, self.video, self.windows, clip)
 
     def record(self) -> Record:
         """The video's record, once every expression has its answer."""
@@ -152,8 +184,8 @@ class OneVideo:
 
 def evaluate_video(loaded: VideoSegmenter, one: OneVideo) -> Record:
     """Masks of every expression into its place; returns the video's record."""
-    clip = one.read(loaded)
-    for expression, logits in one.sentences(loaded, loaded.encode(clip)):
-        one.answer(expression, logits, clip)
+    for window, clip in one.read(loaded):
+        for expression, logits in one.sentences(loaded, loaded.encode(clip)):
+            one.answer(expression, logits, clip, window=window)
     one.decode_truth(loaded, clip)
     return one.record()

@@ -1,23 +1,23 @@
 """Videos one after another into their records, with everything that takes time at work at once.
 
-    reading thread     the frames of the next video, resized
-    calling thread     the models: encodes a video, samples its sentences, decodes their masks
+    reading thread     the frames of the next window, resized: of this video or of the next one
+    calling thread     the models: encodes a window, samples its sentences, decodes their masks
     judging threads    masks of the sentences before: resized, written, scored
 
-Records and errors come in the order of the videos. In memory are two clips, and the logits of `waiting` sentences
-beside those that are worked on.
+Records and errors come in the order of the videos. In memory are two windows' clips, the logits of `waiting` sentences
+beside those that are worked on, and of each sentence those of the frames that two windows share.
 """
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from flowmask.data_pipeline.sources.base import Video
 from flowmask.trainer.predict.inference import VaeClip
+from flowmask.trainer.predict.windows import TimeWindow
 from flowmask.trainer.score.one_video import OneVideo, Record, VideoSegmenter
 
 _JUDGES = 2  # each holds a few frames of its sentence at the size of the video
-_Read = Future[tuple[OneVideo, VaeClip]]
+_Read = tuple[OneVideo, TimeWindow, VaeClip]
 
 
 def evaluate_videos(
@@ -30,56 +30,71 @@ def evaluate_videos(
     """
     reader, judges = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(_JUDGES, "judge")
     before: list[tuple[Video, Future[Record]]] = []  # the video before, which may still be judged
+    answers: list[Future[None]] = []
     try:
-        for video, read in _read_ahead(reader, loaded, videos, start):
+        for read in _read_ahead(reader, _windows(loaded, videos, start)):
             try:
-                record = _begun(judges, loaded, *read.result(), waiting=waiting)
+                if (found := read.result()) is None:
+                    break
+                one, window = found[:2]
+                answers = _answered(judges, loaded, *found, answers, waiting=waiting)
+                del found, read  # its clip, before another one is read
             except Exception:  # an earlier video's record, or error, comes first
                 yield from _whole(before)
                 raise
             yield from _whole(before)
-            before = [(video, judges.submit(record))]
+            before = []
+            if window.is_last:
+                before, answers = [(one.video, judges.submit(_record, one, answers))], []
         yield from _whole(before)
     finally:
         for pool in (reader, judges):
             pool.shutdown(cancel_futures=True)
 
 
-def _read_ahead(
-    reader: ThreadPoolExecutor, loaded: VideoSegmenter, videos: Sequence[Video], start: Callable[[Video], OneVideo]
-) -> Iterator[tuple[Video, _Read]]:
-    """Each video while the next one is read."""
-
-    def read(video: Video) -> tuple[OneVideo, VaeClip]:
-        one = start(video)
-        return one, one.read(loaded)
-
-    ahead: deque[tuple[Video, _Read]] = deque()
+def _windows(loaded: VideoSegmenter, videos: Sequence[Video], start: Callable[[Video], OneVideo]) -> Iterator[_Read]:
     for video in videos:
-        ahead.append((video, reader.submit(read, video)))
-        if len(ahead) > 1:
-            yield ahead.popleft()
-    yield from ahead
+        one = start(video)
+        for window, clip in one.read(loaded):
+            yield one, window, clip
 
 
-def _begun(
-    judges: ThreadPoolExecutor, loaded: VideoSegmenter, one: OneVideo, clip: VaeClip, *, waiting: int
-) -> Callable[[], Record]:
-    """Does a video's work for the models, leaves the rest to the judges; what waits for them and gives the record."""
+def _read_ahead(reader: ThreadPoolExecutor, windows: Iterator[_Read]) -> Iterator[Future[_Read | None]]:
+    """Each window while the next one is read; None behind the last."""
+    ahead = reader.submit(next, windows, None)
+    while True:
+        now, ahead = ahead, reader.submit(next, windows, None)
+        yield now
+
+
+def _answered(
+    judges: ThreadPoolExecutor,
+    loaded: VideoSegmenter,
+    one: OneVideo,
+    window: TimeWindow,
+    clip: VaeClip,
+    earlier: Sequence[Future[None]],
+    *,
+    waiting: int,
+) -> list[Future[None]]:
+    """Does a window's work for the models, leaves the rest to the judges; `earlier`: answers of the window before."""
     video_latent, sizes = loaded.encode(clip), clip.without_pixels()
     answers: list[Future[None]] = []
+    for answer in earlier:
+        answer.result()
     for expression, logits in one.sentences(loaded, video_latent):
-        answers.append(judges.submit(one.answer, expression, logits, sizes))
+        answers.append(judges.submit(one.answer, expression, logits, sizes, window=window))
         if len(answers) > waiting:
             answers[-1 - waiting].result()
-    one.decode_truth(loaded, sizes)
+    if window.is_last:
+        one.decode_truth(loaded, sizes)
+    return answers
 
-    def record() -> Record:
-        for answer in answers:
-            answer.result()
-        return one.record()
 
-    return record
+def _record(one: OneVideo, answers: Sequence[Future[None]]) -> Record:
+    for answer in answers:
+        answer.result()
+    return one.record()
 
 
 def _whole(before: Sequence[tuple[Video, Future[Record]]]) -> Iterator[tuple[Video, Record]]:

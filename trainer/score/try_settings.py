@@ -20,8 +20,9 @@ from flowmask.models.segment import Segmenter, SegmentSettings, sample_mask
 from flowmask.models.text import clean
 from flowmask.models.vae import denormalise
 from flowmask.trainer.predict.conventions import segment_settings, settle
-from flowmask.trainer.predict.inference import LoadedSegmenter
+from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip
 from flowmask.trainer.predict.weights import stored_settings
+from flowmask.trainer.predict.windows import TimeWindow
 from flowmask.trainer.score.evaluate import loaded_by, opened
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_places import MaskMemory
@@ -95,10 +96,10 @@ def _records(
     """The record of a video under each combination, by its number. Those under which all is the same share one."""
     for pixel_norm in dict.fromkeys(known["pixel_norm"] for known in combinations):
         base = replace(loaded, pixel_norm=pixel_norm)
-        samples: dict[str, Tensor] = {}
         found: dict[tuple[Any, ...], Record] = {}
-        clip = _scored(config, video).read(base)
-        video_latent, clip = base.encode(clip), clip.without_pixels()
+        windows: list[tuple[TimeWindow, VaeClip, Tensor, dict[str, Tensor]]] = [
+            (window, clip.without_pixels(), base.encode(clip), {}) for window, clip in _scored(config, video).read(base)
+        ]
         for number, known in enumerate(combinations):
             if known["pixel_norm"] != pixel_norm:
                 continue
@@ -106,17 +107,18 @@ def _records(
             key = (known["text_tokens"], known["mask_latent_norm"], texts)
             if key not in found:
                 settings = segment_settings(known, sampler=config.sampler)
-                here = replace(base, segmenter=_Sharing(loaded.segmenter, settings, samples))
                 one = _scored(config, video)
-                for expression, logits in one.sentences(here, video_latent):
-                    one.answer(expression, logits, clip)
+                for window, clip, video_latent, samples in windows:
+                    here = replace(base, segmenter=_Sharing(loaded.segmenter, settings, samples))
+                    for expression, logits in one.sentences(here, video_latent):
+                        one.answer(expression, logits, clip, window=window)
                 found[key] = one.record()
             yield number, found[key]
 
 
 def _scored(config: EvaluateConfig, video: Video) -> OneVideo:
     places = {expression.exp_id: MaskMemory() for expression in video.expressions}
-    return OneVideo(VideoSettings(box=config.box), video, places, labels=Path())
+    return OneVideo(VideoSettings(box=config.box, window=config.window), video, places, labels=Path())
 
 
 class _Sharing(Segmenter):

@@ -17,8 +17,9 @@ from PIL import Image
 from zoo import FILMS, TICKS, number_of, times, write
 
 from flowmask.models.errors import ConfigError, DataError, UserError
+from flowmask.trainer.predict.input_video import InputVideo
 from flowmask.trainer.predict.overlay import OverlayVideo, read_mask
-from flowmask.trainer.predict.predict import InputVideo, Predictions, predict
+from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.predictions import unique_slugs
 
 PROMPTS = ["the dog running to the left", "two Birds, near: the water!"]
@@ -123,13 +124,6 @@ def test_photographs_are_read_as_people_see_them(tmp_path: Path) -> None:
     Image.fromarray(np.rot90(frame)).save(tmp_path / "1.png", exif=exif)
     source = InputVideo(tmp_path)
     assert source.size == frame.shape[:2] and (source.frames([0])[0] == frame).all()
-
-
-def test_a_clip_of_a_long_video_is_judged_as_if_it_were_the_whole(export: Path, video: Path, tmp_path: Path) -> None:
-    cut = _predict(export, video, tmp_path / "cut", PROMPTS[:1], clip_frames=5)
-    first = _predict(export, video, tmp_path / "first", PROMPTS[:1], max_frames=5)
-    assert len(cut.frame_names) == FRAMES and len(first.frame_names) == 5
-    assert cut.prompts[0].area_px[:5] == first.prompts[0].area_px
 
 
 def _entries(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -278,14 +272,6 @@ def test_an_output_that_cannot_be_written_is_one_line(export: Path, video: Path,
 def test_a_folder_without_permission_is_one_line(export: Path, video: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="can't be written"):
-        _predict(export, video, tmp_path / "p")
-
-
-def test_a_clip_longer_than_the_models_positions_is_refused_with_the_way_out(
-    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: Path
-) -> None:
-    monkeypatch.setattr("flowmask.trainer.predict.predict._LONGEST_CLIP", FRAMES - 1)
-    with pytest.raises(ConfigError, match="give clip_frames or max_frames"):
         _predict(export, video, tmp_path / "p")
 
 

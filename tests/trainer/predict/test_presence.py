@@ -21,6 +21,7 @@ from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.presence import RULE, Judged, in_use, presence_in, presence_of, sweep
 from flowmask.trainer.predict.weights import stored_settings
+from flowmask.trainer.predict.windows import WindowConfig
 
 TRIALS, SEED = int(os.environ.get("TRIALS", "60")), int(os.environ.get("SEED", "0"))
 PROMPTS = ["a dog", "the red car", "two birds near the water"]
@@ -99,16 +100,16 @@ def _predict(golden: Path, video: Path, out: Path, **changes: Any) -> Prediction
     return predict(video, PROMPTS, checkpoint=str(golden), out=out, precision="fp32", device="cpu", **changes)
 
 
-@pytest.mark.parametrize("clip_frames", [None, 3])
-def test_a_prediction_empties_what_is_below_the_threshold_in_all_its_clips_and_leaves_the_rest(
-    golden: Path, video: Path, tmp_path: Path, clip_frames: int | None
+@pytest.mark.parametrize("window", [WindowConfig(), WindowConfig(frames=5, overlap=0)])
+def test_a_prediction_empties_what_is_below_the_threshold_in_all_its_windows_and_leaves_the_rest(
+    golden: Path, video: Path, tmp_path: Path, window: WindowConfig
 ) -> None:
-    without = _predict(golden, video, tmp_path / "without", clip_frames=clip_frames)
+    without = _predict(golden, video, tmp_path / "without", window=window)
     ranked = sorted(prompt.presence for prompt in without.prompts)
     assert len(set(ranked)) == 3 and {prompt.absent for prompt in without.prompts} == {None}
     threshold = write_threshold(tmp_path / "e", of(golden), (ranked[0] + ranked[1]) / 2)
     said: list[str] = []
-    found = _predict(golden, video, tmp_path / "p", clip_frames=clip_frames, presence=str(threshold), say=said.append)
+    found = _predict(golden, video, tmp_path / "p", window=window, presence=str(threshold), say=said.append)
     assert [prompt.presence for prompt in found.prompts] == [prompt.presence for prompt in without.prompts]
     written = json.loads((tmp_path / "p" / "predictions.json").read_text())
     assert written["presence_threshold"] == (ranked[0] + ranked[1]) / 2

@@ -106,6 +106,30 @@ def test_each_video_is_encoded_once_whatever_its_number_of_sentences(
     assert encoded == [(1, 3, 9, 32, 32), (1, 3, 9, 32, 16)]
 
 
+def test_windows_as_long_as_the_videos_score_as_the_whole_and_shorter_ones_are_another_evaluation(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(_config(export, tmp_path / "whole"))
+    one = evaluate(_config(export, tmp_path / "one", window={"frames": 9, "overlap": 4}))
+    assert whole is not None and one is not None
+    assert one.per_expression == whole.per_expression and one.presences == whole.presences
+    assert contents(tmp_path / "one" / "masks") == contents(tmp_path / "whole" / "masks")
+    encoded, out = _encoded(monkeypatch), tmp_path / "cut"
+    several = evaluate(_config(export, out, window={"frames": 5, "overlap": 0}))
+    assert several is not None and len({found.fingerprint for found in (whole, one, several)}) == 3
+    assert encoded == [(1, 3, 5, 32, 32)] * 2 + [(1, 3, 5, 32, 16)] * 2
+    assert several.per_expression.keys() == whole.per_expression.keys() and several.totals != whole.totals
+    assert _masks(out).keys() == _masks(tmp_path / "whole").keys()
+
+
+def test_a_protocol_that_needs_the_logits_of_whole_videos_refuses_windows(tmp_path: Path) -> None:
+    data = {"source": "ref_davis17", "root": tmp_path, "split": "valid"}
+    fine = {"protocol": "ref_davis17", "data": data, "window": {"overlap": 4}}
+    assert _config(tmp_path, tmp_path / "e", **fine).window.frames is None
+    with pytest.raises(ConfigError, match=r"logits of the whole video, and window\.frames is 9; set window"):
+        _config(tmp_path, tmp_path / "e", **fine | {"window": {"frames": 9, "overlap": 4}})
+
+
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The recorded videos with more sentences, some of them equal; equal ones of a video mean different objects."""

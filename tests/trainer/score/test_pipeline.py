@@ -17,6 +17,8 @@ from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.models.errors import DataError
 from flowmask.trainer.predict.inference import VaeClip
+from flowmask.trainer.predict.presence import Presence
+from flowmask.trainer.predict.windows import TimeWindow, WindowConfig
 from flowmask.trainer.score.mask_places import MaskMemory
 from flowmask.trainer.score.one_video import OneVideo, VideoSettings, evaluate_video
 from flowmask.trainer.score.pipeline import evaluate_videos
@@ -61,14 +63,19 @@ class Fake:
         return torch.from_numpy(masks).float() - 0.5
 
 
+WHOLE, CUT = WindowConfig(), WindowConfig(frames=5, overlap=0)
+
+
 class Kept(dict[str, dict[str, MaskMemory]]):
     """The masks of each video by expression."""
 
+    def __init__(self, window: WindowConfig = WHOLE, chosen: Presence | None = None) -> None:
+        self.settings = VideoSettings(shuffled_text=True, decoder_score=True, window=window)
+        self.chosen = chosen
+
     def start(self, video: Video) -> OneVideo:
         places = self[video.video_id] = {e.exp_id: MaskMemory() for e in video.expressions}
-        return OneVideo(
-            VideoSettings(shuffled_text=True, decoder_score=True), video, places, labels=Path("no labels here")
-        )
+        return OneVideo(self.settings, video, places, labels=Path("no labels here"), chosen=self.chosen)
 
     def bits(self) -> dict[tuple[str, str, str], bytes]:
         return {
@@ -84,14 +91,38 @@ def overlapped(videos: Sequence[Video], kept: Kept, *, waiting: int = 2, fake: A
         return list(records)
 
 
+@pytest.mark.parametrize("window", [WHOLE, CUT])
 @pytest.mark.parametrize("waiting", [1, 2, 5])
-def test_at_once_gives_the_records_and_masks_of_one_after_another(waiting: int) -> None:
-    videos, one_by_one, at_once = [Shown(i) for i in range(4)], Kept(), Kept()
+def test_at_once_gives_the_records_and_masks_of_one_after_another(waiting: int, window: WindowConfig) -> None:
+    videos, one_by_one, at_once = [Shown(i) for i in range(4)], Kept(window), Kept(window)
     wanted = [(video, evaluate_video(Fake(), one_by_one.start(video))) for video in videos]
     found = overlapped(videos, at_once, waiting=waiting)
     assert repr(found) == repr(wanted) and at_once.bits() == one_by_one.bits()
     assert len(at_once.bits()) == len(videos) * len(TEXTS) * FRAMES
     assert {"right", "wrong", "decoder"} <= found[0][1]["expressions"]["0"].keys()
+
+
+def without_presence(found: list[Any]) -> list[Any]:
+    """Records but for the presences, which are means over pieces; and these."""
+    numbers = [entry.pop("presence") for _, record in found for entry in record["expressions"].values()]
+    return [repr(found), numbers]
+
+
+@pytest.mark.parametrize("at_least", [None, 0.0, 0.5, 0.9])
+def test_windows_of_frames_that_do_not_see_each_other_give_the_records_and_masks_of_the_whole(
+    at_least: float | None,
+) -> None:
+    """at_least: of the presences, the part below the threshold."""
+    videos, whole = [Shown(i) for i in range(3)], Kept()
+    _, numbers = without_presence(overlapped(videos, whole))
+    chosen = None
+    if at_least is not None:
+        threshold = float(np.quantile(numbers, at_least)) + 1e-3
+        chosen = Presence.model_construct(rule="", threshold=threshold)
+    whole, cut = Kept(WHOLE, chosen), Kept(CUT, chosen)
+    (wanted, numbers), (found, others) = (without_presence(overlapped(videos, kept)) for kept in (whole, cut))
+    assert found == wanted and others == pytest.approx(numbers, abs=1e-6) and cut.bits() == whole.bits()
+    assert chosen is None or "'answered': False" in found
 
 
 def test_a_video_is_read_and_encoded_once_and_each_of_its_sentences_sampled_once() -> None:
@@ -167,12 +198,12 @@ def test_two_clips_are_in_memory_at_the_most() -> None:
             return super().encode(clip)
 
     class Reading(OneVideo):
-        def read(self, loaded: Any) -> VaeClip:
-            clip = super().read(loaded)
-            with lock:
-                alive.add(id(clip))
-                most.append(len(alive))
-            return clip
+        def read(self, loaded: Any) -> Iterator[tuple[TimeWindow, VaeClip]]:
+            for window, clip in super().read(loaded):
+                with lock:
+                    alive.add(id(clip))
+                    most.append(len(alive))
+                yield window, clip
 
     def start(video: Video) -> OneVideo:
         return Reading(VideoSettings(), video, {e.exp_id: MaskMemory() for e in video.expressions}, labels=Path("none"))

@@ -70,6 +70,11 @@ class BenchmarkProtocol(ABC):
         if not video.has_masks:
             raise DataError(f"protocol is {name!r}, which needs true masks; {video} has none; set protocol=null")
 
+    @property
+    def hears(self) -> bool:
+        """Whether it needs the logits of whole videos."""
+        return type(self).listener is not BenchmarkProtocol.listener
+
     def listener(self, video: Video, folder: Path) -> Listener | None:
         """What hears the logits of a video, where masks are not enough.
 

@@ -1,0 +1,31 @@
+"""The plan of an evaluation whose videos are cut into windows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from flowmask.data_pipeline.sources.synthetic import write_synthetic
+from flowmask.launch.cli.main import app
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+runner = CliRunner()
+
+
+def test_an_evaluation_in_windows_is_planned_as_passes_of_one_window_each(tmp_path: Path) -> None:
+    write_synthetic(tmp_path, split="valid_u", videos=1, seed=0, frames=41, size=64)
+
+    def plan(*window: str) -> dict[str, Any]:
+        data = [f"data.root={tmp_path}", "data.split=valid_u", "box.height_px=320", "box.width_px=320"]
+        command = ["plan", str(CONFIGS / "evaluate_mevis.yaml"), "--json", "--gpu", "A100"]
+        done = runner.invoke(app, [*command, *data, *window])
+        assert done.exit_code == 0, done.output
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    whole, same, cut = plan(), plan("window.frames=41"), plan("window.frames=21", "window.overlap=0")
+    assert (same["flop"], same["device_bytes"]) == (whole["flop"], whole["device_bytes"])
+    assert (whole["longest"], cut["longest"]) == ("41x320x320", "21x320x320")
+    assert (cut["videos"], cut["sentences"]) == (1, whole["sentences"])
+    assert whole["flop"] < cut["flop"] < 1.2 * whole["flop"]  # a frame twice, and the text

@@ -1,0 +1,82 @@
+"""The clips of a video's windows, one after another; one answer out of the logits of all; the masks final with each.
+
+In memory are the pixels of one window, and those of the frames that it shares with the next.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flowmask.data_pipeline.clip.pixels import PixelNorm, pad_to_stride
+from flowmask.data_pipeline.config import FrameBox
+from flowmask.trainer.predict.inference import FrameReader, MaskPiece, VaeClip, masks_of, read_clip
+from flowmask.trainer.predict.presence import presence_of
+from flowmask.trainer.predict.windows import TimeWindow
+
+
+def window_clips(
+    video: FrameReader, windows: Sequence[TimeWindow], *, box: FrameBox, pixel_norm: PixelNorm
+) -> Iterator[tuple[TimeWindow, VaeClip]]:
+    """Each window with its clip, as `read_clip` would give it; every frame is read once, in order."""
+    shared: Tensor | None = None
+    for window in windows:
+        known = 0 if shared is None else shared.shape[2]
+        clip = read_clip(video, window.frames[known:], box=box, pixel_norm=pixel_norm)
+        if shared is not None:
+            signed = torch.cat([shared, clip.signed[:, :, : clip.frames]], dim=2)
+            clip = replace(clip, signed=pad_to_stride(signed, dim=2), frames=len(window.frames))
+        if not window.is_last:
+            shared = clip.signed[:, :, len(window.final) : clip.frames].clone()
+        yield window, clip
+
+
+class Blend:
+    """The logits of one sentence, window after window; between them are kept those of the frames they share.
+
+    Over the shared frames the weight of the later window rises from 0 in equal parts; it would be 1 at its first frame
+    that is its alone.
+    """
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None  # of frames that are not final, on the host
+
+    def add(self, window: TimeWindow, logits: Tensor) -> Tensor:
+        """Logits [F H W] of the next window, its padding too -> those of its final frames."""
+        logits = logits[: len(window.frames)]
+        if self._kept is not None:
+            kept = self._kept.to(logits.device)
+            later = torch.arange(len(kept), device=logits.device, dtype=logits.dtype)[:, None, None] / len(kept)
+            logits = torch.cat([torch.lerp(kept, logits[: len(kept)], later), logits[len(kept) :]])
+        final, rest = logits.tensor_split([len(window.final)])
+        self._kept = None if window.is_last else rest.to("cpu", copy=True)
+        return final
+
+
+class Stitched:
+    """What one sentence selects, window after window.
+
+    presence: of the frames that are final; each counts as its part of the whole video
+    """
+
+    def __init__(self) -> None:
+        self.presence = 0.0
+        self._blend = Blend()
+
+    def add(self, window: TimeWindow, logits: Tensor) -> Tensor:
+        """As `Blend.add`."""
+        final = self._blend.add(window, logits)
+        self.presence += window.share * presence_of(final, frames=len(final))
+        return final
+
+
+def final_masks(window: TimeWindow, logits: Tensor, clip: VaeClip) -> Iterator[MaskPiece]:
+    """Logits of a window's final frames to their masks at the video's size; the places are those of the video."""
+    for places, masks in masks_of(logits, final_part(window, clip)):
+        yield window.final[places[0] : places[-1] + 1], masks
+
+
+def final_part(window: TimeWindow, clip: VaeClip) -> VaeClip:
+    """The sizes of a window's final frames."""
+    return replace(clip.without_pixels(), frames=len(window.final))
