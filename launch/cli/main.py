@@ -180,7 +180,7 @@ def predict(
     from flowmask.launch.progress import bar
     from flowmask.models.config import SamplerConfig
     from flowmask.trainer.predict.predict import predict as predict_video
-    from flowmask.trainer.predict.windows import WindowConfig
+    from flowmask.trainer.predict.windows.cut import WindowConfig
 
     if clip_frames is not None:
         raise ConfigError("--clip-frames is gone; give --window-frames 4k+1, whose clips overlap and are blended")

@@ -19,7 +19,7 @@ from flowmask.models.errors import DataError, UserError
 from flowmask.models.segment import decoded_together, sampled_together
 from flowmask.trainer.predict.inference import EncoderPrecision
 from flowmask.trainer.predict.weights import source_settings
-from flowmask.trainer.predict.windows import cut
+from flowmask.trainer.predict.windows.cut import cut
 
 _DTYPE: dict[Precision, str] = {"bf16": "bfloat16", "fp32": "float32"}
 _TEXT_TOKENS = 256

@@ -22,8 +22,8 @@ from flowmask.trainer.predict.input_video import InputVideo
 from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, legend_text, read_mask, write_mask
 from flowmask.trainer.predict.predictions import OVERLAY, Entry, Facts, PredictionFolder, unique_slugs
 from flowmask.trainer.predict.presence import Presence, in_use, stated
-from flowmask.trainer.predict.window_clips import Stitched, final_masks, window_clips
-from flowmask.trainer.predict.windows import TimeWindow, WindowConfig, cut, window_for
+from flowmask.trainer.predict.windows.clips import Stitched, final_masks, window_clips
+from flowmask.trainer.predict.windows.cut import TimeWindow, WindowConfig, cut, window_for
 
 Progress = Callable[[str, int, int], None]
 

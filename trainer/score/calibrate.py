@@ -16,8 +16,8 @@ from flowmask.data_pipeline.sources.base import Video, VideoSet, names_nothing
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.predict.inference import LoadedSegmenter
 from flowmask.trainer.predict.presence import RULE, Calibration, Judged, Presence, sweep
-from flowmask.trainer.predict.window_clips import Stitched, final_masks, window_clips
-from flowmask.trainer.predict.windows import cut
+from flowmask.trainer.predict.windows.clips import Stitched, final_masks, window_clips
+from flowmask.trainer.predict.windows.cut import cut
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_places import MaskNames
 from flowmask.trainer.score.one_video import sentences_of

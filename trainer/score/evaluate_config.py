@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
 from flowmask.models.config import AskedConventions, Precision, SamplerConfig, Section, Tf32
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.predict.windows import WindowConfig
+from flowmask.trainer.predict.windows.cut import WindowConfig
 from flowmask.trainer.score.archive import Layout
 
 

@@ -14,8 +14,8 @@ from flowmask.data_pipeline.clip.pixels import resize_masks
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, MaskPiece, VaeClip, chunks
-from flowmask.trainer.predict.window_clips import Blend, final_masks
-from flowmask.trainer.predict.windows import TimeWindow
+from flowmask.trainer.predict.windows.clips import Blend, final_masks
+from flowmask.trainer.predict.windows.cut import TimeWindow
 from flowmask.trainer.score.mask_places import MaskPlace
 from flowmask.trainer.score.metrics import Tally
 from flowmask.trainer.score.metrics.base import Mask

@@ -21,8 +21,8 @@ from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.inference import MaskPiece, VaeClip
 from flowmask.trainer.predict.presence import Presence, emptied
-from flowmask.trainer.predict.window_clips import Stitched, final_masks, final_part, window_clips
-from flowmask.trainer.predict.windows import TimeWindow, WindowConfig, cut
+from flowmask.trainer.predict.windows.clips import Stitched, final_masks, final_part, window_clips
+from flowmask.trainer.predict.windows.cut import TimeWindow, WindowConfig, cut
 from flowmask.trainer.score.judging import Judge, decoder_tallies, note, stored
 from flowmask.trainer.score.mask_places import MaskPlace
 from flowmask.trainer.score.metrics import Tally

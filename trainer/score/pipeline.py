@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from flowmask.data_pipeline.sources.base import Video
 from flowmask.trainer.predict.inference import VaeClip
-from flowmask.trainer.predict.windows import TimeWindow
+from flowmask.trainer.predict.windows.cut import TimeWindow
 from flowmask.trainer.score.one_video import OneVideo, Record, VideoSegmenter
 
 _JUDGES = 2  # each holds a few frames of its sentence at the size of the video

@@ -22,7 +22,7 @@ from flowmask.models.vae import denormalise
 from flowmask.trainer.predict.conventions import segment_settings, settle
 from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip
 from flowmask.trainer.predict.weights import stored_settings
-from flowmask.trainer.predict.windows import TimeWindow
+from flowmask.trainer.predict.windows.cut import TimeWindow
 from flowmask.trainer.score.evaluate import loaded_by, opened
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_places import MaskMemory

@@ -21,7 +21,7 @@ from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.presence import RULE, Judged, in_use, presence_in, presence_of, sweep
 from flowmask.trainer.predict.weights import stored_settings
-from flowmask.trainer.predict.windows import WindowConfig
+from flowmask.trainer.predict.windows.cut import WindowConfig
 
 TRIALS, SEED = int(os.environ.get("TRIALS", "60")), int(os.environ.get("SEED", "0"))
 PROMPTS = ["a dog", "the red car", "two birds near the water"]

@@ -18,7 +18,7 @@ from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.models.errors import DataError
 from flowmask.trainer.predict.inference import VaeClip
 from flowmask.trainer.predict.presence import Presence
-from flowmask.trainer.predict.windows import TimeWindow, WindowConfig
+from flowmask.trainer.predict.windows.cut import TimeWindow, WindowConfig
 from flowmask.trainer.score.mask_places import MaskMemory
 from flowmask.trainer.score.one_video import OneVideo, VideoSettings, evaluate_video
 from flowmask.trainer.score.pipeline import evaluate_videos

@@ -20,8 +20,8 @@ from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip, read_clip
 from flowmask.trainer.predict.predict import Predictions, predict
-from flowmask.trainer.predict.window_clips import Blend, window_clips
-from flowmask.trainer.predict.windows import LONGEST, TimeWindow, WindowConfig, cut, window_for
+from flowmask.trainer.predict.windows.clips import Blend, window_clips
+from flowmask.trainer.predict.windows.cut import LONGEST, TimeWindow, WindowConfig, cut, window_for
 
 TRIALS, SEED = int(os.environ.get("TRIALS", "200")), int(os.environ.get("SEED", "0"))
 PROMPTS = ["the dog running to the left", "a bird"]
@@ -183,8 +183,8 @@ def test_one_window_predicts_the_bytes_of_the_whole_and_the_first_of_several_beg
 
 
 def test_a_long_video_is_cut_and_that_is_said(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowmask.trainer.predict.windows.WHOLE_UP_TO", 9)
-    monkeypatch.setattr("flowmask.trainer.predict.windows.FRAMES", 9)
+    monkeypatch.setattr("flowmask.trainer.predict.windows.cut.WHOLE_UP_TO", 9)
+    monkeypatch.setattr("flowmask.trainer.predict.windows.cut.FRAMES", 9)
     video, said = film_of(tmp_path / "v", 14), list[str]()
     _predict(golden, video, tmp_path / "p", window=WindowConfig(overlap=4), say=said.append)
     assert [line for line in said if "windows" in line] == [
@@ -217,7 +217,7 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from flowmask.trainer.predict.predict import predict
-from flowmask.trainer.predict.windows import WindowConfig
+from flowmask.trainer.predict.windows.cut import WindowConfig
 golden, video, out, frames = sys.argv[1:]
 predict(Path(video), ["a bird"], checkpoint=golden, out=Path(out), precision="fp32", device="cpu",
         max_frames=int(frames), window=WindowConfig(frames=13, overlap=4))

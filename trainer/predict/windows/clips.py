@@ -13,7 +13,7 @@ from flowmask.data_pipeline.clip.pixels import PixelNorm, pad_to_stride
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.trainer.predict.inference import FrameReader, MaskPiece, VaeClip, masks_of, read_clip
 from flowmask.trainer.predict.presence import presence_of
-from flowmask.trainer.predict.windows import TimeWindow
+from flowmask.trainer.predict.windows.cut import TimeWindow
 
 
 def window_clips(
