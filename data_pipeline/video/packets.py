@@ -15,7 +15,7 @@ from av.packet import Packet
 
 from flowmask.data_pipeline.video.opening import opened, reason, video_stream
 from flowmask.data_pipeline.video.picture import Picture, picture_of
-from flowmask.data_pipeline.video.promise import missing_bytes
+from flowmask.data_pipeline.video.promise import first_unplaced, missing_bytes
 from flowmask.data_pipeline.video.seek_rule import SeekRule
 from flowmask.models.errors import DataError
 
@@ -30,12 +30,14 @@ class Facts:
     rate:     pictures shown in a second
     keys:     places of the keyframes among the packets
     promised: pictures that a file which lost some says it holds; None if it does not say
+    whole:    of the count, those in front of the first place where some are known to be missing
     lost:     why its end seems to be missing, in a few words; "" if nothing says so
     seekable: every seek to a picture of it is right
     """
 
     first: Picture
     count: int
+    whole: int
     rate: float
     keys: tuple[int, ...]
     promised: int | None
@@ -76,9 +78,16 @@ def facts_of(path: Path) -> Facts:
                 lost = ""  # all pictures are there: what is missing is an index, or sound
         elif lost and ends_s > seen.end_s > seen.start_s:
             promised = round((ends_s - seen.start_s) * float(stream.average_rate or rate))
+        whole = len(seen.shown)
+        if container.format.name.startswith("mov"):
+            all_known = all(stream.type in ("video", "audio") for stream in container.streams)
+            unplaced = first_unplaced(path, seen.sizes, all_known=all_known)
+            if unplaced is not None:
+                lost = lost or f"a fragment at byte {unplaced:,} is damaged"
+                whole = sum(place < unplaced for place in seen.places)
         alone = len(container.streams.video) == 1
         seekable = not lost and alone and seen.first.plain and seen.rule.holds(container.format.name)
-        return Facts(seen.first, len(seen.shown), rate, tuple(seen.rule.keys), promised, lost, seekable)
+        return Facts(seen.first, len(seen.shown), whole, rate, tuple(seen.rule.keys), promised, lost, seekable)
 
 
 class _Seen:
@@ -88,6 +97,8 @@ class _Seen:
         self.first: Picture | None = None
         self.refused = ""  # FFmpeg's reason why the first picture can't be decoded
         self.shown: list[tuple[int | None, int]] = []  # time and duration, in the stream's time base
+        self.places: list[int] = []  # of those shown, in the file
+        self.sizes: dict[int, int] = {}  # bytes by place, of the packets of all streams
         self.discarded = 0
         self.incomplete = False  # the last packet
         self.start_s = math.inf  # of the first picture
@@ -99,6 +110,8 @@ class _Seen:
         """The next packet of any stream; an empty one flushes the decoder."""
         if packet.pts is not None and packet.time_base:
             self.end_s = max(self.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.pos is not None:
+            self.sizes[packet.pos] = packet.size
         if packet.stream_index != self._stream.index:
             return
         if self.first is None:
@@ -111,6 +124,7 @@ class _Seen:
             self.discarded += 1
             return
         self.shown.append((packet.pts, packet.duration or 0))
+        self.places.append(-1 if packet.pos is None else packet.pos)
         if packet.pts is not None and packet.time_base:
             self.start_s = min(self.start_s, float(packet.pts * packet.time_base))
 

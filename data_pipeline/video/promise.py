@@ -1,11 +1,14 @@
 """How much a file says that it holds: what tells one that lost its end from one that is short."""
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
 _UNKNOWN = 0
+_PADDING = 1 << 16  # bytes behind the last box that are looked at
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its file properties: 24 bytes on stands the size
 _BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot")
 # Of the tables of frames: name, place of the count behind it, version and flags that may be set there.
@@ -56,6 +59,31 @@ def false_count(path: Path) -> int:
                     if count > size and not int.from_bytes(fields[:4]) & ~flags:
                         return count
     return 0
+
+
+def first_unplaced(path: Path, packets: Mapping[int, int], *, all_known: bool) -> int | None:
+    """Where frames begin that no fragment of an mp4 names any more; None: all are named, or it has no fragments.
+
+    FFmpeg passes over a fragment whose header is damaged.
+    packets:   size by place of all that were found
+    all_known: no stream holds what FFmpeg gives no packets for: each byte of a fragment belongs to one
+    """
+    size = path.stat().st_size
+    places, ends = sorted(packets), [0]  # how many bytes there are up to each packet
+    ends += accumulate(packets[place] for place in places)
+    with path.open("rb") as file:
+        boxes = list(_boxes(file, size))
+        if not any(kind == b"moof" for _, _, kind in boxes):
+            return None
+        for at, length, kind in boxes:
+            if kind == b"mdat" and at + length <= size:  # one that is cut has some of its frames
+                held = ends[bisect_left(places, at + length)] - ends[bisect_left(places, at)]
+                if held < (length - 16 if all_known else min(1, length - 16)):
+                    return at
+            elif kind != b"mdat" and at + length > size:
+                return at
+        file.seek(at + length)
+        return at + length if any(file.read(_PADDING)) else None
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
