@@ -103,20 +103,15 @@ def _decoded(container: InputContainer, stream: av.VideoStream, owed: Owed) -> I
     begun, damage = False, ""
     try:
         for packet in container.demux(stream):
-            key = owed.key(packet)
-            begun = begun or (key and owed.counted)
-            if begun:
-                owed.see(packet)
+            owed.see(packet)
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
-                if begun:
+                if begun or owed.begun:
                     damage = reason(error)
                     break
                 continue
-            if key and not begun:
-                begun = True
-                owed.see(packet)
+            begun = begun or packet.is_keyframe
             yield from frames
     except av.FFmpegError as error:
         damage = reason(error)

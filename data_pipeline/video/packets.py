@@ -30,14 +30,14 @@ class Facts:
     rate:     pictures shown in a second
     keys:     places of the keyframes among the packets
     promised: pictures that a file which lost some says it holds; None if it does not say
-    whole:    of the count, those in front of the first place where some are known to be missing
+    whole:    of the count, those in front of a fragment that is known to be missing; None if none is
     lost:     why its end seems to be missing, in a few words; "" if nothing says so
     seekable: every seek to a picture of it is right
     """
 
     first: Picture
     count: int
-    whole: int
+    whole: int | None
     rate: float
     keys: tuple[int, ...]
     promised: int | None
@@ -78,7 +78,7 @@ def facts_of(path: Path) -> Facts:
                 lost = ""  # all pictures are there: what is missing is an index, or sound
         elif lost and ends_s > seen.end_s > seen.start_s:
             promised = round((ends_s - seen.start_s) * float(stream.average_rate or rate))
-        whole = len(seen.shown)
+        whole = None
         if container.format.name.startswith("mov"):
             all_known = all(stream.type in ("video", "audio") for stream in container.streams)
             unplaced = first_unplaced(path, seen.sizes, all_known=all_known)
