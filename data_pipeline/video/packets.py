@@ -30,7 +30,7 @@ class Facts:
     rate:     pictures shown in a second
     keys:     places of the keyframes among the packets
     promised: pictures that a file which lost some says it holds; None if it does not say
-    whole:    of the count, those in front of a fragment that is known to be missing; None if none is
+    whole:    of the count, those in front of a damaged fragment; None if none is
     lost:     why its end seems to be missing, in a few words; "" if nothing says so
     seekable: every seek to a picture of it is right
     """
@@ -78,13 +78,10 @@ def facts_of(path: Path) -> Facts:
                 lost = ""  # all pictures are there: what is missing is an index, or sound
         elif lost and ends_s > seen.end_s > seen.start_s:
             promised = round((ends_s - seen.start_s) * float(stream.average_rate or rate))
-        whole = None
-        if container.format.name.startswith("mov"):
-            all_known = all(stream.type in ("video", "audio") for stream in container.streams)
-            unplaced = first_unplaced(path, seen.sizes, all_known=all_known)
-            if unplaced is not None:
-                lost = lost or f"a fragment at byte {unplaced:,} is damaged"
-                whole = sum(place < unplaced for place in seen.places)
+        unplaced, whole = seen.first_unplaced(container), None
+        if unplaced is not None:
+            lost = lost or f"a fragment at byte {unplaced:,} is damaged"
+            whole = sum(place < unplaced for place in seen.places)
         alone = len(container.streams.video) == 1
         seekable = not lost and alone and seen.first.plain and seen.rule.holds(container.format.name)
         return Facts(seen.first, len(seen.shown), whole, rate, tuple(seen.rule.keys), promised, lost, seekable)
@@ -127,6 +124,13 @@ class _Seen:
         self.places.append(-1 if packet.pos is None else packet.pos)
         if packet.pts is not None and packet.time_base:
             self.start_s = min(self.start_s, float(packet.pts * packet.time_base))
+
+    def first_unplaced(self, container: InputContainer) -> int | None:
+        """Where frames begin that no fragment names any more."""
+        if not container.format.name.startswith("mov"):
+            return None
+        all_known = all(stream.type in ("video", "audio") for stream in container.streams)
+        return first_unplaced(self._path, self.sizes, all_known=all_known)
 
     def _decode(self, packet: Packet) -> None:
         try:

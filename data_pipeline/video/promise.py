@@ -69,12 +69,12 @@ def first_unplaced(path: Path, packets: Mapping[int, int], *, all_known: bool) -
     all_known: no stream holds what FFmpeg gives no packets for: each byte of a fragment belongs to one
     """
     size = path.stat().st_size
-    places, ends = sorted(packets), [0]  # how many bytes there are up to each packet
-    ends += accumulate(packets[place] for place in places)
     with path.open("rb") as file:
         boxes = list(_boxes(file, size))
         if not any(kind == b"moof" for _, _, kind in boxes):
             return None
+        places = sorted(packets)
+        ends = [0, *accumulate(packets[place] for place in places)]  # how many bytes there are up to each packet
         for at, length, kind in boxes:
             if kind == b"mdat" and at + length <= size:  # one that is cut has some of its frames
                 held = ends[bisect_left(places, at + length)] - ends[bisect_left(places, at)]
