@@ -89,6 +89,8 @@ class Owed:
         """Whether a packet rightly gives no picture: a frame for reference alone, or one that repeats the last."""
         if self._codec == "vp8":
             return not bytes(packet)[0] & 0x10
-        if self._codec == "vp9" and self._container != "mov":  # the last byte tells that more frames follow in the packet
+        if (
+            self._codec == "vp9" and self._container != "mov"
+        ):  # the last byte tells that more frames follow in the packet
             return not bytes(packet)[0] & 0x0A and bytes(packet)[-1] & 0xE0 != 0xC0
         return self._codec == "mpeg4" and packet.size <= _NOT_CODED
