@@ -74,6 +74,11 @@ def show_scores(scores: "Scores", out: Path) -> None:
         table.add_row("  same expressions, own sentence", f"{scores.shuffled_text['jf_right']:.1f}")
     if table.row_count:
         printer.print(table)
+    if None not in scores.nothing.values():
+        n_acc, t_acc, final, target = (scores.nothing[name] for name in ("n_acc", "t_acc", "final", "jf_target"))
+        printer.print(
+            f"N-acc {n_acc:.1f}, T-acc {t_acc:.1f}, Final {final:.1f}; J&F of sentences with a target {target:.1f}"
+        )
     if scores.protocol is not None:
         printer.print(_protocol_table(scores.protocol))
     if scores.presence is not None:

@@ -15,12 +15,30 @@ from flowmask.models.config import SamplerConfig
 from flowmask.models.dit import velocity
 from flowmask.models.flow import euler
 from flowmask.models.mask_decoder import MaskDecoder
-from flowmask.models.text import TextEncoder, clean, pad
+from flowmask.models.text import Embeds, clean, pad
 from flowmask.models.vae import LatentStats, denormalise, encode_moments, normalise
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+
+# What goes through a model together takes no more memory than one sentence of a clip of 17x480x832; larger batches
+# gain nothing there, and how many they are is a function of the clip: so no setting changes how numbers are rounded.
+_TOKENS_TOGETHER = 8192
+_PIXELS_TOGETHER = 480 * 832
+
+
+def sampled_together(latent: tuple[int, int, int], *, text_tokens: int) -> int:
+    """How many sentences of a video go through the DiT at once; latent: (f, h, w) of its clip."""
+    f, h, w = latent
+    return max(1, _TOKENS_TOGETHER // (f * h * w // 4 + text_tokens))
+
+
+def decoded_together(latent: tuple[int, int, int]) -> int:
+    """How many masks of a video are decoded at once; the decoder works on one latent frame at a time."""
+    _, h, w = latent
+    return max(1, _PIXELS_TOGETHER // (64 * h * w))
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,7 @@ class Segmenter:
         dit: "WanTransformer3DModel",
         *,
         vae: "AutoencoderKLWan",
-        text_encoder: TextEncoder,
+        text_encoder: Embeds,
         mask_decoder: MaskDecoder,
         settings: SegmentSettings,
     ) -> None:

@@ -7,7 +7,7 @@ is exactly zero. A sentence longer than the model's `text_tokens` is cut before 
 import html
 import re
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,13 @@ def pad(embedding: Tensor, length: int) -> Tensor:
     """Embedding [L D] -> [length D], zeros after the last token; L <= length."""
     assert embedding.shape[0] <= length, f"{embedding.shape[0]} tokens do not fit in {length}"
     return torch.nn.functional.pad(embedding, (0, 0, 0, length - embedding.shape[0]))
+
+
+class Embeds(Protocol):
+    """Gives the embedding of a sentence: a text encoder, or one that has kept what it gave."""
+
+    def __call__(self, text: str, *, max_tokens: int) -> Tensor:
+        """Embedding [L D] of cleaned text, L <= max_tokens, unpadded."""
 
 
 class TextEncoder:

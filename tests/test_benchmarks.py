@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from shutil import copyfile
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -50,3 +52,19 @@ def test_two_checkouts_are_compared_in_turns_and_the_other_one_is_removed(tmp_pa
     assert figures["rate"] == {"ratio": 0.75, "low": 0.75, "high": 0.75, "here": 3.0, "there": 4.0}
     left = subprocess.run([*git, "worktree", "list"], capture_output=True, text=True, check=True).stdout
     assert len(left.splitlines()) == 1
+
+
+def test_the_benchmarks_of_evaluation_give_their_ratios_and_equal_numbers() -> None:
+    found = []
+    for words in (
+        ["evaluate", "--videos", "1", "--sentences", "2", "--rounds", "1"],
+        ["metrics", "--frames", "1", "--rounds", "1"],
+    ):
+        command = [sys.executable, f"benchmarks/{words[0]}.py", "--json", *words[1:]]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    evaluation, metrics = found
+    assert all(evaluation[name] > 0 for name in ("naive_s", "ours_s", "ratio", "allowed", "reached"))
+    assert evaluation["ratio"] / evaluation["allowed"] == pytest.approx(evaluation["reached"], rel=0.01)
+    assert [size["difference"] for size in metrics.values()] == [0, 0]

@@ -10,20 +10,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.models.config import (
-    LoraConfig,
-    MayChange,
-    ModelConfig,
-    Precision,
-    Recompute,
-    SamplerConfig,
-    Section,
-    Tf32,
-)
+from flowmask.models.config import LoraConfig, MayChange, ModelConfig, Precision, Recompute, Section, Tf32
 from flowmask.models.errors import ConfigError
 from flowmask.models.safe.secrets import SecretUri
 from flowmask.trainer.objectives import objective_class, of_one_kind, section
 from flowmask.trainer.objectives.base import ObjectiveConfig
+from flowmask.trainer.validation_config import ValidationConfig
 
 STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
 
@@ -149,33 +141,6 @@ class GuardConfig(Section):
         return self
 
 
-class ValidationConfig(Section):
-    """Evaluation of the EMA weights while training: losses and J&F on a fixed part of a held-out cache."""
-
-    every_steps: int | None = Field(default=None, ge=1, description="null: never by steps")
-    every_epochs: float | None = Field(default=None, gt=0, description="null: never by epochs; 0.5 is twice in each")
-    cache: Path | None = Field(default=None, description="held-out cache of the same kind; null: the training's")
-    examples: int = Field(default=32, ge=1, description="examples that the losses are measured on")
-    timesteps: tuple[int, ...] = Field(
-        default=(1000, 800, 600, 400, 200, 1), min_length=1, description="where the loss is measured, 1..1000"
-    )
-    jf_examples: int = Field(default=8, ge=0, description="so many of these are sampled, decoded, scored")
-    overlays: int = Field(default=2, ge=0, description="so many of those are drawn, as videos for MLflow too")
-    sampler: SamplerConfig = SamplerConfig()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether a run is evaluated at all."""
-        return self.every_steps is not None or self.every_epochs is not None
-
-    @model_validator(mode="after")
-    def _can_run(self) -> Self:
-        wrong = [t for t in self.timesteps if not 1 <= t <= 1000]
-        if wrong or len(set(self.timesteps)) < len(self.timesteps):
-            raise ValueError(f"evaluate.timesteps is {list(self.timesteps)}; each must be in 1..1000, once")
-        return self
-
-
 class TrackingConfig(Section):
     """Where MLflow keeps the run."""
 
@@ -217,6 +182,11 @@ class RunConfig(Section):
     def _module_can(self) -> Self:
         kind, train = self.objective.kind, self.train
         objective, module = objective_class(kind), f"the module of objective.kind {kind}"
+        if self.evaluate.whole_videos is not None and objective.makes != "dit":
+            raise ValueError(
+                f"evaluate.whole_videos needs a DiT, which makes masks of videos, but {module} is a mask decoder; "
+                "set it to null"
+            )
         if train.activation_checkpointing != "none" and not objective.recomputes():
             raise ValueError(
                 f"train.activation_checkpointing is {train.activation_checkpointing}, but {module} can't recompute; "

@@ -23,7 +23,11 @@ from flowmask.models.files import remove_known, sha256_of_open
 
 
 def finalise(out: Path, plan: BuildPlan) -> Manifest:
-    """Write the index, then the manifest; every unit must be finished. DataError if no example is left."""
+    """Write the index, then the manifest; every unit must be finished. DataError if no example is left.
+
+    CacheError if the plan has changed since it was written.
+    """
+    plan.refuse_changed()
     for folder in (out, out / FOLDER):
         remove_leftovers(folder)  # all units are done, so nobody else writes
 

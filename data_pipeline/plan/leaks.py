@@ -7,16 +7,20 @@ video that stands in one: refused, or left out of the plan. A cache of evaluatio
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from flowmask.data_pipeline.cache.manifest import LeakEntry, Manifest
 from flowmask.data_pipeline.config import CacheBuildConfig, DataSourceConfig, source_names
+from flowmask.data_pipeline.read.reader import CacheReader, damaged_record
 from flowmask.data_pipeline.sources import SOURCES
 from flowmask.data_pipeline.sources.base import LazyVideos, Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 
-_SHOWN = 4
+_SHOWN, _READING_THREADS = 4, 16
 
 
 @dataclass
@@ -112,6 +116,37 @@ def refuse_evaluation(manifests: Iterable[Manifest], *, where: object) -> None:
             f"{where} is a cache of evaluation splits, not to be trained on: build one of a training split, or, "
             "if you mean it, build it with cache.leaks=allow"
         )
+
+
+def refuse_trained_on(videos: Iterable[Video], data: DataSourceConfig, caches: Iterable[CacheReader]) -> None:
+    """DataError if a clip of one of these videos of `data` is in a cache that is trained on; reads all records.
+
+    A cache of one dataset does not say of which layout: its ids are those of any.
+    """
+    names = {video.video_id for video in videos}
+    for cache in caches:
+        both = sorted(video_id for source, video_id in _cached(cache) if video_id in names and _alike(source, data))
+        if both:
+            raise DataError(
+                f"{len(both)} of the {len(names)} videos are trained on, in {cache.folder}: "
+                f"{', '.join(both[:_SHOWN])}{', ...' if len(both) > _SHOWN else ''}; give a split that is held out, or "
+                "build the cache with cache.held_out and cache.leaks=drop"
+            )
+
+
+def _cached(cache: CacheReader) -> set[tuple[str, str]]:
+    """(name of the dataset, "" where it has none; video id) of every clip of a cache."""
+    firsts = np.flatnonzero(cache.index["view"] == 0)  # other views are of the same videos
+    _, places = np.unique(cache.index[firsts][["shard", "record"]], return_index=True)
+    with ThreadPoolExecutor(_READING_THREADS) as pool:  # a shared filesystem answers many at once
+        records = pool.map(cache.record, firsts[places].tolist())
+        with damaged_record(cache.folder):
+            return {(str(record.get("source", "")), str(record["video_id"])) for record in records}
+
+
+def _alike(source: str, data: DataSourceConfig) -> bool:
+    """Whether equal ids may mean equal videos in `data` and in a dataset that a cache calls `source`."""
+    return source not in SOURCES.names() or (SOURCES.get(source).family or source) == family_of(data)
 
 
 def _labels(config: CacheBuildConfig) -> Iterator[str]:

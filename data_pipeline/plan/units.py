@@ -184,6 +184,15 @@ class BuildPlan(PlanFile):
         """Sentences of a text unit."""
         return [parse_json(line) for line in self._lines("texts.jsonl", self.text_offsets, unit)]
 
+    def refuse_changed(self) -> None:
+        """CacheError if a file of the plan is not what was written: units that were read of it may be wrong."""
+        for name, expected in self.files.items():
+            if sha256_of(self.folder / name) != expected:
+                raise CacheError(
+                    f"{self.folder / name}: changed since the build was planned, so what was built of it can't be "
+                    f"trusted; delete {self.folder.parent} and start again"
+                )
+
     def _lines(self, name: str, offsets: NDArray[np.uint64], unit: int) -> list[bytes]:
         start = int(offsets[unit])
         with (self.folder / name).open("rb") as file:

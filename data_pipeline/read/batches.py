@@ -41,6 +41,11 @@ def open_reader(data: LoaderConfig, *, check: bool = True, pin: bool = False) ->
         raise
 
 
+def caches_of(reader: Reader) -> list[CacheReader | StreamReader]:
+    """Every cache that is read."""
+    return list(reader.caches) if isinstance(reader, MixtureReader) else [reader]
+
+
 def plan_for(reader: Reader, *, global_batch: int, seed: int, remainder: str) -> Plan:
     """The order in which training reads what was opened."""
     if isinstance(reader, StreamReader):

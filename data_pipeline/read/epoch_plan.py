@@ -60,6 +60,13 @@ def permute(values: Uint64, *, sizes: Uint64, keys: Uint64) -> Uint64:
     return out
 
 
+def spread(count: int, total: int) -> NDArray[np.int64]:
+    """`count` of range(total), or all, by a permutation that never changes; those of a smaller count come first."""
+    n = min(count, total)
+    sizes, keys = np.full(n, total, np.uint64), np.zeros(n, np.uint64)
+    return permute(np.arange(n, dtype=np.uint64), sizes=sizes, keys=keys).astype(np.int64)
+
+
 def _feistel(values: Uint64, a: Uint64, b: Uint64, keys: Uint64) -> Uint64:
     left, right = values // b, values % b
     for number in range(0, _ROUNDS, 2):

@@ -106,20 +106,20 @@ def _conventions(curriculum: Curriculum, stage: Stage) -> dict[str, Any]:
 
 
 def _refuse_leaks(curriculum: Curriculum) -> None:
-    """Ids of every evaluation's videos against those of every cache that something is trained on."""
-    scored = [(stage, stage.job) for stage in curriculum.stages if isinstance(stage.job, EvaluateJob)]
+    """Ids of all videos that are scored against those of every cache that something is trained on."""
+    scored = [(stage, data) for stage in curriculum.stages if (data := stage.job.scores) is not None]
     trained = {folder.resolve(): stage.name for stage in curriculum.stages for folder in stage.job.caches()}
     known = {folder: _trained_ids(curriculum, folder) for folder in trained if scored}
-    for stage, job in scored:
+    for stage, data in scored:
         with _named(stage):
-            ids = job.video_ids()
+            ids = stage.job.video_ids()
         for folder, trainer in trained.items():
             both = sorted(video for _, video in ids & known[folder])
             if both:
                 more = ", ..." if len(both) > _SHOWN else ""
                 raise ConfigError(
                     f"stage {stage.name} scores {len(both)} videos that stage {trainer} is trained on "
-                    f"({', '.join(both[:_SHOWN])}{more}): leave {job.data.split} of {job.data.root} out of {folder} "
+                    f"({', '.join(both[:_SHOWN])}{more}): leave {data.split} of {data.root} out of {folder} "
                     "with cache.held_out and cache.leaks=drop, or, if you mean it, set the curriculum's leaks=allow"
                 )
 

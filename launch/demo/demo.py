@@ -136,7 +136,7 @@ class DemoRun:
                 seed=self.settings["seed"],
                 frames=self.settings["frames"],
                 size=self.settings["size_px"],
-                no_target=self.settings["no_target"],
+                no_target=self.settings["no_target"][split],
                 on_progress=lambda done: update(split, done, videos),
             )
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
+from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.launch.console import err
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config
 from flowmask.launch.progress import bar, show_scores
@@ -19,7 +20,7 @@ class EvaluateJob(Job, EvaluateConfig):
 
     KIND, ROOM, COUNTS = "evaluate", EvaluateConfig, "video"
     LOCK = ".evaluate/rank_0.lock"
-    LESS_MEMORY = "lower sentences_per_batch or the box, or choose precision=bf16 and encoder_precision=bf16"
+    LESS_MEMORY = "lower the box or sentences_per_batch, or choose bf16 as precision, encoder_ and decoder_precision"
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
@@ -29,6 +30,10 @@ class EvaluateJob(Job, EvaluateConfig):
     @property
     def computes_on(self) -> str:
         return self.device
+
+    @property
+    def scores(self) -> DataSourceConfig | None:
+        return self.data
 
     def inputs(self) -> Iterator[Input]:
         yield Input("checkpoint", Path(self.checkpoint), "a run, an export, or a FlowRVS .pth")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import yaml
 
+from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.launch.config import LaunchConfig
 from flowmask.launch.progress import Update
 from flowmask.models.config import Section
@@ -78,6 +79,15 @@ class Job(Section):
     def makes(self) -> str:
         """What the job leaves in `out`: the part that it trains, else its kind."""
         return self.KIND
+
+    @property
+    def scores(self) -> DataSourceConfig | None:
+        """The dataset of the videos that it scores: no training may have one of them."""
+        return None
+
+    def video_ids(self) -> set[tuple[str, str]]:
+        """(family of datasets, video id) of what it scores, or caches; reads the dataset."""
+        return set()
 
     @property
     def trains(self) -> str | None:

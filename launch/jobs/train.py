@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
+from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
 from flowmask.models.files import read_object
 from flowmask.models.folders.output_folder import Kind
@@ -21,6 +22,7 @@ from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN
 from flowmask.trainer.state.steps import STATE, newest, step_of
 
+_ENCODERS = ("vae", "text_encoder", "tokenizer")  # what makes latents and embeddings of whole videos
 _TAIL_BYTES = 1 << 16
 _RATE_ROWS, _LOSS_ROWS = 50, 10  # newest rows that speed and loss are taken of
 
@@ -45,6 +47,15 @@ class TrainJob(Job, RunConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _protocol_fits(self) -> Self:
+        from flowmask.trainer.score.protocols import protocol_named
+
+        whole = self.evaluate.whole_videos
+        if whole is not None and whole.protocol is not None:
+            protocol_named(whole.protocol).refuse_source(whole.data.source, name=whole.protocol)
+        return self
+
     @property
     def reading_threads(self) -> int:
         return self.data.threads
@@ -64,8 +75,27 @@ class TrainJob(Job, RunConfig):
         server = revealed_uri(uri)
         return {URI_VARIABLE: server} if lacks(masked_uri(uri)) else {}
 
+    @property
+    def scores(self) -> DataSourceConfig | None:
+        whole = self.evaluate.whole_videos if self.evaluate.wanted else None
+        return None if whole is None else whole.data
+
+    def video_ids(self) -> set[tuple[str, str]]:
+        """(family of datasets, video id) of the whole videos that evaluations on the way score; reads the dataset."""
+        from flowmask.data_pipeline.plan.leaks import family_of
+        from flowmask.data_pipeline.sources import open_source
+        from flowmask.trainer.run.validate_whole_start import chosen
+
+        whole = self.evaluate.whole_videos
+        assert whole is not None
+        videos = chosen(open_source(whole.data).videos(), whole.videos)
+        return {(family_of(whole.data), video.video_id) for video in videos}
+
     def inputs(self) -> Iterator[Input]:
-        yield from wan_inputs(self.model.wan, objective_class(self.objective.kind).wan_parts)
+        parts = objective_class(self.objective.kind).wan_parts
+        yield from wan_inputs(self.model.wan, (*parts, *(_ENCODERS if self.scores is not None else ())))
+        if self.scores is not None:
+            yield Input("evaluate.whole_videos.data.root", self.scores.root, "the folder of the dataset")
         if self.model.init is not None:
             yield Input("model.init", Path(self.model.init), "a run, an export, or a FlowRVS .pth")
         for cache in self.caches():

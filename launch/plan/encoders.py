@@ -43,15 +43,15 @@ class Encoders:
         return dry_pass(self.shapes.vae(), run, dtype=getattr(torch, dtype), backward=False)
 
     @lru_cache  # noqa: B019
-    def decode(self, shape: Shape) -> Pass:
-        """The mask decoder over one clip, in fp32 as evaluation runs it."""
+    def decode(self, shape: Shape, *, dtype: str = "float32", masks: int = 1) -> Pass:
+        """The mask decoder over several masks of one clip."""
 
         def run(decoder: nn.Module) -> Tensor:
-            found: Tensor = decoder(torch.zeros(1, LATENT_CHANNELS, *shape.latent))
+            found: Tensor = decoder(torch.zeros(masks, LATENT_CHANNELS, *shape.latent))
             return found
 
         decoder = MaskDecoder.from_vae(self.shapes.vae())
-        return dry_pass(decoder, run, dtype=torch.float32, backward=False)
+        return dry_pass(decoder, run, dtype=getattr(torch, dtype), backward=False)
 
     @lru_cache  # noqa: B019
     def dit(self, shape: Shape, *, sentences: int, text_tokens: int, dtype: torch.dtype) -> Pass:

@@ -16,6 +16,7 @@ from flowmask.launch.plan.one_pass import Shape
 from flowmask.launch.plan.train import GpuSpeed
 from flowmask.models.config import Precision
 from flowmask.models.errors import DataError, UserError
+from flowmask.models.segment import decoded_together, sampled_together
 from flowmask.trainer.predict.inference import EncoderPrecision
 from flowmask.trainer.predict.weights import source_settings
 
@@ -52,13 +53,15 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
     dtype, encoded = _DTYPE[job.precision], _encoder_precision(job)
     dit = parameters(shapes.dit(video_injection=True))
     weights = dit * BYTES[dtype] + encoders.text_bytes(_DTYPE[encoded.text])
-    weights += encoders.vae_bytes(_DTYPE[encoded.video]) + encoders.vae_bytes("float32")  # and the mask decoder
+    weights += encoders.vae_bytes(_DTYPE[encoded.video]) + encoders.vae_bytes(_DTYPE[job.decoder_precision])
     sentences = sum(count for _, count in work)
-    together = min(job.sentences_per_batch, max(count for _, count in work))
+    most = max(count for _, count in work)
+    sampled = min(most, sampled_together(longest.latent, text_tokens=_TEXT_TOKENS))
+    decoded = min(sampled, decoded_together(longest.latent))
     passes = (
         encoders.encode(longest, dtype=_DTYPE[encoded.video]),
-        encoders.decode(longest),
-        encoders.dit(longest, sentences=together, text_tokens=_TEXT_TOKENS, dtype=getattr(torch, dtype)),
+        encoders.decode(longest, dtype=_DTYPE[job.decoder_precision], masks=decoded),
+        encoders.dit(longest, sentences=sampled, text_tokens=_TEXT_TOKENS, dtype=getattr(torch, dtype)),
     )
     flop = sum(_flop(job, encoders, encoded, shape, count) for shape, count in work)
     workers = job.launch.world_size
@@ -97,7 +100,8 @@ def _flop(job: EvaluateJob, encoders: Encoders, encoded: EncoderPrecision, shape
     more = shape.frames / frames.frames
     encode, decode = encoders.encode(frames, dtype=_DTYPE[encoded.video]), encoders.decode(frames)
     convolutions = (
-        slow(encoded.video, products=False) * encode.flop + slow("fp32", products=False) * times * decode.flop
+        slow(encoded.video, products=False) * encode.flop
+        + slow(job.decoder_precision, products=False) * times * decode.flop
     )
     dtype = getattr(torch, _DTYPE[job.precision])
     dit = encoders.dit(shape, sentences=1, text_tokens=_TEXT_TOKENS, dtype=dtype)

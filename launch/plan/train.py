@@ -132,6 +132,8 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
     """clip: the shape to plan for where there is no finished cache."""
     shapes = architecture(job.model.wan)
     notes = list(shapes.notes)
+    if job.scores is not None:
+        notes.append("evaluate.whole_videos is not counted: passes of whole videos, and the encoders at the start")
     mixture, examples = _shapes(job, clip, notes)
     largest = max(mixture, key=lambda shape: (shape.pixels, str(shape)))
     module = trained_module(job, shapes)

@@ -8,7 +8,14 @@ import torch
 from flowmask.models.config import SamplerConfig
 from flowmask.models.dit import build_dit
 from flowmask.models.mask_decoder import MaskDecoder
-from flowmask.models.segment import Segmenter, SegmentSettings, masks_at, resize_logits
+from flowmask.models.segment import (
+    Segmenter,
+    SegmentSettings,
+    decoded_together,
+    masks_at,
+    resize_logits,
+    sampled_together,
+)
 from flowmask.models.vae import denormalise, encode_moments, normalise
 from flowmask.models.weights.wan import WanFolder
 
@@ -110,3 +117,15 @@ def test_logits_are_clamped_before_they_are_resized() -> None:
     resized = resize_logits(logits, size=(8, 8))
     assert resized.abs().max() <= 1 and resized.shape == (1, 8, 8)
     assert not masks_at(logits, frames=1, size=(8, 8))[0, 4:, 4:].any()
+
+
+def test_what_goes_through_a_model_together_takes_no_more_than_one_sentence_of_a_full_clip() -> None:
+    full, text = (5, 60, 104), 256
+    assert sampled_together(full, text_tokens=text) == decoded_together(full) == 1
+    assert sampled_together((60, 60, 104), text_tokens=text) == decoded_together((5, 120, 208)) == 1
+    tokens, pixels = 5 * 30 * 52 + text, 480 * 832
+    for f, h, w in ((1, 2, 2), (3, 16, 16), (5, 32, 32), (21, 30, 52)):
+        together = sampled_together((f, h, w), text_tokens=text)
+        assert together > 1 or f * h * w // 4 > tokens / 2
+        assert together == 1 or together * (f * h * w // 4 + text) <= 1.02 * tokens
+        assert decoded_together((f, h, w)) * 64 * h * w <= pixels

@@ -15,9 +15,8 @@ from protocol_sets import load
 
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.inference import VaeClip
-from flowmask.trainer.predict.overlay import write_mask
-from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.judging import score_masks
+from flowmask.trainer.score.judging import Judge
+from flowmask.trainer.score.mask_places import MaskMemory
 from flowmask.trainer.score.protocols import a2d_jhmdb, davis, long_rvos, protocol_named, revos
 from flowmask.trainer.score.protocols.answers import agreement
 from flowmask.trainer.score.protocols.ref_davis17 import Competition
@@ -67,23 +66,22 @@ class Answered:
 
     def record(self, video: HeldVideo, folder: Path) -> dict[str, Any]:
         """What a video's record keeps, as it is read again: masks are written and scored as an evaluation does it."""
-        protocol, folders, entries = protocol_named(self.name), {}, {}
+        protocol = protocol_named(self.name)
         protocol.refuse_video(video, name=self.name)
         heard = protocol.listener(video, folder / "labels")
         frames = len(video.frame_names)
+        places = {expression.exp_id: MaskMemory() for expression in video.expressions}
+        judge = Judge(video, places)
         for expression, masks in video.said.items():
-            own = folders[expression.exp_id] = folder / expression.exp_id
-            own.mkdir(parents=True)
             for name, mask in zip(video.frame_names, masks):
-                write_mask(own / f"{name}.png", mask)
-            entries[expression.exp_id] = {"answered": bool(masks.any())}
+                places[expression.exp_id].write(name, mask)
+            judge.right(expression, {"answered": bool(masks.any())}, [(range(frames), masks)])
             if isinstance(heard, Competition):  # of probabilities that no logit between -1 and 1 has
                 heard.take(expression, 0, self.probabilities[video.video_id, expression.exp_id])
             elif heard is not None:
                 logits = torch.full((frames, 1, 1), self.logits[video.video_id, expression.exp_id])
                 heard.hear(expression, logits, VaeClip(torch.empty(0), frames, (1, 1), (1, 1)))
-        config = EvaluateConfig.model_construct(shuffled_text=False)
-        answers = score_masks(config, video, folders, entries)
+        answers = [judge.answers[expression.exp_id] for expression in video.expressions]
         return json.loads(json.dumps(protocol.of_video(video, answers, heard), allow_nan=False))
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.config import RunConfig, TrainConfig, accumulation_steps, in_todays_terms
+from flowmask.trainer.validation_config import ValidationConfig
 
 
 def make(**train: Any) -> TrainConfig:
@@ -44,6 +45,33 @@ def test_a_remainder_names_the_nearest_global_batches_and_micro_batch() -> None:
 def test_an_impossible_combination_is_refused_with_the_rule(train: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         make(**train)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        ({"best": "eval_jf", "jf_examples": 0}, "evaluate.jf_examples is 0"),
+        ({"best": "eval_whole_jf"}, "evaluate.whole_videos is null"),
+        ({"best": "eval_f"}, "'eval_loss', 'eval_jf' or 'eval_whole_jf'"),
+        ({"every_steps": 4, "whole_videos": {"every_steps": 10}}, "every_steps 4. Nearest: 8 or 12"),
+        ({"every_steps": 4, "whole_videos": {"every_steps": 2}}, "Nearest: 4"),
+        ({"every_epochs": 1, "whole_videos": {"every_steps": 2}}, "evaluate.every_steps is null: give it"),
+        ({"whole_videos": {"videos": 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_an_impossible_evaluation_is_refused_with_the_rule(evaluate: dict[str, Any], message: str) -> None:
+    if "whole_videos" in evaluate:
+        evaluate = {**evaluate, "whole_videos": {"data": {"root": "d"}, **evaluate["whole_videos"]}}
+    with pytest.raises(ValidationError, match=message):
+        ValidationConfig.model_validate(evaluate)
+
+
+def test_whole_videos_need_a_dit() -> None:
+    tree = {"out": "o", "model": {"wan": "w"}, "data": {"cache": "c"}, "train": {"steps": 1, "global_batch": 8}}
+    tree |= {"evaluate": {"whole_videos": {"data": {"root": "d"}}}}
+    assert RunConfig.model_validate(tree).evaluate.scores_whole_videos(3)
+    with pytest.raises(ValidationError, match=r"evaluate.whole_videos needs a DiT.* set it to null"):
+        RunConfig.model_validate({**tree, "objective": {"kind": "mask_decoder"}})
 
 
 def test_recomputation_may_be_named_or_be_true_or_false() -> None:

@@ -5,7 +5,7 @@ Frames are read a few at a time: the small clip, never the whole video at full s
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from flowmask.models.config import Precision, SamplerConfig
 from flowmask.models.device import rank_device, use_tf32
 from flowmask.models.errors import CheckpointError
 from flowmask.models.mask_decoder import MaskDecoder
-from flowmask.models.segment import Segmenter, SegmentSettings, masks_at
+from flowmask.models.segment import Segmenter, SegmentSettings, decoded_together, masks_at, sampled_together
 from flowmask.models.strict import assign_strict, load_strict, refuse_not_finite
 from flowmask.models.vae import encode_mask
 from flowmask.models.weights import flowrvs
@@ -64,6 +64,10 @@ class VaeClip:
     frames: int
     size: tuple[int, int]
     original: tuple[int, int]
+
+    def without_pixels(self) -> "VaeClip":
+        """Its sizes, for masks."""
+        return replace(self, signed=torch.empty(0))
 
 
 def chunks(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
@@ -109,22 +113,30 @@ class LoadedSegmenter:
         return self.segmenter.encode_video(clip.signed)
 
     def logits(self, video_latent: Tensor, sentences: Sequence[str]) -> Iterator[Tensor]:
-        """Logits [F H W] of each sentence, padding frames too; all go through the DiT in one batch."""
-        text = torch.cat([self.segmenter.encode_text(sentence) for sentence in sentences])
-        latents = self.segmenter.mask_latent(video_latent.expand(len(sentences), -1, -1, -1, -1), text)
-        for latent in latents:
-            yield self._decoded(latent[None])
+        """Logits [F H W] of each sentence, padding frames too.
+
+        They go through the DiT and the decoder in batches that follow from the size of the clip.
+        """
+        _, _, *size = video_latent.shape
+        shape = (size[0], size[1], size[2])
+        for some in chunks(sentences, sampled_together(shape, text_tokens=self.segmenter.settings.text_tokens)):
+            text = torch.cat([self.segmenter.encode_text(sentence) for sentence in some])
+            latents = self.segmenter.mask_latent(video_latent.expand(len(some), -1, -1, -1, -1), text)
+            for few in latents.split(decoded_together(shape)):
+                yield from self._decoded(few)
 
     def round_trip(self, masks: NDArray[np.bool_]) -> Tensor:
         """Masks bool [F H W] of a clip's size -> logits [4k+1 H W]: through the VAE and the decoder alone."""
         padded = pad_to_stride(torch.from_numpy(masks), dim=0)
         vae = self.segmenter.vae
         with torch.no_grad():
-            return self._decoded(encode_mask(vae, padded[None].to(vae.device)))
+            return self._decoded(encode_mask(vae, padded[None].to(vae.device)))[0]
 
     @torch.no_grad()
-    def _decoded(self, latent: Tensor) -> Tensor:
-        logits = self.segmenter.mask_decoder(latent.to(self.segmenter.vae.device))[0, 0]
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Mask latents [B 16 f h w] raw -> logits [B F H W]."""
+        where = next(self.segmenter.mask_decoder.parameters()).device
+        logits = self.segmenter.mask_decoder(latents.to(where))[:, 0]
         if not torch.isfinite(logits).all():  # compared with 0 they would pass for an empty mask
             raise CheckpointError(
                 "the weights give logits that are not finite; take an earlier checkpoint, or precision=fp32"
@@ -141,6 +153,7 @@ def load_segmenter(
     sampler: SamplerConfig,
     precision: Precision = "bf16",
     encoder_precision: Precision | None = None,
+    decoder_precision: Precision = "fp32",
     tf32: bool | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     say: Callable[[str], None] = lambda line: None,
@@ -150,8 +163,9 @@ def load_segmenter(
     checkpoint:   run folder, export or FlowRVS .pth
     mask_decoder: decoder run, FlowRVS .pth or 'vae'; None: what the checkpoint's run names
     wan:          Wan2.1 folder; None: the one that the checkpoint's run was trained from
-    precision:    of the DiT; the mask decoder always computes in fp32
+    precision:    of the DiT
     encoder_precision: of the encoders of text and video; None: what the training's cache was encoded in
+    decoder_precision: of the mask decoder
     say:          takes the line about encoders that compute in another precision than the training's
     Raises UserError in one line for whatever is missing, moved or of another architecture.
     """
@@ -177,18 +191,13 @@ def load_segmenter(
         dit.to(where),
         vae=vae.to(where),
         text_encoder=text_encoder,
-        mask_decoder=decoder.to(where),
-        settings=SegmentSettings(
-            sampler=sampler,
-            text_tokens=settings.get("text_tokens", 256),
-            mask_latent_norm=settings.get("mask_latent_norm", "none"),
-            lowercase=settings.get("lowercase", True),
-        ),
+        mask_decoder=decoder.to(where, DTYPES[decoder_precision]),
+        settings=conventions(settings, sampler=sampler),
     )
     return LoadedSegmenter(
         segmenter,
         pixel_norm=settings.get("pixel_norm", "half"),
-        box=_trained_box(checkpoint, settings),
+        box=box_of({**trained_sides(Path(checkpoint)), **settings}),
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=folder_state(folder.path),
         presence=presence_in(settings, where=checkpoint),
@@ -230,9 +239,18 @@ def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -
     return Path(known)
 
 
-def _trained_box(checkpoint: str, settings: Mapping[str, Any]) -> FrameBox:
+def conventions(settings: Mapping[str, Any], *, sampler: SamplerConfig) -> SegmentSettings:
+    """How weights of these settings segment; where they tell nothing, as the published ones."""
+    return SegmentSettings(
+        sampler=sampler,
+        text_tokens=settings.get("text_tokens", 256),
+        mask_latent_norm=settings.get("mask_latent_norm", "none"),
+        lowercase=settings.get("lowercase", True),
+    )
+
+
+def box_of(told: Mapping[str, Any]) -> FrameBox:
     """Short and long side of the training as height and width, as the reference pairs 480x832 with them."""
-    told = {**trained_sides(Path(checkpoint)), **settings}
     sides = {"height_px": told.get("short_side"), "width_px": told.get("long_side")}
     return FrameBox(**{name: side for name, side in sides.items() if side is not None})
 
@@ -242,7 +260,11 @@ def trained_sides(path: Path) -> dict[str, Any]:
     checkpoint = newest(path)
     if checkpoint is None:
         return {}
-    fields = read_state(checkpoint)["state"].get("fingerprint", {}).get("fields", {})
+    return sides_in(read_state(checkpoint)["state"].get("fingerprint", {}).get("fields", {}))
+
+
+def sides_in(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Short and long side in px by the fields of a cache's fingerprint, where it has them."""
     sides = {name: fields.get(f"clip.{name}") for name in ("short_side", "long_side")}
     return {name: value for name, value in sides.items() if value is not None}
 

@@ -1,30 +1,53 @@
 """The best evaluation of a run, kept for each definition of an evaluation: numbers of two are never compared.
 
 A definition is everything that shapes the numbers and may change between two starts: which examples of which cache,
-where on the path, and how masks are sampled and decoded. Overlays and how often it is done are not in it.
+where on the path, how masks are sampled and decoded, which whole videos, and which number is compared. Overlays and how
+often it is done are not in it.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flowmask.trainer.config import RunConfig, ValidationConfig, in_todays_terms
+from flowmask.trainer.config import RunConfig, in_todays_terms
 from flowmask.trainer.state.run_folder import flatten
+from flowmask.trainer.validation_config import ValidationConfig
 
 Definition = dict[str, Any]
 _OF_LOSSES, _OF_MASKS = ("examples", "timesteps"), ("jf_examples", "sampler")
 
 
-def definition_of(settings: ValidationConfig, *, cache: str, decoder: str | None) -> Definition:
+def definition_of(
+    settings: ValidationConfig, *, cache: str, decoder: str | None, whole_videos: Definition | None = None
+) -> Definition:
     """What an evaluation's numbers depend on, in JSON's types.
 
     cache: what is read, by its fingerprint; decoder: what turns latents into masks, by its hash; None: what is trained
+    whole_videos: the definition of their scores, if there are any
     """
     names = _OF_LOSSES + _OF_MASKS * (settings.jf_examples > 0)
     chosen = settings.model_dump(mode="json", include=set(names))
     chosen["timesteps"].sort()  # their losses are averaged
-    return {**chosen, "cache": cache, **({"mask_decoder": decoder} if settings.jf_examples and decoder else {})}
+    more: Definition = {"mask_decoder": decoder} if settings.jf_examples and decoder else {}
+    more |= {"whole_videos": whole_videos} if whole_videos is not None else {}
+    more |= {"best": settings.best} if settings.best is not None else {}
+    return {**chosen, "cache": cache, **more}
+
+
+def metric_of(settings: ValidationConfig, found: Mapping[str, float]) -> str:
+    """The number of an evaluation that `best` is the best of; `found` lacks it where it is not measured each time."""
+    return settings.best or ("eval_jf" if "eval_jf" in found else "eval_loss")
+
+
+def is_better(metric: str, value: float, best: Mapping[str, Any] | None) -> bool:
+    """Whether a value of a metric beats the best so far; one of another metric is not compared with."""
+    if not math.isfinite(value):
+        return False
+    if best is None or best["metric"] != metric:
+        return True
+    return value < best["value"] if metric == "eval_loss" else value > best["value"]
 
 
 def short_hash(definition: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ def train(run: Run) -> Ending:
     """Train until the last step, a signal or the guard; returns which, with the state saved."""
     if run.validation_due():  # a signal had stopped the run right before
         run.validate()
-    while not run.finished:
+    while not (run.finished or run.stopping):
         batch = next(run.batches)
         result = run.take_step(batch)
         run.advance(result)

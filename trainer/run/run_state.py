@@ -14,6 +14,7 @@ from flowmask.data_pipeline.read.batches import Batches, Plan
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives.base import Objective, read_metrics
+from flowmask.trainer.run.best import is_better, metric_of
 from flowmask.trainer.run.diagnose import Skip, why_skipped
 from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.run.schedule import learning_rate
@@ -38,7 +39,7 @@ class Run:
     log: RunLog
     checkpoints: Checkpoints
     begin_save: Callable[["Run"], None]
-    measure: Callable[["Run"], Mapping[str, float]]
+    measure: Callable[["Run"], Mapping[str, float] | None]
     on_validated: Callable[["Run", Mapping[str, float]], None]
     step: int = 0
     skips: Counter[str] = field(default_factory=Counter)  # by reason
@@ -125,14 +126,17 @@ class Run:
         return math.floor(self.plan.progress(max(0, step)) / length)
 
     def validate(self) -> None:
-        """Evaluate the EMA weights; the best so far are saved at once."""
+        """Evaluate the EMA weights; the best so far are saved at once.
+
+        A stop that is asked for on the way may end it without a result: the next start begins with it.
+        """
         found = self.measure(self)
+        if found is None:
+            return
         self.evaluated_step = self.step
-        metric = "eval_jf" if "eval_jf" in found else "eval_loss"
-        value = found[metric]
-        old = self.best if self.best is not None and self.best["metric"] == metric else None
-        better = old is None or (value > old["value"] if metric == "eval_jf" else value < old["value"])
-        if better and math.isfinite(value):
+        metric = metric_of(self.config.evaluate, found)
+        value = found.get(metric)
+        if value is not None and is_better(metric, value, self.best):
             self.best = {"step": self.step, "metric": metric, "value": value, "definition": self.definition}
             self._save_best()
         self.on_validated(self, found)
@@ -157,6 +161,11 @@ class Run:
     def agree(self) -> None:
         """Ask all ranks, in one reduction, whether any was told to stop and whether any still writes its save."""
         self.stopping, self.saving = distributed.any_true_each(self.signalled, self.checkpoints.busy)
+
+    def stop_asked(self) -> bool:
+        """`agree`, and whether to stop."""
+        self.agree()
+        return self.stopping
 
     def move_save_on(self) -> None:
         """Let a save take its next step once every rank has done the one before."""

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowmask.data_pipeline.plan.leaks import refuse_evaluation
-from flowmask.data_pipeline.read.batches import Reader, open_reader
-from flowmask.data_pipeline.read.mixture import MixtureReader
+from flowmask.data_pipeline.read.batches import Reader, caches_of, open_reader
 from flowmask.models.errors import UserError
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig, accumulation_steps
@@ -67,8 +66,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     stack.callback(log.close)
     reader = together(lambda: open_reader(config.data, check=leader, pin=distributed.device().type == "cuda"))
     stack.callback(reader.close)
-    caches = reader.caches if isinstance(reader, MixtureReader) else [reader]
-    together(lambda: refuse_evaluation((c.manifest for c in caches), where=config.data.caches))
+    together(lambda: refuse_evaluation((cache.manifest for cache in caches_of(reader)), where=config.data.caches))
     checkpoints = Checkpoints(
         config.out / CHECKPOINTS,
         config=config.checkpoint,

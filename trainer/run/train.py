@@ -110,9 +110,9 @@ def _run_of(session: Session, *, ema: ShardedEma, validator: Validator | None, *
     if validator is not None:
         best = best_so_far(state, session.config, definition, say=session.log.say)
 
-    def measure(run: Run) -> dict[str, float]:
+    def measure(run: Run) -> dict[str, float] | None:
         assert validator is not None
-        return validator.measure(ema, pictures=_pictures(run))
+        return validator.measure(ema, step=run.step, stop=run.stop_asked, pictures=_pictures(run))
 
     return Run(
         config=session.config,
@@ -135,17 +135,15 @@ def _run_of(session: Session, *, ema: ShardedEma, validator: Validator | None, *
 
 def _validator(session: Session, objective: Objective) -> Validator:
     config = session.config
-    validator = make_validator(
+    return make_validator(
         config,
         session.reader,
         objective=objective.quiet(),
+        conventions=_settings(session, objective),
         build=lambda: _starting(session, objective, resumed=True)[0],
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
         say=session.log.say,
     )
-    whose = config.evaluate.cache or f"{config.data.caches}, which is trained on: name evaluate.cache"
-    session.log.say(f"evaluating on {len(validator.example_ids)} examples of {whose}")
-    return validator
 
 
 def _pictures(run: Run) -> Path:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowmask.data_pipeline.cache.buckets import Bucket
-from flowmask.data_pipeline.read.batches import Reader
-from flowmask.data_pipeline.read.epoch_plan import permute
+from flowmask.data_pipeline.read.batches import Reader, caches_of
+from flowmask.data_pipeline.read.epoch_plan import spread
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.data_pipeline.read.stream import StreamReader
@@ -31,14 +31,17 @@ from flowmask.models.segment import masks_at, sample_mask
 from flowmask.models.vae import LatentStats, normalise
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer import distributed
-from flowmask.trainer.config import RunConfig, ValidationConfig
+from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.predict.inference import mask_decoder_named
 from flowmask.trainer.run.best import Definition, definition_of
 from flowmask.trainer.run.diagnose import not_finite
 from flowmask.trainer.run.validate_overlays import ClipOverlays
+from flowmask.trainer.run.validate_whole import WholeVideos
+from flowmask.trainer.run.validate_whole_start import whole_videos_of
 from flowmask.trainer.score.metrics import Tally, shown_in, totals
 from flowmask.trainer.step.ema import ShardedEma
+from flowmask.trainer.validation_config import ValidationConfig
 
 Found = dict[str, float]
 
@@ -55,6 +58,7 @@ class Validator:
     build: a module like the one in training, float32 on the CPU; asked once, at the first evaluation
     definition: what the numbers depend on, see `best.py`
     overlays: draws the first of the scored examples; None for no pictures
+    whole: scores whole videos beside; None for none
     """
 
     config: ValidationConfig
@@ -68,17 +72,26 @@ class Validator:
     dtype: torch.dtype
     definition: Definition
     overlays: ClipOverlays | None = None
+    whole: WholeVideos | None = None
     _module: nn.Module | None = None
 
-    def measure(self, ema: ShardedEma, *, pictures: Path | None = None) -> Found:
+    def measure(
+        self, ema: ShardedEma, *, step: int, stop: Callable[[], bool], pictures: Path | None = None
+    ) -> Found | None:
         """eval_loss, eval_loss_t<timestep>, and eval_<name> of every metric, over the examples, on every rank.
 
-        pictures: the folder for the overlay videos, which all ranks see
+        eval_whole_<name> too at the steps that have whole videos; None if these were stopped.
+        pictures: the folder for the overlay videos, which all ranks see; stop: asked by all ranks together
         """
+        whole: Found | None = {}
         with _random_streams_kept(), torch.no_grad():
             module = self._filled(ema)
             mine = {place: self._measure_one(module, place, pictures) for place in self._places()}
+            if self.whole is not None and self.config.scores_whole_videos(step):
+                whole = self.whole.measure(module, stop=stop)
             module.to("cpu")
+        if whole is None:
+            return None
         rows: dict[int, tuple[Found, Tally | None]] = {}
         for share in distributed.gather_objects(mine):
             rows |= share
@@ -87,7 +100,7 @@ class Validator:
         scored = [tally for tally in tallies if tally is not None]
         total = totals([tally.scores() for tally in scored], [tally.sums() for tally in scored])
         shown = shown_in("validation")
-        return found | {f"eval_{name}": value for name, value in total.items() if name in shown}
+        return found | {f"eval_{name}": value for name, value in total.items() if name in shown} | whole
 
     def refuse_unfit(self, caches: Sequence[Path]) -> None:
         """Read this rank's examples before the training starts: CacheError for what is not finite, or is a stream."""
@@ -182,14 +195,16 @@ def make_validator(
     training: Reader,
     *,
     objective: Objective,
+    conventions: Mapping[str, Any],
     build: Callable[[], nn.Module],
     dtype: torch.dtype,
     say: Callable[[str], None],
 ) -> Validator:
-    """The validator of a run; UserError for a held-out cache or a mask decoder that does not fit.
+    """The validator of a run; UserError for a held-out cache, a mask decoder or whole videos that do not fit.
 
     objective: draws no noise; build: the module in training once more, with any weights
-    say: where a picture that can't be written is told
+    conventions: of the weights, as a checkpoint has them
+    say: where it is told what is evaluated on, and which picture can't be written or video can't be scored
     """
     settings = config.evaluate
     reader: Reader = training
@@ -199,22 +214,36 @@ def make_validator(
         objective.check_cache(reader.manifest, where=settings.cache)
         reader.check_text_tokens(config.model.text_tokens)
     stats = LatentStats.from_lists(training.manifest.latents_mean, training.manifest.latents_std)
-    decoder, overlays, decoder_sha256 = None, None, None
+    decoder, overlays, whole, decoder_sha256 = None, None, None, None
     with _random_streams_kept():
-        if settings.jf_examples and objective.makes == "dit":
+        if objective.makes == "dit" and (settings.jf_examples or settings.whole_videos):
             vae: Any = WanFolder(config.model.wan).vae()
             decoder, decoder_sha256 = mask_decoder_named(config.model.mask_decoder, vae)
             decoder.eval().requires_grad_(False)
+            if settings.whole_videos is not None:
+                whole = whole_videos_of(
+                    config,
+                    settings=conventions,
+                    fields=training.manifest.fingerprint.fields,
+                    caches=[cache for cache in caches_of(training) if isinstance(cache, CacheReader)],
+                    vae=vae,
+                    decoder=(decoder, decoder_sha256),
+                    say=say,
+                )
         # the first examples lie on the first ranks; the others need no second VAE
         draws = distributed.rank() < min(settings.jf_examples, settings.overlays)
         if draws and not isinstance(reader, StreamReader):
             overlays = ClipOverlays(reader, WanFolder(config.model.wan).vae(), say=say)
     examples = fixed_examples(reader.buckets, settings.examples)
-    definition = definition_of(settings, cache=reader.manifest.fingerprint.total, decoder=decoder_sha256)
+    cache, whole_definition = reader.manifest.fingerprint.total, None if whole is None else whole.definition
+    definition = definition_of(settings, cache=cache, decoder=decoder_sha256, whole_videos=whole_definition)
     validator = Validator(
-        settings, config.model, reader, examples, objective, stats, decoder, build, dtype, definition, overlays
+        settings, config.model, reader, examples, objective, stats, decoder, build, dtype, definition, overlays, whole
     )
     validator.refuse_unfit([settings.cache] if settings.cache is not None else config.data.folders())
+    whose = settings.cache or f"{config.data.caches}, which is trained on: name evaluate.cache"
+    for what in (f"{len(examples)} examples of {whose}", *([whole] if whole is not None else [])):
+        say(f"evaluating on {what}")
     return validator
 
 
@@ -227,9 +256,7 @@ def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:
     total = int(counts.sum())
     if not total:
         raise ConfigError("evaluate.cache has no example in its first view; build it with other clips")
-    n = min(count, total)
-    sizes, keys = np.full(n, total, np.uint64), np.zeros(n, np.uint64)
-    chosen = permute(np.arange(n, dtype=np.uint64), sizes=sizes, keys=keys).astype(np.int64)
+    chosen = spread(count, total)
     ends = np.cumsum(counts)
     where = np.searchsorted(ends, chosen, side="right")
     firsts = np.array([bucket.first[0] for bucket in buckets], dtype=np.int64)

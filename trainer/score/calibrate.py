@@ -13,10 +13,11 @@ from flowmask.data_pipeline.plan.leaks import family_of
 from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video, VideoSet, names_nothing
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.predict.inference import LoadedSegmenter, chunks, masks_of, read_clip
+from flowmask.trainer.predict.inference import LoadedSegmenter, masks_of, read_clip
 from flowmask.trainer.predict.presence import RULE, Calibration, Judged, Presence, presence_of, sweep
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_names import MaskNames
+from flowmask.trainer.score.one_video import sentences_of
 from flowmask.trainer.score.store import EvaluationStore
 
 _SHOWN = 4
@@ -127,8 +128,7 @@ def _judge(config: EvaluateConfig, loaded: LoadedSegmenter, video: Video) -> Ite
     places = range(len(video.frame_names))
     clip = read_clip(video, places, box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
     video_latent = loaded.encode(clip)
-    for some in chunks(video.expressions, config.sentences_per_batch):
-        for expression, logits in zip(some, loaded.logits(video_latent, [e.text for e in some])):
-            answered = any(bool(masks.any()) for _, masks in masks_of(logits, clip))
-            has_target = not names_nothing(video, expression)
-            yield Judged(presence_of(logits, frames=clip.frames), answered, has_target)
+    for expression, logits in sentences_of(video, loaded, video_latent):
+        answered = any(bool(masks.any()) for _, masks in masks_of(logits, clip))
+        has_target = not names_nothing(video, expression)
+        yield Judged(presence_of(logits, frames=clip.frames), answered, has_target)

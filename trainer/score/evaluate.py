@@ -1,4 +1,4 @@
-"""Score a checkpoint on a dataset: each video read and encoded once, each sentence sampled on its own.
+"""Score a checkpoint on a dataset: each video read and encoded once, each of its sentences sampled once.
 
 Scores are keyed by video and expression id, never by the sentence; means go over frames, then expressions.
 Videos can be shared out over processes that know nothing of each other; whoever finishes last publishes.
@@ -7,28 +7,24 @@ Videos can be shared out over processes that know nothing of each other; whoever
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import DataError
-from flowmask.trainer.predict.inference import (
-    EncoderPrecision,
-    LoadedSegmenter,
-    chunks,
-    load_segmenter,
-    masks_of,
-    read_clip,
-)
-from flowmask.trainer.predict.overlay import write_mask
-from flowmask.trainer.predict.presence import Presence, emptied, in_use, presence_in, presence_of, stated
+from flowmask.trainer.predict.inference import EncoderPrecision, LoadedSegmenter, load_segmenter
+from flowmask.trainer.predict.presence import Presence, in_use, presence_in, stated
 from flowmask.trainer.predict.weights import source_settings, stored_settings, trained_step
 from flowmask.trainer.score.calibrate import CalibrationSet, calibrate, calibration_set
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
-from flowmask.trainer.score.judging import score_decoder, score_masks
 from flowmask.trainer.score.mask_names import MaskNames
+from flowmask.trainer.score.mask_places import MaskFiles
 from flowmask.trainer.score.metrics import from_outside
+from flowmask.trainer.score.one_video import OneVideo, VideoSettings
+from flowmask.trainer.score.pipeline import evaluate_videos
 from flowmask.trainer.score.protocols import protocol_named
 from flowmask.trainer.score.protocols.base import BenchmarkProtocol
 from flowmask.trainer.score.report.overlays import OVERLAYS
@@ -59,8 +55,7 @@ def evaluate(
     every world-th video; the one that completes the set publishes and gets the scores, the others get None.
     also: writes config.yaml into a folder, to be published with the rest.
     The MLflow run of a checkpoint that has one is left the scores, the report and the videos.
-    `sentences_per_batch` changes logits by rounding alone (about 1e-5 in fp32, 1e-2 in bf16): only pixels
-    that near the threshold can flip.
+    Neither `world` nor `sentences_per_batch` changes a bit of a score.
     """
     source, videos, protocol = _opened(config)
     chosen_on = calibration_set(config, videos)
@@ -80,19 +75,7 @@ def evaluate(
         if chosen_on is not None:
             chosen = calibrate(config, chosen_on, loaded, store, rank=rank, world=world, on_progress=on_progress)
             say(f"presence threshold {chosen.said()}")
-        for done, video in enumerate(share):
-            if on_progress:
-                on_progress("videos", done, len(share))
-            name = names.video(video)
-            if not _is_whole(store.record(name)):
-                store.start_video(name)
-                folders = {exp_id: store.mask_folder(key) for exp_id, key in names.keys(video).items()}
-                record = _evaluate_video(
-                    config, loaded, video, folders, protocol=protocol, labels=store.labels(name), chosen=chosen
-                )
-                store.write_record(name, record)
-        if on_progress:
-            on_progress("videos", len(share), len(share))
+        _make_records(config, loaded, share, store, names, protocol, chosen, on_progress)
         made: list[Scores] = []
 
         def build(masks: Path, place: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,10 +123,44 @@ def _loaded(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegment
         sampler=config.sampler,
         precision=config.precision,
         encoder_precision=config.encoder_precision,
+        decoder_precision=config.decoder_precision,
         tf32=config.tf32,
         device=config.device,
         say=say,
     )
+
+
+def _make_records(
+    config: EvaluateConfig,
+    loaded: LoadedSegmenter,
+    share: Sequence[Video],
+    store: EvaluationStore,
+    names: MaskNames,
+    protocol: BenchmarkProtocol | None,
+    chosen: Presence | None,
+    on_progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """Masks and record of every video of this process that has none yet."""
+    settings = VideoSettings(**{field.name: getattr(config, field.name) for field in fields(VideoSettings)})
+
+    def start(video: Video) -> OneVideo:
+        name = names.video(video)
+        store.start_video(name)
+        places = {exp_id: MaskFiles(store.mask_folder(key)) for exp_id, key in names.keys(video).items()}
+        return OneVideo(settings, video, places, protocol=protocol, labels=store.labels(name), chosen=chosen)
+
+    def report(done: int) -> None:
+        if on_progress:
+            on_progress("videos", done, len(share))
+
+    left = [video for video in share if not _is_whole(store.record(names.video(video)))]
+    done = len(share) - len(left)
+    report(done)
+    with closing(evaluate_videos(loaded, left, start, waiting=config.sentences_per_batch)) as records:
+        for video, record in records:
+            store.write_record(names.video(video), record)
+            done += 1
+            report(done)
 
 
 def _in_use(config: EvaluateConfig, loaded: LoadedSegmenter, say: Callable[[str], None]) -> Presence | None:
@@ -200,6 +217,8 @@ def _fingerprint(
         del settings["tf32"]
     if settings["protocol"] is None:  # likewise
         del settings["protocol"]
+    if settings["decoder_precision"] == "fp32":  # likewise
+        del settings["decoder_precision"]
     files = [(video.video_id, video.files_digest()) for video in videos]
     more: list[Any] = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
     trained = source_settings(config.checkpoint)
@@ -210,47 +229,6 @@ def _fingerprint(
         more.append({"presence": threshold.decides()})
     said = json.dumps([settings, source.identity(), files, dict(weights), wan_files, *more], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
-def _evaluate_video(
-    config: EvaluateConfig,
-    loaded: LoadedSegmenter,
-    video: Video,
-    folders: Mapping[str, Path],
-    *,
-    protocol: BenchmarkProtocol | None,
-    labels: Path,
-    chosen: Presence | None = None,
-) -> dict[str, Any]:
-    """Masks of every expression into its folder, which `folders` gives by its id; returns the video's record.
-
-    labels: a folder that is not there yet, for label maps of a protocol that makes some
-    chosen: the threshold of presence, if there is one
-    """
-    names = video.frame_names
-    listener = None if protocol is None else protocol.listener(video, labels)
-    clip = read_clip(video, range(len(names)), box=config.box or loaded.box, pixel_norm=loaded.pixel_norm)
-    video_latent = loaded.encode(clip)
-    record: dict[str, Any] = {"frames": len(names), "expressions": {}}
-    for some in chunks(video.expressions, config.sentences_per_batch):
-        for expression, logits in zip(some, loaded.logits(video_latent, [e.text for e in some])):
-            seen, answered = presence_of(logits, frames=clip.frames), False
-            logits = emptied(logits, seen, chosen)
-            if listener is not None:
-                listener.hear(expression, logits, clip)
-            for ids, masks in masks_of(logits, clip):
-                answered |= bool(masks.any())
-                for i, mask in zip(ids, masks):
-                    write_mask(folders[expression.exp_id] / f"{names[i]}.png", mask)
-            record["expressions"][expression.exp_id] = {"text": expression.text, "answered": answered, "presence": seen}
-    if not video.has_masks:
-        return record
-    answers = score_masks(config, video, folders, record["expressions"])
-    if protocol is not None:
-        record["protocol"] = protocol.of_video(video, answers, listener)
-    if config.decoder_score:
-        score_decoder(loaded, video, clip, record["expressions"])
-    return record
 
 
 def _is_whole(record: Mapping[str, Any] | None) -> bool:

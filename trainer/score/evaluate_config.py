@@ -42,9 +42,12 @@ class EvaluateConfig(Section):
     encoder_precision: Precision | None = Field(
         None, description="of the encoders of text and video; null: that of the cache which the weights were trained on"
     )
+    decoder_precision: Precision = Field("fp32", description="what the mask decoder computes in")
     tf32: Tf32 = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    sentences_per_batch: int = Field(4, ge=1, description="sentences of one video that go through the DiT together")
+    sentences_per_batch: int = Field(
+        4, ge=1, description="sentences of one video whose masks may wait, decoded, to be written; changes no score"
+    )
     max_videos: int | None = Field(None, ge=1, description="only the first videos of the dataset")
     shuffled_text: bool = Field(
         False, description="also score each expression with a sentence about other objects of its video"

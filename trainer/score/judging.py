@@ -1,44 +1,50 @@
 """The masks of one video against the true ones: every metric of each sentence, and of what it is compared with.
 
-Knows the masks by the files that an evaluation has written; the truth by the dataset. Models only for the decoder's
-ceiling.
+Knows the masks as they are made, later by where they were written; the truth by the dataset. Loads no model.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from flowmask.data_pipeline.clip.pixels import resize_masks
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.sources.base import Expression, Video
-from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, LoadedSegmenter, MaskPiece, VaeClip, chunks, masks_of
-from flowmask.trainer.predict.overlay import read_mask
-from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, MaskPiece, VaeClip, chunks, masks_of
+from flowmask.trainer.score.mask_places import MaskPlace
 from flowmask.trainer.score.metrics import Tally
+from flowmask.trainer.score.metrics.base import Mask
 from flowmask.trainer.score.protocols.base import Answer, JudgedPiece
 from flowmask.trainer.score.slices import TRUTH, TrueSize
 
 
-def score_masks(
-    config: EvaluateConfig, video: Video, folders: Mapping[str, Path], scored: dict[str, dict[str, Any]]
-) -> list[Answer]:
-    """Add "right", and "wrong" where that is asked for, to each record; returns the answers, for a protocol."""
-    wrong = shuffled_partners(video, seed=config.seed) if config.shuffled_text else {}
-    answers = []
-    for expression in video.expressions:
-        entry, own = scored[expression.exp_id], folders[expression.exp_id]
-        tally = _score(video, expression, _stored(video, own), also=(true_size := TrueSize()))
-        _note(entry, "right", tally)
+class Judge:
+    """The scores of one video's sentences: each is scored as its masks are made, all are compared at the end."""
+
+    def __init__(self, video: Video, places: Mapping[str, MaskPlace]) -> None:
+        """places: where the masks of each expression id are written."""
+        self.answers: dict[str, Answer] = {}  # by expression id, for a protocol
+        self._video, self._places = video, places
+
+    def right(self, expression: Expression, entry: dict[str, Any], predicted: Iterable[MaskPiece]) -> None:
+        """Add "right" to the record of an expression; `entry["answered"]` is known once `predicted` is at its end."""
+        tally = _score(self._video, expression, predicted, also=(true_size := TrueSize()))
+        note(entry, "right", tally)
         entry[TRUTH] = true_size.facts()
         j, f = tally.j_and_f()
-        answers.append(Answer(expression, entry["answered"], j, f, _reader(video, expression, own)))
-        if expression.exp_id in wrong:
-            partner = folders[wrong[expression.exp_id]]
-            _note(entry, "wrong", _score(video, expression, _stored(video, partner)))
-    return answers
+        reader = _reader(self._video, expression, self._places[expression.exp_id])
+        self.answers[expression.exp_id] = Answer(expression, entry["answered"], j, f, reader)
+
+    def wrong(self, entries: Mapping[str, dict[str, Any]], *, seed: int) -> None:
+        """Add "wrong" to the records of expressions that have a partner: its written masks against their truth."""
+        partners = shuffled_partners(self._video, seed=seed)
+        for expression in self._video.expressions:
+            if expression.exp_id in partners:
+                written = _stored(self._video, self._places[partners[expression.exp_id]])
+                note(entries[expression.exp_id], "wrong", _score(self._video, expression, written))
 
 
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
@@ -62,15 +68,15 @@ def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
     return partners
 
 
-def _stored(video: Video, folder: Path) -> Iterator[MaskPiece]:
+def _stored(video: Video, place: MaskPlace) -> Iterator[MaskPiece]:
     """The masks of one expression as they were written."""
     for ids in chunks(range(len(video.frame_names)), FRAMES_AT_ONCE):
-        yield ids, np.stack([read_mask(folder / f"{video.frame_names[i]}.png") for i in ids])
+        yield ids, np.stack([place.read(video.frame_names[i]) for i in ids])
 
 
-def _reader(video: Video, expression: Expression, folder: Path) -> Callable[[], Iterator[JudgedPiece]]:
+def _reader(video: Video, expression: Expression, place: MaskPlace) -> Callable[[], Iterator[JudgedPiece]]:
     """Reads the masks of one expression, with their truth, each time that it is called."""
-    return lambda: _judged(video, expression, _stored(video, folder))
+    return lambda: _judged(video, expression, _stored(video, place))
 
 
 def _score(
@@ -95,15 +101,18 @@ def _judged(video: Video, expression: Expression, predicted: Iterable[MaskPiece]
             yield judged, video.mask(expression.anno_ids, judged), masks[places]
 
 
-def _note(scored: dict[str, Any], kind: str, tally: Tally) -> None:
+def note(scored: dict[str, Any], kind: str, tally: Tally) -> None:
     """Put scores into an expression's record; the sums only where a metric has some, which is of a package's."""
     scored[kind] = tally.scores()
     if sums := tally.sums():
         scored.setdefault("sums", {})[kind] = sums
 
 
-def score_decoder(loaded: LoadedSegmenter, video: Video, clip: VaeClip, scored: dict[str, dict[str, Any]]) -> None:
-    """Add "decoder" to each record: the true mask through the VAE and the mask decoder, once a mask."""
+def decoder_tallies(round_trip: Callable[[Mask], Tensor], video: Video, clip: VaeClip) -> dict[str, Tally]:
+    """By expression id, the scores of the true mask after the VAE and the mask decoder; each mask is decoded once.
+
+    round_trip: masks bool [F H W] of the clip's size to logits [4k+1 H W]
+    """
     known: dict[tuple[str, ...], Tally] = {}
     for expression in video.expressions:
         if expression.anno_ids not in known:
@@ -111,6 +120,6 @@ def score_decoder(loaded: LoadedSegmenter, video: Video, clip: VaeClip, scored: 
                 resize_masks(video.mask(expression.anno_ids, ids), size=clip.size)
                 for ids in chunks(range(clip.frames), FRAMES_AT_ONCE)
             ]
-            logits = loaded.round_trip(np.concatenate(small))
+            logits = round_trip(np.concatenate(small))
             known[expression.anno_ids] = _score(video, expression, masks_of(logits, clip))
-        _note(scored[expression.exp_id], "decoder", known[expression.anno_ids])
+    return {expression.exp_id: known[expression.anno_ids] for expression in video.expressions}

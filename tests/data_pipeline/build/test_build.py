@@ -88,6 +88,18 @@ def test_a_shard_that_was_cut_before_the_end_of_the_build_is_made_again(cache, m
     assert contents(config.out) == contents(cache)
 
 
+@pytest.mark.parametrize("name", ["clips.jsonl", "texts.jsonl"])
+def test_a_build_does_not_end_by_a_plan_that_has_changed_since_it_was_written(make_config, tmp_path, name):
+    config = make_config(tmp_path / "cache")
+    build(config)
+    (config.out / "manifest.json").unlink()
+    path = config.out / "plan" / name
+    path.write_bytes(path.read_bytes().replace(b"the", b"tha", 1))  # a plan as any other, but for its hash
+    with pytest.raises(CacheError, match=rf"plan/{name}: changed since the build was planned.*delete {config.out} "):
+        build(config)
+    assert not (config.out / "manifest.json").exists()
+
+
 def test_a_complete_cache_is_left_as_it_is_and_says_so(cache, make_config):
     before, told = contents(cache), []
     build(make_config(cache), on_progress=told.append)

@@ -273,6 +273,15 @@ def test_no_stage_trains_on_what_another_one_scores(tree: dict[str, Any], tmp_pa
     assert "2 videos that stage pretrain is trained on" in refused(tree, tmp_path)
 
 
+def test_no_stage_trains_on_whole_videos_that_a_training_scores_on_the_way(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    data = {"source": "mevis", **stage(tree, "evaluate")["overrides"]["data"], "split": "train"}
+    scored = {"every_steps": 1, "whole_videos": {"data": data, "videos": 3}}
+    stage(tree, "finetune").setdefault("overrides", {})["evaluate"] = scored
+    assert "stage finetune scores 3 videos that stage finetune is trained on (train_0" in refused(tree, tmp_path)
+
+
 @pytest.mark.long
 def test_a_curriculum_killed_at_any_time_ends_with_the_weights_and_scores_of_an_undisturbed_one(
     world: Path, tmp_path: Path

@@ -116,6 +116,8 @@ def test_a_run_leaves_one_row_for_each_step(smoke: Path) -> None:
 def test_the_demo_trains_in_as_many_processes_as_share_its_batches(
     gpus: int, training: int, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import peft  # noqa: F401  asks for a real GPU when it is first imported
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     asked: list[tuple[str, int]] = []

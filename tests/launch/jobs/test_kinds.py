@@ -76,9 +76,13 @@ def test_a_job_reads_what_its_config_names(tmp_path: Path) -> None:
         CacheJob: [("model.wan", "w"), ("data.root", "d")],
         EvaluateJob: [("checkpoint", "runs/a"), ("data.root", "d")],
     }
+    whole = {"every_steps": 5, "whole_videos": {"data": {"root": "h"}}}
+    keys = [(each.key, str(each.path)) for each in job(TrainJob, tmp_path, evaluate=whole).inputs()]
+    assert set(keys) - set(named[TrainJob]) == {("evaluate.whole_videos.data.root", "h")}
     (tmp_path / "w").mkdir()
     for kind, changes, parts in (
         (TrainJob, {}, ["transformer"]),
+        (TrainJob, {"evaluate": whole}, ["transformer", "vae", "text_encoder", "tokenizer"]),
         (TrainJob, {"objective": {"kind": "mask_decoder"}}, ["vae"]),
         (CacheJob, {}, ["vae", "text_encoder", "tokenizer"]),
     ):
@@ -86,6 +90,12 @@ def test_a_job_reads_what_its_config_names(tmp_path: Path) -> None:
         assert [each.path for each in there.inputs() if each.path.parent == tmp_path / "w"] == [
             tmp_path / "w" / part for part in parts
         ]
+
+
+def test_a_protocol_of_whole_videos_that_does_not_score_their_layout_is_refused_at_once(tmp_path: Path) -> None:
+    whole = {"data": {"source": "mevis", "root": "h"}, "protocol": "refcoco"}
+    with pytest.raises(ConfigError, match=r"protocol is .refcoco., which scores data\.source refcoco"):
+        job(TrainJob, tmp_path, evaluate={"whole_videos": whole})
 
 
 @pytest.mark.parametrize(("limit", "most"), [(1, 1), (3, 2), (8, 8), (15, 8), (16, 16), (64, 16)])

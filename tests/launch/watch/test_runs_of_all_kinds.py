@@ -13,7 +13,8 @@ from command import flowmask, start_flowmask
 from golden_export import BOX, DATA, write_golden_export
 from runs import cache_settings, make_lab
 
-from flowmask.launch.watch.runs import look
+from flowmask.launch.jobs.job import RunStatus
+from flowmask.launch.watch.runs import look, look_at_all
 
 PATIENCE_S = 180
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,6 +33,12 @@ def until(condition: Callable[[], object], command: subprocess.Popen[str]) -> No
         time.sleep(0.05)
 
 
+def looked(out: Path) -> RunStatus:
+    """What is known of a run, which may not have begun yet."""
+    (status,) = look_at_all([out])
+    return status
+
+
 def seen(out: Path) -> dict[str, Any]:
     (status,) = json.loads(flowmask("status", out, "--json").stdout)
     return status
@@ -48,7 +55,7 @@ def test_a_build_is_seen_stops_and_goes_on(tmp_path: Path, started: list[subproc
     path = written(tmp_path / "cache.yaml", tree)
     build = start_flowmask("cache", "build", path, "launch.processes_per_node=2")
     started.append(build)
-    until(lambda: out.exists() and (look(out).step or 0) > 3, build)
+    until(lambda: (looked(out).step or 0) > 3, build)
     status = seen(out)
     assert (status["state"], status["kind"]) == ("running", "cache")
     assert 3 < status["step"] < status["steps"] and status["eta_s"] > 0
@@ -74,7 +81,7 @@ def test_an_evaluation_is_seen_stops_and_goes_on(tmp_path: Path, started: list[s
     slow = "sampler.steps=1000"
     command = start_flowmask("evaluate", path, slow)
     started.append(command)
-    until(lambda: look(out).state == "running" if out.exists() else False, command)
+    until(lambda: looked(out).state == "running", command)
     status = seen(out)
     assert (status["state"], status["kind"]) == ("running", "evaluate")
 

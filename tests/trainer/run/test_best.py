@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from runs import run_config, start
 
-from flowmask.trainer.run.best import best_so_far, definition_of, short_hash
+from flowmask.trainer.run.best import best_so_far, definition_of, is_better, short_hash
 from flowmask.trainer.state.checkpoint import read_state
 
 LOSSES = {"evaluate.every_steps": 2, "evaluate.jf_examples": 0, "evaluate.examples": 3, "train.steps": 4}
@@ -44,6 +44,7 @@ def test_the_best_goes_on_while_evaluations_are_measured_alike(changes: dict[str
         {"jf_examples": 0},
         {"sampler": {"steps": 2}},
         {"sampler": {"shift": 1.0}},
+        {"best": "eval_loss"},
         {"cache": "elsewhere"},
     ],
 )
@@ -57,6 +58,22 @@ def test_another_content_of_the_cache_or_of_the_mask_decoder_is_another_evaluati
     assert started({}, cache="b", decoder="d", older=False)[0] is None
     assert started({}, cache="a", decoder="e", older=False)[0] is None
     assert started({"cache": "moved"}, cache="a", decoder="d", older=False)[0] is not None
+
+
+def test_whole_videos_are_part_of_the_definition_where_there_are_some_and_older_ones_stay_as_they_were() -> None:
+    settings = run_config(Path(), Path(), {"evaluate": SETTINGS}).evaluate
+    without = definition_of(settings, cache="a", decoder="d")
+    assert without.keys() == {"examples", "timesteps", "jf_examples", "sampler", "cache", "mask_decoder"}
+    whole = definition_of(settings, cache="a", decoder="d", whole_videos={"videos": "b"})
+    assert whole == {**without, "whole_videos": {"videos": "b"}}
+
+
+def test_a_loss_is_better_when_it_is_lower_a_score_when_it_is_higher_and_two_metrics_are_not_compared() -> None:
+    for metric, better in (("eval_loss", 0.4), ("eval_jf", 0.6), ("eval_whole_jf", 0.6)):
+        best = {"metric": metric, "value": 0.5}
+        assert is_better(metric, better, best) and not is_better(metric, 1 - better, best)
+        assert is_better(metric, 0.5, None) and is_better(metric, 0.5, {"metric": "other", "value": 0.5})
+        assert not is_better(metric, float("nan"), None)
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def make(*, steps: int, every: int, bad: Collection[int] = (), patience: int = 2
         train=SimpleNamespace(steps=steps, warmup_steps=0, schedule="constant", lr=1.0),
         checkpoint=SimpleNamespace(every_steps=every, milestone_every_steps=None),
         guard=SimpleNamespace(max_consecutive_skips=patience),
-        evaluate=SimpleNamespace(every_steps=None, every_epochs=None),
+        evaluate=SimpleNamespace(every_steps=None, every_epochs=None, best=None),
     )
     nothing: Any = Nothing()
     parts: Any = {"plan": Plan(), "engine": Engine(bad), "batches": Batches(), "guard": Guard()}

@@ -187,7 +187,7 @@ def test_a_stopped_calibration_goes_on_and_ends_as_if_it_never_was(
         with pytest.raises(KeyboardInterrupt):
             evaluate(asked, on_progress=stopping(what, number))
     assert evaluate(asked) == done["calibrated"]
-    assert len(encoded) == 4, "two videos to calibrate on and two to score, each once"
+    assert len(encoded) == 5, "two to calibrate on, two to score, of which one was at work when the other was whole"
     assert contents(tmp_path / "e/masks") == contents(lab / "calibrated/masks")
     assert not [path for path in (tmp_path / "e/.evaluate").rglob("*") if path.suffix == ".json"]
 

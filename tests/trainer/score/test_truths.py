@@ -16,6 +16,7 @@ from sparse_layouts import FRAMES, box, write_listed
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.sources import open_source
+from flowmask.launch.progress import show_scores
 from flowmask.models.errors import DataError
 from flowmask.trainer.score.evaluate import _is_whole, evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
@@ -73,7 +74,9 @@ def test_a_frame_of_a_sentence_that_names_nothing_scores_100_if_the_mask_is_empt
     assert scores(listed, nothing, predicted) == {"j": 0, "f": 100, "jf": 50}
 
 
-def test_an_evaluation_scores_it_as_any_other_and_counts_it_apart(export: Path, tmp_path: Path) -> None:
+def test_an_evaluation_scores_it_as_any_other_and_counts_it_apart(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(DATA, tmp_path / "data")
     path = tmp_path / "data/valid_u/meta_expressions.json"
     meta = json.loads(path.read_text())
@@ -98,6 +101,8 @@ def test_an_evaluation_scores_it_as_any_other_and_counts_it_apart(export: Path, 
     n_acc, t_acc = 100 * (not answered[key]), 100 * np.mean([answered[k] for k in others])
     jf_target = np.mean([found.per_expression[k]["jf"] for k in others])
     assert (written["n_acc"], written["t_acc"]) == (n_acc, pytest.approx(t_acc))
+    show_scores(found, tmp_path / "e")
+    assert f"N-acc {n_acc:.1f}, T-acc {t_acc:.1f}, Final {written['final']:.1f}" in capsys.readouterr().out
     assert written["jf_target"] == pytest.approx(jf_target)
     assert written["final"] == pytest.approx((written["jf"] + n_acc + t_acc) / 3)
     assert written["final_target"] == pytest.approx((jf_target + n_acc + t_acc) / 3)

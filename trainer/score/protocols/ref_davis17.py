@@ -46,12 +46,13 @@ class Competition(Listener):
             self.take(expression, first, some.float().sigmoid().cpu().numpy())
 
     def take(self, expression: Expression, first: int, probabilities: NDArray[np.float32]) -> None:
-        """Probabilities [n H W] of one sentence, from frame `first` on; sentences come in the order of their file."""
+        """Probabilities [n H W] of one sentence, from frame `first` on; sentences come in any order."""
         thing, annotator = self._roles[expression.exp_id]
         frames = slice(first, first + len(probabilities))
         labels, best = self.labels[annotator, frames], self._best[annotator, frames]
         rounded = probabilities.astype(np.float16)
-        wins = (probabilities >= davis.THRESHOLD) & (rounded > best)
+        more = (rounded > best) | (rounded == best) & (thing + 1 < labels)
+        wins = (probabilities >= davis.THRESHOLD) & more
         labels[wins], best[wins] = thing + 1, rounded[wins]
 
     def write(self) -> None:

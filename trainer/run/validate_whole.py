@@ -1,0 +1,164 @@
+"""Whole held-out videos while training: each sampled, decoded and scored as `flowmask evaluate` does.
+
+Each rank scores some of the videos. It encodes their sentences and frames once, at the start, and lets the text encoder
+go. The numbers depend on nothing but weights, videos and settings: they are those of `flowmask evaluate` of the same
+checkpoint. (Of a LoRA run they are so within rounding, as its adapters are not merged here.)
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowmask.data_pipeline.sources.base import Video
+from flowmask.models.device import gpu_holds
+from flowmask.models.errors import UserError
+from flowmask.models.mask_decoder import MaskDecoder
+from flowmask.models.segment import Segmenter
+from flowmask.trainer import distributed
+from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip, conventions
+from flowmask.trainer.score.evaluate_config import EvaluateConfig
+from flowmask.trainer.score.mask_places import MaskMemory
+from flowmask.trainer.score.metrics import shown_in
+from flowmask.trainer.score.one_video import OneVideo, Record, VideoSettings
+from flowmask.trainer.score.protocols import protocol_named
+from flowmask.trainer.score.results import merge
+
+KEY = "evaluate.whole_videos"
+LESS_MEMORY = f"make {KEY}.box smaller"
+Found = dict[str, float]
+
+
+class KnownSentences:
+    """Embeddings that were made before, on the CPU; takes the place of the text encoder that made them."""
+
+    def __init__(self, encoder: Callable[..., Tensor], sentences: Sequence[str], *, max_tokens: int) -> None:
+        """sentences: cleaned."""
+        self._known = {text: encoder(text, max_tokens=max_tokens).cpu() for text in dict.fromkeys(sentences)}
+
+    def __call__(self, text: str, *, max_tokens: int) -> Tensor:
+        return self._known[text]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a rank that has videos to score keeps on the CPU beside the DiT.
+
+    clips: by the video's place: its sizes, without pixels, and its latent [1 16 f h w] norm
+    """
+
+    vae: Any
+    decoder: MaskDecoder
+    sentences: KnownSentences
+    clips: Mapping[int, tuple[VaeClip, Tensor]]
+
+
+@dataclass(frozen=True)
+class WholeVideos:
+    """Which videos are scored how; `measure` is collective.
+
+    config:     what `flowmask evaluate` would be told; its `out` is not used
+    videos:     in the order of the dataset; place p is scored by rank p mod world size
+    parts:      None on a rank without videos
+    definition: what the numbers depend on beside the weights, see `best.py`
+    say:        takes the line about what could not be scored
+    """
+
+    config: EvaluateConfig
+    videos: Sequence[Video]
+    settings: Mapping[str, Any]
+    parts: Parts | None
+    definition: dict[str, Any]
+    say: Callable[[str], None]
+
+    def __str__(self) -> str:
+        data = self.config.data
+        return f"{len(self.videos)} whole videos of {data.root} ({data.split})"
+
+    def measure(self, dit: nn.Module, *, stop: Callable[[], bool]) -> Found | None:
+        """eval_whole_<name> of every number; nothing, and a line, if a video cannot be scored; None: it was stopped.
+
+        dit: on this rank's device, with the averaged weights
+        stop: asked of all ranks together, before each round of videos
+        """
+        records: list[Record] = []
+        ranks = distributed.world_size()
+        with self._loaded(dit) as loaded:
+            for first in range(0, len(self.videos), ranks):
+                if stop():
+                    return None
+                found = distributed.gather_objects(self._attempt(loaded, first + distributed.rank()))
+                if problem := next((one for one in found if isinstance(one, str)), None):
+                    self.say(f"whole videos have no score this time: {problem}; the training goes on")
+                    return {}
+                records += found[: len(self.videos) - first]
+        return self._numbers(records)
+
+    def _attempt(self, loaded: LoadedSegmenter | None, place: int) -> Record | str | None:
+        """The record of a video, or in one line why there is none; None for a place without a video."""
+        if place >= len(self.videos):
+            return None
+        assert loaded is not None
+        video = self.videos[place]
+        try:
+            with gpu_holds(f"{video} as a whole", fix=LESS_MEMORY):
+                return self._record(loaded, place)
+        except (UserError, OSError) as error:
+            return f"{video}: {error}"
+
+    def _record(self, loaded: LoadedSegmenter, place: int) -> Record:
+        """What an evaluation writes of a video, as it would be read again."""
+        assert self.parts is not None
+        video, (clip, video_latent) = self.videos[place], self.parts.clips[place]
+        protocol = None if self.config.protocol is None else protocol_named(self.config.protocol)
+        places = {expression.exp_id: MaskMemory() for expression in video.expressions}
+        with TemporaryDirectory() as scratch:  # some protocols write label maps
+            one = OneVideo(VideoSettings(), video, places, protocol=protocol, labels=Path(scratch) / "labels")
+            for expression, logits in one.sentences(loaded, video_latent):
+                one.answer(expression, logits, clip)
+            found: Record = json.loads(json.dumps(one.record()))
+        return found
+
+    @contextmanager
+    def _loaded(self, dit: Any) -> Iterator[LoadedSegmenter | None]:
+        """While inside, all that segments is on this rank's device; None on a rank without videos."""
+        if self.parts is None:
+            yield None
+            return
+        assert self.config.box is not None
+        segmenter = Segmenter(
+            dit,
+            vae=self.parts.vae,
+            text_encoder=self.parts.sentences,
+            mask_decoder=self.parts.decoder.to(distributed.device()),
+            settings=conventions(self.settings, sampler=self.config.sampler),
+        )
+        pixel_norm = self.settings["pixel_norm"]
+        try:
+            yield LoadedSegmenter(segmenter, pixel_norm=pixel_norm, box=self.config.box, weights={}, wan_files="")
+        finally:
+            self.parts.decoder.to("cpu")
+
+    def _numbers(self, records: Sequence[Mapping[str, Any]]) -> Found:
+        """Those of scores.json that validation shows, and the protocol's by its default convention."""
+        scores = merge(
+            self.videos,
+            records,
+            protocol=self.config.protocol,
+            checkpoint=self.config.checkpoint,
+            weights={},
+            fingerprint="",
+            seed=self.config.seed,
+        )
+        shown = shown_in("validation")
+        numbers = {name: value for name, value in scores.totals.items() if name in shown} | scores.nothing
+        if (known := scores.protocol) is not None:
+            for title, row in known["tables"][known["convention"]].items():
+                kind = "" if title == "all" else f"{title.replace(' ', '_')}_"
+                numbers |= {f"{known['name']}_{kind}{name}": value for name, value in row.items()}
+        return {f"eval_whole_{name}": value for name, value in numbers.items() if value is not None}

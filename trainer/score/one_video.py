@@ -1,0 +1,159 @@
+"""One video from its frames to its record: read, encode, sample each sentence, write its masks, score them.
+
+Knows no folder of an evaluation, no weights' file and no other video: whoever has something that segments, and a place
+for masks, gets the record.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowmask.data_pipeline.clip.pixels import PixelNorm
+from flowmask.data_pipeline.config import FrameBox
+from flowmask.data_pipeline.sources.base import Expression, Video
+from flowmask.trainer.predict.inference import MaskPiece, VaeClip, masks_of, read_clip
+from flowmask.trainer.predict.presence import Presence, emptied, presence_of
+from flowmask.trainer.score.judging import Judge, decoder_tallies, note
+from flowmask.trainer.score.mask_places import MaskPlace
+from flowmask.trainer.score.metrics import Tally
+from flowmask.trainer.score.protocols.base import BenchmarkProtocol
+
+Record = dict[str, Any]
+
+
+class VideoSegmenter(Protocol):
+    """Weights that make masks, such as `LoadedSegmenter`."""
+
+    @property
+    def box(self) -> FrameBox:
+        """The box of the training's frames."""
+
+    @property
+    def pixel_norm(self) -> PixelNorm: ...
+
+    def encode(self, clip: VaeClip) -> Tensor:
+        """Video latent [1 16 f h w] norm."""
+
+    def logits(self, video_latent: Tensor, sentences: Sequence[str]) -> Iterator[Tensor]:
+        """Logits [F H W] of each sentence, padding frames too."""
+
+    def round_trip(self, masks: NDArray[np.bool_]) -> Tensor:
+        """Masks bool [F H W] of a clip's size -> logits [4k+1 H W]: through the VAE and the decoder alone."""
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How each video is evaluated; the fields are those of `EvaluateConfig`."""
+
+    box: FrameBox | None = None
+    shuffled_text: bool = False
+    decoder_score: bool = False
+    seed: int = 0
+
+
+def sentences_of(video: Video, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
+    """Each expression with its logits [F H W]; those that say the same share them, and come one after another."""
+    alike: dict[str, list[Expression]] = {}
+    for expression in video.expressions:
+        alike.setdefault(expression.text, []).append(expression)
+    for expressions, logits in zip(alike.values(), loaded.logits(video_latent, list(alike))):
+        for expression in expressions:
+            yield expression, logits
+
+
+class OneVideo:
+    """A video whose sentences are answered one by one, until its record is whole.
+
+    `answer` may be called in any order and by several threads at once, `record` after all of them.
+    """
+
+    def __init__(
+        self,
+        settings: VideoSettings,
+        video: Video,
+        places: Mapping[str, MaskPlace],
+        *,
+        protocol: BenchmarkProtocol | None = None,
+        labels: Path,
+        chosen: Presence | None = None,
+    ) -> None:
+        """places: where the masks of each expression id go.
+
+        labels: a folder that is not there yet, for label maps of a protocol that makes some
+        chosen: the threshold of presence, if there is one
+        """
+        self._chosen = chosen
+        self.settings, self.video, self._places, self._protocol = settings, video, places, protocol
+        self._listener = None if protocol is None else protocol.listener(video, labels)
+        self._judge = Judge(video, places)
+        self._entries: dict[str, Record] = {}
+        self._ceilings: Mapping[str, Tally] = {}
+        self._hearing = threading.Lock()
+
+    def read(self, loaded: VideoSegmenter) -> VaeClip:
+        """All frames as one clip."""
+        box = self.settings.box or loaded.box
+        return read_clip(self.video, range(len(self.video.frame_names)), box=box, pixel_norm=loaded.pixel_norm)
+
+    def sentences(self, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
+        """As `sentences_of`."""
+        return sentences_of(self.video, loaded, video_latent)
+
+    def answer(self, expression: Expression, logits: Tensor, clip: VaeClip) -> None:
+        """Write the masks of one expression and score them against the true ones, if there are any."""
+        seen = presence_of(logits, frames=clip.frames)
+        logits = emptied(logits, seen, self._chosen)
+        if self._listener is not None:
+            with self._hearing:
+                self._listener.hear(expression, logits, clip)
+        entry = self._entries[expression.exp_id] = {"text": expression.text, "answered": False, "presence": seen}
+        written = self._written(expression, entry, masks_of(logits, clip))
+        if self.video.has_masks:
+            self._judge.right(expression, entry, written)
+        else:
+            for _ in written:
+                pass
+
+    def decode_truth(self, loaded: VideoSegmenter, clip: VaeClip) -> None:
+        """Score the true masks after the VAE and the decoder, where that is asked for; needs no answer."""
+        if self.video.has_masks and self.settings.decoder_score:
+            self._ceilings = decoder_tallies(loaded.round_trip, self.video, clip)
+
+    def record(self) -> Record:
+        """The video's record, once every expression has its answer."""
+        entries = {expression.exp_id: self._entries[expression.exp_id] for expression in self.video.expressions}
+        record: Record = {"frames": len(self.video.frame_names), "expressions": entries}
+        if not self.video.has_masks:
+            return record
+        if self.settings.shuffled_text:
+            self._judge.wrong(self._entries, seed=self.settings.seed)
+        if self._protocol is not None:
+            answers = [self._judge.answers[exp_id] for exp_id in entries]
+            record["protocol"] = self._protocol.of_video(self.video, answers, self._listener)
+        for exp_id, tally in self._ceilings.items():
+            note(entries[exp_id], "decoder", tally)
+        return record
+
+    def _written(self, expression: Expression, entry: Record, pieces: Iterator[MaskPiece]) -> Iterator[MaskPiece]:
+        """The pieces, each after it has been written."""
+        names, place = self.video.frame_names, self._places[expression.exp_id]
+        for ids, masks in pieces:
+            entry["answered"] |= bool(masks.any())
+            for i, mask in zip(ids, masks):
+                place.write(names[i], mask)
+            yield ids, masks
+
+
+def evaluate_video(loaded: VideoSegmenter, one: OneVideo) -> Record:
+    """Masks of every expression into its place; returns the video's record."""
+    clip = one.read(loaded)
+    for expression, logits in one.sentences(loaded, loaded.encode(clip)):
+        one.answer(expression, logits, clip)
+    one.decode_truth(loaded, clip)
+    return one.record()
