@@ -71,7 +71,7 @@ def first_unplaced(path: Path, packets: Mapping[int, int], *, all_known: bool) -
     size = path.stat().st_size
     with path.open("rb") as file:
         boxes = list(_boxes(file, size))
-        if not any(kind == b"moof" for _, _, kind in boxes):
+        if not any(kind == b"moof" or (kind == b"moov" and _announces(file, at, length)) for at, length, kind in boxes):
             return None
         places = sorted(packets)
         ends = [0, *accumulate(packets[place] for place in places)]  # how many bytes there are up to each packet
@@ -84,6 +84,12 @@ def first_unplaced(path: Path, packets: Mapping[int, int], *, all_known: bool) -
                 return at
         file.seek(at + length)
         return at + length if any(file.read(_PADDING)) else None
+
+
+def _announces(file: BinaryIO, at: int, length: int) -> bool:
+    """Whether the header of an mp4 says that fragments follow."""
+    file.seek(at)
+    return b"mvex" in file.read(length)
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
