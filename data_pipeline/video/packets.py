@@ -97,6 +97,8 @@ class _Seen:
         self.places: list[int] = []  # of those shown, in the file
         self.sizes: dict[int, int] = {}  # bytes by place, of the packets of all streams
         self.discarded = 0
+        self.overtaken: set[int] = set()  # places of those discarded as their time has passed
+        self._decoded = -math.inf  # when the last one was decoded
         self.incomplete = False  # the last packet
         self.start_s = math.inf  # of the first picture
         self.end_s = 0.0  # of the packet of any stream that ends last
@@ -119,7 +121,10 @@ class _Seen:
         self.incomplete = packet.is_corrupt
         if packet.is_discard:
             self.discarded += 1
+            if packet.dts is not None and packet.dts < self._decoded and packet.pos is not None:
+                self.overtaken.add(packet.pos)
             return
+        self._decoded = self._decoded if packet.dts is None else packet.dts
         self.shown.append((packet.pts, packet.duration or 0))
         self.places.append(-1 if packet.pos is None else packet.pos)
         if packet.pts is not None and packet.time_base:
@@ -130,7 +135,7 @@ class _Seen:
         if not container.format.name.startswith("mov"):
             return None
         all_known = all(stream.type in ("video", "audio") for stream in container.streams)
-        return first_unplaced(self._path, self.sizes, all_known=all_known)
+        return first_unplaced(self._path, self.sizes, overtaken=self.overtaken, all_known=all_known)
 
     def _decode(self, packet: Packet) -> None:
         try:

@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
@@ -61,11 +61,14 @@ def false_count(path: Path) -> int:
     return 0
 
 
-def first_unplaced(path: Path, packets: Mapping[int, int], *, all_known: bool) -> int | None:
+def first_unplaced(
+    path: Path, packets: Mapping[int, int], *, overtaken: Collection[int], all_known: bool
+) -> int | None:
     """Where frames begin that no fragment of an mp4 names any more; None: all are named, or it has no fragments.
 
-    FFmpeg passes over a fragment whose header is damaged.
+    FFmpeg passes over a fragment whose header is damaged, and over packets that a false time of one overtakes.
     packets:   size by place of all that were found
+    overtaken: places of those that give no picture; right where an edit list puts them, before the first fragment
     all_known: no stream holds what FFmpeg gives no packets for: each byte of a fragment belongs to one
     """
     size = path.stat().st_size
@@ -73,7 +76,8 @@ def first_unplaced(path: Path, packets: Mapping[int, int], *, all_known: bool) -
         boxes = list(_boxes(file, size))
         if not any(kind == b"moof" or (kind == b"moov" and _announces(file, at, length)) for at, length, kind in boxes):
             return None
-        places = sorted(packets)
+        fragments = min((at for at, _, kind in boxes if kind == b"moof"), default=size)
+        places = sorted(place for place in packets if place < fragments or place not in overtaken)
         ends = [0, *accumulate(packets[place] for place in places)]  # how many bytes there are up to each packet
         for at, length, kind in boxes:
             if kind == b"mdat" and at + length <= size:  # one that is cut has some of its frames
@@ -83,7 +87,8 @@ def first_unplaced(path: Path, packets: Mapping[int, int], *, all_known: bool) -
             elif kind != b"mdat" and at + length > size:
                 return at
         file.seek(at + length)
-        return at + length if any(file.read(_PADDING)) else None
+        rest = file.read(_PADDING)
+        return at + length if any(rest) and not rest.startswith(b"\0\0\0\0mdat") else None  # 0: to the file's end
 
 
 def _announces(file: BinaryIO, at: int, length: int) -> bool:
