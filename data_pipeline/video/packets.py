@@ -65,7 +65,7 @@ def facts_of(path: Path) -> Facts:
         rate, ends_s = _rate(seen.shown, stream), _stated_end_s(container)
         if not lost and ends_s - seen.end_s > _GAP_S:
             lost = f"its packets end {ends_s - seen.end_s:.2f} s before the duration in its header"
-        promised = None
+        unplaced, promised, whole = seen.first_unplaced(container), None, None
         if container.format.name.startswith("mov") or container.format.name == "avi":
             held = max(len(stream.index_entries), stream.frames if lost else 0) - seen.discarded
             if held > len(seen.shown) and not lost:
@@ -74,11 +74,10 @@ def facts_of(path: Path) -> Facts:
                 )
             if held > len(seen.shown):
                 promised = held
-            elif lost and stream.frames:
+            elif lost and stream.frames and unplaced is None:
                 lost = ""  # all pictures are there: what is missing is an index, or sound
         elif lost and ends_s > seen.end_s > seen.start_s:
             promised = round((ends_s - seen.start_s) * float(stream.average_rate or rate))
-        unplaced, whole = seen.first_unplaced(container), None
         if unplaced is not None:
             lost = lost or f"a fragment at byte {unplaced:,} is damaged"
             whole = sum(place < unplaced for place in seen.places)

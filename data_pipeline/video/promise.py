@@ -64,7 +64,7 @@ def false_count(path: Path) -> int:
 def first_unplaced(
     path: Path, packets: Mapping[int, int], *, overtaken: Collection[int], all_known: bool
 ) -> int | None:
-    """Where frames begin that no fragment of an mp4 names any more; None: all are named, or it has no fragments.
+    """From where on frames of an mp4 are named by no fragment any more; None: all are named, or it has no fragments.
 
     FFmpeg passes over a fragment whose header is damaged, and over packets that a false time of one overtakes.
     packets:   size by place of all that were found
@@ -80,12 +80,12 @@ def first_unplaced(
         places = sorted(place for place in packets if place < fragments or place not in overtaken)
         ends = [0, *accumulate(packets[place] for place in places)]  # how many bytes there are up to each packet
         for at, length, kind in boxes:
-            if kind == b"mdat" and at + length <= size:  # one that is cut has some of its frames
+            if kind == b"mdat" and at + length <= size:
                 held = ends[bisect_left(places, at + length)] - ends[bisect_left(places, at)]
                 if held < (length - 16 if all_known else min(1, length - 16)):
                     return at
-            elif kind != b"mdat" and at + length > size:
-                return at
+            elif at + length > size:
+                return size if kind == b"mdat" else at  # frames that are cut: some are there
         file.seek(at + length)
         rest = file.read(_PADDING)
         return at + length if any(rest) and not rest.startswith(b"\0\0\0\0mdat") else None  # 0: to the file's end
