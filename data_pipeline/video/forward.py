@@ -6,14 +6,17 @@ call ended is kept: pictures that are asked for in order cost one pass.
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.video.opening import opened, reason, video_stream
+from flowmask.data_pipeline.video.owed import Owed
 from flowmask.data_pipeline.video.picture import Picture, rgb_of
 from flowmask.models.errors import DataError
 
@@ -34,7 +37,7 @@ class ForwardReader:
     def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
         """rgb8 [H W 3] of each of the sorted, distinct ids."""
         if ids and not 0 <= self._next <= ids[0]:
-            self._pictures, self._next = _decoded(self._path), 0
+            self._pictures, self._next = _pictures(self._path), 0
         return [self._frame(number) for number in ids]
 
     def distance(self, ids: Sequence[int]) -> int:
@@ -63,40 +66,56 @@ class ForwardReader:
 
 
 def readable(path: Path) -> tuple[int, str]:
-    """How many pictures decode, by decoding all, and FFmpeg's reason if damage ends them; "" at a sound end."""
-    total, sound = 0, 0
-    try:
-        for frame in _decoded(path):
-            total += 1
-            if not frame.is_corrupt:
-                sound = total
-    except _DamagedError as damage:
-        return sound, str(damage)
-    return sound, "" if sound == total else "its last picture is incomplete"
+    """How many pictures stand before any that is lost, by decoding all, and why it is; "" where none is."""
+    shown: list[int | None] = []
+    sound, fields, damage = 0, False, ""
+    with opened(path) as container:
+        stream = video_stream(container, path=path)
+        owed = Owed(container, stream)
+        try:
+            for frame in _decoded(container, stream, owed):
+                shown.append(frame.pts)
+                fields |= frame.interlaced_frame  # each may be a packet, two of which make a picture
+                if not frame.is_corrupt:
+                    sound = len(shown)
+            damage = "" if sound == len(shown) else "its last picture is incomplete"
+        except _DamagedError as error:
+            damage = str(error)
+    lost = [] if fields else owed.lost(shown)
+    if lost:
+        sound = min(sound, sum(1 for _ in takewhile(lambda time: time is None or time < lost[0], shown)))
+        damage = damage or f"{len(lost)} of its pictures do not decode"
+    return sound, damage
 
 
-def _decoded(path: Path) -> Iterator[av.VideoFrame]:
-    """Every picture in order; _DamagedError behind those before damage.
+def _pictures(path: Path) -> Iterator[av.VideoFrame]:
+    """Every picture in order; _DamagedError behind those before damage."""
+    with opened(path) as container:
+        stream = video_stream(container, path=path)
+        yield from _decoded(container, stream, Owed(container, stream))
+
+
+def _decoded(container: InputContainer, stream: av.VideoStream, owed: Owed) -> Iterator[av.VideoFrame]:
+    """Every picture of the stream in order; _DamagedError behind those before damage.
 
     What comes before the first keyframe that decodes is passed over, as players do: broadcasts begin anywhere.
     """
     begun, damage = False, ""
-    with opened(path) as container:
-        stream = video_stream(container, path=path)
-        try:
-            for packet in container.demux(stream):
-                try:
-                    frames = packet.decode()
-                except av.FFmpegError as error:
-                    if begun:
-                        damage = reason(error)
-                        break
-                    continue
-                begun = begun or packet.is_keyframe
-                yield from frames
-        except av.FFmpegError as error:
-            damage = reason(error)
-        if damage:
-            with suppress(av.FFmpegError):
-                yield from stream.decode(None)  # pictures before the damage that wait for their turn
-            raise _DamagedError(damage)
+    try:
+        for packet in container.demux(stream):
+            owed.see(packet)
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                if begun or owed.begun:
+                    damage = reason(error)
+                    break
+                continue
+            begun = begun or packet.is_keyframe
+            yield from frames
+    except av.FFmpegError as error:
+        damage = reason(error)
+    if damage:
+        with suppress(av.FFmpegError):
+            yield from stream.decode(None)  # pictures before the damage that wait for their turn
+        raise _DamagedError(damage)

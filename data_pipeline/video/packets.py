@@ -15,7 +15,7 @@ from av.packet import Packet
 
 from flowmask.data_pipeline.video.opening import opened, reason, video_stream
 from flowmask.data_pipeline.video.picture import Picture, picture_of
-from flowmask.data_pipeline.video.promise import missing_bytes
+from flowmask.data_pipeline.video.promise import first_unplaced, missing_bytes
 from flowmask.data_pipeline.video.seek_rule import SeekRule
 from flowmask.models.errors import DataError
 
@@ -30,12 +30,14 @@ class Facts:
     rate:     pictures shown in a second
     keys:     places of the keyframes among the packets
     promised: pictures that a file which lost some says it holds; None if it does not say
+    whole:    of the count, those in front of a damaged fragment; None if none is
     lost:     why its end seems to be missing, in a few words; "" if nothing says so
     seekable: every seek to a picture of it is right
     """
 
     first: Picture
     count: int
+    whole: int | None
     rate: float
     keys: tuple[int, ...]
     promised: int | None
@@ -63,7 +65,7 @@ def facts_of(path: Path) -> Facts:
         rate, ends_s = _rate(seen.shown, stream), _stated_end_s(container)
         if not lost and ends_s - seen.end_s > _GAP_S:
             lost = f"its packets end {ends_s - seen.end_s:.2f} s before the duration in its header"
-        promised = None
+        unplaced, promised, whole = seen.first_unplaced(container), None, None
         if container.format.name.startswith("mov") or container.format.name == "avi":
             held = max(len(stream.index_entries), stream.frames if lost else 0) - seen.discarded
             if held > len(seen.shown) and not lost:
@@ -72,13 +74,16 @@ def facts_of(path: Path) -> Facts:
                 )
             if held > len(seen.shown):
                 promised = held
-            elif lost and stream.frames:
+            elif lost and stream.frames and unplaced is None:
                 lost = ""  # all pictures are there: what is missing is an index, or sound
         elif lost and ends_s > seen.end_s > seen.start_s:
             promised = round((ends_s - seen.start_s) * float(stream.average_rate or rate))
+        if unplaced is not None:
+            lost = lost or f"a fragment at byte {unplaced:,} is damaged"
+            whole = sum(place < unplaced for place in seen.places)
         alone = len(container.streams.video) == 1
         seekable = not lost and alone and seen.first.plain and seen.rule.holds(container.format.name)
-        return Facts(seen.first, len(seen.shown), rate, tuple(seen.rule.keys), promised, lost, seekable)
+        return Facts(seen.first, len(seen.shown), whole, rate, tuple(seen.rule.keys), promised, lost, seekable)
 
 
 class _Seen:
@@ -88,7 +93,11 @@ class _Seen:
         self.first: Picture | None = None
         self.refused = ""  # FFmpeg's reason why the first picture can't be decoded
         self.shown: list[tuple[int | None, int]] = []  # time and duration, in the stream's time base
+        self.places: list[int] = []  # of those shown, in the file
+        self.sizes: dict[int, int] = {}  # bytes by place, of the packets of all streams
         self.discarded = 0
+        self.overtaken: set[int] = set()  # places of those discarded as their time has passed
+        self._decoded = -math.inf  # when the last one was decoded
         self.incomplete = False  # the last packet
         self.start_s = math.inf  # of the first picture
         self.end_s = 0.0  # of the packet of any stream that ends last
@@ -99,6 +108,8 @@ class _Seen:
         """The next packet of any stream; an empty one flushes the decoder."""
         if packet.pts is not None and packet.time_base:
             self.end_s = max(self.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.pos is not None:
+            self.sizes[packet.pos] = packet.size
         if packet.stream_index != self._stream.index:
             return
         if self.first is None:
@@ -109,10 +120,21 @@ class _Seen:
         self.incomplete = packet.is_corrupt
         if packet.is_discard:
             self.discarded += 1
+            if packet.dts is not None and packet.dts < self._decoded and packet.pos is not None:
+                self.overtaken.add(packet.pos)
             return
+        self._decoded = self._decoded if packet.dts is None else packet.dts
         self.shown.append((packet.pts, packet.duration or 0))
+        self.places.append(-1 if packet.pos is None else packet.pos)
         if packet.pts is not None and packet.time_base:
             self.start_s = min(self.start_s, float(packet.pts * packet.time_base))
+
+    def first_unplaced(self, container: InputContainer) -> int | None:
+        """Where frames begin that no fragment names any more."""
+        if not container.format.name.startswith("mov"):
+            return None
+        all_known = all(stream.type in ("video", "audio") for stream in container.streams)
+        return first_unplaced(self._path, self.sizes, overtaken=self.overtaken, all_known=all_known)
 
     def _decode(self, packet: Packet) -> None:
         try:

@@ -1,11 +1,14 @@
 """How much a file says that it holds: what tells one that lost its end from one that is short."""
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
 _UNKNOWN = 0
+_PADDING = 1 << 16  # bytes behind the last box that are looked at
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its file properties: 24 bytes on stands the size
 _BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot")
 # Of the tables of frames: name, place of the count behind it, version and flags that may be set there.
@@ -56,6 +59,42 @@ def false_count(path: Path) -> int:
                     if count > size and not int.from_bytes(fields[:4]) & ~flags:
                         return count
     return 0
+
+
+def first_unplaced(
+    path: Path, packets: Mapping[int, int], *, overtaken: Collection[int], all_known: bool
+) -> int | None:
+    """From where on frames of an mp4 are named by no fragment any more; None: all are named, or it has no fragments.
+
+    FFmpeg passes over a fragment whose header is damaged, and over packets that a false time of one overtakes.
+    packets:   size by place of all that were found
+    overtaken: places of those that give no picture; right where an edit list puts them, before the first fragment
+    all_known: no stream holds what FFmpeg gives no packets for: each byte of a fragment belongs to one
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        boxes = list(_boxes(file, size))
+        if not any(kind == b"moof" or (kind == b"moov" and _announces(file, at, length)) for at, length, kind in boxes):
+            return None
+        fragments = min((at for at, _, kind in boxes if kind == b"moof"), default=size)
+        places = sorted(place for place in packets if place < fragments or place not in overtaken)
+        ends = [0, *accumulate(packets[place] for place in places)]  # how many bytes there are up to each packet
+        for at, length, kind in boxes:
+            if kind == b"mdat" and at + length <= size:
+                held = ends[bisect_left(places, at + length)] - ends[bisect_left(places, at)]
+                if held < (length - 16 if all_known else min(1, length - 16)):
+                    return at
+            elif at + length > size:
+                return size if kind == b"mdat" else at  # frames that are cut: some are there
+        file.seek(at + length)
+        rest = file.read(_PADDING)
+        return at + length if any(rest) and not rest.startswith(b"\0\0\0\0mdat") else None  # 0: to the file's end
+
+
+def _announces(file: BinaryIO, at: int, length: int) -> bool:
+    """Whether the header of an mp4 says that fragments follow."""
+    file.seek(at)
+    return b"mvex" in file.read(length)
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:

@@ -44,6 +44,7 @@ class VideoFile:
         if facts.seekable:
             return facts.count
         count, damage = readable(self.path)
+        count = count if facts.whole is None else min(count, facts.whole)
         if facts.lost and (facts.promised is None or count < facts.promised):
             damage = facts.lost
         if damage and not self._allow_truncated:
