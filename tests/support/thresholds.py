@@ -18,6 +18,7 @@ def write_threshold(out: Path, loaded: LoadedSegmenter, threshold: float) -> Pat
         rule=RULE,
         threshold=threshold,
         weights=loaded.weights,
+        conventions=loaded.conventions,
         sampler=SamplerConfig(),
         box=loaded.box,
         calibration=Calibration(source="mevis", split="train", sentences=9, no_target=3, n_acc=100, t_acc=50),

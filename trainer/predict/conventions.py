@@ -71,5 +71,11 @@ def segment_settings(settings: Mapping[str, Any], *, sampler: SamplerConfig) -> 
     )
 
 
+def conventions_in(settings: SegmentSettings, *, pixel_norm: str) -> dict[str, str | int | bool]:
+    """The four of `AskedConventions`, with which weights are used."""
+    others = {name: getattr(settings, name) for name in PUBLISHED if name != "pixel_norm"}
+    return {"pixel_norm": pixel_norm, **others}
+
+
 def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -24,7 +24,7 @@ from flowmask.models.segment import Segmenter, decoded_together, masks_at, sampl
 from flowmask.models.strict import assign_strict, load_strict
 from flowmask.models.vae import encode_mask
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.predict.conventions import segment_settings, settle
+from flowmask.trainer.predict.conventions import conventions_in, segment_settings, settle
 from flowmask.trainer.predict.parts import video_injected
 from flowmask.trainer.predict.presence import Presence, presence_in
 from flowmask.trainer.predict.weights import LoadedWeights, load_dit, load_mask_decoder, own_encoder
@@ -109,6 +109,11 @@ class LoadedSegmenter:
     wan_files: str
     presence: Presence | None = None
     assumed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def conventions(self) -> dict[str, str | int | bool]:
+        """The four of `AskedConventions`, as they are used."""
+        return conventions_in(self.segmenter.settings, pixel_norm=self.pixel_norm)
 
     def encode(self, clip: VaeClip) -> Tensor:
         """Video latent [1 16 f h w] norm."""

@@ -106,7 +106,8 @@ def predict(
         say=say,
     )
     used: Facts = {"checkpoint": checkpoint, "weights": loaded.weights}
-    chosen = in_use(presence, loaded.presence, **used, sampler=sampler, box=box, say=say)
+    belongs: Facts = {"conventions": loaded.conventions, "sampler": sampler, "box": box}
+    chosen = in_use(presence, loaded.presence, **used, **belongs, say=say)
     box = box or (loaded.box if chosen is None else chosen.box)
     with folder.scratch() as place:
         drawing = _Drawing(source, prompts=prompts, slugs=slugs, folder=place, earlier=folder.earlier(names), out=out)

@@ -1,7 +1,7 @@
 """Whether a video holds what a sentence names: a number of its logits, and a threshold below which no mask is kept.
 
-`presence_of` is the rule; nothing else knows it. A threshold belongs to the weights, sampler and box that it was chosen
-with: others are refused. It comes from a calibrated evaluation's scores.json, or from the settings of an export.
+`presence_of` is the rule; nothing else knows it. A threshold belongs to the weights, conventions, sampler and box that
+it was chosen with: others are refused. It comes from a calibrated evaluation's scores.json, or from an export.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,11 +47,12 @@ class Calibration(Section):
 
 
 class Presence(Section):
-    """A threshold, and all that it belongs to. weights: as `LoadedSegmenter` has them."""
+    """A threshold, and all that it belongs to. weights, conventions: as `LoadedSegmenter` has them."""
 
     rule: str
     threshold: float = Field(ge=0)
     weights: dict[str, str]
+    conventions: dict[str, str | int | bool]
     sampler: SamplerConfig
     box: FrameBox
     calibration: Calibration
@@ -132,18 +133,19 @@ def in_use(
     *,
     checkpoint: str,
     weights: Mapping[str, str],
+    conventions: Mapping[str, str | int | bool],
     sampler: SamplerConfig,
     box: FrameBox | None,
     say: Callable[[str], None],
 ) -> Presence | None:
-    """What `stated` gives, if it was chosen for these weights, sampler and box; ConfigError otherwise.
+    """What `stated` gives, if it was chosen for these weights, conventions, sampler and box; ConfigError otherwise.
 
     box: None: whatever it was chosen with. say: takes the line about the threshold that will empty masks
     """
     found = stated(asked, baked)
     if found is None:
         return None
-    here = {"weights": dict(weights), "sampler": sampler, "box": box or found.box}
+    here = {"weights": dict(weights), "conventions": conventions, "sampler": sampler, "box": box or found.box}
     found.model_copy(update=here).refuse_other(found, name=asked or checkpoint)
     keeping = "; presence=none (--presence none) keeps all masks" if asked is None else ""
     say(f"{asked or checkpoint}: presence threshold {found.said()}{keeping}")
@@ -178,6 +180,7 @@ def _belongings(chosen: Presence) -> dict[str, str]:
     box = chosen.box
     return {
         **{part: sha256[:12] for part, sha256 in sorted(chosen.weights.items())},
+        **{name: str(value) for name, value in chosen.conventions.items()},
         "rule": chosen.rule,
         "sampler.steps": str(chosen.sampler.steps),
         "sampler.shift": str(chosen.sampler.shift),

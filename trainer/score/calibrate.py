@@ -111,6 +111,7 @@ def calibrate(
             rule=RULE,
             threshold=threshold,
             weights=loaded.weights,
+            conventions=loaded.conventions,
             sampler=config.sampler,
             box=config.box or loaded.box,
             calibration=calibration,

@@ -171,6 +171,7 @@ def _in_use(config: EvaluateConfig, loaded: LoadedSegmenter, say: Callable[[str]
         loaded.presence,
         checkpoint=config.checkpoint,
         weights=loaded.weights,
+        conventions=loaded.conventions,
         sampler=config.sampler,
         box=config.box or loaded.box,
         say=say,

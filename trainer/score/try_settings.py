@@ -83,9 +83,7 @@ def try_settings(
 
 def _combinations(loaded: LoadedSegmenter) -> Iterator[Values]:
     """All four conventions: each value of those that are assumed, what is known of the others."""
-    settings = loaded.segmenter.settings
-    known = {"pixel_norm": loaded.pixel_norm}
-    known |= {name: getattr(settings, name) for name in TRIED if name not in known}
+    known = loaded.conventions
     for values in product(*(TRIED[name] if name in loaded.assumed else (known[name],) for name in TRIED)):
         yield dict(zip(TRIED, values))
 

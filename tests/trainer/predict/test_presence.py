@@ -123,16 +123,22 @@ def test_a_prediction_empties_what_is_below_the_threshold_in_all_its_windows_and
             assert files[0] == files[1] and before.overlay.read_bytes() == after.overlay.read_bytes()
 
 
-def test_a_threshold_of_other_weights_sampler_or_box_is_refused_in_a_line_that_names_both(
+def test_a_threshold_of_other_weights_conventions_sampler_or_box_is_refused_in_a_line_that_names_both(
     golden: Path, video: Path, tmp_path: Path
 ) -> None:
     loaded = of(golden)
-    here: dict[str, Any] = {"checkpoint": "mine", "weights": loaded.weights, "sampler": SamplerConfig()}
+    here: dict[str, Any] = {
+        "checkpoint": "mine",
+        "weights": loaded.weights,
+        "conventions": loaded.conventions,
+        "sampler": SamplerConfig(),
+    }
     out = str(write_threshold(tmp_path / "e", loaded, 0.1))
     assert in_use(out, None, **here, box=loaded.box, say=print) == in_use(out, None, **here, box=None, say=print)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"weights": loaded.weights | {"dit": "f" * 64}}, f"dit {loaded.weights['dit'][:12]} there, {'f' * 12} here"),
         ({"weights": loaded.weights | {"mask_decoder": "vae"}}, "mask_decoder .* there, vae here"),
+        ({"conventions": loaded.conventions | {"text_tokens": 7}}, "text_tokens [0-9]+ there, 7 here"),
         ({"sampler": SamplerConfig(steps=4)}, "sampler.steps 1 there, 4 here"),
         ({"box": loaded.box.model_copy(update={"height_px": 16})}, "box 32x48 .* there, 16x48 .* here"),
     ]
@@ -195,6 +201,7 @@ def test_an_export_carries_the_threshold_and_brings_it_to_whoever_loads_it(
         loaded = of(path, wan=lab / "wan")
         said: list[str] = []
         here: dict[str, Any] = {"checkpoint": str(path), "weights": loaded.weights, "sampler": SamplerConfig()}
+        here["conventions"] = loaded.conventions
         found = in_use(None, loaded.presence, **here, box=loaded.box, say=said.append)
         assert found is not None and found.threshold == 0.125 and "0.125" in said[0] and len(said) == 1
         assert presence_in(stored_settings(str(path)), where=path) == found == loaded.presence
