@@ -58,13 +58,13 @@ def assert_seeks_are_right(path: Path, film: Film, shown: list[int], rng: random
     return seeking is not None
 
 
-def opens(path: Path) -> bool:
-    """Whether FFmpeg tells what a file is; of a .ts of a few packets it does not, and no player shows it."""
+def shown_whole(path: Path) -> bool:
+    """Whether FFmpeg tells what a file is, and decodes it whole: of a .ts of a few packets it often does neither."""
     try:
-        av.open(str(path)).close()
+        with av.open(str(path)) as container:
+            return not any(frame.is_corrupt for frame in container.decode(video=0))
     except av.FFmpegError:
         return False
-    return True
 
 
 @pytest.mark.long
@@ -79,10 +79,10 @@ def test_drawn_films_of_any_codec_container_and_cut_are_read_right(tmp_path: Pat
         except av.FFmpegError:  # a film that this muxer does not take, such as too short a cut
             unwritten += 1
             continue
-        if not opens(path):
+        if shown and not shown_whole(path):
             unwritten += 1
-            with pytest.raises(DataError, match="no readable video"):
-                VideoFile(path)
+            with pytest.raises(DataError, match=r"no readable video|truncated or damaged"):
+                len(VideoFile(path))
             continue
         if shown:  # a cut may end before its first shown picture
             video = VideoFile(path)
