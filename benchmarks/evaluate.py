@@ -39,7 +39,7 @@ from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter, SegmentSettings
 from flowmask.models.weights.tiny_wan import write_tiny_wan
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip
+from flowmask.trainer.predict.inference import LoadedSegmenter
 from flowmask.trainer.score.mask_places import MaskFiles
 from flowmask.trainer.score.one_video import OneVideo, Record, VideoSettings, evaluate_video
 from flowmask.trainer.score.pipeline import evaluate_videos
@@ -132,7 +132,7 @@ def alone(loaded: LoadedSegmenter, videos: Sequence[Video], out: Path) -> tuple[
     start = starting(out)
     for video in videos:
         one = start(video)
-        clip: VaeClip = timed("read", lambda: one.read(loaded))  # noqa: B023 - called at once
+        ((_, clip),) = timed("read", lambda: list(one.read(loaded)))  # noqa: B023 - called at once
         latent = timed("models", lambda: loaded.encode(clip))  # noqa: B023
         answers: Iterator[tuple[Expression, torch.Tensor]] = one.sentences(loaded, latent)
         while (answer := timed("models", lambda: next(answers, None))) is not None:  # noqa: B023
