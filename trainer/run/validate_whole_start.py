@@ -6,7 +6,8 @@ is found here, as each rank reads its videos once, and not hours later.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,16 @@ from flowmask.trainer.score.protocols import protocol_named
 _POSITIONS = 1024  # of latent frames that a DiT knows whose config does not tell
 
 
+@contextmanager
+def _named() -> Iterator[None]:
+    """Says of a UserError which key it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{KEY}: {error}") from error
+
+
+@_named()
 def whole_videos_of(
     config: RunConfig,
     *,
@@ -52,21 +63,6 @@ def whole_videos_of(
     vae:      with the encoder of the mask decoder; becomes of the precision that the cache was encoded in
     decoder:  the mask decoder and its hash
     """
-    try:
-        return _prepare(config, settings, fields, caches, vae, decoder, say)
-    except UserError as error:
-        raise type(error)(f"{KEY}: {error}") from error
-
-
-def _prepare(
-    config: RunConfig,
-    settings: Mapping[str, Any],
-    fields: Mapping[str, Any],
-    caches: Sequence[CacheReader],
-    vae: Any,
-    decoder: tuple[MaskDecoder, str],
-    say: Callable[[str], None],
-) -> WholeVideos:
     asked = config.evaluate.whole_videos
     assert asked is not None
     evaluation = EvaluateConfig(
