@@ -4,6 +4,7 @@ Containers without an index of all frames (mkv, ts) can't tell that one is gone:
 """
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,12 +55,24 @@ def holds(path: Path, content: bytes) -> bool:
     return refused
 
 
+def tables_of_times(content: bytes) -> list[tuple[int, int]]:
+    """First and last byte of each table of an mp4 that says when frames are shown.
+
+    Other times are told where they contradict each other, and can't be where they do not.
+    """
+    found = [at.start() for name in (b"elst", b"ctts", b"stts") for at in re.finditer(name, content)]
+    return [(at - 4, at - 4 + int.from_bytes(content[at - 4 : at])) for at in found]
+
+
 def overwritten(folder: Path, name: str, seed: int) -> None:
-    """Twelve files with random bytes anywhere."""
+    """Up to twelve files with random bytes anywhere but in the tables of times."""
     whole, rng = film(folder, name), np.random.default_rng(seed)
+    times = tables_of_times(whole)
     for trial in range(12):
         at, length = int(rng.integers(200, len(whole) - 200)), int(rng.choice([1, 16, 150]))
         damaged = whole[:at] + rng.bytes(length) + whole[at + length :]
+        if any(first <= at + length and at <= last for first, last in times):
+            continue
         holds(folder / f"seed{seed}_trial{trial}_at{at}_{name}", damaged)
 
 
