@@ -18,9 +18,9 @@ from zoo import FILMS, TICKS, number_of, times, write
 
 from flowmask.models.errors import ConfigError, DataError, UserError
 from flowmask.trainer.predict.input_video import InputVideo
-from flowmask.trainer.predict.overlay import OverlayVideo, read_mask
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.predictions import unique_slugs
+from flowmask.trainer.predict.show.overlay import OverlayVideo, read_mask
 
 PROMPTS = ["the dog running to the left", "two Birds, near: the water!"]
 SLUGS = ["the-dog-running-to-the-left", "two-birds-near-the-water"]

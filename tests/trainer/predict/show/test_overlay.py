@@ -10,8 +10,8 @@ from fontTools.ttLib import TTFont
 from PIL import Image, ImageFont
 
 from flowmask.models.errors import DataError
-from flowmask.trainer.predict import overlay
-from flowmask.trainer.predict.overlay import (
+from flowmask.trainer.predict.show import overlay
+from flowmask.trainer.predict.show.overlay import (
     OverlayVideo,
     colour,
     font,
