@@ -62,7 +62,8 @@ def test_every_prompt_gets_its_masks_and_its_video_and_all_get_one_together(
 ) -> None:
     result = _predict(export, video, tmp_path / "p")
     names = {entry.name for entry in (tmp_path / "p").iterdir() if not entry.name.startswith(".")}
-    assert names == {*SLUGS, *(f"{slug}.mp4" for slug in SLUGS), "overlay.mp4", "predictions.json"}
+    beside = {f"{slug}{end}" for slug in SLUGS for end in (".mp4", ".rle.json")}
+    assert names == {*SLUGS, *beside, "overlay.mp4", "predictions.json"}
     assert result.overlay == tmp_path / "p" / "overlay.mp4"
     for prompt, slug in zip(result.prompts, SLUGS):
         assert (prompt.masks, prompt.overlay) == (tmp_path / "p" / slug, tmp_path / "p" / f"{slug}.mp4")
