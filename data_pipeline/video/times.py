@@ -43,11 +43,12 @@ def show_times(begins: Sequence[int | None], *, unit_s: Fraction | None, last: i
 
     last: how long the last one is shown, in the same unit; 0: the file doesn't say
     """
-    known = sorted(begin for begin in begins if begin is not None)
-    if unit_s is None or not known or len(set(known)) < len(begins):
-        return ShowTimes(range(len(begins)), len(begins), 1 / exact_rate(rate))
+    known = sorted({begin for begin in begins if begin is not None})
+    start_s = known[0] * unit_s if known and unit_s is not None else None
+    if unit_s is None or len(known) < len(begins):
+        return ShowTimes(range(len(begins)), len(begins), 1 / exact_rate(rate), start_s)
     end = known[-1] - known[0] + (last or round(1 / (exact_rate(rate) * unit_s)))
-    return ShowTimes([begin - known[0] for begin in known], end, unit_s, known[0] * unit_s)
+    return ShowTimes([begin - known[0] for begin in known], end, unit_s, start_s)
 
 
 def exact_rate(fps: float) -> Fraction:

@@ -1,5 +1,6 @@
 """`flowmask predict`: videos, sentences and settings from the command line to masks."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    words_given: Annotated[
+    given: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[VIDEO] [PROMPTS]...",
@@ -73,9 +74,9 @@ def predict(
     """Find what each sentence names in videos: PNG masks, run-length masks and overlay videos."""
     if clip_frames is not None:
         raise ConfigError("--clip-frames is gone; give --window-frames 4k+1, whose clips overlap and are blended")
-    if shift <= 0:
-        raise ConfigError(f"--shift is {shift:g}; it must be above 0. Default: 3")
-    videos, sentences = _asked(words_given or [], video or [], prompts)
+    if not 0 < shift < math.inf:
+        raise ConfigError(f"--shift is {shift:g}; it must be a number above 0. Default: 3")
+    videos, sentences = _asked(given or [], video or [], prompts)
     with told() as on_progress:
         on_progress("starting", 0, 1)  # torch takes seconds
         from flowmask.models.config import SamplerConfig

@@ -38,7 +38,7 @@ class PromptResult:
     area_px: list[int]
     presence: float
     absent: bool | None
-    rle: Path
+    rle: Path | None = None
     figure: Path | None = None
 
 

@@ -87,6 +87,7 @@ def test_a_video_that_fails_leaves_the_others_done_and_is_named_at_the_end(
 
 def test_what_is_wrong_with_any_video_is_said_before_weights_are_loaded(film: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
+    videos = {tmp_path / "a": film, tmp_path / "b": tmp_path / "text.mp4"}
     with pytest.raises(UserError, match=r"text\.mp4"):
         predict_videos(
             {tmp_path / "a": film, tmp_path / "b": tmp_path / "text.mp4"}, ["a dog"], checkpoint="no weights"
@@ -140,7 +141,7 @@ def test_masks_overlay_and_predictions_json_follow_the_rate(export: str, tmp_pat
     first, second = json.loads((out / "predictions.json").read_text())["prompts"]
     assert first["source_frames"] is None
     assert (second["source_frames"], second["frames"], second["fps"]) == ([0, 2, 5, 7], slow.frame_names, 10)
-    assert [entry["frame"] for entry in json.loads(slow.prompts[0].rle.read_text())] == slow.frame_names
+    assert [entry["frame"] for entry in json.loads((out / "a-cat.rle.json").read_text())] == slow.frame_names
     with av.open(str(slow.overlay)) as container:
         assert container.streams.video[0].average_rate == Fraction(10)
         assert len(list(container.decode(video=0))) == 4
@@ -174,7 +175,7 @@ def test_every_kind_of_input_gives_masks_that_its_run_lengths_repeat(kind: str, 
     else:
         write(path, Film(path.name, codec, frames=3, pix_fmt=form, options={} if codec != "libx264" else X264))
     result = predict(path, ["a dog"], checkpoint=export, out=tmp_path / "out", **SETTINGS)
-    entries = json.loads(result.prompts[0].rle.read_text())
+    entries = json.loads((tmp_path / "out" / "a-dog.rle.json").read_text())
     masks = _masks(result)
     assert len(masks) == 3 and [entry["frame"] for entry in entries] == result.frame_names
     assert all((coco.decode(entry) == mask).all() for entry, mask in zip(entries, masks))
@@ -184,10 +185,8 @@ def test_a_higher_threshold_keeps_a_part_of_the_masks_and_the_number_of_presence
     export: str, film: Path, tmp_path: Path
 ) -> None:
     found = {
-        threshold: predict(
-            film, ["a dog"], checkpoint=export, out=tmp_path / str(threshold), threshold=threshold, **SETTINGS
-        )
-        for threshold in (0.1, 0.5, 0.9)
+        level: predict(film, ["a dog"], checkpoint=export, out=tmp_path / str(level), threshold=level, **SETTINGS)
+        for level in (0.1, 0.5, 0.9)
     }
     low, middle, high = map(_masks, found.values())
     assert all((b <= a).all() and (c <= b).all() for a, b, c in zip(low, middle, high))
@@ -198,7 +197,7 @@ def test_a_higher_threshold_keeps_a_part_of_the_masks_and_the_number_of_presence
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -0.5, 50.0, float("nan")])
 def test_a_threshold_that_is_no_probability_is_one_line(film: Path, tmp_path: Path, threshold: float) -> None:
-    with pytest.raises(ConfigError, match="threshold is .*above 0 and below 1"):
+    with pytest.raises(ConfigError, match=r"threshold is .*above 0 and below 1"):
         predict(film, ["a dog"], checkpoint="none", out=tmp_path / "out", threshold=threshold)
 
 

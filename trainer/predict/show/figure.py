@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from flowmask.data_pipeline.show.paint import Rgb, paint
-from flowmask.trainer.predict.show.overlay import font, wrap
+from flowmask.trainer.predict.show.overlay import font, legend_text, wrap
 
 FRAMES = 6
 _CELL = (300, 420)  # height and width in px that a frame fits into
@@ -35,6 +35,7 @@ class FigureStrip:
 
     def add(self, frame: NDArray[np.uint8], mask: NDArray[np.bool_], label: str) -> None:
         """Append a frame: uint8 [H W 3], its mask bool [H W], and what stands below it."""
+        label = legend_text(label, instead=f"frame {len(self._cells) + 1}")
         self._cells.append((paint(frame, [(mask, self._tone)], size=self._size), label))
 
     def save(self, path: Path) -> None:
