@@ -89,9 +89,7 @@ def test_what_is_wrong_with_any_video_is_said_before_weights_are_loaded(film: Pa
     (tmp_path / "text.mp4").write_text("not a video")
     videos = {tmp_path / "a": film, tmp_path / "b": tmp_path / "text.mp4"}
     with pytest.raises(UserError, match=r"text\.mp4"):
-        predict_videos(
-            {tmp_path / "a": film, tmp_path / "b": tmp_path / "text.mp4"}, ["a dog"], checkpoint="no weights"
-        )
+        predict_videos(videos, ["a dog"], checkpoint="no weights")
 
 
 def test_each_of_several_videos_has_a_folder_of_its_own(tmp_path: Path) -> None:
