@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from flowmask.data_pipeline.show.paint import Rgb, paint
+from flowmask.data_pipeline.show.paint import Rgb, outlined, paint
 from flowmask.trainer.predict.show.overlay import font, legend_text, wrap
 
 FRAMES = 6
-_CELL = (300, 420)  # height and width in px that a frame fits into
-_GAP, _MARGIN = 8, 20  # px
-_CAPTION_PX, _LABEL_PX, _LINE = 26, 20, 1.35
+_CELL = (400, 640)  # height and width in px that a frame fits into: contours are 2 px there
+_GAP, _MARGIN = 12, 30  # px
+_CAPTION_PX, _LABEL_PX, _LINE = 40, 28, 1.35
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 24), (110, 110, 118)
 
 
@@ -36,7 +36,8 @@ class FigureStrip:
     def add(self, frame: NDArray[np.uint8], mask: NDArray[np.bool_], label: str) -> None:
         """Append a frame: uint8 [H W 3], its mask bool [H W], and what stands below it."""
         label = legend_text(label, instead=f"frame {len(self._cells) + 1}")
-        self._cells.append((paint(frame, [(mask, self._tone)], size=self._size), label))
+        painted = paint(frame, [(mask, self._tone)], size=self._size)
+        self._cells.append((outlined(painted, mask, self._tone), label))  # on paper a contour alone is faint
 
     def save(self, path: Path) -> None:
         """Write what was added."""

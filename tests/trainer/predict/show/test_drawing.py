@@ -84,7 +84,7 @@ def test_a_figure_shows_each_mask_in_its_colour_and_all_of_its_frames(size: tupl
     solid = (picture == np.array(colour(0), np.uint8)).all(-1)
     inside = [(picture == np.uint8(40 * number)).all(-1).any() for number in range(1, FRAMES)]
     assert solid.sum() > 100 and all(inside)
-    assert picture.shape[1] < 3000 and (picture[0] == 255).all() and (picture[-1] == 255).all()
+    assert picture.shape[1] < 4000 and (picture[0] == 255).all() and (picture[-1] == 255).all()
 
 
 def test_figures_are_drawn_only_if_asked_for(tmp_path: Path) -> None:
