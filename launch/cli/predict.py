@@ -23,8 +23,8 @@ def predict(
     given: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[VIDEO] [PROMPTS]...",
-            help="A video file or a folder of frames, unless --video names them; then sentences, each in quotes",
+            metavar="VIDEO PROMPTS",
+            help="A video file or a folder of frames, unless --video names them; then sentences in quotes",
         ),
     ] = None,
     *,
@@ -41,8 +41,8 @@ def predict(
     fps: Annotated[
         float | None,
         typer.Option(
-            help="Only the frames that a player of so many a second would show; default, or as fast as the video: all. "
-            "Of a folder of frames, which are all taken: how fast they are shown; default: 10"
+            help="Only the frames that a player of this rate would show; a video that is no faster keeps all. "
+            "A folder of frames keeps all and is shown at this rate; default: 10"
         ),
     ] = None,
     max_frames: Annotated[int | None, typer.Option(help="Only the first of these frames", min=1)] = None,

@@ -177,7 +177,7 @@ def test_predictions_of_an_earlier_version_stay_and_what_is_no_prediction_is_ref
 ) -> None:
     out = tmp_path / "p"
     _predict(export, video, out)
-    for name in (".flowmask.json", ".flowmask.files", ".lock"):
+    for name in (".flowmask.json", ".flowmask.files", ".lock", *(f"{slug}.rle.json" for slug in SLUGS)):
         (out / name).unlink()
     said = json.loads((out / "predictions.json").read_text())
     said["prompts"] = [{key: e[key] for key in ("prompt", "masks", "overlay", "area_px")} for e in said["prompts"]]
