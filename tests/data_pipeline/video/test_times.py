@@ -31,6 +31,8 @@ def _by_ffmpeg(path: Path, rates: tuple[Fraction, ...]) -> list[list[int | None]
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
         numbers = {frame.pts: number_of(frame.to_ndarray(format="rgb24")) for frame in frames}
+        if not frames[-1].duration:  # fragments do not say how long the last one stays: the rate says it
+            frames[-1].duration = round(1 / (stream.average_rate * stream.time_base))
         found = []
         for rate in rates:
             graph = Graph()

@@ -164,12 +164,21 @@ def test_another_video_has_names_of_its_own_in_the_same_folder(export: Path, vid
     assert set(_entries(out)) == {("v.mp4", PROMPTS[0]), ("w.mp4", PROMPTS[0])}
 
 
+def _decoded(path: Path) -> np.ndarray:
+    """float64 [F H W 3]: x264 writes equal pictures in other bits each time where they have hard edges."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24").astype(float) for frame in container.decode(video=0)])
+
+
 def test_the_overlay_of_all_prompts_shows_those_that_were_there(export: Path, video: Path, tmp_path: Path) -> None:
     one, both = tmp_path / "one", tmp_path / "both"
     _predict(export, video, both)
     for prompt in PROMPTS:
         _predict(export, video, one, [prompt])
-    assert (one / "overlay.mp4").read_bytes() == (both / "overlay.mp4").read_bytes()
+    wanted, found = _decoded(both / "overlay.mp4"), _decoded(one / "overlay.mp4")
+    alone = _decoded(one / f"{SLUGS[1]}.mp4")
+    assert abs(found - wanted).mean() < 3
+    assert abs(found - wanted).mean() < abs(alone - wanted[:, : alone.shape[1]]).mean() / 3
 
 
 def test_predictions_of_an_earlier_version_stay_and_what_is_no_prediction_is_refused(
