@@ -77,7 +77,7 @@ def embedded(picture: NDArray[np.uint8]) -> str:
 
 def _striped(masks: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> list[NDArray[np.bool_]]:
     """The same masks without common pixels: where several coincide, each keeps diagonal stripes."""
-    count = np.sum(masks, axis=0, dtype=np.int32)
+    count = np.asarray(np.sum(masks, axis=0, dtype=np.int32))
     common = count > 1
     if not common.any():
         return list(masks)

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import av
+from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
@@ -63,7 +64,7 @@ class SoundCopy:
 
     def write_until(self, end_s: Fraction) -> None:
         """Mux what begins before `end_s` s of the mp4."""
-        while self._next is not None and self._next.pts * self._next.time_base < end_s:
+        while self._next is not None and _begin_s(self._next, Fraction(0)) < end_s:
             self._next.stream = self._out
             self._mp4.mux(self._next)
             self._next = next(self._packets, None)
@@ -101,11 +102,16 @@ class SoundCopy:
                 continue
             for frame in frames:
                 rate = frame.sample_rate
-                begin_s = ahead_s if frame.pts is None else frame.pts * frame.time_base
+                begin_s = _begin_s(frame, ahead_s)
                 frame.pts, frame.time_base = round(begin_s * rate), Fraction(1, rate)
                 ahead_s = begin_s + Fraction(frame.samples, rate)
                 yield from self._out.encode(frame)
         yield from self._out.encode(None)
+
+
+def _begin_s(piece: Packet | AudioFrame, otherwise: Fraction) -> Fraction:
+    """When a packet or a decoded frame begins, where it says so."""
+    return otherwise if piece.pts is None or piece.time_base is None else piece.pts * piece.time_base
 
 
 def _best(container: InputContainer) -> AudioStream | None:
