@@ -19,43 +19,47 @@ if TYPE_CHECKING:
     from flowmask.data_pipeline.config import FrameBox
 
 
+Given = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="VIDEO PROMPTS",
+        help="A video file or a folder of frames, unless --video names them; then sentences in quotes",
+    ),
+]
+Videos = Annotated[
+    list[Path] | None, typer.Option(help="A video, again for each of several: results in OUT/<video name>")
+]
+PromptFile = Annotated[str | None, typer.Option(metavar="FILE", help="More sentences, one a line, UTF-8; - is stdin")]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        help="Only the frames that a player of this rate would show; a video that is no faster keeps all. "
+        "A folder of frames keeps all and is shown at this rate; default: 10"
+    ),
+]
+Shift = Annotated[float, typer.Option(help="Of the sampler's times, above 0; 1: even steps")]
+Height = Annotated[
+    int | None, typer.Option(help="With --width: the box in px that frames are brought to; default: as trained", min=16)
+]
+Threshold = Annotated[float, typer.Option(help="Probability above which a pixel belongs to a mask, between 0 and 1")]
+
+
 def predict(
-    given: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="VIDEO PROMPTS",
-            help="A video file or a folder of frames, unless --video names them; then sentences in quotes",
-        ),
-    ] = None,
+    given: Given = None,
     *,
     checkpoint: Annotated[str, typer.Option(help="A run, an export, or a FlowRVS .pth")],
-    video: Annotated[
-        list[Path] | None, typer.Option(help="A video, again for each of several: results in OUT/<video name>")
-    ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(metavar="FILE", help="More sentences, one a line, in UTF-8; - is stdin")
-    ] = None,
+    video: Videos = None,
+    prompts: PromptFile = None,
     out: Annotated[Path, typer.Option(help="Where masks and overlay videos go")] = Path("out/predict"),
     mask_decoder: Annotated[str | None, typer.Option(help="Default: the one the run names")] = None,
     wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            help="Only the frames that a player of this rate would show; a video that is no faster keeps all. "
-            "A folder of frames keeps all and is shown at this rate; default: 10"
-        ),
-    ] = None,
+    fps: Fps = None,
     max_frames: Annotated[int | None, typer.Option(help="Only the first of these frames", min=1)] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
-    shift: Annotated[float, typer.Option(help="Of the sampler's times, above 0; 1: even steps")] = 3.0,
-    height: Annotated[
-        int | None,
-        typer.Option(help="With --width: the box in px that frames are brought to; default: as trained", min=16),
-    ] = None,
+    shift: Shift = 3.0,
+    height: Height = None,
     width: Annotated[int | None, typer.Option(help="With --height", min=16)] = None,
-    threshold: Annotated[
-        float, typer.Option(help="Probability above which a pixel belongs to a mask, between 0 and 1")
-    ] = 0.5,
+    threshold: Threshold = 0.5,
     window_frames: Annotated[int | None, typer.Option(help="4k+1; default: all up to 121, else 81")] = None,
     window_overlap: Annotated[int, typer.Option(help="Frames that windows share, a multiple of 4")] = 16,
     clip_frames: Annotated[int | None, typer.Option(hidden=True)] = None,

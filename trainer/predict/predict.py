@@ -6,7 +6,7 @@
 What a person can get wrong is found before weights are loaded. Results are built beside and moved in whole.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ def predict_videos(
     conventions: AskedConventions | None = None,
     on_progress: Progress = lambda what, done, total: None,
     say: Say = lambda line: None,
+    load: Callable[..., LoadedSegmenter] = load_segmenter,
 ) -> list[Predictions]:
     """Segment what each prompt names in each video, and draw it; what is there of a video and prompt is replaced.
 
@@ -71,6 +72,7 @@ def predict_videos(
     conventions: of the training, where the weights don't remember them
     on_progress: told (what, done, how many) before and after each piece: videos, weights, windows, sentences, frames
     say:         takes a line that a person should know
+    load:        gives the segmenter; a caller that predicts again and again gives the one that it holds
     """
     unique_slugs(prompts)
     if not 0 < threshold < 1:
@@ -86,7 +88,7 @@ def predict_videos(
     sampler = sampler or SamplerConfig()
     on_progress("weights", 0, 1)
     with gpu_holds("clip and models", fix=_LESS_MEMORY):
-        loaded = load_segmenter(
+        loaded = load(
             checkpoint,
             mask_decoder=mask_decoder,
             wan=wan,

@@ -1,7 +1,6 @@
 """Prediction of several videos at once, at another rate, with another threshold; files of every kind."""
 
 import json
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pycocotools import mask as coco
 from zoo import FILMS, Film, number_of, write
 
 from flowmask.models.errors import ConfigError, UserError
-from flowmask.trainer.predict import predict as predicting
+from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter
 from flowmask.trainer.predict.input_video import InputVideo
 from flowmask.trainer.predict.predict import Predictions, predict, predict_videos
 from flowmask.trainer.predict.predictions import result_folders
@@ -55,18 +54,20 @@ def _masks(result: Predictions) -> list[np.ndarray]:
 
 
 def test_several_videos_are_done_as_each_alone_with_weights_loaded_once(
-    export: str, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: str, film: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "film.mov"
     write(other, Film("film.mov", "libx264", frames=2, options=X264))
     loaded: list[str] = []
-    load: Callable[..., Any] = predicting.load_segmenter
-    monkeypatch.setattr(predicting, "load_segmenter", lambda *of, **how: loaded.append("once") or load(*of, **how))
+
+    def load(*of: Any, **how: Any) -> LoadedSegmenter:
+        loaded.append("once")
+        return load_segmenter(*of, **how)
+
     folders = result_folders(tmp_path / "out", [film, other])
-    results = predict_videos(folders, ["a dog"], checkpoint=export, **SETTINGS)
+    results = predict_videos(folders, ["a dog"], checkpoint=export, load=load, **SETTINGS)
     assert loaded == ["once"]
     assert [result.overlay for result in results] == [tmp_path / f"out/{n}/overlay.mp4" for n in ("film", "film-2")]
-    monkeypatch.undo()
     for video, result, number in zip([film, other], results, range(2)):
         alone = predict(video, ["a dog"], checkpoint=export, out=tmp_path / f"alone{number}", **SETTINGS)
         assert contents(result.prompts[0].masks) == contents(alone.prompts[0].masks)
