@@ -13,6 +13,7 @@ import typer
 from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
+from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import offer, track
 from flowmask.launch.cli.try_settings import show_settings
 from flowmask.launch.cli.weights import export, import_app
@@ -207,6 +208,7 @@ def predict(
     offer(checkpoint, result.overlay, to="predict")
 
 
+app.command()(serve)
 app.command()(export)
 app.add_typer(import_app, name="import")
 

@@ -76,6 +76,7 @@ def predict(
     conventions: AskedConventions | None = None,
     on_progress: Progress = lambda what, done, total: None,
     say: Callable[[str], None] = lambda line: None,
+    load: Callable[..., LoadedSegmenter] = load_segmenter,
 ) -> Predictions:
     """Segment what each prompt names, and draw it; what `out` has of the same video and prompt is replaced.
 
@@ -86,6 +87,7 @@ def predict(
               export brings; "none": no mask is emptied
     conventions: of the training, where the weights don't remember them
     on_progress: told (what, done, how many): windows, then frames; say: a line that a person should know
+    load: gives the segmenter; a caller that predicts again and again gives the one that it holds
     """
     slugs, source = unique_slugs(prompts), InputVideo(video, fps=fps, allow_truncated=allow_truncated)
     windows = _windows(len(source.frame_names), window, max_frames=max_frames, say=say)
@@ -93,7 +95,7 @@ def predict(
     folder = PredictionFolder(out, video=str(video), prompts=prompts)
     stated(presence, None)  # what is wrong with it is said before weights are loaded
     sampler = sampler or SamplerConfig()
-    loaded = load_segmenter(
+    loaded = load(
         checkpoint,
         mask_decoder=mask_decoder,
         wan=wan,
