@@ -142,7 +142,7 @@ def _mask_row(sentence: str, pictures: Mapping[str, Path]) -> str:
         f"<figcaption>{frame}</figcaption></figure>"
         for frame, path in pictures.items()
     )
-    return f"<h3>{said}</h3><div class="masks">{''.join(figures)}</div>"
+    return f'<h3>{said}</h3><div class="masks">{"".join(figures)}</div>'
 
 
 def _answer(work: Callable[[], Any], *, instead: list[Any], status_first: bool = True) -> Any:

@@ -32,7 +32,7 @@ def why_no_browser() -> str | None:
 
 def chromium() -> str | None:
     """The program."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
 def page_environment(*more: Path) -> dict[str, str]:

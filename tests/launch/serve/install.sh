@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 packages=.venv-serve
-if ! command -v chromium chromium-browser google-chrome > /dev/null; then
+if ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null; then
   if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
     echo "tests/launch/serve need Chromium: as root, apt-get install chromium" >&2
     exit 1

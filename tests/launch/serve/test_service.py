@@ -3,7 +3,6 @@
 import os
 import random
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from film import write_film
+from served import until
 
 from flowmask.launch.serve import service as service_module
 from flowmask.launch.serve.limits import MIB, LimitError, Limits
@@ -105,13 +105,6 @@ class Asking:
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
         return self
-
-
-def until(happens: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not happens():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def left_in(tmp_path: Path) -> list[Path]:
