@@ -8,7 +8,7 @@ from flowmask.models.errors import UserError
 from flowmask.trainer.predict.input_video import InputVideo
 
 MIB = 2**20
-FORM_BYTES = 2**16  # of a form around the clip: its borders and names
+FORM_BYTES = 2**18  # of what is no clip: sentences, and the borders and names of the form around a clip
 _CHARACTERS = 300  # of a sentence; the text encoder reads at most 512 tokens of it
 _PIXELS = 4096 * 2304  # of a frame: 16 of them at once take 450 MB
 _FRAMES_A_SECOND = 60  # a file may say any rate: its frames are counted too
@@ -44,13 +44,15 @@ class Limits:
         clip = f"a clip of up to {self.seconds:g} s and {self.megabytes} MB"
         return f"{clip}, and up to {self.sentences} sentences of up to {_CHARACTERS} characters"
 
-    def refuse_upload(self, length: int | None) -> None:
-        """LimitError for the body of an upload that is too large, or does not say how large it is."""
+    def refuse_body(self, length: int | None, *, upload: bool) -> None:
+        """LimitError for the body of a request that is too large, or does not say how large it is."""
         if length is None:
-            raise LimitError("an upload must say its size (Content-Length)")
-        if length > self.megabytes * MIB + FORM_BYTES:
+            raise LimitError("a request must say its size (Content-Length)")
+        if upload and length > self.megabytes * MIB + FORM_BYTES:
             said = f"the clip has {length / MIB:.1f} MB; at most {self.megabytes} MB are taken"
             raise LimitError(f"{said}: upload a smaller one")
+        if not upload and length > FORM_BYTES:
+            raise LimitError(f"the request has {length} bytes; at most {FORM_BYTES} are taken")
 
     def sentences_in(self, text: str) -> list[str]:
         """The sentences of a text, one a line, each once; LimitError for none, too many or too long ones."""

@@ -43,9 +43,11 @@ def application(service: Service, *, title: str) -> Any:
     import gradio as gr
     from fastapi import FastAPI
 
+    page = _blocks(service, title=title)
+    page.has_launched = True  # else Gradio, when mounted, takes any path that a request names for an upload
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
-        _blocks(service, title=title),
+        page,
         path="/",
         footer_links=[],
         run_history=False,

@@ -133,7 +133,7 @@ def _answer_until_asked_to_end(door: "Door", listening: socket.socket, on_ready:
 
 
 class Door:
-    """Every request passes here. Refuses uploads that are too large; adds the headers that keep the page to itself."""
+    """Every request passes here. Refuses bodies that are too large; adds the headers that keep the page to itself."""
 
     def __init__(self, inner: Any, service: Service) -> None:
         self._inner, self._service = inner, service
@@ -145,19 +145,22 @@ class Door:
                 message["headers"] = [*message.get("headers", []), *added]
             await send(message)
 
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
-            refused = await asyncio.to_thread(self._refused, dict(scope["headers"]))
+        if scope["type"] == "http" and scope["method"] == "POST":
+            upload = scope["path"].rstrip("/").endswith("/upload")
+            refused = await asyncio.to_thread(self._refused, dict(scope["headers"]), upload=upload)
             if refused is not None:
                 await _say(refused, with_headers)
                 return
         await self._inner(scope, receive, with_headers)
 
-    def _refused(self, headers: Mapping[bytes, bytes]) -> str | None:
-        """Why an upload is not taken."""
-        length = headers.get(b"content-length", b"")
+    def _refused(self, headers: Mapping[bytes, bytes], *, upload: bool) -> str | None:
+        """Why a body is not read: an upload goes to the disk, all others into memory."""
+        digits = headers.get(b"content-length", b"" if upload or b"transfer-encoding" in headers else b"0")
+        limits = self._service.limits
         try:
-            self._service.limits.refuse_upload(int(length) if length.isdigit() else None)
-            self._service.make_room()
+            limits.refuse_body(int(digits[:20]) if digits.isdigit() else None, upload=upload)
+            if upload:
+                self._service.make_room()
         except LimitError as error:
             return str(error)
         return None

@@ -85,7 +85,9 @@ def served(folder: Path, *command: object) -> Iterator[Served]:
             line = process.stdout.readline()
             address = re.fullmatch(r"(http://127\.0\.0\.1:\d+)\n", line)
             assert address, line + (folder / "log.txt").read_text()
-            yield Served(address[1], process, environment, folder, folder / "log.txt")
+            site = Served(address[1], process, environment, folder, folder / "log.txt")
+            assert site.outward == ""
+            yield site
         finally:
             process.kill()
             process.wait()

@@ -19,16 +19,18 @@ class FullService:
 
 
 @pytest.mark.parametrize(
-    ("headers", "said"),
+    ("path", "headers", "said"),
     [
-        ([], "must say its size"),
-        ([(b"content-length", b"-1")], "must say its size"),
-        ([(b"content-length", b"9" * 30)], "at most 1 MB are taken"),
-        ([(b"content-length", b"10")], "as many clips as it may"),
+        ("upload", {}, "must say its size"),
+        ("upload/", {b"content-length": b"-1"}, "must say its size"),
+        ("upload", {b"content-length": b"9" * 5000}, "at most 1 MB are taken"),
+        ("upload", {b"content-length": b"10"}, "as many clips as it may"),
+        ("queue/join", {b"content-length": b"1000000"}, "has 1000000 bytes"),
+        ("queue/join", {b"transfer-encoding": b"chunked"}, "must say its size"),
     ],
 )
-def test_an_upload_that_is_not_taken_is_refused_before_its_first_byte_is_read(
-    headers: list[tuple[bytes, bytes]], said: str
+def test_a_body_that_is_not_taken_is_refused_before_its_first_byte_is_read(
+    path: str, headers: dict[bytes, bytes], said: str
 ) -> None:
     async def unread() -> Any:
         raise AssertionError("the body was read")
@@ -38,7 +40,7 @@ def test_an_upload_that_is_not_taken_is_refused_before_its_first_byte_is_read(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
+    scope = {"type": "http", "method": "POST", "path": f"/gradio_api/{path}", "headers": [*headers.items()]}
     asyncio.run(Door(None, FullService())(scope, unread, send))  # type: ignore[arg-type]
     assert sent[0]["status"] == 413 and said in sent[1]["body"].decode()
-    assert (b"content-security-policy" in dict(sent[0]["headers"])) is True
+    assert b"content-security-policy" in dict(sent[0]["headers"])

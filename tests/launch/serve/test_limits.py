@@ -30,11 +30,16 @@ def test_every_line_with_words_is_a_sentence_and_each_counts_once() -> None:
     assert LIMITS.sentences_in("x" * 300) == ["x" * 300]
 
 
-def test_an_upload_is_taken_by_its_size_alone_and_must_say_it() -> None:
-    LIMITS.refuse_upload(2 * MIB + FORM_BYTES)
-    for length, said in ((None, "must say its size"), (3 * MIB, r"has 3\.0 MB; at most 2 MB are taken")):
+def test_a_body_is_taken_by_its_size_and_must_say_it() -> None:
+    LIMITS.refuse_body(2 * MIB + FORM_BYTES, upload=True)
+    LIMITS.refuse_body(FORM_BYTES, upload=False)
+    for length, upload, said in (
+        (None, True, "must say its size"),
+        (3 * MIB, True, r"has 3\.0 MB; at most 2 MB are taken"),
+        (FORM_BYTES + 1, False, "at most 262144 are taken"),
+    ):
         with pytest.raises(LimitError, match=said):
-            LIMITS.refuse_upload(length)
+            LIMITS.refuse_body(length, upload=upload)
 
 
 @pytest.mark.parametrize(("frames", "said"), [(15, None), (16, r"is 1\.6 s long; at most 1\.5 s are taken")])
