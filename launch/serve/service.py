@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,16 +50,16 @@ class Found:
 
 @dataclass
 class _Person:
-    """Somebody with the page open. uploads: clips that they sent or chose; result: the folder of the last one."""
+    """Somebody with the page open. uploads: clips that they sent or chose; places: folders of results."""
 
     left: threading.Event = field(default_factory=threading.Event)
     uploads: set[Path] = field(default_factory=set)
-    result: Path | None = None
+    places: set[Path] = field(default_factory=set)
     busy: bool = False
     seen: float = field(default_factory=time.monotonic)
 
 
-class Turns:
+class WaitingLine:
     """One at a time, in the order in which they came."""
 
     def __init__(self, most_waiting: int) -> None:
@@ -96,7 +96,7 @@ class Service:
         """segment: `predict` with weights and options in it; folder: holds uploads and results, and nothing else."""
         self.clips, self.limits = clips, limits
         self._segment, self._folder = segment, folder
-        self._turns, self._people, self._lock = Turns(limits.waiting), dict[str, _Person](), threading.Lock()
+        self._turns, self._people, self._lock = WaitingLine(limits.waiting), dict[str, _Person](), threading.Lock()
 
     def look(self, who: str, video: Path) -> str:
         """Take a clip that was uploaded; what it is, in a few words."""
@@ -136,6 +136,10 @@ class Service:
                 self.make_room()
                 self.limits.clip(video)
                 return self._found(person, video, sentences, on_progress)
+        except UserError as error:
+            if person.left.is_set():  # their clip went with them
+                raise PersonLeftError from error
+            raise
         finally:
             with self._lock:
                 person.busy, person.seen = False, time.monotonic()
@@ -172,13 +176,12 @@ class Service:
         for who in late:
             self.leave(who)
         with self._lock:
-            held = {path.parent for person in self._people.values() for path in person.uploads}
-            held |= {person.result for person in self._people.values() if person.result is not None}
-            busy = any(person.busy for person in self._people.values())
+            people = list(self._people.values())
+            held = {path.parent for person in people for path in person.uploads}.union(*(one.places for one in people))
         for entry in self._folder.iterdir():
             with suppress(FileNotFoundError):
                 kept_s = KEPT_S if entry.is_dir() else STRAY_S
-                if entry not in held and not busy and time.time() - entry.stat().st_mtime > kept_s:
+                if entry not in held and time.time() - entry.stat().st_mtime > kept_s:
                     _remove(entry)
         if _bytes_in(self._folder) > self.limits.kept_bytes:
             raise LimitError("the server holds as many clips as it may; try again later")
@@ -194,7 +197,9 @@ class Service:
         return person
 
     def _found(self, person: _Person, video: Path, sentences: list[str], on_progress: Tell) -> Found:
-        place, notes = self._new_folder(), list[str]()
+        place, before, notes = self._new_folder(), set(person.places), list[str]()
+        with self._lock:
+            person.places.add(place)
         try:
             out = place / "predictions"
             made = self._segment(video, sentences, out=out, on_progress=on_progress, say=notes.append)
@@ -205,12 +210,9 @@ class Service:
             }
             found = Found(made.overlay, masks, _packed(out, place / "flowmask.zip"), notes)
         except BaseException:
-            _remove(place)
+            self._remove_places(person, {place})
             raise
-        with self._lock:
-            before, person.result = person.result, place
-        if before is not None:
-            _remove(before)
+        self._remove_places(person, before)
         if person.left.is_set():
             raise PersonLeftError
         return found
@@ -228,8 +230,13 @@ class Service:
             path.unlink(missing_ok=True)
             with suppress(OSError):
                 path.parent.rmdir()
-        if person.result is not None:
-            _remove(person.result)
+        self._remove_places(person, set(person.places))
+
+    def _remove_places(self, person: _Person, places: Set[Path]) -> None:
+        with self._lock:
+            person.places -= places
+        for place in places:
+            _remove(place)
 
 
 @contextmanager

@@ -161,6 +161,18 @@ def test_a_new_result_takes_the_place_of_the_last_one_of_that_person_alone(servi
     assert not mine.overlay.exists() and yours.overlay.exists() and again.overlay.exists()
 
 
+def test_what_is_at_work_is_not_taken_for_old(
+    service: Service, predicting: Predicting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicting.go.clear()
+    asked = Asking(lambda: find(service, "me", upload(service, tmp_path), "dog"))
+    until(lambda: predicting.inside == 1)
+    monkeypatch.setattr(service_module, "KEPT_S", -1.0)
+    service.make_room()
+    predicting.go.set()
+    assert asked.end().result.overlay.is_file()
+
+
 @pytest.mark.parametrize("waiting", [False, True])
 def test_who_leaves_ends_the_request_and_leaves_no_file(
     service: Service, predicting: Predicting, tmp_path: Path, waiting: bool
