@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import os
 import re
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,12 @@ class Served:
 
     def files(self) -> list[Path]:
         """Uploads and results that lie there now; the names that Gradio takes for an upload hold nothing."""
-        found = (path for path in (self.folder / "out").glob(".flowmask-*/files/**/*") if path.is_file())
-        return [path for path in found if path.stat().st_size]
+        found = []
+        for folder, _, names in os.walk(self.folder / "out"):
+            for path in (Path(folder, name) for name in names if "/files" in folder):
+                with suppress(FileNotFoundError):  # it is just being removed
+                    found += [path] if path.stat().st_size else []
+        return found
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
