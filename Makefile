@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: help setup demo demo-full test test-slurm test-long lint format clean
+.PHONY: help setup demo demo-full test test-slurm test-page test-long lint format clean
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -33,6 +33,10 @@ test-slurm: setup ## the laws of launching on a real SLURM; installs its package
 	tests/slurm/install.sh
 	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest --timeout 3600 tests/slurm
 
+test-page: setup ## the laws of the page in a real browser; installs Gradio and, when root, Chromium
+	tests/launch/serve/install.sh
+	FLOWMASK_NEED_BROWSER=1 $(BIN)/pytest tests/launch/serve
+
 test-long: setup ## the same laws at length; TRIALS=N SEED=S JOBS=N
 	$(BIN)/pytest --timeout 3600 $(SHARED)
 
@@ -46,4 +50,4 @@ format: setup    ## let ruff rewrite
 	$(BIN)/ruff format .
 
 clean:           ## forget the environment and every output of the demo
-	rm -rf $(VENV) out *.egg-info
+	rm -rf $(VENV) .venv-serve out *.egg-info

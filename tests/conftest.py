@@ -12,6 +12,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from browser import why_no_browser
 from cluster import why_not
 
 # Words that stand in a file which needs the thing. A SLURM mostly waits, so its tests come before all others.
@@ -72,3 +73,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reason = why_not()
     if reason is not None:
         terminalreporter.write_line(f"tests/slurm: skipped, no SLURM here: {reason}")
+    reason = why_no_browser()
+    if reason is not None:
+        terminalreporter.write_line(f"tests/launch/serve: the page itself is skipped, {reason}")

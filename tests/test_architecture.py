@@ -22,7 +22,9 @@ ORDER = {
         *(".", "formats", "video", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
     ),
     "trainer": ("objectives", ".", "step", "state", "track", "predict", "score", "run"),
-    "launch": (*(".", "jobs", "local", "slurm", "plan", "check", "dispatch.py", "curriculum", "watch", "demo", "cli"),),
+    "launch": (
+        *(".", "jobs", "local", "slurm", "plan", "check", "dispatch.py", "curriculum", "watch", "demo", "serve", "cli"),
+    ),
 }
 OWNERS = {
     "deepspeed": "trainer/step/zero.py",
@@ -32,6 +34,8 @@ OWNERS = {
     "bitsandbytes": "trainer/step/optimizer8bit.py",
     "decord": "data_pipeline/video/seeking.py",
     "av": "data_pipeline/video/",
+    "gradio": "launch/serve/page.py",
+    "uvicorn": "launch/serve/server.py",
     "pycocotools.mask": "data_pipeline/formats/rle.py",
     "pycocotools.cocoeval": "trainer/score/protocols/a2d_jhmdb.py",
 }

@@ -14,6 +14,7 @@ from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.predict import predict
+from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import track
 from flowmask.launch.cli.try_settings import show_settings
 from flowmask.launch.cli.weights import export, import_app
@@ -156,6 +157,7 @@ app.command()(compare)
 
 
 app.command()(predict)
+app.command()(serve)
 app.command()(export)
 app.add_typer(import_app, name="import")
 

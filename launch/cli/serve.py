@@ -1,0 +1,87 @@
+"""`flowmask serve`: its options, and what it prints."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flowmask.launch.cli import words
+from flowmask.launch.console import err
+from flowmask.launch.console import out as console
+
+if TYPE_CHECKING:
+    from flowmask.trainer.predict.predict import Predictions
+
+
+def serve(
+    run: Annotated[str, typer.Argument(help="A run, an export, or a FlowRVS .pth")],
+    mask_decoder: Annotated[str | None, typer.Option(help="Default: the one the run names")] = None,
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
+    steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
+    shift: Annotated[float, typer.Option(help="Of the steps' times", min=0.01)] = 3.0,
+    window_frames: Annotated[int | None, typer.Option(help="4k+1; default: all up to 121, else 81")] = None,
+    window_overlap: Annotated[int, typer.Option(help="Frames that windows share, a multiple of 4")] = 16,
+    averaged: words.Averaged = True,
+    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the DiT")] = "bf16",
+    encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where it computes")] = "auto",
+    presence: words.PresenceOf = None,
+    pixel_norm: words.PixelNormOf = None,
+    text_tokens: words.TextTokensOf = None,
+    mask_latent_norm: words.MaskLatentNormOf = None,
+    lowercase: words.LowercaseOf = None,
+    host: Annotated[str, typer.Option(help="Where to listen; 127.0.0.1: for this machine alone")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: a free one", min=0, max=65535)] = 7860,
+    clips: Annotated[Path | None, typer.Option(help="Folder of videos that people may choose from")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where uploads lie meanwhile; default: the temporary folder")] = None,
+    max_megabytes: Annotated[int, typer.Option(help="Of a clip", min=1)] = 100,
+    max_seconds: Annotated[float, typer.Option(help="Of a clip", min=0.1)] = 60.0,
+    max_sentences: Annotated[int, typer.Option(help="Of a request", min=1)] = 8,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait", min=0, max=30)] = 8,
+) -> None:
+    """A page on which people upload a clip, type sentences, and get masks and overlays. Needs flowmask[serve]."""
+    err.print(f"flowmask serve: loading {run}")
+    from flowmask.launch.serve import page, server
+    from flowmask.launch.serve.limits import Limits
+    from flowmask.models.config import SamplerConfig
+    from flowmask.trainer.predict.windows.cut import WindowConfig
+
+    page.require()
+    limits = Limits(max_megabytes, max_seconds, max_sentences, max_waiting)
+    shown = server.clips_in(clips)
+    listening = server.listen(host, port)
+    if warned := server.warning(host):
+        err.print(warned, style="yellow")
+    options: dict[str, Any] = {
+        "mask_decoder": mask_decoder,
+        "wan": wan,
+        "ema": averaged,
+        "sampler": SamplerConfig(steps=steps, shift=shift),
+        "precision": precision,
+        "encoder_precision": encoder_precision,
+        "device": device,
+        "conventions": words.conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase),
+    }
+    window = WindowConfig(frames=window_frames, overlap=window_overlap)
+    parent = (out or Path(tempfile.gettempdir())).resolve()
+    parent.mkdir(parents=True, exist_ok=True)
+    server.serve(
+        listening,
+        lambda: _loaded(run, options, window=window, presence=presence),
+        title=Path(run).name,
+        clips=shown,
+        limits=limits,
+        parent=parent,
+        on_ready=lambda: console.print(server.address_of(listening)),
+    )
+
+
+def _loaded(run: str, options: dict[str, Any], **more: Any) -> "partial[Predictions]":
+    """`predict` with weights that are loaded now, once."""
+    from flowmask.trainer.predict.inference import load_segmenter
+    from flowmask.trainer.predict.predict import predict
+
+    segmenter = load_segmenter(run, **options, say=err.print)
+    return partial(predict, checkpoint=run, load=lambda *_, **__: segmenter, **options, **more)

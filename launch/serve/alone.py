@@ -1,0 +1,55 @@
+"""The process of the page talks to nobody but the people who open it.
+
+An audit hook refuses every connection, packet and look-up of a name beyond this machine, whichever library asks. It
+stays until the process ends. Environment variables that steer Gradio from outside are taken away.
+"""
+
+import errno
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_WITH_ADDRESS = ("socket.connect", "socket.sendto", "socket.sendmsg")  # socket, address
+_WITH_NAME = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")  # host, ...
+
+
+def stay_alone(folder: Path) -> None:
+    """From now on nothing leaves this machine. folder: where Gradio keeps files; call it before Gradio is imported."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]
+    os.environ |= {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_EXAMPLES_CACHE": str(folder),
+        "HF_HUB_OFFLINE": "1",
+    }
+    sys.addaudithook(_refuse)
+
+
+def is_this_machine(host: object) -> bool:
+    """Whether a host is this machine's loopback, by its name or its number."""
+    if isinstance(host, bytes | bytearray):
+        host = host.decode(errors="replace")
+    if host is None or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(str(host).partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _WITH_ADDRESS:
+        address = arguments[1]
+        if not isinstance(address, tuple) or is_this_machine(address[0]):  # a socket of this machine has a path
+            return
+        host = address[0]
+    elif event in _WITH_NAME:
+        host = arguments[0]
+        if is_this_machine(host):
+            return
+    else:
+        return
+    raise ConnectionRefusedError(errno.ECONNREFUSED, f"flowmask serve talks to no other machine, so not to {host}")

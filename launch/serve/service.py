@@ -1,0 +1,283 @@
+"""Predictions for people on a page: one at a time, each in a folder that goes when its owner leaves.
+
+Knows no Gradio. Owns who is there, whose turn it is, what lies in the folder, and for how long. A person is a name that
+the page gives to an open tab.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowmask.launch.serve.limits import LimitError, Limits, shown_frames
+from flowmask.models.errors import UserError
+
+if TYPE_CHECKING:
+    from flowmask.trainer.predict.predict import Predictions
+
+KEPT_S = 3600.0  # files of people who do not say that they left
+STRAY_S = 60.0  # parts of an upload that nothing is written to any more
+_SHOWN = 6  # masks of each sentence on the page
+_LOOKS_S = 0.2  # seconds between two looks whether a person who waits has left
+Tell = Callable[[str, int, int], None]  # what, done, how many
+
+
+class PersonLeftError(Exception):
+    """Nobody is there any more who would read the result."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files for the person who asked.
+
+    masks:      of each sentence some frames, by what they are called, and their PNGs
+    everything: zip of masks, predictions.json and overlays
+    """
+
+    overlay: Path
+    masks: dict[str, dict[str, Path]]
+    everything: Path
+    notes: list[str]
+
+
+@dataclass
+class _Person:
+    """Somebody with the page open. uploads: clips that they sent or chose; places: folders of results."""
+
+    left: threading.Event = field(default_factory=threading.Event)
+    uploads: set[Path] = field(default_factory=set)
+    places: set[Path] = field(default_factory=set)
+    busy: bool = False
+    seen: float = field(default_factory=time.monotonic)
+
+
+class WaitingLine:
+    """One at a time, in the order in which they came."""
+
+    def __init__(self, most_waiting: int) -> None:
+        self._line: list[object] = []
+        self._moved = threading.Condition()
+        self._most_waiting = most_waiting
+
+    @contextmanager
+    def turn(self, on_wait: Callable[[int], None]) -> Iterator[None]:
+        """Inside, it is our turn. on_wait: told how many are before us; if it raises, we leave the line."""
+        ticket = object()
+        with self._moved:
+            if len(self._line) > self._most_waiting:
+                raise LimitError(f"{len(self._line)} requests are before yours; that is the most: try again later")
+            self._line.append(ticket)
+        try:
+            with self._moved:
+                while before := self._line.index(ticket):
+                    on_wait(before)
+                    self._moved.wait(_LOOKS_S)
+            yield
+        finally:
+            with self._moved:
+                self._line.remove(ticket)
+                self._moved.notify_all()
+
+
+class Service:
+    """What the page asks for. Its methods may be called by any thread."""
+
+    def __init__(
+        self, segment: Callable[..., "Predictions"], *, folder: Path, clips: Mapping[str, Path], limits: Limits
+    ):
+        """segment: `predict` with weights and options in it; folder: holds uploads and results, and nothing else."""
+        self.clips, self.limits = clips, limits
+        self._segment, self._folder = segment, folder
+        self._turns, self._people, self._lock = WaitingLine(limits.waiting), dict[str, _Person](), threading.Lock()
+
+    def look(self, who: str, video: Path) -> str:
+        """Take a clip that was uploaded; what it is, in a few words."""
+        self._person(who, video)
+        with _named(video):
+            return self.limits.clip(video)
+
+    def lend(self, who: str, name: str) -> Path:
+        """A copy of one of the clips to choose from, for this person alone."""
+        if name not in self.clips:
+            raise LimitError(f"there is no clip {name!r}; choose one of the list")
+        self.make_room()
+        source = self.clips[name]
+        copy = self._new_folder() / source.name
+        shutil.copyfile(source, copy)
+        self._person(who, copy)
+        return copy
+
+    def find(self, who: str, video: Path | None, text: str, *, tell: Tell) -> Found:
+        """Segment what the sentences name. UserError in one line; PersonLeftError if they left meanwhile."""
+        if video is None:
+            raise LimitError("there is no clip; upload one first")
+        sentences = self.limits.sentences_in(text)
+        person = self._person(who, video)
+        with self._lock:
+            if person.busy:
+                raise LimitError("your last request is still at work; wait until it is done")
+            person.busy = True
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if person.left.is_set():
+                raise PersonLeftError
+            tell(what, done, total)
+
+        try:
+            with self._turns.turn(lambda before: on_progress("requests before yours", 0, before)), _named(video):
+                self.make_room()
+                self.limits.clip(video)
+                return self._found(person, video, sentences, on_progress)
+        except UserError as error:
+            if person.left.is_set():  # their clip went with them
+                raise PersonLeftError from error
+            raise
+        finally:
+            with self._lock:
+                person.busy, person.seen = False, time.monotonic()
+                gone = person.left.is_set()
+            if gone:
+                self._remove_files(person)
+
+    def leave(self, who: str) -> None:
+        """A person closed the page: their request ends at its next step, and their files go."""
+        with self._lock:
+            person = self._people.pop(who, None)
+            if person is None:
+                return
+            person.left.set()
+            busy = person.busy
+        if not busy:
+            self._remove_files(person)
+
+    def close(self, *, patience_s: float) -> None:
+        """Everybody has to leave; waits for the request at work, for so long at most."""
+        with self._lock:
+            people = list(self._people.values())
+        for who in list(self._people):
+            self.leave(who)
+        until = time.monotonic() + patience_s
+        while any(person.busy for person in people) and time.monotonic() < until:
+            time.sleep(0.02)
+
+    def make_room(self) -> None:
+        """Remove what is older than KEPT_S; LimitError if the folder holds its most even so."""
+        now = time.monotonic()
+        with self._lock:
+            late = [who for who, person in self._people.items() if not person.busy and now - person.seen > KEPT_S]
+        for who in late:
+            self.leave(who)
+        with self._lock:
+            people = list(self._people.values())
+            held = {path.parent for person in people for path in person.uploads}.union(*(one.places for one in people))
+        for entry in self._folder.iterdir():
+            with suppress(FileNotFoundError):
+                kept_s = KEPT_S if entry.is_dir() else STRAY_S
+                if entry not in held and time.time() - entry.stat().st_mtime > kept_s:
+                    _remove(entry)
+        if _bytes_in(self._folder) > self.limits.kept_bytes:
+            raise LimitError("the server holds as many clips as it may; try again later")
+
+    def _person(self, who: str, video: Path) -> _Person:
+        """The person, who holds a clip from now on."""
+        if not video.resolve().is_relative_to(self._folder.resolve()) or not video.is_file():
+            raise LimitError("the clip is not here any more; upload it again")
+        with self._lock:
+            person = self._people.setdefault(who, _Person())
+            person.uploads.add(video)
+            person.seen = time.monotonic()
+        return person
+
+    def _found(self, person: _Person, video: Path, sentences: list[str], on_progress: Tell) -> Found:
+        place, before, notes = self._new_folder(), set(person.places), list[str]()
+        with self._lock:
+            person.places.add(place)
+        try:
+            out = place / "predictions"
+            made = self._segment(video, sentences, out=out, on_progress=on_progress, say=notes.append)
+            shown = shown_frames(made.frame_names, _SHOWN)
+            masks = {
+                one.prompt: {f"frame {int(frame) + 1}": one.masks / f"{frame}.png" for frame in shown}
+                for one in made.prompts
+            }
+            found = Found(made.overlay, masks, _packed(out, place / "flowmask.zip"), notes)
+        except BaseException:
+            self._remove_places(person, {place})
+            raise
+        self._remove_places(person, before)
+        if person.left.is_set():
+            raise PersonLeftError
+        return found
+
+    def _new_folder(self) -> Path:
+        """A name that nobody can guess: whoever knows the path of a file may fetch it."""
+        place = self._folder / secrets.token_hex(16)
+        place.mkdir(mode=0o700)
+        return place
+
+    def _remove_files(self, person: _Person) -> None:
+        with self._lock:
+            others = {path for other in self._people.values() for path in other.uploads}
+        for path in person.uploads - others:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()
+        self._remove_places(person, set(person.places))
+
+    def _remove_places(self, person: _Person, places: Set[Path]) -> None:
+        with self._lock:
+            person.places -= places
+        for place in places:
+            _remove(place)
+
+
+@contextmanager
+def _named(video: Path) -> Iterator[None]:
+    """Errors name the clip as its owner does, not where it lies here."""
+    try:
+        yield
+    except UserError as error:
+        raise LimitError(str(error).replace(str(video), video.name)) from error
+
+
+def _packed(out: Path, path: Path) -> Path:
+    """A zip of all results; predictions.json in it has names in place of the paths of this machine."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(out.rglob("*")):
+            name = file.relative_to(out)
+            if file.name == "predictions.json":
+                archive.writestr(str(name), _without_paths(file.read_text()))
+            elif file.is_file() and not file.name.startswith("."):
+                archive.write(file, name)
+    return path
+
+
+def _without_paths(text: str) -> str:
+    said = json.loads(text)
+    for entry in (said, *said["prompts"]):
+        entry |= {key: Path(entry[key]).name for key in ("video", "checkpoint") if key in entry}
+    return json.dumps(said, indent=1, ensure_ascii=False)
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with suppress(FileNotFoundError):
+                total += Path(place, name).stat().st_size
+    return total
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

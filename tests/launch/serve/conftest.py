@@ -1,0 +1,32 @@
+"""A browser, and weights and films for the page."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import NEEDED, browser, why_no_browser
+from film import write_film
+from golden_export import write_golden_export
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    reason = why_no_browser()
+    if reason is not None:
+        (pytest.fail if NEEDED else pytest.skip)(reason)
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights, and films of 0.9, 1.2 and 2.1 s."""
+    folder = tmp_path_factory.mktemp("lab")
+    write_golden_export(folder)
+    for frames in (9, 12, 21):
+        write_film(folder / f"film{frames}.mp4", frames=frames)
+    (folder / "clips").mkdir()
+    os.link(folder / "film9.mp4", folder / "clips" / "given.mp4")
+    return folder
