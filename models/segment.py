@@ -4,6 +4,7 @@ The caller brings pixels at a size that the DiT takes (multiples of 16) and 4k+1
 and padded is not this file's business.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +17,7 @@ from flowmask.models.dit import velocity
 from flowmask.models.flow import euler
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.text import Embeds, clean, pad
-from flowmask.models.vae import LatentStats, denormalise, encode_moments, normalise
+from flowmask.models.vae import LatentStats, denormalise, encode_pieces, normalise
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -71,9 +72,9 @@ class Segmenter:
         self.stats = LatentStats.of(vae)
 
     @torch.no_grad()
-    def encode_video(self, signed: Tensor) -> Tensor:
-        """float [1 3 F H W] signed, F = 4k+1 -> video latent [1 16 f h w] norm: the posterior mean."""
-        mean, _ = encode_moments(self.vae, signed.to(self.vae.device))
+    def encode_video(self, pieces: Iterable[Tensor]) -> Tensor:
+        """Pixels as `encode_pieces` takes them -> video latent [1 16 f h w] norm: the posterior mean."""
+        mean, _ = encode_pieces(self.vae, pieces)
         return normalise(self.stats, mean)
 
     @torch.no_grad()

@@ -13,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, VaeClip, chunks
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.config import AskedConventions, Precision, SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, LoadedSegmenter, VaeClip, chunks, load_segmenter
+from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter
 from flowmask.trainer.predict.input_video import InputVideo
 from flowmask.trainer.predict.overlay import OverlayVideo, Rgb, colour, legend_text, read_mask, write_mask
 from flowmask.trainer.predict.predictions import OVERLAY, Entry, Facts, PredictionFolder, unique_slugs

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -25,6 +26,7 @@ from flowmask.models import segment
 from flowmask.models.errors import CheckpointError, ConfigError, WeightsError
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter
+from flowmask.models.vae import latent_frames
 from flowmask.trainer.predict import inference
 from flowmask.trainer.score.evaluate import _offer, evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
@@ -68,9 +70,10 @@ def _encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     encode = Segmenter.encode_video
 
-    def counted(self: Segmenter, signed: torch.Tensor) -> torch.Tensor:
-        seen.append(tuple(signed.shape))
-        return encode(self, signed)
+    def counted(self: Segmenter, pieces: Iterable[torch.Tensor]) -> torch.Tensor:
+        whole = torch.cat(list(pieces), dim=2)
+        seen.append(tuple(whole.shape))
+        return encode(self, latent_frames(whole))
 
     monkeypatch.setattr(Segmenter, "encode_video", counted)
     return seen

@@ -16,9 +16,10 @@ from golden_export import write_golden_export
 from PIL import Image
 from torch import Tensor
 
+from flowmask.data_pipeline.clip.vae_clip import VaeClip, read_clip
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip, read_clip
+from flowmask.trainer.predict.inference import LoadedSegmenter
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.windows.clips import Blend, window_clips
 from flowmask.trainer.predict.windows.cut import LONGEST, TimeWindow, WindowConfig, cut, window_for
@@ -141,7 +142,7 @@ def test_the_clip_of_each_window_is_that_of_its_frames_and_every_frame_is_read_o
         film, windows = Film(), cut(total, window)
         for one, clip in window_clips(film, windows, box=box, pixel_norm="half"):
             wanted = read_clip(Film(), one.frames, box=box, pixel_norm="half")
-            assert torch.equal(clip.signed, wanted.signed) and clip.frames == wanted.frames == len(one.frames)
+            assert np.array_equal(clip.rgb8, wanted.rgb8) and clip.frames == wanted.frames == len(one.frames)
         assert film.read == list(range(total))
 
 
@@ -195,16 +196,16 @@ def test_a_long_video_is_cut_and_that_is_said(golden: Path, tmp_path: Path, monk
 def test_of_windows_that_are_finished_no_frame_and_no_logit_is_held(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, most = list[weakref.ref[Tensor]](), [0]
+    seen, most = list[weakref.ref[Any]](), [0]
     encode, logits = LoadedSegmenter.encode, LoadedSegmenter.logits
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Any) -> Any:
         seen.append(weakref.ref(tensor))
         most[0] = max(most[0], sum(one() is not None for one in seen))
         return tensor
 
     def watched(self: LoadedSegmenter, clip: VaeClip) -> Tensor:
-        note(clip.signed)
+        note(clip.rgb8)
         return note(encode(self, clip))
 
     monkeypatch.setattr(LoadedSegmenter, "encode", watched)
