@@ -5,6 +5,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch import Tensor
 from flowmask.data_pipeline.clip.vae_clip import VaeClip, read_clip
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.errors import ConfigError
+from flowmask.models.text import RecentTexts, TextEncoder
+from flowmask.trainer.predict import inference
 from flowmask.trainer.predict.inference import LoadedSegmenter
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.windows.clips import Blend, window_clips
@@ -181,6 +184,20 @@ def test_one_window_predicts_the_bytes_of_the_whole_and_the_first_of_several_beg
     first = _predict(golden, video, tmp_path / "first", max_frames=5)
     for cut_, alone in zip(masks(several), masks(first)):
         assert len(cut_) == 11 and alone.items() <= cut_.items()
+
+
+def test_a_sentence_is_encoded_once_a_video_and_the_masks_are_those_of_encoding_it_for_each_window(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, embed = list[str](), TextEncoder.__call__
+    monkeypatch.setattr(TextEncoder, "__call__", lambda self, text, **of: made.append(text) or embed(self, text, **of))
+    video, window = film_of(tmp_path / "v", 21), WindowConfig(frames=5, overlap=0)
+    once = _predict(golden, video, tmp_path / "once", window=window)
+    assert made == PROMPTS
+    monkeypatch.setattr(inference, "RecentTexts", partial(RecentTexts, most_bytes=0))
+    each = _predict(golden, video, tmp_path / "each", window=window)
+    assert made[2:] == 5 * PROMPTS and masks(each) == masks(once)
+    assert [p.presence for p in each.prompts] == [p.presence for p in once.prompts]
 
 
 def test_a_long_video_is_cut_and_that_is_said(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
