@@ -28,7 +28,7 @@ _MARKS = {  # parts of names that no DiT of ours has
 _CONFIGS = {  # by what a config.json calls its model
     "AutoencoderKLWan": "the VAE of a Wan2.1 folder",
     "UMT5EncoderModel": "the text encoder of a Wan2.1 folder",
-    "WanTransformer3DModel": "the DiT of a Wan2.1 folder or of an export, without the rest of it",
+    "WanTransformer3DModel": "the transformer/ of a Wan2.1 folder or an export",
 }
 _FILES = {  # of folders that carry no mark; the first that is there
     "scores.json": "an evaluation",

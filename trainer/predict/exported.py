@@ -48,7 +48,7 @@ def _instead(path: Path, part: Part) -> str:
         plain = (path / _TEXT_ENCODER).is_dir()
         return f"{'a Wan2.1 folder' if plain else f'an export of {other.name}'}, without a {part.folder}/"
     if told := what_is(path):
-        return f"{told}, and holds no weights of {part.name}"
+        return f"{told}, from which alone no {part.name} can be loaded"
     return f"neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.folder}/)"
 
 

@@ -18,18 +18,18 @@ from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
 OLDER = Path(__file__).parents[2] / "golden" / "older"
 BASE = "is a Wan2.1 folder"
 KINDS: dict[str, str] = {  # folder of `lab` -> what it is called
-    "older/cache": "is a cache, and holds",
-    "older/evaluation": "is an evaluation, and holds",
-    "data": "is a dataset, and holds",
-    "data/valid_u": "is a dataset, and holds",
+    "older/cache": "is a cache, from which alone no",
+    "older/evaluation": "is an evaluation, from which alone no",
+    "data": "is a dataset, from which alone no",
+    "data/valid_u": "is a dataset, from which alone no",
     "wan": BASE,
-    "wan/vae": "is the VAE of a Wan2.1 folder, and holds",
-    "wan/text_encoder": "is the text encoder of a Wan2.1 folder, and holds",
-    "wan/tokenizer": "is the tokenizer of a Wan2.1 folder, and holds",
-    "wan/transformer": "is the DiT of a Wan2.1 folder or of an export, without the rest of it",
+    "wan/vae": "is the VAE of a Wan2.1 folder, from which alone no",
+    "wan/text_encoder": "is the text encoder of a Wan2.1 folder, from which alone no",
+    "wan/tokenizer": "is the tokenizer of a Wan2.1 folder, from which alone no",
+    "wan/transformer": "is the transformer/ of a Wan2.1 folder or an export, from which alone no",
     "renamed": BASE,
-    "marked": "is a thing of ours, and holds",
-    "begun": "is a run, and holds",
+    "marked": "is a thing of ours, from which alone no",
+    "begun": "is a run, from which alone no",
     "empty": "is neither a run folder (no checkpoints/) nor an export (no ",
 }
 
