@@ -53,7 +53,7 @@ class VaeClip:
         """What each latent frame shows, signed: float32 [1 3 1 H W], then [1 3 4 H W] each."""
         for stop in range(1, len(self.rgb8) + 1, 4):
             some = self.rgb8[max(stop - 4, 0) : stop]
-            yield to_signed(some, pixel_norm=self.pixel_norm)[None].contiguous()
+            yield to_signed(list(some), pixel_norm=self.pixel_norm)[None].contiguous()
 
     def without_pixels(self) -> "VaeClip":
         """Its sizes, for masks."""
