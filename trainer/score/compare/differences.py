@@ -85,5 +85,8 @@ def _compare(first: Evaluated, other: Evaluated, *, seed: int) -> PairedScores:
         for pair in shared
     ]
     sure = intervals(rows, seed=seed)
-    means = {name: [float(np.mean(column)) for column in zip(*of.values())] for name, of in values.items()}
-    return PairedScores(first, other, shared, {name: Difference(*mean, sure[name]) for name, mean in means.items()})
+    differences = {}
+    for name, of in values.items():
+        one, two = (float(np.mean(column)) for column in zip(*of.values()))
+        differences[name] = Difference(one, two, sure[name])
+    return PairedScores(first, other, shared, differences)
