@@ -5,6 +5,7 @@ and padded is not this file's business.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,7 @@ from flowmask.models.dit import velocity
 from flowmask.models.flow import TRAIN_TIMESTEPS, euler, start_noise, velocity_to
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.text import Embeds, clean, pad
-from flowmask.models.vae import LatentStats, denormalise, encode_moments, normalise
+from flowmask.models.vae import LatentStats, denormalise, encode_pieces, normalise
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -74,9 +75,9 @@ class Segmenter:
         self.stats = LatentStats.of(vae)
 
     @torch.no_grad()
-    def encode_video(self, signed: Tensor) -> Tensor:
-        """float [1 3 F H W] signed, F = 4k+1 -> video latent [1 16 f h w] norm: the posterior mean."""
-        mean, _ = encode_moments(self.vae, signed.to(self.vae.device))
+    def encode_video(self, pieces: Iterable[Tensor]) -> Tensor:
+        """Pixels as `encode_pieces` takes them -> video latent [1 16 f h w] norm: the posterior mean."""
+        mean, _ = encode_pieces(self.vae, pieces)
         return normalise(self.stats, mean)
 
     @torch.no_grad()

@@ -54,6 +54,25 @@ class Embeds(Protocol):
         """Embedding [L D] of cleaned text, L <= max_tokens, unpadded."""
 
 
+class RecentTexts:
+    """A text encoder that keeps what it gave last, where it is: the windows of a video ask for the same sentences."""
+
+    def __init__(self, encoder: "TextEncoder", *, most_bytes: int = 128 << 20) -> None:
+        """most_bytes: of all embeddings; 128 MiB are 1,600 sentences of 10 tokens of UMT5-XXL in bf16."""
+        self.encoder, self._most_bytes = encoder, most_bytes
+        self._kept: dict[tuple[str, int], Tensor] = {}  # the newest last
+
+    def __call__(self, text: str, *, max_tokens: int) -> Tensor:
+        """As `TextEncoder`."""
+        found = self._kept.pop((text, max_tokens), None)
+        if found is None:
+            found = self.encoder(text, max_tokens=max_tokens)
+        self._kept[text, max_tokens] = found
+        while sum(one.nbytes for one in self._kept.values()) > self._most_bytes:
+            del self._kept[next(iter(self._kept))]
+        return found
+
+
 class TextEncoder:
     """A frozen UMT5 encoder with its tokenizer; one sentence at a time, so none depends on its neighbours."""
 

@@ -3,7 +3,7 @@
 The video's latent is normalised, the mask's never is: two tensors of one shape and two meanings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isclose
@@ -66,8 +66,29 @@ def encode_moments(vae: "AutoencoderKLWan", signed: Tensor) -> tuple[Tensor, Ten
     returns: mean, logvar (clamped to -30..20), float32 [B 16 f h w] raw
     """
     assert signed.shape[2] % 4 == 1, f"{signed.shape[2]} frames; the VAE takes 4k+1"
-    posterior = vae.encode(signed.to(vae.dtype)).latent_dist
-    return posterior.mean.float(), posterior.logvar.float().clamp(*LOGVAR_RANGE)
+    return encode_pieces(vae, latent_frames(signed))
+
+
+def latent_frames(signed: Tensor) -> tuple[Tensor, ...]:
+    """[B 3 F H W], F = 4k+1 -> what each latent frame shows: [B 3 1 H W], then [B 3 4 H W] each."""
+    return signed.split([1] + [4] * (signed.shape[2] // 4), dim=2)
+
+
+@torch.no_grad()
+def encode_pieces(vae: "AutoencoderKLWan", pieces: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Posterior of a clip whose pixels come a latent frame at a time, on any device: no more of them is needed at once.
+
+    The causal convolutions keep what they need of the frames before, so this is `vae.encode` of the whole, to the bit.
+
+    pieces:  as `latent_frames` gives them, in -1..1; H and W multiples of 8
+    returns: mean, logvar (clamped to -30..20), float32 [B 16 f h w] raw
+    """
+    encoder: Any = vae.encoder
+    causal = type(encoder.conv_in)
+    cache: list[Any] = [None] * sum(isinstance(module, causal) for module in encoder.modules())
+    frames = [encoder(piece.to(vae.device, vae.dtype), feat_cache=cache, feat_idx=[0]) for piece in pieces]
+    mean, logvar = vae.quant_conv(torch.cat(frames, dim=2)).float().chunk(2, dim=1)
+    return mean, logvar.clamp(*LOGVAR_RANGE)
 
 
 def encode_mask(vae: "AutoencoderKLWan", mask: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Also write an HTML page: scatter, and what changed most")] = None,
 ) -> None:
     """How evaluations differ over the expressions that they share, in pairs, with intervals over videos."""
-    from flowmask.trainer.score.compare.comparison_page import label, page_file, said, signed, write_page
+    from flowmask.trainer.score.compare.comparison_page import label, page_file, said, signed, title_of, write_page
     from flowmask.trainer.score.compare.differences import compare as differences
-    from flowmask.trainer.score.metrics import metrics
 
     file = page_file(out) if out is not None else None
     if file is not None:
@@ -30,8 +29,7 @@ def compare(
         first, other = label(0), label(number)
         table = Table("mean over both", first, other, f"{other} - {first}", "95 % interval")
         for name, one in comparison.metrics.items():
-            title = metrics()[name].title if name in metrics() else name
-            table.add_row(title, f"{one.first:.2f}", f"{one.other:.2f}", signed(one.value), said(one.interval))
+            table.add_row(title_of(name), f"{one.first:.2f}", f"{one.other:.2f}", signed(one.value), said(one.interval))
         console.print(table)
         console.print(comparison.counts(first=first, other=other))
     if file is not None:

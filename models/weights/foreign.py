@@ -1,13 +1,15 @@
 """Weights that look like ours and are not: told by names, shapes and the index of their folder, never by a file's name.
 
-Each gets one line that says what it is. What is merely damaged, or quite another thing, is left to the strict checks.
+Each gets one line that says what it is; so does a folder that holds no trained weights, by its mark, its config or the
+files that it has. What is merely damaged is left to the strict checks.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flowmask.models.errors import WeightsError
+from flowmask.models.files import MARK
 from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_json
 
@@ -20,6 +22,23 @@ _MARKS = {  # parts of names that no DiT of ours has
     "img_emb.": "Wan's image-to-video model",
     "motion_encoder.": "Wan Animate",
     "lora_": "LoRA adapters of another project",
+    "decoder.conv_in.": "a VAE or a mask decoder",
+    "encoder.block.": "a text encoder",
+}
+_CONFIGS = {  # by what a config.json calls its model
+    "AutoencoderKLWan": "the VAE of a Wan2.1 folder",
+    "UMT5EncoderModel": "the text encoder of a Wan2.1 folder",
+    "WanTransformer3DModel": "the transformer/ of a Wan2.1 folder or an export",
+}
+_FILES = {  # of folders that carry no mark; the first that is there
+    "scores.json": "an evaluation",
+    "predictions.json": "a folder of predictions",
+    "manifest.json": "a cache",
+    "tokenizer_config.json": "the tokenizer of a Wan2.1 folder",
+    "text_encoder": "a Wan2.1 folder",
+    "checkpoints": "a run",
+    **dict.fromkeys(("JPEGImages", "Annotations", "meta_expressions", "meta_expressions.json"), "a dataset"),
+    **dict.fromkeys(("*/JPEGImages", "*/Annotations", "*/meta_expressions.json"), "a dataset"),
 }
 _ORIGINAL = "self_attn.q.weight"  # Wan's own code calls diffusers' attn1.to_q so
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -60,6 +79,22 @@ def refuse_foreign_folder(path: Path) -> None:
         raise WeightsError(f"{path} has two experts, as Wan2.2 A14B; {_T2V}")
     if _object(path / "config.json").get("_class_name") == "WanModel":
         raise WeightsError(f"{path} has the layout of Wan's original files; give the folder in the diffusers layout")
+
+
+def what_is(path: Path) -> str | None:
+    """What a folder is, with its article; None if nothing tells."""
+    config = _object(path / "config.json")
+    named = [_object(path / MARK).get("kind"), *map(_CONFIGS.get, _names(config))]
+    told = next((name for name in named if isinstance(name, str) and name), None)
+    return told[:60] if told else next((what for file, what in _FILES.items() if any(path.glob(file))), None)
+
+
+def _names(config: Mapping[str, Any]) -> Iterator[str]:
+    """The classes that a config.json names, as diffusers and transformers do."""
+    several = config.get("architectures")
+    for name in (config.get("_class_name"), *(several if isinstance(several, list) else ())):
+        if isinstance(name, str):
+            yield name
 
 
 def _object(file: Path) -> dict[str, Any]:

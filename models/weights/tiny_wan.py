@@ -82,10 +82,10 @@ def write_tiny_wan(folder: Path, *, seed: int = 0, random_vae: bool = False) -> 
     random_vae: take a random VAE of the same architecture in place of the trained one. Refuses (WeightsError) a
     `folder` that holds something else.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightsError(f"{folder} exists and is not an empty folder: choose another for the tiny Wan checkpoint")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with scratch(folder.parent) as place:
+    with scratch(folder.parent) as place:  # which clears those of killed writers first
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise WeightsError(f"{folder} exists and is not an empty folder; choose another for the tiny Wan")
         _write_parts(place / folder.name, seed=seed, random_vae=random_vae)
         move_new(place / folder.name, folder)
 

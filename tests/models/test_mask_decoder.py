@@ -1,5 +1,6 @@
 """The mask decoder decodes as the VAE does, without the clamp, and learns through every frame."""
 
+import copy
 from typing import get_args
 
 import pytest
@@ -33,6 +34,21 @@ def test_at_the_start_it_is_the_mean_of_the_vaes_own_channels(vae: torch.nn.Modu
     ours = MaskDecoder.from_vae(vae)(latent)
     assert seen.float().mean() > 0.1
     assert torch.allclose(ours[seen], decoded.mean(1, keepdim=True)[seen], atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frames", [1, 5, 9, 13, 17, 81])
+def test_within_the_clamp_it_is_the_vaes_own_decode_with_that_last_layer_to_the_bit(
+    vae: torch.nn.Module, frames: int, dtype: torch.dtype
+) -> None:
+    ours = MaskDecoder.from_vae(vae).to(dtype)
+    theirs = copy.deepcopy(vae).to(dtype)
+    theirs.decoder.conv_out = ours.decoder.conv_out
+    for batch in (1, 2):
+        latent = torch.randn(batch, 16, 1 + frames // 4, 2, 3, generator=torch.Generator().manual_seed(frames))
+        whole = theirs.decode(latent.to(dtype)).sample
+        assert torch.equal(ours(latent).clamp(-1, 1), whole.float()) and whole.shape[2] == frames
 
 
 @torch.no_grad()

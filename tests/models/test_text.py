@@ -1,11 +1,13 @@
 """Cleaning is the reference's; a sentence's embedding depends on nothing else."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from flowmask.models.text import TextEncoder, clean, has_words, pad
+from flowmask.models.text import RecentTexts, TextEncoder, clean, has_words, pad
 from flowmask.models.weights.wan import WanFolder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parity"
@@ -78,3 +80,31 @@ def test_an_embedding_does_not_depend_on_what_was_encoded_before(encoder: TextEn
     encoder("something else entirely", max_tokens=8)
     assert torch.equal(encoder("a dog", max_tokens=64), first)
     assert torch.equal(encoder("a dog", max_tokens=256), first)
+
+
+def test_what_was_asked_for_lately_is_not_made_again_and_no_more_than_the_limit_is_kept() -> None:
+    rng, made, most = np.random.default_rng(int(os.environ.get("SEED", "0"))), list[tuple[str, int]](), 4 * 8 * 60
+
+    class Counted(TextEncoder):
+        def __init__(self) -> None:
+            pass
+
+        def __call__(self, text: str, *, max_tokens: int) -> torch.Tensor:
+            made.append((text, max_tokens))
+            return torch.full((min(len(text), max_tokens), 8), float(ord(text[0])))
+
+    recent, asked = RecentTexts(Counted(), most_bytes=most), list[tuple[str, int]]()
+    for _ in range(500):
+        text, tokens = "abcdefghij"[rng.integers(10)] * int(rng.integers(1, 70)), int(rng.choice([16, 64]))
+        before = len(made)
+        found = recent(text, max_tokens=tokens)
+        assert torch.equal(found, torch.full((min(len(text), tokens), 8), float(ord(text[0]))))
+        newest: dict[tuple[str, int], int] = {}
+        for key in dict.fromkeys(reversed(asked)):
+            newest[key] = 4 * 8 * min(len(key[0]), key[1])
+            if sum(newest.values()) > most:
+                del newest[key]
+                break
+        assert (len(made) == before) == ((text, tokens) in newest), "the latest that fit into the limit are known"
+        assert sum(one.nbytes for one in recent._kept.values()) <= most
+        asked.append((text, tokens))

@@ -1,9 +1,25 @@
 """Video latents are normalised and mask latents are not; the encoder sees what the legend says."""
 
+import copy
+import os
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from flowmask.models.vae import LatentStats, denormalise, encode_mask, encode_moments, mask_to_signed, normalise
+from flowmask.models.cost.live_memory import LiveMemory
+from flowmask.models.vae import (
+    LatentStats,
+    denormalise,
+    encode_mask,
+    encode_moments,
+    encode_pieces,
+    latent_frames,
+    mask_to_signed,
+    normalise,
+)
+
+SEED = int(os.environ.get("SEED", "0"))
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +52,38 @@ def test_moments_have_the_latent_grid_and_a_clamped_logvar(
     assert mean.shape == logvar.shape == (2, 16, latent_frames, 4, 6)
     assert mean.dtype == torch.float32 and not mean.requires_grad
     assert logvar.min() >= -30 and logvar.max() <= 20
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frames", [1, 5, 9, 13, 17, 81])
+def test_a_clip_that_comes_in_pieces_has_the_latent_of_the_whole_to_the_bit(
+    vae: torch.nn.Module, frames: int, dtype: torch.dtype
+) -> None:
+    vae = copy.deepcopy(vae).to(dtype)
+    generator = torch.Generator().manual_seed(SEED + frames)
+    for batch in (1, 2):
+        drawn = torch.rand(batch, frames, 16, 24, 3, generator=generator).permute(0, 4, 1, 2, 3) * 2 - 1
+        for signed in (drawn, drawn.contiguous()):  # both layouts, as caches are built and as videos are read
+            whole = vae.encode(signed.to(dtype)).latent_dist
+            pieces = (piece.contiguous() if signed.is_contiguous() else piece for piece in latent_frames(signed))
+            mean, logvar = encode_pieces(vae, pieces)
+            assert torch.equal(mean, whole.mean.float()) and torch.equal(logvar, whole.logvar.float())
+
+
+@torch.no_grad()
+def test_of_a_clip_that_comes_in_pieces_no_more_pixels_are_held_than_those_of_two(vae: torch.nn.Module) -> None:
+    def pieces(count: int) -> Iterator[torch.Tensor]:
+        for number in range(count):
+            yield torch.rand(1, 3, 4 if number else 1, 64, 64)
+
+    def most(count: int) -> int:
+        with LiveMemory() as memory:
+            encode_pieces(vae, pieces(count))
+        return memory.peak_bytes
+
+    one, latent = 4 * 3 * 4 * 64 * 64, 4 * 32 * 8 * 8
+    assert most(24) < most(4) + 20 * 2 * latent + one, "it grows with the latents alone"
 
 
 def test_a_clip_of_another_length_is_a_bug_of_the_caller(vae: torch.nn.Module) -> None:

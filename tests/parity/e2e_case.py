@@ -15,6 +15,7 @@ from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.config import SamplerConfig
 from flowmask.models.segment import Segmenter, SegmentSettings, masks_at, resize_logits
+from flowmask.models.vae import latent_frames
 from parity.core import Check, ParitySet, names_are, near, same, unpack
 from parity.decoder_case import recorded_vae
 from parity.dit_case import recorded_dit
@@ -83,7 +84,7 @@ class Evaluation:
         )
 
     def latent(self, video: str) -> Tensor:
-        return self.segmenter(1).encode_video(self.pixels(video))
+        return self.segmenter(1).encode_video(latent_frames(self.pixels(video)))
 
     def logits(self, steps: int, query: Query) -> Tensor:
         return self.segmenter(steps).logits(self.latent(query[0]), self.texts[query])

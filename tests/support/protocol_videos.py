@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from protocol_sets import load
 
+from flowmask.data_pipeline.clip.vae_clip import VaeClip
 from flowmask.data_pipeline.sources.base import Expression, Video
-from flowmask.trainer.predict.inference import VaeClip
 from flowmask.trainer.score.judging import Judge
 from flowmask.trainer.score.mask_places import MaskMemory
 from flowmask.trainer.score.protocols import a2d_jhmdb, davis, long_rvos, protocol_named, revos
@@ -80,7 +80,7 @@ class Answered:
                 heard.take(expression, 0, self.probabilities[video.video_id, expression.exp_id])
             elif heard is not None:
                 logits = torch.full((frames, 1, 1), self.logits[video.video_id, expression.exp_id])
-                heard.hear(expression, logits, VaeClip(torch.empty(0), frames, (1, 1), (1, 1)))
+                heard.hear(expression, logits, VaeClip(np.empty(0, np.uint8), frames, (1, 1), (1, 1), "half"))
         answers = [judge.answers[expression.exp_id] for expression in video.expressions]
         return json.loads(json.dumps(protocol.of_video(video, answers, heard), allow_nan=False))
 

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from golden_export import write_golden_export
+import torch
+from golden_export import PARITY, write_golden_export
 from rich.console import Console
+from safetensors.torch import load_file
 
 from flowmask.data_pipeline.cache.shards import remove_leftovers, write_file
 from flowmask.data_pipeline.plan.units import CACHE
@@ -17,8 +19,11 @@ from flowmask.launch.configs import copy_configs
 from flowmask.launch.curriculum.curriculum import _claimed
 from flowmask.launch.demo import demo
 from flowmask.launch.jobs.job import save_config
+from flowmask.models.config import AskedConventions
 from flowmask.models.folders.output_folder import OutputFolder
+from flowmask.models.weights import tiny_wan
 from flowmask.trainer.predict.export import export
+from flowmask.trainer.predict.import_flowrvs import import_flowrvs
 from flowmask.trainer.predict.predictions import PredictionFolder
 from flowmask.trainer.score.archive import write_archive
 from flowmask.trainer.score.compare.comparison_page import page_file, write_page
@@ -120,15 +125,26 @@ def compare_evaluations(out: Path) -> None:
     write_page(file, compare([OLDER / "evaluation", OLDER / "evaluation"]))
 
 
+def write_tiny_wan(out: Path) -> None:
+    def parts(folder: Path, **_: Any) -> None:
+        (folder / "vae").mkdir(parents=True)
+        (folder / "vae" / "weights").write_text("weights")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tiny_wan, "_write_parts", parts)
+        tiny_wan.write_tiny_wan(out / "wan")
+
+
 NAMES = (
     *("predict", "evaluate, archive", "train", "cache build", "curriculum", "demo"),
-    *("export file", "export folder", "cache inspect", "compare", "configs --copy"),
+    *("export file", "export folder", "import", "tiny-wan", "cache inspect", "compare", "configs --copy"),
 )
 
 
 def writers(lab: Path) -> dict[str, Writer]:
     """By the command's name; lab: a folder for what they read."""
-    source = str(write_golden_export(lab))
+    source, dit = str(write_golden_export(lab)), lab / "dit.pth"
+    torch.save({"model": load_file(PARITY / "dit_dvi" / "weights.safetensors")}, dit)
     found: dict[str, Writer] = {
         "predict": predict,
         "evaluate, archive": evaluate,
@@ -138,6 +154,10 @@ def writers(lab: Path) -> dict[str, Writer]:
         "demo": run_demo,
         "export file": lambda out: export(source, format="safetensors", out=out / "weights.safetensors"),
         "export folder": lambda out: export(source, format="diffusers", out=out / "weights", wan=lab / "wan"),
+        "import": lambda out: import_flowrvs(
+            dit, decoder=lab / "decoder.pth", out=out / "weights", conventions=AskedConventions()
+        ),
+        "tiny-wan": write_tiny_wan,
         "cache inspect": lambda out: inspect(OLDER / "cache", out=out / "cache.html", examples=0),
         "compare": compare_evaluations,
         "configs --copy": copy_configs,

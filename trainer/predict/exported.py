@@ -1,7 +1,7 @@
 """Exports read back: a folder of parts, or one .safetensors file, which of anybody else is a state dict alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY
 from flowmask.models.errors import WeightsError
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
 from flowmask.models.strict import SafetensorsFolder, exported_settings, read_json
 from flowmask.models.weights.flowrvs import SETTINGS
-from flowmask.models.weights.foreign import refuse_foreign_folder
-from flowmask.trainer.predict.parts import DIT, ENCODER, MASK_DECODER, Part, State
+from flowmask.models.weights.foreign import refuse_foreign_folder, what_is
+from flowmask.trainer.predict.parts import DIT, ENCODER, MASK_DECODER, PARTS, Part, State
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 
 EXPORT_SETTINGS = "flowmask.json"
 OWN_ENCODER = "own_encoder"  # hash of the encoder beside a mask decoder, which was trained with it
 EXPORT_STEM = "diffusion_pytorch_model"
+_TEXT_ENCODER = "text_encoder"  # which a Wan2.1 folder has and an export has not
+_GIVE = {
+    DIT.name: "give a run that trained the DiT, an export of it or a FlowRVS .pth file",
+    MASK_DECODER.name: "give a run that trained a mask decoder, an export of it, a FlowRVS .pth file or 'vae'",
+}
 
 
 def from_folder(path: Path, part: Part) -> tuple[State, dict[str, Any]]:
@@ -28,11 +34,32 @@ def from_folder(path: Path, part: Part) -> tuple[State, dict[str, Any]]:
     refuse_foreign_folder(path)
     folder = path / part.folder
     if not folder.is_dir():
-        raise WeightsError(f"{path} is neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.folder}/)")
+        raise WeightsError(f"{path} is {_instead(path, part)}; {_GIVE[part.name]}")
     with SafetensorsFolder(folder, EXPORT_STEM) as weights:
+        _refuse_base(path, weights.shapes())
         kept = [key for key in weights.shapes() if not key.startswith(ENCODER)]
         state = {key: weights.tensor(key, torch.float32) for key in kept}
     return state, export_settings(path)
+
+
+def _instead(path: Path, part: Part) -> str:
+    """What a folder without this part is."""
+    if other := next((other for other in PARTS.values() if (path / other.folder).is_dir()), None):
+        plain = (path / _TEXT_ENCODER).is_dir()
+        return f"{'a Wan2.1 folder' if plain else f'an export of {other.name}'}, without a {part.folder}/"
+    if told := what_is(path):
+        return f"{told}, from which alone no {part.name} can be loaded"
+    return f"neither a run folder (no {CHECKPOINTS}/) nor an export (no {part.folder}/)"
+
+
+def _refuse_base(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """WeightsError for Wan2.1 as it was published: its DiT was never trained to segment."""
+    plain = tuple(shapes.get(PATCH_KEY, ()))[1:2] == (LATENT_CHANNELS,)
+    if plain and (path / _TEXT_ENCODER).is_dir() and not (path / EXPORT_SETTINGS).exists():
+        raise WeightsError(
+            f"{path} is a Wan2.1 folder, whose DiT was not trained to segment: it goes to model.wan (--wan); "
+            f"{_GIVE[DIT.name]}"
+        )
 
 
 def export_settings(path: Path) -> dict[str, Any]:

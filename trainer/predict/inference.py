@@ -1,20 +1,20 @@
 """A checkpoint as a thing that segments: trained weights of any kind joined with the frozen parts.
 
-Owns how a video becomes the clip that the VAE sees, and how logits become masks of the video's own size.
-Frames are read a few at a time: the small clip, never the whole video at full size, is in memory.
+Owns how logits become masks of the video's own size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowmask.data_pipeline.clip.pixels import PixelNorm, eval_size, pad_to_stride, resize_frame, to_signed
+from flowmask.data_pipeline.clip.pixels import PixelNorm, pad_to_stride
+from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, VaeClip, chunks
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.config import AskedConventions, Precision, SamplerConfig
 from flowmask.models.device import rank_device, use_tf32
@@ -22,6 +22,7 @@ from flowmask.models.errors import CheckpointError
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter, decoded_together, masks_at, sampled_together
 from flowmask.models.strict import assign_strict, load_strict
+from flowmask.models.text import RecentTexts
 from flowmask.models.vae import encode_mask
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.conventions import conventions_in, segment_settings, settle
@@ -34,54 +35,9 @@ from flowmask.trainer.state.steps import newest
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-FRAMES_AT_ONCE = 16
 MaskPiece = tuple[Sequence[int], NDArray[np.bool_]]  # places in the clip, bool [n H0 W0]
-T = TypeVar("T")
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}  # as caches name them
-
-
-class FrameReader(Protocol):
-    """What a clip is read from: a dataset's video, a video file or a folder of frames."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in px."""
-
-    def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """rgb8 [H W 3] of each id."""
-
-
-@dataclass(frozen=True)
-class VaeClip:
-    """Frames as the VAE takes them.
-
-    signed: float32 [1 3 F H W], F = 4k+1: the last of `frames` repeated; H x W is `size` (width, height)
-    original: (width, height) of the video
-    """
-
-    signed: Tensor
-    frames: int
-    size: tuple[int, int]
-    original: tuple[int, int]
-
-    def without_pixels(self) -> "VaeClip":
-        """Its sizes, for masks."""
-        return replace(self, signed=torch.empty(0))
-
-
-def chunks(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
-    """Consecutive pieces of at most `length`."""
-    return (items[start : start + length] for start in range(0, len(items), length))
-
-
-def read_clip(video: FrameReader, ids: Sequence[int], *, box: FrameBox, pixel_norm: PixelNorm) -> VaeClip:
-    """The frames `ids` of a video as one clip: the largest size inside the box, floored to its multiple."""
-    height, width = video.size
-    size = eval_size(width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple)
-    small = [resize_frame(frame, size=size) for some in chunks(ids, FRAMES_AT_ONCE) for frame in video.frames(some)]
-    signed = pad_to_stride(to_signed(small, pixel_norm=pixel_norm), dim=1)
-    return VaeClip(signed[None], len(ids), size, (width, height))
 
 
 def masks_of(logits: Tensor, clip: VaeClip, *, threshold: float = 0.5) -> Iterator[MaskPiece]:
@@ -117,7 +73,7 @@ class LoadedSegmenter:
 
     def encode(self, clip: VaeClip) -> Tensor:
         """Video latent [1 16 f h w] norm."""
-        return self.segmenter.encode_video(clip.signed)
+        return self.segmenter.encode_video(clip.pieces())
 
     def logits(self, video_latent: Tensor, sentences: Sequence[str]) -> Iterator[Tensor]:
         """Logits [F H W] of each sentence, padding frames too.
@@ -200,7 +156,7 @@ def load_segmenter(
     segmenter = Segmenter(
         dit.to(where),
         vae=vae.to(where),
-        text_encoder=text_encoder,
+        text_encoder=RecentTexts(text_encoder),
         mask_decoder=decoder.to(where, DTYPES[decoder_precision]),
         settings=segment_settings(settings, sampler=sampler),
     )

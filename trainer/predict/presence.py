@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowmask.data_pipeline.config import FrameBox
+from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
 from flowmask.models.config import SamplerConfig, Section
 from flowmask.models.errors import ConfigError, UserError, WeightsError
 from flowmask.models.files import read_object
@@ -44,6 +44,10 @@ class Calibration(Section):
     no_target: int
     n_acc: float
     t_acc: float
+
+    def is_of(self, data: DataSourceConfig) -> bool:
+        """Whether it was of a dataset and split of these names; other videos may have them too."""
+        return (self.source, self.split) == (data.source, data.split)
 
 
 class Presence(Section):

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flowmask.data_pipeline.clip.vae_clip import VaeClip
 from flowmask.data_pipeline.sources.base import Video
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import UserError
@@ -22,7 +23,7 @@ from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter
 from flowmask.trainer import distributed
 from flowmask.trainer.predict.conventions import segment_settings
-from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip
+from flowmask.trainer.predict.inference import LoadedSegmenter
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_places import MaskMemory
 from flowmask.trainer.score.metrics import shown_in

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flowmask.data_pipeline.clip.pixels import PixelNorm
+from flowmask.data_pipeline.clip.vae_clip import VaeClip, read_clip
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.plan.leaks import refuse_trained_on
 from flowmask.data_pipeline.read.epoch_plan import spread
@@ -24,11 +25,11 @@ from flowmask.models.errors import DataError, UserError
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.strict import read_json
 from flowmask.models.text import TextEncoder, clean
-from flowmask.models.vae import LatentStats, encode_moments, normalise
+from flowmask.models.vae import LatentStats, encode_pieces, normalise
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
-from flowmask.trainer.predict.inference import DTYPES, EncoderPrecision, VaeClip, box_of, read_clip, sides_in
+from flowmask.trainer.predict.inference import DTYPES, EncoderPrecision, box_of, sides_in
 from flowmask.trainer.run.validate_whole import KEY, LESS_MEMORY, KnownSentences, Parts, WholeVideos
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.protocols import protocol_named
@@ -106,7 +107,7 @@ def _clips(
         video.check_masks()
         clip = read_clip(video, range(len(video.frame_names)), box=box, pixel_norm=pixel_norm)
         with gpu_holds(f"{video} as a whole", fix=LESS_MEMORY):
-            mean, _ = encode_moments(vae, clip.signed.to(vae.device))
+            mean, _ = encode_pieces(vae, clip.pieces())
             clips[place] = clip.without_pixels(), normalise(stats, mean).cpu()
     vae.to("cpu")
     return clips

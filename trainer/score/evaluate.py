@@ -165,8 +165,8 @@ def _make_records(
 
 
 def _in_use(config: EvaluateConfig, loaded: LoadedSegmenter, say: Callable[[str], None]) -> Presence | None:
-    """The threshold that is asked for, or that an export brings."""
-    return in_use(
+    """The threshold that is asked for, or that an export brings; says if these may be the videos it was chosen on."""
+    chosen = in_use(
         config.presence,
         loaded.presence,
         checkpoint=config.checkpoint,
@@ -176,6 +176,12 @@ def _in_use(config: EvaluateConfig, loaded: LoadedSegmenter, say: Callable[[str]
         box=config.box or loaded.box,
         say=say,
     )
+    if chosen is not None and chosen.calibration.is_of(config.data):
+        say(
+            f"the threshold was chosen on {config.data.source} {config.data.split}: if on these videos, N-acc, T-acc "
+            "and Final are too high; choose it on videos held back (calibrate.data)"
+        )
+    return chosen
 
 
 def _offer(config: EvaluateConfig, scores: Scores, *, step: int | None) -> None:

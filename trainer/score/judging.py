@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from flowmask.data_pipeline.clip.pixels import resize_masks
+from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, VaeClip, chunks
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.sources.base import Expression, Video
-from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, MaskPiece, VaeClip, chunks
+from flowmask.trainer.predict.inference import MaskPiece
 from flowmask.trainer.predict.windows.clips import Blend, final_masks
 from flowmask.trainer.predict.windows.cut import TimeWindow
 from flowmask.trainer.score.mask_places import MaskPlace

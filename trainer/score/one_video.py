@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmask.data_pipeline.clip.pixels import PixelNorm
+from flowmask.data_pipeline.clip.vae_clip import VaeClip
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources.base import Expression, Video
-from flowmask.trainer.predict.inference import MaskPiece, VaeClip
+from flowmask.trainer.predict.inference import MaskPiece
 from flowmask.trainer.predict.presence import Presence, emptied
 from flowmask.trainer.predict.windows.clips import Stitched, final_masks, final_part, window_clips
 from flowmask.trainer.predict.windows.cut import TimeWindow, WindowConfig, cut

@@ -11,8 +11,8 @@ beside those that are worked on, and of each sentence those of the frames that t
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from flowmask.data_pipeline.clip.vae_clip import VaeClip
 from flowmask.data_pipeline.sources.base import Video
-from flowmask.trainer.predict.inference import VaeClip
 from flowmask.trainer.predict.windows.cut import TimeWindow
 from flowmask.trainer.score.one_video import OneVideo, Record, VideoSegmenter
 

@@ -27,7 +27,7 @@ from flowmask.trainer.score.store import REPORT
 from flowmask.trainer.state.provenance import git_commit
 
 NO_MASKS = "The dataset has no masks: masks/ holds the predictions, but no score is possible."
-_NOTHING = {
+NOTHING = {
     "n_acc": "N-acc (nothing said where nothing is meant)",
     "t_acc": "T-acc (something said where something is meant)",
     "final": "Final (mean of J&F, N-acc and T-acc)",
@@ -53,6 +53,7 @@ class Scores:
     presence:       the threshold in use and what it belongs to (predict/presence.py); None: no mask was emptied. Its
                     number stands in `presence_threshold` too
     presences:      `<video>/<expression>` -> the presence of each expression, whatever the threshold
+    left_empty:     `<video>/<expression>` -> whether nothing was said, of those that name nothing; N-acc is their mean
     slices:         slice -> bucket -> every metric and the number of expressions (slices.py); None without masks
     """
 
@@ -73,6 +74,7 @@ class Scores:
     slices: Slices | None
     presence: dict[str, Any] | None = None
     presences: dict[str, float] = field(default_factory=dict)
+    left_empty: dict[str, bool] = field(default_factory=dict)
     fingerprint: str = ""  # of all that shaped them: settings, dataset, weights
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -143,6 +145,7 @@ def merge(
         slices=slices(videos, records),
         presence=None if presence is None else presence.model_dump(mode="json"),
         presences={key: entry["presence"] for key, entry in entries.items() if "presence" in entry},
+        left_empty={key: not entries[key]["answered"] for key in right if key in nothing},
         fingerprint=fingerprint,
         ids={key: pair for key, pair in ids.items() if key != "/".join(pair)},
     )
@@ -156,7 +159,7 @@ def _saying_nothing(entries: Mapping[str, Mapping[str, Any]], nothing: Collectio
         if "right" in entry
     ]
     found = mevis.overall(answers)
-    return {name: found[name] if nothing else None for name in _NOTHING}
+    return {name: found[name] if nothing else None for name in NOTHING}
 
 
 def _intervals(
@@ -241,7 +244,7 @@ def finish(
 def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
     main, shown = metrics()[MAIN], shown_in("report")
     titles = {name: (metric.title, metric) for name, metric in shown.items()}
-    titles |= {name: (title, main) for name, title in _NOTHING.items()}
+    titles |= {name: (title, main) for name, title in NOTHING.items()}
     known = {name: value for name, value in (scores.totals | scores.nothing).items() if value is not None}
     sure = scores.intervals or {}
     named = {

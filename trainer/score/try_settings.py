@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmask.data_pipeline.clip.vae_clip import VaeClip
 from flowmask.data_pipeline.sources.base import Video
 from flowmask.models.errors import ConfigError, DataError
 from flowmask.models.segment import Segmenter, SegmentSettings, sample_mask
 from flowmask.models.text import clean
 from flowmask.models.vae import denormalise
 from flowmask.trainer.predict.conventions import segment_settings, settle
-from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip
+from flowmask.trainer.predict.inference import LoadedSegmenter
 from flowmask.trainer.predict.weights import stored_settings
 from flowmask.trainer.predict.windows.cut import TimeWindow
 from flowmask.trainer.score.evaluate import loaded_by, opened

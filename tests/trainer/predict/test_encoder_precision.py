@@ -14,7 +14,7 @@ from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.config import Precision, SamplerConfig
 from flowmask.models.text import clean
-from flowmask.models.vae import normalise
+from flowmask.models.vae import latent_frames, normalise
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.inference import DTYPES, EncoderPrecision, load_segmenter
 from flowmask.trainer.score.evaluate import fingerprint_now
@@ -57,7 +57,7 @@ def test_a_clip_is_too_but_for_the_layout_of_its_convolutions(runs_of: dict[Prec
     clip, latents = torch.rand(1, 3, 5, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1, {}
     for precision, run in runs_of.items():
         loaded = load_segmenter(str(run), sampler=SamplerConfig(), device="cpu")
-        latents[precision] = loaded.segmenter.encode_video(clip)
+        latents[precision] = loaded.segmenter.encode_video(latent_frames(clip))
         vae = loaded.segmenter.vae
         again = normalise(loaded.segmenter.stats, vae.encode(clip.to(DTYPES[precision])).latent_dist.mean.float())
         assert torch.equal(latents[precision], again)
@@ -72,7 +72,7 @@ def test_an_export_knows_it_as_its_run_does(
     said: list[str] = []
     source = str(export(str(runs_of["bf16"]), format=format, out=out).path)
     loaded = load_segmenter(source, sampler=SamplerConfig(), precision="fp32", wan=lab / "wan", say=said.append)
-    assert loaded.segmenter.text_encoder.model.dtype == loaded.segmenter.vae.dtype == torch.bfloat16
+    assert loaded.segmenter.text_encoder.encoder.model.dtype == loaded.segmenter.vae.dtype == torch.bfloat16
     assert not said
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowmask.models.config import AskedConventions, SamplerConfig
 from flowmask.models.errors import ConfigError, WeightsError
+from flowmask.models.vae import latent_frames
 from flowmask.trainer.predict.conventions import PUBLISHED
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.import_flowrvs import import_flowrvs
@@ -44,7 +45,7 @@ def logits(checkpoint: Path, files: Path, said: list[str], **options: Any) -> Te
         **options,
     )
     clip = torch.rand(1, 3, 5, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return next(loaded.logits(loaded.segmenter.encode_video(clip), ["The Dog"]))
+    return next(loaded.logits(loaded.segmenter.encode_video(latent_frames(clip)), ["The Dog"]))
 
 
 @pytest.mark.parametrize("configs", [False, True])

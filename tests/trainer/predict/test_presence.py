@@ -13,12 +13,13 @@ from golden_export import write_golden_export
 from runs import start
 from thresholds import write_threshold
 
+from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.models.config import SamplerConfig
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter
 from flowmask.trainer.predict.predict import Predictions, predict
-from flowmask.trainer.predict.presence import RULE, Judged, in_use, presence_in, presence_of, sweep
+from flowmask.trainer.predict.presence import RULE, Calibration, Judged, in_use, presence_in, presence_of, sweep
 from flowmask.trainer.predict.show.overlay import read_mask
 from flowmask.trainer.predict.weights import stored_settings
 from flowmask.trainer.predict.windows.cut import WindowConfig
@@ -154,6 +155,13 @@ def test_a_threshold_of_other_weights_conventions_sampler_or_box_is_refused_in_a
     with pytest.raises(ConfigError, match=r"sampler\.steps 1 there, 4 here"):
         _predict(golden, video, tmp_path / "p", presence=out, sampler=SamplerConfig(steps=4))
     assert not list((tmp_path / "p").glob("[!.]*"))
+
+
+def test_a_threshold_may_be_of_videos_only_where_dataset_and_split_have_its_names() -> None:
+    on = Calibration(source="mevis", split="train", sentences=9, no_target=3, n_acc=100, t_acc=50)
+    names = [(source, split) for source in ("mevis", "revos") for split in ("train", "valid")]
+    found = [on.is_of(DataSourceConfig(source=source, root=Path("d"), split=split)) for source, split in names]
+    assert found == [True, False, False, False]
 
 
 def test_what_is_no_threshold_is_one_line_before_weights_are_loaded(

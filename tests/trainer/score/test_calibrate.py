@@ -270,6 +270,7 @@ def test_an_export_with_a_threshold_is_evaluated_with_it(lab: Path, done: dict[s
     said: list[str] = []
     found = scored(config(lab, tmp_path / "e", **same), say=said.append)
     assert found.presence == done["calibrated"].presence and any("presence=none" in line for line in said)
+    assert sum("was chosen on mevis valid_u: if on these videos" in line for line in said) == 1
     assert contents(tmp_path / "e/masks") == contents(lab / "calibrated/masks")
     asked = config(lab, tmp_path / "e", **same)
     wan_files = folder_state(lab / "golden/wan")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -25,6 +26,8 @@ from flowmask.models import segment
 from flowmask.models.errors import CheckpointError, ConfigError, WeightsError
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter
+from flowmask.models.text import TextEncoder
+from flowmask.models.vae import latent_frames
 from flowmask.trainer.predict import inference
 from flowmask.trainer.score.evaluate import _offer, evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
@@ -68,9 +71,10 @@ def _encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     encode = Segmenter.encode_video
 
-    def counted(self: Segmenter, signed: torch.Tensor) -> torch.Tensor:
-        seen.append(tuple(signed.shape))
-        return encode(self, signed)
+    def counted(self: Segmenter, pieces: Iterable[torch.Tensor]) -> torch.Tensor:
+        whole = torch.cat(list(pieces), dim=2)
+        seen.append(tuple(whole.shape))
+        return encode(self, latent_frames(whole))
 
     monkeypatch.setattr(Segmenter, "encode_video", counted)
     return seen
@@ -115,7 +119,10 @@ def test_windows_as_long_as_the_videos_score_as_the_whole_and_shorter_ones_are_a
     assert one.per_expression == whole.per_expression and one.presences == whole.presences
     assert contents(tmp_path / "one" / "masks") == contents(tmp_path / "whole" / "masks")
     encoded, out = _encoded(monkeypatch), tmp_path / "cut"
+    texts, embed = list[str](), TextEncoder.__call__
+    monkeypatch.setattr(TextEncoder, "__call__", lambda self, text, **of: texts.append(text) or embed(self, text, **of))
     several = evaluate(_config(export, out, window={"frames": 5, "overlap": 0}))
+    assert len(texts) == len({*texts}) > 1, "no sentence is encoded again for the next window"
     assert several is not None and len({found.fingerprint for found in (whole, one, several)}) == 3
     assert encoded == [(1, 3, 5, 32, 32)] * 2 + [(1, 3, 5, 32, 16)] * 2
     assert several.per_expression.keys() == whole.per_expression.keys() and several.totals != whole.totals

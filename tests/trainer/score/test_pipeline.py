@@ -13,10 +13,10 @@ import torch
 from protocol_videos import HeldVideo
 from torch import Tensor
 
+from flowmask.data_pipeline.clip.vae_clip import VaeClip
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.models.errors import DataError
-from flowmask.trainer.predict.inference import VaeClip
 from flowmask.trainer.predict.presence import Presence
 from flowmask.trainer.predict.windows.cut import TimeWindow, WindowConfig
 from flowmask.trainer.score.mask_places import MaskMemory
@@ -51,7 +51,7 @@ class Fake:
 
     def encode(self, clip: VaeClip) -> Tensor:
         self.asked["encode"] += 1
-        return clip.signed.mean(1)[0]
+        return torch.cat(list(clip.pieces()), dim=2).mean(1)[0]
 
     def logits(self, video_latent: Tensor, sentences: Sequence[str]) -> Iterator[Tensor]:
         for sentence in sentences:

@@ -14,9 +14,10 @@ from PIL import Image
 from protocol_sets import leaves
 from protocol_videos import GOLDEN, SETS, HeldVideo, a2d_wanted
 
+from flowmask.data_pipeline.clip.vae_clip import VaeClip
 from flowmask.data_pipeline.sources.base import Expression
 from flowmask.models.errors import ConfigError, DataError
-from flowmask.trainer.predict.inference import VaeClip, masks_of
+from flowmask.trainer.predict.inference import masks_of
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.protocols import _KNOWN, in_scores, protocol_named
 from flowmask.trainer.score.protocols.a2d_sentences import Confidences
@@ -130,7 +131,7 @@ def test_a_sentence_of_no_known_kind_is_refused_where_kinds_are_reported_apart(n
 def test_the_confidence_of_a_mask_is_the_mean_probability_of_its_pixels_without_padding_frames() -> None:
     heard, expression = Confidences(), Expression("0", "x", ())
     logits = torch.tensor([[[2.0, -9.0], [4.0, -1.0]], [[-1.0, -2.0], [-3.0, -4.0]], [[8.0, 8.0], [8.0, 8.0]]])
-    heard.hear(expression, logits, VaeClip(torch.empty(0), 2, (2, 2), (2, 2)))
+    heard.hear(expression, logits, VaeClip(np.empty(0, np.uint8), 2, (2, 2), (2, 2), "half"))
     inside = 1 / (1 + np.exp(-np.array([2.0, 4.0])))
     assert heard.scores["0"] == pytest.approx([inside.mean(), 0.0])
 
@@ -152,7 +153,7 @@ def test_an_annotators_objects_share_out_the_pixels_of_their_masks(tmp_path: Pat
     sentences = [Expression(str(i), "x", (str(i // 4),)) for i in range(8)]
     video = HeldVideo("v", {}, dict.fromkeys(sentences, np.zeros((18, 10, 14))))
     heard, said = Competition(video, tmp_path), np.zeros((4, 2, 18, 10, 14), bool)
-    clip = VaeClip(torch.empty(0), 18, (7, 5), (14, 10))
+    clip = VaeClip(np.empty(0, np.uint8), 18, (7, 5), (14, 10), "half")
     torch.manual_seed(0)
     for i, expression in enumerate(sentences):
         logits = torch.randn(21, 5, 7)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, chunks
+from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, chunks
 from flowmask.trainer.predict.input_video import InputVideo
 from flowmask.trainer.predict.predictions import BESIDE, OVERLAY
 from flowmask.trainer.predict.show.figure import FigureStrip, evenly

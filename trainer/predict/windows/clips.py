@@ -6,12 +6,15 @@ In memory are the pixels of one window, and those of the frames that it shares w
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmask.data_pipeline.clip.pixels import PixelNorm, pad_to_stride
+from flowmask.data_pipeline.clip.pixels import PixelNorm
+from flowmask.data_pipeline.clip.vae_clip import FrameReader, VaeClip, read_clip
 from flowmask.data_pipeline.config import FrameBox
-from flowmask.trainer.predict.inference import FrameReader, MaskPiece, VaeClip, masks_of, read_clip
+from flowmask.trainer.predict.inference import MaskPiece, masks_of
 from flowmask.trainer.predict.presence import presence_of
 from flowmask.trainer.predict.windows.cut import TimeWindow
 
@@ -20,15 +23,11 @@ def window_clips(
     video: FrameReader, windows: Sequence[TimeWindow], *, box: FrameBox, pixel_norm: PixelNorm
 ) -> Iterator[tuple[TimeWindow, VaeClip]]:
     """Each window with its clip, as `read_clip` would give it; every frame is read once, in order."""
-    shared: Tensor | None = None
+    shared: NDArray[np.uint8] | None = None
     for window in windows:
-        known = 0 if shared is None else shared.shape[2]
-        clip = read_clip(video, window.frames[known:], box=box, pixel_norm=pixel_norm)
-        if shared is not None:
-            signed = torch.cat([shared, clip.signed[:, :, : clip.frames]], dim=2)
-            clip = replace(clip, signed=pad_to_stride(signed, dim=2), frames=len(window.frames))
+        clip = read_clip(video, window.frames, box=box, pixel_norm=pixel_norm, known=shared)
         if not window.is_last:
-            shared = clip.signed[:, :, len(window.final) : clip.frames].clone()
+            shared = clip.rgb8[len(window.final) : clip.frames].copy()
         yield window, clip
 
 

@@ -15,6 +15,7 @@ from flowmask.models.errors import UserError
 from flowmask.trainer.score.compare.differences import PairedScores
 from flowmask.trainer.score.compare.evaluation import Found, Pair, dataset_of
 from flowmask.trainer.score.metrics import MAIN, metrics
+from flowmask.trainer.score.results import NOTHING
 
 _INTERVALS = "Intervals of 95 % are those of the differences when the videos are drawn 1,000 times with replacement."
 _ROWS, _SHEETS, _FRAMES = 200, 12, 6
@@ -70,9 +71,15 @@ def _differences(comparison: PairedScores, *, other: str) -> str:
     rows = []
     for name, one in comparison.metrics.items():
         cells = (Cell(f"{value:.2f}", value) for value in (one.first, one.other))
-        title = metrics()[name].title if name in metrics() else name
-        rows.append([Cell(title, head=True), *cells, Cell(signed(one.value), one.value), Cell(said(one.interval))])
+        rows.append(
+            [Cell(title_of(name), head=True), *cells, Cell(signed(one.value), one.value), Cell(said(one.interval))]
+        )
     return page.table(["Mean over both", label(0), other, f"{other} - {label(0)}", "95 % interval"], rows)
+
+
+def title_of(name: str) -> str:
+    """What a number of a comparison is called."""
+    return metrics()[name].title if name in metrics() else NOTHING.get(name, name)
 
 
 def signed(value: float) -> str:

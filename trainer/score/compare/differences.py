@@ -11,6 +11,8 @@ from flowmask.trainer.score.compare.evaluation import Evaluated, Pair, open_eval
 from flowmask.trainer.score.intervals import Drawable, Interval, intervals
 from flowmask.trainer.score.metrics import MAIN, metrics
 
+N_ACC = "n_acc"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -29,7 +31,8 @@ class Difference:
 class PairedScores:
     """One evaluation against the first.
 
-    metrics: by name, in the order in which metrics are shown; shared: in the order of the first evaluation
+    metrics: by name, in the order in which metrics are shown; N-acc last, over the expressions that name nothing where
+             both evaluations tell which do; shared: in the order of the first evaluation
     """
 
     first: Evaluated
@@ -73,12 +76,17 @@ def _compare(first: Evaluated, other: Evaluated, *, seed: int) -> PairedScores:
     ]
     if MAIN not in names:
         raise ConfigError(f"{first.path} and {other.path} do not both have {MAIN} of each expression; evaluate again")
-    means = [{name: float(np.mean([one.scores[p][name] for p in shared])) for name in names} for one in (first, other)]
+    values = {name: {pair: [one.scores[pair][name] for one in (first, other)] for pair in shared} for name in names}
+    nothing = [pair for pair in shared if pair in first.left_empty and pair in other.left_empty]
+    if nothing:
+        values[N_ACC] = {pair: [100.0 * one.left_empty[pair] for one in (first, other)] for pair in nothing}
     rows = [
-        Drawable(pair[0], {name: other.scores[pair][name] - first.scores[pair][name] for name in names})
+        Drawable(pair[0], {name: of[pair][1] - of[pair][0] for name, of in values.items() if pair in of})
         for pair in shared
     ]
     sure = intervals(rows, seed=seed)
-    return PairedScores(
-        first, other, shared, {name: Difference(means[0][name], means[1][name], sure[name]) for name in names}
-    )
+    differences = {}
+    for name, of in values.items():
+        one, two = (float(np.mean(column)) for column in zip(*of.values()))
+        differences[name] = Difference(one, two, sure[name])
+    return PairedScores(first, other, shared, differences)

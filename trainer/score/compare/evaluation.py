@@ -27,6 +27,7 @@ class Evaluated:
 
     path:   as it was given; folder: where its other files are, if they are there
     scores: every metric of each expression; keys: what the expression's masks are called
+    left_empty: of expressions that name nothing, whether nothing was said; evaluations of before do not tell
     data:   the dataset as its config names it; None where that can't be read
     """
 
@@ -34,6 +35,7 @@ class Evaluated:
     folder: Path
     scores: dict[Pair, dict[str, float]]
     keys: dict[Pair, str]
+    left_empty: dict[Pair, bool]
     data: DataSourceConfig | None
 
     def masks(self, pair: Pair, names: Sequence[str], *, size: tuple[int, int]) -> NDArray[np.bool_] | None:
@@ -56,13 +58,16 @@ def open_evaluation(path: Path) -> Evaluated:
     try:
         scores = validated(held["per_expression"], dict[str, dict[str, float]])
         ids = validated(held.get("ids", {}), dict[str, Pair])
-        pairs = {key: ids.get(key) or _pair(key) for key in scores}
+        empty = validated(held.get("left_empty", {}), dict[str, bool])
+        pairs = {key: ids.get(key) or _pair(key) for key in {**scores, **empty}}
     except ValueError as error:
         raise ConfigError(f"{file} is damaged ({error}); evaluate again") from None
     if not scores:
         raise ConfigError(f"{file} holds no score: its dataset has no masks; nothing can be compared")
     by_pair = {pairs[key]: values for key, values in scores.items()}
-    return Evaluated(path, file.parent, by_pair, {pair: key for key, pair in pairs.items()}, _data_of(file.parent))
+    left_empty = {pairs[key]: value for key, value in empty.items()}
+    keys = {pair: key for key, pair in pairs.items()}
+    return Evaluated(path, file.parent, by_pair, keys, left_empty, _data_of(file.parent))
 
 
 def dataset_of(evaluations: Sequence[Evaluated]) -> tuple[Found, str]:

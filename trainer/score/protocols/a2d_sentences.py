@@ -16,7 +16,7 @@ from flowmask.trainer.score.protocols.base import Answer, BenchmarkProtocol, Lis
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowmask.trainer.predict.inference import VaeClip
+    from flowmask.data_pipeline.clip.vae_clip import VaeClip
 
 _UNDEFINED = -1  # what pycocotools gives where no true mask is of the size
 

@@ -16,7 +16,7 @@ from flowmask.trainer.score.metrics.base import Mask
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowmask.trainer.predict.inference import VaeClip
+    from flowmask.data_pipeline.clip.vae_clip import VaeClip
 
 JudgedPiece = tuple[Sequence[int], Mask, Mask]  # frame ids, truth and predicted, two bool [n H W]
 Row = Mapping[str, float | None]

@@ -20,7 +20,7 @@ from flowmask.trainer.score.protocols.base import Answer, BenchmarkProtocol, Lis
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowmask.trainer.predict.inference import VaeClip
+    from flowmask.data_pipeline.clip.vae_clip import VaeClip
 
 _FEWEST_FRAMES = 3  # the first and the last are left out in one convention
 _FRAMES_AT_ONCE = 16

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, chunks
 from flowmask.data_pipeline.formats.names import file_names
 from flowmask.data_pipeline.sources.base import Expression, Video
-from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, chunks
 from flowmask.trainer.predict.show.overlay import OverlayVideo, colour, legend_text, read_mask
 
 OVERLAYS = "overlays"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from golden_export import write_golden_export
 from PIL import Image
 from torch import Tensor
 
+from flowmask.data_pipeline.clip.vae_clip import VaeClip, read_clip
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.predict.inference import LoadedSegmenter, VaeClip, read_clip
+from flowmask.models.text import RecentTexts, TextEncoder
+from flowmask.trainer.predict import inference
+from flowmask.trainer.predict.inference import LoadedSegmenter
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.windows.clips import Blend, window_clips
 from flowmask.trainer.predict.windows.cut import LONGEST, TimeWindow, WindowConfig, cut, window_for
@@ -141,7 +145,7 @@ def test_the_clip_of_each_window_is_that_of_its_frames_and_every_frame_is_read_o
         film, windows = Film(), cut(total, window)
         for one, clip in window_clips(film, windows, box=box, pixel_norm="half"):
             wanted = read_clip(Film(), one.frames, box=box, pixel_norm="half")
-            assert torch.equal(clip.signed, wanted.signed) and clip.frames == wanted.frames == len(one.frames)
+            assert np.array_equal(clip.rgb8, wanted.rgb8) and clip.frames == wanted.frames == len(one.frames)
         assert film.read == list(range(total))
 
 
@@ -182,6 +186,20 @@ def test_one_window_predicts_the_bytes_of_the_whole_and_the_first_of_several_beg
         assert len(cut_) == 11 and alone.items() <= cut_.items()
 
 
+def test_a_sentence_is_encoded_once_a_video_and_the_masks_are_those_of_encoding_it_for_each_window(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, embed = list[str](), TextEncoder.__call__
+    monkeypatch.setattr(TextEncoder, "__call__", lambda self, text, **of: made.append(text) or embed(self, text, **of))
+    video, window = film_of(tmp_path / "v", 21), WindowConfig(frames=5, overlap=0)
+    once = _predict(golden, video, tmp_path / "once", window=window)
+    assert made == PROMPTS
+    monkeypatch.setattr(inference, "RecentTexts", partial(RecentTexts, most_bytes=0))
+    each = _predict(golden, video, tmp_path / "each", window=window)
+    assert made[2:] == 5 * PROMPTS and masks(each) == masks(once)
+    assert [p.presence for p in each.prompts] == [p.presence for p in once.prompts]
+
+
 def test_a_long_video_is_cut_and_that_is_said(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowmask.trainer.predict.windows.cut.WHOLE_UP_TO", 9)
     monkeypatch.setattr("flowmask.trainer.predict.windows.cut.FRAMES", 9)
@@ -195,16 +213,16 @@ def test_a_long_video_is_cut_and_that_is_said(golden: Path, tmp_path: Path, monk
 def test_of_windows_that_are_finished_no_frame_and_no_logit_is_held(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, most = list[weakref.ref[Tensor]](), [0]
+    seen, most = list[weakref.ref[Any]](), [0]
     encode, logits = LoadedSegmenter.encode, LoadedSegmenter.logits
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Any) -> Any:
         seen.append(weakref.ref(tensor))
         most[0] = max(most[0], sum(one() is not None for one in seen))
         return tensor
 
     def watched(self: LoadedSegmenter, clip: VaeClip) -> Tensor:
-        note(clip.signed)
+        note(clip.rgb8)
         return note(encode(self, clip))
 
     monkeypatch.setattr(LoadedSegmenter, "encode", watched)

@@ -62,6 +62,19 @@ def test_differences_are_means_over_the_expressions_in_common_with_intervals_ove
     assert found.counts(first="A", other="B") == ("3 expressions of 2 videos are in both; 2 only in A, 1 only in B")
 
 
+def test_n_acc_is_compared_over_the_expressions_of_which_both_tell_that_they_name_nothing(tmp_path: Path) -> None:
+    scores = dict.fromkeys(("a/0", "a/1", "b/0", "c/0"), 50.0)
+    one = evaluation(tmp_path / "a", scores, left_empty={"a/0": False, "b/0": True, "c/0": False})
+    two = evaluation(tmp_path / "b", scores, left_empty={"a/0": True, "b/0": True, "z/9": True})
+    older = evaluation(tmp_path / "older", scores)
+    (found,) = compare([one, two])
+    n_acc = found.metrics["n_acc"]
+    assert [*found.metrics][-1] == "n_acc" and (n_acc.first, n_acc.other, n_acc.value) == (50, 100, 50)
+    drawn = [Drawable("a", {"n": 100.0}), Drawable("b", {"n": 0.0}), *[Drawable("a", {}), Drawable("c", {})]]
+    assert n_acc.interval == intervals(drawn, seed=0)["n"]
+    assert all("n_acc" not in compare(pair)[0].metrics for pair in ([one, older], [older, two]))
+
+
 def test_an_evaluation_differs_from_itself_by_nothing_and_swapped_ones_by_the_opposite(two: list[Path]) -> None:
     (same,) = compare([two[0], two[0]])
     assert {one.value for one in same.metrics.values()} == {0}
