@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from flowmask.data_pipeline.sources.base import Video
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import UserError
-from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter
 from flowmask.trainer import distributed
 from flowmask.trainer.predict.conventions import segment_settings
@@ -54,7 +53,7 @@ class Parts:
     """
 
     vae: Any
-    decoder: MaskDecoder
+    decoder: nn.Module
     sentences: KnownSentences
     clips: Mapping[int, tuple[VaeClip, Tensor]]
 
