@@ -47,6 +47,7 @@ def train_file(tmp_path: Path) -> Path:
         ("train_mevis", TrainJob),
         ("train_mixed", TrainJob),
         ("train_mask_decoder", TrainJob),
+        ("train_light_mask_decoder", TrainJob),
         ("evaluate_mevis", EvaluateJob),
         ("demo/cache", CacheJob),
         ("demo/decoder", TrainJob),
