@@ -25,6 +25,7 @@ class LightMaskDecoding(Decoding):
     """By a few convolutions on the latent grid."""
 
     Config: ClassVar[type[ObjectiveConfig]] = LightMaskDecodingConfig
+    wan_parts = ()
 
     def build(self) -> nn.Module:
         return LightMaskDecoder.fresh(self._config.network)

@@ -39,7 +39,6 @@ class Decoding(Objective):
 
     needs = frozenset({"mask_mean", "mask_pixels"})
     makes = "mask_decoder"
-    wan_parts = ("vae",)
     noiseless: ClassVar[Mapping[str, Any]] = {"latent_noise_std": 0.0}
 
     def settings(self) -> dict[str, Any]:
@@ -82,6 +81,7 @@ class MaskDecoding(Decoding):
     """By the VAE's own decoder, with one output channel."""
 
     Config: ClassVar[type[ObjectiveConfig]] = MaskDecodingConfig
+    wan_parts = ("vae",)
 
     def build(self) -> nn.Module:
         vae: Any = WanFolder(self._model.wan).vae()
