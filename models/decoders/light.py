@@ -31,13 +31,20 @@ class LightMaskDecoder(nn.Module):
 
     @classmethod
     def fresh(cls, network: LightDecoderConfig) -> "LightMaskDecoder":
-        """With weights to start from, which are the same in every process; logits are near 0."""
+        """With weights to start from, which are the same in every process; logits are near 0.
+
+        Each frame is decoded from itself alone at first. So what short clips do not train, a look at frames that are
+        not there, does nothing to longer ones.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             made = cls(network)
             for head in (made.first, made.later):
                 nn.init.normal_(head.weight, std=0.02)
                 nn.init.zeros_(head.bias)
+            for part in made.modules():
+                if isinstance(part, _CausalConv):
+                    nn.init.zeros_(part.weight[:, :, :-1])
         return made
 
     def forward(self, mask_latent: Tensor) -> Tensor:

@@ -122,6 +122,20 @@ def test_it_starts_near_zero_the_same_in_every_process_and_draws_from_no_others_
     assert one(3 * torch.randn(1, 16, 3, 8, 8)).abs().max() < 3
 
 
+def test_what_was_trained_on_images_alone_decodes_each_latent_frame_of_a_video_from_itself() -> None:
+    decoder = LightMaskDecoder.fresh(LightDecoderConfig(width=8, depth=2))
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (decoder(torch.randn(2, 16, 1, 4, 4)) - 1).square().mean().backward()
+        optimizer.step()
+    latent = torch.randn(1, 16, 3, 4, 4)
+    changed = torch.cat([-latent[:, :, :2], latent[:, :, 2:]], dim=2)
+    with torch.no_grad():
+        one, other = decoder(latent), decoder(changed)
+    assert torch.equal(one[:, :, 5:], other[:, :, 5:]) and not torch.allclose(one[:, :, :5], other[:, :, :5])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("network", networks(), ids=str)
 def test_its_weights_alone_tell_what_it_is(vae: Any, network: LightDecoderConfig) -> None:
