@@ -1,9 +1,10 @@
-"""Which packets of a video must give a picture: decoders and demuxers drop some without an error.
+"""Which packets of a video must give a picture: decoders and demuxers drop some without an error, or show one twice.
 
 Their times tell: a packet and its picture have the same one, in containers that write times.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import av
@@ -14,7 +15,7 @@ _COUNTED = ("mov", "avi")  # containers with an index of all frames, the first o
 _REORDERED = 16  # pictures that one may overtake: the most of any codec
 # What the first packet holds if the video begins there, where the container may say so falsely.
 _BEGINNINGS = {
-    ("avi", "h264"): re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]"),  # all behind it is shown later
+    ("avi", "h264"): re.compile(rb"(?s)\A(?!.*\x00\x00\x01[\x01\x21\x41\x61])"),  # no slice that may refer to others
     ("mov", "mpeg2video"): re.compile(rb"\x00\x00\x01\xb3"),
 }
 _NOT_CODED = 16  # bytes of an MPEG-4 packet that may say: the picture before stays
@@ -29,6 +30,7 @@ class Owed:
         self._first: int | None = None  # when the first keyframe is shown: those before it may need others
         self._strict = self._container in _COUNTED  # each packet from there on gives a picture
         self._times: set[int] = set()
+        self._packets: Counter[int] = Counter()  # how many are shown at each time
         self._discarded: list[tuple[int, int]] = []  # when shown and when decoded
         self._waits: list[int] = []  # from decoding to showing: the shortest and the longest
 
@@ -42,6 +44,7 @@ class Owed:
         if packet.pts is None or not packet.size:
             return
         shown, decoded = packet.pts, packet.pts if packet.dts is None else packet.dts
+        self._packets[shown] += 1
         if self._first is None and not self._key(packet):
             self._strict = False
             return
@@ -59,11 +62,12 @@ class Owed:
             self._times.add(shown)
 
     def lost(self, shown: Sequence[int | None]) -> list[int]:
-        """When the pictures that are missing would be shown, in order, given the times of those that are there."""
+        """When pictures are shown that are missing, or there once too often, in order; shown: the times of all."""
         times = [time for time in shown if time is not None]
         if not times or not self._times:
             return []
         in_order = sorted(times)
+        twice = {time for time, pictures in Counter(times).items() if pictures > max(1, self._packets[time])}
         if self._container == "mov" and times != in_order and self._discards_before(in_order[-_REORDERED:][0]):
             return sorted(self._times)  # an edit list, of times that are not true
         missing = self._times.difference(times)
@@ -73,7 +77,7 @@ class Owed:
             missing = {time for time in missing if time < times[-1]}
         shortest, longest = self._waits
         strays = {decoded for time, decoded in self._discarded if not shortest <= time - decoded <= longest}
-        return sorted(missing | strays)
+        return sorted(missing | strays | twice)
 
     def _key(self, packet: Packet) -> bool:
         """Whether it is a keyframe by itself, or by the index: damage may hide it from FFmpeg."""

@@ -15,7 +15,7 @@ from av.packet import Packet
 
 from flowmask.data_pipeline.video.opening import opened, reason, video_stream
 from flowmask.data_pipeline.video.picture import Picture, picture_of
-from flowmask.data_pipeline.video.promise import first_unplaced, missing_bytes
+from flowmask.data_pipeline.video.promise import first_unplaced, lacks_frames, missing_bytes
 from flowmask.data_pipeline.video.seek_rule import SeekRule
 from flowmask.models.errors import DataError
 
@@ -58,6 +58,8 @@ def facts_of(path: Path) -> Facts:
             lost = reason(error)
         if seen.first is None:
             raise DataError(f"{path}: no readable video, or a truncated one ({seen.refused or lost or 'no picture'})")
+        if container.format.name == "avi" and lacks_frames(path):
+            raise DataError(f"{path}: damaged: the header of its list of frames (movi) is gone")
         if seen.incomplete and container.format.name != "mpegts":  # whose recordings end anywhere
             lost = "its last packet is incomplete"
         if behind := missing_bytes(path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _UNKNOWN = 0
+_HEADERS = 1 << 24  # bytes at the beginning that an AVI's headers may take
 _PADDING = 1 << 16  # bytes behind the last box that are looked at
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its file properties: 24 bytes on stands the size
 _BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot")
@@ -59,6 +60,14 @@ def false_count(path: Path) -> int:
                     if count > size and not int.from_bytes(fields[:4]) & ~flags:
                         return count
     return 0
+
+
+def lacks_frames(path: Path) -> bool:
+    """Whether an AVI's list of frames has lost its header: FFmpeg then begins at a frame behind it, at any."""
+    header = re.compile(rb"(?s)LIST....movi")
+    with path.open("rb") as file:
+        head = file.read(_PADDING)
+        return not (header.search(head) or header.search(head + file.read(_HEADERS)))
 
 
 def first_unplaced(

@@ -53,7 +53,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(lab: Path, out: Path, uri: str, **launch: Any) -> Path:
     """A training's YAML with a secret in every way in."""
     tree = run_config(lab, out, {"train.steps": 2}).model_dump(mode="json")
-    tree["tracking"] = {"enabled": True, "uri": uri, "end_timeout_s": 20}
+    tree["tracking"] = {"enabled": True, "uri": uri, "end_timeout_s": 120}
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(tree | {"launch": LAUNCH | launch}))
     return path

@@ -100,6 +100,29 @@ def test_a_packet_whose_beginning_is_overwritten_moves_no_other(name: str, tmp_p
         holds(tmp_path / f"at{behind}_{name}", damaged)
 
 
+@pytest.mark.parametrize("name", INDEXED)
+def test_the_first_picture_is_missed_wherever_its_headers_are_hit(name: str, tmp_path: Path) -> None:
+    """A beginning that lacks what it refers to is passed over; damage makes one look so."""
+    whole, rng = film(tmp_path, name), np.random.default_rng(SEED)
+    with av.open(str(tmp_path / name)) as file:
+        first = next(packet for packet in file.demux(video=0) if packet.size)
+        assert first.pos is not None
+        starts = [found.start() for found in re.finditer(rb"\x00\x00\x01", bytes(first))] or [0, 4]
+        for at in sorted({first.pos + start + behind for start in starts for behind in range(6)}):
+            damaged = whole[:at] + rng.bytes(1) + whole[at + 1 :]
+            holds(tmp_path / f"at{at}_{name}", damaged)
+
+
+@pytest.mark.parametrize("name", [name for name in INDEXED if name.endswith(".avi")])
+def test_the_tags_in_front_of_an_avis_frames_are_missed(name: str, tmp_path: Path) -> None:
+    whole, rng = film(tmp_path, name), np.random.default_rng(SEED)
+    at = whole.index(b"movi") - 8
+    for place in range(at, at + 24):
+        holds(tmp_path / f"at{place}_{name}", whole[:place] + rng.bytes(1) + whole[place + 1 :])
+    for length in (5, 12, 24, 150):
+        holds(tmp_path / f"{length}_{name}", whole[:at] + rng.bytes(length) + whole[at + length :])
+
+
 @pytest.mark.parametrize("name", ["h264_fragments.mp4", *FRAGMENTS])
 @pytest.mark.parametrize("box", [b"moof", b"mfhd", b"traf", b"tfhd", b"tfdt", b"trun", b"mdat"])
 def test_a_fragment_with_a_damaged_header_is_missed(name: str, box: bytes, tmp_path: Path) -> None:
