@@ -18,6 +18,8 @@ Tf32 = Annotated[
     Field(description="fp32 on a GPU rounds the factors of products to TF32, many times faster; null: of convolutions"),
 ]
 MayChange = Annotated[T, MayChangeOnResume]
+FlowStart = Literal["video", "noise"]  # what the flow carries to the mask
+Predicted = Literal["velocity", "mask"]  # what the DiT's output is
 
 
 class Section(BaseModel):

@@ -41,6 +41,16 @@ def build_dit(config: Mapping[str, Any], *, in_channels: int) -> WanTransformer3
     return dit
 
 
+def random_dit(config: Mapping[str, Any], *, in_channels: int, seed: int) -> WanTransformer3DModel:
+    """The same with parameters on the CPU, float32, as diffusers' layers initialise themselves after `seed`."""
+    dit = build_dit(config, in_channels=in_channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds GPUs too
+        drawn = WanTransformer3DModel(**{**config, "in_channels": in_channels, "out_channels": LATENT_CHANNELS})
+    dit.load_state_dict(drawn.state_dict(), assign=True)
+    return dit
+
+
 def widen(weight: Tensor) -> Tensor:
     """Patch embedding [D 16 1 2 2] -> [D 32 1 2 2] for [x_t, video]: Wan's weights, then zeros for the video.
 

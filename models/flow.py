@@ -1,10 +1,10 @@
-"""The flow between a mask (t=0) and its video (t=1): path, posterior sample, timestep law, Euler sampler.
+"""The flow between a mask (t=0) and its video, or noise (t=1): path, posterior sample, timestep law, Euler sampler.
 
 Pure functions: tensors in, tensors out; no config, device, logger or global generator. The caller brings
 every random number, so that the law of a draw can be tested apart from where it came from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 TRAIN_TIMESTEPS = 1000
 LOGVAR_RANGE = (-30.0, 20.0)
 _SMALLEST_T = 1e-5
+_START_SEED = 0
 
 
 def interpolate(video: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,6 +24,17 @@ def interpolate(video: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
     """
     t = t.view(-1, *[1] * (video.dim() - 1))
     return t * video + (1 - t) * mask, video - mask
+
+
+def velocity_to(end: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """The velocity at `x_t` of the straight path that is at `end` at t=0; x_t, end: [B ...], t: [B], above 0."""
+    return (x_t - end) / t.view(-1, *[1] * (x_t.dim() - 1))
+
+
+def start_noise(shape: Sequence[int]) -> Tensor:
+    """Where sampling from noise starts: standard normal float32 of a latent's shape, the same each time."""
+    drawn = np.random.Generator(np.random.Philox(_START_SEED)).standard_normal(tuple(shape), dtype=np.float32)
+    return torch.from_numpy(drawn)
 
 
 def path_time(timestep: Tensor) -> Tensor:
@@ -70,7 +82,7 @@ def integrate(
     return z
 
 
-def euler(velocity_fn: Callable[[Tensor, Tensor], Tensor], video_latent: Tensor, *, steps: int, shift: float) -> Tensor:
-    """Carry a video latent (norm) to the mask latent (raw); no noise anywhere. One step: video - v."""
+def euler(velocity_fn: Callable[[Tensor, Tensor], Tensor], start: Tensor, *, steps: int, shift: float) -> Tensor:
+    """Carry a start (a video latent, norm) to the mask latent (raw); no noise on the way. One step: start - v."""
     timesteps, sigmas = euler_timesteps(steps, shift)
-    return integrate(velocity_fn, video_latent, timesteps=timesteps, sigmas=sigmas)
+    return integrate(velocity_fn, start, timesteps=timesteps, sigmas=sigmas)

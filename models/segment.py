@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowmask.models.config import SamplerConfig
+from flowmask.models.config import FlowStart, Predicted, SamplerConfig
 from flowmask.models.dit import velocity
-from flowmask.models.flow import euler
+from flowmask.models.flow import TRAIN_TIMESTEPS, euler, start_noise, velocity_to
 from flowmask.models.text import Embeds, clean, pad
 from flowmask.models.vae import LatentStats, denormalise, encode_moments, normalise
 
@@ -48,6 +48,8 @@ class SegmentSettings:
     text_tokens: int = 256
     mask_latent_norm: Literal["none", "video"] = "none"
     lowercase: bool = True
+    start: FlowStart = "video"
+    predicts: Predicted = "velocity"
 
 
 class Segmenter:
@@ -84,14 +86,10 @@ class Segmenter:
 
     @torch.no_grad()
     def mask_latent(self, video_latent: Tensor, text: Tensor) -> Tensor:
-        """Sample from the video: [1 16 f h w] norm and [1 L D] -> the mask's latent [1 16 f h w] raw."""
-        device = self.dit.device
+        """Sample a mask: the video's [1 16 f h w] norm and [1 L D] -> the mask's latent [1 16 f h w] raw."""
+        where = self.dit.device
         return sample_mask(
-            self.dit,
-            video_latent=video_latent.to(device),
-            text=text.to(device),
-            sampler=self.settings.sampler,
-            denormalise_with=self.stats if self.settings.mask_latent_norm == "video" else None,
+            self.dit, video_latent=video_latent.to(where), text=text.to(where), settings=self.settings, stats=self.stats
         )
 
     @torch.no_grad()
@@ -103,23 +101,22 @@ class Segmenter:
 
 
 def sample_mask(
-    dit: "WanTransformer3DModel",
-    *,
-    video_latent: Tensor,
-    text: Tensor,
-    sampler: SamplerConfig,
-    denormalise_with: LatentStats | None,
+    dit: "WanTransformer3DModel", *, video_latent: Tensor, text: Tensor, settings: SegmentSettings, stats: LatentStats
 ) -> Tensor:
     """Video latent [B 16 f h w] norm and text [B L D] to the masks' latents [B 16 f h w] raw.
 
-    denormalise_with: the latents' statistics if the DiT was trained on normalised mask latents
+    stats: of the latents, for a DiT that was trained on normalised mask latents
     """
 
     def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
-        return velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)
+        found = velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)
+        return found if settings.predicts == "velocity" else velocity_to(found, x_t, timestep / TRAIN_TIMESTEPS)
 
-    mask = euler(predict, video_latent, steps=sampler.steps, shift=sampler.shift)
-    return mask if denormalise_with is None else denormalise(denormalise_with, mask)
+    start = video_latent
+    if settings.start == "noise":
+        start = start_noise(video_latent.shape[1:]).to(video_latent.device).expand_as(video_latent)
+    mask = euler(predict, start, steps=settings.sampler.steps, shift=settings.sampler.shift)
+    return denormalise(stats, mask) if settings.mask_latent_norm == "video" else mask
 
 
 def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:

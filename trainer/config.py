@@ -182,6 +182,7 @@ class RunConfig(Section):
     def _module_can(self) -> Self:
         kind, train = self.objective.kind, self.train
         objective, module = objective_class(kind), f"the module of objective.kind {kind}"
+        self.objective.refuse_beside(self.model, lora=self.lora is not None)
         if self.evaluate.whole_videos is not None and objective.makes != "dit":
             raise ValueError(
                 f"evaluate.whole_videos needs a DiT, which makes masks of videos, but {module} is a mask decoder; "

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,13 +69,24 @@ class WanFolder:
 
     def empty_transformer(self, *, video_injection: bool) -> "WanTransformer3DModel":
         """The DiT of the config alone, its parameters on the meta device, to be given weights of a training."""
-        from flowmask.models.dit import LATENT_CHANNELS, build_dit
+        from flowmask.models.dit import build_dit
+
+        return self._dit_of_config(build_dit, video_injection=video_injection)
+
+    def random_transformer(self, *, video_injection: bool, seed: int) -> "WanTransformer3DModel":
+        """The DiT of the config with random weights, which follow from `seed`; float32 on the CPU."""
+        from flowmask.models.dit import random_dit
+
+        return self._dit_of_config(partial(random_dit, seed=seed), video_injection=video_injection)
+
+    def _dit_of_config(self, build: Callable[..., Any], *, video_injection: bool) -> Any:
+        from flowmask.models.dit import LATENT_CHANNELS
 
         folder = self._part("transformer")
         config = _constructor_config(folder, "WanTransformer3DModel")
         refuse_channels(config.get("in_channels"), where=folder)
         channels = 2 * LATENT_CHANNELS if video_injection else LATENT_CHANNELS
-        return _attempt(lambda: build_dit(config, in_channels=channels), folder)
+        return _attempt(lambda: build(config, in_channels=channels), folder)
 
     def vae(self, dtype: torch.dtype = torch.float32) -> "AutoencoderKLWan":
         """The frozen VAE; 16 latent channels, 8x in space and 4x in time."""

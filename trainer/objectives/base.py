@@ -30,6 +30,9 @@ class ObjectiveConfig(Section):
 
     kind: str
 
+    def refuse_beside(self, model: ModelConfig, *, lora: bool) -> None:
+        """ValueError, as a validator's, where this section contradicts `model`, or that adapters are trained."""
+
 
 class Shapes(Protocol):
     """Modules of a Wan folder, on the meta device."""

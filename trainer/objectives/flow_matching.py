@@ -1,14 +1,18 @@
-"""Fine-tune the DiT: a velocity that carries a video's latent (t=1) to the named mask's latent (t=0)."""
+"""Fine-tune the DiT: a velocity that carries a video's latent (t=1) to the named mask's latent (t=0).
+
+The paper's other paths are settings: from noise, with the video injected; the mask itself predicted; random weights.
+"""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from flowmask.data_pipeline.randomness import mix64, normal, uniform
 from flowmask.data_pipeline.read.loader import Batch
+from flowmask.models.config import FlowStart, ModelConfig, Predicted
 from flowmask.models.cost.flops import dit_tokens, dit_training_flop
 from flowmask.models.dit import velocity
 from flowmask.models.flow import TRAIN_TIMESTEPS, draw_timestep, interpolate, path_time, sample_posterior
@@ -27,6 +31,33 @@ class FlowMatchingConfig(ObjectiveConfig):
     boundary_probability: float = Field(default=0.5, ge=0, le=1)
     start_point_augmentation: bool = Field(default=True, description="sample the video's posterior; off: its mean")
     video_injection: bool = Field(default=True, description="the DiT also sees the video latent at every t")
+    start: FlowStart = Field(default="video", description="what the flow carries to the mask: the video, or noise")
+    predicts: Predicted = Field(default="velocity", description="what the DiT's output is: a velocity, or the mask")
+    weights_seed: int | None = Field(
+        default=None, ge=0, description="start from random weights drawn with this seed; null: from those of model.wan"
+    )
+
+    @model_validator(mode="after")
+    def _noise_leaves_the_video_to_injection(self) -> Self:
+        if self.start == "noise" and not self.video_injection:
+            raise ValueError(
+                "objective.start is noise, so the DiT sees the video only where it is injected; set "
+                "objective.video_injection=true"
+            )
+        if self.start == "noise" and self.start_point_augmentation:
+            raise ValueError(
+                "objective.start is noise, which start_point_augmentation can't sample from a posterior; set "
+                "objective.start_point_augmentation=false"
+            )
+        return self
+
+    def refuse_beside(self, model: ModelConfig, *, lora: bool) -> None:
+        other = f"model.init is {model.init}" if model.init is not None else "lora adapts trained ones" if lora else ""
+        if self.weights_seed is not None and other:
+            raise ValueError(
+                f"objective.weights_seed is {self.weights_seed}, which starts from random weights, but {other}; "
+                "set one of them to null"
+            )
 
 
 class FlowMatching(Objective):
@@ -41,7 +72,12 @@ class FlowMatching(Objective):
 
     def build(self) -> nn.Module:
         """The DiT, widened for direct video injection unless that is switched off."""
-        dit: Any = WanFolder(self._model.wan).transformer(video_injection=self._config.video_injection)
+        folder, injected, seed = WanFolder(self._model.wan), self._config.video_injection, self._config.weights_seed
+        dit: Any
+        if seed is None:
+            dit = folder.transformer(video_injection=injected)
+        else:
+            dit = folder.random_transformer(video_injection=injected, seed=seed)
         return dit
 
     def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
@@ -53,7 +89,11 @@ class FlowMatching(Objective):
             "text_tokens": self._model.text_tokens,
             "mask_latent_norm": self._model.mask_latent_norm,
             "video_injection": self._config.video_injection,
+            **{name: getattr(self._config, name) for name in ("start", "predicts") if self._is_set(name)},
         }
+
+    def _is_set(self, name: str) -> bool:
+        return bool(getattr(self._config, name) != FlowMatchingConfig.model_fields[name].default)
 
     def tokens(self, shape: Mapping[str, Any], latent: Grid) -> int:
         return dit_tokens(shape, latent)
@@ -75,7 +115,10 @@ class FlowMatching(Objective):
 
     @staticmethod
     def noise(batch: Batch) -> Tensor:
-        """The posterior's eps, float32 [B 16 f h w] on the batch's device; `draws` may hold another."""
+        """What is drawn of the start: the posterior's eps or, from noise, all of it.
+
+        float32 [B 16 f h w] on the batch's device; `draws` may hold another.
+        """
         assert batch.video_mean is not None
         if "eps" in batch.draws:
             return batch.draws["eps"]
@@ -90,7 +133,10 @@ class FlowMatching(Objective):
     def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         video_latent, mask_latent = self._endpoints(batch)
         timestep = batch.draws["timestep"]
-        x_t, target = interpolate(video_latent, mask_latent, path_time(timestep))
+        start = self.noise(batch) if self._config.start == "noise" else video_latent
+        x_t, target = interpolate(start, mask_latent, path_time(timestep))
+        if self._config.predicts == "mask":
+            target = mask_latent
         text = batch.padded_text()
         dit: Any = module  # or an engine around it
         predicted = velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)

@@ -15,6 +15,9 @@ from flowmask.trainer.state.document import Conventions
 # What FlowRVS's weights of 2026 were trained with, and what runs take that say nothing else.
 PUBLISHED: dict[str, Any] = {name: Conventions.model_fields[name].default for name in AskedConventions.model_fields}
 
+# What the weights tell of their flow, where it is not from the video by a velocity.
+PATH = ("start", "predicts")
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -68,6 +71,7 @@ def segment_settings(settings: Mapping[str, Any], *, sampler: SamplerConfig) -> 
         text_tokens=known["text_tokens"],
         mask_latent_norm=known["mask_latent_norm"],
         lowercase=known["lowercase"],
+        **{name: known[name] for name in PATH if name in known},
     )
 
 

@@ -35,6 +35,7 @@ from flowmask.models.stored.sealed import sealed, to_json
 from flowmask.models.strict import SETTINGS_FORMAT, assign_strict
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
+from flowmask.trainer.predict.conventions import PATH
 from flowmask.trainer.predict.exported import EXPORT_SETTINGS, EXPORT_STEM, OWN_ENCODER
 from flowmask.trainer.predict.inference import trained_sides
 from flowmask.trainer.predict.parts import DIT, MASK_DECODER, Part, State
@@ -202,6 +203,9 @@ class ExportJob:
         self._write_settings(out, self._settings(self.loaded, dit_sha256=merged_sha256, **base))
 
     def flowrvs(self, out: Path) -> None:
+        if unlike := [f"{name} {self.loaded.settings[name]}" for name in PATH if name in self.loaded.settings]:
+            said = f"{self.source} has {', '.join(unlike)}"
+            raise ConfigError(f"{said}, which FlowRVS's code can't follow; use --format diffusers")
         other = self._load(ema=not self.ema) if self.part.pth_holds_both and self._has_both() else self.loaded
         averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
         self.part.write_pth(out, self._whole(last), self._whole(averaged), self._settings(last, averaged))

@@ -32,6 +32,7 @@ from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives.base import Objective
+from flowmask.trainer.predict.conventions import segment_settings
 from flowmask.trainer.predict.inference import mask_decoder_named
 from flowmask.trainer.run.best import Definition, definition_of
 from flowmask.trainer.run.diagnose import not_finite
@@ -184,8 +185,8 @@ class Validator:
             dit,
             video_latent=normalise(self.stats, batch.video_mean.float()),
             text=batch.padded_text(),
-            sampler=self.config.sampler,
-            denormalise_with=self.stats if self.model.mask_latent_norm == "video" else None,
+            settings=segment_settings(self.objective.settings(), sampler=self.config.sampler),
+            stats=self.stats,
         )
 
 

@@ -136,13 +136,9 @@ class _Sharing(Segmenter):
         """As Segmenter."""
         key = hashlib.sha256(text.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
         if key not in self._samples:
-            device = self.dit.device
+            where, raw = self.dit.device, replace(self.settings, mask_latent_norm="none")
             self._samples[key] = sample_mask(
-                self.dit,
-                video_latent=video_latent.to(device),
-                text=text.to(device),
-                sampler=self.settings.sampler,
-                denormalise_with=None,
+                self.dit, video_latent=video_latent.to(where), text=text.to(where), settings=raw, stats=self.stats
             )
         sample = self._samples[key]
         return denormalise(self.stats, sample) if self.settings.mask_latent_norm == "video" else sample

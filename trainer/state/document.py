@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flowmask.data_pipeline.cache.manifest import Count, Fingerprint, Flag, Hash, Some
-from flowmask.models.config import LightDecoderConfig, LoraConfig
+from flowmask.models.config import FlowStart, LightDecoderConfig, LoraConfig, Predicted
 from flowmask.models.errors import CheckpointError, UserError
 from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_object, unseal_since
@@ -39,6 +39,8 @@ class Conventions(_Saved):
     text_tokens: Annotated[int, Field(strict=True, ge=1, le=512)] = 256
     mask_latent_norm: Literal["none", "video"] = "none"
     video_injection: Flag = True
+    start: FlowStart = "video"
+    predicts: Predicted = "velocity"
     pixel_norm: Literal["half", "imagenet"] = "half"
     lowercase: Flag = True
     short_side: Some | None = None

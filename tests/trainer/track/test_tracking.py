@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 from mlflow_server import Line, Postgres, Server, wait_until
-from runs import SignalAt, start
+from runs import GOLDEN, SignalAt, start
 
 from flowmask.models.errors import CheckpointError
+from flowmask.trainer.score.evaluate import evaluate
+from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.state import provenance
 from flowmask.trainer.state.run_folder import RunFolder
 from flowmask.trainer.track import mlflow_run, spool, tracking
@@ -339,3 +341,26 @@ def test_a_sender_and_a_line_that_fail_at_any_moment_lose_and_double_nothing(
         writer.train(max(1, furthest - writer.step))  # MLflow takes no point back
         writer.close("FINISHED")
         check_whole(sqlite_server.client, name, steps=writer.step, status="FINISHED")
+
+
+def test_the_scores_of_a_split_stand_in_a_servers_run_at_the_step_of_their_checkpoint(
+    sqlite_server: Server, lab: Path, tmp_path: Path
+) -> None:
+    sqlite_server.start()
+    out, name = tmp_path / "run", "scores"
+    tracked = TRACKED | {"tracking.uri": sqlite_server.uri, "tracking.experiment": name}
+    assert start(lab, out, tracked | {"train.steps": 2}) == 0
+    box = {"height_px": 32, "width_px": 64, "size_multiple": 16}
+    data = {"source": "mevis", "root": str(GOLDEN), "split": "valid_u"}
+    tree = {"out": tmp_path / "e", "checkpoint": str(out), "data": data, "box": box, "protocol": "mevis"}
+    scores = evaluate(EvaluateConfig.model_validate(tree))
+    assert scores is not None
+    assert replay(out, timeout_s=120, warn=pytest.fail)
+    client = sqlite_server.client
+    run = the_run(client, name)
+    for key, value in scores.totals.items():
+        (point,) = client.get_metric_history(run.info.run_id, f"test/mevis/valid_u/{key}")
+        assert (point.step, point.value) == (2, value), key
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
+    assert {"evaluation/scores.json", "evaluation/report.html"} <= files
+    assert run.info.status == "FINISHED"
