@@ -1,5 +1,7 @@
 """What a person sees while a job runs: rich bars on a terminal, plain lines elsewhere, and the scores at its end."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,6 +40,39 @@ def bar(*, show: bool = True) -> Iterator[Update]:
             progress.update(tasks[what], completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def told(*, every_s: float = 30.0) -> Iterator[Update]:
+    """A bar; without a terminal a line when a new `what` begins, and one every `every_s` s, however long it takes."""
+    with bar() as update:
+        if err.is_terminal:
+            yield update
+            return
+        ended, last, began = threading.Event(), ["starting", 0, 1], time.monotonic()
+
+        def say() -> None:
+            what, done, total = last
+            err.print(f"{what}: {done} of {total}, {duration(time.monotonic() - began)} since the start")
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            last[:] = what, done, total
+            if what not in seen:
+                seen.add(what)
+                say()
+
+        def repeat() -> None:
+            while not ended.wait(every_s):
+                say()
+
+        seen: set[str] = set()
+        repeating = threading.Thread(target=repeat, name="progress", daemon=True)
+        repeating.start()
+        try:
+            yield on_progress
+        finally:
+            ended.set()
+            repeating.join()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The caller brings pixels at a size that the DiT takes (multiples of 16) and 4k+1
 and padded is not this file's business.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -119,9 +120,13 @@ def sample_mask(
     return denormalise(stats, mask) if settings.mask_latent_norm == "video" else mask
 
 
-def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
-    """Logits [F H W] -> bool [frames H0 W0] at the original `size` (width, height): prob > 0.5."""
-    return resize_logits(logits[:frames], size=size) > 0
+def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Logits [F H W] -> bool [frames H0 W0] at the original `size` (width, height): prob > threshold, in 0..1.
+
+    Another threshold than 0.5 shifts the logits before they are clamped, so that edges are as sharp there.
+    """
+    level = math.log(threshold / (1 - threshold))  # 0 at 0.5, which changes no bit
+    return resize_logits(logits[:frames] - level, size=size) > 0
 
 
 def resize_logits(logits: Tensor, *, size: tuple[int, int]) -> Tensor:

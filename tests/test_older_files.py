@@ -21,7 +21,7 @@ from flowmask.launch.jobs.job import Job
 from flowmask.launch.jobs.train import TrainJob
 from flowmask.launch.watch.runs import look
 from flowmask.trainer.predict.export import export
-from flowmask.trainer.predict.overlay import read_mask
+from flowmask.trainer.predict.show.overlay import read_mask
 from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
 from flowmask.trainer.run.train import run
 from flowmask.trainer.score.evaluate import evaluate

@@ -15,6 +15,7 @@ Rgb = tuple[int, int, int]
 TRUE_COLOUR: Rgb = (60, 190, 90)
 PREDICTED_COLOUR: Rgb = (230, 97, 0)
 CELL_PX = 160  # width of one picture of a contact sheet
+STRIPE_PX = 3  # at least
 _FILL = 0.45
 _DIM = 0.45
 
@@ -25,7 +26,8 @@ def paint(
     """Masks as translucent colours with a solid contour over a frame.
 
     frame:   uint8 [H W 3] rgb8
-    layers:  (bool [H W], colour) each; later ones lie on top, contours above all fills
+    layers:  (bool [H W], colour) each; where several coincide they take turns in stripes, and so do their contours,
+             which lie above all fills
     returns: uint8 [size 3], the frame's own size unless given; masks are enlarged without smoothing
     """
     size = size or (frame.shape[0], frame.shape[1])
@@ -34,10 +36,12 @@ def paint(
         (_resized(mask.astype(np.uint8), size, Image.Resampling.NEAREST).astype(bool), np.array(tone, np.float32))
         for mask, tone in layers
     ]
-    for mask, tone in shown:
+    masks, tones = [mask for mask, _ in shown], [tone for _, tone in shown]
+    for mask, tone in zip(_striped(masks, size), tones):
         canvas[mask] = (1 - _FILL) * canvas[mask] + _FILL * tone
-    for mask, tone in shown:
-        canvas[_contour(mask, max(1, min(size) // 160))] = tone
+    contours = [_contour(mask, max(1, min(size) // 160)) for mask in masks]
+    for contour, tone in zip(_striped(contours, size), tones):
+        canvas[contour] = tone
     return canvas.round().clip(0, 255).astype(np.uint8)
 
 
@@ -69,6 +73,23 @@ def embedded(picture: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _striped(masks: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> list[NDArray[np.bool_]]:
+    """The same masks without common pixels: where several coincide, each keeps diagonal stripes."""
+    count = np.asarray(np.sum(masks, axis=0, dtype=np.int32))
+    common = count > 1
+    if not common.any():
+        return list(masks)
+    rows, columns = np.nonzero(common)
+    turn = (rows + columns) // max(STRIPE_PX, min(size) // 48) % count[common]
+    kept = []
+    for mask in masks:
+        here, alone = mask[common], mask.copy()
+        alone[common] = here & (turn == 0)
+        turn -= here  # the next one's turn comes one stripe later
+        kept.append(alone)
+    return kept
 
 
 def _cell_size(frame: NDArray[np.uint8]) -> tuple[int, int]:

@@ -65,8 +65,8 @@ class ForwardReader:
         return rgb_of(frame, self._first, reformatter=self._reformatter)
 
 
-def readable(path: Path) -> tuple[int, str]:
-    """How many pictures stand before any that is lost, by decoding all, and why it is; "" where none is."""
+def readable(path: Path) -> tuple[list[int | None], str]:
+    """When the pictures that stand before any lost one are shown, by decoding all, and why one is; "": none is."""
     shown: list[int | None] = []
     sound, fields, damage = 0, False, ""
     with opened(path) as container:
@@ -85,7 +85,7 @@ def readable(path: Path) -> tuple[int, str]:
     if lost:
         sound = min(sound, sum(1 for _ in takewhile(lambda time: time is None or time < lost[0], shown)))
         damage = damage or f"{len(lost)} of its pictures do not decode"
-    return sound, damage
+    return shown[:sound], damage
 
 
 def _pictures(path: Path) -> Iterator[av.VideoFrame]:

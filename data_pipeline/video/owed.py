@@ -13,9 +13,9 @@ from av.packet import Packet
 
 _COUNTED = ("mov", "avi")  # containers with an index of all frames, the first of which is no accident
 _REORDERED = 16  # pictures that one may overtake: the most of any codec
-# What the first packet holds if the video begins there, where the container may say so falsely.
+# What the first packet holds if the video begins there, where a container may falsely say so of a keyframe.
 _BEGINNINGS = {
-    ("avi", "h264"): re.compile(rb"(?s)\A(?!.*\x00\x00\x01[\x01\x21\x41\x61])"),  # no slice that may refer to others
+    ("avi", "h264"): re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]"),  # all behind it is shown later
     ("mov", "mpeg2video"): re.compile(rb"\x00\x00\x01\xb3"),
 }
 _NOT_CODED = 16  # bytes of an MPEG-4 packet that may say: the picture before stays
@@ -51,7 +51,8 @@ class Owed:
         if self._first is None:
             self._first = shown
             beginning = _BEGINNINGS.get((self._container, self._codec))
-            self._strict = self._strict and (beginning is None or bool(beginning.search(bytes(packet))))
+            if packet.is_keyframe and beginning is not None:  # else damage hides what the index calls a keyframe
+                self._strict = self._strict and bool(beginning.search(bytes(packet)))
         if packet.is_discard:
             self._discarded.append((shown, decoded))
             return

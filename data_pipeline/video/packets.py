@@ -33,6 +33,7 @@ class Facts:
     whole:    of the count, those in front of a damaged fragment; None if none is
     lost:     why its end seems to be missing, in a few words; "" if nothing says so
     seekable: every seek to a picture of it is right
+    shown:    when each packet of the count is shown and for how long, in units of `unit_s` s
     """
 
     first: Picture
@@ -43,6 +44,8 @@ class Facts:
     promised: int | None
     lost: str
     seekable: bool
+    shown: Sequence[tuple[int | None, int]]
+    unit_s: Fraction | None
 
 
 def facts_of(path: Path) -> Facts:
@@ -85,7 +88,8 @@ def facts_of(path: Path) -> Facts:
             whole = sum(place < unplaced for place in seen.places)
         alone = len(container.streams.video) == 1
         seekable = not lost and alone and seen.first.plain and seen.rule.holds(container.format.name)
-        return Facts(seen.first, len(seen.shown), whole, rate, tuple(seen.rule.keys), promised, lost, seekable)
+        keys, count = tuple(seen.rule.keys), len(seen.shown)
+        return Facts(seen.first, count, whole, rate, keys, promised, lost, seekable, seen.shown, stream.time_base)
 
 
 class _Seen:

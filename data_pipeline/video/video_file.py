@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.video.forward import ForwardReader, readable
 from flowmask.data_pipeline.video.packets import facts_of
 from flowmask.data_pipeline.video.seeking import SeekingReader, seeking_reader
+from flowmask.data_pipeline.video.times import ShowTimes, show_times
 from flowmask.models.errors import DataError
 
 _COST_OF_SEEKING = 4  # pictures that decode in the time that decord takes longer for each it gives: benchmarks/video.py
@@ -31,20 +32,30 @@ class VideoFile:
         self.size, self.frames_per_second = self._facts.first.size, self._facts.rate
         self._forward = ForwardReader(path, self._facts.first)
         if self._facts.lost:
-            _ = self._length  # which refuses it
+            _ = self._begins  # which refuses it
 
     def __len__(self) -> int:
         with self._lock:
-            return self._length
+            return len(self._begins)
 
     @cached_property
-    def _length(self) -> int:
-        """The packets where each is a picture; else only decoding tells."""
+    def times(self) -> ShowTimes:
+        """When each picture is shown."""
+        with self._lock:
+            begins = self._begins
+        last = max((time for time in begins if time is not None), default=None)
+        lasts = next((duration for time, duration in reversed(self._facts.shown) if time == last), 0)
+        return show_times(begins, unit_s=self._facts.unit_s, last=lasts, rate=self.frames_per_second)
+
+    @cached_property
+    def _begins(self) -> list[int | None]:
+        """When each picture begins: those of the packets where each is a picture; else only decoding tells."""
         facts = self._facts
         if facts.seekable:
-            return facts.count
-        count, damage = readable(self.path)
-        count = count if facts.whole is None else min(count, facts.whole)
+            return [begin for begin, _ in facts.shown]
+        begins, damage = readable(self.path)
+        begins = begins[: facts.whole]
+        count = len(begins)
         if facts.lost and (facts.promised is None or count < facts.promised):
             damage = facts.lost
         if damage and not self._allow_truncated:
@@ -55,7 +66,7 @@ class VideoFile:
             )
         if not count:
             raise DataError(f"{self.path}: no readable video, or a truncated one (no whole picture)")
-        return count
+        return begins
 
     def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
         """rgb8 [H W 3] of each id, in the order asked for; a frame asked for twice is decoded once."""

@@ -1,6 +1,5 @@
 """Writing an H.264 mp4, whole or not at all: even sides and 4:2:0 colour, as every player wants."""
 
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,14 +9,19 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 
+from flowmask.data_pipeline.video.sound import SoundCopy, Soundtrack
+from flowmask.data_pipeline.video.times import exact_rate
 from flowmask.models.errors import DataError
 
 
 class VideoWriter:
     """Frames of one size to an mp4; `with` makes it whole or leaves nothing."""
 
-    def __init__(self, path: Path, *, height: int, width: int, fps: float) -> None:
-        """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97."""
+    def __init__(self, path: Path, *, height: int, width: int, fps: float, sound: Soundtrack | None = None) -> None:
+        """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97.
+
+        sound: heard beside them, from its start on and as long as they last
+        """
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
         self._even = (height % 2, width % 2)
         try:
@@ -26,8 +30,8 @@ class VideoWriter:
             raise DataError(f"cannot write the video {path}: {error.strerror}") from error
         options = {"movflags": "+faststart"}  # the index in front: plays while it downloads
         self._container = av.open(str(self._partial), "w", format="mp4", options=options)
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = self._container.add_stream(_encoder(), rate=rate if rate > 0 else Fraction(1))
+        self._rate, self._frames = exact_rate(fps), 0
+        stream = self._container.add_stream(_encoder(), rate=self._rate)
         assert isinstance(stream, av.VideoStream)
         self._stream = stream
         stream.width, stream.height = width + self._even[1], height + self._even[0]
@@ -37,6 +41,12 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, said and done
         context.color_range = ColorRange.MPEG
         context.thread_count = 1
+        self._sound = None if sound is None else SoundCopy(sound, self._container)
+
+    @property
+    def sound_problem(self) -> str:
+        """Why a part of the sound is missing; "" if none is."""
+        return "" if self._sound is None else self._sound.problem
 
     def add(self, picture: NDArray[np.uint8]) -> None:
         """Append one frame: uint8 [H W 3]; an odd side grows by its last row or column."""
@@ -49,6 +59,9 @@ class VideoWriter:
     def _send(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
+        self._frames += frame is not None
+        if self._sound is not None:
+            self._sound.write_until(self._frames / self._rate)
 
     def __enter__(self) -> Self:
         return self
@@ -58,6 +71,8 @@ class VideoWriter:
             if kind is None:
                 self._send(None)
             self._container.close()
+            if self._sound is not None:
+                self._sound.close()
             if kind is None:
                 self._partial.replace(self._path)
         finally:

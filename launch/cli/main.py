@@ -6,21 +6,22 @@ A person's mistake is one line on stderr and exit code 2; a stack trace is a bug
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
-from flowmask.launch.cli.track import offer, track
+from flowmask.launch.cli.predict import predict
+from flowmask.launch.cli.track import track
 from flowmask.launch.cli.try_settings import show_settings
 from flowmask.launch.cli.weights import export, import_app
-from flowmask.launch.cli.words import AsJson, Averaged, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
+from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
-from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.errors import UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
 from flowmask.models.safe.words import printable
 
@@ -154,59 +155,7 @@ def evaluate(
 app.command()(compare)
 
 
-@app.command()
-def predict(
-    video: Annotated[Path, typer.Argument(help="A video file, or a folder of frames")],
-    prompts: Annotated[list[str], typer.Argument(help="One or more sentences, each in quotes")],
-    checkpoint: Annotated[str, typer.Option(help="A run, an export, or a FlowRVS .pth")],
-    out: Annotated[Path, typer.Option(help="Where masks and overlay videos go")] = Path("out/predict"),
-    mask_decoder: Annotated[str | None, typer.Option(help="Default: the one the run names")] = None,
-    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
-    steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
-    max_frames: Annotated[int | None, typer.Option(help="Only the first frames", min=1)] = None,
-    window_frames: Annotated[int | None, typer.Option(help="4k+1; default: all up to 121, else 81")] = None,
-    window_overlap: Annotated[int, typer.Option(help="Frames that windows share, a multiple of 4")] = 16,
-    clip_frames: Annotated[int | None, typer.Option(hidden=True)] = None,
-    allow_truncated: words.AllowTruncated = False,
-    averaged: Averaged = True,
-    encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
-    presence: words.PresenceOf = None,
-    pixel_norm: words.PixelNormOf = None,
-    text_tokens: words.TextTokensOf = None,
-    mask_latent_norm: words.MaskLatentNormOf = None,
-    lowercase: words.LowercaseOf = None,
-) -> None:
-    """Find what each sentence names in a video: PNG masks and overlay videos."""
-    from flowmask.launch.progress import bar
-    from flowmask.models.config import SamplerConfig
-    from flowmask.trainer.predict.predict import predict as predict_video
-    from flowmask.trainer.predict.windows.cut import WindowConfig
-
-    if clip_frames is not None:
-        raise ConfigError("--clip-frames is gone; give --window-frames 4k+1, whose clips overlap and are blended")
-    with bar() as on_progress:
-        result = predict_video(
-            video,
-            prompts,
-            checkpoint=checkpoint,
-            out=out,
-            mask_decoder=mask_decoder,
-            wan=wan,
-            ema=averaged,
-            sampler=SamplerConfig(steps=steps),
-            max_frames=max_frames,
-            window=WindowConfig(frames=window_frames, overlap=window_overlap),
-            allow_truncated=allow_truncated,
-            encoder_precision=encoder_precision,
-            presence=presence,
-            conventions=words.conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase),
-            on_progress=on_progress,
-            say=err.print,
-        )
-    console.print(f"overlay  {result.overlay}\nmasks    {out}/<sentence>/<frame>.png")
-    offer(checkpoint, result.overlay, to="predict")
-
-
+app.command()(predict)
 app.command()(export)
 app.add_typer(import_app, name="import")
 

@@ -216,7 +216,7 @@ def write_example(out: Path) -> tuple[Path, list[str]]:
     """An mp4 of the first held-out video that has sentences about different objects, and two of those."""
     from flowmask.data_pipeline.config import DataSourceConfig
     from flowmask.data_pipeline.sources import open_source
-    from flowmask.trainer.predict.overlay import OverlayVideo
+    from flowmask.trainer.predict.show.overlay import OverlayVideo
 
     for video in open_source(DataSourceConfig(root=out / "dataset", split="valid_u")).videos():
         first = video.expressions[0]

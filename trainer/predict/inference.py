@@ -85,11 +85,11 @@ def read_clip(video: FrameReader, ids: Sequence[int], *, box: FrameBox, pixel_no
     return VaeClip(signed[None], len(ids), size, (width, height))
 
 
-def masks_of(logits: Tensor, clip: VaeClip) -> Iterator[MaskPiece]:
-    """Logits [F H W] of a clip to masks at the video's own size, without the padding frames."""
+def masks_of(logits: Tensor, clip: VaeClip, *, threshold: float = 0.5) -> Iterator[MaskPiece]:
+    """Logits [F H W] of a clip to masks at the video's own size, without the padding frames; threshold: `masks_at`."""
     for places in chunks(range(clip.frames), FRAMES_AT_ONCE):
         some = logits[places[0] : places[-1] + 1]
-        yield places, masks_at(some, frames=len(places), size=clip.original).cpu().numpy()
+        yield places, masks_at(some, frames=len(places), size=clip.original, threshold=threshold).cpu().numpy()
 
 
 @dataclass(frozen=True)

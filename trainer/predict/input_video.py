@@ -1,54 +1,111 @@
-"""What a prediction is made of: a video file or a folder of frames, whose frames are read by number."""
+"""What a prediction is made of: a video file or a folder of frames, whose frames are read by number.
+
+Of a video file that is asked for at a lower rate, frame k is the picture that is on the screen at k/fps s.
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
+from flowmask.data_pipeline.video.sound import Soundtrack, soundtrack_of
+from flowmask.data_pipeline.video.times import exact_rate
 from flowmask.data_pipeline.video.video_file import VideoFile
-from flowmask.models.errors import DataError
+from flowmask.models.errors import ConfigError, DataError
 from flowmask.models.text import is_unicode
 
 FOLDER_FPS = 10.0
+_SLOWEST, _FASTEST = 0.01, 1000.0  # frames a second
+_SEEN_S = 0.1  # sound and pictures that are further apart are noticed
 
 
 class InputVideo:
-    """A video file, or a folder of images in natural order (2.png before 10.png), turned as their EXIF says."""
+    """A video file, or a folder of images in natural order (2.png before 10.png), turned as their EXIF says.
+
+    notes: what a person should know of it; source_frames: the picture of the file that each frame is, None: its number
+    """
 
     def __init__(self, path: Path, *, fps: float | None = None, allow_truncated: bool = False) -> None:
-        """fps: frames per second of the overlay; None: the file's own, 10 for a folder. Raises DataError."""
+        """fps: of a file: the frames that a player of that rate shows, None or as fast as the file: all.
+
+        Of a folder, whose frames are all taken: how fast they are shown, None: 10. Raises UserError.
+        """
         if not is_unicode(str(path)):
             raise DataError(f"the path {str(path)!r} is not UTF-8; rename it")
-        self._path = path
+        if fps is not None and not _SLOWEST <= fps <= _FASTEST:
+            raise ConfigError(f"fps is {fps:g}; it must be from {_SLOWEST:g} to {_FASTEST:g} frames a second")
+        self.path, self.notes = path, list[str]()
+        self.source_frames: list[int] | None = None
+        self._last: tuple[int, NDArray[np.uint8]] | None = None
         self._file = None if path.is_dir() else VideoFile(path, allow_truncated=allow_truncated)
-        if self._file is not None:
-            self.frame_names = [f"{i:05d}" for i in range(len(self._file))]
-            self.fps = fps or self._file.frames_per_second
+        if self._file is None:
+            self._images = _images_in(path)
+            self.frame_names, self.fps = [image.stem for image in self._images], fps or FOLDER_FPS
             return
-        try:
-            self._images = pictures_in(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-        if not self._images:
-            raise DataError(f"{path} holds no image ({', '.join(SUFFIXES)}); give a video or frames")
-        self.frame_names = [image.stem for image in self._images]
-        if wrong := [name for name in self.frame_names if not is_unicode(name)]:
-            raise DataError(f"{path}: the name {wrong[0]!r} is not UTF-8; rename it")
-        twice = [name for name, other in zip(self.frame_names, self.frame_names[1:]) if name == other]
-        if twice:
-            raise DataError(f"{path} holds two images called {twice[0]}; remove one")
-        self.fps = fps or FOLDER_FPS
+        self.fps = self._sampled(self._file, fps)
+        count = len(self._file if self.source_frames is None else self.source_frames)
+        self.frame_names = [f"{i:05d}" for i in range(count)]
+
+    def _sampled(self, file: VideoFile, fps: float | None) -> float:
+        """Choose the frames; the rate at which they are shown."""
+        rate = file.frames_per_second
+        if fps is not None and exact_rate(fps) < exact_rate(rate):
+            self.source_frames = file.times.shown_at(exact_rate(fps))
+            return fps
+        if fps is not None and exact_rate(fps) > exact_rate(rate):
+            self.notes.append(f"it has {rate:.6g} frames a second: all are taken, none is repeated for --fps {fps:g}")
+        if self.sound is not None and (drift := file.times.drift_s(rate)) > _SEEN_S:
+            self.notes.append(
+                f"its frame rate varies: overlays show its frames evenly, up to {drift:.1f} s beside the sound; --fps "
+                f"below {rate:.6g} keeps them together"
+            )
+        return rate
+
+    @cached_property
+    def sound(self) -> Soundtrack | None:
+        """What is heard beside the frames."""
+        return None if self._file is None else soundtrack_of(self.path, start_s=self._file.times.start_s)
 
     @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width) in px."""
         return self._file.size if self._file is not None else image_size(self._images[0], upright=True)
 
+    def label(self, number: int) -> str:
+        """When a frame is shown, or its name in a folder."""
+        if self._file is None:
+            return self.frame_names[number]
+        return f"{number / self.fps if self.source_frames else self._file.times.begin_s(number):.1f} s"
+
     def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
         """rgb8 [H W 3] of each id."""
-        if self._file is not None:
+        if self._file is None:
+            return [read_image(self._images[i], size=self.size, upright=True) for i in ids]
+        if self.source_frames is None or not ids:
             return self._file.frames(ids)
-        return [read_image(self._images[i], size=self.size, upright=True) for i in ids]
+        wanted = [self.source_frames[i] for i in ids]
+        kept = self._last  # a picture that is on the screen for long: to decode it again would begin at the first one
+        known = [i for i in wanted if kept is None or i != kept[0]]
+        by_number = dict(zip(known, self._file.frames(known))) | ({} if kept is None else {kept[0]: kept[1]})
+        self._last = (wanted[-1], by_number[wanted[-1]])
+        return [by_number[i] for i in wanted]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The frames of a folder, in order; DataError if there are none, or their names can't be those of masks."""
+    try:
+        images = pictures_in(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+    if not images:
+        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}); give a video or frames")
+    names = [image.stem for image in images]
+    if wrong := [name for name in names if not is_unicode(name)]:
+        raise DataError(f"{folder}: the name {wrong[0]!r} is not UTF-8; rename it")
+    if twice := [name for name, other in pairwise(names) if name == other]:
+        raise DataError(f"{folder} holds two images called {twice[0]}; remove one")
+    return images

@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from flowmask.data_pipeline.formats.names import same_file
 from flowmask.models.errors import ConfigError
 from flowmask.models.folders.output_folder import Kind, OutputFolder
 from flowmask.models.stored.sealed import parse_json
@@ -22,6 +23,7 @@ from flowmask.models.text import clean, has_words, is_unicode
 
 PREDICTIONS, OVERLAY = "predictions.json", "overlay"
 PUBLISH_PATIENCE_S = 600.0  # others hold the lock for as long as moving files takes
+BESIDE = {"overlay": ".mp4", "rle": ".rle.json", "figure": ".png"}  # files of a prompt beside its folder of masks
 _SLUG = r"[a-z0-9-]+"
 Entry = dict[str, Any]  # prompt, masks, overlay, together, and both kinds of facts
 Facts = dict[str, Any]  # presence, absent, area_px of a prompt; video, checkpoint, weights, ..., frames of a prediction
@@ -38,13 +40,17 @@ class PredictionFolder:
             self._folder.refuse_strangers([*_names(replaced), PREDICTIONS], by_content=True)
         self.scratch = self._folder.scratch
 
-    def earlier(self, frames: Sequence[str]) -> list[Entry]:
-        """Predictions of this video for other prompts, each with a mask for every one of `frames`."""
+    def earlier(self, frames: Sequence[str], *, source_frames: Sequence[int] | None = None) -> list[Entry]:
+        """Predictions of this video for other prompts, each with a mask for every one of `frames`.
+
+        source_frames: the pictures of the video that these are; None: one after another
+        """
         found = [entry for entry in self._entries() if self._is_mine(entry) and entry["prompt"] not in self._prompts]
+        found = [e for e in found if _first(e.get("source_frames"), len(frames)) == _first(source_frames, len(frames))]
         return [e for e in found if all((self.path / e["masks"] / f"{name}.png").is_file() for name in frames)]
 
     def publish(self, place: Path, slugs: Sequence[str], answers: Sequence[Facts], facts: Facts) -> list[Entry]:
-        """Move in what a scratch holds: <slug>/, <slug>.mp4 and overlay.mp4; the entries of the new predictions.
+        """Move in what a scratch holds: <slug>/, what is `BESIDE` it, and overlay.mp4; the new predictions' entries.
 
         answers: what is said of each prompt alone; facts: of all
         """
@@ -59,9 +65,11 @@ class PredictionFolder:
             for prompt, built, answer in zip(self._prompts, slugs, answers, strict=True):
                 before = next((e["masks"] for e in old if e["prompt"] == prompt and e["masks"] not in moves), None)
                 slug = before or free_slug(built, taken)
-                taken |= {slug, f"{slug}.mp4"}
-                moves |= {slug: place / built, f"{slug}.mp4": place / f"{built}.mp4"}
-                made.append(_entry(prompt, slug, together) | answer | facts)
+                beside = {key: end for key, end in BESIDE.items() if (place / f"{built}{end}").is_file()}
+                moves |= {slug: place / built, **{f"{slug}{end}": place / f"{built}{end}" for end in beside.values()}}
+                taken |= moves.keys()
+                names = {key: f"{slug}{end}" for key, end in beside.items()}
+                made.append({"prompt": prompt, "masks": slug, **names, "together": together} | answer | facts)
             entries = [*(entry for entry in standing if entry not in old), *made]
             said = {**facts, "overlay": together, "prompts": entries}
             (place / PREDICTIONS).write_text(json.dumps(said, indent=1, ensure_ascii=False))
@@ -97,25 +105,27 @@ def _is_safe(entry: Entry) -> bool:
     slug, frames = entry["masks"], entry["frames"]
     return (
         bool(re.fullmatch(_SLUG, slug) and re.fullmatch(rf"{OVERLAY}(-\d+)?\.mp4", entry["together"]))
-        and entry["overlay"] == f"{slug}.mp4"
+        and "overlay" in entry
+        and isinstance(entry.get("source_frames"), list | None)
+        and all(entry.get(key, f"{slug}{end}") == f"{slug}{end}" for key, end in BESIDE.items())
         and all(isinstance(entry[key], str) for key in ("prompt", "video"))
         and all(isinstance(name, str) and Path(name).name == name for name in frames)
     )
 
 
-def _entry(prompt: str, slug: str, together: str) -> Entry:
-    return {"prompt": prompt, "masks": slug, "overlay": f"{slug}.mp4", "together": together}
-
-
 def _names(entries: Collection[Entry]) -> set[str]:
-    """The folders of masks and the videos that belong to entries alone."""
-    return {entry[key] for entry in entries for key in ("masks", "overlay")}
+    """The folders of masks and the files that belong to entries alone."""
+    return {entry[key] for entry in entries for key in ("masks", *BESIDE) if key in entry}
+
+
+def _first(numbers: Sequence[int] | None, count: int) -> list[int]:
+    return list(range(count) if numbers is None else numbers[:count])
 
 
 def free_slug(stem: str, taken: Collection[str]) -> str:
-    """The first of stem, stem-2, stem-3, ... that is no name yet, nor that of a video."""
+    """The first of stem, stem-2, stem-3, ... that is no name yet, nor that of a file beside it."""
     names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
-    return next(name for name in names if name not in taken and f"{name}.mp4" not in taken)
+    return next(n for n in names if n not in taken and all(f"{n}{end}" not in taken for end in BESIDE.values()))
 
 
 def _overlays() -> Iterator[str]:
@@ -149,3 +159,19 @@ def unique_slugs(prompts: Sequence[str]) -> list[str]:
         stem = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].rstrip("-") or "prompt"
         slugs.append(free_slug(stem, {OVERLAY, *slugs}))
     return slugs
+
+
+def result_folders(out: Path, videos: Sequence[Path]) -> dict[Path, Path]:
+    """Each video by the folder for its results: `out` for one, OUT/<video name> for each of several."""
+    if len(videos) == 1:
+        return {out: videos[0]}
+    twice = [video for number, video in enumerate(videos) if video.resolve() in {v.resolve() for v in videos[:number]}]
+    if twice:
+        raise ConfigError(f"the video {twice[0]} is given twice; give it once")
+    folders: dict[str, Path] = {}
+    for video in videos:
+        path = video.resolve()
+        stem, taken = path.name if path.is_dir() else path.stem, set(map(same_file, folders))
+        names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+        folders[next(name for name in names if same_file(name) not in taken)] = video
+    return {out / name: video for name, video in folders.items()}

@@ -17,7 +17,7 @@ from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR
 from flowmask.models.errors import DataError
 from flowmask.models.vae import decode
 from flowmask.trainer import distributed
-from flowmask.trainer.predict.overlay import OverlayVideo, legend_text
+from flowmask.trainer.predict.show.overlay import OverlayVideo, legend_text
 
 _FPS = 8.0
 

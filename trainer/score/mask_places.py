@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats.names import file_names
 from flowmask.data_pipeline.sources.base import Video
-from flowmask.trainer.predict.overlay import read_mask, write_mask
+from flowmask.trainer.predict.show.overlay import read_mask, write_mask
 from flowmask.trainer.score.metrics.base import Mask
 
 

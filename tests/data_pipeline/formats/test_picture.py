@@ -269,6 +269,6 @@ def test_pictures_of_others_are_opened_in_one_place():
         for path in (ROOT / room).rglob("*.py")
         if "Image.open(" in path.read_text()
     }
-    assert callers == {"data_pipeline/formats/picture.py", "trainer/predict/overlay.py"}, (
+    assert callers == {"data_pipeline/formats/picture.py", "trainer/predict/show/overlay.py"}, (
         "the latter reads our own masks"
     )

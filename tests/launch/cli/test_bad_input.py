@@ -99,7 +99,7 @@ def wrong_size(place: Path) -> None:
 
 def cut_video(place: Path) -> None:
     """A video file, cut short."""
-    from flowmask.trainer.predict.overlay import OverlayVideo
+    from flowmask.trainer.predict.show.overlay import OverlayVideo
 
     with OverlayVideo(place / "clip.mp4", prompts=[], height=64, width=64, fps=5) as video:
         import numpy as np

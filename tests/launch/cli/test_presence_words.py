@@ -43,7 +43,8 @@ def test_presence_reaches_predictions_and_exports(monkeypatch: pytest.MonkeyPatc
         given.append(options["presence"])
         raise ConfigError("seen")
 
-    monkeypatch.setattr(f"flowmask.trainer.predict.{name}.{name}", stop)
+    function = {"predict": "predict_videos", "export": "export"}[name]
+    monkeypatch.setattr(f"flowmask.trainer.predict.{name}.{function}", stop)
     for more, wanted in (([], None), (["--presence", "out/e"], "out/e")):
         CliRunner().invoke(app, [*command.split(), *more])
         assert given.pop() == wanted

@@ -18,9 +18,9 @@ from zoo import FILMS, TICKS, number_of, times, write
 
 from flowmask.models.errors import ConfigError, DataError, UserError
 from flowmask.trainer.predict.input_video import InputVideo
-from flowmask.trainer.predict.overlay import OverlayVideo, read_mask
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.predictions import unique_slugs
+from flowmask.trainer.predict.show.overlay import OverlayVideo, read_mask
 
 PROMPTS = ["the dog running to the left", "two Birds, near: the water!"]
 SLUGS = ["the-dog-running-to-the-left", "two-birds-near-the-water"]
@@ -62,7 +62,8 @@ def test_every_prompt_gets_its_masks_and_its_video_and_all_get_one_together(
 ) -> None:
     result = _predict(export, video, tmp_path / "p")
     names = {entry.name for entry in (tmp_path / "p").iterdir() if not entry.name.startswith(".")}
-    assert names == {*SLUGS, *(f"{slug}.mp4" for slug in SLUGS), "overlay.mp4", "predictions.json"}
+    beside = {f"{slug}{end}" for slug in SLUGS for end in (".mp4", ".rle.json")}
+    assert names == {*SLUGS, *beside, "overlay.mp4", "predictions.json"}
     assert result.overlay == tmp_path / "p" / "overlay.mp4"
     for prompt, slug in zip(result.prompts, SLUGS):
         assert (prompt.masks, prompt.overlay) == (tmp_path / "p" / slug, tmp_path / "p" / f"{slug}.mp4")
@@ -163,12 +164,21 @@ def test_another_video_has_names_of_its_own_in_the_same_folder(export: Path, vid
     assert set(_entries(out)) == {("v.mp4", PROMPTS[0]), ("w.mp4", PROMPTS[0])}
 
 
+def _decoded(path: Path) -> np.ndarray:
+    """float64 [F H W 3]: x264 writes equal pictures in other bits each time where they have hard edges."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24").astype(float) for frame in container.decode(video=0)])
+
+
 def test_the_overlay_of_all_prompts_shows_those_that_were_there(export: Path, video: Path, tmp_path: Path) -> None:
     one, both = tmp_path / "one", tmp_path / "both"
     _predict(export, video, both)
     for prompt in PROMPTS:
         _predict(export, video, one, [prompt])
-    assert (one / "overlay.mp4").read_bytes() == (both / "overlay.mp4").read_bytes()
+    wanted, found = _decoded(both / "overlay.mp4"), _decoded(one / "overlay.mp4")
+    alone = _decoded(one / f"{SLUGS[1]}.mp4")
+    assert abs(found - wanted).mean() < 3
+    assert abs(found - wanted).mean() < abs(alone - wanted[:, : alone.shape[1]]).mean() / 3
 
 
 def test_predictions_of_an_earlier_version_stay_and_what_is_no_prediction_is_refused(
@@ -176,7 +186,7 @@ def test_predictions_of_an_earlier_version_stay_and_what_is_no_prediction_is_ref
 ) -> None:
     out = tmp_path / "p"
     _predict(export, video, out)
-    for name in (".flowmask.json", ".flowmask.files", ".lock"):
+    for name in (".flowmask.json", ".flowmask.files", ".lock", *(f"{slug}.rle.json" for slug in SLUGS)):
         (out / name).unlink()
     said = json.loads((out / "predictions.json").read_text())
     said["prompts"] = [{key: e[key] for key in ("prompt", "masks", "overlay", "area_px")} for e in said["prompts"]]

@@ -17,9 +17,9 @@ from flowmask.models.config import SamplerConfig
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter
-from flowmask.trainer.predict.overlay import read_mask
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.presence import RULE, Judged, in_use, presence_in, presence_of, sweep
+from flowmask.trainer.predict.show.overlay import read_mask
 from flowmask.trainer.predict.weights import stored_settings
 from flowmask.trainer.predict.windows.cut import WindowConfig
 

@@ -71,9 +71,12 @@ class Stitched:
         return final
 
 
-def final_masks(window: TimeWindow, logits: Tensor, clip: VaeClip) -> Iterator[MaskPiece]:
-    """Logits of a window's final frames to their masks at the video's size; the places are those of the video."""
-    for places, masks in masks_of(logits, final_part(window, clip)):
+def final_masks(window: TimeWindow, logits: Tensor, clip: VaeClip, *, threshold: float = 0.5) -> Iterator[MaskPiece]:
+    """Logits of a window's final frames to their masks at the video's size; the places are those of the video.
+
+    threshold: `masks_at`
+    """
+    for places, masks in masks_of(logits, final_part(window, clip), threshold=threshold):
         yield window.final[places[0] : places[-1] + 1], masks
 
 

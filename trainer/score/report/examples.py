@@ -9,7 +9,7 @@ import numpy as np
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.show.page import spread
 from flowmask.data_pipeline.sources.base import Expression, Video
-from flowmask.trainer.predict.overlay import read_mask
+from flowmask.trainer.predict.show.overlay import read_mask
 from flowmask.trainer.score.metrics import MAIN, metrics
 from flowmask.trainer.score.report.page import ReportExample
 

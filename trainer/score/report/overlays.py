@@ -6,7 +6,7 @@ from pathlib import Path
 from flowmask.data_pipeline.formats.names import file_names
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.inference import FRAMES_AT_ONCE, chunks
-from flowmask.trainer.predict.overlay import OverlayVideo, colour, legend_text, read_mask
+from flowmask.trainer.predict.show.overlay import OverlayVideo, colour, legend_text, read_mask
 
 OVERLAYS = "overlays"
 _FPS = 10.0  # datasets of frames do not say theirs

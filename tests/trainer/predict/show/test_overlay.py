@@ -9,9 +9,10 @@ import pytest
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageFont
 
+from flowmask.data_pipeline.show.paint import STRIPE_PX
 from flowmask.models.errors import DataError
-from flowmask.trainer.predict import overlay
-from flowmask.trainer.predict.overlay import (
+from flowmask.trainer.predict.show import overlay
+from flowmask.trainer.predict.show.overlay import (
     OverlayVideo,
     colour,
     font,
@@ -53,6 +54,31 @@ def test_a_contour_is_drawn_in_the_solid_colour_but_not_along_the_border_of_the_
     painted = paint(frame, [(mask, (200, 100, 50))])
     assert (painted[:, 29] == (200, 100, 50)).all()
     assert (painted[1:, 0] != (200, 100, 50)).any(-1).all()
+
+
+def test_where_masks_coincide_each_colour_is_seen_and_elsewhere_nothing_changes() -> None:
+    """Every pixel is as one of its masks alone would have it, and no run of pixels hides one of them."""
+    rng = np.random.default_rng(0)
+    height, width = 96, 160
+    frame = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for count in (2, 3, 5):
+        masks = [_disc(height, width) for _ in range(count)]
+        masks[-1] = np.roll(masks[-1], 9, axis=1)
+        layers = [(mask, colour(number)) for number, mask in enumerate(masks)]
+        both = paint(frame, layers)
+        alone = np.stack([paint(frame, [layer]) for layer in layers])
+        held = np.stack(masks)
+        as_one = (both == alone).all(-1) & held
+        assert (as_one.any(0) == held.any(0)).all()
+        once = held.sum(0) == 1
+        assert (both[~held.any(0)] == frame[~held.any(0)]).all()
+        assert all((both[once & mask] == one[once & mask]).all() for mask, one in zip(masks, alone))
+        inner = np.logical_and.reduce(masks) & np.roll(np.logical_and.reduce(masks), 20, axis=1)
+        for row in np.flatnonzero(inner.sum(1) > 3 * count * STRIPE_PX):
+            assert as_one[:, row, inner[row]].any(-1).all(), "in a row that is as long as all stripes"
+    same = [(_disc(height, width), colour(number)) for number in range(2)]
+    solid = [(paint(frame, same) == np.array(tone, np.uint8)).all(-1).sum() for _, tone in same]
+    assert min(solid) > 20, "the contour too"
 
 
 @pytest.mark.parametrize(

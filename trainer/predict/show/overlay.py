@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flowmask.data_pipeline.show.paint import Rgb, paint
+from flowmask.data_pipeline.video.sound import Soundtrack
 from flowmask.data_pipeline.video.writing import VideoWriter
 
 SHORT_SIDE_PX = 480  # smaller videos are enlarged, or nobody can read the legend
@@ -130,13 +131,30 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 class OverlayVideo:
     """One mp4 of a video under coloured masks, a legend below; `with` makes it whole or leaves nothing."""
 
-    def __init__(self, path: Path, *, prompts: Sequence[tuple[str, Rgb]], height: int, width: int, fps: float) -> None:
-        """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        prompts: Sequence[tuple[str, Rgb]],
+        height: int,
+        width: int,
+        fps: float,
+        sound: Soundtrack | None = None,
+    ) -> None:
+        """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97.
+
+        sound: heard from the first frame to the last
+        """
         self._tones = [tone for _, tone in prompts]
         self._size = view_size(height, width)
         self._strip = legend(prompts, width=self._size[1])
         high, wide = self._size[0] + self._strip.shape[0], self._size[1]
-        self._video = VideoWriter(path, height=high, width=wide, fps=fps)
+        self._video = VideoWriter(path, height=high, width=wide, fps=fps, sound=sound)
+
+    @property
+    def sound_problem(self) -> str:
+        """Why a part of the sound is missing; "" if none is."""
+        return self._video.sound_problem
 
     def add(self, frame: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]]) -> None:
         """Append one frame: uint8 [H W 3] and one bool [H W] for each prompt, in the order of the prompts."""

@@ -1,0 +1,119 @@
+"""The sound of a video file, brought into an mp4 that shows a part of it: as it is stored where an mp4 can hold it.
+
+Others become AAC, in mono or stereo. Cut at packets: what begins within the pictures is whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+
+from flowmask.data_pipeline.video.opening import opened, reason
+
+_IN_MP4 = ("aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac")  # of those allowed, what players know
+_SLOWEST_MP3 = 16000  # Hz; slower ones are no part of mp4
+_RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)  # Hz, of AAC
+
+_WARM_UP = 2  # packets: a decoder needs the one before the first that is heard
+
+
+@dataclass(frozen=True)
+class Soundtrack:
+    """The sound of a file, from `start_s` on its clock on, which is when its first picture is shown."""
+
+    path: Path
+    start_s: Fraction
+
+
+def soundtrack_of(path: Path, *, start_s: Fraction | None) -> Soundtrack | None:
+    """The sound of a video file; None if it has none that can be decoded, or no times."""
+    if start_s is None:
+        return None
+    with opened(path) as container:
+        return Soundtrack(path, start_s) if _best(container) else None
+
+
+class SoundCopy:
+    """The sound for one mp4, which gets it piece by piece beside its pictures.
+
+    problem: why a part of it is missing; "" if none is
+    """
+
+    def __init__(self, sound: Soundtrack, mp4: OutputContainer) -> None:
+        """mp4: its header is not written yet."""
+        self._source, self._mp4, self.problem = opened(sound.path), mp4, ""
+        stream = _best(self._source)
+        assert stream is not None
+        self._stream, self._start_s = stream, sound.start_s
+        codec = stream.codec_context.codec.canonical_name
+        if codec in _IN_MP4 and (codec != "mp3" or stream.rate >= _SLOWEST_MP3):
+            self._out = mp4.add_stream_from_template(stream)
+            self._packets = self._stored()
+        else:
+            rate = next((rate for rate in _RATES if rate <= stream.rate), _RATES[-1])
+            self._out = mp4.add_stream("aac", rate=rate, layout="mono" if stream.channels == 1 else "stereo")
+            self._packets = self._encoded()
+        self._next = next(self._packets, None)
+
+    def write_until(self, end_s: Fraction) -> None:
+        """Mux what begins before `end_s` s of the mp4."""
+        while self._next is not None and _begin_s(self._next, Fraction(0)) < end_s:
+            self._next.stream = self._out
+            self._mp4.mux(self._next)
+            self._next = next(self._packets, None)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._source.close()
+
+    def _stored(self) -> Iterator[Packet]:
+        """The packets of the file from the start on, on the mp4's clock."""
+        packets = self._source.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.FFmpegError as error:
+                self.problem = reason(error)
+                return
+            if packet.pts is None or not packet.size:
+                continue
+            late = round(self._start_s / packet.time_base)
+            packet.pts -= late
+            packet.dts = packet.pts
+            if packet.pts + _WARM_UP * (packet.duration or 0) >= 0:
+                yield packet
+
+    def _encoded(self) -> Iterator[Packet]:
+        ahead_s = Fraction(0)  # where the next samples begin, if they do not say
+        for packet in chain(self._stored(), [None]):
+            try:
+                frames = self._stream.decode(packet)
+            except av.FFmpegError as error:  # players go on behind it
+                self.problem = reason(error)
+                continue
+            for frame in frames:
+                rate = frame.sample_rate
+                begin_s = _begin_s(frame, ahead_s)
+                frame.pts, frame.time_base = round(begin_s * rate), Fraction(1, rate)
+                ahead_s = begin_s + Fraction(frame.samples, rate)
+                yield from self._out.encode(frame)
+        yield from self._out.encode(None)
+
+
+def _begin_s(piece: Packet | AudioFrame, otherwise: Fraction) -> Fraction:
+    """When a packet or a decoded frame begins, where it says so."""
+    return otherwise if piece.pts is None or piece.time_base is None else piece.pts * piece.time_base
+
+
+def _best(container: InputContainer) -> AudioStream | None:
+    found = container.streams.best("audio")
+    return found if isinstance(found, AudioStream) and found.codec_context is not None else None

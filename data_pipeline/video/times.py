@@ -1,0 +1,56 @@
+"""When each picture of a video is on the screen, by the times in the file, and which one a slower player shows."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
+
+# Some containers round times to a millisecond, which moves the first picture and a later one by half of it each: a
+# tick that falls so little before a picture belongs to it.
+_ROUNDED_S = Fraction(1, 1000)
+
+
+@dataclass(frozen=True)
+class ShowTimes:
+    """When the pictures of a video begin and the last one ends, in units of `unit_s` s from the first one on.
+
+    start_s: when the first one begins on the file's clock, which its sound shares; None: the file has no times
+    """
+
+    begins: Sequence[int]
+    end: int
+    unit_s: Fraction
+    start_s: Fraction | None = None
+
+    def begin_s(self, number: int) -> float:
+        """When a picture begins, in s from the first one on."""
+        return float(self.begins[number] * self.unit_s)
+
+    def drift_s(self, rate: float) -> float:
+        """By how much pictures shown at a constant rate are at most away from their times."""
+        return max(abs(float(begin * self.unit_s) - number / rate) for number, begin in enumerate(self.begins))
+
+    def shown_at(self, rate: Fraction) -> list[int]:
+        """The picture that is on the screen at each of the times 0, 1/rate, 2/rate, ... s before the end."""
+        ticks = max(1, ceil((self.end * self.unit_s - _ROUNDED_S) * rate))
+        moments = (floor((tick / rate + _ROUNDED_S) / self.unit_s) for tick in range(ticks))
+        return [bisect_right(self.begins, moment) - 1 for moment in moments]
+
+
+def show_times(begins: Sequence[int | None], *, unit_s: Fraction | None, last: int, rate: float) -> ShowTimes:
+    """The times of pictures that begin at `begins`, where the file says all of them; else those of a constant rate.
+
+    last: how long the last one is shown, in the same unit; 0: the file doesn't say
+    """
+    known = sorted({begin for begin in begins if begin is not None})
+    start_s = known[0] * unit_s if known and unit_s is not None else None
+    if unit_s is None or len(known) < len(begins):
+        return ShowTimes(range(len(begins)), len(begins), 1 / exact_rate(rate), start_s)
+    end = known[-1] - known[0] + (last or round(1 / (exact_rate(rate) * unit_s)))
+    return ShowTimes([begin - known[0] for begin in known], end, unit_s, start_s)
+
+
+def exact_rate(fps: float) -> Fraction:
+    """The fraction that is meant by a rate: 29.97002997 is 30000/1001; at least one picture in 1001 s."""
+    return max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))

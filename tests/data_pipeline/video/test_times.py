@@ -1,0 +1,123 @@
+"""The picture that is on the screen at a time: as FFmpeg's own fps filter has it, and as the film was made."""
+
+import os
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from random import Random
+
+import av
+import pytest
+from av.filter import Graph
+from zoo import FILMS, TICKS, Film, drawn, number_of, times, write
+
+from flowmask.data_pipeline.video.times import exact_rate
+from flowmask.data_pipeline.video.video_file import VideoFile
+from flowmask.models.errors import DataError
+
+TRIALS, SEED = int(os.environ.get("TRIALS", "1")), int(os.environ.get("SEED", "0"))
+RATES = (Fraction(1), Fraction(7), Fraction(10), Fraction(25, 2), Fraction(24000, 1001), Fraction(60))
+TIMED = (
+    *("h264.mp4", "h264.ts", "h264_cut.mp4", "h264_open_cut.ts", "h264_fragments.mp4", "hevc_cut.mov", "picture.gif"),
+    *("h264_variable.mp4", "h264_variable.mov", "h264_variable.mkv", "h264_variable.flv", "h264_variable.ts"),
+    *("vp9_variable.webm", "ntsc.mkv", "ntsc.mp4", "mpeg2.mpg", "wmv.asf", "h264_interlaced.mkv"),
+)
+_CLOCK = 2_880_000  # a second, in a unit that all containers' units divide
+
+
+def _by_ffmpeg(path: Path, rates: tuple[Fraction, ...]) -> list[list[int | None]]:
+    """The numbers of the pictures that FFmpeg shows at each rate, each a millisecond early as containers round."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        numbers = {frame.pts: number_of(frame.to_ndarray(format="rgb24")) for frame in frames}
+        if not frames[-1].duration:  # fragments do not say how long the last one stays: the rate says it
+            frames[-1].duration = round(1 / (stream.average_rate * stream.time_base))
+        found = []
+        for rate in rates:
+            graph = Graph()
+            early = f"PTS-STARTPTS-{_CLOCK // 1000}"
+            fps = f"fps={rate.numerator}/{rate.denominator}:round=up"
+            chain = [("settb", f"1/{_CLOCK}"), ("setpts", early), ("fps", fps), ("buffersink", None)]
+            source = graph.add_buffer(template=stream, time_base=stream.time_base)
+            graph.link_nodes(source, *(graph.add(*node) for node in chain)).configure()
+            shown, pending = [], [*frames, None]
+            for frame in pending:
+                graph.push(frame)
+                while (pulled := _pulled(graph)) is not None:
+                    shown.append(number_of(pulled.to_ndarray(format="rgb24")))
+            found.append(shown)
+    assert None not in numbers.values()
+    return found
+
+
+def _pulled(graph: Graph) -> av.VideoFrame | None:
+    try:
+        frame = graph.pull()
+    except (av.BlockingIOError, av.EOFError):
+        return None
+    assert isinstance(frame, av.VideoFrame)
+    return frame
+
+
+def _ours(path: Path, shown: list[int], rate: Fraction) -> list[int]:
+    return [shown[place] for place in VideoFile(path).times.shown_at(rate)]
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_a_slower_player_shows_what_ffmpegs_filter_shows(name: str, tmp_path: Path) -> None:
+    film = next(film for film in FILMS if film.name == name)
+    shown = write(tmp_path / name, film)
+    for rate, theirs in zip(RATES, _by_ffmpeg(tmp_path / name, RATES)):
+        assert _ours(tmp_path / name, shown, rate) == theirs, rate
+
+
+def _true(film: Film, shown: list[int], rate: Fraction) -> list[int]:
+    """What is on the screen by the times that the film was made with."""
+    clock = 1 / (film.rate * TICKS)
+    begins = [(times(film)[number] - times(film)[shown[0]]) * clock for number in shown]
+    end = (times(film)[shown[-1] + 1] - times(film)[shown[0]]) * clock
+    ticks = [tick / rate for tick in range(1000) if tick / rate < end]
+    return [max(number for number, begin in zip(shown, begins) if begin <= tick) for tick in ticks]
+
+
+@pytest.mark.parametrize("name", ["h264.avi", "mpeg4_b.avi", "h264.h264", "h264.flv", "h264_variable.mp4", "hevc.mp4"])
+def test_a_slower_player_shows_the_film_as_it_was_made(name: str, tmp_path: Path) -> None:
+    """Also where the container has no times, or those of decoding alone."""
+    film = next(film for film in FILMS if film.name == name)
+    shown = write(tmp_path / name, film)
+    for rate in (Fraction(1), Fraction(7), Fraction(25, 2)):
+        assert _ours(tmp_path / name, shown, rate) == _true(film, shown, rate), rate
+
+
+def test_the_rate_of_the_film_shows_each_picture_once(tmp_path: Path) -> None:
+    for name in ("h264.mp4", "ntsc.mkv", "ntsc.mp4", "h264.flv", "h264.avi", "picture.gif"):
+        film = next(film for film in FILMS if film.name == name)
+        shown = write(tmp_path / name, film)
+        video = VideoFile(tmp_path / name)
+        assert video.times.shown_at(exact_rate(video.frames_per_second)) == list(range(len(shown))), name
+
+
+def _drawn_agree(trials: int, folder: Path) -> None:
+    agreed = 0
+    for trial in range(trials):
+        rng = Random(f"{SEED} {trial}")
+        film = drawn(rng, trial)
+        path = folder / film.name
+        with suppress(av.FFmpegError, DataError):  # a film that can't be written, or whose cut holds no picture
+            shown = write(path, film)
+            rate = Fraction(rng.randint(1, 600), rng.choice([10, 11, 13]))
+            ours = _ours(path, shown, rate)
+            if film.container != "avi":  # which has times of decoding alone: FFmpeg's filter drops pictures
+                assert ours == _by_ffmpeg(path, (rate,))[0], (film, rate)
+            agreed += 1
+    assert agreed > 0.8 * trials
+
+
+def test_drawn_films_at_drawn_rates_are_shown_as_ffmpegs_filter_shows_them(tmp_path: Path) -> None:
+    _drawn_agree(12, tmp_path)
+
+
+@pytest.mark.long
+def test_many_drawn_films_at_drawn_rates_are_shown_as_ffmpegs_filter_shows_them(tmp_path: Path) -> None:
+    _drawn_agree(200 * TRIALS, tmp_path)

@@ -1,0 +1,175 @@
+"""One video of a prediction: checked before weights are loaded; then its masks, window after window, and what is drawn.
+
+Results are built in a scratch beside the folder and moved in whole.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flowmask.data_pipeline.config import FrameBox
+from flowmask.models.errors import ConfigError
+from flowmask.trainer.predict.inference import LoadedSegmenter
+from flowmask.trainer.predict.input_video import InputVideo
+from flowmask.trainer.predict.predictions import Facts, PredictionFolder, unique_slugs
+from flowmask.trainer.predict.presence import Presence
+from flowmask.trainer.predict.show.drawing import Drawing
+from flowmask.trainer.predict.show.overlay import write_mask
+from flowmask.trainer.predict.windows.clips import Stitched, final_masks, window_clips
+from flowmask.trainer.predict.windows.cut import TimeWindow, WindowConfig, cut, window_for
+
+Progress = Callable[[str, int, int], None]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """What one prompt selected: its folder of masks, its overlay video, and its mask's area in each frame.
+
+    presence: the number that a threshold judges; absent: whether it is below it, None without a threshold
+    rle: the masks as COCO's run-length code; figure: None unless figures were asked for
+    """
+
+    prompt: str
+    masks: Path
+    overlay: Path
+    area_px: list[int]
+    presence: float
+    absent: bool | None
+    rle: Path | None = None
+    figure: Path | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Where everything of one prediction lies."""
+
+    overlay: Path
+    frame_names: list[str]
+    fps: float
+    prompts: list[PromptResult]
+
+
+class VideoPrediction:
+    """A video and its prompts, before weights are loaded; UserError in one line for what can't be."""
+
+    def __init__(
+        self,
+        video: Path,
+        prompts: Sequence[str],
+        *,
+        out: Path,
+        fps: float | None,
+        max_frames: int | None,
+        window: WindowConfig | None,
+        allow_truncated: bool,
+        threshold: float,
+        figures: bool,
+        say: Say,
+    ) -> None:
+        self.video, self._prompts, self.out, self._say = video, prompts, out, say
+        self._slugs, self._threshold, self._figures = unique_slugs(prompts), threshold, figures
+        self._source = InputVideo(video, fps=fps, allow_truncated=allow_truncated)
+        for note in self._source.notes:
+            say(f"{video}: {note}")
+        self._windows = _windows(len(self._source.frame_names), window, max_frames=max_frames, say=say)
+        self._names = self._source.frame_names[: self._windows[0].total]
+        self._folder = PredictionFolder(out, video=str(video), prompts=prompts)
+
+    def run(
+        self, loaded: LoadedSegmenter, *, box: FrameBox, chosen: Presence | None, used: Facts, on_progress: Progress
+    ) -> Predictions:
+        """Segment what each prompt names, draw it and publish it. used: what predictions.json says of the weights."""
+        with self._folder.scratch() as place:
+            folders = [place / slug for slug in self._slugs]
+            answers = self._segment(loaded, folders, box=box, on_progress=on_progress)
+            if chosen is not None:
+                self._judge(answers, folders, chosen)
+            self._draw(folders, on_progress)
+            facts = used | {"presence_threshold": None if chosen is None else chosen.threshold} | self._described()
+            made = self._folder.publish(place, self._slugs, answers, facts)
+        for entry in made:
+            if entry["absent"]:
+                numbers = f"presence {entry['presence']:.4g} is below {entry['presence_threshold']:.4g}"
+                self._say(f"{entry['prompt']!r} is judged absent, its masks are empty: {numbers}")
+        return Predictions(
+            self.out / made[0]["together"], self._names, self._source.fps, [_result(self.out, e) for e in made]
+        )
+
+    def _segment(
+        self, loaded: LoadedSegmenter, folders: Sequence[Path], *, box: FrameBox, on_progress: Progress
+    ) -> list[Facts]:
+        """Write all masks; of each prompt its presence, and the area in px of its mask in each frame."""
+        for folder in folders:
+            folder.mkdir()
+        answers, areas = [Stitched() for _ in folders], [list[int]() for _ in folders]
+        clips = window_clips(self._source, self._windows, box=box, pixel_norm=loaded.pixel_norm)
+        windows, sentences = len(self._windows), len(self._windows) * len(folders)
+        on_progress("windows", 0, windows)
+        for number, (window, clip) in enumerate(clips, 1):
+            video_latent, place = loaded.encode(clip), (number - 1) * len(folders)
+            for prompt, folder, answer, area in zip(self._prompts, folders, answers, areas):
+                on_progress("sentences", place, sentences)
+                logits = answer.add(window, next(loaded.logits(video_latent, [prompt])))
+                for ids, masks in final_masks(window, logits, clip, threshold=self._threshold):
+                    for i, mask in zip(ids, masks):
+                        write_mask(folder / f"{self._names[i]}.png", mask)
+                        area.append(int(mask.sum()))
+                place += 1
+                on_progress("sentences", place, sentences)
+            on_progress("windows", number, windows)
+        return [{"presence": said.presence, "absent": None, "area_px": area} for said, area in zip(answers, areas)]
+
+    def _judge(self, answers: Sequence[Facts], folders: Sequence[Path], chosen: Presence) -> None:
+        """Empty the masks of what is judged absent."""
+        nothing = np.zeros(self._source.size, bool)
+        for answer, folder in zip(answers, folders):
+            answer["absent"] = answer["presence"] < chosen.threshold
+            if answer["absent"]:
+                for name in self._names:
+                    write_mask(folder / f"{name}.png", nothing)
+                answer["area_px"] = [0] * len(self._names)
+
+    def _draw(self, folders: Sequence[Path], on_progress: Progress) -> None:
+        total = len(self._names)
+        entries = self._folder.earlier(self._names, source_frames=self._source.source_frames)
+        earlier = [(entry["prompt"], self.out / entry["masks"]) for entry in entries]
+        drawing = Drawing(self._source, prompts=self._prompts, folders=folders, earlier=earlier, figures=self._figures)
+        on_progress("frames", 0, total)
+        if problem := drawing.draw(total, on_frame=lambda done: on_progress("frames", done, total)):
+            self._say(f"{self.video}: a part of its sound can't be read, and is missing in the overlays: {problem}")
+
+    def _described(self) -> Facts:
+        """What predictions.json says of the video and its masks."""
+        (height, width), source = self._source.size, self._source
+        chosen = source.source_frames and source.source_frames[: len(self._names)]
+        size: Facts = {"video": str(self.video), "height": height, "width": width}
+        return size | {
+            "fps": source.fps,
+            "frames": self._names,
+            "source_frames": chosen,
+            "mask_threshold": self._threshold,
+        }
+
+
+def _result(out: Path, entry: Facts) -> PromptResult:
+    figure = out / entry["figure"] if "figure" in entry else None
+    masks, overlay, rle = (out / entry[key] for key in ("masks", "overlay", "rle"))
+    return PromptResult(
+        entry["prompt"], masks, overlay, entry["area_px"], entry["presence"], entry["absent"], rle, figure
+    )
+
+
+def _windows(frames: int, window: WindowConfig | None, *, max_frames: int | None, say: Say) -> list[TimeWindow]:
+    """The windows of a video of so many frames."""
+    if max_frames is not None and max_frames < 1:
+        raise ConfigError(f"max_frames is {max_frames}; it must be at least 1")
+    total = min(frames, max_frames or frames)
+    asked = window or WindowConfig()
+    windows = cut(total, used := window_for(total, asked))
+    if used != asked:
+        said = f"{len(windows)} windows of {used.frames} with overlap {used.overlap}"
+        say(f"the video has {total} frames: {said}, as larger ones need more memory (--window-frames)")
+    return windows
