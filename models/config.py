@@ -39,6 +39,13 @@ class ModelConfig(Section):
     mask_decoder: str = Field("vae", description="decoder run, FlowRVS .pth, or 'vae': the VAE's own decoder")
 
 
+class LightDecoderConfig(Section):
+    """The size of a light mask decoder; its weights tell it too."""
+
+    width: int = Field(64, ge=1, le=1024, description="channels on the latent grid")
+    depth: int = Field(1, ge=0, le=64, description="residual blocks of two convolutions")
+
+
 class AskedConventions(Section):
     """What can't be told from a file of weights; null: what the weights remember, else as FlowRVS's of 2026."""
 

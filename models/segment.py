@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowmask.models.config import FlowStart, Predicted, SamplerConfig
 from flowmask.models.dit import velocity
 from flowmask.models.flow import TRAIN_TIMESTEPS, euler, start_noise, velocity_to
-from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.text import Embeds, clean, pad
 from flowmask.models.vae import LatentStats, denormalise, encode_pieces, normalise
 
@@ -38,7 +37,7 @@ def sampled_together(latent: tuple[int, int, int], *, text_tokens: int) -> int:
 
 
 def decoded_together(latent: tuple[int, int, int]) -> int:
-    """How many masks of a video are decoded at once; the decoder works on one latent frame at a time."""
+    """How many masks of a video are decoded at once; the VAE's works on one latent frame at a time."""
     _, h, w = latent
     return max(1, _PIXELS_TOGETHER // (64 * h * w))
 
@@ -64,7 +63,7 @@ class Segmenter:
         *,
         vae: "AutoencoderKLWan",
         text_encoder: Embeds,
-        mask_decoder: MaskDecoder,
+        mask_decoder: nn.Module,
         settings: SegmentSettings,
     ) -> None:
         self.dit = dit.eval()
@@ -99,7 +98,8 @@ class Segmenter:
     def logits(self, video_latent: Tensor, sentence: str) -> Tensor:
         """Video latent [1 16 f h w] norm and a raw sentence -> unclamped logits [F H W], padding too."""
         mask = self.mask_latent(video_latent, self.encode_text(sentence))
-        return self.mask_decoder(mask)[0, 0]
+        found: Tensor = self.mask_decoder(mask)[0, 0]
+        return found
 
 
 def sample_mask(

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # A room imports itself and the rooms before it; within it, a folder imports itself and what stands before it. "." is
 # what lies in the room itself, but for the files that have a place of their own here.
 ORDER = {
-    "models": ("stored", ".", "safe", "folders", "plugins", "weights", "cost"),
+    "models": ("stored", ".", "decoders", "safe", "folders", "plugins", "weights", "cost"),
     "data_pipeline": (
         *(".", "formats", "video", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
     ),

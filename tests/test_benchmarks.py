@@ -68,3 +68,13 @@ def test_the_benchmarks_of_evaluation_give_their_ratios_and_equal_numbers() -> N
     assert all(evaluation[name] > 0 for name in ("naive_s", "ours_s", "ratio", "allowed", "reached"))
     assert evaluation["ratio"] / evaluation["allowed"] == pytest.approx(evaluation["reached"], rel=0.01)
     assert [size["difference"] for size in metrics.values()] == [0, 0]
+
+
+@pytest.mark.long
+def test_the_benchmark_of_mask_decoders_says_what_the_light_one_saves() -> None:
+    command = [sys.executable, "benchmarks/mask_decoders.py", "--json", "--clip", "5x16x16", "--rounds", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["share"] < 0.05 and found["light_peak_gb"] < 0.05 * found["vae_peak_gb"]
+    assert found["light_cpu_s"] < found["vae_cpu_s"]

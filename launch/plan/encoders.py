@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from flowmask.launch.plan.memory import CONTEXT_BYTES, FRAGMENTATION
 from flowmask.launch.plan.model import Architecture, parameters
 from flowmask.launch.plan.one_pass import Shape
+from flowmask.models.config import LightDecoderConfig
 from flowmask.models.cost.dry_run import Pass, dry_pass
+from flowmask.models.decoders.either import empty_light
 from flowmask.models.dit import LATENT_CHANNELS, velocity
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.vae import encode_moments
@@ -43,14 +45,16 @@ class Encoders:
         return dry_pass(self.shapes.vae(), run, dtype=getattr(torch, dtype), backward=False)
 
     @lru_cache  # noqa: B019
-    def decode(self, shape: Shape, *, dtype: str = "float32", masks: int = 1) -> Pass:
-        """The mask decoder over several masks of one clip."""
+    def decode(
+        self, shape: Shape, *, dtype: str = "float32", masks: int = 1, light: LightDecoderConfig | None = None
+    ) -> Pass:
+        """The mask decoder over several masks of one clip; light: of this size, in place of the VAE's."""
 
         def run(decoder: nn.Module) -> Tensor:
             found: Tensor = decoder(torch.zeros(masks, LATENT_CHANNELS, *shape.latent))
             return found
 
-        decoder = MaskDecoder.from_vae(self.shapes.vae())
+        decoder = MaskDecoder.from_vae(self.shapes.vae()) if light is None else empty_light(light)
         return dry_pass(decoder, run, dtype=getattr(torch, dtype), backward=False)
 
     @lru_cache  # noqa: B019
@@ -70,6 +74,10 @@ class Encoders:
         )
         return few.extended(more, depth - 1)
 
+    def share_of_vae(self, shape: Shape, light: LightDecoderConfig) -> float:
+        """FLOPs of a light mask decoder, as a part of those of the VAE's."""
+        return self.decode(shape, light=light).flop / self.decode(shape).flop
+
     def pixel_flop(self, shape: Shape) -> float:
         """FLOPs of the VAE's encoder for each pixel of a clip of as many frames: all but constant in its size."""
         return self.encode(shape, dtype="float32").flop / shape.pixels
@@ -88,6 +96,10 @@ class Encoders:
 
     def vae_bytes(self, dtype: str) -> float:
         return parameters(self.shapes.vae()) * BYTES[dtype]
+
+    def decoder_bytes(self, dtype: str, light: LightDecoderConfig | None) -> float:
+        """Of the VAE's: with its encoder, which is loaded with it."""
+        return self.vae_bytes(dtype) if light is None else parameters(empty_light(light)) * BYTES[dtype]
 
 
 def with_allowances(peak: float) -> float:

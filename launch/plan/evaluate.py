@@ -14,11 +14,12 @@ from flowmask.launch.plan.encoders import BYTES, Encoders, share_of_peak, with_a
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape
 from flowmask.launch.plan.train import GpuSpeed
-from flowmask.models.config import Precision
+from flowmask.models.config import LightDecoderConfig, Precision
+from flowmask.models.decoders.light import SETTING
 from flowmask.models.errors import DataError, UserError
 from flowmask.models.segment import decoded_together, sampled_together
 from flowmask.trainer.predict.inference import EncoderPrecision
-from flowmask.trainer.predict.weights import source_settings
+from flowmask.trainer.predict.weights import source_settings, stored_settings
 from flowmask.trainer.predict.windows.cut import cut
 
 _DTYPE: dict[Precision, str] = {"bf16": "bfloat16", "fp32": "float32"}
@@ -39,6 +40,7 @@ class EvaluatePlan:
     workers: int
     hours: float
     speed: GpuSpeed
+    decoder_share: float | None  # of the VAE decoder's FLOPs; None: the VAE's it is
     notes: list[str] = field(default_factory=list)
 
 
@@ -52,19 +54,19 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
         notes.append("the videos of calibrate.data are counted too")
     longest = max((shape for shape, *_ in work), key=lambda s: s.pixels)
     dtype, encoded = _DTYPE[job.precision], _encoder_precision(job)
-    dit = parameters(shapes.dit(video_injection=True))
+    dit, light = parameters(shapes.dit(video_injection=True)), _light_decoder(job)
     weights = dit * BYTES[dtype] + encoders.text_bytes(_DTYPE[encoded.text])
-    weights += encoders.vae_bytes(_DTYPE[encoded.video]) + encoders.vae_bytes(_DTYPE[job.decoder_precision])
+    weights += encoders.vae_bytes(_DTYPE[encoded.video]) + encoders.decoder_bytes(_DTYPE[job.decoder_precision], light)
     sentences = sum(count for _, count, _ in work)
     most = max(count for _, count, _ in work)
     sampled = min(most, sampled_together(longest.latent, text_tokens=_TEXT_TOKENS))
     decoded = min(sampled, decoded_together(longest.latent))
     passes = (
         encoders.encode(longest, dtype=_DTYPE[encoded.video]),
-        encoders.decode(longest, dtype=_DTYPE[job.decoder_precision], masks=decoded),
+        encoders.decode(longest, dtype=_DTYPE[job.decoder_precision], masks=decoded, light=light),
         encoders.dit(longest, sentences=sampled, text_tokens=_TEXT_TOKENS, dtype=getattr(torch, dtype)),
     )
-    flop = sum(windows * _flop(job, encoders, encoded, shape, count) for shape, count, windows in work)
+    flop = sum(windows * _flop(job, encoders, encoded, shape, count, light=light) for shape, count, windows in work)
     workers = job.launch.world_size
     return EvaluatePlan(
         counted=counted,
@@ -77,6 +79,7 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
         workers=workers,
         hours=flop / (speed.flop_per_s * workers) / 3600,
         speed=speed,
+        decoder_share=None if light is None else encoders.share_of_vae(longest, light),
         notes=notes,
     )
 
@@ -90,7 +93,24 @@ def _encoder_precision(job: EvaluateJob) -> EncoderPrecision:
     return EncoderPrecision.of(trained, asked=job.encoder_precision, otherwise=job.precision)
 
 
-def _flop(job: EvaluateJob, encoders: Encoders, encoded: EncoderPrecision, shape: Shape, sentences: int) -> float:
+def _light_decoder(job: EvaluateJob) -> LightDecoderConfig | None:
+    """The size of the light mask decoder that the evaluation would take; None for another, or one that is not there."""
+    with suppress(UserError):
+        named = job.mask_decoder or source_settings(job.checkpoint).get("mask_decoder") or "vae"
+        found = stored_settings(named).get(SETTING)
+        return None if found is None else LightDecoderConfig.model_validate(found)
+    return None
+
+
+def _flop(
+    job: EvaluateJob,
+    encoders: Encoders,
+    encoded: EncoderPrecision,
+    shape: Shape,
+    sentences: int,
+    *,
+    light: LightDecoderConfig | None,
+) -> float:
     """FLOPs of one window, those in fp32 counted as what the GPU takes for them in bf16's time."""
     times = (2 if job.shuffled_text else 1) * sentences
 
@@ -99,7 +119,7 @@ def _flop(job: EvaluateJob, encoders: Encoders, encoded: EncoderPrecision, shape
 
     frames = Shape(min(shape.frames, 9), shape.height, shape.width)  # causal: every four frames cost the same
     more = shape.frames / frames.frames
-    encode, decode = encoders.encode(frames, dtype=_DTYPE[encoded.video]), encoders.decode(frames)
+    encode, decode = encoders.encode(frames, dtype=_DTYPE[encoded.video]), encoders.decode(frames, light=light)
     convolutions = (
         slow(encoded.video, products=False) * encode.flop
         + slow(job.decoder_precision, products=False) * times * decode.flop

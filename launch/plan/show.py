@@ -61,6 +61,7 @@ def _show_training(found: TrainPlan, console: Console) -> None:
         ("work", f"{work(found.flop_per_example)} an example, {work(found.flop_per_step)} a step, no recomputation"),
         ("run", f"{found.steps:,} steps" + (f", {found.epochs:.2f} epochs" if found.epochs else "")),
         ("disk", f"{size(found.checkpoint_bytes)} a checkpoint, {size(found.disk_bytes)} at the most"),
+        *_decoder(found.decoder_share),
     ]
     _facts(rows, console)
     console.print(_settings(found))
@@ -177,8 +178,13 @@ def _show_evaluation(found: EvaluatePlan, console: Console) -> None:
         ("work", f"{work(found.flop)}, what runs in fp32 counted twice"),
         ("time", f"{hours(found.hours)} on {found.workers} processes; {_speed(found)}"),
         ("GPU", f"{size(found.device_bytes)}, weights {size(found.weights_bytes)}: {_fits(found.device_bytes)}"),
+        *_decoder(found.decoder_share),
     ]
     _facts(rows, console)
+
+
+def _decoder(share: float | None) -> list[tuple[str, str]]:
+    return [] if share is None else [("decoder", f"light: {100 * share:.2g} % of the VAE decoder's FLOPs")]
 
 
 def _fits(needed: float) -> str:

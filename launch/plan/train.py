@@ -13,7 +13,7 @@ from torch import nn
 from flowmask.data_pipeline.cache.manifest import read_manifest
 from flowmask.data_pipeline.config import ClipConfig
 from flowmask.launch.jobs import TrainJob
-from flowmask.launch.plan.encoders import share_of_peak
+from flowmask.launch.plan.encoders import Encoders, share_of_peak
 from flowmask.launch.plan.memory import (
     EIGHT_BIT_MOMENTS_BYTES,
     FP32_MOMENTS_BYTES,
@@ -28,6 +28,7 @@ from flowmask.launch.plan.one_pass import Shape, batch_bytes, micro_batch_pass
 from flowmask.models.config import Recompute
 from flowmask.models.cost.dry_run import Pass
 from flowmask.models.cost.flops import TRAINING_PASSES
+from flowmask.models.decoders.light import LightMaskDecoder
 from flowmask.models.errors import CacheError, ConfigError
 from flowmask.trainer.config import STATE_BYTES, TrainConfig, accumulation_steps
 
@@ -116,6 +117,7 @@ class TrainPlan:
     settings: list[SettingPlan]
     worlds: list[WorldPlan]
     speed: GpuSpeed
+    decoder_share: float | None  # of the VAE decoder's FLOPs, of a light mask decoder
     notes: list[str] = field(default_factory=list)
 
     def fits(self, memory_gb: float) -> "SettingPlan | None":
@@ -155,6 +157,7 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
             _moments_bytes(job),
         )
     )
+    light = module.network if isinstance(module, LightMaskDecoder) else None
     step_flop, disk = job.train.global_batch * flop, Disk.of(job, module)
     return TrainPlan(
         kind=job.objective.kind,
@@ -174,6 +177,7 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
         settings=planner.all(),
         worlds=_worlds(job, planner, chosen.setting, step_flop, speed),
         speed=speed,
+        decoder_share=None if light is None else Encoders(shapes).share_of_vae(largest, light),
         notes=notes,
     )
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmask.models.decoders.either import network_of
 from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY, build_dit
 from flowmask.models.errors import WeightsError
 from flowmask.models.stored.regular import open_regular
@@ -120,6 +121,8 @@ def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     where = f"{path}: the VAE"
     state = _tensors(content.get("model", content), where=where, most=_most_bytes(path))
+    if network_of(state, where=path) is not None:  # a light decoder's state dict, which is judged where it is used
+        return {name: tensor.float() for name, tensor in state.items()}, {}
     if "decoder.conv_out.weight" in state:  # as the VAE itself has it
         state = {f"vae.{name}": tensor for name, tensor in state.items()}
     strangers = [key for key in state if not key.startswith((*_DECODER, *_ENCODER))]

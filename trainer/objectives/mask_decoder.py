@@ -1,4 +1,7 @@
-"""Fine-tune the VAE's decoder, with one output channel, to give a mask back from its raw latent."""
+"""Fine-tune the VAE's decoder, with one output channel, to give a mask back from its raw latent.
+
+Owns what every decoder shares: input, loss and metrics.
+"""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -15,10 +18,9 @@ from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.objectives.base import Objective, ObjectiveConfig, Shapes
 
 
-class MaskDecodingConfig(ObjectiveConfig):
-    """The weighted sum of a focal and a Dice loss."""
+class DecodingConfig(ObjectiveConfig):
+    """The weighted sum of a focal and a Dice loss, of any mask decoder."""
 
-    kind: Literal["mask_decoder"] = "mask_decoder"
     latent_noise_std: float = Field(default=0.0, ge=0, description="noise added to the input latent")
     focal_weight: float = Field(default=8.0, ge=0)
     focal_alpha: float = Field(default=0.25, ge=0, le=1)
@@ -26,25 +28,18 @@ class MaskDecodingConfig(ObjectiveConfig):
     dice_weight: float = Field(default=4.0, ge=0)
 
 
-class MaskDecoding(Objective):
-    """Masks from latents."""
+class MaskDecodingConfig(DecodingConfig):
+    """The decoder is the VAE's own."""
 
-    Config: ClassVar[type[ObjectiveConfig]] = MaskDecodingConfig
+    kind: Literal["mask_decoder"] = "mask_decoder"
+
+
+class Decoding(Objective):
+    """Masks from latents, by whichever module."""
+
     needs = frozenset({"mask_mean", "mask_pixels"})
     makes = "mask_decoder"
-    wan_parts = ("vae",)
     noiseless: ClassVar[Mapping[str, Any]] = {"latent_noise_std": 0.0}
-
-    def build(self) -> nn.Module:
-        vae: Any = WanFolder(self._model.wan).vae()
-        return MaskDecoder.from_vae(vae)
-
-    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
-        return MaskDecoder.from_vae(shapes.vae())
-
-    def recompute(self, module: nn.Module, kind: Recompute) -> None:
-        decoder: Any = module
-        decoder.recompute(kind)
 
     def settings(self) -> dict[str, Any]:
         return {"objective": self._config.kind}
@@ -80,3 +75,21 @@ class MaskDecoding(Objective):
         """Focal and Dice loss of clips [B 1 F H W]."""
         focal = focal_loss(logits, target, alpha=self._config.focal_alpha, gamma=self._config.focal_gamma)
         return focal, dice_loss(logits, target)
+
+
+class MaskDecoding(Decoding):
+    """By the VAE's own decoder, with one output channel."""
+
+    Config: ClassVar[type[ObjectiveConfig]] = MaskDecodingConfig
+    wan_parts = ("vae",)
+
+    def build(self) -> nn.Module:
+        vae: Any = WanFolder(self._model.wan).vae()
+        return MaskDecoder.from_vae(vae)
+
+    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
+        return MaskDecoder.from_vae(shapes.vae())
+
+    def recompute(self, module: nn.Module, kind: Recompute) -> None:
+        decoder: Any = module
+        decoder.recompute(kind)

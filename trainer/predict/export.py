@@ -1,6 +1,6 @@
 """Trained weights out of a run, in forms that other people's code reads; whole and exact, or not there.
 
-    diffusers     OUT/transformer (or OUT/mask_decoder, a VAE of one output channel), OUT/flowmask.json
+    diffusers     OUT/transformer (or OUT/mask_decoder: a VAE of one output channel, or a light one), OUT/flowmask.json
     flowrvs       one .pth in the layout of the published files
     safetensors   one file; the conventions stand in its header
     lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
@@ -24,6 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowmask.models.config import LightDecoderConfig
+from flowmask.models.decoders.either import network_of
+from flowmask.models.decoders.light import SETTING
 from flowmask.models.errors import ConfigError, WeightsError
 from flowmask.models.files import move_new
 from flowmask.models.folders.scratch import scratch
@@ -53,6 +56,7 @@ from flowmask.trainer.state.steps import is_run
 Format = Literal["diffusers", "flowrvs", "safetensors", "lora"]
 _SUFFIX = {"diffusers": "", "flowrvs": ".pth", "safetensors": ".safetensors", "lora": ""}
 _PATHS = ("wan", "mask_decoder")  # settings that name places on the machine of the training
+_OWN = (*_PATHS, KEY, OWN_ENCODER, SETTING)  # settings that each export writes anew, or not at all
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class ExportJob:
 
     def _write_part(self, out: Path) -> None:
         state = self._whole(self.loaded)
-        if self.plain:
+        if self.plain or self._light(self.loaded):
             (out / self.part.folder).mkdir(parents=True)
             save_file(state, out / self.part.folder / f"{EXPORT_STEM}.safetensors")
             return
@@ -211,9 +215,13 @@ class ExportJob:
 
     def _whole(self, loaded: LoadedWeights) -> dict[str, Tensor]:
         state = self._cast(loaded.state_dict)
-        if self.encoder or self.plain or self.part.join is None:
+        if self.encoder or self.plain or self._light(loaded) or self.part.join is None:
             return {**self._cast(self.encoder), **state}
         return self.part.join(state, self._wan())
+
+    def _light(self, loaded: LoadedWeights) -> LightDecoderConfig | None:
+        """The size of a light mask decoder, which is no model of diffusers', and stands on no other weights."""
+        return network_of(loaded.state_dict, where=self.source)
 
     def _has_both(self) -> bool:
         """Whether the source has averaged and last weights: runs do, and .pth files."""
@@ -232,12 +240,14 @@ class ExportJob:
         held: all that is written, each of which is known again by its hash when it is read; decoder: the one of them
         that is written beside a DiT; dit_sha256: of the whole DiT that the tensors of `self.loaded` make
         """
-        known = {name: value for name, value in self.loaded.settings.items() if name not in (*_PATHS, KEY, OWN_ENCODER)}
+        known = {name: value for name, value in self.loaded.settings.items() if name not in _OWN}
         if (kept := self._kept(decoder, dit_sha256)) is not None:
             known[KEY] = kept.model_dump(mode="json")
         averaged = self.ema and not self.loaded.last_only
         origin = {"sha256": self.loaded.sha256, "ema": averaged, "source": Path(self.source).name}
         holds = [content_sha256(self._as_read(one.state_dict)) for one in held]
+        if (size := next(filter(None, map(self._light, held)), None)) is not None:
+            known[SETTING] = size.model_dump()
         described = {"objective": self.part.objective, **trained_sides(Path(self.source)), **known, **base}
         return sealed({**described, "weights": origin, HOLDS: sorted(set(holds)), "format": SETTINGS_FORMAT})
 

@@ -17,6 +17,7 @@ from flowmask.data_pipeline.clip.pixels import PixelNorm, pad_to_stride
 from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, VaeClip, chunks
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.config import AskedConventions, Precision, SamplerConfig
+from flowmask.models.decoders.either import decoder_of
 from flowmask.models.device import rank_device, use_tf32
 from flowmask.models.errors import CheckpointError
 from flowmask.models.mask_decoder import MaskDecoder
@@ -99,7 +100,7 @@ class LoadedSegmenter:
     def _decoded(self, latents: Tensor) -> Tensor:
         """Mask latents [B 16 f h w] raw -> logits [B F H W]."""
         where = next(self.segmenter.mask_decoder.parameters()).device
-        logits = self.segmenter.mask_decoder(latents.to(where))[:, 0]
+        logits: Tensor = self.segmenter.mask_decoder(latents.to(where))[:, 0]
         if not torch.isfinite(logits).all():  # compared with 0 they would pass for an empty mask
             raise CheckpointError(
                 "the weights give logits that are not finite; take an earlier checkpoint, or precision=fp32"
@@ -232,18 +233,17 @@ def sides_in(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def mask_decoder_named(
     named: str, vae: "AutoencoderKLWan", *, ema: bool = True, asked: bool = True
-) -> tuple[MaskDecoder, str]:
-    """The decoder and its hash. What has its own encoder (`own_encoder`) gives it to the VAE."""
-    decoder = MaskDecoder.from_vae(vae)
+) -> tuple[nn.Module, str]:
+    """The decoder, of either kind, and its hash. What has its own encoder (`own_encoder`) gives it to the VAE."""
     if named == "vae":
-        return decoder, "vae"
+        return MaskDecoder.from_vae(vae), "vae"
     if not asked and not Path(named).exists():
         raise CheckpointError(f"the run names the mask decoder {named}, which is not there; give mask_decoder")
     weights = load_mask_decoder(named, ema=ema)
     if encoder := own_encoder(named):
         kept = {key: value for key, value in vae.state_dict().items() if key not in encoder}
         load_strict(vae, {**kept, **encoder}, where=named, fix="Use a decoder of the same VAE")
-    return decoder.load(weights.state_dict, where=named), weights.sha256
+    return decoder_of(weights.state_dict, vae, where=named), weights.sha256
 
 
 def folder_state(folder: Path) -> str:

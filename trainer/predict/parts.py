@@ -5,10 +5,12 @@ A part is what `makes` of an objective says. A further one is an object here and
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from flowmask.models.decoders.either import network_of
 from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY
 from flowmask.models.errors import WeightsError
 from flowmask.models.weights import flowrvs
@@ -48,6 +50,12 @@ def _with_encoder(decoder: State, wan: WanFolder) -> State:
     return {**{name: t for name, t in vae.state_dict().items() if name.startswith(ENCODER)}, **decoder}
 
 
+def _write_decoder_pth(path: Path, last: State, averaged: State, settings: Mapping[str, Any]) -> None:
+    if network_of(last, where=path) is not None:
+        raise WeightsError("FlowRVS's layout has no place for a light mask decoder; use diffusers or safetensors")
+    write_mask_decoder(path, vae=last, settings=settings)
+
+
 DIT = Part(
     *("dit", "transformer", "flow_matching"),
     read_pth=flowrvs.load_dit,
@@ -59,7 +67,7 @@ DIT = Part(
 MASK_DECODER = Part(
     *("mask_decoder", "mask_decoder", "mask_decoder"),
     read_pth=flowrvs.load_mask_decoder,
-    write_pth=lambda path, last, averaged, settings: write_mask_decoder(path, vae=last, settings=settings),
+    write_pth=_write_decoder_pth,
     empty=lambda state, wan: wan.empty_vae(out_channels=1),
     join=_with_encoder,
 )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowmask.models.decoders.either import refuse_other_decoder
 from flowmask.models.errors import WeightsError
 from flowmask.models.lora import ADAPTER_CONFIG, frozen_part, merged
 from flowmask.models.strict import load_strict, refuse_not_finite
@@ -83,7 +84,7 @@ def load_adapter(source: str, *, ema: bool = True) -> Adapter:
 
 
 def load_mask_decoder(source: str, *, ema: bool = True) -> LoadedWeights:
-    """A mask decoder's weights, `decoder.*` and `post_quant_conv.*`; sources and errors as for `load_dit`."""
+    """A mask decoder's weights, of the VAE's or of a light one (`models/decoders/either.py`); else as `load_dit`."""
     return load(source, MASK_DECODER, ema=ema)
 
 
@@ -96,6 +97,8 @@ def start_from(
     loaded = load(source, part, ema=ema, wan=wan)
     if loaded.last_only:  # a run's config says which of the two it began with
         raise WeightsError(f"model.init {source} has no EMA weights; set model.init_ema=false")
+    if part is MASK_DECODER:
+        refuse_other_decoder(loaded.state_dict, module, where=f"model.init {source}")
     differ = [
         f"{key} {loaded.settings[key]} there, {wanted} here"
         for key, wanted in settings.items()

@@ -26,7 +26,6 @@ from flowmask.data_pipeline.read.stream import StreamReader
 from flowmask.models.config import ModelConfig
 from flowmask.models.errors import CacheError, ConfigError
 from flowmask.models.lora import named_parameters
-from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import masks_at, sample_mask
 from flowmask.models.vae import LatentStats, normalise
 from flowmask.models.weights.wan import WanFolder
@@ -68,7 +67,7 @@ class Validator:
     example_ids: Sequence[int]
     objective: Objective
     stats: LatentStats
-    decoder: MaskDecoder | None
+    decoder: nn.Module | None
     build: Callable[[], nn.Module]
     dtype: torch.dtype
     definition: Definition

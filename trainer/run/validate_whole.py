@@ -19,7 +19,6 @@ from flowmask.data_pipeline.clip.vae_clip import VaeClip
 from flowmask.data_pipeline.sources.base import Video
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import UserError
-from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter
 from flowmask.trainer import distributed
 from flowmask.trainer.predict.conventions import segment_settings
@@ -55,7 +54,7 @@ class Parts:
     """
 
     vae: Any
-    decoder: MaskDecoder
+    decoder: nn.Module
     sentences: KnownSentences
     clips: Mapping[int, tuple[VaeClip, Tensor]]
 

@@ -22,7 +22,6 @@ from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import DataError, UserError
-from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.strict import read_json
 from flowmask.models.text import TextEncoder, clean
 from flowmask.models.vae import LatentStats, encode_pieces, normalise
@@ -54,7 +53,7 @@ def whole_videos_of(
     fields: Mapping[str, Any],
     caches: Sequence[CacheReader],
     vae: Any,
-    decoder: tuple[MaskDecoder, str],
+    decoder: tuple[nn.Module, str],
     say: Callable[[str], None],
 ) -> WholeVideos:
     """What `evaluate.whole_videos` asks for, with all that this rank needs; UserError for what can't be scored.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flowmask.data_pipeline.cache.manifest import Count, Fingerprint, Flag, Hash, Some
-from flowmask.models.config import FlowStart, LoraConfig, Predicted
+from flowmask.models.config import FlowStart, LightDecoderConfig, LoraConfig, Predicted
 from flowmask.models.errors import CheckpointError, UserError
 from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_object, unseal_since
@@ -47,6 +47,7 @@ class Conventions(_Saved):
     long_side: Some | None = None
     wan: str | None = None
     mask_decoder: str | None = None
+    light_decoder: LightDecoderConfig | None = None
     lora: LoraConfig | None = None
     frozen: FrozenWeights | None = None
 

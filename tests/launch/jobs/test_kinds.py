@@ -84,6 +84,7 @@ def test_a_job_reads_what_its_config_names(tmp_path: Path) -> None:
         (TrainJob, {}, ["transformer"]),
         (TrainJob, {"evaluate": whole}, ["transformer", "vae", "text_encoder", "tokenizer"]),
         (TrainJob, {"objective": {"kind": "mask_decoder"}}, ["vae"]),
+        (TrainJob, {"objective": {"kind": "light_mask_decoder"}}, []),
         (CacheJob, {}, ["vae", "text_encoder", "tokenizer"]),
     ):
         there = job(kind, tmp_path, **{**TREES[kind], **changes, "model": {"wan": tmp_path / "w"}})

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from flowmask.launch.check import preflight
 from flowmask.launch.cli.main import app
 from flowmask.launch.config import load_job
-from flowmask.launch.jobs import CacheJob, TrainJob
+from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.launch.plan.cache import plan_cache
 from flowmask.launch.plan.encoders import Encoders, share_of_peak
+from flowmask.launch.plan.evaluate import plan_evaluation
 from flowmask.launch.plan.memory import CONTEXT_BYTES, FRAGMENTATION, STATE_BYTES, Setting, device_memory
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape, micro_batch_pass
@@ -130,7 +131,10 @@ def test_more_sharding_never_takes_more_memory_and_one_process_has_nothing_to_sh
 
 @pytest.mark.parametrize(
     "name",
-    ["cache_mevis", "cache_refcoco", "evaluate_mevis", "train_mask_decoder", "train_mevis", "train_mixed", "demo/dit"],
+    [
+        *("cache_mevis", "cache_refcoco", "evaluate_mevis", "demo/dit"),
+        *("train_mask_decoder", "train_light_mask_decoder", "train_mevis", "train_mixed"),
+    ],
 )
 def test_a_config_has_a_plan_without_weights_or_data(name: str) -> None:
     done = runner.invoke(app, ["plan", str(CONFIGS / f"{name}.yaml"), "--json", "--gpu", "A100"])
@@ -158,6 +162,22 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str) -> None:
     done = runner.invoke(app, ["plan", str(CONFIGS / "train_mevis.yaml"), *arguments])
     assert isinstance(done.exception, ConfigError)
     assert said in str(done.exception) and "\n" not in str(done.exception)
+
+
+def test_a_light_mask_decoder_is_planned_as_such_and_its_share_of_the_vaes_work_is_said(tmp_path: Path) -> None:
+    training = runner.invoke(app, ["plan", str(CONFIGS / "train_light_mask_decoder.yaml")])
+    assert "light: 0.028 % of the VAE decoder's FLOPs" in training.output
+    (tmp_path / "mask_decoder").mkdir()
+    told = {"objective": "light_mask_decoder", "light_decoder": {"width": 64, "depth": 1}}
+    (tmp_path / "flowmask.json").write_text(json.dumps(told))
+    own, light = (
+        plan_evaluation(load_job(CONFIGS / "evaluate_mevis.yaml", EvaluateJob, [f"mask_decoder={named}"]), speed=SPEED)
+        for named in ("vae", tmp_path)
+    )
+    assert own.decoder_share is None and light.decoder_share == pytest.approx(0.00028, rel=0.02)
+    assert light.device_bytes < own.device_bytes
+    vae = Encoders(architecture(Path("none"))).decode(Shape(9, 480, 832)).flop * 17 / 9
+    assert own.flop - light.flop == pytest.approx(2 * vae, rel=0.01)  # fp32 as TF32: at half of the peak
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])

@@ -86,5 +86,5 @@ def test_weights_of_an_objective_of_one_file_are_evaluated_predicted_with_and_ex
 def test_an_unknown_key_names_those_of_the_kind_and_an_unknown_kind_the_known_ones(lab: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown key objective\.dleta; .* huber knows boundary_bias, "):
         run_config(lab, tmp_path, {"objective.kind": "huber", "objective.dleta": 1})
-    with pytest.raises(ConfigError, match=r"'gan'; known: flow_matching, huber, mask_decoder"):
+    with pytest.raises(ConfigError, match=r"'gan'; known: flow_matching, huber, light_mask_decoder, mask_decoder"):
         objective_class("gan")

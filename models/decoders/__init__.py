@@ -1,0 +1,4 @@
+"""Mask decoders beside the VAE's own (`models/mask_decoder.py`): the light one, and which of the two weights are.
+
+Imports the files of `models`. A further decoder is a file here, and a line in `either.py`.
+"""

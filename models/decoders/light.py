@@ -1,0 +1,89 @@
+"""The light mask decoder: a few causal convolutions on the latent grid, then a linear layer for each latent position.
+
+A position of latent frame 0 becomes 8x8 pixels of frame 0, one of latent frame i those of frames 4i-3..4i. In each of
+these frames its logits are one number, enlarged bilinearly, plus 64 of their own: edges are smooth from the start.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowmask.models.config import LightDecoderConfig
+from flowmask.models.dit import LATENT_CHANNELS
+
+SETTING = "light_decoder"  # where runs and exports remember its size
+_PATCH, _FRAMES = 8, 4  # of a latent position: pixels a side, frames
+_NUMBERS = 1 + _PATCH**2  # of a position and frame: the coarse one and the fine ones
+
+
+class LightMaskDecoder(nn.Module):
+    """Raw mask latent to one logit a pixel."""
+
+    def __init__(self, network: LightDecoderConfig) -> None:
+        super().__init__()
+        self.network, width = network, network.width
+        self.stem = _CausalConv(LATENT_CHANNELS, width)
+        self.blocks = nn.ModuleList(_Residual(width) for _ in range(network.depth))
+        self.first = nn.Linear(width, _NUMBERS)
+        self.later = nn.Linear(width, _FRAMES * _NUMBERS)
+
+    @classmethod
+    def fresh(cls, network: LightDecoderConfig) -> "LightMaskDecoder":
+        """With weights to start from, which are the same in every process; logits are near 0.
+
+        Each frame is decoded from itself alone at first. So what short clips do not train, a look at frames that are
+        not there, does nothing to longer ones.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = cls(network)
+            for head in (made.first, made.later):
+                nn.init.normal_(head.weight, std=0.02)
+                nn.init.zeros_(head.bias)
+            for part in made.modules():
+                if isinstance(part, _CausalConv):
+                    nn.init.zeros_(part.weight[:, :, :-1])
+        return made
+
+    def forward(self, mask_latent: Tensor) -> Tensor:
+        """Decode all latent frames at once; none sees a later one.
+
+        mask_latent: [B 16 f h w] raw    returns: float32 [B 1 F H W] logits, unclamped; F = 4f - 3
+        """
+        hidden = self.stem(mask_latent.to(self.stem.weight.dtype))
+        for block in self.blocks:
+            hidden = block(hidden)
+        hidden = F.silu(hidden).movedim(1, -1)  # [B f h w width]
+        numbers = torch.cat([_by_frame(self.first(hidden[:, :1])), _by_frame(self.later(hidden[:, 1:]))], dim=1)
+        coarse, fine = numbers.float().split([1, _PATCH**2], dim=2)
+        smooth = F.interpolate(coarse.squeeze(2), scale_factor=_PATCH, mode="bilinear", align_corners=False)
+        return (F.pixel_shuffle(fine, _PATCH).squeeze(2) + smooth).unsqueeze(1)
+
+
+def _by_frame(numbers: Tensor) -> Tensor:
+    """[B f h w n*65] -> [B f*n 65 h w]."""
+    return numbers.unflatten(-1, (-1, _NUMBERS)).permute(0, 1, 4, 5, 2, 3).flatten(1, 2)
+
+
+class _CausalConv(nn.Conv3d):
+    """3x3x3, of a frame and the two before it; what lies outside is zero."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(channels, width, kernel_size=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (1, 1, 1, 1, 2, 0)))
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.outer = _CausalConv(width, width), _CausalConv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Any = self.outer(F.silu(self.inner(F.silu(x))))
+        return x + added
