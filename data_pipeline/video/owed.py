@@ -15,7 +15,7 @@ _COUNTED = ("mov", "avi")  # containers with an index of all frames, the first o
 _REORDERED = 16  # pictures that one may overtake: the most of any codec
 # What the first packet holds if the video begins there, where a container may falsely say so of a keyframe.
 _BEGINNINGS = {
-    ("avi", "h264"): re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]"),  # all behind it is shown later
+    ("avi", "h264"): re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65\x85\xa5\xc5\xe5]"),  # all behind it is shown later
     ("mov", "mpeg2video"): re.compile(rb"\x00\x00\x01\xb3"),
 }
 _NOT_CODED = 16  # bytes of an MPEG-4 packet that may say: the picture before stays
