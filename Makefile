@@ -33,7 +33,7 @@ test-slurm: setup ## the laws of launching on a real SLURM; installs its package
 	tests/slurm/install.sh
 	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest --timeout 3600 tests/slurm
 
-test-page: setup ## the laws of the page in a real browser; installs Gradio and, when root, Chromium
+test-page: setup ## the laws of the page in a real browser; installs it when root
 	tests/launch/serve/install.sh
 	FLOWMASK_NEED_BROWSER=1 $(BIN)/pytest tests/launch/serve
 
@@ -50,4 +50,4 @@ format: setup    ## let ruff rewrite
 	$(BIN)/ruff format .
 
 clean:           ## forget the environment and every output of the demo
-	rm -rf $(VENV) .venv-serve out *.egg-info
+	rm -rf $(VENV) out *.egg-info
