@@ -85,7 +85,7 @@ def _blocks(service: Service, *, title: str) -> Any:
                 everything = gr.DownloadButton("Download masks and overlays", interactive=False, elem_id="download")
         masks = gr.HTML(elem_id="masks")
         answers = [status, overlay, masks, everything]
-        wired = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        wired: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         look, lend, find, leave = _handlers(service, gr)
         video.upload(look, [video], [status], **wired)
         clip.input(lend, [clip], [video, status], **wired)
