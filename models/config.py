@@ -20,6 +20,7 @@ Tf32 = Annotated[
 MayChange = Annotated[T, MayChangeOnResume]
 FlowStart = Literal["video", "noise"]  # what the flow carries to the mask
 Predicted = Literal["velocity", "mask"]  # what the DiT's output is
+FLOW_PATH = ("start", "predicts")  # settings of those two, which weights tell where they are not the first of each
 
 
 class Section(BaseModel):

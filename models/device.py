@@ -37,6 +37,17 @@ def rank_device(
     return device
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """While inside, layers on the CPU initialise themselves after `seed`; no stream of this process changes by it.
+
+    `torch.manual_seed` would seed the streams of GPUs too, and not give them back.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def require_gpu(reason: str, *, otherwise: str) -> None:
     """ConfigError if this process sees no GPU. reason: who counts on one; otherwise: how to do without."""
     if torch.cuda.is_available():

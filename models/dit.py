@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from flowmask.models.config import Recompute
+from flowmask.models.device import seeded
 from flowmask.models.errors import ConfigError
 
 LATENT_CHANNELS = 16
@@ -30,12 +31,12 @@ class _Float32Rope(WanRotaryPosEmbed):
         return self
 
 
-def build_dit(config: Mapping[str, Any], *, in_channels: int) -> WanTransformer3DModel:
+def build_dit(config: Mapping[str, Any], *, in_channels: int, device: str = "meta") -> WanTransformer3DModel:
     """A DiT whose parameters are on the meta device, for weights to be assigned to; the rotary table is real.
 
     config: constructor arguments of WanTransformer3DModel; in_channels: 16, or 32 with the video injected.
     """
-    with torch.device("meta"):
+    with torch.device(device):
         dit = WanTransformer3DModel(**{**config, "in_channels": in_channels, "out_channels": LATENT_CHANNELS})
     dit.rope = _Float32Rope(dit.config.attention_head_dim, dit.config.patch_size, dit.config.rope_max_seq_len)
     return dit
@@ -43,12 +44,8 @@ def build_dit(config: Mapping[str, Any], *, in_channels: int) -> WanTransformer3
 
 def random_dit(config: Mapping[str, Any], *, in_channels: int, seed: int) -> WanTransformer3DModel:
     """The same with parameters on the CPU, float32, as diffusers' layers initialise themselves after `seed`."""
-    dit = build_dit(config, in_channels=in_channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds GPUs too
-        drawn = WanTransformer3DModel(**{**config, "in_channels": in_channels, "out_channels": LATENT_CHANNELS})
-    dit.load_state_dict(drawn.state_dict(), assign=True)
-    return dit
+    with seeded(seed):
+        return build_dit(config, in_channels=in_channels, device="cpu")
 
 
 def widen(weight: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowmask.models.config import LightDecoderConfig
+from flowmask.models.device import seeded
 from flowmask.models.dit import LATENT_CHANNELS
 
 SETTING = "light_decoder"  # where runs and exports remember its size
@@ -36,8 +37,7 @@ class LightMaskDecoder(nn.Module):
         Each frame is decoded from itself alone at first. So what short clips do not train, a look at frames that are
         not there, does nothing to longer ones.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             made = cls(network)
             for head in (made.first, made.later):
                 nn.init.normal_(head.weight, std=0.02)

@@ -11,10 +11,10 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from flowmask.models.device import seeded
 from flowmask.models.errors import WeightsError
 from flowmask.models.files import move_new
 from flowmask.models.folders.scratch import scratch
@@ -92,8 +92,7 @@ def write_tiny_wan(folder: Path, *, seed: int = 0, random_vae: bool = False) -> 
 
 def _write_parts(folder: Path, *, seed: int, random_vae: bool) -> None:
     folder.mkdir()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         _write_transformer(folder / "transformer")
         _write_text_encoder(folder / "text_encoder")
         _write_vae(folder / "vae", random=random_vae)

@@ -35,6 +35,13 @@ def write_golden_export(folder: Path) -> Path:
     return export
 
 
+def write_published(folder: Path) -> Path:
+    """`write_golden_export`, and `folder`/dit.pth: the trained DiT as a published file, which tells no convention."""
+    export = write_golden_export(folder)
+    torch.save({"model": load_file(PARITY / "dit_dvi" / "weights.safetensors")}, folder / "dit.pth")
+    return export
+
+
 def _write_transformers(plain: Path, injected: Path) -> None:
     """Wan's own DiT, and the trained one that also takes the video."""
     config = json.loads((PARITY / "dit_dvi" / "config.json").read_text())

@@ -6,10 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from golden_export import PARITY, write_golden_export
+from golden_export import write_published
 from rich.console import Console
-from safetensors.torch import load_file
 
 from flowmask.data_pipeline.cache.shards import remove_leftovers, write_file
 from flowmask.data_pipeline.plan.units import CACHE
@@ -143,8 +141,7 @@ NAMES = (
 
 def writers(lab: Path) -> dict[str, Writer]:
     """By the command's name; lab: a folder for what they read."""
-    source, dit = str(write_golden_export(lab)), lab / "dit.pth"
-    torch.save({"model": load_file(PARITY / "dit_dvi" / "weights.safetensors")}, dit)
+    source, dit = str(write_published(lab)), lab / "dit.pth"
     found: dict[str, Writer] = {
         "predict": predict,
         "evaluate, archive": evaluate,

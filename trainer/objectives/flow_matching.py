@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowmask.data_pipeline.randomness import mix64, normal, uniform
 from flowmask.data_pipeline.read.loader import Batch
-from flowmask.models.config import FlowStart, ModelConfig, Predicted
+from flowmask.models.config import FLOW_PATH, FlowStart, ModelConfig, Predicted
 from flowmask.models.cost.flops import dit_tokens, dit_training_flop
 from flowmask.models.dit import velocity
 from flowmask.models.flow import TRAIN_TIMESTEPS, draw_timestep, interpolate, path_time, sample_posterior
@@ -89,11 +89,8 @@ class FlowMatching(Objective):
             "text_tokens": self._model.text_tokens,
             "mask_latent_norm": self._model.mask_latent_norm,
             "video_injection": self._config.video_injection,
-            **{name: getattr(self._config, name) for name in ("start", "predicts") if self._is_set(name)},
+            **self._config.model_dump(include=set(FLOW_PATH), exclude_defaults=True),
         }
-
-    def _is_set(self, name: str) -> bool:
-        return bool(getattr(self._config, name) != FlowMatchingConfig.model_fields[name].default)
 
     def tokens(self, shape: Mapping[str, Any], latent: Grid) -> int:
         return dit_tokens(shape, latent)

@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowmask.models.config import AskedConventions, SamplerConfig
+from flowmask.models.config import FLOW_PATH, AskedConventions, SamplerConfig
 from flowmask.models.errors import ConfigError
 from flowmask.models.segment import SegmentSettings
 from flowmask.trainer.state.document import Conventions
 
 # What FlowRVS's weights of 2026 were trained with, and what runs take that say nothing else.
 PUBLISHED: dict[str, Any] = {name: Conventions.model_fields[name].default for name in AskedConventions.model_fields}
-
-# What the weights tell of their flow, where it is not from the video by a velocity.
-PATH = ("start", "predicts")
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def segment_settings(settings: Mapping[str, Any], *, sampler: SamplerConfig) -> 
         text_tokens=known["text_tokens"],
         mask_latent_norm=known["mask_latent_norm"],
         lowercase=known["lowercase"],
-        **{name: known[name] for name in PATH if name in known},
+        **{name: known[name] for name in FLOW_PATH if name in known},
     )
 
 

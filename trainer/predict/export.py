@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowmask.models.config import LightDecoderConfig
+from flowmask.models.config import FLOW_PATH, LightDecoderConfig
 from flowmask.models.decoders.either import network_of
 from flowmask.models.decoders.light import SETTING
 from flowmask.models.errors import ConfigError, WeightsError
@@ -35,7 +35,6 @@ from flowmask.models.stored.sealed import sealed, to_json
 from flowmask.models.strict import SETTINGS_FORMAT, assign_strict
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.predict.conventions import PATH
 from flowmask.trainer.predict.exported import EXPORT_SETTINGS, EXPORT_STEM, OWN_ENCODER
 from flowmask.trainer.predict.inference import trained_sides
 from flowmask.trainer.predict.parts import DIT, MASK_DECODER, Part, State
@@ -203,7 +202,7 @@ class ExportJob:
         self._write_settings(out, self._settings(self.loaded, dit_sha256=merged_sha256, **base))
 
     def flowrvs(self, out: Path) -> None:
-        if unlike := [f"{name} {self.loaded.settings[name]}" for name in PATH if name in self.loaded.settings]:
+        if unlike := [f"{name} {self.loaded.settings[name]}" for name in FLOW_PATH if name in self.loaded.settings]:
             said = f"{self.source} has {', '.join(unlike)}"
             raise ConfigError(f"{said}, which FlowRVS's code can't follow; use --format diffusers")
         other = self._load(ema=not self.ema) if self.part.pth_holds_both and self._has_both() else self.loaded

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from golden_export import BOX, DATA, PARITY, write_golden_export
-from safetensors.torch import load_file
+from golden_export import BOX, DATA, write_published
 from typer.testing import CliRunner
 
 from flowmask.launch.cli.main import app
@@ -19,8 +18,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation of weights of which nobody knows two conventions."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("golden")
-    write_golden_export(folder)
-    torch.save({"model": load_file(PARITY / "dit_dvi" / "weights.safetensors")}, folder / "dit.pth")
+    write_published(folder)
     tree = {
         "out": str(folder / "out"),
         "checkpoint": str(folder / "dit.pth"),

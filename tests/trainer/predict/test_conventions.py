@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_export import BOX, DATA, PARITY, write_golden_export
-from safetensors.torch import load_file
+from golden_export import BOX, DATA, write_published
 
 from flowmask.models.config import AskedConventions, SamplerConfig
 from flowmask.models.errors import ConfigError
@@ -21,15 +20,13 @@ OTHER: dict[str, Any] = {"pixel_norm": "imagenet", "text_tokens": 64, "mask_late
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    return write_golden_export(tmp_path_factory.mktemp("golden"))
+    return write_published(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="module")
 def untold(export: Path) -> Path:
     """The same weights as a published file, which tells none of its conventions."""
-    path = export.parent / "dit.pth"
-    torch.save({"model": load_file(PARITY / "dit_dvi" / "weights.safetensors")}, path)
-    return path
+    return export.parent / "dit.pth"
 
 
 def test_what_is_assumed_is_what_a_run_takes_that_says_nothing_else() -> None:

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_export import PARITY, write_golden_export
-from safetensors.torch import load_file
+from golden_export import write_published
 from torch import Tensor
 
 from flowmask.models.config import AskedConventions, SamplerConfig
@@ -27,8 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with wan, dit.pth and decoder.pth, whose encoder is not that of wan."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("golden")
-    write_golden_export(folder)
-    torch.save({"model": load_file(PARITY / "dit_dvi" / "weights.safetensors")}, folder / "dit.pth")
+    write_published(folder)
     return folder
 
 

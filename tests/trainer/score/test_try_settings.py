@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_export import BOX, DATA, PARITY, write_golden_export
-from safetensors.torch import load_file
+from golden_export import BOX, DATA, write_published
 
 from flowmask.models.errors import ConfigError
 from flowmask.models.segment import Segmenter
@@ -20,8 +19,7 @@ from flowmask.trainer.score.try_settings import TRIED, Tried, try_settings
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("golden")
-    write_golden_export(folder)
-    torch.save({"model": load_file(PARITY / "dit_dvi" / "weights.safetensors")}, folder / "dit.pth")
+    write_published(folder)
     return folder
 
 
