@@ -68,7 +68,7 @@ class ForwardReader:
 def readable(path: Path) -> tuple[list[int | None], str]:
     """When the pictures that stand before any lost one are shown, by decoding all, and why one is; "": none is."""
     shown: list[int | None] = []
-    sound, fields, damage = 0, False, ""
+    sound, first_corrupt, fields, damage = 0, None, False, ""
     with opened(path) as container:
         stream = video_stream(container, path=path)
         owed = Owed(container, stream)
@@ -78,12 +78,16 @@ def readable(path: Path) -> tuple[list[int | None], str]:
                 fields |= frame.interlaced_frame  # each may be a packet, two of which make a picture
                 if not frame.is_corrupt:
                     sound = len(shown)
+                elif first_corrupt is None:
+                    first_corrupt = len(shown) - 1
             damage = "" if sound == len(shown) else "its last picture is incomplete"
         except _DamagedError as error:
             damage = str(error)
     lost = [] if fields else owed.lost(shown)
     if lost:
         sound = min(sound, sum(1 for _ in takewhile(lambda time: time is None or time < lost[0], shown)))
+        if not owed.times_are_written and first_corrupt is not None:
+            sound = min(sound, first_corrupt)
         damage = damage or f"{len(lost)} of its pictures do not decode"
     return shown[:sound], damage
 

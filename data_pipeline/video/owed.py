@@ -35,6 +35,11 @@ class Owed:
         self._waits: list[int] = []  # from decoding to showing: the shortest and the longest
 
     @property
+    def times_are_written(self) -> bool:
+        """Whether the file says when pictures are shown; else FFmpeg counts, and one may take the time of a lost one."""
+        return self._container != "avi"
+
+    @property
     def begun(self) -> bool:
         """Whether the keyframe that the video begins with has come, so that an error is damage."""
         return self._strict and self._first is not None

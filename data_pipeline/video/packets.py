@@ -15,7 +15,7 @@ from av.packet import Packet
 
 from flowmask.data_pipeline.video.opening import opened, reason, video_stream
 from flowmask.data_pipeline.video.picture import Picture, picture_of
-from flowmask.data_pipeline.video.promise import first_unplaced, lacks_frames, missing_bytes
+from flowmask.data_pipeline.video.promise import damage_of_avi, first_unplaced, missing_bytes
 from flowmask.data_pipeline.video.seek_rule import SeekRule
 from flowmask.models.errors import DataError
 
@@ -61,8 +61,8 @@ def facts_of(path: Path) -> Facts:
             lost = reason(error)
         if seen.first is None:
             raise DataError(f"{path}: no readable video, or a truncated one ({seen.refused or lost or 'no picture'})")
-        if container.format.name == "avi" and lacks_frames(path):
-            raise DataError(f"{path}: damaged: the header of its list of frames (movi) is gone")
+        if container.format.name == "avi" and (why := damage_of_avi(path)):
+            raise DataError(f"{path}: damaged: {why}")
         if seen.incomplete and container.format.name != "mpegts":  # whose recordings end anywhere
             lost = "its last packet is incomplete"
         if behind := missing_bytes(path):
@@ -73,13 +73,13 @@ def facts_of(path: Path) -> Facts:
         unplaced, promised, whole = seen.first_unplaced(container), None, None
         if container.format.name.startswith("mov") or container.format.name == "avi":
             held = max(len(stream.index_entries), stream.frames if lost else 0) - seen.discarded
-            if held > len(seen.shown) and not lost:
+            if held > len(seen.shown) and not lost and unplaced is None:
                 raise DataError(
                     f"{path}: damaged: {held - len(seen.shown)} of {held} frames can't be found in the file"
                 )
             if held > len(seen.shown):
                 promised = held
-            elif lost and stream.frames and unplaced is None:
+            elif lost and stream.frames and unplaced is None and not seen.incomplete:
                 lost = ""  # all pictures are there: what is missing is an index, or sound
         elif lost and ends_s > seen.end_s > seen.start_s:
             promised = round((ends_s - seen.start_s) * float(stream.average_rate or rate))

@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 _UNKNOWN = 0
 _HEADERS = 1 << 24  # bytes at the beginning that an AVI's headers may take
+_LIST_OF_FRAMES = re.compile(rb"(?s)LIST....movi")
+_ENTRY = re.compile(rb"[0-9]{2}\w{2}|rec |\0{4}")  # of an AVI's index: a stream and a kind, a list, or padding
 _PADDING = 1 << 16  # bytes behind the last box that are looked at
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its file properties: 24 bytes on stands the size
 _BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot")
@@ -62,12 +64,27 @@ def false_count(path: Path) -> int:
     return 0
 
 
-def lacks_frames(path: Path) -> bool:
-    """Whether an AVI's list of frames has lost its header: FFmpeg then begins at a frame behind it, at any."""
-    header = re.compile(rb"(?s)LIST....movi")
+def damage_of_avi(path: Path) -> str:
+    """What of an AVI's tables FFmpeg passes over without a word, with the frames that it names; "" if nothing is.
+
+    Without the header of the list of frames it begins at any; of the index it takes the entries that name a stream.
+    """
+    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_PADDING)
-        return not (header.search(head) or header.search(head + file.read(_HEADERS)))
+        if not (_LIST_OF_FRAMES.search(head) or _LIST_OF_FRAMES.search(head + file.read(_HEADERS))):
+            return "the header of its list of frames (movi) is gone"
+        at = 12
+        while at + 8 <= size:
+            file.seek(at)
+            header = file.read(8)
+            length = int.from_bytes(header[4:], "little")
+            if header[:4] == b"idx1":
+                index = file.read(min(length, size - at))
+                wrong = sum(not _ENTRY.match(index, place) for place in range(0, len(index) - 15, 16))
+                return f"{wrong} entries of its index (idx1) name no stream" if wrong else ""
+            at += 8 + length + length % 2
+    return ""
 
 
 def first_unplaced(
@@ -95,6 +112,8 @@ def first_unplaced(
                     return at
             elif at + length > size:
                 return size if kind == b"mdat" else at  # frames that are cut: some are there
+        if kind == b"moof":
+            return at  # its frames are cut off
         file.seek(at + length)
         rest = file.read(_PADDING)
         return at + length if any(rest) and not rest.startswith(b"\0\0\0\0mdat") else None  # 0: to the file's end

@@ -27,7 +27,7 @@ for _name, _flags in FRAGMENTS.items():
     )
 INDEXED = (
     *("h264.mp4", "h264_open.mp4", "h264_fragments.mp4", "hevc.mp4", "vp9.mp4", "av1.mp4", "h264.avi", "mpeg4.avi"),
-    *("mpeg4_b.avi", "mpeg4_b.mp4", *FRAGMENTS),
+    *("h264_sound.avi", "mpeg4_b.avi", "mpeg4_b.mp4", *FRAGMENTS),
 )
 GROUP = 12  # pictures that need each other: what may show rubbish
 
@@ -121,6 +121,16 @@ def test_the_tags_in_front_of_an_avis_frames_are_missed(name: str, tmp_path: Pat
         holds(tmp_path / f"at{place}_{name}", whole[:place] + rng.bytes(1) + whole[place + 1 :])
     for length in (5, 12, 24, 150):
         holds(tmp_path / f"{length}_{name}", whole[:at] + rng.bytes(length) + whole[at + length :])
+
+
+@pytest.mark.parametrize("name", [name for name in INDEXED if name.endswith(".avi")])
+def test_an_avis_damaged_index_is_missed(name: str, tmp_path: Path) -> None:
+    whole, rng = film(tmp_path, name), np.random.default_rng(SEED)
+    index = whole.rindex(b"idx1")
+    for length in (1, 16, 40, 150, 600):
+        for at in (index, index + 8, *rng.integers(index, len(whole) - length, 4)):
+            damaged = (whole[:at] + rng.bytes(length) + whole[at + length :])[: len(whole)]
+            holds(tmp_path / f"at{at}_{length}_{name}", damaged)
 
 
 @pytest.mark.parametrize("name", ["h264_fragments.mp4", *FRAGMENTS])

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from flowmask.data_pipeline.video import opening
 from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import DataError
 
+SEED = int(os.environ.get("SEED", "0"))
 NAMED = {film.name: film for film in FILMS}
 
 
@@ -94,6 +96,46 @@ def test_a_name_is_only_a_name(name: str, tmp_path: Path) -> None:
     path = film(tmp_path).rename(tmp_path / name)
     assert len(VideoFile(path)) == 60
     assert number_of(VideoFile(path).frames([57])[0]) == 57
+
+
+def test_fragments_that_are_cut_around_their_boxes_are_missed_and_those_before_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "h264_fragments.mp4"
+    write(path, NAMED[path.name])
+    whole = path.read_bytes()
+    boxes = [found.start() - 4 for found in re.finditer(b"moof|mdat", whole)][2:]  # behind the first fragment
+    for box in boxes:
+        for at in range(box, box + 12):
+            path.write_bytes(whole[:at])
+            if not any(whole[box:at]) and whole[box + 4 : box + 8] == b"moof":
+                assert len(VideoFile(path)) % 12 in (0, 6), at  # it ends with a fragment: nothing tells that more came
+                continue
+            assert "data.allow_truncated" in refusal(path), at
+            video = VideoFile(path, allow_truncated=True)
+            shown = [number_of(frame) for frame in video.frames(range(len(video)))]
+            assert shown == list(range(len(shown))), at
+
+
+@pytest.mark.parametrize("name", ["h264.avi", "mpeg4.avi", "h264_sound.avi"])
+def test_an_avi_that_is_cut_in_its_index_has_all_frames_or_is_refused_and_one_cut_in_the_last_frame_is_missed(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    write(path, NAMED[name])
+    whole, rng = path.read_bytes(), np.random.default_rng(SEED)
+    with av.open(str(path)) as file:
+        last = [packet for packet in file.demux(video=0) if packet.size][-1]
+    assert last.pos is not None
+    index = whole.rindex(b"idx1")
+    for at in (index, index + 8, *rng.integers(index + 8, len(whole), 20)):
+        path.write_bytes(whole[:at])
+        try:
+            video = VideoFile(path)
+            assert [number_of(frame) for frame in video.frames(range(len(video)))] == list(range(60)), at
+        except DataError as error:
+            assert "sound" in name and "data.allow_truncated" in str(error)  # FFmpeg reads two streams by the index
+    for at in rng.integers(last.pos + 1, last.pos + last.size, 4):
+        path.write_bytes(whole[:at])
+        assert "data.allow_truncated" in refusal(path), at
 
 
 # Its index in front, as the web has them: a cut one still opens.
