@@ -36,7 +36,7 @@ class Owed:
 
     @property
     def times_are_written(self) -> bool:
-        """Whether the file says when pictures are shown; else FFmpeg counts, and one may take the time of a lost one."""
+        """Whether the file says when pictures are shown; where FFmpeg counts, one may take the time of a lost one."""
         return self._container != "avi"
 
     @property

@@ -29,6 +29,7 @@ INDEXED = (
     *("h264.mp4", "h264_open.mp4", "h264_fragments.mp4", "hevc.mp4", "vp9.mp4", "av1.mp4", "h264.avi", "mpeg4.avi"),
     *("h264_sound.avi", "mpeg4_b.avi", "mpeg4_b.mp4", *FRAGMENTS),
 )
+_SAY_HOW = (b"elst", b"ctts", b"stts", b"tkhd", b"avcC", b"hvcC", b"vpcC", b"av1C", b"esds")
 GROUP = 12  # pictures that need each other: what may show rubbish
 
 
@@ -55,23 +56,23 @@ def holds(path: Path, content: bytes) -> bool:
     return refused
 
 
-def tables_of_times(content: bytes) -> list[tuple[int, int]]:
-    """First and last byte of each table of an mp4 that says when frames are shown.
+def what_no_reader_can_tell(content: bytes) -> list[tuple[int, int]]:
+    """First and last byte of each box of an mp4 that says when frames are shown, how turned, or how they decode.
 
-    Other times are told where they contradict each other, and can't be where they do not.
+    Other times are told where they contradict each other, and can't be where they do not; so are other shapes.
     """
-    found = [at.start() for name in (b"elst", b"ctts", b"stts") for at in re.finditer(name, content)]
+    found = [at.start() for name in _SAY_HOW for at in re.finditer(name, content)]
     return [(at - 4, at - 4 + int.from_bytes(content[at - 4 : at])) for at in found]
 
 
 def overwritten(folder: Path, name: str, seed: int) -> None:
-    """Up to twelve files with random bytes anywhere but in the tables of times."""
+    """Up to twelve files with random bytes anywhere but there."""
     whole, rng = film(folder, name), np.random.default_rng(seed)
-    times = tables_of_times(whole)
+    left_out = what_no_reader_can_tell(whole)
     for trial in range(12):
         at, length = int(rng.integers(200, len(whole) - 200)), int(rng.choice([1, 16, 150]))
         damaged = whole[:at] + rng.bytes(length) + whole[at + length :]
-        if any(first <= at + length and at <= last for first, last in times):
+        if any(first <= at + length and at <= last for first, last in left_out):
             continue
         holds(folder / f"seed{seed}_trial{trial}_at{at}_{name}", damaged)
 
