@@ -79,10 +79,10 @@ def test_it_is_no_dit_that_segments(lab: Path, tmp_path: Path, format: str) -> N
     with pytest.raises(UserError, match="--format diffusers"):
         export(str(run), format=format, out=tmp_path / f"x{'.pth' if format == 'flowrvs' else '.safetensors'}")
     export(str(run), format="diffusers", out=tmp_path / "wan")
-    with pytest.raises(UserError, match="is a Wan2.1 folder, whose DiT was not trained to segment"):
+    with pytest.raises(UserError, match=r"is a Wan2\.1 folder, whose DiT was not trained to segment"):
         load_dit(str(tmp_path / "wan"))
 
 
 def test_an_evaluation_on_the_way_has_no_mask_to_score() -> None:
-    with pytest.raises(ValidationError, match="evaluate.jf_examples is 8, but .* makes no masks; set it to 0"):
+    with pytest.raises(ValidationError, match=r"evaluate\.jf_examples is 8, but .* makes no masks; set it to 0"):
         run_config(Path("lab"), Path("out"), {**T2V, "evaluate": {"every_steps": 2}})
