@@ -11,6 +11,7 @@ from flowmask.data_pipeline.show import page
 from flowmask.data_pipeline.show.page import Cell
 from flowmask.data_pipeline.show.page_file import PageFile
 from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
+from flowmask.launch.progress import duration
 from flowmask.launch.reproduce import charts
 from flowmask.launch.reproduce.figures import RowFigures, Value
 from flowmask.models.errors import UserError
@@ -18,8 +19,8 @@ from flowmask.trainer.score.compare.evaluation import Evaluated, Found, Pair, da
 
 _EXAMPLES, _FRAMES = 3, 5
 TITLES = (
-    *("Row", "Published", "Ours", "95 %", "Seeds", "Compared with", "Published", "Ours", "95 %"),
-    *("Steps", "Process hours", "PFLOP", "Examples/s"),
+    *("Row", "Published", "Ours", "95 %", "Seeds", "Against", "Published gain", "Gain", "95 % of it"),
+    *("Steps", "Process time", "FLOPs", "Examples/s"),
 )
 HOW_SURE = (
     "Intervals of 95 %: seeds and videos are both drawn 1,000 times with replacement. A difference is paired: of the "
@@ -37,7 +38,9 @@ def write_page(file: PageFile, *, title: str, command: str, figures: Sequence[Ro
     done, wanted = (sum(numbers) for numbers in zip(*((len(one.scores), one.seeds) for one in figures)))
     body = [page.pairs({"command": command, "done": f"{done} of {wanted} evaluations"})]
     if done < wanted:
-        body.append(page.note(f"{wanted - done} evaluations are not there yet; the same command goes on."))
+        left = wanted - done
+        missing = f"{left} evaluation{'s are' if left > 1 else ' is'} not there yet"
+        body.append(page.note(f"{missing}; the same command goes on."))
     table = page.table(TITLES, [[Cell(text, head=not place) for place, text in enumerate(r)] for r in cells(figures)])
     body += [page.paragraph(HOW_SURE.replace(" In bold where", " Marked with * where")), table]
     body += [page.heading("J&F: rings as published, dots ours, a dot for each seed"), charts.scores(figures)]
@@ -67,23 +70,25 @@ def cells(figures: Sequence[RowFigures], *, sure: str = "*") -> Iterator[list[st
             "" if one.against is None else _marked(f"{one.against.mean:+.1f}", one.against, sure),
             _interval(one.against, signed=True),
             "" if cost is None else f"{cost.steps:,}",
-            "" if cost is None else _significant(cost.process_hours),
-            "" if cost is None or cost.pflop is None else _significant(cost.pflop),
-            "" if cost is None else _significant(cost.examples_per_s),
+            "" if cost is None else duration(3600 * cost.process_hours),
+            "" if cost is None or cost.pflop is None else _flops(1e15 * cost.pflop),
+            "" if cost is None else f"{cost.examples_per_s:.3g}",
         ]
 
 
 def markdown(figures: Sequence[RowFigures]) -> str:
     """The table in Markdown."""
     lines = [f"| {' | '.join(TITLES)} |", f"|{'---|' * len(TITLES)}"]
-    lines += [f"| {' | '.join(row)} |" for row in cells(figures, sure="**")]
+    lines += [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells(figures, sure="**")
+    ]
     return "\n".join(lines) + "\n"
 
 
 def on_terminal(figures: Sequence[RowFigures]) -> Table:
     """The scores alone, narrow enough for 80 columns."""
     kept = (0, 1, 2, 3, 7, 8)
-    table = Table(*(TITLES[place] if place != 7 else "Gain" for place in kept), box=None, padding=(0, 1, 0, 0))
+    table = Table(*(TITLES[place] for place in kept), box=None, padding=(0, 1, 0, 0))
     for row in cells(figures):
         table.add_row(*(row[place] for place in kept))
     return table
@@ -106,8 +111,11 @@ def _interval(value: Value | None, *, signed: bool = False) -> str:
     return f"{low:+.1f} to {high:+.1f}" if signed else f"{low:.1f} to {high:.1f}"
 
 
-def _significant(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _flops(value: float) -> str:
+    """FLOPs in the largest unit of which there is one."""
+    sizes = {"E": 1e18, "P": 1e15, "T": 1e12}
+    unit = next((unit for unit, size in sizes.items() if value >= size), "G")
+    return f"{value / sizes.get(unit, 1e9):,.3g} {unit}FLOP"
 
 
 def _sheets(figures: Sequence[RowFigures]) -> Iterator[str]:

@@ -42,6 +42,8 @@ class RowConfig(Section):
     published: float | None = Field(None, description="J&F as it was published")
     config: str | None = Field(None, description="a training's YAML, from the study's folder")
     of: str | None = Field(None, description="instead: the row whose weights are evaluated in another way")
+    needs: tuple[str, ...] = Field((), description="stages that this row's training needs besides")
+    carries: dict[str, str] = Field({}, description="over those of every training")
     training: dict[str, Any] = Field({}, description="KEY: VALUE over this row's training")
     evaluation: dict[str, Any] = Field({}, description="KEY: VALUE over this row's evaluation")
     seeded: tuple[str, ...] = Field((), description="keys that take the seed too, beside train.seed")
@@ -165,9 +167,9 @@ class Study:
                     "name": trial.run.name,
                     "kind": TrainJob.KIND,
                     "config": str(self.found(row.config)),
-                    "needs": list(config.training.needs),
+                    "needs": [*config.training.needs, *row.needs],
                     "overrides": {**config.training.overrides, **row.training, **seeds, "out": str(trial.run)},
-                    "carries": config.training.carries,
+                    "carries": {**config.training.carries, **row.carries},
                 }
             others = {key: value for key, value in config.evaluation.carries.items() if key not in row.evaluation}
             yield {

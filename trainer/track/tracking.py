@@ -135,7 +135,7 @@ def track_group(
     plans = [plan for run in runs if (plan := spool.read_plan(run)) is not None and spool.is_plan_ours(run, plan)]
     if not plans:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
+    RunFolder(folder, patience_s=0).close()  # makes it one of ours
     first = plans[0]
     kept = {"uri", "experiment", "end_timeout_s", "asked"}
     plan = TrackingPlan(

@@ -57,12 +57,12 @@ def test_trainings_of_one_seed_differ_by_nothing_but_their_row(tmp_path: Path, p
 
 
 def test_an_override_goes_over_every_training_or_evaluation_and_a_profile_over_the_file(tmp_path: Path) -> None:
-    asked = [f"out={tmp_path}/out", "training.train.steps=7", "training.ema.decay=0.5", "evaluation.sampler.steps=2"]
+    asked = [f"out={tmp_path}/out", "training.train.steps=700", "training.ema.decay=0.5", "evaluation.sampler.steps=2"]
     found = load_study(PAPER, asked, profile="demo")
     assert found.config.training.overrides["train.lr"] == 2e-3
     where = {"wan": "w", "untrained_wan": "u", "dataset": "d"}
     jobs = [stage.job for stage in load_curriculum(found.curriculum(values=where)).stages]
-    assert {job.train.steps for job in jobs if isinstance(job, TrainJob) and job.makes == "dit"} == {7}
+    assert {job.train.steps for job in jobs if isinstance(job, TrainJob) and job.makes == "dit"} == {700}
     assert {job.ema.decay for job in jobs if isinstance(job, TrainJob) and job.makes == "dit"} == {0.5}
     assert {job.sampler.steps for job in jobs if isinstance(job, EvaluateJob)} == {2, 4, 20}  # a row's own is stronger
 
