@@ -35,7 +35,7 @@ def reproduce(path: Path, overrides: Sequence[str], *, profile: str | None, wait
     with OutputFolder(study.out, STUDY).held(patience_s=locks.GLANCE_S):
         values: dict[str, Any] = {}
         if study.config.world is not None:
-            code = _make_world(study, study.config.world, wait=wait)
+            code = _make_world(study, study.config.world)
             if code:
                 return code
             values = _values(study)
@@ -83,8 +83,8 @@ def _values(study: Study) -> dict[str, Any]:
     return {"dataset": str(world / "dataset"), "untrained_wan": str(world / "wan"), "wan": str(world / "wan_trained")}
 
 
-def _make_world(study: Study, world: WorldConfig, *, wait: bool) -> int:
-    """The dataset, a tiny Wan, and the Wan folder that all rows start from; the exit code."""
+def _make_world(study: Study, world: WorldConfig) -> int:
+    """The dataset, a tiny Wan, and the Wan folder that all rows start from, which is waited for; the exit code."""
     values = _values(study)
     trained = Path(values["wan"])
     if trained.exists():
@@ -101,7 +101,7 @@ def _make_world(study: Study, world: WorldConfig, *, wait: bool) -> int:
         "overrides": {"out": str(run), "model.wan": values["untrained_wan"]},
         "carries": {"data.cache": f"${{stages.{world.cache}.out}}"},
     }
-    code = run_curriculum(study.curriculum(values=values, stages=[stage]), [], wait=wait, dry_run=False)
+    code = run_curriculum(study.curriculum(values=values, stages=[stage]), [], wait=True, dry_run=False)
     if not code:
         from flowmask.trainer.predict.export import export
 
