@@ -156,10 +156,14 @@ class SafetensorsFolder:
         """Shape of every tensor, from the headers alone."""
         return {key: tuple(handle.get_slice(key).get_shape()) for key, (handle, _) in self._home.items()}
 
+    def stored(self, key: str) -> Tensor:
+        """One tensor as the file has it, mapped; not judged."""
+        tensor: Tensor = self._home[key][0].get_tensor(key)
+        return tensor
+
     def tensor(self, key: str, dtype: torch.dtype) -> Tensor:
         """One tensor in a dtype, in memory of its own (nothing stays mapped); WeightsError if it is not finite."""
-        handle, file = self._home[key]
-        tensor: Tensor = handle.get_tensor(key).to(dtype, copy=True)
+        file, tensor = self._home[key][1], self.stored(key).to(dtype, copy=True)
         refuse_not_finite([(key, tensor)], where=file, fix="get the file again")
         return tensor
 
