@@ -34,28 +34,25 @@ def run(name: str, wan: Path) -> Any:
         pytest.skip(f"{name} needs {NEEDED_GIB[name]} GiB of host memory, {free:.1f} are available")
     command = [sys.executable, str(ROOT / "tests" / "support" / "real_size.py"), name, str(wan)]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-    variables = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    done = subprocess.run(command, env={**variables, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True)
+    freed = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # what is freed is the system's again, and not counted any more
+    variables = {**os.environ, **freed, "PYTHONPATH": path}
+    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     print(name, json.dumps(found))
     return found
 
 
-def test_a_lora_step_of_zero_weights_has_the_loss_of_its_target_and_one_of_random_weights_moves_them(wan: Path) -> None:
+def test_a_lora_step_has_the_loss_of_its_target_moves_every_adapter_and_takes_what_is_planned(wan: Path) -> None:
     found = run("lora_step", wan)
-    job = train_job("train_mevis_lora", wan)
-    zero, drawn = found["zero"], found["random"]
-    assert found["target"] == pytest.approx(1 + math.exp(0.5) + 1, rel=0.02)  # mask, logvar and mean are N(0, 1)
-    assert zero["loss"] == pytest.approx(found["target"], rel=1e-5) and zero["grad_norm"] == 0
-    assert math.isfinite(drawn["loss"]) and drawn["grad_norm"] > 0 and drawn["moved"]
-    assert not zero["skipped"] and not drawn["skipped"]
-    shapes = architecture(wan)
-    assert zero["names"] == len(list(trained_module(job, shapes).parameters()))
+    job, shapes, step = train_job("train_mevis_lora", wan), architecture(wan), found["step"]
+    assert found["target"] == pytest.approx(1 + math.exp(0.5) + 1, rel=0.02)  # mean, logvar and mask are N(0, 1)
+    assert step["loss"] == pytest.approx(found["target"], rel=1e-3)
+    assert step["grad_norm"] > 0 and not step["skipped"] and step["moved"] == found["trained"]
+    assert found["names"] == len(list(trained_module(job, shapes).parameters()))
     planned = plan_training(job, speed=GpuSpeed(100.0, 0.5, "test"), clip=CLIP).chosen.device
     assert found["held"] == pytest.approx(planned.states, rel=0.01)
     cost = micro_batch_pass(job, shapes, CLIP, recompute="full", like_a_gpu=False)
-    for step in (zero, drawn):
-        assert 0.8 * cost.peak_bytes < step["peak"] < 1.5 * cost.peak_bytes
+    assert 0.8 * cost.peak_bytes < step["peak"] < 1.5 * cost.peak_bytes
 
 
 def test_the_vae_encodes_and_decodes_a_clip_in_the_memory_that_is_planned(wan: Path) -> None:
