@@ -133,7 +133,7 @@ class SafetensorsFolder:
         if not file.is_file():
             raise WeightsError(f"{file} is missing, though {self.index} names it; download that shard again")
         try:
-            handle = self._stack.enter_context(safe_open(file, framework="pt"))
+            handle = self._stack.enter_context(opened(file))
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{file} is damaged ({_one_line(error)}); download it again") from None
         for key in handle.keys():  # noqa: SIM118 - a handle is not a mapping
@@ -166,6 +166,14 @@ class SafetensorsFolder:
         file, tensor = self._home[key][1], self.stored(key).to(dtype, copy=True)
         refuse_not_finite([(key, tensor)], where=file, fix="get the file again")
         return tensor
+
+
+def opened(file: Path) -> Any:
+    """A .safetensors file, mapped whole; SafetensorError, OSError, or WeightsError where memory is too small."""
+    try:
+        return safe_open(file, framework="pt")
+    except RuntimeError as error:
+        raise WeightsError(f"{file} does not fit into memory ({_one_line(error)[:200]}); give it in shards") from None
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -7,9 +7,11 @@ published configs.
 import json
 import struct
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from shutil import copyfile
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -94,7 +96,8 @@ UMT5: dict[str, Any] = {
 }
 
 
-def shapes_of(part: str, size: str = "1.3B") -> dict[str, tuple[int, ...]]:
+@cache
+def shapes_of(part: str, size: str = "1.3B") -> Mapping[str, tuple[int, ...]]:
     """Names and shapes of a part's tensors, as diffusers or transformers have them."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
@@ -109,7 +112,7 @@ def shapes_of(part: str, size: str = "1.3B") -> dict[str, tuple[int, ...]]:
             model = UMT5EncoderModel(UMT5Config.from_dict(dict(UMT5)))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes.pop("encoder.embed_tokens.weight", None)  # one table with shared.weight, which is stored once
-    return shapes
+    return MappingProxyType(shapes)
 
 
 def write_published(folder: Path, size: str = "1.3B") -> Path:
@@ -156,6 +159,13 @@ def write_hole(file: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapp
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         out.truncate(8 + len(text) + end)
+
+
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """What a safetensors file of any size says that it holds."""
+    with file.open("rb") as content:
+        header = json.loads(content.read(struct.unpack("<Q", content.read(8))[0]))
+    return {name: tuple(one["shape"]) for name, one in header.items() if name != "__metadata__"}
 
 
 def _bytes(shape: tuple[int, ...]) -> int:
