@@ -133,7 +133,7 @@ class SafetensorsFolder:
         if not file.is_file():
             raise WeightsError(f"{file} is missing, though {self.index} names it; download that shard again")
         try:
-            handle = self._stack.enter_context(safe_open(file, framework="pt"))
+            handle = self._stack.enter_context(opened(file))
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{file} is damaged ({_one_line(error)}); download it again") from None
         for key in handle.keys():  # noqa: SIM118 - a handle is not a mapping
@@ -156,12 +156,24 @@ class SafetensorsFolder:
         """Shape of every tensor, from the headers alone."""
         return {key: tuple(handle.get_slice(key).get_shape()) for key, (handle, _) in self._home.items()}
 
+    def stored(self, key: str) -> Tensor:
+        """One tensor as the file has it, mapped; not judged."""
+        tensor: Tensor = self._home[key][0].get_tensor(key)
+        return tensor
+
     def tensor(self, key: str, dtype: torch.dtype) -> Tensor:
         """One tensor in a dtype, in memory of its own (nothing stays mapped); WeightsError if it is not finite."""
-        handle, file = self._home[key]
-        tensor: Tensor = handle.get_tensor(key).to(dtype, copy=True)
+        file, tensor = self._home[key][1], self.stored(key).to(dtype, copy=True)
         refuse_not_finite([(key, tensor)], where=file, fix="get the file again")
         return tensor
+
+
+def opened(file: Path) -> Any:
+    """A .safetensors file, mapped whole; SafetensorError, OSError, or WeightsError where memory is too small."""
+    try:
+        return safe_open(file, framework="pt")
+    except RuntimeError as error:
+        raise WeightsError(f"{file} does not fit into memory ({_one_line(error)[:200]}); give it in shards") from None
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from flowmask.launch.local.worker import explain_os_error
 from flowmask.models.errors import UserError
 
 SEED = int(os.environ.get("SEED", "0"))
-ONCE = ("export file", "export folder", "import", "tiny-wan")  # refuse what is there, also their own
+ONCE = ("export file", "export folder", "import", "import wan", "tiny-wan")  # refuse what is there, also their own
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,24 @@ from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.models.errors import UserError
 
-import_app = typer.Typer(no_args_is_help=True, help="Make an export of weights that others have trained.")
+import_app = typer.Typer(no_args_is_help=True, help="Bring weights of others into a folder that FlowMask reads.")
 
 
 @import_app.callback()
 def _import() -> None:
-    """Make an export of weights that others have trained."""
+    """Bring weights of others into a folder that FlowMask reads."""
+
+
+@import_app.command("wan")
+def from_wan(
+    source: Annotated[Path, typer.Argument(help="Folder of Wan2.1's original files, or one file of a part of it")],
+    out: Annotated[Path, typer.Argument(help="A new folder: a model.wan (--wan) in the diffusers layout")],
+) -> None:
+    """Wan2.1's original files get diffusers' names, bit for bit; also a file that ComfyUI's prefix is in."""
+    from flowmask.models.weights.import_wan import import_wan
+
+    import_wan(source, out, say=err.print)
+    console.print(f"wrote {out}")
 
 
 @import_app.command("flowrvs")

@@ -2,28 +2,22 @@
 
 Owns the two layouts: a DiT trainer's file (`model`, `ema_model`, ...) whose EMA weights are a bare list in
 the reference's own parameter order, and a mask decoder's file, a whole VAE under `vae.`; each also as the state
-dict alone. Refuses what has no weights, missing, unexpected or reshaped ones, DiTs of other projects, and pickles
-that want more than tensors and a Namespace.
+dict alone. Refuses what has no weights, missing, unexpected or reshaped ones, and DiTs of other projects.
 """
 
-import argparse
-import os
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from flowmask.models.decoders.either import network_of
 from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY, build_dit
 from flowmask.models.errors import WeightsError
-from flowmask.models.stored.regular import open_regular
 from flowmask.models.strict import check_shapes, exported_settings
 from flowmask.models.weights.foreign import refuse_foreign
+from flowmask.models.weights.pickled import plain_tensors, read_pickle
 
 NOT_AVERAGED = "not_averaged"  # told of a file that was asked for averaged weights and has none
 SETTINGS = "flowmask"  # key of the conventions in files that we wrote; published ones have none
@@ -75,9 +69,9 @@ def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any
     ema: the averaged weights, mapped by name through `reference_order`; of a file that has none the last ones, and
     the settings then hold `NOT_AVERAGED`.
     """
-    content = _read(path)
+    content = read_pickle(path, fix=_FIX)
     raw = "model" not in content and any(isinstance(value, Tensor) for value in content.values())
-    model = _tensors(content if raw else content.get("model"), where=f"{path}: `model`", most=_most_bytes(path))
+    model = plain_tensors(content if raw else content.get("model"), path, where=f"{path}: `model`", fix=_FIX)
     order = reference_order(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
     refuse_foreign(shapes, where=path)
@@ -99,18 +93,18 @@ def load_mask_decoder(path: Path, *, ema: bool = False) -> tuple[dict[str, Tenso
 
     ema: accepted for symmetry; these files hold one set of weights.
     """
-    content = _read(path)
+    content = read_pickle(path, fix=_FIX)
     return _halves(path, content)[0], _settings(content, path)
 
 
 def load_encoder(path: Path) -> dict[str, Tensor]:
     """The encoder half of a decoder file (`encoder.*`, `quant_conv.*`); the reference encodes with it."""
-    return _halves(path, _read(path))[1]
+    return _halves(path, read_pickle(path, fix=_FIX))[1]
 
 
 def stored_settings(path: Path) -> dict[str, Any]:
     """The conventions that an export of ours recorded; no tensor is read into memory."""
-    return _settings(_read(path, mapped=zipfile.is_zipfile(path)), path)
+    return _settings(read_pickle(path, fix=_FIX, mapped=True), path)
 
 
 def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -120,7 +114,7 @@ def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     where = f"{path}: the VAE"
-    state = _tensors(content.get("model", content), where=where, most=_most_bytes(path))
+    state = plain_tensors(content.get("model", content), path, where=where, fix=_FIX)
     if network_of(state, where=path) is not None:  # a light decoder's state dict, which is judged where it is used
         return {name: tensor.float() for name, tensor in state.items()}, {}
     if "decoder.conv_out.weight" in state:  # as the VAE itself has it
@@ -139,60 +133,6 @@ def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
         for half in (_DECODER, _ENCODER)
     )
     return decoder, encoder
-
-
-def _read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """Unpickle with tensors, containers and argparse.Namespace allowed, nothing else; nothing is executed.
-
-    mapped: tensors stay in the file, which must be of torch's zip layout
-    """
-    try:
-        os.close(open_regular(path))
-        _refuse_packed(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist; correct the path") from None
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"asks for {wanted[1]}, which could execute code" if wanted else "is no plain checkpoint"
-        raise WeightsError(f"{path} {reason}; refused. {_FIX}") from None
-    except Exception as error:  # noqa: BLE001 - torch raises anything on a damaged file
-        raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); get it again") from None
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary. {_FIX}")
-    return dict(content)
-
-
-def _refuse_packed(path: Path) -> None:
-    """ValueError for an archive that holds more bytes than the file has: torch packs nothing."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError("it unpacks to more than its own size")
-
-
-def _is_plain(item: object) -> bool:
-    """Whether an entry is a tensor with its own numbers in it."""
-    held = isinstance(item, Tensor) and item.layout == torch.strided and item.device.type == "cpu"
-    return held and item.is_floating_point()  # type: ignore[attr-defined]
-
-
-def _most_bytes(path: Path) -> int:
-    return 2 * path.stat().st_size
-
-
-def _tensors(value: Any, *, where: str, most: int) -> dict[str, Tensor]:
-    """A dictionary of tensors that take at most so many bytes: a tensor may name one number a billion times."""
-    if not isinstance(value, Mapping):
-        raise WeightsError(f"{where} is missing: the file holds no weights. {_FIX}")
-    wrong = [str(key) for key, item in value.items() if not isinstance(key, str) or not _is_plain(item)]
-    if wrong:
-        raise WeightsError(f"{where} has entries that are no tensors ({', '.join(wrong[:3])[:200]}). {_FIX}")
-    if sum(tensor.numel() * tensor.element_size() for tensor in value.values()) > most:
-        raise WeightsError(f"{where} has tensors that are larger than the file. {_FIX}")
-    return dict(value)
 
 
 def _shadows(content: Mapping[str, Any], count: int, path: Path) -> list[Tensor]:

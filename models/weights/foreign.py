@@ -41,26 +41,36 @@ _FILES = {  # of folders that carry no mark; the first that is there
     **dict.fromkeys(("*/JPEGImages", "*/Annotations", "*/meta_expressions.json"), "a dataset"),
 }
 _ORIGINAL = "self_attn.q.weight"  # Wan's own code calls diffusers' attn1.to_q so
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # ComfyUI's, before every name
+_ORIGINAL_FILES = ("Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth")
 _MOST_JSON = 1 << 20
-_DIFFUSERS = "give the weights by diffusers' names (a folder whose name ends in -Diffusers has them)"
+_CONVERT = "convert them (flowmask import wan SOURCE OUT), or take the folder whose name ends in -Diffusers"
 _T2V = "FlowMask takes DiTs of Wan2.1 text-to-video, with 16 or 32 input channels"
 
 
 def refuse_foreign(shapes: Mapping[str, Iterable[int]], *, where: object) -> None:
     """WeightsError in one line if tensors of these names and shapes are a DiT of another kind or packing."""
+    refuse_other_kinds(shapes, where=where)
+    if found := next((name for name in shapes if name.startswith(PREFIXES)), None):
+        raise WeightsError(f"{where} is packed as ComfyUI does ({found[:100]}); {_CONVERT}")
+    if found := next((name for name in shapes if name.endswith(_ORIGINAL)), None):
+        raise WeightsError(f"{where} has the names of Wan's original files ({found[:100]}); {_CONVERT}")
+
+
+def refuse_other_kinds(shapes: Mapping[str, Iterable[int]], *, where: object) -> None:
+    """WeightsError in one line if a DiT is not one of Wan2.1 text-to-video, by whichever names."""
     from flowmask.models.dit import PATCH_KEY
 
     for mark, kind in _MARKS.items():
         if found := next((name for name in shapes if mark in name), None):
             raise WeightsError(f"{where} is {kind} (it has {found[:100]}); {_T2V}")
-    if found := next((name for name in shapes if name.startswith(_PREFIXES)), None):
-        raise WeightsError(f"{where} is packed as ComfyUI does ({found[:100]}); {_DIFFUSERS}")
-    if found := next((name for name in shapes if name.endswith(_ORIGINAL)), None):
-        raise WeightsError(f"{where} has the names of Wan's original files ({found[:100]}); {_DIFFUSERS}")
-    patch = tuple(shapes.get(PATCH_KEY, ()))
-    if len(patch) == 5:
-        refuse_channels(patch[1], where=where)
+    patch = next((shape for name, shape in shapes.items() if name.removeprefix(_prefix(name)) == PATCH_KEY), ())
+    if len(channels := tuple(patch)) == 5:
+        refuse_channels(channels[1], where=where)
+
+
+def _prefix(name: str) -> str:
+    return next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
 
 
 def refuse_channels(channels: object, *, where: object) -> None:
@@ -72,13 +82,22 @@ def refuse_channels(channels: object, *, where: object) -> None:
 
 def refuse_foreign_folder(path: Path) -> None:
     """WeightsError in one line if a folder is of two experts (Wan2.2), or in the layout of Wan's original files."""
+    refuse_two_experts(path)
+    named = _object(path / "config.json").get("_class_name") == "WanModel"
+    if named or any((path / name).is_file() for name in _ORIGINAL_FILES):
+        raise WeightsError(
+            f"{path} has the layout of Wan's original files; convert it (flowmask import wan {path} OUT), or take the "
+            "folder whose name ends in -Diffusers"
+        )
+
+
+def refuse_two_experts(path: Path) -> None:
+    """WeightsError in one line if a folder is Wan2.2 A14B's, in either layout."""
     index = _object(path / "model_index.json")
     second = index.get("transformer_2")
     experts = index.get("boundary_ratio") is not None or (isinstance(second, list) and any(second))
     if experts or (path / "transformer_2").is_dir() or (path / "high_noise_model").is_dir():
         raise WeightsError(f"{path} has two experts, as Wan2.2 A14B; {_T2V}")
-    if _object(path / "config.json").get("_class_name") == "WanModel":
-        raise WeightsError(f"{path} has the layout of Wan's original files; give the folder in the diffusers layout")
 
 
 def what_is(path: Path) -> str | None:

@@ -97,8 +97,8 @@ def _write_parts(folder: Path, *, seed: int, random_vae: bool) -> None:
         _write_text_encoder(folder / "text_encoder")
         _write_vae(folder / "vae", random=random_vae)
     _write_tokenizer(folder / "tokenizer")
-    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    _write_json(folder / "model_index.json", {"_class_name": "WanPipeline", **PARTS})
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_json(folder / "model_index.json", {"_class_name": "WanPipeline", **PARTS})
 
 
 def _write_transformer(folder: Path) -> None:
@@ -163,11 +163,12 @@ def _write_tokenizer(folder: Path) -> None:
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
     names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), SPECIAL, strict=True))
-    _write_json(folder / "special_tokens_map.json", names)
+    write_json(folder / "special_tokens_map.json", names)
     described = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0}
-    _write_json(folder / "tokenizer_config.json", {**described, "clean_up_tokenization_spaces": False, **names})
+    write_json(folder / "tokenizer_config.json", {**described, "clean_up_tokenization_spaces": False, **names})
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """One JSON file of a weights folder; makes the folder."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

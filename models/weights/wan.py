@@ -40,6 +40,8 @@ class WanFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        if self.path.is_file():
+            raise WeightsError(f"{self.path} is one file. {_FIX} (to make one of it: flowmask import wan FILE OUT)")
         if not self.path.is_dir():
             raise WeightsError(f"{self.path} is not a folder. {_FIX} (or make one: flowmask tiny-wan DIR)")
         refuse_foreign_folder(self.path)

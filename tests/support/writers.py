@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from golden_export import write_published
+from golden_export import PARITY, write_published
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from flowmask.data_pipeline.cache.shards import remove_leftovers, write_file
 from flowmask.data_pipeline.plan.units import CACHE
@@ -22,6 +23,8 @@ from flowmask.launch.reproduce import reproduce
 from flowmask.models.config import AskedConventions
 from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.weights import tiny_wan
+from flowmask.models.weights.import_wan import import_wan
+from flowmask.models.weights.original import TEXT
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.import_flowrvs import import_flowrvs
 from flowmask.trainer.predict.predictions import PredictionFolder
@@ -146,13 +149,16 @@ def write_tiny_wan(out: Path) -> None:
 
 NAMES = (
     *("predict", "evaluate, archive", "train", "cache build", "curriculum", "demo", "reproduce"),
-    *("export file", "export folder", "import", "tiny-wan", "cache inspect", "compare", "configs --copy"),
+    *("export file", "export folder", "import", "import wan", "tiny-wan", "cache inspect", "compare"),
+    "configs --copy",
 )
 
 
 def writers(lab: Path) -> dict[str, Writer]:
     """By the command's name; lab: a folder for what they read."""
-    source, dit = str(write_published(lab)), lab / "dit.pth"
+    source, dit, original = str(write_published(lab)), lab / "dit.pth", lab / "original.safetensors"
+    text = load_file(PARITY / "text" / "encoder" / "model.safetensors")
+    save_file({TEXT.original(name): tensor for name, tensor in text.items()}, original)
     found: dict[str, Writer] = {
         "predict": predict,
         "evaluate, archive": evaluate,
@@ -166,6 +172,7 @@ def writers(lab: Path) -> dict[str, Writer]:
         "import": lambda out: import_flowrvs(
             dit, decoder=lab / "decoder.pth", out=out / "weights", conventions=AskedConventions()
         ),
+        "import wan": lambda out: import_wan(original, out / "wan"),
         "tiny-wan": write_tiny_wan,
         "cache inspect": lambda out: inspect(OLDER / "cache", out=out / "cache.html", examples=0),
         "compare": compare_evaluations,

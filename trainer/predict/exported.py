@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY
 from flowmask.models.errors import WeightsError
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
-from flowmask.models.strict import SafetensorsFolder, exported_settings, read_json
+from flowmask.models.strict import SafetensorsFolder, exported_settings, opened, read_json
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.foreign import refuse_foreign_folder, what_is
 from flowmask.trainer.predict.parts import DIT, ENCODER, MASK_DECODER, PARTS, VIDEO_DIT, Part, State
@@ -103,7 +103,7 @@ def _opened(path: Path) -> Iterator[Any]:
     """A .safetensors file, read; WeightsError for a damaged one."""
     try:
         os.close(open_regular(path))
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None

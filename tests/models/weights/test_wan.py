@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flowmask.models import strict
 from flowmask.models.dit import PATCH_KEY
 from flowmask.models.errors import WeightsError
 from flowmask.models.weights.wan import WanFolder
@@ -209,3 +210,11 @@ def test_identity_follows_the_content_and_not_the_path(folder: Path, pristine: P
     save_file(state, shards(folder)[0])
     assert WanFolder(folder).identity("transformer") != before["transformer"]
     assert "no part" in refusal(lambda: WanFolder(folder).identity("decoder"))
+
+
+def test_a_file_that_memory_does_not_hold_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 57155399696 bytes from file <x>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(strict, "safe_open", full)
+    assert "does not fit into memory" in refusal(lambda: WanFolder(folder).vae())
