@@ -197,17 +197,23 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None
                 known = f"it has {', '.join(profiles)}" if profiles else "it has none"
                 raise ConfigError(f"--profile is {profile}, which {path} does not know; {known}")
             tree |= profiles[profile]
+        given = [(item, *split_override(item)) for item in overrides]
+        for _, key, value in given:
+            if (inner := _of_every(key)) is not None:
+                every = tree.setdefault(inner[0], {})
+                every["overrides"] = {**every.get("overrides", {}), inner[1]: value}
         loaded = OmegaConf.create(tree)
-        for item in overrides:
-            key, value = split_override(item)
-            first, _, rest = key.partition(".")
-            if first in ("training", "evaluation") and rest:
-                every = OmegaConf.to_container(loaded.get(first) or OmegaConf.create({}))
-                loaded[first] = {**every, "overrides": {**(every.get("overrides") or {}), rest: value}}  # type: ignore[arg-type,union-attr,call-overload]
-            else:
+        for item, key, value in given:
+            if _of_every(key) is None:
                 set_key(loaded, key, value, where=f"override {item!r}")
         plain: Any = OmegaConf.to_container(loaded)
     study = Study(path, validate(plain, StudyConfig, origin=str(path)))
     if study.config.evaluation.config is None:
         raise ConfigError(f"{path}: evaluation.config is missing; name the YAML with which each row is scored")
     return study
+
+
+def _of_every(key: str) -> tuple[str, str] | None:
+    """`training` or `evaluation` and a key of its job, of a key that begins so."""
+    first, _, rest = key.partition(".")
+    return (first, rest) if first in ("training", "evaluation") and rest else None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flowmask.data_pipeline.read.loader import Batch
     from flowmask.models.vae import LatentStats
 
+Makes = Literal["dit", "mask_decoder", "video_dit"]
 Grid = tuple[int, int, int]  # f, h, w of a latent
 _CHANNELS = 16
 
@@ -57,7 +58,7 @@ class Objective(ABC):
 
     Config: ClassVar[type[ObjectiveConfig]]
     needs: ClassVar[frozenset[str]]
-    makes: ClassVar[Literal["dit", "mask_decoder", "video_dit"]]
+    makes: ClassVar[Makes]
     wan_parts: ClassVar[tuple[str, ...]]
     has_blocks: ClassVar[bool] = False
     noiseless: ClassVar[Mapping[str, Any]] = {}

@@ -18,7 +18,7 @@ from flowmask.models.dit import velocity
 from flowmask.models.flow import TRAIN_TIMESTEPS, draw_timestep, interpolate, path_time, sample_posterior
 from flowmask.models.vae import normalise
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.objectives.base import Grid, Objective, ObjectiveConfig, Shapes
+from flowmask.trainer.objectives.base import Grid, Makes, Objective, ObjectiveConfig, Shapes
 
 _EPS, _SPECIAL, _TIME = 1, 2, 3  # keep the draws of an example apart
 
@@ -65,7 +65,7 @@ class FlowMatching(Objective):
 
     Config: ClassVar[type[ObjectiveConfig]] = FlowMatchingConfig
     needs = frozenset({"video_mean", "video_logvar", "mask_mean", "text"})
-    makes = "dit"
+    makes: ClassVar[Makes] = "dit"
     wan_parts = ("transformer",)
     has_blocks = True
     noiseless: ClassVar[Mapping[str, Any]] = {"start_point_augmentation": False}
