@@ -30,7 +30,7 @@ from flowmask.models.decoders.light import LightMaskDecoder
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.config import STATE_BYTES, TrainConfig, accumulation_steps
 
-GPUS_GB = (24, 40, 80)  # of the cards that people have; --memory adds one
+GPUS_GB = (24, 40, 48, 80)  # of the cards that people have
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
