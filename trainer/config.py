@@ -206,7 +206,7 @@ class RunConfig(Section):
 
     @property
     def makes(self) -> str:
-        """Which part its weights are: "dit" or "mask_decoder"."""
+        """Which part its weights are, by the names of `trainer/predict/parts.py`."""
         return objective_class(self.objective.kind).makes
 
     @model_validator(mode="after")
@@ -221,8 +221,11 @@ class RunConfig(Section):
         self.objective.refuse_beside(self.model, lora=self.lora is not None)
         if self.evaluate.whole_videos is not None and objective.makes != "dit":
             raise ValueError(
-                f"evaluate.whole_videos needs a DiT, which makes masks of videos, but {module} is a mask decoder; "
-                "set it to null"
+                f"evaluate.whole_videos needs a DiT that makes masks of videos, but {module} makes none; set it to null"
+            )
+        if objective.makes == "video_dit" and self.evaluate.wanted and self.evaluate.jf_examples:
+            raise ValueError(
+                f"evaluate.jf_examples is {self.evaluate.jf_examples}, but {module} makes no masks; set it to 0"
             )
         if train.activation_checkpointing != "none" and not objective.recomputes():
             raise ValueError(

@@ -93,6 +93,22 @@ def curriculum(
 
 
 @app.command()
+def reproduce(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Other sizes, as the file has them; demo: a synthetic world on two cores")
+    ] = None,
+    wait: Wait = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and scored")] = False,
+) -> None:
+    """Fill a published table: every row over seeds, ours beside theirs on one page. The same command goes on."""
+    from flowmask.launch.reproduce.reproduce import reproduce as run_study
+
+    exit_with(run_study(config, overrides or [], profile=profile, wait=wait, dry_run=dry_run))
+
+
+@app.command()
 def status(runs: words.Runs = None, as_json: AsJson = False) -> None:
     """How runs are getting on: state and why, step, loss, speed, time left, restarts, where the logs are."""
     from flowmask.launch.watch.control import show_status

@@ -7,7 +7,7 @@ command goes on.
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,10 +38,13 @@ POLL_S = 5.0
 CURRICULUM = Kind("a curriculum", lambda out: () if isinstance(read_object(out / MARK).get("stages"), list) else None)
 
 
-def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool) -> int:
+def run_curriculum(
+    path: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool, after_stage: Callable[[], None] = lambda: None
+) -> int:
     """Check a curriculum and run what of it is not done; the exit code. UserError names the stage that failed.
 
     wait: on SLURM, show the progress until the last stage has ended. dry_run: only say what would be done.
+    after_stage: called here whenever a stage has ended that was not done before.
     """
     curriculum = load_curriculum(path, overrides)
     if dry_run:
@@ -54,7 +57,7 @@ def run_curriculum(path: Path, overrides: Sequence[str], *, wait: bool, dry_run:
         judged = judge_all(curriculum, memo=curriculum.out)
         check(curriculum, done=_done(judged))
         if curriculum.cluster != "slurm":
-            return _run_here(curriculum)
+            return _run_here(curriculum, after_stage)
         slurm_commands.require()
         sent = _submit_all(curriculum, judged)
     if not wait or not sent.jobs:
@@ -81,7 +84,7 @@ def _claimed(curriculum: Curriculum) -> Iterator[None]:
         yield
 
 
-def _run_here(curriculum: Curriculum) -> int:
+def _run_here(curriculum: Curriculum, after_stage: Callable[[], None]) -> int:
     """One stage after another, each judged when its turn comes: what it needs is done then."""
     for number, stage in enumerate(curriculum.stages, 1):
         head = Text.assemble(
@@ -99,6 +102,7 @@ def _run_here(curriculum: Curriculum) -> int:
         found = judge(stage, unfinished=set(), memo=curriculum.out)
         if not found.done:
             raise UserError(f"stage {stage.name} has ended, but is not done: {found.why}; see {stage.out}")
+        after_stage()
     err.print(f"all {len(curriculum.stages)} stages are done")
     return 0
 

@@ -7,8 +7,6 @@ holds a demo of other settings.
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,13 +19,13 @@ from rich.text import Text
 from flowmask.launch.config import load_job
 from flowmask.launch.configs import BUNDLED
 from flowmask.launch.demo.report import collect, refuse_skips, show
+from flowmask.launch.demo.world import write_dataset, write_wan
 from flowmask.launch.dispatch import run
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.progress import bar
 from flowmask.models.errors import ConfigError, UserError
-from flowmask.models.files import move_new, read_object, write_atomically
+from flowmask.models.files import read_object, write_atomically
 from flowmask.models.folders.output_folder import Kind, OutputFolder
-from flowmask.models.folders.scratch import scratch
 
 MARK, REPORT = "demo.json", "report.json"
 DEMO = Kind("a demo", older=lambda out: () if "profile" in read_object(out / MARK) else None)
@@ -91,9 +89,9 @@ class DemoRun:
     def run(self) -> None:
         """dataset -> wan -> cache -> decoder -> DiT -> J&F -> prediction."""
         self._say("1/7", "synthetic dataset")
-        self._dataset()
+        write_dataset(self.out / "dataset", self.settings)
         self._say("2/7", "tiny Wan")
-        self._wan()
+        write_wan(self.out / "wan", seed=self.settings["seed"])
         self._say("3/7", "latent cache")
         started = time.time()
         encoder = {"bf16": "bfloat16", "fp32": "float32"}[self.machine.convolutions]
@@ -116,37 +114,6 @@ class DemoRun:
         path = self.out / "durations.json"
         durations = json.loads(path.read_text()) if path.is_file() else {}
         write_atomically(path, json.dumps({key: round(value, 2)} | durations))
-
-    def _dataset(self) -> None:
-        self._split("train", videos=self.settings["train_videos"])
-        self._split("calibrate", videos=self.settings["calibrate_videos"])
-        self._split("valid_u", videos=self.settings["valid_videos"])
-
-    def _split(self, split: str, *, videos: int) -> None:
-        from flowmask.data_pipeline.sources.synthetic import write_synthetic
-
-        place = self.out / "dataset" / split
-        if place.exists():
-            return
-        with whole(place) as root, bar() as update:
-            write_synthetic(
-                root,
-                split=split,
-                videos=videos,
-                seed=self.settings["seed"],
-                frames=self.settings["frames"],
-                size=self.settings["size_px"],
-                no_target=self.settings["no_target"][split],
-                on_progress=lambda done: update(split, done, videos),
-            )
-
-    def _wan(self) -> None:
-        from flowmask.models.weights.tiny_wan import write_tiny_wan
-
-        place = self.out / "wan"
-        if not place.exists():
-            with whole(place) as root:
-                write_tiny_wan(root / place.name, seed=self.settings["seed"])
 
     def _predict(self) -> None:
         """Two sentences about different objects of a held-out video, given as an mp4."""
@@ -182,15 +149,6 @@ class DemoRun:
         settings.append(f"launch.processes_per_node={processes}")
         if run(load_job(_config(part), KINDS[kind], settings)):
             raise UserError(f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}")
-
-
-@contextmanager
-def whole(place: Path) -> Iterator[Path]:
-    """A scratch root in which to write a folder called `place.name`, moved to `place` once it is whole."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with scratch(place.parent) as root:
-        yield root
-        move_new(root / place.name, place)
 
 
 @dataclass(frozen=True)

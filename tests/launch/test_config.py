@@ -131,7 +131,10 @@ def test_a_config_saved_when_kinds_shared_their_keys_is_read_and_overrides_are_j
         ("objective.boundary_bias=maybe", ["objective.boundary_bias is 'maybe'"]),
         ("objective.boundary_probability=2", ["objective.boundary_probability is 2", "less than or equal to 1"]),
         ("objective.focal_weight=2", ["unknown key objective.focal_weight", "flow_matching knows boundary_bias, "]),
-        ("objective.kind=gan", ["objective.kind is 'gan'; known: flow_matching, light_mask_decoder, mask_decoder"]),
+        (
+            "objective.kind=gan",
+            ["objective.kind is 'gan'; known: flow_matching, light_mask_decoder, mask_decoder, text_to_video"],
+        ),
         ("objective=fast", ["objective is 'fast'"]),
         ("train=fast", ["train is 'fast'"]),
     ],

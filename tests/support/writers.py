@@ -16,7 +16,9 @@ from flowmask.data_pipeline.show.inspect_page import inspect
 from flowmask.launch.configs import copy_configs
 from flowmask.launch.curriculum.curriculum import _claimed
 from flowmask.launch.demo import demo
+from flowmask.launch.demo.world import whole
 from flowmask.launch.jobs.job import save_config
+from flowmask.launch.reproduce import reproduce
 from flowmask.models.config import AskedConventions
 from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.weights import tiny_wan
@@ -105,7 +107,7 @@ def run_demo(out: Path) -> None:
     def stages(run: demo.DemoRun) -> None:
         run._note("cache_s", 1.0)
         if not (run.out / "wan").exists():
-            with demo.whole(run.out / "wan") as root:
+            with whole(run.out / "wan") as root:
                 (root / "wan").mkdir()
                 (root / "wan" / "weights").write_text("weights")
 
@@ -115,6 +117,15 @@ def run_demo(out: Path) -> None:
         patched.setattr(demo, "show", lambda *_: None)
         patched.setattr(demo.time, "time", lambda: 0.0)
         demo.run_demo(out, demo.Profile.SMOKE, console=Console(quiet=True))
+
+
+def run_study(out: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reproduce, "run_curriculum", lambda *_, **__: 0)
+        patched.setattr(reproduce, "_track", lambda *_: None)
+        out.mkdir(parents=True, exist_ok=True)
+        patched.chdir(out)  # its files name the folder
+        reproduce.reproduce(Path("configs/paper.yaml"), ["out=."], profile=None, wait=True, dry_run=False)
 
 
 def compare_evaluations(out: Path) -> None:
@@ -134,7 +145,7 @@ def write_tiny_wan(out: Path) -> None:
 
 
 NAMES = (
-    *("predict", "evaluate, archive", "train", "cache build", "curriculum", "demo"),
+    *("predict", "evaluate, archive", "train", "cache build", "curriculum", "demo", "reproduce"),
     *("export file", "export folder", "import", "tiny-wan", "cache inspect", "compare", "configs --copy"),
 )
 
@@ -149,6 +160,7 @@ def writers(lab: Path) -> dict[str, Writer]:
         "cache build": build_cache,
         "curriculum": curriculum,
         "demo": run_demo,
+        "reproduce": run_study,
         "export file": lambda out: export(source, format="safetensors", out=out / "weights.safetensors"),
         "export folder": lambda out: export(source, format="diffusers", out=out / "weights", wan=lab / "wan"),
         "import": lambda out: import_flowrvs(

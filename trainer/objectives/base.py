@@ -57,7 +57,7 @@ class Objective(ABC):
 
     Config: ClassVar[type[ObjectiveConfig]]
     needs: ClassVar[frozenset[str]]
-    makes: ClassVar[Literal["dit", "mask_decoder"]]
+    makes: ClassVar[Literal["dit", "mask_decoder", "video_dit"]]
     wan_parts: ClassVar[tuple[str, ...]]
     has_blocks: ClassVar[bool] = False
     noiseless: ClassVar[Mapping[str, Any]] = {}

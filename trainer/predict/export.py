@@ -12,6 +12,7 @@ with the same tensors to the bit. Refuses an `out` that is already there.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.predict.exported import EXPORT_SETTINGS, EXPORT_STEM, OWN_ENCODER
 from flowmask.trainer.predict.inference import trained_sides
-from flowmask.trainer.predict.parts import DIT, MASK_DECODER, Part, State
+from flowmask.trainer.predict.parts import DIT, MASK_DECODER, VIDEO_DIT, Part, State
 from flowmask.trainer.predict.presence import KEY, Presence, presence_in, stated
 from flowmask.trainer.predict.weights import (
     HOLDS,
@@ -90,7 +91,9 @@ def export(
     if format not in _SUFFIX:
         raise ConfigError(f"--format is {format!r}; known formats: {', '.join(get_args(Format))}")
     target = _target(source, out, format=format)
-    job = ExportJob(source, part=part_of(source), ema=ema, dtype=dtype, asked_wan=wan, presence=presence)
+    if (part := part_of(source)) is VIDEO_DIT and format != "diffusers":
+        raise ConfigError(f"{source} trained text to video, which is exported as a Wan2.1 folder: --format diffusers")
+    job = ExportJob(source, part=part, ema=ema, dtype=dtype, asked_wan=wan, presence=presence)
     writers = {"diffusers": job.diffusers, "flowrvs": job.flowrvs, "safetensors": job.safetensors, "lora": job.lora}
     return write_new(target, job, writers[format])
 
@@ -166,8 +169,16 @@ class ExportJob:
         save_file({**self._cast(self.encoder), **self._cast(self.loaded.state_dict)}, out, metadata=metadata)
 
     def diffusers(self, out: Path) -> None:
-        """A DiT takes its trained mask decoder along, so that the folder and Wan2.1 are all that prediction needs."""
+        """A DiT takes its trained mask decoder along, so that the folder and Wan2.1 are all that prediction needs.
+
+        One of text to video takes the whole Wan2.1 folder along: it is a start for trainings, and tells no conventions.
+        """
         self._write_part(out)
+        if self.part is VIDEO_DIT:
+            shutil.copytree(
+                self._wan().path, out, ignore=lambda _, names: {VIDEO_DIT.folder} & {*names}, dirs_exist_ok=True
+            )
+            return
         beside, encoder = None, self.encoder
         decoder = self.loaded.settings.get(MASK_DECODER.name) or "vae"
         if self.part is not MASK_DECODER and Path(decoder).exists():

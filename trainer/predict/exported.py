@@ -16,7 +16,7 @@ from flowmask.models.stored.sealed import parse_json
 from flowmask.models.strict import SafetensorsFolder, exported_settings, read_json
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.foreign import refuse_foreign_folder, what_is
-from flowmask.trainer.predict.parts import DIT, ENCODER, MASK_DECODER, PARTS, Part, State
+from flowmask.trainer.predict.parts import DIT, ENCODER, MASK_DECODER, PARTS, VIDEO_DIT, Part, State
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 
 EXPORT_SETTINGS = "flowmask.json"
@@ -26,6 +26,7 @@ _TEXT_ENCODER = "text_encoder"  # which a Wan2.1 folder has and an export has no
 _GIVE = {
     DIT.name: "give a run that trained the DiT, an export of it or a FlowRVS .pth file",
     MASK_DECODER.name: "give a run that trained a mask decoder, an export of it, a FlowRVS .pth file or 'vae'",
+    VIDEO_DIT.name: "give a run that trained text to video",
 }
 
 

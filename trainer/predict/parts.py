@@ -71,7 +71,20 @@ MASK_DECODER = Part(
     empty=lambda state, wan: wan.empty_vae(out_channels=1),
     join=_with_encoder,
 )
-PARTS: dict[str, Part] = {part.name: part for part in (DIT, MASK_DECODER)}
+
+
+def _no_pth(*_: Any, **__: Any) -> Any:
+    raise WeightsError("FlowRVS's layout has no place for a text-to-video DiT; use --format diffusers")
+
+
+VIDEO_DIT = Part(
+    *("video_dit", "transformer", "text_to_video"),
+    read_pth=_no_pth,
+    write_pth=_no_pth,
+    empty=lambda state, wan: wan.empty_transformer(video_injection=False),
+    takes_adapters=True,
+)
+PARTS: dict[str, Part] = {part.name: part for part in (DIT, MASK_DECODER, VIDEO_DIT)}
 
 
 def part_trained(settings: Mapping[str, Any]) -> Part | None:

@@ -16,6 +16,7 @@ from flowmask.trainer.track import database, spool
 from flowmask.trainer.track.spool import Point, Sent, Status, TrackingPlan
 
 KEY_TAG = "flowmask.run"
+_PARENT_TAG = "mlflow.parentRunId"
 PROGRESS = "step"  # a metric whose value is its own step: the server's latest says how far it has the run
 
 _PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
@@ -120,8 +121,15 @@ class MlflowRun:
             self._client.set_tag(run_id, KEY_TAG, self._plan.key)
         return True
 
-    def _tagged(self) -> list[Any]:
-        ours = f"tags.`{KEY_TAG}` = '{self._plan.key}'"
+    def _take_children(self) -> None:
+        """Put the runs of the plan's `children` below this one, as MLflow's pages nest them."""
+        for key in self._plan.children:
+            for run in self._tagged(key):
+                self._client.set_tag(run.info.run_id, _PARENT_TAG, self.run_id)
+
+    def _tagged(self, key: str | None = None) -> list[Any]:
+        """The runs of a key, ours if none is given, the oldest first."""
+        ours = f"tags.`{KEY_TAG}` = '{key or self._plan.key}'"
         return list(self._client.search_runs([self._experiment_id], ours, order_by=["attributes.start_time ASC"]))
 
     def _delete_copies(self, *, of: str) -> None:
@@ -186,6 +194,7 @@ class MlflowRun:
             self._client.log_artifact(self.run_id, str(path), to)
 
     def finish(self, status: Status) -> None:
+        self._take_children()
         self._delete_copies(of=self.run_id)
         self._client.set_terminated(self.run_id, status=status)
 

@@ -43,7 +43,8 @@ class _Document(BaseModel):
 class TrackingPlan(_Document):
     """All that a sender needs to know of a run, whenever and wherever it is started.
 
-    uri: in the file without secrets. asked: what the config said of it. folder: where the run lay at its last start.
+    uri: in the file without secrets; asked: what the config said of it. folder: where the run lay at its last start.
+    children: keys of the runs that belong below this one
     """
 
     key: str = Field(pattern=r"^[\w-]{1,64}$")
@@ -57,6 +58,7 @@ class TrackingPlan(_Document):
     run_id: str | None = None
     asked: SecretUri | None = ""
     folder: str = ""
+    children: tuple[str, ...] = ()
 
 
 class Sent(_Document):
@@ -266,10 +268,7 @@ def _content(path: Path) -> bytes:
 
 
 def _append(folder: Path, row: Mapping[str, Any]) -> None:
-    """One line in one write, so that writers in several processes never mix theirs.
-
-    It starts with a line break, so that a line which a kill has torn spoils no other.
-    """
+    """One line in one write, so that writers never mix theirs; begun anew, so that a torn line spoils no other."""
     with open(folder / OUTBOX, "ab", buffering=0, opener=_itself) as file:
         file.write(b"\n" + json.dumps(row, allow_nan=False).encode() + b"\n")
 

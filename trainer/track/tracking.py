@@ -8,7 +8,7 @@ import os
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +116,41 @@ def replay(folder: Path, *, timeout_s: float, warn: Callable[[str], None], uri: 
     for line in process.stdout:
         warn(line.rstrip("\n"))
     return process.wait() == DONE
+
+
+def track_group(
+    folder: Path,
+    runs: Sequence[Path],
+    *,
+    name: str,
+    step: int,
+    metrics: Mapping[str, float],
+    artifacts: Sequence[Path],
+    warn: Callable[[str], None],
+) -> bool | None:
+    """One MLflow run above those of training runs that have ended, at the server of the first; None if none is tracked.
+
+    folder: of its own, where it is remembered; step: at which `metrics` were measured. Whether the server has all.
+    """
+    plans = [plan for run in runs if (plan := spool.read_plan(run)) is not None and spool.is_plan_ours(run, plan)]
+    if not plans:
+        return None
+    RunFolder(folder, patience_s=0).close()  # makes it one of ours
+    first = plans[0]
+    kept = {"uri", "experiment", "end_timeout_s", "asked"}
+    plan = TrackingPlan(
+        **first.model_dump(include=kept),
+        key=spool.key_of(folder),
+        name=name,
+        status="FINISHED",
+        folder=str(folder.resolve()),
+        children=tuple(one.key for one in plans if one.uri == first.uri),
+    )
+    spool.write_plan(folder, plan)
+    spool.add_metrics(folder, step, metrics)
+    for path in artifacts:
+        spool.add_artifact(folder, path, to=None)
+    return replay(folder, timeout_s=first.end_timeout_s, warn=warn)
 
 
 def _server_of(folder: Path, *, named: str | None) -> str:

@@ -124,8 +124,9 @@ def test_the_demo_trains_in_as_many_processes_as_share_its_batches(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     asked: list[tuple[str, int]] = []
     monkeypatch.setattr(demo, "run", lambda job: asked.append((job.KIND, job.launch.processes_per_node)) or 0)
-    for part in ("_dataset", "_wan", "_predict"):
-        monkeypatch.setattr(demo.DemoRun, part, lambda self: None)
+    monkeypatch.setattr(demo.DemoRun, "_predict", lambda self: None)
+    for part in ("write_dataset", "write_wan"):
+        monkeypatch.setattr(demo, part, lambda *_, **__: None)
     monkeypatch.setattr(demo, "refuse_skips", lambda run: None)  # no run was made
     demo.DemoRun(tmp_path, demo.load_settings(profile), Console(quiet=True)).run()
     assert asked == [("cache", gpus), ("train", training), ("train", training), ("evaluate", gpus)]

@@ -203,7 +203,11 @@ def test_a_cache_may_move_but_not_change_under_a_run(lab: Path, finished: Path, 
     [
         ({"data.cache": "/nowhere"}, CacheError, "/nowhere: no such cache"),
         ({"model.wan": "/nowhere"}, WeightsError, "/nowhere is not a folder"),
-        ({"objective.kind": "gan"}, ConfigError, "'gan'; known: flow_matching, light_mask_decoder, mask_decoder"),
+        (
+            {"objective.kind": "gan"},
+            ConfigError,
+            "'gan'; known: flow_matching, light_mask_decoder, mask_decoder, text_to_video",
+        ),
         ({"model.init": "/nowhere"}, WeightsError, "/nowhere does not exist"),
     ],
 )

@@ -1,0 +1,51 @@
+"""The synthetic world of a demo: a dataset of three splits, and a tiny Wan. What is there already stays."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flowmask.launch.progress import bar
+from flowmask.models.files import move_new
+from flowmask.models.folders.scratch import scratch
+
+SPLITS = {"train": "train_videos", "calibrate": "calibrate_videos", "valid_u": "valid_videos"}
+
+
+def write_dataset(root: Path, sizes: Mapping[str, Any]) -> None:
+    """Write the splits below `root`; sizes: as configs/demo.yaml states them."""
+    from flowmask.data_pipeline.sources.synthetic import write_synthetic
+
+    for split, key in SPLITS.items():
+        videos, place = sizes.get(key, 0), root / split
+        if place.exists() or not videos:
+            continue
+        with whole(place) as made, bar() as update:
+            write_synthetic(
+                made,
+                split=split,
+                videos=videos,
+                seed=sizes["seed"],
+                frames=sizes["frames"],
+                size=sizes["size_px"],
+                no_target=sizes["no_target"][split],
+                on_progress=lambda done, videos=videos, split=split: update(split, done, videos),  # type: ignore[misc]
+            )
+
+
+def write_wan(place: Path, *, seed: int) -> None:
+    """Write a tiny Wan2.1 folder with random weights but for its VAE."""
+    from flowmask.models.weights.tiny_wan import write_tiny_wan
+
+    if not place.exists():
+        with whole(place) as root:
+            write_tiny_wan(root / place.name, seed=seed)
+
+
+@contextmanager
+def whole(place: Path) -> Iterator[Path]:
+    """A scratch root in which to write a folder called `place.name`, moved to `place` once it is whole."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(place.parent) as root:
+        yield root
+        move_new(root / place.name, place)

@@ -1,0 +1,149 @@
+"""What a study is shown as: one HTML page, the same table as Markdown and on a terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from flowmask.data_pipeline.show import page
+from flowmask.data_pipeline.show.page import Cell
+from flowmask.data_pipeline.show.page_file import PageFile
+from flowmask.data_pipeline.show.paint import PREDICTED_COLOUR, TRUE_COLOUR, lit
+from flowmask.launch.progress import duration
+from flowmask.launch.reproduce import charts
+from flowmask.launch.reproduce.figures import RowFigures, Value
+from flowmask.models.errors import UserError
+from flowmask.trainer.score.compare.evaluation import Evaluated, Found, Pair, dataset_of
+
+_EXAMPLES, _FRAMES = 3, 5
+TITLES = (
+    *("Row", "Published", "Ours", "95 %", "Seeds", "Against", "Published gain", "Gain", "95 % of it"),
+    *("Steps", "Process time", "FLOPs", "Examples/s"),
+)
+HOW_SURE = (
+    "Intervals of 95 %: seeds and videos are both drawn 1,000 times with replacement. A difference is paired: of the "
+    "same seed, video and sentence. In bold where 0 lies outside of its interval."
+)
+
+
+def page_file(out: Path) -> PageFile:
+    """The page of a study; an earlier one is replaced."""
+    return PageFile(out, title="Study:", kind="a study")
+
+
+def write_page(file: PageFile, *, title: str, command: str, figures: Sequence[RowFigures]) -> None:
+    """Write the page: table, scores beside the published ones, losses, and three sentences as every row sees them."""
+    done, wanted = (sum(numbers) for numbers in zip(*((len(one.scores), one.seeds) for one in figures)))
+    body = [page.pairs({"command": command, "done": f"{done} of {wanted} evaluations"})]
+    if done < wanted:
+        left = wanted - done
+        missing = f"{left} evaluation{'s are' if left > 1 else ' is'} not there yet"
+        body.append(page.note(f"{missing}; the same command goes on."))
+    table = page.table(TITLES, [[Cell(text, head=not place) for place, text in enumerate(r)] for r in cells(figures)])
+    body += [page.paragraph(HOW_SURE.replace(" In bold where", " Marked with * where")), table]
+    body += [page.heading("J&F: rings as published, dots ours, a dot for each seed"), charts.scores(figures)]
+    if curves := charts.losses(figures):
+        body += [page.heading("Training loss, a line for each seed; not comparable between objectives")]
+        body += [page.side_by_side(curves)]
+    sheets = list(_sheets(figures))
+    if sheets:
+        legend = page.legend({"true mask": TRUE_COLOUR, "predicted mask": PREDICTED_COLOUR, "outside": None})
+        body += [page.heading("The same sentences in every row, at the first seed"), legend, *sheets]
+    file.write(title, body)
+
+
+def cells(figures: Sequence[RowFigures], *, sure: str = "*") -> Iterator[list[str]]:
+    """The rows of the table as text, in the order of TITLES; sure: what marks a difference that is beyond chance."""
+    titles = {one.row.name: one.row.title for one in figures}
+    for one in figures:
+        cost = one.cost
+        yield [
+            one.row.title,
+            _number(one.row.published),
+            "" if one.mean is None else f"{one.mean.mean:.1f}",
+            _interval(one.mean),
+            f"{len(one.scores)} of {one.seeds}" if len(one.scores) < one.seeds else str(one.seeds),
+            titles[one.row.against] if one.row.against else "",
+            "" if one.published_against is None else f"{one.published_against:+.1f}",
+            "" if one.against is None else _marked(f"{one.against.mean:+.1f}", one.against, sure),
+            _interval(one.against, signed=True),
+            "" if cost is None else f"{cost.steps:,}",
+            "" if cost is None else duration(3600 * cost.process_hours),
+            "" if cost is None or cost.pflop is None else _flops(1e15 * cost.pflop),
+            "" if cost is None else f"{cost.examples_per_s:.3g}",
+        ]
+
+
+def markdown(figures: Sequence[RowFigures]) -> str:
+    """The table in Markdown."""
+    lines = [f"| {' | '.join(TITLES)} |", f"|{'---|' * len(TITLES)}"]
+    lines += [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells(figures, sure="**")
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def on_terminal(figures: Sequence[RowFigures]) -> Table:
+    """The scores alone, narrow enough for 80 columns."""
+    kept = (0, 1, 2, 3, 7, 8)
+    table = Table(*(TITLES[place] for place in kept), box=None, padding=(0, 1, 0, 0))
+    for row in cells(figures):
+        table.add_row(*(row[place] for place in kept))
+    return table
+
+
+def _marked(text: str, value: Value, sure: str) -> str:
+    if not value.is_sure:
+        return text
+    return f"{sure}{text}{sure}" if sure == "**" else f"{text}{sure}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _interval(value: Value | None, *, signed: bool = False) -> str:
+    if value is None or value.interval is None:
+        return ""
+    low, high = value.interval
+    return f"{low:+.1f} to {high:+.1f}" if signed else f"{low:.1f} to {high:.1f}"
+
+
+def _flops(value: float) -> str:
+    """FLOPs in the largest unit of which there is one."""
+    sizes = {"E": 1e18, "P": 1e15, "T": 1e12}
+    unit = next((unit for unit, size in sizes.items() if value >= size), "G")
+    return f"{value / sizes.get(unit, 1e9):,.3g} {unit}FLOP"
+
+
+def _sheets(figures: Sequence[RowFigures]) -> Iterator[str]:
+    """The same few expressions of one dataset, the true mask and each row's below another."""
+    first = {one.row.title: one.scores[min(one.scores)] for one in figures if one.scores}
+    if not first:
+        return
+    found, _ = dataset_of(list(first.values()))
+    shared = [pair for pair in found if all(pair in one.scores for one in first.values())]
+    named = [pair for pair in shared if found[pair][1].anno_ids]
+    for place in page.spread(len(named), _EXAMPLES):
+        if sheet := _sheet(named[place], found, first):
+            yield sheet
+
+
+def _sheet(pair: Pair, found: Found, evaluations: Mapping[str, Evaluated]) -> str:
+    video, expression = found[pair]
+    try:
+        known = sorted(video.annotated(expression.anno_ids) or range(len(video.frame_names)))
+        ids = [known[place] for place in page.spread(len(known), _FRAMES)]
+        names, frames = [video.frame_names[i] for i in ids], video.frames(ids)
+        truth = video.mask(expression.anno_ids, ids)
+        rows: dict[str, list[NDArray[np.uint8]]] = {"frame": list(frames)}
+        rows["true mask"] = [lit(frame, mask, TRUE_COLOUR) for frame, mask in zip(frames, truth)]
+        for title, one in evaluations.items():
+            masks = one.masks(pair, names, size=video.size)
+            if masks is not None:
+                rows[title] = [lit(frame, mask, PREDICTED_COLOUR) for frame, mask in zip(frames, masks)]
+    except (UserError, OSError):
+        return ""
+    return page.sheet(expression.text, detail="/".join(pair), rows=rows, columns=names)

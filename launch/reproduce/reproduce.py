@@ -1,0 +1,116 @@
+"""Run a study: its world if it has one, then the curriculum of its rows, its page after every stage.
+
+Whatever ends this process, the same command goes on: what is done is skipped.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flowmask.launch.console import err
+from flowmask.launch.console import out as printer
+from flowmask.launch.curriculum.curriculum import run_curriculum
+from flowmask.launch.demo.world import write_dataset, write_wan
+from flowmask.launch.reproduce import page
+from flowmask.launch.reproduce.figures import RowFigures, as_json, collect
+from flowmask.launch.reproduce.study import Study, WorldConfig, load_study
+from flowmask.models.files import write_atomically
+from flowmask.models.folders import locks
+from flowmask.models.folders.output_folder import Kind, OutputFolder
+
+PAGE, TABLE, FIGURES = "study.html", "study.md", "study.json"
+STUDY = Kind("a study", older=lambda out: None)  # there was none before the mark
+_VIDEO_DIT = "text_to_video"  # the stage of a world that trains what its rows start from
+
+
+def reproduce(path: Path, overrides: Sequence[str], *, profile: str | None, wait: bool, dry_run: bool) -> int:
+    """Run what of a study is not done, write its page; the exit code. UserError names the stage that failed."""
+    study = load_study(path, overrides, profile=profile)
+    words = ["flowmask", "reproduce", str(path), *(["--profile", profile] if profile else []), *overrides]
+    command, page_file = shlex.join(words), page.page_file(study.out / PAGE)
+    if dry_run:
+        return _describe(study)
+    page_file.refuse()
+    with OutputFolder(study.out, STUDY).held(patience_s=locks.GLANCE_S):
+        values: dict[str, Any] = {}
+        if study.config.world is not None:
+            code = _make_world(study, study.config.world, wait=wait)
+            if code:
+                return code
+            values = _values(study)
+        curriculum = study.curriculum(values=values)
+
+        def publish() -> None:
+            figures = collect(study)
+            page.write_page(page_file, title=study.config.title, command=command, figures=figures)
+            write_atomically(study.out / TABLE, page.markdown(figures))
+            write_atomically(study.out / FIGURES, as_json(figures))
+
+        try:
+            code = run_curriculum(curriculum, [], wait=wait, dry_run=False, after_stage=publish)
+        finally:
+            publish()
+    figures = collect(study)
+    printer.print(page.on_terminal(figures))
+    err.print(f"page: {study.out / PAGE}; the same as Markdown and JSON beside it")
+    _track(study, figures)
+    return code
+
+
+def _track(study: Study, figures: Sequence[RowFigures]) -> None:
+    """One MLflow run above those of the trainings, with the table's figures and the page."""
+    from flowmask.trainer.track.tracking import track_group
+
+    metrics = {f"jf/{one.row.name}": one.mean.mean for one in figures if one.mean is not None}
+    metrics |= {f"gain/{one.row.name}": one.against.mean for one in figures if one.against is not None}
+    track_group(
+        study.out / "mlflow",
+        sorted({trial.run for trial in study.trials()}),
+        name=study.config.title,
+        step=sum(len(one.scores) for one in figures),
+        metrics=metrics,
+        artifacts=[study.out / name for name in (PAGE, TABLE, FIGURES)],
+        warn=err.print,
+    )
+
+
+def _values(study: Study) -> dict[str, Any]:
+    """Where the parts of a world are, for ${values.NAME}."""
+    world = study.out / "world"
+    return {"dataset": str(world / "dataset"), "untrained_wan": str(world / "wan"), "wan": str(world / "wan_trained")}
+
+
+def _make_world(study: Study, world: WorldConfig, *, wait: bool) -> int:
+    """The dataset, a tiny Wan, and the Wan folder that all rows start from; the exit code."""
+    values = _values(study)
+    trained = Path(values["wan"])
+    if trained.exists():
+        return 0
+    err.print(f"{study.out / 'world'}: dataset and tiny Wan")
+    write_dataset(Path(values["dataset"]), world.dataset)
+    write_wan(Path(values["untrained_wan"]), seed=int(world.dataset["seed"]))
+    run = study.out / "runs" / _VIDEO_DIT
+    stage = {
+        "name": _VIDEO_DIT,
+        "kind": "train",
+        "config": str(study.found(world.start)),
+        "needs": [world.cache],
+        "overrides": {"out": str(run), "model.wan": values["untrained_wan"]},
+        "carries": {"data.cache": f"${{stages.{world.cache}.out}}"},
+    }
+    code = run_curriculum(study.curriculum(values=values, stages=[stage]), [], wait=wait, dry_run=False)
+    if not code:
+        from flowmask.trainer.predict.export import export
+
+        export(str(run), format="diffusers", out=trained)
+    return code
+
+
+def _describe(study: Study) -> int:
+    """What would be trained and scored; nothing is written."""
+    printer.print(f"{study.path}: {len(study.config.rows)} rows, out {study.out}")
+    for trial in study.trials():
+        what = "trained and scored" if trial.row.of is None else f"scored, of {trial.row.of}"
+        printer.print(f"{trial.evaluation.name}: {what}; {trial.row.title}")
+    return 0

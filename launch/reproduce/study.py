@@ -1,0 +1,213 @@
+"""A study's YAML: the rows of a table, each a training and an evaluation for every seed, as stages of one curriculum.
+
+OUT/runs/ROW_seed0       the training of a row     OUT/evaluate/ROW_seed0   its scores
+OUT/curriculum.yaml      the stages, as `flowmask curriculum` takes them
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from omegaconf import OmegaConf
+from pydantic import Field, model_validator
+
+from flowmask.launch.config import load_yaml, readable, set_key, split_override, validate
+from flowmask.launch.configs import find_config
+from flowmask.launch.curriculum.stages import StageConfig
+from flowmask.launch.jobs import EvaluateJob, TrainJob
+from flowmask.models.config import Section
+from flowmask.models.errors import ConfigError
+from flowmask.models.files import write_atomically
+
+CURRICULUM = "curriculum.yaml"
+_NAME = r"^[A-Za-z0-9_-]+$"
+
+
+class EveryConfig(Section):
+    """What every training, or every evaluation, of a study has over its own config."""
+
+    config: str | None = Field(None, description="of evaluations: a YAML, from the study's folder")
+    needs: tuple[str, ...] = ()
+    overrides: dict[str, Any] = Field({})
+    carries: dict[str, str] = Field({})
+
+
+class RowConfig(Section):
+    """A row of the table."""
+
+    name: str = Field(pattern=_NAME)
+    title: str
+    published: float | None = Field(None, description="J&F as it was published")
+    config: str | None = Field(None, description="a training's YAML, from the study's folder")
+    of: str | None = Field(None, description="instead: the row whose weights are evaluated in another way")
+    needs: tuple[str, ...] = Field((), description="stages that this row's training needs besides")
+    carries: dict[str, str] = Field({}, description="over those of every training")
+    training: dict[str, Any] = Field({}, description="KEY: VALUE over this row's training")
+    evaluation: dict[str, Any] = Field({}, description="KEY: VALUE over this row's evaluation")
+    seeded: tuple[str, ...] = Field((), description="keys that take the seed too, beside train.seed")
+    against: str | None = Field(None, description="the row that it is compared with")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        if (self.config is None) == (self.of is None):
+            raise ValueError(f"row {self.name} needs either config, to be trained, or of, a row that is")
+        return self
+
+
+class WorldConfig(Section):
+    """A synthetic world to run the study in: a dataset, a tiny Wan, and a DiT trained on its videos."""
+
+    dataset: dict[str, Any] = Field(description="sizes, as in configs/demo.yaml")
+    cache: str = Field(description="the stage that caches its training split")
+    start: str = Field(description="a text-to-video training, from the study's folder; every row starts from its DiT")
+
+
+class StudyConfig(Section):
+    """`flowmask reproduce`."""
+
+    out: Path
+    title: str
+    seeds: int = Field(1, ge=1, description="trainings of each row")
+    seeds_of: dict[str, int] = Field({}, description="row -> seeds, where these are others")
+    values: dict[str, Any] = Field({}, description="for ${values.NAME} anywhere below")
+    launch: dict[str, Any] = Field({}, description="over the `launch` section of every job")
+    world: WorldConfig | None = None
+    stages: tuple[StageConfig, ...] = Field((), description="what all rows share, as stages of a curriculum")
+    training: EveryConfig = EveryConfig()
+    evaluation: EveryConfig = EveryConfig()
+    rows: tuple[RowConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rows_know_each_other(self) -> Self:
+        trained = {row.name: row for row in self.rows if row.of is None}
+        names = [row.name for row in self.rows]
+        for row in self.rows:
+            if names.count(row.name) > 1:
+                raise ValueError(f"two rows are called {row.name}; rename one")
+            if row.of is not None and row.of not in trained:
+                raise ValueError(f"row {row.name} is of {row.of}; rows that are trained are: {', '.join(trained)}")
+            if row.against is not None and row.against not in names:
+                raise ValueError(f"row {row.name} is against {row.against}; rows are: {', '.join(names)}")
+        if unknown := [name for name in self.seeds_of if name not in trained or self.seeds_of[name] < 1]:
+            raise ValueError(f"seeds_of.{unknown[0]} must be 1 or more, of a row that is trained: {', '.join(trained)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A row at one seed: where its weights and its scores are."""
+
+    row: RowConfig
+    seed: int
+    run: Path
+    evaluation: Path
+
+    @property
+    def stage(self) -> str:
+        """The evaluation's stage; that of the training is the run's name."""
+        return f"{self.evaluation.name}-scores"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it was read. path: its YAML, from whose folder the configs that it names are looked for."""
+
+    path: Path
+    config: StudyConfig
+
+    @property
+    def out(self) -> Path:
+        return self.config.out
+
+    def seeds(self, row: RowConfig) -> int:
+        """How often a row is trained, and so scored."""
+        return self.config.seeds_of.get(row.of or row.name, self.config.seeds)
+
+    def trials(self) -> Iterator[Trial]:
+        """Seed by seed, so that a study that is not finished has something of each row."""
+        for seed in range(max(map(self.seeds, self.config.rows))):
+            for row in self.config.rows:
+                if seed < self.seeds(row):
+                    run = self.out / "runs" / f"{row.of or row.name}_seed{seed}"
+                    yield Trial(row, seed, run, self.out / "evaluate" / f"{row.name}_seed{seed}")
+
+    def found(self, config: str) -> Path:
+        """The YAML that the study names."""
+        return find_config(self.path.parent / config).resolve()
+
+    def curriculum(self, *, values: Mapping[str, Any] | None = None, stages: Sequence[Any] | None = None) -> Path:
+        """Write the stages as a curriculum's YAML; its path. stages: others than those of the study."""
+        config = self.config
+        shared = [{**one.model_dump(mode="json"), "config": self._source(one)} for one in config.stages]
+        made = [*shared, *self._trials()] if stages is None else [*shared, *stages]
+        tree = {
+            "out": str(self.out / "curriculum"),
+            "values": {**config.values, **(values or {}), "out": str(self.out)},
+            "launch": config.launch,
+            "stages": [{key: value for key, value in stage.items() if value not in (None, {}, [])} for stage in made],
+        }
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / CURRICULUM
+        write_atomically(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        return path
+
+    def _source(self, stage: StageConfig) -> Any:
+        return stage.config if isinstance(stage.config, dict) else str(self.found(stage.config))
+
+    def _trials(self) -> Iterator[dict[str, Any]]:
+        config = self.config
+        assert config.evaluation.config is not None
+        for trial in self.trials():
+            row, seed = trial.row, trial.seed
+            if row.config is not None:
+                seeds = dict.fromkeys(("train.seed", *row.seeded), seed)
+                yield {
+                    "name": trial.run.name,
+                    "kind": TrainJob.KIND,
+                    "config": str(self.found(row.config)),
+                    "needs": [*config.training.needs, *row.needs],
+                    "overrides": {**config.training.overrides, **row.training, **seeds, "out": str(trial.run)},
+                    "carries": {**config.training.carries, **row.carries},
+                }
+            others = {key: value for key, value in config.evaluation.carries.items() if key not in row.evaluation}
+            yield {
+                "name": trial.stage,
+                "kind": EvaluateJob.KIND,
+                "config": str(self.found(config.evaluation.config)),
+                "needs": [trial.run.name, *config.evaluation.needs],
+                "overrides": {**config.evaluation.overrides, **row.evaluation, "out": str(trial.evaluation)},
+                "carries": {"checkpoint": f"${{stages.{trial.run.name}.out}}", **others},
+            }
+
+
+def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None = None) -> Study:
+    """Read a study; ConfigError in one line about whatever is wrong.
+
+    profile: the keys below `profiles.NAME` take the place of those of the file. overrides: `KEY=VALUE` of the study;
+    `training.KEY=VALUE` and `evaluation.KEY=VALUE` go over every training and evaluation.
+    """
+    path = find_config(path)
+    with readable(path):
+        tree: Any = OmegaConf.to_container(load_yaml(path))
+        profiles = tree.pop("profiles", None) or {}
+        if profile is not None:
+            if profile not in profiles:
+                known = f"it has {', '.join(profiles)}" if profiles else "it has none"
+                raise ConfigError(f"--profile is {profile}, which {path} does not know; {known}")
+            tree |= profiles[profile]
+        loaded = OmegaConf.create(tree)
+        for item in overrides:
+            key, value = split_override(item)
+            first, _, rest = key.partition(".")
+            if first in ("training", "evaluation") and rest:
+                every = OmegaConf.to_container(loaded.get(first) or OmegaConf.create({}))
+                loaded[first] = {**every, "overrides": {**(every.get("overrides") or {}), rest: value}}  # type: ignore[arg-type,union-attr,call-overload]
+            else:
+                set_key(loaded, key, value, where=f"override {item!r}")
+        plain: Any = OmegaConf.to_container(loaded)
+    study = Study(path, validate(plain, StudyConfig, origin=str(path)))
+    if study.config.evaluation.config is None:
+        raise ConfigError(f"{path}: evaluation.config is missing; name the YAML with which each row is scored")
+    return study

@@ -1,0 +1,164 @@
+"""A whole study, as small as it goes: its world, two trainings, a row that only scores, its page and its MLflow run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flowmask.launch.reproduce import reproduce
+from flowmask.launch.reproduce.reproduce import FIGURES, PAGE, TABLE
+from flowmask.models.weights.wan import WanFolder
+
+TRAIN: dict[str, Any] = {
+    "out": "unsaid",
+    "model": {"wan": "unsaid", "text_tokens": 16},
+    "data": {"cache": "unsaid"},
+    "train": {"steps": 3, "lr": 2e-3, "global_batch": 2, "micro_batch": 2, "log_every_steps": 1, "precision": "fp32"},
+    "checkpoint": {"every_steps": 2},
+    "ema": {"decay": 0.5},
+}
+SCORE = {"out": "unsaid", "checkpoint": "unsaid", "precision": "fp32", "device": "cpu", "sampler": {"steps": 1}}
+
+
+def write_study(folder: Path) -> Path:
+    clip = {"sampling": "whole", "frames": 5, "short_side": 32, "long_side": 32, "size_multiple": 16, "augment": False}
+    cache = {
+        "out": str(folder / "cache"),
+        "model": {"wan": "${values.untrained_wan}"},
+        "data": {"source": "mevis", "root": "${values.dataset}", "split": "train"},
+        "clip": clip,
+        "cache": {"clips_per_shard": 4},
+    }
+    files = {
+        "video.yaml": {**TRAIN, "objective": {"kind": "text_to_video"}},
+        "plain.yaml": {**TRAIN, "objective": {"boundary_bias": False}},
+        "biased.yaml": TRAIN,
+        "score.yaml": {
+            **SCORE,
+            "data": {"source": "mevis", "root": "unsaid", "split": "valid_u"},
+            "box": {"height_px": 32, "width_px": 32},
+        },
+    }
+    rows = [
+        {"name": "plain", "title": "plain", "published": 40.0, "config": "plain.yaml"},
+        {"name": "biased", "title": "bia|sed <b>", "published": 50.0, "config": "biased.yaml", "against": "plain"},
+        {"name": "twice", "title": "two steps", "of": "biased", "evaluation": {"sampler.steps": 2}},
+    ]
+    sizes = {"seed": 0, "frames": 5, "size_px": 32, "train_videos": 2, "valid_videos": 2}
+    files["study.yaml"] = {
+        "out": str(folder / "study"),
+        "title": "a small study",
+        "launch": {"cluster": "debug"},
+        "world": {
+            "dataset": {**sizes, "no_target": {"train": 0, "valid_u": 1}},
+            "cache": "cache",
+            "start": "video.yaml",
+        },
+        "stages": [{"name": "cache", "kind": "cache", "config": cache}],
+        "training": {
+            "needs": ["cache"],
+            "overrides": {"model.wan": "${values.wan}"},
+            "carries": {"data.cache": "${stages.cache.out}"},
+        },
+        "evaluation": {"config": "score.yaml", "overrides": {"data.root": "${values.dataset}"}},
+        "rows": rows,
+    }
+    for name, tree in files.items():
+        (folder / name).write_text(yaml.safe_dump(tree))
+    return folder / "study.yaml"
+
+
+def run(path: Path) -> int:
+    return reproduce.reproduce(path, [], profile=None, wait=True, dry_run=False)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study that was interrupted after its first scores, and begun again."""
+    path = write_study(tmp_path_factory.mktemp("study"))
+    out, write = path.parent / "study", reproduce.page.write_page
+    pages: list[str] = []
+
+    def interrupted(*args: Any, **named: Any) -> None:
+        write(*args, **named)
+        pages.append((out / PAGE).read_text())
+        if len(pages) == 2:  # the cache was made before: a training and its scores
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reproduce.page, "write_page", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(path)
+    assert "2 evaluations are not there yet; the same command goes on" in pages[1]
+    assert run(path) == 0
+    return out
+
+
+def test_every_figure_is_that_of_the_scores(study: Path) -> None:
+    found = {row["row"]: row for row in json.loads((study / FIGURES).read_text())}
+    for name, row in found.items():
+        scores = json.loads((study / "evaluate" / f"{name}_seed0" / "scores.json").read_text())
+        assert row["by_seed"]["0"] == pytest.approx(scores["jf"], abs=1e-3)
+        assert row["mean"]["value"] == pytest.approx(scores["jf"], abs=1e-6)
+    gain = found["biased"]["mean"]["value"] - found["plain"]["mean"]["value"]
+    assert found["biased"]["difference"]["value"] == pytest.approx(gain)
+    assert found["biased"]["published_difference"] == 10
+    assert found["biased"]["cost"]["steps"] == 3 and found["biased"]["cost"]["pflop"] > 0
+    assert found["twice"]["cost"] is None
+
+
+def test_the_page_shows_every_row_and_the_same_sentences_and_escapes_what_it_is_told(study: Path) -> None:
+    text = (study / PAGE).read_text()
+    assert "bia|sed &lt;b&gt;" in text and "<b>sed" not in text and "not there yet" not in text
+    assert text.count("<figure>") >= 1 and text.count('alt="two steps"') == text.count('alt="true mask"') > 0
+    table = (study / TABLE).read_text().splitlines()
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+
+
+def test_every_row_started_from_the_dit_that_learned_videos(study: Path) -> None:
+    world = study / "world"
+    wan = {name: WanFolder(world / name).identity("transformer") for name in ("wan", "wan_trained")}
+    assert wan["wan"] != wan["wan_trained"]
+    for name in ("plain", "biased"):
+        config = yaml.safe_load((study / "runs" / f"{name}_seed0" / "config.yaml").read_text())
+        assert config["model"]["wan"] == str(world / "wan_trained")
+
+
+def test_the_same_command_again_trains_and_scores_nothing(study: Path) -> None:
+    def times() -> dict[Path, int]:
+        kept = [*study.glob("runs/*/metrics.jsonl"), *study.glob("evaluate/*/scores.json")]
+        return {path: path.stat().st_mtime_ns for path in kept}
+
+    before, figures = times(), (study / FIGURES).read_text()
+    assert run(study.parent / "study.yaml") == 0
+    assert times() == before and len(before) == 3 + 3 and (study / FIGURES).read_text() == figures
+
+
+def test_mlflow_has_one_run_above_those_of_the_trainings_with_the_figures_and_the_page(study: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{study / 'runs' / 'mlflow.db'}")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "flowmask"]
+    runs = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
+    parent = runs.pop("a small study")
+    assert runs.keys() == {"plain_seed0", "biased_seed0", "text_to_video"}
+    children = {name for name, one in runs.items() if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert children == {"plain_seed0", "biased_seed0"}
+    figures = {row["row"]: row for row in json.loads((study / FIGURES).read_text())}
+    assert parent.data.metrics["jf/biased"] == pytest.approx(figures["biased"]["mean"]["value"])
+    assert parent.data.metrics["gain/biased"] == pytest.approx(figures["biased"]["difference"]["value"])
+    assert {PAGE, TABLE, FIGURES} <= {one.path for one in client.list_artifacts(parent.info.run_id)}
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_stage_that_fails_is_named_and_the_page_says_what_is_there(study: Path) -> None:
+    tree = yaml.safe_load((study.parent / "study.yaml").read_text())
+    tree["rows"].append({"name": "late", "title": "late", "config": "late.yaml"})
+    (study.parent / "late.yaml").write_text(yaml.safe_dump({**TRAIN, "model": {**TRAIN["model"], "init": "/nowhere"}}))
+    path = study.parent / "more.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(Exception, match=r"late_seed0.*/nowhere"):
+        run(path)
+    assert "1 evaluation is not there yet" in (study / PAGE).read_text()
