@@ -15,7 +15,7 @@ from runs import make_lab, run_config
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("models", "data_pipeline", "trainer", "launch")
-SOURCES = ("flowmask", *ROOMS, "configs", "README.md", "setup.cfg", "pyproject.toml")
+SOURCES = ("flowmask", *ROOMS, "configs", "README.md", "LICENSE", "setup.cfg", "pyproject.toml")
 THEIRS = (*ROOMS, "configs")
 POISON = "raise SystemExit(f'{__file__} was imported')\n"
 RIVAL = "[project]\nname = 'rival'\nversion = '1'\n[tool.setuptools]\npackages = {}\n"

@@ -64,7 +64,7 @@ def _track(study: Study, figures: Sequence[RowFigures]) -> None:
 
     metrics = {f"jf/{one.row.name}": one.mean.mean for one in figures if one.mean is not None}
     metrics |= {f"gain/{one.row.name}": one.against.mean for one in figures if one.against is not None}
-    track_group(
+    taken = track_group(
         study.out / "mlflow",
         sorted({trial.run for trial in study.trials()}),
         name=study.config.title,
@@ -73,6 +73,8 @@ def _track(study: Study, figures: Sequence[RowFigures]) -> None:
         artifacts=[study.out / name for name in (PAGE, TABLE, FIGURES)],
         warn=err.print,
     )
+    if taken is False:
+        err.print("MLflow has not taken everything; the same command sends the rest")
 
 
 def _values(study: Study) -> dict[str, Any]:
