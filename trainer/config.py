@@ -31,7 +31,8 @@ Recomputation = Annotated[Recompute, BeforeValidator(_checkpointing)]
 class TrainConfig(Section):
     """Optimiser, batch, precision and parallelism."""
 
-    steps: MayChange[int] = Field(ge=1, description="optimiser steps in all; may be raised later")
+    steps: MayChange[int | None] = Field(default=None, ge=1, description="optimiser steps in all; may be raised later")
+    epochs: MayChange[int | None] = Field(default=None, ge=1, description="instead of `steps`: epochs of data.cache")
     seed: int = 0
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw", description="adamw8bit: moments in 8 bits, a quarter of their memory (bitsandbytes)"
@@ -57,6 +58,7 @@ class TrainConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1, description="cosine: where the learning rate ends")
     decay_at_steps: tuple[int, ...] = Field(default=(), description="multistep: where the learning rate drops")
+    decay_at_epochs: MayChange[tuple[int, ...]] = Field(default=(), description="the same by epochs, as `epochs`")
     decay_factor: float = Field(default=0.9, gt=0, le=1, description="multistep: by how much it drops")
     offload_optimizer: MayChange[bool] = Field(default=False, description="keep the optimiser state in host memory")
     activation_checkpointing: MayChange[Recomputation] = Field(
@@ -67,6 +69,32 @@ class TrainConfig(Section):
     collective_timeout_s: MayChange[float] = Field(
         default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"
     )
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run is finished; of a config whose epochs are settled as steps."""
+        assert self.steps is not None, "epochs are settled when the cache is opened, see trainer/state/length.py"
+        return self.steps
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether something here is known as steps only once the cache is."""
+        return self.epochs is not None or bool(self.decay_at_epochs)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("key train.steps is missing; give it, or train.epochs")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"train.steps is {self.steps} and train.epochs is {self.epochs}; give one and set the other to null"
+            )
+        if self.decay_at_steps and self.decay_at_epochs:
+            raise ValueError(
+                f"train.decay_at_steps is {list(self.decay_at_steps)} and train.decay_at_epochs "
+                f"{list(self.decay_at_epochs)}; give one and set the other to []"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
@@ -92,12 +120,15 @@ class TrainConfig(Section):
                 "train.activation_checkpointing is selective and train.zero_stage is 3, whose layers' products can't "
                 "be kept: choose full, or stage 0, 1 or 2"
             )
-        if self.schedule == "multistep" and not self.decay_at_steps:
-            raise ValueError("train.schedule is multistep but train.decay_at_steps is empty; name the steps")
-        if list(self.decay_at_steps) != sorted(set(self.decay_at_steps)):
-            raise ValueError(f"train.decay_at_steps is {list(self.decay_at_steps)}; the steps must rise")
+        if self.schedule == "multistep" and not (self.decay_at_steps or self.decay_at_epochs):
+            raise ValueError(
+                "train.schedule is multistep but train.decay_at_steps is empty; name the steps, or decay_at_epochs"
+            )
+        for key in ("decay_at_steps", "decay_at_epochs"):
+            if list(drops := getattr(self, key)) != sorted(set(drops)):
+                raise ValueError(f"train.{key} is {list(drops)}; the numbers must rise")
         length = self.schedule_steps or self.steps
-        if self.schedule == "cosine" and self.warmup_steps >= length:
+        if self.schedule == "cosine" and length is not None and self.warmup_steps >= length:
             raise ValueError(
                 f"train.warmup_steps is {self.warmup_steps}; it must be below the schedule's {length} steps"
             )
@@ -181,6 +212,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _module_can(self) -> Self:
         kind, train = self.objective.kind, self.train
+        if self.data.mix and train.counts_epochs:
+            raise ValueError(
+                "train.epochs and train.decay_at_epochs are those of one data.cache, and each cache of data.mix has "
+                "its own; give train.steps and train.decay_at_steps: `flowmask plan` says how many epochs of each"
+            )
         objective, module = objective_class(kind), f"the module of objective.kind {kind}"
         self.objective.refuse_beside(self.model, lora=self.lora is not None)
         if self.evaluate.whole_videos is not None and objective.makes != "dit":

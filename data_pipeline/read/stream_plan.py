@@ -160,6 +160,11 @@ class StreamPlan:
             step=step, bucket=row[0][0], example_ids=items[:, ID].astype(np.uint64), epochs=items[:, EPOCH]
         )
 
+    def first_step(self, epoch: int) -> int:
+        """How many steps the examples of the first `epoch` epochs fill."""
+        cycles, rest = divmod(epoch, len(self._examples))
+        return (cycles * sum(self._examples) + sum(self._examples[:rest])) // self.global_batch
+
     def progress(self, step: int) -> float:
         """Epochs' worth of examples that all ranks together have had before `step`."""
         views = len(self._examples)

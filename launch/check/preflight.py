@@ -24,6 +24,7 @@ from flowmask.models.strict import read_json
 from flowmask.trainer.config import RunConfig, accumulation_steps, workers
 from flowmask.trainer.run.schedule import behind_the_end
 from flowmask.trainer.state.checkpoint import read_run
+from flowmask.trainer.state.length import if_known
 from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config, settled
 from flowmask.trainer.state.steps import newest
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
@@ -125,7 +126,15 @@ def _tokens(job: TrainJob) -> Iterator[Finding]:
 
 
 def _resume(job: TrainJob) -> Iterator[Finding]:
-    """A run that goes on: the same settings and the same cache, as the job itself will ask."""
+    """How long it is; of a run that goes on, that settings and cache are the same, as the job itself will ask."""
+    try:
+        job = if_known(job)
+    except ConfigError as error:
+        yield Finding("steps", "fail", str(error))
+        return
+    if job.train.epochs is not None:
+        said = f"train.epochs is {job.train.epochs}: how many steps that is, {job.out} will know from {job.data.caches}"
+        yield Finding("steps", "unknown", said)
     try:
         checkpoint = newest(job.out)
         document = read_run(checkpoint) if checkpoint is not None else None
@@ -148,7 +157,10 @@ def _resume(job: TrainJob) -> Iterator[Finding]:
 
 
 def _schedule(config: RunConfig, *, step: int) -> Iterator[Finding]:
-    if (behind := behind_the_end(config.train, step=step, out=config.out)) is not None:
+    if (
+        config.train.steps is not None
+        and (behind := behind_the_end(config.train, step=step, out=config.out)) is not None
+    ):
         yield Finding("schedule", "warn", behind)
 
 

@@ -17,6 +17,7 @@ from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import read_object, write_atomically
 from flowmask.models.stored.typed import read_yaml
 from flowmask.trainer.state.checkpoint import read_run
+from flowmask.trainer.state.length import if_known
 from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
 from flowmask.trainer.state.steps import STATE, newest
 
@@ -82,6 +83,7 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
         return Judgement(False, "no checkpoint yet")
     document = read_run(checkpoint)
     state, step = document["state"], document["step"]
+    job = if_known(job)
     refuse_other_config(job, state)
     _refuse_other_start(stage, job, state, unfinished, memo)
     waits = unfinished & {name for key, name in stage.carries.items() if key.startswith("data.")}
@@ -89,11 +91,20 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
         return Judgement(False, f"{_names(waits)} not done")
     if (now := fingerprint_of(job.data)) is not None:
         refuse_other_cache(job, state, now)
-    if step < job.train.steps:
-        return Judgement(False, f"at step {step} of {job.train.steps}")
+    steps = _steps(job, state)
+    if steps is None or step < steps:
+        return Judgement(False, f"at step {step} of {steps or f'{job.train.epochs} epochs'}")
     if not document["updates"]:
         return Judgement(False, f"every step of {step} was skipped")
-    return Judgement(True, f"step {step} of {job.train.steps}")
+    return Judgement(True, f"step {step} of {steps}")
+
+
+def _steps(job: TrainJob, state: Mapping[str, Any]) -> int | None:
+    """How many steps a stage has; of a stream at a URL those of its run, if this was asked for as many epochs."""
+    if job.train.epochs is None:
+        return job.train.steps
+    saved: int = state["config"]["train"]["steps"]
+    return saved if (state.get("epochs") or 0) >= job.train.epochs else None
 
 
 def _refuse_other_start(

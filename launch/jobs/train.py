@@ -105,8 +105,9 @@ class TrainJob(Job, RunConfig):
         return self.data.folders()
 
     def leaves(self) -> Sequence[str]:
-        """Its last checkpoint by both names, and the best one where it is chosen."""
-        names = ["latest", f"step_{self.train.steps:08d}"] + ["best"] * self.evaluate.wanted
+        """Its last checkpoint, also by its step where the config says it, and the best one where it is chosen."""
+        steps = self.train.steps
+        names = ["latest", *([f"step_{steps:08d}"] if steps else []), *["best"] * self.evaluate.wanted]
         return [f"{CHECKPOINTS}/{name}" for name in names]
 
     def most_processes(self, limit: int) -> int:

@@ -59,7 +59,7 @@ def _show_training(found: TrainPlan, console: Console) -> None:
         ("clips", _shares(found.shapes)),
         ("planned for", f"{found.largest}" + (f", {found.tokens:,} tokens" if found.tokens else "")),
         ("work", f"{work(found.flop_per_example)} an example, {work(found.flop_per_step)} a step, no recomputation"),
-        ("run", f"{found.steps:,} steps" + (f", {found.epochs:.2f} epochs" if found.epochs else "")),
+        ("run", _length(found)),
         ("disk", f"{size(found.checkpoint_bytes)} a checkpoint, {size(found.disk_bytes)} at the most"),
         *_decoder(found.decoder_share),
     ]
@@ -72,6 +72,14 @@ def _show_training(found: TrainPlan, console: Console) -> None:
         f"{CONTEXT_BYTES / 1e9} GB for CUDA and NCCL. Host: a rank.",
         highlight=False,
     )
+
+
+def _length(found: TrainPlan) -> str:
+    """Steps and epochs, as far as they are known."""
+    steps = "steps unknown" if found.steps is None else f"{found.steps:,} steps"
+    if found.epochs_of_each:
+        return f"{steps}, epochs of each cache: {', '.join(f'{epochs:.2f}' for epochs in found.epochs_of_each)}"
+    return f"{steps}, {'epochs unknown' if found.epochs is None else f'{found.epochs:.2f} epochs'}"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -112,7 +120,7 @@ def _worlds(found: TrainPlan) -> Table:
             f"{world.device_bytes / 1e9:.1f}",
             f"{world.host_bytes / 1e9:.1f}",
             f"{world.step_s:.3g} s",
-            hours(world.hours),
+            "unknown" if world.hours is None else hours(world.hours),
         )
     return table
 

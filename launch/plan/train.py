@@ -4,15 +4,13 @@ Needs no GPU, no weights and no finished cache: whatever was assumed is in `note
 """
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from torch import nn
 
-from flowmask.data_pipeline.cache.manifest import read_manifest
-from flowmask.data_pipeline.config import ClipConfig
 from flowmask.launch.jobs import TrainJob
+from flowmask.launch.plan.data import length_of, shapes_of
 from flowmask.launch.plan.encoders import Encoders, share_of_peak
 from flowmask.launch.plan.memory import (
     EIGHT_BIT_MOMENTS_BYTES,
@@ -29,10 +27,10 @@ from flowmask.models.config import Recompute
 from flowmask.models.cost.dry_run import Pass
 from flowmask.models.cost.flops import TRAINING_PASSES
 from flowmask.models.decoders.light import LightMaskDecoder
-from flowmask.models.errors import CacheError, ConfigError
+from flowmask.models.errors import ConfigError
 from flowmask.trainer.config import STATE_BYTES, TrainConfig, accumulation_steps
 
-GPUS_GB = (24, 40, 80)  # of the cards that people have; --memory adds one
+GPUS_GB = (24, 40, 48, 80)  # of the cards that people have
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -65,7 +63,7 @@ class Disk:
         """module: of the run, on the meta device. Those kept, one being written, the milestones and the best one."""
         trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         every, steps = job.checkpoint.milestone_every_steps, job.train.steps
-        milestones = steps // every if every else 0
+        milestones = steps // every if every and steps else 0
         most = job.checkpoint.keep_last + 1 + milestones + job.evaluate.wanted
         return cls(STATE_BYTES * trained, most)
 
@@ -93,7 +91,7 @@ class WorldPlan:
     device_bytes: float
     host_bytes: float
     step_s: float
-    hours: float
+    hours: float | None  # None: nobody knows how many steps yet
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,9 @@ class TrainPlan:
     tokens: int  # of one example of the largest shape; 0 for a module without tokens
     flop_per_example: float  # forward and backward, mean over the shapes
     flop_per_step: float
-    steps: int
-    epochs: float | None
+    steps: int | None  # None: `epochs` are asked for of a cache that is not there
+    epochs: float | None  # None: the same the other way round
+    epochs_of_each: list[float]  # of the caches of data.mix; `epochs` is the least
     checkpoint_bytes: float
     disk_bytes: float
     chosen: SettingPlan
@@ -136,7 +135,8 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
     notes = list(shapes.notes)
     if job.scores is not None:
         notes.append("evaluate.whole_videos is not counted: passes of whole videos, and the encoders at the start")
-    mixture, examples = _shapes(job, clip, notes)
+    mixture = shapes_of(job, clip, notes)
+    job, epochs = length_of(job, notes)
     largest = max(mixture, key=lambda shape: (shape.pixels, str(shape)))
     module = trained_module(job, shapes)
     every = [parameter.numel() for parameter in module.parameters()]
@@ -170,7 +170,8 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
         flop_per_example=flop,
         flop_per_step=step_flop,
         steps=job.train.steps,
-        epochs=job.train.steps * job.train.global_batch / examples if examples else None,
+        epochs=min(epochs, default=job.train.epochs),
+        epochs_of_each=epochs if job.data.mix else [],
         checkpoint_bytes=disk.checkpoint_bytes,
         disk_bytes=disk.bytes,
         chosen=chosen,
@@ -255,7 +256,7 @@ def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float
         plan = planner.at(replace(setting, ranks=world))
         step_s = step_flop / (world * speed.flop_per_s * share)
         per_node = min(world, job.launch.processes_per_node)
-        hours = job.train.steps * step_s / 3600
+        hours = None if job.train.steps is None else job.train.steps * step_s / 3600
         host = plan.host.peak * per_node
         plans.append(WorldPlan(world, accumulation, plan.device.peak, host, step_s, hours))
     return plans
@@ -268,26 +269,3 @@ def _training_flop(job: TrainJob, shapes: Architecture, shape: Shape, *, config:
         return found
     alone = job.model_copy(update={"train": job.train.model_copy(update={"micro_batch": 1})})
     return TRAINING_PASSES * micro_batch_pass(alone, shapes, shape, recompute="none").forward_flop
-
-
-def _shapes(job: TrainJob, clip: Shape | None, notes: list[str]) -> tuple[dict[Shape, float], int]:
-    """Clip shapes with their shares of the examples, and the examples of an epoch (0: unknown)."""
-    caches = [(str(entry.cache), entry.weight) for entry in job.data.mix] or [(str(job.data.cache), 1.0)]
-    shares: dict[Shape, float] = {}
-    examples, whole = 0.0, sum(weight for _, weight in caches)
-    for cache, weight in caches:
-        try:
-            manifest = read_manifest(Path(cache))
-        except CacheError:
-            config = ClipConfig()
-            shape = clip or Shape(config.frames, config.short_side, config.long_side)
-            notes.append(f"{cache} is not there: clips of {shape}, see --clip")
-            shares[shape] = shares.get(shape, 0) + weight / whole
-            examples = -1
-            continue
-        examples = examples + manifest.examples / manifest.views if examples >= 0 else -1
-        total = sum(sum(bucket.examples) for bucket in manifest.buckets)
-        for bucket in manifest.buckets:
-            shape = Shape(bucket.frames, bucket.height, bucket.width)
-            shares[shape] = shares.get(shape, 0) + weight / whole * sum(bucket.examples) / total
-    return shares, max(0, int(examples))

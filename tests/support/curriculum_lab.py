@@ -31,7 +31,7 @@ def write_world(folder: Path) -> None:
 
 
 def curriculum(world: Path, out: Path) -> dict[str, Any]:
-    """The stages of configs/curriculum_mevis.yaml, as small as they go."""
+    """The stages of configs/curriculum_refcoco_mevis.yaml, as small as they go."""
     train = {
         "model": {"wan": str(world / "wan"), "text_tokens": 16},
         "train": TRAIN,

@@ -31,6 +31,10 @@ def test_a_remainder_names_the_nearest_global_batches_and_micro_batch() -> None:
         ({"zero_stage": 0, "offload_optimizer": True}, "needs train.zero_stage 1, 2 or 3"),
         ({"schedule": "multistep"}, "decay_at_steps is empty"),
         ({"schedule": "multistep", "decay_at_steps": [5, 3]}, "must rise"),
+        ({"schedule": "multistep", "decay_at_epochs": [5, 5]}, "decay_at_epochs is .* must rise"),
+        ({"decay_at_epochs": [5], "decay_at_steps": [3]}, r"give one and set the other to \[\]"),
+        ({"epochs": 2}, "train.steps is 10 and train.epochs is 2; give one and set the other to null"),
+        ({"steps": None}, "train.steps is missing; give it, or train.epochs"),
         ({"schedule": "cosine", "warmup_steps": 10}, "below the schedule's 10 steps"),
         ({"betas": [0.9, 1.0]}, r"\[0, 1\)"),
         ({"zero_stage": 4}, "less than or equal to 3"),
@@ -72,6 +76,14 @@ def test_whole_videos_need_a_dit() -> None:
     assert RunConfig.model_validate(tree).evaluate.scores_whole_videos(3)
     with pytest.raises(ValidationError, match=r"evaluate.whole_videos needs a DiT.* set it to null"):
         RunConfig.model_validate({**tree, "objective": {"kind": "mask_decoder"}})
+
+
+@pytest.mark.parametrize("train", [{"epochs": 3}, {"steps": 3, "decay_at_epochs": [1]}])
+def test_epochs_are_those_of_one_cache(train: dict[str, Any]) -> None:
+    tree: dict[str, Any] = {"out": "o", "model": {"wan": "w"}, "train": {**train, "global_batch": 8}}
+    assert RunConfig.model_validate(tree | {"data": {"cache": "c"}}).train.counts_epochs
+    with pytest.raises(ValidationError, match=r"data.mix has its own; give train.steps"):
+        RunConfig.model_validate(tree | {"data": {"mix": [{"cache": "c"}, {"cache": "d"}]}})
 
 
 def test_recomputation_may_be_named_or_be_true_or_false() -> None:

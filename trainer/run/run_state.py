@@ -54,7 +54,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.step >= self.config.train.steps
+        return self.step >= self.config.train.last_step
 
     @property
     def empty(self) -> bool:

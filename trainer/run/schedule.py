@@ -8,7 +8,7 @@ from flowmask.trainer.config import TrainConfig
 
 def schedule_length(train: TrainConfig) -> int:
     """Steps that the schedule spans; fixed at the first start, so that raising `steps` bends nothing."""
-    return train.schedule_steps or train.steps
+    return train.schedule_steps or train.last_step
 
 
 def behind_the_end(train: TrainConfig, *, step: int, out: Path) -> str | None:
@@ -18,15 +18,17 @@ def behind_the_end(train: TrainConfig, *, step: int, out: Path) -> str | None:
     """
     length, rate = schedule_length(train), train.lr * train.final_lr_fraction
     first = max(step, length) + 1
-    if train.schedule != "cosine" or train.final_lr_fraction == 1 or first > train.steps:
+    if train.schedule != "cosine" or train.final_lr_fraction == 1 or first > train.last_step:
         return None
-    said = f"steps {first} to {train.steps} lie behind the end of the cosine of {length} steps: learning rate {rate:g}"
+    said = (
+        f"steps {first} to {train.last_step} lie behind the end of the cosine of {length} steps: learning rate {rate:g}"
+    )
     if not step:
-        return f"{said}; give train.schedule_steps={train.steps}, or train.steps={length}"
-    left = train.steps - step
+        return f"{said}; give train.schedule_steps={train.last_step}, or train.steps={length}"
+    end, left = train.last_step, train.last_step - step
     return (
         f"{said}; a run keeps the schedule that it began with. For a longer one start a new run: out=NEW "
-        f"train.steps={train.steps} from the start, or out=NEW train.steps={left} model.init={out} from these weights"
+        f"train.steps={end} from the start, or out=NEW train.steps={left} model.init={out} from these weights"
     )
 
 

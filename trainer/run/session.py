@@ -16,6 +16,7 @@ from flowmask.models.errors import UserError
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig, accumulation_steps
 from flowmask.trainer.state.checkpoint import read_run
+from flowmask.trainer.state.length import in_steps
 from flowmask.trainer.state.owner import note_start
 from flowmask.trainer.state.resume import refuse_other_cache, refuse_other_config, settled
 from flowmask.trainer.state.run_folder import CHECKPOINTS, LOG, RunFolder
@@ -39,6 +40,7 @@ class Session:
     state: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     updates: int = 0  # steps that counted
+    epochs: int | None = None  # as they were asked for; `config` has the steps that they are
     tracker: Tracker | None = None
 
 
@@ -75,11 +77,15 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     )
     checkpoints.clean()
     newest = checkpoints.newest()
+    asked, config = config.train.epochs, together(lambda: in_steps(config, reader))
+    if asked is not None:
+        log.say(f"train.epochs {asked} of {config.data.caches}: {config.train.last_step} steps")
     document: dict[str, Any] = read_run(newest) if newest is not None else {"step": 0, "updates": 0, "state": {}}
     state = document["state"]
     together(lambda: _refuse_what_cannot_go_on(config, state, reader))
     config = settled(config, state)
-    return Session(config, folder, log, reader, checkpoints, newest, state, document["step"], document["updates"])
+    found = (state, document["step"], document["updates"])
+    return Session(config, folder, log, reader, checkpoints, newest, *found, epochs=asked)
 
 
 def _refuse_what_cannot_go_on(config: RunConfig, state: Mapping[str, Any], reader: Reader) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowmask.data_pipeline.read.batches import Batches, Plan, Reader, open_batches, plan_for
+from flowmask.data_pipeline.read.batches import Batches, Plan, Reader, open_batches
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.mixture import MixturePlan
 from flowmask.models.device import use_tf32
@@ -34,6 +34,7 @@ from flowmask.trainer.run.schedule import behind_the_end
 from flowmask.trainer.run.session import Session, open_session, together
 from flowmask.trainer.run.start import frozen_record, save_memory_and_time, starting_module
 from flowmask.trainer.run.validate import Validator, describe, make_validator
+from flowmask.trainer.state.length import order
 from flowmask.trainer.state.run_folder import OVERLAYS
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
@@ -46,7 +47,7 @@ _STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOP
 
 
 def run(config: RunConfig) -> int:
-    """Start or resume the run in `config.out` and train it to `train.steps`; returns the exit code.
+    """Start or resume the run in `config.out` and train it to its last step; returns the exit code.
 
     Collective: the launcher's variables say who calls, see `distributed.init`. 0 when finished, REQUEUE_EXIT_CODE when
     a signal stopped it. Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with
@@ -58,7 +59,7 @@ def run(config: RunConfig) -> int:
         atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
         _share_cores()
         session = open_session(config, stack)
-        steps = session.config.train.steps
+        steps = session.config.train.last_step
         if session.step >= steps:
             if not session.updates:
                 raise useless(session.config, session.state.get("skips", {}), updates=0)
@@ -168,9 +169,7 @@ def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective
     objective.check_cache(reader.manifest, where=config.data.caches)
     if "text" in objective.needs:
         reader.check_text_tokens(config.model.text_tokens)
-    train, remainder = config.train, config.data.remainder
-    plan = plan_for(reader, global_batch=train.global_batch, seed=train.seed, remainder=remainder)
-    return objective, plan
+    return objective, order(config, reader)
 
 
 def _module(session: Session, objective: Objective) -> nn.Module:
@@ -226,7 +225,7 @@ def _report(session: Session, plan: Plan, objective: Objective, module: nn.Modul
         session.log,
         session.folder,
         throughput_of(config, plan, objective, buckets=session.reader.manifest.buckets, module=module),
-        steps=config.train.steps,
+        steps=config.train.last_step,
         start_step=session.step,
         every_steps=config.train.log_every_steps,
     )
@@ -246,6 +245,7 @@ def _begin_save(session: Session, run: Run) -> None:
     """Begin to save everything that a resume needs, as of `run.step`; collective."""
     state = {
         "config": session.config.model_dump(mode="json"),
+        "epochs": session.epochs,
         "fingerprint": session.reader.manifest.fingerprint.model_dump(mode="json"),
         "settings": _settings(session, run.objective),
         "init": session.state.get("init"),
@@ -278,7 +278,7 @@ def _say_hello(session: Session, *, engine: Engine, plan: Plan) -> None:
     manifest = session.reader.manifest
     say(f"{config.data.caches}: {manifest.examples} examples, fingerprint {manifest.fingerprint.total[:12]}")
     if isinstance(plan, MixturePlan):
-        seen = ", ".join(f"{epochs:.2f}" for epochs in plan.progress_of_each(config.train.steps))
+        seen = ", ".join(f"{epochs:.2f}" for epochs in plan.progress_of_each(config.train.last_step))
         say(f"epochs of each cache at the last step: {seen}; `epoch` is the least of them")
     lost = {name: counts for name, counts in plan.dropped().items() if any(counts)}
     if lost:
@@ -286,7 +286,7 @@ def _say_hello(session: Session, *, engine: Engine, plan: Plan) -> None:
     if (behind := behind_the_end(config.train, step=session.step, out=config.out)) is not None:
         say(behind)
     if session.newest is not None:
-        say(f"going on from {session.newest.name} of {config.train.steps} steps")
+        say(f"going on from {session.newest.name} of {config.train.last_step} steps")
     elif session.state.get("init"):
         say(f"starting from the weights of {config.model.init}: {session.state['init']}")
 

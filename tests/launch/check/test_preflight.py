@@ -70,6 +70,18 @@ def test_a_missing_input_passes_only_where_a_job_before_makes_that_very_path(lab
         assert found(preflight.examine(the_job, expected=before.will_make))["data.cache"].state == state
 
 
+def test_how_long_a_run_of_epochs_is_is_unknown_until_its_cache_is_there(lab: Path, tmp_path: Path) -> None:
+    epochs = {"train__steps": None, "train__epochs": 2}
+    there = job(lab, tmp_path / "run", **epochs)
+    assert "steps" not in found(preflight.examine(there))
+    later = job(lab, tmp_path / "run", data__cache=str(tmp_path / "later"), **epochs)
+    findings = found(preflight.examine(later, expected=lambda path: path.parent == tmp_path / "later"))
+    assert findings["steps"].state == "unknown" and "train.epochs is 2: how many steps" in findings["steps"].said
+    assert all(finding.state != "fail" for finding in findings.values())
+    short = job(lab, tmp_path / "run", **epochs, train__global_batch=64)
+    assert found(preflight.examine(short))["steps"].state == "fail"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("2:00:00", 120), ("1-00:30:00", 1470), ("05:00", 5), ("UNLIMITED", None), ("", None)]
 )

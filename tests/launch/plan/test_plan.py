@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import runs
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +28,7 @@ from flowmask.launch.plan.evaluate import plan_evaluation
 from flowmask.launch.plan.memory import CONTEXT_BYTES, FRAGMENTATION, STATE_BYTES, Setting, device_memory
 from flowmask.launch.plan.model import architecture, parameters
 from flowmask.launch.plan.one_pass import Shape, micro_batch_pass
-from flowmask.launch.plan.show import _nothing
+from flowmask.launch.plan.show import _nothing, show
 from flowmask.launch.plan.train import GpuSpeed, plan_training
 from flowmask.models.dit import Recompute
 from flowmask.models.errors import ConfigError
@@ -82,6 +84,24 @@ def test_a_run_plans_what_its_checkpoint_and_its_cache_hold(lab: Path, tmp_path:
     assert math.isclose(sum(found.shapes.values()), 1)
     assert found.epochs == 10 * 4 / 8
     assert found.notes == []
+
+
+def test_a_plan_says_steps_and_epochs_whichever_are_given_as_far_as_the_cache_is_there(lab: Path) -> None:
+    by_epochs = {"train.steps": None, "train.epochs": 5}
+    found = [plan_training(job_of(lab, changes), speed=SPEED) for changes in ({}, by_epochs)]
+    assert [(plan.steps, plan.epochs) for plan in found] == [(10, 5.0), (10, 5.0)]
+    assert found[0].worlds == found[1].worlds
+    gone = [
+        plan_training(job_of(lab, {"data.cache": "gone", **changes}), speed=SPEED, clip=Shape(5, 32, 48))
+        for changes in ({}, by_epochs)
+    ]
+    assert [(plan.steps, plan.epochs) for plan in gone] == [(10, None), (None, 5)]
+    assert gone[1].worlds[0].hours is None and "how many steps 5 epochs are is unknown" in " ".join(gone[1].notes)
+    said_of_each = ("10 steps, 5.00 epochs",) * 2 + ("10 steps, epochs unknown", "steps unknown, 5.00 epochs")
+    for plan, said in zip((*found, *gone), said_of_each, strict=True):
+        console = Console(width=200, record=True, file=StringIO())
+        show(plan, console)
+        assert said in console.export_text()
 
 
 def test_a_cache_takes_the_bytes_that_were_planned(lab: Path) -> None:

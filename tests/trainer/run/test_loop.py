@@ -63,7 +63,7 @@ class Batches(Nothing):
 def make(*, steps: int, every: int, bad: Collection[int] = (), patience: int = 2) -> tuple[Run, list[int]]:
     saved: list[int] = []
     config: Any = SimpleNamespace(
-        train=SimpleNamespace(steps=steps, warmup_steps=0, schedule="constant", lr=1.0),
+        train=SimpleNamespace(last_step=steps, warmup_steps=0, schedule="constant", lr=1.0),
         checkpoint=SimpleNamespace(every_steps=every, milestone_every_steps=None),
         guard=SimpleNamespace(max_consecutive_skips=patience),
         evaluate=SimpleNamespace(every_steps=None, every_epochs=None, best=None),
