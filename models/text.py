@@ -1,7 +1,8 @@
 """Sentences to UMT5 embeddings: the reference's cleaning, tokens that equal the training ones, zero padding.
 
 There is no attention mask in the DiT's cross-attention, so the padded length is part of the model and padding
-is exactly zero. A sentence longer than the model's `text_tokens` is cut before the encoder, not after.
+is exactly zero. A sentence longer than the model's `text_tokens` is cut before the encoder, not after. Torch is
+imported by what computes alone: commands that only read sentences import this too.
 """
 
 import html
@@ -9,10 +10,8 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul, the empty cell of Braille
@@ -41,16 +40,18 @@ def has_words(cleaned: str) -> bool:
     return any(unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANK_LETTERS for letter in cleaned)
 
 
-def pad(embedding: Tensor, length: int) -> Tensor:
+def pad(embedding: "Tensor", length: int) -> "Tensor":
     """Embedding [L D] -> [length D], zeros after the last token; L <= length."""
     assert embedding.shape[0] <= length, f"{embedding.shape[0]} tokens do not fit in {length}"
-    return torch.nn.functional.pad(embedding, (0, 0, 0, length - embedding.shape[0]))
+    from torch.nn.functional import pad as pad_tensor
+
+    return pad_tensor(embedding, (0, 0, 0, length - embedding.shape[0]))
 
 
 class Embeds(Protocol):
     """Gives the embedding of a sentence: a text encoder, or one that has kept what it gave."""
 
-    def __call__(self, text: str, *, max_tokens: int) -> Tensor:
+    def __call__(self, text: str, *, max_tokens: int) -> "Tensor":
         """Embedding [L D] of cleaned text, L <= max_tokens, unpadded."""
 
 
@@ -62,7 +63,7 @@ class RecentTexts:
         self.encoder, self._most_bytes = encoder, most_bytes
         self._kept: dict[tuple[str, int], Tensor] = {}  # the newest last
 
-    def __call__(self, text: str, *, max_tokens: int) -> Tensor:
+    def __call__(self, text: str, *, max_tokens: int) -> "Tensor":
         """As `TextEncoder`."""
         found = self._kept.pop((text, max_tokens), None)
         if found is None:
@@ -88,8 +89,10 @@ class TextEncoder:
         """How many tokens cleaned text has, end of sentence included, without any cut."""
         return len(self.token_ids(text))
 
-    @torch.no_grad()
-    def __call__(self, text: str, *, max_tokens: int) -> Tensor:
+    def __call__(self, text: str, *, max_tokens: int) -> "Tensor":
         """Embedding [L D] of cleaned text, L <= max_tokens, unpadded, in the dtype of the weights."""
+        import torch
+
         ids = torch.tensor([self.token_ids(text, max_tokens=max_tokens)], device=self.model.device)
-        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        with torch.no_grad():
+            return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]

@@ -32,6 +32,7 @@ from flowmask.data_pipeline.plan import units
 from flowmask.data_pipeline.plan.cost import describe
 from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
 from flowmask.data_pipeline.plan.leaks import LeakFree, without_leaks
+from flowmask.data_pipeline.plan.plan_file import text_unit_path
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.device import gpu_holds, rank_device, use_tf32
 from flowmask.models.errors import CacheError
@@ -189,7 +190,7 @@ class Build:
             self._in_turn(plan.text_units),
             folder=self.claims,
             kind="text",
-            done=lambda unit: sentences.unit_path(texts, unit).exists() or self.finished.exists(),
+            done=lambda unit: text_unit_path(texts, unit).exists() or self.finished.exists(),
             work=work,
             lease_s=self.config.cache.lease_s,
             results=texts,

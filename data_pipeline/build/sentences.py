@@ -15,16 +15,12 @@ from torch import Tensor
 
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT
 from flowmask.data_pipeline.cache.shards import write_file
-from flowmask.data_pipeline.plan.units import SENTENCES_PER_UNIT
+from flowmask.data_pipeline.plan.plan_file import SENTENCES_PER_UNIT, text_unit_path
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import CacheError
 from flowmask.models.text import TextEncoder
 
 LESS_MEMORY = "choose cache.encoder_dtype=bfloat16, or cache.device=cpu"  # what to do where the GPU is too small
-
-
-def unit_path(folder: Path, unit: int) -> Path:
-    return folder / f"text-{unit:06d}.safetensors"
 
 
 def encode_sentence(encoder: TextEncoder, text: str, *, dtype: torch.dtype) -> dict[int, Tensor]:
@@ -45,7 +41,7 @@ def write_unit(folder: Path, unit: int, texts: Sequence[str], *, encoder: TextEn
         for place, text in enumerate(texts)
         for limit, embedding in encode_sentence(encoder, text, dtype=dtype).items()
     }
-    write_file(unit_path(folder, unit), save(tensors))
+    write_file(text_unit_path(folder, unit), save(tensors))
 
 
 class Embeddings:
@@ -59,7 +55,7 @@ class Embeddings:
         found: dict[int, dict[int, Tensor]] = {}
         for unit in sorted({number // SENTENCES_PER_UNIT for number in numbers}):
             wanted = {number for number in numbers if number // SENTENCES_PER_UNIT == unit}
-            with safe_open(unit_path(self._folder, unit), framework="pt") as file:
+            with safe_open(text_unit_path(self._folder, unit), framework="pt") as file:
                 stored = set(file.keys())
                 for number in wanted:
                     names = {limit: f"{number % SENTENCES_PER_UNIT}.{limit}" for limit in (LONG_TEXT, SHORT_TEXT)}

@@ -10,12 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from flowmask.data_pipeline.build import sentences
 from flowmask.data_pipeline.cache import manifest, quarantine
 from flowmask.data_pipeline.cache.shards import FOLDER, sidecar_name
 from flowmask.data_pipeline.claim.claims import claims_in
 from flowmask.data_pipeline.claim.leases import WORKER, State, filesystem_now, read_lease
-from flowmask.data_pipeline.plan import units
+from flowmask.data_pipeline.plan import plan_file
 from flowmask.models.errors import CacheError
 
 Phase = Literal["plan", "text", "clips", "finalise", "complete"]
@@ -62,7 +61,7 @@ def status(folder: Path) -> CacheStatus:
     if (folder / manifest.FILE).exists():
         return _finished(folder)
     claims = folder / "work" / "claims"
-    plan = _read_plan(folder / units.FOLDER / "plan.json")
+    plan = _read_plan(folder / plan_file.FOLDER / "plan.json")
     if plan is None and not claims.is_dir():
         what = "holds no cache, finished or begun" if folder.is_dir() else "no such folder"
         raise CacheError(f"{folder}: {what}; `flowmask cache build` makes one")
@@ -131,9 +130,9 @@ def _finished(folder: Path) -> CacheStatus:
     )
 
 
-def _read_plan(path: Path) -> units.PlanFile | None:
+def _read_plan(path: Path) -> plan_file.PlanFile | None:
     try:
-        plan = units.read_plan_file(path)
+        plan = plan_file.read_plan_file(path)
         clips, listed = sum(view.clips for view in plan.costs), path.with_name("clips.jsonl")
         listed_texts = path.with_name("texts.jsonl").stat().st_size
         if _per_unit(plan) < 1 or clips > listed.stat().st_size or plan.texts > listed_texts:
@@ -151,17 +150,17 @@ def _sizes(things: int, *, per_unit: int) -> list[int]:
 
 
 def _text_units(folder: Path, texts: int) -> _Pass:
-    sizes = _sizes(texts, per_unit=units.SENTENCES_PER_UNIT)
-    names = {sentences.unit_path(folder, unit).name: unit for unit in range(len(sizes))}
+    sizes = _sizes(texts, per_unit=plan_file.SENTENCES_PER_UNIT)
+    names = {plan_file.text_unit_path(folder, unit).name: unit for unit in range(len(sizes))}
     return _Pass(sizes, _written(folder, names))
 
 
-def _per_unit(plan: units.PlanFile) -> int:
+def _per_unit(plan: plan_file.PlanFile) -> int:
     """Clips of a shard; KeyError or ValueError for a plan that does not say it."""
     return int(plan.fingerprint.fields["cache.clips_per_shard"])
 
 
-def _clip_units(folder: Path, plan: units.PlanFile) -> _Pass:
+def _clip_units(folder: Path, plan: plan_file.PlanFile) -> _Pass:
     sizes = list(chain.from_iterable(_sizes(view.clips, per_unit=_per_unit(plan)) for view in plan.costs))
     return _Pass(sizes, _written(folder, {sidecar_name(unit): unit for unit in range(len(sizes))}))
 
@@ -200,5 +199,5 @@ def _quarantined(folder: Path) -> int:
     if (folder / quarantine.FILE).exists():
         return len(quarantine.read(folder / quarantine.FILE))
     live = (folder / "work" / quarantine.LIVE).glob("*.jsonl")
-    planned = folder / units.FOLDER / quarantine.FILE
+    planned = folder / plan_file.FOLDER / quarantine.FILE
     return sum(len(quarantine.read(path)) for path in [planned, *live])

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
-
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from flowmask.models.errors import CacheError, TakenOverError
 from flowmask.models.files import TEMPORARY, sha256_of_open, whole_file
 from flowmask.models.stored.sealed import parse_object, to_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = "shards"
 
@@ -150,7 +151,7 @@ class ShardWriter:
     def __post_init__(self) -> None:
         self._tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
 
-    def add(self, key: str, *, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RecordPlace:
+    def add(self, key: str, *, meta: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> RecordPlace:
         """Append one record; `key` must not hold a dot (WebDataset cuts names at the first one)."""
         from safetensors.torch import save
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flowmask.data_pipeline.clip.clips import Clip
+if TYPE_CHECKING:
+    from flowmask.data_pipeline.clip.clips import Clip
 
 _LATENT_CHANNELS, _SPACE, _TIME = 16, 8, 4
 _MIB, _GIB = 2**20, 2**30
@@ -19,7 +21,7 @@ class ViewCost:
     latent_values: int = 0
     sentences: int = 0  # embeddings stored
 
-    def add(self, clip: Clip, texts: Sequence[int]) -> None:
+    def add(self, clip: "Clip", texts: Sequence[int]) -> None:
         width, height = clip.geometry.size
         frames, masks = len(clip.frame_ids), len(clip.masks)
         encoded = 1 + sum(bool(anno_ids) for anno_ids in clip.masks)  # the mask of nothing is encoded once for all

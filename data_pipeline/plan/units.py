@@ -25,19 +25,15 @@ from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, wr
 from flowmask.data_pipeline.clip.clips import Clip, clips_of
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan.cost import ViewCost
+from flowmask.data_pipeline.plan.plan_file import FOLDER, SENTENCES_PER_UNIT, PlanFile, read_plan_file
 from flowmask.data_pipeline.sources.base import Video, VideoSet
 from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import read_object, sha256_of
 from flowmask.models.folders.output_folder import Kind
-from flowmask.models.stored.regular import read_regular
-from flowmask.models.stored.sealed import parse_json, seal, to_json, unseal
-from flowmask.models.stored.typed import validated
+from flowmask.models.stored.sealed import parse_json, seal, to_json
 
-FOLDER = "plan"
 # Beside plan.json, which has their hashes.
 FILES = ("clips.jsonl", "clips.npy", "texts.jsonl", "texts.npy", quarantine.FILE)
-SENTENCES_PER_UNIT = 256
-_MOST_BYTES = 1 << 26  # of plan.json
 _PLANNED = TypeAdapter(tuple[Clip, tuple[int, ...]])
 
 
@@ -149,18 +145,6 @@ def _view_clips(source: VideoSet, *, view: int, config: CacheBuildConfig, losses
 
 
 @dataclass(frozen=True)
-class PlanFile:
-    """What plan.json holds beside its seal."""
-
-    fingerprint: Fingerprint
-    clips: int
-    texts: int
-    costs: list[ViewCost]
-    facts: dict[str, Any]
-    files: dict[str, str]  # name -> SHA-256
-
-
-@dataclass(frozen=True)
 class BuildPlan(PlanFile):
     """A written plan; units are read from disk when asked for."""
 
@@ -199,11 +183,6 @@ class BuildPlan(PlanFile):
             file.seek(start)
             end = int(offsets[unit + 1]) if unit + 1 < len(offsets) else None
             return file.read(-1 if end is None else end - start).splitlines()
-
-
-def read_plan_file(path: Path) -> PlanFile:
-    """A plan.json as what it is; OSError, or ValueError in one line."""
-    return validated(unseal(read_regular(path, limit=_MOST_BYTES)), PlanFile)
 
 
 def read_plan(folder: Path) -> BuildPlan | None:

@@ -20,12 +20,8 @@ from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import CacheError, CheckpointError, ConfigError, UserError, WeightsError
 from flowmask.models.folders.output_folder import own_files
-from flowmask.models.strict import read_json
 from flowmask.trainer.config import RunConfig, accumulation_steps, workers
 from flowmask.trainer.run.schedule import behind_the_end
-from flowmask.trainer.state.checkpoint import read_run
-from flowmask.trainer.state.length import if_known
-from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config, settled
 from flowmask.trainer.state.steps import newest
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
 
@@ -113,6 +109,8 @@ def _tokens(job: TrainJob) -> Iterator[Finding]:
     ranks = job.train.sequence_parallel
     if ranks == 1:
         return
+    from flowmask.models.strict import read_json
+
     try:
         shape = read_json(job.model.wan / "transformer" / "config.json")
         buckets = [bucket for cache in job.caches() for bucket in read_manifest(cache).buckets]
@@ -127,6 +125,10 @@ def _tokens(job: TrainJob) -> Iterator[Finding]:
 
 def _resume(job: TrainJob) -> Iterator[Finding]:
     """How long it is; of a run that goes on, that settings and cache are the same, as the job itself will ask."""
+    from flowmask.trainer.state.checkpoint import read_run
+    from flowmask.trainer.state.length import if_known
+    from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config, settled
+
     try:
         job = if_known(job)
     except ConfigError as error:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Wait, exit_with, run_job, say_json
+from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Wait, exit_with, run_job, say_json, say_loading
 from flowmask.launch.console import out as console
 
 cache_app = typer.Typer(no_args_is_help=True, help="Pre-encode a dataset into latent shards, and check them.")
@@ -33,6 +33,7 @@ def cache_verify(
     ] = None,
 ) -> None:
     """Read every byte of a cache again and name each file that is not as it was written."""
+    say_loading()
     from flowmask.data_pipeline.check.verify import verify
     from flowmask.launch.cli.cache_check import show_comparison, show_report
     from flowmask.launch.progress import bar
@@ -61,6 +62,7 @@ def cache_repair(
     wan: CacheWan = None,
 ) -> None:
     """Rebuild the files that are wrong, and no other: only their units are encoded again."""
+    say_loading()
     from flowmask.data_pipeline.check.repair import repair
     from flowmask.data_pipeline.check.verify import verify
     from flowmask.launch.cli.cache_check import build_config, show_repair
@@ -103,6 +105,7 @@ def cache_inspect(
     wan: CacheWan = None,
 ) -> None:
     """Write one HTML page of a cache: what is in it, and random examples decoded from the latents."""
+    say_loading()
     from flowmask.data_pipeline.show.inspect_page import inspect
     from flowmask.launch.progress import bar
 

@@ -18,7 +18,17 @@ from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import track
 from flowmask.launch.cli.try_settings import show_settings
 from flowmask.launch.cli.weights import export, import_app
-from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_json
+from flowmask.launch.cli.words import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    Run,
+    Wait,
+    exit_with,
+    run_job,
+    say_json,
+    say_loading,
+)
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
@@ -43,10 +53,10 @@ def demo(
     full: Annotated[bool, typer.Option("--full", help="Trains longer; up to an hour")] = False,
 ) -> None:
     """Dataset, cache, mask decoder, DiT, J&F and prediction on a synthetic world, on this machine."""
-    from flowmask.launch.demo.demo import Profile, run_demo
-
     if smoke and full:
         raise UserError("--smoke and --full exclude each other; give one or none")
+    from flowmask.launch.demo.demo import Profile, run_demo
+
     run_demo(out, Profile.SMOKE if smoke else Profile.FULL if full else Profile.DEFAULT, console=console)
 
 
@@ -191,6 +201,7 @@ def plan(
     ] = None,
 ) -> None:
     """What a job holds, takes and writes: memory for each ZeRO stage, hours, bytes. Needs no GPU and no weights."""
+    say_loading()
     from flowmask.launch.plan import plan as planning
     from flowmask.launch.plan.show import show
 
@@ -212,6 +223,7 @@ def doctor(
     from flowmask.launch.check import doctor as examination
     from flowmask.launch.check.questions import subject_of
 
+    err.print("looking at this machine")  # some questions take seconds
     findings = examination.examine(subject_of(config, overrides or []))
     report = examination.as_json(findings)
     if as_json:
@@ -231,6 +243,7 @@ def tiny_wan(
     random_vae: Annotated[bool, typer.Option("--random-vae", help="Also a random VAE")] = False,
 ) -> None:
     """Write a tiny checkpoint in the layout of Wan2.1, to try everything offline: random, but for its VAE."""
+    say_loading()
     from flowmask.models.weights.tiny_wan import write_tiny_wan
 
     write_tiny_wan(folder, seed=seed, random_vae=random_vae)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flowmask.launch.cli.words import say_json
+from flowmask.launch.cli.words import say_json, say_loading
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.models.errors import UserError
@@ -15,13 +15,15 @@ def show_settings(config: Path, overrides: Sequence[str], *, as_json: bool) -> N
     """Try them in this process, and show the table."""
     from flowmask.launch.config import load_job
     from flowmask.launch.jobs import EvaluateJob
-    from flowmask.launch.progress import bar
-    from flowmask.models.device import gpu_holds
-    from flowmask.trainer.score.try_settings import TRIED, try_settings
 
     job = load_job(config, EvaluateJob, overrides)
     if job.launch.cluster == "slurm":
         raise UserError("--try-settings works in this process alone; run it in an allocation with launch.cluster=local")
+    say_loading()
+    from flowmask.launch.progress import bar
+    from flowmask.models.device import gpu_holds
+    from flowmask.trainer.score.try_settings import TRIED, try_settings
+
     with gpu_holds("what --try-settings needs", fix=EvaluateJob.LESS_MEMORY), bar() as on_progress:
         tried = try_settings(job.for_room(), on_progress=on_progress, say=err.print)
     if as_json:

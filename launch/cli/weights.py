@@ -14,6 +14,7 @@ from flowmask.launch.cli.words import (
     PresenceOf,
     TextTokensOf,
     conventions_of,
+    say_loading,
 )
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
@@ -33,6 +34,7 @@ def from_wan(
     out: Annotated[Path, typer.Argument(help="A new folder: a model.wan (--wan) in the diffusers layout")],
 ) -> None:
     """Wan2.1's original files get diffusers' names, bit for bit; also a file that ComfyUI's prefix is in."""
+    say_loading()
     from flowmask.models.weights.import_wan import import_wan
 
     import_wan(source, out, say=err.print)
@@ -52,6 +54,7 @@ def from_flowrvs(
     lowercase: LowercaseOf = None,
 ) -> None:
     """Published weights become an export that remembers the settings which their files do not tell."""
+    say_loading()
     from flowmask.trainer.predict.import_flowrvs import import_flowrvs
 
     asked = conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase)
@@ -69,6 +72,7 @@ def export(
     presence: PresenceOf = None,
 ) -> None:
     """Write trained weights so that diffusers, FlowRVS's code or any reader of safetensors loads them."""
+    say_loading()
     import torch
 
     from flowmask.trainer.predict.export import export as export_weights

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from flowmask.launch.console import err
+
 if TYPE_CHECKING:
     from flowmask.models.config import AskedConventions
 
@@ -63,6 +65,11 @@ def run_job(kind: str, config: Path, overrides: list[str] | None, *, wait: bool)
     from flowmask.launch.dispatch import start
 
     exit_with(start(kind, config, overrides or [], wait=wait))
+
+
+def say_loading() -> None:
+    """A first line, before imports that take seconds (torch, diffusers): on stderr, so that stdout stays an answer."""
+    err.print("loading libraries")
 
 
 def exit_with(code: int) -> None:

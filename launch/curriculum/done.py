@@ -16,9 +16,6 @@ from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import read_object, write_atomically
 from flowmask.models.stored.typed import read_yaml
-from flowmask.trainer.state.checkpoint import read_run
-from flowmask.trainer.state.length import if_known
-from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
 from flowmask.trainer.state.steps import STATE, newest
 
 _MEMO_ENTRIES = 64
@@ -81,6 +78,10 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
     checkpoint = newest(job.out)
     if checkpoint is None:
         return Judgement(False, "no checkpoint yet")
+    from flowmask.trainer.state.checkpoint import read_run
+    from flowmask.trainer.state.length import if_known
+    from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config
+
     document = read_run(checkpoint)
     state, step = document["state"], document["step"]
     job = if_known(job)

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flowmask.launch.console import err
 from flowmask.launch.jobs import KINDS
 from flowmask.models.errors import UserError
 from flowmask.models.folders import locks
@@ -77,6 +78,7 @@ def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Gro
         folder = Path(scratch)
         if processes > 1 and not group.meet and not independent and (lock := locks.take(folder / "lock")):
             os.close(lock)  # the file where the ranks meet needs locks
+        err.print(f"{kind}: starting {processes} process{'es' * (processes > 1)}")  # whose imports take seconds
         (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
         ranks = [_start(folder, rank, processes, group=group) for rank in range(processes)]
         if group.listener is not None:

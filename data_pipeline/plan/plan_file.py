@@ -1,0 +1,40 @@
+"""plan.json by itself, and the names beside it: all that `flowmask status` and `cache status` read of a plan.
+
+Imports neither torch nor a source, since these commands compute nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowmask.data_pipeline.cache.manifest import Fingerprint
+from flowmask.data_pipeline.plan.cost import ViewCost
+from flowmask.models.stored.regular import read_regular
+from flowmask.models.stored.sealed import unseal
+from flowmask.models.stored.typed import validated
+
+FOLDER = "plan"
+SENTENCES_PER_UNIT = 256
+_MOST_BYTES = 1 << 26  # of plan.json
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """What plan.json holds beside its seal."""
+
+    fingerprint: Fingerprint
+    clips: int
+    texts: int
+    costs: list[ViewCost]
+    facts: dict[str, Any]
+    files: dict[str, str]  # name -> SHA-256
+
+
+def read_plan_file(path: Path) -> PlanFile:
+    """A plan.json as what it is; OSError, or ValueError in one line."""
+    return validated(unseal(read_regular(path, limit=_MOST_BYTES)), PlanFile)
+
+
+def text_unit_path(folder: Path, unit: int) -> Path:
+    """Where the embeddings of a unit of sentences lie."""
+    return folder / f"text-{unit:06d}.safetensors"
