@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -42,12 +45,14 @@ def mix64_array(seed: int, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return x ^ (x >> np.uint64(31))
 
 
-def normal(key: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+def normal(key: int, shape: Sequence[int], device: "torch.device | str" = "cpu") -> "Tensor":
     """Standard normal numbers, float32 of `shape`, that are a function of `key` alone on any device.
 
     Number 2i and its pair are Box-Muller's of the 64 bits mix(key + i * golden): integer arithmetic, the same
     to the bit everywhere; log, sin and cos round as the device does (1e-6).
     """
+    import torch
+
     count = math.prod(shape)
     bits = torch.arange(1, (count + 1) // 2 + 1, device=device)
     bits.mul_(_signed(_GOLDEN)).add_(_signed(key))
@@ -57,11 +62,13 @@ def normal(key: int, shape: Sequence[int], device: torch.device | str = "cpu") -
     return box_muller(bits).flatten()[:count].view(tuple(shape))
 
 
-def box_muller(bits: Tensor) -> Tensor:
+def box_muller(bits: "Tensor") -> "Tensor":
     """Two standard normal numbers, float32 [2 n], of each uniform 64-bit word, int64 [n]; finite for every word.
 
     The lower half is the radius' u, the upper half the angle.
     """
+    import torch
+
     halves = bits.view(torch.int32).view(-1, 2).to(torch.float32)
     u = halves[:, 0].add(2.0**31 + 0.5).mul_(2.0**-32).clamp_(min=_SMALLEST_U, max=1)
     radius = u.log_().mul_(-2).sqrt_()
@@ -75,6 +82,8 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def generator(key: int) -> torch.Generator:
+def generator(key: int) -> "torch.Generator":
     """A CPU generator that is a function of `key` alone."""
+    import torch
+
     return torch.Generator().manual_seed(key & (_MASK >> 1))

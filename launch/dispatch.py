@@ -55,10 +55,10 @@ def run(job: Job, *, wait: bool = True) -> int:
 def submit(config: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool) -> int:
     """Submit the job of a config of any kind; with `dry_run` only print what would be done. The exit code."""
     job, because = jobs.load_any(config, overrides)
+    err.print(f"{config}: {job.KIND}, because {because}")  # first: checks import torch
     if dry_run:
         out.print(describe(job, because=because))
         return 0
-    err.print(f"{config}: {job.KIND}, because {because}")
     if job.launch.cluster != "slurm":
         preflight.refuse(preflight.examine(job))
     return run(job, wait=wait)

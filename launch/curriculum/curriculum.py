@@ -47,6 +47,7 @@ def run_curriculum(
     after_stage: called here whenever a stage has ended that was not done before.
     """
     curriculum = load_curriculum(path, overrides)
+    err.print(f"{len(curriculum.stages)} stages: looking at what is done")  # which imports torch
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             memo = curriculum.out if (curriculum.out / MARK).exists() else Path(scratch)

@@ -49,10 +49,10 @@ class TrainJob(Job, RunConfig):
 
     @model_validator(mode="after")
     def _protocol_fits(self) -> Self:
-        from flowmask.trainer.score.protocols import protocol_named
-
         whole = self.evaluate.whole_videos
         if whole is not None and whole.protocol is not None:
+            from flowmask.trainer.score.protocols import protocol_named
+
             protocol_named(whole.protocol).refuse_source(whole.data.source, name=whole.protocol)
         return self
 

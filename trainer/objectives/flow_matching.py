@@ -1,24 +1,23 @@
 """Fine-tune the DiT: a velocity that carries a video's latent (t=1) to the named mask's latent (t=0).
 
 The paper's other paths are settings: from noise, with the video injected; the mask itself predicted; random weights.
+The launcher reads the section and the facts alone: what computes imports torch itself.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from flowmask.data_pipeline.randomness import mix64, normal, uniform
-from flowmask.data_pipeline.read.loader import Batch
 from flowmask.models.config import FLOW_PATH, FlowStart, ModelConfig, Predicted
 from flowmask.models.cost.flops import dit_tokens, dit_training_flop
-from flowmask.models.dit import velocity
-from flowmask.models.flow import TRAIN_TIMESTEPS, draw_timestep, interpolate, path_time, sample_posterior
-from flowmask.models.vae import normalise
-from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.objectives.base import Grid, Makes, Objective, ObjectiveConfig, Shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flowmask.data_pipeline.read.loader import Batch
 
 _EPS, _SPECIAL, _TIME = 1, 2, 3  # keep the draws of an example apart
 
@@ -70,8 +69,10 @@ class FlowMatching(Objective):
     has_blocks = True
     noiseless: ClassVar[Mapping[str, Any]] = {"start_point_augmentation": False}
 
-    def build(self) -> nn.Module:
+    def build(self) -> "nn.Module":
         """The DiT, widened for direct video injection unless that is switched off."""
+        from flowmask.models.weights.wan import WanFolder
+
         folder, injected, seed = WanFolder(self._model.wan), self._config.video_injection, self._config.weights_seed
         dit: Any
         if seed is None:
@@ -80,7 +81,7 @@ class FlowMatching(Objective):
             dit = folder.random_transformer(video_injection=injected, seed=seed)
         return dit
 
-    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
+    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> "nn.Module":
         return shapes.dit(video_injection=self._config.video_injection, layers=layers)
 
     def settings(self) -> dict[str, Any]:
@@ -98,12 +99,16 @@ class FlowMatching(Objective):
     def training_flop(self, shape: Mapping[str, Any], latent: Grid, *, adapters: bool = False) -> float | None:
         return dit_training_flop(shape, latent, text_tokens=self._model.text_tokens, adapters=adapters)
 
-    def fake_draws(self, batch: Batch) -> dict[str, Tensor]:
+    def fake_draws(self, batch: "Batch") -> "dict[str, Tensor]":
+        import torch
+
         assert batch.mask_mean is not None
         return {"timestep": torch.full_like(batch.example_ids, 500), "eps": torch.zeros(batch.mask_mean.shape)}
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: "Batch") -> "Batch":
         """Draws of each example from its own key: timestep int64 [B]."""
+        import torch
+
         u_special, u = torch.tensor(
             [[uniform(key, number=draw) for key in batch.keys] for draw in (_SPECIAL, _TIME)], dtype=torch.float64
         )
@@ -111,7 +116,7 @@ class FlowMatching(Objective):
         return batch
 
     @staticmethod
-    def noise(batch: Batch) -> Tensor:
+    def noise(batch: "Batch") -> "Tensor":
         """What is drawn of the start: the posterior's eps or, from noise, all of it.
 
         float32 [B 16 f h w] on the batch's device; `draws` may hold another.
@@ -119,15 +124,22 @@ class FlowMatching(Objective):
         assert batch.video_mean is not None
         if "eps" in batch.draws:
             return batch.draws["eps"]
+        import torch
+
         shape, device = batch.video_mean.shape[1:], batch.video_mean.device
         return torch.stack([normal(mix64(key, _EPS), shape, device) for key in batch.keys])
 
-    def _timestep(self, u_special: Tensor, u: Tensor) -> Tensor:
+    def _timestep(self, u_special: "Tensor", u: "Tensor") -> "Tensor":
+        from flowmask.models.flow import TRAIN_TIMESTEPS, draw_timestep
+
         if self._config.boundary_bias:
             return draw_timestep(u_special, u, boundary_probability=self._config.boundary_probability)
         return (u * TRAIN_TIMESTEPS).long() + 1  # uniform over 1..1000: the boundary is one timestep among all
 
-    def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
+        from flowmask.models.dit import velocity
+        from flowmask.models.flow import TRAIN_TIMESTEPS, interpolate, path_time
+
         video_latent, mask_latent = self._endpoints(batch)
         timestep = batch.draws["timestep"]
         start = self.noise(batch) if self._config.start == "noise" else video_latent
@@ -148,12 +160,15 @@ class FlowMatching(Objective):
             "loss_elsewhere_count": (1 - at_video).sum(),
         }
 
-    def errors(self, predicted: Tensor, target: Tensor) -> Tensor:
+    def errors(self, predicted: "Tensor", target: "Tensor") -> "Tensor":
         """Each example's error [B] of velocities [B 16 f h w]."""
         return (predicted - target).square().flatten(1).mean(1)
 
-    def _endpoints(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _endpoints(self, batch: "Batch") -> "tuple[Tensor, Tensor]":
         """Video latent (norm), mask latent (raw unless `mask_latent_norm` says so), float32 [B 16 f h w]."""
+        from flowmask.models.flow import sample_posterior
+        from flowmask.models.vae import normalise
+
         assert batch.video_mean is not None and batch.video_logvar is not None and batch.mask_mean is not None
         raw = batch.video_mean.float()
         if self._config.start_point_augmentation:

@@ -3,15 +3,14 @@
 All but the module is as in `mask_decoder.py`.
 """
 
-from typing import Any, ClassVar, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from flowmask.models.config import LightDecoderConfig
-from flowmask.models.decoders.either import empty_light
-from flowmask.models.decoders.light import SETTING, LightMaskDecoder
 from flowmask.trainer.objectives.base import ObjectiveConfig, Shapes
 from flowmask.trainer.objectives.mask_decoder import Decoding, DecodingConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class LightMaskDecodingConfig(DecodingConfig):
@@ -27,11 +26,17 @@ class LightMaskDecoding(Decoding):
     Config: ClassVar[type[ObjectiveConfig]] = LightMaskDecodingConfig
     wan_parts = ()
 
-    def build(self) -> nn.Module:
+    def build(self) -> "nn.Module":
+        from flowmask.models.decoders.light import LightMaskDecoder
+
         return LightMaskDecoder.fresh(self._config.network)
 
-    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
+    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> "nn.Module":
+        from flowmask.models.decoders.either import empty_light
+
         return empty_light(self._config.network)
 
     def settings(self) -> dict[str, Any]:
+        from flowmask.models.decoders.light import SETTING
+
         return {**super().settings(), SETTING: self._config.network.model_dump()}

@@ -1,21 +1,20 @@
 """Fine-tune the VAE's decoder, with one output channel, to give a mask back from its raw latent.
 
-Owns what every decoder shares: input, loss and metrics.
+Owns what every decoder shares: input, loss and metrics. What computes imports torch itself.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from flowmask.data_pipeline.randomness import generator
-from flowmask.data_pipeline.read.loader import Batch
 from flowmask.models.config import Recompute
-from flowmask.models.mask_decoder import MaskDecoder, dice_loss, focal_loss
-from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.objectives.base import Objective, ObjectiveConfig, Shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flowmask.data_pipeline.read.loader import Batch
 
 
 class DecodingConfig(ObjectiveConfig):
@@ -44,8 +43,12 @@ class Decoding(Objective):
     def settings(self) -> dict[str, Any]:
         return {"objective": self._config.kind}
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: "Batch") -> "Batch":
         """With `latent_noise_std`: noise float32 [B 16 f h w], to bear what a DiT gets wrong."""
+        import torch
+
+        from flowmask.data_pipeline.randomness import generator
+
         assert batch.mask_mean is not None
         if self._config.latent_noise_std:
             shape = batch.mask_mean.shape[1:]
@@ -53,7 +56,9 @@ class Decoding(Objective):
             batch.draws["noise"] = self._config.latent_noise_std * torch.stack(noises)
         return batch
 
-    def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
+        import torch
+
         assert batch.mask_mean is not None and batch.mask_pixels is not None
         latent = batch.mask_mean.float()
         if "noise" in batch.draws:
@@ -71,8 +76,10 @@ class Decoding(Objective):
         sums = {"focal_sum": focal.detach(), "focal_count": one, "dice_sum": dice.detach(), "dice_count": one}
         return loss, sums
 
-    def _losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, logits: "Tensor", target: "Tensor") -> "tuple[Tensor, Tensor]":
         """Focal and Dice loss of clips [B 1 F H W]."""
+        from flowmask.models.mask_decoder import dice_loss, focal_loss
+
         focal = focal_loss(logits, target, alpha=self._config.focal_alpha, gamma=self._config.focal_gamma)
         return focal, dice_loss(logits, target)
 
@@ -83,13 +90,18 @@ class MaskDecoding(Decoding):
     Config: ClassVar[type[ObjectiveConfig]] = MaskDecodingConfig
     wan_parts = ("vae",)
 
-    def build(self) -> nn.Module:
+    def build(self) -> "nn.Module":
+        from flowmask.models.mask_decoder import MaskDecoder
+        from flowmask.models.weights.wan import WanFolder
+
         vae: Any = WanFolder(self._model.wan).vae()
         return MaskDecoder.from_vae(vae)
 
-    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
+    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> "nn.Module":
+        from flowmask.models.mask_decoder import MaskDecoder
+
         return MaskDecoder.from_vae(shapes.vae())
 
-    def recompute(self, module: nn.Module, kind: Recompute) -> None:
+    def recompute(self, module: "nn.Module", kind: Recompute) -> None:
         decoder: Any = module
         decoder.recompute(kind)

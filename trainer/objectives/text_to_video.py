@@ -4,18 +4,15 @@ For a DiT that other trainings start from, where nobody has published one: `flow
 folder. The masks of the cache are not read.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
-from flowmask.data_pipeline.read.loader import Batch
-from flowmask.models.dit import velocity
-from flowmask.models.flow import TRAIN_TIMESTEPS, interpolate, path_time
-from flowmask.models.vae import normalise
-from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.objectives.base import ObjectiveConfig, Shapes
 from flowmask.trainer.objectives.flow_matching import FlowMatching
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flowmask.data_pipeline.read.loader import Batch
 
 
 class TextToVideoConfig(ObjectiveConfig):
@@ -32,24 +29,34 @@ class TextToVideo(FlowMatching):
     makes = "video_dit"
     noiseless: ClassVar[dict[str, Any]] = {}
 
-    def build(self) -> nn.Module:
+    def build(self) -> "nn.Module":
         """The DiT of model.wan as it is: 16 channels in."""
+        from flowmask.models.weights.wan import WanFolder
+
         return WanFolder(self._model.wan).transformer(video_injection=False)
 
-    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> nn.Module:
+    def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> "nn.Module":
         return shapes.dit(video_injection=False, layers=layers)
 
     def settings(self) -> dict[str, Any]:
         return {"objective": self._config.kind, "text_tokens": self._model.text_tokens, "video_injection": False}
 
-    def fake_draws(self, batch: Batch) -> dict[str, Tensor]:
+    def fake_draws(self, batch: "Batch") -> "dict[str, Tensor]":
+        import torch
+
         assert batch.video_mean is not None
         return {"timestep": torch.full_like(batch.example_ids, 500), "eps": torch.zeros(batch.video_mean.shape)}
 
-    def _timestep(self, u_special: Tensor, u: Tensor) -> Tensor:
+    def _timestep(self, u_special: "Tensor", u: "Tensor") -> "Tensor":
+        from flowmask.models.flow import TRAIN_TIMESTEPS
+
         return (u * TRAIN_TIMESTEPS).long() + 1
 
-    def loss(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
+        from flowmask.models.dit import velocity
+        from flowmask.models.flow import interpolate, path_time
+        from flowmask.models.vae import normalise
+
         assert batch.video_mean is not None
         video_latent = normalise(self._stats, batch.video_mean.float())
         timestep, dit = batch.draws["timestep"], module

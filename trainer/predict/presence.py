@@ -7,12 +7,10 @@ it was chosen with: others are refused. It comes from a calibrated evaluation's 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
 from flowmask.models.config import SamplerConfig, Section
@@ -20,18 +18,23 @@ from flowmask.models.errors import ConfigError, UserError, WeightsError
 from flowmask.models.files import read_object
 from flowmask.trainer.state.document import refuse_unlike
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 KEY, NONE = "presence", "none"  # of scores.json and of an export's settings; asks for no threshold
 RULE = "mean_positive_logit"
 _SCORES = "scores.json"
 _NO_MASK = -100.0  # a logit of probability 0
 
 
-def presence_of(logits: Tensor, *, frames: int) -> float:
+def presence_of(logits: "Tensor", *, frames: int) -> float:
     """Unclamped logits [F H W] at a clip's size, F >= frames -> the mean of max(logit, 0) over all pixels.
 
     Never negative, and 0 only for an empty mask; frames behind `frames` are padding. A video that is cut into windows
     has the mean of the numbers of their final frames, weighted by how many these are.
     """
+    import torch
+
     return float(logits[:frames].clamp(min=0).mean(dtype=torch.float64))
 
 
@@ -118,9 +121,11 @@ def _between(low: float, high: float) -> float:
     return middle if middle > low else high
 
 
-def emptied(logits: Tensor, seen: float, chosen: Presence | None) -> Tensor:
+def emptied(logits: "Tensor", seen: float, chosen: Presence | None) -> "Tensor":
     """The logits, or those of an empty mask where their presence is below the threshold."""
     absent = chosen is not None and seen < chosen.threshold
+    import torch
+
     return torch.full_like(logits, _NO_MASK) if absent else logits
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, chunks
 from flowmask.data_pipeline.formats.names import file_names
 from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.show.overlay import OverlayVideo, colour, legend_text, read_mask
@@ -27,6 +26,8 @@ def write_overlays(out: Path, expressions: Mapping[str, tuple[Video, Expression]
 
 
 def _write(path: Path, video: Video, *, text: str, masks: Path) -> None:
+    from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, chunks
+
     names = video.frame_names
     height, width = read_mask(masks / f"{names[0]}.png").shape
     said = legend_text(text, instead=legend_text(f"expression {path.stem}", instead="the sentence"))

@@ -1,0 +1,133 @@
+"""What a command and a rank import before their first line: a new heavy package in one of these tables is a choice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowmask.launch.jobs import KINDS
+from flowmask.launch.local import processes
+
+# Small ones that every command needs: together a quarter of a second of CPU.
+LIGHT = {
+    *("flowmask", "typer", "click", "shellingham", "rich", "pygments", "markdown_it", "mdurl", "attr", "pydantic"),
+    *("pydantic_core", "annotated_types", "annotated_doc", "typing_extensions", "typing_inspection", "omegaconf"),
+    *("antlr4", "yaml", "psutil", "cython_runtime"),
+}
+LISTED = f"""
+import sys
+def packages():
+    names = {{name.split(".")[0] for name in sys.modules if not name.startswith("_")}}
+    return sorted(name for name in names - sys.stdlib_module_names - {LIGHT!r} if "_finder" not in name)
+"""
+RUN = """
+import contextlib, io, json
+from flowmask.launch.cli.main import main
+def run(words):
+    sys.argv = ["flowmask", *words]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+        main()
+    return said.getvalue()
+"""
+NONE = ["nothing"]  # no such file
+# What may be imported -> commands that import no more, each at an error or at its whole answer.
+COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
+    (): [
+        *([*words, "--help"] for words in ([], ["plan"], ["compare"], ["serve"], ["predict"], ["cache", "build"])),
+        *([name, *NONE] for name in ("train", "evaluate", "curriculum", "status", "logs", "stop")),
+        *(["cache", name, *NONE] for name in ("build", "status")),
+        ["configs"],
+        ["demo", "--smoke", "--full"],
+        ["evaluate", *NONE, "--try-settings"],
+        ["submit", "cache_mevis", "cache.clips=5", "--dry-run"],
+    ],
+    ("numpy",): [["submit", "train_mevis", "train.sleep=1", "--dry-run"], ["train", "train_mask_decoder", "a.b=1"]],
+    ("PIL", "av", "numpy"): [
+        ["reproduce", *NONE],
+        ["compare", "nothing", "nowhere"],
+        ["submit", "evaluate_a2d", "box=1", "--dry-run"],
+    ],
+}
+MODULES = {(): ["flowmask.launch.dispatch", "flowmask.launch.check.doctor"]}  # where a job and `doctor` begin
+# Commands that compute, and what they are given: each says a line before torch is imported.
+TOLD = [
+    ["plan", "train_mevis"],
+    ["submit", "train_mevis", "--dry-run"],
+    ["curriculum", "curriculum_mevis_v2", "--dry-run"],
+    ["evaluate", "evaluate_mevis", "--try-settings"],
+    ["predict", "clip.mp4", "the dog", "--checkpoint", "nothing"],
+    ["export", "nothing"],
+    ["import", "wan", "nothing", "nowhere"],
+    ["import", "flowrvs", "nowhere", "--dit", "nothing"],
+    ["cache", "verify", *NONE],
+    ["cache", "repair", *NONE],
+    ["cache", "inspect", *NONE, "--out", "page.html"],
+    ["tiny-wan", "folder"],
+]
+# Of each kind of job: what its rank stands on, what it imports at its start, and which packages that adds.
+WAN = "diffusers.models.transformers.transformer_wan"
+RANKS = {
+    "train": (f"torch, {WAN}", "flowmask.trainer.run.train", {"av"}),
+    "evaluate": (f"torch, {WAN}", "flowmask.trainer.score.evaluate", {"av"}),
+    "cache": ("torch", "flowmask.data_pipeline.build.build", {"PIL", "av", "numpy", "safetensors", "tqdm"}),
+}
+
+
+def ask(code: str, *, folder: Path) -> object:
+    """What Python code prints last, as JSON."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("allowed", COMMANDS, ids=lambda allowed: "+".join(allowed) or "nothing heavy")
+def test_a_command_that_computes_nothing_imports_nothing_heavy(allowed: tuple[str, ...], tmp_path: Path) -> None:
+    """`flowmask --help`, a question about a run, and a mistake in a config must not wait for torch."""
+    code = f"{LISTED}{RUN}\nfound = {{}}\n"
+    code += f"for words in {COMMANDS[allowed]!r}:\n    run(words)\n    found[' '.join(words)] = packages()\n"
+    code += f"for name in {MODULES.get(allowed, [])!r}:\n    __import__(name)\n    found[name] = packages()\n"
+    found = ask(f"{code}print(json.dumps(found))", folder=tmp_path)
+    assert isinstance(found, dict)
+    assert not {name: more for name, used in found.items() if (more := set(used) - set(allowed))}
+
+
+def test_a_command_says_a_line_before_it_imports_torch(tmp_path: Path) -> None:
+    code = f"""{LISTED}{RUN}
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            reached.append(sys.stderr.getvalue())
+            raise SystemExit
+sys.meta_path.insert(0, Stop())
+found = {{}}
+for words in {TOLD!r}:
+    reached = []
+    run(words)
+    found[" ".join(words)] = reached[:1]
+print(json.dumps(found))"""
+    found = ask(code, folder=tmp_path)
+    assert isinstance(found, dict)
+    assert not {words: said for words, said in found.items() if said == [""] or not said}
+
+
+def test_a_job_says_that_it_starts_before_its_ranks_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "_start", lambda *args, **more: sys.exit(7))
+    with pytest.raises(SystemExit):
+        processes.run_local("train", {}, processes=2)
+    captured = capsys.readouterr()
+    assert "train: starting 2 processes" in captured.err and not captured.out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_imports_few_packages_beyond_those_that_it_stands_on(kind: str, tmp_path: Path) -> None:
+    """DeepSpeed comes later, with the engine. diffusers' Wan brings transformers, peft, scipy and more by itself."""
+    ground, module, allowed = RANKS[kind]
+    code = f"{LISTED}\nimport json, {ground}\nbefore = set(packages())\n"
+    code += f"import flowmask.launch.local.worker, {module}\nprint(json.dumps(sorted(set(packages()) - before)))"
+    added = ask(code, folder=tmp_path)
+    assert isinstance(added, list)
+    assert set(added) <= allowed
