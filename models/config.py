@@ -1,18 +1,26 @@
 """Config sections that the models read, and the strict frozen base of every section."""
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 
 class MayChangeOnResume:
     """Marks a field: a run that is resumed may have another value than it began with."""
 
 
+def _checkpointing(value: Any) -> Any:
+    """`true` and `false`, as older configs have it, are full and none."""
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+
 T = TypeVar("T")
 Recompute = Literal["none", "selective", "full"]
+Recomputation = Annotated[Recompute, BeforeValidator(_checkpointing)]
 Precision = Literal["bf16", "fp32"]
+Attention = Literal["native", "cudnn", "flash", "flash3", "sage"]
+TrainAttention = Literal["native", "cudnn", "flash"]  # the kernels that have a backward pass
 Tf32 = Annotated[
     bool | None,
     Field(description="fp32 on a GPU rounds the factors of products to TF32, many times faster; null: of convolutions"),
@@ -27,6 +35,15 @@ class Section(BaseModel):
     """Base of every config section: frozen; an unknown key is an error, and so is a number that is not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+def refuse_attention_in_fp32(attention: Attention, precision: Precision, *, section: str = "") -> None:
+    """ValueError, as a validator's: of the kernels only native takes fp32. section: what stands before both keys."""
+    if attention != "native" and precision == "fp32":
+        raise ValueError(
+            f"{section}attention is {attention}, whose kernels take bf16, and {section}precision is fp32; "
+            f"set {section}precision to bf16, or {section}attention to native"
+        )
 
 
 class ModelConfig(Section):

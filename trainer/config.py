@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.models.config import LoraConfig, MayChange, ModelConfig, Precision, Recompute, Section, Tf32
+from flowmask.models.config import (
+    LoraConfig,
+    MayChange,
+    ModelConfig,
+    Precision,
+    Recomputation,
+    Section,
+    Tf32,
+    TrainAttention,
+    refuse_attention_in_fp32,
+)
 from flowmask.models.errors import ConfigError
 from flowmask.models.safe.secrets import SecretUri
 from flowmask.trainer.objectives import objective_class, of_one_kind, section
@@ -18,14 +28,6 @@ from flowmask.trainer.objectives.base import ObjectiveConfig
 from flowmask.trainer.validation_config import ValidationConfig
 
 STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
-
-
-def _checkpointing(value: Any) -> Any:
-    """`true` and `false`, as older configs have it, are full and none."""
-    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
-
-
-Recomputation = Annotated[Recompute, BeforeValidator(_checkpointing)]
 
 
 class TrainConfig(Section):
@@ -47,9 +49,7 @@ class TrainConfig(Section):
     grad_clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")
     global_batch: int = Field(ge=1, description="examples in one optimiser step, over all processes")
     micro_batch: MayChange[int] = Field(default=1, ge=1, description="examples in one forward pass of one process")
-    sequence_parallel: MayChange[int] = Field(
-        default=1, ge=1, description="neighbouring processes that share each example's tokens"
-    )
+    sequence_parallel: MayChange[int] = Field(default=1, ge=1, description="processes that share an example's tokens")
     zero_stage: MayChange[int] = Field(default=1, ge=0, le=3)  # a checkpoint names no stage
     precision: Precision = "bf16"
     tf32: Tf32 = None
@@ -65,6 +65,7 @@ class TrainConfig(Section):
         default="none", description="recompute activations in the backward pass: none, selective (cheap ones), full"
     )
     compile: bool = Field(default=False, description="compile the DiT's blocks; needs a compiler")
+    attention: TrainAttention = Field(default="native", description="the DiT's kernels; others than native: on a GPU")
     log_every_steps: MayChange[int] = Field(default=10, ge=1, description="steps between two lines of log.txt")
     collective_timeout_s: MayChange[float] = Field(
         default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"
@@ -102,6 +103,7 @@ class TrainConfig(Section):
             raise ValueError(_batch_message(self, 1))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas is {list(self.betas)}; each must be in [0, 1)")
+        refuse_attention_in_fp32(self.attention, self.precision, section="train.")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("train.offload_optimizer needs train.zero_stage 1, 2 or 3; it is 0")
         if self.offload_optimizer and self.optimizer == "adamw8bit":
@@ -238,6 +240,8 @@ class RunConfig(Section):
             raise ValueError(f"lora has nothing to adapt in {module}, which has no blocks: drop the lora section")
         if train.compile:
             raise ValueError(f"train.compile is true, but {module} has no blocks; set it to false")
+        if train.attention != "native":
+            raise ValueError(f"train.attention is {train.attention}, but {module} has no blocks; set it to native")
         if (ranks := train.sequence_parallel) > 1:
             raise ValueError(f"train.sequence_parallel is {ranks}, but {module} has no tokens to split; set it to 1")
         return self
