@@ -26,8 +26,8 @@ def attention(job: Job, *, here: bool) -> Iterator[Finding]:
     if name == "native":
         return
     if not here:
-        said = f"{key} is {name}: whether the compute node's GPU and packages can, the job says before its first step"
-        yield Finding("attention", "unknown", said)
+        said = f"{key} is {name}: whether the compute nodes can, the job says before its first step"
+        yield Finding("attention", "unknown", said, "ask there: srun flowmask doctor CONFIG launch.cluster=local")
         return
     refused, problem = ask(_TRY.format(name=name, key=key, device=job.computes_on))
     if refused or problem:

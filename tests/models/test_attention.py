@@ -1,11 +1,11 @@
 """Which kernels compute the DiT's attention: each DiT says for itself, and they differ by rounding alone."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import pytest
 import torch
+from attention_stand_in import RAN, Seen, stand_in
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
@@ -61,85 +61,10 @@ def loss_and_gradient(dit: Any) -> tuple[Tensor, Tensor]:
     return loss.detach(), torch.cat([p.grad.flatten().double() for p in dit.parameters() if p.grad is not None])
 
 
-def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k / sqrt(d)) v of [B S H D]."""
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
-    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
-
-
-@dataclass
-class Seen:
-    """What stood-in kernels were given: shapes of query, key and value; options; how often the op itself ran."""
-
-    shapes: list[tuple[Any, ...]] = field(default_factory=list)
-    options: list[dict[str, Any]] = field(default_factory=list)
-
-
-RAN: list[tuple[Any, ...]] = []
-
-
-@torch.library.custom_op("flowmask_tests::_flash_attn_forward", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention as an op of another library, with the name that flash-attn gives its own."""
-    RAN.append(tuple(tuple(x.shape) for x in (q, k, v)))
-    return exact(q, k, v).contiguous()
-
-
-@_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-@torch.library.custom_op("flowmask_tests::_flash_attn_backward", mutates_args=())
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    scale = q.shape[-1] ** -0.5
-    shares = (torch.einsum("bqhd,bkhd->bhqk", q, k) * scale).softmax(-1)
-    of_shares = torch.einsum("bqhd,bkhd->bhqk", grad, v)
-    of_scores = shares * (of_shares - (of_shares * shares).sum(-1, keepdim=True)) * scale
-    return [
-        torch.einsum("bhqk,bkhd->bqhd", of_scores, k).contiguous(),
-        torch.einsum("bhqk,bqhd->bkhd", of_scores, q).contiguous(),
-        torch.einsum("bhqk,bqhd->bkhd", shares, grad).contiguous(),
-    ]
-
-
-@_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (q, k, v)]
-
-
-class FlashLike(torch.autograd.Function):
-    """As flash-attn does it: a function whose two passes are ops."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        out: Tensor = _forward(q, k, v)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_backward(grads[0].contiguous(), *ctx.saved_tensors))
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Attention], Seen]]:
-    """In place of a backend's function in diffusers' dispatcher: one that notes what it is given."""
-
-    def install(name: Attention) -> Seen:
-        seen = Seen()
-
-        def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-            seen.shapes.append(tuple(tuple(x.shape) for x in (query, key, value)))
-            seen.options.append(options)
-            out: Tensor = FlashLike.apply(query, key, value)
-            return out
-
-        monkeypatch.setitem(_AttentionBackendRegistry._backends, KERNELS[name].backend, attend)
-        return seen
-
+@pytest.fixture(name="stand_in")
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Attention], Seen]]:
     RAN.clear()
-    yield install
+    yield lambda name: stand_in(name, monkeypatch)
     RAN.clear()
 
 
