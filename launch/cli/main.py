@@ -14,6 +14,7 @@ from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.predict import predict
+from flowmask.launch.cli.reference import config
 from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import track
 from flowmask.launch.cli.try_settings import show_settings
@@ -60,6 +61,9 @@ def configs(copy: Annotated[Path | None, typer.Option(help="Copy all of them int
         return
     for name, first_line in bundled().items():
         console.print(f"{name!s:26} {first_line}")
+
+
+app.command()(config)
 
 
 @app.command()

@@ -32,10 +32,10 @@ _OF_A_STAGE = {"retries", "kind", "needs", "config"}
 class StageConfig(Section):
     """One stage: a job's config and what is laid over it, in the order overrides, carries."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="what others need it by")
     kind: str = Field(description="cache, train, decoder or evaluate")
     config: str | dict[str, Any] = Field(description="a job's YAML, from the curriculum's folder, or its keys")
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = Field((), description="stages that must be done before")
     overrides: dict[str, Any] = Field({}, description="KEY: VALUE over the config, dotted")
     carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage that is needed")
     retries: int | None = Field(
@@ -52,7 +52,7 @@ class CurriculumConfig(Section):
     leaks: Literal["refuse", "allow"] = Field(
         "refuse", description="videos that one stage trains on and another one scores"
     )
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    stages: tuple[StageConfig, ...] = Field(min_length=1, description="in any order that their needs allow")
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,16 @@ class EveryConfig(Section):
     """What every training, or every evaluation, of a study has over its own config."""
 
     config: str | None = Field(None, description="of evaluations: a YAML, from the study's folder")
-    needs: tuple[str, ...] = ()
-    overrides: dict[str, Any] = Field({})
-    carries: dict[str, str] = Field({})
+    needs: tuple[str, ...] = Field((), description="stages that must be done before")
+    overrides: dict[str, Any] = Field({}, description="KEY: VALUE over its config, dotted")
+    carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage that is needed")
 
 
 class RowConfig(Section):
     """A row of the table."""
 
-    name: str = Field(pattern=_NAME)
-    title: str
+    name: str = Field(pattern=_NAME, description="what its folders and other rows call it")
+    title: str = Field(description="what the table calls it")
     published: float | None = Field(None, description="J&F as it was published")
     config: str | None = Field(None, description="a training's YAML, from the study's folder")
     of: str | None = Field(None, description="instead: the row whose weights are evaluated in another way")
@@ -67,8 +67,8 @@ class WorldConfig(Section):
 class StudyConfig(Section):
     """`flowmask reproduce`."""
 
-    out: Path
-    title: str
+    out: Path = Field(description="a new folder, or this study's: it goes on")
+    title: str = Field(description="of the page")
     seeds: int = Field(1, ge=1, description="trainings of each row")
     seeds_of: dict[str, int] = Field({}, description="row -> seeds, where these are others")
     values: dict[str, Any] = Field({}, description="for ${values.NAME} anywhere below")
@@ -77,7 +77,7 @@ class StudyConfig(Section):
     stages: tuple[StageConfig, ...] = Field((), description="what all rows share, as stages of a curriculum")
     training: EveryConfig = EveryConfig()
     evaluation: EveryConfig = EveryConfig()
-    rows: tuple[RowConfig, ...] = Field(min_length=1)
+    rows: tuple[RowConfig, ...] = Field(min_length=1, description="of the table, from top to bottom")
 
     @model_validator(mode="after")
     def _rows_know_each_other(self) -> Self:
