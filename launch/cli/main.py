@@ -92,8 +92,9 @@ def curriculum(
 ) -> None:
     """Run stages that build on each other, here or on SLURM; what is done is skipped, the same command goes on."""
     from flowmask.launch.curriculum.curriculum import run_curriculum
+    from flowmask.launch.curriculum.stages import load_curriculum
 
-    exit_with(run_curriculum(config, overrides or [], wait=wait, dry_run=dry_run))
+    exit_with(run_curriculum(load_curriculum(config, overrides or []), wait=wait, dry_run=dry_run))
 
 
 @app.command()

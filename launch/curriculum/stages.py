@@ -103,7 +103,16 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     overrides: `KEY=VALUE` of the curriculum, or `stages.NAME.KEY=VALUE` of one stage's config.
     """
     path = find_config(path)
-    config = _read(path, overrides)
+    with readable(path):
+        tree = load_yaml(path)
+        for item in overrides:
+            _override(tree, item)
+    return curriculum_of(tree, path)
+
+
+def curriculum_of(tree: DictConfig, path: Path) -> Curriculum:
+    """The curriculum of a tree of keys that stands in `path`, or was made from it; ConfigError as `load_curriculum`."""
+    config = _validated(tree, path)
     stages: dict[str, Stage] = {}
     for entry in _in_order(config.stages, path):
         stages[entry.name] = _stage(entry, config, path=path, earlier=stages)
@@ -115,12 +124,9 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     return curriculum
 
 
-def _read(path: Path, overrides: Sequence[str]) -> CurriculumConfig:
+def _validated(config: DictConfig, path: Path) -> CurriculumConfig:
     """The curriculum with ${values...} filled in and the carries left as they are: no stage has its config yet."""
     with readable(path):
-        config = load_yaml(path)
-        for item in overrides:
-            _override(config, item)
         carries = {place: entry.pop("carries") for place, entry in enumerate(_entries(config)) if "carries" in entry}
         try:
             tree = resolved(config)

@@ -22,7 +22,7 @@ SCORES = ("Row", "Published", "Ours", "95 %", "Seeds", "Against", "Published gai
 COSTS = ("Row", "Steps", "Process time", "FLOPs", "Examples/s")
 HOW_SURE = (
     "Intervals of 95 %: seeds and videos are both drawn 1,000 times with replacement. A difference is paired: of the "
-    "same seed, video and sentence. Marked with * where 0 lies outside of its interval."
+    "same seed, video and sentence. With one seed only the videos are drawn. Marked with * where 0 lies outside."
 )
 _Rows = Sequence[Sequence[str]]
 

@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from omegaconf import OmegaConf
 from pydantic import Field, model_validator
 
 from flowmask.launch.config import load_yaml, readable, set_key, split_override, validate
 from flowmask.launch.configs import find_config
-from flowmask.launch.curriculum.stages import StageConfig
+from flowmask.launch.curriculum.stages import Curriculum, StageConfig, curriculum_of
 from flowmask.launch.jobs import EvaluateJob, TrainJob
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
-from flowmask.models.files import write_atomically
 
-CURRICULUM = "curriculum.yaml"
 _NAME = r"^[A-Za-z0-9_-]+$"
 
 
@@ -137,21 +134,18 @@ class Study:
         """The YAML that the study names."""
         return find_config(self.path.parent / config).resolve()
 
-    def curriculum(self, *, values: Mapping[str, Any] | None = None, stages: Sequence[Any] | None = None) -> Path:
-        """Write the stages as a curriculum's YAML; its path. stages: others than those of the study."""
+    def curriculum(self, *, values: Mapping[str, Any] | None = None, stages: Sequence[Any] | None = None) -> Curriculum:
+        """The stages: those that all rows share, then each trial's. stages: others in place of the trials'."""
         config = self.config
         shared = [{**one.model_dump(mode="json"), "config": self._source(one)} for one in config.stages]
-        made = [*shared, *self._trials()] if stages is None else [*shared, *stages]
+        made = [*shared, *(self._trials() if stages is None else stages)]
         tree = {
             "out": str(self.out / "curriculum"),
             "values": {**config.values, **(values or {}), "out": str(self.out)},
             "launch": config.launch,
             "stages": [{key: value for key, value in stage.items() if value not in (None, {}, [])} for stage in made],
         }
-        self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / CURRICULUM
-        write_atomically(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-        return path
+        return curriculum_of(OmegaConf.create(tree), self.path)
 
     def _source(self, stage: StageConfig) -> Any:
         return stage.config if isinstance(stage.config, dict) else str(self.found(stage.config))
