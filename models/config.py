@@ -53,7 +53,9 @@ class ModelConfig(Section):
     init: str | None = Field(None, description="start from these weights: a run, an export or a FlowRVS .pth")
     init_ema: bool = Field(True, description="take the EMA weights of `init`")
     text_tokens: int = Field(256, ge=1, le=512, description="padded text length that the DiT sees")
-    mask_latent_norm: Literal["none", "video"] = "none"
+    mask_latent_norm: Literal["none", "video"] = Field(
+        "none", description="video: the mask's latent is normalised as the video's, as in weights of 2025"
+    )
     mask_decoder: str = Field("vae", description="decoder run, FlowRVS .pth, or 'vae': the VAE's own decoder")
 
 
@@ -107,5 +109,5 @@ class LoraConfig(Section):
 class SamplerConfig(Section):
     """Euler integration from the video (t=1) to the mask (t=0)."""
 
-    steps: int = Field(1, ge=1, le=1000)
-    shift: float = Field(3.0, gt=0)
+    steps: int = Field(1, ge=1, le=1000, description="Euler steps, each one pass of the DiT")
+    shift: float = Field(3.0, gt=0, description="times of several steps lie nearer to the video the larger it is")

@@ -57,7 +57,7 @@ class EvaluateConfig(Section):
     )
     decoder_precision: Precision = Field("fp32", description="what the mask decoder computes in")
     tf32: Tf32 = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     sentences_per_batch: int = Field(
         4, ge=1, description="sentences of one video whose masks may wait, decoded, to be written; changes no score"
     )
