@@ -177,6 +177,7 @@ def test_kernels_differ_by_the_rounding_of_attention(dtype: torch.dtype, monkeyp
         return attend
 
     allowed = [max(changes) for changes in zip(*(apart(rounded(seed)) for seed in range(5)), strict=True)]
+    allowed[0] += torch.finfo(torch.float32).eps  # in which the loss is told
     found = apart(lambda query, key, value, **options: of_math(query, key, value))
     wrong = apart(lambda query, key, value, **options: of_math(query * 4, key, value))  # the scale forgotten
     assert found[1] > 0, "one and the same kernel"
