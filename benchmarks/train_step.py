@@ -124,6 +124,7 @@ def run_once(
                 "micro_batch": batch,
                 "activation_checkpointing": checkpointing,
                 "compile": options.compile,
+                "attention": options.attention,
                 "log_every_steps": 5,
             },
             "checkpoint": {"every_steps": 1_000_000},
@@ -207,6 +208,7 @@ def parsed() -> argparse.Namespace:
         help="of the table; the ways take the first",
     )
     parser.add_argument("--compile", action="store_true", help="train.compile")
+    parser.add_argument("--attention", choices=("native", "cudnn", "flash"), default="native", help="train.attention")
     parser.add_argument("--table", type=Path, help="Markdown file to write the table into")
     parser.add_argument("--peak-tflops", type=float, help="of a GPU that the trainer does not know")
     parser.add_argument("--no-mlflow", action="store_true")

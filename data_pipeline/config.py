@@ -74,13 +74,13 @@ class ClipConfig(Section):
     long_side: int = Field(832, ge=16, description="largest long side in px")
     size_multiple: int = Field(32, ge=16, description="both sides are floored to a multiple of this many px")
     augment: bool = Field(True, description="random resize, crop and flip, once for each clip and view")
-    crop_probability: float = Field(0.5, ge=0, le=1)
+    crop_probability: float = Field(0.5, ge=0, le=1, description="of a random crop, where `augment` is on")
     crop_short_sides: tuple[int, ...] = Field(
         (400, 500, 600), min_length=1, description="short sides before a crop, in px"
     )
     crop_min: int = Field(384, ge=16, description="smallest crop side in px")
     crop_max: int = Field(600, ge=16, description="largest crop side in px")
-    flip_probability: float = Field(0.5, ge=0, le=1)
+    flip_probability: float = Field(0.5, ge=0, le=1, description="of a mirrored clip; left and right change words too")
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
@@ -98,8 +98,8 @@ class ClipConfig(Section):
 class FrameBox(Section):
     """A frame becomes the largest size of its own shape inside the box, sides floored to the multiple."""
 
-    height_px: int = Field(480, ge=16)
-    width_px: int = Field(832, ge=16)
+    height_px: int = Field(480, ge=16, description="height of the box")
+    width_px: int = Field(832, ge=16, description="width of the box")
     size_multiple: int = Field(16, ge=16, description="VAE 8 x patch 2 = 16, or a multiple of it")
 
     @model_validator(mode="after")
@@ -116,7 +116,7 @@ class CacheConfig(Section):
 
     clips_per_shard: int = Field(64, ge=1, description="clips of one shard, the unit of work of the build")
     views: int = Field(1, ge=1, le=1024, description="augmented versions of a clip; epoch e uses e mod views")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of frames, crops and flips")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of stored latents and embeddings")
     encoder_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the encoders")
     tf32: Tf32 = None
@@ -126,9 +126,11 @@ class CacheConfig(Section):
         description="sentences that name nothing in their video: keep with an empty mask as target, or leave out",
     )
     lowercase: bool = Field(True, description="lower-case sentences before encoding")
-    pixel_norm: Literal["half", "imagenet"] = "half"
+    pixel_norm: Literal["half", "imagenet"] = Field(
+        "half", description="half: [-1, 1]; imagenet: its mean and deviation, as in weights of 2025"
+    )
     batch_clips: int = Field(4, ge=1, description="clips of one shape that go through the VAE together")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     decode_threads: int = Field(4, ge=1, description="threads of a worker that read and resize")
     max_quarantined_fraction: float = Field(
         0.01, ge=0, le=1, description="the build stops when a larger part of its clips is unreadable"
@@ -151,7 +153,7 @@ class CacheModel(Section):
 class CacheBuildConfig(Section):
     """One cache: where it goes, what it is made of."""
 
-    out: Path
+    out: Path = Field(description="a new folder, or this cache's: the build goes on")
     model: CacheModel
     data: Annotated[CacheSourceConfig | tuple[CacheSourceConfig, ...], BeforeValidator(_one_or_several)] = Field(
         description="one dataset, or a list of them"

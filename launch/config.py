@@ -30,8 +30,10 @@ KEPT = (".tracking.uri", ".launch.setup", ".launch.srun_args", ".launch.sbatch_a
 class LaunchConfig(Section):
     """How many processes, and where. `local`: this machine; `slurm`: through submitit; `debug`: this very process."""
 
-    cluster: Literal["local", "slurm", "debug"] = "local"
-    nodes: int = Field(1, ge=1)
+    cluster: Literal["local", "slurm", "debug"] = Field(
+        "local", description="this machine, SLURM, or this very process"
+    )
+    nodes: int = Field(1, ge=1, description="nodes of a job, or of one task of its array")
     processes_per_node: int = Field(1, ge=1, description="one a GPU; on a CPU at most one a core")
     array: int = Field(1, ge=1, description="cache builds: tasks that share the work, each on `nodes` nodes")
     array_parallel: int | None = Field(None, ge=1, description="array tasks that may run at once; None: all")
@@ -46,18 +48,18 @@ class LaunchConfig(Section):
     )
     mem_gb: float | None = Field(None, gt=0, description="memory of a node; None: the partition's default")
     time_min: int | None = Field(None, ge=1, description="time limit; None: the partition's default")
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: str | None = Field(None, description="sbatch --partition")
+    account: str | None = Field(None, description="sbatch --account")
+    qos: str | None = Field(None, description="sbatch --qos")
+    constraint: str | None = Field(None, description="sbatch --constraint, for example a kind of GPU")
     setup: tuple[SecretLine, ...] = Field((), description="shell lines before the job: modules, variables")
     srun_args: tuple[SecretOption, ...] = Field((), description="passed to srun, for example a container's image")
     sbatch_args: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SecretOption] = Field(
         {}, description="any other option of sbatch, by its long name"
     )
     signal_margin_s: int = Field(90, ge=1, description="time to save before a time limit")
-    max_preemptions: int = Field(100, ge=0)
-    max_timeouts: int = Field(100, ge=0)
+    max_preemptions: int = Field(100, ge=0, description="starts after a preemption before the job ends for good")
+    max_timeouts: int = Field(100, ge=0, description="starts after a time limit before the job ends for good")
     max_crashes: int = Field(2, ge=0, description="starts after a crash before the job ends for good")
 
     @model_validator(mode="after")

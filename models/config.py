@@ -1,18 +1,26 @@
 """Config sections that the models read, and the strict frozen base of every section."""
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 
 class MayChangeOnResume:
     """Marks a field: a run that is resumed may have another value than it began with."""
 
 
+def _checkpointing(value: Any) -> Any:
+    """`true` and `false`, as older configs have it, are full and none."""
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+
 T = TypeVar("T")
 Recompute = Literal["none", "selective", "full"]
+Recomputation = Annotated[Recompute, BeforeValidator(_checkpointing)]
 Precision = Literal["bf16", "fp32"]
+Attention = Literal["native", "cudnn", "flash", "flash3", "sage"]
+TrainAttention = Literal["native", "cudnn", "flash"]  # the kernels that have a backward pass
 Tf32 = Annotated[
     bool | None,
     Field(description="fp32 on a GPU rounds the factors of products to TF32, many times faster; null: of convolutions"),
@@ -29,6 +37,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+def refuse_attention_in_fp32(attention: Attention, precision: Precision, *, section: str = "") -> None:
+    """ValueError, as a validator's: of the kernels only native takes fp32. section: what stands before both keys."""
+    if attention != "native" and precision == "fp32":
+        raise ValueError(
+            f"{section}attention is {attention}, whose kernels take bf16, and {section}precision is fp32; "
+            f"set {section}precision to bf16, or {section}attention to native"
+        )
+
+
 class ModelConfig(Section):
     """Which weights, and the conventions they were trained with."""
 
@@ -36,7 +53,9 @@ class ModelConfig(Section):
     init: str | None = Field(None, description="start from these weights: a run, an export or a FlowRVS .pth")
     init_ema: bool = Field(True, description="take the EMA weights of `init`")
     text_tokens: int = Field(256, ge=1, le=512, description="padded text length that the DiT sees")
-    mask_latent_norm: Literal["none", "video"] = "none"
+    mask_latent_norm: Literal["none", "video"] = Field(
+        "none", description="video: the mask's latent is normalised as the video's, as in weights of 2025"
+    )
     mask_decoder: str = Field("vae", description="decoder run, FlowRVS .pth, or 'vae': the VAE's own decoder")
 
 
@@ -90,5 +109,5 @@ class LoraConfig(Section):
 class SamplerConfig(Section):
     """Euler integration from the video (t=1) to the mask (t=0)."""
 
-    steps: int = Field(1, ge=1, le=1000)
-    shift: float = Field(3.0, gt=0)
+    steps: int = Field(1, ge=1, le=1000, description="Euler steps, each one pass of the DiT")
+    shift: float = Field(3.0, gt=0, description="times of several steps lie nearer to the video the larger it is")

@@ -4,20 +4,24 @@ There is no DiT of ours: `WanTransformer3DModel(in_channels=32)` fed concat([x_t
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from flowmask.models.config import Recompute
+from flowmask.models.config import Attention, Recompute
 from flowmask.models.device import seeded
 from flowmask.models.errors import ConfigError
 
 LATENT_CHANNELS = 16
 PATCH_KEY = "patch_embedding.weight"
+_KEPT = ("scaled_dot_product", "_flash_attn_forward")  # in the names of ops that are attention: torch's, flash-attn's
 
 
 class _Float32Rope(WanRotaryPosEmbed):
@@ -39,6 +43,7 @@ def build_dit(config: Mapping[str, Any], *, in_channels: int, device: str = "met
     with torch.device(device):
         dit = WanTransformer3DModel(**{**config, "in_channels": in_channels, "out_channels": LATENT_CHANNELS})
     dit.rope = _Float32Rope(dit.config.attention_head_dim, dit.config.patch_size, dit.config.rope_max_seq_len)
+    use_attention(dit, "native", key="attention")
     return dit
 
 
@@ -102,9 +107,66 @@ def _what_to_keep(width: int, context: Any, op: Any, *inputs: Any, **options: An
     (for the rest of the process) that adds it in place: what was kept would have it twice, and no version tells.
     """
     product = op is torch.ops.aten.addmm.default and inputs[-1].shape[-1] <= width
-    if product or "scaled_dot_product" in op.__name__:
+    if product or any(words in op.__name__ for words in _KEPT):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Who computes attention: diffusers' name, what has to be installed, the oldest GPU, the widest head."""
+
+    backend: AttentionBackendName
+    needs: str = ""
+    capability: tuple[int, int] = (0, 0)
+    widest: int = 0
+
+
+KERNELS: dict[Attention, Kernels] = {
+    "native": Kernels(AttentionBackendName.NATIVE),
+    "cudnn": Kernels(AttentionBackendName._NATIVE_CUDNN, "a CUDA build of torch", (8, 0), 128),
+    "flash": Kernels(AttentionBackendName.FLASH, "flash-attn 2.6.3 or later, built for this torch", (8, 0), 256),
+    "flash3": Kernels(AttentionBackendName._FLASH_3, "FlashAttention 3 (flash_attn_interface)", (9, 0), 256),
+    "sage": Kernels(AttentionBackendName.SAGE, "sageattention 2.1.1 or later", (8, 0), 128),
+}
+
+
+def require_attention(name: Attention, *, key: str, device: torch.device) -> None:
+    """ConfigError in one line if `device` can't compute attention so. key: the config key that holds `name`."""
+    if name == "native":
+        return
+    kernels, otherwise = KERNELS[name], f"set {key} to native"
+    if device.type != "cuda":
+        raise ConfigError(f"{key} is {name}, which needs a GPU, and here the CPU computes: use a GPU, or {otherwise}")
+    found = torch.cuda.get_device_capability(device)
+    if found < kernels.capability:
+        wanted, has = (".".join(map(str, version)) for version in (kernels.capability, found))
+        raise ConfigError(
+            f"{key} is {name}, which needs a GPU of compute capability {wanted}; this one has {has}: {otherwise}"
+        )
+    try:
+        _check_attention_backend_requirements(kernels.backend)
+    except RuntimeError as error:
+        raise ConfigError(f"{key} is {name}, which needs {kernels.needs}: install it, or {otherwise}") from error
+
+
+def use_attention(dit: nn.Module, name: Attention, *, key: str) -> None:
+    """Have every attention of this DiT, and of no other module, computed by `name`; `require_attention` comes first.
+
+    The name stands at the layers. diffusers' own setter would also choose for every model of the process that names
+    none; so would its environment variable. Wan's DiT gives attention no mask, which none of the others would take.
+    """
+    assert isinstance(dit, WanTransformer3DModel)
+    kernels, head = KERNELS[name], int(dit.config.attention_head_dim)
+    if name != "native" and (head > kernels.widest or head % 8):
+        raise ConfigError(
+            f"{key} is {name}, whose heads are 8, 16 ... {kernels.widest} wide; those of this DiT are {head} wide: "
+            f"set {key} to native"
+        )
+    for part in dit.modules():
+        if isinstance(part, AttentionModuleMixin):
+            processor: Any = part.processor
+            processor._attention_backend = kernels.backend
 
 
 def compile_blocks(dit: nn.Module, *, recompute: Recompute) -> None:

@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from flowmask.data_pipeline.config import LoaderConfig
-from flowmask.models.config import LoraConfig, MayChange, ModelConfig, Precision, Recompute, Section, Tf32
+from flowmask.models.config import (
+    LoraConfig,
+    MayChange,
+    ModelConfig,
+    Precision,
+    Recomputation,
+    Section,
+    Tf32,
+    TrainAttention,
+    refuse_attention_in_fp32,
+)
 from flowmask.models.errors import ConfigError
 from flowmask.models.safe.secrets import SecretUri
 from flowmask.trainer.objectives import objective_class, of_one_kind, section
@@ -20,42 +30,34 @@ from flowmask.trainer.validation_config import ValidationConfig
 STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
 
 
-def _checkpointing(value: Any) -> Any:
-    """`true` and `false`, as older configs have it, are full and none."""
-    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
-
-
-Recomputation = Annotated[Recompute, BeforeValidator(_checkpointing)]
-
-
 class TrainConfig(Section):
     """Optimiser, batch, precision and parallelism."""
 
     steps: MayChange[int | None] = Field(default=None, ge=1, description="optimiser steps in all; may be raised later")
     epochs: MayChange[int | None] = Field(default=None, ge=1, description="instead of `steps`: epochs of data.cache")
-    seed: int = 0
+    seed: int = Field(default=0, description="of the order of examples and of every draw of theirs")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw", description="adamw8bit: moments in 8 bits, a quarter of their memory (bitsandbytes)"
     )
-    lr: float = Field(default=5e-5, gt=0)
-    weight_decay: float = Field(default=5e-4, ge=0)
+    lr: float = Field(default=5e-5, gt=0, description="largest learning rate")
+    weight_decay: float = Field(default=5e-4, ge=0, description="AdamW's, decoupled from the gradient")
     weight_decay_exclude: Literal["none", "norms_biases"] = Field(
         default="none", description="norms_biases: scales of norms and biases do not decay"
     )
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's, of the two moments")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's, below the root of the second moment")
     grad_clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")
     global_batch: int = Field(ge=1, description="examples in one optimiser step, over all processes")
     micro_batch: MayChange[int] = Field(default=1, ge=1, description="examples in one forward pass of one process")
-    sequence_parallel: MayChange[int] = Field(
-        default=1, ge=1, description="neighbouring processes that share each example's tokens"
+    sequence_parallel: MayChange[int] = Field(default=1, ge=1, description="processes that share an example's tokens")
+    zero_stage: MayChange[int] = Field(
+        default=1, ge=0, le=3, description="what ranks share out: 1 optimiser state, 2 also gradients, 3 also weights"
     )
-    zero_stage: MayChange[int] = Field(default=1, ge=0, le=3)  # a checkpoint names no stage
-    precision: Precision = "bf16"
+    precision: Precision = Field(default="bf16", description="of forward and backward passes; masters are fp32")
     tf32: Tf32 = None
-    schedule: Literal["constant", "cosine", "multistep"] = "constant"
+    schedule: Literal["constant", "cosine", "multistep"] = Field(default="constant", description="rate after warm-up")
     schedule_steps: int | None = Field(default=None, ge=1, description="length of the schedule; None: first `steps`")
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which the learning rate rises from 0")
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1, description="cosine: where the learning rate ends")
     decay_at_steps: tuple[int, ...] = Field(default=(), description="multistep: where the learning rate drops")
     decay_at_epochs: MayChange[tuple[int, ...]] = Field(default=(), description="the same by epochs, as `epochs`")
@@ -65,6 +67,7 @@ class TrainConfig(Section):
         default="none", description="recompute activations in the backward pass: none, selective (cheap ones), full"
     )
     compile: bool = Field(default=False, description="compile the DiT's blocks; needs a compiler")
+    attention: TrainAttention = Field(default="native", description="the DiT's kernels; others than native: on a GPU")
     log_every_steps: MayChange[int] = Field(default=10, ge=1, description="steps between two lines of log.txt")
     collective_timeout_s: MayChange[float] = Field(
         default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"
@@ -102,6 +105,7 @@ class TrainConfig(Section):
             raise ValueError(_batch_message(self, 1))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas is {list(self.betas)}; each must be in [0, 1)")
+        refuse_attention_in_fp32(self.attention, self.precision, section="train.")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("train.offload_optimizer needs train.zero_stage 1, 2 or 3; it is 0")
         if self.offload_optimizer and self.optimizer == "adamw8bit":
@@ -138,8 +142,8 @@ class TrainConfig(Section):
 class CheckpointConfig(Section):
     """When the run's state is saved, and how much of it stays."""
 
-    every_steps: int = Field(default=1000, ge=1)
-    keep_last: int = Field(default=2, ge=1)
+    every_steps: int = Field(default=1000, ge=1, description="steps between two checkpoints")
+    keep_last: int = Field(default=2, ge=1, description="newest checkpoints that stay")
     milestone_every_steps: int | None = Field(
         default=None, ge=1, description="checkpoints of these steps are made too, and stay for ever"
     )
@@ -148,7 +152,7 @@ class CheckpointConfig(Section):
 class EmaConfig(Section):
     """Exponential moving average of the weights; update s decays by 0 if s = 1, else min(decay, s/(9+s))."""
 
-    decay: float = Field(default=0.9999, ge=0, lt=1)
+    decay: float = Field(default=0.9999, ge=0, lt=1, description="largest decay of the averaged weights")
 
 
 class GuardConfig(Section):
@@ -175,11 +179,11 @@ class GuardConfig(Section):
 class TrackingConfig(Section):
     """Where MLflow keeps the run."""
 
-    enabled: bool = True
+    enabled: bool = Field(default=True, description="whether MLflow gets the run")
     uri: SecretUri | None = Field(
         default=None, description="any MLflow URI, a password as ${oc.env:NAME}; None: mlflow.db beside the run folder"
     )
-    experiment: str = "flowmask"
+    experiment: str = Field(default="flowmask", description="MLflow's experiment, which is made where it is missing")
     end_timeout_s: float = Field(default=30.0, ge=0, description="how long the end of a run waits for the server")
     peak_tflops: float | None = Field(
         default=None, gt=0, description="dense bf16 peak of one device, for MFU; None: by the GPU's name"
@@ -236,8 +240,9 @@ class RunConfig(Section):
             return self
         if self.lora is not None:
             raise ValueError(f"lora has nothing to adapt in {module}, which has no blocks: drop the lora section")
-        if train.compile:
-            raise ValueError(f"train.compile is true, but {module} has no blocks; set it to false")
+        for key, usual in (("compile", "false"), ("attention", "native")):
+            if (value := str(getattr(train, key)).lower()) != usual:
+                raise ValueError(f"train.{key} is {value}, but {module} has no blocks; set it to {usual}")
         if (ranks := train.sequence_parallel) > 1:
             raise ValueError(f"train.sequence_parallel is {ranks}, but {module} has no tokens to split; set it to 1")
         return self

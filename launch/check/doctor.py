@@ -14,7 +14,7 @@ from rich.text import Text
 from flowmask.launch.check.questions import QUESTIONS, Question, Subject
 from flowmask.launch.finding import Finding
 
-_COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+_COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "cyan"}
 
 
 def examine(subject: Subject, questions: Sequence[Question] = QUESTIONS) -> list[Finding]:
@@ -41,7 +41,7 @@ def show(findings: Sequence[Finding], console: Console) -> None:
         table.add_row(Text(finding.state, _COLOURS[finding.state]), finding.what, said)
     console.print(table)
     counts = {state: sum(finding.state == state for finding in findings) for state in _COLOURS}
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count or state != "unknown"))
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowmask.data_pipeline.cache.manifest import read_manifest
+from flowmask.launch.check.attention import attention
 from flowmask.launch.config import LaunchConfig
 from flowmask.launch.finding import Finding
 from flowmask.launch.jobs import TrainJob
@@ -45,6 +46,8 @@ def examine(
         found += _slurm(job.launch, script, asked)
     if isinstance(job, TrainJob) and all(finding.state != "fail" for finding in found):
         found += [_disk(job), _deepspeed(job)]  # the last, as they import torch: of a job that is fine so far
+    if all(finding.state != "fail" for finding in found):
+        found += attention(job, here=script is None)
     return found
 
 

@@ -5,12 +5,10 @@ Libraries are tried in other processes, so that one which crashes on import is a
 
 import base64
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from flowmask.launch.check.ask import ask, run
+from flowmask.launch.check.attention import attention as check_attention
 from flowmask.launch.check.preflight import existing
 from flowmask.launch.config import read_tree
 from flowmask.launch.finding import Finding, State, judged
@@ -103,7 +103,7 @@ def python(subject: Subject) -> list[Finding]:
 
 
 def torch(subject: Subject) -> list[Finding]:
-    facts, problem = _ask(_TORCH)
+    facts, problem = ask(_TORCH)
     if facts is None:
         return [Finding("torch", "fail", problem, "make setup")]
     gpus, nccl, bf16, gloo = facts["gpus"], facts["nccl"], facts["bf16"], facts["gloo"]
@@ -124,7 +124,7 @@ def libraries(subject: Subject) -> list[Finding]:
     code = "import importlib, sys; importlib.import_module(sys.argv[1])"
     findings = []
     for name, purpose in _LIBRARIES.items():
-        problem = _run([sys.executable, "-c", code, name])[1]
+        problem = run([sys.executable, "-c", code, name])[1]
         said = f"for {purpose}: {problem}" if problem else importlib.metadata.version(name)
         findings.append(
             judged(name, not problem, said, "make setup", otherwise="warn" if purpose == _QUICKER else "fail")
@@ -133,7 +133,7 @@ def libraries(subject: Subject) -> list[Finding]:
 
 
 def deepspeed_ops(subject: Subject) -> list[Finding]:
-    facts, problem = _ask(_OPS)
+    facts, problem = ask(_OPS)
     if facts is None:
         return [Finding("deepspeed ops", "warn", problem, "pip install ninja, and a C++ compiler")]
     missing = [name for name, fits in facts.items() if not fits]
@@ -243,11 +243,11 @@ def slurm(subject: Subject) -> list[Finding]:
     if missing := [name for name in _SLURM if shutil.which(name) is None]:
         fix = "run on the login node, or launch.cluster=local"
         return [Finding("slurm", away, f"no {', '.join(missing)} here", fix)]
-    nodes, problem = _run(["sinfo", "--noheader", "--format=%P %a %D %l %t"])
+    nodes, problem = run(["sinfo", "--noheader", "--format=%P %a %D %l %t"])
     if problem:
         return [Finding("slurm", away, problem, "ask who runs the cluster")]
     findings = [Finding("slurm", "pass", "; ".join(nodes.split("\n")))]
-    problem = _run(["sacct", "--noheader", "--format=JobID", "--starttime=now"])[1]
+    problem = run(["sacct", "--noheader", "--format=JobID", "--starttime=now"])[1]
     fix = "without accounting the reason of a lost job stays unknown; ask who runs the cluster"
     findings.append(judged("slurm accounting", not problem, problem or "answers", fix, otherwise="warn"))
     known = [re.sub(r"\W+$", "", line.split(" ")[0]) for line in nodes.splitlines()]
@@ -264,7 +264,7 @@ def _seen_from_a_node(subject: Subject) -> Finding:
     try:
         with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=place) as file:
             command = ["srun", "--immediate=15", "--ntasks=1", "--time=1", *partition, "cat", file.name]
-            problem = _run(command, timeout_s=60)[1]
+            problem = run(command, timeout_s=60)[1]
     except OSError as error:
         return Finding(check, "fail", f"{place} cannot be written: {error.strerror}", "choose another out")
     if not problem:
@@ -274,22 +274,10 @@ def _seen_from_a_node(subject: Subject) -> Finding:
     return Finding(check, "warn", f"not known: {problem}", "ask again when a node is free")
 
 
-def _ask(code: str) -> tuple[dict[str, Any] | None, str]:
-    """What Python code prints last, as JSON, and the last line of what went wrong."""
-    printed, problem = _run([sys.executable, "-c", code])
-    return (None, problem) if problem else (json.loads(printed.splitlines()[-1]), "")
+def attention(subject: Subject) -> list[Finding]:
+    return list(check_attention(subject.job, here=subject.cluster != "slurm")) if subject.job else []
 
 
-def _run(command: list[str], *, timeout_s: float = 120) -> tuple[str, str]:
-    """Output and, if the command failed, the last line of what it complained."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return "", f"no answer in {timeout_s:.0f} s"
-    if done.returncode == 0:
-        return done.stdout.strip(), ""
-    said = done.stderr.strip().splitlines() or done.stdout.strip().splitlines()
-    return "", said[-1] if said else f"ended with code {done.returncode}"
-
-
-QUESTIONS: tuple[Question, ...] = (python, torch, libraries, deepspeed_ops, filesystem, inputs, mlflow_server, slurm)
+QUESTIONS: tuple[Question, ...] = (
+    *(python, torch, libraries, deepspeed_ops, filesystem, inputs, attention, mlflow_server, slurm),
+)

@@ -14,6 +14,7 @@ from flowmask.launch.cli import words
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.predict import predict
+from flowmask.launch.cli.reference import config
 from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import track
 from flowmask.launch.cli.try_settings import show_settings
@@ -72,6 +73,9 @@ def configs(copy: Annotated[Path | None, typer.Option(help="Copy all of them int
         console.print(f"{name!s:26} {first_line}")
 
 
+app.command()(config)
+
+
 @app.command()
 def submit(
     config: ConfigFile,
@@ -98,8 +102,9 @@ def curriculum(
 ) -> None:
     """Run stages that build on each other, here or on SLURM; what is done is skipped, the same command goes on."""
     from flowmask.launch.curriculum.curriculum import run_curriculum
+    from flowmask.launch.curriculum.stages import load_curriculum
 
-    exit_with(run_curriculum(config, overrides or [], wait=wait, dry_run=dry_run))
+    exit_with(run_curriculum(load_curriculum(config, overrides or []), wait=wait, dry_run=dry_run))
 
 
 @app.command()

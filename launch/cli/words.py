@@ -28,6 +28,10 @@ PresenceOf = Annotated[
     str | None,
     typer.Option(help="OUT of evaluate --calibrate: no mask below its threshold; none; default: what the export says"),
 ]
+AttentionOf = Annotated[
+    Literal["native", "cudnn", "flash", "flash3", "sage"],
+    typer.Option(help="The DiT's kernels; others than native: on a GPU, in bf16"),
+]
 _TOLD = "where the weights do not say"
 PixelNormOf = Annotated[Literal["half", "imagenet"] | None, typer.Option(help=f"Of frames, {_TOLD}: half")]
 TextTokensOf = Annotated[int | None, typer.Option(help=f"Padded length of text, {_TOLD}: 256", min=1, max=512)]

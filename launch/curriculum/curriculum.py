@@ -22,7 +22,7 @@ from flowmask.launch.console import out as printer
 from flowmask.launch.curriculum import jobs as stage_jobs
 from flowmask.launch.curriculum.checks import check
 from flowmask.launch.curriculum.done import Judgement, judge, judge_all
-from flowmask.launch.curriculum.stages import MARK, Curriculum, Stage, load_curriculum
+from flowmask.launch.curriculum.stages import MARK, Curriculum, Stage
 from flowmask.launch.finding import Finding
 from flowmask.launch.local.processes import JobFailedError
 from flowmask.launch.slurm import commands as slurm_commands
@@ -39,14 +39,13 @@ CURRICULUM = Kind("a curriculum", lambda out: () if isinstance(read_object(out /
 
 
 def run_curriculum(
-    path: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool, after_stage: Callable[[], None] = lambda: None
+    curriculum: Curriculum, *, wait: bool, dry_run: bool = False, after_stage: Callable[[], None] = lambda: None
 ) -> int:
     """Check a curriculum and run what of it is not done; the exit code. UserError names the stage that failed.
 
     wait: on SLURM, show the progress until the last stage has ended. dry_run: only say what would be done.
     after_stage: called here whenever a stage has ended that was not done before.
     """
-    curriculum = load_curriculum(path, overrides)
     err.print(f"{len(curriculum.stages)} stages: looking at what is done")  # which imports torch
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:

@@ -32,10 +32,10 @@ _OF_A_STAGE = {"retries", "kind", "needs", "config"}
 class StageConfig(Section):
     """One stage: a job's config and what is laid over it, in the order overrides, carries."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="what others need it by")
     kind: str = Field(description="cache, train, decoder or evaluate")
     config: str | dict[str, Any] = Field(description="a job's YAML, from the curriculum's folder, or its keys")
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = Field((), description="stages that must be done before")
     overrides: dict[str, Any] = Field({}, description="KEY: VALUE over the config, dotted")
     carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage that is needed")
     retries: int | None = Field(
@@ -52,7 +52,7 @@ class CurriculumConfig(Section):
     leaks: Literal["refuse", "allow"] = Field(
         "refuse", description="videos that one stage trains on and another one scores"
     )
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    stages: tuple[StageConfig, ...] = Field(min_length=1, description="in any order that their needs allow")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,16 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     overrides: `KEY=VALUE` of the curriculum, or `stages.NAME.KEY=VALUE` of one stage's config.
     """
     path = find_config(path)
-    config = _read(path, overrides)
+    with readable(path):
+        tree = load_yaml(path)
+        for item in overrides:
+            _override(tree, item)
+    return curriculum_of(tree, path)
+
+
+def curriculum_of(tree: DictConfig, path: Path) -> Curriculum:
+    """The curriculum of a tree of keys that stands in `path`, or was made from it; ConfigError as `load_curriculum`."""
+    config = _validated(tree, path)
     stages: dict[str, Stage] = {}
     for entry in _in_order(config.stages, path):
         stages[entry.name] = _stage(entry, config, path=path, earlier=stages)
@@ -115,12 +124,9 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     return curriculum
 
 
-def _read(path: Path, overrides: Sequence[str]) -> CurriculumConfig:
+def _validated(config: DictConfig, path: Path) -> CurriculumConfig:
     """The curriculum with ${values...} filled in and the carries left as they are: no stage has its config yet."""
     with readable(path):
-        config = load_yaml(path)
-        for item in overrides:
-            _override(config, item)
         carries = {place: entry.pop("carries") for place, entry in enumerate(_entries(config)) if "carries" in entry}
         try:
             tree = resolved(config)

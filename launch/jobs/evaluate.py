@@ -32,6 +32,10 @@ class EvaluateJob(Job, EvaluateConfig):
         return self.device
 
     @property
+    def attention_key(self) -> tuple[str, str]:
+        return "attention", self.attention
+
+    @property
     def scores(self) -> DataSourceConfig | None:
         return self.data
 

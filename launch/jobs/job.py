@@ -71,6 +71,11 @@ class Job(Section):
         return "auto"
 
     @property
+    def attention_key(self) -> tuple[str, str]:
+        """The key that says who computes attention, and its value."""
+        return "", "native"
+
+    @property
     def reading_threads(self) -> int:
         """Threads of a process that read while it computes."""
         return 0

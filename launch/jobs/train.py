@@ -57,6 +57,10 @@ class TrainJob(Job, RunConfig):
         return self
 
     @property
+    def attention_key(self) -> tuple[str, str]:
+        return "train.attention", self.train.attention
+
+    @property
     def reading_threads(self) -> int:
         return self.data.threads
 

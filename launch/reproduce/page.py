@@ -18,14 +18,13 @@ from flowmask.models.errors import UserError
 from flowmask.trainer.score.compare.evaluation import Evaluated, Found, Pair, dataset_of
 
 _EXAMPLES, _FRAMES = 3, 5
-TITLES = (
-    *("Row", "Published", "Ours", "95 %", "Seeds", "Against", "Published gain", "Gain", "95 % of it"),
-    *("Steps", "Process time", "FLOPs", "Examples/s"),
-)
+SCORES = ("Row", "Published", "Ours", "95 %", "Seeds", "Against", "Published gain", "Gain", "95 % of it")
+COSTS = ("Row", "Steps", "Process time", "FLOPs", "Examples/s")
 HOW_SURE = (
     "Intervals of 95 %: seeds and videos are both drawn 1,000 times with replacement. A difference is paired: of the "
-    "same seed, video and sentence. In bold where 0 lies outside of its interval."
+    "same seed, video and sentence. With one seed only the videos are drawn. Marked with * where 0 lies outside."
 )
+_Rows = Sequence[Sequence[str]]
 
 
 def page_file(out: Path) -> PageFile:
@@ -41,11 +40,14 @@ def write_page(file: PageFile, *, title: str, command: str, figures: Sequence[Ro
         left = wanted - done
         missing = f"{left} evaluation{'s are' if left > 1 else ' is'} not there yet"
         body.append(page.note(f"{missing}; the same command goes on."))
-    table = page.table(TITLES, [[Cell(text, head=not place) for place, text in enumerate(r)] for r in cells(figures)])
-    body += [page.paragraph(HOW_SURE.replace(" In bold where", " Marked with * where")), table]
+    body += [page.paragraph(HOW_SURE), page.table(SCORES, _sortable(scores(figures)))]
     body += [page.heading("J&F: rings as published, dots ours, a dot for each seed"), charts.scores(figures)]
     if curves := charts.losses(figures):
-        body += [page.heading("Training loss, a line for each seed; not comparable between objectives")]
+        body += [
+            page.heading("One training of each row, mean over its seeds"),
+            page.table(COSTS, _sortable(costs(figures))),
+        ]
+        body += [page.subheading("Loss, a line for each seed; not comparable between objectives")]
         body += [page.side_by_side(curves)]
     sheets = list(_sheets(figures))
     if sheets:
@@ -54,54 +56,76 @@ def write_page(file: PageFile, *, title: str, command: str, figures: Sequence[Ro
     file.write(title, body)
 
 
-def cells(figures: Sequence[RowFigures], *, sure: str = "*") -> Iterator[list[str]]:
-    """The rows of the table as text, in the order of TITLES; sure: what marks a difference that is beyond chance."""
+def scores(figures: Sequence[RowFigures]) -> list[list[str]]:
+    """The rows of the table of scores as text, in the order of SCORES."""
     titles = {one.row.name: one.row.title for one in figures}
-    for one in figures:
-        cost = one.cost
-        yield [
+    return [
+        [
             one.row.title,
-            _number(one.row.published),
+            "" if one.row.published is None else f"{one.row.published:.1f}",
             "" if one.mean is None else f"{one.mean.mean:.1f}",
             _interval(one.mean),
             f"{len(one.scores)} of {one.seeds}" if len(one.scores) < one.seeds else str(one.seeds),
             titles[one.row.against] if one.row.against else "",
             "" if one.published_against is None else f"{one.published_against:+.1f}",
-            "" if one.against is None else _marked(f"{one.against.mean:+.1f}", one.against, sure),
+            "" if one.against is None else f"{one.against.mean:+.1f}{'*' * one.against.is_sure}",
             _interval(one.against, signed=True),
-            "" if cost is None else f"{cost.steps:,}",
-            "" if cost is None else duration(3600 * cost.process_hours),
-            "" if cost is None or cost.pflop is None else _flops(1e15 * cost.pflop),
-            "" if cost is None else f"{cost.examples_per_s:.3g}",
         ]
+        for one in figures
+    ]
+
+
+def costs(figures: Sequence[RowFigures]) -> list[list[str]]:
+    """What one training of each row took, in the order of COSTS."""
+    return [
+        [
+            one.row.title,
+            f"{cost.steps:,}",
+            duration(3600 * cost.process_hours),
+            "" if cost.pflop is None else _flops(1e15 * cost.pflop),
+            f"{cost.examples_per_s:.3g}",
+        ]
+        for one in figures
+        if (cost := one.cost) is not None
+    ]
 
 
 def markdown(figures: Sequence[RowFigures]) -> str:
-    """The table in Markdown."""
-    lines = [f"| {' | '.join(TITLES)} |", f"|{'---|' * len(TITLES)}"]
-    lines += [
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells(figures, sure="**")
-    ]
-    return "\n".join(lines) + "\n"
+    """Both tables in Markdown."""
+    tables = [(SCORES, scores(figures)), (COSTS, costs(figures))]
+    return "\n".join(_markdown(titles, rows) for titles, rows in tables)
+
+
+def _markdown(titles: Sequence[str], rows: _Rows) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    escaped = ([cell.replace("|", r"\|").replace("*", r"\*") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def _sortable(rows: _Rows) -> list[list[Cell]]:
+    """Cells of a page: the first names its row; what begins with a number is sorted by it and stays on one line."""
+    return [[Cell(row[0], head=True), *map(_cell, row[1:])] for row in rows]
+
+
+def _cell(text: str) -> Cell:
+    value = _value(text)
+    return Cell(text if value is None else text.replace(" ", "\N{NO-BREAK SPACE}"), value)
+
+
+def _value(text: str) -> float | None:
+    try:
+        return float(text.split(" ")[0].rstrip("*").replace(",", ""))
+    except ValueError:
+        return None
 
 
 def on_terminal(figures: Sequence[RowFigures]) -> Table:
     """The scores alone, narrow enough for 80 columns."""
-    kept = (0, 1, 2, 3, 7, 8)
-    table = Table(*(TITLES[place] for place in kept), box=None, padding=(0, 1, 0, 0))
-    for row in cells(figures):
+    kept = [place for place, title in enumerate(SCORES) if title not in ("Seeds", "Against", "Published gain")]
+    table = Table(*(SCORES[place] for place in kept), box=None, padding=(0, 1, 0, 0))
+    for row in scores(figures):
         table.add_row(*(row[place] for place in kept))
     return table
-
-
-def _marked(text: str, value: Value, sure: str) -> str:
-    if not value.is_sure:
-        return text
-    return f"{sure}{text}{sure}" if sure == "**" else f"{text}{sure}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
 
 
 def _interval(value: Value | None, *, signed: bool = False) -> str:

@@ -3,11 +3,11 @@
 Whatever ends this process, the same command goes on: what is done is skipped.
 """
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowmask.launch.config import KEPT
 from flowmask.launch.console import err
 from flowmask.launch.console import out as printer
 from flowmask.launch.curriculum.curriculum import run_curriculum
@@ -27,8 +27,10 @@ _VIDEO_DIT = "text_to_video"  # the stage of a world that trains what its rows s
 def reproduce(path: Path, overrides: Sequence[str], *, profile: str | None, wait: bool, dry_run: bool) -> int:
     """Run what of a study is not done, write its page; the exit code. UserError names the stage that failed."""
     study = load_study(path, overrides, profile=profile)
-    words = ["flowmask", "reproduce", str(path), *(["--profile", profile] if profile else []), *overrides]
-    command, page_file = shlex.join(words), page.page_file(study.out / PAGE)
+    command = " ".join(
+        ["flowmask reproduce", str(path), *([f"--profile {profile}"] if profile else []), *map(_shown, overrides)]
+    )
+    page_file = page.page_file(study.out / PAGE)
     if dry_run:
         return _describe(study)
     page_file.refuse()
@@ -48,14 +50,23 @@ def reproduce(path: Path, overrides: Sequence[str], *, profile: str | None, wait
             write_atomically(study.out / FIGURES, as_json(figures))
 
         try:
-            code = run_curriculum(curriculum, [], wait=wait, dry_run=False, after_stage=publish)
-        finally:
-            publish()
+            code = run_curriculum(curriculum, wait=wait, after_stage=publish)
+        except BaseException:
+            if any(one.scores for one in collect(study)):  # nothing is shown of a study that never began
+                publish()
+            raise
+        publish()
     figures = collect(study)
     printer.print(page.on_terminal(figures))
     err.print(f"page: {study.out / PAGE}; the same as Markdown and JSON beside it")
     _track(study, figures)
     return code
+
+
+def _shown(override: str) -> str:
+    """An override as a page may show it."""
+    key, _, _ = override.partition("=")
+    return f"{key}=***" if any(f"{kept}." in f".{key}." for kept in KEPT) else override
 
 
 def _track(study: Study, figures: Sequence[RowFigures]) -> None:
@@ -101,7 +112,7 @@ def _make_world(study: Study, world: WorldConfig) -> int:
         "overrides": {"out": str(run), "model.wan": values["untrained_wan"]},
         "carries": {"data.cache": f"${{stages.{world.cache}.out}}"},
     }
-    code = run_curriculum(study.curriculum(values=values, stages=[stage]), [], wait=True, dry_run=False)
+    code = run_curriculum(study.curriculum(values=values, stages=[stage]), wait=True)
     if not code:
         from flowmask.trainer.predict.export import export
 

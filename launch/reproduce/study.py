@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from omegaconf import OmegaConf
 from pydantic import Field, model_validator
 
 from flowmask.launch.config import load_yaml, readable, set_key, split_override, validate
 from flowmask.launch.configs import find_config
-from flowmask.launch.curriculum.stages import StageConfig
+from flowmask.launch.curriculum.stages import Curriculum, StageConfig, curriculum_of
 from flowmask.launch.jobs import EvaluateJob, TrainJob
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
-from flowmask.models.files import write_atomically
 
-CURRICULUM = "curriculum.yaml"
 _NAME = r"^[A-Za-z0-9_-]+$"
 
 
@@ -29,16 +26,16 @@ class EveryConfig(Section):
     """What every training, or every evaluation, of a study has over its own config."""
 
     config: str | None = Field(None, description="of evaluations: a YAML, from the study's folder")
-    needs: tuple[str, ...] = ()
-    overrides: dict[str, Any] = Field({})
-    carries: dict[str, str] = Field({})
+    needs: tuple[str, ...] = Field((), description="stages that must be done before")
+    overrides: dict[str, Any] = Field({}, description="KEY: VALUE over its config, dotted")
+    carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage that is needed")
 
 
 class RowConfig(Section):
     """A row of the table."""
 
-    name: str = Field(pattern=_NAME)
-    title: str
+    name: str = Field(pattern=_NAME, description="what its folders and other rows call it")
+    title: str = Field(description="what the table calls it")
     published: float | None = Field(None, description="J&F as it was published")
     config: str | None = Field(None, description="a training's YAML, from the study's folder")
     of: str | None = Field(None, description="instead: the row whose weights are evaluated in another way")
@@ -67,8 +64,8 @@ class WorldConfig(Section):
 class StudyConfig(Section):
     """`flowmask reproduce`."""
 
-    out: Path
-    title: str
+    out: Path = Field(description="a new folder, or this study's: it goes on")
+    title: str = Field(description="of the page")
     seeds: int = Field(1, ge=1, description="trainings of each row")
     seeds_of: dict[str, int] = Field({}, description="row -> seeds, where these are others")
     values: dict[str, Any] = Field({}, description="for ${values.NAME} anywhere below")
@@ -77,7 +74,7 @@ class StudyConfig(Section):
     stages: tuple[StageConfig, ...] = Field((), description="what all rows share, as stages of a curriculum")
     training: EveryConfig = EveryConfig()
     evaluation: EveryConfig = EveryConfig()
-    rows: tuple[RowConfig, ...] = Field(min_length=1)
+    rows: tuple[RowConfig, ...] = Field(min_length=1, description="of the table, from top to bottom")
 
     @model_validator(mode="after")
     def _rows_know_each_other(self) -> Self:
@@ -137,21 +134,18 @@ class Study:
         """The YAML that the study names."""
         return find_config(self.path.parent / config).resolve()
 
-    def curriculum(self, *, values: Mapping[str, Any] | None = None, stages: Sequence[Any] | None = None) -> Path:
-        """Write the stages as a curriculum's YAML; its path. stages: others than those of the study."""
+    def curriculum(self, *, values: Mapping[str, Any] | None = None, stages: Sequence[Any] | None = None) -> Curriculum:
+        """The stages: those that all rows share, then each trial's. stages: others in place of the trials'."""
         config = self.config
         shared = [{**one.model_dump(mode="json"), "config": self._source(one)} for one in config.stages]
-        made = [*shared, *self._trials()] if stages is None else [*shared, *stages]
+        made = [*shared, *(self._trials() if stages is None else stages)]
         tree = {
             "out": str(self.out / "curriculum"),
             "values": {**config.values, **(values or {}), "out": str(self.out)},
             "launch": config.launch,
             "stages": [{key: value for key, value in stage.items() if value not in (None, {}, [])} for stage in made],
         }
-        self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / CURRICULUM
-        write_atomically(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-        return path
+        return curriculum_of(OmegaConf.create(tree), self.path)
 
     def _source(self, stage: StageConfig) -> Any:
         return stage.config if isinstance(stage.config, dict) else str(self.found(stage.config))

@@ -50,7 +50,7 @@ def test_a_recipe_runs_from_its_first_stage_to_its_last_as_it_is_written(
     name: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(world)
-    assert run_curriculum(CONFIGS / f"{name}.yaml", [], wait=False, dry_run=True) == 0
+    assert run_curriculum(load_curriculum(CONFIGS / f"{name}.yaml"), wait=False, dry_run=True) == 0
     said = capsys.readouterr().out
     stages = load_curriculum(CONFIGS / f"{name}.yaml").stages
     assert said.count(": run (") == len(stages)

@@ -23,6 +23,11 @@ _ONCE_OF_ALL_KINDS = {
 }
 
 
+def objective_names() -> list[str]:
+    """Every known kind, those of installed packages too."""
+    return _KINDS.names()
+
+
 def objective_class(kind: str) -> type[Objective]:
     """The objective of a name; ConfigError lists the known ones."""
     return _KINDS.get(kind)

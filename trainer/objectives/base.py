@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
+from pydantic import Field
+
 from flowmask.models.config import ModelConfig, Recompute, Section
 from flowmask.models.errors import CacheError
 
@@ -29,7 +31,7 @@ _CHANNELS = 16
 class ObjectiveConfig(Section):
     """What every objective's section has; an objective's own adds its keys."""
 
-    kind: str
+    kind: str = Field(description="what is learned: a file in trainer/objectives, or an installed one")
 
     def refuse_beside(self, model: ModelConfig, *, lora: bool) -> None:
         """ValueError, as a validator's, where this section contradicts `model`, or that adapters are trained."""

@@ -27,7 +27,9 @@ class FlowMatchingConfig(ObjectiveConfig):
 
     kind: Literal["flow_matching"] = "flow_matching"
     boundary_bias: bool = Field(default=True, description="draw t=1 with boundary_probability; off: uniform t")
-    boundary_probability: float = Field(default=0.5, ge=0, le=1)
+    boundary_probability: float = Field(
+        default=0.5, ge=0, le=1, description="how often t=1 is drawn, where boundary_bias is on"
+    )
     start_point_augmentation: bool = Field(default=True, description="sample the video's posterior; off: its mean")
     video_injection: bool = Field(default=True, description="the DiT also sees the video latent at every t")
     start: FlowStart = Field(default="video", description="what the flow carries to the mask: the video, or noise")

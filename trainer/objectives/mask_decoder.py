@@ -21,10 +21,12 @@ class DecodingConfig(ObjectiveConfig):
     """The weighted sum of a focal and a Dice loss, of any mask decoder."""
 
     latent_noise_std: float = Field(default=0.0, ge=0, description="noise added to the input latent")
-    focal_weight: float = Field(default=8.0, ge=0)
-    focal_alpha: float = Field(default=0.25, ge=0, le=1)
-    focal_gamma: float = Field(default=2.0, ge=0)
-    dice_weight: float = Field(default=4.0, ge=0)
+    focal_weight: float = Field(default=8.0, ge=0, description="share of the focal loss")
+    focal_alpha: float = Field(
+        default=0.25, ge=0, le=1, description="of the mask's pixels; others have 1 - focal_alpha"
+    )
+    focal_gamma: float = Field(default=2.0, ge=0, description="how little a pixel counts that is right already")
+    dice_weight: float = Field(default=4.0, ge=0, description="share of the Dice loss")
 
 
 class MaskDecodingConfig(DecodingConfig):

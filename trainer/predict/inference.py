@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from flowmask.data_pipeline.clip.pixels import PixelNorm, pad_to_stride
 from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, VaeClip, chunks
 from flowmask.data_pipeline.config import FrameBox
-from flowmask.models.config import AskedConventions, Precision, SamplerConfig
+from flowmask.models.config import AskedConventions, Attention, Precision, SamplerConfig, refuse_attention_in_fp32
 from flowmask.models.decoders.either import decoder_of
 from flowmask.models.device import rank_device, use_tf32
-from flowmask.models.errors import CheckpointError
+from flowmask.models.dit import require_attention, use_attention
+from flowmask.models.errors import CheckpointError, ConfigError
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.segment import Segmenter, decoded_together, masks_at, sampled_together
 from flowmask.models.strict import assign_strict, load_strict
@@ -116,6 +117,7 @@ def load_segmenter(
     ema: bool = True,
     sampler: SamplerConfig,
     precision: Precision = "bf16",
+    attention: Attention = "native",
     encoder_precision: Precision | None = None,
     decoder_precision: Precision = "fp32",
     tf32: bool | None = None,
@@ -129,6 +131,7 @@ def load_segmenter(
     mask_decoder: decoder run, FlowRVS .pth or 'vae'; None: what the checkpoint's run names
     wan:          Wan2.1 folder; None: the one that the checkpoint's run was trained from
     precision:    of the DiT
+    attention:    the DiT's kernels
     encoder_precision: of the encoders of text and video; None: what the training's cache was encoded in
     decoder_precision: of the mask decoder
     conventions:  asked for, where the weights don't remember theirs
@@ -136,6 +139,7 @@ def load_segmenter(
     Raises UserError in one line for whatever is missing, moved or of another architecture.
     """
     where = rank_device(device)
+    _require(attention, precision, device=where)
     use_tf32(tf32)
     dtype = DTYPES[precision]
     dit_weights = load_dit(checkpoint, ema=ema, wan=wan)
@@ -145,6 +149,7 @@ def load_segmenter(
     dit: Any = folder.empty_transformer(video_injection=video_injected(dit_weights.state_dict))
     state = {name: tensor.to(dtype) for name, tensor in dit_weights.state_dict.items()}
     assign_strict(dit, state, where=checkpoint, fix="Give the model.wan that it was trained from")
+    use_attention(dit, attention, key="attention")
     vae: Any = folder.vae()
     named = mask_decoder or settings.get("mask_decoder") or "vae"
     decoder, decoder_sha256 = mask_decoder_named(named, vae, ema=ema, asked=mask_decoder is not None)
@@ -170,6 +175,15 @@ def load_segmenter(
         presence=presence_in(settings, where=checkpoint),
         assumed=settled.assumed,
     )
+
+
+def _require(attention: Attention, precision: Precision, *, device: torch.device) -> None:
+    """ConfigError if the kernels of the DiT can't run here."""
+    try:
+        refuse_attention_in_fp32(attention, precision)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    require_attention(attention, key="attention", device=device)
 
 
 def _last_only(weights: LoadedWeights) -> str:

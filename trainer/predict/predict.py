@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowmask.data_pipeline.config import FrameBox
-from flowmask.models.config import AskedConventions, Precision, SamplerConfig
+from flowmask.models.config import AskedConventions, Attention, Precision, SamplerConfig
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.trainer.predict.inference import LoadedSegmenter, load_segmenter
@@ -41,6 +41,7 @@ def predict_videos(
     sampler: SamplerConfig | None = None,
     box: FrameBox | None = None,
     precision: Precision = "bf16",
+    attention: Attention = "native",
     encoder_precision: Precision | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     fps: float | None = None,
@@ -95,6 +96,7 @@ def predict_videos(
             ema=ema,
             sampler=sampler,
             precision=precision,
+            attention=attention,
             encoder_precision=encoder_precision,
             device=device,
             conventions=conventions,

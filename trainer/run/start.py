@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from flowmask.models.dit import compile_blocks
+from flowmask.models.dit import compile_blocks, require_attention, use_attention
 from flowmask.models.errors import CheckpointError
 from flowmask.models.lora import add_lora, named_parameters
 from flowmask.models.strict import refuse_not_finite
+from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.predict.weights import content_sha256, start_from
@@ -26,7 +27,7 @@ def starting_module(
     settings: the conventions that `model.init` has to share. A resume takes nothing from it, as the checkpoint
     holds all that is trained, unless it is the base of adapters.
     """
-    module = objective.build().requires_grad_(True)
+    module = _built(config, objective).requires_grad_(True)
     taken = None
     if config.model.init is not None and (config.lora is not None or not resumed):
         source = config.model.init
@@ -35,6 +36,17 @@ def starting_module(
         add_lora(module, config.lora, seed=config.train.seed)
     refuse_not_finite(named_parameters(module), where=f"{config.objective.kind}'s module", fix="get other weights")
     return module, taken
+
+
+def _built(config: RunConfig, objective: Objective) -> nn.Module:
+    """The module with the kernels of `train.attention`; ConfigError, before weights are read, where they can't run."""
+    attention, key = config.train.attention, "train.attention"
+    if attention == "native":
+        return objective.build()
+    require_attention(attention, key=key, device=distributed.device())
+    module = objective.build()
+    use_attention(module, attention, key=key)
+    return module
 
 
 def save_memory_and_time(config: RunConfig, objective: Objective, module: nn.Module) -> None:

@@ -72,6 +72,7 @@ def whole_videos_of(
         box=asked.box or box_of({**sides_in(fields), **settings}),
         sampler=config.evaluate.sampler,
         precision=config.train.precision,
+        attention=config.train.attention,
         tf32=config.train.tf32,
         protocol=asked.protocol,
     )

@@ -122,6 +122,7 @@ def loaded_by(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegme
         ema=config.ema,
         sampler=config.sampler,
         precision=config.precision,
+        attention=config.attention,
         encoder_precision=config.encoder_precision,
         decoder_precision=config.decoder_precision,
         tf32=config.tf32,
@@ -225,6 +226,8 @@ def _fingerprint(
         del settings["tf32"]
     if settings["protocol"] is None:  # likewise
         del settings["protocol"]
+    if settings["attention"] == "native":  # likewise
+        del settings["attention"]
     if settings["decoder_precision"] == "fp32":  # likewise
         del settings["decoder_precision"]
     if config.window.frames is None:  # likewise

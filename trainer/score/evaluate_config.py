@@ -6,7 +6,15 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
-from flowmask.models.config import AskedConventions, Precision, SamplerConfig, Section, Tf32
+from flowmask.models.config import (
+    AskedConventions,
+    Attention,
+    Precision,
+    SamplerConfig,
+    Section,
+    Tf32,
+    refuse_attention_in_fp32,
+)
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.predict.windows.cut import WindowConfig
 from flowmask.trainer.score.archive import Layout
@@ -43,12 +51,13 @@ class EvaluateConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     ema: bool = Field(True, description="evaluate the averaged weights")
     precision: Precision = Field("bf16", description="what the DiT computes in")
+    attention: Attention = Field("native", description="the DiT's kernels; others than native: on a GPU, in bf16")
     encoder_precision: Precision | None = Field(
         None, description="of the encoders of text and video; null: that of the cache which the weights were trained on"
     )
     decoder_precision: Precision = Field("fp32", description="what the mask decoder computes in")
     tf32: Tf32 = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     sentences_per_batch: int = Field(
         4, ge=1, description="sentences of one video whose masks may wait, decoded, to be written; changes no score"
     )
@@ -71,6 +80,11 @@ class EvaluateConfig(Section):
     )
     calibrate: CalibrateConfig = CalibrateConfig()
     report_examples: int = Field(12, ge=0, description="expressions on the report's contact sheet")
+
+    @model_validator(mode="after")
+    def _attention_fits(self) -> Self:
+        refuse_attention_in_fp32(self.attention, self.precision)
+        return self
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:

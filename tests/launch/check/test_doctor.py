@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from command import flowmask
 from rich.console import Console
 
@@ -48,6 +49,21 @@ def test_what_a_config_names_is_examined(tmp_path: Path) -> None:
     assert "data.cache" not in piped  # no folder
     subject = subject_of(config, ["launch.cluster=slurm", "launch.partition=gpu", "tracking.uri=http://x:1"])
     assert (subject.cluster, subject.partition, subject.tracking_uri) == ("slurm", "gpu", "http://x:1")
+
+
+def test_kernels_that_this_machine_lacks_are_a_line_with_a_fix_and_on_a_login_node_not_known(tmp_path: Path) -> None:
+    config = train_config(tmp_path, str(tmp_path))
+    asked = ["train.attention=cudnn"]
+    here = only(questions.attention, subject_of(config, asked))["attention"]
+    if not torch.cuda.is_available():
+        assert here.state == "fail" and here.said.startswith("train.attention is cudnn, which needs a GPU")
+        assert here.fix and "\n" not in here.said
+    login = only(questions.attention, subject_of(config, [*asked, "launch.cluster=slurm"]))["attention"]
+    assert login.state == "unknown" and login.fix
+    with (tmp_path / "said.txt").open("w") as file:
+        show([login], Console(file=file, width=200))
+    assert "1 unknown" in (tmp_path / "said.txt").read_text()
+    assert not only(questions.attention, subject_of(config))
 
 
 def test_several_datasets_are_each_looked_for(tmp_path: Path) -> None:

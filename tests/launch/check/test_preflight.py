@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from runs import make_lab, run_config
 
-from flowmask.launch.check import preflight
+from flowmask.launch.check import attention, preflight
 from flowmask.launch.config import validate
 from flowmask.launch.finding import Finding
 from flowmask.launch.jobs import CacheJob, TrainJob
@@ -50,6 +50,23 @@ def test_a_disk_too_small_for_the_checkpoints_of_what_is_trained_is_refused(
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place, free=free: type("Usage", (), {"free": free}))
         disk = found(preflight.examine(the_job))["disk"]
         assert disk.state == state and "checkpoint" in disk.said
+
+
+def test_kernels_are_asked_for_on_the_machine_that_computes_and_not_known_before(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def yes(code: str) -> tuple[str, str]:
+        asked.append(code)
+        return "", ""
+
+    monkeypatch.setattr(attention, "ask", yes)
+    assert "attention" not in found(preflight.examine(job(lab, tmp_path)))
+    flash = job(lab, tmp_path, train__attention="flash")
+    there = found(preflight.examine(flash, script="#!/bin/sh"))["attention"]
+    assert there.state == "unknown" and "srun" in there.fix and not asked
+    assert found(preflight.examine(flash))["attention"].state == "pass" and len(asked) == 1
 
 
 def test_a_cache_that_is_read_through_a_pipe_is_no_folder_that_must_be_there(lab: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from flowmask.launch.configs import BUNDLED
-from flowmask.launch.curriculum.stages import load_curriculum
 from flowmask.launch.jobs import EvaluateJob, TrainJob
+from flowmask.launch.reproduce import reproduce
 from flowmask.launch.reproduce.study import load_study
 from flowmask.models.errors import ConfigError
 
@@ -30,7 +30,7 @@ def test_every_row_of_the_paper_is_a_training_and_an_evaluation_of_every_seed(
 ) -> None:
     found = load_study(PAPER, [f"out={tmp_path}/out", "seeds=3"], profile=profile)
     where = {"wan": "w", "untrained_wan": "u", "dataset": "d"} if found.config.world else {}
-    stages = load_curriculum(found.curriculum(values=where)).by_name
+    stages = found.curriculum(values=where).by_name
     trained = {row.name for row in found.config.rows if row.of is None}
     for row in found.config.rows:
         seeds = found.config.seeds_of.get(row.of or row.name, 3)
@@ -48,7 +48,7 @@ def test_trainings_of_one_seed_differ_by_nothing_but_their_row(tmp_path: Path, p
     """So a difference between rows is that of their objectives."""
     found = load_study(PAPER, [f"out={tmp_path}/out"], profile=profile)
     where = {"wan": "w", "untrained_wan": "u", "dataset": "d"} if found.config.world else {}
-    stages = load_curriculum(found.curriculum(values=where)).by_name
+    stages = found.curriculum(values=where).by_name
     jobs = [stages[f"{row.name}_seed0"].job.model_dump(mode="json") for row in found.config.rows if row.of is None]
     for job in jobs:
         same = {key: value for key, value in job.items() if key not in ("objective", "out")}
@@ -61,7 +61,7 @@ def test_an_override_goes_over_every_training_or_evaluation_and_a_profile_over_t
     found = load_study(PAPER, asked, profile="demo")
     assert found.config.training.overrides["train.lr"] == 2e-3
     where = {"wan": "w", "untrained_wan": "u", "dataset": "d"}
-    jobs = [stage.job for stage in load_curriculum(found.curriculum(values=where)).stages]
+    jobs = [stage.job for stage in found.curriculum(values=where).stages]
     assert {job.train.steps for job in jobs if isinstance(job, TrainJob) and job.makes == "dit"} == {700}
     assert {job.ema.decay for job in jobs if isinstance(job, TrainJob) and job.makes == "dit"} == {0.5}
     assert {job.sampler.steps for job in jobs if isinstance(job, EvaluateJob)} == {2, 4, 20}  # a row's own is stronger
@@ -97,3 +97,13 @@ def test_an_unknown_profile_and_a_config_that_is_not_there_are_told(tmp_path: Pa
     found = load_study(study(tmp_path), [f"out={tmp_path}/out"])
     with pytest.raises(ConfigError, match=r"score\.yaml does not exist|train\.yaml does not exist"):
         found.curriculum()
+
+
+def test_no_password_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "run_curriculum", lambda *_, **__: 0)
+    asked = [f"out={tmp_path}/out", "training.tracking.uri=postgresql://me:hunter2@host/db", "seeds=2"]
+    asked += ['launch.setup=["export TOKEN=hunter2"]', "launch.sbatch_args.export=ALL,TOKEN=hunter2"]
+    assert reproduce.reproduce(PAPER, asked, profile=None, wait=True, dry_run=False) == 0
+    written = {path: path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert "seeds=2" in written[tmp_path / "out" / reproduce.PAGE]
+    assert not [path for path, text in written.items() if "hunter2" in text]

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from attention_stand_in import FlashLike, gradients_of
+from diffusers.models import attention_dispatch
 from runs import losses, rows, start
 from scenarios import tiny_dit
 from tolerance import summed
@@ -13,6 +15,7 @@ from torch import Tensor
 from workers import run_ranks
 
 from flowmask.data_pipeline.cache.manifest import BucketEntry
+from flowmask.models.dit import KERNELS
 from flowmask.models.errors import ConfigError
 from flowmask.trainer import distributed
 from flowmask.trainer.config import TrainConfig, accumulation_steps, workers
@@ -81,7 +84,39 @@ def seen_by_a_rank() -> dict[str, Any]:
     output.square().mean().backward()
     gradients = {name: distributed.all_reduce_sum(p.grad) for name, p in dit.named_parameters()}
     groups = distributed.world_size() // 2
-    return {"tokens": tokens, "output": output.detach(), "gradients": {n: g / groups for n, g in gradients.items()}}
+    seen = {"tokens": tokens, "output": output.detach(), "gradients": {n: g / groups for n, g in gradients.items()}}
+    return seen | {"flash": flash_of_a_rank()}
+
+
+def flash_of_a_rank() -> dict[str, Any]:
+    """Output and summed gradients of a split DiT whose kernels are flash-attn's, and which shapes these were given."""
+    dit, shapes = tiny_dit(), []
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float, *options: Any) -> tuple[Tensor, ...]:
+        shapes.append(tuple(q.shape))
+        assert scale == q.shape[-1] ** -0.5 and not dropout
+        out = FlashLike.apply(q, k, v)
+        return out, q.new_zeros(q.shape[0], q.shape[2], q.shape[1]), q.new_empty(0), q.new_empty(2)
+
+    def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *into: Any) -> Tensor:
+        for place, found in zip(into[:3], gradients_of(grad, q, k, v), strict=True):
+            place.copy_(found)
+        return lse
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(attention_dispatch, "_wrapped_flash_attn_forward", forward)
+        patched.setattr(attention_dispatch, "_wrapped_flash_attn_backward", backward)
+        whole = lambda q, k, v, **options: FlashLike.apply(q, k, v)  # noqa: E731 - of text, which is not split
+        patched.setattr(attention_dispatch, "flash_attn_func", whole)
+        for block in dit.blocks:
+            for part in (block.attn1, block.attn2):
+                part.processor._attention_backend = KERNELS["flash"].backend
+        split_tokens(dit, ranks=2)
+        output = asked(dit)
+        output.square().mean().backward()
+    gradients = {name: distributed.all_reduce_sum(p.grad) for name, p in dit.named_parameters()}
+    groups = distributed.world_size() // 2
+    return {"shapes": shapes, "output": output.detach(), "gradients": {n: g / groups for n, g in gradients.items()}}
 
 
 def asked(dit: Any) -> Tensor:
@@ -175,8 +210,11 @@ def test_each_rank_computes_its_share_of_the_tokens_and_the_sum_of_gradients_is_
     output.square().mean().backward()
     largest = max(float(p.grad.abs().max()) for p in whole.parameters())
     allowed = summed(2 * 8, torch.float32, largest)  # over the tokens of both examples
-    for seen in split[1]:
-        assert seen["tokens"] == [4]  # of 8
+    for seen in [found for rank in split[1] for found in (rank, rank["flash"])]:
+        if "tokens" in seen:
+            assert seen["tokens"] == [4]  # of 8
+        else:
+            assert seen["shapes"] == [(2, 8, 1, 12)] * 2  # all tokens of one of the two heads, in both layers
         torch.testing.assert_close(seen["output"], output.detach(), rtol=1e-5, atol=1e-6)
         for name, parameter in whole.named_parameters():
             torch.testing.assert_close(seen["gradients"][name], parameter.grad, rtol=0, atol=allowed)
