@@ -19,11 +19,11 @@ from rich.text import Text
 from flowmask.launch.config import load_job
 from flowmask.launch.configs import BUNDLED
 from flowmask.launch.demo.report import collect, refuse_skips, show
-from flowmask.launch.demo.world import write_dataset, write_wan
+from flowmask.launch.demo.world import claim, write_dataset, write_wan
 from flowmask.launch.dispatch import run
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.progress import bar
-from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.errors import UserError
 from flowmask.models.files import read_object, write_atomically
 from flowmask.models.folders.output_folder import Kind, OutputFolder
 
@@ -44,7 +44,7 @@ def run_demo(out: Path, profile: Profile, *, console: Console) -> dict[str, Any]
     settings = load_settings(profile)
     folder = OutputFolder(out, DEMO)
     with folder.held():
-        claim(out, settings)
+        claim(out / MARK, settings, what="a demo")
         return _all_stages(out, settings, console)
 
 
@@ -66,17 +66,6 @@ def load_settings(profile: Profile) -> dict[str, Any]:
     """The sizes of a profile, and the overrides of its jobs, as configs/demo.yaml states them."""
     settings = yaml.safe_load(_config("demo.yaml").read_text())
     return {"profile": str(profile), **settings["dataset"], **settings["profiles"][profile]}
-
-
-def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out` the folder of this demo; ConfigError when it is one of other settings."""
-    mark = out / MARK
-    if not mark.exists():
-        write_atomically(mark, json.dumps(settings))
-    held = read_object(mark)
-    if held != settings:
-        changed = sorted(key for key in held | settings if held.get(key) != settings.get(key))
-        raise ConfigError(f"--out {out} holds a demo with other settings ({', '.join(changed)}); name another folder")
 
 
 class DemoRun:

@@ -1,15 +1,29 @@
 """The synthetic world of a demo: a dataset of three splits, and a tiny Wan. What is there already stays."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flowmask.launch.progress import bar
-from flowmask.models.files import move_new
+from flowmask.models.errors import ConfigError
+from flowmask.models.files import move_new, read_object, write_atomically
 from flowmask.models.folders.scratch import scratch
 
 SPLITS = {"train": "train_videos", "calibrate": "calibrate_videos", "valid_u": "valid_videos"}
+
+
+def claim(mark: Path, settings: Mapping[str, Any], *, what: str) -> None:
+    """Make the folder of `mark` that of these settings; ConfigError when it is of others."""
+    if not mark.exists():
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(mark, json.dumps(settings))
+    held, wanted = read_object(mark), json.loads(json.dumps(settings))
+    if held != wanted:
+        changed = sorted(key for key in held | wanted if held.get(key) != wanted.get(key))
+        where = f"{mark.parent} holds {what} with other settings ({', '.join(changed)})"
+        raise ConfigError(f"{where}; name another folder (--out, out=)")
 
 
 def write_dataset(root: Path, sizes: Mapping[str, Any]) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowmask.launch.config import KEPT
+from flowmask.launch.config import KEPT, read_tree
 from flowmask.launch.console import err
 from flowmask.launch.console import out as printer
 from flowmask.launch.curriculum.curriculum import run_curriculum
-from flowmask.launch.demo.world import write_dataset, write_wan
+from flowmask.launch.demo.world import claim, write_dataset, write_wan
 from flowmask.launch.reproduce import page
 from flowmask.launch.reproduce.figures import RowFigures, as_json, collect
 from flowmask.launch.reproduce.study import Study, WorldConfig, load_study
@@ -19,7 +19,7 @@ from flowmask.models.files import write_atomically
 from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind, OutputFolder
 
-PAGE, TABLE, FIGURES = "study.html", "study.md", "study.json"
+PAGE, TABLE, FIGURES, WORLD = "study.html", "study.md", "study.json", "world.json"
 STUDY = Kind("a study", older=lambda out: None)  # there was none before the mark
 _VIDEO_DIT = "text_to_video"  # the stage of a world that trains what its rows start from
 
@@ -97,7 +97,8 @@ def _values(study: Study) -> dict[str, Any]:
 def _make_world(study: Study, world: WorldConfig) -> int:
     """The dataset, a tiny Wan, and the Wan folder that all rows start from, which is waited for; the exit code."""
     values = _values(study)
-    trained = Path(values["wan"])
+    trained, start = Path(values["wan"]), study.found(world.start)
+    claim(study.out / "world" / WORLD, {**world.dataset, "start": read_tree(start)}, what="a world")
     if trained.exists():
         return 0
     err.print(f"{study.out / 'world'}: dataset and tiny Wan")
@@ -107,7 +108,7 @@ def _make_world(study: Study, world: WorldConfig) -> int:
     stage = {
         "name": _VIDEO_DIT,
         "kind": "train",
-        "config": str(study.found(world.start)),
+        "config": str(start),
         "needs": [world.cache],
         "overrides": {"out": str(run), "model.wan": values["untrained_wan"]},
         "carries": {"data.cache": f"${{stages.{world.cache}.out}}"},

@@ -10,6 +10,7 @@ from study_lab import TRAIN, write_study
 
 from flowmask.launch.reproduce import reproduce
 from flowmask.launch.reproduce.reproduce import FIGURES, PAGE, TABLE
+from flowmask.models.errors import ConfigError
 from flowmask.models.weights.wan import WanFolder
 
 
@@ -94,6 +95,20 @@ def test_mlflow_has_one_run_above_those_of_the_trainings_with_the_figures_and_th
     assert parent.data.metrics["gain/biased"] == pytest.approx(figures["biased"]["difference"]["value"])
     assert {PAGE, TABLE, FIGURES} <= {one.path for one in client.list_artifacts(parent.info.run_id)}
     assert parent.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("change", "named"), [("world.dataset.train_videos=3", "train_videos"), ("start", "start")])
+def test_a_study_in_another_world_is_refused_where_one_is(study: Path, change: str, named: str, tmp_path: Path) -> None:
+    """Its dataset and its DiT would stay what they are, and the table would say nothing of it."""
+    before = {path: path.read_bytes() for path in (study / "world").rglob("*.json")}
+    other = write_study(tmp_path)
+    if change == "start":
+        tree = yaml.safe_load((tmp_path / "video.yaml").read_text())
+        (tmp_path / "video.yaml").write_text(yaml.safe_dump({**tree, "ema": {"decay": 0.6}}))
+    asked = [f"out={study}", *([change] if "=" in change else [])]
+    with pytest.raises(ConfigError, match=rf"holds a world with other settings \({named}\); name another folder"):
+        reproduce.reproduce(other, asked, profile=None, wait=True, dry_run=False)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_stage_that_fails_is_named_and_the_page_says_what_is_there(study: Path) -> None:
