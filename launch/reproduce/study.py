@@ -1,7 +1,6 @@
 """A study's YAML: the rows of a table, each a training and an evaluation for every seed, as stages of one curriculum.
 
-OUT/runs/ROW_seed0       the training of a row     OUT/evaluate/ROW_seed0   its scores
-OUT/curriculum.yaml      the stages, as `flowmask curriculum` takes them
+OUT/runs/ROW_seed0   the training of a row     OUT/evaluate/ROW_seed0   its scores
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -79,7 +79,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     """
     summary: dict[str, float] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
-        known = [row for row in rows if _is_number(row.get(key))]
+        known = [row for row in rows if is_number(row.get(key))]
         if key in _NOT_SUMMARISED or not known:
             continue
         if key in _LATEST:
@@ -88,7 +88,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
         weights = [_weight(row) if key in _BY_TIME else 1.0 for row in known]
         total = math.fsum(row[key] * weight for row, weight in zip(known, weights, strict=True))
         summary[key] = total / math.fsum(weights)
-    seconds = [row["step_s"] for row in rows if _is_number(row.get("step_s"))]
+    seconds = [row["step_s"] for row in rows if is_number(row.get("step_s"))]
     if seconds:
         found = np.percentile(seconds, _PERCENTILES)
         summary |= {f"step_s_p{p}": float(value) for p, value in zip(_PERCENTILES, found, strict=True)}
@@ -118,7 +118,7 @@ def known_gpus() -> list[str]:
     return [name for name, _ in _PEAK_TFLOPS]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether it is a number that can be weighted and summed: the rows may be a stranger's."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
 
@@ -126,4 +126,4 @@ def _is_number(value: Any) -> bool:
 def _weight(row: Row) -> float:
     """A step's seconds, or 1 where they are not known."""
     seconds: Any = row.get("step_s")
-    return float(seconds) if _is_number(seconds) and seconds > 0 else 1.0
+    return float(seconds) if is_number(seconds) and seconds > 0 else 1.0
