@@ -48,7 +48,7 @@ class Found:
     notes: list[str]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Person:
     """Somebody with the page open. uploads: clips that they sent or chose; places: folders of results."""
 
@@ -97,6 +97,7 @@ class Service:
         self.clips, self.limits = clips, limits
         self._segment, self._folder = segment, folder
         self._turns, self._people, self._lock = WaitingLine(limits.waiting), dict[str, _Person](), threading.Lock()
+        self._leaving = list[_Person]()  # have left, and their request still reads its clip
 
     def look(self, who: str, video: Path) -> str:
         """Take a clip that was uploaded; what it is, in a few words."""
@@ -122,6 +123,8 @@ class Service:
         sentences = self.limits.sentences_in(text)
         person = self._person(who, video)
         with self._lock:
+            if person.left.is_set():
+                raise PersonLeftError
             if person.busy:
                 raise LimitError("your last request is still at work; wait until it is done")
             person.busy = True
@@ -144,6 +147,8 @@ class Service:
             with self._lock:
                 person.busy, person.seen = False, time.monotonic()
                 gone = person.left.is_set()
+                if gone:
+                    self._leaving.remove(person)
             if gone:
                 self._remove_files(person)
 
@@ -155,6 +160,8 @@ class Service:
                 return
             person.left.set()
             busy = person.busy
+            if busy:
+                self._leaving.append(person)
         if not busy:
             self._remove_files(person)
 
@@ -176,7 +183,7 @@ class Service:
         for who in late:
             self.leave(who)
         with self._lock:
-            people = list(self._people.values())
+            people = [*self._people.values(), *self._leaving]
             held = {path.parent for person in people for path in person.uploads}.union(*(one.places for one in people))
         for entry in self._folder.iterdir():
             with suppress(FileNotFoundError):
@@ -225,7 +232,7 @@ class Service:
 
     def _remove_files(self, person: _Person) -> None:
         with self._lock:
-            others = {path for other in self._people.values() for path in other.uploads}
+            others = {path for other in (*self._people.values(), *self._leaving) for path in other.uploads}
         for path in person.uploads - others:
             path.unlink(missing_ok=True)
             with suppress(OSError):

@@ -274,6 +274,30 @@ def test_closing_ends_all_requests(service: Service, predicting: Predicting, tmp
     assert left_in(tmp_path) == []
 
 
+def test_a_clip_stays_while_a_request_of_one_who_left_reads_it(
+    service: Service, predicting: Predicting, tmp_path: Path
+) -> None:
+    clip, reads, go = upload(service, tmp_path), threading.Event(), threading.Event()
+
+    def read_slowly(*_: Any, **__: Any) -> Any:
+        reads.set()
+        assert go.wait(PATIENCE_S)
+        return clip.read_bytes()
+
+    service._segment = read_slowly
+    first = Asking(lambda: find(service, "first", clip, "dog"))
+    assert reads.wait(PATIENCE_S)
+    second = Asking(lambda: find(service, "second", clip, "cat"))
+    until(lambda: len(service._turns._line) == 2)
+    service.leave("first")
+    service.leave("second")
+    assert isinstance(second.end().error, PersonLeftError)
+    assert clip.exists()
+    go.set()
+    first.end()
+    assert left_in(tmp_path) == []
+
+
 def _visit(service: Service, who: str, draws: random.Random, *, tmp_path: Path) -> Iterator[None]:
     """What somebody does at the page, step by step."""
     clip = tmp_path / "files" / f"content-{draws.choice('12')}" / "clip.mp4"
