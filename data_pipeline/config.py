@@ -4,6 +4,7 @@ Every rule that can be checked without touching a file is checked here, with the
 one.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,6 +13,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from flowmask.models.config import MayChange, Section, Tf32
 from flowmask.models.process import DEFAULT_LEASE_S
+from flowmask.models.safe.secrets import masked_uri
 
 
 class DataSourceConfig(Section):
@@ -178,33 +180,38 @@ class CacheBuildConfig(Section):
         return self.clip if frames is None else self.clip.model_copy(update={"frames": frames})
 
 
-class MixConfig(Section):
-    """One of the caches that a run trains on."""
-
-    cache: Path = Field(description="folder that `flowmask cache build` finished")
-    weight: float = Field(1.0, gt=0, description="share of the steps, relative to others")
-
-
 def _folder_or_url(value: Any) -> Any:
     is_url = isinstance(value, str) and ("://" in value or value.startswith("pipe:"))
     return value if is_url or not isinstance(value, str) else Path(value)
 
 
 CachePlace = Annotated[Path | str, BeforeValidator(_folder_or_url)]  # str: a URL
+_OBJECTS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.+=@-]+)*/?")
+
+
+class MixConfig(Section):
+    """One of the caches that a run trains on."""
+
+    cache: CachePlace = Field(description="folder that `flowmask cache build` finished, or its s3:// URL")
+    weight: float = Field(1.0, gt=0, description="share of the steps, relative to others")
 
 
 class LoaderConfig(Section):
     """How training reads a cache or several; of all this only `remainder` and weights decide what a batch holds."""
 
     cache: MayChange[CachePlace | None] = Field(
-        None, description="folder that `flowmask cache build` finished; stream: or its URL"
+        None, description="folder that `flowmask cache build` finished, or its s3:// URL; stream: or any URL"
     )
     mode: Literal["indexed", "stream"] = Field(
         "indexed", description="stream: read shards from front to back; see docs/design.md"
     )
     shuffle_examples: int = Field(256, ge=1, description="stream: size of a rank's shuffle buffer")
-    retries: MayChange[int] = Field(3, ge=0, le=10, description="stream: retries of a shard")
+    retries: MayChange[int] = Field(3, ge=0, le=10, description="stream, s3://: retries of a request")
     mix: MayChange[tuple[MixConfig, ...]] = Field((), description="instead of `cache`: several with weights")
+    local_cache: MayChange[Path | None] = Field(
+        None, description="s3://: folder on a disk of each node, for what was read; see docs/object-stores.md"
+    )
+    local_cache_gib: MayChange[float] = Field(50.0, gt=0, description="most that a node keeps there")
     remainder: Literal["carry", "drop"] = Field("carry", description="an epoch's last examples: carry or drop")
     threads: MayChange[int] = Field(2, ge=0, description="reading threads; 0 reads in the training thread")
     prefetch_batches: MayChange[int] = Field(4, ge=1, description="global batches read ahead")
@@ -215,8 +222,6 @@ class LoaderConfig(Section):
             raise ValueError("data.mode is stream, which reads one data.cache; data.mix needs data.mode=indexed")
         if self.mode == "stream" and self.remainder == "drop":
             raise ValueError("data.remainder is drop; data.mode=stream carries over: data.remainder=carry")
-        if self.mode == "indexed" and isinstance(self.cache, str):
-            raise ValueError(f"data.cache is {self.cache}; a URL is read with data.mode=stream")
         if self.cache is not None and self.mix:
             raise ValueError("data.cache and data.mix are both given; give one: a cache, or a list of caches")
         if self.cache is None and not self.mix:
@@ -225,10 +230,42 @@ class LoaderConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _urls_can_be_indexed(self) -> Self:
+        if self.mode == "indexed":
+            for place in self.places:
+                self.refuse_url(place, key="data.mix.cache" if self.mix else "data.cache")
+        return self
+
+    def refuse_url(self, place: Path | str, *, key: str) -> None:
+        """ValueError for a URL that is not read by its index, or not without more of this config."""
+        if isinstance(place, Path):
+            return
+        if _OBJECTS.fullmatch(place) is None:
+            raise ValueError(
+                f"{key} is {masked_uri(place)}; give a folder or s3://BUCKET/PATH (credentials come from the "
+                "environment); data.mode=stream reads one data.cache at another URL"
+            )
+        if self.local_cache is None:
+            raise ValueError(
+                f"{key} is {place}, which needs data.local_cache: a folder on a disk of each node for what was read, "
+                "of data.local_cache_gib"
+            )
+
+    @property
+    def places(self) -> list[Path | str]:
+        """Every cache that is named, in their order."""
+        named = [entry.cache for entry in self.mix] or [self.cache]
+        return [place for place in named if place is not None]
+
+    @property
+    def asks_a_server(self) -> bool:
+        """Whether some cache is not in a folder: only the run itself asks servers."""
+        return any(isinstance(place, str) for place in self.places)
+
     def folders(self) -> list[Path]:
         """The caches that are folders here, in their order; URLs and `pipe:` commands are none."""
-        named: list[Path | str | None] = [entry.cache for entry in self.mix] or [self.cache]
-        return [cache for cache in named if isinstance(cache, Path)]
+        return [place for place in self.places if isinstance(place, Path)]
 
     @property
     def caches(self) -> str:

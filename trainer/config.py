@@ -214,6 +214,12 @@ class RunConfig(Section):
         return objective_class(self.objective.kind).makes
 
     @model_validator(mode="after")
+    def _evaluated_cache_can_be_read(self) -> Self:
+        if self.evaluate.cache is not None:
+            self.data.refuse_url(self.evaluate.cache, key="evaluate.cache")
+        return self
+
+    @model_validator(mode="after")
     def _module_can(self) -> Self:
         kind, train = self.objective.kind, self.train
         if self.data.mix and train.counts_epochs:

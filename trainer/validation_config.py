@@ -1,11 +1,10 @@
 """The config of evaluations while training: the cheap one on clips of a cache, and the official one on whole videos."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from flowmask.data_pipeline.config import DataSourceConfig, FrameBox
+from flowmask.data_pipeline.config import CachePlace, DataSourceConfig, FrameBox
 from flowmask.models.config import SamplerConfig, Section
 
 BestMetric = Literal["eval_loss", "eval_jf", "eval_whole_jf"]
@@ -30,7 +29,9 @@ class ValidationConfig(Section):
 
     every_steps: int | None = Field(default=None, ge=1, description="null: never by steps")
     every_epochs: float | None = Field(default=None, gt=0, description="null: never by epochs; 0.5 is twice in each")
-    cache: Path | None = Field(default=None, description="held-out cache of the same kind; null: the training's")
+    cache: CachePlace | None = Field(
+        default=None, description="held-out cache of the same kind: a folder or s3:// URL; null: the training's"
+    )
     examples: int = Field(default=32, ge=1, description="examples that the losses are measured on")
     timesteps: tuple[int, ...] = Field(
         default=(1000, 800, 600, 400, 200, 1), min_length=1, description="where the loss is measured, 1..1000"

@@ -39,11 +39,14 @@ ROW = np.dtype(
 COLUMNS = tuple(name for name in ROW.names or () if name not in ("bucket", "unused"))
 
 
-def open_index(folder: Path, entry: IndexEntry, *, rows: int, check: bool) -> NDArray[np.void]:
-    """The memory-mapped index of a finished cache; CacheError if missing, damaged, short or of another layout."""
-    path, damaged = folder / FILE, None
+def open_index(path: Path, entry: IndexEntry, *, home: Path, rows: int, check: bool) -> NDArray[np.void]:
+    """The memory-mapped index of a finished cache; CacheError if missing, damaged, short or of another layout.
+
+    home: the folder of the cache, which links must not leave
+    """
+    damaged = None
     try:
-        with os.fdopen(open_regular(path, inside=folder), "rb") as file:
+        with os.fdopen(open_regular(path, inside=home), "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) != entry.size:
                 damaged = f"{size} bytes, the manifest says {entry.size}"
             elif check and sha256_of_open(file) != entry.sha256:
@@ -54,7 +57,7 @@ def open_index(folder: Path, entry: IndexEntry, *, rows: int, check: bool) -> ND
     except (ValueError, EOFError, RecursionError, MemoryError, OverflowError) as error:
         damaged = f"it cannot be read: {' '.join(str(error).split())[:200]}"
     if damaged is not None:
-        raise CacheError(f"{path}: the index is damaged: {damaged}; run `flowmask cache repair {folder}`")
+        raise CacheError(f"{path}: the index is damaged: {damaged}; run `flowmask cache repair {home}`")
     assert index is not None
     if index.dtype != ROW or index.shape != (rows,):
         raise CacheError(

@@ -19,7 +19,7 @@ from flowmask.models.stored.sealed import parse_object, seal_readable, unseal_si
 FILE = "manifest.json"
 SEALED_FROM = 2  # schema
 _SHARD = r"^[0-9]{6,18}\.tar$"  # no other name from the file is made a path
-_MOST_BYTES = 1 << 30  # of a manifest: a million shards take a quarter
+MOST_BYTES = 1 << 30  # of a manifest: a million shards take a quarter
 # Tokens that a sentence is cut to; it is stored at both where it is longer than the first.
 SHORT_TEXT, LONG_TEXT = 64, 256
 RARE = frozenset({"no_target", "partly_annotated"})  # counts that are left out of files where they are 0
@@ -173,7 +173,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished cache; CacheError says what to do when there is none."""
     path = folder / FILE
     try:
-        content = read_regular(path, limit=_MOST_BYTES, inside=folder)
+        content = read_regular(path, limit=MOST_BYTES, inside=folder)
     except FileNotFoundError:
         if not folder.is_dir():
             raise CacheError(f"{folder}: no such cache folder; make one with `flowmask cache build`") from None

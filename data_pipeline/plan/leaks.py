@@ -128,7 +128,7 @@ def refuse_trained_on(videos: Iterable[Video], data: DataSourceConfig, caches: I
         both = sorted(video_id for source, video_id in _cached(cache) if video_id in names and _alike(source, data))
         if both:
             raise DataError(
-                f"{len(both)} of the {len(names)} videos are trained on, in {cache.folder}: "
+                f"{len(both)} of the {len(names)} videos are trained on, in {cache.place}: "
                 f"{', '.join(both[:_SHOWN])}{', ...' if len(both) > _SHOWN else ''}; give a split that is held out, or "
                 "build the cache with cache.held_out and cache.leaks=drop"
             )
@@ -140,7 +140,7 @@ def _cached(cache: CacheReader) -> set[tuple[str, str]]:
     _, places = np.unique(cache.index[firsts][["shard", "record"]], return_index=True)
     with ThreadPoolExecutor(_READING_THREADS) as pool:  # a shared filesystem answers many at once
         records = pool.map(cache.record, firsts[places].tolist())
-        with damaged_record(cache.folder):
+        with damaged_record(cache.place):
             return {(str(record.get("source", "")), str(record["video_id"])) for record in records}
 
 

@@ -13,6 +13,7 @@ from flowmask.data_pipeline.read.epoch_plan import EpochPlan
 from flowmask.data_pipeline.read.loader import Loader
 from flowmask.data_pipeline.read.mixture import IndexedPlan, IndexedReader, MixturePlan, MixtureReader
 from flowmask.data_pipeline.read.reader import CacheReader
+from flowmask.data_pipeline.read.stored import StoredFiles
 from flowmask.data_pipeline.read.stream import StreamLoader, StreamReader
 from flowmask.data_pipeline.read.stream_plan import StreamPlan
 from flowmask.models.errors import CacheError
@@ -27,18 +28,26 @@ def open_reader(data: LoaderConfig, *, check: bool = True, pin: bool = False) ->
     if data.mode == "stream":
         return StreamReader(data, pin=pin)
     if data.cache is not None:
-        assert isinstance(data.cache, Path), "a URL is for streams"
-        return CacheReader(data.cache, check=check, pin=pin)
+        return open_cache(data.cache, data, check=check, pin=pin)
     weights = [Fraction(str(entry.weight)) for entry in data.mix]
     opened: list[CacheReader] = []
     try:
         for entry in data.mix:
-            opened.append(CacheReader(entry.cache, check=check, pin=pin))
+            opened.append(open_cache(entry.cache, data, check=check, pin=pin))
         return MixtureReader(opened, shares=[weight / sum(weights) for weight in weights])
     except CacheError:
         for reader in opened:
             reader.close()
         raise
+
+
+def open_cache(place: Path | str, data: LoaderConfig, *, check: bool = True, pin: bool = False) -> CacheReader:
+    """One cache, read by its index: a folder, or a URL by way of the disk that `data` names."""
+    if isinstance(place, Path):
+        return CacheReader(place, check=check, pin=pin)
+    assert data.local_cache is not None, "asked for by the config"
+    files = StoredFiles(place, local=data.local_cache, local_gib=data.local_cache_gib, retries=data.retries)
+    return CacheReader(files, check=check, pin=pin)
 
 
 def caches_of(reader: Reader) -> list[CacheReader | StreamReader]:
@@ -54,7 +63,7 @@ def plan_for(reader: Reader, *, global_batch: int, seed: int, remainder: str) ->
     if isinstance(reader, CacheReader):
         return EpochPlan(reader.buckets, **rest)
     buckets = [
-        [replace(bucket, name=f"{cache.folder}: {bucket.name}") for bucket in cache.buckets] for cache in reader.caches
+        [replace(bucket, name=f"{cache.place}: {bucket.name}") for bucket in cache.buckets] for cache in reader.caches
     ]
     return MixturePlan(buckets, shares=reader.shares, **rest)
 

@@ -169,7 +169,7 @@ IndexedPlan = EpochPlan | MixturePlan
 
 
 def _refuse_unlike(caches: Sequence[CacheReader]) -> None:
-    seen: dict[str, Path] = {}
+    seen: dict[str, Path | str] = {}
     for cache in caches:
         differing = [
             f"{name}: {_short(theirs)} there, {_short(ours)} here"
@@ -178,16 +178,16 @@ def _refuse_unlike(caches: Sequence[CacheReader]) -> None:
         ]
         if differing:
             raise CacheError(
-                f"data.mix: one model cannot be trained on {caches[0].folder} (there) and {cache.folder} (here): "
+                f"data.mix: one model cannot be trained on {caches[0].place} (there) and {cache.place} (here): "
                 f"{'; '.join(differing)}; build one of them again with the settings of the other"
             )
         total = cache.manifest.fingerprint.total
         if total in seen:
             raise CacheError(
-                f"data.mix: {cache.folder} holds the same cache as {seen[total]}; name it once, with the sum "
+                f"data.mix: {cache.place} holds the same cache as {seen[total]}; name it once, with the sum "
                 "of the weights"
             )
-        seen[total] = cache.folder
+        seen[total] = cache.place
 
 
 def _needed(cache: CacheReader) -> dict[str, Any]:

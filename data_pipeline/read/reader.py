@@ -1,19 +1,13 @@
 """Reading a finished cache: exactly the bytes that an example needs, straight into the batch's tensors.
 
-Thread safe; `preadv` releases the GIL. Opening refuses a cache that is unfinished or of another version. A
-shard that is missing or of another size than the manifest says is refused when it is first opened, and all of
-them at the start with `check`, as is an index of another hash: in one process of a run, so that 1,000 ranks don't
-read every shard's size. What the index says is read only where it lies in a shard and is of the manifest's buckets.
+Thread safe. Opening refuses a cache that is unfinished or of another version. A shard that is missing or of another
+size than the manifest says is refused when it is first read, and all of them at the start with `check`, as is an index
+of another hash: in one process of a run, so that 1,000 ranks don't ask for every shard's size. What the index says is
+read only where it lies in a shard and is of the manifest's buckets. Where the bytes are is `CacheFiles`' to know.
 """
 
-import os
-import stat
-import weakref
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmask.data_pipeline.cache.buckets import Bucket
-from flowmask.data_pipeline.cache.index import ROW, open_index
-from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, BucketEntry, Manifest, read_manifest
-from flowmask.data_pipeline.cache.shards import FOLDER, shard_name, shard_number
+from flowmask.data_pipeline.cache.index import ROW
+from flowmask.data_pipeline.cache.manifest import LONG_TEXT, SHORT_TEXT, BucketEntry, Manifest
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.read.buffers import Buffers, Wanted
+from flowmask.data_pipeline.read.files import CacheFiles, LocalFiles, Parts
 from flowmask.models.errors import CacheError, ConfigError
-from flowmask.models.stored.regular import open_regular, refuse_outside
 from flowmask.models.stored.sealed import parse_object
 
 LATENTS = ("video_mean", "video_logvar", "mask_mean")
 FROM_JSON = ("mask_pixels", "annotated")
 NEEDS = frozenset((*LATENTS, "text", "mask_pixels"))
-_MAX_OPEN_FILES = 256
-_CHECKING_THREADS = 8
 
 
 class CacheReader:
@@ -48,19 +39,25 @@ class CacheReader:
     pin: read into page-locked memory.
     """
 
-    def __init__(self, folder: Path, *, check: bool = True, pin: bool = False):
-        self.folder, self._buffers = folder, Buffers(pin=pin)
-        self.manifest: Manifest = read_manifest(folder)
-        self.index: NDArray[Any] = open_index(folder, self.manifest.index, rows=self.manifest.examples, check=check)
+    def __init__(self, files: Path | CacheFiles, *, check: bool = True, pin: bool = False):
+        self._files = files = LocalFiles(files) if isinstance(files, Path) else files
+        self.place, self._buffers = files.place, Buffers(pin=pin)
+        self.manifest: Manifest = files.manifest
+        self.index: NDArray[Any] = files.index(check=check)
         self.dtype: torch.dtype = getattr(torch, self.manifest.dtype)
         self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
-        self._files = _OpenFiles(folder, self.manifest)
         if check:
-            self._files.check()
+            files.check()
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, for what needs more of it than its examples."""
+        assert isinstance(self.place, Path), f"{self.place} is no folder here"
+        return self.place
 
     def check_text_tokens(self, text_tokens: int) -> None:
         """ConfigError if some sentence is stored neither whole nor cut to this length."""
-        refuse_text_tokens(self.manifest, text_tokens, where=self.folder)
+        refuse_text_tokens(self.manifest, text_tokens, where=self.place)
 
     def bucket_of(self, example_id: int) -> BucketEntry:
         return self._bucket(self.index[example_id][None])
@@ -69,7 +66,7 @@ class CacheReader:
         """The one bucket of rows of the index."""
         number = int(rows[0]["bucket"])
         if number >= len(self.manifest.buckets) or (rows["bucket"] != number).any():
-            raise CacheError(f"{self.folder}: the index has examples of another bucket than the manifest says")
+            raise CacheError(f"{self.place}: the index has examples of another bucket than the manifest says")
         return self.manifest.buckets[number]
 
     def read(self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int) -> dict[str, Tensor]:
@@ -87,21 +84,27 @@ class CacheReader:
         short = rows["short_text_tokens"]
         longest = int(np.where(whole, rows["text_tokens"], short).max())
         if rows["text_tokens"].max() > self.manifest.longest_text_tokens or short.max() > SHORT_TEXT:
-            raise CacheError(f"{self.folder}: the index has a text that is longer than the manifest's longest")
+            raise CacheError(f"{self.place}: the index has a text that is longer than the manifest's longest")
         batch = self._buffers.tensors(shapes_of(self.manifest, bucket, examples=len(rows), tokens=longest, needs=needs))
         memory = {name: _bytes(tensor) for name, tensor in batch.items() if name not in FROM_JSON}
+        wanted, records = [], []
         for place, values in enumerate(rows.tolist()):
             row = dict(zip(ROW.names or (), values, strict=True))
             parts = self._parts(row, memory, place=place, examples=len(rows), text_tokens=text_tokens)
-            file = self._files.open(row["shard"])
-            file.read_parts(parts)
             if "mask_pixels" in batch:
-                fill_masks(batch, place, _mask_of(file, row), bucket=bucket, where=f"{file.path}, mask {row['mask']}")
+                records.append((row, self._files.record_memory(row["shard"], row["record"], row["record_length"])))
+                parts.append((row["record"], records[-1][1]))
+            wanted.append((row["shard"], parts))
+        self._files.read(wanted)
+        for place, (row, record) in enumerate(records):
+            where = self._files.where(row["shard"])
+            mask = _mask_of(record, row["mask"], where=where)
+            fill_masks(batch, place, mask, bucket=bucket, where=f"{where}, mask {row['mask']}")
         return batch
 
     def _parts(
         self, row: dict[str, int], memory: Mapping[str, memoryview], *, place: int, examples: int, text_tokens: int
-    ) -> list[tuple[int, memoryview]]:
+    ) -> Parts:
         """What to read of an example: offset in the shard, and the place in the batch's memory that it fills."""
         parts = []
         for name, whole in memory.items():
@@ -121,18 +124,20 @@ class CacheReader:
     def record(self, example_id: int) -> dict[str, Any]:
         """The record's JSON: video id, frames, crop, masks as RLE and expressions of the example's clip."""
         row = self.index[example_id]
-        file = self._files.open(int(row["shard"]))
-        with damaged_record(f"{file.path}, example {example_id}"):
-            return parse_object(file.record(int(row["record"]), int(row["record_length"])))
+        shard, offset = int(row["shard"]), int(row["record"])
+        memory = self._files.record_memory(shard, offset, int(row["record_length"]))
+        self._files.read([(shard, [(offset, memory)])])
+        with damaged_record(f"{self._files.where(shard)}, example {example_id}"):
+            return parse_object(bytes(memory))
 
     def sentence(self, example_id: int) -> str:
         """The sentence that names the example's objects."""
         record, place = self.record(example_id), int(self.index[example_id]["expression"])
-        with damaged_record(self.folder):
+        with damaged_record(self.place):
             return str(record["expressions"][place]["text"])
 
     def close(self) -> None:
-        self._files.open.cache_clear()
+        self._files.close()
 
 
 def shapes_of(manifest: Manifest, bucket: BucketEntry, *, examples: int, tokens: int, needs: Collection[str]) -> Wanted:
@@ -149,11 +154,10 @@ def shapes_of(manifest: Manifest, bucket: BucketEntry, *, examples: int, tokens:
     return {name: shape for name, shape in every.items() if name in needs or name in own}
 
 
-def _mask_of(file: "_OpenFile", row: dict[str, int]) -> dict[str, Any]:
-    """The mask of an example, as its record has it."""
-    with damaged_record(file.path):
-        record = parse_object(file.record(row["record"], row["record_length"]))
-        mask: dict[str, Any] = record["masks"][row["mask"]]
+def _mask_of(record: memoryview, place: int, *, where: str) -> dict[str, Any]:
+    """A mask, as a record has it."""
+    with damaged_record(where):
+        mask: dict[str, Any] = parse_object(bytes(record))["masks"][place]
         return mask
 
 
@@ -191,106 +195,3 @@ def refuse_text_tokens(manifest: Manifest, text_tokens: int, *, where: Path | st
 def _bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, to be written in place."""
     return tensor.view(torch.uint8).numpy().data.cast("B")
-
-
-class _OpenFile:
-    """A shard, open until nobody refers to it any more."""
-
-    def __init__(self, path: Path, *, size: int):
-        self.path, self.size = path, size
-        try:
-            self.descriptor = open_regular(path, inside=path.parents[1])
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        weakref.finalize(self, os.close, self.descriptor)
-        _check_size(path, os.fstat(self.descriptor).st_size, expected=size)
-
-    def record(self, offset: int, length: int) -> bytes:
-        """The JSON of a record, as it is written."""
-        if offset + length > self.size:
-            raise CacheError(f"{self.path}: ends before byte {offset + length}, where the index has a record")
-        content = bytearray(length)
-        self.read(memoryview(content), offset)
-        return bytes(content)
-
-    def read(self, into: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(into):
-            count = self._preadv([into[done:]], offset + done)
-            if not count:
-                raise CacheError(f"{self.path}: ends before byte {offset + len(into)}: the file was cut")
-            done += count
-
-    def read_parts(self, parts: list[tuple[int, memoryview]]) -> None:
-        """Fill each buffer from its offset; those that follow each other in the file by one call."""
-        parts = sorted(parts, key=itemgetter(0))
-        if parts and parts[-1][0] > self.size:  # no place of a file: preadv would not take the largest ones
-            raise CacheError(f"{self.path}: ends before byte {parts[-1][0]}, where the index has an example")
-        while parts:
-            offset, run, end = parts[0][0], 0, parts[0][0]
-            while run < len(parts) and parts[run][0] == end:
-                end += len(parts[run][1])
-                run += 1
-            if run == 1 or self._preadv([into for _, into in parts[:run]], offset) < end - offset:
-                for start, into in parts[:run]:
-                    self.read(into, start)  # alone, or cut short: one by one, which names a file that ends
-            parts = parts[run:]
-
-    def _preadv(self, buffers: list[memoryview], offset: int) -> int:
-        try:
-            return os.preadv(self.descriptor, buffers, offset)
-        except OSError as error:
-            raise CacheError(f"{self.path}: cannot be read: {error.strerror}") from error
-
-
-class _OpenFiles:
-    """Opens shards; the _MAX_OPEN_FILES used last stay open."""
-
-    def __init__(self, folder: Path, manifest: Manifest):
-        self._folder = folder / FOLDER
-        self.open = lru_cache(maxsize=_MAX_OPEN_FILES)(self._open)
-        self._numbers = [shard_number(shard.file) for shard in manifest.shards]
-        self._sizes = dict(zip(self._numbers, (shard.size for shard in manifest.shards), strict=True))
-
-    def check(self) -> None:
-        """CacheError unless every shard is a file there, of the right size; names one that is not."""
-        try:
-            refuse_outside(self._folder, self._folder.parent)
-        except OSError as error:
-            raise _unreadable(self._folder, error) from error
-
-        def some(start: int) -> None:
-            for number in self._numbers[start::_CHECKING_THREADS]:
-                path = f"{self._folder}/{shard_name(number)}"
-                try:
-                    found = os.lstat(path)  # half the time of a Path's
-                    if not stat.S_ISREG(found.st_mode):  # most likely a link
-                        os.close(open_regular(Path(path), inside=self._folder.parent))
-                        found = os.stat(path)  # noqa: PTH116
-                except OSError as error:
-                    raise _unreadable(Path(path), error) from error
-                if found.st_size != self._sizes[number]:
-                    _check_size(Path(path), found.st_size, expected=self._sizes[number])
-
-        with ThreadPoolExecutor(_CHECKING_THREADS) as pool:  # a shared filesystem answers many at once
-            list(pool.map(some, range(_CHECKING_THREADS)))
-
-    def _open(self, shard: int) -> _OpenFile:
-        path = self._folder / shard_name(shard)
-        if shard not in self._sizes:
-            raise CacheError(f"{path}: the index names it, the manifest doesn't; build the cache again")
-        return _OpenFile(path, size=self._sizes[shard])
-
-
-def _unreadable(path: Path, error: OSError) -> CacheError:
-    if isinstance(error, FileNotFoundError):
-        return CacheError(f"{path}: missing from the cache; run `flowmask cache repair {path.parents[1]}`")
-    return CacheError(f"{path}: cannot be opened: {error.strerror}")
-
-
-def _check_size(path: Path, size: int, *, expected: int) -> None:
-    if size != expected:
-        raise CacheError(
-            f"{path}: {size} bytes, the manifest says {expected}: the file is damaged; "
-            f"run `flowmask cache repair {path.parents[1]}`"
-        )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowmask.data_pipeline.cache.buckets import Bucket
-from flowmask.data_pipeline.read.batches import Reader, caches_of
+from flowmask.data_pipeline.read.batches import Reader, caches_of, open_cache
 from flowmask.data_pipeline.read.epoch_plan import spread
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.data_pipeline.read.reader import CacheReader
@@ -102,7 +102,7 @@ class Validator:
         shown = shown_in("validation")
         return found | {f"eval_{name}": value for name, value in total.items() if name in shown} | whole
 
-    def refuse_unfit(self, caches: Sequence[Path]) -> None:
+    def refuse_unfit(self, caches: Sequence[Path | str]) -> None:
         """Read this rank's examples before the training starts: CacheError for what is not finite, or is a stream."""
         checks = "; ".join(f"flowmask cache verify {cache}" for cache in caches)
         for place in self._places():
@@ -209,7 +209,7 @@ def make_validator(
     settings = config.evaluate
     reader: Reader = training
     if settings.cache is not None:
-        reader = CacheReader(settings.cache)
+        reader = open_cache(settings.cache, config.data)
         refuse_other_conventions(reader, training)
         objective.check_cache(reader.manifest, where=settings.cache)
         reader.check_text_tokens(config.model.text_tokens)

@@ -58,7 +58,7 @@ def if_known(config: Config) -> Config:
 
 def opened(config: RunConfig) -> Reader | None:
     """What a run reads; None if it is not there yet, or at a URL, which only the run itself asks."""
-    if isinstance(config.data.cache, str):
+    if config.data.asks_a_server:
         return None
     try:
         return open_reader(config.data, check=False)

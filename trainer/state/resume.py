@@ -54,8 +54,8 @@ def refuse_other_cache(config: RunConfig, state: Mapping[str, Any], now: Fingerp
 
 
 def fingerprint_of(data: LoaderConfig) -> Fingerprint | None:
-    """The fingerprint of what a config reads; None for a stream, whose server the run itself asks."""
-    if data.mode == "stream":
+    """The fingerprint of what a config reads; None for a stream or at a server, which the run itself asks."""
+    if data.mode == "stream" or data.asks_a_server:
         return None
     reader = open_reader(data, check=False)
     try:

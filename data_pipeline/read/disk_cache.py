@@ -1,0 +1,203 @@
+"""Files on a node's disk that its processes share: never more bytes than the limit, the ones used last.
+
+Thread safe, and safe between processes: the bytes of one file, `locks`, are the locks (of an open file description: the
+system frees them when its holder dies), and its first 8 bytes count what is stored. A file appears whole by a rename,
+which nobody syncs: its owner tells damage by a checksum, and fetches again. Knows nothing of what is stored.
+"""
+
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic, sleep
+from zlib import crc32
+
+from flowmask.models.errors import CacheError
+
+Bytes = bytes | bytearray | memoryview
+_LOCKS, _WRITING = "locks", "writing"
+_COUNT_LOCK = 1 << 62  # the other locks lie at the names' checksums
+_BLOCK = 4096  # bytes; what a file takes is a multiple
+_KEPT = 7 / 8  # of the limit, when room is made: so that it is made seldom
+_POLL_S, _PATIENCE_S = 0.005, 120.0
+
+
+class DiskCache:
+    """A folder of at most `limit` bytes."""
+
+    def __init__(self, folder: Path, *, limit: int):
+        self.folder, self.limit = folder, limit
+        with self._naming():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = os.lstat(folder)
+            if found.st_uid != os.geteuid():
+                raise CacheError(f"data.local_cache: {folder} belongs to another user; give a folder of your own")
+            with self._counting() as count:  # what a killed process, or a person, has left
+                _set_count(count, self._evict(limit))
+
+    def read(self, name: str, into: Sequence[memoryview]) -> bool:
+        """Fill the buffers, one after another, with a file of just their size; False if there is none such."""
+        if (file := self._open(name)) is None:
+            return False
+        try:
+            wanted = sum(map(len, into))
+            if os.fstat(file).st_size == wanted and os.preadv(file, into, 0) == wanted:
+                os.utime(file)
+                return True
+        except OSError:  # a disk that fails: what it held is fetched again
+            pass
+        finally:
+            os.close(file)
+        self.drop(name)
+        return False
+
+    def hold(self, name: str) -> int | None:
+        """A descriptor of a file, which stays in the folder until that is closed."""
+        if (file := self._open(name)) is not None:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            os.utime(file)
+        return file
+
+    def put(self, files: Mapping[str, Sequence[Bytes]]) -> None:
+        """Store files, each given in parts; one for which there is no room is left out."""
+        with self._naming(), self._counting() as count:
+            for name, parts in files.items():
+                if not (self.folder / name).exists() and self._room(count, _on_disk(sum(map(len, parts)))):
+                    self._write(name, parts)
+
+    def drop(self, name: str) -> None:
+        """Delete a file that is damaged."""
+        path = self.folder / name
+        with self._naming(), self._counting() as count, suppress(FileNotFoundError):
+            size = _on_disk(path.lstat().st_size)
+            path.unlink()
+            _set_count(count, max(0, _count(count) - size))
+
+    def once(self, names: Collection[str], *, ready: Callable[[str], bool], fetch: Callable[[list[str]], None]) -> None:
+        """Call `fetch` for the names that are not `ready`, unless another process does so: that one is waited for.
+
+        A process that keeps others waiting for _PATIENCE_S is not waited for any longer: files are then fetched twice.
+        """
+        missing, until = [name for name in names if not ready(name)], monotonic() + _PATIENCE_S
+        while missing:
+            with self._claimed(missing) as claimed:
+                ours = claimed if monotonic() < until else set(missing)
+                left = [name for name in missing if name in ours and not ready(name)]
+                if left:
+                    fetch(left)
+            missing = [name for name in missing if name not in ours and not ready(name)]
+            if missing and not ours:
+                sleep(_POLL_S)
+
+    @contextmanager
+    def _claimed(self, names: Collection[str]) -> Iterator[set[str]]:
+        """Those of the names that no other process or thread has claimed; they are ours inside."""
+        with self._naming():
+            locks = self._open_locks()
+        try:
+            yield {name for name in names if _lock(locks, crc32(name.encode()), wait=False)}
+        finally:
+            os.close(locks)
+
+    @contextmanager
+    def _counting(self) -> Iterator[int]:
+        """The descriptor of the count, which nobody else changes inside."""
+        locks = self._open_locks()
+        try:
+            _lock(locks, _COUNT_LOCK, wait=True)
+            yield locks
+        finally:
+            os.close(locks)
+
+    def _open(self, name: str) -> int | None:
+        try:
+            return os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+
+    def _open_locks(self) -> int:
+        """Locks are of what this returns: each holder opens its own."""
+        return os.open(self.folder / _LOCKS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def _room(self, count: int, size: int) -> bool:
+        """Count `size` bytes more, if needed in the place of others; False if that can't be."""
+        if size > self.limit:
+            return False
+        used = _count(count)
+        if used + size > self.limit:
+            used = self._evict(min(int(self.limit * _KEPT), self.limit - size))
+        fits = used + size <= self.limit
+        _set_count(count, used + size if fits else used)
+        return fits
+
+    def _evict(self, most: int) -> int:
+        """Delete what was used longest ago and nobody holds, until `most` bytes are left; returns how many are."""
+        found = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name != _LOCKS:
+                    status = entry.stat(follow_symlinks=False)
+                    age = 0 if entry.name == _WRITING else status.st_mtime_ns  # a killed process left it
+                    found.append((age, _on_disk(status.st_size), entry.name))
+        used = sum(size for _, size, _ in found)
+        for _, size, name in sorted(found):
+            if used <= most:
+                break
+            if self._deleted(name):
+                used -= size
+        return used
+
+    def _deleted(self, name: str) -> bool:
+        """Delete a file that nobody holds."""
+        if (file := self._open(name)) is None:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        else:
+            (self.folder / name).unlink(missing_ok=True)
+            return True
+        finally:
+            os.close(file)
+
+    def _write(self, name: str, parts: Sequence[Bytes]) -> None:
+        beside = self.folder / _WRITING  # one at a time: the count is locked
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:
+            file.writelines(parts)
+        beside.rename(self.folder / name)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CacheError(
+                f"data.local_cache: {self.folder} cannot be used ({error.strerror}); free space there, lower "
+                "data.local_cache_gib, or give another folder"
+            ) from error
+
+
+def _on_disk(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _count(locks: int) -> int:
+    return int.from_bytes(os.pread(locks, 8, 0), "little")
+
+
+def _set_count(locks: int, used: int) -> None:
+    os.pwrite(locks, used.to_bytes(8, "little"), 0)
+
+
+def _lock(locks: int, at: int, *, wait: bool) -> bool:
+    """Lock one byte of the locks for this open file description; False if another one has it."""
+    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+    try:
+        fcntl.fcntl(locks, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, asked)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

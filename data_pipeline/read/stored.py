@@ -1,0 +1,183 @@
+"""A cache in an object store: just the ranges that examples need, through a bounded cache on the node's disk.
+
+A range is the bytes of one tensor or record. Those of a batch are asked for together, neighbours by one request, and by
+one process of a node. On the disk each has its CRC-32 behind it, so that a damaged file is fetched again. Its name has
+the SHA-256 of its shard, so that no other cache's bytes are taken for it. The index is fetched once, and hashed each time
+it is opened. A server's answer is checked by its length and the object's size; `flowmask cache verify` hashes shards.
+"""
+
+import hashlib
+import os
+import socket
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from numpy.typing import NDArray
+
+from flowmask.data_pipeline.cache import index, manifest
+from flowmask.data_pipeline.cache.manifest import parse_manifest
+from flowmask.data_pipeline.cache.objects import ByteRange, ObjectStore
+from flowmask.data_pipeline.cache.shards import FOLDER
+from flowmask.data_pipeline.read.disk_cache import DiskCache
+from flowmask.data_pipeline.read.files import CacheFiles, Parts
+from flowmask.models.errors import CacheError
+from flowmask.models.files import sha256_of_open
+
+_GAP = 4  # of what is asked for, at most one part in so many lies between ranges and is not needed
+_LONGEST = 8 << 20  # bytes of a request that joins ranges, and of a piece of the index
+_CHECKSUM_BYTES = 4
+Range = tuple[int, int, int]  # shard, first byte, length
+
+
+class StoredFiles(CacheFiles):
+    """A cache at a URL. local: the folder below which each node keeps at most `local_gib` GiB of ranges."""
+
+    def __init__(self, url: str, *, local: Path, local_gib: float, retries: int):
+        self._store = ObjectStore(url, retries=retries)
+        content = self._store.whole(manifest.FILE, limit=manifest.MOST_BYTES)
+        super().__init__(self._store.url, parse_manifest(content, where=f"{self._store.url}/{manifest.FILE}"))
+        self._disk = DiskCache(local / socket.gethostname(), limit=int(local_gib * (1 << 30)))
+        self._held: weakref.finalize[Any, Any] | None = None
+
+    def index(self, *, check: bool) -> NDArray[Any]:
+        """The index; its hash is looked at always: the local copy is nobody's word."""
+        entry = self.manifest.index
+        name = f"{entry.sha256}.npy"
+        self._disk.once([name], ready=self._hold, fetch=self._fetch_index)
+        if self._held is None and not self._hold(name):
+            raise CacheError(
+                f"data.local_cache_gib: {self._disk.limit} bytes have no room for the index of {self.place}, "
+                f"{entry.size} bytes; give more"
+            )
+        path, rows = self._disk.folder / name, self.manifest.examples
+        return index.open_index(path, entry, home=self._disk.folder, rows=rows, check=False)
+
+    def _hold(self, name: str) -> bool:
+        """Keep the local index open, and so in its place, if it is right."""
+        if (descriptor := self._disk.hold(name)) is None:
+            return False
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            right = sha256_of_open(file) == self.manifest.index.sha256
+        if right:
+            self._held = weakref.finalize(self, os.close, descriptor)
+        else:
+            os.close(descriptor)
+            self._disk.drop(name)
+        return right
+
+    def _fetch_index(self, names: list[str]) -> None:
+        entry = self.manifest.index
+        starts = range(0, entry.size, _LONGEST)
+        pieces = self._store.ranges(
+            [ByteRange(index.FILE, start, min(start + _LONGEST, entry.size), entry.size) for start in starts]
+        )
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        if digest.hexdigest() != entry.sha256:
+            raise CacheError(
+                f"{self.place}/{index.FILE}: the index is damaged: its SHA-256 is not that of the manifest; upload the "
+                "whole cache again"
+            )
+        self._disk.put({names[0]: pieces})
+
+    def check(self) -> None:
+        sizes = self._store.sizes(FOLDER)
+        for entry in self.manifest.shards:
+            if entry.file not in sizes:
+                raise CacheError(f"{self.place}/{FOLDER}/{entry.file}: missing; upload the whole cache again")
+            self._store.refuse_size(f"{FOLDER}/{entry.file}", sizes[entry.file], expected=entry.size)
+
+    def read(self, wanted: Sequence[tuple[int, Parts]]) -> None:
+        asked: dict[Range, list[memoryview]] = {}
+        for shard, parts in wanted:
+            for offset, into in parts:
+                if offset + len(into) > self.size(shard):
+                    end = offset + len(into)
+                    raise CacheError(f"{self.where(shard)}: ends before byte {end}, where the index has an example")
+                if len(into):
+                    asked.setdefault((shard, offset, len(into)), []).append(into)
+        named = {self._name(one): one for one in asked}
+
+        def ready(name: str) -> bool:
+            return self._from_disk(name, asked[named[name]])
+
+        def fetch(names: list[str]) -> None:
+            self._from_store({named[name]: asked[named[name]] for name in names})
+
+        self._disk.once(named, ready=ready, fetch=fetch)
+
+    def _name(self, one: Range) -> str:
+        shard, offset, length = one
+        return f"{self.shards[shard].sha256[:32]}-{offset}-{length}"
+
+    def _from_disk(self, name: str, into: Sequence[memoryview]) -> bool:
+        checksum = bytearray(_CHECKSUM_BYTES)
+        if not self._disk.read(name, [into[0], memoryview(checksum)]):
+            return False
+        if _checksum(into[0]) != checksum:
+            self._disk.drop(name)
+            return False
+        for other in into[1:]:
+            other[:] = into[0]
+        return True
+
+    def _from_store(self, asked: Mapping[Range, Sequence[memoryview]]) -> None:
+        requests = list(joined(asked))
+        contents = self._store.ranges(
+            [
+                ByteRange(f"{FOLDER}/{self.shards[one.shard].file}", one.start, one.stop, self.size(one.shard))
+                for one in requests
+            ]
+        )
+        files = {}
+        for request, content in zip(requests, contents, strict=True):
+            for found in request.ranges:
+                _, offset, length = found
+                piece = memoryview(content)[offset - request.start :][:length]
+                for into in asked[found]:
+                    into[:] = piece
+                files[self._name(found)] = (piece, _checksum(piece))
+        self._disk.put(files)
+
+    def close(self) -> None:
+        if self._held is not None:
+            self._held()
+
+
+@dataclass
+class Request:
+    """Bytes start..stop-1 of a shard, which hold all of `ranges`; `needed` of them are theirs."""
+
+    shard: int
+    start: int
+    stop: int
+    needed: int
+    ranges: list[Range] = field(default_factory=list)
+
+
+def joined(ranges: Mapping[Range, Any] | Sequence[Range]) -> Iterator[Request]:
+    """Few requests for all ranges: neighbours are one if at most one byte in _GAP of it is not needed."""
+    request: Request | None = None
+    for one in sorted(ranges):
+        shard, offset, length = one
+        if request is not None and shard == request.shard:
+            stop, needed = max(request.stop, offset + length), request.needed + length
+            size = stop - request.start
+            if size <= _LONGEST and (size - needed) * _GAP <= size:
+                request.stop, request.needed = stop, needed
+                request.ranges.append(one)
+                continue
+        if request is not None:
+            yield request
+        request = Request(shard, offset, offset + length, length, [one])
+    if request is not None:
+        yield request
+
+
+def _checksum(content: memoryview) -> bytes:
+    return crc32(content).to_bytes(_CHECKSUM_BYTES, "little")

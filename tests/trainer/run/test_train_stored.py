@@ -1,0 +1,56 @@
+"""Laws of training from an object store: the run is that on the folder, stopped on the way too, and keeps no secret."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from object_store import ENVIRONMENT, moto_process, upload
+from runs import SignalAt, losses, rows, run_group, start, unequal_tensors
+
+from flowmask.data_pipeline.cache import objects
+from flowmask.models.process import REQUEUE_EXIT_CODE
+
+EVALUATED = {"train.steps": 8, "evaluate.every_steps": 4, "evaluate.examples": 4, "evaluate.jf_examples": 0}
+
+
+@pytest.fixture(scope="module")
+def port(lab: Path) -> Iterator[int]:
+    with moto_process() as port:
+        yield port
+
+
+@pytest.fixture
+def url(lab: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The lab's cache in an object store."""
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    yield upload(port, lab / "cache", "lab")
+    objects._connection.cache_clear()
+
+
+def test_a_run_on_a_store_stopped_and_resumed_is_the_run_on_the_folder_that_never_stopped(
+    lab: Path, url: str, tmp_path: Path
+) -> None:
+    assert start(lab, tmp_path / "whole", EVALUATED | {"evaluate.cache": str(lab / "cache")}) == 0
+    stored = EVALUATED | {"data.cache": url, "evaluate.cache": url}
+    out = tmp_path / "stopped"
+    with SignalAt.on_every_run():
+        assert start(lab, out, stored | {"data.local_cache": str(tmp_path / "disk")}) == REQUEUE_EXIT_CODE
+    assert len(losses(out)) == SignalAt.step + 1
+    assert start(lab, out, stored | {"data.local_cache": str(tmp_path / "another"), "data.local_cache_gib": 1}) == 0
+    assert losses(out) == losses(tmp_path / "whole") and not unequal_tensors(out, tmp_path / "whole")
+    batches = [[row["batch"] for row in rows(path)] for path in (out, tmp_path / "whole")]
+    assert batches[0] == batches[1] and len(set(batches[0])) == 8
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(ENVIRONMENT[name].encode() in content for content in kept for name in list(ENVIRONMENT)[:2])
+
+
+@pytest.mark.long
+def test_ranks_of_a_node_share_what_is_on_its_disk(lab: Path, url: str, tmp_path: Path) -> None:
+    shared = {"data.cache": url, "data.local_cache": str(tmp_path / "disk"), "train.steps": 8}
+    jobs = [
+        {"lab": str(lab), "out": str(tmp_path / name), "overrides": overrides}
+        for name, overrides in (("stored", shared), ("folder", {"train.steps": 8}))
+    ]
+    run_group(jobs, folder=tmp_path / "logs")
+    assert losses(tmp_path / "stored") == losses(tmp_path / "folder")
