@@ -1,8 +1,9 @@
 """A folder of an object store (`s3://bucket/path`), read by whole objects and by ranges; the one file that uses s3fs.
 
-What may pass (no connection, a cut answer, 5xx, "slow down") is tried again, each request alone. What can't pass (no such
-object, no right, no credentials) is an error at once. Errors name the object and the fix. Credentials and server come from
-the environment, as AWS's own tools take them (AWS_PROFILE, AWS_ENDPOINT_URL, ...); no config, message or file has them.
+What may pass (no connection, a cut answer, 5xx, "slow down") is tried again, each request alone. What can't pass (no
+such object, no right, no credentials) is an error at once. Errors name the object and the fix. Credentials and server
+come from the environment, as AWS's own tools take them (AWS_PROFILE, AWS_ENDPOINT_URL, ...); no config, message or file
+has them.
 """
 
 import asyncio

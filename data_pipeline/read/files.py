@@ -28,7 +28,12 @@ _CHECKING_THREADS = 8
 
 
 class CacheFiles(ABC):
-    """The files of one finished cache. `place` is for messages: its folder or URL."""
+    """The files of one finished cache. `place` is for messages: its folder or URL.
+
+    waits: reading is mostly waiting for a server, so that much is to be asked for at once.
+    """
+
+    waits = False
 
     def __init__(self, place: Path | str, manifest: Manifest):
         self.place, self.manifest = place, manifest

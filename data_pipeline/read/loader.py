@@ -175,7 +175,8 @@ class Loader(Steps):
         share = micro_batch * passes(plan.global_batch, micro_batch=micro_batch, world_size=world_size)
         self._places = range(rank * share, (rank + 1) * share)
         self._depth = prefetch_batches
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
+        workers = threads * prefetch_batches if reader.waits else threads  # a server is asked for all of them at once
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader") if threads else None
         self._threads = threads
         self._ahead: deque[list[Future[list[Batch]]]] = deque()
         self._submitted = self.step

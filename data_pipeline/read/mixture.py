@@ -121,6 +121,7 @@ class MixtureReader:
     def __init__(self, caches: Sequence[CacheReader], *, shares: Sequence[Fraction]):
         """CacheError if caches do not agree in what one model needs, or one stands there twice."""
         self.caches, self.shares = list(caches), list(shares)
+        self.waits = any(cache.waits for cache in caches)
         _refuse_unlike(self.caches)
         self._first_id = [0, *accumulate(cache.manifest.examples for cache in self.caches)]
         self.manifest = _manifest(self.caches, self.shares, first_id=self._first_id)

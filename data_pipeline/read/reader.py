@@ -34,14 +34,14 @@ class CacheReader:
     """A finished cache, opened for reading by example id.
 
     What training needs of a reader, also of one that presents several caches as one: `buckets`, `manifest`,
-    `read`, `record`, `bucket_of`, `check_text_tokens`, `close`; nothing else.
+    `read`, `record`, `bucket_of`, `check_text_tokens`, `waits`, `close`; nothing else.
     check: look at the index's hash and every shard's size now; without it, at a shard's size when it is first read.
     pin: read into page-locked memory.
     """
 
     def __init__(self, files: Path | CacheFiles, *, check: bool = True, pin: bool = False):
         self._files = files = LocalFiles(files) if isinstance(files, Path) else files
-        self.place, self._buffers = files.place, Buffers(pin=pin)
+        self.place, self.waits, self._buffers = files.place, files.waits, Buffers(pin=pin)
         self.manifest: Manifest = files.manifest
         self.index: NDArray[Any] = files.index(check=check)
         self.dtype: torch.dtype = getattr(torch, self.manifest.dtype)

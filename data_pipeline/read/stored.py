@@ -2,8 +2,8 @@
 
 A range is the bytes of one tensor or record. Those of a batch are asked for together, neighbours by one request, and by
 one process of a node. On the disk each has its CRC-32 behind it, so that a damaged file is fetched again. Its name has
-the SHA-256 of its shard, so that no other cache's bytes are taken for it. The index is fetched once, and hashed each time
-it is opened. A server's answer is checked by its length and the object's size; `flowmask cache verify` hashes shards.
+the SHA-256 of its shard, so that no other cache's bytes are taken for it. The index is fetched once, and hashed when it
+is opened. A server's answer is checked by its length and the object's size; `flowmask cache verify URL` hashes all.
 """
 
 import hashlib
@@ -35,6 +35,8 @@ Range = tuple[int, int, int]  # shard, first byte, length
 
 class StoredFiles(CacheFiles):
     """A cache at a URL. local: the folder below which each node keeps at most `local_gib` GiB of ranges."""
+
+    waits = True
 
     def __init__(self, url: str, *, local: Path, local_gib: float, retries: int):
         self._store = ObjectStore(url, retries=retries)

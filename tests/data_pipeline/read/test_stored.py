@@ -198,10 +198,7 @@ def test_what_can_not_pass_is_said_at_once(proxy: Proxy, cache: Path, tmp_path: 
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no credentials can be used .*; export AWS_ACCESS_"),
         ({"AWS_PROFILE": "nobody"}, r"no credentials can be used \(ProfileNotFound\); export"),
         ({"AWS_ENDPOINT_URL": "not a url"}, "Invalid endpoint.*; check AWS_ENDPOINT_URL"),
-        (
-            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
-            r"cannot be read \(.*127\.0\.0\.1:9.*\); tried 2 times: check the",
-        ),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, r"cannot be read \(.*127\.0\.0\.1:9.*\); tried 2 times:"),
         ({"AWS_ENDPOINT_URL": "http://me:hidden@127.0.0.1:9"}, r"cannot be read \(.*\); tried 2 times: check the"),
     ],
 )

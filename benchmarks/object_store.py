@@ -1,0 +1,198 @@
+"""How fast a cache in an object store is read, as ratios to what the same server gives raw.
+
+    python benchmarks/object_store.py [--json] [--clips N] [--count N] [--rounds N] [--delay-ms MS] [--folder DIR]
+
+The server is a process of its own on this machine: it answers ranges of files as S3 does, each after the delay.
+Latents have their full size (16x5x60x104). `cold` is the trainer's loader with an empty disk, `warm` with what `cold` left there,
+`folder` the same loader on the folder, each from its opened reader on. `raw` asks for just the ranges that `cold` asks for,
+by 64 plain connections that throw the bytes away. MB/s are of these bytes for `raw` and `cold`, of all bytes of the
+examples for `warm` and `folder` (several sentences of a clip share its video). Rounds are interleaved, figures medians.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import local
+from time import perf_counter, process_time, sleep
+from typing import Any
+
+from synthetic_cache import write_cache
+
+from flowmask.data_pipeline.cache.objects import ByteRange, ObjectStore
+from flowmask.data_pipeline.config import LoaderConfig
+from flowmask.data_pipeline.read.batches import open_batches, open_reader, plan_for
+
+GLOBAL_BATCH, TEXT_TOKENS, CONNECTIONS = 8, 256, 64
+NEEDS = ("video_mean", "video_logvar", "mask_mean", "text")
+
+
+def serve(folder: Path, *, delay_s: float) -> None:
+    """Answer GET with and without a range, and a listing, until this process is ended."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            sleep(delay_s)
+            if "?" in self.path:
+                self._answer(200, 0, _listing(folder))
+                return
+            with (folder / self.path.lstrip("/")).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                asked = self.headers.get("Range", f"bytes=0-{size - 1}").removeprefix("bytes=").split("-")
+                start, stop = int(asked[0]), int(asked[1]) + 1
+                self._answer(206, stop - start, range_of=f"bytes {start}-{stop - 1}/{size}")
+                while start < stop:
+                    start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
+
+        def _answer(self, status: int, length: int, content: bytes = b"", *, range_of: str = "") -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(length or len(content)))
+            if range_of:
+                self.send_header("Content-Range", range_of)
+            self.end_headers()
+            self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.request_queue_size = 2 * CONNECTIONS
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+
+
+def _listing(folder: Path) -> bytes:
+    """A bucket's shards, as S3 lists them."""
+    entries = "".join(
+        f"<Contents><Key>{path.relative_to(folder / 'bucket')}</Key><Size>{path.stat().st_size}</Size></Contents>"
+        for path in sorted((folder / "bucket/cache/shards").glob("*.tar"))
+    )
+    return f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
+
+
+@contextmanager
+def server_of(folder: Path, *, delay_ms: float) -> Iterator[int]:
+    """The port of `serve` in a process of its own."""
+    command = [sys.executable, __file__, "--serve", str(folder), "--delay-ms", str(delay_ms)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def ours(data: LoaderConfig, *, count: int) -> tuple[int, float, float]:
+    """Bytes of `count` examples, read by the trainer's loader; seconds, and seconds of this process's CPU."""
+    reader = open_reader(data)
+    started, busy = perf_counter(), process_time()
+    plan, done = plan_for(reader, global_batch=GLOBAL_BATCH, seed=1, remainder="carry"), 0
+    settings: dict[str, Any] = {"rank": 0, "world_size": 1, "micro_batch": 1, "text_tokens": TEXT_TOKENS}
+    settings |= {"needs": NEEDS, "threads": data.threads, "prefetch_batches": data.prefetch_batches}
+    with open_batches(reader, plan, **settings) as batches:
+        for _ in range(count // GLOBAL_BATCH):
+            done += sum(getattr(batch, name).nbytes for batch in next(batches) for name in NEEDS)
+        taken = perf_counter() - started, process_time() - busy
+    reader.close()
+    return done, *taken
+
+
+def raw(port: int, wanted: Sequence[ByteRange]) -> tuple[int, float, float]:
+    """As `ours`: the same requests over plain connections."""
+    own = local()
+    started, busy = perf_counter(), process_time()
+
+    def get(one: ByteRange) -> int:
+        if not hasattr(own, "connection"):
+            own.connection, own.memory = HTTPConnection("127.0.0.1", port), bytearray(16 << 20)
+        own.connection.request(
+            "GET", f"/bucket/cache/{one.name}", headers={"Range": f"bytes={one.start}-{one.stop - 1}"}
+        )
+        answer, done = own.connection.getresponse(), 0
+        while got := answer.readinto(own.memory):
+            done += got
+        return done
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        done = sum(pool.map(get, wanted))
+        return done, perf_counter() - started, process_time() - busy
+
+
+def measure(folder: Path, *, clips: int, count: int, rounds: int, delay_ms: float) -> dict[str, Any]:
+    """Medians over interleaved rounds; the first, not counted, also notes what `cold` asks for."""
+    write_cache(folder / "bucket/cache", clips=clips)
+    rates: dict[str, list[float]] = {way: [] for way in ("raw", "cold", "warm", "folder")}
+    cpu: dict[str, list[float]] = {way: [] for way in rates}
+    asked: list[ByteRange] = []
+    real = ObjectStore.ranges
+
+    def noted(self: ObjectStore, wanted: Sequence[ByteRange]) -> list[bytes]:
+        asked.extend(one for one in wanted if one.name.endswith(".tar"))
+        return real(self, wanted)
+
+    with server_of(folder, delay_ms=delay_ms) as port:
+        os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "x"}
+        os.environ |= {"AWS_SECRET_ACCESS_KEY": "x", "AWS_EC2_METADATA_DISABLED": "true"}
+        stored = LoaderConfig(cache="s3://bucket/cache", local_cache=folder / "disk")
+        ObjectStore.ranges = noted  # type: ignore[method-assign]
+        ours(stored, count=count)
+        ObjectStore.ranges = real  # type: ignore[method-assign]
+        for _ in range(rounds):
+            for way in rates:
+                if way == "cold":
+                    shutil.rmtree(folder / "disk")
+                read = LoaderConfig(cache=folder / "bucket/cache") if way == "folder" else stored
+                done, took, busy = raw(port, asked) if way == "raw" else ours(read, count=count)
+                if way == "cold":
+                    done = sum(one.stop - one.start for one in asked)
+                rates[way].append(done / took / 1e6)
+                cpu[way].append(busy / count * 1e3)
+    figures: dict[str, Any] = {way: round(statistics.median(found), 1) for way, found in rates.items()}
+    ratios = [cold / bare for cold, bare in zip(rates["cold"], rates["raw"], strict=True)]
+    figures["cold_to_raw"] = round(statistics.median(ratios), 3)
+    figures["cold_to_raw_of_each_round"] = [round(ratio, 3) for ratio in ratios]
+    figures["warm_to_folder"] = round(statistics.median(rates["warm"]) / statistics.median(rates["folder"]), 3)
+    figures["cpu_ms_an_example"] = {way: round(statistics.median(found), 2) for way, found in cpu.items()}
+    figures["requests_an_example"] = round(len(asked) / count, 2)
+    figures["mb_a_request"] = round(statistics.mean(one.stop - one.start for one in asked) / 1e6, 2)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--clips", type=int, default=96, help="4.4 MB each")
+    parser.add_argument("--count", type=int, default=256, help="examples read in each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--delay-ms", type=float, default=20.0, help="before each answer of the server")
+    parser.add_argument("--folder", type=Path, help="where the data goes for a while; default: a temporary folder")
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve is not None:
+        serve(given.serve, delay_s=given.delay_ms / 1e3)
+        return
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        figures = measure(
+            Path(folder), clips=given.clips, count=given.count, rounds=given.rounds, delay_ms=given.delay_ms
+        )
+    for name, value in figures.items():
+        print(f"{name:26} {value}", file=sys.stderr if given.json else sys.stdout)
+    if given.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
