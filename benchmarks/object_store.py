@@ -3,10 +3,11 @@
     python benchmarks/object_store.py [--json] [--clips N] [--count N] [--rounds N] [--delay-ms MS] [--folder DIR]
 
 The server is a process of its own on this machine: it answers ranges of files as S3 does, each after the delay.
-Latents have their full size (16x5x60x104). `cold` is the trainer's loader with an empty disk, `warm` with what `cold` left there,
-`folder` the same loader on the folder, each from its opened reader on. `raw` asks for just the ranges that `cold` asks for,
-by 64 plain connections that throw the bytes away. MB/s are of these bytes for `raw` and `cold`, of all bytes of the
-examples for `warm` and `folder` (several sentences of a clip share its video). Rounds are interleaved, figures medians.
+Latents have their full size (16x5x60x104). `cold` is the trainer's loader with an empty disk, `warm` with what `cold`
+left there, `folder` the same loader on the folder, each from its opened reader on. `raw` asks for just the ranges that
+`cold` asks for, by 64 plain connections that throw the bytes away. MB/s are of these bytes for `raw` and `cold`, of all
+bytes of the examples for `warm` and `folder` (sentences of a clip share its video). Rounds are interleaved, figures
+medians.
 """
 
 import argparse
@@ -68,8 +69,8 @@ def serve(folder: Path, *, delay_s: float) -> None:
             self.end_headers()
             self.wfile.write(content)
 
+    ThreadingHTTPServer.request_queue_size = 2 * CONNECTIONS
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.request_queue_size = 2 * CONNECTIONS
     print(server.server_address[1], flush=True)
     server.serve_forever()
 

@@ -180,12 +180,13 @@ class CacheBuildConfig(Section):
         return self.clip if frames is None else self.clip.model_copy(update={"frames": frames})
 
 
-def _folder_or_url(value: Any) -> Any:
+def folder_or_url(value: Any) -> Any:
+    """A path, or a URL (or `pipe:` command) as it is written."""
     is_url = isinstance(value, str) and ("://" in value or value.startswith("pipe:"))
     return value if is_url or not isinstance(value, str) else Path(value)
 
 
-CachePlace = Annotated[Path | str, BeforeValidator(_folder_or_url)]  # str: a URL
+CachePlace = Annotated[Path | str, BeforeValidator(folder_or_url)]  # str: a URL
 _OBJECTS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.+=@-]+)*/?")
 
 

@@ -7,7 +7,8 @@ has them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ T = TypeVar("T")
 _AT_ONCE = 64  # requests of a process
 _CONNECT_S, _STALL_S = 30, 60  # a server that says nothing for so long is given up
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # before the first try again, doubled before each later one
+_PIECE, _PIECES = 8 << 20, 8  # bytes of a piece of a whole object; pieces that are asked for together
 _PASSING = {408, 429}  # HTTP codes below 500 that may pass
 _CREDENTIALS = "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _REFUSED = {
@@ -77,9 +79,16 @@ class ObjectStore:
 
         return self._all([(one.name, asking(one)) for one in wanted])
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every object in a folder, by name."""
-        start = f"{self._prefix}{folder}/"
+    def pieces(self, name: str, size: int) -> Iterator[bytes]:
+        """A whole object of this size from front to back; a few pieces are in memory at a time."""
+        starts = range(0, size, _PIECE)
+        for first in range(0, len(starts), _PIECES):
+            asked = starts[first : first + _PIECES]
+            yield from self.ranges([ByteRange(name, start, min(start + _PIECE, size), size) for start in asked])
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every object below the URL, by name."""
+        start = self._prefix
 
         async def ask(client: Any) -> dict[str, int]:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
@@ -89,7 +98,7 @@ class ObjectStore:
                 for entry in page.get("Contents", ())
             }
 
-        return self._all([(folder, ask)])[0]
+        return self._all([("", ask)])[0]
 
     def refuse_size(self, name: str, size: int, *, expected: int) -> None:
         if size != expected:
@@ -161,6 +170,14 @@ def _connection() -> _Connection:
         "retries": {"total_max_attempts": 1},  # ours are the only ones
     }
     return _Connection(S3FileSystem(anon=False, config_kwargs=settings, skip_instance_cache=True))
+
+
+def hash_of(pieces: Iterable[bytes]) -> str:
+    """SHA-256 of all pieces, one after another."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 async def _body(answer: Any, *, length: int) -> bytes:

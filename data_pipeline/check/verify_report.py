@@ -32,9 +32,10 @@ class VerifyReport:
     def ok(self) -> bool:
         return not self.problems
 
-    def verdict(self, folder: Path) -> str:
+    def verdict(self, place: Path | str) -> str:
         """The files in one sentence; a second one if the VAE shows too little of masks whose latents are right."""
-        files = "Files intact." if self.ok else f"{len(self.problems)} wrong: flowmask cache repair {folder}"
+        mend = f"flowmask cache repair {place}" if isinstance(place, Path) else "upload these again"
+        files = "Files intact." if self.ok else f"{len(self.problems)} wrong: {mend}"
         poor = [mask.iou for mask in self.masks if not mask.reason and mask.iou < IOU_FLOOR]
         if not poor:
             return files

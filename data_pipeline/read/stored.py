@@ -6,7 +6,6 @@ the SHA-256 of its shard, so that no other cache's bytes are taken for it. The i
 is opened. A server's answer is checked by its length and the object's size; `flowmask cache verify URL` hashes all.
 """
 
-import hashlib
 import os
 import socket
 import weakref
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.cache import index, manifest
 from flowmask.data_pipeline.cache.manifest import parse_manifest
-from flowmask.data_pipeline.cache.objects import ByteRange, ObjectStore
+from flowmask.data_pipeline.cache.objects import ByteRange, ObjectStore, hash_of
 from flowmask.data_pipeline.cache.shards import FOLDER
 from flowmask.data_pipeline.read.disk_cache import DiskCache
 from flowmask.data_pipeline.read.files import CacheFiles, Parts
@@ -28,7 +27,7 @@ from flowmask.models.errors import CacheError
 from flowmask.models.files import sha256_of_open
 
 _GAP = 4  # of what is asked for, at most one part in so many lies between ranges and is not needed
-_LONGEST = 8 << 20  # bytes of a request that joins ranges, and of a piece of the index
+_LONGEST = 8 << 20  # bytes of a request that joins ranges
 _CHECKSUM_BYTES = 4
 Range = tuple[int, int, int]  # shard, first byte, length
 
@@ -73,14 +72,8 @@ class StoredFiles(CacheFiles):
 
     def _fetch_index(self, names: list[str]) -> None:
         entry = self.manifest.index
-        starts = range(0, entry.size, _LONGEST)
-        pieces = self._store.ranges(
-            [ByteRange(index.FILE, start, min(start + _LONGEST, entry.size), entry.size) for start in starts]
-        )
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
-        if digest.hexdigest() != entry.sha256:
+        pieces = list(self._store.pieces(index.FILE, entry.size))
+        if hash_of(pieces) != entry.sha256:
             raise CacheError(
                 f"{self.place}/{index.FILE}: the index is damaged: its SHA-256 is not that of the manifest; upload the "
                 "whole cache again"
@@ -88,11 +81,12 @@ class StoredFiles(CacheFiles):
         self._disk.put({names[0]: pieces})
 
     def check(self) -> None:
-        sizes = self._store.sizes(FOLDER)
+        sizes = self._store.sizes()
         for entry in self.manifest.shards:
-            if entry.file not in sizes:
-                raise CacheError(f"{self.place}/{FOLDER}/{entry.file}: missing; upload the whole cache again")
-            self._store.refuse_size(f"{FOLDER}/{entry.file}", sizes[entry.file], expected=entry.size)
+            name = f"{FOLDER}/{entry.file}"
+            if name not in sizes:
+                raise CacheError(f"{self.place}/{name}: missing; upload the whole cache again")
+            self._store.refuse_size(name, sizes[name], expected=entry.size)
 
     def read(self, wanted: Sequence[tuple[int, Parts]]) -> None:
         asked: dict[Range, list[memoryview]] = {}

@@ -23,7 +23,7 @@ def cache_build(config: ConfigFile, overrides: Overrides = None, wait: Wait = Tr
 
 @cache_app.command("verify")
 def cache_verify(
-    folder: Cache,
+    folder: Annotated[str, typer.Argument(help="A cache: the `out` of `cache build`, or its s3:// URL")],
     as_json: AsJson = False,
     decode_masks: DecodeMasks = 8,
     seed: Annotated[int, typer.Option(help="Of the choice of masks")] = 0,
@@ -35,18 +35,24 @@ def cache_verify(
     """Read every byte of a cache again and name each file that is not as it was written."""
     say_loading()
     from flowmask.data_pipeline.check.verify import verify
+    from flowmask.data_pipeline.check.verify_stored import verify_stored
+    from flowmask.data_pipeline.config import folder_or_url
     from flowmask.launch.cli.cache_check import show_comparison, show_report
     from flowmask.launch.progress import bar
 
+    place = folder_or_url(folder)
     if against is not None:
-        show_comparison(folder, against, as_json=as_json)
+        show_comparison(Path(folder), against, as_json=as_json)
         return
     with bar(show=not as_json) as on_progress:
-        report = verify(folder, decode_masks=decode_masks, wan=wan, seed=seed, on_progress=on_progress)
+        if isinstance(place, str):
+            report = verify_stored(place, on_progress=on_progress)
+        else:
+            report = verify(place, decode_masks=decode_masks, wan=wan, seed=seed, on_progress=on_progress)
     if as_json:
         say_json(report.to_json())
     else:
-        show_report(report, folder)
+        show_report(report, place)
     exit_with(not report.ok)
 
 

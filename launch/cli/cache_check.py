@@ -14,7 +14,7 @@ from flowmask.models.safe.words import printable
 CONFIG = "config.yaml"
 
 
-def show_report(report: VerifyReport, folder: Path) -> None:
+def show_report(report: VerifyReport, place: Path | str) -> None:
     """One line for each wrong file, one for the decoded masks, one for the whole."""
     for problem in report.problems:
         console.print(printable(f"wrong  {problem.file}: {problem.reason}"))
@@ -27,7 +27,7 @@ def show_report(report: VerifyReport, folder: Path) -> None:
             f"lowest {min(overlaps):.3f}; largest latent error {max(errors):.4f}"
         )
     found = f"{report.shards} shards, {report.records} clips, {report.examples} examples"
-    console.print(f"{folder}: {found}. {report.verdict(folder)}")
+    console.print(f"{place}: {found}. {report.verdict(place)}")
 
 
 def show_comparison(folder: Path, against: Path, *, as_json: bool) -> None:

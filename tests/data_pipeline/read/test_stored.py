@@ -15,6 +15,7 @@ import torch
 from object_store import BUCKET, ENVIRONMENT, Asked, Proxy, moto_process, proxy_before, upload
 
 from flowmask.data_pipeline.cache import objects
+from flowmask.data_pipeline.check.verify_stored import verify_stored
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.read.batches import open_batches, open_reader, plan_for
 from flowmask.data_pipeline.read.loader import Batch
@@ -256,6 +257,23 @@ def test_an_index_that_is_not_the_manifests_is_refused(
         opened(tmp_path / "disk", url=url)
 
 
+def test_verify_names_each_object_that_is_not_as_it_was_written(
+    spoiled: Callable[[str, bytes], str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_PIECE", 1000)  # many pieces, and a last one that is shorter
+    whole = verify_stored(URL)
+    assert whole.ok and whole.examples == CacheReader(cache).manifest.examples and whole.shards and whole.records
+    content = bytearray((cache / "shards/000001.tar").read_bytes())
+    content[len(content) // 2] ^= 1
+    report = verify_stored(spoiled("shards/000001.tar", bytes(content)))
+    assert [(str(problem.file), problem.reason[:11]) for problem in report.problems] == [
+        ("shards/000001.tar", "its SHA-256")
+    ]
+    assert report.verdict("s3://x") == "1 wrong: upload these again"
+    with pytest.raises(CacheError, match="there is no such object"):
+        verify_stored(f"s3://{BUCKET}/other")
+
+
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_what_is_damaged_on_the_disk_is_found_and_fetched_again(
     proxy: Proxy, cache: Path, tmp_path: Path, trial: int
@@ -286,7 +304,7 @@ def test_a_batch_asks_for_little_more_than_it_needs_and_for_all_of_it_together(
     reader.read(np.array(ids), needs=NEEDS, text_tokens=TEXT)
     assert needed_bytes(cache, ids) <= asked_bytes(proxy) <= needed_bytes(cache, ids) * 4 / 3
     assert set(Counter(proxy.asked).values()) == {1} and len(proxy.asked) < 4 * len(ids)
-    again, asked = opened(tmp_path / "other"), len(proxy.asked)
+    asked, again = len(proxy.asked), opened(tmp_path / "other")
     proxy.reset()
     proxy.gate = asked
     again.read(np.array(ids), needs=NEEDS, text_tokens=TEXT)
