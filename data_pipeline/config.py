@@ -207,7 +207,7 @@ class LoaderConfig(Section):
         "indexed", description="stream: read shards from front to back; see docs/design.md"
     )
     shuffle_examples: int = Field(256, ge=1, description="stream: size of a rank's shuffle buffer")
-    retries: MayChange[int] = Field(3, ge=0, le=10, description="stream, s3://: retries of a request")
+    retries: MayChange[int] = Field(3, ge=0, le=10, description="stream: retries of a shard; s3://: of a request")
     mix: MayChange[tuple[MixConfig, ...]] = Field((), description="instead of `cache`: several with weights")
     local_cache: MayChange[Path | None] = Field(
         None, description="s3://: folder on a disk of each node, for what was read; see docs/object-stores.md"
