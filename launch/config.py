@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flowmask.launch.configs import find_config
 from flowmask.launch.nearest import nearest
+from flowmask.launch.scalars import at_home, refuse_two_readings
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 from flowmask.models.safe.secrets import SecretLine, SecretOption, masked_line, masked_option, masked_uri
@@ -55,8 +56,8 @@ class LaunchConfig(Section):
     constraint: str | None = Field(None, description="sbatch --constraint, for example a kind of GPU")
     setup: tuple[SecretLine, ...] = Field((), description="shell lines before the job: modules, variables")
     srun_args: tuple[SecretOption, ...] = Field((), description="passed to srun, for example a container's image")
-    sbatch_args: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SecretOption] = Field(
-        {}, description="any other option of sbatch, by its long name"
+    sbatch_args: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SecretOption | Literal[True]] = Field(
+        {}, description="any other option of sbatch, by its long name; true for one without a value"
     )
     signal_margin_s: int = Field(90, ge=1, description="time to save before a time limit")
     max_preemptions: int = Field(100, ge=0, description="starts after a preemption before the job ends for good")
@@ -164,7 +165,10 @@ def readable(path: Path) -> Iterator[None]:
 
 def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     """The keys of a file over those of the file that its `base` names, a path from its own folder."""
+    refuse_two_readings(path.read_text(encoding="utf-8"), where=f"config {path}")
     loaded = OmegaConf.load(path)
+    if isinstance(loaded, DictConfig):
+        loaded = OmegaConf.create(at_home(as_written(loaded)))
     if not isinstance(loaded, DictConfig) or not loaded:
         raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
     if isinstance(objective := loaded.get("objective"), DictConfig):
@@ -213,7 +217,8 @@ def split_override(item: str) -> tuple[str, Any]:
     if not key or not equals:
         raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
     parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    return key, parsed["value"]
+    refuse_two_readings(text, where=f"override {item!r}")
+    return key, at_home(parsed["value"])
 
 
 def set_key(config: DictConfig, key: str, value: Any, *, merge: bool = False, where: str) -> None:

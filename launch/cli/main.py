@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click import Context
 from typer.core import TyperGroup
 
 from flowmask.launch.cli import words
@@ -43,7 +42,7 @@ PANELS = {
 class InOrder(TyperGroup):
     """Lists the commands in the order of PANELS, each in its panel."""
 
-    def list_commands(self, ctx: Context) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:
         for panel, names in PANELS.items():
             for name in names:
                 self.commands[name].rich_help_panel = panel  # type: ignore[attr-defined]
