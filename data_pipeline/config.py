@@ -190,6 +190,15 @@ CachePlace = Annotated[Path | str, BeforeValidator(folder_or_url)]  # str: a URL
 _OBJECTS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.+=@-]+)*/?")
 
 
+def refuse_other_url(url: str, *, key: str) -> None:
+    """ValueError for a URL that is not of a folder in an object store."""
+    if _OBJECTS.fullmatch(url) is None:
+        raise ValueError(
+            f"{key} is {masked_uri(url)}; give a folder or s3://BUCKET/PATH (credentials come from the environment); "
+            "data.mode=stream reads one data.cache at another URL"
+        )
+
+
 class MixConfig(Section):
     """One of the caches that a run trains on."""
 
@@ -242,11 +251,7 @@ class LoaderConfig(Section):
         """ValueError for a URL that is not read by its index, or not without more of this config."""
         if isinstance(place, Path):
             return
-        if _OBJECTS.fullmatch(place) is None:
-            raise ValueError(
-                f"{key} is {masked_uri(place)}; give a folder or s3://BUCKET/PATH (credentials come from the "
-                "environment); data.mode=stream reads one data.cache at another URL"
-            )
+        refuse_other_url(place, key=key)
         if self.local_cache is None:
             raise ValueError(
                 f"{key} is {place}, which needs data.local_cache: a folder on a disk of each node for what was read, "
@@ -256,7 +261,7 @@ class LoaderConfig(Section):
     @property
     def places(self) -> list[Path | str]:
         """Every cache that is named, in their order."""
-        named = [entry.cache for entry in self.mix] or [self.cache]
+        named: list[Path | str | None] = [entry.cache for entry in self.mix] or [self.cache]
         return [place for place in named if place is not None]
 
     @property

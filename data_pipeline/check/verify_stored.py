@@ -12,7 +12,9 @@ from flowmask.data_pipeline.cache.manifest import FileEntry, parse_manifest
 from flowmask.data_pipeline.cache.objects import ObjectStore, hash_of
 from flowmask.data_pipeline.cache.shards import FOLDER
 from flowmask.data_pipeline.check.verify_report import Problem, VerifyReport
+from flowmask.data_pipeline.config import refuse_other_url
 from flowmask.data_pipeline.show.inspect_cache import OnProgress
+from flowmask.models.errors import ConfigError
 
 _RETRIES = 3
 _NOT_DECODED = "a cache in an object store is hashed; verify the folder that was uploaded to decode masks"
@@ -20,6 +22,10 @@ _NOT_DECODED = "a cache in an object store is hashed; verify the folder that was
 
 def verify_stored(url: str, *, on_progress: OnProgress = lambda *_: None) -> VerifyReport:
     """Every object that is missing, of another size or of another hash; CacheError if there is no cache."""
+    try:
+        refuse_other_url(url, key="the cache")
+    except ValueError as error:
+        raise ConfigError(error) from None
     store = ObjectStore(url, retries=_RETRIES)
     content = store.whole(manifest.FILE, limit=manifest.MOST_BYTES)
     found = parse_manifest(content, where=f"{store.url}/{manifest.FILE}")

@@ -272,6 +272,8 @@ def test_verify_names_each_object_that_is_not_as_it_was_written(
     assert report.verdict("s3://x") == "1 wrong: upload these again"
     with pytest.raises(CacheError, match="there is no such object"):
         verify_stored(f"s3://{BUCKET}/other")
+    with pytest.raises(ConfigError, match=r"the cache is https://\*\*\*@host/x; give a folder or s3://"):
+        verify_stored("https://me:hidden@host/x")
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
