@@ -247,9 +247,9 @@ class LoaderConfig(Section):
                 self.refuse_url(place, key="data.mix.cache" if self.mix else "data.cache")
         return self
 
-    def refuse_url(self, place: Path | str, *, key: str) -> None:
+    def refuse_url(self, place: Path | str | None, *, key: str) -> None:
         """ValueError for a URL that is not read by its index, or not without more of this config."""
-        if isinstance(place, Path):
+        if not isinstance(place, str):
             return
         refuse_other_url(place, key=key)
         if self.local_cache is None:

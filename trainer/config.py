@@ -214,14 +214,9 @@ class RunConfig(Section):
         return objective_class(self.objective.kind).makes
 
     @model_validator(mode="after")
-    def _evaluated_cache_can_be_read(self) -> Self:
-        if self.evaluate.cache is not None:
-            self.data.refuse_url(self.evaluate.cache, key="evaluate.cache")
-        return self
-
-    @model_validator(mode="after")
     def _module_can(self) -> Self:
         kind, train = self.objective.kind, self.train
+        self.data.refuse_url(self.evaluate.cache, key="evaluate.cache")
         if self.data.mix and train.counts_epochs:
             raise ValueError(
                 "train.epochs and train.decay_at_epochs are those of one data.cache, and each cache of data.mix has "
@@ -292,8 +287,7 @@ def workers(train: TrainConfig, world_size: int) -> str:
 
 
 def _batch_message(train: TrainConfig, groups: int) -> str:
-    batch, micro = train.global_batch, train.micro_batch
-    per_pass = micro * groups
+    batch, micro, per_pass = train.global_batch, train.micro_batch, train.micro_batch * groups
     below, above = batch // per_pass * per_pass, -(-batch // per_pass) * per_pass
     fits = " or ".join(str(fit) for fit in (below, above) if fit > 0)
     micros = [m for m in range(1, batch + 1) if batch % (m * groups) == 0]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from object_store import ENVIRONMENT, moto_process, upload
-from runs import SignalAt, losses, rows, run_group, start, unequal_tensors
+from pydantic import ValidationError
+from runs import SignalAt, losses, rows, run_config, run_group, start, unequal_tensors
 
 from flowmask.data_pipeline.cache import objects
 from flowmask.models.process import REQUEUE_EXIT_CODE
@@ -54,3 +55,8 @@ def test_ranks_of_a_node_share_what_is_on_its_disk(lab: Path, url: str, tmp_path
     ]
     run_group(jobs, folder=tmp_path / "logs")
     assert losses(tmp_path / "stored") == losses(tmp_path / "folder")
+
+
+def test_a_held_out_cache_at_a_url_needs_the_disk_too(lab: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"evaluate\.cache is s3://bucket/x, which needs data\.local_cache"):
+        run_config(lab, tmp_path, {"evaluate.cache": "s3://bucket/x"})
