@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from object_store import ENVIRONMENT, moto_process, upload
+from object_store import BUCKET, ENVIRONMENT, moto_process, upload
 from pydantic import ValidationError
 from runs import SignalAt, losses, rows, run_config, run_group, start, unequal_tensors
 
@@ -16,16 +16,18 @@ EVALUATED = {"train.steps": 8, "evaluate.every_steps": 4, "evaluate.examples": 4
 
 @pytest.fixture(scope="module")
 def port(lab: Path) -> Iterator[int]:
+    """Of a server that has the lab's cache."""
     with moto_process() as port:
+        upload(port, lab / "cache", "lab")
         yield port
 
 
 @pytest.fixture
-def url(lab: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The lab's cache in an object store."""
+def url(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The lab's cache in an object store, which this process reaches by its environment."""
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
         monkeypatch.setenv(name, value)
-    yield upload(port, lab / "cache", "lab")
+    yield f"s3://{BUCKET}/lab"
     objects._connection.cache_clear()
 
 
