@@ -225,8 +225,9 @@ class Engine:
             return
         for group in range(len(sharded.fp16_groups)):
             sharded._reassign_or_swap_out_partitioned_parameters(group)
-        if sharded.persistent_parameters:
-            sharded.persistent_parameters[0].all_gather(sharded.persistent_parameters)
+        if small := sharded.persistent_parameters:
+            small[0].partition(small)  # else those that are whole, as after a step, are not gathered
+            small[0].all_gather(small)
 
     def full_state_dict(self, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Trained parameters in fp32, whole, on rank 0's host memory (elsewhere empty).
