@@ -41,7 +41,7 @@ test-long: setup ## the same laws at length; TRIALS=N SEED=S JOBS=N
 	$(BIN)/pytest --timeout 3600 $(SHARED)
 
 docs: setup      ## the site in site/, from docs/; a dead link fails it
-	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check .
