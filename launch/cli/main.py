@@ -204,6 +204,8 @@ def plan(
     clip: Annotated[
         str | None, typer.Option(help="FRAMESxHEIGHTxWIDTH, where there is no cache or dataset yet")
     ] = None,
+    node_mtbf_h: Annotated[float, typer.Option(help="Mean hours between two failures of a node")] = 3692.0,
+    restart_min: Annotated[float, typer.Option(help="Minutes from a failure to the next step, queue included")] = 10.0,
 ) -> None:
     """What a job holds, takes and writes: memory for each ZeRO stage, hours, bytes. Needs no GPU and no weights."""
     say_loading()
@@ -211,7 +213,8 @@ def plan(
     from flowmask.launch.plan.show import show
 
     speed = planning.speed_of(gpu=gpu, tflops=tflops, mfu=mfu)
-    found = planning.plan(config, overrides or [], speed=speed, clip=planning.clip_of(clip))
+    cluster = planning.cluster_of(node_mtbf_h=node_mtbf_h, restart_min=restart_min)
+    found = planning.plan(config, overrides or [], speed=speed, clip=planning.clip_of(clip), cluster=cluster)
     if as_json:
         say_json(planning.to_json(found))
     else:
