@@ -113,6 +113,19 @@ def test_every_command_of_a_page_parses_and_its_keys_exist(page: Path) -> None:
         refuse_unknown_options(words)
 
 
+def test_every_command_stands_on_a_page() -> None:
+    said = [*(words for page in PAGES for words in (*commands(page), *inline_commands(page)))]
+    named = {resolve(words)[1] for words in said}
+    missing = {" ".join(path) for path, _ in leaves(root_command())} - named
+    assert not missing, f"no page says how to use {sorted(missing)}"
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, by its words."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from leaves(inner, (*path, name)) if hasattr(inner, "commands") else [((*path, name), inner)]
+
+
 def slug(heading: str) -> str:
     """The anchor that a heading gets, here and on the site."""
     text = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
@@ -186,3 +199,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stdout + built.stderr
     assert (tmp_path / "site" / "formats" / "cache.html").is_file()
+    messages = (tmp_path / "site" / "messages.html").read_text()
+    assert "no such cache folder; make one with" in messages and "launch/config.py" in messages

@@ -11,7 +11,7 @@ from flowmask.trainer.objectives.flow_matching import FlowMatching, FlowMatching
 class HuberConfig(FlowMatchingConfig):
     """The section `objective` of a config with `kind: huber`."""
 
-    kind: Literal["huber"] = "huber"  # type: ignore[assignment]
+    kind: Literal["huber"] = "huber"
     delta: float = 1.0
 
 
