@@ -166,14 +166,14 @@ def device() -> torch.device:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over all ranks, in place; every rank ends with the same bits."""
+    """Sum `tensor`, of any shape, over all ranks, in place; every rank ends with the same bits."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def sum_to_rank_zero(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over all ranks, in place on rank 0; the other ranks' copies are then undefined."""
+    """Sum `tensor`, of any shape, over all ranks, in place on rank 0; the other ranks' copies are then undefined."""
     if world_size() > 1:
         dist.reduce(tensor, dst=0)
     return tensor
@@ -199,7 +199,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """Rank 0's `tensor` on every rank, in place."""
+    """Rank 0's `tensor`, of any shape, on every rank, in place."""
     if world_size() > 1:
         dist.broadcast(tensor, src=0)
     return tensor

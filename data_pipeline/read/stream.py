@@ -128,7 +128,7 @@ class StreamReader:
     def tensors(
         self, examples: list[Example], *, bucket: int, needs: Collection[str], text_tokens: int
     ) -> dict[str, Tensor]:
-        """As CacheReader.read: the batch of some examples of one bucket."""
+        """Tensors [b ...] of examples of one bucket, as `CacheReader.read` gives them."""
         entry = self.manifest.buckets[bucket]
         row = self.manifest.text_dim * self.dtype.itemsize
         texts = [self._text(example, text_tokens) for example in examples] if "text" in needs else []

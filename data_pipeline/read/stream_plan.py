@@ -21,7 +21,7 @@ from flowmask.models.errors import CacheError, ConfigError
 
 _SHARDS, _EXAMPLES, _TURNS = 5, 6, 7  # families of keys, beside those of epoch_plan and mixture
 ID, EPOCH, SHARD = 0, 1, 2  # columns of Items
-Items = NDArray[np.int64]  # [n, 3]
+Items = NDArray[np.int64]  # [n 3]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
 from flowmask.models.errors import DataError
 
-Frame = NDArray[np.uint8]
+Frame = NDArray[np.uint8]  # rgb8 [H W 3]
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
-        """Mean loss of a micro-batch (float32 scalar), and metrics as sums and counts."""
+        """Mean loss of a micro-batch (float32 scalar), and metrics as sums and counts (scalars, detached)."""
 
     def quiet(self) -> Self:
         """The same objective without random draws but the timestep's."""
@@ -129,7 +129,7 @@ class Objective(ABC):
         return None
 
     def fake_draws(self, batch: "Batch") -> "dict[str, Tensor]":
-        """For plans: what `prepare` and `loss` draw, of the right shapes."""
+        """For plans: tensors [B ...] by name, of the shapes that `prepare` and `loss` draw."""
         return {}
 
     def fake_batch(self, latent: Grid, *, examples: int, text_dim: int) -> "Batch":

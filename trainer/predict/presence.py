@@ -122,7 +122,7 @@ def _between(low: float, high: float) -> float:
 
 
 def emptied(logits: "Tensor", seen: float, chosen: Presence | None) -> "Tensor":
-    """The logits, or those of an empty mask where their presence is below the threshold."""
+    """Logits [F H W], or those of an empty mask if their presence `seen` is below the threshold."""
     absent = chosen is not None and seen < chosen.threshold
     import torch
 

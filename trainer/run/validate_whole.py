@@ -36,13 +36,14 @@ Found = dict[str, float]
 
 
 class KnownSentences:
-    """Embeddings that were made before, on the CPU; takes the place of the text encoder that made them."""
+    """Embeddings on the CPU, made at the start; stands in for the text encoder that made them."""
 
     def __init__(self, encoder: Callable[..., Tensor], sentences: Sequence[str], *, max_tokens: int) -> None:
-        """sentences: cleaned."""
+        """encoder: gives [L D] of a sentence    sentences: cleaned"""
         self._known = {text: encoder(text, max_tokens=max_tokens).cpu() for text in dict.fromkeys(sentences)}
 
     def __call__(self, text: str, *, max_tokens: int) -> Tensor:
+        """Embedding [L D] of one of the sentences."""
         return self._known[text]
 
 

@@ -31,7 +31,7 @@ class Overlap:
 
 
 def overlap(truth: Mask, predicted: Mask) -> Overlap:
-    """Of two bool arrays of one shape."""
+    """Of two bool masks of the same shape."""
     return Overlap(int(np.count_nonzero(truth & predicted)), int(np.count_nonzero(truth | predicted)))
 
 
@@ -42,7 +42,7 @@ def of_pieces(pieces: Iterable[JudgedPiece]) -> Overlap:
 
 
 def ious(items: Sequence[Overlap], *, convention: str) -> NDArray[np.floating]:
-    """IoU of each sample, in the precision of the convention."""
+    """IoU [samples] of each sample, in the precision of the convention; ConfigError for an unknown one."""
     inside = np.array([item.intersection for item in items], np.float64)
     outside = np.array([item.union for item in items], np.float64)
     if convention == "lavt":
