@@ -31,7 +31,7 @@ def clean(text: str, *, lowercase: bool) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no half characters, which stand for the bytes of what is none."""
+    """Whether a text can be written as UTF-8: it has no surrogates, which stand for bytes that are not text."""
     return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
 
 

@@ -1,7 +1,7 @@
 """Pixels to latents: what a clip's record holds, by the one code that the cache and its tests share.
 
 Clips of one shape go through the VAE together, in batches fixed by the list of clips that is handed in, so
-the bytes do not depend on who else works. A non-finite number from an encoder is an error, never stored.
+the bytes do not depend on other workers. A non-finite number from an encoder is an error, never stored.
 """
 
 from collections import deque

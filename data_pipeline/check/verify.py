@@ -1,6 +1,6 @@
 """`flowmask cache verify`: re-read everything and name each file that is wrong, and no file that is right.
 
-Sidecars and plan carry their own hash, so each is judged alone. A shard is compared with its own content
+Sidecars and plan carry their own hash, so each is checked alone. A shard is compared with its own content
 and its sidecar; index and manifest follow from the sidecars, so they are computed again and compared. A
 damaged file thus never speaks against another one.
 """
@@ -35,7 +35,7 @@ def verify(
     seed: int = 0,
     on_progress: OnProgress = lambda *_: None,
 ) -> VerifyReport:
-    """Check a finished cache; CacheError if it is none, all else is in the report.
+    """Check a finished cache; CacheError if it is not one, everything else is in the report.
 
     decode_masks: how many masks, drawn by `seed` from the shards that are right, are decoded and compared
     wan: the weights folder with the cache's VAE; by default where the build's config says it was

@@ -32,7 +32,7 @@ class Window:
     carried: Items
 
     def wanted(self) -> dict[int, set[int]]:
-        """Ids of examples by the shard that they are in: what must be at hand to go through this window."""
+        """Ids of the examples that this window needs, by the shard that holds them."""
         items = np.concatenate([self.carried, *(items for _, items in self.batches)])
         return {int(shard): set(items[items[:, SHARD] == shard, ID].tolist()) for shard in _distinct(items)}
 

@@ -66,7 +66,7 @@ class ForwardReader:
 
 
 def readable(path: Path) -> tuple[list[int | None], str]:
-    """When the pictures that stand before any lost one are shown, by decoding all, and why one is; "": none is."""
+    """Times of the pictures before the first lost one, by decoding all; and why one is lost, "" if none is."""
     shown: list[int | None] = []
     sound, first_corrupt, fields, damage = 0, None, False, ""
     with opened(path) as container:

@@ -92,7 +92,7 @@ def measure_pass(module: nn.Module, run: Callable[[nn.Module], Tensor], *, backw
 
 
 def materialise(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give a module empty parameters of `dtype` and empty buffers of their own, on the CPU."""
+    """Give a module empty parameters of `dtype`, and empty buffers of their present dtypes, on the CPU."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:

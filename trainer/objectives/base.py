@@ -29,7 +29,7 @@ _CHANNELS = 16
 
 
 class ObjectiveConfig(Section):
-    """What every objective's section has; an objective's own adds its keys."""
+    """The keys of every objective's section; each objective adds more."""
 
     kind: str = Field(description="what is learned: a file in trainer/objectives, or an installed one")
 
@@ -74,7 +74,7 @@ class Objective(ABC):
 
     @abstractmethod
     def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> "nn.Module":
-        """The same module on the meta device, for plans; layers: only so many blocks, if it has any."""
+        """The same module on the meta device, for plans; layers: number of its blocks, None for all."""
 
     def recompute(self, module: "nn.Module", kind: Recompute) -> None:
         """Make the module drop activations and compute them again, selective or full; the loss stays as it is."""

@@ -3,7 +3,7 @@
 A prediction takes the place of one of the same video and prompt; all others stay, in predictions.json too. Two that
 end at once both stand: each is built in its own scratch, and joins under the folder's lock.
 
-Each entry of `prompts` says all of itself; the top level is the last prediction's. The videos of all prompts that a
+Each entry of `prompts` is complete by itself; the top level is the last prediction's. The videos of all prompts that a
 video has are overlay.mp4, overlay-2.mp4, ...: one for each video (`together`).
 """
 

@@ -91,7 +91,7 @@ def load_mask_decoder(source: str, *, ema: bool = True) -> LoadedWeights:
 def start_from(
     source: str, module: nn.Module, *, ema: bool, settings: Mapping[str, Any], wan: Path | None = None
 ) -> dict[str, Any]:
-    """Put trained weights into `module`; what was taken. WeightsError if `settings` disagree."""
+    """Load trained weights into `module`; returns source, ema and sha256. WeightsError if `settings` disagree."""
     part = part_trained(settings)
     assert part is not None
     loaded = load(source, part, ema=ema, wan=wan)
@@ -171,7 +171,7 @@ def own_encoder(source: str) -> State:
 
 
 def part_of(source: str) -> Part:
-    """Which part a source holds; WeightsError for none."""
+    """The part that a source holds; WeightsError if it holds none."""
     path = Path(source)
     if is_run(path):
         return part_trained(_saved(path)[1]["settings"]) or DIT

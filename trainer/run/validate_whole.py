@@ -49,7 +49,7 @@ class KnownSentences:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a rank that has videos to score keeps on the CPU beside the DiT.
+    """Everything that a rank with videos to score keeps on the CPU beside the DiT.
 
     clips: by the video's place: its sizes, without pixels, and its latent [1 16 f h w] norm
     """
@@ -62,7 +62,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class WholeVideos:
-    """Which videos are scored how; `measure` is collective.
+    """Which videos are scored, and how; `measure` is collective.
 
     config:     what `flowmask evaluate` would be told; its `out` is not used
     videos:     in the order of the dataset; place p is scored by rank p mod world size

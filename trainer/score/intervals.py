@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drawable:
-    """What one expression adds.
+    """The contribution of one expression.
 
     video:  the unit that is drawn
     values: metric -> value, of the metrics in whose mean this expression counts

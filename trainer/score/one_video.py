@@ -2,8 +2,8 @@
 
 A video of several windows is judged by its written masks, after the last window: only then is its presence known.
 
-Knows no folder of an evaluation, no weights' file and no other video: whoever has something that segments, and a place
-for masks, gets the record.
+Knows no folder of an evaluation, no weights' file and no other video: it needs a segmenter and a place for masks, and
+gives the record.
 """
 
 import threading

@@ -1,6 +1,6 @@
 """AdamW that moves only on command, and the replicated (ZeRO 0) form of it with flat fp32 masters.
 
-DeepSpeed calls `step` at times of its own (once inside `initialize`), and ZeRO wraps whatever it is given. So
+DeepSpeed calls `step` at other times too (once inside `initialize`), and ZeRO wraps whatever it is given. So
 the permission to move lives here, at the innermost place: an optimizer that is not armed changes nothing, at
 any stage. Whether the gradients allow a step is decided on their device: nothing here waits for it.
 """
