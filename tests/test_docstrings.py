@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -51,34 +51,24 @@ def comment(path: Path, node: ast.stmt) -> str:
 
 
 @cache
-def own_aliases(path: Path) -> Mapping[str, str]:
-    """Names that a file gives to types of tensors, each with its comment."""
-    found = {}
-    for node in read(path).tree.body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript() as value):
-                if TENSOR.search(ast.unparse(value)):
-                    found[name] = comment(path, node)
-    return found
-
-
-@cache
-def aliases(path: Path) -> Mapping[str, str]:
-    """The same with those that the file imports from another one."""
-    found = dict(own_aliases(path))
+def aliases(path: Path) -> frozenset[str]:
+    """Names of types of tensors that a file makes or imports; not those whose comment gives the shape."""
+    found: set[str] = set()
     for node in ast.walk(read(path).tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("flowmask."):
             file = Path(*node.module.split(".")[1:]).with_suffix(".py")
-            theirs = own_aliases(file) if file in SOURCES else {}
-            found |= {alias.asname or alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
-    return found
+            known = aliases(file) if file in SOURCES else frozenset()
+            found |= {alias.asname or alias.name for alias in node.names if alias.name in known}
+    for node in read(path).tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript() as value):
+                if is_tensor(value, found) and not SHAPE.search(comment(path, node)):
+                    found.add(name)
+    return frozenset(found)
 
 
-def is_tensor(path: Path, annotation: ast.expr | None) -> bool:
-    """Whether a type holds a tensor whose shape its alias does not tell."""
-    if annotation is None:
-        return False
-    names = [name for name, said in aliases(path).items() if not SHAPE.search(said)]
+def is_tensor(annotation: ast.expr, names: Iterable[str]) -> bool:
+    """Whether a type holds a tensor, by itself or by one of these names."""
     text = ast.unparse(annotation)
     return bool(TENSOR.search(text)) or any(re.search(rf"\b{name}\b", text) for name in names)
 
@@ -86,7 +76,8 @@ def is_tensor(path: Path, annotation: ast.expr | None) -> bool:
 def handles_tensors(path: Path, function: Function) -> bool:
     given = function.args
     arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
-    return any(is_tensor(path, one) for one in [function.returns, *(arg.annotation for arg in arguments if arg)])
+    types = [function.returns, *(arg.annotation for arg in arguments if arg)]
+    return any(is_tensor(one, aliases(path)) for one in types if one)
 
 
 def is_public(name: str) -> bool:
@@ -119,7 +110,7 @@ def public_tensors(path: Path, body: list[ast.stmt], owner: ast.ClassDef | None 
             case ast.FunctionDef() | ast.AsyncFunctionDef() if is_public(node.name) and handles_tensors(path, node):
                 yield Told(f"{path}:{node.lineno} {node.name}", docstring(node.name, owner, node))
             case ast.AnnAssign(target=ast.Name(id=name)) if owner and is_public(name):
-                if is_tensor(path, node.annotation):
+                if is_tensor(node.annotation, aliases(path)):
                     whole = ast.get_docstring(owner) or ""
                     lines = [line for line in whole.splitlines() if re.search(rf"\b{name}\b", line)]
                     yield Told(f"{path}:{node.lineno} {owner.name}.{name}", "\n".join([comment(path, node), *lines]))
@@ -142,3 +133,13 @@ def test_a_shape_of_two_meanings_says_its_space(room: str, shape: str) -> None:
     shaped = [told for told in tensors_of(room) if re.search(shape, told.said)]
     assert shaped
     assert not [told.place for told in shaped if not re.search(SPACES[shape], told.said, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize("said", ["[B 16 f h w]", "bool [H W]", "[... F ...]", "scalar", "of any shape", "of `shape`"])
+def test_a_shape_is_seen(said: str) -> None:
+    assert SHAPE.search(said)
+
+
+@pytest.mark.parametrize("said", ["", "dict[str, Tensor]", "plan[step]", "in [0, 1)", '{"size": [H, W]}', "the shape"])
+def test_other_brackets_are_no_shape(said: str) -> None:
+    assert not SHAPE.search(said)
