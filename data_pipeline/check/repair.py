@@ -141,14 +141,14 @@ class _Repair:
 
     @cached_property
     def _build(self) -> Build:
-        """The encoders and the dataset of the build, if they are still what they were."""
+        """The encoders and the dataset of the build; UserError if they have changed or are gone."""
         config = self._config().model_copy(update={"out": self.folder})
         try:
             build = Build(config)
             self.stage.mkdir(parents=True, exist_ok=True)
             ours = fingerprint(config, build.source, memo=self.stage / "weights.json")
         except UserError as error:
-            raise type(error)(f"cannot repair {self.folder} without what it was made of: {error}") from error
+            raise type(error)(f"cannot repair {self.folder} without its dataset and its encoders: {error}") from error
         theirs, _ = facts_of(self.folder, self.manifest)
         refuse_other(ours, theirs, where=self.folder, advice=_ADVICE)
         self._ours = ours

@@ -187,7 +187,7 @@ class _Verification:
         with self._judge(self.folder / manifest.FILE):
             if differing := next((name for name in ours if theirs[name] != ours[name]), None):
                 raise WrongError(
-                    f"its field {differing} is not what follows from the plan and the sidecars: a byte has changed"
+                    f"its field {differing} differs from what the plan and the sidecars give: a byte has changed"
                 )
 
     def _excused(self, made: Manifest) -> Manifest:
@@ -219,7 +219,7 @@ class _Verification:
         path = self.folder / quarantine.FILE
         with self._judge(path):
             if parsed(path, bytes) != quarantine.to_bytes(lines):
-                raise WrongError("it is not what the plan and the sidecars set aside: a byte has changed")
+                raise WrongError("it differs from the lines of the plan and the sidecars: a byte has changed")
 
     def _decode(self, wan: Path | None, fingerprint: Fingerprint, storage: Storage, on_progress: OnProgress) -> None:
         from flowmask.data_pipeline.show.inspect_examples import WITHOUT_GPU, vae_of

@@ -79,8 +79,8 @@ class StreamReader:
     def read(self, *_: Any, **__: Any) -> NoReturn:
         """ConfigError: a stream has no random access."""
         raise ConfigError(
-            f"data.mode is stream: single examples of {self.config.cache} can't be read; give evaluate.cache "
-            "a folder of its own"
+            f"data.mode is stream: single examples of {self.config.cache} can't be read; set evaluate.cache "
+            "to a cache in a folder"
         )
 
     def plan(self, *, global_batch: int, seed: int) -> StreamPlan:

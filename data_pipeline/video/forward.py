@@ -60,7 +60,7 @@ class ForwardReader:
         if (frame.height, frame.width) != self._first.stored:
             raise DataError(
                 f"{self._path}: frame {number} has {frame.height}x{frame.width} px (height x width), the first one "
-                f"{self._first.stored[0]}x{self._first.stored[1]}: encode the video anew with one size"
+                f"{self._first.stored[0]}x{self._first.stored[1]}: encode the video again in one size"
             )
         return rgb_of(frame, self._first, reformatter=self._reformatter)
 

@@ -122,7 +122,7 @@ def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
     strangers = [key for key in state if not key.startswith((*_DECODER, *_ENCODER))]
     if strangers:
         raise WeightsError(
-            f"{where} has {len(strangers)} keys that are none of a VAE's ({', '.join(strangers[:3])[:200]}). {_FIX}"
+            f"{where} has {len(strangers)} keys that a VAE does not have ({', '.join(strangers[:3])[:200]}). {_FIX}"
         )
     last = state.get("vae.decoder.conv_out.weight")
     if last is None or last.shape[:1] != (1,):

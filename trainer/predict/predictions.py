@@ -152,7 +152,7 @@ def unique_slugs(prompts: Sequence[str]) -> list[str]:
     slugs: list[str] = []
     for prompt in prompts:
         if not is_unicode(prompt):
-            raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it anew")
+            raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it again")
         if not has_words(clean(prompt, lowercase=True)):
             raise ConfigError(f'prompt {prompt!r} is empty; say what to find, such as "the red car"')
         plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
