@@ -40,7 +40,7 @@ COLUMNS = tuple(name for name in ROW.names or () if name not in ("bucket", "unus
 
 
 def open_index(path: Path, entry: IndexEntry, *, home: Path, rows: int, check: bool) -> NDArray[np.void]:
-    """The memory-mapped index of a finished cache; CacheError if missing, damaged, short or of another layout.
+    """The index of a finished cache, memory-mapped, `ROW` [rows]; CacheError: missing, damaged or of another layout.
 
     home: the folder of the cache, which links must not leave
     """
