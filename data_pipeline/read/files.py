@@ -56,7 +56,7 @@ class CacheFiles(ABC):
 
     @abstractmethod
     def index(self, *, check: bool) -> NDArray[Any]:
-        """The index, memory-mapped; CacheError if it is damaged. check: its hash too."""
+        """The index, memory-mapped, `ROW` [rows]; CacheError if it is damaged. check: its hash too."""
 
     @abstractmethod
     def check(self) -> None:
@@ -80,6 +80,7 @@ class LocalFiles(CacheFiles):
         self.open = lru_cache(maxsize=_MAX_OPEN_FILES)(self._open)
 
     def index(self, *, check: bool) -> NDArray[Any]:
+        """`ROW` [rows], as `CacheFiles` has it."""
         folder, manifest = self._folder, self.manifest
         return open_index(folder / FILE, manifest.index, home=folder, rows=manifest.examples, check=check)
 

@@ -45,7 +45,7 @@ class StoredFiles(CacheFiles):
         self._held: weakref.finalize[Any, Any] | None = None
 
     def index(self, *, check: bool) -> NDArray[Any]:
-        """The index; its hash is looked at always: the local copy is nobody's word."""
+        """`ROW` [rows]; its hash is looked at whatever `check` is: a local copy may be damaged."""
         entry = self.manifest.index
         name = f"{entry.sha256}.npy"
         self._disk.once([name], ready=self._hold, fetch=self._fetch_index)

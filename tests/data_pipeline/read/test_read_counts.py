@@ -9,7 +9,7 @@ import pytest
 from counters import events, reads
 
 from flowmask.data_pipeline.cache.shards import shard_name
-from flowmask.data_pipeline.read import reader as reading
+from flowmask.data_pipeline.read import files as reading
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan
 from flowmask.data_pipeline.read.loader import Loader
 from flowmask.data_pipeline.read.reader import LATENTS, CacheReader
