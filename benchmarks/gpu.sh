@@ -14,8 +14,9 @@ while [ $# -gt 0 ]; do
 done
 if [ -n "${wheels:-}" ]; then
   site=$(mktemp -d)
-  trap 'rm -rf "$site"' EXIT
+  words+=(--site "$site")
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl
   path=$path:$site
 fi
-PYTHONPATH=$path:${PYTHONPATH:-} "$python" -m gpu --spent $((SECONDS - began)) "${words[@]}"
+export PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -m gpu --spent $((SECONDS - began)) "${words[@]}"

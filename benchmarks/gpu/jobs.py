@@ -1,4 +1,4 @@
-"""What whole jobs do on this machine: a cache build's encoder, an evaluation of a video, a training's ranks until they work."""
+"""What jobs do here: a cache build's encoder, an evaluation's models, the ranks of a training until they work."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def _clip(lab: Lab, number: int) -> DecodedClip:
 
 
 def evaluate(sentences: int, decoder: str, lab: Lab) -> dict[str, Any]:
-    """A video's pixels and sentences to its masks, as an evaluation's models work; nothing is read, judged or written."""
+    """Pixels and sentences of a video to its masks, by an evaluation's models; nothing is read, judged or written."""
     use_tf32(None)
     loaded = _segmenter(lab, decoder)
     frames, height, width = lab.scale.clip

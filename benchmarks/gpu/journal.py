@@ -5,6 +5,7 @@ rows.jsonl is what was written; results.json and tables.md are made of it again 
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,8 @@ class Journal:
 
     def open_row(self) -> Entry | None:
         """What is being measured now, or was when its process died."""
-        last = None
-        for last in self.entries():
-            pass
-        return last if last is not None and "began" in last else None
+        last = deque(self.entries(), maxlen=1)
+        return last[0] if last and "began" in last[0] else None
 
     def plan(self, names: list[tuple[str, str]]) -> None:
         """All rows that there may be, as (kind, name); those that are missing at the end found no time."""

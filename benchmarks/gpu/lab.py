@@ -6,6 +6,7 @@ Modules are those of `flowmask plan`, made on the meta device and drawn where th
 import gc
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -135,7 +136,8 @@ class Lab:
 
     def clear(self) -> None:
         """Free what the last row held, and start the count of the peak again."""
-        torch._dynamo.reset()  # else its programs keep modules alive, and one more of a kind is not compiled any more
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # else its programs keep modules alive, and after some more it compiles no more
         gc.collect()
         if self.gpu:
             torch.cuda.synchronize(self.device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpu import forwards, jobs, steps
 from gpu.lab import Lab
-from gpu.scale import Scale
+from gpu.scale import Precision, Scale
 from gpu.steps import Way
 
 FIRST_S = 240  # within which the first rows are measured
@@ -33,34 +33,30 @@ class Row:
 def all_rows(scale: Scale) -> list[Row]:
     """Every row once, the first ones first."""
     ways, compiled = list(_ways(scale)), Way(compile=True)
+    first, *others = scale.precisions
     return [
         Row("machine", "here", 2, forwards.machine, first=True),
-        Row("matrix", "bf16", 4, partial(forwards.matrix, "bf16"), first=True),
+        _matrix(first, first=True),
         _step(Way(), first=True),
-        *_forwards("bf16", first=True),
+        *_forwards(first, first=True),
         Row("waits", str(Way()), 25, partial(steps.waits, Way())),
         *(_step(way) for way in ways if way.changes == 1),
-        *(Row("cache", f"bf16, {n} at once", 15, partial(jobs.cache, "bf16", n)) for n in (1, 4)),
-        *(Row("evaluate", f"{n} of a video", 20, partial(jobs.evaluate, n, "fp32")) for n in (1, 8)),
+        *(_cache(first, at_once) for at_once in (1, 4)),
+        *(_evaluate(sentences, "fp32") for sentences in (1, 8)),
         *(Row("waits", str(way), 85, partial(steps.waits, way)) for way in ways if way == compiled),
-        *(Row("start", f"{n} ranks", 20 + n, partial(jobs.start, n)) for n in scale.ranks),
-        *_forwards("tf32"),
-        Row("evaluate", "8 of a video, decoder in bf16", 20, partial(jobs.evaluate, 8, "bf16")),
-        Row("cache", "tf32, 1 at once", 20, partial(jobs.cache, "tf32", 1)),
-        *(_step(way) for way in ways if way.changes == 2),
-        *_forwards("fp32"),
-        *(Row("matrix", precision, 4, partial(forwards.matrix, precision)) for precision in ("tf32", "fp32")),
-        *(_step(way) for way in ways if way.changes > 2),
+        *(Row("start", f"ranks: {n}", 20 + n, partial(jobs.start, n)) for n in scale.ranks),
+        *(row for precision in others for row in (*_forwards(precision), _matrix(precision), _cache(precision, 4))),
+        *(_evaluate(8, "bf16") for _ in others[:1]),
+        *(_step(way) for way in ways if way.changes > 1),
     ]
 
 
 def _ways(scale: Scale) -> Iterator[Way]:
-    """Each way to train that is tried; precisions change alone."""
-    for compile_, attention, micro_batch, recompute in product(
-        scale.compiled, scale.attentions, scale.micro_batches, ("none", "selective", "full")
-    ):
-        yield Way(micro_batch=micro_batch, recompute=recompute, compile=compile_, attention=attention)
-    yield from (Way(precision=precision) for precision in ("tf32", "fp32"))
+    """Each way to train that is tried, the fewest changes first; precisions change alone."""
+    names = ("compile", "attention", "micro_batch", "recompute")
+    grid = product(scale.compiled, scale.attentions, scale.micro_batches, scale.recomputes)
+    yield from sorted((Way(**dict(zip(names, values, strict=True))) for values in grid), key=lambda way: way.changes)
+    yield from (Way(precision=precision) for precision in scale.precisions[1:])
 
 
 def _step(way: Way, *, first: bool = False) -> Row:
@@ -69,6 +65,19 @@ def _step(way: Way, *, first: bool = False) -> Row:
     return Row("step", str(way), estimate, partial(steps.step, way), first=first)
 
 
-def _forwards(precision: str, *, first: bool = False) -> Iterator[Row]:
+def _forwards(precision: Precision, *, first: bool = False) -> Iterator[Row]:
     for name in forwards.MODELS:
-        yield Row("forward", f"{name} {precision}", 15, partial(forwards.model, name, precision), first=first)
+        yield Row("forward", f"{name}, {precision}", 15, partial(forwards.model, name, precision), first=first)
+
+
+def _matrix(precision: Precision, *, first: bool = False) -> Row:
+    return Row("matrix", precision, 4, partial(forwards.matrix, precision), first=first)
+
+
+def _cache(precision: Precision, at_once: int) -> Row:
+    return Row("cache", f"{precision}, clips at once: {at_once}", 20, partial(jobs.cache, precision, at_once))
+
+
+def _evaluate(sentences: int, decoder: Precision) -> Row:
+    of = f"sentences: {sentences}, decoder in {decoder}"
+    return Row("evaluate", of, 20, partial(jobs.evaluate, sentences, decoder))

@@ -1,7 +1,10 @@
 """How large what is measured is: the published model on a GPU, the tiny one to try the script itself."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+Precision = Literal["bf16", "tf32", "fp32"]  # tf32: fp32 whose products are rounded so
+Recompute = Literal["none", "selective", "full"]
 Clip = tuple[int, int, int]  # frames, height, width in px
 
 
@@ -20,6 +23,8 @@ class Scale:
     micro_batches: tuple[int, ...]
     compiled: tuple[bool, ...]
     attentions: tuple[str, ...]
+    recomputes: tuple[Recompute, ...]
+    precisions: tuple[Precision, ...]  # the first one of all that is measured first
     ranks: tuple[int, ...]
 
 
@@ -32,6 +37,8 @@ REAL = Scale(
     micro_batches=(1, 2, 4),
     compiled=(False, True),
     attentions=("native", "cudnn", "flash"),
+    recomputes=("none", "selective", "full"),
+    precisions=("bf16", "tf32", "fp32"),
     ranks=(1, 8),
 )
 TINY = Scale(
@@ -40,8 +47,10 @@ TINY = Scale(
     clip=(5, 32, 48),
     matrix=256,
     within_s=0.05,
-    micro_batches=(1, 2),
+    micro_batches=(1,),
     compiled=(False,),
     attentions=("native", "cudnn"),
+    recomputes=("none", "full"),
+    precisions=("bf16",),
     ranks=(1,),
 )

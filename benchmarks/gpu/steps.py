@@ -1,11 +1,11 @@
-"""A training step, of the trainer itself on a cache of random clips: its time, its memory beside the plan, its waits."""
+"""A training step of the trainer itself on a cache of random clips: its time, its memory beside the plan, its waits."""
 
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +15,9 @@ from flowmask.launch.jobs import TrainJob
 from flowmask.launch.plan.train import GpuSpeed, TrainPlan, plan_training
 from flowmask.trainer.run.run_state import Run
 from gpu.lab import GB, Lab
+from gpu.scale import Precision, Recompute
 
-_PROFILED = 3  # steps
+_PROFILED = 2  # steps
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 _ASKED = ("aten::_local_scalar_dense",)  # a number that Python asks a tensor for
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
@@ -25,13 +26,13 @@ _LONGEST = 8  # kernels by time that are named
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train; tf32: fp32 whose products are rounded so."""
+    """One way to train; the defaults are the plain one."""
 
     micro_batch: int = 1
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Recompute = "none"
     compile: bool = False
     attention: str = "native"
-    precision: Literal["bf16", "tf32", "fp32"] = "bf16"
+    precision: Precision = "bf16"
 
     @property
     def changes(self) -> int:
@@ -110,7 +111,7 @@ def waits(way: Way, lab: Lab) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Event:
-    """What the profiler saw under one name; device_us: of kernels, if it is one."""
+    """What the profiler saw under one name; kernel: it is work of the GPU itself, which took `device_us`."""
 
     name: str
     count: int
@@ -118,20 +119,28 @@ class Event:
     kernel: bool
 
 
+def _event(seen: Any) -> Event:
+    on_gpu = seen.device_type == torch.autograd.DeviceType.CUDA and not getattr(seen, "is_user_annotation", False)
+    return Event(seen.key, seen.count, seen.self_device_time_total, on_gpu)
+
+
 def of_a_step(events: Iterable[Event], *, steps: int, step_s: float) -> dict[str, Any]:
-    """Calls a step that wait for the GPU, by name, and launches; the kernels' time, as a part of the step without a
-    profiler; the longest kernels in ms a step.
+    """Calls a step that wait for the GPU, by name, copies, and launches; the GPU's time, as a part of the step without
+    a profiler; the longest kernels in ms a step.
     """
     counts: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
+    copies: Counter[str] = Counter()
     for event in events:
         counts[event.name] += 0 if event.kernel else event.count
         kernels[event.name] += event.device_us if event.kernel else 0
+        copies[event.name] += event.count if event.kernel and event.name.startswith("Memcpy") else 0
     calls = {name: counts[name] / steps for name in (*_WAITS, *_ASKED) if counts[name]}
     longest = {name: us / steps / 1e3 for name, us in kernels.most_common(_LONGEST) if us}
     busy = {"gpu_busy_pct": 100 * sum(kernels.values()) / steps / 1e6 / step_s} if longest else {}
     launches = sum(counts[name] for name in _LAUNCHES) / steps
-    return {"waits": calls, "launches": launches, **busy, "kernels_ms": longest}
+    copied = {name: count / steps for name, count in (+copies).items()}
+    return {"waits": calls, "copies": copied, "launches": launches, **busy, "kernels_ms": longest}
 
 
 def planned(lab: Lab, job: TrainJob) -> TrainPlan:

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowmask.launch.local.processes import die_with_parent
+from flowmask.models.device import require_gpu
+from flowmask.models.errors import ConfigError
+from flowmask.models.process import MISTAKE_EXIT_CODE
 from gpu.journal import MATRIX, Journal
+from gpu.scale import REAL, TINY
 
 if TYPE_CHECKING:
     from gpu.lab import Lab
     from gpu.rows import Row
 
-_LONGEST = 4.0  # times its estimate, after which a row hangs
+_LONGEST, _LEAST_S = 4.0, 120.0  # times its estimate, and at the least: after that a row hangs
 _LEAK_BYTES = 2e9
 _AGAIN = 3  # exit code: rows are left, for a fresh process
 
@@ -32,16 +36,16 @@ def main() -> int:
     parser.add_argument("--parent", type=int, required=True)
     options = parser.parse_args()
     die_with_parent(options.parent)
-    from flowmask.models.errors import UserError
+    if options.device == "cuda":
+        try:
+            require_gpu("--device is cuda", otherwise="try the script itself with --tiny --device cpu")
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return MISTAKE_EXIT_CODE
     from gpu.lab import Lab
-    from gpu.scale import REAL, TINY
 
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            lab = Lab(TINY if options.tiny else REAL, Path(folder), asked=options.device)
-        except UserError as error:
-            print(error, file=sys.stderr)
-            return 2
+        lab = Lab(TINY if options.tiny else REAL, Path(folder), asked=options.device)
         return measure_rows(lab, Journal(options.out), until_s=options.until)
 
 
@@ -61,7 +65,7 @@ def measure_rows(lab: "Lab", journal: Journal, *, until_s: float) -> int:
         needs_s = row.estimate_s * max(1.0, took / expected)
         if row.name in done or began + needs_s > until_s:
             continue
-        journal.begin(row.name, kind=row.kind, at_s=began, limit_s=_LONGEST * needs_s)
+        journal.begin(row.name, kind=row.kind, at_s=began, limit_s=max(_LEAST_S, _LONGEST * needs_s))
         if not measured(lab, row, journal):
             return _AGAIN
         expected, took = expected + row.estimate_s, took + time.monotonic() - began
