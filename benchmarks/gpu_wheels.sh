@@ -6,8 +6,9 @@ set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: $0 DIR [PYTHON]" >&2; exit 2; }
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=$1 python=${2:-python3}
-names='accelerate annotated-types diffusers einops hjson importlib_metadata markdown-it-py mdurl msgpack omegaconf peft
-psutil py-cpuinfo pycocotools pydantic pydantic_core Pygments rich typing-inspection zipp'
+names='accelerate annotated-types certifi charset-normalizer diffusers einops hjson idna importlib_metadata markdown-it-py
+mdurl msgpack omegaconf peft pillow psutil py-cpuinfo pycocotools pydantic pydantic_core Pygments requests rich
+typing-inspection urllib3 zipp'
 platforms='manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 manylinux1_x86_64
 manylinux_2_12_x86_64 manylinux2010_x86_64 manylinux_2_5_x86_64'
 

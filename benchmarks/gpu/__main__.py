@@ -42,7 +42,8 @@ def main() -> int:
     finally:
         if options.site is not None:
             shutil.rmtree(options.site, ignore_errors=True)
-    print(f"{len(journal.rows())} rows in {options.out}: tables.md, results.json, rows.jsonl")
+    if rows := journal.rows():
+        print(f"{len(rows)} rows in {options.out}: tables.md, results.json, rows.jsonl")
     return code
 
 

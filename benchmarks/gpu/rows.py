@@ -52,9 +52,9 @@ def all_rows(scale: Scale) -> list[Row]:
 
 
 def _ways(scale: Scale) -> Iterator[Way]:
-    """Each way to train that is tried, the fewest changes first; precisions change alone."""
-    names = ("compile", "attention", "micro_batch", "recompute")
-    grid = product(scale.compiled, scale.attentions, scale.micro_batches, scale.recomputes)
+    """Each way to train that is tried: the fewest changes first, of these what may gain most; precisions alone."""
+    names = ("recompute", "micro_batch", "attention", "compile")
+    grid = product(scale.recomputes, scale.micro_batches, scale.attentions, scale.compiled)
     yield from sorted((Way(**dict(zip(names, values, strict=True))) for values in grid), key=lambda way: way.changes)
     yield from (Way(precision=precision) for precision in scale.precisions[1:])
 
