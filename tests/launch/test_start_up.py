@@ -45,7 +45,7 @@ COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
         ["submit", "cache_mevis", "cache.clips=5", "--dry-run"],
     ],
     ("numpy",): [["submit", "train_mevis", "train.sleep=1", "--dry-run"], ["train", "train_mask_decoder", "a.b=1"]],
-    ("PIL", "av", "numpy"): [
+    ("PIL", "numpy"): [
         ["reproduce", *NONE],
         ["compare", "nothing", "nowhere"],
         ["submit", "evaluate_a2d", "box=1", "--dry-run"],
@@ -70,9 +70,9 @@ TOLD = [
 # Of each kind of job: what its rank stands on, what it imports at its start, and which packages that adds.
 WAN = "diffusers.models.transformers.transformer_wan"
 RANKS = {
-    "train": (f"torch, {WAN}", "flowmask.trainer.run.train", {"av"}),
-    "evaluate": (f"torch, {WAN}", "flowmask.trainer.score.evaluate", {"av"}),
-    "cache": ("torch", "flowmask.data_pipeline.build.build", {"PIL", "av", "numpy", "safetensors", "tqdm"}),
+    "train": (f"torch, {WAN}", "flowmask.trainer.run.train", set()),
+    "evaluate": (f"torch, {WAN}", "flowmask.trainer.score.evaluate", set()),
+    "cache": ("torch", "flowmask.data_pipeline.build.build", {"PIL", "numpy", "safetensors", "tqdm"}),
 }
 
 
