@@ -15,6 +15,8 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+from flowmask.data_pipeline.cache import objects
+
 _SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
@@ -102,6 +104,16 @@ class Proxy:
     def ranges(self) -> list[Asked]:
         """The requests for parts of shards."""
         return [one for one in self.asked if one.range is not None and one.path.endswith(".tar")]
+
+
+@contextmanager
+def own_connection() -> Iterator[None]:
+    """Inside, this process has a client of its own: one is made for the environment, and kept."""
+    objects._connection.cache_clear()
+    try:
+        yield
+    finally:
+        objects._connection.cache_clear()
 
 
 @contextmanager

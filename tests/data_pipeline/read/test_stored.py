@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from object_store import BUCKET, ENVIRONMENT, Asked, Proxy, moto_process, proxy_before, upload
+from object_store import BUCKET, ENVIRONMENT, Asked, Proxy, moto_process, own_connection, proxy_before, upload
 
 from flowmask.data_pipeline.cache import objects
 from flowmask.data_pipeline.check.verify_stored import verify_stored
@@ -39,7 +39,7 @@ def server(cache: Path) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def shared_proxy(server: int) -> Iterator[Proxy]:
-    with proxy_before(server) as proxy:
+    with proxy_before(server) as proxy, own_connection():
         yield proxy
 
 
@@ -56,9 +56,8 @@ def proxy(shared_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
 @pytest.fixture
 def new_connection() -> Iterator[None]:
     """A client that is made while the test runs, for one in another environment."""
-    objects._connection.cache_clear()
-    yield
-    objects._connection.cache_clear()
+    with own_connection():
+        yield
 
 
 def config(disk: Path, *, url: str = URL, **settings: object) -> LoaderConfig:

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from object_store import BUCKET, ENVIRONMENT, moto_process, upload
+from object_store import BUCKET, ENVIRONMENT, moto_process, own_connection, upload
 from pydantic import ValidationError
 from runs import SignalAt, losses, rows, run_config, run_group, start, unequal_tensors
 
-from flowmask.data_pipeline.cache import objects
 from flowmask.models.process import REQUEUE_EXIT_CODE
 
 EVALUATED = {"train.steps": 8, "evaluate.every_steps": 4, "evaluate.examples": 4, "evaluate.jf_examples": 0}
@@ -27,8 +26,8 @@ def url(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The lab's cache in an object store, which this process reaches by its environment."""
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
         monkeypatch.setenv(name, value)
-    yield f"s3://{BUCKET}/lab"
-    objects._connection.cache_clear()
+    with own_connection():
+        yield f"s3://{BUCKET}/lab"
 
 
 def test_a_run_on_a_store_stopped_and_resumed_is_the_run_on_the_folder_that_never_stopped(
