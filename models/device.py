@@ -12,6 +12,7 @@ import torch
 
 from flowmask.models.errors import ConfigError
 
+NO_ROOM = "free memory does not hold"  # stands in what is said of a GPU that is too small
 _FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # besides torch.OutOfMemoryError
 
 
@@ -77,7 +78,7 @@ def gpu_holds(what: str, *, fix: str) -> Iterator[None]:
         full = isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL)
         if not full:
             raise
-        raise ConfigError(f"the GPU's free memory does not hold {what}; {fix}") from error
+        raise ConfigError(f"the GPU's {NO_ROOM} {what}; {fix}") from error
 
 
 def _refuse_sharing(ranks: int, gpus: int) -> None:

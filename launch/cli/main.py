@@ -18,6 +18,7 @@ from flowmask.launch.cli.reference import config
 from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import track
 from flowmask.launch.cli.try_settings import show_settings
+from flowmask.launch.cli.tune import tune
 from flowmask.launch.cli.weights import export, import_app
 from flowmask.launch.cli.words import (
     AsJson,
@@ -216,6 +217,9 @@ def plan(
         say_json(planning.to_json(found))
     else:
         show(found, console)
+
+
+app.command()(tune)
 
 
 @app.command()

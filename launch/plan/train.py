@@ -139,24 +139,13 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
     job, epochs = length_of(job, notes)
     largest = max(mixture, key=lambda shape: (shape.pixels, str(shape)))
     module = trained_module(job, shapes)
-    every = [parameter.numel() for parameter in module.parameters()]
-    trained = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
-    counts = _Counts(sum(every), sum(trained), max(trained))
+    counts = _Counts.of(module)
     objective, config = objective_of(job), getattr(module, "config", {})
     kinds = RECOMPUTE if objective.recomputes() else RECOMPUTE[:1]
     passes = {recompute: micro_batch_pass(job, shapes, largest, recompute=recompute) for recompute in kinds}
     flop = sum(share * _training_flop(job, shapes, shape, config=config) for shape, share in mixture.items())
     planner = _Planner(job, shapes, largest, counts, passes)
-    chosen = planner.at(
-        Setting(
-            job.train.zero_stage,
-            job.train.precision,
-            job.train.offload_optimizer,
-            job.launch.world_size,
-            job.train.activation_checkpointing,
-            _moments_bytes(job),
-        )
-    )
+    chosen = planner.at(_own_setting(job))
     light = module.network if isinstance(module, LightMaskDecoder) else None
     step_flop, disk = job.train.global_batch * flop, Disk.of(job, module)
     return TrainPlan(
@@ -183,11 +172,51 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
     )
 
 
+class Settings:
+    """What a job, whose caches are there, holds with other settings of `train`, for the largest clip."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self._shapes = architecture(job.model.wan)
+        self._largest = max(shapes_of(job, None, []), key=lambda shape: (shape.pixels, str(shape)))
+        self._counts = _Counts.of(trained_module(job, self._shapes))
+        self._passes: dict[tuple[int, Recompute], Pass] = {}
+
+    def of(self, job: TrainJob) -> SettingPlan:
+        """job: the one that this was made for, but for batch, recomputation, ZeRO stage and offload."""
+        setting = _own_setting(job)
+        passes = {kind: self._pass(job, kind) for kind in (RECOMPUTE[0], setting.recompute)}
+        return _Planner(job, self._shapes, self._largest, self._counts, passes).at(setting)
+
+    def _pass(self, job: TrainJob, kind: Recompute) -> Pass:
+        key = job.train.micro_batch, kind
+        if key not in self._passes:
+            self._passes[key] = micro_batch_pass(job, self._shapes, self._largest, recompute=kind)
+        return self._passes[key]
+
+
+def _own_setting(job: TrainJob) -> Setting:
+    train = job.train
+    return Setting(
+        train.zero_stage,
+        train.precision,
+        train.offload_optimizer,
+        job.launch.world_size,
+        train.activation_checkpointing,
+        _moments_bytes(job),
+    )
+
+
 @dataclass(frozen=True)
 class _Counts:
     all: int
     trained: int
     largest: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Counts":
+        every = [parameter.numel() for parameter in module.parameters()]
+        trained = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+        return cls(sum(every), sum(trained), max(trained))
 
 
 @dataclass(frozen=True)
