@@ -20,6 +20,7 @@ THREADS, AHEAD = "data.threads", "data.prefetch_batches"
 DECODE = "cache.decode_threads"
 KEYS = (MICRO_BATCH, RECOMPUTATION, STAGE, OFFLOAD, ATTENTION, COMPILE, THREADS, AHEAD, DECODE)
 RECOMPUTE = get_args(Recompute)  # from the least work to the most
+RECOMPUTE = get_args(Recompute)  # from the least work to the most
 _MOST_THREADS, _MOST_AHEAD = 16, 16
 _WAITS = 0.02  # below this share of a step spent on waiting, no loader makes it faster
 
@@ -116,8 +117,7 @@ def _while_it_helps(search: Search, key: str, values: Sequence[Any]) -> Iterator
 def _decoding(search: Search) -> Iterator[Changes]:
     """More threads that read and resize as long as it helps, then fewer."""
     now = cast(CacheJob, search.best).cache.decode_threads
-    most = max(RECOMPUTE = get_args(Recompute)  # from the least work to the most
-_MOST_THREADS, len(os.sched_getaffinity(0)))
+    most = max(_MOST_THREADS, len(os.sched_getaffinity(0)))
     smaller = [number for number in (now // 2, now // 4) if number]
     for way in (_doubled(now, most=most), smaller):
         for threads in way:
