@@ -20,7 +20,6 @@ THREADS, AHEAD = "data.threads", "data.prefetch_batches"
 DECODE = "cache.decode_threads"
 KEYS = (MICRO_BATCH, RECOMPUTATION, STAGE, OFFLOAD, ATTENTION, COMPILE, THREADS, AHEAD, DECODE)
 RECOMPUTE = get_args(Recompute)  # from the least work to the most
-RECOMPUTE = get_args(Recompute)  # from the least work to the most
 _MOST_THREADS, _MOST_AHEAD = 16, 16
 _WAITS = 0.02  # below this share of a step spent on waiting, no loader makes it faster
 

@@ -69,11 +69,12 @@ def tune(config: Path, overrides: Sequence[str], *, minutes: float, out: Path | 
     machine = hardware(job)
     where = f"{os.uname().nodename}, {processes(job)} x {machine.name}"
     err.print(f"timing on {where}: {minutes:g} min at most")
+    begun = isinstance(job, TrainJob) and newest(job.out) is not None
     with told() as update, tempfile.TemporaryDirectory(prefix="flowmask-tune-") as scratch:
         search = Search(
             job,
             times=Trials(Path(scratch), update),
-            changed=lambda changes: changed(job, tree, changes, origin=config),
+            changed=lambda changes: changed(job, tree, changes, begun=begun, origin=config),
             memory=Room(job, machine.memory_bytes),
             until=until,
             clock=time.monotonic,
@@ -89,13 +90,12 @@ def tune(config: Path, overrides: Sequence[str], *, minutes: float, out: Path | 
     return found
 
 
-def changed(job: Job, tree: Tree, changes: Changes, *, origin: Path) -> Job | None:
-    """The job of a config with changes; None where the config refuses them, or a run that has begun may not have them.
+def changed(job: Job, tree: Tree, changes: Changes, *, begun: bool, origin: Path) -> Job | None:
+    """The job of a config with changes; None where the config refuses them, or the run may not have them.
 
-    changes: of KEYS, of a training none that changes what it learns.
+    begun: the run has a checkpoint, so that it keeps whatever rounds otherwise.
     """
     assert changes.keys() <= set(KEYS)
-    begun = isinstance(job, TrainJob) and newest(job.out) is not None
     if isinstance(job, TrainJob) and not all(may_choose(key, begun=begun) for key in changes):
         return None
     try:
