@@ -62,7 +62,7 @@ class Trials:
         processes = _start(folder, job)
         try:
             while True:
-                rows = _rows(folder, job)
+                rows = rows_of(folder, job)
                 self._update(label, len(rows), pace.warm_up + pace.rows)
                 if enough(rows, pace, beat=beat) or time.monotonic() >= until:
                     return timing_of(changes, rows, pace)
@@ -127,9 +127,13 @@ def _start(folder: Path, job: Job) -> list[subprocess.Popen[bytes]]:
     return started
 
 
-def _rows(folder: Path, job: Job) -> list[dict[str, Any]]:
-    """The whole rows so far; of a build those of its first worker."""
-    path = folder / "run" / METRICS if isinstance(job, TrainJob) else folder / "0" / ROWS
+def rows_of(folder: Path, job: Job) -> list[dict[str, Any]]:
+    """The rows of a trial so far; of a build those of its first worker."""
+    return read_rows(folder / "run" / METRICS if isinstance(job, TrainJob) else folder / "0" / ROWS)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a file that may still grow, or be missing."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
