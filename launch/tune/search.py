@@ -19,12 +19,14 @@ class Timing:
     """What became of one candidate.
 
     changes: from the config as given; unit_s: seconds of a step, or of a cache's clip, None if it has no time;
-    waits: share of the time spent on waiting for data; device_gib: the most on a GPU; said: why there is no time;
-    no_room: for want of memory; planned: which was known before it was tried.
+    seconds: of each one that was timed, in order; waits: share of the time spent on waiting for data;
+    device_gib: the most on a GPU; said: why there is no time; no_room: for want of memory; planned: which was known
+    before it was tried.
     """
 
     changes: Changes
     unit_s: float | None = None
+    seconds: tuple[float, ...] = ()
     waits: float = 0.0
     device_gib: float | None = None
     said: str = ""
@@ -37,9 +39,9 @@ class Timing:
 
 
 class Times(Protocol):
-    """Times a job until `until` at the latest, or until it is clear that it takes longer than `beat` seconds a unit."""
+    """Times a job until `until` at the latest, or until it is clear that it is slower than `best`."""
 
-    def __call__(self, job: Job, changes: Changes, *, until: float, beat: float) -> Timing: ...
+    def __call__(self, job: Job, changes: Changes, *, until: float, best: Timing) -> Timing: ...
 
 
 class Memory(Protocol):
@@ -109,7 +111,7 @@ class Search:
             self._note(Timing(wanted, said=why, no_room=True, planned=True))
             return
         began = self._clock()
-        timing = self._times(job, wanted, until=self._until, beat=self.best_s)
+        timing = self._times(job, wanted, until=self._until, best=self.best_timing)
         self._note(timing)
         if timing.no_room:
             self._memory.is_too_small_for(job)

@@ -30,7 +30,7 @@ from flowmask.trainer.state.run_folder import METRICS
 _SAID = "said.txt"
 _NEVER = 10**9  # no step of a trial is saved
 _STEPS = 10**6  # more than it takes before it is ended
-_SLOWER = 1.25  # a candidate whose quickest unit takes so many times the best's median is not waited for
+_SLOWER = 1.25  # a candidate each of whose units takes more than so many times the best's is not waited for
 _MOST_UNITS = 50
 _LOOK_S = 0.1
 
@@ -53,7 +53,7 @@ class Trials:
     def __init__(self, scratch: Path, update: Update) -> None:
         self._scratch, self._update, self._count = scratch, update, 0
 
-    def __call__(self, job: Job, changes: Changes, *, until: float, beat: float) -> Timing:
+    def __call__(self, job: Job, changes: Changes, *, until: float, best: Timing) -> Timing:
         """until: on the monotonic clock; ConfigError if the job as given fails, other than for want of memory."""
         self._count += 1
         folder = self._scratch / f"{self._count:03d}"
@@ -64,19 +64,20 @@ class Trials:
             while True:
                 rows = rows_of(folder, job)
                 self._update(label, len(rows), pace.warm_up + pace.rows)
-                if enough(rows, pace, beat=beat) or time.monotonic() >= until:
+                if enough(rows, pace, best=best) or time.monotonic() >= until:
                     return timing_of(changes, rows, pace)
                 if any(process.poll() is not None for process in processes):
-                    return _failed(changes, folder)
+                    return failed(changes, folder)
                 _wait(processes)
         finally:
             _end(processes)
 
 
-def enough(rows: Sequence[Mapping[str, Any]], pace: Pace, *, beat: float) -> bool:
-    """Whether the rows give a time, or show that it is not below `beat` seconds a unit."""
+def enough(rows: Sequence[Mapping[str, Any]], pace: Pace, *, best: Timing) -> bool:
+    """Whether the rows give a time, or show that it is not below that of `best`, whose rows had the same examples."""
     measured = _seconds(rows, pace)
-    if len(measured) > pace.rows // 2 and min(measured) > _SLOWER * beat:
+    pairs = list(zip(measured, best.seconds))
+    if len(pairs) > pace.rows // 2 and all(own > _SLOWER * its for own, its in pairs):
         return True
     return len(measured) >= pace.rows and (sum(measured) >= pace.seconds or len(measured) >= _MOST_UNITS)
 
@@ -88,7 +89,8 @@ def timing_of(changes: Changes, rows: Sequence[Mapping[str, Any]], pace: Pace) -
         return Timing(changes, said="the time was over")
     waited = sum(row["step_s"] * row.get("data_wait_pct", 0) / 100 for row in rows[pace.warm_up :])
     held = [row["device_memory_peak_gib"] for row in rows if "device_memory_peak_gib" in row]
-    return Timing(changes, statistics.median(measured), waited / sum(measured), max(held, default=None))
+    share = waited / sum(measured)
+    return Timing(changes, statistics.median(measured), tuple(measured), share, max(held, default=None))
 
 
 def _seconds(rows: Sequence[Mapping[str, Any]], pace: Pace) -> list[float]:
@@ -141,7 +143,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for line in lines if isinstance(row := parse_json(line), dict)]
 
 
-def _failed(changes: Changes, folder: Path) -> Timing:
+def failed(changes: Changes, folder: Path) -> Timing:
     """A candidate that ended by itself. The job as given has to run, unless it only wants memory."""
     reasons = [path.read_text() for path in sorted(folder.glob(f"*/{REASON}"))]
     said = [path.read_text(errors="replace").strip().splitlines()[-1:] for path in sorted(folder.glob(f"*/{_SAID}"))]
@@ -162,7 +164,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Kill them and their ranks, and wait until the kernel has let go of them: the next one needs their memory."""
-    ranks = [rank for process in processes if process.poll() is None for rank in psutil.Process(process.pid).children()]
+    running = [psutil.Process(process.pid) for process in processes if process.poll() is None]
+    ranks = [rank for process in running for rank in process.children(recursive=True)]
     for process in processes:
         process.kill()
         process.wait()

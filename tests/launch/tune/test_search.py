@@ -61,12 +61,12 @@ class Bench:
     def is_too_small_for(self, job: Job) -> None:
         self.limit = min(self.limit, math.nextafter(self.needs(job), 0))
 
-    def __call__(self, job: Job, changes: Changes, *, until: float, beat: float) -> Timing:
+    def __call__(self, job: Job, changes: Changes, *, until: float, best: Timing) -> Timing:
         self.tried.append(job)
         self.now += min(self.trial_s, until - self.now)
         if self.needs(job) > self.room:
             return Timing(changes, said="does not fit", no_room=True)
-        return Timing(changes, self.seconds(job), self.waits)
+        return Timing(changes, self.seconds(job), waits=self.waits)
 
 
 def search(

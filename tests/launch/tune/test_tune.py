@@ -1,6 +1,5 @@
 """`flowmask tune` on a tiny Wan: a planted slow setting is found, and the config that is written learns the same."""
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -40,7 +39,7 @@ class Planted(SignalAt):
 class InThisProcess(trials.Trials):
     """Trials without processes of their own, and of a machine without a compiler: a few steps of the same job."""
 
-    def __call__(self, job: Job, changes: Changes, *, until: float, beat: float) -> Timing:
+    def __call__(self, job: Job, changes: Changes, *, until: float, best: Timing) -> Timing:
         assert isinstance(job, TrainJob)
         if job.train.compile:
             return Timing(changes, said="failed: no compiler here")
@@ -98,7 +97,7 @@ def test_a_run_that_has_begun_keeps_what_rounds_otherwise(
     trained(world / "train.yaml", out)
     seen: list[Changes] = []
 
-    def note(self: object, job: Job, changes: Changes, **_: float) -> Timing:
+    def note(self: object, job: Job, changes: Changes, **_: Any) -> Timing:
         seen.append(changes)
         return Timing(changes, 1.0 - len(seen) / 100)
 
@@ -130,7 +129,7 @@ def test_the_decoding_threads_of_a_build_are_found(
     class Enough(Exception):  # noqa: N818 - ends the endless work
         pass
 
-    def timed(self: trials.Trials, job: Job, changes: Changes, *, until: float, beat: float) -> Timing:
+    def timed(self: trials.Trials, job: Job, changes: Changes, *, until: float, best: Timing) -> Timing:
         self._count += 1
         rows = self._scratch / f"{self._count}.jsonl"
         units = iter(range(1 + pace.warm_up + pace.rows))
@@ -216,7 +215,10 @@ def test_a_time_is_the_median_behind_the_warm_up_and_clearly_slower_ones_are_not
     rows = [{"step_s": value, "data_wait_pct": 50} for value in (90, 80, 1, 2, 9, 2)]
     found = trials.timing_of({}, rows, pace)
     assert (found.unit_s, found.waits) == (2, 0.5)
-    assert trials.enough(rows, pace, beat=math.inf)
-    assert not trials.enough(rows[:5], pace, beat=1.0) and trials.enough(rows[:5], pace, beat=0.5)
+    assert trials.enough(rows, pace, best=Timing({}))
+    for before, slower in ((0.5, 0.5, 0.5), True), ((0.5, 0.5, 8.0), False), ((0.5, 0.5), False):
+        assert trials.enough(rows[:5], pace, best=Timing({}, 1.0, before)) == slower, (
+            "step by step: clips differ in size"
+        )
     few = trials.timing_of({}, rows[:4], pace)
     assert few.unit_s is None and few.said
