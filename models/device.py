@@ -10,9 +10,8 @@ from typing import Literal
 
 import torch
 
-from flowmask.models.errors import ConfigError
+from flowmask.models.errors import NO_ROOM, ConfigError
 
-NO_ROOM = "free memory does not hold"  # stands in what is said of a GPU that is too small
 _FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # besides torch.OutOfMemoryError
 
 

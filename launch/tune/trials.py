@@ -21,8 +21,7 @@ from flowmask.launch.progress import Update
 from flowmask.launch.tune.here import on_this_machine
 from flowmask.launch.tune.search import Changes, Timing
 from flowmask.launch.tune.worker import JOB, LAUNCHER, REASON, ROWS
-from flowmask.models.device import NO_ROOM
-from flowmask.models.errors import ConfigError
+from flowmask.models.errors import NO_ROOM, ConfigError
 from flowmask.models.process import python_module
 from flowmask.models.stored.sealed import parse_json
 from flowmask.trainer.state.run_folder import METRICS

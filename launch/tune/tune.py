@@ -24,7 +24,6 @@ from flowmask.launch.tune.search import Changes, Search, Timing
 from flowmask.launch.tune.trials import Trials
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import write_atomically
-from flowmask.trainer.state.resume import may_choose
 from flowmask.trainer.state.steps import newest
 
 Tree = dict[Any, Any]
@@ -95,6 +94,8 @@ def changed(job: Job, tree: Tree, changes: Changes, *, begun: bool, origin: Path
 
     begun: the run has a checkpoint, so that it keeps whatever rounds otherwise.
     """
+    from flowmask.trainer.state.resume import may_choose  # imports torch, which a mistake in a config need not
+
     assert changes.keys() <= set(KEYS)
     if isinstance(job, TrainJob) and not all(may_choose(key, begun=begun) for key in changes):
         return None
