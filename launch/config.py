@@ -4,12 +4,11 @@ Order of strength: defaults < file < command line. Every section belongs to the 
 owns the `launch` section.
 """
 
-import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flowmask.launch.configs import find_config
+from flowmask.launch.nearest import nearest
+from flowmask.launch.scalars import at_home, refuse_two_readings
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 from flowmask.models.safe.secrets import SecretLine, SecretOption, masked_line, masked_option, masked_uri
@@ -25,6 +26,7 @@ from flowmask.trainer.objectives import of_one_kind
 
 # What may hold secrets: here `${oc.env:NAME}` is saved as it is written.
 KEPT = (".tracking.uri", ".launch.setup", ".launch.srun_args", ".launch.sbatch_args")
+_MOST_PROBLEMS = 8  # that a line names
 
 
 class LaunchConfig(Section):
@@ -54,8 +56,8 @@ class LaunchConfig(Section):
     constraint: str | None = Field(None, description="sbatch --constraint, for example a kind of GPU")
     setup: tuple[SecretLine, ...] = Field((), description="shell lines before the job: modules, variables")
     srun_args: tuple[SecretOption, ...] = Field((), description="passed to srun, for example a container's image")
-    sbatch_args: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SecretOption] = Field(
-        {}, description="any other option of sbatch, by its long name"
+    sbatch_args: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SecretOption | Literal[True]] = Field(
+        {}, description="any other option of sbatch, by its long name; true for one without a value"
     )
     signal_margin_s: int = Field(90, ge=1, description="time to save before a time limit")
     max_preemptions: int = Field(100, ge=0, description="starts after a preemption before the job ends for good")
@@ -100,14 +102,26 @@ def load_job(path: Path, kind: type[Model], overrides: Sequence[str] = ()) -> Mo
     return validate(read_tree(path, overrides), kind, origin=str(path))
 
 
-def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
-    """The keys of `path` with overrides applied, not yet validated as any kind of job."""
+def read_tree(
+    path: Path, overrides: Sequence[str] = (), *, refuse: Callable[[Mapping[Any, Any]], None] = lambda keys: None
+) -> dict[Any, Any]:
+    """The keys of `path` with overrides applied, not yet validated as any kind of job.
+
+    refuse: raises for a file that is of another kind, by its keys before any ${...} is filled in
+    """
     path = find_config(path)
     with readable(path):
         config = load_yaml(path)
         for item in overrides:
             set_key(config, *split_override(item), merge=True, where=f"override {item!r}")
+        refuse(as_written(config))
         return resolved(config)
+
+
+def as_written(config: DictConfig) -> dict[Any, Any]:
+    """The keys as plain data, with every ${...} as it stands."""
+    tree: Any = OmegaConf.to_container(config)
+    return dict(tree)
 
 
 def resolved(config: DictConfig) -> dict[Any, Any]:
@@ -151,7 +165,10 @@ def readable(path: Path) -> Iterator[None]:
 
 def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     """The keys of a file over those of the file that its `base` names, a path from its own folder."""
+    refuse_two_readings(path.read_text(encoding="utf-8"), where=f"config {path}")
     loaded = OmegaConf.load(path)
+    if isinstance(loaded, DictConfig):
+        loaded = OmegaConf.create(at_home(as_written(loaded)))
     if not isinstance(loaded, DictConfig) or not loaded:
         raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
     if isinstance(objective := loaded.get("objective"), DictConfig):
@@ -169,7 +186,7 @@ def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def validate(data: dict[Any, Any], kind: type[Model], *, origin: str) -> Model:
-    """`data` as a `kind`, or a ConfigError that names the first wrong key."""
+    """`data` as a `kind`, or a ConfigError of one line that names every wrong key."""
     if strange := next(_with_control(data), None):
         key, text = strange
         said = _quoted(key, text)
@@ -178,8 +195,7 @@ def validate(data: dict[Any, Any], kind: type[Model], *, origin: str) -> Model:
         return kind.model_validate(data)
     except ValidationError as error:
         problems = [_explain(kind, dict(item)) for item in error.errors(include_url=False)]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{origin}: {problems[0]}{more}") from error
+        raise ConfigError(f"{origin}: {_all_of(problems)}") from error
 
 
 def _with_control(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -201,7 +217,8 @@ def split_override(item: str) -> tuple[str, Any]:
     if not key or not equals:
         raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
     parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    return key, parsed["value"]
+    refuse_two_readings(text, where=f"override {item!r}")
+    return key, at_home(parsed["value"])
 
 
 def set_key(config: DictConfig, key: str, value: Any, *, merge: bool = False, where: str) -> None:
@@ -220,7 +237,7 @@ def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
     key = ".".join(location)
     match item["type"]:
         case "extra_forbidden":
-            return f"unknown key {key}{_nearest(kind, location)}"
+            return f"unknown key {key}{nearest(kind, location)}"
         case "missing":
             return f"key {key} is missing; set it in the file or as {key}=VALUE"
         case "value_error":
@@ -230,45 +247,20 @@ def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
             return f"{key} is {_quoted(key, item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
+def _all_of(problems: Sequence[str]) -> str:
+    """Every problem in one line, each with its number where there are several."""
+    distinct = list(dict.fromkeys(problems))
+    if len(distinct) == 1:
+        return distinct[0]
+    listed = " ".join(f"({number}) {problem}" for number, problem in enumerate(distinct[:_MOST_PROBLEMS], start=1))
+    more = f" and {len(distinct) - _MOST_PROBLEMS} more" if len(distinct) > _MOST_PROBLEMS else ""
+    return f"{len(distinct)} problems: {listed}{more}"
+
+
 def _quoted(key: str, value: Any) -> str:
     """A wrong value as it may be shown: also where it is no list yet, what may hold secrets shows none."""
     secret = any(f".{key}.".startswith(f"{kept}.") for kept in KEPT)
     return masked_option(masked_line(masked_uri(repr(value)))) if secret else repr(value)
-
-
-def _nearest(kind: type[BaseModel], location: list[str]) -> str:
-    """The right key nearest to an unknown one: of its very name anywhere, in its own section, then anywhere."""
-    wanted, section = ".".join(location), ".".join(location[:-1])
-    keys = dict(_keys(kind))
-    own = [key for key in keys if key.rpartition(".")[0] == section]
-    leaves = [key for key, leaf in keys.items() if leaf]
-    close = [key for key in leaves if key.rpartition(".")[2] == location[-1]][:1]
-    for known in (own, leaves):
-        close = close or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
-    names = ", ".join(sorted(key.rpartition(".")[2] for key in own))
-    return f"; {section or 'the config'} knows {names}" if own else ""
-
-
-def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every dotted key, and whether it is a value and no section."""
-    for name, field in kind.model_fields.items():
-        section = _section(field.annotation)
-        yield prefix + name, section is None
-        if section is not None:
-            yield from _keys(section, f"{prefix}{name}.")
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, also through Optional."""
-    candidates = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
-    if get_origin(annotation) not in (None, Union) and not any(isinstance(c, type) for c in candidates):
-        return None
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
 
 
 def _one_line(error: object) -> str:

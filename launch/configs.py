@@ -17,14 +17,13 @@ BUNDLED = Path(flowmask.__file__).resolve().parent / "configs"
 def find_config(asked: Path) -> Path:
     """The file of this name, else the bundled config of this name, which a line on stderr says.
 
-    A bare name (with or without .yaml) or a path below `configs/` can mean a bundled one. ConfigError names the
-    nearest of them otherwise.
+    A bundled one is meant by its path below `configs/`, as `flowmask configs` lists it, with or without `configs/` and
+    `.yaml`. ConfigError names the nearest of them otherwise.
     """
     if asked.is_file():
         return asked
     inside = Path(*asked.parts[1:]) if asked.parts[:1] == ("configs",) else asked
-    may_be_bundled = not asked.is_absolute() and (inside != asked or len(asked.parts) == 1)
-    for name in (inside, inside.with_name(f"{inside.name}.yaml")) if may_be_bundled else ():
+    for name in () if asked.is_absolute() or not inside.name else (inside, inside.with_name(f"{inside.name}.yaml")):
         if (BUNDLED / name).is_file() and ".." not in name.parts:
             err.print(f"{asked} is not here: using the bundled configs/{name}", style="dim")
             return BUNDLED / name

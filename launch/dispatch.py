@@ -9,7 +9,6 @@ from pathlib import Path
 
 from flowmask.launch import jobs
 from flowmask.launch.check import preflight
-from flowmask.launch.config import load_job
 from flowmask.launch.console import err, out
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.jobs.job import Job
@@ -24,7 +23,7 @@ from flowmask.trainer.state.owner import note_end
 
 def start(kind: str, config: Path, overrides: Sequence[str] = (), *, wait: bool = True) -> int:
     """Read the config of a job and run it where `launch.cluster` says; returns the exit code."""
-    return run(load_job(config, KINDS[kind], overrides), wait=wait)
+    return run(jobs.load_kind(config, KINDS[kind], overrides), wait=wait)
 
 
 def run(job: Job, *, wait: bool = True) -> int:

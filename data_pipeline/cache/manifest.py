@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.models.errors import CacheError
+from flowmask.models.folders.output_folder import kind_in
 from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_object, seal_readable, unseal_since
 
 FILE = "manifest.json"
+FOLDER_KIND = "a cache"  # as its folder is marked, from the start of its build
 SEALED_FROM = 2  # schema
 _SHARD = r"^[0-9]{6,18}\.tar$"  # no other name from the file is made a path
 _MOST_BYTES = 1 << 30  # of a manifest: a million shards take a quarter
@@ -177,12 +179,17 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         if not folder.is_dir():
             raise CacheError(f"{folder}: no such cache folder; make one with `flowmask cache build`") from None
-        raise CacheError(
-            f"{folder} has no {FILE}: its build has not finished; run `flowmask cache build` (again)"
-        ) from None
+        raise CacheError(f"{folder} {_why_no_manifest(folder)}") from None
     except OSError as error:
         raise CacheError(f"{path}: cannot be read: {error.strerror}") from error
     return parse_manifest(content, where=path)
+
+
+def _why_no_manifest(folder: Path) -> str:
+    kind = kind_in(folder)
+    if kind == FOLDER_KIND or (not kind and (folder / "plan").is_dir()):
+        return f"has no {FILE}: its build has not finished; run `flowmask cache build` (again)"
+    return f"is {kind or 'no cache'}{', not a cache' if kind else ''}; give the `out` of a `flowmask cache build`"
 
 
 def parse_manifest(content: bytes, *, where: Path | str) -> Manifest:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from flowmask.data_pipeline.cache import quarantine
 from flowmask.data_pipeline.cache.manifest import FILE as MANIFEST
-from flowmask.data_pipeline.cache.manifest import Fingerprint
+from flowmask.data_pipeline.cache.manifest import FOLDER_KIND, Fingerprint
 from flowmask.data_pipeline.cache.quarantine import Line
 from flowmask.data_pipeline.cache.shards import FOLDER as SHARDS
 from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers, write_file
@@ -227,4 +227,4 @@ def _entries(folder: Path) -> list[Path]:
 
 
 # Builds of one config are equal to the byte, so their marks are equal too.
-CACHE = Kind("a cache", older=_older, error=CacheError, identity="c" * 32)
+CACHE = Kind(FOLDER_KIND, older=_older, error=CacheError, identity="c" * 32)

@@ -60,12 +60,11 @@ def show_repair(report: RepairReport, folder: Path) -> None:
 
 def build_config(folder: Path, config: Path | None, overrides: Sequence[str]) -> CacheBuildConfig:
     """The config of the build: the one given, or the one that the build left in the cache."""
-    from flowmask.launch.config import load_job
-    from flowmask.launch.jobs import CacheJob
+    from flowmask.launch.jobs import CacheJob, load_kind
 
     path = config or folder / CONFIG
     if config is None and not path.is_file():
         raise ConfigError(
             f"{path} is missing, so what {folder} was made of is not known: give the build's config with --config"
         )
-    return load_job(path, CacheJob, [*overrides, f"out={folder}"])
+    return load_kind(path, CacheJob, [*overrides, f"out={folder}"])

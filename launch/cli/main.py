@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from flowmask.launch.cli import words
+from flowmask.launch.cli.before import doctor, plan, tune
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.predict import predict
@@ -18,19 +20,8 @@ from flowmask.launch.cli.reference import config
 from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import track
 from flowmask.launch.cli.try_settings import show_settings
-from flowmask.launch.cli.tune import tune
 from flowmask.launch.cli.weights import export, import_app
-from flowmask.launch.cli.words import (
-    AsJson,
-    ConfigFile,
-    Overrides,
-    Run,
-    Wait,
-    exit_with,
-    run_job,
-    say_json,
-    say_loading,
-)
+from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_loading
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
@@ -38,14 +29,44 @@ from flowmask.models.errors import UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
 from flowmask.models.safe.words import printable
 
+# The commands in the order of the work, as --help shows them.
+PANELS = {
+    "Start here": ("demo", "doctor", "configs", "config", "tiny-wan"),
+    "Data and weights": ("import", "cache", "plan"),
+    "Train": ("tune", "train", "submit", "curriculum", "reproduce"),
+    "Score and use": ("evaluate", "compare", "predict", "export", "serve"),
+    "Runs": ("status", "logs", "stop", "track"),
+}
+
+
+class InOrder(TyperGroup):
+    """Lists the commands in the order of PANELS, each in its panel."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        for panel, names in PANELS.items():
+            for name in names:
+                self.commands[name].rich_help_panel = panel  # type: ignore[attr-defined]
+        return [name for names in PANELS.values() for name in names]
+
+
 app = typer.Typer(
+    cls=InOrder,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, evaluate and run referring video segmentation by flow matching on Wan2.1.\n\n"
     "Start with: flowmask demo --out out/demo",
 )
 app.add_typer(cache_app, name="cache")
+
+
+@app.callback()
+def flowmask(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=words.say_version, help="Show the versions and exit")
+    ] = False,
+) -> None:
+    """Every command's own --help says more."""
 
 
 @app.command()
@@ -194,54 +215,9 @@ app.command()(export)
 app.add_typer(import_app, name="import")
 
 
-@app.command()
-def plan(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-    gpu: Annotated[str | None, typer.Option(help="GPU by name; default: H100")] = None,
-    tflops: Annotated[float | None, typer.Option(help="Its dense bf16 peak instead")] = None,
-    mfu: Annotated[float, typer.Option(help="The part of the peak that is useful work, 0 to 1")] = 0.4,
-    clip: Annotated[
-        str | None, typer.Option(help="FRAMESxHEIGHTxWIDTH, where there is no cache or dataset yet")
-    ] = None,
-) -> None:
-    """What a job holds, takes and writes: memory for each ZeRO stage, hours, bytes. Needs no GPU and no weights."""
-    say_loading()
-    from flowmask.launch.plan import plan as planning
-    from flowmask.launch.plan.show import show
-
-    speed = planning.speed_of(gpu=gpu, tflops=tflops, mfu=mfu)
-    found = planning.plan(config, overrides or [], speed=speed, clip=planning.clip_of(clip))
-    if as_json:
-        say_json(planning.to_json(found))
-    else:
-        show(found, console)
-
-
+app.command()(plan)
 app.command()(tune)
-
-
-@app.command()
-def doctor(
-    config: Annotated[Path | None, typer.Argument(help="A job's YAML: what it names is checked too")] = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Is this machine fit for the job? Libraries, GPUs, filesystem, weights, MLflow, SLURM; a fix for each fault."""
-    from flowmask.launch.check import doctor as examination
-    from flowmask.launch.check.questions import subject_of
-
-    err.print("looking at this machine")  # some questions take seconds
-    findings = examination.examine(subject_of(config, overrides or []))
-    report = examination.as_json(findings)
-    if as_json:
-        say_json(report)
-    else:
-        examination.show(findings, console)
-    exit_with(not report["ok"])
-
-
+app.command()(doctor)
 app.command()(track)
 
 

@@ -42,7 +42,7 @@ def serve(
     max_sentences: Annotated[int, typer.Option(help="Of a request", min=1)] = 8,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait", min=0, max=30)] = 8,
 ) -> None:
-    """A page on which people upload a clip, type sentences, and get masks and overlays. Needs flowmask[serve]."""
+    """A page on which people upload a clip, type sentences, and get masks and overlays. Needs 'flowmask\\[serve]'."""
     err.print(f"flowmask serve: loading {run}")
     from flowmask.launch.serve import page, server
     from flowmask.launch.serve.limits import Limits

@@ -13,10 +13,9 @@ from flowmask.models.errors import UserError
 
 def show_settings(config: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     """Try them in this process, and show the table."""
-    from flowmask.launch.config import load_job
-    from flowmask.launch.jobs import EvaluateJob
+    from flowmask.launch.jobs import EvaluateJob, load_kind
 
-    job = load_job(config, EvaluateJob, overrides)
+    job = load_kind(config, EvaluateJob, overrides)
     if job.launch.cluster == "slurm":
         raise UserError("--try-settings works in this process alone; run it in an allocation with launch.cluster=local")
     say_loading()

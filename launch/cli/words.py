@@ -1,13 +1,14 @@
 """What the commands of `flowmask` have in common: arguments, and how a job is started from one."""
 
 import json
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flowmask.launch.console import err
+from flowmask.launch.console import err, out
 
 if TYPE_CHECKING:
     from flowmask.models.config import AskedConventions
@@ -61,7 +62,19 @@ _ONLY_PRINT = ("configs", "status", "logs", "plan", "tune", "doctor", "compare",
 def only_prints(words: Sequence[str]) -> bool:
     """Whether a command line asks for an answer on stdout and for nothing else: then writing it may not fail."""
     asks = not words or " ".join(words[:2]).startswith(_ONLY_PRINT)
-    return asks or not {"--help", "--dry-run", "--try-settings"}.isdisjoint(words)
+    return asks or not {"--help", "-h", "--version", "--dry-run", "--try-settings"}.isdisjoint(words)
+
+
+def say_version(asked: bool) -> None:
+    """Print the versions of FlowMask and of what its results depend on, and exit."""
+    if not asked:
+        return
+    from importlib.metadata import version
+
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "diffusers", "transformers"))
+    said = f"flowmask {version('flowmask')} (Python {platform.python_version()}, {libraries})"
+    out.print(said, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit
 
 
 def run_job(kind: str, config: Path, overrides: list[str] | None, *, wait: bool) -> None:

@@ -65,7 +65,7 @@ def submit(out: Path, stage: Stage, *, after: list[str]) -> str:
     launch, hidden = resources.settle(stage.job).launch, stage.job.hidden()
     if after:
         own = launch.sbatch_args.get("dependency")
-        depends = ",".join([f"afterok:{':'.join(after)}", *([own] if own else [])])
+        depends = ",".join([f"afterok:{':'.join(after)}", *([own] if isinstance(own, str) else [])])
         args = {**launch.sbatch_args, "dependency": depends, "kill-on-invalid-dep": "yes"}
         launch = launch.model_copy(update={"sbatch_args": args})
     job_id = slurm.submit(submission, launch, name=name, code=code, hidden=hidden)

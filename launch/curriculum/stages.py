@@ -16,9 +16,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from pydantic import Field
 
-from flowmask.launch.config import load_yaml, read_tree, readable, resolved, set_key, split_override, validate
+from flowmask.launch.config import (
+    as_written,
+    load_yaml,
+    read_tree,
+    readable,
+    resolved,
+    set_key,
+    split_override,
+    validate,
+)
 from flowmask.launch.configs import find_config
-from flowmask.launch.jobs import kind_of
+from flowmask.launch.jobs import kind_of, refuse_other_kind
 from flowmask.launch.jobs.job import Job
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
@@ -105,6 +114,7 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     path = find_config(path)
     with readable(path):
         tree = load_yaml(path)
+        refuse_other_kind(as_written(tree), "curriculum", path=path)
         for item in overrides:
             _override(tree, item)
     return curriculum_of(tree, path)

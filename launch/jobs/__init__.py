@@ -5,9 +5,10 @@ A new kind is a file here and an entry in KINDS.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flowmask.launch.config import read_tree, validate
 from flowmask.launch.jobs.cache import CacheJob
@@ -18,6 +19,9 @@ from flowmask.models.errors import ConfigError
 
 # A config that says no kind is of the first one here that recognises it.
 KINDS: dict[str, type[Job]] = {kind.KIND: kind for kind in (TrainJob, EvaluateJob, CacheJob)}
+# A file with this key is no job, but made of jobs: what it is called, and its command.
+_COMPOSED = {"rows": ("study", "reproduce"), "stages": ("curriculum", "curriculum")}
+AnyJob = TypeVar("AnyJob", bound=Job)
 _NAMES = {name: kind for kind in KINDS.values() for name in (kind.KIND, *kind.ALIASES)}
 
 
@@ -34,9 +38,33 @@ def kind_of(tree: dict[Any, Any], *, origin: str) -> tuple[type[Job], str]:
     raise ConfigError(f"{origin}: can't tell what job this is; add kind: {', '.join(_NAMES)}")
 
 
+def refuse_other_kind(keys: Mapping[Any, Any], wanted: str, *, path: Path) -> None:
+    """ConfigError with the command that takes it, for a file that is of another kind than `wanted`.
+
+    A file is of a kind of job if that recognises it and knows all of its sections.
+    wanted: a kind of job, "curriculum", "study", or "job" for any of the first
+    """
+    found = next((composed for key, composed in _COMPOSED.items() if key in keys), None)
+    if found is None and wanted != "job" and not (wanted in KINDS and KINDS[wanted].recognised_by(keys)):
+        known = (
+            kind for kind in KINDS.values() if kind.recognised_by(keys) and kind.model_fields.keys() >= keys.keys()
+        )
+        found = next(((kind.KIND, kind.COMMAND) for kind in known), None)
+    if found is not None and found[0] != wanted:
+        a = "an" if found[0] == EvaluateJob.KIND else "a"
+        raise ConfigError(f"{path} is {a} {found[0]} config: run `flowmask {found[1]} {path}`")
+
+
+def load_kind(path: Path, kind: type[AnyJob], overrides: Sequence[str] = ()) -> AnyJob:
+    """The job of a config that must be of one kind; ConfigError in one line."""
+    tree = read_tree(path, overrides, refuse=partial(refuse_other_kind, wanted=kind.KIND, path=path))
+    tree.pop("kind", None)
+    return validate(tree, kind, origin=str(path))
+
+
 def load_any(config: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     """The job of a config of any kind, and how its kind was told; ConfigError in one line."""
-    tree = read_tree(config, overrides)
+    tree = read_tree(config, overrides, refuse=partial(refuse_other_kind, wanted="job", path=config))
     kind, because = kind_of(tree, origin=str(config))
     tree.pop("kind", None)
     return validate(tree, kind, origin=str(config)), because

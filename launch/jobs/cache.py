@@ -20,6 +20,7 @@ class CacheJob(Job, CacheBuildConfig):
     """`flowmask cache build`."""
 
     KIND, ROOM, COUNTS = "cache", CacheBuildConfig, "clip"
+    COMMAND = "cache build"
     LESS_MEMORY = "lower cache.batch_clips, or choose cache.encoder_dtype=bfloat16"
     INDEPENDENT, RESULT = True, "manifest.json"
     UNCHECKED = "encoder weights: the build itself hashes them and refuses an `out` of others"

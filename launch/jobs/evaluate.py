@@ -19,6 +19,7 @@ class EvaluateJob(Job, EvaluateConfig):
     """`flowmask evaluate`."""
 
     KIND, ROOM, COUNTS = "evaluate", EvaluateConfig, "video"
+    COMMAND = "evaluate"
     LOCK = ".evaluate/rank_0.lock"
     LESS_MEMORY = "lower the box or sentences_per_batch, or choose bf16 as precision, encoder_ and decoder_precision"
 

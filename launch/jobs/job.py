@@ -51,6 +51,7 @@ class Job(Section):
     """A room's config together with `launch`. A job is plain data: it means the same on every machine."""
 
     KIND: ClassVar[str]
+    COMMAND: ClassVar[str]  # of `flowmask`, that runs it
     ROOM: ClassVar[type[Section]]  # the config of the room that does the work
     ALIASES: ClassVar[tuple[str, ...]] = ()  # other names of the kind in a config
     COUNTS: ClassVar[str]  # what its progress counts

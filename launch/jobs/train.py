@@ -31,6 +31,7 @@ class TrainJob(Job, RunConfig):
     """`flowmask train`."""
 
     KIND, ROOM, COUNTS = "train", RunConfig, "step"
+    COMMAND = "train"
     ALIASES = ("decoder",)
     LESS_MEMORY = "lower train.micro_batch, or choose what `flowmask plan` says fits"
     SAVES = True

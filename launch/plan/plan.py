@@ -12,6 +12,7 @@ from typing import Any
 from flowmask.launch.jobs import CacheJob, EvaluateJob, TrainJob, load_any
 from flowmask.launch.plan.cache import CachePlan, plan_cache
 from flowmask.launch.plan.evaluate import EvaluatePlan, plan_evaluation
+from flowmask.launch.plan.failures import STATED, Cluster
 from flowmask.launch.plan.one_pass import Shape
 from flowmask.launch.plan.train import GPUS_GB, GpuSpeed, TrainPlan, plan_training
 from flowmask.models.errors import ConfigError
@@ -21,13 +22,15 @@ CostPlan = TrainPlan | CachePlan | EvaluatePlan
 DEFAULT_GPU, DEFAULT_MFU = "H100", 0.4
 
 
-def plan(config: Path, overrides: Sequence[str], *, speed: GpuSpeed, clip: Shape | None = None) -> CostPlan:
+def plan(
+    config: Path, overrides: Sequence[str], *, speed: GpuSpeed, clip: Shape | None = None, cluster: Cluster = STATED
+) -> CostPlan:
     """The plan of a config of any kind; UserError in one line for a config that could not run either."""
     job, _ = load_any(config, overrides)
     if isinstance(job, TrainJob):
         if job.tracking.peak_tflops is not None and speed.gpu == DEFAULT_GPU:
             speed = replace(speed, tflops=job.tracking.peak_tflops, gpu="tracking.peak_tflops")
-        return plan_training(job, speed=speed, clip=clip)
+        return plan_training(job, speed=speed, clip=clip, cluster=cluster)
     if isinstance(job, CacheJob):
         return plan_cache(job, speed=speed)
     assert isinstance(job, EvaluateJob)
@@ -47,6 +50,15 @@ def speed_of(*, gpu: str | None, tflops: float | None, mfu: float) -> GpuSpeed:
     if peak is None:
         raise ConfigError(f"--gpu is {name!r}; known: {', '.join(known_gpus())}. Or give its peak: --tflops")
     return GpuSpeed(peak, mfu, name)
+
+
+def cluster_of(*, node_mtbf_h: float, restart_min: float) -> Cluster:
+    """The cluster that a person states."""
+    if not 0 < node_mtbf_h < math.inf:
+        raise ConfigError(f"--node-mtbf-h is {node_mtbf_h:g}; hours must be above 0 and finite")
+    if not 0 <= restart_min < math.inf:
+        raise ConfigError(f"--restart-min is {restart_min:g}; minutes must be 0 or more, and finite")
+    return Cluster(node_mtbf_h, restart_min)
 
 
 def clip_of(text: str | None) -> Shape | None:

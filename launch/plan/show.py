@@ -61,6 +61,7 @@ def _show_training(found: TrainPlan, console: Console) -> None:
         ("work", f"{work(found.flop_per_example)} an example, {work(found.flop_per_step)} a step, no recomputation"),
         ("run", _length(found)),
         ("disk", f"{size(found.checkpoint_bytes)} a checkpoint, {size(found.disk_bytes)} at the most"),
+        *_saves(found),
         *_decoder(found.decoder_share),
     ]
     _facts(rows, console)
@@ -80,6 +81,15 @@ def _length(found: TrainPlan) -> str:
     if found.epochs_of_each:
         return f"{steps}, epochs of each cache: {', '.join(f'{epochs:.2f}' for epochs in found.epochs_of_each)}"
     return f"{steps}, {'epochs unknown' if found.epochs is None else f'{found.epochs:.2f} epochs'}"
+
+
+def _saves(found: TrainPlan) -> list[tuple[str, str]]:
+    """How much of the time failing nodes leave, and the interval that keeps the most of it."""
+    saves, costs = found.saves, found.saves.costs
+    kept = f"every {hours(saves.every_s / 3600)} keep {saves.effective:.2%}"
+    best = f"best is every_steps={saves.best_steps}: {saves.best_effective:.2%}"
+    failures = f"one in {costs.mtbf_s / 3600:,.0f} h, {costs.restart_s / 60:g} min to go on"
+    return [("saves", f"{kept}; {best}"), ("failures", f"{failures} (stated: --node-mtbf-h, --restart-min)")]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -12,6 +12,7 @@ from torch import nn
 from flowmask.launch.jobs import TrainJob
 from flowmask.launch.plan.data import length_of, shapes_of
 from flowmask.launch.plan.encoders import Encoders, share_of_peak
+from flowmask.launch.plan.failures import STATED, Cluster, SavePlan, Saving, plan_saves
 from flowmask.launch.plan.memory import (
     EIGHT_BIT_MOMENTS_BYTES,
     FP32_MOMENTS_BYTES,
@@ -112,6 +113,7 @@ class TrainPlan:
     epochs_of_each: list[float]  # of the caches of data.mix; `epochs` is the least
     checkpoint_bytes: float
     disk_bytes: float
+    saves: SavePlan
     chosen: SettingPlan
     settings: list[SettingPlan]
     worlds: list[WorldPlan]
@@ -129,7 +131,7 @@ def _effort(plan: SettingPlan) -> tuple[bool, float, int]:
     return plan.setting.offload, plan.slowdown, plan.setting.zero_stage
 
 
-def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) -> TrainPlan:
+def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None, cluster: Cluster = STATED) -> TrainPlan:
     """clip: the shape to plan for where there is no finished cache."""
     shapes = architecture(job.model.wan)
     notes = list(shapes.notes)
@@ -148,6 +150,10 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
     chosen = planner.at(_own_setting(job))
     light = module.network if isinstance(module, LightMaskDecoder) else None
     step_flop, disk = job.train.global_batch * flop, Disk.of(job, module)
+    worlds = _worlds(job, planner, chosen.setting, step_flop, speed)
+    ranks, nodes = job.launch.world_size, job.launch.nodes
+    step_s = next(world.step_s for world in worlds if world.world_size == ranks)
+    saving = Saving.of(cluster, checkpoint_bytes=disk.checkpoint_bytes, nodes=nodes, ranks=ranks)
     return TrainPlan(
         kind=job.objective.kind,
         parameters=counts.all,
@@ -163,9 +169,10 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None) 
         epochs_of_each=epochs if job.data.mix else [],
         checkpoint_bytes=disk.checkpoint_bytes,
         disk_bytes=disk.bytes,
+        saves=plan_saves(saving, every_steps=job.checkpoint.every_steps, step_s=step_s),
         chosen=chosen,
         settings=planner.all(),
-        worlds=_worlds(job, planner, chosen.setting, step_flop, speed),
+        worlds=worlds,
         speed=speed,
         decoder_share=None if light is None else Encoders(shapes).share_of_vae(largest, light),
         notes=notes,

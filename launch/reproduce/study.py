@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from flowmask.launch.config import load_yaml, readable, set_key, split_override, validate
 from flowmask.launch.configs import find_config
 from flowmask.launch.curriculum.stages import Curriculum, StageConfig, curriculum_of
-from flowmask.launch.jobs import EvaluateJob, TrainJob
+from flowmask.launch.jobs import EvaluateJob, TrainJob, refuse_other_kind
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 
@@ -184,6 +184,7 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None
     path = find_config(path)
     with readable(path):
         tree: Any = OmegaConf.to_container(load_yaml(path))
+        refuse_other_kind(tree, "study", path=path)
         profiles = tree.pop("profiles", None) or {}
         if profile is not None:
             if profile not in profiles:

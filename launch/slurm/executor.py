@@ -97,7 +97,9 @@ def whole(launch: LaunchConfig) -> LaunchConfig:
         update={
             "setup": tuple(fill("setup", line) for line in launch.setup),
             "srun_args": tuple(fill("srun_args", word) for word in launch.srun_args),
-            "sbatch_args": {name: fill("sbatch_args", word) for name, word in launch.sbatch_args.items()},
+            "sbatch_args": {
+                name: word if word is True else fill("sbatch_args", word) for name, word in launch.sbatch_args.items()
+            },
         }
     )
 

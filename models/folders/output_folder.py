@@ -215,6 +215,11 @@ def identity_of(folder: Path) -> str | None:
     return _read_mark(folder).get("id")
 
 
+def kind_in(folder: Path) -> str:
+    """The kind that a folder is marked as, with its article; empty without a mark, or with a damaged one."""
+    return _read_mark(folder).get("kind", "")
+
+
 def _below(path: Path) -> Iterator[Path]:
     """The files of a result: itself, or all below it; links are files."""
     if path.is_symlink() or not path.is_dir():

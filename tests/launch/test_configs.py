@@ -59,6 +59,11 @@ def test_any_other_path_is_refused_with_the_nearest_names(asked: str, said: str)
     assert line.startswith(f"config {asked} does not exist; ") and said in line and "\n" not in line
 
 
+def test_every_listed_name_is_taken_as_it_is_listed() -> None:
+    for name in bundled():
+        assert find_config(name) == find_config(name.with_suffix("")) == BUNDLED / name
+
+
 def test_every_bundled_config_opens_with_a_line_that_says_what_it_is() -> None:
     lines = bundled()
     assert Path("train_mevis.yaml") in lines and Path("ablation/none.yaml") in lines

@@ -206,9 +206,17 @@ def test_a_damaged_record_is_one_line_that_names_its_example(cache, tmp_path, da
 
 
 def test_what_is_no_cache_or_no_place_for_a_page_is_one_line(cache, tmp_path):
-    (tmp_path / "empty").mkdir()
-    wrong = [(tmp_path / "none", "no such cache"), (tmp_path / "empty", "has not finished")]
-    for folder, said in wrong:
+    for name, mark in {"empty": None, "run": "a training run", "begun": "a cache"}.items():
+        (tmp_path / name).mkdir()
+        if mark:
+            (tmp_path / name / ".flowmask.json").write_text(f'{{"kind": "{mark}", "id": "0"}}')
+    wrong = {
+        tmp_path / "none": "no such cache",
+        tmp_path / "empty": "empty is no cache; give the `out`",
+        tmp_path / "run": "run is a training run, not a cache; give the `out`",
+        tmp_path / "begun": "its build has not finished",
+    }
+    for folder, said in wrong.items():
         with pytest.raises(CacheError, match=said) as refusal:
             inspect(folder, out=tmp_path / "cache.html")
         assert "\n" not in str(refusal.value)

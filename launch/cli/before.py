@@ -1,0 +1,77 @@
+"""What a person asks before a job starts: `flowmask plan`, `flowmask tune` and `flowmask doctor`."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, exit_with, say_json, say_loading
+from flowmask.launch.console import err
+from flowmask.launch.console import out as console
+
+
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    gpu: Annotated[str | None, typer.Option(help="GPU by name; default: H100")] = None,
+    tflops: Annotated[float | None, typer.Option(help="Its dense bf16 peak instead")] = None,
+    mfu: Annotated[float, typer.Option(help="The part of the peak that is useful work, 0 to 1")] = 0.4,
+    clip: Annotated[
+        str | None, typer.Option(help="FRAMESxHEIGHTxWIDTH, where there is no cache or dataset yet")
+    ] = None,
+    node_mtbf_h: Annotated[float, typer.Option(help="Mean hours between two failures of a node")] = 3692.0,
+    restart_min: Annotated[float, typer.Option(help="Minutes from a failure to the next step, queue included")] = 10.0,
+) -> None:
+    """What a job holds, takes and writes: memory for each ZeRO stage, hours, bytes. Needs no GPU and no weights."""
+    say_loading()
+    from flowmask.launch.plan import plan as planning
+    from flowmask.launch.plan.show import show
+
+    speed = planning.speed_of(gpu=gpu, tflops=tflops, mfu=mfu)
+    cluster = planning.cluster_of(node_mtbf_h=node_mtbf_h, restart_min=restart_min)
+    found = planning.plan(config, overrides or [], speed=speed, clip=planning.clip_of(clip), cluster=cluster)
+    if as_json:
+        say_json(planning.to_json(found))
+    else:
+        show(found, console)
+
+
+def tune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    minutes: Annotated[float, typer.Option(help="How long it may take")] = 3.0,
+    out: Annotated[Path | None, typer.Option(help="A new YAML file for the config with the fastest settings")] = None,
+) -> None:
+    """Time settings of a training or a cache build here; none changes what is learned or written. Shows the fastest."""
+    began = time.monotonic()  # what is imported now takes seconds
+    say_loading()
+    from flowmask.launch.tune import tune as tuning
+    from flowmask.launch.tune.show import show
+
+    found = tuning.tune(config, overrides or [], minutes=minutes, out=out, began=began)
+    show(found, console)
+    if found.time_is_over:
+        console.print(f"the time was over before all was tried: --minutes {2 * minutes:g} tries more")
+    if out is not None:
+        console.print(f"wrote {out}")
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A job's YAML: what it names is checked too")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Is this machine fit for the job? Libraries, GPUs, filesystem, weights, MLflow, SLURM; a fix for each fault."""
+    from flowmask.launch.check import doctor as examination
+    from flowmask.launch.check.questions import subject_of
+
+    err.print("looking at this machine")  # some questions take seconds
+    findings = examination.examine(subject_of(config, overrides or []))
+    report = examination.as_json(findings)
+    if as_json:
+        say_json(report)
+    else:
+        examination.show(findings, console)
+    exit_with(not report["ok"])

@@ -1,0 +1,94 @@
+"""What failing nodes cost a run, and how often it should save: pure functions of seconds.
+
+The measure is the effective training time ratio of Kokolis et al. (arXiv 2410.21680): the part of the wall time whose
+steps are kept. Failures have no memory; a run goes on from its newest complete checkpoint.
+"""
+
+import math
+from dataclasses import dataclass
+
+NODE_MTBF_H = 3692.0  # 6.5 failures in 1,000 days of a node: RSC-1 in that paper
+RESTART_MIN = 10.0
+HOST_COPY_GB_S = 10.0  # of one GPU, stated
+DISK_GB_S = 5.0  # of the file system that the nodes share, stated
+_CANDIDATES = 400  # intervals looked at
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a person states of the machines.
+
+    node_mtbf_h: mean hours between two failures of one node
+    restart_min: minutes from a failure to the first step after it, the queue included
+    """
+
+    node_mtbf_h: float = NODE_MTBF_H
+    restart_min: float = RESTART_MIN
+
+
+STATED = Cluster()
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The costs around a save, in seconds.
+
+    mtbf_s:    mean time between two failures of the whole job
+    restart_s: from a failure to the first step after it
+    stall_s:   for which a save holds up the steps
+    write_s:   from a save's begin until it counts; the next save waits for it
+    """
+
+    mtbf_s: float
+    restart_s: float
+    stall_s: float
+    write_s: float
+
+    @classmethod
+    def of(cls, cluster: Cluster, *, checkpoint_bytes: float, nodes: int, ranks: int) -> "Saving":
+        return cls(
+            mtbf_s=cluster.node_mtbf_h * 3600 / nodes,
+            restart_s=cluster.restart_min * 60,
+            stall_s=checkpoint_bytes / ranks / (HOST_COPY_GB_S * 1e9),
+            write_s=checkpoint_bytes / (DISK_GB_S * 1e9),
+        )
+
+    def effective(self, every_s: float) -> float:
+        """The part of the wall time whose steps are kept, with `every_s` seconds of steps between two saves.
+
+        A run that starts from a checkpoint keeps k intervals if it lives for k of them and one write more. Failures
+        during a restart begin it again.
+        """
+        interval = max(every_s + self.stall_s, self.write_s)
+        lives = -math.expm1(-interval / self.mtbf_s)
+        kept = math.exp(-(interval + self.write_s) / self.mtbf_s) / lives
+        return every_s * kept / self.mtbf_s * math.exp(-self.restart_s / self.mtbf_s)
+
+    def best_interval_s(self) -> float:
+        """The seconds of steps between two saves that keep the most."""
+        shortest, longest = max(self.write_s, self.stall_s, 1.0), 10 * self.mtbf_s + self.write_s
+        ratio = (longest / shortest) ** (1 / _CANDIDATES)
+        return max((shortest * ratio**n for n in range(_CANDIDATES + 1)), key=self.effective)
+
+
+@dataclass(frozen=True)
+class SavePlan:
+    """How a config's saves stand to the failures of its nodes.
+
+    every_s:    seconds between two saves of the config
+    effective:  the part of the wall time whose steps are kept
+    best_steps: the interval that keeps the most, to two digits
+    """
+
+    every_s: float
+    effective: float
+    best_steps: int
+    best_effective: float
+    costs: Saving
+
+
+def plan_saves(costs: Saving, *, every_steps: int, step_s: float) -> SavePlan:
+    """step_s: seconds of one optimizer step."""
+    best = max(1, round(float(f"{costs.best_interval_s() / step_s:.2g}")))
+    every_s = every_steps * step_s
+    return SavePlan(every_s, costs.effective(every_s), best, costs.effective(best * step_s), costs)

@@ -1,0 +1,45 @@
+"""Values of YAML that people and YAML read differently: refused, or read as people do."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowmask.models.errors import ConfigError
+
+# Octal, and numbers to the base of sixty: `010` is 8 and `1:30` is 90.
+_TWO_READINGS = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+
+
+def refuse_two_readings(text: str, *, where: str) -> None:
+    """ConfigError for the first plain number in a YAML text that YAML reads as another one than it says."""
+    for node in _scalars(yaml.compose(text, Loader=yaml.SafeLoader)):
+        if node.style is None and node.tag.endswith((":int", ":float")) and _TWO_READINGS.fullmatch(node.value):
+            number = yaml.safe_load(node.value)
+            raise ConfigError(
+                f"{where}, line {node.start_mark.line + 1}: YAML reads {node.value} as {number}; "
+                f"write {number} for the number or '{node.value}' in quotes for the text"
+            )
+
+
+def _scalars(node: Any) -> Iterator[yaml.ScalarNode]:
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _scalars(key)
+            yield from _scalars(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _scalars(value)
+
+
+def at_home(value: Any) -> Any:
+    """The value with every text that begins with `~/` below the home folder, as a shell has it for its own words."""
+    if isinstance(value, dict):
+        return {key: at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [at_home(item) for item in value]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
