@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from flowmask.launch.check import preflight
-from flowmask.launch.config import read_tree, validate
+from flowmask.launch.config import validate
 from flowmask.launch.console import err
-from flowmask.launch.jobs import EvaluateJob, TrainJob, kind_of
+from flowmask.launch.jobs import EvaluateJob, TrainJob, read_any
 from flowmask.launch.jobs.job import Job
 from flowmask.launch.progress import told
 from flowmask.launch.tune.axes import KEYS, axes_of
@@ -59,11 +59,10 @@ def tune(config: Path, overrides: Sequence[str], *, minutes: float, out: Path | 
         raise ConfigError(f"--minutes is {minutes:g}; it must be above 0 and finite")
     until = began + minutes * 60
     _refuse_other_file(out)
-    tree = read_tree(config, overrides)
-    kind, because = kind_of(tree, origin=str(config))
+    tree, kind, because = read_any(config, overrides)
     if kind is EvaluateJob:
         raise ConfigError(f"{config} is an evaluation ({because}); tune times a training or a cache build")
-    job = _job_of(tree, kind, origin=config)
+    job = validate(tree, kind, origin=str(config))
     preflight.refuse(preflight.examine(job))
     machine = hardware(job)
     where = f"{os.uname().nodename}, {processes(job)} x {machine.name}"
@@ -100,7 +99,7 @@ def changed(job: Job, tree: Tree, changes: Changes, *, begun: bool, origin: Path
     if isinstance(job, TrainJob) and not all(may_choose(key, begun=begun) for key in changes):
         return None
     try:
-        return _job_of(with_changes(tree, changes), type(job), origin=origin)
+        return validate(with_changes(tree, changes), type(job), origin=str(origin))
     except ConfigError:
         return None
 
@@ -112,10 +111,6 @@ def with_changes(tree: Tree, changes: Changes) -> Tree:
         section, name = key.split(".")
         tree[section] = {**(tree.get(section) or {}), name: value}
     return tree
-
-
-def _job_of(tree: Tree, kind: type[Job], *, origin: Path) -> Job:
-    return validate({key: value for key, value in tree.items() if key != "kind"}, kind, origin=str(origin))
 
 
 def _why_nothing(search: Search, minutes: float) -> str:
