@@ -70,7 +70,7 @@ class Room:
     """How much memory there is for one process, and what jobs need by `flowmask plan`; caches are taken to fit."""
 
     def __init__(self, given: Job, limit_bytes: float) -> None:
-        from flowmask.launch.plan.train import Settings
+        from flowmask.launch.plan.settings import Settings
 
         self._limit = limit_bytes
         self._settings = Settings(given) if isinstance(given, TrainJob) else None

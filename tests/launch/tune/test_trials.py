@@ -15,7 +15,8 @@ from command import start_flowmask
 from flowmask.launch.config import load_job
 from flowmask.launch.jobs import TrainJob
 from flowmask.launch.plan.plan import speed_of
-from flowmask.launch.plan.train import Settings, plan_training
+from flowmask.launch.plan.settings import Settings
+from flowmask.launch.plan.train import plan_training
 from flowmask.launch.tune import here, trials
 from flowmask.launch.tune.here import Room, on_this_machine
 from flowmask.launch.tune.search import Timing
