@@ -61,9 +61,9 @@ def _readable(build: Build, *, share: float) -> Iterator[Clip]:
     first = int(share * len(videos))
     for index in (*range(first, len(videos)), *range(first)):
         video = videos[index]
-        settings = {"clip": config.clip_of(video.source), "cache": config.cache}
+        cut = config.clip_of(video.source)
         try:
-            for clip in clips_of(video, index=index, first_number=0, view=0, **settings):
+            for clip in clips_of(video, index=index, first_number=0, view=0, clip=cut, cache=config.cache):
                 if _decoded(build, clip).masks:
                     yield clip
         except DataError:
