@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: help setup demo demo-full test test-slurm test-page test-long lint format clean
+.PHONY: help setup demo demo-full test test-slurm test-page test-long docs lint format clean
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -17,7 +17,7 @@ setup: $(VENV)/.ready  ## the virtual environment, with pinned versions
 $(VENV)/.ready: constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FlowMask needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 demo: setup      ## dataset -> cache -> decoder -> DiT -> J&F -> predict, in about ten minutes on 2 cores
@@ -39,6 +39,9 @@ test-page: setup ## the laws of the page in a real browser; installs it when roo
 
 test-long: setup ## the same laws at length; TRIALS=N SEED=S JOBS=N
 	$(BIN)/pytest --timeout 3600 $(SHARED)
+
+docs: setup      ## the site in site/, from docs/; a dead link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check .

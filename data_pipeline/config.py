@@ -200,7 +200,7 @@ class LoaderConfig(Section):
         None, description="folder that `flowmask cache build` finished; stream: or its URL"
     )
     mode: Literal["indexed", "stream"] = Field(
-        "indexed", description="stream: read shards from front to back; see docs/design.md"
+        "indexed", description="stream: read shards from front to back; see docs/decisions/streaming.md"
     )
     shuffle_examples: int = Field(256, ge=1, description="stream: size of a rank's shuffle buffer")
     retries: MayChange[int] = Field(3, ge=0, le=10, description="stream: retries of a shard")

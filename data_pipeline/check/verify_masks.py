@@ -32,7 +32,7 @@ from flowmask.models.vae import encode_mask
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-# Relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/design.md)
+# Relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/jobs/cache.md)
 LATENT_TOLERANCE = 0.02
 IOU_FLOOR = 0.8  # below it the VAE itself shows too little of a mask; the tiny VAE stays above (least 0.83)
 

@@ -164,7 +164,7 @@ class ListedVideo(FileVideo):
         """The mask of each annotated frame."""
         masks = self._masks[anno_id]
         if isinstance(masks, str):
-            masks = [str(path) for path in self._pngs_in(masks)]
+            masks = self._pngs_in(masks)
         known = self.annotated(()) or range(self._facts[0])
         if self.allow_truncated and isinstance(masks, list) and not self._annotated:
             masks = masks[: len(known)]  # a file that lost its end lost the frames of the last masks
@@ -175,9 +175,9 @@ class ListedVideo(FileVideo):
         return dict(zip(known, masks)) if len(masks) == len(known) else {i: masks[i] for i in known}
 
     def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:
-        if isinstance(mask, str):
+        if isinstance(mask, str | Path):  # a name in the list, or a file of a folder that it names
             try:
-                return read_object_mask(self._folder / mask, size=self.size)
+                return read_object_mask(mask if isinstance(mask, Path) else self._folder / mask, size=self.size)
             except DataError as error:  # the list may name a file anywhere
                 raise DataError(f"{where}: {error}") from error
         return rle.decode(mask, size=self.size, where=where)

@@ -6,7 +6,7 @@ A person's mistake is one line on stderr and exit code 2; a stack trace is a bug
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -42,7 +42,7 @@ PANELS = {
 class InOrder(TyperGroup):
     """Lists the commands in the order of PANELS, each in its panel."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         for panel, names in PANELS.items():
             for name in names:
                 self.commands[name].rich_help_panel = panel  # type: ignore[attr-defined]

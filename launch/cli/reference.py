@@ -85,7 +85,8 @@ def _meaning(name: str, field: FieldInfo) -> str:
     """The description, with the unit that the key's name ends in, where the description does not say it."""
     said = field.description or (ObjectiveConfig.model_fields["kind"].description if name == "kind" else "") or ""
     unit = _UNITS.get(name.rsplit("_", 1)[-1], "")
-    return f"{said} ({unit})" if said and unit and unit not in said else said
+    told = unit in said or "in px" in said  # crop_min is no number of minutes
+    return f"{said} ({unit})" if said and unit and not told else said
 
 
 def _sections(name: str, field: FieldInfo) -> Iterator[tuple[type[BaseModel], str]]:

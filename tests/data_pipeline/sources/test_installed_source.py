@@ -18,49 +18,7 @@ from flowmask.models.errors import ConfigError, DataError
 from flowmask.trainer.score.evaluate import evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
-# One text file lists all splits: "train beach a dog", and videos are folders of numbered pictures with masks beside.
-LAYOUT = """
-from hashlib import sha256
-import numpy as np
-from flowmask.data_pipeline.sources.base import Expression, FolderVideo, Source, is_evaluation, read_image
-
-class BeachVideo(FolderVideo):
-    def mask(self, anno_ids, ids):
-        paths = [self.frame_path(i).with_suffix(".png") for i in ids]
-        return np.stack([read_image(path, size=self.size).any(axis=2) for path in paths])
-
-class BeachSource(Source):
-    family = "beach"
-
-    def __init__(self, root, *, split):
-        self._list, self._videos = root / "list.txt", []
-        for name, video_id, text in self._lines(root):
-            if name == split:
-                folder = root / video_id
-                names = sorted(path.stem for path in folder.glob("*.jpg"))
-                expressions = [Expression("0", text, ("0",))]
-                self._videos.append(
-                    BeachVideo(video_id, folder=folder, frame_names=names, expressions=expressions, has_masks=True)
-                )
-
-    @staticmethod
-    def _lines(root):
-        return [line.split(" ", 2) for line in (root / "list.txt").read_text().splitlines()]
-
-    @classmethod
-    def evaluation_splits(cls, root, *, split):
-        return sorted({name for name, _, _ in cls._lines(root) if is_evaluation(name)})
-
-    @classmethod
-    def split_ids(cls, root, split):
-        return frozenset(video_id for name, video_id, _ in cls._lines(root) if name == split) or None
-
-    def videos(self):
-        return self._videos
-
-    def identity(self):
-        return {"expressions": sha256(self._list.read_bytes()).hexdigest()}
-"""
+LAYOUT = (Path(__file__).parents[3] / "docs" / "examples" / "own_dataset.py").read_text()
 
 
 def install(site: Path, source: str, *, value: str = "seaside:BeachSource", package: str = "seaside") -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from film import SIZE as FILM_SIZE
 from film import write_film
 from layouts import write_refcoco, write_youtube
 from PIL import Image
@@ -316,3 +317,30 @@ def test_masks_in_the_list_itself_make_no_new_field(tmp_path: Path) -> None:
     listed_film(tmp_path, masks=[rle.encode(np.eye(48, 64, dtype=bool))] * FRAMES)
     source = open_source(DataSourceConfig(source="videos", root=tmp_path, split="train"))
     assert source.identity().keys() == {"expressions", "masks"}
+
+
+@pytest.mark.parametrize("layout", ["masks in a folder", "masks by name", "mevis", "ref_youtube_vos"])
+def test_a_relative_root_reads_as_the_absolute_one(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, source = tmp_path / "root", layout if layout in ("mevis", "ref_youtube_vos") else "videos"
+    root.mkdir()
+    if source == "mevis":
+        write_mevis(root, [f"{i:03d}" for i in range(FRAMES)])
+    elif source == "ref_youtube_vos":
+        write_youtube(root)
+    else:
+        write_film(root / "film.mp4", frames=FRAMES)
+        (root / "masks").mkdir()
+        for i in range(FRAMES):
+            Image.fromarray(np.eye(*FILM_SIZE, k=i, dtype=np.uint8)).save(root / "masks" / f"{i}.png")
+        masks = "masks" if layout == "masks in a folder" else [f"masks/{i}.png" for i in range(FRAMES)]
+        line = {"video": "film.mp4", "expressions": [{"text": "it", "masks": masks}]}
+        (root / "train.jsonl").write_text(json.dumps(line))
+    monkeypatch.chdir(tmp_path)
+    absolute, relative = videos_of(source, root), videos_of(source, Path("root"))
+    assert len(absolute) == len(relative) > 0
+    for one, other in zip(absolute, relative, strict=True):
+        ids, anno_ids = list(range(len(one.frame_names))), one.expressions[0].anno_ids
+        assert np.array_equal(np.stack(one.frames(ids)), np.stack(other.frames(ids)))
+        assert one.mask(anno_ids, ids).any() and np.array_equal(one.mask(anno_ids, ids), other.mask(anno_ids, ids))

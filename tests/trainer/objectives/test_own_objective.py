@@ -19,21 +19,7 @@ from flowmask.trainer.predict.weights import load_dit
 from flowmask.trainer.score.evaluate import evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
-HUBER = """
-from typing import Literal
-from torch.nn.functional import huber_loss
-from flowmask.trainer.objectives.flow_matching import FlowMatching, FlowMatchingConfig
-
-class HuberConfig(FlowMatchingConfig):
-    kind: Literal["huber"] = "huber"
-    delta: float = 1.0
-
-class Huber(FlowMatching):
-    Config = HuberConfig
-
-    def errors(self, predicted, target):
-        return huber_loss(predicted, target, delta=self._config.delta, reduction="none").flatten(1).mean(1)
-"""
+HUBER = (Path(__file__).parents[3] / "docs" / "examples" / "own_objective.py").read_text()
 OURS = {"objective.kind": "huber", "objective.delta": 0.01, "train.steps": 2}
 
 

@@ -15,19 +15,7 @@ from flowmask.trainer.score.evaluate import evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.track import spool
 
-OVERALL = """
-import numpy as np
-from flowmask.trainer.score.metrics.base import PerFrame, PerSet
-
-class OverallIou(PerSet):
-    title = "overall IoU"
-
-    def frame(self, truth, predicted):
-        return np.count_nonzero(truth & predicted), np.count_nonzero(truth | predicted)
-
-    def value(self, sums):
-        return 100 * sums[0] / sums[1] if sums[1] else 100.0
-"""
+OVERALL = (Path(__file__).parents[3] / "docs" / "examples" / "own_metric.py").read_text()
 
 
 @pytest.fixture(scope="module", autouse=True)
