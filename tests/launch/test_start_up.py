@@ -45,7 +45,7 @@ COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
         ["submit", "cache_mevis", "cache.clips=5", "--dry-run"],
     ],
     ("numpy",): [["submit", "train_mevis", "train.sleep=1", "--dry-run"], ["train", "train_mask_decoder", "a.b=1"]],
-    ("PIL", "av", "numpy"): [
+    ("PIL", "numpy"): [
         ["reproduce", *NONE],
         ["compare", "nothing", "nowhere"],
         ["submit", "evaluate_a2d", "box=1", "--dry-run"],
@@ -71,9 +71,9 @@ TOLD = [
 # Of each kind of job: what its rank stands on, what it imports at its start, and which packages that adds.
 WAN = "diffusers.models.transformers.transformer_wan"
 RANKS = {
-    "train": (f"torch, {WAN}", "flowmask.trainer.run.train", {"av"}),
-    "evaluate": (f"torch, {WAN}", "flowmask.trainer.score.evaluate", {"av"}),
-    "cache": ("torch", "flowmask.data_pipeline.build.build", {"PIL", "av", "numpy", "safetensors", "tqdm"}),
+    "train": (f"torch, {WAN}", "flowmask.trainer.run.train", set()),
+    "evaluate": (f"torch, {WAN}", "flowmask.trainer.score.evaluate", set()),
+    "cache": ("torch", "flowmask.data_pipeline.build.build", {"PIL", "numpy", "safetensors", "tqdm"}),
 }
 
 
@@ -92,6 +92,12 @@ def test_a_command_that_computes_nothing_imports_nothing_heavy(allowed: tuple[st
     found = ask(f"{code}print(json.dumps(found))", folder=tmp_path)
     assert isinstance(found, dict)
     assert not {name: more for name, used in found.items() if (more := set(used) - set(allowed))}
+
+
+def test_a_package_that_a_command_gains_is_found(tmp_path: Path) -> None:
+    planted = "clean = main\ndef main():\n    import numpy\n    clean()\n"
+    code = f"{LISTED}{RUN}{planted}run(['--help'])\nprint(json.dumps(packages()))"
+    assert ask(code, folder=tmp_path) == ["numpy"]
 
 
 def test_a_command_says_a_line_before_it_imports_torch(tmp_path: Path) -> None:
