@@ -14,6 +14,7 @@ from flowmask.models.config import (
     LoraConfig,
     MayChange,
     ModelConfig,
+    OnlyRounds,
     Precision,
     Recomputation,
     Section,
@@ -66,8 +67,8 @@ class TrainConfig(Section):
     activation_checkpointing: MayChange[Recomputation] = Field(
         default="none", description="recompute activations in the backward pass: none, selective (cheap ones), full"
     )
-    compile: bool = Field(default=False, description="compile the DiT's blocks; needs a compiler")
-    attention: TrainAttention = Field(default="native", description="the DiT's kernels; others than native: on a GPU")
+    compile: OnlyRounds[bool] = Field(default=False, description="compile the DiT's blocks; needs a compiler")
+    attention: OnlyRounds[TrainAttention] = Field("native", description="the DiT's kernels; all but native: on a GPU")
     log_every_steps: MayChange[int] = Field(default=10, ge=1, description="steps between two lines of log.txt")
     collective_timeout_s: MayChange[float] = Field(
         default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"

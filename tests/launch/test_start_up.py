@@ -37,7 +37,7 @@ NONE = ["nothing"]  # no such file
 COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
     (): [
         *([*words, "--help"] for words in ([], ["plan"], ["compare"], ["serve"], ["predict"], ["cache", "build"])),
-        *([name, *NONE] for name in ("train", "evaluate", "curriculum", "status", "logs", "stop")),
+        *([name, *NONE] for name in ("train", "evaluate", "curriculum", "status", "logs", "stop", "tune")),
         *(["cache", name, *NONE] for name in ("build", "status")),
         ["configs"],
         ["demo", "--smoke", "--full"],
@@ -55,6 +55,7 @@ MODULES = {(): ["flowmask.launch.dispatch", "flowmask.launch.check.doctor"]}  # 
 # Commands that compute, and what they are given: each says a line before torch is imported.
 TOLD = [
     ["plan", "train_mevis"],
+    ["tune", "train_mevis"],
     ["submit", "train_mevis", "--dry-run"],
     ["curriculum", "curriculum_mevis_v2", "--dry-run"],
     ["evaluate", "evaluate_mevis", "--try-settings"],
