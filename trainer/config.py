@@ -280,8 +280,7 @@ def accumulation_steps(train: TrainConfig, world_size: int) -> int:
 
 def workers(train: TrainConfig, world_size: int) -> str:
     """The processes that share a batch, in words: `4 processes`, or `2 groups of 2 processes` that share one each."""
-    ranks = train.sequence_parallel
-    groups = world_size // ranks
+    ranks, groups = train.sequence_parallel, world_size // train.sequence_parallel
     if ranks == 1:
         return f"{groups} process{'es' if groups > 1 else ''}"
     return f"{groups} group{'s' if groups > 1 else ''} of {ranks} processes"
