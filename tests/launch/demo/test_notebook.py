@@ -34,9 +34,10 @@ def test_the_cells_of_the_notebook_show_scores_losses_and_an_overlay(
     Path("out").mkdir()
     Path("out/smoke").symlink_to(smoke)  # finished, so the first cell runs no stage again
     names: dict[str, Any] = {}
-    _, scores, losses, overlay = [shown_by(cell, names) for cell in CELLS]
+    _, truth, scores, losses, overlay = [shown_by(cell, names) for cell in CELLS]
     assert scores.keys() == {"jf", "j", "f", "jf_shuffled_text"}
     assert [step for step, _ in losses] == list(range(1, 13))
-    assert isinstance(overlay, Image.Image)
-    colours = overlay.convert("RGB").getcolors(overlay.width * overlay.height)
-    assert overlay.width > overlay.height and colours is not None and len(colours) > 100
+    assert isinstance(truth, Image.Image) and isinstance(overlay, Image.Image)
+    colours = truth.getcolors(truth.width * truth.height)
+    assert colours is not None and (230, 97, 0) in {colour for _, colour in colours}  # a mask's contour
+    assert overlay.width == 3 * names["pictures"][0].width
