@@ -65,7 +65,8 @@ def pip_settings(root: Path, folders: set[Path]) -> dict[str, str]:
     for key, value in re.findall(r"^[\w:]+\.([\w-]+)='(.*)'$", listed.stdout, re.MULTILINE):
         words = []
         for word in value.split():
-            path = Path(urllib.parse.urlparse(word).path if word.startswith("file:") else word)
+            is_index = word.startswith("file:")  # whose pages link to files beside them
+            path = Path(urllib.parse.urlparse(word).path).parent if is_index else Path(word)
             if path.is_absolute() and path.is_file():
                 (root / "settings").mkdir(exist_ok=True)
                 word = f"/settings/{path.name}"
@@ -90,6 +91,7 @@ def bare_debian(tmp_path: Path) -> Iterator[Path]:
     settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     ways = re.findall(r'^Acquire::(?:https?::Proxy|Check-).* "[^"]+";$', settings, re.MULTILINE)
     (root / "etc" / "apt" / "apt.conf.d" / "99test").write_text("".join(f"{way}\n" for way in ways))
+    (root / "etc" / "dpkg" / "dpkg.cfg.d" / "99test").write_text("force-unsafe-io\n")
     yield root
     shutil.rmtree(root)
 
