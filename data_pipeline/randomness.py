@@ -35,7 +35,7 @@ def uniform(key: int, *, number: int = 0) -> float:
 
 
 def mix64_array(seed: int, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`mix64(seed, v)` for every v of an array, in one pass; returns uint64 of the same shape."""
+    """`mix64(seed, v)` for every v of `values`, in one pass; returns uint64 of the same shape."""
     state = np.uint64(mix64(seed))
     golden, m1, m2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
     with np.errstate(over="ignore"):

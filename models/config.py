@@ -67,7 +67,7 @@ class LightDecoderConfig(Section):
 
 
 class AskedConventions(Section):
-    """What can't be told from a file of weights; null: what the weights remember, else as FlowRVS's of 2026."""
+    """Conventions that weights alone do not show; null: as recorded with the weights, else as FlowRVS's of 2026."""
 
     pixel_norm: Literal["half", "imagenet"] | None = Field(None, description="half if nobody tells")
     text_tokens: int | None = Field(None, ge=1, le=512, description="256 if nobody tells")
@@ -102,7 +102,7 @@ class LoraConfig(Section):
 
     @property
     def scale(self) -> float:
-        """What B·A is multiplied by."""
+        """Factor of the update B·A."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 

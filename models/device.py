@@ -49,7 +49,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def require_gpu(reason: str, *, otherwise: str) -> None:
-    """ConfigError if this process sees no GPU. reason: who counts on one; otherwise: how to do without."""
+    """ConfigError if this process sees no GPU. reason: the setting that needs one; otherwise: how to do without."""
     if torch.cuda.is_available():
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

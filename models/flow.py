@@ -32,7 +32,7 @@ def velocity_to(end: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 
 
 def start_noise(shape: Sequence[int]) -> Tensor:
-    """Where sampling from noise starts: standard normal float32 of a latent's shape, the same each time."""
+    """The start of sampling from noise: standard normal float32 of a latent's shape [16 f h w], the same each time."""
     drawn = np.random.Generator(np.random.Philox(_START_SEED)).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(drawn)
 
@@ -43,14 +43,17 @@ def path_time(timestep: Tensor) -> Tensor:
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
-    """Sample of the VAE posterior, raw; `eps` is standard normal; logvar is clamped first, as by the VAE."""
+    """Sample of the VAE posterior, raw [B 16 f h w].
+
+    mean: [B 16 f h w] raw    logvar: of the same shape, clamped first as the VAE does    eps: of it, standard normal
+    """
     return mean + torch.exp(0.5 * logvar.clamp(*LOGVAR_RANGE)) * eps
 
 
 def draw_timestep(u_special: Tensor, u: Tensor, *, boundary_probability: float) -> Tensor:
-    """Training timestep of each example on its own: 1000 with `boundary_probability`, else over 1..999.
+    """Training timestep of each example: 1000 with `boundary_probability`, else over 1..999 (FlowRVS' boundary bias).
 
-    u_special, u: uniform in [0, 1), any equal shapes. Returns int64 of that shape. 1 is twice as likely as
+    u_special, u: uniform in [0, 1), of any equal shapes. Returns int64 of that shape. 1 is twice as likely as
     any other value below 1000, because floor(1000 u) = 0 is moved there; 1000 never comes from `u`.
     """
     rest = (u.double() * TRAIN_TIMESTEPS).floor().clamp(1, TRAIN_TIMESTEPS - 1).long()
@@ -73,7 +76,9 @@ def integrate(
 ) -> Tensor:
     """Euler steps along given times: z <- z + (sigma[k+1] - sigma[k]) velocity(z, timestep[k]).
 
+    start: [B 16 f h w], the point at t=1    timesteps: [steps]    sigmas: [steps + 1], as `euler_timesteps` gives them
     velocity_fn: (x_t [B 16 f h w], timestep [B] float32) -> velocity [B 16 f h w]
+    returns: [B 16 f h w] at t=0, in the space in which the path ends
     """
     z = start
     for k, timestep in enumerate(timesteps.to(start.device)):
@@ -83,6 +88,9 @@ def integrate(
 
 
 def euler(velocity_fn: Callable[[Tensor, Tensor], Tensor], start: Tensor, *, steps: int, shift: float) -> Tensor:
-    """Carry a start (a video latent, norm) to the mask latent (raw); no noise on the way. One step: start - v."""
+    """Carry a start [B 16 f h w] (video latent, norm; or noise) to the mask latent of the same shape, raw.
+
+    No noise is added on the way. One step gives start - velocity.
+    """
     timesteps, sigmas = euler_timesteps(steps, shift)
     return integrate(velocity_fn, start, timesteps=timesteps, sigmas=sigmas)

@@ -62,8 +62,9 @@ def add_lora(dit: nn.Module, config: LoraConfig, *, seed: int) -> None:
 def merged(
     base: Mapping[str, Tensor], trained: Mapping[str, Tensor], *, scale: float, where: object
 ) -> dict[str, Tensor]:
-    """The whole DiT: fp32 `base` with `trained` in place of what was trained whole, and scale·B·A added.
+    """The whole DiT: fp32 `base` with `trained` in place of what was trained whole, and scale·B·A added (LoRA).
 
+    trained: by name, A [rank in] and B [out rank] of each adapter, and whole parameters of the base's shapes
     WeightsError if a trained tensor has no place in the base.
     """
     frozen = frozen_part(base, trained)
@@ -83,14 +84,15 @@ def merged(
 
 
 def frozen_part(base: Mapping[str, Tensor], trained: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a run that trained `trained` took from its base and left as it was."""
+    """The base's tensors, of any shape, that a run which trained `trained` left as they were."""
     return {name: tensor for name, tensor in base.items() if name not in trained}
 
 
 def write_adapter(folder: Path, trained: Mapping[str, Tensor], config: LoraConfig) -> None:
     """A folder that `peft.PeftModel.from_pretrained(dit, folder)` loads, and diffusers' `load_lora_adapter`.
 
-    diffusers reads the config from the header of the weights; what was trained whole is in `modules_to_save`.
+    trained: by name, A [rank in] and B [out rank] of each adapter, and whole parameters, of any shape.
+    diffusers reads the config from the header of the weights; layers that were trained whole are in `modules_to_save`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     whole = sorted({name.rpartition(".")[0] for name in trained if not name.endswith((_A, _B))})
@@ -174,7 +176,7 @@ def _zeros(shape: tuple[int, ...], key: str) -> Tensor:
 
 
 def read_names(tensors: Mapping[str, Tensor], *, where: object) -> dict[str, Tensor]:
-    """An adapter file's tensors by plain names; WeightsError if they are not peft's."""
+    """An adapter file's tensors, of any shape, by plain names; WeightsError if they are not peft's."""
     strange = [name for name in tensors if not name.startswith(PEFT_PREFIX)]
     if strange or not tensors:
         raise WeightsError(f"{where} is not a peft adapter ({', '.join(strange[:3]) or 'it is empty'})")

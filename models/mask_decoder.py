@@ -47,7 +47,7 @@ class MaskDecoder(nn.Module):
         return made.requires_grad_(True)
 
     def load(self, state: Mapping[str, Tensor], *, where: object) -> "MaskDecoder":
-        """Copy weights in, strictly; keys `decoder.*` and `post_quant_conv.*`. Raises WeightsError."""
+        """Copy weights in: `decoder.*` and `post_quant_conv.*`, of the module's shapes; WeightsError unless all fit."""
         load_strict(self, state, where=where, fix="Use a decoder made for this VAE (model.mask_decoder)")
         return self
 
@@ -97,9 +97,9 @@ def _again(
 ) -> Tensor:
     """What `run` gives, computed once more in the backward pass; save: what of it is kept, as `checkpoint` takes it.
 
-    feat_cache, feat_idx: what diffusers' causal layers keep of the frames before, and whose turn it is; `run` changes
-    them, so each of its two runs has a copy of the places that are its own, `slots` at the most. Were the list itself
-    held by `once`, it would be a circle that keeps alive all that the list remembers.
+    feat_cache, feat_idx: what diffusers' causal layers keep of earlier frames, and the place of the next layer; `run`
+    changes them, so each of its two runs has a copy of its places, `slots` at the most. If `once` held the list
+    itself, a reference cycle would keep alive all that the list remembers.
     """
     start = 0 if feat_idx is None else feat_idx[0]
     own = None if feat_cache is None else slice(start, None if slots is None else start + slots)
@@ -128,6 +128,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: fl
     """Sigmoid focal loss, mean over all elements (Lin et al. 2017): easy pixels hardly count.
 
     logits: [B 1 F H W]    target: bool or 0/1 of the same shape    alpha: weight of the mask's pixels
+    returns: scalar
     """
     target = target.to(logits.dtype)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -137,9 +138,10 @@ def focal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: fl
 
 
 def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
-    """1 - soft Dice overlap of each clip, mean over the batch; `smooth` pixels make empty-on-empty a 0.
+    """1 - soft Dice overlap of each clip, mean over the batch (Milletari et al. 2016).
 
-    logits: [B 1 F H W]    target: bool or 0/1 of the same shape
+    logits: [B 1 F H W]    target: bool or 0/1 of the same shape    smooth: in px; makes empty-on-empty a 0
+    returns: scalar
     """
     prob, target = logits.sigmoid().flatten(1), target.to(logits.dtype).flatten(1)
     overlap = 2 * (prob * target).sum(1) + smooth

@@ -1,4 +1,4 @@
-"""Processes: how ours start and end, and which one somebody is, to be judged from any node that sees a folder."""
+"""Processes: how ours start and end, and how one is identified from any node that sees its folder."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     """STOP_SIGNALS that this process listens to; asked before it does.
 
     SIGHUP stays ignored where it was at the start: nohup has said that the end of a session is not meant for it. Not so
-    SIGINT, which shells ignore for whatever a script runs with `&`: who sends it means it.
+    SIGINT, which shells ignore for whatever a script runs with `&`: a SIGINT that is sent is meant.
     """
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup)
@@ -39,7 +39,7 @@ def is_of_a_group(variable: str) -> bool:
 
 
 def forget_group() -> None:
-    """Take from the environment what another launcher says of its processes: a command is none of them."""
+    """Remove another launcher's variables from the environment: a command is none of its processes."""
     for name in filter(is_of_a_group, list(os.environ)):
         del os.environ[name]
 

@@ -41,21 +41,21 @@ def check_shapes(
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: object, fix: str) -> None:
-    """Copy a state dict into a module, in the module's dtype; raises WeightsError unless every key fits."""
+    """Copy a state dict into a module, in the module's dtype; WeightsError unless it is of the module's shapes."""
     expected = {k: v.shape for k, v in module.state_dict().items()}
     check_shapes(expected, {k: v.shape for k, v in state.items()}, where=where, fix=fix)
     module.load_state_dict(state)
 
 
 def assign_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: object, fix: str) -> None:
-    """Make a state dict's tensors the module's own, no copy; for a module on the meta device. As load_strict."""
+    """As `load_strict`, of the module's shapes too, but without a copy: for a module on the meta device."""
     expected = {k: v.shape for k, v in module.state_dict().items()}
     check_shapes(expected, {k: v.shape for k, v in state.items()}, where=where, fix=fix)
     module.load_state_dict(state, assign=True)
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], *, where: object, fix: str) -> None:
-    """Raise WeightsError with the first tensor that holds NaN or an infinity; 40 ms a GB of a CPU's core."""
+    """WeightsError with the first tensor, of any shape, that holds NaN or an infinity; 40 ms a GB on one CPU core."""
     for name, tensor in tensors:
         if tensor.numel() and not all(math.isfinite(edge) for edge in tensor.detach().aminmax()):
             raise WeightsError(f"{where}: {name} has a number that is not finite; {fix}")
@@ -157,12 +157,12 @@ class SafetensorsFolder:
         return {key: tuple(handle.get_slice(key).get_shape()) for key, (handle, _) in self._home.items()}
 
     def stored(self, key: str) -> Tensor:
-        """One tensor as the file has it, mapped; not judged."""
+        """One tensor of any shape as the file has it: memory-mapped, its numbers not checked."""
         tensor: Tensor = self._home[key][0].get_tensor(key)
         return tensor
 
     def tensor(self, key: str, dtype: torch.dtype) -> Tensor:
-        """One tensor in a dtype, in memory of its own (nothing stays mapped); WeightsError if it is not finite."""
+        """One tensor of any shape in a dtype, copied, so nothing stays mapped; WeightsError if it is not finite."""
         file, tensor = self._home[key][1], self.stored(key).to(dtype, copy=True)
         refuse_not_finite([(key, tensor)], where=file, fix="get the file again")
         return tensor

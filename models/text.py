@@ -31,7 +31,7 @@ def clean(text: str, *, lowercase: bool) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no half characters, which stand for the bytes of what is none."""
+    """Whether a text can be written as UTF-8: it has no surrogates, which stand for bytes that are not text."""
     return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
 
 
@@ -49,14 +49,14 @@ def pad(embedding: "Tensor", length: int) -> "Tensor":
 
 
 class Embeds(Protocol):
-    """Gives the embedding of a sentence: a text encoder, or one that has kept what it gave."""
+    """Gives the embedding of a sentence: a text encoder, or a store of its results."""
 
     def __call__(self, text: str, *, max_tokens: int) -> "Tensor":
         """Embedding [L D] of cleaned text, L <= max_tokens, unpadded."""
 
 
 class RecentTexts:
-    """A text encoder that keeps what it gave last, where it is: the windows of a video ask for the same sentences."""
+    """A text encoder that keeps its newest results on their device: windows of a video ask for the same sentences."""
 
     def __init__(self, encoder: "TextEncoder", *, most_bytes: int = 128 << 20) -> None:
         """most_bytes: of all embeddings; 128 MiB are 1,600 sentences of 10 tokens of UMT5-XXL in bf16."""
@@ -64,7 +64,7 @@ class RecentTexts:
         self._kept: dict[tuple[str, int], Tensor] = {}  # the newest last
 
     def __call__(self, text: str, *, max_tokens: int) -> "Tensor":
-        """As `TextEncoder`."""
+        """Embedding [L D] of cleaned text, L <= max_tokens, unpadded, as `TextEncoder` gives it."""
         found = self._kept.pop((text, max_tokens), None)
         if found is None:
             found = self.encoder(text, max_tokens=max_tokens)

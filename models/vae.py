@@ -70,7 +70,7 @@ def encode_moments(vae: "AutoencoderKLWan", signed: Tensor) -> tuple[Tensor, Ten
 
 
 def latent_frames(signed: Tensor) -> tuple[Tensor, ...]:
-    """[B 3 F H W], F = 4k+1 -> what each latent frame shows: [B 3 1 H W], then [B 3 4 H W] each."""
+    """signed [B 3 F H W], F = 4k+1 -> the pixels of each latent frame: [B 3 1 H W], then [B 3 4 H W] each."""
     return signed.split([1] + [4] * (signed.shape[2] // 4), dim=2)
 
 

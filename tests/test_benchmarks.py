@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from shutil import copyfile
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,23 @@ def test_two_checkouts_are_compared_in_turns_and_the_other_one_is_removed(tmp_pa
     assert figures["rate"] == {"ratio": 0.75, "low": 0.75, "high": 0.75, "here": 3.0, "there": 4.0}
     left = subprocess.run([*git, "worktree", "list"], capture_output=True, text=True, check=True).stdout
     assert len(left.splitlines()) == 1
+
+
+@pytest.mark.parametrize("slower", [0.0, 0.1])
+def test_a_sleep_in_a_step_stands_out_although_both_checkouts_are_at_times_half_as_fast(
+    monkeypatch: pytest.MonkeyPatch, slower: float
+) -> None:
+    """A sleep changes no count: only times tell. Without one, 95 in 100 intervals should hold 1."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import against
+
+    random, trials, rounds = np.random.default_rng(int(os.environ.get("SEED", 0))), 100, 8
+    seen = 0
+    for _ in range(trials):
+        load = random.uniform(1, 2, rounds)  # of the machine in a round, for both
+        here, there = ([{"step_s": s} for s in load * random.normal(1 + more, 0.02, rounds)] for more in (slower, 0))
+        seen += against.compare(here, there)["step_s"]["low"] > 1
+    assert seen >= 0.95 * trials if slower else seen <= 0.15 * trials
 
 
 def test_the_benchmarks_of_evaluation_give_their_ratios_and_equal_numbers() -> None:

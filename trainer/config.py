@@ -35,7 +35,7 @@ class TrainConfig(Section):
 
     steps: MayChange[int | None] = Field(default=None, ge=1, description="optimiser steps in all; may be raised later")
     epochs: MayChange[int | None] = Field(default=None, ge=1, description="instead of `steps`: epochs of data.cache")
-    seed: int = Field(default=0, description="of the order of examples and of every draw of theirs")
+    seed: int = Field(default=0, description="of the order of examples and of their random draws")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw", description="adamw8bit: moments in 8 bits, a quarter of their memory (bitsandbytes)"
     )
@@ -249,7 +249,7 @@ class RunConfig(Section):
 
 
 def in_todays_terms(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config of a run, with the keys that it could not know yet at their defaults: these change nothing."""
+    """A run's saved config, with keys of later versions at their defaults, which change nothing."""
     sections = {key: value for key, value in saved.items() if key in RunConfig.model_fields}
     sections["objective"] = of_one_kind(sections.get("objective", {}))
     try:
@@ -277,7 +277,7 @@ def accumulation_steps(train: TrainConfig, world_size: int) -> int:
 
 
 def workers(train: TrainConfig, world_size: int) -> str:
-    """Who computes micro-batches, in words: `4 processes`, or `2 groups of 2 processes` that share one each."""
+    """The processes that share a batch, in words: `4 processes`, or `2 groups of 2 processes` that share one each."""
     ranks = train.sequence_parallel
     groups = world_size // ranks
     if ranks == 1:

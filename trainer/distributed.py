@@ -59,7 +59,7 @@ def init(*, timeout_s: float = 1800.0) -> None:
 
 
 def _store(meet: str, own: int, world: int, timeout: timedelta) -> dist.Store:
-    """What the ranks find each other by. Whoever can write to it can run code in them: hence a file in a folder of mode
+    """The store by which ranks find each other. Writing to it is running code in them: hence a file in a folder of mode
     0700 on one machine, and a socket on one address on several."""
     address, port = _address(meet)
     if not port:
@@ -115,7 +115,7 @@ def _interface_towards(address: str) -> str | None:
 
 
 def limit_waits(timeout_s: float) -> None:
-    """Give every group this timeout: those that a library made for itself have a default of their own."""
+    """Give every group this timeout: groups that a library made for itself have another default."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
@@ -166,14 +166,14 @@ def device() -> torch.device:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over all ranks, in place; every rank ends with the same bits."""
+    """Sum `tensor`, of any shape, over all ranks, in place; every rank ends with the same bits."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def sum_to_rank_zero(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over all ranks, in place on rank 0; the other ranks' copies are then undefined."""
+    """Sum `tensor`, of any shape, over all ranks, in place on rank 0; the other ranks' copies are then undefined."""
     if world_size() > 1:
         dist.reduce(tensor, dst=0)
     return tensor
@@ -199,7 +199,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """Rank 0's `tensor` on every rank, in place."""
+    """Rank 0's `tensor`, of any shape, on every rank, in place."""
     if world_size() > 1:
         dist.broadcast(tensor, src=0)
     return tensor

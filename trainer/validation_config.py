@@ -35,8 +35,8 @@ class ValidationConfig(Section):
     timesteps: tuple[int, ...] = Field(
         default=(1000, 800, 600, 400, 200, 1), min_length=1, description="where the loss is measured, 1..1000"
     )
-    jf_examples: int = Field(default=8, ge=0, description="so many of these are sampled, decoded, scored")
-    overlays: int = Field(default=2, ge=0, description="so many of those are drawn, as videos for MLflow too")
+    jf_examples: int = Field(default=8, ge=0, description="number of these that are sampled, decoded and scored")
+    overlays: int = Field(default=2, ge=0, description="number of those that are drawn, as videos for MLflow too")
     sampler: SamplerConfig = SamplerConfig()
     whole_videos: WholeVideosConfig | None = Field(
         default=None, description="also score whole held-out videos of a dataset; null: none"

@@ -1,7 +1,7 @@
 """Pixels to latents: what a clip's record holds, by the one code that the cache and its tests share.
 
 Clips of one shape go through the VAE together, in batches fixed by the list of clips that is handed in, so
-the bytes do not depend on who else works. A non-finite number from an encoder is an error, never stored.
+the bytes do not depend on other workers. A non-finite number from an encoder is an error, never stored.
 """
 
 from collections import deque
@@ -35,7 +35,7 @@ class EncodedClip:
 
     clip: Clip
     video_mean: Tensor = field(default_factory=lambda: torch.empty(0))  # [16 f h w] raw
-    video_logvar: Tensor = field(default_factory=lambda: torch.empty(0))
+    video_logvar: Tensor = field(default_factory=lambda: torch.empty(0))  # [16 f h w] of the raw latent
     mask_means: dict[int, Tensor] = field(default_factory=dict)  # place in clip.masks -> [16 f h w] raw
     mask_rles: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # -> COCO RLE of each frame
     annotated: dict[int, list[bool]] = field(default_factory=dict)  # -> which frames are, where some aren't
@@ -45,7 +45,8 @@ class EncodedClip:
 class ClipEncoder:
     """The frozen VAE with the settings that shape bytes.
 
-    empty: latents of the empty mask by its shape [F H W], the target of sentences that name nothing; filled here
+    empty: latent [16 f h w] raw of the empty mask by its shape (F, H, W): the target of sentences that name nothing.
+           Filled as they are needed.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class _Batches:
 
 
 def _finite(parts: Result, *, name: str) -> Result:
-    """Copies of their own; CacheError if a number isn't finite."""
+    """Contiguous copies; CacheError if a number isn't finite."""
     parts = tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)
     if not all(part.isfinite().all() for part in parts):
         raise CacheError(f"{name}: the VAE gave a number that is not finite; check its weights")

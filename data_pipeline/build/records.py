@@ -118,7 +118,7 @@ def write_unit(
 
 @dataclass
 class Rows:
-    """What a shard tells its sidecar, gathered record by record."""
+    """Counts and rows for a shard's sidecar, gathered record by record."""
 
     records: int = 0
     masks: int = 0
@@ -129,6 +129,7 @@ class Rows:
     examples: list[list[int]] = field(default_factory=list)
 
     def add(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace, *, unit: int) -> None:
+        """Note a record that was written; of its tensors, only the shapes of the texts [L D] are read."""
         width, height = meta["size"]
         shape = (len(meta["frame_ids"]), height, width)
         if shape not in self.shapes:
@@ -151,7 +152,8 @@ def record(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """JSON and tensors of one record; masks and sentences are numbered without the dropped ones.
 
-    embeddings: by sentence number and token limit.
+    embeddings: [L D] by sentence number and token limit
+    returns: the JSON; video.mean, video.logvar, mask.<j>.mean [16 f h w] raw, and text.<k> [L D], in the stored dtype
     """
     clip = encoded.clip
     tensors = {"video.mean": encoded.video_mean, "video.logvar": encoded.video_logvar}
@@ -179,7 +181,11 @@ def record(
 def example_rows(
     meta: Mapping[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace, *, unit: int, shape: int
 ) -> list[list[int]]:
-    """One row of a sidecar for each expression of a record; `shape` is a place in the sidecar's shapes."""
+    """One row of a sidecar for each expression of a record.
+
+    tensors: the record's, of which only the shapes of the texts [L D] are read
+    shape:   place in the sidecar's list of shapes
+    """
     rows = []
     for number, expression in enumerate(meta["expressions"]):
         text, short = f"text.{expression['text_id']}", f"text.{expression['text_id']}.t{SHORT_TEXT}"

@@ -51,7 +51,7 @@ class Embeddings:
         self._folder = folder
 
     def of(self, numbers: Sequence[int]) -> dict[int, dict[int, Tensor]]:
-        """Embeddings by sentence number and token limit, as `encode_sentence` gives them."""
+        """Embeddings [L D] by sentence number and token limit, as `encode_sentence` gives them."""
         found: dict[int, dict[int, Tensor]] = {}
         for unit in sorted({number // SENTENCES_PER_UNIT for number in numbers}):
             wanted = {number for number in numbers if number // SENTENCES_PER_UNIT == unit}

@@ -57,7 +57,7 @@ class CacheStatus:
 
 
 def status(folder: Path) -> CacheStatus:
-    """Read how far the cache in `folder` is; CacheError if there is none, finished or begun."""
+    """Read the progress of the cache in `folder`; CacheError if none was finished or begun there."""
     if (folder / manifest.FILE).exists():
         return _finished(folder)
     claims = folder / "work" / "claims"

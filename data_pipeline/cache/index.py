@@ -40,7 +40,7 @@ COLUMNS = tuple(name for name in ROW.names or () if name not in ("bucket", "unus
 
 
 def open_index(folder: Path, entry: IndexEntry, *, rows: int, check: bool) -> NDArray[np.void]:
-    """The memory-mapped index of a finished cache; CacheError if missing, damaged, short or of another layout."""
+    """The index of a finished cache, memory-mapped, `ROW` [rows]; CacheError: missing, damaged or of another layout."""
     path, damaged = folder / FILE, None
     try:
         with os.fdopen(open_regular(path, inside=folder), "rb") as file:

@@ -152,7 +152,10 @@ class ShardWriter:
         self._tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
 
     def add(self, key: str, *, meta: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> RecordPlace:
-        """Append one record; `key` must not hold a dot (WebDataset cuts names at the first one)."""
+        """Append one record with its tensors by name, of any shape.
+
+        `key` must not hold a dot: WebDataset cuts names at the first one.
+        """
         from safetensors.torch import save
 
         assert "." not in key

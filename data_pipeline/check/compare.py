@@ -41,7 +41,7 @@ class Comparison:
 
 
 def compare(folder: Path, against: Path) -> Comparison:
-    """Compare all shards of two finished caches; CacheError if one is none, or they are not of the same things."""
+    """Compare all shards of two finished caches; CacheError if one is not finished, or they hold other things."""
     ours, theirs = read_manifest(folder), read_manifest(against)
     refuse_other(ours.fingerprint, theirs.fingerprint, where=against, advice="compare caches of the same things")
     result = Comparison(shards=len(ours.shards))

@@ -58,7 +58,7 @@ def repair(
     rebuild: Sequence[int] = (),
     on_progress: OnProgress = lambda *_: None,
 ) -> RepairReport:
-    """Mend a finished cache. CacheError if it is none, if it cannot be mended from here, or while another does.
+    """Mend a finished cache. CacheError if it is not one, cannot be mended from here, or is being mended by another.
 
     found:   verifies the cache; not called where `rebuild` says which units are to be encoded again
     config:  of the build; called only if something must be encoded, so that the rest needs no dataset
@@ -102,7 +102,7 @@ def _remove(stage: Path) -> None:
 
 
 class _Repair:
-    """One repair; the order of its steps is that of who follows from whom."""
+    """One repair; files that others are computed from are mended first."""
 
     def __init__(self, folder: Path, *, config: Callable[[], CacheBuildConfig], on_progress: OnProgress):
         self.folder, self.shards, self.on_progress = folder, folder / FOLDER, on_progress
@@ -141,14 +141,14 @@ class _Repair:
 
     @cached_property
     def _build(self) -> Build:
-        """The encoders and the dataset of the build, if they are still what they were."""
+        """The encoders and the dataset of the build; UserError if they have changed or are gone."""
         config = self._config().model_copy(update={"out": self.folder})
         try:
             build = Build(config)
             self.stage.mkdir(parents=True, exist_ok=True)
             ours = fingerprint(config, build.source, memo=self.stage / "weights.json")
         except UserError as error:
-            raise type(error)(f"cannot repair {self.folder} without what it was made of: {error}") from error
+            raise type(error)(f"cannot repair {self.folder} without its dataset and its encoders: {error}") from error
         theirs, _ = facts_of(self.folder, self.manifest)
         refuse_other(ours, theirs, where=self.folder, advice=_ADVICE)
         self._ours = ours

@@ -1,6 +1,6 @@
 """`flowmask cache verify`: re-read everything and name each file that is wrong, and no file that is right.
 
-Sidecars and plan carry their own hash, so each is judged alone. A shard is compared with its own content
+Sidecars and plan carry their own hash, so each is checked alone. A shard is compared with its own content
 and its sidecar; index and manifest follow from the sidecars, so they are computed again and compared. A
 damaged file thus never speaks against another one.
 """
@@ -35,7 +35,7 @@ def verify(
     seed: int = 0,
     on_progress: OnProgress = lambda *_: None,
 ) -> VerifyReport:
-    """Check a finished cache; CacheError if it is none, all else is in the report.
+    """Check a finished cache; CacheError if it is not one, everything else is in the report.
 
     decode_masks: how many masks, drawn by `seed` from the shards that are right, are decoded and compared
     wan: the weights folder with the cache's VAE; by default where the build's config says it was
@@ -187,7 +187,7 @@ class _Verification:
         with self._judge(self.folder / manifest.FILE):
             if differing := next((name for name in ours if theirs[name] != ours[name]), None):
                 raise WrongError(
-                    f"its field {differing} is not what follows from the plan and the sidecars: a byte has changed"
+                    f"its field {differing} differs from what the plan and the sidecars give: a byte has changed"
                 )
 
     def _excused(self, made: Manifest) -> Manifest:
@@ -219,7 +219,7 @@ class _Verification:
         path = self.folder / quarantine.FILE
         with self._judge(path):
             if parsed(path, bytes) != quarantine.to_bytes(lines):
-                raise WrongError("it is not what the plan and the sidecars set aside: a byte has changed")
+                raise WrongError("it differs from the lines of the plan and the sidecars: a byte has changed")
 
     def _decode(self, wan: Path | None, fingerprint: Fingerprint, storage: Storage, on_progress: OnProgress) -> None:
         from flowmask.data_pipeline.show.inspect_examples import WITHOUT_GPU, vae_of

@@ -128,7 +128,7 @@ def expected(vae: "AutoencoderKLWan", truth: NDArray[np.bool_]) -> Tensor:
 
 
 def distance(tensor: Tensor, reference: Tensor) -> float:
-    """L2 of the difference, relative to the reference's."""
+    """L2 norm of the difference of two tensors of the same shape, relative to the norm of the reference."""
     reference = reference.float()
     return float((tensor.float() - reference).norm() / reference.norm().clamp_min(1e-12))
 

@@ -1,8 +1,8 @@
 """Shares units among workers without a coordinator: a claim is a symbolic link to its owner's lease.
 
 Making the link is atomic on every filesystem, so one worker wins. A claim whose owner is dead or silent is not removed
-but succeeded: whoever makes NAME~1 owns the unit, then NAME~2, and of each there is only one. An owner that was only
-slow works on and finishes; two owners of a unit are harmless, since both produce the same bytes.
+but followed by another: the worker that makes NAME~1 owns the unit, then that of NAME~2; each can be made only once.
+An owner that was only slow goes on and finishes; two owners are harmless, since both produce the same bytes.
 """
 
 import itertools
@@ -175,7 +175,7 @@ def _make(worker: Worker, name: Path) -> bool:
                 if name in worker.held or _target(name) != worker.path.name:
                     return False
             except FileNotFoundError:
-                worker.beat()  # somebody who finished has just removed the folder; makes it again
+                worker.beat()  # a worker that finished has just removed the folder; makes it again
                 continue
             except OSError as error:
                 raise CacheError(

@@ -115,7 +115,7 @@ class Worker:
         raise AssertionError
 
     def _hold(self) -> None:
-        """Hold the file for as long as this process lives; only who stops a build from outside asks for it."""
+        """Lock the file for as long as this process lives; only the command that stops a build asks for the lock."""
         with suppress(OSError):
             if self._file >= 0:
                 os.close(self._file)

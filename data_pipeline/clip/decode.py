@@ -16,11 +16,11 @@ from flowmask.data_pipeline.sources.base import Video
 
 @dataclass
 class DecodedClip:
-    """Pixels of one clip at its size; a clip none of whose masks is kept has no frames either."""
+    """Pixels of one clip at its size; `frames` is empty if no mask is kept."""
 
     clip: Clip
     frames: NDArray[np.uint8]  # rgb8 [F H W 3]
-    masks: dict[int, NDArray[np.bool_]]  # place in clip.masks -> [F H W]
+    masks: dict[int, NDArray[np.bool_]]  # place in clip.masks -> bool [F H W]
     rles: dict[int, list[dict[str, Any]]]  # place in clip.masks -> COCO RLE of each frame
     annotated: dict[int, list[bool]]  # place in clip.masks -> which frames are, where some aren't
 

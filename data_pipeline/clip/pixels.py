@@ -90,12 +90,12 @@ def resize_masks(masks: NDArray[np.bool_], *, size: tuple[int, int]) -> NDArray[
 
 
 def missing_to_stride(frames: int) -> int:
-    """How many frames there are less than the next 4k+1, as the VAE takes them."""
+    """Frames that are missing to the next 4k+1, as the VAE takes them."""
     return -(frames - 1) % _TEMPORAL_STRIDE
 
 
 def pad_to_stride(frames: Tensor, *, dim: int) -> Tensor:
-    """Repeat the last frame along `dim` until there are 4k+1."""
+    """[... F ...] with the last frame repeated along `dim` until there are 4k+1, as the VAE takes them."""
     missing = missing_to_stride(frames.shape[dim])
     last = frames.narrow(dim, frames.shape[dim] - 1, 1)
     return torch.cat([frames, *[last] * missing], dim=dim)

@@ -1,7 +1,7 @@
 """Frames of a video as the clip that the VAE takes, to be segmented: their size, their number, and their pixels.
 
-Frames are read a few at a time: of the whole clip there are small ones alone, of 8 bits; what the VAE computes with is
-four times as much, and is made for one latent frame after another.
+Frames are read a few at a time, and the clip is kept at its small size in 8 bits. The VAE's float32 input, four times
+as much, is made one latent frame at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ def chunks(items: Sequence[T], length: int) -> Iterator[Sequence[T]]:
 
 
 class FrameReader(Protocol):
-    """What a clip is read from: a dataset's video, a video file or a folder of frames."""
+    """The source of a clip's frames: a dataset's video, a video file or a folder of frames."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,7 +56,7 @@ class VaeClip:
             yield to_signed(list(some), pixel_norm=self.pixel_norm)[None].contiguous()
 
     def without_pixels(self) -> "VaeClip":
-        """Its sizes, for masks."""
+        """The same clip without its frames: the sizes that masks are resized by."""
         return replace(self, rgb8=np.empty(0, np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""What may stand in a field of a dataset's annotations; DataError names the field, with what stands there instead."""
+"""Checks of the fields of a dataset's annotations; DataError names the field and the value that was found in it."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ _LONGEST_PART = 255  # bytes, of a path
 
 
 def check_expression(text: Any, *, where: str) -> str:
-    """The sentence if it is one; DataError if it is no string, or nothing is left of it after cleaning."""
+    """The sentence; DataError if it is no string, or is empty after cleaning."""
     if not isinstance(text, str):
         raise DataError(f"{where} is {shown(text)!r}; it must be a sentence")
     if not is_unicode(text):
@@ -25,7 +25,7 @@ def check_expression(text: Any, *, where: str) -> str:
 
 
 def check_name(value: Any, *, where: str) -> str:
-    """A name of a file, a frame or an annotation; DataError for what no file can be called, or no line show."""
+    """A name of a file, a frame or an annotation; DataError if no file can have it, or no line of text show it."""
     name = str(value) if isinstance(value, str) or (is_int(value) and abs(value) <= _LARGEST_INT) else ""
     if not name.strip() or not name.isprintable():
         raise DataError(f"{where} is {shown(value)!r}; expected a name")

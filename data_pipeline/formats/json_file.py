@@ -21,7 +21,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse(content: bytes, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The value of a JSON text; ValueError or RecursionError if it is none."""
+    """The value of a JSON text; ValueError or RecursionError if it is not JSON."""
     if object_hook is None:
         return json.loads(content, object_pairs_hook=unique_keys)
     return json.loads(content, object_pairs_hook=lambda pairs: object_hook(unique_keys(pairs)))

@@ -32,7 +32,7 @@ def in_time_order(names: Iterable[str]) -> list[str]:
 
 
 def same_file(name: str) -> str:
-    """What two names have in common if some file system takes them for one: case and forms of accents do not count."""
+    """A key that is equal for names which some file system takes for one: case and forms of accents do not count."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFD", name).casefold())
 
 

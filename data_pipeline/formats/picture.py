@@ -49,7 +49,7 @@ def opened_image(
     formats: tuple[str, ...] = _FORMATS,
     pixels: int | None = None,
 ) -> Iterator[Image.Image]:
-    """A picture while it is read; DataError if it is none that may be. `what` and `kind` are its words.
+    """A picture while it is open; DataError if it may not be read. `what` and `kind` are words for the message.
 
     pixels: how many the caller expects, so that as many are read from a file of any size
     """

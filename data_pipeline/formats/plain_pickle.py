@@ -45,7 +45,7 @@ def read_plain_pickle(path: Path) -> Any:
         content = _PlainUnpickler(file, path).load()
         _refuse_other_types(content, path)
         if expanded(content) > _MOST_PARTS + _PARTS_A_BYTE * os.fstat(file.fileno()).st_size:
-            raise ValueError("it names its parts so often that nobody could go through them")
+            raise ValueError("it refers to its own parts too often to be read")
     return content
 
 

@@ -18,7 +18,7 @@ _SHOWN = 5
 def reading(
     path: Path, *, what: str, errors: tuple[type[Exception], ...] = (ValueError, RecursionError)
 ) -> Iterator[IO[bytes]]:
-    """The open file; DataError if it is missing, cannot be read, or is no valid `what`, which `errors` tell."""
+    """The open file; DataError if it is missing, cannot be read, or `errors` say that it is no valid `what`."""
     try:
         with open_file(path) as file:
             yield file
@@ -31,7 +31,7 @@ def reading(
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """A regular file open for reading; OSError for a folder, a pipe or a device, for which nobody waits."""
+    """A regular file open for reading; OSError for a folder, a pipe or a device, which could wait for ever."""
     return os.fdopen(open_regular(path), "rb")
 
 

@@ -146,7 +146,10 @@ def _view_clips(source: VideoSet, *, view: int, config: CacheBuildConfig, losses
 
 @dataclass(frozen=True)
 class BuildPlan(PlanFile):
-    """A written plan; units are read from disk when asked for."""
+    """A written plan; units are read from disk when asked for.
+
+    clip_offsets, text_offsets: uint64 [units], the byte at which each unit begins in clips.jsonl and texts.jsonl
+    """
 
     folder: Path
     clip_offsets: NDArray[np.uint64]

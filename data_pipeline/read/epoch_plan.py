@@ -23,7 +23,10 @@ Uint64 = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """One global batch: all examples of one bucket; `epochs[i]` is the epoch that example i belongs to."""
+    """One global batch, all of one bucket; of a stream only this rank's part of it, n examples.
+
+    example_ids: uint64 [n]    epochs: int64 [n], the epoch that each example belongs to
+    """
 
     step: int
     bucket: int
@@ -61,7 +64,7 @@ def permute(values: Uint64, *, sizes: Uint64, keys: Uint64) -> Uint64:
 
 
 def spread(count: int, total: int) -> NDArray[np.int64]:
-    """`count` of range(total), or all, by a permutation that never changes; those of a smaller count come first."""
+    """The first `count` numbers, int64 [n], of a fixed permutation of range(total); all if `count` is larger."""
     n = min(count, total)
     sizes, keys = np.full(n, total, np.uint64), np.zeros(n, np.uint64)
     return permute(np.arange(n, dtype=np.uint64), sizes=sizes, keys=keys).astype(np.int64)

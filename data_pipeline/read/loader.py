@@ -35,8 +35,8 @@ class Batch:
     example_ids  int64 [b]      epochs  int64 [b]         positions  int64 [b], places in the global batch
     keys         one integer per example, mix64(seed, epoch, example, step): its only source of randomness
     digest       sum of mix64(position, example id) mod 2^64: identifies the examples that were delivered
-    draws        random tensors, filled by the loader's `prepare`
-    finite       bool [b] of parts of the loss: whether an example's is finite; filled by the loss
+    draws        random tensors [b ...] by name, filled by the loader's `prepare`
+    finite       bool [b] by part of the loss: whether it is finite for each example; filled by the loss
     """
 
     step: int
@@ -59,7 +59,7 @@ class Batch:
         return len(self.keys)
 
     def padded_text(self) -> Tensor:
-        """Text as the DiT sees it, zeros up to `text_tokens`: made last, as most of it is zeros."""
+        """Text as the DiT sees it, [b text_tokens D], zeros behind each sentence: made last, as most of it is zeros."""
         assert self.text is not None
         missing = max(0, self.text_tokens - self.text.shape[1])
         return torch.nn.functional.pad(self.text, (0, 0, 0, missing))
@@ -115,7 +115,10 @@ class Steps(ABC):
     def batch(
         self, tensors: dict[str, Tensor], *, step: int, first: int, ids: NDArray[np.int64], epochs: NDArray[np.int64]
     ) -> Batch:
-        """The micro-batch of these examples, which stand from `first` on in the global batch of a step."""
+        """The micro-batch of these examples, which stand from `first` on in the global batch of a step.
+
+        tensors: [b ...] by name, as `CacheReader.read` gives them    ids, epochs: int64 [b]
+        """
         places, numbers = range(first, first + len(ids)), ids.tolist()
         given: dict[str, Any] = dict(tensors)
         batch = Batch(

@@ -143,7 +143,7 @@ class MixtureReader:
         return cache.bucket_of(own)
 
     def read(self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int) -> dict[str, Tensor]:
-        """Tensors of examples of one bucket of one cache, as `CacheReader.read` gives them."""
+        """Tensors [b ...] of examples [b] of one bucket of one cache, as `CacheReader.read` gives them."""
         cache, first = self._own(int(example_ids[0]))
         own = example_ids.astype(np.int64) - int(example_ids[0]) + first
         assert ((own >= 0) & (own < cache.manifest.examples)).all(), "a batch is of one cache"

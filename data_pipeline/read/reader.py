@@ -73,7 +73,7 @@ class CacheReader:
         return self.manifest.buckets[number]
 
     def read(self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int) -> dict[str, Tensor]:
-        """Tensors of examples of one bucket.
+        """Tensors of examples [b] of one bucket.
 
         returns: of `needs`: video_mean, video_logvar, mask_mean [b 16 f h w] raw, stored dtype; text [b L D],
                  stored dtype, L the most tokens of these examples (at most text_tokens), zeros after a
@@ -170,7 +170,7 @@ def damaged_record(where: object) -> Iterator[None]:
 def fill_masks(
     batch: Mapping[str, Tensor], place: int, mask: Mapping[str, Any], *, bucket: BucketEntry, where: str
 ) -> None:
-    """Put a record's mask into a place of a batch: `mask_pixels`, and `annotated` if the batch has it."""
+    """Copy a record's mask into a place of a batch: `mask_pixels` bool [b F H W]; `annotated` bool [b F] if there."""
     with damaged_record(where):
         masks = rle.decode_frames(mask["rle"], size=(bucket.height, bucket.width), where=where)
         batch["mask_pixels"][place] = torch.from_numpy(masks)

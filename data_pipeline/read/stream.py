@@ -79,8 +79,8 @@ class StreamReader:
     def read(self, *_: Any, **__: Any) -> NoReturn:
         """ConfigError: a stream has no random access."""
         raise ConfigError(
-            f"data.mode is stream: single examples of {self.config.cache} can't be read; give evaluate.cache "
-            "a folder of its own"
+            f"data.mode is stream: single examples of {self.config.cache} can't be read; set evaluate.cache "
+            "to a cache in a folder"
         )
 
     def plan(self, *, global_batch: int, seed: int) -> StreamPlan:
@@ -128,7 +128,7 @@ class StreamReader:
     def tensors(
         self, examples: list[Example], *, bucket: int, needs: Collection[str], text_tokens: int
     ) -> dict[str, Tensor]:
-        """As CacheReader.read: the batch of some examples of one bucket."""
+        """Tensors [b ...] of examples of one bucket, as `CacheReader.read` gives them."""
         entry = self.manifest.buckets[bucket]
         row = self.manifest.text_dim * self.dtype.itemsize
         texts = [self._text(example, text_tokens) for example in examples] if "text" in needs else []

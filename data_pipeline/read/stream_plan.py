@@ -21,7 +21,7 @@ from flowmask.models.errors import CacheError, ConfigError
 
 _SHARDS, _EXAMPLES, _TURNS = 5, 6, 7  # families of keys, beside those of epoch_plan and mixture
 ID, EPOCH, SHARD = 0, 1, 2  # columns of Items
-Items = NDArray[np.int64]  # [n, 3]
+Items = NDArray[np.int64]  # [n 3]
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Window:
     carried: Items
 
     def wanted(self) -> dict[int, set[int]]:
-        """Ids of examples by the shard that they are in: what must be at hand to go through this window."""
+        """Ids of the examples that this window needs, by the shard that holds them."""
         items = np.concatenate([self.carried, *(items for _, items in self.batches)])
         return {int(shard): set(items[items[:, SHARD] == shard, ID].tolist()) for shard in _distinct(items)}
 

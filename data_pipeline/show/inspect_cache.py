@@ -25,13 +25,13 @@ _ROWS = 1 << 18  # rows of the index counted at once
 
 @dataclass
 class CacheFacts:
-    """Numbers of a cache; histograms are arrays of counts, the place being the value.
+    """Numbers of a cache. Histograms are int64 [largest value + 1]: element i counts what has the value i.
 
     bytes_by_kind:     video, masks, text, json, and what tar files need around them
-    clips_of_bucket:   clips in the order of the manifest's buckets
-    tokens:            examples by the tokens of their sentence
-    examples_per_clip: clips by their examples
-    objects:           examples by the annotations whose union their mask is
+    clips_of_bucket:   int64 [buckets], clips in the order of the manifest's buckets
+    tokens:            histogram [n] of examples by the tokens of their sentence
+    examples_per_clip: histogram [n] of clips by their examples
+    objects:           histogram [n] of examples by the annotations whose union their mask is
     planned:           examples of the plan, stored or dropped; None where the plan cannot be read
     """
 

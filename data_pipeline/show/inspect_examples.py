@@ -142,7 +142,7 @@ def shown(vae: "AutoencoderKLWan", latent: Tensor) -> NDArray[np.bool_]:
 
 
 def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """IoU over a whole clip; 1 if both are empty."""
+    """IoU of two bool [F H W] over a whole clip; 1 if both are empty."""
     union = int((one | other).sum())
     return int((one & other).sum()) / union if union else 1.0
 

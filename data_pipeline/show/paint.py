@@ -46,13 +46,13 @@ def paint(
 
 
 def lit(frame: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> NDArray[np.uint8]:
-    """The frame dimmed, with its own light, a coloured veil inside the mask and its outline, at the size of a cell."""
+    """A frame rgb8 [H W 3], dimmed outside of a mask bool [H W], tinted and outlined inside; at the size of a cell."""
     dimmed = np.where(mask[..., None], frame, (frame * _DIM).astype(np.uint8))
     return outlined(paint(dimmed, [(mask, tone)], size=_cell_size(frame)), mask, tone)
 
 
 def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> NDArray[np.uint8]:
-    """A picture with the outline of a mask, in a light tone inside of it and black outside.
+    """A picture rgb8 [H W 3] with the outline of a mask bool [H0 W0], in a light tone inside of it and black outside.
 
     Whatever the picture's colour, one of the two has a contrast of 3 or more with it, as WCAG counts it.
     """
@@ -65,7 +65,7 @@ def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> 
 
 
 def embedded(picture: NDArray[np.uint8]) -> str:
-    """A picture as a data address: JPEG, at the width of a cell."""
+    """A picture rgb8 [H W 3] as a data address: JPEG, at the width of a cell."""
     high, wide = _cell_size(picture)
     image = Image.fromarray(picture)
     if image.size != (wide, high):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.formats.picture import SUFFIXES, image_size, pictures_in, read_image
 from flowmask.models.errors import DataError
 
-Frame = NDArray[np.uint8]
+Frame = NDArray[np.uint8]  # rgb8 [H W 3]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Video(ABC):
 
     @property
     def label(self) -> str:
-        """What tells the video from all others of a cache."""
+        """A name that no other video of a cache has."""
         return f"{self.source}/{self.video_id}" if self.source else self.video_id
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Video(ABC):
     def check_masks(self) -> None:
         """DataError if a sentence means an annotation that none of the video's masks holds; reads some of them.
 
-        Asked before a cache or an evaluation begins. A mask that cannot be read is left to whoever needs it.
+        Asked before a cache or an evaluation begins. A mask that cannot be read is reported when it is needed.
         """
         return
 

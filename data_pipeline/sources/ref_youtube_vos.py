@@ -131,7 +131,7 @@ class RefYoutubeVosSource(Source):
         """Rules of a dataset that shares this layout; DataError names the field that breaks one."""
 
     def _held_back(self) -> Path | None:
-        """The list of test videos, which are among those of `valid` and have a server of their own."""
+        """The list of test videos, which are among those of `valid`, but are scored by another server."""
         return self._test_path if self.folder.name == "valid" and self._test_path.exists() else None
 
     def _entries(self) -> dict[str, Any]:

@@ -60,13 +60,13 @@ class ForwardReader:
         if (frame.height, frame.width) != self._first.stored:
             raise DataError(
                 f"{self._path}: frame {number} has {frame.height}x{frame.width} px (height x width), the first one "
-                f"{self._first.stored[0]}x{self._first.stored[1]}: encode the video anew with one size"
+                f"{self._first.stored[0]}x{self._first.stored[1]}: encode the video again in one size"
             )
         return rgb_of(frame, self._first, reformatter=self._reformatter)
 
 
 def readable(path: Path) -> tuple[list[int | None], str]:
-    """When the pictures that stand before any lost one are shown, by decoding all, and why one is; "": none is."""
+    """Times of the pictures before the first lost one, by decoding all; and why one is lost, "" if none is."""
     shown: list[int | None] = []
     sound, first_corrupt, fields, damage = 0, None, False, ""
     with opened(path) as container:

@@ -29,8 +29,8 @@ class Facts:
     count:    packets that are not to be discarded: where `seekable`, the pictures
     rate:     pictures shown in a second
     keys:     places of the keyframes among the packets
-    promised: pictures that a file which lost some says it holds; None if it does not say
-    whole:    of the count, those in front of a damaged fragment; None if none is
+    promised: number of pictures by the header of a file that lost some; None if it has no number
+    whole:    pictures in front of the first damaged fragment; None if no fragment is damaged
     lost:     why its end seems to be missing, in a few words; "" if nothing says so
     seekable: every seek to a picture of it is right
     shown:    when each packet of the count is shown and for how long, in units of `unit_s` s

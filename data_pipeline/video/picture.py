@@ -61,5 +61,5 @@ def _turn(frame: av.VideoFrame, path: Path) -> tuple[int, int, int, int]:
     turn = tuple(round(value / largest) if largest else 0 for value in (a, b, c, d))
     straight = abs(turn[0] * turn[3]) + abs(turn[1] * turn[2]) == 1 and sum(map(abs, turn)) == 2
     if not straight:
-        raise DataError(f"{path}: turned by {frame.rotation} degrees; only multiples of 90 are read: encode it anew")
+        raise DataError(f"{path}: turned by {frame.rotation} degrees; only multiples of 90 are read: encode it again")
     return turn  # type: ignore[return-value]

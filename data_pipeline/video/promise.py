@@ -1,4 +1,4 @@
-"""How much a file says that it holds: what tells one that lost its end from one that is short."""
+"""How much a file says that it holds, which tells a file that lost its end from a short one."""
 
 import re
 from bisect import bisect_left

@@ -53,7 +53,7 @@ def dry_pass(
     backward: bool = True,
     like_a_gpu: bool = True,
 ) -> Pass:
-    """Run `run(module)`, a loss (or anything, without `backward`), on fake tensors.
+    """Run `run(module)`, a scalar loss (a tensor of any shape without `backward`), on fake tensors.
 
     module: on the meta device, and useless afterwards; `run` makes its inputs first, on the CPU.
     like_a_gpu: RMSNorm is one kernel there, which keeps less; off, it is what a CPU does.
@@ -72,7 +72,7 @@ def _fake_mode() -> FakeTensorMode:
 
 
 def measure_pass(module: nn.Module, run: Callable[[nn.Module], Tensor], *, backward: bool = True) -> Pass:
-    """`dry_pass` of a module that has tensors, fake or real: takes each gradient away as it comes."""
+    """`dry_pass` of a module whose tensors exist, fake or real; `run` gives a scalar. Drops each gradient at once."""
     hooks = [
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
         for parameter in module.parameters()
@@ -92,7 +92,7 @@ def measure_pass(module: nn.Module, run: Callable[[nn.Module], Tensor], *, backw
 
 
 def materialise(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give a module empty parameters of `dtype` and empty buffers of their own, on the CPU."""
+    """Give a module empty parameters of `dtype`, and empty buffers of their present dtypes, on the CPU."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:

@@ -29,7 +29,7 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that were made before."""
+        """Count tensors, of any shape, that were made before."""
         for tensor in tensors:
             if tensor.device.type != "meta":
                 self._note(tensor.untyped_storage())

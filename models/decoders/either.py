@@ -22,7 +22,10 @@ _BLOCK = re.compile(r"blocks\.\d+\.inner\.weight")
 
 
 def network_of(state: Mapping[str, Tensor], *, where: object) -> LightDecoderConfig | None:
-    """The size of a light decoder's weights; None for those of a VAE's decoder, or of no decoder at all."""
+    """The size of a light decoder, told by its weights; None if they are not a light decoder's.
+
+    state: by name, of any shape; WeightsError if no light decoder has such a width or depth
+    """
     if _STEM not in state:
         return None
     width, depth = state[_STEM].shape[:1], sum(map(bool, map(_BLOCK.fullmatch, state)))
@@ -39,7 +42,10 @@ def empty_light(network: LightDecoderConfig) -> LightMaskDecoder:
 
 
 def decoder_of(state: Mapping[str, Tensor], vae: "AutoencoderKLWan", *, where: object) -> nn.Module:
-    """The decoder of these weights; WeightsError if none fits. vae: tells the shape of its own one."""
+    """The decoder of these weights; WeightsError if none fits.
+
+    state: by name, of the decoder's shapes: the light one, or that of `vae` with one output channel
+    """
     network = network_of(state, where=where)
     if network is None:
         return MaskDecoder.from_vae(vae).load(state, where=where)
@@ -49,7 +55,10 @@ def decoder_of(state: Mapping[str, Tensor], vae: "AutoencoderKLWan", *, where: o
 
 
 def refuse_other_decoder(state: Mapping[str, Tensor], module: nn.Module, *, where: object) -> None:
-    """WeightsError unless weights are of the same decoder as a module: the VAE's, or the light one of the same size."""
+    """WeightsError unless weights, by name and of any shape, are of the decoder that `module` is.
+
+    That is the VAE's, or the light one of the same size.
+    """
     found, wanted = network_of(state, where=where), network_of(module.state_dict(), where=where)
     if found != wanted:
         raise WeightsError(f"{where} is {_said(found)}, but {_said(wanted)} is trained; set {_keys(found)}")

@@ -6,7 +6,7 @@
     OUT/.flowmask-<hex>/  a scratch: where one process builds its results, mode 0700; also beside a single file
 
 What is not listed is not ours: it is never replaced or deleted. Results change by renames alone, and a swap that was
-cut short is undone by whoever holds the lock next, so older results go when the new ones stand.
+cut short is undone by the next holder of the lock, so older results go only when the new ones are there.
 """
 
 import errno
@@ -83,7 +83,7 @@ class OutputFolder:
     def take(self, *, patience_s: float = PATIENCE_S) -> int:
         """Be the one writer until the open file that this returns is closed, or this process ends.
 
-        Undoes what a writer that died has left half done; `kind.error` names who is at work here.
+        Undoes the half-done swap of a writer that died; `kind.error` names another writer that is at work.
         """
         with self._said():
             handle = locks.take(self.path / LOCK, patience_s=patience_s)
@@ -163,7 +163,7 @@ class OutputFolder:
         return read_object(self.path / FILES)
 
     def _sweep(self) -> None:
-        """Delete single files that writers who died never finished: they carry this folder's identity."""
+        """Delete unfinished files of writers that died: their names hold this folder's identity."""
         name = re.compile(rf"{re.escape(TEMPORARY)}.*\.{re.escape(self._identity)}[0-9a-f]{{16}}", re.DOTALL)
         for entry in list(os.scandir(self.path)):
             ours = name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)

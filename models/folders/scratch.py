@@ -1,9 +1,9 @@
 """A scratch: a folder beside its results in which one process builds them, mode 0700, its name 128 random bits.
 
-    PARENT/.flowmask-<hex>/lock-<hex>   held by its maker: who finds it free may clear the scratch
+    PARENT/.flowmask-<hex>/lock-<hex>   held by its maker; if it is free, anybody may clear the scratch
     PARENT/.flowmask-<hex>/.swap.json   the moves of a swap (output_folder.py), by which a killed one is undone
 
-A folder without a lock of its own name is somebody else's.
+A folder without a lock of the same name belongs to somebody else.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""This user's mark on what a process of theirs wrote: nobody else can make it, whatever a folder holds.
+"""A user's mark on the files that their processes wrote: nobody else can make it, whatever a folder holds.
 
 The key lies outside of all run folders, in $XDG_STATE_HOME/flowmask/key (~/.local/state), mode 0600. Where none can be
 kept (no home, a full disk), nothing is marked, and what is not marked is nobody's.

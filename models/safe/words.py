@@ -1,4 +1,4 @@
-"""Text for a terminal: whoever wrote it, it can't move the cursor, change colours or pretend to be another line."""
+"""Text for a terminal: text of strangers can't move the cursor, change colours or pretend to be another line."""
 
 import unicodedata
 from collections.abc import Iterable

@@ -37,7 +37,7 @@ def validated(value: Any, kind: type[T]) -> T:
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file; OSError, or ValueError for what is none."""
+    """The value in a YAML file; OSError, or ValueError if it is not YAML."""
     try:
         return yaml.safe_load(read_regular(path, limit=_MOST_YAML))
     except RecursionError:

@@ -64,7 +64,7 @@ def reference_order(names: Iterable[str]) -> list[str]:
 
 
 def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """DiT weights under diffusers' names, fp32, and what the file tells of its settings (`video_injection`).
+    """DiT weights by diffusers' names, fp32 of the file's shapes, and what it tells of settings (`video_injection`).
 
     ema: the averaged weights, mapped by name through `reference_order`; of a file that has none the last ones, and
     the settings then hold `NOT_AVERAGED`.
@@ -89,16 +89,16 @@ def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def load_mask_decoder(path: Path, *, ema: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The decoder half of a mask decoder file: `decoder.*`, `post_quant_conv.*`, fp32; its settings, if ours.
+    """The decoder half of a mask decoder file: `decoder.*`, `post_quant_conv.*`, fp32 of the file's shapes.
 
-    ema: accepted for symmetry; these files hold one set of weights.
+    ema: accepted for symmetry; these files hold one set of weights. The settings are empty unless FlowMask wrote it.
     """
     content = read_pickle(path, fix=_FIX)
     return _halves(path, content)[0], _settings(content, path)
 
 
 def load_encoder(path: Path) -> dict[str, Tensor]:
-    """The encoder half of a decoder file (`encoder.*`, `quant_conv.*`); the reference encodes with it."""
+    """The encoder half of a decoder file (`encoder.*`, `quant_conv.*`), of any shape; FlowRVS encodes with it."""
     return _halves(path, read_pickle(path, fix=_FIX))[1]
 
 
@@ -122,7 +122,7 @@ def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
     strangers = [key for key in state if not key.startswith((*_DECODER, *_ENCODER))]
     if strangers:
         raise WeightsError(
-            f"{where} has {len(strangers)} keys that are none of a VAE's ({', '.join(strangers[:3])[:200]}). {_FIX}"
+            f"{where} has {len(strangers)} keys that a VAE does not have ({', '.join(strangers[:3])[:200]}). {_FIX}"
         )
     last = state.get("vae.decoder.conv_out.weight")
     if last is None or last.shape[:1] != (1,):

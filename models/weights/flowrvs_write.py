@@ -18,7 +18,10 @@ from flowmask.models.weights.flowrvs import SETTINGS, reference_order
 def write_dit(
     path: Path, *, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> None:
-    """`model` by name, `ema_model.shadow_params` as the bare list in the reference's order."""
+    """A DiT: `model` by name, `ema_model.shadow_params` as the bare list in FlowRVS' order; both of the DiT's shapes.
+
+    WeightsError for a parameter that FlowRVS does not have.
+    """
     order = reference_order(model)
     if set(order) != set(model) or set(order) != set(ema):
         strangers = sorted(set(order) ^ set(model) | set(order) ^ set(ema))
@@ -28,7 +31,7 @@ def write_dit(
 
 
 def write_mask_decoder(path: Path, *, vae: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """A whole VAE (its encoder encodes the video there) under `vae.`; `vae` has the decoder of one channel."""
+    """A whole VAE under `vae.`, by name and of any shape; its decoder has one channel, its encoder is for the video."""
     model = {f"vae.{name}": tensor.contiguous() for name, tensor in vae.items()}
     _write(path, {"model": model, SETTINGS: dict(settings)})
 

@@ -74,7 +74,7 @@ def _prefix(name: str) -> str:
 
 
 def refuse_channels(channels: object, *, where: object) -> None:
-    """WeightsError if a DiT of so many input channels is none of ours."""
+    """WeightsError if a DiT with this number of input channels cannot be used here."""
     if isinstance(channels, int) and channels not in _OURS:
         kind = _OTHERS.get(channels, "a DiT of another project")
         raise WeightsError(f"{where} takes {channels} input channels: {kind}; {_T2V}")
@@ -117,7 +117,7 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """What a small JSON file says; nothing if there is none, or if it is no object: others judge that."""
+    """The object in a small JSON file; empty if there is no file or no object: other checks refuse that."""
     try:
         value = parse_json(read_regular(file, limit=_MOST_JSON))
     except (OSError, ValueError):

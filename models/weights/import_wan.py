@@ -30,7 +30,7 @@ from flowmask.models.weights.tiny_wan import SCHEDULER, write_json
 SHARD_BYTES = 2 << 30  # a shard's bytes are in memory twice while it is written
 _FIX = "Give the folder of Wan2.1's original files, or one of its files"
 _SUFFIX = ".safetensors"
-Read = Callable[[str], Tensor]
+Read = Callable[[str], Tensor]  # name -> tensor of any shape
 
 
 def import_wan(source: Path, out: Path, *, say: Callable[[str], None] = lambda line: None) -> None:

@@ -46,9 +46,10 @@ def read_pickle(path: Path, *, fix: str, mapped: bool = False) -> dict[str, Any]
 
 
 def plain_tensors(value: Any, path: Path, *, where: str, fix: str) -> dict[str, Tensor]:
-    """A dictionary of tensors out of `path`, which take at most twice its bytes: one may name a number a billion times.
+    """A dictionary of float tensors, of any shape, out of `path`; WeightsError for anything else.
 
-    where: what is said of it in errors
+    Refused too are tensors that take more than twice the file's bytes: a stride of 0 repeats one number without end.
+    where: what errors call the dictionary
     """
     if not isinstance(value, Mapping):
         raise WeightsError(f"{where} is missing: the file holds no weights. {fix}")

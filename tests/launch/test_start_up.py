@@ -93,6 +93,12 @@ def test_a_command_that_computes_nothing_imports_nothing_heavy(allowed: tuple[st
     assert not {name: more for name, used in found.items() if (more := set(used) - set(allowed))}
 
 
+def test_a_package_that_a_command_gains_is_found(tmp_path: Path) -> None:
+    planted = "clean = main\ndef main():\n    import numpy\n    clean()\n"
+    code = f"{LISTED}{RUN}{planted}run(['--help'])\nprint(json.dumps(packages()))"
+    assert ask(code, folder=tmp_path) == ["numpy"]
+
+
 def test_a_command_says_a_line_before_it_imports_torch(tmp_path: Path) -> None:
     code = f"""{LISTED}{RUN}
 class Stop:

@@ -20,6 +20,8 @@ class Questions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         self.seen[name] += name in ASKING
+        if name == "tensor" and torch.device((kwargs or {}).get("device") or "cpu").type != "cpu":
+            self.seen["tensor on a device"] += 1  # torch waits until it is there
         return func(*args, **(kwargs or {}))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from counters import Operators
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ TOKENS = GLOBAL_BATCH * 2 * 2 * 2  # of a step: a gradient is a sum over them
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 EMA_DECAY = 0.6
+PERSISTENT = 600  # elements
 
 
 @dataclass
@@ -216,7 +218,11 @@ def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[
             row["starts_exact"] = all(
                 torch.equal(p.detach(), start[f"master|{n}"]) for n, p in tiny_dit().named_parameters()
             )
-        results = training.run(range(12))
+        results = training.run(range(1))
+        with Operators() as operators:
+            results += training.run(range(1, 2))
+        row["collectives"] = operators.collectives
+        results += training.run(range(2, 12))
         if resume and micro == 2:
             training.save(12)
             saved = training.everything()
@@ -236,6 +242,21 @@ def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[
         training.engine.close()
         found[f"{precision}/{stage}/{micro}"] = row
     return found
+
+
+def twice() -> dict[str, list[tuple[str, int]]]:
+    """Collectives of two faulty steps: weights are gathered again after it, and all our reductions are done twice."""
+    training, real = Training(stage=3, precision="bf16"), distributed.all_reduce_sum
+    training.run(range(1))
+    with Operators() as gathering:
+        training.run(range(1, 2))
+        training.engine.refresh_weights()
+    distributed.all_reduce_sum = lambda tensor: real(real(tensor))
+    with Operators() as reducing:
+        training.run(range(2, 3))
+    distributed.all_reduce_sum = real
+    training.engine.close()
+    return {"gathered": gathering.collectives, "reduced": reducing.collectives}
 
 
 def skips() -> dict[str, Any]:
@@ -395,13 +416,14 @@ def average() -> dict[str, Any]:
 def group(*, folder: str) -> dict[str, Any]:
     """All that two ranks are asked for, in one group."""
     distributed.init(timeout_s=60)
-    zero._PERSISTENT_ELEMENTS = 600  # so that ZeRO 3 has both kinds of parameters in a tiny model
+    zero._PERSISTENT_ELEMENTS = PERSISTENT  # so that ZeRO 3 has both kinds of parameters in a tiny model
     return {
         "rank": distributed.rank(),
         "any": [distributed.any_true(distributed.rank() == 1), distributed.any_true(False)],
         "broadcast": distributed.broadcast_object({"from": distributed.rank()}),
         "gathered": distributed.gather_objects(distributed.rank()),
         "trajectories": trajectories(folder=folder, micros=[1, 2, 4], resume=True),
+        "twice": twice(),
         "skips": skips(),
         "spikes": spikes(),
         "decays": decays(folder=folder),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _KINDS = Registry(__name__, Objective, group="flowmask.objectives", key="objective.kind")  # type: ignore[type-abstract]
 DEFAULT_KIND = "flow_matching"
-# Until every kind had a section of its own, runs saved the keys of both: those of the other kind had no effect.
+# Earlier versions had one section for all kinds, and runs saved the keys of both: the other kind's had no effect.
 _ONCE_OF_ALL_KINDS = {
     *("boundary_bias", "boundary_probability", "start_point_augmentation", "video_injection", "latent_noise_std"),
     *("focal_weight", "focal_alpha", "focal_gamma", "dice_weight"),

@@ -29,7 +29,7 @@ _CHANNELS = 16
 
 
 class ObjectiveConfig(Section):
-    """What every objective's section has; an objective's own adds its keys."""
+    """The keys of every objective's section; each objective adds more."""
 
     kind: str = Field(description="what is learned: a file in trainer/objectives, or an installed one")
 
@@ -74,7 +74,7 @@ class Objective(ABC):
 
     @abstractmethod
     def blueprint(self, shapes: Shapes, *, layers: int | None = None) -> "nn.Module":
-        """The same module on the meta device, for plans; layers: only so many blocks, if it has any."""
+        """The same module on the meta device, for plans; layers: number of its blocks, None for all."""
 
     def recompute(self, module: "nn.Module", kind: Recompute) -> None:
         """Make the module drop activations and compute them again, selective or full; the loss stays as it is."""
@@ -114,7 +114,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
-        """Mean loss of a micro-batch (float32 scalar), and metrics as sums and counts."""
+        """Mean loss of a micro-batch (float32 scalar), and metrics as sums and counts (scalars, detached)."""
 
     def quiet(self) -> Self:
         """The same objective without random draws but the timestep's."""
@@ -129,7 +129,7 @@ class Objective(ABC):
         return None
 
     def fake_draws(self, batch: "Batch") -> "dict[str, Tensor]":
-        """For plans: what `prepare` and `loss` draw, of the right shapes."""
+        """For plans: tensors [B ...] by name, of the shapes that `prepare` and `loss` draw."""
         return {}
 
     def fake_batch(self, latent: Grid, *, examples: int, text_dim: int) -> "Batch":

@@ -119,9 +119,9 @@ class FlowMatching(Objective):
 
     @staticmethod
     def noise(batch: "Batch") -> "Tensor":
-        """What is drawn of the start: the posterior's eps or, from noise, all of it.
+        """Random part of the start: the posterior's eps or, if the path starts from noise, the start itself.
 
-        float32 [B 16 f h w] on the batch's device; `draws` may hold another.
+        Standard normal float32 [B 16 f h w] on the batch's device; `draws` may hold another.
         """
         assert batch.video_mean is not None
         if "eps" in batch.draws:

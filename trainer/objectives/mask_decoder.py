@@ -46,7 +46,7 @@ class Decoding(Objective):
         return {"objective": self._config.kind}
 
     def prepare(self, batch: "Batch") -> "Batch":
-        """With `latent_noise_std`: noise float32 [B 16 f h w], to bear what a DiT gets wrong."""
+        """With `latent_noise_std`: noise float32 [B 16 f h w], normal of that deviation, in place of a DiT's errors."""
         import torch
 
         from flowmask.data_pipeline.randomness import generator

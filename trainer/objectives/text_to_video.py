@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TextToVideoConfig(ObjectiveConfig):
-    """Nothing is to be chosen: t is uniform, and of the video the posterior's mean is learned."""
+    """No further keys: t is uniform, and the target is the mean of the video's posterior."""
 
     kind: Literal["text_to_video"] = "text_to_video"
 

@@ -23,8 +23,9 @@ from flowmask.trainer.state.checkpoint import read_full
 
 @dataclass(frozen=True)
 class Adapter:
-    """Trained fp32 tensors by plain name, and the base that they belong to.
+    """The trained part of a LoRA run, and the base that it belongs to.
 
+    trained: fp32 by plain name: A [rank in] and B [out rank] of each adapter, and what was trained whole
     frozen: number and hash of the base's parameters that were left as they were
     settings: the conventions of the training; init: `model.init` of the run and whether its EMA was taken
     """

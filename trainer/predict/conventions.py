@@ -18,7 +18,7 @@ PUBLISHED: dict[str, Any] = {name: Conventions.model_fields[name].default for na
 
 @dataclass(frozen=True)
 class Settled:
-    """The settings of weights with every convention in them, and those of them that nobody told."""
+    """The settings of weights with every convention in them, and those of them that are assumed."""
 
     settings: dict[str, Any]
     assumed: dict[str, Any]
@@ -35,10 +35,10 @@ class Settled:
 
 
 def settle(told: Mapping[str, Any], asked: AskedConventions, *, where: object) -> Settled:
-    """What weights that tell `told` are used with.
+    """The conventions that weights which record `told` are used with.
 
-    What weights remember is a fact of their training: to ask for something else is a mistake, and a ConfigError. What
-    they don't tell is what is asked for, else as `PUBLISHED`.
+    A recorded convention is a fact of the training: asking for another value is a ConfigError. One that is not recorded
+    is as asked for, else as in `PUBLISHED`.
     """
     wanted = asked.model_dump(exclude_none=True)
     wrong = [

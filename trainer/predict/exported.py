@@ -31,7 +31,7 @@ _GIVE = {
 
 
 def from_folder(path: Path, part: Part) -> tuple[State, dict[str, Any]]:
-    """The weights of a part as fp32, and what the export says of them."""
+    """The weights of a part as fp32, and the settings that the export records."""
     refuse_foreign_folder(path)
     folder = path / part.folder
     if not folder.is_dir():
@@ -64,7 +64,7 @@ def _refuse_base(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def export_settings(path: Path) -> dict[str, Any]:
-    """What an export's own file says; its mask decoder is the one that lies beside the DiT."""
+    """The settings in an export's own file; its mask decoder is the one that lies beside the DiT."""
     file = path / EXPORT_SETTINGS
     settings = exported_settings(read_json(file) if file.exists() else {}, where=file)
     if all((path / part.folder).is_dir() for part in (DIT, MASK_DECODER)):
@@ -110,6 +110,6 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """What a .safetensors file of ours says in its header."""
+    """The settings in the header of a .safetensors file of ours."""
     with _opened(path) as file:
         return exported_settings(parse_json((file.metadata() or {}).get(SETTINGS, "{}")), where=path)

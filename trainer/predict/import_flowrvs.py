@@ -26,7 +26,7 @@ def import_flowrvs(
     """Write a new folder `out` with the DiT, the mask decoder with its encoder, and the settings; fp32, to the bit.
 
     dit, decoder: FlowRVS .pth files, or state dicts; no decoder: the VAE's own
-    conventions:  of the training; those that nobody tells are assumed, and said
+    conventions:  of the training; those that are not given are assumed, and reported
     wan:          Wan2.1 folder, to add the configs by which diffusers loads the parts; they are not needed here
     UserError in one line for whatever is missing, damaged, of another project or already there.
     """

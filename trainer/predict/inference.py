@@ -1,4 +1,4 @@
-"""A checkpoint as a thing that segments: trained weights of any kind joined with the frozen parts.
+"""A checkpoint as a segmenter: trained weights of any kind joined with the frozen parts.
 
 Owns how logits become masks of the video's own size.
 """
@@ -51,13 +51,13 @@ def masks_of(logits: Tensor, clip: VaeClip, *, threshold: float = 0.5) -> Iterat
 
 @dataclass(frozen=True)
 class LoadedSegmenter:
-    """A segmenter with what its weights are.
+    """A segmenter with the identity of its weights.
 
     box:       the frame box of the training's clips, where the weights tell, else that of the published ones
     weights:   SHA-256 of the DiT's and the mask decoder's
     wan_files: names, sizes and times in the Wan folder, to notice a swap without reading 11 GB
     presence:  the threshold that an export brings
-    assumed:   conventions that neither the weights nor a person told
+    assumed:   conventions that neither the weights nor the user gave
     """
 
     segmenter: Segmenter
@@ -134,7 +134,7 @@ def load_segmenter(
     attention:    the DiT's kernels
     encoder_precision: of the encoders of text and video; None: what the training's cache was encoded in
     decoder_precision: of the mask decoder
-    conventions:  asked for, where the weights don't remember theirs
+    conventions:  asked for, where the weights do not record them
     say:          takes lines: of conventions that are assumed, of encoders that compute unlike those of the training
     Raises UserError in one line for whatever is missing, moved or of another architecture.
     """
@@ -232,7 +232,7 @@ def box_of(told: Mapping[str, Any]) -> FrameBox:
 
 
 def trained_sides(path: Path) -> dict[str, Any]:
-    """Short and long side in px of the clips that a run was trained on; nothing for weights that are no run's."""
+    """Short and long side in px of the clips that a run was trained on; empty for weights that are not a run's."""
     checkpoint = newest(path)
     if checkpoint is None:
         return {}

@@ -1,4 +1,4 @@
-"""What a prediction is made of: a video file or a folder of frames, whose frames are read by number.
+"""The input of a prediction: a video file or a folder of frames, whose frames are read by number.
 
 Of a video file that is asked for at a lower rate, frame k is the picture that is on the screen at k/fps s.
 """
@@ -26,7 +26,7 @@ _SEEN_S = 0.1  # sound and pictures that are further apart are noticed
 class InputVideo:
     """A video file, or a folder of images in natural order (2.png before 10.png), turned as their EXIF says.
 
-    notes: what a person should know of it; source_frames: the picture of the file that each frame is, None: its number
+    notes: warnings for the user; source_frames: the picture of the file that each frame is, None: its number
     """
 
     def __init__(self, path: Path, *, fps: float | None = None, allow_truncated: bool = False) -> None:

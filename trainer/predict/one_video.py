@@ -26,9 +26,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PromptResult:
-    """What one prompt selected: its folder of masks, its overlay video, and its mask's area in each frame.
+    """The result of one prompt: its folder of masks, its overlay video, and its mask's area in each frame.
 
-    presence: the number that a threshold judges; absent: whether it is below it, None without a threshold
+    presence: the number that is compared with a threshold; absent: whether it is below it, None without a threshold
     rle: the masks as COCO's run-length code; figure: None unless figures were asked for
     """
 
@@ -53,7 +53,7 @@ class Predictions:
 
 
 class VideoPrediction:
-    """A video and its prompts, before weights are loaded; UserError in one line for what can't be."""
+    """A video and its prompts, before weights are loaded; UserError in one line for input that can't be used."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class VideoPrediction:
         return [{"presence": said.presence, "absent": None, "area_px": area} for said, area in zip(answers, areas)]
 
     def _judge(self, answers: Sequence[Facts], folders: Sequence[Path], chosen: Presence) -> None:
-        """Empty the masks of what is judged absent."""
+        """Empty the masks of sentences whose object is judged absent."""
         nothing = np.zeros(self._source.size, bool)
         for answer, folder in zip(answers, folders):
             answer["absent"] = answer["presence"] < chosen.threshold
@@ -163,7 +163,7 @@ def _result(out: Path, entry: Facts) -> PromptResult:
 
 
 def _windows(frames: int, window: WindowConfig | None, *, max_frames: int | None, say: Say) -> list[TimeWindow]:
-    """The windows of a video of so many frames."""
+    """The windows of a video of `frames` frames."""
     if max_frames is not None and max_frames < 1:
         raise ConfigError(f"max_frames is {max_frames}; it must be at least 1")
     total = min(frames, max_frames or frames)

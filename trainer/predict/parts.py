@@ -18,7 +18,7 @@ from flowmask.models.weights.flowrvs_write import write_dit, write_mask_decoder
 from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.objectives import objective_class
 
-State = dict[str, Tensor]
+State = dict[str, Tensor]  # weights by name, of any shape
 ENCODER = ("encoder.", "quant_conv.")  # of the VAE that goes with an exported mask decoder
 
 
@@ -103,6 +103,6 @@ def refuse_other_part(settings: Mapping[str, Any], part: Part, *, where: object)
 
 
 def video_injected(state: Mapping[str, Tensor]) -> bool:
-    """Whether a DiT takes the video: told by the shape of the patch embedding, never by a config."""
+    """Whether a DiT takes the video: told by its patch embedding [D channels 1 2 2], never by a config."""
     weight = state.get(PATCH_KEY)
     return weight is not None and weight.shape[1] == 2 * LATENT_CHANNELS

@@ -72,7 +72,7 @@ def predict_videos(
     figures:     also a PNG of some frames for each prompt
     conventions: of the training, where the weights don't remember them
     on_progress: told (what, done, how many) before and after each piece: videos, weights, windows, sentences, frames
-    say:         takes a line that a person should know
+    say:         takes a line for the user
     load:        gives the segmenter; a caller that predicts again and again gives the one that it holds
     """
     unique_slugs(prompts)

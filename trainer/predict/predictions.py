@@ -3,7 +3,7 @@
 A prediction takes the place of one of the same video and prompt; all others stay, in predictions.json too. Two that
 end at once both stand: each is built in its own scratch, and joins under the folder's lock.
 
-Each entry of `prompts` says all of itself; the top level is the last prediction's. The videos of all prompts that a
+Each entry of `prompts` is complete by itself; the top level is the last prediction's. The videos of all prompts that a
 video has are overlay.mp4, overlay-2.mp4, ...: one for each video (`together`).
 """
 
@@ -152,7 +152,7 @@ def unique_slugs(prompts: Sequence[str]) -> list[str]:
     slugs: list[str] = []
     for prompt in prompts:
         if not is_unicode(prompt):
-            raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it anew")
+            raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it again")
         if not has_words(clean(prompt, lowercase=True)):
             raise ConfigError(f'prompt {prompt!r} is empty; say what to find, such as "the red car"')
         plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()

@@ -54,7 +54,7 @@ class Calibration(Section):
 
 
 class Presence(Section):
-    """A threshold, and all that it belongs to. weights, conventions: as `LoadedSegmenter` has them."""
+    """A threshold, and what it is valid for. weights, conventions: as `LoadedSegmenter` has them."""
 
     rule: str
     threshold: float = Field(ge=0)
@@ -65,7 +65,7 @@ class Presence(Section):
     calibration: Calibration
 
     def decides(self) -> dict[str, Any]:
-        """Of all this, what shapes masks."""
+        """The fields that change masks, for a fingerprint."""
         return {"rule": self.rule, "threshold": self.threshold}
 
     def said(self) -> str:
@@ -99,10 +99,10 @@ class Judged:
 
 
 def sweep(judged: Sequence[Judged]) -> tuple[float, float, float]:
-    """The threshold with the largest mean of N-acc and T-acc, and both there, in percent.
+    """The threshold with the largest mean of N-acc and T-acc, and N-acc and T-acc at it, in percent.
 
     Tried are 0, which empties nothing, and the middle between every two neighbouring numbers; of equal ones the lowest
-    wins. What has the largest number is never emptied. There must be sentences of both kinds.
+    wins. The largest number is never emptied. There must be sentences of both kinds.
     """
     values = sorted({one.presence for one in judged})
     cuts = [0.0, *map(_between, values, values[1:])]
@@ -122,7 +122,7 @@ def _between(low: float, high: float) -> float:
 
 
 def emptied(logits: "Tensor", seen: float, chosen: Presence | None) -> "Tensor":
-    """The logits, or those of an empty mask where their presence is below the threshold."""
+    """Logits [F H W], or those of an empty mask if their presence `seen` is below the threshold."""
     absent = chosen is not None and seen < chosen.threshold
     import torch
 
@@ -130,7 +130,7 @@ def emptied(logits: "Tensor", seen: float, chosen: Presence | None) -> "Tensor":
 
 
 def stated(asked: str | None, baked: Presence | None) -> Presence | None:
-    """The threshold of an evaluation's folder `asked`; None: the one that the weights bring; "none": none."""
+    """The threshold of an evaluation's folder `asked`; None: the one that the weights bring; "none": no threshold."""
     if asked == NONE:
         return None
     return baked if asked is None else read_presence(asked)

@@ -44,11 +44,11 @@ _NOT_FINITE = "take an earlier checkpoint of the run, or get the weights again"
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """fp32 tensors by name; `settings` holds what is known of their conventions, `sha256` identifies their
-    values.
+    """Weights and what is known of them.
 
-    A run's settings also name its `wan` folder and its `mask_decoder`. last_only: averaged weights were asked for, and
-    the file has none: these are the last ones.
+    state_dict: fp32 by name, of any shape    sha256: `content_sha256` of it
+    settings:   the conventions that the weights need; a run's also name its `wan` folder and its `mask_decoder`
+    last_only:  averaged weights were asked for, but the file has none: these are the last ones
     """
 
     state_dict: dict[str, Tensor]
@@ -91,7 +91,7 @@ def load_mask_decoder(source: str, *, ema: bool = True) -> LoadedWeights:
 def start_from(
     source: str, module: nn.Module, *, ema: bool, settings: Mapping[str, Any], wan: Path | None = None
 ) -> dict[str, Any]:
-    """Put trained weights into `module`; what was taken. WeightsError if `settings` disagree."""
+    """Load trained weights into `module`; returns source, ema and sha256. WeightsError if `settings` disagree."""
     part = part_trained(settings)
     assert part is not None
     loaded = load(source, part, ema=ema, wan=wan)
@@ -111,7 +111,7 @@ def start_from(
 
 
 def content_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of names, shapes and values: equal weights have equal hashes, whatever file they came from."""
+    """SHA-256 of names, shapes, dtypes and values of tensors of any shape; the format of their file does not matter."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().contiguous()
@@ -171,7 +171,7 @@ def own_encoder(source: str) -> State:
 
 
 def part_of(source: str) -> Part:
-    """Which part a source holds; WeightsError for none."""
+    """The part that a source holds; WeightsError if it holds none."""
     path = Path(source)
     if is_run(path):
         return part_trained(_saved(path)[1]["settings"]) or DIT
@@ -204,7 +204,7 @@ def _from_run(path: Path, part: Part, *, ema: bool, wan: Path | None) -> tuple[S
 
 
 def with_base(adapter: Adapter, *, wan: Path | None, where: object) -> dict[str, Tensor]:
-    """The whole DiT of adapters; WeightsError unless the base is there and is the one that they were trained on."""
+    """The whole DiT of adapters, of the base's shapes; WeightsError unless the base is the one they were trained on."""
     base, named = _base(adapter, wan=wan, where=where)
     found = content_sha256(frozen_part(base, adapter.trained))
     known = adapter.frozen["sha256"]

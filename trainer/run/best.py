@@ -60,7 +60,7 @@ def best_so_far(
 ) -> Mapping[str, Any] | None:
     """The best evaluation of an earlier start, if it was measured as evaluations are now; else None, and a line.
 
-    state: what that start saved. Earlier versions saved no definition: theirs is that of their config.
+    state: what that start saved. Earlier versions saved no definition: it is taken from their config.
     """
     best = state.get("best")
     if best is None:

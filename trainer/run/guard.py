@@ -42,7 +42,7 @@ class SpikeGuard:
         return spike_limit(past, deviations=deviations)
 
     def took(self, *, loss: float, grad_norm: float) -> None:
-        """Remember a step that was taken; those that were skipped would only teach the guard to bear them."""
+        """Remember a step that was taken; skipped ones are left out, since they would only raise the limits."""
         self._norms.append(grad_norm)
         self._losses.append(loss)
 

@@ -12,7 +12,7 @@ def schedule_length(train: TrainConfig) -> int:
 
 
 def behind_the_end(train: TrainConfig, *, step: int, out: Path) -> str | None:
-    """What a person should know of the steps after `step` that lie behind the schedule's end; None if none do.
+    """A note on the steps after `step` that lie behind the schedule's end; None if there are none.
 
     Only a cosine has an end. step: how many are done; out: the run's folder, for the ways on.
     """

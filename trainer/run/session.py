@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass
 class Session:
-    """What one start of a run has open. `folder` is None above rank 0; `state` is what was saved."""
+    """Everything that one start of a run has open. `folder` is None above rank 0; `state` is what was saved."""
 
     config: RunConfig
     folder: RunFolder | None

@@ -1,6 +1,6 @@
 """Evaluation while training: losses and J&F of the EMA weights on a fixed part of a (held-out) cache.
 
-Works on a module of its own, so that the one in training is not touched. Examples are shared out over the
+Works on a second module, so that the one in training is not touched. Examples are shared out over the
 ranks, each computed alone: the numbers do not depend on the world size. J&F is that of the cached clips, at
 their size. Nothing here draws from, or leaves a trace in, the training's random streams.
 """
@@ -204,7 +204,7 @@ def make_validator(
 
     objective: draws no noise; build: the module in training once more, with any weights
     conventions: of the weights, as a checkpoint has them
-    say: where it is told what is evaluated on, and which picture can't be written or video can't be scored
+    say: takes lines: the examples that are evaluated; a picture that can't be written, a video that can't be scored
     """
     settings = config.evaluate
     reader: Reader = training

@@ -36,19 +36,20 @@ Found = dict[str, float]
 
 
 class KnownSentences:
-    """Embeddings that were made before, on the CPU; takes the place of the text encoder that made them."""
+    """Embeddings on the CPU, made at the start; stands in for the text encoder that made them."""
 
     def __init__(self, encoder: Callable[..., Tensor], sentences: Sequence[str], *, max_tokens: int) -> None:
-        """sentences: cleaned."""
+        """encoder: gives [L D] of a sentence    sentences: cleaned"""
         self._known = {text: encoder(text, max_tokens=max_tokens).cpu() for text in dict.fromkeys(sentences)}
 
     def __call__(self, text: str, *, max_tokens: int) -> Tensor:
+        """Embedding [L D] of one of the sentences."""
         return self._known[text]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a rank that has videos to score keeps on the CPU beside the DiT.
+    """Everything that a rank with videos to score keeps on the CPU beside the DiT.
 
     clips: by the video's place: its sizes, without pixels, and its latent [1 16 f h w] norm
     """
@@ -61,7 +62,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class WholeVideos:
-    """Which videos are scored how; `measure` is collective.
+    """Which videos are scored, and how; `measure` is collective.
 
     config:     what `flowmask evaluate` would be told; its `out` is not used
     videos:     in the order of the dataset; place p is scored by rank p mod world size

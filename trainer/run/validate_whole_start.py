@@ -114,7 +114,7 @@ def _clips(
 
 
 def _sentences(share: Iterable[Video], encoder: TextEncoder, settings: Mapping[str, Any]) -> KnownSentences:
-    """The embeddings of all sentences; whoever has no other hold of the encoder lets it go."""
+    """The embeddings of all sentences; the caller may free the encoder afterwards."""
     texts = [clean(e.text, lowercase=settings["lowercase"]) for video in share for e in video.expressions]
     fix = f"build the training cache with cache.encoder_dtype=bfloat16, or do without ({KEY}=null)"
     with gpu_holds("the text encoder at work", fix=fix):
@@ -134,7 +134,7 @@ def _definition(config: EvaluateConfig, source: VideoSet, videos: Sequence[Video
 
 
 def chosen(videos: Sequence[Video], count: int) -> list[Video]:
-    """`count` of the videos that have sentences, or all, in their order; those of a smaller count are among them."""
+    """`count` of the videos that have sentences, or all, in their order; a larger count includes a smaller one's."""
     some = [video for video in videos if video.expressions]
     return [some[place] for place in sorted(spread(count, len(some)).tolist())]
 

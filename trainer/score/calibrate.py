@@ -28,14 +28,14 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """What a threshold is chosen on: the videos with sentences."""
+    """The videos with sentences on which a threshold is chosen."""
 
     data: DataSourceConfig
     source: VideoSet
     videos: Sequence[Video]
 
     def decides(self) -> dict[str, Any]:
-        """What shapes the choice, for a fingerprint."""
+        """The settings that change the choice, for a fingerprint."""
         files = [(video.video_id, video.files_digest()) for video in self.videos]
         return {
             "rule": RULE,

@@ -1,7 +1,7 @@
 """Score a checkpoint on a dataset: each video read and encoded once, each of its sentences sampled once.
 
 Scores are keyed by video and expression id, never by the sentence; means go over frames, then expressions.
-Videos can be shared out over processes that know nothing of each other; whoever finishes last publishes.
+Videos can be shared out over processes that know nothing of each other; the one that finishes last publishes.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drawable:
-    """What one expression adds.
+    """The contribution of one expression.
 
     video:  the unit that is drawn
     values: metric -> value, of the metrics in whose mean this expression counts
@@ -87,7 +87,7 @@ def resampled(sums: Floats, *, seed: int, resamples: int = RESAMPLES) -> Floats:
 
 
 def interval(values: Floats) -> Interval | None:
-    """The middle 95 % of the draws in which there is a value; None if there is none."""
+    """The middle 95 % of values [draws] (percentile bootstrap, Efron 1979); NaN is no value, None if all are."""
     known = values[np.isfinite(values)]
     if not len(known):
         return None

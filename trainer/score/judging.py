@@ -53,7 +53,7 @@ class Judge:
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
     """For each expression id, the id of one of the same video that names none of its objects, in other words.
 
-    Of two that name nothing none is wrong for the other. Expressions without such a partner are left out. The choice
+    Two sentences that both name nothing are no partners. Expressions without such a partner are left out. The choice
     is a function of the seed and the ids. Nothing has to be sampled again: what the partner's sentence selects is the
     partner's prediction.
     """

@@ -31,21 +31,25 @@ class MaskNames:
 class MaskPlace(Protocol):
     """Keeps a mask bool [H W] for each frame's name."""
 
-    def write(self, frame: str, mask: Mask) -> None: ...
+    def write(self, frame: str, mask: Mask) -> None:
+        """Keep the mask bool [H W] of a frame."""
 
-    def read(self, frame: str) -> Mask: ...
+    def read(self, frame: str) -> Mask:
+        """The mask bool [H W] that was kept of a frame."""
 
 
 class MaskFiles:
-    """<folder>/<frame>.png; the folder is there."""
+    """In <folder>/<frame>.png; the folder is there."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def write(self, frame: str, mask: Mask) -> None:
+        """Write the mask bool [H W] of a frame."""
         write_mask(self._folder / f"{frame}.png", mask)
 
     def read(self, frame: str) -> Mask:
+        """Read the mask bool [H W] of a frame."""
         return read_mask(self._folder / f"{frame}.png")
 
 
@@ -56,8 +60,10 @@ class MaskMemory:
         self._known: dict[str, tuple[tuple[int, ...], NDArray[np.uint8]]] = {}
 
     def write(self, frame: str, mask: Mask) -> None:
+        """Keep the mask bool [H W] of a frame, a bit a pixel."""
         self._known[frame] = mask.shape, np.packbits(mask)
 
     def read(self, frame: str) -> Mask:
+        """Mask bool [H W] of a frame."""
         shape, bits = self._known[frame]
         return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(np.bool_)

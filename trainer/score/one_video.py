@@ -2,8 +2,8 @@
 
 A video of several windows is judged by its written masks, after the last window: only then is its presence known.
 
-Knows no folder of an evaluation, no weights' file and no other video: whoever has something that segments, and a place
-for masks, gets the record.
+Knows no folder of an evaluation, no weights' file and no other video: it needs a segmenter and a place for masks, and
+gives the record.
 """
 
 import threading
@@ -111,7 +111,7 @@ class OneVideo:
         return window_clips(self.video, self.windows, box=box, pixel_norm=loaded.pixel_norm)
 
     def sentences(self, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
-        """As `sentences_of`."""
+        """Each expression with its logits [F H W], as `sentences_of`; video_latent: [1 16 f h w] norm."""
         return sentences_of(self.video, loaded, video_latent)
 
     def answer(
@@ -119,7 +119,7 @@ class OneVideo:
     ) -> None:
         """Write the masks of one expression that are final with a window; with the last one, score them.
 
-        window: None: the only one
+        logits: [F H W] at the clip's size, its padding too    window: None: the only one
         """
         window, answer = window or self.windows[0], self._answers[expression.exp_id]
         entry = self._entries.setdefault(expression.exp_id, {"text": expression.text, "answered": False})

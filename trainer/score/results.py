@@ -38,14 +38,14 @@ NOTHING = {
 
 @dataclass(frozen=True)
 class Scores:
-    """What scores.json holds.
+    """The content of scores.json.
 
-    totals:         every metric over all expressions, None where the dataset has no masks; keys of their own there
+    totals:         every metric over all expressions, None where the dataset has no masks; in scores.json each is a key
     per_expression: `<video>/<expression>`, as their folder below masks/ is called -> every metric
     ids:            video id and expression id of those whose folder is called otherwise
     no_target:      expressions that name nothing, which all means count too: an empty mask scores 100, another 0
-    nothing:        n_acc, t_acc, final, jf_target and final_target (protocols/mevis.py), in percent, keys of their own
-                    there; None without such expressions or without masks
+    nothing:        n_acc, t_acc, final, jf_target and final_target (protocols/mevis.py), in percent, keys of
+                    scores.json; None without such expressions or without masks
     shuffled_text:  jf_right with the right, jf_shuffled with the wrong sentences, of the same expressions
     protocol:       what `in_scores` of protocols/__init__.py gives; None if none was asked for
     decoder:        every metric of the true masks after the VAE and the mask decoder: the method's ceiling

@@ -58,13 +58,13 @@ class Sliced:
 
 
 class TrueSize:
-    """How large the true mask of an expression is, taken up a few frames at a time."""
+    """The size of an expression's true mask, gathered a few frames at a time."""
 
     def __init__(self) -> None:
         self._shares: list[float] = []
 
     def add(self, truth: Mask) -> None:
-        """bool [F H W]."""
+        """Add frames of the true mask bool [F H W]."""
         self._shares += np.mean(truth, axis=(1, 2)).tolist()
 
     def facts(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ MASKS, REPORT, CONFIG, SCORES = "masks", "report.html", "config.yaml", "scores.j
 LABELS = "labels"
 RESULTS = (SCORES, REPORT, OVERLAYS, ARCHIVE, CONFIG, LABELS, MASKS)
 _WORK = ".evaluate"
-_PUBLISH_S = 24 * 3600.0  # a day: whoever publishes draws videos and hashes every mask
+_PUBLISH_S = 24 * 3600.0  # a day: publishing draws videos and hashes every mask
 
 
 class EvaluationStore:
@@ -100,7 +100,7 @@ class EvaluationStore:
             return None
 
     def note_judged(self, video: str, judged: Sequence[Any]) -> None:
-        """Keep what calibration found in a video; whoever writes last is as right as the first."""
+        """Keep the result of calibration for a video; a second writer's result is as good as the first's."""
         self._make(self._work / "calibration")
         write_atomically(self._judged(video), json.dumps({"judged": judged}, allow_nan=False))
 
@@ -121,7 +121,7 @@ class EvaluationStore:
     def publish_if_complete(
         self, videos: Sequence[str], build: Callable[[Path, Path, list[dict[str, Any]]], Mapping[str, Any]]
     ) -> bool:
-        """Once every video has its record, replace the results in `out`; whoever comes last does it, once.
+        """Once every video has its record, replace the results in `out`; the last process does it, once.
 
         build: (folder of the masks, empty folder for the other results, records in the order of `videos`) -> what
                scores.json shall hold

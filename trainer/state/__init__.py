@@ -1,4 +1,4 @@
-"""What a run is on disk: checkpoints, the run folder, who works in it, which code runs.
+"""What a run is on disk: checkpoints, the run folder, the process that works in it, the code that runs.
 
 Imports `step` and the cache's readers. Whatever a resume needs is written and read here; whether a key may change on
 a resume stands at its field (`MayChange`).

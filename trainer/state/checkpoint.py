@@ -27,7 +27,7 @@ from flowmask.trainer.state.steps import STATE
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements start .. start + target.numel() of one parameter's `kind`, to be filled in place."""
+    """Elements start .. start + n of one parameter's `kind`, flattened; `target` [n] is filled in place."""
 
     name: str
     kind: str
@@ -74,7 +74,10 @@ def verify(path: Path, *, share: int = 0, shares: int = 1) -> None:
 
 
 def read_full(path: Path, *, kind: str = "ema") -> dict[str, Tensor]:
-    """All parameters, whole, in fp32 on the host: `kind` is "ema" or "master". Needs no process group."""
+    """All parameters, whole, fp32 of the model's shapes, on the host; no process group is needed.
+
+    kind: "ema" or "master"
+    """
     document = read_state(path)
     whole = {name: torch.empty(shape) for name, shape in document["parameters"].items()}
     pieces = [Piece(name, kind, 0, tensor.view(-1)) for name, tensor in whole.items()]

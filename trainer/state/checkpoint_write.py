@@ -80,7 +80,7 @@ class Snapshot:
 
 
 class Background:
-    """A call in a thread of its own; the thread dies with the process, whose kill it has to bear anyway."""
+    """A call in a separate thread, which dies with the process: a save must survive a kill anyway."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call

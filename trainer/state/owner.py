@@ -41,7 +41,7 @@ class End:
 
 
 def note_start(folder: Path) -> None:
-    """Say that this process works in `folder` now; called by whoever holds its lock."""
+    """Say that this process works in `folder` now; called by the holder of its lock."""
     before = read_start(folder)
     launcher = process_here(int(os.environ.get("FLOWMASK_PARENT", os.getpid())))
     _write(folder / OWNER, Start(process_here(os.getpid()), launcher, before.number + 1 if before else 1))

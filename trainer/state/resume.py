@@ -33,7 +33,7 @@ def settled(config: RunConfig, state: Mapping[str, Any]) -> RunConfig:
 def refuse_other_config(config: RunConfig, state: Mapping[str, Any]) -> None:
     """CheckpointError in one line with every key that differs from the run's and may not.
 
-    Where `decay_at_epochs` is not settled yet (length.py), it is compared by who knows the cache.
+    Where `decay_at_epochs` is not settled yet (length.py), it is compared later, when the cache is known.
     """
     new = settled(config, state).model_dump(mode="json", include=set(RunConfig.model_fields))
     old = in_todays_terms(state["config"])

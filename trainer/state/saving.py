@@ -170,7 +170,7 @@ class Checkpoints:
             return newest_of(list(map(Path, found)), damage=self._damage)
         except CheckpointError as error:
             raise CheckpointError(
-                f"no usable checkpoint in {self.folder}: {error}. Move it away to start anew"
+                f"no usable checkpoint in {self.folder}: {error}. Move it away to start again"
             ) from None
 
     def _damage(self, path: Path) -> str | None:

@@ -36,9 +36,9 @@ class ShardedEma:
             torch._foreach_lerp_(list(self.shadow), self._masters, weight)
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The averaged parameters in fp32, whole, on rank 0's host memory (elsewhere empty); collective."""
+        """The averaged parameters, whole, fp32 of the module's shapes, on rank 0's host (else empty); collective."""
         return self._engine.full_state_dict(self.shadow)
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Each averaged parameter in fp32, whole, on every rank's device, one at a time; collective."""
+        """Each averaged parameter whole, fp32 of the module's shapes, on each rank's device, one by one; collective."""
         return self._engine.whole_tensors(self.shadow)

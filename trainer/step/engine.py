@@ -34,7 +34,7 @@ class Loss(Protocol):
     """A loss: the mean over the micro-batch's examples, a scalar with a graph, and detached metrics."""
 
     def loss(self, module: nn.Module, batch: Any, /) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Call `module` (its parameters have the engine's `dtype`) once; returns the loss and its parts."""
+        """Call `module` (its parameters have the engine's `dtype`) once; returns the loss and metrics, all scalars."""
 
 
 @dataclass(frozen=True)
@@ -225,19 +225,23 @@ class Engine:
             return
         for group in range(len(sharded.fp16_groups)):
             sharded._reassign_or_swap_out_partitioned_parameters(group)
-        if sharded.persistent_parameters:
-            sharded.persistent_parameters[0].all_gather(sharded.persistent_parameters)
+        if small := sharded.persistent_parameters:
+            small[0].partition(small)  # else those that are whole, as after a step, are not gathered
+            small[0].all_gather(small)
 
     def full_state_dict(self, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-        """Trained parameters in fp32, whole, on rank 0's host memory (elsewhere empty).
+        """Trained parameters, whole, fp32 of the module's shapes, on rank 0's host memory (elsewhere empty).
 
-        `values` takes the place of the masters, one tensor a fragment of `fragments()`: the EMA's shadow.
+        values: in place of the masters, such as the EMA's shadow: fp32 [numel] for each of `fragments()`
         """
         masters = [piece.master for piece in self._owned]
         return layout.assemble(self._owned, masters if values is None else values, shapes=self.shapes)
 
     def whole_tensors(self, values: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """`values` of `fragments()` put together, one parameter at a time, on every rank's device; collective."""
+        """Parameters of the module's shapes put together of `values`, fp32 [numel] for each of `fragments()`.
+
+        One parameter at a time, on every rank's device; collective.
+        """
         return layout.whole_tensors(self._owned, values, shapes=self.shapes)
 
     def close(self) -> None:

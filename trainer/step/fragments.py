@@ -22,9 +22,10 @@ KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements start .. start + numel of the flattened parameter `name`; the tensors are fp32 [numel].
+    """Elements start .. start + numel of the flattened parameter `name`.
 
-    Moments are asked of the optimizer each time: it may keep them in another form.
+    master: fp32 [numel], a view
+    moment: kind -> fp32 [numel], asked of the optimizer each time: it may keep moments in another form
     """
 
     name: str
@@ -35,10 +36,12 @@ class Fragment:
 
     @property
     def exp_avg(self) -> Tensor:
+        """Adam's mean of the gradient, fp32 [numel]."""
         return self.moment("exp_avg")
 
     @property
     def exp_avg_sq(self) -> Tensor:
+        """Adam's mean of the squared gradient, fp32 [numel]."""
         return self.moment("exp_avg_sq")
 
     @property
@@ -46,7 +49,7 @@ class Fragment:
         return self.master.numel()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fragment's tensors by kind."""
+        """Master and moments by kind, fp32 [numel] each."""
         return {kind: getattr(self, kind) for kind in KINDS}
 
 

@@ -1,6 +1,6 @@
 """AdamW that moves only on command, and the replicated (ZeRO 0) form of it with flat fp32 masters.
 
-DeepSpeed calls `step` at times of its own (once inside `initialize`), and ZeRO wraps whatever it is given. So
+DeepSpeed calls `step` at other times too (once inside `initialize`), and ZeRO wraps whatever it is given. So
 the permission to move lives here, at the innermost place: an optimizer that is not armed changes nothing, at
 any stage. Whether the gradients allow a step is decided on their device: nothing here waits for it.
 """
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from flowmask.trainer import distributed
 
-NamedTensors = list[tuple[str, Tensor]]
+NamedTensors = list[tuple[str, Tensor]]  # names and parameters of any shape
 _NORM_ROW = 256  # elements that are summed in fp32 before float64 takes over
 _ALIGN = 64  # elements; keeps every parameter's view as aligned as an allocation of its own
 
 
 def decay_groups(named: NamedTensors, *, exclude: Literal["none", "norms_biases"]) -> list[NamedTensors]:
-    """All parameters in one group, or those whose weights decay and, apart, biases and scales of norms."""
+    """All parameters in one group; or two: the decaying ones, then biases and scales of norms, which do not decay."""
     if exclude == "none":
         return [named]
     spared = {name for name, p in named if p.ndim <= 1 or name.endswith((".bias", ".gamma"))}
@@ -81,7 +81,7 @@ class ArmedAdamW(torch.optim.AdamW):
             group["lr"] = lr
 
     def create_state(self, masters: list[Tensor]) -> None:
-        """Zero moments and step count for `masters` now: a checkpoint may come before the first step."""
+        """Zero moments and step count for `masters` fp32 [n] now: a checkpoint may come before the first step."""
         for master in masters:
             self.state[master] = {
                 "step": torch.zeros((), dtype=torch.float32, device=master.device),

@@ -65,7 +65,7 @@ class ArmedAdamW8bit(ArmedAdamW):
     """`ArmedAdamW` with encoded moments. Its step waits for the device: bitsandbytes' kernels can't be gated there."""
 
     def create_state(self, masters: list[Tensor]) -> None:
-        """Zero moments and step count for the flat `masters`."""
+        """Zero moments and step count for the flat `masters`, fp32 [n]."""
         where = masters[0].device
         self._tables = {kind: code_table(signed=kind == "exp_avg", device=where) for kind in _KINDS}
         self._opened: dict[Tensor, dict[str, Tensor]] = {}

@@ -108,7 +108,7 @@ def _deepspeed() -> Any:
 
 @contextmanager
 def _without(name: str) -> Iterator[None]:
-    """A package that is not there for those who import it here, unless somebody has imported it already."""
+    """Hide a package from imports while inside, unless it has been imported already."""
     if name in sys.modules:
         yield
         return

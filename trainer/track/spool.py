@@ -268,7 +268,7 @@ def _content(path: Path) -> bytes:
 
 
 def _append(folder: Path, row: Mapping[str, Any]) -> None:
-    """One line in one write, so that writers never mix theirs; begun anew, so that a torn line spoils no other."""
+    """Append one line in one write, so that writers never mix. A newline comes first: a torn line spoils no other."""
     with open(folder / OUTBOX, "ab", buffering=0, opener=_itself) as file:
         file.write(b"\n" + json.dumps(row, allow_nan=False).encode() + b"\n")
 

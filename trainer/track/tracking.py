@@ -31,7 +31,7 @@ _RESTART_S = 30.0
 class Tracker:
     """Training's end of the wire: starts the sender, and tells it by a closed pipe that the run has ended.
 
-    The sender is a process of its own, so neither MLflow's imports nor its waiting take the interpreter from a
+    The sender is a separate process, so neither MLflow's imports nor its waiting take the interpreter from a
     step. It ends by itself when training dies in any way, and marks the run FAILED then.
     """
 
@@ -130,7 +130,8 @@ def track_group(
 ) -> bool | None:
     """One MLflow run above those of training runs that have ended, at the server of the first; None if none is tracked.
 
-    folder: of its own, where it is remembered; step: at which `metrics` were measured. Whether the server has all.
+    folder: a separate one, where the run is remembered; step: at which `metrics` were measured.
+    Returns whether the server has everything.
     """
     plans = [plan for run in runs if (plan := spool.read_plan(run)) is not None and spool.is_plan_ours(run, plan)]
     if not plans:

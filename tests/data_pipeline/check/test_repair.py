@@ -306,7 +306,7 @@ def test_a_changed_or_vanished_dataset_is_refused_and_nothing_is_written(copy, m
     with pytest.raises(CacheError, match=r"data\.expressions"):
         mend(copy, make_config(copy, root=root))
     shutil.rmtree(root)
-    with pytest.raises(DataError, match=r"cannot repair .* without what it was made of") as refusal:
+    with pytest.raises(DataError, match=r"cannot repair .* without its dataset and its encoders") as refusal:
         mend(copy, make_config(copy, root=root))
     assert "\n" not in str(refusal.value) and contents(copy) == before
 

@@ -57,7 +57,7 @@ def legend_text(text: str, *, instead: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _is_drawn(letter: str) -> bool:
-    """Whether the font has a glyph of its own for a character, and not the box that stands for those it lacks."""
+    """Whether the font has a glyph for a character, and not the box that stands for missing ones."""
     face = font(16)
     try:
         return letter.isspace() or bytes(face.getmask(letter)) != bytes(face.getmask(_NO_LETTER))

@@ -54,7 +54,7 @@ class Blend:
 
 
 class Stitched:
-    """What one sentence selects, window after window.
+    """The answer to one sentence, window after window.
 
     presence: of the frames that are final; each counts as its part of the whole video
     """
@@ -64,14 +64,14 @@ class Stitched:
         self._blend = Blend()
 
     def add(self, window: TimeWindow, logits: Tensor) -> Tensor:
-        """As `Blend.add`."""
+        """Logits [F H W] of the next window, its padding too -> those of its final frames, as `Blend.add`."""
         final = self._blend.add(window, logits)
         self.presence += window.share * presence_of(final, frames=len(final))
         return final
 
 
 def final_masks(window: TimeWindow, logits: Tensor, clip: VaeClip, *, threshold: float = 0.5) -> Iterator[MaskPiece]:
-    """Logits of a window's final frames to their masks at the video's size; the places are those of the video.
+    """Logits [n H W] of a window's final frames -> masks at the video's size, with their places in the video.
 
     threshold: `masks_at`
     """

@@ -83,7 +83,7 @@ def title_of(name: str) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign; nothing less than half of the last digit is one."""
+    """A difference with its sign; 0.00 if it is less than half of the last digit."""
     return f"{value:+.2f}" if abs(value) >= 0.005 else "0.00"
 
 

@@ -44,7 +44,7 @@ class Tally:
         self._frames: dict[str, list[Any]] = {name: [] for name in self._measured}
 
     def add(self, truth: Mask, predicted: Mask) -> None:
-        """Two bool [F H W]; ValueError if they differ in F."""
+        """Add frames of two masks bool [F H W]; ValueError if they differ in F."""
         for pair in zip(truth, predicted, strict=True):
             for name, metric in self._measured.items():
                 self._frames[name].append(metric.frame(*pair))
@@ -59,7 +59,7 @@ class Tally:
         return self._frames["j"], self._frames["f"]
 
     def sums(self) -> dict[str, list[float]]:
-        """What the metrics per set add up over expressions."""
+        """The sums of the metrics per set, to be added over expressions."""
         per_set = [name for name, metric in self._measured.items() if isinstance(metric, PerSet)]
         return {name: np.sum(self._frames[name], axis=0).tolist() for name in per_set}
 

@@ -33,7 +33,7 @@ class Measured(Metric):
 
     @abstractmethod
     def frame(self, truth: Mask, predicted: Mask) -> Any:
-        """What two bool [H W] give."""
+        """The score of one frame, from two bool [H W]; `expression` takes the scores of all frames."""
 
     @abstractmethod
     def expression(self, frames: Sequence[Any]) -> float:
@@ -65,4 +65,4 @@ class Combined(Metric):
 
     @abstractmethod
     def of(self, scores: Mapping[str, float]) -> float:
-        """From the measured scores by name."""
+        """The value, from the measured scores by name."""

@@ -37,7 +37,7 @@ def protocol_named(name: str) -> BenchmarkProtocol:
 
 
 def in_scores(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What scores.json holds under `protocol`, from what each video's record keeps for it, in order.
+    """The value of `protocol` in scores.json, from the protocol's part of each video's record, in order.
 
     name, convention (the default's) and tables: convention -> what is averaged over -> number by name, in percent, None
     where nothing of the kind was scored

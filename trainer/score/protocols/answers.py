@@ -24,7 +24,7 @@ class Agreement:
 
 
 def agreement(truth: Mask, predicted: Mask | None, *, has_target: bool | None = None) -> Agreement:
-    """Of two bool [T H W]; None is an expression without a prediction, which gets 0 and 0.
+    """Agreement of two bool [T H W]; None is an expression without a prediction, which gets 0 and 0.
 
     has_target: whether the sentence names something; None: whether it is seen in any frame
     """

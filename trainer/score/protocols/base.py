@@ -76,7 +76,7 @@ class BenchmarkProtocol(ABC):
         return type(self).listener is not BenchmarkProtocol.listener
 
     def listener(self, video: Video, folder: Path) -> Listener | None:
-        """What hears the logits of a video, where masks are not enough.
+        """A listener to the logits of a video; None if the masks are enough.
 
         folder: where label maps go, as <annotator>/<frame>.png: not there yet, published as labels/<video>/
         """
@@ -84,14 +84,14 @@ class BenchmarkProtocol(ABC):
 
     @abstractmethod
     def of_video(self, video: Video, answers: Sequence[Answer], heard: Listener | None) -> dict[str, Any]:
-        """What the video's record keeps, ready for JSON; `answers` in the order of the video's expressions.
+        """The protocol's part of the video's record, ready for JSON; `answers` in the order of the video's expressions.
 
         heard: what `listener` gave for this video, after all sentences
         """
 
     @abstractmethod
     def overall(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
-        """The table of each convention, from what `of_video` gave for each video, in the order of the videos."""
+        """The table of each convention, from the results of `of_video` in the order of the videos."""
 
 
 class PerAnswer(BenchmarkProtocol):
@@ -109,7 +109,7 @@ class PerAnswer(BenchmarkProtocol):
 
     @abstractmethod
     def tables(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
-        """The table of each convention, from what `of_answer` gave for each sentence, at least one."""
+        """The table of each convention, from the results of `of_answer`, at least one."""
 
 
 def refuse_other_kinds(video: Video, kinds: Sequence[str], *, name: str) -> None:

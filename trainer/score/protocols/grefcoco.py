@@ -61,7 +61,7 @@ class Sample:
 
 
 def sample(truth: Mask, predicted: Mask, *, has_target: bool, says_nothing: bool | None = None) -> Sample:
-    """Of two bool [H W]; says_nothing: of the model's head, None: an empty mask says it."""
+    """One sample from two bool [H W]; says_nothing: of the model's no-target head, None: an empty mask says it."""
     nothing = not predicted.any() if says_nothing is None else says_nothing
     return Sample(overlap(truth, predicted), has_target, nothing)
 

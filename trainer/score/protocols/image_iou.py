@@ -24,25 +24,25 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class Overlap:
-    """What one sample adds: pixels in both masks, and in either."""
+    """The pixels of one sample in both masks, and in either."""
 
     intersection: int
     union: int
 
 
 def overlap(truth: Mask, predicted: Mask) -> Overlap:
-    """Of two bool arrays of one shape."""
+    """The overlap of two bool masks of the same shape."""
     return Overlap(int(np.count_nonzero(truth & predicted)), int(np.count_nonzero(truth | predicted)))
 
 
 def of_pieces(pieces: Iterable[JudgedPiece]) -> Overlap:
-    """Of all frames: an image has one."""
+    """The overlap over all frames; an image has one frame."""
     found = [overlap(truth, predicted) for _, truth, predicted in pieces]
     return Overlap(sum(one.intersection for one in found), sum(one.union for one in found))
 
 
 def ious(items: Sequence[Overlap], *, convention: str) -> NDArray[np.floating]:
-    """IoU of each sample, in the precision of the convention."""
+    """IoU [samples] of each sample, in the precision of the convention; ConfigError for an unknown one."""
     inside = np.array([item.intersection for item in items], np.float64)
     outside = np.array([item.union for item in items], np.float64)
     if convention == "lavt":
