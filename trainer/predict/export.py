@@ -5,7 +5,7 @@
     safetensors   one file; the conventions stand in its header
     lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
 
-Folders hold a model card too, OUT/README.md (`trainer/predict/card.py`).
+Folders hold a model card too, OUT/README.md (`trainer/predict/show/card.py`).
 The settings of an export can keep a threshold of presence, which predictions and evaluations with it then take.
 The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/predict/weights.py`),
 with the same tensors to the bit. Refuses an `out` that is already there.
@@ -37,11 +37,11 @@ from flowmask.models.stored.sealed import sealed, to_json
 from flowmask.models.strict import SETTINGS_FORMAT, assign_strict
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.wan import WanFolder
-from flowmask.trainer.predict.card import Facts, write_card
 from flowmask.trainer.predict.exported import EXPORT_SETTINGS, EXPORT_STEM, OWN_ENCODER
 from flowmask.trainer.predict.inference import trained_sides
 from flowmask.trainer.predict.parts import DIT, MASK_DECODER, VIDEO_DIT, Part, State
 from flowmask.trainer.predict.presence import KEY, Presence, presence_in, stated
+from flowmask.trainer.predict.show.card import CardFacts, write_card
 from flowmask.trainer.predict.weights import (
     HOLDS,
     LoadedWeights,
@@ -288,7 +288,7 @@ class ExportJob:
 
     def _write_card(self, out: Path, part: str) -> None:
         plain = self.plain or self._light(self.loaded) is not None
-        write_card(out, Facts(Path(self.source), out.name, part, self.loaded, self.ema, self.dtype, plain))
+        write_card(out, CardFacts(Path(self.source), out.name, part, self.loaded, self.ema, self.dtype, plain))
 
     def _wan(self) -> WanFolder:
         known = self.asked_wan or self.loaded.settings.get("wan")

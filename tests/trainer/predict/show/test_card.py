@@ -10,8 +10,8 @@ import torch
 import yaml
 from runs import start
 
-from flowmask.trainer.predict.card import Facts, model_card, published_base
 from flowmask.trainer.predict.export import export
+from flowmask.trainer.predict.show.card import CardFacts, model_card, published_base
 from flowmask.trainer.predict.weights import LoadedWeights, load_dit
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ def test_a_card_shows_the_scores_of_just_these_weights(dit_run: Path, tmp_path: 
 def test_no_name_leaves_its_place_in_a_card(tmp_path: Path) -> None:
     name = "a`|<b>\n---\n# c\u202e"
     loaded = LoadedWeights({}, {"objective": name, "wan": f"/data/{name}"}, "0" * 64)
-    facts = Facts(tmp_path / name, name, "dit", loaded, ema=True, dtype=torch.float32, plain=True)
+    facts = CardFacts(tmp_path / name, name, "dit", loaded, ema=True, dtype=torch.float32, plain=True)
     card = model_card(facts)
     _, head, body = card.split("---\n", 2)
     assert yaml.safe_load(head)["license"] == "other"

@@ -56,11 +56,11 @@ have terms of their own; some of them exclude commercial use. Whoever publishes 
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardFacts:
     """What a card is made of.
 
     source: the run, step, export or file that was exported; folder: the name of the export
-    part:   its name in `parts.py`, or "lora" for adapters alone
+    part:   its name in `predict/parts.py`, or "lora" for adapters alone
     ema:    the averaged weights were asked for; plain: the folder has no configs that diffusers reads
     """
 
@@ -73,13 +73,13 @@ class Facts:
     plain: bool
 
 
-def write_card(out: Path, facts: Facts) -> None:
+def write_card(out: Path, facts: CardFacts) -> None:
     """Write the card into `out`, in place of one that came with the base."""
     (out / CARD).unlink(missing_ok=True)
     (out / CARD).write_text(model_card(facts), encoding="utf-8")
 
 
-def model_card(facts: Facts) -> str:
+def model_card(facts: CardFacts) -> str:
     """The whole text: a head in YAML, what it is, training, scores, how to load, licence."""
     base = published_base({name: tensor.shape for name, tensor in facts.loaded.state_dict.items()})
     head: dict[str, Any] = {
@@ -110,7 +110,7 @@ def published_base(shapes: Mapping[str, Sequence[int]]) -> str | None:
     return _PUBLISHED.get((len(blocks), widths[0])) if widths else None
 
 
-def _training(facts: Facts, base: str | None) -> dict[str, str]:
+def _training(facts: CardFacts, base: str | None) -> dict[str, str]:
     """Name and value of what is known of the training."""
     settings, known = facts.loaded.settings, {}
     if base or settings.get("wan"):
@@ -141,7 +141,7 @@ def _caches(data: Any) -> list[str]:
     return [_shown(Path(masked_uri(str(cache))).name) for cache in mix or [data.get("cache")]]
 
 
-def _scores(facts: Facts) -> Iterator[list[str]]:
+def _scores(facts: CardFacts) -> Iterator[list[str]]:
     """A row for each evaluation of just these weights."""
     if newest(facts.source) is None:
         return
@@ -164,7 +164,7 @@ def _dataset(evaluation: Path) -> str:
         return _shown(evaluation.name)
 
 
-def _how_to_load(facts: Facts) -> str:
+def _how_to_load(facts: CardFacts) -> str:
     """What FlowMask and diffusers are told, beside the folder."""
     as_wan = facts.part == "video_dit"
     ours = f"In FlowMask: `{'model.wan=' if as_wan else '--checkpoint '}{_shown(facts.folder)}`."
