@@ -115,7 +115,7 @@ class Watch:
 
     def _told(self, progress: BuildProgress) -> None:
         if progress.phase == "clips" != self._phase:
-            _ = self._build._encoder  # its weights are loaded before the clock starts
+            _ = self._build.encoder  # its weights are loaded before the clock starts
             self.before = {stage: self._build.clock.busy(stage) for stage in STAGES}
             self.started = time.perf_counter()
             self.first = self.last = (_core_seconds(), self.started)

@@ -15,6 +15,7 @@ from flowmask.data_pipeline.cache import index, manifest
 from flowmask.data_pipeline.cache.manifest import BucketEntry, Fingerprint, IndexEntry, Manifest, ShardEntry
 from flowmask.data_pipeline.cache.shards import FOLDER, ShardWriter, cache_file, shard_name, write_file
 from flowmask.models.files import sha256_of
+from flowmask.models.vae import LatentStats
 
 LATENT = (16, 5, 60, 104)
 SHAPE = (17, 480, 832)
@@ -30,8 +31,12 @@ def write_cache(
     latent: tuple[int, ...] = LATENT,
     shape: tuple[int, int, int] = SHAPE,
     text_dim: int = TEXT_DIM,
+    stats: LatentStats | None = None,
 ) -> None:
-    """A whole cache of `clips` records (4.4 MB unless told), each with MASKS masks and SENTENCES sentences."""
+    """A whole cache of `clips` records (4.4 MB unless told), each with MASKS masks and SENTENCES sentences.
+
+    stats: of the latents of the VAE that the cache shall have been made with
+    """
     (folder / FOLDER).mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     rows, shards = [], []
@@ -51,7 +56,7 @@ def write_cache(
         for name, value in zip(index.COLUMNS, values, strict=True):
             table[name][place] = value
     np.save(folder / index.FILE, table)
-    _write_manifest(folder, shards, clips=clips, examples=[len(rows)], shape=shape, text_dim=text_dim)
+    _write_manifest(folder, shards, clips=clips, examples=[len(rows)], shape=shape, text_dim=text_dim, stats=stats)
 
 
 def _record(
@@ -109,7 +114,9 @@ def _write_manifest(
     examples: list[int],
     shape: tuple[int, int, int] = SHAPE,
     text_dim: int = TEXT_DIM,
+    stats: LatentStats | None = None,
 ) -> None:
+    known = stats or LatentStats((0.0,) * LATENT[0], (1.0,) * LATENT[0])
     frames, height, width = shape
     buckets = [
         # the shape is what matters to a reader; equal shapes would be one bucket in a real cache
@@ -122,8 +129,8 @@ def _write_manifest(
         dtype="bfloat16",
         views=1,
         latent_channels=LATENT[0],
-        latents_mean=[0.0] * LATENT[0],
-        latents_std=[1.0] * LATENT[0],
+        latents_mean=list(known.mean),
+        latents_std=list(known.std),
         text_dim=text_dim,
         longest_text_tokens=TOKENS,
         pixel_norm="half",

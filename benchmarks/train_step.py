@@ -18,21 +18,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from train_sizes import SIZES, TEXT_TOKENS, Encoders, Size
-from train_ways import Bare, BareTorch, Trainer
+from train_ways import Bare, BareTorch, Trainer, inside_a_run
 
-import flowmask.trainer.run.train
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
-from flowmask.trainer.objectives.flow_matching import FlowMatching
-from flowmask.trainer.run.loop import Ending
 from flowmask.trainer.run.run_state import Run
 from flowmask.trainer.track.meters import peak_tflops
 
@@ -133,14 +128,10 @@ def run_once(
     )
     found: dict[str, Any] = {}
 
-    def loop(run: Run) -> Ending:
+    def loop(run: Run) -> None:
         found.update(measure(run, size, ways=ways, rounds=options.rounds, length=options.steps))
-        return Ending.STOPPED
 
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(flowmask.trainer.run.train, "train", loop))
-        stack.enter_context(patch.object(FlowMatching, "build", lambda self: size.build_dit()))
-        flowmask.trainer.run.train.run(config)
+    inside_a_run(config, loop, build=lambda self: size.build_dit())
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         peak = options.peak_tflops or peak_tflops(name)

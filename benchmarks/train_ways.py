@@ -1,18 +1,40 @@
 """The ways of train_step.py to take one training step, with everything around it or without."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from train_sizes import TEXT_TOKENS, Size
 
+import flowmask.trainer.run.train
 from flowmask.data_pipeline.read.loader import Batch
 from flowmask.models.dit import velocity
 from flowmask.trainer import distributed
+from flowmask.trainer.config import RunConfig
+from flowmask.trainer.objectives.flow_matching import FlowMatching
+from flowmask.trainer.run.loop import Ending
 from flowmask.trainer.run.run_state import Run
 from flowmask.trainer.run.start import save_memory_and_time
+
+
+def inside_a_run(config: RunConfig, measure: Callable[[Run], object], *, build: Callable[[Any], nn.Module]) -> None:
+    """A training run whose loop is `measure`: everything around it is what `flowmask train` does.
+
+    build: the module of its objective
+    """
+
+    def loop(run: Run) -> Ending:
+        measure(run)
+        return Ending.STOPPED
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(flowmask.trainer.run.train, "train", loop))
+        stack.enter_context(patch.object(FlowMatching, "build", build))
+        flowmask.trainer.run.train.run(config)
 
 
 class Fixed:

@@ -10,6 +10,10 @@ class MayChangeOnResume:
     """Marks a field: a run that is resumed may have another value than it began with."""
 
 
+class OnlyRoundsOtherwise:
+    """Marks a field: another value computes the same, rounded otherwise. A run that has begun keeps its value."""
+
+
 def _checkpointing(value: Any) -> Any:
     """`true` and `false`, as older configs have it, are full and none."""
     return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
@@ -26,6 +30,7 @@ Tf32 = Annotated[
     Field(description="fp32 on a GPU rounds the factors of products to TF32, many times faster; null: of convolutions"),
 ]
 MayChange = Annotated[T, MayChangeOnResume]
+OnlyRounds = Annotated[T, OnlyRoundsOtherwise]
 FlowStart = Literal["video", "noise"]  # what the flow carries to the mask
 Predicted = Literal["velocity", "mask"]  # what the DiT's output is
 FLOW_PATH = ("start", "predicts")  # settings of those two, which weights tell where they are not the first of each

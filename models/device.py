@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from flowmask.models.errors import ConfigError
+from flowmask.models.errors import NO_ROOM, ConfigError
 
 _FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # besides torch.OutOfMemoryError
 
@@ -77,7 +77,7 @@ def gpu_holds(what: str, *, fix: str) -> Iterator[None]:
         full = isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL)
         if not full:
             raise
-        raise ConfigError(f"the GPU's free memory does not hold {what}; {fix}") from error
+        raise ConfigError(f"the GPU's {NO_ROOM} {what}; {fix}") from error
 
 
 def _refuse_sharing(ranks: int, gpus: int) -> None:

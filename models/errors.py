@@ -3,6 +3,7 @@
 Every message names the thing, its value and the fix. Anything else that is raised is a bug of ours.
 """
 
+NO_ROOM = "free memory does not hold"  # stands in what is said of a GPU that is too small
 _MOST_CHARACTERS = 1500
 
 

@@ -23,8 +23,8 @@ ORDER = {
     ),
     "trainer": ("objectives", ".", "step", "state", "track", "predict", "score", "run"),
     "launch": (
-        *(".", "jobs", "local", "slurm", "plan", "check", "dispatch.py", "curriculum", "watch", "demo", "reproduce"),
-        *("serve", "cli"),
+        *(".", "jobs", "local", "slurm", "plan", "check", "tune", "dispatch.py", "curriculum", "watch", "demo"),
+        *("reproduce", "serve", "cli"),
     ),
 }
 OWNERS = {

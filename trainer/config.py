@@ -14,6 +14,7 @@ from flowmask.models.config import (
     LoraConfig,
     MayChange,
     ModelConfig,
+    OnlyRounds,
     Precision,
     Recomputation,
     Section,
@@ -66,8 +67,8 @@ class TrainConfig(Section):
     activation_checkpointing: MayChange[Recomputation] = Field(
         default="none", description="recompute activations in the backward pass: none, selective (cheap ones), full"
     )
-    compile: bool = Field(default=False, description="compile the DiT's blocks; needs a compiler")
-    attention: TrainAttention = Field(default="native", description="the DiT's kernels; others than native: on a GPU")
+    compile: OnlyRounds[bool] = Field(default=False, description="compile the DiT's blocks; needs a compiler")
+    attention: OnlyRounds[TrainAttention] = Field("native", description="the DiT's kernels; all but native: on a GPU")
     log_every_steps: MayChange[int] = Field(default=10, ge=1, description="steps between two lines of log.txt")
     collective_timeout_s: MayChange[float] = Field(
         default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"
@@ -286,8 +287,7 @@ def workers(train: TrainConfig, world_size: int) -> str:
 
 
 def _batch_message(train: TrainConfig, groups: int) -> str:
-    batch, micro = train.global_batch, train.micro_batch
-    per_pass = micro * groups
+    batch, micro, per_pass = train.global_batch, train.micro_batch, train.micro_batch * groups
     below, above = batch // per_pass * per_pass, -(-batch // per_pass) * per_pass
     fits = " or ".join(str(fit) for fit in (below, above) if fit > 0)
     micros = [m for m in range(1, batch + 1) if batch % (m * groups) == 0]

@@ -220,7 +220,7 @@ class Build:
         speed = measure(
             plan,
             clips=self.clip_pass(plan),
-            free_vae=lambda: self.free("_encoder"),
+            free_vae=lambda: self.free("encoder"),
             text_encoder=lambda: self.text_encoder,
             dtype=self.dtype,
         )
@@ -259,7 +259,7 @@ class Build:
             shards=self.shards,
             texts=self.work / "texts",
             quarantine=self._quarantine(plan),
-            encoder=lambda: self._encoder,
+            encoder=lambda: self.encoder,
             made_with=_environment(self.device),
             clock=self.clock,
             on_clip=lambda count: self._report_clips(plan, own=count),
@@ -275,7 +275,7 @@ class Build:
         )
 
     @cached_property
-    def _encoder(self) -> ClipEncoder:
+    def encoder(self) -> ClipEncoder:
         vae: Any = self.wan.vae(self.encoder_dtype)
         with gpu_holds("the VAE", fix=LESS_MEMORY):
             vae.to(self.device)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +34,18 @@ from flowmask.data_pipeline.sources.base import (
     names_and_sizes,
     refuse_empty,
 )
-from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import DataError
 from flowmask.models.files import sha256_of, sha256_of_open
 
+if TYPE_CHECKING:
+    from flowmask.data_pipeline.video.video_file import VideoFile
+
 
 @lru_cache(maxsize=2)
-def _opened(path: Path, allow_truncated: bool) -> VideoFile:
+def _opened(path: Path, allow_truncated: bool) -> "VideoFile":
     """The videos used last stay open: clips of one video follow each other."""
+    from flowmask.data_pipeline.video.video_file import VideoFile  # PyAV, which a rank of a training never needs
+
     return VideoFile(path, allow_truncated=allow_truncated)
 
 
@@ -52,7 +56,7 @@ class FileVideo(Video):
     allow_truncated = False  # data.allow_truncated
 
     @property
-    def _file(self) -> VideoFile:
+    def _file(self) -> "VideoFile":
         return _opened(self.path, self.allow_truncated)
 
     @cached_property

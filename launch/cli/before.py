@@ -1,5 +1,6 @@
-"""What a person asks before a job starts: `flowmask plan` and `flowmask doctor`."""
+"""What a person asks before a job starts: `flowmask plan`, `flowmask tune` and `flowmask doctor`."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,26 @@ def plan(
         say_json(planning.to_json(found))
     else:
         show(found, console)
+
+
+def tune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    minutes: Annotated[float, typer.Option(help="How long it may take")] = 3.0,
+    out: Annotated[Path | None, typer.Option(help="A new YAML file for the config with the fastest settings")] = None,
+) -> None:
+    """Time settings of a training or a cache build here; none changes what is learned or written. Shows the fastest."""
+    began = time.monotonic()  # what is imported now takes seconds
+    say_loading()
+    from flowmask.launch.tune import tune as tuning
+    from flowmask.launch.tune.show import show
+
+    found = tuning.tune(config, overrides or [], minutes=minutes, out=out, began=began)
+    show(found, console)
+    if found.time_is_over:
+        console.print(f"the time was over before all was tried: --minutes {2 * minutes:g} tries more")
+    if out is not None:
+        console.print(f"wrote {out}")
 
 
 def doctor(

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from flowmask.launch.cli import words
-from flowmask.launch.cli.before import doctor, plan
+from flowmask.launch.cli.before import doctor, plan, tune
 from flowmask.launch.cli.cache import cache_app
 from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.predict import predict
@@ -33,7 +33,7 @@ from flowmask.models.safe.words import printable
 PANELS = {
     "Start here": ("demo", "doctor", "configs", "config", "tiny-wan"),
     "Data and weights": ("import", "cache", "plan"),
-    "Train": ("train", "submit", "curriculum", "reproduce"),
+    "Train": ("tune", "train", "submit", "curriculum", "reproduce"),
     "Score and use": ("evaluate", "compare", "predict", "export", "serve"),
     "Runs": ("status", "logs", "stop", "track"),
 }
@@ -216,6 +216,7 @@ app.add_typer(import_app, name="import")
 
 
 app.command()(plan)
+app.command()(tune)
 app.command()(doctor)
 app.command()(track)
 

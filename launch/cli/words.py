@@ -56,7 +56,7 @@ def conventions_of(
     )
 
 
-_ONLY_PRINT = ("configs", "status", "logs", "plan", "doctor", "compare", "cache status", "cache verify")
+_ONLY_PRINT = ("configs", "status", "logs", "plan", "tune", "doctor", "compare", "cache status", "cache verify")
 
 
 def only_prints(words: Sequence[str]) -> bool:

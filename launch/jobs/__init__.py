@@ -64,10 +64,16 @@ def load_kind(path: Path, kind: type[AnyJob], overrides: Sequence[str] = ()) -> 
 
 def load_any(config: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     """The job of a config of any kind, and how its kind was told; ConfigError in one line."""
+    tree, kind, because = read_any(config, overrides)
+    return validate(tree, kind, origin=str(config)), because
+
+
+def read_any(config: Path, overrides: Sequence[str] = ()) -> tuple[dict[Any, Any], type[Job], str]:
+    """The keys of a config of any kind of job, not yet validated; its kind, and how that was told."""
     tree = read_tree(config, overrides, refuse=partial(refuse_other_kind, wanted="job", path=config))
     kind, because = kind_of(tree, origin=str(config))
     tree.pop("kind", None)
-    return validate(tree, kind, origin=str(config)), because
+    return tree, kind, because
 
 
 def run_rank(kind: str, resolved: Resolved) -> int:

@@ -10,7 +10,8 @@ from rich.table import Table
 from flowmask.launch.plan.cache import CachePlan
 from flowmask.launch.plan.evaluate import EvaluatePlan
 from flowmask.launch.plan.memory import CONTEXT_BYTES, FRAGMENTATION, DeviceMemory
-from flowmask.launch.plan.train import GPUS_GB, SettingPlan, TrainPlan
+from flowmask.launch.plan.settings import SettingPlan
+from flowmask.launch.plan.train import GPUS_GB, TrainPlan
 
 
 def show(found: TrainPlan | CachePlan | EvaluatePlan, console: Console) -> None:

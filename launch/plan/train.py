@@ -6,33 +6,22 @@ Needs no GPU, no weights and no finished cache: whatever was assumed is in `note
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from flowmask.launch.jobs import TrainJob
 from flowmask.launch.plan.data import length_of, shapes_of
 from flowmask.launch.plan.encoders import Encoders, share_of_peak
 from flowmask.launch.plan.failures import STATED, Cluster, SavePlan, Saving, plan_saves
-from flowmask.launch.plan.memory import (
-    EIGHT_BIT_MOMENTS_BYTES,
-    FP32_MOMENTS_BYTES,
-    DeviceMemory,
-    HostMemory,
-    Setting,
-    device_memory,
-    host_memory,
-)
+from flowmask.launch.plan.memory import Setting
 from flowmask.launch.plan.model import Architecture, architecture, objective_of, trained_module
-from flowmask.launch.plan.one_pass import Shape, batch_bytes, micro_batch_pass
-from flowmask.models.config import Recompute
-from flowmask.models.cost.dry_run import Pass
+from flowmask.launch.plan.one_pass import Shape, micro_batch_pass
+from flowmask.launch.plan.settings import RECOMPUTE, ParameterCounts, Planner, SettingPlan, own_setting
 from flowmask.models.cost.flops import TRAINING_PASSES
 from flowmask.models.decoders.light import LightMaskDecoder
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.config import STATE_BYTES, TrainConfig, accumulation_steps
+from flowmask.trainer.config import STATE_BYTES, accumulation_steps
 
 GPUS_GB = (24, 40, 48, 80)  # of the cards that people have
-RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -71,16 +60,6 @@ class Disk:
     @property
     def bytes(self) -> float:
         return self.checkpoint_bytes * self.checkpoints
-
-
-@dataclass(frozen=True)
-class SettingPlan:
-    """One way to run the config at its world size; `slowdown`: by work that is done twice."""
-
-    setting: Setting
-    device: DeviceMemory
-    host: HostMemory
-    slowdown: float
 
 
 @dataclass(frozen=True)
@@ -141,24 +120,13 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None, 
     job, epochs = length_of(job, notes)
     largest = max(mixture, key=lambda shape: (shape.pixels, str(shape)))
     module = trained_module(job, shapes)
-    every = [parameter.numel() for parameter in module.parameters()]
-    trained = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
-    counts = _Counts(sum(every), sum(trained), max(trained))
+    counts = ParameterCounts.of(module)
     objective, config = objective_of(job), getattr(module, "config", {})
     kinds = RECOMPUTE if objective.recomputes() else RECOMPUTE[:1]
     passes = {recompute: micro_batch_pass(job, shapes, largest, recompute=recompute) for recompute in kinds}
     flop = sum(share * _training_flop(job, shapes, shape, config=config) for shape, share in mixture.items())
-    planner = _Planner(job, shapes, largest, counts, passes)
-    chosen = planner.at(
-        Setting(
-            job.train.zero_stage,
-            job.train.precision,
-            job.train.offload_optimizer,
-            job.launch.world_size,
-            job.train.activation_checkpointing,
-            _moments_bytes(job),
-        )
-    )
+    planner = Planner(job, shapes, largest, counts, passes)
+    chosen = planner.at(own_setting(job))
     light = module.network if isinstance(module, LightMaskDecoder) else None
     step_flop, disk = job.train.global_batch * flop, Disk.of(job, module)
     worlds = _worlds(job, planner, chosen.setting, step_flop, speed)
@@ -190,68 +158,7 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None, 
     )
 
 
-@dataclass(frozen=True)
-class _Counts:
-    all: int
-    trained: int
-    largest: int
-
-
-@dataclass(frozen=True)
-class _Planner:
-    """The config at any setting: only what depends on the setting is computed again."""
-
-    job: TrainJob
-    shapes: Architecture
-    largest: Shape
-    counts: _Counts
-    passes: dict[Recompute, Pass]
-
-    def at(self, setting: Setting) -> SettingPlan:
-        cost, train = self.passes[setting.recompute], self.job.train
-        one = batch_bytes(self.job, self.largest, text_dim=self.shapes.dit_config["text_dim"])
-        groups = max(1, setting.ranks // train.sequence_parallel)
-        ahead = one * self.job.data.prefetch_batches * max(1, train.global_batch // (groups * train.micro_batch))
-        working = 2 if setting.precision == "bf16" else 4
-        frozen = (self.counts.all - self.counts.trained) * working
-        device = device_memory(
-            setting,
-            parameters=self.counts.trained,
-            activations=cost.peak_bytes,
-            batch_bytes=ahead,
-            frozen_bytes=frozen / (setting.ranks if setting.effective_stage == 3 else 1),
-            largest=self.counts.largest,
-        )
-        host = host_memory(
-            setting, parameters=self.counts.trained, batch_bytes=ahead, module_parameters=self.counts.all
-        )
-        return SettingPlan(setting, device, host, cost.flop / self.passes["none"].flop)
-
-    def all(self) -> list[SettingPlan]:
-        """Every stage, with and without recomputation and offload."""
-        ranks, precision = self.job.launch.world_size, self.job.train.precision
-        return [
-            self.at(Setting(stage, precision, offload, ranks, name, _moments_bytes(self.job)))
-            for offload in (False, True)
-            for name in self.passes
-            for stage in range(4)
-            if self._allowed(zero_stage=stage, offload_optimizer=offload, activation_checkpointing=name)
-        ]
-
-    def _allowed(self, **changes: Any) -> bool:
-        """Whether the config would be accepted with these settings of `train`."""
-        try:
-            TrainConfig.model_validate({**self.job.train.model_dump(), **changes})
-        except ValidationError:
-            return False
-        return True
-
-
-def _moments_bytes(job: TrainJob) -> float:
-    return EIGHT_BIT_MOMENTS_BYTES if job.train.optimizer == "adamw8bit" else FP32_MOMENTS_BYTES
-
-
-def _worlds(job: TrainJob, planner: _Planner, setting: Setting, step_flop: float, speed: GpuSpeed) -> list[WorldPlan]:
+def _worlds(job: TrainJob, planner: Planner, setting: Setting, step_flop: float, speed: GpuSpeed) -> list[WorldPlan]:
     """World sizes that the batch divides over; the config's own is one of them."""
     dtype, products = "float32" if job.train.precision == "fp32" else "bfloat16", objective_of(job).has_blocks
     share, plans = share_of_peak(dtype, tf32=job.train.tf32, products=products), []

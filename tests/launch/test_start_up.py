@@ -37,7 +37,7 @@ NONE = ["nothing"]  # no such file
 COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
     (): [
         *([*words, "--help"] for words in ([], ["plan"], ["compare"], ["serve"], ["predict"], ["cache", "build"])),
-        *([name, *NONE] for name in ("train", "evaluate", "curriculum", "status", "logs", "stop")),
+        *([name, *NONE] for name in ("train", "evaluate", "curriculum", "status", "logs", "stop", "tune")),
         *(["cache", name, *NONE] for name in ("build", "status")),
         ["configs"],
         ["demo", "--smoke", "--full"],
@@ -45,7 +45,7 @@ COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
         ["submit", "cache_mevis", "cache.clips=5", "--dry-run"],
     ],
     ("numpy",): [["submit", "train_mevis", "train.sleep=1", "--dry-run"], ["train", "train_mask_decoder", "a.b=1"]],
-    ("PIL", "av", "numpy"): [
+    ("PIL", "numpy"): [
         ["reproduce", *NONE],
         ["compare", "nothing", "nowhere"],
         ["submit", "evaluate_a2d", "box=1", "--dry-run"],
@@ -55,6 +55,7 @@ MODULES = {(): ["flowmask.launch.dispatch", "flowmask.launch.check.doctor"]}  # 
 # Commands that compute, and what they are given: each says a line before torch is imported.
 TOLD = [
     ["plan", "train_mevis"],
+    ["tune", "train_mevis"],
     ["submit", "train_mevis", "--dry-run"],
     ["curriculum", "curriculum_mevis_v2", "--dry-run"],
     ["evaluate", "evaluate_mevis", "--try-settings"],
@@ -70,9 +71,9 @@ TOLD = [
 # Of each kind of job: what its rank stands on, what it imports at its start, and which packages that adds.
 WAN = "diffusers.models.transformers.transformer_wan"
 RANKS = {
-    "train": (f"torch, {WAN}", "flowmask.trainer.run.train", {"av"}),
-    "evaluate": (f"torch, {WAN}", "flowmask.trainer.score.evaluate", {"av"}),
-    "cache": ("torch", "flowmask.data_pipeline.build.build", {"PIL", "av", "numpy", "safetensors", "tqdm"}),
+    "train": (f"torch, {WAN}", "flowmask.trainer.run.train", set()),
+    "evaluate": (f"torch, {WAN}", "flowmask.trainer.score.evaluate", set()),
+    "cache": ("torch", "flowmask.data_pipeline.build.build", {"PIL", "numpy", "safetensors", "tqdm"}),
 }
 
 

@@ -1,7 +1,7 @@
-"""What a resume may change: judged here alone, for training itself, for preflight and for curricula.
+"""What a resume may change: judged here alone, for training itself, for preflight, for curricula and for `tune`.
 
-Whether a key may change stands at its field (`MayChange` of models/config.py). A cache may move, but not change: its
-fingerprint is compared, of a mixture with the weights.
+Whether a key may change stands at its field (`MayChange` of models/config.py; `OnlyRounds`: before the run begins). A
+cache may move, but not change: its fingerprint is compared, of a mixture with the weights.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.read.batches import open_reader
-from flowmask.models.config import MayChangeOnResume
+from flowmask.models.config import MayChangeOnResume, OnlyRoundsOtherwise
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer.config import RunConfig, in_todays_terms
 from flowmask.trainer.state.run_folder import flatten, plain
@@ -43,6 +43,11 @@ def refuse_other_config(config: RunConfig, state: Mapping[str, Any]) -> None:
         out=config.out,
         what="config",
     )
+
+
+def may_choose(key: str, *, begun: bool) -> bool:
+    """Whether a run may have another value of a dotted key and still learn the same; begun: it has a checkpoint."""
+    return key in _free_keys() or (not begun and key in _free_keys(mark=OnlyRoundsOtherwise))
 
 
 def refuse_other_cache(config: RunConfig, state: Mapping[str, Any], now: Fingerprint) -> None:
@@ -83,12 +88,14 @@ def _refuse(differences: list[str], *, out: Path, what: str) -> None:
 
 
 @cache
-def _free_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> frozenset[str]:
-    """Dotted keys and sections that may change."""
+def _free_keys(
+    section: type[BaseModel] = RunConfig, prefix: str = "", *, mark: type = MayChangeOnResume
+) -> frozenset[str]:
+    """Dotted keys and sections that have a mark."""
     found: set[str] = set()
     for name, field in section.model_fields.items():
-        if MayChangeOnResume in field.metadata:
+        if mark in field.metadata:
             found.add(f"{prefix}{name}")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= _free_keys(field.annotation, f"{prefix}{name}.")
+            found |= _free_keys(field.annotation, f"{prefix}{name}.", mark=mark)
     return frozenset(found)

@@ -124,7 +124,7 @@ def test_a_worker_under_whom_the_others_finish_encodes_nothing_and_ends_well(man
         build(config)
         forbidden = property(lambda _: pytest.fail("encodes what is done"))
         monkeypatch.setattr(Build, "text_encoder", forbidden)
-        monkeypatch.setattr(Build, "_encoder", forbidden)
+        monkeypatch.setattr(Build, "encoder", forbidden)
         real(self, plan)
 
     monkeypatch.setattr(Build, phase, late)

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flowmask.data_pipeline.show.paint import Rgb, paint
-from flowmask.data_pipeline.video.sound import Soundtrack
-from flowmask.data_pipeline.video.writing import VideoWriter
+
+if TYPE_CHECKING:
+    from flowmask.data_pipeline.video.sound import Soundtrack
 
 SHORT_SIDE_PX = 480  # smaller videos are enlarged, or nobody can read the legend
 LONG_SIDE_PX = 1920  # larger ones shrink: H.264 decoders in hardware end near 4096
@@ -139,12 +140,14 @@ class OverlayVideo:
         height: int,
         width: int,
         fps: float,
-        sound: Soundtrack | None = None,
+        sound: "Soundtrack | None" = None,
     ) -> None:
         """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97.
 
         sound: heard from the first frame to the last
         """
+        from flowmask.data_pipeline.video.writing import VideoWriter  # PyAV, which a rank may never need
+
         self._tones = [tone for _, tone in prompts]
         self._size = view_size(height, width)
         self._strip = legend(prompts, width=self._size[1])

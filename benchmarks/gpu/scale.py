@@ -1,0 +1,56 @@
+"""How large what is measured is: the published model on a GPU, the tiny one to try the script itself."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["bf16", "tf32", "fp32"]  # tf32: fp32 whose products are rounded so
+Recompute = Literal["none", "selective", "full"]
+Clip = tuple[int, int, int]  # frames, height, width in px
+
+
+@dataclass(frozen=True)
+class Scale:
+    """clip: of training and of evaluation; matrix: side of the largest product; within_s: how long one figure takes.
+
+    wan: name of the folder that stands for the weights; one that holds none is the published model of that name.
+    """
+
+    name: str
+    wan: str
+    clip: Clip
+    matrix: int
+    within_s: float
+    micro_batches: tuple[int, ...]
+    compiled: tuple[bool, ...]
+    attentions: tuple[str, ...]
+    recomputes: tuple[Recompute, ...]
+    precisions: tuple[Precision, ...]  # the first one of all that is measured first
+    ranks: tuple[int, ...]
+
+
+REAL = Scale(
+    "Wan2.1 1.3B, 17x480x832",
+    wan="Wan2.1-T2V-1.3B",
+    clip=(17, 480, 832),
+    matrix=8192,
+    within_s=5.0,
+    micro_batches=(1, 2, 4),
+    compiled=(False, True),
+    attentions=("native", "cudnn", "flash"),
+    recomputes=("none", "selective", "full"),
+    precisions=("bf16", "tf32", "fp32"),
+    ranks=(1, 8),
+)
+TINY = Scale(
+    "tiny Wan, 5x32x48",
+    wan="tiny",
+    clip=(5, 32, 48),
+    matrix=256,
+    within_s=0.05,
+    micro_batches=(1,),
+    compiled=(False,),
+    attentions=("native", "cudnn"),
+    recomputes=("none", "full"),
+    precisions=("bf16",),
+    ranks=(1,),
+)

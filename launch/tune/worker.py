@@ -1,0 +1,43 @@
+"""The process that runs one candidate for `trials.py`, which ends it: a training's launcher, or a worker of a build."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from flowmask.launch.local.processes import JobFailedError, die_with_parent, run_local
+from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
+from flowmask.models.errors import UserError
+from flowmask.models.process import MISTAKE_EXIT_CODE
+
+JOB, ROWS, REASON = "job.json", "rows.jsonl", "reason.txt"  # what is to be run, what it wrote, why it could not
+LAUNCHER = "FLOWMASK_TRIAL_OF"  # the process that ends this one
+
+
+def main(folder: Path) -> int:
+    """Run the job in `folder` until this process is ended; what a person can mend is left in REASON."""
+    die_with_parent(int(os.environ[LAUNCHER]))
+    quieten_libraries()
+    job = json.loads((folder / JOB).read_text())
+    try:
+        if job["kind"] == "train":
+            return run_local("train", job["config"], processes=job["config"]["launch"]["processes_per_node"])
+        from flowmask.launch.tune.sample import keep_encoding
+
+        keep_encoding(job["config"], folder / ROWS, worker=int(os.environ["LOCAL_RANK"]))
+        return 0
+    except JobFailedError as error:
+        last = error.traceback.strip().splitlines()[-1:]
+        reason: str | None = ": ".join([error.what, *last])
+    except UserError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = explain_os_error(error)
+        if reason is None:
+            raise
+    (folder / REASON).write_text(reason or "")
+    return MISTAKE_EXIT_CODE
+
+
+if __name__ == "__main__":
+    run_process(lambda: main(Path(sys.argv[1])))
