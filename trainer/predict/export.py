@@ -5,6 +5,7 @@
     safetensors   one file; the conventions stand in its header
     lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
 
+Folders hold a model card too, OUT/README.md (`trainer/predict/show/card.py`).
 The settings of an export can keep a threshold of presence, which predictions and evaluations with it then take.
 The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/predict/weights.py`),
 with the same tensors to the bit. Refuses an `out` that is already there.
@@ -40,6 +41,7 @@ from flowmask.trainer.predict.exported import EXPORT_SETTINGS, EXPORT_STEM, OWN_
 from flowmask.trainer.predict.inference import trained_sides
 from flowmask.trainer.predict.parts import DIT, MASK_DECODER, VIDEO_DIT, Part, State
 from flowmask.trainer.predict.presence import KEY, Presence, presence_in, stated
+from flowmask.trainer.predict.show.card import CardFacts, write_card
 from flowmask.trainer.predict.weights import (
     HOLDS,
     LoadedWeights,
@@ -178,6 +180,7 @@ class ExportJob:
             shutil.copytree(
                 self._wan().path, out, ignore=lambda _, names: {VIDEO_DIT.folder} & {*names}, dirs_exist_ok=True
             )
+            self._write_card(out, self.part.name)
             return
         beside, encoder = None, self.encoder
         decoder = self.loaded.settings.get(MASK_DECODER.name) or "vae"
@@ -279,9 +282,13 @@ class ExportJob:
     def _as_read(self, state: State) -> State:
         return {name: tensor.float() for name, tensor in self._cast(state).items()}
 
-    @staticmethod
-    def _write_settings(out: Path, settings: dict[str, Any]) -> None:
+    def _write_settings(self, out: Path, settings: dict[str, Any]) -> None:
         (out / EXPORT_SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+        self._write_card(out, "lora" if "lora" in settings else self.part.name)
+
+    def _write_card(self, out: Path, part: str) -> None:
+        plain = self.plain or self._light(self.loaded) is not None
+        write_card(out, CardFacts(Path(self.source), out.name, part, self.loaded, self.ema, self.dtype, plain))
 
     def _wan(self) -> WanFolder:
         known = self.asked_wan or self.loaded.settings.get("wan")

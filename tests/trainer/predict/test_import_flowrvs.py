@@ -96,7 +96,7 @@ def test_what_can_not_be_imported_is_one_line_and_nothing_is_written(files: Path
     for dit, decoder, target, asked, message in [
         (files / "none.pth", None, out, NONE, "does not exist"),
         (files / "dit.pth", files / "none.pth", out, NONE, "does not exist"),
-        (files / "dit.pth", files / "dit.pth", out, NONE, "none of a VAE's"),
+        (files / "dit.pth", files / "dit.pth", out, NONE, "keys that a VAE does not have"),
         (files / "dit.pth", None, there, NONE, "already there"),
         (told, None, out, wrong, "remembers its conventions"),
     ]:

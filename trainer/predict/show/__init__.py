@@ -1,1 +1,1 @@
-"""What of a prediction is looked at or handed on: overlay videos, figures, run-length masks; drawn from mask PNGs."""
+"""What a person looks at or hands on: overlay videos, figures and run-length masks from mask PNGs; an export's card."""
