@@ -177,7 +177,7 @@ CASES: dict[str, tuple[Mutation, list[str], str]] = {
     "other weights": (other_weights, [*EXTEND, "model.wan=wan2"], "model.vae"),
     "other sentences": (sentence("a zebra"), EXTEND, "data.expressions"),
     "verify what is not there": (nothing, ["cache", "verify", "nothing"], "no such cache folder"),
-    "verify a dataset": (nothing, ["cache", "verify", "data"], "has no manifest.json"),
+    "verify a dataset": (nothing, ["cache", "verify", "data"], "data is no cache; give the `out`"),
     "verify an unfinished build": (remove("cache/manifest.json"), VERIFY, "has not finished"),
     "verify with another VAE": (other_weights, [*VERIFY, "--wan", "wan2"], "is not the VAE that made"),
     "verify against another cache": (other_fingerprint, [*VERIFY, "--against", "other"], "cache.seed"),

@@ -213,7 +213,7 @@ def test_a_cache_that_names_its_datasets_shares_videos_with_those_of_the_same_fa
     def leaks(source: str) -> bool:
         record = {"video_id": "h0", "source": source}
         index = np.zeros(1, [("view", "u2"), ("shard", "u4"), ("record", "u8")])
-        cache: Any = SimpleNamespace(folder=held, index=index, record=lambda number: record)
+        cache: Any = SimpleNamespace(place=held, index=index, record=lambda number: record)
         data = DataSourceConfig(source="mevis", root=held, split="valid_u")
         try:
             refuse_trained_on(open_source(data).videos(), data, [cache])

@@ -43,6 +43,7 @@ def test_what_may_change_is_what_always_could() -> None:
     assert _free_keys() == {
         *("out", "launch", "checkpoint", "tracking", "guard", "evaluate"),
         *("data.cache", "data.mix", "data.threads", "data.prefetch_batches", "data.retries"),
+        *("data.local_cache", "data.local_cache_gib"),
         *("train.epochs", "train.decay_at_epochs"),  # never saved: a run has the steps that they are
         *("train.steps", "train.micro_batch", "train.sequence_parallel", "train.zero_stage", "train.offload_optimizer"),
         *("train.activation_checkpointing", "train.log_every_steps", "train.collective_timeout_s"),
