@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from flowmask.trainer import distributed
-from flowmask.trainer.config import CheckpointConfig, TrainConfig
+from flowmask.trainer.config import CheckpointConfig
 from flowmask.trainer.state.saving import Checkpoints
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
+from flowmask.trainer.train_config import TrainConfig
 
 _SAID = """\
 step alone {alone_s:.3f} s, with a save in flight {in_flight_s:.3f} s (worst {worst_s:.3f} s)

@@ -21,10 +21,11 @@ from flowmask.launch.jobs.job import Job
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import CacheError, CheckpointError, ConfigError, UserError, WeightsError
 from flowmask.models.folders.output_folder import own_files
-from flowmask.trainer.config import RunConfig, accumulation_steps, workers
+from flowmask.trainer.config import RunConfig
 from flowmask.trainer.run.schedule import behind_the_end
 from flowmask.trainer.state.steps import newest
 from flowmask.trainer.step.sequence_parallel import refuse_uneven
+from flowmask.trainer.train_config import accumulation_steps, workers
 
 
 def examine(

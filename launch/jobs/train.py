@@ -17,10 +17,11 @@ from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, reveal
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
 from flowmask.models.stored.typed import read_yaml
-from flowmask.trainer.config import RunConfig, accumulation_steps
+from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN
 from flowmask.trainer.state.steps import STATE, newest, step_of
+from flowmask.trainer.train_config import accumulation_steps
 
 _ENCODERS = ("vae", "text_encoder", "tokenizer")  # what makes latents and embeddings of whole videos
 _TAIL_BYTES = 1 << 16

@@ -21,7 +21,7 @@ from flowmask.launch.plan.model import Architecture, architecture, trained_modul
 from flowmask.launch.plan.one_pass import Shape, batch_bytes, micro_batch_pass
 from flowmask.models.config import Recompute
 from flowmask.models.cost.dry_run import Pass
-from flowmask.trainer.config import TrainConfig
+from flowmask.trainer.train_config import TrainConfig
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 

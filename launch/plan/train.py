@@ -19,7 +19,8 @@ from flowmask.launch.plan.settings import RECOMPUTE, ParameterCounts, Planner, S
 from flowmask.models.cost.flops import TRAINING_PASSES
 from flowmask.models.decoders.light import LightMaskDecoder
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.config import STATE_BYTES, accumulation_steps
+from flowmask.trainer.config import STATE_BYTES
+from flowmask.trainer.train_config import accumulation_steps
 
 GPUS_GB = (24, 40, 48, 80)  # of the cards that people have
 _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -11,11 +11,12 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from flowmask.trainer import distributed
-from flowmask.trainer.config import CheckpointConfig, TrainConfig
+from flowmask.trainer.config import CheckpointConfig
 from flowmask.trainer.state.saving import Checkpoints
 from flowmask.trainer.step import zero
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine, StepResult
+from flowmask.trainer.train_config import TrainConfig
 
 GLOBAL_BATCH = 8
 TOKENS = GLOBAL_BATCH * 2 * 2 * 2  # of a step: a gradient is a sum over them

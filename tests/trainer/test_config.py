@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.config import RunConfig, TrainConfig, accumulation_steps, in_todays_terms
+from flowmask.trainer.config import RunConfig, in_todays_terms
+from flowmask.trainer.train_config import TrainConfig, accumulation_steps
 from flowmask.trainer.validation_config import ValidationConfig
 
 

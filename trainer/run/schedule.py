@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from flowmask.trainer.config import TrainConfig
+from flowmask.trainer.train_config import TrainConfig
 
 
 def schedule_length(train: TrainConfig) -> int:

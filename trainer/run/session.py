@@ -14,7 +14,7 @@ from flowmask.data_pipeline.plan.leaks import refuse_evaluation
 from flowmask.data_pipeline.read.batches import Reader, caches_of, open_reader
 from flowmask.models.errors import UserError
 from flowmask.trainer import distributed
-from flowmask.trainer.config import RunConfig, accumulation_steps
+from flowmask.trainer.config import RunConfig
 from flowmask.trainer.state.checkpoint import read_run
 from flowmask.trainer.state.length import in_steps
 from flowmask.trainer.state.owner import note_start
@@ -23,6 +23,7 @@ from flowmask.trainer.state.run_folder import CHECKPOINTS, LOG, RunFolder
 from flowmask.trainer.state.saving import Checkpoints
 from flowmask.trainer.track.log import RunLog
 from flowmask.trainer.track.tracking import Tracker
+from flowmask.trainer.train_config import accumulation_steps
 
 T = TypeVar("T")
 

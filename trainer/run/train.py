@@ -21,7 +21,7 @@ from flowmask.models.device import use_tf32
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.models.vae import LatentStats
 from flowmask.trainer import distributed
-from flowmask.trainer.config import RunConfig, workers
+from flowmask.trainer.config import RunConfig
 from flowmask.trainer.distributed import limit_waits, lost_ranks_named
 from flowmask.trainer.objectives import objective_named
 from flowmask.trainer.objectives.base import Objective
@@ -42,6 +42,7 @@ from flowmask.trainer.step.sequence_parallel import refuse_uneven, split_tokens
 from flowmask.trainer.track.log import StepReport, throughput_of
 from flowmask.trainer.track.spool import Status
 from flowmask.trainer.track.tracking import Tracker, start_tracking
+from flowmask.trainer.train_config import workers
 
 _STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOPPED: "KILLED"}
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from flowmask.data_pipeline.read.batches import Plan, Reader, open_reader, plan_for
 from flowmask.data_pipeline.read.mixture import MixturePlan
 from flowmask.models.errors import CacheError, ConfigError
-from flowmask.trainer.config import RunConfig, TrainConfig
+from flowmask.trainer.config import RunConfig
+from flowmask.trainer.train_config import TrainConfig
 
 Config = TypeVar("Config", bound=RunConfig)
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from flowmask.models.lora import named_parameters
 from flowmask.trainer import distributed
-from flowmask.trainer.config import TrainConfig, accumulation_steps
 from flowmask.trainer.step import fragments as layout
 from flowmask.trainer.step import optimizer8bit, zero
 from flowmask.trainer.step.fragments import Fragment
 from flowmask.trainer.step.optimizer import ArmedAdamW, NamedTensors, ReplicatedAdamW, decay_groups
+from flowmask.trainer.train_config import TrainConfig, accumulation_steps
 
 _LIMB, _SHIFTS = 1 << 16, (0, 16, 32, 48)  # of a digest: sums of such parts are exact in a float64
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.config import TrainConfig, accumulation_steps
 from flowmask.trainer.step.optimizer import ArmedAdamW
+from flowmask.trainer.train_config import TrainConfig, accumulation_steps
 
 _BUCKET_ELEMENTS = 50_000_000
 _PERSISTENT_ELEMENTS = 100_000  # ZeRO 3 keeps parameters up to this size whole on every rank

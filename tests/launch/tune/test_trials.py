@@ -23,7 +23,7 @@ from flowmask.launch.tune.search import Timing
 from flowmask.launch.tune.worker import REASON
 from flowmask.models.device import gpu_holds
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.config import accumulation_steps
+from flowmask.trainer.train_config import accumulation_steps
 
 PATIENCE_S = 300
 

@@ -12,8 +12,8 @@ from flowmask.launch.check.preflight import examine
 from flowmask.launch.dispatch import describe
 from flowmask.launch.jobs import TrainJob
 from flowmask.models.errors import CheckpointError
-from flowmask.trainer.config import TrainConfig
 from flowmask.trainer.run.schedule import behind_the_end, learning_rate
+from flowmask.trainer.train_config import TrainConfig
 
 
 def rates(count: int, **train: Any) -> list[float]:

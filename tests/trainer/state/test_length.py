@@ -16,8 +16,8 @@ from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan
 from flowmask.data_pipeline.read.stream import StreamReader
 from flowmask.models.errors import CheckpointError, ConfigError
-from flowmask.trainer.config import TrainConfig
 from flowmask.trainer.state.length import counted, if_known
+from flowmask.trainer.train_config import TrainConfig
 
 
 @settings(max_examples=int(os.environ.get("TRIALS", "60")))

@@ -14,10 +14,10 @@ from workers import run_ranks
 from flowmask.models.errors import ConfigError
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer import distributed
-from flowmask.trainer.config import TrainConfig
 from flowmask.trainer.step import zero
 from flowmask.trainer.step.engine import Engine
 from flowmask.trainer.step.optimizer8bit import BLOCK, code_table, encode
+from flowmask.trainer.train_config import TrainConfig
 
 EIGHT = {"optimizer": "adamw8bit"}
 STAGES = (0, 1, 2, 3)

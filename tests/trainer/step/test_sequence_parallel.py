@@ -18,9 +18,9 @@ from flowmask.data_pipeline.cache.manifest import BucketEntry
 from flowmask.models.dit import KERNELS
 from flowmask.models.errors import ConfigError
 from flowmask.trainer import distributed
-from flowmask.trainer.config import TrainConfig, accumulation_steps, workers
 from flowmask.trainer.state.checkpoint import read_full
 from flowmask.trainer.step.sequence_parallel import refuse_uneven, split_tokens
+from flowmask.trainer.train_config import TrainConfig, accumulation_steps, workers
 
 STEPS = 10
 CLIPS = BucketEntry(frames=5, height=48, width=80, first=[0], examples=[1])  # 2 x 3 x 5 = 30 tokens

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from flowmask.models.errors import ConfigError
-from flowmask.trainer.config import TrainConfig
 from flowmask.trainer.step import zero
+from flowmask.trainer.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[3]
 
