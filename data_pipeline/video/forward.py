@@ -105,21 +105,22 @@ def _decoded(container: InputContainer, stream: av.VideoStream, owed: Owed) -> I
     What comes before the first keyframe that decodes is passed over, as players do: broadcasts begin anywhere.
     """
     begun, damage = False, ""
+    failure = av.FFmpegError  # a local: a reader that is open when Python ends is closed after its module is emptied
     try:
         for packet in container.demux(stream):
             owed.see(packet)
             try:
                 frames = packet.decode()
-            except av.FFmpegError as error:
+            except failure as error:
                 if begun or owed.begun:
                     damage = reason(error)
                     break
                 continue
             begun = begun or packet.is_keyframe
             yield from frames
-    except av.FFmpegError as error:
+    except failure as error:
         damage = reason(error)
     if damage:
-        with suppress(av.FFmpegError):
+        with suppress(failure):
             yield from stream.decode(None)  # pictures before the damage that wait for their turn
         raise _DamagedError(damage)

@@ -3,6 +3,8 @@
 import gc
 import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -245,3 +247,20 @@ def test_a_video_that_is_let_go_leaves_no_file_open(tmp_path: Path) -> None:
         assert handles() <= before
     finally:
         gc.enable()
+
+
+_OPEN_AT_THE_END = """
+import os, sys
+from pathlib import Path
+from flowmask.data_pipeline.video import forward
+pictures = forward._pictures(Path(sys.argv[1]))
+next(pictures)
+os.kept, os.module = pictures, forward  # freed when the module is empty already, as of a cache of open videos
+del pictures
+"""
+
+
+def test_a_video_that_is_open_when_python_ends_says_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _OPEN_AT_THE_END, str(film(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
