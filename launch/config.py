@@ -159,7 +159,7 @@ def readable(path: Path) -> Iterator[None]:
     """While inside, what YAML and OmegaConf refuse is a ConfigError that names the file."""
     try:
         yield
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"config {path} is not valid YAML: {_one_line(error)}") from error
 
 
@@ -216,8 +216,11 @@ def split_override(item: str) -> tuple[str, Any]:
     key, equals, text = item.partition("=")
     if not key or not equals:
         raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
-    parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    refuse_two_readings(text, where=f"override {item!r}")
+    try:
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        refuse_two_readings(text, where=f"override of {key}")
+    except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"override of {key}: its value is not valid YAML ({_problem(error)}); quote it") from error
     return key, at_home(parsed["value"])
 
 
@@ -261,6 +264,11 @@ def _quoted(key: str, value: Any) -> str:
     """A wrong value as it may be shown: also where it is no list yet, what may hold secrets shows none."""
     secret = any(f".{key}.".startswith(f"{kept}.") for kept in KEPT)
     return masked_option(masked_line(masked_uri(repr(value)))) if secret else repr(value)
+
+
+def _problem(error: BaseException) -> str:
+    """What YAML says is wrong, without the text that it quotes: that may hold secrets."""
+    return _one_line(getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__)
 
 
 def _one_line(error: object) -> str:

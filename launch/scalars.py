@@ -24,16 +24,20 @@ def refuse_two_readings(text: str, *, where: str) -> None:
             )
 
 
-def _scalars(node: Any) -> Iterator[yaml.ScalarNode]:
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield from _scalars(key)
-            yield from _scalars(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _scalars(value)
+def _scalars(root: Any) -> Iterator[yaml.ScalarNode]:
+    """Every scalar once: an alias is the node that it names, which may hold itself, or others many times over."""
+    seen, left = set[int](), [root]
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            yield node
+        elif isinstance(node, yaml.MappingNode):
+            left.extend(one for pair in node.value for one in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            left.extend(node.value)
 
 
 def at_home(value: Any) -> Any:

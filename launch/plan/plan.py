@@ -54,10 +54,10 @@ def speed_of(*, gpu: str | None, tflops: float | None, mfu: float) -> GpuSpeed:
 
 def cluster_of(*, node_mtbf_h: float, restart_min: float) -> Cluster:
     """The cluster that a person states."""
-    if not 0 < node_mtbf_h < math.inf:
-        raise ConfigError(f"--node-mtbf-h is {node_mtbf_h:g}; hours must be above 0 and finite")
-    if not 0 <= restart_min < math.inf:
-        raise ConfigError(f"--restart-min is {restart_min:g}; minutes must be 0 or more, and finite")
+    if not 0.001 <= node_mtbf_h <= 1e9:
+        raise ConfigError(f"--node-mtbf-h is {node_mtbf_h:g}; hours must be from 0.001 to 1e9")
+    if not 0 <= restart_min <= 1e6:
+        raise ConfigError(f"--restart-min is {restart_min:g}; minutes must be from 0 to 1e6")
     return Cluster(node_mtbf_h, restart_min)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flowmask.launch.config import as_written, load_yaml, split_override
+from flowmask.launch.config import as_written, load_yaml, read_tree, split_override
 from flowmask.models.errors import ConfigError
 
 TWO_READINGS = {"010": "8", "-017": "-15", "1:30": "90", "12:30:45": "45045", "1:30.5": "90.5", "0_7": "7"}
@@ -45,3 +45,23 @@ def test_a_path_below_the_home_folder_is_there_in_files_and_overrides(
         "data": {"mix": [{"cache": f"{tmp_path}/caches/b"}], "name": "a~/b"},
     }
     assert split_override("out=~/runs") == ("out", f"{tmp_path}/runs")
+
+
+RECURSIVE = "&a [*a]"
+LAUGHS = (
+    "[&a [1, 1, 1, 1, 1, 1, 1, 1, 1]"
+    + "".join(f", &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefghi", "bcdefghij"))
+    + "]"
+)
+
+
+@pytest.mark.parametrize("text", [RECURSIVE, LAUGHS, "{", "[1, 2", "!!python/name:os.system", "1: 2: 3", "\x00"])
+def test_what_is_no_value_is_one_line_in_a_file_and_in_an_override(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(f"a: {text}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_tree(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^override of train\.lr: its value is not valid YAML \(") as caught:
+        split_override(f"train.lr={text}")
+    assert "\n" not in str(caught.value)

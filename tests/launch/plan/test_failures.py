@@ -6,6 +6,7 @@ import random
 import pytest
 
 from flowmask.launch.plan.failures import Cluster, Saving, plan_saves
+from flowmask.launch.plan.plan import cluster_of
 
 TRIALS, SEED = int(os.environ.get("TRIALS", "1")), int(os.environ.get("SEED", "0"))
 HOURS = 10_000
@@ -73,3 +74,13 @@ def test_a_plan_says_the_interval_in_steps_and_what_the_config_keeps() -> None:
     found = plan_saves(costs, every_steps=1000, step_s=0.236)
     assert found.every_s == pytest.approx(236.0) and found.effective == costs.effective(found.every_s)
     assert found.best_effective == costs.effective(found.best_steps * 0.236) and found.best_effective > 0.998
+
+
+@pytest.mark.parametrize("node_mtbf_h", [0.001, 1e9])
+@pytest.mark.parametrize("restart_min", [0.0, 1e6])
+def test_the_least_and_the_most_that_may_be_stated_have_a_plan(node_mtbf_h: float, restart_min: float) -> None:
+    cluster = cluster_of(node_mtbf_h=node_mtbf_h, restart_min=restart_min)
+    for nodes in (1, 1000):
+        costs = Saving.of(cluster, checkpoint_bytes=1e6, nodes=nodes, ranks=nodes)
+        found = plan_saves(costs, every_steps=1000, step_s=1e-3)
+        assert 0 <= found.effective <= found.best_effective + 1e-3 <= 1.001

@@ -171,8 +171,8 @@ def test_a_config_has_a_plan_without_weights_or_data(name: str) -> None:
     [
         (["--gpu", "Z80"], "--gpu is 'Z80'; known: "),
         (["--mfu", "40"], "--mfu is 40; it is a fraction in (0, 1]"),
-        (["--node-mtbf-h", "0"], "--node-mtbf-h is 0; hours must be above 0 and finite"),
-        (["--restart-min", "nan"], "--restart-min is nan; minutes must be 0 or more, and finite"),
+        (["--node-mtbf-h", "0"], "--node-mtbf-h is 0; hours must be from 0.001 to 1e9"),
+        (["--restart-min", "nan"], "--restart-min is nan; minutes must be from 0 to 1e6"),
         (["--tflops", "-1"], "--tflops is -1; it must be above 0"),
         (["--clip", "16x480x832"], "--clip is 16x480x832; frames must be 4k + 1"),
         (["--clip", "large"], "--clip is 'large'; it must be FRAMESxHEIGHTxWIDTH"),
