@@ -97,7 +97,7 @@ def _run_here(curriculum: Curriculum, after_stage: Callable[[], None]) -> int:
         err.print(head + Text(found.why, "cyan"))
         code = _with_retries(stage)
         if code:
-            err.print(f"stopped in stage {stage.name}; the same command goes on")
+            err.print(f"stopped in stage {stage.name}; the same command continues")
             return code
         found = judge(stage, unfinished=set(), memo=curriculum.out)
         if not found.done:
@@ -206,7 +206,7 @@ def _reason(curriculum: Curriculum, stage: Stage, judged: Judgement) -> str:
         return judged.why
     failed = [verdict.message for verdict in record.submission.verdicts().values() if verdict.code]
     why = failed[0] if failed and failed[0] else f"job {record.job_id} ended early, {judged.why}"
-    return f"{why}; logs: {record.submission.logs}. The same command goes on from here"
+    return f"{why}; logs: {record.submission.logs}. The same command continues from here"
 
 
 def _table(curriculum: Curriculum, sent: _Sent, states: Mapping[str, str]) -> Table:

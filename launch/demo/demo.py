@@ -137,7 +137,7 @@ class DemoRun:
         processes = load_job(_config(part), KINDS[kind], settings).most_processes(self.machine.processes)
         settings.append(f"launch.processes_per_node={processes}")
         if run(load_job(_config(part), KINDS[kind], settings)):
-            raise UserError(f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}")
+            raise UserError(f"the demo was asked to stop; the same command continues: flowmask demo --out {self.out}")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def write_page(file: PageFile, *, title: str, command: str, figures: Sequence[Ro
     if done < wanted:
         left = wanted - done
         missing = f"{left} evaluation{'s are' if left > 1 else ' is'} not there yet"
-        body.append(page.note(f"{missing}; the same command goes on."))
+        body.append(page.note(f"{missing}; the same command continues."))
     body += [page.paragraph(HOW_SURE), page.table(SCORES, _sortable(scores(figures)))]
     body += [page.heading("J&F: rings as published, dots ours, a dot for each seed"), charts.scores(figures)]
     if curves := charts.losses(figures):

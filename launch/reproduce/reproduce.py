@@ -1,6 +1,6 @@
 """Run a study: its world if it has one, then the curriculum of its rows, its page after every stage.
 
-Whatever ends this process, the same command goes on: what is done is skipped.
+Whatever ends this process, the same command continues: what is done is skipped.
 """
 
 from collections.abc import Sequence

@@ -124,14 +124,14 @@ def _here(found: RunStatus, folder: Path, kind: type[Job]) -> RunStatus:
         return found
     if end is None:
         if start is None:
-            return replace(found, why="nobody works on it; the same command goes on")
+            return replace(found, why="nobody works on it; the same command continues")
         if start.launcher.is_here() and not start.launcher.is_dead():
             return replace(found, state="running", why="starting, or ending")
         if start.owner.is_dead():
-            return replace(found, state="failed", why=f"process {start.owner.pid} was killed; the same command goes on")
+            return replace(found, state="failed", why=f"process {start.owner.pid} was killed; the same command continues")
         return replace(found, state="unknown", why=f"started on {start.owner.host}: look there")
     if end.code == REQUEUE_EXIT_CODE:
-        return replace(found, state="stopped", why="the same command goes on")
+        return replace(found, state="stopped", why="the same command continues")
     return replace(found, state="failed" if end.code else found.state, why=end.message)
 
 

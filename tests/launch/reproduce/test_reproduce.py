@@ -35,7 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setattr(reproduce.page, "write_page", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(path)
-    assert "2 evaluations are not there yet; the same command goes on" in pages[1]
+    assert "2 evaluations are not there yet; the same command continues" in pages[1]
     assert run(path) == 0
     return out
 

@@ -231,7 +231,7 @@ def test_an_end_without_the_server_is_short_and_what_is_left_is_sent_later(
     check_whole(sqlite_server.client, "later", steps=30, status="KILLED")
     command = [sys.executable, "-m", "flowmask", "track", str(writer.out)]
     again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "MLflow has all of" in again.stdout
+    assert "MLflow has everything of" in again.stdout
     check_whole(sqlite_server.client, "later", steps=30, status="KILLED")
 
 
