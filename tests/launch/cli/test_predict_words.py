@@ -91,7 +91,7 @@ def test_mistakes_are_one_line_that_says_what_is_right(given: Given) -> None:
         ("a.mp4", "--prompts", "old.txt"): "old.txt: line 2 is not UTF-8",
         ("a.mp4", "--prompts", "wide.txt"): "wide.txt: line 1 is not UTF-8",
         ("a.mp4", "a dog", "--height", "64"): "--height and --width must be given together",
-        ("a.mp4", "a dog", "--shift", "0"): "--shift is 0; it must be a number above 0",
+        ("a.mp4", "a dog", "--shift", "0"): "--shift is 0; it must be above 0",
         ("a.mp4", "a dog", "--clip-frames", "16"): "--clip-frames was removed; use --window-frames",
         ("--video", "b.mp4", "--video", "./b.mp4", "a dog"): "is given twice",
     }

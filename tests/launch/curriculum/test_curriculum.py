@@ -253,7 +253,7 @@ def test_a_stage_that_would_train_on_cpus_unasked_is_refused_before_anything_is_
     fake_slurm(tmp_path, monkeypatch, {"main": [("(null)", 4)], "gpu": [("gpu:a100:8", 64)]})
     tree["launch"] = {"cluster": "slurm"}
     assert "stage decoder: partition main has no GPUs" in refused(tree, tmp_path)
-    for launch, gpus in (({"partition": "gpu"}, "1 GPU (one a process)"), ({"gpus_per_node": 0}, "no GPUs")):
+    for launch, gpus in (({"partition": "gpu"}, "1 GPU (one per process)"), ({"gpus_per_node": 0}, "no GPUs")):
         tree["launch"] = {"cluster": "slurm", **launch}
         run_curriculum(load_curriculum(write(tmp_path / "c.yaml", tree)), wait=False, dry_run=True)
         said = capsys.readouterr().out

@@ -20,7 +20,7 @@ def test_a_rank_that_was_killed_is_named_before_those_that_lost_touch_with_it(tm
     ("number", "why"),
     [
         (signal.SIGABRT, r"NCCL .*train\.collective_timeout_s"),
-        (signal.SIGKILL, "want of memory"),
+        (signal.SIGKILL, "out of memory"),
         (signal.SIGSEGV, "compiled code"),
         (signal.SIGBUS, "/dev/shm"),
     ],

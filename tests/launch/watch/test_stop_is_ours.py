@@ -119,7 +119,7 @@ def test_what_is_no_number_reaches_no_command_of_slurm(number: Any, slurm: Path,
         lambda: slurm_commands.requeue(number),
     )
     for call in calls:
-        with pytest.raises(ConfigError, match="no number of a job"):
+        with pytest.raises(ConfigError, match="not a SLURM job id"):
             call()
     assert (slurm / "calls").read_text() == ""
 
