@@ -1,7 +1,7 @@
 """Reads a YAML config and dotted overrides into one strict, frozen job. Every error is one line.
 
-Order of strength: defaults < file < command line. Every section belongs to the room that reads it; this file
-owns the `launch` section.
+Order of strength: defaults < file < command line. Each section is defined in the room that reads it; this file
+defines the `launch` section.
 """
 
 import re

@@ -1,7 +1,7 @@
 """`flowmask doctor`: checks whether this machine can run the job. One line per check: pass, warn or fail, and the fix.
 
-Owns how the questions (questions.py) are put and shown. Never raises for what it finds: a question that breaks is a
-failed one.
+Owns how the checks (questions.py) are run and shown. A check that raises is a failed
+finding, not an error.
 """
 
 from collections.abc import Sequence

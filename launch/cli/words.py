@@ -31,7 +31,7 @@ AllowTruncated = Annotated[
 PresenceOf = Annotated[
     str | None,
     typer.Option(
-        help="OUT of evaluate --calibrate: masks are empty below its threshold; none: no threshold; default: as exported"
+        help="OUT of evaluate --calibrate: masks are empty below its threshold; none: no threshold; default: the export"
     ),
 ]
 AttentionOf = Annotated[

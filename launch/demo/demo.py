@@ -1,7 +1,7 @@
 """`flowmask demo`: every stage on synthetic videos; each stage is the same job as on real data.
 
-Stopped half-way and started again it goes on where it was, since each of its jobs does. Refuses a folder that
-holds a demo of other settings.
+A demo that was stopped continues when it is started again, since each of its jobs does. Refuses a folder
+with a demo of other settings.
 """
 
 import json

@@ -1,7 +1,7 @@
 """SLURM's own commands: the state of a job, and the actions on it. Needs no submitit.
 
-A job's number may come from a file that anybody wrote: it must be one, and a job is ended or signalled only where SLURM
-says that this user submitted it from that very folder.
+A job id may come from a file that another user wrote. So it must be a number, and a job is ended or signalled only if
+SLURM says that this user submitted it from that folder.
 """
 
 import os
@@ -30,8 +30,8 @@ class NoPartitionError(ConfigError):
 def environment() -> dict[str, str]:
     """This process's variables without those of the job it may be in and without defaults for SLURM's commands.
 
-    What sbatch is given goes to the job: SLURM_ARRAY_TASK_ID, SLURM_RESTART_COUNT or SLURM_MEM_PER_CPU of one job would
-    be taken for the next one's. Options such as SBATCH_PARTITION or SQUEUE_STATES would change what we ask for.
+    sbatch passes its variables to the job: SLURM_ARRAY_TASK_ID, SLURM_RESTART_COUNT or SLURM_MEM_PER_CPU of this job
+    would apply to the next one. Options such as SBATCH_PARTITION or SQUEUE_STATES would change the request.
     """
     inside = "SLURM_JOB_ID" in os.environ
     return {
@@ -205,8 +205,8 @@ def _scancel(job_id: str, *options: str, logs: Path) -> None:
             or logs.resolve() not in (Path(p).parent.resolve() for p in paths)
         ):
             raise ConfigError(
-                f"job {job_id}, which {logs.parent} names, is not its job in SLURM, and was left alone: see "
-                f"`scontrol show job {job_id}`, and end it with scancel if you mean it"
+                f"job {job_id}, which {logs.parent} names, belongs to another folder or user, and was left alone: see "
+                f"`scontrol show job {job_id}`; to end it, use scancel"
             )
     run("scancel", *options, job_id)
 

@@ -2,7 +2,7 @@
 
 One task a node starts the ranks of that node (task.py); when all have ended, the batch script itself decides
 whether the job is over or goes back into the queue (requeue.py). submitit's own handlers are replaced: its
-checkpoint runs inside a signal handler on one rank alone.
+checkpoint would run inside a signal handler, on one rank only.
 """
 
 import shlex

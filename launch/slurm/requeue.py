@@ -1,7 +1,7 @@
 """Runs before and after every attempt of a SLURM job, in its batch script: ends the job or requeues it.
 
-SLURM is asked why the job ends. It requeues a preempted job itself, unless the job leaves before its grace time is
-over; then, at a time limit and after a crash the job puts itself back. Each cause has a budget.
+SLURM is asked why the attempt ends. It requeues a preempted job itself, unless the job ends before its grace time is
+over. In that case, at a time limit and after a crash, the job requeues itself. Each cause has a budget.
 """
 
 import os
@@ -168,7 +168,7 @@ def _left_waiting(verdict: Verdict, job_id: str) -> str:
     if not waiting:
         return ""
     jobs = " ".join(waiting)
-    return f"; these jobs wait for it and will never start (afterok): {jobs}. Submit them again, and cancel: scancel {jobs}"
+    return f"; these jobs wait for it and can never start (afterok): {jobs}. Resubmit them, and: scancel {jobs}"
 
 
 def _same(before: Attempt, last: Attempt) -> bool:

@@ -1,7 +1,7 @@
 """The resources that a job requests of each SLURM node: fills in GPUs and CPUs that `launch` leaves unset.
 
-The one place that turns an open launch.gpus_per_node or launch.cpus_per_node into numbers. A job that would compute
-on a GPU if it had one never goes out without any by accident: it asks for GPUs, or is refused.
+The one place that turns an unset launch.gpus_per_node or launch.cpus_per_node into numbers, from the nodes of the
+partition. A job that can use a GPU is never submitted without one by accident: it requests GPUs or is refused.
 """
 
 import re

@@ -5,8 +5,8 @@
     environment.json   only the variables that change the results of a job (ENVIRONMENT)
     changes.patch      uncommitted changes of the checkout
 
-A secret may stand in any variable, and in a change of the code: no name tells. So the variables are an allow-list,
-and the last two files are their owner's alone.
+A secret may be in any variable and in any change of the code, whatever its name. So the variables are an allow-list,
+and only the owner can read the last two files.
 """
 
 import importlib.metadata

@@ -1,7 +1,7 @@
 """`flowmask status`, `logs` and `stop` output and actions.
 
-A stop is asked for, never forced: a training saves at its next step's boundary and ends for good. A process is
-signalled only when it is surely the one that the run's folder names, and works there: it holds the folder's lock.
+A stop is requested, never forced: a training saves at its next step and ends for good. A process is
+signalled only if it is certainly the one that the run's folder names: it must hold the lock of the folder.
 """
 
 import json
