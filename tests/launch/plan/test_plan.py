@@ -66,7 +66,7 @@ def test_the_published_size_is_as_it_was_measured_with_a_counter() -> None:
     assert encoders.encode(shape, dtype="float32").flop == pytest.approx(34.9e12, rel=0.01)
     assert encoders.decode(shape).flop == pytest.approx(58.6e12, rel=0.01)
     assert encoders.text_bytes("bfloat16") == pytest.approx(11.36e9, rel=0.01)
-    assert any("Wan2.1-T2V-1.3B-Diffusers is not there" in note for note in found.notes)
+    assert any("Wan2.1-T2V-1.3B-Diffusers does not exist" in note for note in found.notes)
 
 
 def test_a_run_plans_what_its_checkpoint_and_its_cache_hold(lab: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_config_has_a_plan_without_weights_or_data(name: str) -> None:
     assert found["notes"] and found["speed"]["tflops"] == 312
     shown = runner.invoke(app, ["plan", str(CONFIGS / f"{name}.yaml"), "--tflops", "100", "--mfu", "0.3"])
     assert "100 TFLOP/s x MFU 0.3" in " ".join(shown.output.split())
-    assert "is not there" in shown.output
+    assert "does not exist" in shown.output
 
 
 @pytest.mark.parametrize(
