@@ -211,7 +211,9 @@ def test_what_cannot_be_a_curriculum_is_one_line(tree: dict[str, Any], tmp_path:
     assert "two stages are called finetune" in changed("evaluate", name="finetune")
     assert "carries checkpoint from finetune, which it does not need" in changed("evaluate", needs=[])
     assert "set objective.kind=mask_decoder" in changed("decoder", overrides={})
-    assert "put values from another stage under `carries`" in changed("evaluate", overrides={"checkpoint": "${stages.finetune.out}"})
+    assert "put values from another stage under `carries`" in changed(
+        "evaluate", overrides={"checkpoint": "${stages.finetune.out}"}
+    )
     assert "stage finetune has no such key" in changed("evaluate", carries={"checkpoint": "${stages.finetune.folder}"})
     assert "unknown key train.stepz" in refused(tree, tmp_path, "stages.finetune.train.stepz=4")
     assert "train.global_batch is 3" in refused(tree, tmp_path, "stages.finetune.train.global_batch=3")

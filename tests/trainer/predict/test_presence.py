@@ -181,7 +181,7 @@ def test_what_is_no_threshold_is_one_line_before_weights_are_loaded(
         with pytest.raises(UserError, match=message) as caught:
             _predict(golden, video, tmp_path / "p", presence=str(out))
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="is not there; give the out of a calibrated evaluation"):
+    with pytest.raises(ConfigError, match="does not exist; give the out of a calibrated evaluation"):
         _predict(golden, video, tmp_path / "p", presence=str(tmp_path))
 
 

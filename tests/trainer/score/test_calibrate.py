@@ -241,7 +241,9 @@ def test_what_no_threshold_can_be_chosen_on_is_one_line_before_anything_is_writt
         assert "\n" not in str(caught.value) and not (tmp_path / "e").exists()
     with pytest.raises(ValidationError, match=r"calibrate\.data is missing"):
         config(lab, tmp_path / "e", calibrate={"enabled": True})
-    with pytest.raises(ValidationError, match="presence is x, but calibrate.enabled also chooses a threshold; give one"):
+    with pytest.raises(
+        ValidationError, match=r"presence is x, but calibrate\.enabled also chooses a threshold; give one"
+    ):
         calibrating(lab, tmp_path / "e", presence="x")
 
 

@@ -122,7 +122,9 @@ def test_only_a_long_video_is_cut_if_nothing_is_said_and_a_whole_one_may_be_too_
     assert window_for(122, WindowConfig(overlap=4)) == WindowConfig(frames=81, overlap=4)
     assert window_for(9, WindowConfig(frames=5, overlap=0)).frames == 5
     assert len(cut(LONGEST, none)) == 1
-    with pytest.raises(ConfigError, match=r"4094 frames is longer than the model's maximum 4093; set window\.frames=81"):
+    with pytest.raises(
+        ConfigError, match=r"4094 frames is longer than the model's maximum 4093; set window\.frames=81"
+    ):
         cut(LONGEST + 1, none)
 
 
