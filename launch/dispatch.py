@@ -13,6 +13,7 @@ from flowmask.launch.console import err, out
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.jobs.job import Job
 from flowmask.launch.local.processes import JobFailedError, run_local
+from flowmask.launch.next_steps import NOT_DRY, say_after, say_next
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import resources, snapshot
 from flowmask.launch.slurm.submission import Submission
@@ -22,8 +23,11 @@ from flowmask.trainer.state.owner import note_end
 
 
 def start(kind: str, config: Path, overrides: Sequence[str] = (), *, wait: bool = True) -> int:
-    """Read the config of a job and run it where `launch.cluster` says; returns the exit code."""
-    return run(jobs.load_kind(config, KINDS[kind], overrides), wait=wait)
+    """Read the config of a job and run it where `launch.cluster` says; prints the next step, returns the exit code."""
+    job = jobs.load_kind(config, KINDS[kind], overrides)
+    code = run(job, wait=wait)
+    say_after(job, code, wait=wait)
+    return code
 
 
 def run(job: Job, *, wait: bool = True) -> int:
@@ -57,10 +61,13 @@ def submit(config: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool)
     err.print(f"{config}: {job.KIND}, because {because}")  # printed first: the checks import torch
     if dry_run:
         out.print(describe(job, because=because))
+        say_next(NOT_DRY)
         return 0
     if job.launch.cluster != "slurm":
         preflight.refuse(preflight.examine(job))
-    return run(job, wait=wait)
+    code = run(job, wait=wait)
+    say_after(job, code, wait=wait)
+    return code
 
 
 def to_slurm(job: Job, *, wait: bool) -> int:

@@ -53,11 +53,11 @@ def examine(
 
 
 def refuse(findings: Sequence[Finding]) -> None:
-    """Raises ConfigError with the first failed check, in one line."""
-    failed = [finding for finding in findings if finding.state == "fail"]
+    """Raises ConfigError with every failed check, in one line."""
+    failed = [finding.said for finding in findings if finding.state == "fail"]
     if failed:
-        more = f" (and {len(failed) - 1} more: flowmask submit --dry-run)" if len(failed) > 1 else ""
-        raise ConfigError(f"{failed[0].said}{more}")
+        numbered = " ".join(f"({number}) {said}" for number, said in enumerate(failed, start=1))
+        raise ConfigError(failed[0] if len(failed) == 1 else f"{len(failed)} problems: {numbered}")
 
 
 def existing(path: Path) -> Path:

@@ -9,6 +9,7 @@ import typer
 from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, exit_with, say_json, say_loading
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import NEXT, say_next
 
 
 def plan(
@@ -38,6 +39,7 @@ def plan(
         say_json(planning.to_json(found))
     else:
         show(found, console)
+        say_next(NEXT["plan"], config)
 
 
 def tune(
@@ -53,6 +55,7 @@ def tune(
     began = time.monotonic()  # the imports below take seconds
     say_loading()
     from flowmask.launch.tune import tune as tuning
+    from flowmask.launch.tune.search import as_words
     from flowmask.launch.tune.show import show
 
     found = tuning.tune(config, overrides or [], minutes=minutes, out=out, began=began)
@@ -61,6 +64,8 @@ def tune(
         console.print(f"The time limit came before all settings were tried. To try more: --minutes {2 * minutes:g}")
     if out is not None:
         console.print(f"wrote {out}")
+    changes = "" if out is not None else as_words(found.best.changes)
+    say_next(f"{NEXT['tune']} {changes}".strip(), out or config)
 
 
 def doctor(
@@ -80,3 +85,5 @@ def doctor(
     else:
         examination.show(findings, console)
     exit_with(not report["ok"])
+    if config is not None:
+        say_next(NEXT["doctor"], config)

@@ -7,6 +7,7 @@ import typer
 
 from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Wait, exit_with, run_job, say_json, say_loading
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import NEXT, say_next
 
 cache_app = typer.Typer(no_args_is_help=True, help="Encode a dataset into latent shards, and check them.")
 
@@ -57,6 +58,7 @@ def cache_verify(
     else:
         show_report(report, place)
     exit_with(not report.ok)
+    say_next(NEXT["cache verify"], place)
 
 
 @cache_app.command("repair")
@@ -86,6 +88,7 @@ def cache_repair(
             on_progress=on_progress,
         )
     show_repair(report, folder)
+    say_next(NEXT["cache repair"], folder)
 
 
 @cache_app.command("status")
@@ -103,6 +106,8 @@ def cache_status(
         say_json(asdict(found))
     else:
         show_status(found, console)
+        if found.phase == "complete":
+            say_next(NEXT["cache status"], folder)
 
 
 @cache_app.command("inspect")

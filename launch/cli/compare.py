@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import say_next
 
 Evaluations = Annotated[
     list[Path], typer.Argument(help="Two or more evaluations: the `out` of `evaluate`, or its scores.json")
@@ -39,3 +40,5 @@ def compare(
     if file is not None:
         write_page(file, comparisons)
         console.print(f"wrote {file.out}")
+    else:
+        say_next("the same command with --out PAGE.html shows the largest changes")

@@ -25,6 +25,7 @@ from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Run, Wait, 
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
+from flowmask.launch.next_steps import NEXT, NOT_DRY, say_next
 from flowmask.models.errors import UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
 from flowmask.models.safe.words import printable
@@ -83,6 +84,7 @@ def demo(
     from flowmask.launch.demo.demo import Profile, run_demo
 
     run_demo(out, Profile.SMOKE if smoke else Profile.FULL if full else Profile.DEFAULT, console=console)
+    say_next(NEXT["demo"], out / "runs" / "dit")
 
 
 @app.command()
@@ -95,6 +97,7 @@ def configs(copy: Annotated[Path | None, typer.Option(help="Copy all of them int
         return
     for name, first_line in bundled().items():
         console.print(f"{name!s:26} {first_line}")
+    say_next(NEXT["configs"])
 
 
 app.command()(config)
@@ -130,7 +133,9 @@ def curriculum(
     from flowmask.launch.curriculum.curriculum import run_curriculum
     from flowmask.launch.curriculum.stages import load_curriculum
 
-    exit_with(run_curriculum(load_curriculum(config, overrides or []), wait=wait, dry_run=dry_run))
+    asked = load_curriculum(config, overrides or [])
+    exit_with(run_curriculum(asked, wait=wait, dry_run=dry_run))
+    say_next(*((NOT_DRY,) if dry_run else (NEXT["curriculum"], asked.out)))
 
 
 @app.command()
@@ -149,6 +154,8 @@ def reproduce(
     from flowmask.launch.reproduce.reproduce import reproduce as run_study
 
     exit_with(run_study(config, overrides or [], profile=profile, wait=wait, dry_run=dry_run))
+    if dry_run:
+        say_next(NOT_DRY)
 
 
 @app.command()
@@ -242,6 +249,7 @@ def tiny_wan(
 
     write_tiny_wan(folder, seed=seed, random_vae=random_vae)
     console.print(f"wrote {folder}")
+    say_next(NEXT["tiny-wan"], folder)
 
 
 def command() -> None:

@@ -12,6 +12,7 @@ from flowmask.launch.cli import words
 from flowmask.launch.cli.track import offer
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import NEXT, say_next
 from flowmask.launch.progress import told
 from flowmask.models.errors import ConfigError, UserError
 
@@ -130,6 +131,7 @@ def predict(
         if figures:
             console.print(f"figures  {place}/<sentence>.png")
         offer(checkpoint, result.overlay, to="predict")
+    say_next(NEXT["predict"], checkpoint)
 
 
 def read_prompts(name: str) -> list[str]:

@@ -8,6 +8,7 @@ from rich.table import Table
 from flowmask.launch.cli.words import say_json, say_loading
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import say_next
 from flowmask.models.errors import UserError
 
 
@@ -33,3 +34,5 @@ def show_settings(config: Path, overrides: Sequence[str], *, as_json: bool) -> N
         named = (str(value).lower() for value in one.conventions.values())
         table.add_row(*named, *(f"{one.scores[name]:.2f}" for name in ("jf", "j", "f")))
     console.print(table)
+    best = " ".join(f"conventions.{name}={str(value).lower()}" for name, value in tried[0].conventions.items())
+    say_next(f"flowmask evaluate {{path}} {best}", config)

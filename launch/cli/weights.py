@@ -18,6 +18,7 @@ from flowmask.launch.cli.words import (
 )
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import AFTER_EXPORT, NEXT, say_next
 from flowmask.models.errors import UserError
 
 import_app = typer.Typer(
@@ -43,6 +44,7 @@ def from_wan(
 
     import_wan(source, out, say=err.print)
     console.print(f"wrote {out}")
+    say_next(NEXT["import wan"], out)
 
 
 @import_app.command("flowrvs")
@@ -64,6 +66,7 @@ def from_flowrvs(
     asked = conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase)
     done = import_flowrvs(dit, decoder=decoder, out=out, conventions=asked, ema=averaged, wan=wan, say=err.print)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
+    say_next(NEXT["import flowrvs"], done.path)
 
 
 def export(
@@ -89,3 +92,4 @@ def export(
     done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan, presence=presence)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
     offer(source, done.path, to="export")
+    say_next(AFTER_EXPORT[done.part], done.path)

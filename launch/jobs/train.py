@@ -16,7 +16,7 @@ from flowmask.models.folders.output_folder import Kind
 from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, revealed_uri
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
-from flowmask.models.stored.typed import read_yaml
+from flowmask.models.stored.typed import is_number, read_yaml
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN
@@ -140,9 +140,9 @@ class TrainJob(Job, RunConfig):
     @classmethod
     def status(cls, folder: Path) -> RunStatus:
         rows, steps = _last_rows(folder / METRICS), _steps(folder)
-        times = [row["time"] for row in rows if _is_number(row.get("time"))]
+        times = [row["time"] for row in rows if is_number(row.get("time"))]
         took = [after - before for before, after in pairwise(times) if after > before]
-        losses = [row["loss"] for row in rows[-_LOSS_ROWS:] if _is_number(row.get("loss"))]
+        losses = [row["loss"] for row in rows[-_LOSS_ROWS:] if is_number(row.get("loss"))]
         return RunStatus(
             str(folder),
             cls.KIND,
@@ -152,10 +152,6 @@ class TrainJob(Job, RunConfig):
             loss=statistics.fmean(losses) if losses else None,
             step_s=statistics.median(took) if took else None,
         )
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
 
 
 def _last_rows(path: Path) -> list[dict[str, Any]]:

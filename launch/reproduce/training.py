@@ -9,7 +9,7 @@ from typing import Any
 
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
-from flowmask.trainer.track.meters import is_number
+from flowmask.models.stored.typed import is_number
 
 CURVE_POINTS = 80
 Curve = tuple[tuple[int, float], ...]  # (step, mean loss since the previous point)

@@ -19,6 +19,7 @@ from flowmask.launch.config import validate
 from flowmask.launch.console import out as console
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.jobs.job import RunStatus
+from flowmask.launch.next_steps import NEXT, SAME, say_next
 from flowmask.launch.progress import duration
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.requeue import STOP_FILE
@@ -53,6 +54,8 @@ def show_status(folders: Sequence[Path], *, as_json: bool) -> None:
         for line in (status.why, f"logs: {status.logs}" if status.logs else ""):
             if line:
                 console.print(f"    {printable(line)}")
+    if failed := [status.folder for status in found if status.state == "failed"]:
+        say_next(NEXT["status"], failed[0])
 
 
 def _parts(status: RunStatus) -> Iterator[str]:
@@ -157,6 +160,8 @@ def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
             )
         time.sleep(POLL_S if status.job_id is None else QUEUE_EVERY_S)
     console.print(f"{folder} is {status.state}" + (f" at step {status.step}" if KINDS[status.kind].SAVES else ""))
+    if status.state == "stopped":
+        say_next(SAME)
 
 
 def _asker(folder: Path, status: RunStatus) -> Callable[[], bool]:

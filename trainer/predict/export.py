@@ -62,11 +62,12 @@ _OWN = (*_PATHS, KEY, OWN_ENCODER, SETTING)  # settings that each export writes 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the file or folder, the parameters in it and the hash of their fp32 values."""
+    """The written file or folder, its number of parameters, the hash of their fp32 values and the part (`parts.py`)."""
 
     path: Path
     parameters: int
     sha256: str
+    part: str
 
 
 def export(
@@ -85,8 +86,7 @@ def export(
     ema:   the averaged weights; a flowrvs file of a DiT holds both if the source does
     dtype: float32 keeps every bit; bfloat16 is half the size
     wan:   Wan2.1 folder of the training; default: the one that the source records
-    presence: a calibrated evaluation of these weights, whose threshold is stored with them; default: the threshold
-           of the source export; "none": none
+    presence: a calibrated evaluation, whose threshold is stored; default: that of the source export; "none": none
     Raises UserError if something is missing, damaged or already exists.
     """
     if format not in _SUFFIX:
@@ -108,7 +108,8 @@ def write_new(target: Path, job: "ExportJob", write: Callable[[Path], None]) -> 
                 raise FileExistsError
             write(place / target.name)
             move_new(place / target.name, target)
-    return Exported(target, sum(t.numel() for t in job.loaded.state_dict.values()), job.loaded.sha256)
+    parameters = sum(t.numel() for t in job.loaded.state_dict.values())
+    return Exported(target, parameters, job.loaded.sha256, job.part.name)
 
 
 def _target(source: str, out: Path | None, *, format: str) -> Path:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from flowmask.models.stored.typed import is_number
+
 Row = Mapping[str, Any]
 
 _GIB = 2**30
@@ -21,7 +23,6 @@ _BY_TIME = ("examples_per_s", "tokens_per_s", "model_tflop_per_s", "mfu_pct", "d
 _LATEST = ("epoch", "lr", "host_memory_gib", "device_memory_gib", "device_memory_peak_gib")
 _NOT_SUMMARISED = ("step", "batch", "time", "step_s", "world_size", "skipped")
 _PERCENTILES = (50, 90, 99)
-_TOO_LARGE = 1e150  # the product of two is still finite
 
 # Dense bf16 tensor-core TFLOP/s from NVIDIA's data sheets; the first name that the device's contains.
 _PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
@@ -116,11 +117,6 @@ def peak_tflops(device_name: str | None) -> float | None:
 def known_gpus() -> list[str]:
     """The names that `peak_tflops` knows."""
     return [name for name, _ in _PEAK_TFLOPS]
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number that can be weighted and summed; rows may come from an untrusted file."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
 
 
 def _weight(row: Row) -> float:

@@ -148,9 +148,9 @@ def spoiled(tmp_path: Path, meta: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"frames": ["0", "1"]', '"frames": ["0", "1", "0"]', r"frames: '0' stands there twice"),
-        ('"frames": ["0", "1"]', '"frames": ["0", "0.jpg"]', r"frames: '0' stands there twice"),
-        ('"frames": ["0", "1"]', '"frames": ["a", "A"]', r"frames: 'a' stands there twice"),
+        ('"frames": ["0", "1"]', '"frames": ["0", "1", "0"]', r"frames: '0' appears twice"),
+        ('"frames": ["0", "1"]', '"frames": ["0", "0.jpg"]', r"frames: '0' appears twice"),
+        ('"frames": ["0", "1"]', '"frames": ["a", "A"]', r"frames: 'a' appears twice"),
         ('"frames": ["0", "1"]', '"frames": ["0", "../1"]', "expected a name below"),
         ('"frames": ["0", "1"]', '"frames": ["0", ".."]', "expected a name below"),
         ('"frames": ["0", "1"]', '"frames": ["0", "a/1"]', "expected the name of a file"),
