@@ -302,7 +302,7 @@ def test_adapters_may_rest_on_weights_other_than_wans(trials: Path, lab: Path, t
     patch = "patch_embedding.weight"
     assert torch.equal(load_dit(str(run)).state_dict[patch], load_dit(str(base)).state_dict[patch])
     base.rename(tmp_path / "moved.safetensors")
-    with pytest.raises(WeightsError, match=r"was trained on .*base\.safetensors, which is not there"):
+    with pytest.raises(WeightsError, match=r"was trained on .*base\.safetensors, which does not exist"):
         load_dit(str(run))
 
 
