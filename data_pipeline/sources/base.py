@@ -75,7 +75,7 @@ class Video(ABC):
         """Hash of the names and sizes of the video's frame files; one that is missing has no size."""
 
     def missing_file(self, ids: Sequence[int]) -> Path | None:
-        """The first frame of these without a file, where frames are files: known before anything is read."""
+        """The first frame of these, or mask of the video, whose file is not there: known before anything is read."""
         return None
 
     def annotated(self, anno_ids: Sequence[str]) -> Collection[int] | None:

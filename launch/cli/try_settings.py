@@ -28,8 +28,10 @@ def show_settings(config: Path, overrides: Sequence[str], *, as_json: bool) -> N
     if as_json:
         say_json([one.to_json() for one in tried])
         return
-    table = Table(*(f"conventions.{name}" for name in TRIED), "J&F", "J", "F")
+    table = Table(*TRIED, "J&F", "J", "F")
     for one in tried:
         named = (str(value).lower() for value in one.conventions.values())
         table.add_row(*named, *(f"{one.scores[name]:.2f}" for name in ("jf", "j", "f")))
     console.print(table)
+    first = " ".join(f"conventions.{name}={str(value).lower()}" for name, value in tried[0].conventions.items())
+    console.print(f"the first row's settings: {first}", soft_wrap=True)
