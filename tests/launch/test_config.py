@@ -228,7 +228,7 @@ def test_a_base_that_is_no_file_there_is_the_bundled_config_of_this_name_and_a_f
     for base in ("train_mevis", "configs/train_mevis.yaml"):
         top.write_text(f"base: {base}\ntrain:\n  lr: 3.0e-4\n")
         assert load_job(top, TrainJob).train.decay_factor == 0.9 and load_job(top, TrainJob).train.lr == 3e-4
-        assert f"{base} is not here: using the bundled configs/train_mevis.yaml" in capsys.readouterr().err
+        assert f"{base} does not exist here; using the bundled configs/train_mevis.yaml" in capsys.readouterr().err
     shutil.copy(train_file, tmp_path / "train_mevis.yaml")
     top.write_text("base: train_mevis.yaml\n")
     assert load_job(top, TrainJob) == load_job(train_file, TrainJob)

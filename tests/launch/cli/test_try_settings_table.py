@@ -55,11 +55,9 @@ def test_the_table_has_a_row_for_each_combination_the_best_first_and_json_has_th
         for one in known
     ]
     assert [[cell for cell in row if cell] for row in cells] == wanted
-    best = " ".join(f"conventions.{name}={str(known[0][name]).lower()}" for name in names)
-    assert shown[-1] == f"the first row's settings: {best}"
     assert {path: path.read_bytes() for path in config.parent.rglob("*") if path.is_file()} == before
 
 
 def test_on_a_cluster_it_is_refused_with_what_to_do(config: Path) -> None:
-    with pytest.raises(UserError, match=r"in this process alone; run it in an allocation with launch\.cluster=local"):
+    with pytest.raises(UserError, match=r"in this process only; run it in an allocation with launch\.cluster=local"):
         printed(config, "launch.cluster=slurm")
