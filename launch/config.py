@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from flowmask.launch.configs import find_config
+from flowmask.launch.configs import bundled_of, find_config
 from flowmask.launch.nearest import nearest
 from flowmask.launch.scalars import at_home, refuse_two_readings
 from flowmask.models.config import Section
@@ -170,7 +170,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
-    """The keys of a file, merged over those of its `base` file (a path relative to the file's folder)."""
+    """The keys of a file, merged over those of its `base`: a path from its folder, else a bundled config's name."""
     refuse_two_readings(path.read_text(encoding="utf-8"), where=f"config {path}")
     loaded = OmegaConf.load(path)
     if isinstance(loaded, DictConfig):
@@ -183,9 +183,12 @@ def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     if base is None:
         return loaded
     below = (path.parent / str(base)).resolve()
+    if not below.is_file():
+        below = bundled_of(Path(str(base))) or below
     if not below.is_file() or below in above:
         why = "is based on itself" if below in above else "does not exist"
-        raise ConfigError(f"config {path}: base is {base}, which {why}; give a path from {path.parent}")
+        fix = f"give a path from {path.parent}, or a name that `flowmask configs` lists"
+        raise ConfigError(f"config {path}: base is {base}, which {why}; {fix}")
     merged = OmegaConf.merge(load_yaml(below, above=(*above, path.resolve())), loaded)
     assert isinstance(merged, DictConfig)
     return merged

@@ -68,7 +68,7 @@ class EvaluateJob(Job, EvaluateConfig):
 
             scores = evaluate(config, rank=rank, world=world, on_progress=on_progress, say=say, also=also)
         if scores is not None:  # the last rank to finish has them
-            show_scores(scores, self.out)
+            show_scores(scores, self.out, archive=self.archive is not None)
 
     @classmethod
     def folder_kind(cls) -> Kind:

@@ -256,7 +256,9 @@ def mask_decoder_named(
     if named == "vae":
         return MaskDecoder.from_vae(vae), "vae"
     if not asked and not Path(named).exists():
-        raise CheckpointError(f"the run names the mask decoder {named}, which does not exist; give mask_decoder")
+        raise CheckpointError(
+            f"the run names the mask decoder {named}, which does not exist; give mask_decoder (--mask-decoder)"
+        )
     weights = load_mask_decoder(named, ema=ema)
     if encoder := own_encoder(named):
         kept = {key: value for key, value in vae.state_dict().items() if key not in encoder}
