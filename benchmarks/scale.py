@@ -3,6 +3,7 @@
     python benchmarks/scale.py clips --sizes 100000 1000000
     python benchmarks/scale.py workers --workers 1 8 64 200
     python benchmarks/scale.py status --sizes 10000 100000
+    python benchmarks/scale.py saves --ranks 2 8 64 1000
     python benchmarks/scale.py failures
 
 Each prints a table. Seconds are of the CPU, so that they hold on a machine that does other work; memory is the most
@@ -236,6 +237,54 @@ def status_of(folder: str) -> dict[str, Any]:
     return measured(lambda: status_of_cache(Path(folder)))
 
 
+@part("saves")
+def saves(arguments: argparse.Namespace) -> None:
+    """What rank 0 of a group sends, gets and writes for one checkpoint, beside its own tensors."""
+
+    def rows() -> Iterator[Sequence[object]]:
+        for ranks in arguments.ranks:
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                found = fresh("save_among", folder, ranks)
+            yield ranks, found["collectives"], found["received"], found["state_bytes"], f"{found['seconds']:.2f}"
+
+    table(("ranks", "collectives", "bytes that a rank gets", "bytes of state.json", "CPU s of rank 0"), rows())
+
+
+def save_among(folder: str, ranks: str) -> dict[str, Any]:
+    """One save of the real `Checkpoints` on rank 0 of a group whose other ranks answer as this one does."""
+    from types import SimpleNamespace
+
+    import torch
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_iter
+
+    from flowmask.trainer.config import CheckpointConfig
+    from flowmask.trainer.state.saving import Checkpoints
+
+    seen = {"collectives": 0, "received": 0}
+
+    class Traffic(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.namespace == "c10d":
+                seen["collectives"] += 1
+                seen["received"] += sum(t.nbytes for t in tree_iter(args[0]) if isinstance(t, torch.Tensor))
+            return function(*args, **(kwargs or {}))
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=int(ranks))
+    piece = SimpleNamespace(name="w", start=0, tensors=lambda: {"master": torch.zeros(4)})
+    engine = SimpleNamespace(updates=1, zero_stage=1, shapes={"w": (4,)}, fragments=lambda: [piece])
+    average = SimpleNamespace(updates=1, shadow=[torch.zeros(4)])
+    checkpoints = Checkpoints(Path(folder), config=CheckpointConfig(), warn=print)
+    began = time.process_time()
+    with Traffic():
+        checkpoints.begin(engine, average, step=1, state={})  # type: ignore[arg-type]
+        checkpoints.settle()
+    seconds = time.process_time() - began
+    return {**seen, "state_bytes": Path(folder, "step_00000001", "state.json").stat().st_size, "seconds": seconds}
+
+
 @part("failures")
 def failures(arguments: argparse.Namespace) -> None:
     """The longest restart with which 128 nodes that fail every 3 h keep 99 %, by what a save costs."""
@@ -264,6 +313,7 @@ def main() -> None:
     parser.add_argument("part", choices=_PARTS)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64, 200])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 64, 1000])
     parser.add_argument("--clips", type=int, default=12_800, help="of `workers`, 8 a shard")
     parser.add_argument("--folder", type=Path, help="where to write; default: the place for temporary files")
     arguments = parser.parse_args()

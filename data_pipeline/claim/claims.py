@@ -73,14 +73,17 @@ class SharedUnits:
     def claim_of(self, unit: int) -> Path:
         return self.folder / f"{self.kind}-{unit:06d}"
 
-    def in_hand(self) -> set[int]:
-        """Units that somebody has claimed, dead or alive, by one listing."""
+    def finished_and_in_hand(self) -> tuple[Collection[int], set[int]]:
+        """Units that are finished, and those that somebody has claimed, dead or alive; by two listings."""
         try:
-            with os.scandir(self.folder) as entries:
+            finished, heads = self.listed(), []
+            with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
                 heads = [entry.name.partition("~")[0].rpartition("-") for entry in entries]
         except FileNotFoundError:
-            return set()
-        return {int(number) for kind, _, number in heads if kind == self.kind and number.isdecimal()}
+            raise
+        except OSError as error:
+            raise CacheError(f"cannot list {error.filename}: {error.strerror}; check the filesystem") from error
+        return finished, {int(number) for kind, _, number in heads if kind == self.kind and number.isdecimal()}
 
 
 def share_out(shared: SharedUnits, work: Callable[[int], None]) -> None:
@@ -105,12 +108,12 @@ def claimed(shared: SharedUnits) -> Iterator[tuple[int, ExitStack]]:
     """
     left, pauses = list(shared.units), _pauses(shared.lease_s)
     while True:
-        finished, in_hand = shared.listed(), shared.in_hand()
+        finished, in_hand = shared.finished_and_in_hand()
         left = [unit for unit in left if unit not in finished]
         if not left:
             return
         free = [unit for unit in left if unit not in in_hand]
-        most_vain = _VAIN + (len(finished) + len(in_hand)) // _NAMES_PER_QUESTION
+        most_vain = _VAIN + (len(finished) + len(in_hand)) // _NAMES_PER_QUESTION if free else _WATCHED
         settled, vain = set(), 0
         for unit in free or left[:_WATCHED]:
             held, ended = _begun(shared, unit)
