@@ -291,14 +291,15 @@ def failures(arguments: argparse.Namespace) -> None:
     from flowmask.launch.plan.failures import Saving
 
     def rows() -> Iterator[Sequence[object]]:
-        for stall_s, write_s in ((0.0, 1.0), (0.01, 4.5), (1.0, 10.0), (5.0, 30.0), (30.0, 30.0)):
-            found = [s for s in range(0, 601, 5) if _best(Saving(10_800, s, stall_s, write_s)) >= 0.99]
-            costs = Saving(10_800, found[-1] if found else 0, stall_s, write_s)
+        for stall_s, write_s in ((0.002, 4.5), (0.1, 4.5), (0.1, 30.0), (1.0, 10.0)):
+            enough = [s for s in range(0, 601) if _best(Saving(10_800, s, stall_s, write_s)) >= 0.99]
+            costs = Saving(10_800, 60, stall_s, write_s)
             every = costs.best_interval_s()
-            longest = f"{found[-1]} s" if found else "none"
-            yield f"{stall_s:g}", f"{write_s:g}", longest, f"{every:.0f}", f"{100 * costs.effective(every):.2f} %"
+            longest = f"{enough[-1]} s" if enough else "none"
+            yield f"{stall_s:g} s", f"{write_s:g} s", f"{every:.0f} s", f"{100 * costs.effective(every):.2f} %", longest
 
-    table(("a save stalls, s", "and counts after, s", "longest restart for 99 %", "best interval, s", "kept"), rows())
+    head = ("a save stalls for", "and counts after", "best interval", "kept, restart 60 s", "longest restart for 99 %")
+    table(head, rows())
 
 
 def _best(costs: Any) -> float:
