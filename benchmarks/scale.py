@@ -292,7 +292,7 @@ def failures(arguments: argparse.Namespace) -> None:
 
     def rows() -> Iterator[Sequence[object]]:
         for stall_s, write_s in ((0.002, 4.5), (0.1, 4.5), (0.1, 30.0), (1.0, 10.0)):
-            enough = [s for s in range(0, 601) if _best(Saving(10_800, s, stall_s, write_s)) >= 0.99]
+            enough = [s for s in range(601) if _best(Saving(10_800, s, stall_s, write_s)) >= 0.99]
             costs = Saving(10_800, 60, stall_s, write_s)
             every = costs.best_interval_s()
             longest = f"{enough[-1]} s" if enough else "none"
