@@ -77,4 +77,4 @@ def test_a_unit_and_a_worker_cost_as_much_whatever_the_number_of_the_others(
     with monkeypatch.context() as patch, Questions() as asked:
         given = played(tmp_path, workers=workers, units=units, seed=0, patch=patch)
     assert given == dict.fromkeys(range(units), 1)
-    assert asked_of(asked.passes["start"]) < 12 * units + 200 * workers
+    assert asked_of(asked.passes["start"]) < 12 * units + 300 * workers
