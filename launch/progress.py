@@ -15,7 +15,7 @@ from flowmask.launch.console import err
 from flowmask.launch.console import out as printer
 
 if TYPE_CHECKING:
-    from flowmask.data_pipeline.build.build import BuildProgress
+    from flowmask.data_pipeline.build.progress import BuildProgress
     from flowmask.trainer.score.results import Scores
 
 Update = Callable[[str, int, int], None]  # what, done, total

@@ -217,7 +217,8 @@ class _Repair:
         stage.mkdir(parents=True, exist_ok=True)
         self._sentences_again(build, again)
         watch = Quarantine(self.stage, shards=stage, clips=1, videos=0, fraction=float("inf"))
-        make = replace(build.clip_pass(self._plan), shards=stage, texts=self.stage / "texts", quarantine=watch)
+        embeddings = sentences.Embeddings(self.stage / "texts")
+        make = replace(build.clip_pass(self._plan), shards=stage, embeddings=embeddings, quarantine=watch)
         for done, unit in enumerate(again):
             self.on_progress("units", done, len(again))
             make.write_unit(unit)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from build_workers import contents, finish, start
 
-from flowmask.data_pipeline.build.build import Build, BuildProgress, build
+from flowmask.data_pipeline.build.build import Build, build
+from flowmask.data_pipeline.build.progress import BuildProgress
 from flowmask.data_pipeline.build.sentences import encode_sentence
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.formats import rle

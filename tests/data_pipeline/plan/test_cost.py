@@ -8,7 +8,8 @@ import pytest
 from build_workers import contents
 from safetensors.torch import load
 
-from flowmask.data_pipeline.build.build import Build, BuildProgress, build
+from flowmask.data_pipeline.build.build import Build, build
+from flowmask.data_pipeline.build.progress import BuildProgress
 from flowmask.data_pipeline.plan.cost import BuildSpeed, ViewCost, describe
 from flowmask.data_pipeline.plan.units import read_plan
 from flowmask.models.weights.wan import WanFolder
