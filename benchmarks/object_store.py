@@ -140,9 +140,9 @@ def measure(folder: Path, *, clips: int, count: int, rounds: int, delay_ms: floa
     asked: list[ByteRange] = []
     real = ObjectStore.ranges
 
-    def noted(self: ObjectStore, wanted: Sequence[ByteRange]) -> list[bytes]:
+    def noted(self: ObjectStore, wanted: Sequence[ByteRange], then: Any) -> list[Any]:
         asked.extend(one for one in wanted if one.name.endswith(".tar"))
-        return real(self, wanted)
+        return real(self, wanted, then)
 
     with server_of(folder, delay_ms=delay_ms) as port:
         os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "x"}

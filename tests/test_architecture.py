@@ -35,7 +35,7 @@ OWNERS = {
     "bitsandbytes": "trainer/step/optimizer8bit.py",
     "decord": "data_pipeline/video/seeking.py",
     "av": "data_pipeline/video/",
-    "s3fs": "data_pipeline/cache/objects.py",
+    "obstore": "data_pipeline/cache/objects.py",
     "gradio": "launch/serve/page.py",
     "uvicorn": "launch/serve/server.py",
     "pycocotools.mask": "data_pipeline/formats/rle.py",

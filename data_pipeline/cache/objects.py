@@ -1,34 +1,53 @@
-"""A folder of an object store (`s3://bucket/path`), read by whole objects and by ranges; the one file that uses s3fs.
+"""A folder of an object store (`s3://bucket/path`), read by whole objects and by ranges; the one file that uses obstore.
 
 What may pass (no connection, a cut answer, 5xx, "slow down") is tried again, each request alone. What can't pass (no
-such object, no right, no credentials) is an error at once. Errors name the object and the fix. Credentials and server
-come from the environment, as AWS's own tools take them (AWS_PROFILE, AWS_ENDPOINT_URL, ...); no config, message or file
-has them.
+such object, no right, no credentials) is an error at once. Errors name the object and the fix. Credentials, server and
+region are those that botocore, the library below AWS's own tools, finds (AWS_PROFILE, AWS_ENDPOINT_URL, ~/.aws, the
+machine's role); no config, message or file has them.
 """
 
-import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
+from pathlib import Path
+from time import sleep
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from flowmask.models.errors import CacheError, ConfigError
 from flowmask.models.safe.secrets import masked_uri
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential, S3Store
 
 T = TypeVar("T")
 _AT_ONCE = 64  # requests of a process
 _CONNECT_S, _STALL_S = 30, 60  # a server that says nothing for so long is given up
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # before the first try again, doubled before each later one
 _PIECE, _PIECES = 8 << 20, 8  # bytes of a piece of a whole object; pieces that are asked for together
+_CREDENTIALS_MIN = 9  # botocore renews credentials that end in less than 10 minutes
 _PASSING = {408, 429}  # HTTP codes below 500 that may pass
 _CREDENTIALS = "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_NO_OBJECT = "there is no such object; check data.cache, or upload the whole cache again"
+_REGION = "the bucket is in another region; export AWS_DEFAULT_REGION, or check AWS_ENDPOINT_URL"
 _REFUSED = {
     "NoSuchBucket": "there is no such bucket; check data.cache and AWS_ENDPOINT_URL",
-    "NoSuchKey": "there is no such object; check data.cache, or upload the whole cache again",
-    "404": "there is no such object; check data.cache, or upload the whole cache again",
+    "NoSuchKey": _NO_OBJECT,
+    "404": _NO_OBJECT,
     "416": "it ends too early: upload it again",
-    "InvalidRange": "it ends too early: upload it again",
+    "AuthorizationHeaderMalformed": _REGION,
+    "PermanentRedirect": _REGION,
+}
+_BROKEN = {  # obstore's kinds of what goes wrong on the way
+    "Connect": "no connection",
+    "Timeout": f"no answer for {_STALL_S} s",
+    "Interrupted": "the answer was cut",
+    "Request": "the connection was closed",
 }
 
 
@@ -43,62 +62,68 @@ class ByteRange:
 
 
 class ObjectStore:
-    """The objects below a URL. Thread safe."""
+    """The objects below a URL. Thread safe; not for a process forked from one that has read an object."""
 
     def __init__(self, url: str, *, retries: int):
         """retries: how often a request is tried again."""
         self.url, self._retries = url.rstrip("/"), retries
-        self._bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
+        bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
-        self._connection = _connection()
+        try:
+            self._connection = _connection()
+        except CacheError as error:
+            raise CacheError(f"{self.url}: {error}") from None
+        self._bucket = self._connection.bucket(bucket)
 
     def whole(self, name: str, *, limit: int) -> bytes:
         """An object; CacheError if it has more than `limit` bytes."""
 
-        async def get(client: Any) -> bytes:
-            answer = await client.get_object(Bucket=self._bucket, Key=self._prefix + name)
-            if answer["ContentLength"] > limit:
+        def get() -> bytes:
+            answer = self._bucket.get(self._prefix + name)
+            size = answer.meta["size"]
+            if size > limit:
                 raise CacheError(f"{self.url}/{name}: it has more than {limit} bytes")
-            return await _body(answer, length=answer["ContentLength"])
+            return bytes(_whole_answer(answer.bytes(), length=size))
 
-        return self._all([(name, get)])[0]
+        return self._tried(name, get)
 
-    def ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
-        """The bytes of each, asked for together; CacheError for an object that has another size."""
+    def ranges(self, wanted: Sequence[ByteRange], then: Callable[[ByteRange, memoryview], T]) -> list[T]:
+        """Ask for all together, and for each call `then` in a thread with its bytes, as soon as they are there.
 
-        def asking(one: ByteRange) -> Callable[[Any], Awaitable[bytes]]:
-            async def get(client: Any) -> bytes:
-                asked = f"bytes={one.start}-{one.stop - 1}"
-                answer = await client.get_object(Bucket=self._bucket, Key=self._prefix + one.name, Range=asked)
-                total = answer.get("ContentRange", "").rpartition("/")[2]
-                if total.isdecimal() and int(total) != one.size:
-                    self.refuse_size(one.name, int(total), expected=one.size)
-                return await _body(answer, length=one.stop - one.start)
+        Returns the results; CacheError for an object that has another size. All calls have ended when it returns or
+        raises.
+        """
 
-            return get
+        def get(one: ByteRange) -> memoryview:
+            answer = self._bucket.get(self._prefix + one.name, options={"range": (one.start, one.stop)})
+            self.refuse_size(one.name, answer.meta["size"], expected=one.size)
+            return _whole_answer(answer.bytes(), length=one.stop - one.start)
 
-        return self._all([(one.name, asking(one)) for one in wanted])
+        def work(one: ByteRange) -> T:
+            return then(one, self._tried(one.name, partial(get, one)))
 
-    def pieces(self, name: str, size: int) -> Iterator[bytes]:
+        self._connection.refuse_forked(self.url)
+        answers = [self._connection.threads.submit(work, one) for one in wanted]
+        wait(answers)
+        return [answer.result() for answer in answers]
+
+    def pieces(self, name: str, size: int) -> Iterator[memoryview]:
         """A whole object of this size from front to back; a few pieces are in memory at a time."""
         starts = range(0, size, _PIECE)
         for first in range(0, len(starts), _PIECES):
             asked = starts[first : first + _PIECES]
-            yield from self.ranges([ByteRange(name, start, min(start + _PIECE, size), size) for start in asked])
+            parts = [ByteRange(name, start, min(start + _PIECE, size), size) for start in asked]
+            yield from self.ranges(parts, lambda _, content: content)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every object below the URL, by name."""
         start = self._prefix
 
-        async def ask(client: Any) -> dict[str, int]:
-            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
-            return {
-                entry["Key"].removeprefix(start): entry["Size"]
-                async for page in pages
-                for entry in page.get("Contents", ())
-            }
+        def ask() -> dict[str, int]:
+            pages = self._bucket.list(start or None)
+            return {entry["path"].removeprefix(start): entry["size"] for page in pages for entry in page}
 
-        return self._all([("", ask)])[0]
+        return self._tried("", ask)
 
     def refuse_size(self, name: str, size: int, *, expected: int) -> None:
         if size != expected:
@@ -107,72 +132,108 @@ class ObjectStore:
                 "cache; upload the whole cache again"
             )
 
-    def _all(self, asked: Sequence[tuple[str, Callable[[Any], Awaitable[T]]]]) -> list[T]:
-        """The answers to all requests; raises the first error once all have ended."""
-        from fsspec.asyn import sync
+    def _tried(self, name: str, ask: Callable[[], T]) -> T:
+        from obstore.exceptions import BaseError
 
-        async def run() -> list[Any]:
-            return await asyncio.gather(*(self._tried(*one) for one in asked), return_exceptions=True)
-
-        answers = sync(self._connection.files.loop, run)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return list(answers)
-
-    async def _tried(self, name: str, ask: Callable[[Any], Awaitable[T]]) -> T:
-        import aiohttp
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        wait, reason = _FIRST_WAIT_S, ""
+        self._connection.refuse_forked(self.url)
+        pause, reason = _FIRST_WAIT_S, ""
         for attempt in range(self._retries + 1):
             if attempt:
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT_S)
+                sleep(pause)
+                pause = min(2 * pause, _LONGEST_WAIT_S)
             try:
-                async with self._connection.turns:
-                    return await ask(await self._client())
-            except (BotoCoreError, ClientError, aiohttp.ClientError, OSError, TimeoutError) as error:
+                return ask()
+            except (BaseError, OSError) as error:
                 refused, reason = _judged(error)
                 if refused:
-                    raise CacheError(f"{self.url}/{name}: {reason}") from error
+                    raise CacheError(f"{self.url}/{name}: {reason}") from None
         times = f"tried {self._retries + 1} times" if self._retries else "data.retries is 0"
         raise CacheError(
-            f"{self.url}/{name}: cannot be read ({reason}); {times}: check the network and AWS_ENDPOINT_URL, or raise "
-            "data.retries"
+            f"{self.url}/{name}: cannot be read ({reason} from {self._connection.server}); {times}: check the network "
+            "and AWS_ENDPOINT_URL, or raise data.retries"
         )
-
-    async def _client(self) -> Any:
-        try:
-            await self._connection.files.set_session()
-        except ValueError as error:  # of an endpoint, or of a value in AWS's own config
-            raise CacheError(f"{self.url}: {masked_uri(str(error))}; check AWS_ENDPOINT_URL") from error
-        return await self._connection.files.get_s3(self._bucket)
 
 
 class _Connection:
-    """The client of this process, and whose turn it is to ask."""
+    """What botocore finds of server, region and credentials, and the threads that ask."""
 
-    def __init__(self, files: Any):
-        self.files, self.turns = files, asyncio.Semaphore(_AT_ONCE)
+    def __init__(self) -> None:
+        from botocore.exceptions import NoCredentialsError
+        from botocore.session import get_session
+
+        session = get_session()
+        client = session.create_client("s3")
+        self._endpoint, self._region = client.meta.endpoint_url, client.meta.region_name
+        _ = urlsplit(self._endpoint).port  # ValueError for one that is too large
+        self._in_host = (client.meta.config.s3 or {}).get("addressing_style") == "virtual"
+        bundle = session.get_config_variable("ca_bundle")
+        self._certificates = Path(bundle).read_bytes() if bundle else None
+        self._held = session.get_credentials()
+        if self._held is None:
+            raise NoCredentialsError
+        self._credentials()
+        self.server = masked_uri(self._endpoint)
+        self.threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="objects")
+        self._process = os.getpid()
+
+    def bucket(self, name: str) -> "S3Store":
+        from obstore.store import S3Store
+
+        scheme, _, host = self._endpoint.partition("://")
+        endpoint = f"{scheme}://{name}.{host}" if self._in_host else self._endpoint
+        client: dict[str, Any] = {
+            "allow_http": scheme == "http",
+            "connect_timeout": timedelta(seconds=_CONNECT_S),
+            "read_timeout": timedelta(seconds=_STALL_S),
+            "timeout": timedelta(days=1),  # of a whole answer, however slow
+        }
+        if self._certificates is not None:
+            client["root_certificate"] = self._certificates
+        return S3Store(
+            name,
+            endpoint=endpoint,
+            aws_endpoint_url_s3=endpoint,  # or it would ask the environment itself
+            virtual_hosted_style_request=self._in_host,
+            region=self._region,
+            credential_provider=self._credentials,
+            client_options=client,
+            retry_config={"max_retries": 0},  # ours are the only ones
+        )
+
+    def _credentials(self) -> "S3Credential":
+        held = self._held.get_frozen_credentials()
+        return {
+            "access_key_id": held.access_key,
+            "secret_access_key": held.secret_key,
+            "token": held.token,
+            "expires_at": datetime.now(UTC) + timedelta(minutes=_CREDENTIALS_MIN),
+        }
+
+    def refuse_forked(self, url: str) -> None:
+        """CacheError in a process that was forked: obstore's threads are not in it, and it would wait without end."""
+        if os.getpid() != self._process:
+            raise CacheError(f"{url}: this process was forked after its parent had read a store; start it by `spawn`")
 
 
 @lru_cache(maxsize=1)
 def _connection() -> _Connection:
+    """The one of this process; CacheError if the environment gives none, ConfigError without obstore."""
     try:
-        from s3fs import S3FileSystem
+        import obstore  # noqa: F401
+        from botocore.exceptions import BotoCoreError
     except ImportError:
-        raise ConfigError("a cache at s3:// needs s3fs: pip install 'flowmask[s3]'") from None
-    settings = {
-        "connect_timeout": _CONNECT_S,
-        "read_timeout": _STALL_S,
-        "max_pool_connections": _AT_ONCE,
-        "retries": {"total_max_attempts": 1},  # ours are the only ones
-    }
-    return _Connection(S3FileSystem(anon=False, config_kwargs=settings, skip_instance_cache=True))
+        raise ConfigError("a cache at s3:// needs obstore: pip install 'flowmask[s3]'") from None
+    try:
+        return _Connection()
+    except BotoCoreError as error:
+        raise CacheError(f"no credentials can be used ({type(error).__name__}); {_CREDENTIALS}") from None
+    except OSError as error:
+        raise CacheError(f"AWS_CA_BUNDLE cannot be read ({error}); give a file of certificates") from None
+    except ValueError as error:  # of an endpoint, or of a value in AWS's own config
+        raise CacheError(f"{masked_uri(str(error))}; check AWS_ENDPOINT_URL") from None
 
 
-def hash_of(pieces: Iterable[bytes]) -> str:
+def hash_of(pieces: Iterable[bytes | memoryview]) -> str:
     """SHA-256 of all pieces, one after another."""
     digest = hashlib.sha256()
     for piece in pieces:
@@ -180,28 +241,32 @@ def hash_of(pieces: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-async def _body(answer: Any, *, length: int) -> bytes:
-    async with answer["Body"] as body:
-        content: bytes = await body.read()
+def _whole_answer(content: Any, *, length: int) -> memoryview:
     if len(content) != length:
         raise OSError(f"an answer of {len(content)} bytes where {length} were asked for")
-    return content
+    return memoryview(content)
 
 
 def _judged(error: Exception) -> tuple[bool, str]:
     """Whether asking again is of no use, and what went wrong (with its fix, where it is of no use)."""
-    from botocore import exceptions as known
-
-    if isinstance(error, known.ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if status >= 500 or status in _PASSING or code == "SlowDown":
-            return False, f"the server says {status} {code}"
-        if code in _REFUSED:
-            return True, _REFUSED[code]
+    said = str(error)  # one line, and then what obstore knows of the cause
+    status, code = _found(r"non-2xx status code: (\d+)", said), _found(r"<Code>(\w+)</Code>", said)
+    if status and (int(status) >= 500 or int(status) in _PASSING or code == "SlowDown"):
+        return False, f"{status} {code}".strip()
+    if "redirect without LOCATION" in said:
+        code = "PermanentRedirect"
+    if known := _REFUSED.get(code) or _REFUSED.get(status):
+        return True, known
+    if status:
         return True, f"the server refuses it with {status} {code}; check the credentials: {_CREDENTIALS}"
-    network = (known.HTTPClientError, known.ConnectionError, known.IncompleteReadError)
-    if isinstance(error, known.BotoCoreError) and not isinstance(error, network):
-        return True, f"no credentials can be used ({type(error).__name__}); {_CREDENTIALS}"
-    said = masked_uri(" ".join(str(error).split()))[:200]
-    return False, f"{type(error).__name__}: {said}" if said else type(error).__name__
+    if name := _found(r"External AWS credential provider: (\w+)", said):
+        return True, f"no credentials can be used ({name}); {_CREDENTIALS}"
+    cause = _found(r'(?s:.*)(?:message|error): "([^"\n]+)"', said)
+    broken = _BROKEN.get(_found(r"HttpError \{\s+kind: (\w+)", said), masked_uri(said.partition("\n")[0])[:200])
+    return False, f"{broken}: {cause}" if cause else broken
+
+
+def _found(pattern: str, text: str) -> str:
+    """The group of the pattern's first match; nothing if there is none."""
+    found = re.search(pattern, text)
+    return found[1] if found else ""

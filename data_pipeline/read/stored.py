@@ -123,22 +123,22 @@ class StoredFiles(CacheFiles):
         return True
 
     def _from_store(self, asked: Mapping[Range, Sequence[memoryview]]) -> None:
-        requests = list(joined(asked))
-        contents = self._store.ranges(
-            [
-                ByteRange(f"{FOLDER}/{self.shards[one.shard].file}", one.start, one.stop, self.size(one.shard))
-                for one in requests
-            ]
-        )
-        files = {}
-        for request, content in zip(requests, contents, strict=True):
-            for found in request.ranges:
+        requests = {
+            ByteRange(f"{FOLDER}/{self.shards[one.shard].file}", one.start, one.stop, self.size(one.shard)): one
+            for one in joined(asked)
+        }
+
+        def keep(answered: ByteRange, content: memoryview) -> None:
+            files = {}
+            for found in requests[answered].ranges:
                 _, offset, length = found
-                piece = memoryview(content)[offset - request.start :][:length]
+                piece = content[offset - answered.start :][:length]
                 for into in asked[found]:
                     into[:] = piece
                 files[self._name(found)] = (piece, _checksum(piece))
-        self._disk.put(files)
+            self._disk.put(files)
+
+        self._store.ranges(list(requests), keep)
 
     def close(self) -> None:
         if self._held is not None:

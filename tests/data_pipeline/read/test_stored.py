@@ -156,11 +156,11 @@ def test_a_server_that_delays_cuts_and_fails_changes_no_byte(proxy: Proxy, cache
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("cut", "(ResponseStreamingError|ClientPayloadError)"),
-        ("reset", "ConnectionClosedError"),
+        ("cut", "the answer was cut"),
+        ("reset", "the connection was closed"),
         ("short", "an answer of"),
-        (500, "the server says 500"),
-        (503, "the server says 503 SlowDown"),
+        (500, "500"),
+        (503, "503 SlowDown"),
     ],
 )
 def test_past_the_retries_one_line_names_the_object_and_the_fix(
@@ -169,11 +169,11 @@ def test_past_the_retries_one_line_names_the_object_and_the_fix(
     reader = opened(tmp_path, retries=1)
     proxy.reset()
     proxy.fault = lambda _: kind
-    where = rf"{URL}/shards/\d{{6}}\.tar: cannot be read \(.*{said}.*\); tried 2 times: .*data\.retries$"
+    from_where = rf"from {proxy.url}\); tried 2 times: .*data\.retries$"
+    where = rf"{URL}/shards/\d{{6}}\.tar: cannot be read \({said}.* {from_where}"
     with pytest.raises(CacheError, match=where):
         read(reader, [0])
-    twice = {4} if kind == "reset" else {2}  # aiohttp itself asks once more where a connection was closed
-    assert set(Counter(proxy.asked).values()) == twice
+    assert set(Counter(proxy.asked).values()) == {2}
     proxy.reset()
     read(reader, [0])  # nothing of the failure is left
 
@@ -214,9 +214,9 @@ def test_a_wrong_environment_is_one_line_without_secrets(
 
 
 @pytest.mark.usefixtures("new_connection")
-def test_without_s3fs_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(ConfigError, match=r"needs s3fs: pip install 'flowmask\[s3\]'"):
+def test_without_obstore_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ConfigError, match=r"needs obstore: pip install 'flowmask\[s3\]'"):
         opened(tmp_path)
 
 
