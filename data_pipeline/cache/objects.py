@@ -1,4 +1,4 @@
-"""A folder of an object store (`s3://bucket/path`), read by whole objects and by ranges; the one file that uses obstore.
+"""A folder of an object store (`s3://bucket/path`), read by whole objects and by ranges; the only file with obstore.
 
 What may pass (no connection, a cut answer, 5xx, "slow down") is tried again, each request alone. What can't pass (no
 such object, no right, no credentials) is an error at once. Errors name the object and the fix. Credentials, server and
@@ -136,7 +136,7 @@ class ObjectStore:
         from obstore.exceptions import BaseError
 
         self._connection.refuse_forked(self.url)
-        pause, reason = _FIRST_WAIT_S, ""
+        where, pause, reason = f"{self.url}/{name}".rstrip("/"), _FIRST_WAIT_S, ""
         for attempt in range(self._retries + 1):
             if attempt:
                 sleep(pause)
@@ -146,11 +146,11 @@ class ObjectStore:
             except (BaseError, OSError) as error:
                 refused, reason = _judged(error)
                 if refused:
-                    raise CacheError(f"{self.url}/{name}: {reason}") from None
+                    raise CacheError(f"{where}: {reason}") from None
         times = f"tried {self._retries + 1} times" if self._retries else "data.retries is 0"
         raise CacheError(
-            f"{self.url}/{name}: cannot be read ({reason} from {self._connection.server}); {times}: check the network "
-            "and AWS_ENDPOINT_URL, or raise data.retries"
+            f"{where}: cannot be read ({reason} from {self._connection.server}); {times}: check the network and "
+            "AWS_ENDPOINT_URL, or raise data.retries"
         )
 
 
@@ -251,14 +251,15 @@ def _judged(error: Exception) -> tuple[bool, str]:
     """Whether asking again is of no use, and what went wrong (with its fix, where it is of no use)."""
     said = str(error)  # one line, and then what obstore knows of the cause
     status, code = _found(r"non-2xx status code: (\d+)", said), _found(r"<Code>(\w+)</Code>", said)
+    answer = f"{status} {code}".strip()
     if status and (int(status) >= 500 or int(status) in _PASSING or code == "SlowDown"):
-        return False, f"{status} {code}".strip()
+        return False, answer
     if "redirect without LOCATION" in said:
         code = "PermanentRedirect"
     if known := _REFUSED.get(code) or _REFUSED.get(status):
         return True, known
     if status:
-        return True, f"the server refuses it with {status} {code}; check the credentials: {_CREDENTIALS}"
+        return True, f"the server refuses it with {answer}; check the credentials: {_CREDENTIALS}"
     if name := _found(r"External AWS credential provider: (\w+)", said):
         return True, f"no credentials can be used ({name}); {_CREDENTIALS}"
     cause = _found(r'(?s:.*)(?:message|error): "([^"\n]+)"', said)
