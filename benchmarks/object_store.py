@@ -65,7 +65,8 @@ def serve(folder: Path, *, delay_s: float) -> None:
                 while start < stop and self.command == "GET":
                     start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
 
-        do_HEAD = do_GET
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def _answer(self, status: int, length: int, *, range_of: str = "") -> None:
             self.send_response(status)

@@ -36,6 +36,7 @@ OWNERS = {
     "decord": "data_pipeline/video/seeking.py",
     "av": "data_pipeline/video/",
     "obstore": "data_pipeline/cache/objects.py",
+    "botocore": "data_pipeline/cache/objects.py",
     "gradio": "launch/serve/page.py",
     "uvicorn": "launch/serve/server.py",
     "pycocotools.mask": "data_pipeline/formats/rle.py",
