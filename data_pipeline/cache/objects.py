@@ -1,9 +1,9 @@
-"""A folder of an object store (`s3://bucket/path`), read by whole objects and by ranges; the only file with obstore.
+"""A folder of an object store (`s3://bucket/path`), read as whole objects and by ranges; the only file with obstore.
 
-What may pass (no connection, a cut answer, 5xx, "slow down") is tried again, each request alone. What can't pass (no
-such object, no right, no credentials) is an error at once. Errors name the object and the fix. Credentials, server and
-region are those that botocore, the library below AWS's own tools, finds (AWS_PROFILE, AWS_ENDPOINT_URL, ~/.aws, the
-machine's role); no config, message or file has them.
+Temporary faults (no connection, a truncated answer, 5xx, "slow down") are retried, each request separately. Permanent
+faults (no such object, no permission, no credentials) are an error at once. Errors name the object and the fix.
+Credentials, server and region are found by botocore, the library of AWS's own tools (AWS_PROFILE, AWS_ENDPOINT_URL,
+~/.aws, the machine's role); they are in no config, message or file.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ from flowmask.models.errors import CacheError, ConfigError
 from flowmask.models.safe.secrets import masked_uri
 
 if TYPE_CHECKING:
-    from obstore.store import S3Credential, S3Store
+    from obstore.store import ClientConfig, S3Credential, S3Store
 
 T = TypeVar("T")
 _AT_ONCE = 64  # requests of a process
-_CONNECT_S, _STALL_S = 30, 60  # a server that says nothing for so long is given up
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # before the first try again, doubled before each later one
-_PIECE, _PIECES = 8 << 20, 8  # bytes of a piece of a whole object; pieces that are asked for together
-_CREDENTIALS_MIN = 9  # botocore renews credentials that end in less than 10 minutes
-_PASSING = {408, 429}  # HTTP codes below 500 that may pass
+_CONNECT_S, _STALL_S = 30, 60  # seconds without an answer after which a request has failed
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # wait before the first retry, doubled before each later one
+_PIECE, _PIECES = 8 << 20, 8  # bytes of a piece of a whole object; number of pieces requested together
+_CREDENTIALS_MIN = 9  # lifetime of a copy of the credentials; botocore renews those that expire within 10 minutes
+_PASSING = {408, 429}  # HTTP codes below 500 that are retried
 _CREDENTIALS = "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _NO_OBJECT = "there is no such object; check data.cache, or upload the whole cache again"
 _REGION = "the bucket is in another region; export AWS_DEFAULT_REGION, or check AWS_ENDPOINT_URL"
@@ -43,17 +43,17 @@ _REFUSED = {
     "AuthorizationHeaderMalformed": _REGION,
     "PermanentRedirect": _REGION,
 }
-_BROKEN = {  # obstore's kinds of what goes wrong on the way
+_BROKEN = {  # obstore's kinds of connection errors
     "Connect": "no connection",
     "Timeout": f"no answer for {_STALL_S} s",
-    "Interrupted": "the answer was cut",
+    "Interrupted": "a truncated answer",
     "Request": "the connection was closed",
 }
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes start..stop-1 of an object that has `size` bytes in all."""
+    """Bytes start..stop-1 of an object with a total of `size` bytes."""
 
     name: str
     start: int
@@ -62,10 +62,10 @@ class ByteRange:
 
 
 class ObjectStore:
-    """The objects below a URL. Thread safe; not for a process forked from one that has read an object."""
+    """The objects below a URL. Thread safe. Refuses a process that was forked from a reading one."""
 
     def __init__(self, url: str, *, retries: int):
-        """retries: how often a request is tried again."""
+        """retries: number of retries of a request."""
         self.url, self._retries = url.rstrip("/"), retries
         bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
@@ -88,10 +88,10 @@ class ObjectStore:
         return self._tried(name, get)
 
     def ranges(self, wanted: Sequence[ByteRange], then: Callable[[ByteRange, memoryview], T]) -> list[T]:
-        """Ask for all together, and for each call `then` in a thread with its bytes, as soon as they are there.
+        """Request all ranges together, and call `then` on each answer in a thread, as soon as it arrives.
 
-        Returns the results; CacheError for an object that has another size. All calls have ended when it returns or
-        raises.
+        Returns the results of `then`. Raises CacheError for an object of another size. No thread is at work any more
+        when it returns or raises.
         """
 
         def get(one: ByteRange) -> memoryview:
@@ -128,7 +128,7 @@ class ObjectStore:
     def refuse_size(self, name: str, size: int, *, expected: int) -> None:
         if size != expected:
             raise CacheError(
-                f"{self.url}/{name}: {size} bytes, the manifest says {expected}: it was cut, or is of another "
+                f"{self.url}/{name}: {size} bytes, the manifest says {expected}: it is truncated, or of another "
                 "cache; upload the whole cache again"
             )
 
@@ -149,13 +149,13 @@ class ObjectStore:
                     raise CacheError(f"{where}: {reason}") from None
         times = f"tried {self._retries + 1} times" if self._retries else "data.retries is 0"
         raise CacheError(
-            f"{where}: cannot be read ({reason} from {self._connection.server}); {times}: check the network and "
+            f"{where}: cannot be read ({reason}; {self._connection.server}); {times}: check the network and "
             "AWS_ENDPOINT_URL, or raise data.retries"
         )
 
 
 class _Connection:
-    """What botocore finds of server, region and credentials, and the threads that ask."""
+    """Server, region and credentials as botocore finds them, and the threads of all requests of this process."""
 
     def __init__(self) -> None:
         from botocore.exceptions import NoCredentialsError
@@ -164,7 +164,7 @@ class _Connection:
         session = get_session()
         client = session.create_client("s3")
         self._endpoint, self._region = client.meta.endpoint_url, client.meta.region_name
-        _ = urlsplit(self._endpoint).port  # ValueError for one that is too large
+        _ = urlsplit(self._endpoint).port  # ValueError for a port out of range
         self._in_host = (client.meta.config.s3 or {}).get("addressing_style") == "virtual"
         bundle = session.get_config_variable("ca_bundle")
         self._certificates = Path(bundle).read_bytes() if bundle else None
@@ -181,23 +181,23 @@ class _Connection:
 
         scheme, _, host = self._endpoint.partition("://")
         endpoint = f"{scheme}://{name}.{host}" if self._in_host else self._endpoint
-        client: dict[str, Any] = {
+        client: ClientConfig = {
             "allow_http": scheme == "http",
             "connect_timeout": timedelta(seconds=_CONNECT_S),
             "read_timeout": timedelta(seconds=_STALL_S),
-            "timeout": timedelta(days=1),  # of a whole answer, however slow
+            "timeout": timedelta(days=1),  # for a whole answer; slow is no error
         }
         if self._certificates is not None:
             client["root_certificate"] = self._certificates
         return S3Store(
             name,
             endpoint=endpoint,
-            aws_endpoint_url_s3=endpoint,  # or it would ask the environment itself
+            aws_endpoint_url_s3=endpoint,  # otherwise obstore reads it from the environment
             virtual_hosted_style_request=self._in_host,
             region=self._region,
             credential_provider=self._credentials,
             client_options=client,
-            retry_config={"max_retries": 0},  # ours are the only ones
+            retry_config={"max_retries": 0},  # retried only by `_tried`
         )
 
     def _credentials(self) -> "S3Credential":
@@ -210,14 +210,14 @@ class _Connection:
         }
 
     def refuse_forked(self, url: str) -> None:
-        """CacheError in a process that was forked: obstore's threads are not in it, and it would wait without end."""
+        """Raises CacheError in a forked process: it lacks obstore's threads, so a request would never end."""
         if os.getpid() != self._process:
-            raise CacheError(f"{url}: this process was forked after its parent had read a store; start it by `spawn`")
+            raise CacheError(f"{url}: this process was forked after its parent had read a store; use `spawn`")
 
 
 @lru_cache(maxsize=1)
 def _connection() -> _Connection:
-    """The one of this process; CacheError if the environment gives none, ConfigError without obstore."""
+    """The connection of this process. Raises CacheError for an unusable environment, ConfigError without obstore."""
     try:
         import obstore  # noqa: F401
         from botocore.exceptions import BotoCoreError
@@ -226,7 +226,7 @@ def _connection() -> _Connection:
     try:
         return _Connection()
     except BotoCoreError as error:
-        raise CacheError(f"no credentials can be used ({type(error).__name__}); {_CREDENTIALS}") from None
+        raise CacheError(f"no usable credentials ({type(error).__name__}); {_CREDENTIALS}") from None
     except OSError as error:
         raise CacheError(f"AWS_CA_BUNDLE cannot be read ({error}); give a file of certificates") from None
     except ValueError as error:  # of an endpoint, or of a value in AWS's own config
@@ -243,17 +243,17 @@ def hash_of(pieces: Iterable[bytes | memoryview]) -> str:
 
 def _whole_answer(content: Any, *, length: int) -> memoryview:
     if len(content) != length:
-        raise OSError(f"an answer of {len(content)} bytes where {length} were asked for")
+        raise OSError(f"an answer of {len(content)} bytes in place of {length}")
     return memoryview(content)
 
 
 def _judged(error: Exception) -> tuple[bool, str]:
-    """Whether asking again is of no use, and what went wrong (with its fix, where it is of no use)."""
-    said = str(error)  # one line, and then what obstore knows of the cause
+    """Whether a retry is useless, and the reason (with the fix if it is useless)."""
+    said = str(error)  # one line, and below it the chain of causes
     status, code = _found(r"non-2xx status code: (\d+)", said), _found(r"<Code>(\w+)</Code>", said)
     answer = f"{status} {code}".strip()
     if status and (int(status) >= 500 or int(status) in _PASSING or code == "SlowDown"):
-        return False, answer
+        return False, f"the server answers {answer}"
     if "redirect without LOCATION" in said:
         code = "PermanentRedirect"
     if known := _REFUSED.get(code) or _REFUSED.get(status):
@@ -261,7 +261,7 @@ def _judged(error: Exception) -> tuple[bool, str]:
     if status:
         return True, f"the server refuses it with {answer}; check the credentials: {_CREDENTIALS}"
     if name := _found(r"External AWS credential provider: (\w+)", said):
-        return True, f"no credentials can be used ({name}); {_CREDENTIALS}"
+        return True, f"no usable credentials ({name}); {_CREDENTIALS}"
     cause = _found(r'(?s:.*)(?:message|error): "([^"\n]+)"', said)
     broken = _BROKEN.get(_found(r"HttpError \{\s+kind: (\w+)", said), masked_uri(said.partition("\n")[0])[:200])
     return False, f"{broken}: {cause}" if cause else broken

@@ -156,11 +156,11 @@ def test_a_server_that_delays_cuts_and_fails_changes_no_byte(proxy: Proxy, cache
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("cut", "the answer was cut"),
+        ("cut", "a truncated answer"),
         ("reset", "the connection was closed"),
         ("short", "an answer of"),
-        (500, "500"),
-        (503, "503 SlowDown"),
+        (500, "the server answers 500"),
+        (503, "the server answers 503 SlowDown"),
     ],
 )
 def test_past_the_retries_one_line_names_the_object_and_the_fix(
@@ -169,8 +169,8 @@ def test_past_the_retries_one_line_names_the_object_and_the_fix(
     reader = opened(tmp_path, retries=1)
     proxy.reset()
     proxy.fault = lambda _: kind
-    from_where = rf"from {proxy.url}\); tried 2 times: .*data\.retries$"
-    where = rf"{URL}/shards/\d{{6}}\.tar: cannot be read \({said}.* {from_where}"
+    from_where = rf"; {proxy.url}\); tried 2 times: .*data\.retries$"
+    where = rf"{URL}/shards/\d{{6}}\.tar: cannot be read \({said}.*{from_where}"
     with pytest.raises(CacheError, match=where):
         read(reader, [0])
     assert set(Counter(proxy.asked).values()) == {2}
@@ -201,8 +201,8 @@ def test_what_can_not_pass_is_said_at_once(proxy: Proxy, cache: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no credentials can be used .*; export AWS_ACCESS_"),
-        ({"AWS_PROFILE": "nobody"}, r"no credentials can be used \(ProfileNotFound\); export"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no usable credentials .*; export AWS_ACCESS_"),
+        ({"AWS_PROFILE": "nobody"}, r"no usable credentials \(ProfileNotFound\); export"),
         ({"AWS_ENDPOINT_URL": "not a url"}, "Invalid endpoint.*; check AWS_ENDPOINT_URL"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:99999"}, "Port out of range.*; check AWS_ENDPOINT_URL"),
         ({"AWS_CA_BUNDLE": "/no/such.pem"}, "AWS_CA_BUNDLE cannot be read .*; give a file of certificates"),
