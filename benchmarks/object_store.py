@@ -60,7 +60,7 @@ def serve(folder: Path, *, delay_s: float) -> None:
                 start, stop = 0, size
                 if asked := self.headers.get("Range"):
                     first, _, last = asked.removeprefix("bytes=").partition("-")
-                    start, stop = int(first), min(int(last) + 1, size)
+                    start, stop = int(first), min(int(last) + 1, size) if last else size
                 self._answer(206 if asked else 200, stop - start, range_of=f"bytes {start}-{stop - 1}/{size}")
                 while start < stop and self.command == "GET":
                     start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
