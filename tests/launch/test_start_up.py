@@ -37,7 +37,7 @@ NONE = ["nothing"]  # no such file
 COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
     (): [
         *([*words, "--help"] for words in ([], ["plan"], ["compare"], ["serve"], ["predict"], ["cache", "build"])),
-        *([name, *NONE] for name in ("train", "evaluate", "curriculum", "status", "logs", "stop", "tune")),
+        *([name, *NONE] for name in ("train", "evaluate", "curriculum", "status", "logs", "stop", "tune", "profile")),
         *(["cache", name, *NONE] for name in ("build", "status")),
         ["configs"],
         ["demo", "--smoke", "--full"],
@@ -48,6 +48,7 @@ COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
     ("PIL", "numpy"): [
         ["reproduce", *NONE],
         ["compare", "nothing", "nowhere"],
+        ["report", *NONE],
         ["submit", "evaluate_a2d", "box=1", "--dry-run"],
     ],
 }
