@@ -104,7 +104,7 @@ class Watchdog:
             at=self._place(),
         )
         write_atomically(own.with_suffix(".json"), json.dumps(asdict(stuck)))
-        if not self._end.wait(min(_GRACE_S, self._limit_s / 2)):
+        if not self._end.wait(min(_GRACE_S, self._limit_s / 4)):
             words = who_is_missing(read_hang(folder), self._world_size)
             self._say(f"step {step} has taken {seconds:.0f} s. {words}. Stacks of every rank: {folder}")
 

@@ -82,7 +82,7 @@ def test_a_slow_network_is_nobodys_fault_and_an_even_run_is_computing() -> None:
 
 
 def test_lateness_that_overlapped_reductions_show_again_as_computing_is_told_by_where_it_began() -> None:
-    """A rank that reads slowly comes late to the first bucket: the others, which wait, seem to compute for less time."""
+    """A rank that reads slowly comes late to the first bucket: the others, which wait, seem to compute less."""
     ranks = ranks_of(2)
     ranks[0]["read"] += 0.2
     found = reduced(ranks)
