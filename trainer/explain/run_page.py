@@ -1,6 +1,7 @@
 """`flowmask report`: one HTML page of how the ranks of a run spend their time, which one holds the rest up, and why."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from flowmask.data_pipeline.show.page_file import PageFile
 from flowmask.data_pipeline.show.paint import Rgb
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer.explain.timeline import TimeSample, aligned, read_timeline
-from flowmask.trainer.explain.verdict import ADVICE, Explanation, a_step, explain, recent
+from flowmask.trainer.explain.verdict import Explanation, a_step, explain, recent
 from flowmask.trainer.phases import PHASES, REDUCE
 
 PAGE = "report.html"
@@ -27,7 +28,7 @@ COLOURS: dict[str, Rgb] = {
 }
 _WORDS = {REDUCE: "reduce: waits for other ranks", "other": "other work of the process"}
 _MOST_BARS, _MOST_LINES, _MOST_COLUMNS = 32, 8, 120
-_LEFT, _WIDTH, _ROW, _HEIGHT = 150, 760, 26, 70
+_LEFT, _WIDTH, _ROW, _HEIGHT = 90, 810, 26, 70
 
 
 def page_file(run: Path, out: Path | None) -> PageFile:
@@ -54,23 +55,24 @@ def _body(
     verdict: Explanation,
 ) -> list[str]:
     newest = turns[-1]
-    step_s = max(sum(rank.values()) for rank in ranks)
+    step_s = max(sum(rank.values()) for rank in ranks) or 1e-9
     waits = [rank.get(REDUCE, 0.0) / step_s for rank in ranks]
     order = _slowest_first(ranks)
+    host_gib = max(sample.memory.get("host_memory_gib", 0.0) for sample in newest)
     facts = {
         "step": f"{newest[0].step:,}",
         "ranks": str(len(ranks)),
         "a step": f"{step_s:.3g} s",
         "slowest rank": "none" if verdict.rank is None else str(verdict.rank),
         "in reductions": f"{min(waits):.0%} to {max(waits):.0%}",
-        "of a host, at most": f"{max(sample.memory.get('host_memory_gib', 0.0) for sample in newest):.1f} GiB",
+        "on the host for a rank, at most": f"{host_gib:.1f} GiB",
     }
     shown = sorted(order[:_MOST_BARS])
     known = turns[0][0].step - turns[0][0].steps + 1
     legend = page.legend({_WORDS.get(phase, phase): tone for phase, tone in COLOURS.items()})
     return [
         page.tiles(facts),
-        page.note(f"{verdict} {ADVICE.get(verdict.cause, '')}".strip() + "."),
+        page.note(f"{verdict} {verdict.advice}".strip()),
         page.heading("One step of each rank"),
         page.paragraph(f"Means over the steps {known:,} to {newest[0].step:,}." + _left_out(len(ranks), _MOST_BARS)),
         legend,
@@ -104,13 +106,19 @@ def _bars(rows: Sequence[tuple[str, str, Mapping[str, float]]], *, longest: floa
             wide = max(0.0, spent.get(phase, 0.0)) / longest * _WIDTH
             parts.append(_box(phase, x, top + 3, wide, _ROW - 7, seconds=spent.get(phase, 0.0)))
             x += wide
-    for tick in range(5):
-        x, seconds = _LEFT + _WIDTH * tick / 4, longest * tick / 4
+    for seconds in _ticks(longest):
+        x = _LEFT + _WIDTH * seconds / longest
         parts.append(f'<path d="M{x:.1f} 0V{height - 20}" stroke="#8884"/>')
-        anchor = "end" if tick == 4 else "middle"
-        words = f"{seconds:.3g} s" if tick else "0"
-        parts.append(f'<text x="{x:.1f}" y="{height - 5}" text-anchor={anchor} fill=currentColor>{words}</text>')
+        words = f"{seconds:g} s" if seconds else "0"
+        parts.append(f'<text x="{x:.1f}" y="{height - 5}" text-anchor=middle fill=currentColor>{words}</text>')
     return _svg(height, parts)
+
+
+def _ticks(longest: float) -> list[float]:
+    """Round numbers from 0 on, of which four at most are between 0 and `longest` and none is at its very end."""
+    power = 10.0 ** math.floor(math.log10(longest))
+    apart = next(power * factor for factor in (0.2, 0.25, 0.5, 1, 2) if 0.97 * longest / (power * factor) < 5)
+    return [round(number * apart, 12) for number in range(5) if number * apart < 0.97 * longest]
 
 
 def _over_time(turns: Sequence[Sequence[TimeSample]], ranks: Sequence[int]) -> str:

@@ -21,14 +21,14 @@ CAUSES = {  # in the order of a step
     EVALUATING: ("evaluate",),
     OTHER: ("other",),
 }
-ADVICE = {
-    READING: "look at the disk or network file system that it reads from; data.threads reads more at once",
-    COPYING: "look at its host's memory and the link to its GPU",
-    COMPUTING: "look at that device: its clock, its heat, another process on it",
-    SAVING: "look at the disk that checkpoints go to; checkpoint.every_steps saves less often",
-    EVALUATING: "evaluate.every_steps and evaluate.every_epochs evaluate less often",
-    OTHER: "look at what else runs on its host",
-    WAITING: "look at the network between the ranks; a larger train.global_batch reduces less often",
+_ADVICE = {
+    READING: "Look at the disk or network file system that data comes from; a larger data.threads reads more at once.",
+    COPYING: "Look at the host's memory and the link to the GPU.",
+    COMPUTING: "Look at the device: its clock, its heat, another process on it.",
+    SAVING: "Look at the disk that checkpoints go to; a larger checkpoint.every_steps saves less often.",
+    EVALUATING: "A larger evaluate.every_steps or evaluate.every_epochs evaluates less often.",
+    OTHER: "Look at what else runs on the host.",
+    WAITING: "Look at the network between the ranks; more micro-batches a step reduce less often.",
 }
 _SLOW, _NOTABLE = 0.05, 0.10  # of a step: what makes a rank slow; what is told of ranks that are alike
 _AS_LARGE = 0.75  # of the largest excess: being late makes later phases seem long where collectives overlap them
@@ -49,6 +49,11 @@ class Explanation:
     seconds: float
     share: float
     waits: float = 0.0
+
+    @property
+    def advice(self) -> str:
+        """Where to look; "" where nothing is wrong."""
+        return "" if self.rank is None and self.cause == COMPUTING else _ADVICE[self.cause]
 
     def __str__(self) -> str:
         amount = f"{self.seconds:.3g} s a step ({self.share:.0%})"

@@ -11,6 +11,7 @@ from flowmask.trainer.explain.profile import LiveProfile
 from flowmask.trainer.explain.timeline import TimelineFile
 from flowmask.trainer.phases import Phases
 from flowmask.trainer.state.owner import read_start
+from flowmask.trainer.track.node import node_watched
 
 
 class Witness:
@@ -23,7 +24,7 @@ class Witness:
     def __init__(self, config: RunConfig, *, step: int, say: Callable[[str], None]) -> None:
         device, rank, world_size = distributed.device().type, distributed.rank(), distributed.world_size()
         self.phases = Phases(device)
-        self._run, self._say = config.out, say
+        self._run, self._tracking, self._say = config.out, config.tracking, say
         self._every, self._step, self._leads = config.train.log_every_steps, step, rank == 0
         self._timeline = TimelineFile(self._run, rank=rank, world_size=world_size)
         self._profile = LiveProfile(self._run, rank=rank, cuda=device == "cuda", say=say)
@@ -40,6 +41,7 @@ class Witness:
         for close in (self._timeline.close, self._watchdog.close, self._profile.close):
             self._open.callback(close)
         self._open.enter_context(distributed.watched(self.phases))
+        self._open.enter_context(node_watched(self._run, self._tracking, rank=self._who["rank"]))
         self._watchdog.beat(self._step)
         self.phases.restart()
         return self

@@ -2,7 +2,9 @@
 
 import json
 import threading
+from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ from runs import losses, start
 
 from flowmask.launch.watch.profile import ProfileError, profile
 from flowmask.models.errors import UserError
+from flowmask.trainer import phases
 from flowmask.trainer.explain.profile import PROFILE, REQUEST, LiveProfile
+from flowmask.trainer.run.run_state import Run
 
 OLDER = Path(__file__).parents[2] / "golden" / "older"
+MARKS = 10  # of the clock, in a step: two a micro-batch, of which there are two here, and six
 STEPS = 600  # enough for somebody to ask in the middle; the run is ended when the traces are there
 
 
@@ -31,12 +36,26 @@ def test_a_live_run_is_profiled_and_goes_on_as_if_nobody_had_asked(lab: Path, tm
     asker = threading.Thread(target=ask, daemon=True)
     asker.start()
     quick = {"train.steps": STEPS, "train.log_every_steps": 1, "checkpoint.every_steps": 10**6}
-    from flowmask.trainer.run.run_state import Run
+    marks, at = [0], list[int]()
 
+    def stamp() -> float:
+        marks[0] += 1
+        return perf_counter()
+
+    def advance(run: Run, result: Any) -> None:
+        real(run, result)
+        at.append(marks[0])
+        if found:
+            run.request_stop()
+
+    real = Run.advance
     with pytest.MonkeyPatch.context() as patch:
-        advance = Run.advance
-        patch.setattr(Run, "advance", lambda run, result: (advance(run, result), found and run.request_stop()))
+        patch.setattr(Run, "advance", advance)
+        patch.setattr(phases._HostClock, "stamp", staticmethod(stamp))
         code = start(lab, out, quick)
+    assert {after - before for before, after in pairwise(at)} == {MARKS}, (
+        "what a step costs, beside a line now and then"
+    )
     asker.join(300)
     (folder,) = found
     assert isinstance(folder, Path), folder
