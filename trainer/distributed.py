@@ -64,6 +64,8 @@ def init(*, timeout_s: float = 1800.0) -> None:
     _choose_interfaces(meet, nccl="nccl" in backend)
     store = _store(meet, int(own), int(world), timeout) if int(world) > 1 else dist.HashStore()
     dist.init_process_group(backend, store=store, rank=int(own), world_size=int(world), timeout=timeout)
+    if int(world) > 1:
+        _time_collectives()  # before DeepSpeed, which keeps some of them
 
 
 def _store(meet: str, own: int, world: int, timeout: timedelta) -> dist.Store:
@@ -135,16 +137,18 @@ def record_flights(folder: Path) -> None:
 @contextmanager
 def watched(phases: Phases) -> Iterator[None]:
     """While inside, the waiting in every collective of this process is timed, also in those that DeepSpeed calls."""
-    if world_size() > 1:
-        for name in _COLLECTIVES:
-            call = getattr(dist, name, None)
-            if call is not None and not hasattr(call, "watched"):
-                setattr(dist, name, _timed(name, call))
     _watching.append(phases)
     try:
         yield
     finally:
         _watching.remove(phases)
+
+
+def _time_collectives() -> None:
+    for name in _COLLECTIVES:
+        call = getattr(dist, name, None)
+        if call is not None and not hasattr(call, "watched"):
+            setattr(dist, name, _timed(name, call))
 
 
 def _timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:

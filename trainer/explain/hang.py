@@ -136,12 +136,12 @@ def who_is_missing(stuck: Mapping[int, Stuck], world_size: int) -> str:
     behind = [rank for rank, one in stuck.items() if one.number < furthest or (left and not one.waits)]
     place = f"come to {waiting.collective}, in which the others wait" if waiting is not None else "end its step"
     if silent:
-        return f"{_ranks(silent)} did not {place}, and left no stack: it is gone or stopped"
+        return f"{_ranks(silent)} did not {place}, and left no stack: gone or stopped"
     if not behind:
         there = next(iter(stuck.values()))
         what = f"all wait in {waiting.collective}: look at the network" if waiting is not None else f"all are {there}"
         return f"No rank is behind, {what}"
-    return f"{_ranks(behind)} did not {place}, but is {stuck[behind[0]]}"
+    return f"{_ranks(behind)} did not {place}, but {'is' if len(behind) == 1 else 'are'} {stuck[behind[0]]}"
 
 
 def told_by_own_stack(run: Path) -> str:

@@ -1,7 +1,9 @@
 """torch's profile of a few steps of a live run: asked for by a file, taken by every rank, never the run's end.
 
-RUN/profile/request.json                 what `flowmask profile` asks; rank 0 takes it away when it has read it
-RUN/profile/step-00000042/rank-00000.json   a Chrome trace of the steps from 42 on
+    RUN/profile/request.json                     what `flowmask profile` asks; rank 0 takes it away when it has read it
+    RUN/profile/step-00000042/rank-00000.json    a Chrome trace of the steps from 42 on
+
+Nothing is profiled unless somebody asks.
 """
 
 from collections.abc import Callable
