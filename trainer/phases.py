@@ -6,7 +6,7 @@ reads what was measured imports this without torch.
 """
 
 import math
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Phases:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        self._clock = _DeviceClock() if device == "cuda" else _HostClock()
+        self._clock: _DeviceClock | _HostClock = _DeviceClock() if device == "cuda" else _HostClock()
         self._depth, self._begun = 0, 0
         self.last: Call | None = None
         self.waiting_for: Call | None = None
@@ -63,7 +63,7 @@ class Phases:
     def restart(self) -> None:
         """Forget all that was measured: a lap begins now."""
         self._ripe.clear()
-        self._sums: Counter[str] = Counter()
+        self._sums: dict[str, float] = defaultdict(float)
         self._steps, self._total_s = 0, 0.0
         self._lap = _Lap([("other", self._clock.stamp())], [], 0.0)
 
@@ -123,7 +123,7 @@ class Phases:
     def take(self) -> Spent:
         """What the laps have taken since the last call, as far as the clock knows it by now."""
         found = Spent(self._steps, self._total_s, dict(self._sums))
-        self._sums, self._steps, self._total_s = Counter(), 0, 0.0
+        self._sums, self._steps, self._total_s = defaultdict(float), 0, 0.0
         return found
 
     def _add(self, lap: _Lap) -> None:

@@ -240,7 +240,7 @@ class Loader(Steps):
         for first in firsts:
             own = slice(first - start, first - start + self.micro_batch)
             parts = {name: tensor[own] for name, tensor in tensors.items()}
-            of = {"step": planned.step, "first": first, "ids": ids[own], "epochs": epochs[own]}
+            of: dict[str, Any] = {"step": planned.step, "first": first, "ids": ids[own], "epochs": epochs[own]}
             batches.append(self.batch(parts, **of, began=began))
             began = perf_counter()
         return batches

@@ -37,14 +37,18 @@ NONE = ["nothing"]  # no such file
 COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
     (): [
         *([*words, "--help"] for words in ([], ["plan"], ["compare"], ["serve"], ["predict"], ["cache", "build"])),
-        *([name, *NONE] for name in ("train", "evaluate", "curriculum", "status", "logs", "stop", "tune", "profile")),
+        *([name, *NONE] for name in ("train", "evaluate", "curriculum", "status", "logs", "stop", "tune")),
         *(["cache", name, *NONE] for name in ("build", "status")),
         ["configs"],
         ["demo", "--smoke", "--full"],
         ["evaluate", *NONE, "--try-settings"],
         ["submit", "cache_mevis", "cache.clips=5", "--dry-run"],
     ],
-    ("numpy",): [["submit", "train_mevis", "train.sleep=1", "--dry-run"], ["train", "train_mask_decoder", "a.b=1"]],
+    ("numpy",): [
+        ["profile", *NONE],
+        ["submit", "train_mevis", "train.sleep=1", "--dry-run"],
+        ["train", "train_mask_decoder", "a.b=1"],
+    ],
     ("PIL", "numpy"): [
         ["reproduce", *NONE],
         ["compare", "nothing", "nowhere"],

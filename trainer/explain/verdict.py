@@ -56,9 +56,9 @@ class Explanation:
         return "" if self.rank is None and self.cause == COMPUTING else _ADVICE[self.cause]
 
     def __str__(self) -> str:
-        amount = f"{self.seconds:.3g} s a step ({self.share:.0%})"
         if self.rank is None:
-            return f"No rank is slower than the others. Of each step, {self.cause} takes {amount}."
+            return f"No rank holds others up: {self.cause} takes {self.seconds:.3g} s of each step ({self.share:.0%})."
+        amount = f"{self.seconds:.3g} s a step ({self.share:.0%})"
         held = f"The others wait for it {self.waits:.0%} of their time."
         return f"Rank {self.rank} is the slowest: {self.cause} takes it {amount} more than the others. {held}"
 

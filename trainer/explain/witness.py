@@ -25,11 +25,11 @@ class Witness:
         device, rank, world_size = distributed.device().type, distributed.rank(), distributed.world_size()
         self.phases = Phases(device)
         self._run, self._tracking, self._say = config.out, config.tracking, say
-        self._every, self._step, self._leads = config.train.log_every_steps, step, rank == 0
+        self._every, self._step = config.train.log_every_steps, step
         self._timeline = TimelineFile(self._run, rank=rank, world_size=world_size)
         self._profile = LiveProfile(self._run, rank=rank, cuda=device == "cuda", say=say)
         self._limit_s = LIMIT * config.train.collective_timeout_s
-        self._who = {"rank": rank, "world_size": world_size}
+        self._rank, self._world_size = rank, world_size
         self._watchdog: Watchdog | None = None
         self._open = ExitStack()
 
@@ -37,11 +37,13 @@ class Witness:
         """Training begins: look on until it ends."""
         start = read_start(self._run)
         folder = self._run / HANG / f"{start.number if start is not None else 1:04d}"
-        self._watchdog = Watchdog(folder, self.phases, limit_s=self._limit_s, say=self._say, **self._who)
+        self._watchdog = Watchdog(
+            folder, self.phases, limit_s=self._limit_s, rank=self._rank, world_size=self._world_size, say=self._say
+        )
         for close in (self._timeline.close, self._watchdog.close, self._profile.close):
             self._open.callback(close)
         self._open.enter_context(distributed.watched(self.phases))
-        self._open.enter_context(node_watched(self._run, self._tracking, rank=self._who["rank"]))
+        self._open.enter_context(node_watched(self._run, self._tracking, rank=self._rank))
         self._watchdog.beat(self._step)
         self.phases.restart()
         return self
@@ -51,7 +53,7 @@ class Witness:
 
     def profile_asked(self, step: int) -> int:
         """How many steps of a profile somebody asks for: rank 0 looks, at the steps of samples, and tells the rest."""
-        return self._profile.asked() if self._leads and step != self._step and step % self._every == 0 else 0
+        return self._profile.asked() if self._rank == 0 and step != self._step and step % self._every == 0 else 0
 
     def agreed(self, step: int, *, profile_steps: int) -> None:
         """All ranks have spoken after `step` steps: once or, while an evaluation asks on the way, more than once."""
