@@ -104,7 +104,7 @@ def read_timeline(folder: Path) -> list[TimeSample]:
     if not found:
         raise CheckpointError(
             f"{folder} has no time line: it is no run, was trained by an older version, or has not come to the step of "
-            "its first line of log.txt (train.log_every_steps)"
+            "its first line of log.txt yet (train.log_every_steps)"
         )
     return found
 

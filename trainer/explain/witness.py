@@ -49,6 +49,8 @@ class Witness:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """The end, with a sample of the steps since the last one."""
+        self._timeline.add(self._step, self.phases.take())
         self._open.close()
 
     def profile_asked(self, step: int) -> int:

@@ -153,5 +153,5 @@ def test_a_strangers_lines_are_passed_over_and_none_is_markup(tmp_path: Path) ->
 
 
 def test_a_run_without_a_time_line_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no time line: .* \(train.log_every_steps\)"):
+    with pytest.raises(CheckpointError, match=r"has no time line: .* yet \(train.log_every_steps\)"):
         write_run_page(tmp_path, page_file(tmp_path, None))
