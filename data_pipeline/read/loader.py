@@ -110,8 +110,8 @@ class ChecksText(Protocol):
 class Steps(ABC):
     """An endless iterator of steps: an item is this rank's list of micro-batches, `step` the number of the next one.
 
-    `prepare` runs once on each micro-batch, `wait_s` is the consumer's waiting time so far, `copy_wait_s` the part of it
-    spent on copying to the device: the same part as of the time that making those batches took. Use it as a context
+    `prepare` runs once on each micro-batch, `wait_s` is the consumer's waiting time so far, `copy_wait_s` the part of
+    it spent on copying to the device: the same part as of the time that making those batches took. Use it as a context
     manager, or call `close`, to end its threads.
     """
 
