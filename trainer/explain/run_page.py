@@ -27,6 +27,7 @@ COLOURS: dict[str, Rgb] = {
     REDUCE: (189, 189, 189),
 }
 _WORDS = {REDUCE: "reduce: waits for other ranks", "other": "other work of the process"}
+_TALLEST = 4  # medians: what is taller is cut
 _MOST_BARS, _MOST_LINES, _MOST_COLUMNS = 32, 8, 120
 _LEFT, _WIDTH, _ROW, _HEIGHT = 90, 810, 26, 70
 
@@ -78,7 +79,10 @@ def _body(
         legend,
         _bars([(f"rank {rank}", newest[rank].host, ranks[rank]) for rank in shown], longest=step_s),
         page.heading("Over time"),
-        page.paragraph("Seconds of a step, the same scale for all." + _left_out(len(ranks), _MOST_LINES)),
+        page.paragraph(
+            "Seconds of a step, one scale for all; a triangle marks a bar that is cut."
+            + _left_out(len(ranks), _MOST_LINES)
+        ),
         _over_time([t for t in all_turns if len(t) == len(ranks)], sorted(order[:_MOST_LINES])),
         page.heading("Memory and seconds of each rank"),
         _table(newest, ranks),
@@ -124,7 +128,8 @@ def _ticks(longest: float) -> list[float]:
 def _over_time(turns: Sequence[Sequence[TimeSample]], ranks: Sequence[int]) -> str:
     """For each rank a column at each sample, made of its phases."""
     chosen = [turns[place] for place in page.spread(len(turns), _MOST_COLUMNS)]
-    tallest = max(sample.total_s / sample.steps for turn in chosen for sample in turn) or 1.0
+    totals = sorted(sum(map(turn[rank].a_step, COLOURS)) for turn in chosen for rank in ranks)
+    tallest = min(totals[-1], _TALLEST * totals[len(totals) // 2]) or 1.0
     wide = _WIDTH / len(chosen)
     parts = []
     for place, rank in enumerate(ranks):
@@ -137,9 +142,11 @@ def _over_time(turns: Sequence[Sequence[TimeSample]], ranks: Sequence[int]) -> s
             x, y = _LEFT + column * wide, float(base)
             for phase in COLOURS:
                 seconds = turn[rank].a_step(phase)
-                high = seconds / tallest * _HEIGHT
+                high = min(seconds / tallest * _HEIGHT, y - base + _HEIGHT)
                 y -= high
                 parts.append(_box(phase, x, y, max(wide - 0.4, 0.6), high, seconds=seconds, step=turn[rank].step))
+            if sum(map(turn[rank].a_step, COLOURS)) > 1.01 * tallest:
+                parts.append(f'<path d="M{x + wide / 2:.1f} {base - _HEIGHT - 8}l4 7h-8z" fill="#e66100"/>')
     foot = len(ranks) * (_HEIGHT + 14) + 18
     first, last = chosen[0][0].step, chosen[-1][0].step
     parts.append(f'<text x="{_LEFT}" y="{foot}" fill=currentColor>step {first:,}</text>')
@@ -173,9 +180,13 @@ def _table(newest: Sequence[TimeSample], ranks: Sequence[Mapping[str, float]]) -
         for name in kept:
             gib = _gib(sample, name) or 0.0
             cells.append(Cell(f"{gib:.2f}", gib, bar=100 * gib / largest[name] if largest[name] else None))
-        rows.append([*cells, *(Cell(f"{rank.get(phase, 0.0):.3g}", rank.get(phase, 0.0)) for phase in phases)])
+        rows.append([*cells, *(_seconds(rank.get(phase, 0.0)) for phase in phases)])
     titles = [f"{name.replace('_', ' ')} GiB" for name in kept]
     return page.table(["rank", "on", *titles, *(f"{phase} s" for phase in phases)], rows)
+
+
+def _seconds(value: float) -> Cell:
+    return Cell(f"{value:.3g}" if value >= 1e-4 else "0", value)
 
 
 def _gib(sample: TimeSample, name: str) -> float | None:
