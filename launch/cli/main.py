@@ -18,7 +18,7 @@ from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.predict import predict
 from flowmask.launch.cli.reference import config
 from flowmask.launch.cli.serve import serve
-from flowmask.launch.cli.track import track
+from flowmask.launch.cli.track import profile, report, track
 from flowmask.launch.cli.try_settings import show_settings
 from flowmask.launch.cli.weights import export, import_app
 from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_loading
@@ -36,7 +36,7 @@ PANELS = {
     "Data and weights": ("import", "cache", "plan"),
     "Train": ("tune", "train", "submit", "curriculum", "reproduce"),
     "Score and use": ("evaluate", "compare", "predict", "export", "serve"),
-    "Runs": ("status", "logs", "stop", "track"),
+    "Runs": ("status", "logs", "stop", "profile", "report", "track"),
 }
 
 
@@ -234,6 +234,8 @@ app.add_typer(import_app, name="import")
 app.command()(plan)
 app.command()(tune)
 app.command()(doctor)
+app.command()(profile)
+app.command()(report)
 app.command()(track)
 
 

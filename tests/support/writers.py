@@ -25,6 +25,10 @@ from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.weights import tiny_wan
 from flowmask.models.weights.import_wan import import_wan
 from flowmask.models.weights.original import TEXT
+from flowmask.trainer.explain.run_page import page_file as run_page_file
+from flowmask.trainer.explain.run_page import write_run_page
+from flowmask.trainer.explain.timeline import TimelineFile
+from flowmask.trainer.phases import Spent
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.import_flowrvs import import_flowrvs
 from flowmask.trainer.predict.predictions import PredictionFolder
@@ -137,6 +141,12 @@ def compare_evaluations(out: Path) -> None:
     write_page(file, compare([OLDER / "evaluation", OLDER / "evaluation"]))
 
 
+def report_run(run: Path, out: Path) -> None:
+    file = run_page_file(run, out / "run.html")
+    file.refuse()
+    write_run_page(run, file)
+
+
 def write_tiny_wan(out: Path) -> None:
     def parts(folder: Path, **_: Any) -> None:
         (folder / "vae").mkdir(parents=True)
@@ -150,6 +160,7 @@ def write_tiny_wan(out: Path) -> None:
 NAMES = (
     *("predict", "evaluate, archive", "train", "cache build", "curriculum", "demo", "reproduce"),
     *("export file", "export folder", "import", "import wan", "tiny-wan", "cache inspect", "compare"),
+    "report",
     "configs --copy",
 )
 
@@ -159,6 +170,7 @@ def writers(lab: Path) -> dict[str, Writer]:
     source, dit, original = str(write_published(lab)), lab / "dit.pth", lab / "original.safetensors"
     text = load_file(PARITY / "text" / "encoder" / "model.safetensors")
     save_file({TEXT.original(name): tensor for name, tensor in text.items()}, original)
+    TimelineFile(lab / "trained", rank=0, world_size=1).add(10, Spent(10, 1.0, {"read": 0.2, "forward": 0.8}))
     found: dict[str, Writer] = {
         "predict": predict,
         "evaluate, archive": evaluate,
@@ -176,6 +188,7 @@ def writers(lab: Path) -> dict[str, Writer]:
         "tiny-wan": write_tiny_wan,
         "cache inspect": lambda out: inspect(OLDER / "cache", out=out / "cache.html", examples=0),
         "compare": compare_evaluations,
+        "report": lambda out: report_run(lab / "trained", out),
         "configs --copy": copy_configs,
     }
     assert tuple(found) == NAMES

@@ -5,7 +5,10 @@ import logging
 import os
 import re
 import stat
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from flowmask.trainer.track.spool import Point, Sent, Status, TrackingPlan
 KEY_TAG = "flowmask.run"
 _PARENT_TAG = "mlflow.parentRunId"
 PROGRESS = "step"  # a metric whose value is its own step: the server's latest says how far it has the run
+
+_MONITOR_EVERY_S = 30.0  # a sample of the machine's load
 
 _PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
 _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
@@ -55,6 +60,7 @@ class MlflowRun:
         self.sent = spool.read_sent(folder, uri=self._server)
         self._experiment_id = self._experiment()
         self.run_id = self._run()
+        self._uri = uri
         self.note_sent(self.sent.outbox_bytes)
         self._client.update_run(self.run_id, status="RUNNING")
         self._send_params()
@@ -144,6 +150,10 @@ class MlflowRun:
             spool.write_sent(self._folder, sent)
         self.sent = sent
 
+    def watch_node(self) -> None:
+        """Feed it with this machine's load too, until the process ends."""
+        watch_node(self._uri, self.run_id)
+
     def last_step(self) -> int:
         """The last training step whose metrics the server has; 0 if it has none."""
         return int(self._client.get_run(self.run_id).data.metrics.get(PROGRESS, 0))
@@ -197,6 +207,28 @@ class MlflowRun:
         self._take_children()
         self._delete_copies(of=self.run_id)
         self._client.set_terminated(self.run_id, status=status)
+
+
+def watch_node(uri: str, run_id: str) -> None:
+    """From now on a thread has MLflow's own monitor feed `system/HOST/...` of a run with this machine's load.
+
+    That monitor ends when a server is away for a moment, and is made again then. MLflow's own variables count:
+    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL, and false for MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.
+    """
+    quieten()
+    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as ENABLED
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    place = {"run_id": run_id, "tracking_uri": uri, "node_id": _name(os.uname().nodename)}
+
+    def watch() -> None:
+        while True:
+            with suppress(Exception):
+                SystemMetricsMonitor(**place, sampling_interval=_MONITOR_EVERY_S, resume_logging=True).monitor()
+            time.sleep(_MONITOR_EVERY_S)
+
+    if not ENABLED.is_set() or ENABLED.get():
+        threading.Thread(target=watch, name="system metrics", daemon=True).start()
 
 
 def is_lasting(error: Exception) -> bool:

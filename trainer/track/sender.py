@@ -86,6 +86,8 @@ class Sender:
 
     def _send_all(self) -> None:
         mlflow_run = self._patiently(lambda: MlflowRun(self._folder, self._plan, say=self._say))
+        if not self._end.reached.is_set():
+            mlflow_run.watch_node()
         after = self._patiently(mlflow_run.last_step)
         steps = StepPoints(self._folder, every_steps=self._plan.every_steps, after=after)
         outbox = Outbox(self._folder, offset=mlflow_run.sent.outbox_bytes)

@@ -202,13 +202,17 @@ def _is_tracked(folder: Path) -> bool:
 
 
 def _start_sender(folder: Path, uri: str, *, timeout_s: float, parent: int | None = None) -> subprocess.Popen[str]:
-    """`python -m flowmask.trainer.track.sender`: its session is its own, so that a terminal's ^C does not reach it."""
+    who = [str(parent)] if parent is not None else []
+    return start_module("flowmask.trainer.track.sender", folder, timeout_s, *who, uri=uri)
+
+
+def start_module(name: str, *words: object, uri: str) -> subprocess.Popen[str]:
+    """`python -m NAME WORDS`: its session is its own, so that a terminal's ^C does not reach it. uri: of the server."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment = os.environ | alone | {"PYTHONPATH": path, URI_VARIABLE: uri}
-    who = [str(parent)] if parent is not None else []
     return subprocess.Popen(
-        python_module("flowmask.trainer.track.sender", folder, timeout_s, *who),
+        python_module(name, *words),
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
