@@ -28,7 +28,7 @@ TrainAttention = Literal["native", "cudnn", "flash"]  # the kernels that have a 
 Tf32 = Annotated[
     bool | None,
     Field(
-        description="on a GPU, true: round fp32 factors of products and convolutions to TF32; null: only of convolutions"
+        description="on a GPU, true: round fp32 factors of products and convolutions to TF32; null: only convolutions"
     ),
 ]
 MayChange = Annotated[T, MayChangeOnResume]
