@@ -1,7 +1,7 @@
-"""What determines the bytes of a cache, field by field, hashed separately for text, video and masks.
+"""Hashes of everything that determines the bytes of a cache, field by field, for text, video and masks.
 
-Paths, worker counts and devices are not in it. A cache is trained on, continued or mended only with the same
-fingerprint; a difference is refused with the fields that differ.
+Paths, worker counts and devices are not in it. A cache is used, continued or repaired only with the same
+fingerprint; otherwise the error names the fields that differ.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ def refuse_other(
     names = sorted(ours.fields.keys() | theirs.fields.keys())
     differing = [name for name in names if ours.fields.get(name) != theirs.fields.get(name)]
     if differing and all(name.startswith(_MASK_FILES) and name not in theirs.fields for name in differing):
-        _log.warning("%s was made before files of masks were part of its identity: replaced ones pass unseen", where)
+        _log.warning("%s was made by a version without hashes of mask files: changed masks are not detected", where)
         return
     details = "; ".join(
         f"{name}: {_short(theirs.fields.get(name))} there, {_short(ours.fields.get(name))} asked for"

@@ -101,7 +101,7 @@ def write_plan(
 
 
 class _Losses:
-    """What is known to be unreadable before anything is read: videos without a header, clips without a frame."""
+    """Inputs known to be unreadable before anything is read: videos without a header, clips without a frame."""
 
     def __init__(self, *, roots: Sequence[Path]):
         self._roots = roots
@@ -176,8 +176,8 @@ class BuildPlan(PlanFile):
         for name, expected in self.files.items():
             if sha256_of(self.folder / name) != expected:
                 raise CacheError(
-                    f"{self.folder / name}: changed since the build was planned, so what was built of it can't be "
-                    f"trusted; delete {self.folder.parent} and start again"
+                    f"{self.folder / name}: changed since the build was planned, so its shards can't be trusted; "
+                    f"delete {self.folder.parent} and start again"
                 )
 
     def _lines(self, name: str, offsets: NDArray[np.uint64], unit: int) -> list[bytes]:
