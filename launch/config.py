@@ -1,7 +1,7 @@
 """Reads a YAML config and dotted overrides into one strict, frozen job, or says in one line what is wrong.
 
-Order of strength: defaults < file < command line. Every section belongs to the room that reads it; this file
-owns the `launch` section.
+Order of strength: defaults < file < overlays (overlay.py) < command line. Every section belongs to the room that
+reads it; this file owns the `launch` section.
 """
 
 import re
@@ -103,15 +103,20 @@ def load_job(path: Path, kind: type[Model], overrides: Sequence[str] = ()) -> Mo
 
 
 def read_tree(
-    path: Path, overrides: Sequence[str] = (), *, refuse: Callable[[Mapping[Any, Any]], None] = lambda keys: None
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    over: Callable[[DictConfig], DictConfig] = lambda config: config,
+    refuse: Callable[[Mapping[Any, Any]], None] = lambda keys: None,
 ) -> dict[Any, Any]:
     """The keys of `path` with overrides applied, not yet validated as any kind of job.
 
+    over: what is laid over the file before the overrides
     refuse: raises for a file that is of another kind, by its keys before any ${...} is filled in
     """
     path = find_config(path)
     with readable(path):
-        config = load_yaml(path)
+        config = over(load_yaml(path))
         for item in overrides:
             set_key(config, *split_override(item), merge=True, where=f"override {item!r}")
         refuse(as_written(config))
