@@ -76,9 +76,7 @@ def split(arguments: Sequence[str]) -> tuple[list[Overlay], list[str]]:
 def read_overlay(path: Path) -> Overlay:
     """Read an overlay; ConfigError in one line for what is none."""
     if not path.is_file():
-        raise ConfigError(
-            f"overlay {path} does not exist; behind a config stand KEY=VALUE and YAML to lay over it"
-        )
+        raise ConfigError(f"overlay {path} does not exist; behind a config stand KEY=VALUE and YAML to lay over it")
     with readable(path):
         tree = resolved(load_yaml(path))
     if "out" in tree:

@@ -111,14 +111,13 @@ def _datasets(seed: int) -> dict[str, Callable[[Path], None]]:
 
 def commands(out: Path, sentence: str) -> list[str]:
     """What a person gives next, in this order; sentence: what `write_toy` gave."""
-    overlay, run, video, masks, words = (
-        shlex.quote(str(one)) for one in (out / OVERLAY, out / "runs/mevis", out / EXAMPLE, out / "out/predict", sentence)
-    )
+    parts = (OVERLAY, "runs/mevis", EXAMPLE, "out/predict")
+    overlay, run, video, masks = (shlex.quote(str(out / part)) for part in parts)
     return [
         f"flowmask cache build configs/cache_mevis.yaml {overlay}",
         f"flowmask train configs/train_mask_decoder.yaml {overlay}",
         f"flowmask train configs/train_mevis.yaml {overlay}",
         f"flowmask evaluate configs/evaluate_mevis.yaml {overlay}",
-        f"flowmask predict {video} {words} --checkpoint {run} --out {masks}",
+        f"flowmask predict {video} {shlex.quote(sentence)} --checkpoint {run} --out {masks}",
         f"flowmask curriculum configs/curriculum_refcoco_mevis.yaml {overlay}",
     ]
