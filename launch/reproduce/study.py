@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from flowmask.launch.config import load_yaml, readable, set_key, split_override, validate
 from flowmask.launch.configs import find_config
-from flowmask.launch.curriculum.laid_over import laid_over, override, with_config
+from flowmask.launch.curriculum.laid_over import laid_over, override, with_config, with_configs
 from flowmask.launch.curriculum.stages import Curriculum, StageConfig, curriculum_of
 from flowmask.launch.jobs import EvaluateJob, TrainJob, refuse_other_kind
 from flowmask.launch.overlay import Overlay, split
@@ -215,22 +215,22 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None
     return study
 
 
-def _under(overlay: Overlay, tree: dict[Any, Any], path: Path) -> dict[Any, Any]:
+def _under(overlay: Overlay, tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The keys of a study with an overlay over each of its jobs, and over its own."""
-    tree = {**tree, "rows": [with_config(row, "config", path) for row in tree["rows"] or ()]}
+    named = {**tree, "rows": with_configs(tree.get("rows"), path), "stages": tree.get("stages") or []}
     for name, key in (("evaluation", "config"), ("world", "start")):
-        if name in tree:
-            tree[name] = with_config(tree[name], key, path)
-    found = laid_over(tree, overlay, path)
+        named[name] = with_config(named.get(name), path, key=key)
+    found = laid_over(named, overlay, path)
     for name, kind in (("training", TrainJob.KIND), ("evaluation", EvaluateJob.KIND)):
-        override(found.setdefault(name, {}), overlay, kind)
+        found[name] = found.get(name) or {}
+        override(found[name], overlay, kind)
+    keys = overlay.keys("study")
+    if found["world"] is not None:
+        for prefix, section in (("world.dataset", "world"), ("world.start", TrainJob.KIND)):
+            keys |= {f"{prefix}.{key}": value for key, value in overlay.keys(section).items()}
     loaded = OmegaConf.create(found)
-    for key, value in overlay.keys("study").items():
+    for key, value in keys.items():
         set_key(loaded, key, value, where=str(overlay.path))
-    if loaded.get("world") is not None:
-        for prefix, keys in (("world.dataset", overlay.keys("world")), ("world.start", overlay.keys(TrainJob.KIND))):
-            for key, value in keys.items():
-                set_key(loaded, f"{prefix}.{key}", value, where=str(overlay.path))
     plain: Any = OmegaConf.to_container(loaded)
     return dict(plain)
 

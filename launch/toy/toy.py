@@ -111,7 +111,7 @@ def _datasets(seed: int) -> dict[str, Callable[[Path], None]]:
 
 def commands(out: Path, sentence: str) -> list[str]:
     """What a person gives next, in this order; sentence: what `write_toy` gave."""
-    parts = (OVERLAY, "runs/mevis", EXAMPLE, "out/predict")
+    parts = (OVERLAY, "runs/mevis", EXAMPLE, "predict")
     overlay, run, video, masks = (shlex.quote(str(out / part)) for part in parts)
     return [
         f"flowmask cache build configs/cache_mevis.yaml {overlay}",

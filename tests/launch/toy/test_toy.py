@@ -16,12 +16,13 @@ from flowmask.launch.curriculum.stages import load_curriculum
 from flowmask.launch.jobs import CacheJob, EvaluateJob, load_any
 from flowmask.launch.jobs.job import Job
 from flowmask.launch.reproduce.study import load_study
+from flowmask.launch.toy import toy as toy_folder
 from flowmask.launch.toy.toy import commands, write_toy
 from flowmask.models.errors import ConfigError
 
 CONFIGS = sorted(BUNDLED.rglob("*.yaml"))
 CONFIGS.remove(BUNDLED / "demo.yaml")  # no job: the sizes of `flowmask demo`, which writes a world of its own
-COMPOSED = {"stages:": "curriculum", "rows:": "study"}  # a line of a config that is made of jobs
+COMPOSED = {"rows:": "study", "stages:": "curriculum"}  # a line of a config that is made of jobs; a study has both
 COMMANDS = {
     "cache": ["cache", "build"],
     "train": ["train"],
@@ -126,6 +127,22 @@ def test_every_split_that_is_scored_or_trained_on_has_sentences_that_name_nothin
         assert all(any(not sentence.anno_ids for sentence in video.expressions) for video in videos)
     hidden = open_source(DataSourceConfig(root=toy / "data/mevis", split="valid")).videos()
     assert not any(video.has_masks for video in hidden)
+
+
+def test_a_dataset_whose_library_is_missing_is_told_and_the_same_command_writes_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_folder, "_datasets", lambda seed: {"a2d_sentences": Path.mkdir, "revos": Path.mkdir})
+    monkeypatch.setattr(toy_folder, "write_wan", lambda place, *, seed: None)
+    monkeypatch.setattr(toy_folder, "write_example", lambda dataset, path: [""])
+    said: list[str] = []
+    with monkeypatch.context() as without:
+        without.setattr(toy_folder.importlib.util, "find_spec", lambda name: None)
+        write_toy(tmp_path / "toy", seed=0, say=said.append)
+    assert len(said) == 1 and "pip install 'flowmask[a2d]'" in said[0]
+    assert (tmp_path / "toy/data/revos").is_dir() and not (tmp_path / "toy/data/a2d_sentences").exists()
+    write_toy(tmp_path / "toy", seed=0, say=pytest.fail)
+    assert (tmp_path / "toy/data/a2d_sentences").is_dir()
 
 
 def test_the_next_commands_name_files_that_are_there_or_come_from_those_before(toy: Path) -> None:
