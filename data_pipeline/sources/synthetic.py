@@ -80,6 +80,7 @@ def write_synthetic(
 
 
 def write_frames(folder: Path, frames: NDArray[np.uint8], names: list[str]) -> None:
+    """Write a new folder with one JPEG per frame. frames: uint8 [F H W 3] rgb8; names: without the suffix."""
     folder.mkdir(parents=True)
     for name, frame in zip(names, frames, strict=True):
         Image.fromarray(frame).save(folder / f"{name}.jpg", quality=JPEG_QUALITY, subsampling=0)
