@@ -1,7 +1,7 @@
 """Reads a YAML config and dotted overrides into one strict, frozen job. Every error is one line.
 
-Order of strength: defaults < file < command line. Each section is defined in the room that reads it; this file
-defines the `launch` section.
+Order of strength: defaults < file < overlays (overlay.py) < command line. Each section is defined in the room that
+reads it; this file defines the `launch` section.
 """
 
 import re
@@ -109,15 +109,20 @@ def load_job(path: Path, kind: type[Model], overrides: Sequence[str] = ()) -> Mo
 
 
 def read_tree(
-    path: Path, overrides: Sequence[str] = (), *, refuse: Callable[[Mapping[Any, Any]], None] = lambda keys: None
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    over: Callable[[DictConfig], DictConfig] = lambda config: config,
+    refuse: Callable[[Mapping[Any, Any]], None] = lambda keys: None,
 ) -> dict[Any, Any]:
     """The keys of `path` with overrides applied; not validated yet.
 
+    over: called with the keys of the file; returns them with overlays applied
     refuse: called with the keys before any ${...} is filled in; raises for a config of another kind
     """
     path = find_config(path)
     with readable(path):
-        config = load_yaml(path)
+        config = over(load_yaml(path))
         for item in overrides:
             set_key(config, *split_override(item), merge=True, where=f"override {item!r}")
         refuse(as_written(config))

@@ -24,7 +24,7 @@ ORDER = {
     "trainer": ("objectives", ".", "step", "state", "track", "explain", "predict", "score", "run"),
     "launch": (
         *(".", "jobs", "local", "slurm", "plan", "check", "tune", "dispatch.py", "curriculum", "watch", "demo"),
-        *("reproduce", "serve", "cli"),
+        *("toy", "reproduce", "serve", "cli"),
     ),
 }
 OWNERS = {

@@ -27,8 +27,10 @@ from flowmask.launch.config import (
     validate,
 )
 from flowmask.launch.configs import find_config
+from flowmask.launch.curriculum.laid_over import laid_over
 from flowmask.launch.jobs import kind_of, refuse_other_kind
 from flowmask.launch.jobs.job import Job
+from flowmask.launch.overlay import split
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 
@@ -109,13 +111,16 @@ class Curriculum:
 def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     """Read a curriculum and the config of every stage; raises ConfigError with one line for any fault.
 
-    overrides: `KEY=VALUE` of the curriculum, or `stages.NAME.KEY=VALUE` of one stage's config.
+    overrides: overlays; `KEY=VALUE` of the curriculum, or `stages.NAME.KEY=VALUE` of one stage's config.
     """
     path = find_config(path)
     with readable(path):
         tree = load_yaml(path)
         refuse_other_kind(as_written(tree), "curriculum", path=path)
-        for item in overrides:
+        overlays, given = split(overrides)
+        for overlay in overlays:
+            tree = OmegaConf.create(laid_over(as_written(tree), overlay, path))
+        for item in given:
             _override(tree, item)
     return curriculum_of(tree, path)
 

@@ -98,7 +98,8 @@ def _make_world(study: Study, world: WorldConfig) -> int:
     """Make the dataset, a tiny Wan, and the Wan folder that all rows start from; returns the exit code."""
     values = _values(study)
     trained, start = Path(values["wan"]), study.found(world.start)
-    claim(study.out / "world" / WORLD, {**world.dataset, "start": read_tree(start)}, what="a world")
+    keys = start if isinstance(start, dict) else read_tree(Path(start))
+    claim(study.out / "world" / WORLD, {**world.dataset, "start": keys}, what="a world")
     if trained.exists():
         return 0
     err.print(f"{study.out / 'world'}: dataset and tiny Wan")
@@ -108,7 +109,7 @@ def _make_world(study: Study, world: WorldConfig) -> int:
     stage = {
         "name": _VIDEO_DIT,
         "kind": "train",
-        "config": str(start),
+        "config": start,
         "needs": [world.cache],
         "overrides": {"out": str(run), "model.wan": values["untrained_wan"]},
         "carries": {"data.cache": f"${{stages.{world.cache}.out}}"},
