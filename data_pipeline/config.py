@@ -132,6 +132,9 @@ class CacheConfig(Section):
         "half", description="half: [-1, 1]; imagenet: its mean and deviation, as in weights of 2025"
     )
     batch_clips: int = Field(4, ge=1, description="clips of one shape that go through the VAE together")
+    batch_sentences: int = Field(
+        1, ge=1, description="sentences of equally many tokens that go through the text encoder together"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     decode_threads: int = Field(4, ge=1, description="threads of a worker that read and resize")
     max_quarantined_fraction: float = Field(

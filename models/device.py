@@ -1,6 +1,7 @@
 """The one device on which a rank computes, and what is said when it is missing or its memory is too small.
 
-Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU.
+Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU. Also how tensors get
+there and back while the host goes on.
 """
 
 import os
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from flowmask.models.errors import NO_ROOM, ConfigError
 
@@ -66,6 +68,35 @@ def use_tf32(on: bool | None) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = bool(on)
     torch.backends.cudnn.allow_tf32 = on is not False
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor [...] of the host on `device`; the host does not wait until a GPU has done what it was told before.
+
+    It would for memory that is not pinned. What lies on a device already is given back, or moved as torch does.
+    """
+    if tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+class OnItsWay:
+    """Results of a device that come to the host: on a GPU computed and copied while the host goes on."""
+
+    def __init__(self, *results: Tensor, dtype: torch.dtype) -> None:
+        """results: [...] each, on one device; they arrive in `dtype`."""
+        self._copied: torch.cuda.Event | None = None
+        # a copy from a GPU that is not waited for lands in pinned memory
+        self._results = tuple(result.to(dtype).to("cpu", non_blocking=True) for result in results)
+        if results[0].device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def get(self) -> tuple[Tensor, ...]:
+        """The results [...] on the host; waits for them, and for nothing that the GPU was told later."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._results
 
 
 @contextmanager

@@ -180,8 +180,7 @@ class Build:
 
         def work(unit: int) -> None:
             with self.clock.measure("text"):
-                encoder = self.text_encoder
-                sentences.write_unit(texts, unit, plan.unit_texts(unit), encoder=encoder, dtype=self.dtype)
+                self.write_text_unit(plan, unit, folder=texts)
             done = sum(1 for _ in texts.glob("text-*")) * units.SENTENCES_PER_UNIT
             self.on_progress(BuildProgress("text", min(done, plan.texts), plan.texts))
 
@@ -196,6 +195,12 @@ class Build:
             results=texts,
         )
         self.free("text_encoder")
+
+    def write_text_unit(self, plan: units.BuildPlan, unit: int, *, folder: Path) -> None:
+        """Encode the sentences of a unit; the text encoder stays loaded."""
+        together = self.config.cache.batch_sentences
+        texts, encoder = plan.unit_texts(unit), self.text_encoder
+        sentences.write_unit(folder, unit, texts, encoder=encoder, dtype=self.dtype, together=together)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -223,6 +228,7 @@ class Build:
             free_vae=lambda: self.free("encoder"),
             text_encoder=lambda: self.text_encoder,
             dtype=self.dtype,
+            together=self.config.cache.batch_sentences,
         )
         if speed is not None:
             note = describe(plan.costs, speed, texts=plan.texts, value_bytes=self.dtype.itemsize, workers=self.workers)

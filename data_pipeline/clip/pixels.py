@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from flowmask.models.device import to_device
 from flowmask.models.errors import DataError
 
 PixelNorm = Literal["half", "imagenet"]
@@ -71,7 +72,7 @@ def to_signed(frames: Sequence[NDArray[np.uint8]], *, pixel_norm: PixelNorm = "h
 
 def batch_to_signed(frames: Tensor, *, pixel_norm: PixelNorm = "half") -> Tensor:
     """rgb8 [B F H W 3] to float32 [B 3 F H W] on the same device: x/255 less the mean, over the deviation."""
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1, 1) for v in _STATISTICS[pixel_norm])
+    mean, std = (to_device(torch.tensor(v).view(3, 1, 1, 1), frames.device) for v in _STATISTICS[pixel_norm])
     return (frames.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
 
 
