@@ -46,9 +46,7 @@ def measure(
     texts = plan.unit_texts(0)[: _SENTENCES * together]
     encoder = text_encoder()
     embeddings: list[dict[int, Tensor]] = []
-    sentences_s = _seconds(
-        lambda: embeddings.extend(encode_sentences(encoder, texts, dtype=dtype, together=together))
-    )
+    sentences_s = _seconds(lambda: embeddings.extend(encode_sentences(encoder, texts, dtype=dtype, together=together)))
     stored = sum(embedding[LONG_TEXT].nbytes for embedding in embeddings)
     return BuildSpeed(pixels / max(encode_s, 1e-9), sentences_s / len(texts), stored / len(texts))
 

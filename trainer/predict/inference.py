@@ -48,7 +48,9 @@ def finite(logits: Tensor) -> Tensor:
     Asks the device, so it waits for all that this was told: whoever takes logits to the host calls it, not the models.
     """
     if not torch.isfinite(logits).all():
-        raise CheckpointError("the weights give logits that are not finite; take an earlier checkpoint, or precision=fp32")
+        raise CheckpointError(
+            "the weights give logits that are not finite; take an earlier checkpoint, or precision=fp32"
+        )
     return logits
 
 
@@ -88,9 +90,10 @@ class LoadedSegmenter:
         return self.segmenter.encode_video(clip.pieces())
 
     def logits(self, video_latent: Tensor, sentences: Sequence[str]) -> Iterator[Tensor]:
-        """Logits [F H W] of each sentence, padding frames too; not looked at yet (`finite`), so a GPU is not waited for.
+        """Logits [F H W] of each sentence, padding frames too.
 
-        They go through the DiT and the decoder in batches that follow from the size of the clip.
+        They go through the DiT and the decoder in batches that follow from the size of the clip. A GPU is not waited
+        for, so nobody has looked yet whether they are numbers: see `finite`.
         """
         _, _, *size = video_latent.shape
         shape = (size[0], size[1], size[2])
