@@ -1,7 +1,7 @@
 """The one device on which a rank computes, and what is said when it is missing or its memory is too small.
 
-Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU. Also how tensors get
-there and back while the host goes on.
+Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU. Also copies
+tensors to the device and back without blocking the host.
 """
 
 import os
@@ -71,9 +71,9 @@ def use_tf32(on: bool | None) -> None:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor [...] of the host on `device`; the host does not wait until a GPU has done what it was told before.
+    """A tensor [...] of the host, copied to `device` without waiting for earlier work of a GPU.
 
-    It would for memory that is not pinned. What lies on a device already is given back, or moved as torch does.
+    A copy from memory that is not pinned would wait. A tensor that is on a device is moved by torch as usual.
     """
     if tensor.device.type != "cpu":
         return tensor.to(device)
@@ -81,19 +81,19 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class OnItsWay:
-    """Results of a device that come to the host: on a GPU computed and copied while the host goes on."""
+    """Results on their way from a device to the host: a GPU computes and copies them while the host continues."""
 
     def __init__(self, *results: Tensor, dtype: torch.dtype) -> None:
-        """results: [...] each, on one device; they arrive in `dtype`."""
+        """results: [...] each, on one device; on the host they have `dtype`."""
         self._copied: torch.cuda.Event | None = None
-        # a copy from a GPU that is not waited for lands in pinned memory
+        # torch allocates pinned memory for a copy from a GPU that does not block
         self._results = tuple(result.to(dtype).to("cpu", non_blocking=True) for result in results)
         if results[0].device.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record()
 
     def get(self) -> tuple[Tensor, ...]:
-        """The results [...] on the host; waits for them, and for nothing that the GPU was told later."""
+        """The results [...] on the host; waits for them, but not for later work of the GPU."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._results

@@ -82,7 +82,7 @@ def integrate(
     """
     z = start
     for timestep, step in zip(timesteps.tolist(), sigmas.diff().tolist(), strict=True):
-        here = torch.full(z.shape[:1], timestep, dtype=timesteps.dtype, device=z.device)  # a copy would wait for a GPU
+        here = torch.full(z.shape[:1], timestep, dtype=timesteps.dtype, device=z.device)  # a copy would block
         z = z + step * velocity_fn(z, here)
     return z
 

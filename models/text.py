@@ -76,7 +76,7 @@ class RecentTexts:
 
 
 class TextEncoder:
-    """A frozen UMT5 encoder with its tokenizer; never pads, so no sentence sees the others."""
+    """A frozen UMT5 encoder with its tokenizer; it never pads, so no sentence depends on others."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", model: "UMT5EncoderModel") -> None:
         self.tokenizer = tokenizer
@@ -97,7 +97,7 @@ class TextEncoder:
     def together(self, ids: Sequence[Sequence[int]]) -> "Tensor":
         """Embeddings [B L D] of sentences of L tokens each, as `token_ids` gives them, in the dtype of the weights.
 
-        Without padding no sentence sees another one. A library may still round a product of other sizes otherwise.
+        There is no padding, so no sentence depends on another. Products of other sizes may be rounded differently.
         """
         import torch
 
@@ -105,4 +105,4 @@ class TextEncoder:
 
         tokens = to_device(torch.tensor(ids), self.model.device)
         with torch.no_grad():
-            return self.model(input_ids=tokens).last_hidden_state  # a mask of ones would be asked for a zero
+            return self.model(input_ids=tokens).last_hidden_state  # transformers reads the values of a mask

@@ -1,8 +1,8 @@
 """The text pass: each distinct sentence of a build goes through UMT5 once, before any clip.
 
-Alone, or with sentences of as many tokens: nothing is padded, so none sees its neighbours. Batches are cut within a
-unit, so bytes do not depend on other workers. Before any clip, so that the text encoder and the VAE never share a
-device. A sentence longer than the short limit is encoded a second time, cut before the encoder.
+A batch holds sentences of equally many tokens: there is no padding, so no embedding depends on its neighbours. Batches
+do not cross units, so bytes do not depend on other workers. Sentences come first, so that the text encoder and the VAE
+never share a device. A sentence longer than the short limit is encoded a second time, cut before the encoder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ LESS_MEMORY = "choose cache.encoder_dtype=bfloat16, or cache.device=cpu"  # what
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What of a sentence goes through the encoder."""
+    """The tokens of one sentence, cut to a limit."""
 
     sentence: int
     limit: int
@@ -39,7 +39,7 @@ def encode_sentences(
 ) -> list[dict[int, Tensor]]:
     """Of each cleaned sentence its embeddings [L D] by token limit: LONG_TEXT, and SHORT_TEXT where it cuts.
 
-    together: at most so many sentences of equally many tokens go through the encoder at once
+    together: largest number of sentences in one batch; all of them have equally many tokens
     """
     found: list[dict[int, Tensor]] = [{} for _ in texts]
 
@@ -57,7 +57,7 @@ def encode_sentences(
     for batch in _batches(encoder, texts, size=together):
         with gpu_holds("the text encoder at work", fix=fix):
             sent = OnItsWay(encoder.together([tokens.ids for tokens in batch]), dtype=dtype)
-        if before is not None:  # the results of a batch are taken when the next one has been sent off
+        if before is not None:  # take the results of a batch after launching the next one
             take(before[0], *before[1].get())
         before = batch, sent
     if before is not None:
@@ -66,7 +66,7 @@ def encode_sentences(
 
 
 def _batches(encoder: TextEncoder, texts: Sequence[str], *, size: int) -> Iterator[list[_Tokens]]:
-    """Equally many tokens in each batch, the fewest first; sentences of as many tokens in their order."""
+    """Batches of equally many tokens, short sentences first; sentences of one length keep their order."""
     alike: dict[int, list[_Tokens]] = {}
     for tokens in chain.from_iterable(_tokens(encoder, number, text) for number, text in enumerate(texts)):
         alike.setdefault(len(tokens.ids), []).append(tokens)

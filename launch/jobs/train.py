@@ -16,16 +16,16 @@ from flowmask.models.folders.output_folder import Kind
 from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, revealed_uri
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
-from flowmask.models.stored.typed import read_yaml
+from flowmask.models.stored.typed import is_number, read_yaml
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN
 from flowmask.trainer.state.steps import STATE, newest, step_of
 from flowmask.trainer.train_config import accumulation_steps
 
-_ENCODERS = ("vae", "text_encoder", "tokenizer")  # what makes latents and embeddings of whole videos
+_ENCODERS = ("vae", "text_encoder", "tokenizer")  # these encode whole videos
 _TAIL_BYTES = 1 << 16
-_RATE_ROWS, _LOSS_ROWS = 50, 10  # newest rows that speed and loss are taken of
+_RATE_ROWS, _LOSS_ROWS = 50, 10  # newest rows that speed and loss are computed from
 
 
 class TrainJob(Job, RunConfig):
@@ -34,7 +34,7 @@ class TrainJob(Job, RunConfig):
     KIND, ROOM, COUNTS = "train", RunConfig, "step"
     COMMAND = "train"
     ALIASES = ("decoder",)
-    LESS_MEMORY = "lower train.micro_batch, or choose what `flowmask plan` says fits"
+    LESS_MEMORY = "lower train.micro_batch, or choose settings that fit according to `flowmask plan`"
     SAVES = True
 
     @model_validator(mode="after")
@@ -87,7 +87,7 @@ class TrainJob(Job, RunConfig):
         return None if whole is None else whole.data
 
     def video_ids(self) -> set[tuple[str, str]]:
-        """(family of datasets, video id) of the whole videos that evaluations on the way score; reads the dataset."""
+        """(family of datasets, video id) of the whole videos that validation scores; reads the dataset."""
         from flowmask.data_pipeline.plan.leaks import family_of
         from flowmask.data_pipeline.sources import open_source
         from flowmask.trainer.run.validate_whole_start import chosen
@@ -111,7 +111,7 @@ class TrainJob(Job, RunConfig):
         return self.data.folders()
 
     def leaves(self) -> Sequence[str]:
-        """Its last checkpoint, also by its step where the config says it, and the best one where it is chosen."""
+        """Its last checkpoint, also by step number if the config determines it, and the best one if it is kept."""
         steps = self.train.steps
         names = ["latest", *([f"step_{steps:08d}"] if steps else []), *["best"] * self.evaluate.wanted]
         return [f"{CHECKPOINTS}/{name}" for name in names]
@@ -140,9 +140,9 @@ class TrainJob(Job, RunConfig):
     @classmethod
     def status(cls, folder: Path) -> RunStatus:
         rows, steps = _last_rows(folder / METRICS), _steps(folder)
-        times = [row["time"] for row in rows if _is_number(row.get("time"))]
+        times = [row["time"] for row in rows if is_number(row.get("time"))]
         took = [after - before for before, after in pairwise(times) if after > before]
-        losses = [row["loss"] for row in rows[-_LOSS_ROWS:] if _is_number(row.get("loss"))]
+        losses = [row["loss"] for row in rows[-_LOSS_ROWS:] if is_number(row.get("loss"))]
         return RunStatus(
             str(folder),
             cls.KIND,
@@ -154,12 +154,8 @@ class TrainJob(Job, RunConfig):
         )
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
-
-
 def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The last whole rows of a metrics file, the newest last."""
+    """The last complete rows of a metrics file, newest last."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -187,7 +183,7 @@ def _steps(folder: Path) -> int | None:
 
 
 def _finished(folder: Path) -> bool:
-    """Whether the last step is saved, and at least one step counted."""
+    """Whether the last step is saved and at least one update was made."""
     steps, checkpoint = _steps(folder), newest(folder)
     if steps is None or checkpoint is None or step_of(checkpoint) < steps:
         return False

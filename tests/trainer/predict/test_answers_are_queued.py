@@ -53,7 +53,7 @@ def test_a_window_and_its_sentences_are_answered_without_a_question_and_without_
 @pytest.mark.parametrize("frame", [0, 6, 12])
 def test_a_logit_that_is_not_finite_is_found_where_its_frame_is_final(broken: float, frame: int) -> None:
     windows, answer = cut(13, WindowConfig(frames=9, overlap=4)), Stitched()
-    with pytest.raises(CheckpointError, match="logits that are not finite; take an earlier checkpoint"):
+    with pytest.raises(CheckpointError, match="logits that are not finite; use an earlier checkpoint"):
         for window in windows:
             logits = torch.zeros(len(window.frames), 2, 2)
             if frame in window.frames:
