@@ -62,6 +62,13 @@ class TrackingConfig(Section):
         default=None, description="any MLflow URI, a password as ${oc.env:NAME}; None: mlflow.db beside the run folder"
     )
     experiment: str = Field(default="flowmask", description="MLflow's experiment, which is made where it is missing")
+    run_name: str | None = Field(
+        default=None, min_length=1, description="name of the run there; null: of stage or run folder, and its start"
+    )
+    stage: str | None = Field(default=None, description="the run's tag stage; a curriculum gives each stage its name")
+    parent: Path | None = Field(
+        default=None, description="folder of the MLflow run that this one is shown below; a curriculum gives its own"
+    )
     end_timeout_s: float = Field(default=30.0, ge=0, description="how long the end of a run waits for the server")
     peak_tflops: float | None = Field(
         default=None, gt=0, description="dense bf16 peak of one device, for MFU; None: by the GPU's name"
