@@ -97,7 +97,7 @@ def _begin_tracking(curriculum: Curriculum) -> None:
     from flowmask.trainer.track.groups import begin_group
 
     trainings = [stage.job for stage in curriculum.stages if isinstance(stage.job, TrainJob)]
-    begin_group(curriculum.group, trainings, name=curriculum.title, command="flowmask curriculum")
+    begin_group(curriculum.group, trainings, name=curriculum.title, command="flowmask curriculum", say=err.print)
 
 
 def _track(curriculum: Curriculum, status: Status) -> None:

@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     from flowmask.trainer.config import RunConfig
 
 
-def begin_group(folder: Path, trainings: Sequence["RunConfig"], *, name: str, command: str) -> None:
-    """Plan the run above the trainings that are tracked; nothing where none is."""
+def begin_group(
+    folder: Path, trainings: Sequence["RunConfig"], *, name: str, command: str, say: Callable[[str], None]
+) -> None:
+    """Plan the run above the trainings that are tracked; nothing where none is. A folder that refuses ends nothing."""
     first = next((one for one in trainings if one.tracking.enabled), None)
     if first is None:
         return
-    RunFolder(folder, patience_s=0).close()  # makes it one of ours
-    spool.write_plan(folder, plan_of_group(folder, first, name=name, tags=common_tags(command)))
+    try:
+        RunFolder(folder, patience_s=0).close()  # makes it one of ours
+        spool.write_plan(folder, plan_of_group(folder, first, name=name, tags=common_tags(command)))
+    except (UserError, OSError) as error:
+        say(f"MLflow: {error}; no run stands above those of the trainings")
 
 
 def end_group(

@@ -236,7 +236,7 @@ class MlflowRun:
         else:
             self._client.log_artifact(self.run_id, str(path), to)
 
-    def finish(self, status: Status, *, ended_ms: int | None) -> None:
+    def finish(self, status: Status, ended_ms: int | None) -> None:
         """ended_ms: when the training ended, which may be long ago; None: now."""
         self._take_children()
         self._delete_copies(of=self.run_id)
