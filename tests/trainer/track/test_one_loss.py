@@ -8,7 +8,7 @@ from runs import SignalAt, start
 from flowmask.launch.jobs.train import TrainJob
 from flowmask.trainer.track.points import StepPoints
 
-EVERY = 4
+EVERY = 3
 
 
 def shown(out: Path) -> dict[int, str]:
