@@ -86,7 +86,7 @@ def _name_and_start(earlier: TrackingPlan | None, *, asked: str | None, called: 
     if earlier is not None:
         return {"name": earlier.name, "started_ms": earlier.started_ms}
     now_s = time.time()
-    started = time.strftime("%Y%m%d-%H%M%S", time.localtime(now_s))
+    started = time.strftime("%m%d-%H%M%S", time.localtime(now_s))
     return {"name": asked or f"{called} {started}", "started_ms": int(now_s * 1000)}
 
 

@@ -153,7 +153,7 @@ def check_facts(run: Any, out: Path) -> None:
     assert tags["mlflow.source.git.commit"] == commit.removesuffix("-dirty") and tags["mlflow.user"]
     assert (tags["objective"], tags["dataset"], tags["gpus"]) == ("flow_matching", "cache", "none")
     assert tags["host"] == platform.node() and tags["folder"] == str(out) and "stage" not in tags
-    began = time.strftime("%Y%m%d-%H%M%S", time.localtime(run.info.start_time / 1000))
+    began = time.strftime("%m%d-%H%M%S", time.localtime(run.info.start_time / 1000))
     assert run.info.run_name == f"{out.name} {began}"
     (found,) = run.inputs.dataset_inputs
     manifest = json.loads((Path(json.loads(found.dataset.source)["uri"]) / "manifest.json").read_text())
