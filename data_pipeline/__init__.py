@@ -1,4 +1,4 @@
 """Datasets to latent shards to training batches. Imports `models` only.
 
-The files here are ground: config sections, random numbers. A new config key is a field in `config`.
+The files here are shared by the folders: config sections, random numbers. A new config key is a field in `config`.
 """

@@ -1,6 +1,6 @@
-"""Config sections of the data pipeline: what to read, how to cut it into clips, how to cache and to load it.
+"""Config sections of the data pipeline: the dataset, its clips, the cache, and its loading in training.
 
-Every rule that can be checked without touching a file is checked here, with the value and the nearest right
+Every rule that can be checked without touching a file is checked here, with the value and the nearest valid
 one.
 """
 
@@ -21,19 +21,21 @@ class DataSourceConfig(Section):
 
     source: str = Field("mevis", description="layout: a file in data_pipeline/sources, or an installed one")
     root: Path = Field(description="folder of the dataset (`videos`: the JSONL file)")
-    split: str = Field("train", description="split under `root`; of refcoco SET/BY/SPLIT: refcoco/unc/train")
+    split: str = Field(
+        "train", description="split under `root`; for refcoco SET/BY/SPLIT, for example refcoco/unc/train"
+    )
     allow_truncated: bool = Field(
-        False, description="use what is left of video files that have lost their end; otherwise they are refused"
+        False, description="use the readable frames of video files that are cut short; false: refuse such files"
     )
 
 
 class CacheSourceConfig(DataSourceConfig):
-    """One of the datasets that a cache is made of."""
+    """One of the datasets of a cache."""
 
     name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9+_-]+$",
-        description="its name in records and fingerprint; default: `source`, where there are several",
+        description="its name in records and fingerprint; default: `source`, if there are several datasets",
     )
     frames: int | None = Field(None, ge=1, description="frames of its sparse clips; default: clip.frames")
 
@@ -56,14 +58,14 @@ def _check_frames(frames: int) -> None:
 
 
 def _one_or_several(value: Any) -> Any:
-    """Parsed here and not by a union, whose errors would name a branch that nobody wrote."""
+    """Parsed here and not by a union, whose errors would name branches that are not in the file."""
     if isinstance(value, list | tuple):
         return TypeAdapter(Annotated[tuple[CacheSourceConfig, ...], Field(min_length=1)]).validate_python(value)
     return CacheSourceConfig.model_validate(value)
 
 
 def source_names(sources: Sequence[CacheSourceConfig]) -> list[str]:
-    """What each dataset is called in records and fingerprint; "" for one that is alone and has no name."""
+    """The name of each dataset in records and fingerprint; "" for a single dataset without a name."""
     return [data.name or ("" if len(sources) == 1 else data.source) for data in sources]
 
 
@@ -71,18 +73,20 @@ class ClipConfig(Section):
     """How a video is cut into clips, and how each frame is resized and augmented."""
 
     sampling: Literal["sparse", "whole"] = Field("sparse", description="sparse frames, or all")
-    frames: int = Field(17, ge=1, description="frames of a sparse clip: 4k + 1, as the VAE wants them")
+    frames: int = Field(17, ge=1, description="frames of a sparse clip: 4k + 1, as the VAE requires")
     short_side: int = Field(480, ge=16, description="short side in px before flooring")
     long_side: int = Field(832, ge=16, description="largest long side in px")
     size_multiple: int = Field(32, ge=16, description="both sides are floored to a multiple of this many px")
     augment: bool = Field(True, description="random resize, crop and flip, once for each clip and view")
-    crop_probability: float = Field(0.5, ge=0, le=1, description="of a random crop, where `augment` is on")
+    crop_probability: float = Field(0.5, ge=0, le=1, description="probability of a random crop, if `augment` is on")
     crop_short_sides: tuple[int, ...] = Field(
         (400, 500, 600), min_length=1, description="short sides before a crop, in px"
     )
     crop_min: int = Field(384, ge=16, description="smallest crop side in px")
     crop_max: int = Field(600, ge=16, description="largest crop side in px")
-    flip_probability: float = Field(0.5, ge=0, le=1, description="of a mirrored clip; left and right change words too")
+    flip_probability: float = Field(
+        0.5, ge=0, le=1, description="probability of a mirrored clip; the words left and right are swapped too"
+    )
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
@@ -98,11 +102,15 @@ class ClipConfig(Section):
 
 
 class FrameBox(Section):
-    """A frame becomes the largest size of its own shape inside the box, sides floored to the multiple."""
+    """A frame is resized to fit into the box, with its aspect ratio; sides are floored to the multiple."""
 
     height_px: int = Field(480, ge=16, description="height of the box")
     width_px: int = Field(832, ge=16, description="width of the box")
-    size_multiple: int = Field(16, ge=16, description="VAE 8 x patch 2 = 16, or a multiple of it")
+    size_multiple: int = Field(
+        16,
+        ge=16,
+        description="both sides are floored to a multiple of this many px: 16 (VAE 8 x patch 2) or a multiple of 16",
+    )
 
     @model_validator(mode="after")
     def _can_run(self) -> Self:
@@ -114,33 +122,33 @@ class FrameBox(Section):
 
 
 class CacheConfig(Section):
-    """What shapes the bytes of a cache, and how they are packed."""
+    """The contents of a cache, and how they are packed."""
 
-    clips_per_shard: int = Field(64, ge=1, description="clips of one shard, the unit of work of the build")
+    clips_per_shard: int = Field(64, ge=1, description="clips in one shard; a shard is one unit of the build's work")
     views: int = Field(1, ge=1, le=1024, description="augmented versions of a clip; epoch e uses e mod views")
-    seed: int = Field(0, ge=0, description="of frames, crops and flips")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of stored latents and embeddings")
+    seed: int = Field(0, ge=0, description="seed of the choice of frames, crops and flips")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="dtype of stored latents and embeddings")
     encoder_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the encoders")
     tf32: Tf32 = None
-    drop_empty_masks: bool = Field(True, description="leave out expressions whose object is not in the clip")
+    drop_empty_masks: bool = Field(True, description="drop expressions whose object is not in the clip")
     no_target: Literal["keep", "drop"] = Field(
-        "keep",
-        description="sentences that name nothing in their video: keep with an empty mask as target, or leave out",
+        "keep", description="sentences that name nothing in their video: keep (with an empty mask as target) or drop"
     )
     lowercase: bool = Field(True, description="lower-case sentences before encoding")
     pixel_norm: Literal["half", "imagenet"] = Field(
-        "half", description="half: [-1, 1]; imagenet: its mean and deviation, as in weights of 2025"
+        "half",
+        description="half: [-1, 1]; imagenet: normalised by ImageNet's mean and deviation, as for weights of 2025",
     )
-    batch_clips: int = Field(4, ge=1, description="clips of one shape that go through the VAE together")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
-    decode_threads: int = Field(4, ge=1, description="threads of a worker that read and resize")
+    batch_clips: int = Field(4, ge=1, description="clips of one shape in one batch of the VAE")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    decode_threads: int = Field(4, ge=1, description="threads of a worker for reading and resizing")
     max_quarantined_fraction: float = Field(
-        0.01, ge=0, le=1, description="the build stops when a larger part of its clips is unreadable"
+        0.01, ge=0, le=1, description="largest share of unreadable clips before the build stops"
     )
     leaks: Literal["refuse", "drop", "allow"] = Field(
-        "refuse", description="videos that are in an evaluation split too: refuse, leave out, or do not check"
+        "refuse", description="videos that are also in an evaluation split: refuse the build, drop them, or allow them"
     )
-    held_out: tuple[DataSourceConfig, ...] = Field((), description="more splits to be scored on, for `leaks`")
+    held_out: tuple[DataSourceConfig, ...] = Field((), description="further evaluation splits, for `leaks`")
     lease_s: float = Field(
         DEFAULT_LEASE_S, ge=1, description="seconds without a heartbeat after which another worker takes over the shard"
     )
@@ -153,9 +161,9 @@ class CacheModel(Section):
 
 
 class CacheBuildConfig(Section):
-    """One cache: where it goes, what it is made of."""
+    """The complete config of a cache build."""
 
-    out: Path = Field(description="a new folder, or this cache's: the build goes on")
+    out: Path = Field(description="a new folder, or the one of this cache, whose build then continues")
     model: CacheModel
     data: Annotated[CacheSourceConfig | tuple[CacheSourceConfig, ...], BeforeValidator(_one_or_several)] = Field(
         description="one dataset, or a list of them"
@@ -167,7 +175,7 @@ class CacheBuildConfig(Section):
     def _names_differ(self) -> Self:
         names = source_names(self.sources)
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"data lists two datasets called {twice!r}; give each a `name` of its own")
+            raise ValueError(f"data lists two datasets called {twice!r}; give each a different `name`")
         return self
 
     @property
@@ -175,13 +183,13 @@ class CacheBuildConfig(Section):
         return self.data if isinstance(self.data, tuple) else (self.data,)
 
     def clip_of(self, source: str) -> ClipConfig:
-        """How the videos of the dataset called `source` are cut."""
+        """The clip settings for the dataset called `source`."""
         frames = self.sources[source_names(self.sources).index(source)].frames
         return self.clip if frames is None else self.clip.model_copy(update={"frames": frames})
 
 
 def folder_or_url(value: Any) -> Any:
-    """A path, or a URL (or `pipe:` command) as it is written."""
+    """A path, or a URL (or `pipe:` command) unchanged."""
     is_url = isinstance(value, str) and ("://" in value or value.startswith("pipe:"))
     return value if is_url or not isinstance(value, str) else Path(value)
 
@@ -191,7 +199,7 @@ _OBJECTS = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.+=@-]+)*/?")
 
 
 def refuse_other_url(url: str, *, key: str) -> None:
-    """ValueError for a URL that is not of a folder in an object store."""
+    """Raises ValueError for a URL that is not a folder in an object store."""
     if _OBJECTS.fullmatch(url) is None:
         raise ValueError(
             f"{key} is {masked_uri(url)}; give a folder or s3://BUCKET/PATH (credentials come from the environment); "
@@ -203,26 +211,29 @@ class MixConfig(Section):
     """One of the caches that a run trains on."""
 
     cache: CachePlace = Field(description="folder that `flowmask cache build` finished, or its s3:// URL")
-    weight: float = Field(1.0, gt=0, description="share of the steps, relative to others")
+    weight: float = Field(1.0, gt=0, description="share of the steps, relative to the other caches")
 
 
 class LoaderConfig(Section):
-    """How training reads a cache or several; of all this only `remainder` and weights decide what a batch holds."""
+    """How training reads one or several caches. Only `remainder` and weights affect the contents of batches."""
 
     cache: MayChange[CachePlace | None] = Field(
-        None, description="folder that `flowmask cache build` finished, or its s3:// URL; stream: or any URL"
+        None, description="folder that `flowmask cache build` finished, or its s3:// URL; in mode stream any URL"
     )
     mode: Literal["indexed", "stream"] = Field(
-        "indexed", description="stream: read shards from front to back; see docs/decisions/streaming.md"
+        "indexed",
+        description="indexed: examples in any order; stream: shards front to back, see docs/decisions/streaming.md",
     )
     shuffle_examples: int = Field(256, ge=1, description="stream: size of a rank's shuffle buffer")
     retries: MayChange[int] = Field(3, ge=0, le=10, description="stream: retries of a shard; s3://: of a request")
-    mix: MayChange[tuple[MixConfig, ...]] = Field((), description="instead of `cache`: several with weights")
+    mix: MayChange[tuple[MixConfig, ...]] = Field((), description="several caches with weights, in place of `cache`")
     local_cache: MayChange[Path | None] = Field(
-        None, description="s3://: folder on a disk of each node, for what was read; see docs/object-stores.md"
+        None, description="s3://: folder on a disk of each node for data that was read; see docs/object-stores.md"
     )
-    local_cache_gib: MayChange[float] = Field(50.0, gt=0, description="most that a node keeps there")
-    remainder: Literal["carry", "drop"] = Field("carry", description="an epoch's last examples: carry or drop")
+    local_cache_gib: MayChange[float] = Field(50.0, gt=0, description="largest size of data.local_cache on each node")
+    remainder: Literal["carry", "drop"] = Field(
+        "carry", description="examples that do not fill an epoch's last batch: carry over to the next epoch, or drop"
+    )
     threads: MayChange[int] = Field(2, ge=0, description="reading threads; 0 reads in the training thread")
     prefetch_batches: MayChange[int] = Field(4, ge=1, description="global batches read ahead")
 
@@ -231,7 +242,7 @@ class LoaderConfig(Section):
         if self.mode == "stream" and self.mix:
             raise ValueError("data.mode is stream, which reads one data.cache; data.mix needs data.mode=indexed")
         if self.mode == "stream" and self.remainder == "drop":
-            raise ValueError("data.remainder is drop; data.mode=stream carries over: data.remainder=carry")
+            raise ValueError("data.remainder is drop; data.mode=stream needs data.remainder=carry")
         if self.cache is not None and self.mix:
             raise ValueError("data.cache and data.mix are both given; give one: a cache, or a list of caches")
         if self.cache is None and not self.mix:
@@ -248,13 +259,13 @@ class LoaderConfig(Section):
         return self
 
     def refuse_url(self, place: Path | str | None, *, key: str) -> None:
-        """ValueError for a URL that is not read by its index, or not without more of this config."""
+        """Raises ValueError for a URL that can't be read by index, or that needs more keys of this config."""
         if not isinstance(place, str):
             return
         refuse_other_url(place, key=key)
         if self.local_cache is None:
             raise ValueError(
-                f"{key} is {place}, which needs data.local_cache: a folder on a disk of each node for what was read, "
+                f"{key} is {place}, which needs data.local_cache: a folder on a disk of each node for read data, "
                 "of data.local_cache_gib"
             )
 
@@ -266,11 +277,11 @@ class LoaderConfig(Section):
 
     @property
     def asks_a_server(self) -> bool:
-        """Whether some cache is not in a folder: only the run itself asks servers."""
+        """Whether a cache is not in a folder. Only the run itself connects to servers."""
         return any(isinstance(place, str) for place in self.places)
 
     def folders(self) -> list[Path]:
-        """The caches that are folders here, in their order; URLs and `pipe:` commands are none."""
+        """The caches that are folders here, in their order; without URLs and `pipe:` commands."""
         return [place for place in self.places if isinstance(place, Path)]
 
     @property

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _MASK = (1 << 64) - 1
 _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-# float32 rounds the 65 lowest integers to u = 0, whose logarithm is infinite. Exact, theirs are (0.5 .. 64.5) / 2^32:
-# this is their mean. The next u that float32 has is 2^-25, so no other number changes.
+# float32 rounds the 65 lowest integers to u = 0, whose logarithm is infinite. Their exact values are (0.5 .. 64.5) /
+# 2^32; this is the mean. The next u in float32 is 2^-25, so no other number changes.
 _SMALLEST_U = 32.5 * 2.0**-32
 
 

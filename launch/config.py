@@ -1,7 +1,7 @@
-"""Reads a YAML config and dotted overrides into one strict, frozen job, or says in one line what is wrong.
+"""Reads a YAML config and dotted overrides into one strict, frozen job. Every error is one line.
 
-Order of strength: defaults < file < command line. Every section belongs to the room that reads it; this file
-owns the `launch` section.
+Order of strength: defaults < file < command line. Each section is defined in the room that reads it; this file
+defines the `launch` section.
 """
 
 import re
@@ -24,54 +24,58 @@ from flowmask.models.safe.secrets import SecretLine, SecretOption, masked_line, 
 from flowmask.models.safe.words import has_control, printable
 from flowmask.trainer.objectives import of_one_kind
 
-# What may hold secrets: here `${oc.env:NAME}` is saved as it is written.
+# Sections that may hold secrets: in these, `${oc.env:NAME}` is saved as it is written.
 KEPT = (".tracking.uri", ".launch.setup", ".launch.srun_args", ".launch.sbatch_args")
-_MOST_PROBLEMS = 8  # that a line names
+_MOST_PROBLEMS = 8  # listed in one message
 
 
 class LaunchConfig(Section):
-    """How many processes, and where. `local`: this machine; `slurm`: through submitit; `debug`: this very process."""
+    """Number and place of the processes. `local`: this machine; `slurm`: submitit; `debug`: the current process."""
 
     cluster: Literal["local", "slurm", "debug"] = Field(
-        "local", description="this machine, SLURM, or this very process"
+        "local", description="this machine, SLURM, or the current process"
     )
-    nodes: int = Field(1, ge=1, description="nodes of a job, or of one task of its array")
-    processes_per_node: int = Field(1, ge=1, description="one a GPU; on a CPU at most one a core")
-    array: int = Field(1, ge=1, description="cache builds: tasks that share the work, each on `nodes` nodes")
+    nodes: int = Field(1, ge=1, description="nodes of the job, or of each array task")
+    processes_per_node: int = Field(
+        1, ge=1, description="processes on each node: one per GPU; without GPUs at most one per core"
+    )
+    array: int = Field(1, ge=1, description="array tasks that share a cache build, each on `nodes` nodes")
     array_parallel: int | None = Field(None, ge=1, description="array tasks that may run at once; None: all")
     gpus_per_node: int | None = Field(
-        None, ge=0, description="None: one a process, of a partition that has GPUs; 0: a CPU job"
+        None, ge=0, description="GPUs of each node; None: one per process if the partition has GPUs; 0: a CPU job"
     )
     cpus_per_node: int | None = Field(
         None,
         ge=1,
-        description="None: for each process one and its reading threads (data.threads, cache.decode_threads), "
-        "at most all of the partition's smallest node",
+        description="CPUs of each node; None: one per process plus its reading threads (data.threads, "
+        "cache.decode_threads), at most those of the partition's smallest node",
     )
-    mem_gb: float | None = Field(None, gt=0, description="memory of a node; None: the partition's default")
+    mem_gb: float | None = Field(None, gt=0, description="memory of each node; None: the partition's default")
     time_min: int | None = Field(None, ge=1, description="time limit; None: the partition's default")
     partition: str | None = Field(None, description="sbatch --partition")
     account: str | None = Field(None, description="sbatch --account")
     qos: str | None = Field(None, description="sbatch --qos")
     constraint: str | None = Field(None, description="sbatch --constraint, for example a kind of GPU")
-    setup: tuple[SecretLine, ...] = Field((), description="shell lines before the job: modules, variables")
-    srun_args: tuple[SecretOption, ...] = Field((), description="passed to srun, for example a container's image")
+    setup: tuple[SecretLine, ...] = Field((), description="shell lines to run before the job: modules, variables")
+    srun_args: tuple[SecretOption, ...] = Field((), description="options for srun, for example a container image")
     sbatch_args: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SecretOption | Literal[True]] = Field(
-        {}, description="any other option of sbatch, by its long name; true for one without a value"
+        {}, description="other options of sbatch, by long name; true for an option without a value"
     )
-    signal_margin_s: int = Field(90, ge=1, description="time to save before a time limit")
-    max_preemptions: int = Field(100, ge=0, description="starts after a preemption before the job ends for good")
-    max_timeouts: int = Field(100, ge=0, description="starts after a time limit before the job ends for good")
-    max_crashes: int = Field(2, ge=0, description="starts after a crash before the job ends for good")
+    signal_margin_s: int = Field(90, ge=1, description="seconds before the time limit at which a checkpoint is saved")
+    max_preemptions: int = Field(100, ge=0, description="restarts after preemptions before the job ends for good")
+    max_timeouts: int = Field(100, ge=0, description="restarts after time limits before the job ends for good")
+    max_crashes: int = Field(2, ge=0, description="restarts after crashes before the job ends for good")
 
     @model_validator(mode="after")
     def _fits(self) -> "LaunchConfig":
         if self.cluster == "local" and self.nodes != 1:
-            raise ValueError(f"launch.nodes is {self.nodes}; launch.cluster=local is this machine alone: 1")
+            raise ValueError(
+                f"launch.nodes is {self.nodes}; launch.cluster=local uses only this machine: set launch.nodes=1"
+            )
         if self.cluster != "slurm" and self.array != 1:
             raise ValueError(
-                f"launch.array is {self.array}; it splits a cache build on SLURM: set launch.cluster=slurm, "
-                "or on this machine launch.processes_per_node"
+                f"launch.array is {self.array}; it splits a cache build on SLURM: set launch.cluster=slurm; "
+                "on this machine set launch.processes_per_node"
             )
         if self.cluster == "slurm" and self.time_min and self.time_min * 60 <= self.signal_margin_s:
             raise ValueError(
@@ -82,22 +86,24 @@ class LaunchConfig(Section):
 
     @property
     def world_size(self) -> int:
-        """Processes that train or evaluate together."""
+        """Number of processes that train or evaluate together."""
         return 1 if self.cluster == "debug" else self.nodes * self.processes_per_node
 
     def refuse_array(self) -> None:
-        """ValueError for a job that is not split into array tasks."""
+        """Raises ValueError for a job that can't be split into array tasks."""
         if self.array != 1:
-            raise ValueError(f"launch.array is {self.array}; only a cache build is split into array tasks: 1")
+            raise ValueError(
+                f"launch.array is {self.array}; only a cache build can use array tasks: set launch.array=1"
+            )
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_job(path: Path, kind: type[Model], overrides: Sequence[str] = ()) -> Model:
-    """Read `path`, apply `key.path=value` overrides, validate as `kind`.
+    """Read `path`, apply `key.path=value` overrides, and validate the result as `kind`.
 
-    Raises ConfigError with one line that names the key, its value and what is allowed.
+    Raises ConfigError with one line that names the key, its value and the allowed values.
     """
     return validate(read_tree(path, overrides), kind, origin=str(path))
 
@@ -105,9 +111,9 @@ def load_job(path: Path, kind: type[Model], overrides: Sequence[str] = ()) -> Mo
 def read_tree(
     path: Path, overrides: Sequence[str] = (), *, refuse: Callable[[Mapping[Any, Any]], None] = lambda keys: None
 ) -> dict[Any, Any]:
-    """The keys of `path` with overrides applied, not yet validated as any kind of job.
+    """The keys of `path` with overrides applied; not validated yet.
 
-    refuse: raises for a file that is of another kind, by its keys before any ${...} is filled in
+    refuse: called with the keys before any ${...} is filled in; raises for a config of another kind
     """
     path = find_config(path)
     with readable(path):
@@ -119,15 +125,15 @@ def read_tree(
 
 
 def as_written(config: DictConfig) -> dict[Any, Any]:
-    """The keys as plain data, with every ${...} as it stands."""
+    """The keys as plain data. Every ${...} stays as it is written."""
     tree: Any = OmegaConf.to_container(config)
     return dict(tree)
 
 
 def resolved(config: DictConfig) -> dict[Any, Any]:
-    """The keys as plain data with ${...} filled in, but for `${oc.env:...}` in what may hold secrets (KEPT).
+    """The keys as plain data with ${...} filled in, except `${oc.env:...}` in sections that may hold secrets (KEPT).
 
-    There it stays as it is written, so that no copy of the config holds the value; it is filled in where it is used.
+    Those stay as they are written, so that no copy of the config holds the value. They are filled in at use.
     """
     tree: Any = OmegaConf.to_container(config, resolve=True)
     _keep_references(tree, OmegaConf.create(_unread(OmegaConf.to_container(config))))
@@ -135,7 +141,7 @@ def resolved(config: DictConfig) -> dict[Any, Any]:
 
 
 def _unread(value: Any) -> Any:
-    """Every `${oc.env:...}` escaped, so that resolving gives back what is written."""
+    """Escape every `${oc.env:...}`, so that resolving returns the text as written."""
     if isinstance(value, dict):
         return {key: _unread(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -144,7 +150,7 @@ def _unread(value: Any) -> Any:
 
 
 def _keep_references(tree: Any, unread: Any, path: str = "") -> None:
-    """Put into `tree`, wherever one of KEPT stands, what `unread` has there."""
+    """Replace the sections of KEPT in `tree` by those of `unread`."""
     for key, item in tree.items() if isinstance(tree, dict) else enumerate(tree):
         here = f"{path}.{key}"
         if here.endswith(KEPT):
@@ -156,7 +162,7 @@ def _keep_references(tree: Any, unread: Any, path: str = "") -> None:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """While inside, what YAML and OmegaConf refuse is a ConfigError that names the file."""
+    """Inside the block, an error of YAML or OmegaConf becomes a ConfigError that names the file."""
     try:
         yield
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
@@ -164,7 +170,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
-    """The keys of a file over those of the file that its `base` names, a path from its own folder."""
+    """The keys of a file, merged over those of its `base` file (a path relative to the file's folder)."""
     refuse_two_readings(path.read_text(encoding="utf-8"), where=f"config {path}")
     loaded = OmegaConf.load(path)
     if isinstance(loaded, DictConfig):
@@ -186,7 +192,7 @@ def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def validate(data: dict[Any, Any], kind: type[Model], *, origin: str) -> Model:
-    """`data` as a `kind`, or a ConfigError of one line that names every wrong key."""
+    """`data` as a `kind`. Raises ConfigError with one line that names every wrong key."""
     if strange := next(_with_control(data), None):
         key, text = strange
         said = _quoted(key, text)
@@ -199,7 +205,7 @@ def validate(data: dict[Any, Any], kind: type[Model], *, origin: str) -> Model:
 
 
 def _with_control(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text that would end a line of a script, a log or a terminal, with its dotted key."""
+    """Every text with a control character, by its dotted key: it could break a script, a log or a terminal."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _with_control(str(name), f"{key}.{name!s}".strip("."))
@@ -212,7 +218,7 @@ def _with_control(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def split_override(item: str) -> tuple[str, Any]:
-    """Key and value of KEY=VALUE, the value read as YAML; ${...} stays, to be filled in from the whole file."""
+    """Key and value of KEY=VALUE, the value parsed as YAML. ${...} is filled in later, from the whole config."""
     key, equals, text = item.partition("=")
     if not key or not equals:
         raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
@@ -225,24 +231,24 @@ def split_override(item: str) -> tuple[str, Any]:
 
 
 def set_key(config: DictConfig, key: str, value: Any, *, merge: bool = False, where: str) -> None:
-    """Set a dotted key, in which a number is a place in a list. merge: a section is laid over the one that is there."""
+    """Set a dotted key; a number in it is a list index. merge: a section is merged into the existing one."""
     try:
         OmegaConf.update(config, key, value, merge=merge, force_add=True)
     except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(
-            f"{where}: {key} does not fit the file; a list is changed as a whole or by place, as data.0.root=..."
+            f"{where}: {key} does not fit the file; change a list as a whole or by index, as in data.0.root=..."
         ) from error
 
 
 def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
-    """One problem of pydantic's as one line."""
+    """One validation error of pydantic as one line."""
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
     match item["type"]:
         case "extra_forbidden":
             return f"unknown key {key}{nearest(kind, location)}"
         case "missing":
-            return f"key {key} is missing; set it in the file or as {key}=VALUE"
+            return f"key {key} is missing; set it in the file or with {key}=VALUE"
         case "value_error":
             message = _one_line(item["ctx"]["error"])
             return message if not key or key in message else f"{key}: {message}"
@@ -251,7 +257,7 @@ def _explain(kind: type[BaseModel], item: dict[str, Any]) -> str:
 
 
 def _all_of(problems: Sequence[str]) -> str:
-    """Every problem in one line, each with its number where there are several."""
+    """Every problem in one line, numbered if there are several."""
     distinct = list(dict.fromkeys(problems))
     if len(distinct) == 1:
         return distinct[0]
@@ -261,13 +267,13 @@ def _all_of(problems: Sequence[str]) -> str:
 
 
 def _quoted(key: str, value: Any) -> str:
-    """A wrong value as it may be shown: also where it is no list yet, what may hold secrets shows none."""
+    """A wrong value as it may be shown: a key that may hold secrets shows no value."""
     secret = any(f".{key}.".startswith(f"{kept}.") for kept in KEPT)
     return masked_option(masked_line(masked_uri(repr(value)))) if secret else repr(value)
 
 
 def _problem(error: BaseException) -> str:
-    """What YAML says is wrong, without the text that it quotes: that may hold secrets."""
+    """YAML's error message without the quoted text, which may hold secrets."""
     return _one_line(getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__)
 
 

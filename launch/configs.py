@@ -1,4 +1,4 @@
-"""The configs that come with FlowMask: listed, copied, and found by name where a person has no file of that name."""
+"""The bundled configs: lists them, copies them, and finds one by name if no file has that name."""
 
 import difflib
 import os
@@ -15,19 +15,19 @@ BUNDLED = Path(flowmask.__file__).resolve().parent / "configs"
 
 
 def find_config(asked: Path) -> Path:
-    """The file of this name, else the bundled config of this name, which a line on stderr says.
+    """The file of this name, else the bundled config of this name; a line on stderr then says so.
 
-    A bundled one is meant by its path below `configs/`, as `flowmask configs` lists it, with or without `configs/` and
-    `.yaml`. ConfigError names the nearest of them otherwise.
+    The name of a bundled config is its path below `configs/`, as `flowmask configs` lists it, with or without
+    `configs/` and `.yaml`. Raises ConfigError with the nearest names if there is none.
     """
     if asked.is_file():
         return asked
     inside = Path(*asked.parts[1:]) if asked.parts[:1] == ("configs",) else asked
     for name in () if asked.is_absolute() or not inside.name else (inside, inside.with_name(f"{inside.name}.yaml")):
         if (BUNDLED / name).is_file() and ".." not in name.parts:
-            err.print(f"{asked} is not here: using the bundled configs/{name}", style="dim")
+            err.print(f"{asked} does not exist here; using the bundled configs/{name}", style="dim")
             return BUNDLED / name
-    known = [name.with_suffix("").as_posix() for name in bundled()]  # `.yaml` would make all of them alike
+    known = [name.with_suffix("").as_posix() for name in bundled()]  # with `.yaml` all names would look similar
     near = difflib.get_close_matches(inside.with_suffix("").as_posix(), known, n=3, cutoff=0.5)
     names = " or ".join(f"{name}.yaml" for name in near)
     fix = f"did you mean {names}?" if near else "`flowmask configs` lists the bundled ones"
@@ -41,7 +41,7 @@ def bundled() -> dict[Path, str]:
 
 
 def copy_configs(folder: Path) -> list[Path]:
-    """Copy all bundled configs below `folder`; their paths. ConfigError first if another file has such a name."""
+    """Copy all bundled configs to `folder`; returns their paths. Raises ConfigError before it would replace a file."""
     targets = {name: folder / name for name in bundled()}
     missing = {name: target for name, target in targets.items() if not _is_copy(target, of=BUNDLED / name)}
     for target in missing.values():
@@ -60,12 +60,12 @@ def copy_configs(folder: Path) -> list[Path]:
 
 
 def _is_copy(target: Path, *, of: Path) -> bool:
-    """Whether a file is the bundled one already, as an earlier copy left it."""
+    """Whether a file is already a copy of the bundled one."""
     return target.is_file() and not target.is_symlink() and target.read_bytes() == of.read_bytes()
 
 
 def _is_there(target: Path) -> ConfigError:
-    return ConfigError(f"{target} is already there; give --copy another folder")
+    return ConfigError(f"{target} already exists and differs; give --copy another folder")
 
 
 def _first_line(path: Path) -> str:

@@ -1,8 +1,8 @@
-"""Where people are told things: results on stdout, the rest on stderr; every text as it is, never as markup.
+"""Output for people: results on stdout, messages on stderr. Text is never read as markup.
 
-The console is best effort. After `take_over` no write to stdout or stderr fails or blocks for long, whatever they lead
-to: a reader that has gone or sleeps, a full disk, a closed descriptor, a lost terminal. The answer of a command that
-only prints must arrive instead: see `answer`.
+The console is best effort. After `take_over` no write to stdout or stderr fails or blocks for long: not with a slow or
+closed reader, a full disk, a closed descriptor or a lost terminal. A command that only prints an answer is different:
+its answer must arrive, see `answer`.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from typing import Any
 from flowmask.models.errors import UserError
 from flowmask.models.safe.words import PlainConsole
 
-PATIENCE_S = 5.0  # with a reader that takes nothing: once when it falls behind, and at the end of the process
+PATIENCE_S = 5.0  # wait for a reader that reads nothing: once when it falls behind, and once at the end of the process
 _BEHIND = 1000  # writes that may wait for a slow reader
 
 out = PlainConsole()
@@ -32,9 +32,9 @@ class ConsoleError(UserError):
 
 
 def take_over() -> None:
-    """Make stdout and stderr of this process best effort; called first in every process of ours.
+    """Make stdout and stderr of this process best effort. Every process of FlowMask calls this first.
 
-    Closed descriptors lead to /dev/null from now on: the next file opened would get their number, and be printed into.
+    Closed descriptors are opened on /dev/null: otherwise the next opened file would get their number and the output.
     """
     while (hole := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(hole, True)
@@ -42,7 +42,9 @@ def take_over() -> None:
     writers: dict[tuple[int, int], _Writer] = {}
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         where = os.fstat(descriptor)
-        writer = writers.setdefault((where.st_dev, where.st_ino), _Writer())  # one for `2>&1`, which keeps the order
+        writer = writers.setdefault(
+            (where.st_dev, where.st_ino), _Writer()
+        )  # a single one for `2>&1`, which keeps the order
         encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
         raw = io.BufferedWriter(_ConsoleBytes(descriptor, writer))
         setattr(sys, name, io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True))
@@ -50,14 +52,14 @@ def take_over() -> None:
 
 
 def answer() -> None:
-    """What this command prints is all that it does: it ends as SIGPIPE ends others, and a full disk is an error."""
+    """For a command that only prints: a closed pipe ends it like SIGPIPE, and a full disk is an error."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, _ConsoleBytes):
         raw.must_arrive = True
 
 
 class _Writer:
-    """A thread that writes for whoever must not wait. What the system refuses is dropped."""
+    """A thread that writes, so that the caller does not wait. Failed writes are dropped."""
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[tuple[int, bytes] | threading.Event] = queue.SimpleQueue()
@@ -65,7 +67,7 @@ class _Writer:
         threading.Thread(target=self._work, name="console", daemon=True).start()
 
     def put(self, descriptor: int, data: bytes) -> None:
-        """Have `data` written; dropped while the reader is far behind and has had its time to catch up."""
+        """Queue `data` for writing. It is dropped if the reader is far behind and its waiting time is used up."""
         until = time.monotonic() + PATIENCE_S
         while self._waiting.qsize() >= _BEHIND:
             self._gave_up = self._gave_up or time.monotonic() > until
@@ -76,7 +78,7 @@ class _Writer:
         self._waiting.put((descriptor, data))
 
     def drain(self) -> None:
-        """Wait until all is written, or the reader's time is over."""
+        """Wait until all data is written, or the waiting time is used up."""
         done = threading.Event()
         self._waiting.put(done)
         done.wait(PATIENCE_S)
@@ -122,7 +124,7 @@ class _ConsoleBytes(io.RawIOBase):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             signal.raise_signal(signal.SIGPIPE)
         except OSError as error:
-            self.must_arrive = False  # once is enough
+            self.must_arrive = False  # report it once
             raise ConsoleError(f"stdout can't be written: {str(error.strerror).lower()}") from error
 
 
@@ -130,7 +132,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # whoever shares the terminal or pipe made it non-blocking
+        except BlockingIOError:  # another process made the shared terminal or pipe non-blocking
             select.select([], [descriptor], [])
 
 

@@ -1,6 +1,6 @@
-"""The only place that chooses where a job runs: here in processes, in this very process, or on SLURM.
+"""The only place that chooses where a job runs: in processes here, in the current process, or on SLURM.
 
-The same config goes to each by launch.cluster alone. What can be refused is refused before anything starts.
+launch.cluster alone decides, with the same config. Checks run before anything starts.
 """
 
 import os
@@ -13,6 +13,7 @@ from flowmask.launch.console import err, out
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.jobs.job import Job
 from flowmask.launch.local.processes import JobFailedError, run_local
+from flowmask.launch.next_steps import NOT_DRY, say_after, say_next
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import resources, snapshot
 from flowmask.launch.slurm.submission import Submission
@@ -22,18 +23,21 @@ from flowmask.trainer.state.owner import note_end
 
 
 def start(kind: str, config: Path, overrides: Sequence[str] = (), *, wait: bool = True) -> int:
-    """Read the config of a job and run it where `launch.cluster` says; returns the exit code."""
-    return run(jobs.load_kind(config, KINDS[kind], overrides), wait=wait)
+    """Read the config of a job and run it where `launch.cluster` says; prints the next step, returns the exit code."""
+    job = jobs.load_kind(config, KINDS[kind], overrides)
+    code = run(job, wait=wait)
+    say_after(job, code, wait=wait)
+    return code
 
 
 def run(job: Job, *, wait: bool = True) -> int:
-    """Run a job, one process a rank; returns 0, or the exit code that asks for a requeue.
+    """Run a job, one process a rank; returns 0, or the exit code that requests a requeue.
 
-    wait: on a cluster, until it is done; a job on this machine is always waited for.
+    wait: on a cluster, return only when the job has ended. A job on this machine is always waited for.
     """
     if job.launch.cluster == "slurm":
         return to_slurm(job, wait=wait)
-    os.environ.update(job.hidden())  # for the ranks: what is written down of the job lacks it
+    os.environ.update(job.hidden())  # for the ranks: the saved config lacks these values
     resolved = job.model_dump(mode="json")
     try:
         if job.launch.cluster == "debug":
@@ -52,21 +56,24 @@ def run(job: Job, *, wait: bool = True) -> int:
 
 
 def submit(config: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool) -> int:
-    """Submit the job of a config of any kind; with `dry_run` only print what would be done. The exit code."""
+    """Submit the job of any config; with `dry_run` only print the plan. Returns the exit code."""
     job, because = jobs.load_any(config, overrides)
-    err.print(f"{config}: {job.KIND}, because {because}")  # first: checks import torch
+    err.print(f"{config}: {job.KIND}, because {because}")  # printed first: the checks import torch
     if dry_run:
         out.print(describe(job, because=because))
+        say_next(NOT_DRY)
         return 0
     if job.launch.cluster != "slurm":
         preflight.refuse(preflight.examine(job))
-    return run(job, wait=wait)
+    code = run(job, wait=wait)
+    say_after(job, code, wait=wait)
+    return code
 
 
 def to_slurm(job: Job, *, wait: bool) -> int:
-    """Submit a job; 0 once it is in the queue or, with `wait`, once it is done.
+    """Submit a job. Returns 0 once it is queued or, with `wait`, once it is done.
 
-    Raises UserError with the job's own reason when it ends otherwise. ^C leaves it running; then 130.
+    Raises UserError with the job's own reason if it fails. ^C leaves the job running and returns 130.
     """
     from flowmask.launch.slurm import executor as slurm
     from flowmask.launch.slurm import wait as waiting
@@ -82,7 +89,7 @@ def to_slurm(job: Job, *, wait: bool) -> int:
     submission = Submission.create(job.out, kind=job.KIND, resolved=job.model_dump(mode="json"))
     code = snapshot.freeze(submission.folder)
     if ignored := slurm_commands.ignored_options():
-        err.print(f"not used: {', '.join(ignored)}; set launch.account, launch.sbatch_args and so on")
+        err.print(f"ignored variables: {', '.join(ignored)}; use launch.account, launch.sbatch_args and so on instead")
     job_id = slurm.submit(submission, asked.launch, name=name, code=code, hidden=hidden)
     err.print(f"submitted job {job_id}; its logs: {submission.logs}")
     if not wait:
@@ -95,7 +102,7 @@ def to_slurm(job: Job, *, wait: bool) -> int:
 
 
 def describe(job: Job, *, because: str) -> str:
-    """What `submit` would do: the script, if there is one, then the plan as comments below it. Writes nothing."""
+    """The plan of `submit`: the sbatch script, if any, then comments. Writes nothing."""
     launch, script, printed, asked = job.launch, None, "", None
     if launch.cluster == "slurm":
         from flowmask.launch.slurm import executor as slurm
@@ -113,8 +120,8 @@ def describe(job: Job, *, because: str) -> str:
         limit = f"{launch.time_min} min" if launch.time_min else "the partition's"
         lines += [
             asked.said,
-            f"time limit: {limit}; saves {launch.signal_margin_s} s before it and goes back into the queue",
-            f"goes on after {launch.max_preemptions} preemptions, {launch.max_timeouts} time limits, "
+            f"time limit: {limit}; saves {launch.signal_margin_s} s before it, then is requeued",
+            f"restarts after at most {launch.max_preemptions} preemptions, {launch.max_timeouts} time limits, "
             f"{launch.max_crashes} crashes",
         ]
     findings = preflight.examine(job, script, asked.findings if asked else ())

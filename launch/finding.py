@@ -1,4 +1,4 @@
-"""What a check found: the one form in which `doctor`, `submit` and `curriculum` say how something stands."""
+"""The result of a check, in the one form that `doctor`, `submit` and `curriculum` share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,9 @@ State = Literal["pass", "warn", "fail", "unknown"]
 
 @dataclass(frozen=True)
 class Finding:
-    """`what` was asked, how it stands, one line about it, and the fix where that line does not hold it.
+    """what: subject of the check; state; said: one line about it; fix: the fix, if `said` does not contain it.
 
-    path: the input that is missing, so that whoever knows which job will make it can tell.
+    path: the missing input, so that a caller can tell which job will make it.
     """
 
     what: str
@@ -22,5 +22,5 @@ class Finding:
 
 
 def judged(what: str, good: object, said: str, fix: str = "", *, otherwise: State = "fail") -> Finding:
-    """`pass` if something holds."""
+    """`pass` if `good` is true, else `otherwise`."""
     return Finding(what, "pass" if good else otherwise, said, fix)

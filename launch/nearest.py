@@ -1,4 +1,4 @@
-"""The key that somebody meant who wrote one that does not exist: by its name, by its meaning, by its letters."""
+"""Finds the key that was meant by an unknown key: by name, by another trainer's name, by spelling."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-# How other trainers call it -> how it is called here, the last part of a key or a whole one.
+# name in other trainers -> name here: the last part of a key or a whole key.
 MEANS = {
     **dict.fromkeys(("learning_rate", "lr_init", "base_lr", "max_lr"), "lr"),
     **dict.fromkeys(("batch_size", "train_batch_size", "total_batch_size"), "global_batch"),
@@ -47,9 +47,9 @@ MEANS = {
 
 
 def nearest(kind: type[BaseModel], location: Sequence[str]) -> str:
-    """The end of a message about an unknown key: the key that was meant, or those of its section.
+    """The end of a message about an unknown key: the nearest key, or the keys of its section.
 
-    Looked for in this order: the same name anywhere, another trainer's name for it, a similar name in the same
+    Searched in this order: the same name anywhere, another trainer's name for it, a similar name in the same
     section, a similar key anywhere.
     """
     section, name = ".".join(location[:-1]), location[-1]
@@ -68,7 +68,7 @@ def nearest(kind: type[BaseModel], location: Sequence[str]) -> str:
 
 
 def _called(wanted: str, leaves: Sequence[str], *, near: str = "") -> str | None:
-    """The key of that name, or that whole key; the one in the section `near` where several have it."""
+    """The key with that last part or that full name; if several match, the one in the section `near`."""
     found = [key for key in leaves if wanted and (key == wanted or key.endswith(f".{wanted}"))]
     return min(found, key=lambda key: (_section_of(key) != near, key.count(".")), default=None)
 
@@ -82,7 +82,7 @@ def _name_of(key: str) -> str:
 
 
 def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every dotted key, and whether it is a value and no section."""
+    """Every dotted key, and whether it is a value (True) or a section."""
     for name, field in kind.model_fields.items():
         section = _section(field.annotation)
         yield prefix + name, section is None
@@ -91,7 +91,7 @@ def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, also through Optional."""
+    """The section that a field holds, also inside Optional."""
     candidates = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
     if get_origin(annotation) not in (None, Union) and not any(isinstance(c, type) for c in candidates):
         return None

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: rich bars on a terminal, plain lines elsewhere, and the scores at its end."""
+"""Progress of a running job: rich bars on a terminal, plain lines elsewhere; and the table of scores at the end."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ Update = Callable[[str, int, int], None]  # what, done, total
 
 @contextmanager
 def bar(*, show: bool = True) -> Iterator[Update]:
-    """A bar to be told (what, done, total); a new `what` starts a new line. Nothing where there is no terminal."""
+    """A progress bar, updated with (what, done, total); a new `what` starts a new line. Silent without a terminal."""
     columns = (
         TextColumn("{task.description:<10}", markup=False),
         BarColumn(),
@@ -44,7 +44,7 @@ def bar(*, show: bool = True) -> Iterator[Update]:
 
 @contextmanager
 def told(*, every_s: float = 30.0) -> Iterator[Update]:
-    """A bar; without a terminal a line when a new `what` begins, and one every `every_s` s, however long it takes."""
+    """A progress bar; without a terminal a line at each new `what`, and one every `every_s` seconds."""
     with bar() as update:
         if err.is_terminal:
             yield update
@@ -77,7 +77,7 @@ def told(*, every_s: float = 30.0) -> Iterator[Update]:
 
 @contextmanager
 def cache_progress(out: Path, *, show: bool) -> Iterator[Callable[["BuildProgress"], None]]:
-    """A bar for each phase of a build; without a terminal a line at its beginning."""
+    """A bar for each phase of a build; without a terminal one line at the start of the phase."""
     seen: set[str] = set()
     with bar(show=show) as update:
 
@@ -95,7 +95,7 @@ def cache_progress(out: Path, *, show: bool) -> Iterator[Callable[["BuildProgres
 
 
 def show_scores(scores: "Scores", out: Path) -> None:
-    """The scores as a table on stdout, and where the rest is."""
+    """Print the scores as a table to stdout, and the path of the report."""
     from flowmask.trainer.score.metrics import shown_in
 
     shown = shown_in("progress")
@@ -119,7 +119,7 @@ def show_scores(scores: "Scores", out: Path) -> None:
     if scores.presence is not None:
         emptied = sum(seen < scores.presence["threshold"] for seen in scores.presences.values())
         printer.print(
-            f"presence threshold {scores.presence['threshold']:.4g}: {emptied} expressions below it, left empty"
+            f"presence threshold {scores.presence['threshold']:.4g}: {emptied} expressions below it have empty masks"
         )
     if scores.note:
         printer.print(scores.note)
@@ -128,7 +128,7 @@ def show_scores(scores: "Scores", out: Path) -> None:
 
 
 def _protocol_table(protocol: Mapping[str, Any]) -> Table:
-    """The default convention's numbers of a benchmark's protocol, a line each."""
+    """The numbers of a benchmark's protocol under its default convention, one per line."""
     from flowmask.trainer.score.protocols import number_title
 
     rows = protocol["tables"][protocol["convention"]]
@@ -142,7 +142,7 @@ def _protocol_table(protocol: Mapping[str, Any]) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds as text, for example `2 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

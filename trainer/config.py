@@ -14,16 +14,16 @@ from flowmask.trainer.objectives.base import ObjectiveConfig
 from flowmask.trainer.train_config import TrainConfig
 from flowmask.trainer.validation_config import ValidationConfig
 
-STATE_BYTES = 16  # of a checkpoint, for each trained parameter: fp32 master, two moments, EMA
+STATE_BYTES = 16  # bytes of a checkpoint per trained parameter: fp32 master, two moments, EMA
 
 
 class CheckpointConfig(Section):
-    """When the run's state is saved, and how much of it stays."""
+    """When checkpoints are saved, and how many are kept."""
 
     every_steps: int = Field(default=1000, ge=1, description="steps between two checkpoints")
-    keep_last: int = Field(default=2, ge=1, description="newest checkpoints that stay")
+    keep_last: int = Field(default=2, ge=1, description="number of newest checkpoints to keep")
     milestone_every_steps: int | None = Field(
-        default=None, ge=1, description="checkpoints of these steps are made too, and stay for ever"
+        default=None, ge=1, description="steps between milestone checkpoints, which are never deleted; null: none"
     )
 
 
@@ -34,15 +34,15 @@ class EmaConfig(Section):
 
 
 class GuardConfig(Section):
-    """What happens when the numbers break. A spike is judged against the steps taken last, on a log scale."""
+    """Limits for non-finite values and spikes. A spike is judged against the last steps, on a log scale."""
 
     max_consecutive_skips: int = Field(default=10, ge=1, description="skipped steps in a row before the run stops")
     grad_norm_spike: float | None = Field(
-        default=10.0, gt=0, description="robust standard deviations above the median; null: never skip"
+        default=10.0, gt=0, description="skip a step this many robust standard deviations above the median; null: never"
     )
     loss_spike: float | None = Field(default=None, gt=0, description="the same for the loss")
-    window_steps: int = Field(default=200, ge=2, description="steps that the median is taken over")
-    judge_after_steps: int = Field(default=50, ge=2, description="steps taken before anything is a spike")
+    window_steps: int = Field(default=200, ge=2, description="number of last steps for the median")
+    judge_after_steps: int = Field(default=50, ge=2, description="steps before spikes are detected")
 
     @model_validator(mode="after")
     def _window_fills(self) -> Self:
@@ -55,47 +55,47 @@ class GuardConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where MLflow keeps the run."""
+    """Where MLflow stores the run."""
 
-    enabled: bool = Field(default=True, description="whether MLflow gets the run")
+    enabled: bool = Field(default=True, description="whether the run is logged to MLflow")
     uri: SecretUri | None = Field(
-        default=None, description="any MLflow URI, a password as ${oc.env:NAME}; None: mlflow.db beside the run folder"
+        default=None, description="MLflow URI, with a password as ${oc.env:NAME}; None: mlflow.db beside the run folder"
     )
-    experiment: str = Field(default="flowmask", description="MLflow's experiment, which is made where it is missing")
+    experiment: str = Field(default="flowmask", description="MLflow experiment; created if missing")
     run_name: str | None = Field(
-        default=None, min_length=1, description="name of the run there; null: of stage or run folder, and its start"
+        default=None,
+        min_length=1,
+        description="name of the MLflow run; null: stage or run folder, and start time",
     )
-    stage: str | None = Field(default=None, description="the run's tag stage; a curriculum gives each stage its name")
-    parent: Path | None = Field(
-        default=None, description="folder of the MLflow run that this one is shown below; a curriculum gives its own"
-    )
-    end_timeout_s: float = Field(default=30.0, ge=0, description="how long the end of a run waits for the server")
+    stage: str | None = Field(default=None, description="the tag stage; a curriculum sets it to the stage's name")
+    parent: Path | None = Field(default=None, description="folder of the parent MLflow run; a curriculum sets it")
+    end_timeout_s: float = Field(default=30.0, ge=0, description="seconds that the end of a run waits for the server")
     peak_tflops: float | None = Field(
         default=None, gt=0, description="dense bf16 peak of one device, for MFU; None: by the GPU's name"
     )
 
 
 class RunConfig(Section):
-    """Everything that decides a training run."""
+    """The complete config of a training run."""
 
-    out: MayChange[Path] = Field(description="run folder; an existing run there is resumed")
+    out: MayChange[Path] = Field(description="run folder; a run that exists there is resumed")
     model: ModelConfig
     data: LoaderConfig
     objective: Annotated[SerializeAsAny[ObjectiveConfig], BeforeValidator(section)] = Field(
-        default_factory=section, description="what is learned; its keys are those of its kind"
+        default_factory=section, description="the objective; its keys depend on its kind"
     )
-    lora: LoraConfig | None = Field(default=None, description="train adapters; null: train the whole module")
+    lora: LoraConfig | None = Field(default=None, description="train LoRA adapters; null: train all weights")
     train: TrainConfig
     checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
     ema: EmaConfig = EmaConfig()
     guard: MayChange[GuardConfig] = GuardConfig()
     evaluate: MayChange[ValidationConfig] = ValidationConfig()
     tracking: MayChange[TrackingConfig] = TrackingConfig()
-    launch: MayChange[Any] = Field(default_factory=dict, description="the launcher's own section, saved with the run")
+    launch: MayChange[Any] = Field(default_factory=dict, description="the section of the launcher, saved with the run")
 
     @property
     def makes(self) -> str:
-        """Which part its weights are, by the names of `trainer/predict/parts.py`."""
+        """The part that is trained, by the names of `trainer/predict/parts.py`."""
         return objective_class(self.objective.kind).makes
 
     @model_validator(mode="after")
@@ -104,8 +104,8 @@ class RunConfig(Section):
         self.data.refuse_url(self.evaluate.cache, key="evaluate.cache")
         if self.data.mix and train.counts_epochs:
             raise ValueError(
-                "train.epochs and train.decay_at_epochs are those of one data.cache, and each cache of data.mix has "
-                "its own; give train.steps and train.decay_at_steps: `flowmask plan` says how many epochs of each"
+                "train.epochs and train.decay_at_epochs count epochs of one data.cache, but caches of data.mix have "
+                "different epochs; give train.steps and train.decay_at_steps: `flowmask plan` shows the epochs of each"
             )
         objective, module = objective_class(kind), f"the module of objective.kind {kind}"
         self.objective.refuse_beside(self.model, lora=self.lora is not None)
@@ -125,7 +125,7 @@ class RunConfig(Section):
         if objective.has_blocks:
             return self
         if self.lora is not None:
-            raise ValueError(f"lora has nothing to adapt in {module}, which has no blocks: drop the lora section")
+            raise ValueError(f"lora has nothing to adapt in {module}, which has no blocks: remove the lora section")
         for key, usual in (("compile", "false"), ("attention", "native")):
             if (value := str(getattr(train, key)).lower()) != usual:
                 raise ValueError(f"train.{key} is {value}, but {module} has no blocks; set it to {usual}")
@@ -135,11 +135,11 @@ class RunConfig(Section):
 
 
 def in_todays_terms(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's saved config, with keys of later versions at their defaults, which change nothing."""
+    """A run's saved config, with keys of later versions at their defaults, which keep its behaviour."""
     sections = {key: value for key, value in saved.items() if key in RunConfig.model_fields}
     sections["objective"] = of_one_kind(sections.get("objective", {}))
     try:
         known = RunConfig.model_validate(sections)
-    except ValidationError:  # of a version that knew other keys: whoever compares lists them
+    except ValidationError:  # from a version with other keys: the comparison will list them
         return dict(saved)
     return {**saved, **known.model_dump(mode="json")}

@@ -1,9 +1,9 @@
-"""The process group: who this process is, and the few collectives that the trainer needs.
+"""The process group: rank and world size of this process, and the few collectives that the trainer needs.
 
-The only file that imports `torch.distributed`. One process without any launcher variables is a group of one,
-so nothing above has to ask whether it runs alone. Ranks meet in a file, or at a socket that listened before any of
-them was started, and talk over the one interface that leads there. A collective that waits longer than the timeout
-ends the process with an error instead of stalling the job.
+The only file that imports `torch.distributed`. A process without launcher variables is a group of one,
+so callers need not check whether they run alone. Ranks meet through a file, or at a socket that listens before
+any rank starts, and communicate over the network interface that leads there. A collective that waits longer than the
+timeout ends the process with an error instead of stalling the job.
 """
 
 import os
@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from flowmask.models.device import rank_device
 from flowmask.models.errors import ConfigError, RankLostError
 
-_LOST = (  # what gloo, NCCL and a file to meet in say when a peer does not answer any more
+_LOST = (  # messages of gloo, NCCL and the file store when a peer no longer answers
     "Timed out waiting",
     "Timeout waiting for key",
     "Wait timeout",
@@ -37,12 +37,12 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "FLOWMASK_MEET")
 
 
 def init(*, timeout_s: float = 1800.0) -> None:
-    """Join the group that the launcher's variables describe; a no-op when already joined.
+    """Join the group that the launcher's variables describe; does nothing if already joined.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK; FLOWMASK_MEET: a file, or ADDRESS:PORT; there FLOWMASK_LISTENER too, in rank 0:
-    the descriptor of the socket that listens. Without any of them the group is this process. NCCL where there is a
-    GPU, else gloo. Raises ConfigError when only some are set, when ranks would share a GPU, or when a network interface
-    that the user names does not exist.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK; FLOWMASK_MEET: a file, or ADDRESS:PORT; with an address, rank 0 also reads
+    FLOWMASK_LISTENER: the descriptor of the listening socket. Without any of them the group is this process. Uses
+    NCCL if there is a GPU, else gloo. Raises ConfigError when only some are set, when ranks would share a GPU, or when
+    a network interface that the user names does not exist.
     """
     if dist.is_initialized():
         return
@@ -50,7 +50,7 @@ def init(*, timeout_s: float = 1800.0) -> None:
     present = [name for name in _VARIABLES if name in os.environ]
     missing = sorted(set(_VARIABLES) - set(present))
     if present and missing and os.environ.get("WORLD_SIZE") != "1":
-        raise ConfigError(f"{', '.join(missing)} not set though {', '.join(present)} is; use `flowmask train`")
+        raise ConfigError(f"{', '.join(missing)} missing, but {', '.join(present)} is set; use `flowmask train`")
     own, world, meet = (os.environ.get(name, other) for name, other in zip(_VARIABLES, ("0", "1", "")))
     timeout = timedelta(seconds=timeout_s)
     _choose_interfaces(meet, nccl="nccl" in backend)
@@ -59,8 +59,8 @@ def init(*, timeout_s: float = 1800.0) -> None:
 
 
 def _store(meet: str, own: int, world: int, timeout: timedelta) -> dist.Store:
-    """The store by which ranks find each other. Writing to it is running code in them: hence a file in a folder of mode
-    0700 on one machine, and a socket on one address on several."""
+    """The store by which ranks find each other. Who can write to it can run code in them: so it is a file in a folder
+    of mode 0700 on one machine, and a socket on a single address on several machines."""
     address, port = _address(meet)
     if not port:
         return dist.FileStore(meet, world)
@@ -69,31 +69,34 @@ def _store(meet: str, own: int, world: int, timeout: timedelta) -> dist.Store:
 
 
 def _address(meet: str) -> tuple[str, int]:
-    """Address and port to meet at; this machine's own address and 0 where it is a file."""
+    """Address and port of the rendezvous; this machine's own address and 0 if it is a file."""
     address, _, port = meet.rpartition(":")
     return (address, int(port)) if address and port.isdecimal() and "/" not in meet else ("127.0.0.1", 0)
 
 
 def _choose_interfaces(meet: str, *, nccl: bool) -> None:
-    """Refuse interfaces that aren't there; name gloo the one that leads to the meeting, if the user names none.
+    """Refuse interfaces that do not exist. If the user names none, set gloo's to the one that leads to the rendezvous.
 
-    By itself gloo takes the one that the host's name leads to: none, another one, or one that all the world reaches.
+    By default gloo takes the interface of the host's name: it may be missing, wrong, or public.
     """
     ip = (socket.AF_INET, socket.AF_INET6)
     there = [name for name, found in psutil.net_if_addrs().items() if any(one.family in ip for one in found)]
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")[: 1 + nccl]:
         value = os.environ.get(variable)
         if value and not _names_interfaces(variable, value, there):
-            where = f"{os.uname().nodename} has no such network interface with an address"
+            where = f"{os.uname().nodename} has no such network interface"
             raise ConfigError(
-                f"{variable} is {value}; {where}: it has {', '.join(there)}; unset it, or name one of them"
+                f"{variable} is {value}; {where}; it has {', '.join(there)}; unset it, or choose one of them"
             )
     if not os.environ.get("GLOO_SOCKET_IFNAME") and (leads_there := _interface_towards(_address(meet)[0])):
         os.environ["GLOO_SOCKET_IFNAME"] = leads_there
 
 
 def _names_interfaces(variable: str, value: str, there: list[str]) -> bool:
-    """gloo takes whole names; NCCL beginnings of names, one of which must fit: `=` means whole ones, `^` all others."""
+    """Whether a variable's value matches an interface.
+
+    gloo takes full names; NCCL prefixes (`=`: full names, `^`: all others).
+    """
     names = value.lstrip("^=").split(",")
     if variable.startswith("GLOO"):
         return set(names) <= set(there)
@@ -103,7 +106,7 @@ def _names_interfaces(variable: str, value: str, there: list[str]) -> bool:
 
 
 def _interface_towards(address: str) -> str | None:
-    """The network interface by which this machine reaches an address; None if that is not known."""
+    """The network interface by which this machine reaches an address; None if unknown."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 9))  # sends nothing
@@ -115,14 +118,14 @@ def _interface_towards(address: str) -> str | None:
 
 
 def limit_waits(timeout_s: float) -> None:
-    """Give every group this timeout: groups that a library made for itself have another default."""
+    """Set this timeout for every group: groups that libraries made have another default."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 @contextmanager
 def lost_ranks_named(timeout_s: float) -> Iterator[None]:
-    """While inside, a collective that another rank does not come to raises RankLostError, in one line."""
+    """Inside the block, a collective that another rank does not join raises RankLostError, in one line."""
     try:
         yield
     except RuntimeError as error:
@@ -131,20 +134,20 @@ def lost_ranks_named(timeout_s: float) -> Iterator[None]:
             raise
         own = rank() or os.environ.get("RANK", 0)
         raise RankLostError(
-            f"rank {own} lost touch with another rank, which is gone or did not answer for {timeout_s:g} s "
-            f"(train.collective_timeout_s); start again: the last checkpoint is whole"
+            f"rank {own} lost contact with another rank, which has ended or did not answer for {timeout_s:g} s "
+            f"(train.collective_timeout_s); start again: the last checkpoint is complete"
         ) from error
 
 
 def shutdown() -> None:
-    """Leave the group; a no-op when not in one."""
+    """Leave the group; does nothing without a group."""
     if dist.is_initialized():
         sequence_mesh.cache_clear()
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number in the group; 0 without a group."""
+    """Rank of this process; 0 without a group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -155,13 +158,13 @@ def world_size() -> int:
 
 @lru_cache
 def sequence_mesh(ranks: int) -> DeviceMesh:
-    """The ranks as a mesh [data, ring 1, ulysses `ranks`]: each row of neighbours shares its examples. Collective."""
+    """The ranks as a mesh [data, ring 1, ulysses `ranks`]: neighbours in a row share their examples. Collective."""
     shape = (world_size() // ranks, 1, ranks)
     return init_device_mesh(device().type, shape, mesh_dim_names=("data", "ring", "ulysses"))
 
 
 def device() -> torch.device:
-    """Where this process computes: its own GPU, else the CPU."""
+    """The device of this process: its own GPU, else the CPU."""
     return rank_device(exclusive=True)
 
 
@@ -180,12 +183,12 @@ def sum_to_rank_zero(tensor: Tensor) -> Tensor:
 
 
 def any_true(flag: bool) -> bool:
-    """Whether any rank said yes; every rank gets the same answer."""
+    """Whether `flag` is true on any rank; the same on every rank."""
     return bool(all_reduce_sum(torch.tensor([int(flag)], dtype=torch.int64)).item())
 
 
 def any_true_each(*flags: bool) -> list[bool]:
-    """`any_true` of several questions in one reduction."""
+    """`any_true` of several flags in one reduction."""
     votes = all_reduce_sum(torch.tensor([int(flag) for flag in flags], dtype=torch.int64))
     return [bool(vote) for vote in votes.tolist()]
 
@@ -214,5 +217,5 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this."""
     any_true(False)

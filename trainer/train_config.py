@@ -1,4 +1,4 @@
-"""The section `train` of a run's config, and how processes share its batch, which the launcher asks too."""
+"""The section `train` of a run's config, and how processes share its batch (the launcher uses it too)."""
 
 from typing import Literal, Self
 
@@ -20,50 +20,66 @@ from flowmask.models.errors import ConfigError
 class TrainConfig(Section):
     """Optimiser, batch, precision and parallelism."""
 
-    steps: MayChange[int | None] = Field(default=None, ge=1, description="optimiser steps in all; may be raised later")
-    epochs: MayChange[int | None] = Field(default=None, ge=1, description="instead of `steps`: epochs of data.cache")
-    seed: int = Field(default=0, description="of the order of examples and of their random draws")
+    steps: MayChange[int | None] = Field(
+        default=None, ge=1, description="number of optimiser steps; may be raised later"
+    )
+    epochs: MayChange[int | None] = Field(default=None, ge=1, description="epochs of data.cache, in place of `steps`")
+    seed: int = Field(default=0, description="seed of the order of examples and of their random draws")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
-        default="adamw", description="adamw8bit: moments in 8 bits, a quarter of their memory (bitsandbytes)"
+        default="adamw", description="adamw8bit: 8-bit moments, with a quarter of the memory (bitsandbytes)"
     )
     lr: float = Field(default=5e-5, gt=0, description="largest learning rate")
-    weight_decay: float = Field(default=5e-4, ge=0, description="AdamW's, decoupled from the gradient")
+    weight_decay: float = Field(default=5e-4, ge=0, description="weight decay of AdamW, decoupled from the gradient")
     weight_decay_exclude: Literal["none", "norms_biases"] = Field(
-        default="none", description="norms_biases: scales of norms and biases do not decay"
+        default="none", description="parameters without weight decay; norms_biases: scales of norms, and biases"
     )
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's, of the two moments")
-    eps: float = Field(default=1e-8, gt=0, description="AdamW's, below the root of the second moment")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay rates of AdamW's two moments")
+    eps: float = Field(default=1e-8, gt=0, description="added by AdamW to the root of the second moment")
     grad_clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping")
     global_batch: int = Field(ge=1, description="examples in one optimiser step, over all processes")
     micro_batch: MayChange[int] = Field(default=1, ge=1, description="examples in one forward pass of one process")
     sequence_parallel: MayChange[int] = Field(default=1, ge=1, description="processes that share an example's tokens")
     zero_stage: MayChange[int] = Field(
-        default=1, ge=0, le=3, description="what ranks share out: 1 optimiser state, 2 also gradients, 3 also weights"
+        default=1,
+        ge=0,
+        le=3,
+        description="ZeRO: shard over ranks 1 the optimiser state, 2 also gradients, 3 also weights; 0 nothing",
     )
-    precision: Precision = Field(default="bf16", description="of forward and backward passes; masters are fp32")
+    precision: Precision = Field(
+        default="bf16", description="precision of forward and backward passes; master weights are fp32"
+    )
     tf32: Tf32 = None
     schedule: Literal["constant", "cosine", "multistep"] = Field(default="constant", description="rate after warm-up")
     schedule_steps: int | None = Field(default=None, ge=1, description="length of the schedule; None: first `steps`")
     warmup_steps: int = Field(default=0, ge=0, description="steps over which the learning rate rises from 0")
-    final_lr_fraction: float = Field(default=0.0, ge=0, le=1, description="cosine: where the learning rate ends")
-    decay_at_steps: tuple[int, ...] = Field(default=(), description="multistep: where the learning rate drops")
-    decay_at_epochs: MayChange[tuple[int, ...]] = Field(default=(), description="the same by epochs, as `epochs`")
-    decay_factor: float = Field(default=0.9, gt=0, le=1, description="multistep: by how much it drops")
+    final_lr_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="cosine: final learning rate as a fraction of lr"
+    )
+    decay_at_steps: tuple[int, ...] = Field(default=(), description="multistep: steps at which the learning rate drops")
+    decay_at_epochs: MayChange[tuple[int, ...]] = Field(
+        default=(), description="multistep: epochs at which the learning rate drops"
+    )
+    decay_factor: float = Field(default=0.9, gt=0, le=1, description="multistep: factor of each drop")
     offload_optimizer: MayChange[bool] = Field(default=False, description="keep the optimiser state in host memory")
     activation_checkpointing: MayChange[Recomputation] = Field(
-        default="none", description="recompute activations in the backward pass: none, selective (cheap ones), full"
+        default="none",
+        description="activations to recompute in the backward pass: none, selective (the cheap ones) or full",
     )
-    compile: OnlyRounds[bool] = Field(default=False, description="compile the DiT's blocks; needs a compiler")
-    attention: OnlyRounds[TrainAttention] = Field("native", description="the DiT's kernels; all but native: on a GPU")
+    compile: OnlyRounds[bool] = Field(default=False, description="compile the DiT's blocks; needs a C++ compiler")
+    attention: OnlyRounds[TrainAttention] = Field(
+        "native", description="attention kernel of the DiT; all but native need a GPU"
+    )
     log_every_steps: MayChange[int] = Field(default=10, ge=1, description="steps between two lines of log.txt")
     collective_timeout_s: MayChange[float] = Field(
-        default=1800.0, gt=0, description="how long a rank waits for the others before the job ends"
+        default=1800.0, gt=0, description="seconds that a rank waits for the others before the job ends"
     )
 
     @property
     def last_step(self) -> int:
-        """The step at which the run is finished; of a config whose epochs are settled as steps."""
-        assert self.steps is not None, "epochs are settled when the cache is opened, see trainer/state/length.py"
+        """The step at which the run is finished. Needs `steps`; epochs must have been converted before."""
+        assert self.steps is not None, (
+            "epochs are converted to steps when the cache is opened, see trainer/state/length.py"
+        )
         return self.steps
 
     @property
@@ -117,7 +133,7 @@ class TrainConfig(Section):
             )
         for key in ("decay_at_steps", "decay_at_epochs"):
             if list(drops := getattr(self, key)) != sorted(set(drops)):
-                raise ValueError(f"train.{key} is {list(drops)}; the numbers must rise")
+                raise ValueError(f"train.{key} is {list(drops)}; the numbers must increase")
         length = self.schedule_steps or self.steps
         if self.schedule == "cosine" and length is not None and self.warmup_steps >= length:
             raise ValueError(
@@ -127,7 +143,7 @@ class TrainConfig(Section):
 
 
 def accumulation_steps(train: TrainConfig, world_size: int) -> int:
-    """Micro-batches that one process runs for one optimiser step; ConfigError if there's a remainder.
+    """Micro-batches of one process in one optimiser step. Raises ConfigError if the batch does not divide.
 
     `train.sequence_parallel` processes work on the same micro-batch, so they count as one.
     """
@@ -144,7 +160,7 @@ def accumulation_steps(train: TrainConfig, world_size: int) -> int:
 
 
 def workers(train: TrainConfig, world_size: int) -> str:
-    """The processes that share a batch, in words: `4 processes`, or `2 groups of 2 processes` that share one each."""
+    """The processes that share a batch, in words: `4 processes`, or `2 groups of 2 processes` that share an example."""
     ranks, groups = train.sequence_parallel, world_size // train.sequence_parallel
     if ranks == 1:
         return f"{groups} process{'es' if groups > 1 else ''}"

@@ -1,4 +1,4 @@
-"""The config of evaluations while training: the cheap one on clips of a cache, and the official one on whole videos."""
+"""The config of validation while training: cheap on clips of a cache, and official on whole videos."""
 
 from typing import Literal, Self
 
@@ -11,39 +11,51 @@ BestMetric = Literal["eval_loss", "eval_jf", "eval_whole_jf"]
 
 
 class WholeVideosConfig(Section):
-    """Held-out videos of a dataset that are scored as `flowmask evaluate` scores them; evaluate.sampler samples."""
+    """Held-out videos of a dataset, scored like `flowmask evaluate`; sampled with evaluate.sampler."""
 
     data: DataSourceConfig
-    videos: int = Field(default=16, ge=1, description="videos that are scored, spread over the dataset")
+    videos: int = Field(default=16, ge=1, description="number of videos to score, spread over the dataset")
     every_steps: int | None = Field(
-        default=None, ge=1, description="a multiple of evaluate.every_steps; null: at every evaluation"
+        default=None,
+        ge=1,
+        description="steps between two scorings, a multiple of evaluate.every_steps; null: at every evaluation",
     )
     protocol: str | None = Field(
-        default=None, description="also score as this benchmark does: a file in trainer/score/protocols"
+        default=None, description="also score by the protocol of this benchmark: a file in trainer/score/protocols"
     )
-    box: FrameBox | None = Field(default=None, description="null: the sides of the training's clips")
+    box: FrameBox | None = Field(
+        default=None, description="box in px into which frames are resized; null: the size of the training's clips"
+    )
 
 
 class ValidationConfig(Section):
     """Evaluation of the EMA weights while training: losses and J&F on a fixed part of a held-out cache."""
 
     every_steps: int | None = Field(default=None, ge=1, description="null: never by steps")
-    every_epochs: float | None = Field(default=None, gt=0, description="null: never by epochs; 0.5 is twice in each")
+    every_epochs: float | None = Field(
+        default=None, gt=0, description="epochs between two evaluations; 0.5: twice per epoch; null: never by epochs"
+    )
     cache: CachePlace | None = Field(
-        default=None, description="held-out cache of the same kind: a folder or s3:// URL; null: the training's"
+        default=None, description="held-out cache of the same kind: a folder or s3:// URL; null: the training's cache"
     )
-    examples: int = Field(default=32, ge=1, description="examples that the losses are measured on")
+    examples: int = Field(default=32, ge=1, description="number of examples for the losses")
     timesteps: tuple[int, ...] = Field(
-        default=(1000, 800, 600, 400, 200, 1), min_length=1, description="where the loss is measured, 1..1000"
+        default=(1000, 800, 600, 400, 200, 1),
+        min_length=1,
+        description="timesteps at which the loss is measured, 1..1000",
     )
-    jf_examples: int = Field(default=8, ge=0, description="number of these that are sampled, decoded and scored")
-    overlays: int = Field(default=2, ge=0, description="number of those that are drawn, as videos for MLflow too")
+    jf_examples: int = Field(
+        default=8, ge=0, description="number of these examples that are sampled, decoded and scored"
+    )
+    overlays: int = Field(
+        default=2, ge=0, description="number of those that are drawn as overlay videos, also for MLflow"
+    )
     sampler: SamplerConfig = SamplerConfig()
     whole_videos: WholeVideosConfig | None = Field(
         default=None, description="also score whole held-out videos of a dataset; null: none"
     )
     best: BestMetric | None = Field(
-        default=None, description="what checkpoints/best is the best of; null: eval_jf, or eval_loss without it"
+        default=None, description="metric that chooses checkpoints/best; null: eval_jf, or eval_loss without it"
     )
 
     @property
@@ -52,7 +64,7 @@ class ValidationConfig(Section):
         return self.every_steps is not None or self.every_epochs is not None
 
     def scores_whole_videos(self, step: int) -> bool:
-        """Whether the evaluation of a step has whole videos."""
+        """Whether the evaluation at a step scores whole videos."""
         return self.whole_videos is not None and step % (self.whole_videos.every_steps or 1) == 0
 
     @model_validator(mode="after")
@@ -63,7 +75,9 @@ class ValidationConfig(Section):
         if self.best == "eval_jf" and not self.jf_examples:
             raise ValueError("evaluate.best is eval_jf, but evaluate.jf_examples is 0; raise it, or choose eval_loss")
         if self.best == "eval_whole_jf" and self.whole_videos is None:
-            raise ValueError("evaluate.best is eval_whole_jf, but evaluate.whole_videos is null; say its data")
+            raise ValueError(
+                "evaluate.best is eval_whole_jf, but evaluate.whole_videos is null; set evaluate.whole_videos.data"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,5 @@
-"""What a cache is on disk: manifest, index, shards, sealed JSON files, the quarantine; and a store's objects.
+"""The files of a cache: manifest, index, shards, sealed JSON files, quarantine; and objects of a store.
 
-Knows how each file looks and checks it; knows neither who makes it (`build`) nor who reads it (`read`).
+Defines the format of each file and checks it; independent of writers (`build`) and readers (`read`).
 Imports `models` alone. A new file of a cache is a file here.
 """

@@ -1,4 +1,4 @@
-"""Buckets: the examples of one clip shape, as a manifest counts them and an epoch plan draws them."""
+"""Buckets: the examples of one clip shape, for manifests and epoch plans."""
 
 from dataclasses import dataclass
 

@@ -2,7 +2,7 @@
 
 Rows are sorted by (bucket, view), then in the order of the plan, so that a row number is an example id and
 the examples of a bucket and view are contiguous. Read memory-mapped: a process pays for the pages it
-touches. With `check` its hash is that of the manifest, by reading the file once: the map stays untouched.
+touches. With `check` its hash is compared with the manifest, by reading the file once, not through the map.
 """
 
 import os
@@ -23,14 +23,14 @@ ROW = np.dtype(
         ("video_logvar", "<u8"),
         ("mask_mean", "<u8"),
         ("text", "<u8"),
-        ("short_text", "<u8"),  # the sentence cut to SHORT_TEXT tokens, where it is longer than that
+        ("short_text", "<u8"),  # the sentence cut to SHORT_TEXT tokens, if it is longer
         ("record", "<u8"),  # the record's JSON
         ("record_length", "<u4"),
         ("shard", "<u4"),
         ("bucket", "<u2"),
         ("view", "<u2"),
-        ("mask", "<u2"),  # j of the record's masks
-        ("expression", "<u2"),  # place in the record's expressions
+        ("mask", "<u2"),  # index in the record's masks
+        ("expression", "<u2"),  # index in the record's expressions
         ("text_tokens", "<u2"),
         ("short_text_tokens", "<u2"),  # 0: not stored, the whole sentence is short enough
         ("unused", "<u4"),
@@ -40,9 +40,10 @@ COLUMNS = tuple(name for name in ROW.names or () if name not in ("bucket", "unus
 
 
 def open_index(path: Path, entry: IndexEntry, *, home: Path, rows: int, check: bool) -> NDArray[np.void]:
-    """The index of a finished cache, memory-mapped, `ROW` [rows]; CacheError: missing, damaged or of another layout.
+    """The index of a finished cache, memory-mapped, `ROW` [rows]; raises CacheError if missing, damaged or of another
+    layout.
 
-    home: the folder of the cache, which links must not leave
+    home: the folder of the cache, links must not lead out of it
     """
     damaged = None
     try:

@@ -1,8 +1,8 @@
-"""manifest.json: what a finished cache is. Written last, so a folder without it is not a cache.
+"""manifest.json: describes a finished cache. Written last, so a folder without it is not a cache.
 
-Holds no time, path or number of workers: the same inputs give the same bytes. Sealed since schema 2. Every value is
-typed and in its range, and counts agree with each other, so that a reader may trust what it makes of them. Refuses
-another schema and anything that does not parse.
+Holds no time, path or number of workers: the same inputs give the same bytes. Sealed since schema 2. Types, ranges and
+the agreement of counts are checked, so that readers may rely on all values. Refuses another schema and anything that
+does not parse.
 """
 
 from itertools import accumulate
@@ -18,13 +18,13 @@ from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_object, seal_readable, unseal_since
 
 FILE = "manifest.json"
-FOLDER_KIND = "a cache"  # as its folder is marked, from the start of its build
+FOLDER_KIND = "a cache"  # mark of the folder, from the start of its build
 SEALED_FROM = 2  # schema
-_SHARD = r"^[0-9]{6,18}\.tar$"  # no other name from the file is made a path
-MOST_BYTES = 1 << 30  # of a manifest: a million shards take a quarter
-# Tokens that a sentence is cut to; it is stored at both where it is longer than the first.
+_SHARD = r"^[0-9]{6,18}\.tar$"  # no other name in the file is used as a path
+MOST_BYTES = 1 << 30  # of a manifest; a million shards need a quarter of it
+# Tokens to which a sentence is cut; a sentence longer than the first is stored at both lengths.
 SHORT_TEXT, LONG_TEXT = 64, 256
-RARE = frozenset({"no_target", "partly_annotated"})  # counts that are left out of files where they are 0
+RARE = frozenset({"no_target", "partly_annotated"})  # counts that are not written if they are 0
 
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 53)]
@@ -39,7 +39,7 @@ class _Part(BaseModel):
 
 
 class Fingerprint(_Part):
-    """Hashes of what determines the bytes; `fields` are the single values, for messages that name one."""
+    """Hashes of everything that determines the bytes; `fields`: the single values, for messages."""
 
     total: str
     text: str
@@ -63,10 +63,10 @@ class IndexEntry(FileEntry):
 
 
 class ShardEntry(FileEntry):
-    """One tar file; `made_with` is a place in the manifest's `environments`.
+    """One tar file; `made_with` is an index in the manifest's `environments`.
 
-    All its clips are of one view; `examples[b]` is how many examples of bucket b it has, which is what reading
-    it as a stream needs to know beforehand.
+    All its clips have one view; `examples[b]` is its number of examples of bucket b, which streaming needs to know
+    beforehand.
     """
 
     file: Annotated[str, Field(pattern=_SHARD)]
@@ -99,7 +99,7 @@ class BucketEntry(_Part):
 
 
 class LeakEntry(_Part):
-    """How a cache was kept apart from evaluation: which splits were looked into, and what was left out."""
+    """The check for leaks from evaluation: the compared splits, and the dropped videos."""
 
     setting: Literal["refuse", "drop", "allow"]
     checked: list[str]
@@ -108,7 +108,7 @@ class LeakEntry(_Part):
 
 
 class Manifest(_Part):
-    """Everything that a reader must know; see the module's docstring."""
+    """All facts that a reader needs; see the module's docstring."""
 
     schema_version: Literal[1, 2] = 2
     fingerprint: Fingerprint
@@ -124,12 +124,12 @@ class Manifest(_Part):
     clips: Count
     examples: Count
     dropped_empty_masks: Count
-    quarantined_clips: Count = 0  # planned, but not readable: see quarantine.jsonl
+    quarantined_clips: Count = 0  # planned but unreadable clips, see quarantine.jsonl
     role: Literal["train", "evaluation"] = "train"
     leaks: LeakEntry | None = None
-    unreadable_videos: Count = 0  # of which no clip could be planned
-    no_target: Count = 0  # examples whose sentence names nothing: their target is the empty mask
-    partly_annotated: Count = 0  # examples of which some frames are not annotated: they count in no loss and no score
+    unreadable_videos: Count = 0  # videos without a planned clip
+    no_target: Count = 0  # examples whose sentence names nothing; their target is the empty mask
+    partly_annotated: Count = 0  # examples with unannotated frames, which count in no loss and no score
     buckets: list[BucketEntry]
     index: IndexEntry
     environments: list[dict[str, str]]
@@ -141,7 +141,7 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        """Counts agree with each other, and what a reader will hold fits into the files it is read from."""
+        """Check that counts agree with each other, and that tensors are not larger than the shards."""
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) != self.latent_channels:
                 raise ValueError(f"{name} has not latent_channels = {self.latent_channels} numbers")
@@ -150,14 +150,14 @@ class Manifest(_Part):
         counts = [count for bucket in self.buckets for count in bucket.examples]
         firsts = [first for bucket in self.buckets for first in bucket.first]
         if [*firsts, self.examples] != list(accumulate(counts, initial=0)):
-            raise ValueError("examples are not those of the buckets one after another")
+            raise ValueError("examples are not the concatenated examples of the buckets")
         for shard in self.shards:
             if shard.made_with >= len(self.environments) or shard.view >= self.views:
-                raise ValueError(f"{shard.file} is of a view or an environment that is not there")
+                raise ValueError(f"{shard.file} has a view or an environment that does not exist")
             if len(shard.examples) not in (0, len(self.buckets)) or sum(shard.examples) > shard.size:
                 raise ValueError(f"{shard.file} can't have examples = {str(shard.examples)[:80]}")
         if len({shard.file for shard in self.shards}) != len(self.shards):
-            raise ValueError("a shard stands there twice")
+            raise ValueError("a shard is listed twice")
         self._refuse_larger_than_shards()
         return self
 
@@ -172,7 +172,7 @@ class Manifest(_Part):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a finished cache; CacheError says what to do when there is none."""
+    """The manifest of a finished cache; raises CacheError with the fix if there is none."""
     path = folder / FILE
     try:
         content = read_regular(path, limit=MOST_BYTES, inside=folder)

@@ -1,9 +1,9 @@
-"""A folder of an object store (`s3://bucket/path`), read by whole objects and by ranges; the one file that uses s3fs.
+"""A folder of an object store (`s3://bucket/path`), read as whole objects and by ranges; the only file that uses s3fs.
 
-What may pass (no connection, a cut answer, 5xx, "slow down") is tried again, each request alone. What can't pass (no
-such object, no right, no credentials) is an error at once. Errors name the object and the fix. Credentials and server
-come from the environment, as AWS's own tools take them (AWS_PROFILE, AWS_ENDPOINT_URL, ...); no config, message or file
-has them.
+Temporary faults (no connection, a truncated answer, 5xx, "slow down") are retried, each request separately. Permanent
+faults (no such object, no permission, no credentials) are an error at once. Errors name the object and the fix.
+Credentials and server come from the environment, as for AWS's own tools (AWS_PROFILE, AWS_ENDPOINT_URL, ...); they are
+in no config, message or file.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from flowmask.models.safe.secrets import masked_uri
 
 T = TypeVar("T")
 _AT_ONCE = 64  # requests of a process
-_CONNECT_S, _STALL_S = 30, 60  # a server that says nothing for so long is given up
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # before the first try again, doubled before each later one
-_PIECE, _PIECES = 8 << 20, 8  # bytes of a piece of a whole object; pieces that are asked for together
-_PASSING = {408, 429}  # HTTP codes below 500 that may pass
+_CONNECT_S, _STALL_S = 30, 60  # seconds without an answer after which a request has failed
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # wait before the first retry, doubled before each later one
+_PIECE, _PIECES = 8 << 20, 8  # bytes of a piece of a whole object; number of pieces requested together
+_PASSING = {408, 429}  # HTTP codes below 500 that are retried
 _CREDENTIALS = "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _REFUSED = {
     "NoSuchBucket": "there is no such bucket; check data.cache and AWS_ENDPOINT_URL",
@@ -34,7 +34,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes start..stop-1 of an object that has `size` bytes in all."""
+    """Bytes start..stop-1 of an object with a total of `size` bytes."""
 
     name: str
     start: int
@@ -46,7 +46,7 @@ class ObjectStore:
     """The objects below a URL. Thread safe."""
 
     def __init__(self, url: str, *, retries: int):
-        """retries: how often a request is tried again."""
+        """retries: number of retries of a request."""
         self.url, self._retries = url.rstrip("/"), retries
         self._bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
@@ -64,7 +64,7 @@ class ObjectStore:
         return self._all([(name, get)])[0]
 
     def ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
-        """The bytes of each, asked for together; CacheError for an object that has another size."""
+        """The bytes of each range, requested together. Raises CacheError for an object of another size."""
 
         def asking(one: ByteRange) -> Callable[[Any], Awaitable[bytes]]:
             async def get(client: Any) -> bytes:
@@ -80,7 +80,7 @@ class ObjectStore:
         return self._all([(one.name, asking(one)) for one in wanted])
 
     def pieces(self, name: str, size: int) -> Iterator[bytes]:
-        """A whole object of this size from front to back; a few pieces are in memory at a time."""
+        """A whole object of this size from front to back, with a few pieces in memory at a time."""
         starts = range(0, size, _PIECE)
         for first in range(0, len(starts), _PIECES):
             asked = starts[first : first + _PIECES]
@@ -103,12 +103,12 @@ class ObjectStore:
     def refuse_size(self, name: str, size: int, *, expected: int) -> None:
         if size != expected:
             raise CacheError(
-                f"{self.url}/{name}: {size} bytes, the manifest says {expected}: it was cut, or is of another "
+                f"{self.url}/{name}: {size} bytes, the manifest says {expected}: it is truncated, or of another "
                 "cache; upload the whole cache again"
             )
 
     def _all(self, asked: Sequence[tuple[str, Callable[[Any], Awaitable[T]]]]) -> list[T]:
-        """The answers to all requests; raises the first error once all have ended."""
+        """The answers to all requests. Raises the first error after all have ended."""
         from fsspec.asyn import sync
 
         async def run() -> list[Any]:
@@ -145,13 +145,13 @@ class ObjectStore:
     async def _client(self) -> Any:
         try:
             await self._connection.files.set_session()
-        except ValueError as error:  # of an endpoint, or of a value in AWS's own config
+        except ValueError as error:  # caused by an endpoint, or by a value in AWS's own config
             raise CacheError(f"{self.url}: {masked_uri(str(error))}; check AWS_ENDPOINT_URL") from error
         return await self._connection.files.get_s3(self._bucket)
 
 
 class _Connection:
-    """The client of this process, and whose turn it is to ask."""
+    """The client of this process, and the limit of its parallel requests."""
 
     def __init__(self, files: Any):
         self.files, self.turns = files, asyncio.Semaphore(_AT_ONCE)
@@ -184,24 +184,24 @@ async def _body(answer: Any, *, length: int) -> bytes:
     async with answer["Body"] as body:
         content: bytes = await body.read()
     if len(content) != length:
-        raise OSError(f"an answer of {len(content)} bytes where {length} were asked for")
+        raise OSError(f"an answer of {len(content)} bytes in place of {length}")
     return content
 
 
 def _judged(error: Exception) -> tuple[bool, str]:
-    """Whether asking again is of no use, and what went wrong (with its fix, where it is of no use)."""
+    """Whether a retry is useless, and the reason (with the fix if it is useless)."""
     from botocore import exceptions as known
 
     if isinstance(error, known.ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if status >= 500 or status in _PASSING or code == "SlowDown":
-            return False, f"the server says {status} {code}"
+            return False, f"the server answers {status} {code}"
         if code in _REFUSED:
             return True, _REFUSED[code]
         return True, f"the server refuses it with {status} {code}; check the credentials: {_CREDENTIALS}"
     network = (known.HTTPClientError, known.ConnectionError, known.IncompleteReadError)
     if isinstance(error, known.BotoCoreError) and not isinstance(error, network):
-        return True, f"no credentials can be used ({type(error).__name__}); {_CREDENTIALS}"
+        return True, f"no usable credentials ({type(error).__name__}); {_CREDENTIALS}"
     said = masked_uri(" ".join(str(error).split()))[:200]
     return False, f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -1,8 +1,8 @@
-"""Inputs that cannot be read: each is one line of quarantine.jsonl, and the build goes on without it.
+"""Inputs that cannot be read: each is one line of quarantine.jsonl, and the build continues without it.
 
-{"video", "clip" (null: the whole video), "file", "reason"}, paths relative to data.root. A clip's line stands
-in its unit's sidecar, and in work/quarantine/ while the build runs; plan/ holds those of whole videos; a
-finished cache has all of them in the order of the plan.
+{"video", "clip" (null: the whole video), "file", "reason"}, paths relative to data.root. A clip's line is in
+its unit's sidecar, and in work/quarantine/ while the build runs; plan/ has those of whole videos; a finished
+cache has all of them in the order of the plan.
 Only inputs are quarantined: a full disk, too little memory or a dataset that vanished are errors.
 """
 
@@ -24,7 +24,7 @@ _OURS = frozenset((errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno
 
 
 def line(error: DataError, *, video_id: str, clip: str | None, roots: Sequence[Path]) -> Line:
-    """The line of an unreadable input; `error` says "FILE: REASON". Raises what is not the input's fault."""
+    """The line of an unreadable input; `error` is "FILE: REASON". Raises errors that are not caused by the input."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _OURS:
@@ -56,25 +56,25 @@ def read(path: Path) -> list[Line]:
 
 
 class Quarantine:
-    """What all workers of a build have set aside so far, and the limit."""
+    """The quarantined inputs of all workers of a build so far, and the limit."""
 
     def __init__(self, out: Path, *, clips: int, videos: int, fraction: float, shards: Path):
-        """clips: planned ones; videos: those of which nothing could be planned, each counted as one clip."""
+        """clips: planned ones; videos: videos without a planned clip; each counts as one clip."""
         self._folder, self._shards = out / "work" / LIVE, shards
         self._clips, self._videos, self._fraction = clips + videos, videos, fraction
 
     def begin(self, unit: int) -> None:
-        """Forget what an earlier attempt at a unit found."""
+        """Delete the lines of an earlier attempt at a unit."""
         self._path(unit).unlink(missing_ok=True)
 
     def add(self, unit: int, lines: Sequence[Line]) -> None:
-        """Write down what a unit has lost so far; DataError when the build has lost too much."""
+        """Write the lost clips of a unit so far. Raises DataError if the build has lost too many."""
         self._folder.mkdir(parents=True, exist_ok=True)
         write_file(self._path(unit), to_bytes(lines))
         self._check(lines, finished=[path for path in self._finished() if path != self._path(unit)])
 
     def check(self) -> None:
-        """DataError when all workers together have lost too much."""
+        """Raises DataError if all workers together have lost too many clips."""
         self._check((), finished=self._finished())
 
     def _check(self, lines: Sequence[Line], *, finished: list[Path]) -> None:
@@ -82,13 +82,13 @@ class Quarantine:
         lost = len(found) + self._videos
         if lost <= self._fraction * self._clips:
             return
-        for path in finished:  # tried again by the next build, when their inputs may have been mended
+        for path in finished:  # the next build tries them again, when their inputs may be repaired
             self._sidecar(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         raise too_many(lost, of=self._clips, fraction=self._fraction, example=found[0] if found else None)
 
     def _finished(self) -> list[Path]:
-        """Files of finished units; that of one in another's hands is counted when it is finished."""
+        """Files of finished units; a unit of another worker counts when it is finished."""
         return [path for path in sorted(self._folder.glob("*.jsonl")) if self._sidecar(path).exists()]
 
     def _path(self, unit: int) -> Path:
@@ -100,7 +100,7 @@ class Quarantine:
 
 def too_many(lost: int, *, of: int, fraction: float, example: Line | None) -> DataError:
     counted = (
-        f"{lost} of {of} clips cannot be read, more than cache.max_quarantined_fraction {fraction:g}; mend "
+        f"{lost} of {of} clips cannot be read, more than cache.max_quarantined_fraction {fraction:g}; repair "
         "the inputs, or raise the limit"
     )
     if example is None:

@@ -1,7 +1,7 @@
-"""Shards: valid WebDataset tar files whose bytes depend on their records alone, and whole files or none.
+"""Shards: valid WebDataset tar files whose bytes depend only on their records, written atomically.
 
-A record is one clip, {key}.json and {key}.safetensors. Writing goes to a file beside, is flushed to the
-disk and renamed, so a shard that has its name is complete.
+A record is one clip, {key}.json and {key}.safetensors. Data is written to a temporary file, flushed to
+disk and renamed, so a shard with its final name is complete.
 """
 
 import io
@@ -37,9 +37,9 @@ def sidecar_name(number: int) -> str:
 
 @contextmanager
 def cache_file(path: Path) -> Iterator[IO[bytes]]:
-    """`whole_file` in a folder that several workers write.
+    """`whole_file` in a folder with several writers.
 
-    Two writers of one path are harmless: the slower one, whose file the other took for a leftover, gets a
+    Two writers of one path are harmless: the slower one, whose temporary file the other removed, gets a
     TakenOverError. An OSError (a full disk, no right to write) is raised as a CacheError with the path.
     """
     try:
@@ -47,12 +47,12 @@ def cache_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         if isinstance(error, FileNotFoundError) and path.parent.is_dir():
-            raise TakenOverError(f"{path}: another worker has taken this over") from error
-        raise CacheError(f"cannot write {path}: {error.strerror or error}; what is complete is kept") from error
+            raise TakenOverError(f"{path}: another worker has taken over this file") from error
+        raise CacheError(f"cannot write {path}: {error.strerror or error}; complete files are kept") from error
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete temporary files of killed writers of `name`; for the worker alone that holds its claim."""
+    """Delete temporary files of killed writers of `name`; only for the worker that holds the claim."""
     for leftover in folder.glob(f"{TEMPORARY}{name}.*"):
         leftover.unlink(missing_ok=True)
 
@@ -64,7 +64,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """A record as it stands in its tar. json: offset and length; at: offset of `tensors`; end: of the next member."""
+    """Position of a record in its tar. json: offset and length; at: offset of `tensors`; end: of the next member."""
 
     key: str
     meta: dict[str, Any]
@@ -77,18 +77,18 @@ class StoredRecord:
 def tar_records(file: IO[bytes], *, size: int) -> Iterator[StoredRecord]:
     """The records of a shard of `size` bytes, read from front to back; memory holds one.
 
-    ValueError for a member that our writer does not make: links, holes and headers that say more than a name and a size
-    are refused before anything is done with them. The file ends behind the tar's end, or the reader leaves earlier.
+    ValueError for a member that our writer does not make: links, holes and headers with more than a name and a size are
+    refused before they are used. The file must end with the tar, unless the reader stops earlier.
     """
     at, waiting = 0, None
     while (block := _exactly(file, tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
         try:
             member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
         except tarfile.TarError as error:
-            raise ValueError(f"no header of a tar's member at byte {at}: {error}") from None
+            raise ValueError(f"no valid tar header at byte {at}: {error}") from None
         at += tarfile.BLOCKSIZE
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not 0 <= member.size <= size - at:
-            raise ValueError(f"{member.name!r} is no file of a record, or is larger than the shard")
+            raise ValueError(f"{member.name!r} is not a file of a record, or is larger than the shard")
         content, place = _exactly(file, member.size), (at, member.size)
         at += member.size + len(_exactly(file, -member.size % tarfile.BLOCKSIZE))
         key, _, kind = member.name.partition(".")
@@ -115,7 +115,7 @@ def _exactly(file: IO[bytes], size: int) -> bytes:
 def tensor_ranges(safetensors: bytes) -> dict[str, tuple[int, int]]:
     """Byte range (start, end) of each tensor in a safetensors file, from its header; ValueError if it is damaged."""
     if len(safetensors) < 8:
-        raise ValueError("no safetensors: it is too short")
+        raise ValueError("not safetensors: it is too short")
     (length,) = struct.unpack("<Q", safetensors[:8])
     header = parse_object(safetensors[8 : 8 + length]) if length <= len(safetensors) else {}
     ranges = {}
@@ -124,17 +124,17 @@ def tensor_ranges(safetensors: bytes) -> dict[str, tuple[int, int]]:
             continue
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not isinstance(offsets, list) or [type(at) for at in offsets] != [int, int]:
-            raise ValueError(f"no safetensors: {name[:40]} has no place")
+            raise ValueError(f"not safetensors: {name[:40]} has no byte range")
         start, end = (8 + length + at for at in offsets)
         if not 8 + length <= start <= end <= len(safetensors):
-            raise ValueError(f"no safetensors: {name[:40]} lies outside of it")
+            raise ValueError(f"not safetensors: {name[:40]} lies outside of the file")
         ranges[name] = (start, end)
     return ranges
 
 
 @dataclass
 class RecordPlace:
-    """Where a record's parts stand in its tar: byte offset and length."""
+    """Positions of a record's parts in its tar: byte offset and length."""
 
     json: tuple[int, int]
     tensors: dict[str, tuple[int, int]]

@@ -1,7 +1,7 @@
 """`flowmask cache repair`: makes again the files that verify calls wrong, and nothing else.
 
 A shard is encoded again in a folder beside and moved into place; a sidecar follows from its shard, index, quarantine
-and manifest from the sidecars, the plan from the dataset. After a kill the same command goes on. Refuses a dataset,
+and manifest from the sidecars, the plan from the dataset. After a kill the same command continues. Refuses a dataset,
 weights or settings other than those that made the cache, and an input that has become unreadable.
 """
 

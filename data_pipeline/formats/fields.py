@@ -1,4 +1,4 @@
-"""Checks of the fields of a dataset's annotations; DataError names the field and the value that was found in it."""
+"""Checks of the fields of a dataset's annotations; DataError names the field and its value."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ def check_expression(text: Any, *, where: str) -> str:
 
 
 def check_name(value: Any, *, where: str) -> str:
-    """A name of a file, a frame or an annotation; DataError if no file can have it, or no line of text show it."""
+    """A name of a file, a frame or an annotation; raises DataError if it can't be a file name or can't be printed."""
     name = str(value) if isinstance(value, str) or (is_int(value) and abs(value) <= _LARGEST_INT) else ""
     if not name.strip() or not name.isprintable():
         raise DataError(f"{where} is {shown(value)!r}; expected a name")
@@ -47,7 +47,7 @@ def check_path(name: str, *, where: str) -> str:
 
 
 def check_inside(name: str, *, where: str) -> str:
-    """The path of a file or folder below another one; DataError if it leads out of that."""
+    """The path of a file or folder below another one; raises DataError if it leads out of that folder."""
     if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise DataError(
             f"{where} is {name[:40]!r}; expected a name below the dataset's folder, without empty parts or .."
@@ -55,7 +55,7 @@ def check_inside(name: str, *, where: str) -> str:
     return check_path(name, where=where)
 
 
-def refuse_twice(names: Iterable[str], *, where: str, said: str = "stands there twice") -> None:
+def refuse_twice(names: Iterable[str], *, where: str, said: str = "appears twice") -> None:
     """DataError for the first name that is there more than once."""
     name, times = next(iter(Counter(names).most_common(1)), ("", 0))
     if times > 1:
@@ -63,12 +63,12 @@ def refuse_twice(names: Iterable[str], *, where: str, said: str = "stands there 
 
 
 def is_int(value: Any) -> bool:
-    """Whether this is a whole number, and not true or false."""
+    """Whether this is an integer, and not true or false."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def field(entry: Any, name: str, kind: type, *, where: str) -> Any:
-    """`entry[name]` of the given type; DataError says where it is missing or what stands there instead."""
+    """`entry[name]` of the given type; raises DataError if it is missing or has another type."""
     if not isinstance(entry, dict) or name not in entry:
         raise DataError(f"{where} has no field {name!r}")
     value = entry[name]

@@ -1,4 +1,4 @@
-"""JSON of a dataset: an object that names a key twice is refused, since json would drop one of the two."""
+"""JSON of a dataset: an object that names a key twice is refused, since Python's json would drop one of the two."""
 
 import json
 from collections import Counter
@@ -12,11 +12,11 @@ BOM = b"\xef\xbb\xbf"
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its members; ValueError if two have one name."""
+    """An object of its members; raises ValueError if two have the same name."""
     found = dict(pairs)
     if len(found) < len(pairs):
         name, times = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {name[:40]!r} stands in one object {times} times")
+        raise ValueError(f"the key {name[:40]!r} is in one object {times} times")
     return found
 
 

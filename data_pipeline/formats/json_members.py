@@ -1,7 +1,7 @@
-"""A large JSON object, member by member: memory holds one of them, and where each one stands can be kept.
+"""A large JSON object, member by member: memory holds one member at a time, and the position of each can be kept.
 
-So a file of masks of hundreds of MB is checked once, from end to end, and later read by ranges. Refused: what json
-refuses, and a name that stands twice in one object.
+So a file of masks with hundreds of MB is checked once, completely, and later read by ranges. Refuses everything that
+Python's json refuses, and a name that occurs twice in one object.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Member:
 def members(path: Path, *, field: str | None = None) -> Iterator[Member]:
     """Members of the object that a file holds, or of its field `field`, in their order.
 
-    DataError: the file is missing or does not parse, no object stands there, or there is no such field.
+    Raises DataError if the file is missing or does not parse, is no object, or has no such field.
     """
     with reading(path, what="JSON") as file:
         yield from _members(_Scanner(file), path, field)
@@ -67,7 +67,10 @@ def _members(scanner: "_Scanner", path: Path, field: str | None) -> Iterator[Mem
 
 
 class _Scanner:
-    """Reads JSON from a file through a window. Latin-1 makes a character of each byte: places are byte offsets."""
+    """Reads JSON from a file through a window.
+
+    Latin-1 decodes each byte to one character, so positions are byte offsets.
+    """
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -80,7 +83,7 @@ class _Scanner:
             file.seek(0)
 
     def peek(self) -> str:
-        """The next character that is no white space, "" at the end."""
+        """The next character that is not white space; "" at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -94,7 +97,7 @@ class _Scanner:
         self._at += 1
 
     def names(self) -> Iterator[str]:
-        """Names of the members of an object; the caller takes the value of each before it asks for the next."""
+        """Names of the members of an object; the caller reads the value of each before the next name."""
         self.take("{")
         if self.peek() == "}":
             self.take("}")
@@ -105,7 +108,7 @@ class _Scanner:
                 self.take('"')
             self._name = self._parsed()
             if self._name[0] in seen:
-                raise ValueError(f"the key {self._name[0][:40]!r} stands in one object twice")
+                raise ValueError(f"the key {self._name[0][:40]!r} is in one object twice")
             seen.add(self._name[0])
             self.take(":")
             yield self._name[0]
@@ -115,7 +118,7 @@ class _Scanner:
         self.take("}")
 
     def member(self) -> Member:
-        """The value of the name that `names` gave last."""
+        """The value of the last name that `names` yielded."""
         name, name_start, name_length = self._name
         value, start, length = self._parsed()
         return Member(name, value, start, length, name_start, name_length)
@@ -128,7 +131,7 @@ class _Scanner:
             raise ValueError(f"extra data at byte {self._offset + self._at}")
 
     def _parsed(self) -> tuple[Any, int, int]:
-        """The next value with its place; the window grows until it stands there whole."""
+        """The next value with its position; the window grows until it contains the whole value."""
         self.peek()
         while True:
             try:
@@ -147,7 +150,7 @@ class _Scanner:
         return parse(raw), start, len(raw)
 
     def _more(self) -> bool:
-        """Move the window on; what is before the next value is forgotten."""
+        """Move the window on; text before the next value is dropped."""
         content = self._file.read(max(self._chunk, len(self._text) - self._at))
         self._whole = not content
         self._offset += self._at
@@ -156,7 +159,7 @@ class _Scanner:
 
 
 class Places:
-    """Where the members of a file stand, by name, in a few bytes each."""
+    """Positions of a file's members by name, in a few bytes each."""
 
     def __init__(self, path: Path, found: Iterable[tuple[Member, int]]):
         """found: each member, with a number of the caller's."""
@@ -192,7 +195,7 @@ def _key(name: str) -> bytes:
 
 
 def read_range(path: Path, start: int, length: int) -> Any:
-    """The JSON value in a range of a file; DataError if the file has changed since it was looked through."""
+    """The JSON value in a range of a file; DataError if the file has changed since it was scanned."""
     try:
         with open_file(path) as file:
             file.seek(start)

@@ -1,4 +1,4 @@
-"""meta_expressions.json, in which MeViS and the sets after it list a split's videos: id -> frames, expressions."""
+"""meta_expressions.json, the list of a split's videos in MeViS and later datasets: id -> frames, expressions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def listed_videos(meta: Path, frames: Path) -> frozenset[str] | None:
 
 
 def read_entry(meta: Path, video_id: str, entry: Any, *, expression: Callable[..., E]) -> tuple[list[str], list[E]]:
-    """Names of the frames as they are listed, and expressions of one video; DataError names the fields that are wrong.
+    """Names of the frames in their order, and expressions of one video; raises DataError that names the wrong fields.
 
     expression: makes one, called as expression(its entry, exp_id=, text=, video_id=, frames=, where=)
     """
@@ -49,9 +49,9 @@ def read_entry(meta: Path, video_id: str, entry: Any, *, expression: Callable[..
 
 
 def kind_of(entry: dict[str, Any], name: str, kinds: Mapping[Any, str], *, required: bool, where: str) -> str:
-    """The kind of a sentence by its field `name`, of which `kinds` has every value; "" where it may be and is missing.
+    """The kind of a sentence by its field `name`, one of `kinds`; "" if it is optional and missing.
 
-    required: a benchmark reports its scores by kind; training asks for none
+    required: a benchmark reports its scores by kind; training needs none
     """
     if name not in entry and not required:
         return ""
@@ -63,7 +63,7 @@ def kind_of(entry: dict[str, Any], name: str, kinds: Mapping[Any, str], *, requi
 
 
 def _frame_names(listed: Sequence[Any], *, where: str) -> list[str]:
-    """Names of a video's frames without the suffix of a picture; each names a file, and no two name one."""
+    """Names of a video's frames without the suffix of a picture; each names a different file."""
     names = [_without_suffix(name) for name in check_names(listed, where=where)]
     if not names:
         raise DataError(f"{where} is empty")

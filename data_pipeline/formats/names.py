@@ -1,7 +1,7 @@
-"""Names of a dataset: in time order, and as names of the files that are made from them.
+"""Names of a dataset: their time order, and file names made from them.
 
-A name that every file system keeps as it is stays as it is. Others are written byte by byte as %hh, which
-`urllib.parse.unquote` undoes; what is longer than 200 bytes ends in its hash.
+A name that every file system can store is not changed. In others, unsafe bytes are written as %hh, which
+`urllib.parse.unquote` undoes; a name of more than 200 bytes ends in its hash.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 LONGEST_ID = 1000  # characters
-_LONGEST_BYTES = 200  # a file system ends at 255; temporary names and suffixes are added
+_LONGEST_BYTES = 200  # file systems allow 255; temporary names and suffixes are added
 _CUT = "%~"
-# Separators and signs of some system, our own escapes, and ends that some system drops or hides.
+# Characters that some system reserves, our own escapes, and ends that some system drops or hides.
 _UNSAFE = re.compile(r'[\0-\x1f\x7f/\\:*?"<>|]|%[0-9a-fA-F]{2}|%~|\A[. ]|[. ]\Z')
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\xb9\xb2\xb3])\s*(\.|\Z)", re.IGNORECASE)
 _KEPT = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-.")
@@ -27,19 +27,19 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def in_time_order(names: Iterable[str]) -> list[str]:
-    """Names by their numbers; 1 before 01."""
+    """Names sorted by their numbers; 1 before 01."""
     return sorted(names, key=lambda name: (natural_key(name), name))
 
 
 def same_file(name: str) -> str:
-    """A key that is equal for names which some file system takes for one: case and forms of accents do not count."""
+    """A key that is equal for names that some file system does not distinguish, by case or form of accents."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFD", name).casefold())
 
 
 def file_names(ids: Iterable[str], *, spelled: Callable[[str], str] = str) -> dict[str, str]:
-    """A file name for each of several distinct ids, no two of which are one on any file system.
+    """A file name for each of several distinct ids, which all file systems distinguish.
 
-    spelled: how an id is written where that is safe and no other id is written so
+    spelled: the preferred name of an id, used if it is safe and unique
     """
     plain = {name: spelled(name) for name in ids}
     owners = Counter(map(same_file, plain.values()))

@@ -1,8 +1,8 @@
-"""Pictures that others made: the only place that opens them. JPEG, PNG, BMP and WebP, told by their first bytes.
+"""The only place that opens pictures of other programs: JPEG, PNG, BMP and WebP, recognised by their first bytes.
 
-Refused by DataError: what is missing, no regular file, of another format, cut, or of more pixels than its bytes
-account for, told from the header. Pixels are rgb8: of 16 bits a sample the upper 8, transparency is ignored, of
-an animation the first picture is read. Orientation in EXIF counts only where `upright` asks for it.
+Raises DataError for a file that is missing, not regular, of another format, truncated, or whose header states more
+pixels than its bytes can hold. Pixels are rgb8: the upper 8 of 16 bits, without transparency; of an animation the first
+picture. The orientation in EXIF is applied only with `upright`.
 """
 
 import os
@@ -23,8 +23,8 @@ from flowmask.models.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-_PIXELS, _PIXELS_PER_BYTE = 1 << 25, 4  # 8K in any file; photographs have a byte for 2 to 4 px
-# What PIL raises for bytes that are no picture.
+_PIXELS, _PIXELS_PER_BYTE = 1 << 25, 4  # 8K for any file; photographs have one byte for 2 to 4 px
+# Exceptions that PIL raises for bytes that are no picture.
 _DAMAGED: tuple[type[Exception], ...] = (OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError)
 _DAMAGED += (EOFError, OverflowError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
 _ORIENTATION = 0x0112
@@ -49,9 +49,9 @@ def opened_image(
     formats: tuple[str, ...] = _FORMATS,
     pixels: int | None = None,
 ) -> Iterator[Image.Image]:
-    """A picture while it is open; DataError if it may not be read. `what` and `kind` are words for the message.
+    """An open picture; raises DataError if it must not be read. `what` and `kind` are words for the message.
 
-    pixels: how many the caller expects, so that as many are read from a file of any size
+    pixels: the expected number, which is read from a file of any size
     """
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
     try:
@@ -62,8 +62,8 @@ def opened_image(
         raise DataError(f"{path}: the {what} is missing") from None
     except UnidentifiedImageError:
         raise DataError(
-            f"{path}: not a readable {kind}, or a truncated one; it must be {' or '.join(formats)}, which its first "
-            "bytes don't say"
+            f"{path}: not a readable {kind}, or a truncated one; it must be {' or '.join(formats)}, but its first "
+            "bytes are different"
         ) from None
     except _DAMAGED as error:
         said = getattr(error, "strerror", None) or error
@@ -101,9 +101,9 @@ def read_index_map(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def read_object_mask(path: Path, *, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Bool [H W]: where a PNG's palette index, its grey value or any of its colours is above 0.
+    """Bool [H W]: true where a PNG's palette index, grey value or a colour channel is above 0.
 
-    DataError for another size, and for transparency: whether it marks the object or hides it is not said.
+    Raises DataError for another size, and for transparency, whose meaning is undefined.
     """
     with opened_image(path, what="mask", kind="mask", formats=("PNG",), pixels=_pixels(size)) as image:
         values = np.asarray(image)
@@ -116,7 +116,7 @@ def read_object_mask(path: Path, *, size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def pictures_in(folder: Path, *, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The pictures of a folder by their names in natural order; hidden files are none. OSError."""
+    """The pictures of a folder by their names in natural order; without hidden files. Raises OSError."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
     return sorted(found, key=lambda path: (natural_key(path.stem), path.name))
 
@@ -134,13 +134,13 @@ def _refuse_bomb(image: Image.Image, path: Path, file_bytes: int, *, expected: i
     pixels, most = image.width * image.height, max(_PIXELS + _PIXELS_PER_BYTE * file_bytes, expected or 0)
     if pixels > most or pixels == 0:
         raise DataError(
-            f"{path}: {image.width}x{image.height} px in a file of {file_bytes} bytes; at most {most} px are read "
-            "from it: make the picture smaller"
+            f"{path}: {image.width}x{image.height} px in a file of {file_bytes} bytes; at most {most} px are "
+            "accepted for this size: make the picture smaller"
         )
 
 
 def _rgb8(image: Image.Image) -> NDArray[np.uint8]:
-    image.info.pop("transparency", None)  # PIL warns of what it ignores
+    image.info.pop("transparency", None)  # else PIL warns that it ignores it
     if not image.mode.startswith("I"):
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     grey = (np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)
@@ -148,7 +148,7 @@ def _rgb8(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1..8; 1, as it is stored, where there is none or it is damaged."""
+    """EXIF's orientation, 1..8; 1 (as stored) if there is none or it is damaged."""
     try:
         found = image.getexif().get(_ORIENTATION)
     except _DAMAGED:

@@ -1,7 +1,7 @@
 """Pickles of plain data only (dict, list, tuple, str, numbers, bytes); nothing in the file is executed.
 
-Refuses, as DataError, a pickle that asks for a class or a function, that holds anything else, or that is a small file
-and a large value.
+Raises DataError for a pickle that needs a class or a function, that holds other types, or whose value is much larger
+than its file.
 """
 
 import os
@@ -17,7 +17,7 @@ from flowmask.models.stored.size import expanded
 _MOST_PARTS, _PARTS_A_BYTE = 1_000_000, 16
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
-# What pickle raises for bytes that are no pickle.
+# Exceptions that pickle raises for invalid bytes.
 _DAMAGED: tuple[type[Exception], ...] = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError)
 _DAMAGED += (AttributeError, OverflowError, MemoryError, RecursionError, struct.error)
 
@@ -25,7 +25,7 @@ _DAMAGED += (AttributeError, OverflowError, MemoryError, RecursionError, struct.
 class _PlainUnpickler(pickle._Unpickler):
     """Admits no class and no function: nothing can be called, so nothing in the file is executed.
 
-    Python's own one: that in C makes a table as long as the largest number that a file gives to one of its objects.
+    Uses the implementation in Python: the one in C allocates a table as long as the largest object number in the file.
     """
 
     def __init__(self, file: Any, path: Path):
@@ -40,17 +40,17 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """What a pickle holds; DataError if it is missing, damaged or not plain."""
+    """The value of a pickle; raises DataError if it is missing, damaged or not plain."""
     with reading(path, what="pickle", errors=_DAMAGED) as file:
         content = _PlainUnpickler(file, path).load()
         _refuse_other_types(content, path)
         if expanded(content) > _MOST_PARTS + _PARTS_A_BYTE * os.fstat(file.fileno()).st_size:
-            raise ValueError("it refers to its own parts too often to be read")
+            raise ValueError("it has too many references to its own parts")
     return content
 
 
 def _refuse_other_types(content: Any, path: Path) -> None:
-    """DataError for what opcodes make without a class: sets and byte arrays."""
+    """Raises DataError for types that opcodes make without a class: sets and byte arrays."""
     seen: set[int] = set()
     stack: list[Any] = [[content]]
     while stack:

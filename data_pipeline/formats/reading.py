@@ -1,4 +1,4 @@
-"""One line for a file of a dataset that cannot be read, whatever its format, and one for several mistakes together."""
+"""One-line errors for unreadable files of a dataset, and one line for several mistakes."""
 
 import os
 import reprlib
@@ -18,12 +18,12 @@ _SHOWN = 5
 def reading(
     path: Path, *, what: str, errors: tuple[type[Exception], ...] = (ValueError, RecursionError)
 ) -> Iterator[IO[bytes]]:
-    """The open file; DataError if it is missing, cannot be read, or `errors` say that it is no valid `what`."""
+    """The open file; raises DataError if it is missing, can't be read, or (by one of `errors`) is no valid `what`."""
     try:
         with open_file(path) as file:
             yield file
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; docs/datasets.md says what a dataset holds") from None
+        raise DataError(f"{path} is missing; see docs/datasets.md for the files of a dataset") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except errors as error:
@@ -31,7 +31,7 @@ def reading(
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """A regular file open for reading; OSError for a folder, a pipe or a device, which could wait for ever."""
+    """A regular file open for reading; OSError for a folder, a pipe or a device, which could block for ever."""
     return os.fdopen(open_regular(path), "rb")
 
 

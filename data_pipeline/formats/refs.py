@@ -1,9 +1,9 @@
 """The files of sentences about COCO's images: refs(BY).p, a pickle, of RefCOCO, RefCOCO+ and RefCOCOg, and the JSON
-of the same form of gRefCOCO, grefs(BY).json, in which a sentence may name several objects, or none.
+of the same form of gRefCOCO, grefs(BY).json, in which a sentence may name several objects or none.
 
 gRefCOCO follows the loaders of henghuiding/ReLA at a389648e: gres_model/data/datasets/{grefer,grefcoco}.py. They
-encode `raw`; here it is the normalised `sent`, as of the other sets. Crowds that a sentence names are left out, as
-there. Not seen: the file itself.
+encode `raw`; here it is the normalised `sent`, as of the other sets. Crowds are left out, as
+there. The file itself was not available.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def read_refs(path: Path) -> list[Any]:
 
 
 def annotations_of(ref: Any, *, where: str) -> list[int]:
-    """Ids of the annotations that a ref names, none where it names nothing; DataError for what is no id."""
+    """Ids of the annotations that a ref names, empty if it names nothing. Raises DataError for an invalid id."""
     if not isinstance(ref, dict) or "ann_id" not in ref:
         raise DataError(f"{where} has no field 'ann_id'")
     ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
@@ -57,12 +57,12 @@ def without_crowds(named: list[dict[str, Any]], path: Path, *, where: str) -> li
     """The annotations that a ref of `path` means: of gRefCOCO all but crowds; DataError if it names crowds alone."""
     kept = [a for a in named if not a.get("iscrowd")] if path.suffix == ".json" else named
     if named and not kept:
-        raise DataError(f"{where}.ann_id names crowds alone, which are no objects of gRefCOCO")
+        raise DataError(f"{where}.ann_id names only crowds, which are not objects of gRefCOCO")
     return kept
 
 
 def sentence_of(sentence: Any, *, where: str) -> str:
-    """`sent`, the normalised form; `raw`, as it was typed, if that left nothing of it."""
+    """`sent`, the normalised sentence; `raw`, the typed one, if `sent` is empty."""
     text = field(sentence, "sent", str, where=where)
     raw = sentence.get("raw")
     unseen = isinstance(raw, str) and not has_words(clean(text, lowercase=True))

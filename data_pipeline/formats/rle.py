@@ -1,9 +1,9 @@
-"""COCO run-length masks, the truth that every record carries; polygons to such masks.
+"""COCO run-length masks, the form of true masks in records; and polygons to such masks.
 
-A mask is {"size": [H, W], "counts": str}, runs counted down the columns. Refused by DataError, with the
-caller's words for where it stands: another size, counts that are malformed or do not cover the frame
-(pycocotools' own decoder returns uninitialised memory for those, so decoding is done here). Every number is
-held against the frame's pixels before another is computed from it, so that none overflows.
+A mask is {"size": [H, W], "counts": str}, runs counted down the columns. Raises DataError, with the
+caller's description of the place, for another size, and for counts that are malformed or do not cover the
+frame (pycocotools' decoder returns uninitialised memory for those, so decoding is done here). Every number is
+compared with the frame's pixels before it is used, so that none overflows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
 
 
 def is_empty(rle: Any) -> bool:
-    """Whether a mask has no pixel, told by its runs alone; a malformed one is not empty: `decode` names it."""
+    """Whether a mask has no pixel, from its runs only; a malformed mask is not empty, since `decode` reports it."""
     if rle is None:
         return True
     if not isinstance(rle, Mapping) or "counts" not in rle or not _is_size(rle.get("size")):
@@ -75,8 +75,8 @@ def rasterise(polygons: Any, *, size: tuple[int, int], where: str) -> Mask:
     """Bool [H W], the union of COCO polygons [x0, y0, x1, y1, ...] in px.
 
     Fewer than three points cover nothing (COCO has a few). DataError for anything but flat lists of finite
-    numbers in pairs, for points so far outside that they belong to another picture, and for a contour so long that
-    it drew the picture over and over: pycocotools' memory grows with the length of an edge.
+    numbers in pairs, for points far outside of the picture, and for very long contours: pycocotools' memory grows with
+    the length of an edge.
     """
     from pycocotools import mask as coco
 
@@ -109,9 +109,9 @@ def _points(polygon: Any, *, where: str) -> NDArray[np.float64]:
     try:
         points = np.asarray(polygon, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{where}: no polygon of numbers: {shown(polygon)!r}") from error
+        raise DataError(f"{where}: not a polygon of numbers: {shown(polygon)!r}") from error
     if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
-        raise DataError(f"{where}: no list of finite x, y, x, y, ...: {shown(polygon)!r}")
+        raise DataError(f"{where}: not a list of finite x, y, x, y, ...: {shown(polygon)!r}")
     return points
 
 
@@ -132,7 +132,7 @@ def _runs(counts: Any, *, total: int, where: str) -> NDArray[np.int64]:
     try:
         code = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     except (AttributeError, UnicodeEncodeError) as error:
-        raise DataError(f"{where}: RLE counts are no ASCII string: {shown(counts)!r}") from error
+        raise DataError(f"{where}: RLE counts are not an ASCII string: {shown(counts)!r}") from error
     if not code.size or (code < 0).any() or (code > 63).any() or code[-1] & 0x20:
         raise DataError(f"{where}: malformed RLE counts {shown(counts)!r}")
     ends = np.flatnonzero(~code & 0x20)

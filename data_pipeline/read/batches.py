@@ -1,6 +1,6 @@
-"""What training opens: a cache, several, or a stream of one; the order of its examples; and their batches.
+"""Opens the data of a training: a cache, several, or a stream; the order of the examples; and their batches.
 
-The one place that knows which kind of reading a config asks for.
+The only place that chooses the kind of reading by the config.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ Batches = Loader | StreamLoader
 
 
 def open_reader(data: LoaderConfig, *, check: bool = True, pin: bool = False) -> Reader:
-    """What a config names, opened; see `CacheReader` for `check` and `pin`."""
+    """Opens the data of a config; see `CacheReader` for `check` and `pin`."""
     if data.mode == "stream":
         return StreamReader(data, pin=pin)
     if data.cache is not None:
@@ -42,7 +42,7 @@ def open_reader(data: LoaderConfig, *, check: bool = True, pin: bool = False) ->
 
 
 def open_cache(place: Path | str, data: LoaderConfig, *, check: bool = True, pin: bool = False) -> CacheReader:
-    """One cache, read by its index: a folder, or a URL by way of the disk that `data` names."""
+    """One cache, read by its index: a folder, or a URL through the local disk in `data`."""
     if isinstance(place, Path):
         return CacheReader(place, check=check, pin=pin)
     assert data.local_cache is not None, "asked for by the config"
@@ -56,7 +56,7 @@ def caches_of(reader: Reader) -> list[CacheReader | StreamReader]:
 
 
 def plan_for(reader: Reader, *, global_batch: int, seed: int, remainder: str) -> Plan:
-    """The order in which training reads what was opened."""
+    """The order in which training reads the opened data."""
     if isinstance(reader, StreamReader):
         return reader.plan(global_batch=global_batch, seed=seed)
     rest: dict[str, Any] = {"global_batch": global_batch, "seed": seed, "remainder": remainder}

@@ -1,4 +1,4 @@
-"""Memory for batches, given out again once no tensor uses it: fresh memory costs as much as reading into it.
+"""Memory for batches, reused once no tensor uses it: new memory costs as much time as reading into it.
 
 A buffer is free when the last tensor in it dies. Page-locked memory is recycled by torch, which knows when a copy
 to the device has ended.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNMENT = 64  # bytes between tensors of one buffer
-_KEPT_BYTES = 1 << 28  # free buffers beyond this are given back to the system
+_KEPT_BYTES = 1 << 28  # free buffers above this are returned to the system
 Wanted = Mapping[str, tuple[Sequence[int], torch.dtype]]
 
 
@@ -45,14 +45,14 @@ class Buffers:
         with self._lock:
             self._take_back()
             whole: NDArray[np.uint8] | None = None
-            for place in range(len(self._free) - 1, -1, -1):  # the one given back last is warm
+            for place in range(len(self._free) - 1, -1, -1):  # the last returned one is in the CPU's cache
                 if size <= self._free[place].nbytes <= 2 * size:
                     whole = self._free.pop(place)
                     self._free_bytes -= whole.nbytes
                     break
         whole = np.empty(size, np.uint8) if whole is None else whole
         lent = whole[:size]
-        # called wherever the last tensor dies, inside a collection too: it may take no lock
+        # may be called anywhere, also in a garbage collection, so it must take no lock
         weakref.finalize(lent, self._returned.append, whole).atexit = False
         return torch.from_numpy(lent)
 

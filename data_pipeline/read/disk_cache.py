@@ -1,8 +1,8 @@
-"""Files on a node's disk that its processes share: never more bytes than the limit, the ones used last.
+"""Files on a node's disk that its processes share: at most the limit in bytes, least recently used first out.
 
-Thread safe, and safe between processes: the bytes of one file, `locks`, are the locks (of an open file description: the
-system frees them when its holder dies), and its first 8 bytes count what is stored. A file appears whole by a rename,
-which nobody syncs: its owner tells damage by a checksum, and fetches again. Knows nothing of what is stored.
+Thread safe, and safe between processes: the bytes of one file, `locks`, are locks (of an open file description, which
+the system frees when its holder dies), and its first 8 bytes are the stored size. Files appear by a rename, without a
+sync: the caller detects damage by a checksum and fetches again. Independent of the contents.
 """
 
 import fcntl
@@ -18,9 +18,9 @@ from flowmask.models.errors import CacheError
 
 Bytes = bytes | bytearray | memoryview
 _LOCKS, _WRITING = "locks", "writing"
-_COUNT_LOCK = 1 << 62  # the other locks lie at the names' checksums
+_COUNT_LOCK = 1 << 62  # the other locks are at the checksums of the names
 _BLOCK = 4096  # bytes; what a file takes is a multiple
-_KEPT = 7 / 8  # of the limit, when room is made: so that it is made seldom
+_KEPT = 7 / 8  # share of the limit that is kept when files are deleted, so that this is rare
 _POLL_S, _PATIENCE_S = 0.005, 120.0
 
 
@@ -33,12 +33,12 @@ class DiskCache:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = os.lstat(folder)
             if found.st_uid != os.geteuid():
-                raise CacheError(f"data.local_cache: {folder} belongs to another user; give a folder of your own")
-            with self._counting() as count:  # what a killed process, or a person, has left
+                raise CacheError(f"data.local_cache: {folder} belongs to another user; use your own folder")
+            with self._counting() as count:  # after a killed process, or a manual change
                 _set_count(count, self._evict(limit))
 
     def read(self, name: str, into: Sequence[memoryview]) -> bool:
-        """Fill the buffers, one after another, with a file of just their size; False if there is none such."""
+        """Fill the buffers, one after another, with a file of exactly their size; False if there is none."""
         if (file := self._open(name)) is None:
             return False
         try:
@@ -46,7 +46,7 @@ class DiskCache:
             if os.fstat(file).st_size == wanted and os.preadv(file, into, 0) == wanted:
                 os.utime(file)
                 return True
-        except OSError:  # a disk that fails: what it held is fetched again
+        except OSError:  # the disk fails: its data is fetched again
             pass
         finally:
             os.close(file)
@@ -54,14 +54,14 @@ class DiskCache:
         return False
 
     def hold(self, name: str) -> int | None:
-        """A descriptor of a file, which stays in the folder until that is closed."""
+        """A descriptor of a file, which is not deleted until the descriptor is closed."""
         if (file := self._open(name)) is not None:
             fcntl.flock(file, fcntl.LOCK_SH)
             os.utime(file)
         return file
 
     def put(self, files: Mapping[str, Sequence[Bytes]]) -> None:
-        """Store files, each given in parts; one for which there is no room is left out."""
+        """Store files, each given in parts; a file without room is not stored."""
         with self._naming(), self._counting() as count:
             for name, parts in files.items():
                 if not (self.folder / name).exists() and self._room(count, _on_disk(sum(map(len, parts)))):
@@ -76,9 +76,9 @@ class DiskCache:
             _set_count(count, max(0, _count(count) - size))
 
     def once(self, names: Collection[str], *, ready: Callable[[str], bool], fetch: Callable[[list[str]], None]) -> None:
-        """Call `fetch` for the names that are not `ready`, unless another process does so: that one is waited for.
+        """Call `fetch` for the names that are not `ready`, unless another process is doing so: then wait for it.
 
-        A process that keeps others waiting for _PATIENCE_S is not waited for any longer: files are then fetched twice.
+        After _PATIENCE_S of waiting for another process, the files are fetched again.
         """
         missing, until = [name for name in names if not ready(name)], monotonic() + _PATIENCE_S
         while missing:
@@ -93,7 +93,7 @@ class DiskCache:
 
     @contextmanager
     def _claimed(self, names: Collection[str]) -> Iterator[set[str]]:
-        """Those of the names that no other process or thread has claimed; they are ours inside."""
+        """Those of the names that no other process or thread has claimed; the block holds the claims."""
         with self._naming():
             locks = self._open_locks()
         try:
@@ -103,7 +103,7 @@ class DiskCache:
 
     @contextmanager
     def _counting(self) -> Iterator[int]:
-        """The descriptor of the count, which nobody else changes inside."""
+        """The descriptor of the count, locked inside the block."""
         locks = self._open_locks()
         try:
             _lock(locks, _COUNT_LOCK, wait=True)
@@ -118,11 +118,11 @@ class DiskCache:
             return None
 
     def _open_locks(self) -> int:
-        """Locks are of what this returns: each holder opens its own."""
+        """Open the file of locks; each holder needs a separate descriptor."""
         return os.open(self.folder / _LOCKS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def _room(self, count: int, size: int) -> bool:
-        """Count `size` bytes more, if needed in the place of others; False if that can't be."""
+        """Count `size` bytes more, deleting others if needed; False if impossible."""
         if size > self.limit:
             return False
         used = _count(count)
@@ -133,7 +133,7 @@ class DiskCache:
         return fits
 
     def _evict(self, most: int) -> int:
-        """Delete what was used longest ago and nobody holds, until `most` bytes are left; returns how many are."""
+        """Delete the least recently used files that are not held, until `most` bytes are left; returns the rest."""
         found = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -150,7 +150,7 @@ class DiskCache:
         return used
 
     def _deleted(self, name: str) -> bool:
-        """Delete a file that nobody holds."""
+        """Delete a file that is not held."""
         if (file := self._open(name)) is None:
             return False
         try:
@@ -164,7 +164,7 @@ class DiskCache:
             os.close(file)
 
     def _write(self, name: str, parts: Sequence[Bytes]) -> None:
-        beside = self.folder / _WRITING  # one at a time: the count is locked
+        beside = self.folder / _WRITING  # only one at a time, since the count is locked
         beside.unlink(missing_ok=True)
         with beside.open("xb") as file:
             file.writelines(parts)

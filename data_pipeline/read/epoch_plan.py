@@ -1,6 +1,6 @@
-"""Which examples stand in which global batch: computed from (seed, step), never stored.
+"""The examples of every global batch, computed from (seed, step), never stored.
 
-Each bucket is one endless stream of examples: its epochs' permutations end to end, cut into global batches.
+Each bucket is one endless stream of examples: its epochs' permutations concatenated, cut into global batches.
 All arithmetic is exact, on Python integers and uint64; nothing depends on world size, workers or history.
 Refuses an empty cache and, with `drop`, a bucket that is smaller than a batch.
 """
@@ -17,13 +17,13 @@ from flowmask.data_pipeline.randomness import mix64, mix64_array
 from flowmask.models.errors import ConfigError
 
 _ROUNDS = 8
-_EXAMPLES, _BATCHES = 1, 2  # what a key permutes: keeps the two families of bijections apart
+_EXAMPLES, _BATCHES = 1, 2  # separate the keys of the two families of bijections
 Uint64 = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """One global batch, all of one bucket; of a stream only this rank's part of it, n examples.
+    """One global batch, all of one bucket; for a stream only this rank's part, n examples.
 
     example_ids: uint64 [n]    epochs: int64 [n], the epoch that each example belongs to
     """
@@ -35,7 +35,7 @@ class PlannedBatch:
 
 
 def passes(global_batch: int, *, micro_batch: int, world_size: int) -> int:
-    """Micro-batches of a rank in each step; ConfigError if the processes can't share out a global batch equally."""
+    """Micro-batches of a rank in each step; raises ConfigError if the processes can't share a global batch equally."""
     at_once = micro_batch * world_size
     if global_batch % at_once:
         raise ConfigError(
@@ -79,7 +79,7 @@ def _feistel(values: Uint64, a: Uint64, b: Uint64, keys: Uint64) -> Uint64:
 
 
 class _Stream:
-    """Positions of one bucket in closed form: how much its first e epochs feed, and which stands where."""
+    """Positions of one bucket in closed form: size of its first e epochs, and the example at each position."""
 
     def __init__(self, bucket: Bucket, *, global_batch: int, seed: int, number: int, remainder: str):
         self.bucket, self.global_batch = bucket, global_batch
@@ -97,7 +97,7 @@ class _Stream:
         return self.fed(epochs) // self.global_batch
 
     def batch(self, number: int) -> tuple[Uint64, NDArray[np.int64]]:
-        """Example ids and epochs of the bucket's batch `number`; each example's epoch is its own."""
+        """Example ids and epochs of the bucket's batch `number`; the epoch is per example."""
         start_cycle, start = divmod(number * self.global_batch, self.before[-1])
         positions = start + np.arange(self.global_batch, dtype=np.int64)
         cycles, rest = np.divmod(positions, self.before[-1])
@@ -136,14 +136,14 @@ class EpochPlan:
                     )
 
     def dropped(self) -> dict[str, list[int]]:
-        """Examples lost in an epoch of each view, by bucket: all zero with `carry`."""
+        """Examples dropped in an epoch of each view, by bucket: all zero with `carry`."""
         return {
             stream.bucket.name: [n - used for n, used in zip(stream.bucket.counts, stream.used, strict=True)]
             for stream in self._streams
         }
 
     def first_step(self, epoch: int) -> int:
-        """The first step of an epoch; the next epoch's where this one is too small to fill a batch."""
+        """The first step of an epoch; that of the next epoch if this one is too small to fill a batch."""
         return sum(stream.batches(epoch) for stream in self._streams)
 
     def epoch_of(self, step: int) -> int:
@@ -159,7 +159,7 @@ class EpochPlan:
         return low
 
     def progress(self, step: int) -> float:
-        """Epochs done before `step`, with the fraction: what a log shows as `epoch`."""
+        """Epochs done before `step`, with the fraction: shown in logs as `epoch`."""
         epoch = self.epoch_of(step)
         start, end = self.first_step(epoch), self.first_step(epoch + 1)
         return epoch + (step - start) / (end - start)

@@ -1,4 +1,4 @@
-"""Where the bytes of a cache come from: what a reader asks for, and its answer for a folder.
+"""Access to the bytes of a cache: the interface of readers, and its implementation for a folder.
 
 Thread safe; `preadv` releases the GIL. A cache in an object store is `stored.py`.
 """
@@ -22,7 +22,7 @@ from flowmask.data_pipeline.cache.shards import FOLDER, shard_name, shard_number
 from flowmask.models.errors import CacheError
 from flowmask.models.stored.regular import open_regular, refuse_outside
 
-Parts = list[tuple[int, memoryview]]  # offset in a shard, and the memory that the bytes from there on fill
+Parts = list[tuple[int, memoryview]]  # offset in a shard, and the memory to fill from there
 _MAX_OPEN_FILES = 256
 _CHECKING_THREADS = 8
 
@@ -30,7 +30,7 @@ _CHECKING_THREADS = 8
 class CacheFiles(ABC):
     """The files of one finished cache. `place` is for messages: its folder or URL.
 
-    waits: reading is mostly waiting for a server, so that much is to be asked for at once.
+    waits: reading mostly waits for a server, so much should be requested at once.
     """
 
     waits = False
@@ -43,9 +43,11 @@ class CacheFiles(ABC):
         return f"{self.place}/{FOLDER}/{shard_name(shard)}"
 
     def size(self, shard: int) -> int:
-        """Bytes of a shard; CacheError if the cache has no such one."""
+        """Bytes of a shard; raises CacheError if the cache has no such shard."""
         if shard not in self.shards:
-            raise CacheError(f"{self.where(shard)}: the index names it, the manifest doesn't; build the cache again")
+            raise CacheError(
+                f"{self.where(shard)}: the index names it, but the manifest does not; build the cache again"
+            )
         return self.shards[shard].size
 
     def record_memory(self, shard: int, offset: int, length: int) -> memoryview:
@@ -60,7 +62,7 @@ class CacheFiles(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """CacheError unless every shard is there, of the right size; names one that is not."""
+        """Raises CacheError, with the name, if a shard is missing or has another size."""
 
     @abstractmethod
     def read(self, wanted: Sequence[tuple[int, Parts]]) -> None:
@@ -68,11 +70,11 @@ class CacheFiles(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Hold nothing open any more."""
+        """Close all files."""
 
 
 class LocalFiles(CacheFiles):
-    """A cache in a folder; the _MAX_OPEN_FILES shards used last stay open."""
+    """A cache in a folder; the _MAX_OPEN_FILES last used shards stay open."""
 
     def __init__(self, folder: Path):
         super().__init__(folder, read_manifest(folder))
@@ -80,7 +82,7 @@ class LocalFiles(CacheFiles):
         self.open = lru_cache(maxsize=_MAX_OPEN_FILES)(self._open)
 
     def index(self, *, check: bool) -> NDArray[Any]:
-        """`ROW` [rows], as `CacheFiles` has it."""
+        """`ROW` [rows], see `CacheFiles`."""
         folder, manifest = self._folder, self.manifest
         return open_index(folder / FILE, manifest.index, home=folder, rows=manifest.examples, check=check)
 
@@ -105,7 +107,7 @@ class LocalFiles(CacheFiles):
                 if found.st_size != self.shards[number].size:
                     _check_size(Path(path), found.st_size, expected=self.shards[number].size)
 
-        with ThreadPoolExecutor(_CHECKING_THREADS) as pool:  # a shared filesystem answers many at once
+        with ThreadPoolExecutor(_CHECKING_THREADS) as pool:  # a shared filesystem answers many requests in parallel
             list(pool.map(some, range(_CHECKING_THREADS)))
 
     def read(self, wanted: Sequence[tuple[int, Parts]]) -> None:
@@ -120,7 +122,7 @@ class LocalFiles(CacheFiles):
 
 
 class _OpenFile:
-    """A shard, open until nobody refers to it any more."""
+    """A shard, open until it is no longer referenced."""
 
     def __init__(self, path: Path, *, size: int):
         self.path, self.size = path, size
@@ -136,13 +138,13 @@ class _OpenFile:
         while done < len(into):
             count = self._preadv([into[done:]], offset + done)
             if not count:
-                raise CacheError(f"{self.path}: ends before byte {offset + len(into)}: the file was cut")
+                raise CacheError(f"{self.path}: ends before byte {offset + len(into)}: the file is truncated")
             done += count
 
     def read_parts(self, parts: list[tuple[int, memoryview]]) -> None:
-        """Fill each buffer from its offset; those that follow each other in the file by one call."""
+        """Fill each buffer from its offset; with one call for neighbours in the file."""
         parts = sorted(parts, key=itemgetter(0))
-        if parts and parts[-1][0] > self.size:  # no place of a file: preadv would not take the largest ones
+        if parts and parts[-1][0] > self.size:  # beyond the file: preadv does not accept the largest offsets
             raise CacheError(f"{self.path}: ends before byte {parts[-1][0]}, where the index has an example")
         while parts:
             offset, run, end = parts[0][0], 0, parts[0][0]
@@ -151,7 +153,9 @@ class _OpenFile:
                 run += 1
             if run == 1 or self._preadv([into for _, into in parts[:run]], offset) < end - offset:
                 for start, into in parts[:run]:
-                    self.read(into, start)  # alone, or cut short: one by one, which names a file that ends
+                    self.read(
+                        into, start
+                    )  # a single one, or incomplete: read one by one, which reports a file that ends
             parts = parts[run:]
 
     def _preadv(self, buffers: list[memoryview], offset: int) -> int:

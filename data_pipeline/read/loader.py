@@ -1,7 +1,7 @@
-"""Batches for one rank, read ahead by threads, in the plan's order whatever the number of ranks and threads.
+"""Batches for one rank, read ahead by threads, in the plan's order for any number of ranks and threads.
 
-The state is the step number: nothing else is needed to continue anywhere. An error in a reading thread
-surfaces at the step it belongs to.
+The state is the step number: nothing else is needed to continue. An error in a reading thread
+is raised at its step.
 """
 
 from abc import ABC, abstractmethod
@@ -27,14 +27,14 @@ _MASK = (1 << 64) - 1
 
 @dataclass
 class Batch:
-    """One micro-batch of one rank; tensors that the objective did not ask for are None.
+    """One micro-batch of one rank; tensors that the objective does not need are None.
 
     video_mean, video_logvar, mask_mean  [b 16 f h w] raw, stored dtype
     text         [b L D] stored dtype, L at least the longest here, zeros after a shorter one's end; see `padded_text`
     mask_pixels  bool [b F H W]    annotated  bool [b F]: the frames that count in loss and score; None: all do
-    example_ids  int64 [b]      epochs  int64 [b]         positions  int64 [b], places in the global batch
+    example_ids  int64 [b]      epochs  int64 [b]         positions  int64 [b], positions in the global batch
     keys         one integer per example, mix64(seed, epoch, example, step): its only source of randomness
-    digest       sum of mix64(position, example id) mod 2^64: identifies the examples that were delivered
+    digest       sum of mix64(position, example id) mod 2^64: identifies the delivered examples
     draws        random tensors [b ...] by name, filled by the loader's `prepare`
     finite       bool [b] by part of the loss: whether it is finite for each example; filled by the loss
     """
@@ -59,13 +59,19 @@ class Batch:
         return len(self.keys)
 
     def padded_text(self) -> Tensor:
-        """Text as the DiT sees it, [b text_tokens D], zeros behind each sentence: made last, as most of it is zeros."""
+        """Text as the DiT sees it, [b text_tokens D], zeros after each sentence.
+
+        Made as late as possible, since most of it is zeros.
+        """
         assert self.text is not None
         missing = max(0, self.text_tokens - self.text.shape[1])
         return torch.nn.functional.pad(self.text, (0, 0, 0, missing))
 
     def note_finite(self, **parts: Tensor) -> None:
-        """Note in `finite` for each [b ...] part of the loss of which examples it is; the device isn't waited for."""
+        """Store in `finite`, for each [b ...] part of the loss, which examples are finite.
+
+        Does not wait for the device.
+        """
         for name, part in parts.items():
             self.finite[name] = part.detach().isfinite().reshape(len(part), -1).all(1)
 
@@ -85,16 +91,16 @@ def unchanged(batch: Batch) -> Batch:
 
 
 class ChecksText(Protocol):
-    """A reader: ConfigError if a sentence is stored neither whole nor cut to `text_tokens`."""
+    """A reader that raises ConfigError if a sentence is stored neither whole nor cut to `text_tokens`."""
 
     def check_text_tokens(self, text_tokens: int) -> None: ...
 
 
 class Steps(ABC):
-    """Global steps without end: an item is this rank's list of micro-batches, `step` the number of the next one.
+    """An endless iterator of steps: an item is this rank's list of micro-batches, `step` the number of the next one.
 
-    `prepare` runs once on each micro-batch, `wait_s` is how long the consumer has waited so far. Use as a context
-    manager, or call `close`, so that no thread outlives its run.
+    `prepare` runs once on each micro-batch, `wait_s` is the consumer's waiting time so far. Use it as a context
+    manager, or call `close`, to end its threads.
     """
 
     def __init__(
@@ -115,9 +121,9 @@ class Steps(ABC):
     def batch(
         self, tensors: dict[str, Tensor], *, step: int, first: int, ids: NDArray[np.int64], epochs: NDArray[np.int64]
     ) -> Batch:
-        """The micro-batch of these examples, which stand from `first` on in the global batch of a step.
+        """The micro-batch of these examples, which begin at position `first` in the global batch of a step.
 
-        tensors: [b ...] by name, as `CacheReader.read` gives them    ids, epochs: int64 [b]
+        tensors: [b ...] by name, as from `CacheReader.read`    ids, epochs: int64 [b]
         """
         places, numbers = range(first, first + len(ids)), ids.tolist()
         given: dict[str, Any] = dict(tensors)
@@ -159,7 +165,7 @@ class Steps(ABC):
 
 
 class Loader(Steps):
-    """Batches from a cache's files, read ahead by threads; 0 `threads` read when asked."""
+    """Batches from a cache's files, read ahead by threads; with 0 `threads` they are read on request."""
 
     def __init__(
         self,
@@ -178,7 +184,7 @@ class Loader(Steps):
         share = micro_batch * passes(plan.global_batch, micro_batch=micro_batch, world_size=world_size)
         self._places = range(rank * share, (rank + 1) * share)
         self._depth = prefetch_batches
-        workers = threads * prefetch_batches if reader.waits else threads  # a server is asked for all of them at once
+        workers = threads * prefetch_batches if reader.waits else threads  # all are requested from a server at once
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader") if threads else None
         self._threads = threads
         self._ahead: deque[list[Future[list[Batch]]]] = deque()
@@ -199,13 +205,13 @@ class Loader(Steps):
 
     def _submit(self, pool: ThreadPoolExecutor) -> None:
         planned, firsts = self.plan[self._submitted], self._firsts()
-        several = -(-len(firsts) // self._threads)  # a future each costs as much as a third of the reading
+        several = -(-len(firsts) // self._threads)  # one future per micro-batch would cost a third of the reading time
         parts = [firsts[start : start + several] for start in range(0, len(firsts), several)]
         self._ahead.append([pool.submit(self._read_all, planned, part) for part in parts])
         self._submitted += 1
 
     def _read_all(self, planned: PlannedBatch, firsts: Sequence[int]) -> list[Batch]:
-        """The micro-batches that begin at these neighbouring places, from one reading of all their examples."""
+        """The micro-batches at these neighbouring positions, from one read of all their examples."""
         start, stop = firsts[0], firsts[-1] + self.micro_batch
         ids, epochs = planned.example_ids[start:stop].astype(np.int64), planned.epochs[start:stop]
         tensors = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)

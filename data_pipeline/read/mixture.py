@@ -1,8 +1,8 @@
-"""Several caches in one training run: each one's stream of global batches is drawn in proportion to its weight.
+"""Several caches in one training run: each provides global batches in proportion to its weight.
 
-Every cache keeps its own plan, so its examples keep their own epochs and views, and equal shapes of two caches
-are two streams. Which cache a step belongs to is computed, like all else: no state, O(log caches). Example ids
-run through the caches in their order. Refuses caches that one model cannot be trained on, naming the fields.
+Every cache has a separate plan, so epochs and views are separate, and equal shapes of two caches are two
+streams. The cache of a step is computed, without state, in O(log caches). Example ids are numbered through the
+caches in their order. Refuses caches that one model cannot be trained on, naming the fields.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.errors import CacheError
 from flowmask.models.stored.sealed import to_json
 
-_CACHES, _TURNS = 3, 4  # beside epoch_plan's two families of keys
+_CACHES, _TURNS = 3, 4  # families of keys, in addition to the two of epoch_plan
 _SAME = ("dtype", "latent_channels", "latents_mean", "latents_std", "text_dim", "pixel_norm", "lowercase")
 _SAME_FIELDS = ("format", "model.vae", "model.text_encoder", "model.tokenizer", "text.limits")
 
@@ -35,7 +35,7 @@ class Turns:
     """Assigns every step to one cache, so that after n steps each has had n x share[c] of them, within a constant.
 
     A tree halves the caches; a node gives its left side floor(n x share + offset) of its first n steps, in
-    exact fractions. So a cache at depth d is off by less than d steps at every n, and none is left out.
+    exact fractions. So a cache at depth d deviates by less than d steps at every n, and each gets its steps.
     """
 
     def __init__(self, shares: Sequence[Fraction], *, seed: int):
@@ -43,7 +43,7 @@ class Turns:
         self._caches, self._seed = len(shares), seed
 
     def turn(self, step: int) -> tuple[int, int]:
-        """The cache that a step belongs to, and how many steps before it did."""
+        """The cache that a step belongs to, and the number of its earlier steps."""
         low, high = 0, self._caches
         while high - low > 1:
             middle = (low + high) // 2
@@ -55,7 +55,7 @@ class Turns:
         return low, step
 
     def counts(self, steps: int) -> list[int]:
-        """How many of the first `steps` steps belong to each cache."""
+        """Number of steps of each cache among the first `steps` steps."""
         return self._counts(0, self._caches, steps)
 
     def _counts(self, low: int, high: int, steps: int) -> list[int]:
@@ -65,7 +65,7 @@ class Turns:
         return [*self._counts(low, middle, left), *self._counts(middle, high, steps - left)]
 
     def _left(self, low: int, high: int, steps: int) -> int:
-        """Of a node's first steps those of its left half: Beatty's sequence, begun at an offset in [0, 1)."""
+        """Number of a node's first steps in its left half: a Beatty sequence with an offset in [0, 1)."""
         middle = (low + high) // 2
         share = (self._before[middle] - self._before[low]) / (self._before[high] - self._before[low])
         offset = Fraction(mix64(self._seed, _TURNS, low, high), 1 << 64)
@@ -87,7 +87,7 @@ class MixturePlan:
         """caches: the buckets of each cache, its ids from 0; shares: of the steps, positive, with the sum 1."""
         self.global_batch, self.seed, self.remainder = global_batch, seed, remainder
         self._turns = Turns(shares, seed=seed)
-        # Equal caches must not be shuffled alike; one alone is shuffled as if there were no mixture.
+        # Equal caches must not be shuffled alike; a single one is shuffled as without a mixture.
         seeds = [mix64(seed, _CACHES, c) if len(caches) > 1 else seed for c in range(len(caches))]
         self.plans = [
             EpochPlan(buckets, global_batch=global_batch, seed=own, remainder=remainder)
@@ -119,7 +119,7 @@ class MixtureReader:
     """Several caches, read as one: cache c's example i is example `first_id[c] + i`."""
 
     def __init__(self, caches: Sequence[CacheReader], *, shares: Sequence[Fraction]):
-        """CacheError if caches do not agree in what one model needs, or one stands there twice."""
+        """Raises CacheError if the caches can't train one model, or if one is listed twice."""
         self.caches, self.shares = list(caches), list(shares)
         self.waits = any(cache.waits for cache in caches)
         _refuse_unlike(self.caches)
@@ -139,12 +139,12 @@ class MixtureReader:
             cache.check_text_tokens(text_tokens)
 
     def bucket_of(self, example_id: int) -> BucketEntry:
-        """The bucket of an example, as its own cache has it."""
+        """The bucket of an example, in its own cache."""
         cache, own = self._own(example_id)
         return cache.bucket_of(own)
 
     def read(self, example_ids: NDArray[np.integer], *, needs: Collection[str], text_tokens: int) -> dict[str, Tensor]:
-        """Tensors [b ...] of examples [b] of one bucket of one cache, as `CacheReader.read` gives them."""
+        """Tensors [b ...] of examples [b] of one bucket of one cache, as from `CacheReader.read`."""
         cache, first = self._own(int(example_ids[0]))
         own = example_ids.astype(np.int64) - int(example_ids[0]) + first
         assert ((own >= 0) & (own < cache.manifest.examples)).all(), "a batch is of one cache"
@@ -192,7 +192,7 @@ def _refuse_unlike(caches: Sequence[CacheReader]) -> None:
 
 
 def _needed(cache: CacheReader) -> dict[str, Any]:
-    """What weights trained on a cache depend on."""
+    """The settings of a cache that weights depend on."""
     fields = cache.manifest.fingerprint.fields
     facts = {name: getattr(cache.manifest, name) for name in _SAME}
     return facts | {name: fields.get(name) for name in _SAME_FIELDS}
@@ -230,7 +230,7 @@ def _manifest(caches: Sequence[CacheReader], shares: Sequence[Fraction], *, firs
 
 
 def _fingerprint(each: Sequence[Fingerprint], shares: Sequence[Fraction]) -> Fingerprint:
-    """Fields that all caches share keep their names; the others, and the shares, are named by their place."""
+    """Fields that all caches share keep their names; the others, and the shares, get names with their position."""
     common = {
         name: value
         for name, value in each[0].fields.items()

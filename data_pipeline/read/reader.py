@@ -1,9 +1,9 @@
 """Reading a finished cache: exactly the bytes that an example needs, straight into the batch's tensors.
 
-Thread safe. Opening refuses a cache that is unfinished or of another version. A shard that is missing or of another
-size than the manifest says is refused when it is first read, and all of them at the start with `check`, as is an index
-of another hash: in one process of a run, so that 1,000 ranks don't ask for every shard's size. What the index says is
-read only where it lies in a shard and is of the manifest's buckets. Where the bytes are is `CacheFiles`' to know.
+Thread safe. Opening refuses a cache that is unfinished or of another version. A missing shard, or one of another
+size than in the manifest, is refused when it is first read. With `check` all shards and the hash of the index are
+checked at the start: in one process of a run, so that 1,000 ranks do not query every shard. Positions from the index
+are checked against the shard and the manifest's buckets. `CacheFiles` knows where the bytes are.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -33,9 +33,9 @@ NEEDS = frozenset((*LATENTS, "text", "mask_pixels"))
 class CacheReader:
     """A finished cache, opened for reading by example id.
 
-    What training needs of a reader, also of one that presents several caches as one: `buckets`, `manifest`,
-    `read`, `record`, `bucket_of`, `check_text_tokens`, `waits`, `close`; nothing else.
-    check: look at the index's hash and every shard's size now; without it, at a shard's size when it is first read.
+    Training uses only these members of a reader (also of one that combines several caches): `buckets`, `manifest`,
+    `read`, `record`, `bucket_of`, `check_text_tokens`, `waits`, `close`.
+    check: check the index's hash and every shard's size now; otherwise a shard's size when it is first read.
     pin: read into page-locked memory.
     """
 
@@ -51,7 +51,7 @@ class CacheReader:
 
     @property
     def folder(self) -> Path:
-        """Where it is, for what needs more of it than its examples."""
+        """Its folder, for code that needs more than its examples."""
         assert isinstance(self.place, Path), f"{self.place} is no folder here"
         return self.place
 
@@ -63,7 +63,7 @@ class CacheReader:
         return self._bucket(self.index[example_id][None])
 
     def _bucket(self, rows: NDArray[Any]) -> BucketEntry:
-        """The one bucket of rows of the index."""
+        """The common bucket of rows of the index."""
         number = int(rows[0]["bucket"])
         if number >= len(self.manifest.buckets) or (rows["bucket"] != number).any():
             raise CacheError(f"{self.place}: the index has examples of another bucket than the manifest says")
@@ -73,9 +73,9 @@ class CacheReader:
         """Tensors of examples [b] of one bucket.
 
         returns: of `needs`: video_mean, video_logvar, mask_mean [b 16 f h w] raw, stored dtype; text [b L D],
-                 stored dtype, L the most tokens of these examples (at most text_tokens), zeros after a
-                 shorter one's last; mask_pixels bool [b F H W], and annotated bool [b F] where a cache has
-                 clips of which some frames are not
+                 stored dtype, L the largest number of tokens (at most text_tokens), zeros after shorter
+                 ones; mask_pixels bool [b F H W], and annotated bool [b F] if the cache has clips with
+                 unannotated frames
         """
         assert set(needs) <= NEEDS, f"unknown needs {set(needs) - NEEDS}"
         rows = self.index[example_ids]
@@ -105,7 +105,7 @@ class CacheReader:
     def _parts(
         self, row: dict[str, int], memory: Mapping[str, memoryview], *, place: int, examples: int, text_tokens: int
     ) -> Parts:
-        """What to read of an example: offset in the shard, and the place in the batch's memory that it fills."""
+        """The parts of an example to read: offset in the shard, and memory of the batch to fill."""
         parts = []
         for name, whole in memory.items():
             size = len(whole) // examples
@@ -155,7 +155,7 @@ def shapes_of(manifest: Manifest, bucket: BucketEntry, *, examples: int, tokens:
 
 
 def _mask_of(record: memoryview, place: int, *, where: str) -> dict[str, Any]:
-    """A mask, as a record has it."""
+    """A mask of a record."""
     with damaged_record(where):
         mask: dict[str, Any] = parse_object(bytes(record))["masks"][place]
         return mask
@@ -163,7 +163,7 @@ def _mask_of(record: memoryview, place: int, *, where: str) -> dict[str, Any]:
 
 @contextmanager
 def damaged_record(where: object) -> Iterator[None]:
-    """While inside, a record whose JSON is not of a clip is a CacheError."""
+    """Inside the block, invalid JSON of a record is a CacheError."""
     try:
         yield
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -174,7 +174,10 @@ def damaged_record(where: object) -> Iterator[None]:
 def fill_masks(
     batch: Mapping[str, Tensor], place: int, mask: Mapping[str, Any], *, bucket: BucketEntry, where: str
 ) -> None:
-    """Copy a record's mask into a place of a batch: `mask_pixels` bool [b F H W]; `annotated` bool [b F] if there."""
+    """Copy a record's mask into a position of a batch: `mask_pixels` bool [b F H W].
+
+    `annotated` bool [b F] if there.
+    """
     with damaged_record(where):
         masks = rle.decode_frames(mask["rle"], size=(bucket.height, bucket.width), where=where)
         batch["mask_pixels"][place] = torch.from_numpy(masks)

@@ -1,9 +1,10 @@
-"""A cache in an object store: just the ranges that examples need, through a bounded cache on the node's disk.
+"""A cache in an object store: only the ranges that examples need, through a bounded cache on the node's disk.
 
-A range is the bytes of one tensor or record. Those of a batch are asked for together, neighbours by one request, and by
-one process of a node. On the disk each has its CRC-32 behind it, so that a damaged file is fetched again. Its name has
-the SHA-256 of its shard, so that no other cache's bytes are taken for it. The index is fetched once, and hashed when it
-is opened. A server's answer is checked by its length and the object's size; `flowmask cache verify URL` hashes all.
+A range is the bytes of one tensor or record. The ranges of a batch are requested together, with one request for
+neighbours, and by one process of a node. On disk each range is followed by its CRC-32, so that a damaged file is
+fetched again. Its name contains the SHA-256 of its shard, so that caches are not confused. The index is fetched once,
+and hashed when it is opened. A server's answer is checked by its length and the object's size; `flowmask cache verify
+URL` hashes all shards.
 """
 
 import os
@@ -26,7 +27,7 @@ from flowmask.data_pipeline.read.files import CacheFiles, Parts
 from flowmask.models.errors import CacheError
 from flowmask.models.files import sha256_of_open
 
-_GAP = 4  # of what is asked for, at most one part in so many lies between ranges and is not needed
+_GAP = 4  # at most 1/4 of a joined request may be bytes between ranges
 _LONGEST = 8 << 20  # bytes of a request that joins ranges
 _CHECKSUM_BYTES = 4
 Range = tuple[int, int, int]  # shard, first byte, length
@@ -45,20 +46,20 @@ class StoredFiles(CacheFiles):
         self._held: weakref.finalize[Any, Any] | None = None
 
     def index(self, *, check: bool) -> NDArray[Any]:
-        """`ROW` [rows]; its hash is looked at whatever `check` is: a local copy may be damaged."""
+        """`ROW` [rows]; its hash is always checked, since a local copy may be damaged."""
         entry = self.manifest.index
         name = f"{entry.sha256}.npy"
         self._disk.once([name], ready=self._hold, fetch=self._fetch_index)
         if self._held is None and not self._hold(name):
             raise CacheError(
-                f"data.local_cache_gib: {self._disk.limit} bytes have no room for the index of {self.place}, "
-                f"{entry.size} bytes; give more"
+                f"data.local_cache_gib: {self._disk.limit} bytes are too few for the index of {self.place}, "
+                f"{entry.size} bytes; raise it"
             )
         path, rows = self._disk.folder / name, self.manifest.examples
         return index.open_index(path, entry, home=self._disk.folder, rows=rows, check=False)
 
     def _hold(self, name: str) -> bool:
-        """Keep the local index open, and so in its place, if it is right."""
+        """Keep the local index open, so that it is not deleted, if it is correct."""
         if (descriptor := self._disk.hold(name)) is None:
             return False
         with os.fdopen(os.dup(descriptor), "rb") as file:
@@ -147,7 +148,7 @@ class StoredFiles(CacheFiles):
 
 @dataclass
 class Request:
-    """Bytes start..stop-1 of a shard, which hold all of `ranges`; `needed` of them are theirs."""
+    """Bytes start..stop-1 of a shard, which contain all of `ranges`; `needed`: bytes in the ranges."""
 
     shard: int
     start: int
@@ -157,7 +158,7 @@ class Request:
 
 
 def joined(ranges: Mapping[Range, Any] | Sequence[Range]) -> Iterator[Request]:
-    """Few requests for all ranges: neighbours are one if at most one byte in _GAP of it is not needed."""
+    """Joins ranges to few requests: neighbours are joined if at most one byte in _GAP is not needed."""
     request: Request | None = None
     for one in sorted(ranges):
         shard, offset, length = one

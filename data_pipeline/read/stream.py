@@ -1,7 +1,7 @@
 """Batches from shards at a URL, opened by the webdataset library and read from front to back, without the index.
 
-The order is StreamPlan's: shuffled within a window, dependent on the number of ranks; resume skips whole shards
-unread. A shard that can't be read to its end is fetched again, then is an error that names it: never fewer examples.
+The order is StreamPlan's: shuffled within a window, and dependent on the number of ranks; a resume skips whole shards.
+A shard that can't be read to its end is fetched again, then it is an error: examples are never skipped.
 """
 
 import os
@@ -30,7 +30,7 @@ from flowmask.data_pipeline.read.stream_plan import EPOCH, ID, Items, StreamPlan
 from flowmask.models.errors import CacheError, ConfigError
 from flowmask.models.stored.regular import open_regular
 
-_CONNECT_S, _STALL_S = 30, 60  # curl gives up on a server that says nothing for so long
+_CONNECT_S, _STALL_S = 30, 60  # seconds without data after which curl fails
 # Curl's exit codes
 _CURL = {6: "unknown host", 7: "connection refused", 18: "cut off in the middle", 22: "an HTTP error"}
 _CURL |= {28: "silence", 52: "no answer", 56: "connection lost"}
@@ -40,7 +40,7 @@ _PARTS = {"video_mean": "video.mean", "video_logvar": "video.logvar"}
 
 @dataclass
 class Example:
-    """What one example needs of a record that was read: parts of its bytes, and its JSON."""
+    """The data of one example from a record: parts of its bytes, and its JSON."""
 
     tensors: dict[str, memoryview]
     meta: dict[str, Any]
@@ -49,7 +49,7 @@ class Example:
 
 
 class StreamReader:
-    """A finished cache at a URL (or in a folder), known by its manifest alone."""
+    """A finished cache at a URL (or in a folder), known only by its manifest."""
 
     def __init__(self, config: LoaderConfig, *, pin: bool = False):
         self.config, self.buffers = config, Buffers(pin=pin)
@@ -64,9 +64,9 @@ class StreamReader:
         self.buckets: list[Bucket] = [bucket.counts() for bucket in self.manifest.buckets]
 
     def place(self, name: str) -> str:
-        """Where a file of the cache is: `name` in place of {}, or behind the URL.
+        """Where a file of the cache is: `name` replaces {}, or follows the URL.
 
-        A command is run by a shell, to which the name is one word; the manifest admits no other than shards' names.
+        A command runs in a shell, in which the name is one word; the manifest accepts only names of shards.
         """
         base = str(self.config.cache)
         name = shlex.quote(name) if base.startswith("pipe:") else name
@@ -88,10 +88,10 @@ class StreamReader:
         return StreamPlan(self.manifest, global_batch=global_batch, seed=seed, shuffle_examples=size)
 
     def close(self) -> None:
-        """Nothing is held open between two shards."""
+        """Nothing to close: no file is open between two shards."""
 
     def fetch(self, shard: int, wanted: set[int], *, plan: StreamPlan) -> dict[int, Example]:
-        """The wanted examples of a shard, by id; CacheError when it was tried often enough."""
+        """The wanted examples of a shard, by id; raises CacheError after the last retry."""
         place = self.place(f"{FOLDER}/{self.manifest.shards[shard].file}")
         found: dict[int, Example] = {}
         for attempt in range(self.config.retries + 1):
@@ -128,7 +128,7 @@ class StreamReader:
     def tensors(
         self, examples: list[Example], *, bucket: int, needs: Collection[str], text_tokens: int
     ) -> dict[str, Tensor]:
-        """Tensors [b ...] of examples of one bucket, as `CacheReader.read` gives them."""
+        """Tensors [b ...] of examples of one bucket, as from `CacheReader.read`."""
         entry = self.manifest.buckets[bucket]
         row = self.manifest.text_dim * self.dtype.itemsize
         texts = [self._text(example, text_tokens) for example in examples] if "text" in needs else []
@@ -158,7 +158,7 @@ class StreamReader:
 
 
 class StreamLoader(Steps):
-    """As `Loader`, for streams: a window is read while the one before it is trained on."""
+    """As `Loader`, for streams: a window is read while the previous one is used."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class StreamLoader(Steps):
         self._held: dict[int, Example] = {}
 
     def _order(self, held: dict[int, Example]) -> tuple[Window, list[Future[dict[int, Example]]]]:
-        """Ask for the shards of the next window, but not for examples that are held already."""
+        """Request the shards of the next window, except examples that are already in memory."""
         window = next(self._windows)
         asked = {shard: ids - held.keys() for shard, ids in window.wanted().items()}
         return window, [
@@ -198,7 +198,7 @@ class StreamLoader(Steps):
         return self._batch(bucket, items, place)
 
     def _advance(self) -> None:
-        """The next window, its examples at hand; the one after it is asked for."""
+        """Wait for the examples of the next window, and request the one after it."""
         self._window, coming = self._next, self._coming
         kept = set(self._window.carried[:, ID].tolist())
         kept.update(number for _, items in self._window.batches for number in items[:, ID].tolist())
@@ -221,9 +221,9 @@ class StreamLoader(Steps):
 
 @contextmanager
 def _open(place: str) -> Iterator[Any]:
-    """A stream of webdataset's, or a file; http(s) through a curl that gives up on a server which has gone quiet.
+    """A stream of webdataset's, or a file; http(s) through curl with a timeout.
 
-    OSError when it ends if its command failed, unless the reader left before the end.
+    OSError when it ends if its command failed, unless the reader stopped before the end.
     """
     from webdataset.gopen import gopen
 
@@ -235,7 +235,7 @@ def _open(place: str) -> Iterator[Any]:
     try:
         yield stream
     except GeneratorExit:
-        with suppress(OSError):  # the command complains that nobody listens any more
+        with suppress(OSError):  # the command fails because its reader is gone
             stream.close()
         raise
     except BaseException:
@@ -259,7 +259,7 @@ def _copy(content: memoryview, into: Tensor, *, where: str, padded: bool = False
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line; a command's exit code says more than the tar that it cut."""
+    """The reason in one line; a command's exit code has more detail than the error of the truncated tar."""
     message = " ".join(str(getattr(error, "strerror", None) or (error.args or ("",))[0]).split())
     ended = re.search(r"exit (\d+) \(read\)", message)
     if ended is None:

@@ -1,9 +1,10 @@
-"""The order in which shards that are only streamed give their examples: from the manifest, (seed, rank, step) alone.
+"""The order of examples in a stream of shards, computed from the manifest and (seed, rank, step).
 
-The shards of all epochs, each epoch shuffled, are one endless row; rank r of W reads every W-th. It shuffles within a
-window: as many of its shards as hold `shuffle_examples` examples. A micro-batch is of one bucket; what does not fill
-one waits for the next window. So each example comes once an epoch, at some rank, and a step's place is known without
-reading what came before it. Refuses a manifest that doesn't say what each shard holds.
+The shards of all epochs, each epoch shuffled, form one endless sequence; rank r of W reads every W-th shard. It
+shuffles within a window: as many shards as hold `shuffle_examples` examples. A micro-batch has one bucket; examples
+that do not fill one are carried to the next window. So each example is used once per epoch, at some rank, and the
+position of a step is known without reading earlier shards. Refuses a manifest without the number of examples of each
+shard.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,10 @@ Items = NDArray[np.int64]  # [n 3]
 
 @dataclass
 class Window:
-    """What one rank shuffles together: micro-batches (bucket, Items) in order; `carried` waits for later ones."""
+    """The examples that one rank shuffles together: micro-batches (bucket, Items) in order.
+
+    `carried` waits for later ones.
+    """
 
     batches: list[tuple[int, Items]]
     carried: Items
@@ -42,7 +46,7 @@ def _distinct(items: Items) -> list[int]:
 
 
 class StreamPlan:
-    """As `EpochPlan`, for streams. Example ids are those of the index, which nobody needs to fetch.
+    """As `EpochPlan`, for streams. Example ids are those of the index, which is not fetched.
 
     `share` must be called before `plan[step]`, which then knows this rank's part of the global batch only.
     """
@@ -60,7 +64,7 @@ class StreamPlan:
         self._of_view = [np.flatnonzero((views == view) & self.counts.any(1)) for view in range(manifest.views)]
         if not self.counts.any():
             raise ConfigError("the cache has no example to train on; see `dropped` in its manifest.json")
-        self.first = np.zeros_like(self.counts)  # example id of each shard's first one of each bucket
+        self.first = np.zeros_like(self.counts)  # id of each shard's first example of each bucket
         for view, shards in enumerate(self._of_view):
             before = np.cumsum(self.counts[shards], axis=0) - self.counts[shards]
             self.first[shards] = before + np.array([bucket.first[view] for bucket in manifest.buckets])
@@ -68,7 +72,7 @@ class StreamPlan:
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def share(self, *, rank: int, world_size: int, micro_batch: int) -> "StreamPlan":
-        """Say which part of every global batch is this process's; ConfigError if it can't be shared out."""
+        """Set this process's part of every global batch. Raises ConfigError if the batch can't be shared."""
         self.accumulation = passes(self.global_batch, micro_batch=micro_batch, world_size=world_size)
         self.rank, self.world_size, self.micro_batch = rank, world_size, micro_batch
         self._asked, self._asked_step = self.batches(0), 0
@@ -89,7 +93,7 @@ class StreamPlan:
             passed += len(order)
 
     def windows(self, step: int = 0) -> Iterator[Window]:
-        """This rank's windows from a step on; the first one without what was delivered before it."""
+        """This rank's windows from a step on; the first one without examples of earlier steps."""
         skip = step * self.accumulation
         carried = np.empty((0, 3), np.int64)
         shards = self._shards()
@@ -147,7 +151,7 @@ class StreamPlan:
                     row = []
 
     def __getitem__(self, step: int) -> PlannedBatch:
-        """What this rank reads at a step; asking in order is cheap."""
+        """This rank's part of a step; cheap in increasing order."""
         if step < self._asked_step:
             self._asked, self._asked_step = self.batches(0), 0
         while True:
@@ -161,12 +165,12 @@ class StreamPlan:
         )
 
     def first_step(self, epoch: int) -> int:
-        """How many steps the examples of the first `epoch` epochs fill."""
+        """Number of steps that the examples of the first `epoch` epochs fill."""
         cycles, rest = divmod(epoch, len(self._examples))
         return (cycles * sum(self._examples) + sum(self._examples[:rest])) // self.global_batch
 
     def progress(self, step: int) -> float:
-        """Epochs' worth of examples that all ranks together have had before `step`."""
+        """Number of epochs that all ranks together have read before `step`."""
         views = len(self._examples)
         cycles, rest = divmod(step * self.global_batch, sum(self._examples))
         for view, examples in enumerate(self._examples):
@@ -176,5 +180,5 @@ class StreamPlan:
         raise AssertionError("the rest is less than a cycle")
 
     def dropped(self) -> dict[str, list[int]]:
-        """Examples lost in an epoch: none, in any bucket."""
+        """Examples lost in an epoch: always none."""
         return {}

@@ -165,6 +165,7 @@ _PAGE = """<!doctype html>
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .8rem } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem }
 h3 { font-size: .95rem; margin: 1.2rem 0 .4rem }
+h1, h2, h3, p, figcaption { overflow-wrap: anywhere }
 .note { border-left: 4px solid #e66100; padding: .3rem .8rem; background: var(--soft) }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem }
 .tiles div { background: var(--soft); border-radius: 8px; padding: .6rem 1rem; min-width: 6rem }
@@ -187,9 +188,9 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(-
 .sortable thead th { vertical-align: bottom } .sortable tbody th { font-weight: 400 }
 .sortable button { all: unset; cursor: pointer; font-weight: 600 }
 .sortable button:hover, .sortable button:focus-visible { text-decoration: underline }
-.sortable button::after { content: " ↕"; opacity: .35; font-weight: 400 }
-[aria-sort=ascending] button::after { content: " ↑"; opacity: 1 }
-[aria-sort=descending] button::after { content: " ↓"; opacity: 1 }
+.sortable button::after { content: "\\a0↕"; opacity: .35; font-weight: 400 }
+[aria-sort=ascending] button::after { content: "\\a0↑"; opacity: 1 }
+[aria-sort=descending] button::after { content: "\\a0↓"; opacity: 1 }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; font-size: .9rem }
 .legend b { display: inline-block; width: 1rem; height: 1rem; border: 1px solid #000; outline: 1px solid #fff;
   margin-right: .5rem; vertical-align: -.15rem }

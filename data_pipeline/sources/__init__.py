@@ -1,7 +1,7 @@
-"""Dataset layouts by name: a new one is one file here, or one of an installed package, and no line elsewhere.
+"""Dataset layouts by name: each is one file here, or in an installed package, and needs no line elsewhere.
 
-The name of a layout is that of its file; the file holds one subclass of `Source`. A package from outside names such a
-class in an entry point of the group `flowmask.sources`; a file here goes before an entry point of the same name.
+The name of a layout is that of its file; the file holds one subclass of `Source`. An installed package names such a
+class in an entry point of the group `flowmask.sources`; a file here has priority over an entry point of the same name.
 Imports `formats`, `video` and `models`.
 """
 
@@ -20,7 +20,7 @@ SOURCES = Registry(__name__, Source, group="flowmask.sources", key="data.source"
 def open_source(data: DataSourceConfig | Sequence[CacheSourceConfig]) -> VideoSet:
     """The source that a config names, or several as one, each video with the name of its dataset.
 
-    ConfigError lists the known sources, DataError says what is wrong with one.
+    Raises ConfigError that lists the known sources, or DataError for an invalid dataset.
     """
     if not isinstance(data, DataSourceConfig):
         names = source_names(data)

@@ -3,7 +3,7 @@
 a2d_sentences_single_frame_{train,test}_annotations.json lists [sentence, video, frame from 1, instance], one entry
 for each annotated frame that shows the instance; text_annotations/a2d_annotation_with_instances/<video>/<frame>.h5
 holds `instance` [n] and `reMask` [n W H], [W H] where n is 1. Read from the public loaders of ReferFormer and MTTR;
-not seen: the dataset's files. Needs h5py. Refuses instances that a frame's file does not hold.
+the dataset's files were not available. Needs h5py. Refuses instances that a frame's file does not hold.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ class A2dVideo(FileVideo):
                 try:
                     held = _instances(path)
                 except DataError:
-                    continue  # it is named when a clip or a score needs it
+                    continue  # it is reported when a clip or a score needs it
                 self._refuse_other(anno_id, held, path)
 
     def _instance(self, anno_id: str, path: Path) -> NDArray[np.bool_]:
@@ -119,11 +119,11 @@ def _instances(path: Path) -> _Instances:
 
 
 def _own_data(file: Any, name: str) -> NDArray[Any]:
-    """Numbers that stand in the file itself: HDF5 can point into other files, and say more than it holds."""
+    """An array stored in the file itself: HDF5 can point into other files, and state more than its data."""
     h5py = _h5py()
     data = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual or data.dtype.kind not in "buif":
-        raise ValueError(f"{name} is no array of numbers in the file itself")
+        raise ValueError(f"{name} is not an array of numbers in the file itself")
     if data.size > _LARGEST:
         raise ValueError(f"{name} has {data.size} numbers, more than any mask of A2D")
     return np.asarray(data)

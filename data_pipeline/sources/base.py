@@ -1,7 +1,7 @@
-"""What every dataset layout turns into: videos with frames, sentences and the masks that the sentences mean.
+"""The interface of every dataset layout: videos with frames, sentences and the masks of the sentences.
 
-A source names the file and the field of whatever is wrong with it, in one DataError. Opening reads the
-annotations; frames are read when asked for.
+A source reports every fault with file and field, in one DataError. Opening reads the annotations; frames are read on
+request.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ Frame = NDArray[np.uint8]  # rgb8 [H W 3]
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence of a video; `anno_ids` are the annotations whose union it means.
+    """One sentence of a video; it names the union of the annotations `anno_ids`.
 
-    None at all: the video has no masks, or it has some and the sentence names nothing, so its mask is empty.
-    kind: the sort of sentence where a benchmark reports some sorts apart, such as "referring"; otherwise ""
+    Empty `anno_ids`: the video has no masks, or the sentence names nothing, so its mask is empty.
+    kind: kind of the sentence if a benchmark reports kinds separately, such as "referring"; otherwise ""
     """
 
     exp_id: str
@@ -40,7 +40,7 @@ class Expression:
 class Video(ABC):
     """One video of a dataset; `frame_names` are in time order, as evaluation writes them.
 
-    `video_id` is unique in its dataset, and with `source`, the dataset's name where it has one, in a cache.
+    `video_id` is unique in its dataset, and together with `source` (the dataset's name, if any) in a cache.
     """
 
     source: str = ""
@@ -51,7 +51,7 @@ class Video(ABC):
 
     @property
     def label(self) -> str:
-        """A name that no other video of a cache has."""
+        """A name that is unique in a cache."""
         return f"{self.source}/{self.video_id}" if self.source else self.video_id
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Video(ABC):
 
     @abstractmethod
     def frames(self, ids: Sequence[int]) -> list[Frame]:
-        """rgb8 [H W 3] of each frame id, in the order asked for; DataError names the file that is wrong."""
+        """rgb8 [H W 3] of each frame id, in the requested order; raises DataError that names the faulty file."""
 
     @abstractmethod
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
@@ -72,29 +72,29 @@ class Video(ABC):
 
     @abstractmethod
     def files_digest(self) -> str:
-        """Hash of the names and sizes of the video's frame files; one that is missing has no size."""
+        """Hash of the names and sizes of the video's frame files; a missing one has no size."""
 
     def missing_file(self, ids: Sequence[int]) -> Path | None:
-        """The first frame of these without a file, where frames are files: known before anything is read."""
+        """The first of these frames whose file is missing, if frames are files; checked without reading."""
         return None
 
     def annotated(self, anno_ids: Sequence[str]) -> Collection[int] | None:
-        """Frame ids in which it is known where these annotations are, or that they are absent; None: in all.
+        """Frame ids with known masks (also empty ones) of these annotations; None: all frames.
 
-        Other frames count in no loss and no score. For no annotation: the frames that the video's masks cover.
+        Other frames count in no loss and no score. Without annotation ids: the frames that the video's masks cover.
         """
         return None
 
     def check_masks(self) -> None:
-        """DataError if a sentence means an annotation that none of the video's masks holds; reads some of them.
+        """Raises DataError if a sentence names an annotation without any mask in the video; reads some of the masks.
 
-        Asked before a cache or an evaluation begins. A mask that cannot be read is reported when it is needed.
+        Called before a cache build or an evaluation starts. A mask that cannot be read is reported when it is needed.
         """
         return
 
 
 def names_nothing(video: Video, expression: Expression) -> bool:
-    """Whether a sentence's true mask is known to be empty, because nothing in the video is what it says."""
+    """Whether a sentence's true mask is known to be empty, because it names nothing in the video."""
     return video.has_masks and not expression.anno_ids
 
 
@@ -102,7 +102,7 @@ V = TypeVar("V", bound=Video, covariant=True)
 
 
 class FolderVideo(Video):
-    """A video whose frames are pictures of one folder, named by `frame_names`: JPEG, or what else stands there."""
+    """A video whose frames are pictures of one folder, named by `frame_names`: JPEG, or another format."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class FolderVideo(Video):
         self.frame_names, self.expressions = tuple(frame_names), tuple(expressions)
 
     def frame_path(self, index: int) -> Path:
-        """The frame's file; one that cannot be found is called .jpg. DataError if two could be meant."""
+        """The frame's file; a missing one gets .jpg. Raises DataError if two files match."""
         name = self.frame_names[index]
         usual = self.folder / f"{name}.jpg"
         if os.path.exists(usual):  # noqa: PTH110 - false for a path too long, where Path raises
@@ -129,7 +129,7 @@ class FolderVideo(Video):
 
     @cached_property
     def _other_files(self) -> dict[str, list[Path]]:
-        """Pictures of the folder that are not called .jpg, by the names of their frames."""
+        """Pictures of the folder with another suffix than .jpg, by the names of their frames."""
         files: dict[str, list[Path]] = {}
         with suppress(OSError):  # without a folder all frames are missing
             for path in pictures_in(self.folder, suffixes=SUFFIXES):
@@ -162,7 +162,7 @@ class LazyVideos(Sequence[V]):
 
     @abstractmethod
     def at(self, place: int) -> V:
-        """The video at a place, which is not negative."""
+        """The video at a non-negative index."""
 
     @overload
     def __getitem__(self, index: int) -> V: ...
@@ -176,11 +176,11 @@ class LazyVideos(Sequence[V]):
 
 
 class VideoSet(ABC):
-    """Videos that a cache is made of or an evaluation scores: a split of a dataset, or made of some."""
+    """The videos of a cache or an evaluation: a split of a dataset, or of several datasets."""
 
     @abstractmethod
     def videos(self) -> Sequence[Video]:
-        """The videos in a fixed order, that of the annotation file."""
+        """The videos in a fixed order: that of the annotation file."""
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
@@ -188,10 +188,10 @@ class VideoSet(ABC):
 
 
 class Source(VideoSet):
-    """One split of a dataset: all that the file of a layout must say.
+    """One split of a dataset: the methods that the file of a layout must define.
 
-    family: datasets of one family give equal ids to equal videos, so one may leak into the other; by default a layout
-    is a family by itself
+    family: datasets of one family use equal ids for equal videos, so one may leak into the other; by default each
+    layout is a separate family
     """
 
     family: ClassVar[str | None] = None
@@ -203,21 +203,21 @@ class Source(VideoSet):
     @classmethod
     @abstractmethod
     def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
-        """The splits in `root` that are there to be scored on, whichever `split` is read."""
+        """The splits in `root` that are meant for scoring, whichever `split` is read."""
 
     @classmethod
     @abstractmethod
     def split_ids(cls, root: Path, split: str) -> frozenset[str] | None:
-        """Video ids of a split, from its list alone; None if it has none."""
+        """Video ids of a split, from its list only; None if it has none."""
 
     @classmethod
     def is_scored(cls, root: Path, split: str) -> bool:
-        """Whether a split is one to be scored on."""
+        """Whether a split is meant for scoring."""
         return is_evaluation(split)
 
 
 def names_and_sizes(paths: Iterable[Path]) -> str:
-    """Hash of the names and sizes of files; one that cannot be found counts as such: it is quarantined later."""
+    """Hash of the names and sizes of files; a missing one counts as missing; it is quarantined later."""
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -229,6 +229,6 @@ def names_and_sizes(paths: Iterable[Path]) -> str:
 
 
 def refuse_empty(videos: Sequence[Video], *, where: object) -> None:
-    """DataError when there is no sentence at all: nothing could be cached, trained or scored."""
+    """Raises DataError if there is no sentence: nothing could be cached, trained or scored."""
     if not any(video.expressions for video in videos):
         raise DataError(f"{where}: the dataset is empty: {len(videos)} videos and no expression")

@@ -2,8 +2,8 @@
 
 jhmdb_sentences_samples_metadata.json lists [video, path of a frame, path of the masks, frames, sentence], one entry
 for each annotated frame; paths begin with the dataset's folder. `part_mask` of a .mat file is [H W F], above 0 the
-person. Read from the public loaders of ReferFormer and MTTR, and MTTR's copy of the list; not seen: pictures and
-masks. It is scored and not trained on: its one split is `test`. Refuses paths that lead out of the folder.
+person. Read from the public loaders of ReferFormer and MTTR, and MTTR's copy of the list; pictures and masks were
+not available. It is for scoring only: its one split is `test`. Refuses paths that lead out of the folder.
 """
 
 import math
@@ -55,9 +55,9 @@ class JhmdbVideo(FolderVideo):
         try:
             masks = _part_masks(self.masks_path)
         except DataError:
-            return  # it is named when a clip or a score needs it
+            return  # it is reported when a clip or a score needs it
         if not any(masks[:, :, i].any() for i in self._annotated if i < masks.shape[2]):
-            raise DataError(f"{self}: {self.masks_path} shows nobody in the frames that {_LIST} names")
+            raise DataError(f"{self}: {self.masks_path} shows no person in the frames that {_LIST} names")
 
     def _person(self, i: int) -> NDArray[np.bool_]:
         masks = _part_masks(self.masks_path)
@@ -92,7 +92,7 @@ class JhmdbSentencesSource(Source):
 
     def __init__(self, root: Path, *, split: str):
         if split != _SPLIT:
-            raise DataError(f"data.split is {split!r}; JHMDB-Sentences is scored only, and has one split: {_SPLIT}")
+            raise DataError(f"data.split is {split!r}; JHMDB-Sentences is for scoring only and has one split: {_SPLIT}")
         self._list = root / _LIST
         by_video: defaultdict[str, list[tuple[int, list[Any]]]] = defaultdict(list)
         for i, entry in enumerate(_entries(self._list)):
@@ -154,7 +154,7 @@ def _entries(path: Path) -> list[list[Any]]:
 
 
 def _inside(root: Path, listed: Any, *, where: str) -> Path:
-    """The file in `root` that a listed path means, which begins with the name that the dataset's folder once had."""
+    """The file in `root` for a listed path, which begins with the original name of the dataset's folder."""
     parts = PurePosixPath(check_name(listed, where=where)).parts
     start = next((place for place, part in enumerate(parts) if part in _FOLDERS), None)
     if start is None or ".." in parts:

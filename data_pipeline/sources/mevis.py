@@ -1,6 +1,6 @@
 """MeViS: {split}/JPEGImages/<video>/<frame>.jpg, meta_expressions.json and mask_dict.json (if public).
 
-A sentence names nothing where its `anno_id` is [] or null, or none of its annotations shows a pixel in any frame.
+A sentence names nothing if its `anno_id` is [] or null, or if none of its annotations shows a pixel in any frame.
 An annotation's masks are in the order in which its video's frames are listed; time order is that of their names,
 numbers as numbers. Refuses missing files and fields, masks that do not fit their video, sentences without words
 and a split without any.
@@ -28,7 +28,7 @@ from flowmask.models.files import sha256_of
 
 _META, _MASKS, _FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
 _NOTHING, _NO_LIST = -4, -2
-_VIDEOS_KEPT = 16  # those whose clips are decoded at the same time
+_VIDEOS_KEPT = 16  # videos whose clips are decoded at the same time
 
 F = TypeVar("F", bound=FolderVideo)
 
@@ -55,7 +55,7 @@ class MevisVideo(FolderVideo):
 
 
 class SplitFolder(Source, Generic[F]):
-    """A split in a folder with JPEGImages and meta_expressions.json; where the masks are is the layout's own."""
+    """A split in a folder with JPEGImages and meta_expressions.json; the layout defines where the masks are."""
 
     holds: ClassVar[str]
 
@@ -147,9 +147,9 @@ class MevisSource(SplitFolder[MevisVideo]):
 
 
 class _Videos(LazyVideos[F]):
-    """The videos of a list, checked once from end to end, each read again when it is asked for.
+    """The videos of a list, all checked once, each read again on request.
 
-    Memory holds a few of them: a split of 20,000 videos is no larger than one of 1,000.
+    Memory holds only a few of them, for any size of the split.
     """
 
     def __init__(self, path: Path, read: Callable[[str, Any], F]):
@@ -176,7 +176,7 @@ class _Videos(LazyVideos[F]):
 
 
 def _count(masks: Any) -> int:
-    """Twice the number of an annotation's masks, and 1 if one isn't empty; or what stands there instead of a list."""
+    """Twice the number of an annotation's masks, plus 1 if one isn't empty; or the value itself if it is not a list."""
     if masks is None:
         return _NOTHING
     return 2 * len(masks) + (not all(map(rle.is_empty, masks))) if isinstance(masks, list) else _NO_LIST

@@ -1,6 +1,6 @@
-"""Several datasets as one: their videos end to end, each with the name of its dataset.
+"""Several datasets as one: their videos concatenated, each with the name of its dataset.
 
-A video is known by (name of the dataset, id), so two datasets may use one id. The identity
+A video is identified by (name of the dataset, id), so two datasets may use the same id. The identity
 holds that of each dataset, under its name.
 """
 
@@ -30,7 +30,7 @@ class NamedSources(VideoSet):
 
 
 class _NamedVideos(LazyVideos[Video]):
-    """The videos of all datasets, each taken from its own when it is asked for: none is held here."""
+    """The videos of all datasets, each taken from its dataset on request; none is held here."""
 
     def __init__(self, videos: Mapping[str, Sequence[Video]]):
         self._videos = list(videos.items())

@@ -1,4 +1,4 @@
-"""Ref-DAVIS17, converted to the layout of Ref-YouTube-VOS: four sentences an object, one of each annotator.
+"""Ref-DAVIS17, converted to the layout of Ref-YouTube-VOS: four sentences per object, one from each annotator.
 
 An expression's id is object * 4 + annotator; each object's four sentences name one `obj_id`. Refuses ids
 that are not 0, 1, 2, ... in fours, and four sentences that disagree on their object: scores are means over

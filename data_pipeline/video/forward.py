@@ -1,7 +1,7 @@
-"""Reading any video by decoding it forward, from the first picture: right for whatever FFmpeg decodes.
+"""Reading any video by decoding it forward, from the first picture: correct for everything that FFmpeg decodes.
 
-Seeking is right only where keyframes are clean cuts and times are true, so it is not done. The place where the last
-call ended is kept: pictures that are asked for in order cost one pass.
+Seeking is only correct if keyframes are clean cuts and times are true, so it is not used. The position after the last
+call is kept: pictures that are requested in order need one pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from flowmask.models.errors import DataError
 
 
 class _DamagedError(Exception):
-    """Behind the last picture before damage; the message is FFmpeg's reason."""
+    """Raised after the last picture before damage; the message is FFmpeg's reason."""
 
 
 class ForwardReader:
@@ -41,7 +41,7 @@ class ForwardReader:
         return [self._frame(number) for number in ids]
 
     def distance(self, ids: Sequence[int]) -> int:
-        """How many pictures `frames` would decode."""
+        """Number of pictures that `frames` would decode."""
         if not ids:
             return 0
         return ids[-1] + 1 - (self._next if 0 <= self._next <= ids[0] else 0)
@@ -55,7 +55,7 @@ class ForwardReader:
             read, self._next = self._next, -1
             said = f" ({end})" if str(end) else ""
             raise DataError(
-                f"{self._path}: truncated or damaged: frame {number} was asked for, {read} decode{said}"
+                f"{self._path}: truncated or damaged: frame {number} was requested, but only {read} decode{said}"
             ) from None
         if (frame.height, frame.width) != self._first.stored:
             raise DataError(
@@ -66,7 +66,10 @@ class ForwardReader:
 
 
 def readable(path: Path) -> tuple[list[int | None], str]:
-    """Times of the pictures before the first lost one, by decoding all; and why one is lost, "" if none is."""
+    """Times of the pictures before the first lost one, by decoding all.
+
+    And the reason of the loss, "" if none is lost.
+    """
     shown: list[int | None] = []
     sound, first_corrupt, fields, damage = 0, None, False, ""
     with opened(path) as container:
@@ -102,7 +105,7 @@ def _pictures(path: Path) -> Iterator[av.VideoFrame]:
 def _decoded(container: InputContainer, stream: av.VideoStream, owed: Owed) -> Iterator[av.VideoFrame]:
     """Every picture of the stream in order; _DamagedError behind those before damage.
 
-    What comes before the first keyframe that decodes is passed over, as players do: broadcasts begin anywhere.
+    Packets before the first decodable keyframe are skipped, as players do: broadcasts may begin anywhere.
     """
     begun, damage = False, ""
     failure = av.FFmpegError  # a local: a reader that is open when Python ends is closed after its module is emptied

@@ -1,7 +1,7 @@
-"""Opening a video file by FFmpeg, as PyAV carries it: what is let near it, and its reasons in one line.
+"""Opens a video file with PyAV's FFmpeg: which files are accepted, and FFmpeg's errors in one line.
 
-Refused by DataError before any byte is decoded: what is no regular file, a format that can name other files (playlists,
-sets of pictures), a file without a video stream, pictures of more than MAX_PIXELS.
+Raises DataError before decoding for a file that is not regular, a format that can name other files (playlists, sets of
+pictures), a file without a video stream, and pictures of more than MAX_PIXELS.
 """
 
 import threading
@@ -37,12 +37,14 @@ def opened(path: Path) -> InputContainer:
 
 
 def refuse_special(path: Path) -> None:
-    """DataError for what is missing, empty, or no file: a pipe or a device would wait, or never end."""
+    """Raises DataError for a path that is missing, empty or not a file: a pipe or a device could block."""
     try:
         if not path.exists():
             raise DataError(f"{path}: no such video file")
         if not path.is_file():
-            raise DataError(f"{path}: no video file, but a {'folder' if path.is_dir() else 'pipe, socket or device'}")
+            raise DataError(
+                f"{path}: not a video file, but a {'folder' if path.is_dir() else 'pipe, socket or device'}"
+            )
         if not path.stat().st_size:
             raise DataError(f"{path}: no readable video, or a truncated one (the file is empty)")
     except OSError as error:
@@ -62,7 +64,7 @@ def video_stream(container: InputContainer, *, path: Path) -> av.VideoStream:
         raise DataError(f"{path}: FFmpeg has no decoder for its video")
     if context.width * context.height > MAX_PIXELS:
         raise DataError(
-            f"{path}: pictures of {context.width}x{context.height} px; the largest that are read have {MAX_PIXELS:,} px"
+            f"{path}: pictures of {context.width}x{context.height} px; at most {MAX_PIXELS:,} px are accepted"
         )
     context.options = {"max_pixels": str(MAX_PIXELS)}
     context.thread_count = 1  # clips are decoded side by side
@@ -70,7 +72,7 @@ def video_stream(container: InputContainer, *, path: Path) -> av.VideoStream:
 
 
 def reason(error: Exception) -> str:
-    """FFmpeg's words for an error."""
+    """FFmpeg's text for an error."""
     said = getattr(error, "strerror", None) or str(error)
     return " ".join(said.split())[:160]
 
@@ -81,7 +83,7 @@ def _open(path: Path) -> InputContainer:
 
 
 def _said(path: Path) -> str:
-    """What FFmpeg logs about a file that it can't open, which says more than its error code."""
+    """FFmpeg's log about a file that it can't open, which has more detail than its error code."""
     with _logging:
         before = av.logging.get_level(), av.logging.get_skip_repeated()
         av.logging.set_level(av.logging.ERROR)
@@ -96,5 +98,5 @@ def _said(path: Path) -> str:
             av.logging.set_skip_repeated(before[1])
     for _, name, message in lines:
         if "not on whitelist" in message:
-            return f"its format is {name}, which is no video or opens other files"
+            return f"its format is {name}, which is not a video format or opens other files"
     return reason(ValueError(lines[-1][2])) if lines else ""

@@ -28,18 +28,18 @@ class ShowTimes:
         return float(self.begins[number] * self.unit_s)
 
     def drift_s(self, rate: float) -> float:
-        """By how much pictures shown at a constant rate are at most away from their times."""
+        """Largest difference in s between a constant rate and the times of the pictures."""
         return max(abs(float(begin * self.unit_s) - number / rate) for number, begin in enumerate(self.begins))
 
     def shown_at(self, rate: Fraction) -> list[int]:
-        """The picture that is on the screen at each of the times 0, 1/rate, 2/rate, ... s before the end."""
+        """The picture that is shown at each of the times 0, 1/rate, 2/rate, ... s before the end."""
         ticks = max(1, ceil((self.end * self.unit_s - _ROUNDED_S) * rate))
         moments = (floor((tick / rate + _ROUNDED_S) / self.unit_s) for tick in range(ticks))
         return [bisect_right(self.begins, moment) - 1 for moment in moments]
 
 
 def show_times(begins: Sequence[int | None], *, unit_s: Fraction | None, last: int, rate: float) -> ShowTimes:
-    """The times of pictures that begin at `begins`, where the file says all of them; else those of a constant rate.
+    """The times of pictures that begin at `begins`, if the file states all of them; else those of a constant rate.
 
     last: how long the last one is shown, in the same unit; 0: the file doesn't say
     """

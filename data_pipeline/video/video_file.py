@@ -1,7 +1,7 @@
-"""A video file: how many frames, of which size, how fast, and any of them.
+"""A video file: number of frames, size, rate, and access to any frame.
 
-Frame i is the i-th picture that a player shows. Refused by DataError: what is no video, what has lost its end (unless
-that is allowed), a frame that does not decode.
+Frame i is the i-th picture that a player shows. Raises DataError for a file that is not a video, one that is cut short
+(unless allowed), and a frame that can't be decoded.
 """
 
 import threading
@@ -19,14 +19,14 @@ from flowmask.data_pipeline.video.seeking import SeekingReader, seeking_reader
 from flowmask.data_pipeline.video.times import ShowTimes, show_times
 from flowmask.models.errors import DataError
 
-_COST_OF_SEEKING = 4  # pictures that decode in the time that decord takes longer for each it gives: benchmarks/video.py
+_COST_OF_SEEKING = 4  # pictures that can be decoded in the extra time of decord per picture: benchmarks/video.py
 
 
 class VideoFile:
     """One open video; threads may share it. `size` is (height, width) in px of every frame, `len` their number."""
 
     def __init__(self, path: Path, *, allow_truncated: bool = False) -> None:
-        """allow_truncated: a file that has lost its end has the frames that are left of it."""
+        """allow_truncated: a file that is cut short has its readable frames."""
         self.path, self._allow_truncated, self._lock = path, allow_truncated, threading.Lock()
         self._facts = facts_of(path)
         self.size, self.frames_per_second = self._facts.first.size, self._facts.rate
@@ -62,14 +62,14 @@ class VideoFile:
             promised = f"{facts.promised} frames" if facts.promised else "its frames"
             raise DataError(
                 f"{self.path}: truncated or damaged: {count} of {promised} can be read ({damage}); replace the file, "
-                "or set data.allow_truncated=true (predict: --allow-truncated) to use what is left"
+                "or set data.allow_truncated=true (predict: --allow-truncated) to use the readable frames"
             )
         if not count:
             raise DataError(f"{self.path}: no readable video, or a truncated one (no whole picture)")
         return begins
 
     def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """rgb8 [H W 3] of each id, in the order asked for; a frame asked for twice is decoded once."""
+        """rgb8 [H W 3] of each id, in the requested order; a repeated id is decoded once."""
         unique = sorted(set(ids))
         with self._lock:  # a reader has one position
             reader = (self._seeking if self._gains(unique) else None) or self._forward
@@ -81,7 +81,7 @@ class VideoFile:
         return seeking_reader(self.path, self._facts)
 
     def _gains(self, ids: Sequence[int]) -> bool:
-        """Whether seeking is the shorter way: it decodes from a keyframe, forward from where the last call ended."""
+        """Whether seeking decodes fewer pictures: it starts at a keyframe, and forward reading at the last position."""
         keys, sought, before = self._facts.keys, 0, 0
         if not self._facts.seekable:
             return False

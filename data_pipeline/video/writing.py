@@ -1,4 +1,4 @@
-"""Writing an H.264 mp4, whole or not at all: even sides and 4:2:0 colour, as every player wants."""
+"""Writing an H.264 mp4, atomically: even sides and 4:2:0 colour, which every player supports."""
 
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,12 @@ from flowmask.models.errors import DataError
 
 
 class VideoWriter:
-    """Frames of one size to an mp4; `with` makes it whole or leaves nothing."""
+    """Frames of one size to an mp4; `with` writes it completely or not at all."""
 
     def __init__(self, path: Path, *, height: int, width: int, fps: float, sound: Soundtrack | None = None) -> None:
         """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97.
 
-        sound: heard beside them, from its start on and as long as they last
+        sound: sound of the video, from its start, as long as the frames last
         """
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
         self._even = (height % 2, width % 2)
@@ -28,7 +28,7 @@ class VideoWriter:
             self._partial.touch()  # av opens its file late, at the first packet
         except OSError as error:
             raise DataError(f"cannot write the video {path}: {error.strerror}") from error
-        options = {"movflags": "+faststart"}  # the index in front: plays while it downloads
+        options = {"movflags": "+faststart"}  # the index is at the front, so that it plays while it downloads
         self._container = av.open(str(self._partial), "w", format="mp4", options=options)
         self._rate, self._frames = exact_rate(fps), 0
         stream = self._container.add_stream(_encoder(), rate=self._rate)
@@ -38,7 +38,7 @@ class VideoWriter:
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "18", "preset": "veryfast"}
         context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, said and done
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, in the data and in the header
         context.color_range = ColorRange.MPEG
         context.thread_count = 1
         self._sound = None if sound is None else SoundCopy(sound, self._container)
@@ -80,7 +80,7 @@ class VideoWriter:
 
 
 def _encoder() -> str:
-    """H.264 by libx264 wherever PyAV carries it, which its wheels do."""
+    """H.264 by libx264, which PyAV's wheels include."""
     if "libx264" not in av.codecs_available:
         raise DataError("this PyAV has no libx264; install the wheel: pip install --force-reinstall av")
     return "libx264"

@@ -1,5 +1,5 @@
-"""What is asked before anything runs: `preflight` about a job, `doctor` about the machine; both tell `Finding`s.
+"""The checks before anything runs: `preflight` checks a job, `doctor` the machine; both return `Finding`s.
 
-Imports jobs, slurm and plan. What only one kind of job must have is said by that job, not asked here.
-A check of a job is a function in `preflight`, a question about the machine one in `questions`.
+Imports jobs, slurm and plan. A requirement of only one kind of job is stated by that job, not here.
+A check of a job is a function in `preflight`, a check of the machine is one in `questions`.
 """

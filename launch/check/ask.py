@@ -1,4 +1,4 @@
-"""Questions that are asked in another process: one that crashes, hangs or holds a GPU is a line, not the end."""
+"""Runs checks in another process, so that one that crashes, hangs or holds a GPU only produces a finding."""
 
 import json
 import subprocess
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def ask(code: str) -> tuple[Any, str]:
-    """What Python code prints last, as JSON, and the last line of what went wrong."""
+    """The last line that Python code prints, as JSON, and the last line of its error output."""
     printed, problem = run([sys.executable, "-c", code])
     return (None, problem) if problem else (json.loads(printed.splitlines()[-1]), "")
 
 
 def run(command: list[str], *, timeout_s: float = 120) -> tuple[str, str]:
-    """Output and, if the command failed, the last line of what it complained."""
+    """Output and, if the command failed, the last line of its error output."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Whether the machine that runs a job can compute the attention that it asks for."""
+"""Checks that the machine that runs a job supports the attention kernel in its config."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from flowmask.launch.check.ask import ask
 from flowmask.launch.finding import Finding
 from flowmask.launch.jobs.job import Job
 
-# In another process: the one that asks would hold memory of a GPU, or a GPU that only one process may use.
+# Run in another process: this one would otherwise hold GPU memory, or a GPU in exclusive mode.
 _TRY = """
 import json
 from flowmask.models.device import rank_device
@@ -21,16 +21,16 @@ except UserError as error:
 
 
 def attention(job: Job, *, here: bool) -> Iterator[Finding]:
-    """Nothing of a job that leaves the choice to torch. here: the job runs on this machine."""
+    """No finding if torch chooses the kernel. here: the job runs on this machine."""
     key, name = job.attention_key
     if name == "native":
         return
     if not here:
-        said = f"{key} is {name}: whether the compute nodes can, the job says before its first step"
-        yield Finding("attention", "unknown", said, "ask there: srun flowmask doctor CONFIG launch.cluster=local")
+        said = f"{key} is {name}: the job checks before its first step whether the compute nodes support it"
+        yield Finding("attention", "unknown", said, "check there: srun flowmask doctor CONFIG launch.cluster=local")
         return
     refused, problem = ask(_TRY.format(name=name, key=key, device=job.computes_on))
     if refused or problem:
         yield Finding("attention", "fail", refused or f"{key} is {name}: {problem}", f"set {key}=native")
         return
-    yield Finding("attention", "pass", f"{key}: {name} can be had here")
+    yield Finding("attention", "pass", f"{key}: {name} is supported here")

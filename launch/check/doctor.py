@@ -1,7 +1,7 @@
-"""`flowmask doctor`: is this machine fit for the job? One line a question: pass, warn or fail, and the fix.
+"""`flowmask doctor`: checks whether this machine can run the job. One line per check: pass, warn or fail, and the fix.
 
-Owns how the questions (questions.py) are put and shown. Never raises for what it finds: a question that breaks is a
-failed one.
+Owns how the checks (questions.py) are run and shown. A check that raises is a failed
+finding, not an error.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "cyan"}
 
 
 def examine(subject: Subject, questions: Sequence[Question] = QUESTIONS) -> list[Finding]:
-    """Ask every question; one that breaks is a failed one, with what broke it."""
+    """Run every check. One that raises is a failed finding with the exception."""
     findings = []
     for question in questions:
         try:
             findings += question(subject)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong here is what a person wants to know
+        except Exception as error:  # noqa: BLE001 - any error here is a finding
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            findings.append(Finding(question.__name__, "fail", what, "report this, with the whole line"))
+            findings.append(Finding(question.__name__, "fail", what, "report this line as a bug"))
     return findings
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """The findings as a table, the fixes beneath what they mend."""
+    """Print the findings as a table, each fix below its fault."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

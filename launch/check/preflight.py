@@ -1,6 +1,6 @@
-"""What can be checked on the login node before a job waits in the queue: paths, fingerprints, disk, SLURM's limits.
+"""Checks of a job on the login node, before it waits in the queue: paths, fingerprints, disk, SLURM's limits.
 
-A check passes, fails with its fix, or is unknown here with what it would need. Loads no weights and writes nothing.
+A check passes, fails with a fix, or is unknown here with what it needs. Loads no weights and writes nothing.
 """
 
 import os
@@ -35,10 +35,10 @@ def examine(
     *,
     expected: Callable[[Path], bool] = lambda path: False,
 ) -> list[Finding]:
-    """Every check of a job. script: what sbatch would be given, None for a job that stays on this machine.
+    """Run every check of a job. script: the sbatch script; None for a job on this machine.
 
-    asked: what `flowmask.launch.slurm.resources` found about the job's nodes.
-    expected: whether a job before this one will make a path that is not there.
+    asked: findings of `flowmask.launch.slurm.resources` about the nodes of the job.
+    expected: whether an earlier job will make a missing path.
     """
     found = [_out(job), *_inputs(job, expected)]
     if isinstance(job, TrainJob):
@@ -46,22 +46,22 @@ def examine(
     if script is not None:
         found += _slurm(job.launch, script, asked)
     if isinstance(job, TrainJob) and all(finding.state != "fail" for finding in found):
-        found += [_disk(job), _deepspeed(job)]  # the last, as they import torch: of a job that is fine so far
+        found += [_disk(job), _deepspeed(job)]  # last, since they import torch: only for a job without faults so far
     if all(finding.state != "fail" for finding in found):
         found += attention(job, here=script is None)
     return found
 
 
 def refuse(findings: Sequence[Finding]) -> None:
-    """ConfigError with the first failed check, in one line."""
-    failed = [finding for finding in findings if finding.state == "fail"]
+    """Raises ConfigError with every failed check, in one line."""
+    failed = [finding.said for finding in findings if finding.state == "fail"]
     if failed:
-        more = f" (and {len(failed) - 1} more: flowmask submit --dry-run)" if len(failed) > 1 else ""
-        raise ConfigError(f"{failed[0].said}{more}")
+        numbered = " ".join(f"({number}) {said}" for number, said in enumerate(failed, start=1))
+        raise ConfigError(failed[0] if len(failed) == 1 else f"{len(failed)} problems: {numbered}")
 
 
 def existing(path: Path) -> Path:
-    """The deepest part of a path that is already there."""
+    """The deepest part of a path that already exists."""
     path = path.resolve()
     return next(place for place in (path, *path.parents) if place.exists())
 
@@ -69,21 +69,21 @@ def existing(path: Path) -> Path:
 def _out(job: Job) -> Finding:
     out, place = job.out, existing(job.out)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        return Finding("out", "fail", f"out is {out}; {place} can't be written: choose another")
+        return Finding("out", "fail", f"out is {out}; {place} is not writable: choose another out")
     try:
         if out.is_dir():
             own_files(out, job.folder_kind())
     except UserError as error:
         return Finding("out", "fail", str(error))
-    return Finding("out", "pass", f"out: {out.resolve()} can be written")
+    return Finding("out", "pass", f"out: {out.resolve()} is writable")
 
 
 def _inputs(job: Job, expected: Callable[[Path], bool]) -> Iterator[Finding]:
     for key, path, what in ((each.key, each.path, each.what) for each in job.inputs()):
         if path.exists():
-            yield Finding(key, "pass", f"{key}: {path} is there")
+            yield Finding(key, "pass", f"{key}: {path} exists")
         elif expected(path):
-            yield Finding(key, "pass", f"{key}: {path} will be there", path=path)
+            yield Finding(key, "pass", f"{key}: {path} will exist by then", path=path)
         else:
             said = f"{key}: {path} does not exist; it must be {what}, visible from this node"
             yield Finding(key, "fail", said, path=path)
@@ -105,11 +105,11 @@ def _deepspeed(job: TrainJob) -> Finding:
         version = zero.check(job.train, world=job.launch.world_size)
     except ConfigError as error:
         return Finding("deepspeed", "fail", str(error))
-    return Finding("deepspeed", "pass", f"DeepSpeed {version} takes its config of this training")
+    return Finding("deepspeed", "pass", f"DeepSpeed {version} accepts the config of this training")
 
 
 def _tokens(job: TrainJob) -> Iterator[Finding]:
-    """Whether the processes that `train.sequence_parallel` names can share each clip's tokens."""
+    """Whether `train.sequence_parallel` processes can share the tokens of each clip evenly."""
     ranks = job.train.sequence_parallel
     if ranks == 1:
         return
@@ -123,12 +123,12 @@ def _tokens(job: TrainJob) -> Iterator[Finding]:
         yield Finding("tokens", "fail", str(error))
         return
     except (CacheError, WeightsError, KeyError, TypeError):
-        return  # the paths are other checks'
+        return  # other checks report the paths
     yield Finding("tokens", "pass", f"train.sequence_parallel: {ranks} processes share each clip's tokens evenly")
 
 
 def _resume(job: TrainJob) -> Iterator[Finding]:
-    """How long it is; of a run that goes on, that settings and cache are the same, as the job itself will ask."""
+    """Length of the run. For a resumed run also: settings and cache are unchanged, as the job itself will check."""
     from flowmask.trainer.state.checkpoint import read_run
     from flowmask.trainer.state.length import if_known
     from flowmask.trainer.state.resume import fingerprint_of, refuse_other_cache, refuse_other_config, settled
@@ -139,7 +139,7 @@ def _resume(job: TrainJob) -> Iterator[Finding]:
         yield Finding("steps", "fail", str(error))
         return
     if job.train.epochs is not None:
-        said = f"train.epochs is {job.train.epochs}: how many steps that is, {job.out} will know from {job.data.caches}"
+        said = f"train.epochs is {job.train.epochs}: the number of steps will be known once {job.data.caches} exist"
         yield Finding("steps", "unknown", said)
     try:
         checkpoint = newest(job.out)
@@ -152,13 +152,13 @@ def _resume(job: TrainJob) -> Iterator[Finding]:
         return
     try:
         refuse_other_config(job, document["state"])
-        with suppress(CacheError):  # the cache is another check's
+        with suppress(CacheError):  # another check reports the cache
             if (now := fingerprint_of(job.data)) is not None:
                 refuse_other_cache(job, document["state"], now)
     except CheckpointError as error:
         yield Finding("resume", "fail", str(error))
         return
-    yield Finding("resume", "pass", f"goes on from step {document['step']}")
+    yield Finding("resume", "pass", f"continues from step {document['step']}")
     yield from _schedule(settled(job, document["state"]), step=document["step"])
 
 
@@ -218,7 +218,7 @@ def _partition(launch: LaunchConfig) -> Finding:
 
 
 def _limit(launch: LaunchConfig, name: str, facts: dict[str, Any]) -> str | None:
-    """What of the job is more than a partition allows."""
+    """The setting of the job that exceeds a limit of the partition."""
     if facts.get("State", "UP") != "UP":
         return f"partition {name} is {facts['State']}; use another launch.partition"
     longest = minutes(facts.get("MaxTime", ""))
@@ -231,7 +231,7 @@ def _limit(launch: LaunchConfig, name: str, facts: dict[str, Any]) -> str | None
 
 
 def minutes(text: str) -> int | None:
-    """SLURM's D-HH:MM:SS in minutes; None for UNLIMITED and the like."""
+    """SLURM's D-HH:MM:SS in minutes; None for UNLIMITED and similar."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if found is None:
         return None

@@ -1,6 +1,6 @@
-"""The questions of `flowmask doctor`, each a function from what is examined to its findings.
+"""The checks of `flowmask doctor`: each is a function from the subject to its findings.
 
-Libraries are tried in other processes, so that one which crashes on import is a line, not the end.
+Libraries are imported in other processes, so that a crash on import is a finding.
 """
 
 import base64
@@ -31,7 +31,7 @@ from flowmask.launch.jobs.job import Job
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.safe.secrets import masked_uri, without_secrets
 
-_QUICKER = "speed where few frames of a long H.264 file are read"  # optional: av reads every file
+_QUICKER = "fast reading of few frames of a long H.264 file"  # optional: av reads every file
 _LIBRARIES = {
     "deepspeed": "trainer",
     "diffusers": "models",
@@ -67,7 +67,7 @@ print(json.dumps({name: bool(op.is_compatible(verbose=False)) for name, op in AL
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined: this machine, and the job of a config, if one was given; `problem`: why it has none."""
+    """The subject of the checks: this machine, and the job if a config was given; `problem`: why there is no job."""
 
     out: Path
     job: Job | None = None
@@ -81,7 +81,7 @@ Question = Callable[[Subject], list[Finding]]
 
 
 def subject_of(config: Path | None, overrides: Sequence[str] = ()) -> Subject:
-    """What a config names; one that no job can be made of is a finding, and the machine is examined all the same."""
+    """The subject of a config. An invalid config becomes a finding, and the machine is still checked."""
     if config is None:
         return Subject(out=Path())
     tree = OmegaConf.create(read_tree(config, overrides))
@@ -139,12 +139,12 @@ def deepspeed_ops(subject: Subject) -> list[Finding]:
     missing = [name for name, fits in facts.items() if not fits]
     said = f"can be built: {', '.join(n for n in facts if n not in missing) or 'none'}"
     said += f"; not {', '.join(missing)}" if missing else ""
-    fix = "nothing, unless you offload: AdamW of torch is used; cpu_adam needs a C++ compiler and ninja"
+    fix = "none needed unless you offload: torch's AdamW is used; cpu_adam needs a C++ compiler and ninja"
     return [judged("deepspeed ops", not missing, said, fix, otherwise="warn")]
 
 
 def filesystem(subject: Subject) -> list[Finding]:
-    """Free space, and what the cache and checkpoints rely on: rename over a file, hard links, a sane clock."""
+    """Free space, and what caches and checkpoints rely on: rename over a file, hard links, a correct clock."""
     place = existing(subject.out)
     free_gb = shutil.disk_usage(place).free / 1e9
     fix = "make room, or choose another out; `flowmask plan` says how much a job writes"
@@ -155,7 +155,7 @@ def filesystem(subject: Subject) -> list[Finding]:
             findings += _probe(Path(name))
     except OSError as error:
         said = f"{place} cannot be written: {error.strerror}"
-        findings.append(Finding("writable", "fail", said, "choose another out, or get the right to write there"))
+        findings.append(Finding("writable", "fail", said, "choose another out, or ask for write permission there"))
     return findings
 
 
@@ -168,8 +168,8 @@ def _probe(folder: Path) -> list[Finding]:
     exclusive = _links_once(first, folder / "linked")
     skew_s = abs(first.stat().st_mtime - time.time())
     wrong = "use a POSIX filesystem (NFS, Lustre, GPFS, BeeGFS, local), not an object store mount"
-    clocks = f"the filesystem's and this machine's differ by {skew_s:.1f} s"
-    fix = "synchronise the clocks (ntp); leases go by the filesystem's, so builds are safe"
+    clocks = f"the clocks of the filesystem and of this machine differ by {skew_s:.1f} s"
+    fix = "synchronise the clocks (ntp); cache builds are safe: leases use the filesystem's clock"
     return [
         judged("atomic rename", atomic, "works" if atomic else "does not", wrong),
         judged("exclusive create", exclusive, "works" if exclusive else "does not", wrong),
@@ -178,7 +178,7 @@ def _probe(folder: Path) -> list[Finding]:
 
 
 def _links_once(source: Path, link: Path) -> bool:
-    """Whether a hard link can be made, and not twice: of those who try at the same time, one has it."""
+    """Whether a hard link can be made exactly once: of several concurrent attempts only one succeeds."""
     try:
         os.link(source, link)
     except OSError:
@@ -205,7 +205,7 @@ def inputs(subject: Subject) -> list[Finding]:
 
 
 def _not_loadable(part: Path) -> str:
-    """Why no module can be made of the config of a part of Wan; empty if it can, or the part has none."""
+    """Why a part of Wan can't be built from its config; empty if it can, or if it has no config."""
     from flowmask.models.weights.wan import WanFolder
 
     try:
@@ -220,9 +220,11 @@ def mlflow_server(subject: Subject) -> list[Finding]:
     uri = subject.tracking_uri
     if uri is None or not uri.startswith("http"):
         return [
-            Finding("mlflow server", "pass", f"none asked for; {masked_uri(uri or 'a file beside the run')} is used")
+            Finding(
+                "mlflow server", "pass", f"none is configured; {masked_uri(uri or 'a file beside the run')} is used"
+            )
         ]
-    fix = "start it, or correct tracking.uri; training goes on without it and catches up later"
+    fix = "start it, or correct tracking.uri; training continues without it, and sends the data later"
     server = masked_uri(uri)
     try:
         parts = urllib.parse.urlsplit(uri)
@@ -232,7 +234,7 @@ def mlflow_server(subject: Subject) -> list[Finding]:
             word = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
             asked.add_header("Authorization", f"Basic {word}")
         with urllib.request.urlopen(asked, timeout=5) as answer:
-            return [Finding("mlflow server", "pass", f"{server} answers {answer.status}")]
+            return [Finding("mlflow server", "pass", f"{server} answers with status {answer.status}")]
     except (OSError, ValueError) as error:
         return [Finding("mlflow server", "warn", f"{server}: {without_secrets(str(error), uri=uri)}", fix)]
 
@@ -245,10 +247,10 @@ def slurm(subject: Subject) -> list[Finding]:
         return [Finding("slurm", away, f"no {', '.join(missing)} here", fix)]
     nodes, problem = run(["sinfo", "--noheader", "--format=%P %a %D %l %t"])
     if problem:
-        return [Finding("slurm", away, problem, "ask who runs the cluster")]
+        return [Finding("slurm", away, problem, "ask the administrators of the cluster")]
     findings = [Finding("slurm", "pass", "; ".join(nodes.split("\n")))]
     problem = run(["sacct", "--noheader", "--format=JobID", "--starttime=now"])[1]
-    fix = "without accounting the reason of a lost job stays unknown; ask who runs the cluster"
+    fix = "without accounting the reason of a lost job stays unknown; ask the administrators of the cluster"
     findings.append(judged("slurm accounting", not problem, problem or "answers", fix, otherwise="warn"))
     known = [re.sub(r"\W+$", "", line.split(" ")[0]) for line in nodes.splitlines()]
     if subject.partition is not None and subject.partition not in known:
@@ -258,7 +260,7 @@ def slurm(subject: Subject) -> list[Finding]:
 
 
 def _seen_from_a_node(subject: Subject) -> Finding:
-    """Whether a file written here is there on a compute node; asked only when one is free at once."""
+    """Whether a compute node sees a file written here; checked only if a node is free at once."""
     check, place = "shared filesystem", existing(subject.out)
     partition = [f"--partition={subject.partition}"] if subject.partition else []
     try:
@@ -270,8 +272,8 @@ def _seen_from_a_node(subject: Subject) -> Finding:
     if not problem:
         return Finding(check, "pass", f"a compute node sees {place}")
     if "No such file" in problem:
-        return Finding(check, "fail", f"a compute node does not see {place}", "put `out` where all nodes see it")
-    return Finding(check, "warn", f"not known: {problem}", "ask again when a node is free")
+        return Finding(check, "fail", f"a compute node does not see {place}", "put `out` on a shared filesystem")
+    return Finding(check, "warn", f"unknown: {problem}", "run doctor again when a node is free")
 
 
 def attention(subject: Subject) -> list[Finding]:

@@ -1,5 +1,5 @@
-"""The command: what a person types, one file a group of commands. Parses, prints and exits.
+"""The command line: the commands that a person types, one file for each group of commands. Parses, prints and exits.
 
-Imported by `__main__` alone; imports what does the work inside each command, so that `--help` waits for nothing.
+Only `__main__` imports it. Each command imports its own code inside the function, so that `--help` is fast.
 A new command is a function in `main`.
 """

@@ -1,4 +1,4 @@
-"""`flowmask cache ...`: parses, prints and exits; every command's work belongs to another file."""
+"""`flowmask cache ...`: parses, prints and exits. The work itself is done in other files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,32 +7,36 @@ import typer
 
 from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Wait, exit_with, run_job, say_json, say_loading
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import NEXT, say_next
 
-cache_app = typer.Typer(no_args_is_help=True, help="Pre-encode a dataset into latent shards, and check them.")
+cache_app = typer.Typer(no_args_is_help=True, help="Encode a dataset into latent shards, and check them.")
 
-Cache = Annotated[Path, typer.Argument(help="A cache: the `out` of `cache build`")]
-DecodeMasks = Annotated[int, typer.Option(min=0, help="Masks to decode and compare; 0 needs no VAE")]
-CacheWan = Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the build's")]
+Cache = Annotated[Path, typer.Argument(help="A cache folder: the `out` of `cache build`")]
+DecodeMasks = Annotated[int, typer.Option(min=0, help="Number of masks to decode and compare; with 0 no VAE is needed")]
+CacheWan = Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the one of the build")]
 
 
 @cache_app.command("build")
 def cache_build(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
-    """Encode clips, masks and sentences once into OUT/shards. A killed build goes on where it stopped."""
+    """Encode clips, masks and sentences once into OUT/shards. The same command continues a stopped build."""
     run_job("cache", config, overrides, wait=wait)
 
 
 @cache_app.command("verify")
 def cache_verify(
-    folder: Annotated[str, typer.Argument(help="A cache: the `out` of `cache build`, or its s3:// URL")],
+    folder: Annotated[str, typer.Argument(help="A cache folder: the `out` of `cache build`, or its s3:// URL")],
     as_json: AsJson = False,
     decode_masks: DecodeMasks = 8,
-    seed: Annotated[int, typer.Option(help="Of the choice of masks")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of masks")] = 0,
     wan: CacheWan = None,
     against: Annotated[
-        Path | None, typer.Option(help="Compare with this cache of the same fingerprint instead, within a tolerance")
+        Path | None,
+        typer.Option(
+            help="Compare with this cache of the same fingerprint, within a tolerance, and check nothing else"
+        ),
     ] = None,
 ) -> None:
-    """Read every byte of a cache again and name each file that is not as it was written."""
+    """Read every byte of a cache and name each file that differs from the one that was written."""
     say_loading()
     from flowmask.data_pipeline.check.verify import verify
     from flowmask.data_pipeline.check.verify_stored import verify_stored
@@ -54,6 +58,7 @@ def cache_verify(
     else:
         show_report(report, place)
     exit_with(not report.ok)
+    say_next(NEXT["cache verify"], place)
 
 
 @cache_app.command("repair")
@@ -61,13 +66,13 @@ def cache_repair(
     folder: Cache,
     overrides: Overrides = None,
     unit: Annotated[
-        list[int] | None, typer.Option(help="Encode this unit again without looking; may be given several times", min=0)
+        list[int] | None, typer.Option(help="Encode this unit again without a check; may be repeated", min=0)
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Of the build; default: FOLDER/config.yaml")] = None,
+    config: Annotated[Path | None, typer.Option(help="Config of the build; default: FOLDER/config.yaml")] = None,
     decode_masks: DecodeMasks = 8,
     wan: CacheWan = None,
 ) -> None:
-    """Rebuild the files that are wrong, and no other: only their units are encoded again."""
+    """Rebuild only the damaged files: only their units are encoded again."""
     say_loading()
     from flowmask.data_pipeline.check.repair import repair
     from flowmask.data_pipeline.check.verify import verify
@@ -83,13 +88,14 @@ def cache_repair(
             on_progress=on_progress,
         )
     show_repair(report, folder)
+    say_next(NEXT["cache repair"], folder)
 
 
 @cache_app.command("status")
 def cache_status(
-    folder: Annotated[Path, typer.Argument(help="A cache, finished or being built")], as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="A cache folder, finished or being built")], as_json: AsJson = False
 ) -> None:
-    """How far a build is, how fast, who works on what: read from its folder alone, from any node."""
+    """Show progress, speed and workers of a build. Reads only its folder, so it works on any node."""
     from dataclasses import asdict
 
     from flowmask.data_pipeline.build.status import status
@@ -100,17 +106,21 @@ def cache_status(
         say_json(asdict(found))
     else:
         show_status(found, console)
+        if found.phase == "complete":
+            say_next(NEXT["cache status"], folder)
 
 
 @cache_app.command("inspect")
 def cache_inspect(
     folder: Cache,
     out: Annotated[Path, typer.Option(help="The HTML file to write")],
-    examples: Annotated[int, typer.Option(min=0, help="Random examples to decode; 0 needs no VAE")] = 12,
-    seed: Annotated[int, typer.Option(help="Of the choice of examples")] = 0,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Number of random examples to decode; with 0 no VAE is needed")
+    ] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of examples")] = 0,
     wan: CacheWan = None,
 ) -> None:
-    """Write one HTML page of a cache: what is in it, and random examples decoded from the latents."""
+    """Write one HTML page about a cache: its contents, and random examples decoded from the latents."""
     say_loading()
     from flowmask.data_pipeline.show.inspect_page import inspect
     from flowmask.launch.progress import bar

@@ -1,4 +1,4 @@
-"""What `flowmask cache verify` and `cache repair` say, and where the latter finds the config of the build."""
+"""The output of `flowmask cache verify` and `cache repair`, and the config of the build for the latter."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ CONFIG = "config.yaml"
 
 
 def show_report(report: VerifyReport, place: Path | str) -> None:
-    """One line for each wrong file, one for the decoded masks, one for the whole."""
+    """Print one line for each damaged file, one for the decoded masks and one verdict."""
     for problem in report.problems:
         console.print(printable(f"wrong  {problem.file}: {problem.reason}"))
     if report.not_decoded:
@@ -31,7 +31,7 @@ def show_report(report: VerifyReport, place: Path | str) -> None:
 
 
 def show_comparison(folder: Path, against: Path, *, as_json: bool) -> None:
-    """Compare two caches; exit code 1 if they are not equal within the tolerance."""
+    """Compare two caches and exit with code 1 if they differ by more than the tolerance."""
     from flowmask.data_pipeline.check.compare import compare
 
     result = compare(folder, against)
@@ -43,28 +43,28 @@ def show_comparison(folder: Path, against: Path, *, as_json: bool) -> None:
         errors = ", ".join(f"{kind} {error:.4f}" for kind, error in result.largest_error.items())
         console.print(
             f"{folder} and {against}: {result.shards} shards, {result.identical} of them identical; largest "
-            f"relative error: {errors} (at most {result.tolerance:g} is equal)"
+            f"relative error: {errors} (up to {result.tolerance:g} counts as equal)"
         )
     exit_with(bool(result.problems))
 
 
 def show_repair(report: RepairReport, folder: Path) -> None:
-    """What was done, a line each, and how it ended."""
+    """Print one line for each repair, and the result."""
     for file, how in report.mended:
-        console.print(printable(f"mended  {file}: {how}"))
+        console.print(printable(f"repaired  {file}: {how}"))
     for note in report.notes:
-        console.print(printable(f"note    {note}"))
-    done = f"{len(report.mended)} files mended" if report.mended else "nothing to repair, nothing written"
+        console.print(printable(f"note      {note}"))
+    done = f"{len(report.mended)} files repaired" if report.mended else "nothing to repair, nothing written"
     console.print(f"{folder}: {done}")
 
 
 def build_config(folder: Path, config: Path | None, overrides: Sequence[str]) -> CacheBuildConfig:
-    """The config of the build: the one given, or the one that the build left in the cache."""
+    """The config of the build: `config`, else the copy that the build wrote into the cache."""
     from flowmask.launch.jobs import CacheJob, load_kind
 
     path = config or folder / CONFIG
     if config is None and not path.is_file():
         raise ConfigError(
-            f"{path} is missing, so what {folder} was made of is not known: give the build's config with --config"
+            f"{path} is missing, so the config of {folder} is unknown; give the config of the build with --config"
         )
     return load_kind(path, CacheJob, [*overrides, f"out={folder}"])

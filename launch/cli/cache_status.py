@@ -1,4 +1,4 @@
-"""What a person sees of `flowmask cache status`: bars, rate, time left, and who works on what."""
+"""The output of `flowmask cache status`: bars, rate, time left, and the unit of each worker."""
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -21,7 +21,7 @@ _PHASES = {
 
 
 def show_status(status: CacheStatus, console: Console) -> None:
-    """Print it."""
+    """Print the status of a build."""
     console.print(Group(*_lines(status)))
 
 
@@ -64,7 +64,7 @@ def _percent(count: Count) -> str:
 
 def _pace(status: CacheStatus) -> Text:
     if not status.workers_alive:
-        return Text("nobody works on it; the same `flowmask cache build` goes on where it stopped", "yellow")
+        return Text("no worker is running; the same `flowmask cache build` continues where it stopped", "yellow")
     parts = [f"{status.workers_alive} worker{'s' if status.workers_alive != 1 else ''} alive"]
     if status.rate_per_s:
         per_s, what = status.rate_per_s, "sentences" if status.phase == "text" else "clips"

@@ -1,4 +1,4 @@
-"""`flowmask compare`: what it prints."""
+"""`flowmask compare`: prints the result."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,15 +7,20 @@ import typer
 from rich.table import Table
 
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import say_next
 
-Evaluations = Annotated[list[Path], typer.Argument(help="Two or more: the `out` of `evaluate`, or its scores.json")]
+Evaluations = Annotated[
+    list[Path], typer.Argument(help="Two or more evaluations: the `out` of `evaluate`, or its scores.json")
+]
 
 
 def compare(
     evaluations: Evaluations,
-    out: Annotated[Path | None, typer.Option(help="Also write an HTML page: scatter, and what changed most")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page: scatter plot, and the largest changes")
+    ] = None,
 ) -> None:
-    """How evaluations differ over the expressions that they share, in pairs, with intervals over videos."""
+    """Compare evaluations in pairs on the expressions that they share, with confidence intervals over videos."""
     from flowmask.trainer.score.compare.comparison_page import label, page_file, said, signed, title_of, write_page
     from flowmask.trainer.score.compare.differences import compare as differences
 
@@ -35,3 +40,5 @@ def compare(
     if file is not None:
         write_page(file, comparisons)
         console.print(f"wrote {file.out}")
+    else:
+        say_next("the same command with --out PAGE.html shows the largest changes")

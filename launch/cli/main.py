@@ -1,6 +1,6 @@
 """The command `flowmask`. Parses, prints and exits; every job itself belongs to another file.
 
-A person's mistake is one line on stderr and exit code 2; a stack trace is a bug of ours.
+A user error is one line on stderr and exit code 2. A stack trace means a bug in FlowMask.
 """
 
 import os
@@ -25,6 +25,7 @@ from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Run, Wait, 
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
+from flowmask.launch.next_steps import NEXT, NOT_DRY, say_next
 from flowmask.models.errors import UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
 from flowmask.models.safe.words import printable
@@ -66,26 +67,29 @@ def flowmask(
         bool, typer.Option("--version", is_eager=True, callback=words.say_version, help="Show the versions and exit")
     ] = False,
 ) -> None:
-    """Every command's own --help says more."""
+    """`flowmask COMMAND --help` describes each command."""
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything is written")] = Path("out/demo"),
-    smoke: Annotated[bool, typer.Option("--smoke", help="Every stage, no claim on the score; 90 s")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Trains longer; up to an hour")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results")] = Path("out/demo"),
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Run every stage in about 90 s; the score does not matter")
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train longer, up to an hour")] = False,
 ) -> None:
-    """Dataset, cache, mask decoder, DiT, J&F and prediction on a synthetic world, on this machine."""
+    """Run every stage on this machine with synthetic videos: dataset, cache, mask decoder, DiT, J&F, prediction."""
     if smoke and full:
-        raise UserError("--smoke and --full exclude each other; give one or none")
+        raise UserError("--smoke and --full can't be combined; give one of them or none")
     from flowmask.launch.demo.demo import Profile, run_demo
 
     run_demo(out, Profile.SMOKE if smoke else Profile.FULL if full else Profile.DEFAULT, console=console)
+    say_next(NEXT["demo"], out / "runs" / "dit")
 
 
 @app.command()
 def configs(copy: Annotated[Path | None, typer.Option(help="Copy all of them into this folder")] = None) -> None:
-    """The configs that come with FlowMask: `flowmask train train_mevis` takes one by its name."""
+    """List the bundled configs. A command takes one by its name: `flowmask train train_mevis`."""
     from flowmask.launch.configs import bundled, copy_configs
 
     if copy is not None:
@@ -93,6 +97,7 @@ def configs(copy: Annotated[Path | None, typer.Option(help="Copy all of them int
         return
     for name, first_line in bundled().items():
         console.print(f"{name!s:26} {first_line}")
+    say_next(NEXT["configs"])
 
 
 app.command()(config)
@@ -102,12 +107,14 @@ app.command()(config)
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the progress until the job is done")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="On SLURM: wait and show the progress until the job is done")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch script and the plan; needs no SLURM")
     ] = False,
 ) -> None:
-    """Check a job of any kind, freeze its code and send it where launch.cluster says: slurm, local or debug."""
+    """Check a job of any kind, save a copy of the code, and run it on launch.cluster: slurm, local or debug."""
     from flowmask.launch.dispatch import submit as submit_job
 
     exit_with(submit_job(config, overrides or [], wait=wait, dry_run=dry_run))
@@ -119,14 +126,16 @@ def curriculum(
     overrides: Overrides = None,
     wait: Wait = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the stages, what would run or be skipped, and why")
+        bool, typer.Option("--dry-run", help="Print each stage, whether it would run or be skipped, and why")
     ] = False,
 ) -> None:
-    """Run stages that build on each other, here or on SLURM; what is done is skipped, the same command goes on."""
+    """Run stages that build on each other, here or on SLURM. The same command skips finished stages and continues."""
     from flowmask.launch.curriculum.curriculum import run_curriculum
     from flowmask.launch.curriculum.stages import load_curriculum
 
-    exit_with(run_curriculum(load_curriculum(config, overrides or []), wait=wait, dry_run=dry_run))
+    asked = load_curriculum(config, overrides or [])
+    exit_with(run_curriculum(asked, wait=wait, dry_run=dry_run))
+    say_next(*((NOT_DRY,) if dry_run else (NEXT["curriculum"], asked.out)))
 
 
 @app.command()
@@ -134,20 +143,24 @@ def reproduce(
     config: ConfigFile,
     overrides: Overrides = None,
     profile: Annotated[
-        str | None, typer.Option(help="Other sizes, as the file has them; demo: a synthetic world on two cores")
+        str | None, typer.Option(help="Name of a profile in the config; demo: synthetic videos, on two CPU cores")
     ] = None,
     wait: Wait = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and scored")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the trials that would be trained and scored")
+    ] = False,
 ) -> None:
-    """Fill a published table: every row over seeds, ours beside theirs on one page. The same command goes on."""
+    """Reproduce a published table: train every row over seeds, and compare on one page. The same command continues."""
     from flowmask.launch.reproduce.reproduce import reproduce as run_study
 
     exit_with(run_study(config, overrides or [], profile=profile, wait=wait, dry_run=dry_run))
+    if dry_run:
+        say_next(NOT_DRY)
 
 
 @app.command()
 def status(runs: words.Runs = None, as_json: AsJson = False) -> None:
-    """How runs are getting on: state and why, step, loss, speed, time left, restarts, where the logs are."""
+    """Show the state of runs: step, loss, speed, time left, restarts, reason of an end, and the logs."""
     from flowmask.launch.watch.control import show_status
 
     show_status(runs or [Path()], as_json=as_json)
@@ -156,11 +169,11 @@ def status(runs: words.Runs = None, as_json: AsJson = False) -> None:
 @app.command()
 def logs(
     run: Run,
-    rank: Annotated[int | None, typer.Option(help="What this rank's node printed, on SLURM")] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines from the end")] = 100,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run is over")] = False,
+    rank: Annotated[int | None, typer.Option(help="On SLURM: the output of this rank's node")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Number of lines from the end")] = 100,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing until the run has ended")] = False,
 ) -> None:
-    """The log of a run; of one that failed on SLURM, what it printed."""
+    """Print the log of a run; for a run that failed on SLURM, the output of its tasks."""
     from flowmask.launch.watch.control import show_logs
 
     show_logs(run, rank=rank, lines=lines, follow=follow)
@@ -169,10 +182,10 @@ def logs(
 @app.command()
 def stop(
     run: Run,
-    timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to wait for it to end")] = 1800.0,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has ended")] = True,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to wait until it has ended")] = 1800.0,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended")] = True,
 ) -> None:
-    """Let a run save at its next step and end for good; the same command that started it goes on from there."""
+    """Ask a run to save at its next step and end. The command that started it continues from there."""
     from flowmask.launch.watch.control import stop as stop_run
 
     stop_run(run, timeout_s=timeout_s, wait=wait)
@@ -180,7 +193,7 @@ def stop(
 
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None, wait: Wait = True) -> None:
-    """Train a DiT or a mask decoder on a cache. The same command again resumes the run in OUT, exactly."""
+    """Train a DiT or a mask decoder on a cache. The same command resumes the run in OUT exactly."""
     run_job("train", config, overrides, wait=wait)
 
 
@@ -190,16 +203,19 @@ def evaluate(
     overrides: Overrides = None,
     wait: Wait = True,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First choose on calibrate.data below which presence no mask is kept")
+        bool,
+        typer.Option(
+            "--calibrate", help="First choose the presence threshold on calibrate.data; below it, masks are empty"
+        ),
     ] = False,
     try_settings: Annotated[
-        bool, typer.Option("--try-settings", help="Only show J&F of each convention that the weights do not tell")
+        bool, typer.Option("--try-settings", help="Only show J&F for each convention that the weights do not state")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what --try-settings finds as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result of --try-settings as JSON")] = False,
 ) -> None:
     """Predict every expression of a split and score it: J, F, J&F, masks and a report in OUT."""
     if as_json and not try_settings:
-        raise UserError("--json goes with --try-settings; the scores of an evaluation are in OUT/scores.json")
+        raise UserError("--json needs --try-settings; the scores of an evaluation are in OUT/scores.json")
     if try_settings:
         show_settings(config, overrides or [], as_json=as_json)
         return
@@ -223,27 +239,28 @@ app.command()(track)
 
 @app.command("tiny-wan")
 def tiny_wan(
-    folder: Annotated[Path, typer.Argument(help="A new folder")],
-    seed: Annotated[int, typer.Option(help="Of the random weights")] = 0,
-    random_vae: Annotated[bool, typer.Option("--random-vae", help="Also a random VAE")] = False,
+    folder: Annotated[Path, typer.Argument(help="Folder to create")],
+    seed: Annotated[int, typer.Option(help="Seed of the random weights")] = 0,
+    random_vae: Annotated[bool, typer.Option("--random-vae", help="Make the VAE random too")] = False,
 ) -> None:
-    """Write a tiny checkpoint in the layout of Wan2.1, to try everything offline: random, but for its VAE."""
+    """Write a tiny checkpoint in the layout of Wan2.1, to test offline. All weights but the VAE's are random."""
     say_loading()
     from flowmask.models.weights.tiny_wan import write_tiny_wan
 
     write_tiny_wan(folder, seed=seed, random_vae=random_vae)
     console.print(f"wrote {folder}")
+    say_next(NEXT["tiny-wan"], folder)
 
 
 def command() -> None:
-    """Entry point. Nothing that is started from here looks for modules in the working folder."""
+    """Entry point. Neither this process nor its children import modules from the working folder."""
     os.environ["PYTHONSAFEPATH"] = "1"
     forget_group()
     run_process(main, answers=words.only_prints(sys.argv[1:]))
 
 
 def main() -> None:
-    """Run the command; one line and exit code 2 for what a person can mend."""
+    """Run the command. An error that the user can fix is one line and exit code 2."""
     quieten_libraries()
     try:
         app()

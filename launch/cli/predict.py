@@ -12,6 +12,7 @@ from flowmask.launch.cli import words
 from flowmask.launch.cli.track import offer
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import NEXT, say_next
 from flowmask.launch.progress import told
 from flowmask.models.errors import ConfigError, UserError
 
@@ -22,26 +23,28 @@ if TYPE_CHECKING:
 Given = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="VIDEO PROMPTS",
-        help="A video file or a folder of frames, unless --video names them; then sentences in quotes",
+        metavar="VIDEO PROMPTS", help="A video file or a folder of frames (or use --video), then sentences in quotes"
     ),
 ]
-Videos = Annotated[
-    list[Path] | None, typer.Option(help="A video, again for each of several: results in OUT/<video name>")
+Videos = Annotated[list[Path] | None, typer.Option(help="A video; may be repeated. Results are in OUT/<video name>")]
+PromptFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="UTF-8 file with more sentences, one on each line; - is stdin")
 ]
-PromptFile = Annotated[str | None, typer.Option(metavar="FILE", help="More sentences, one a line, UTF-8; - is stdin")]
 Fps = Annotated[
     float | None,
     typer.Option(
-        help="Only the frames that a player of this rate would show; a video that is no faster keeps all. "
-        "A folder of frames keeps all and is shown at this rate; default: 10"
+        help="Sample frames at this rate; a video with a lower rate keeps all frames. "
+        "A folder of frames keeps all, and its overlay plays at this rate; default: 10"
     ),
 ]
-Shift = Annotated[float, typer.Option(help="Of the sampler's times, above 0; 1: even steps")]
+Shift = Annotated[float, typer.Option(help="Time shift of the sampler, above 0; 1: even steps")]
 Height = Annotated[
-    int | None, typer.Option(help="With --width: the box in px that frames are brought to; default: as trained", min=16)
+    int | None,
+    typer.Option(
+        help="With --width: the box in px into which frames are resized; default: the size of the training", min=16
+    ),
 ]
-Threshold = Annotated[float, typer.Option(help="Probability above which a pixel belongs to a mask, between 0 and 1")]
+Threshold = Annotated[float, typer.Option(help="Probability above which a pixel is in the mask, 0 to 1")]
 
 
 def predict(
@@ -50,20 +53,26 @@ def predict(
     checkpoint: Annotated[str, typer.Option(help="A run, an export, or a FlowRVS .pth")],
     video: Videos = None,
     prompts: PromptFile = None,
-    out: Annotated[Path, typer.Option(help="Where masks and overlay videos go")] = Path("out/predict"),
-    mask_decoder: Annotated[str | None, typer.Option(help="Default: the one the run names")] = None,
-    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for masks and overlay videos")] = Path("out/predict"),
+    mask_decoder: Annotated[
+        str | None, typer.Option(help="Mask decoder; default: the one in the config of the run")
+    ] = None,
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the one of the run")] = None,
     fps: Fps = None,
-    max_frames: Annotated[int | None, typer.Option(help="Only the first of these frames", min=1)] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Largest number of frames, from the start", min=1)] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
     shift: Shift = 3.0,
     height: Height = None,
     width: Annotated[int | None, typer.Option(help="With --height", min=16)] = None,
     threshold: Threshold = 0.5,
-    window_frames: Annotated[int | None, typer.Option(help="4k+1; default: all up to 121, else 81")] = None,
-    window_overlap: Annotated[int, typer.Option(help="Frames that windows share, a multiple of 4")] = 16,
+    window_frames: Annotated[
+        int | None, typer.Option(help="Frames of a window, 4k+1; default: the whole video up to 121 frames, else 81")
+    ] = None,
+    window_overlap: Annotated[int, typer.Option(help="Frames that two windows share, a multiple of 4")] = 16,
     clip_frames: Annotated[int | None, typer.Option(hidden=True)] = None,
-    figures: Annotated[bool, typer.Option("--figures", help="Also a PNG of some frames for each sentence")] = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also write a PNG with some frames for each sentence")
+    ] = False,
     allow_truncated: words.AllowTruncated = False,
     averaged: words.Averaged = True,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one")] = "auto",
@@ -76,14 +85,14 @@ def predict(
     mask_latent_norm: words.MaskLatentNormOf = None,
     lowercase: words.LowercaseOf = None,
 ) -> None:
-    """Find what each sentence names in videos: PNG masks, run-length masks and overlay videos."""
+    """Segment the object that each sentence names in videos: PNG masks, run-length masks and overlay videos."""
     if clip_frames is not None:
-        raise ConfigError("--clip-frames is gone; give --window-frames 4k+1, whose clips overlap and are blended")
+        raise ConfigError("--clip-frames was removed; use --window-frames 4k+1, whose windows overlap and are blended")
     if not 0 < shift < math.inf:
-        raise ConfigError(f"--shift is {shift:g}; it must be a number above 0. Default: 3")
+        raise ConfigError(f"--shift is {shift:g}; it must be above 0; the default is 3")
     videos, sentences = _asked(given or [], video or [], prompts)
     with told() as on_progress:
-        on_progress("starting", 0, 1)  # torch takes seconds
+        on_progress("starting", 0, 1)  # the import of torch takes seconds
         from flowmask.models.config import SamplerConfig
         from flowmask.trainer.predict import predict as predicting
         from flowmask.trainer.predict.predictions import result_folders
@@ -122,10 +131,11 @@ def predict(
         if figures:
             console.print(f"figures  {place}/<sentence>.png")
         offer(checkpoint, result.overlay, to="predict")
+    say_next(NEXT["predict"], checkpoint)
 
 
 def read_prompts(name: str) -> list[str]:
-    """The sentences of a file, one a line, or of stdin for "-"; empty lines and spaces around are left out."""
+    """The sentences of a file, one on each line; "-" is stdin. Empty lines and surrounding spaces are dropped."""
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         lines = re.split(r"\r\n|\r|\n", content.decode("utf-8-sig"))
@@ -135,18 +145,18 @@ def read_prompts(name: str) -> list[str]:
         line = len(re.findall(rb"\r\n|\r|\n", content[: error.start])) + 1
         raise UserError(f"--prompts {name}: line {line} is not UTF-8; save the file as UTF-8") from None
     if not (sentences := [line.strip() for line in lines if line.strip()]):
-        raise UserError(f"--prompts {name} holds no sentence; write one a line")
+        raise UserError(f"--prompts {name} holds no sentence; write one on each line")
     return sentences
 
 
 def _asked(given: list[str], videos: list[Path], prompts: str | None) -> tuple[list[Path], list[str]]:
-    """The videos and the sentences; of equal sentences one."""
+    """The videos and the sentences, without duplicate sentences."""
     if not videos and not given:
         raise UserError('no video was given; for example: flowmask predict clip.mp4 "the red car" --checkpoint RUN')
     typed = given if videos else given[1:]
     for word in typed:
         if Path(word).suffix and Path(word).is_file():
-            raise UserError(f"{word} is a file where a sentence is wanted; give several videos with --video {word}")
+            raise UserError(f"{word} is a file, but a sentence is expected here; for several videos use --video {word}")
     sentences = [*typed, *(read_prompts(prompts) if prompts is not None else [])]
     return videos or [Path(given[0])], list(dict.fromkeys(sentences))
 
@@ -157,5 +167,5 @@ def _box(height: int | None, width: int | None) -> "FrameBox | None":
     if height is None and width is None:
         return None
     if height is None or width is None:
-        raise UserError("--height and --width go together: a frame becomes the largest of its shape in that box")
+        raise UserError("--height and --width must be given together: each frame is resized to fit into that box")
     return FrameBox(height_px=height, width_px=width)

@@ -1,6 +1,6 @@
-"""`flowmask config`: every key of a kind of config, with its type, default and meaning; as a page and as JSON schema.
+"""`flowmask config`: every key of a kind of config, with type, default and meaning, as a page and as JSON schema.
 
-All of it is read off the config sections themselves, so there is nothing to keep up to date.
+Everything is read from the config classes, so it is always up to date.
 """
 
 import json
@@ -22,7 +22,7 @@ from flowmask.models.errors import ConfigError
 from flowmask.trainer.objectives import objective_class, objective_names
 from flowmask.trainer.objectives.base import ObjectiveConfig
 
-_UNITS = {  # what the end of a key's name says of its unit
+_UNITS = {  # end of a key's name: unit
     "s": "seconds",
     "ms": "milliseconds",
     "min": "minutes",
@@ -35,11 +35,11 @@ _UNITS = {  # what the end of a key's name says of its unit
     "bytes": "bytes",
 }
 
-_LISTS = ("mix", "held_out", "stages", "rows")  # of sections
+_LISTS = ("mix", "held_out", "stages", "rows")  # lists of sections
 _HEAD = """# Keys of `flowmask {name}`
 
-Made by `python tools/config_reference.py`; `flowmask config {name} [KEY]` says the same in a terminal. "may change": a
-run that goes on may have another value than it began with. [{name}.json]({name}.json) is the JSON schema: an editor
+Made by `python tools/config_reference.py`; `flowmask config {name} [KEY]` prints the same in a terminal. "may change":
+a resumed run may have a new value. [{name}.json]({name}.json) is the JSON schema: an editor
 completes and checks a YAML that begins with `# yaml-language-server: $schema=PATH/{name}.json`.
 """
 _TITLES = ("| key | type | default | resume | meaning |", "|---|---|---|---|---|")
@@ -47,7 +47,7 @@ _TITLES = ("| key | type | default | resume | meaning |", "|---|---|---|---|---|
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """A key as a person writes it. default: as YAML has it; empty for a key that must be given."""
+    """A key as a person writes it. default: as in YAML; empty for a required key."""
 
     section: str
     name: str
@@ -58,7 +58,7 @@ class ConfigKey:
 
 
 def kinds() -> dict[str, type[BaseModel]]:
-    """What `flowmask config` knows, by the name of the command that reads it."""
+    """The kinds of config that `flowmask config` knows, by the name of the command that reads it."""
     from flowmask.launch.curriculum.stages import CurriculumConfig
     from flowmask.launch.jobs import KINDS
     from flowmask.launch.reproduce.study import StudyConfig
@@ -67,9 +67,9 @@ def kinds() -> dict[str, type[BaseModel]]:
 
 
 def keys_of(kind: type[BaseModel], section: str = "", *, title: str = "", resumes: bool = False) -> Iterator[ConfigKey]:
-    """Every key, in the order of the sections; those of each kind of objective beside one another.
+    """Every key, in the order of the sections; the kinds of objective follow each other.
 
-    section: dotted, of the keys; title: what it is called where this is something else; resumes: all of it may change
+    section: dotted prefix of the keys; title: name of the section, if not the prefix; resumes: all keys may change
     """
     for name, field in kind.model_fields.items():
         changes, key = resumes or MayChangeOnResume in field.metadata, f"{section}.{name}".strip(".")
@@ -82,7 +82,7 @@ def keys_of(kind: type[BaseModel], section: str = "", *, title: str = "", resume
 
 
 def _meaning(name: str, field: FieldInfo) -> str:
-    """The description, with the unit that the key's name ends in, where the description does not say it."""
+    """The description. Where it does not state the unit that the key's name ends in, the unit is added."""
     said = field.description or (ObjectiveConfig.model_fields["kind"].description if name == "kind" else "") or ""
     unit = _UNITS.get(name.rsplit("_", 1)[-1], "")
     told = unit in said or "in px" in said  # crop_min is no number of minutes
@@ -90,7 +90,7 @@ def _meaning(name: str, field: FieldInfo) -> str:
 
 
 def _sections(name: str, field: FieldInfo) -> Iterator[tuple[type[BaseModel], str]]:
-    """The sections that a key may hold, and what they are called if not by the key."""
+    """The sections that a key may hold, each with its title; "" if the title is the key."""
     if name == "objective":
         for kind in objective_names():
             yield objective_class(kind).Config, f"objective, kind: {kind}"
@@ -100,7 +100,7 @@ def _sections(name: str, field: FieldInfo) -> Iterator[tuple[type[BaseModel], st
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """What a union, a tuple or an annotated type is made of."""
+    """The parts of a union, a tuple or an annotated type."""
     if get_origin(annotation) in (Union, UnionType, tuple, Annotated):
         for part in get_args(annotation):
             yield from _parts(part)
@@ -145,7 +145,7 @@ def _yaml(value: Any) -> str:
 
 
 def page(name: str, kind: type[BaseModel]) -> str:
-    """The keys of a kind as a page of docs/config/."""
+    """The keys of a kind of config as a page of docs/config/."""
     sections: dict[str, list[ConfigKey]] = {}
     for key in keys_of(kind):
         sections.setdefault(key.section, []).append(key)
@@ -169,7 +169,7 @@ def _line(key: ConfigKey) -> str:
 
 
 def schema(name: str, kind: type[BaseModel]) -> str:
-    """The JSON schema of a kind; of an objective any kind that comes with FlowMask."""
+    """The JSON schema of a kind of config; an objective may be any bundled kind."""
     found = kind.model_json_schema()
     if "objective" in found.get("properties", {}):
         several = [objective_class(one).Config.model_json_schema() for one in objective_names()]
@@ -177,27 +177,33 @@ def schema(name: str, kind: type[BaseModel]) -> str:
             found.setdefault("$defs", {}).update(one.pop("$defs", {}))
         found["properties"]["objective"] = {"anyOf": several}
     found["properties"] |= {
-        "base": {"type": "string", "description": "a YAML whose keys these go over, from this file's folder"},
-        "kind": {"type": "string", "description": "for flowmask submit, where the keys do not tell it"},
+        "base": {
+            "type": "string",
+            "description": "path of a YAML that this file overrides, relative to the folder of this file",
+        },
+        "kind": {
+            "type": "string",
+            "description": "kind of the job for flowmask submit, if the keys do not determine it",
+        },
     }
     return json.dumps({**found, "title": f"flowmask {name}"}, indent=1, sort_keys=True) + "\n"
 
 
 def config(
     kind: Annotated[str, typer.Argument(help="cache, train, evaluate, curriculum or reproduce")],
-    key: Annotated[str | None, typer.Argument(help="Only keys that hold this text")] = None,
+    key: Annotated[str | None, typer.Argument(help="Only keys that contain this text")] = None,
     as_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema, for editors")] = False,
 ) -> None:
-    """Every key of a kind of config: type, default, meaning, whether a resume may change it."""
+    """List every key of a kind of config: type, default, meaning, and whether a resume may change it."""
     known = kinds()
     if kind not in known:
-        raise ConfigError(f"flowmask config {kind}: there is no such kind; known: {', '.join(known)}")
+        raise ConfigError(f"flowmask config {kind}: this kind is unknown; known: {', '.join(known)}")
     if as_schema:
         typer.echo(schema(kind, known[kind]), nl=False)
         return
     found = [one for one in keys_of(known[kind]) if key is None or key in one.name]
     if not found:
-        raise ConfigError(f"no key of {kind} holds {key!r}; `flowmask config {kind}` lists all of them")
+        raise ConfigError(f"no key of {kind} contains {key!r}; `flowmask config {kind}` lists all of them")
     table = Table("key", "default", "resume", "meaning", box=None, padding=(0, 2, 0, 0))
     for one in found:
         default = one.default or "must be given"

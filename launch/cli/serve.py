@@ -1,4 +1,4 @@
-"""`flowmask serve`: its options, and what it prints."""
+"""`flowmask serve`: its options and its output."""
 
 import tempfile
 from functools import partial
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 def serve(
     run: Annotated[str, typer.Argument(help="A run, an export, or a FlowRVS .pth")],
-    mask_decoder: Annotated[str | None, typer.Option(help="Default: the one the run names")] = None,
-    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
+    mask_decoder: Annotated[
+        str | None, typer.Option(help="Mask decoder; default: the one in the config of the run")
+    ] = None,
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the one of the run")] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
     shift: Annotated[float, typer.Option(help="Of the steps' times", min=0.01)] = 3.0,
-    window_frames: Annotated[int | None, typer.Option(help="4k+1; default: all up to 121, else 81")] = None,
-    window_overlap: Annotated[int, typer.Option(help="Frames that windows share, a multiple of 4")] = 16,
+    window_frames: Annotated[
+        int | None, typer.Option(help="Frames of a window, 4k+1; default: the whole video up to 121 frames, else 81")
+    ] = None,
+    window_overlap: Annotated[int, typer.Option(help="Frames that two windows share, a multiple of 4")] = 16,
     averaged: words.Averaged = True,
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the DiT")] = "bf16",
     attention: words.AttentionOf = "native",
@@ -33,16 +37,18 @@ def serve(
     text_tokens: words.TextTokensOf = None,
     mask_latent_norm: words.MaskLatentNormOf = None,
     lowercase: words.LowercaseOf = None,
-    host: Annotated[str, typer.Option(help="Where to listen; 127.0.0.1: for this machine alone")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1: only this machine")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: a free one", min=0, max=65535)] = 7860,
     clips: Annotated[Path | None, typer.Option(help="Folder of videos that people may choose from")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where uploads lie meanwhile; default: the temporary folder")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for uploads while they are used; default: the temporary folder")
+    ] = None,
     max_megabytes: Annotated[int, typer.Option(help="Of a clip", min=1)] = 100,
     max_seconds: Annotated[float, typer.Option(help="Of a clip", min=0.1)] = 60.0,
     max_sentences: Annotated[int, typer.Option(help="Of a request", min=1)] = 8,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait", min=0, max=30)] = 8,
 ) -> None:
-    """A page on which people upload a clip, type sentences, and get masks and overlays. Needs 'flowmask\\[serve]'."""
+    """Serve a web page: people upload a clip, type sentences, and get masks and overlays. Needs 'flowmask\\[serve]'."""
     err.print(f"flowmask serve: loading {run}")
     from flowmask.launch.serve import page, server
     from flowmask.launch.serve.limits import Limits
@@ -81,7 +87,7 @@ def serve(
 
 
 def _loaded(run: str, options: dict[str, Any], **more: Any) -> "partial[Predictions]":
-    """`predict` with weights that are loaded now, once."""
+    """`predict` with weights that are loaded now and kept."""
     from flowmask.trainer.predict.inference import load_segmenter
     from flowmask.trainer.predict.predict import predict
 

@@ -1,4 +1,4 @@
-"""`flowmask export` and `flowmask import`: trained weights from one form into another."""
+"""`flowmask export` and `flowmask import`: conversion of trained weights."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,60 +18,69 @@ from flowmask.launch.cli.words import (
 )
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
+from flowmask.launch.next_steps import AFTER_EXPORT, NEXT, say_next
 from flowmask.models.errors import UserError
 
-import_app = typer.Typer(no_args_is_help=True, help="Bring weights of others into a folder that FlowMask reads.")
+import_app = typer.Typer(
+    no_args_is_help=True, help="Convert other projects' weights into a folder that FlowMask reads."
+)
 
 
 @import_app.callback()
 def _import() -> None:
-    """Bring weights of others into a folder that FlowMask reads."""
+    """Convert other projects' weights into a folder that FlowMask reads."""
 
 
 @import_app.command("wan")
 def from_wan(
-    source: Annotated[Path, typer.Argument(help="Folder of Wan2.1's original files, or one file of a part of it")],
-    out: Annotated[Path, typer.Argument(help="A new folder: a model.wan (--wan) in the diffusers layout")],
+    source: Annotated[Path, typer.Argument(help="Folder of Wan2.1's original files, or the file of one part")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder to create, in the diffusers layout; then use it as model.wan or --wan")
+    ],
 ) -> None:
-    """Wan2.1's original files get diffusers' names, bit for bit; also a file that ComfyUI's prefix is in."""
+    """Convert Wan2.1's original files to diffusers' names, bit for bit. Accepts ComfyUI's prefix."""
     say_loading()
     from flowmask.models.weights.import_wan import import_wan
 
     import_wan(source, out, say=err.print)
     console.print(f"wrote {out}")
+    say_next(NEXT["import wan"], out)
 
 
 @import_app.command("flowrvs")
 def from_flowrvs(
-    out: Annotated[Path, typer.Argument(help="A new folder: a --checkpoint that needs nothing but Wan2.1")],
+    out: Annotated[Path, typer.Argument(help="Folder to create; then use it as --checkpoint, with Wan2.1")],
     dit: Annotated[Path, typer.Option(help="The DiT: a FlowRVS .pth, or a state dict")],
     decoder: Annotated[Path | None, typer.Option(help="The mask decoder; default: the VAE's own")] = None,
     averaged: Averaged = True,
-    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder: also write what diffusers loads by")] = None,
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder: also write the files that diffusers needs")] = None,
     pixel_norm: PixelNormOf = None,
     text_tokens: TextTokensOf = None,
     mask_latent_norm: MaskLatentNormOf = None,
     lowercase: LowercaseOf = None,
 ) -> None:
-    """Published weights become an export that remembers the settings which their files do not tell."""
+    """Convert FlowRVS's published weights to an export, which also stores the settings that their files lack."""
     say_loading()
     from flowmask.trainer.predict.import_flowrvs import import_flowrvs
 
     asked = conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase)
     done = import_flowrvs(dit, decoder=decoder, out=out, conventions=asked, ema=averaged, wan=wan, say=err.print)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
+    say_next(NEXT["import flowrvs"], done.path)
 
 
 def export(
     source: Annotated[str, typer.Argument(help="A run, one of its steps, or another export")],
-    format: Annotated[str, typer.Option(help="diffusers, flowrvs, safetensors, or lora: adapters alone")] = "diffusers",
+    format: Annotated[
+        str, typer.Option(help="diffusers, flowrvs, safetensors, or lora (only the adapters)")
+    ] = "diffusers",
     out: Annotated[Path | None, typer.Option(help="Default: RUN/export/NAME")] = None,
     averaged: Averaged = True,
     dtype: Annotated[str, typer.Option(help="float32 keeps every bit; bfloat16 is half the size")] = "float32",
-    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the run's")] = None,
+    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the one of the run")] = None,
     presence: PresenceOf = None,
 ) -> None:
-    """Write trained weights so that diffusers, FlowRVS's code or any reader of safetensors loads them."""
+    """Write trained weights in a format that diffusers, FlowRVS's code or any safetensors reader loads."""
     say_loading()
     import torch
 
@@ -83,3 +92,4 @@ def export(
     done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan, presence=presence)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
     offer(source, done.path, to=f"weights/{done.path.name}", weights=True)
+    say_next(AFTER_EXPORT[done.part], done.path)

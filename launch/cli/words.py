@@ -1,4 +1,4 @@
-"""What the commands of `flowmask` have in common: arguments, and how a job is started from one."""
+"""Arguments and helpers that the commands of `flowmask` share, and the start of a job from the command line."""
 
 import json
 import platform
@@ -15,31 +15,46 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, or the name of one that `flowmask configs` lists")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="KEY=VALUE, as many as you like, for example train.lr=1e-4 out=runs/mine")
+    list[str] | None, typer.Argument(help="KEY=VALUE, any number of them, for example train.lr=1e-4 out=runs/mine")
 ]
 Wait = Annotated[
-    bool, typer.Option("--wait/--no-wait", help="On SLURM: show the progress until the job is done, or leave")
+    bool,
+    typer.Option(
+        "--wait/--no-wait", help="On SLURM: show the progress until the job is done, or return once it is queued"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead")]
-Averaged = Annotated[bool, typer.Option("--ema/--no-ema", help="The averaged weights, or the last")]
+Averaged = Annotated[bool, typer.Option("--ema/--no-ema", help="Use the averaged (EMA) weights, or the last ones")]
 AllowTruncated = Annotated[
-    bool, typer.Option("--allow-truncated", help="Use what is left of a file that has lost its end")
+    bool, typer.Option("--allow-truncated", help="Use the readable frames of a video file that is cut short")
 ]
 PresenceOf = Annotated[
     str | None,
-    typer.Option(help="OUT of evaluate --calibrate: no mask below its threshold; none; default: what the export says"),
+    typer.Option(
+        help="OUT of evaluate --calibrate: masks are empty below its threshold; none: no threshold; default: the export"
+    ),
 ]
 AttentionOf = Annotated[
     Literal["native", "cudnn", "flash", "flash3", "sage"],
-    typer.Option(help="The DiT's kernels; others than native: on a GPU, in bf16"),
+    typer.Option(help="Attention kernel of the DiT; all but native need a GPU and bf16"),
 ]
-_TOLD = "where the weights do not say"
-PixelNormOf = Annotated[Literal["half", "imagenet"] | None, typer.Option(help=f"Of frames, {_TOLD}: half")]
-TextTokensOf = Annotated[int | None, typer.Option(help=f"Padded length of text, {_TOLD}: 256", min=1, max=512)]
-MaskLatentNormOf = Annotated[Literal["none", "video"] | None, typer.Option(help=f"Of the mask's latent, {_TOLD}: none")]
-LowercaseOf = Annotated[bool | None, typer.Option("--lowercase/--no-lowercase", help=f"Sentences, {_TOLD}: lower case")]
-Runs = Annotated[list[Path] | None, typer.Argument(help="Runs, or folders with runs below them; default: this folder")]
-Run = Annotated[Path, typer.Argument(help="The `out` of a job")]
+_TOLD = "for weights that do not state it"
+PixelNormOf = Annotated[
+    Literal["half", "imagenet"] | None, typer.Option(help=f"Normalisation of frames, {_TOLD}; default: half")
+]
+TextTokensOf = Annotated[
+    int | None, typer.Option(help=f"Padded text length in tokens, {_TOLD}; default: 256", min=1, max=512)
+]
+MaskLatentNormOf = Annotated[
+    Literal["none", "video"] | None, typer.Option(help=f"Normalisation of mask latents, {_TOLD}; default: none")
+]
+LowercaseOf = Annotated[
+    bool | None, typer.Option("--lowercase/--no-lowercase", help=f"Lower-case the sentences, {_TOLD}; default: yes")
+]
+Runs = Annotated[
+    list[Path] | None, typer.Argument(help="Run folders, or folders that contain them; default: the current folder")
+]
+Run = Annotated[Path, typer.Argument(help="A run folder: the `out` of a job")]
 
 
 def conventions_of(
@@ -48,7 +63,7 @@ def conventions_of(
     mask_latent_norm: Literal["none", "video"] | None,
     lowercase: bool | None,
 ) -> "AskedConventions":
-    """The four options as they are asked for."""
+    """The four conventions that the options ask for."""
     from flowmask.models.config import AskedConventions
 
     return AskedConventions(
@@ -60,13 +75,13 @@ _ONLY_PRINT = ("configs", "status", "logs", "plan", "tune", "doctor", "compare",
 
 
 def only_prints(words: Sequence[str]) -> bool:
-    """Whether a command line asks for an answer on stdout and for nothing else: then writing it may not fail."""
+    """Whether a command line only prints an answer to stdout. Then a failed write to stdout is an error."""
     asks = not words or " ".join(words[:2]).startswith(_ONLY_PRINT)
     return asks or not {"--help", "-h", "--version", "--dry-run", "--try-settings"}.isdisjoint(words)
 
 
 def say_version(asked: bool) -> None:
-    """Print the versions of FlowMask and of what its results depend on, and exit."""
+    """Print the versions of FlowMask and of the libraries that its results depend on, and exit."""
     if not asked:
         return
     from importlib.metadata import version
@@ -78,23 +93,23 @@ def say_version(asked: bool) -> None:
 
 
 def run_job(kind: str, config: Path, overrides: list[str] | None, *, wait: bool) -> None:
-    """Run or submit the job of a config, and exit with its code."""
+    """Run or submit the job of a config, and exit with the exit code of the job."""
     from flowmask.launch.dispatch import start
 
     exit_with(start(kind, config, overrides or [], wait=wait))
 
 
 def say_loading() -> None:
-    """A first line, before imports that take seconds (torch, diffusers): on stderr, so that stdout stays an answer."""
+    """Print a line to stderr before imports that take seconds (torch, diffusers); stdout holds only the answer."""
     err.print("loading libraries")
 
 
 def exit_with(code: int) -> None:
-    """End the command with a code, unless that is 0."""
+    """Exit with this code, unless it is 0."""
     if code:
         raise typer.Exit(code)
 
 
 def say_json(facts: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document to stdout."""
     typer.echo(json.dumps(facts))

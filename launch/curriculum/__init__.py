@@ -1,5 +1,5 @@
-"""`flowmask curriculum`: stages as a DAG of jobs; what is done is told by content.
+"""`flowmask curriculum`: stages as a DAG of jobs. The content of a stage's folder decides whether it is done.
 
-Imports the jobs, `check`, `slurm` and `dispatch`. What must hold between stages is asked in `checks`.
+Imports the jobs, `check`, `slurm` and `dispatch`. `checks` holds the rules between stages.
 A new rule between stages is a function in `checks`.
 """

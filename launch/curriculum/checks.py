@@ -1,7 +1,7 @@
-"""What must hold between the stages of a curriculum, asked before any of them starts.
+"""The rules between the stages of a curriculum, checked before any stage starts.
 
-No stage trains on a video or image that another one scores, what goes from one training to the next was made with
-equal settings, and every input is there or is made by an earlier stage.
+No stage trains on a video or image that another one scores. Weights go from one training to the next only with equal
+settings. Every input exists or is made by an earlier stage.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from flowmask.models.errors import ConfigError, UserError
 from flowmask.trainer.objectives import objective_named
 
 _SHOWN = 4
-# What takes over weights or a threshold, and what must have made them; None: the stage's own.
+# Keys that take over weights or a threshold -> what must have made them; None: the part that the stage trains.
 _WEIGHTS = {
     "model.init": None,
     "checkpoint": "dit",
@@ -30,7 +30,7 @@ _WEIGHTS = {
 
 
 def check(curriculum: Curriculum, *, done: set[str]) -> list[Finding]:
-    """ConfigError with the first thing that is wrong; else what was found. done: stages that are not run again."""
+    """Returns all findings; raises ConfigError with the first fault. done: stages that will not run again."""
     for stage in curriculum.stages:
         _refuse_other_settings(curriculum, stage)
     if curriculum.leaks == "refuse":
@@ -46,7 +46,7 @@ def check(curriculum: Curriculum, *, done: set[str]) -> list[Finding]:
 
 
 def _examine(curriculum: Curriculum, stage: Stage) -> list[Finding]:
-    """A stage's own checks; what is missing may be made by the stages before it."""
+    """The checks of one stage; earlier stages may make missing inputs."""
     earlier = [curriculum.by_name[name].job for name in curriculum.before(stage)]
     script, asked = None, tuple[Finding, ...]()
     if stage.job.launch.cluster == "slurm":
@@ -60,12 +60,12 @@ def _examine(curriculum: Curriculum, stage: Stage) -> list[Finding]:
 
 
 def _refuse_other_settings(curriculum: Curriculum, stage: Stage) -> None:
-    """Weights are only handed on to a stage that uses them as they were trained."""
+    """Refuse weights for a stage whose settings differ from those of their training."""
     for key, name in stage.carries.items():
         source = curriculum.by_name[name]
         made, cache = source.job.makes, key.startswith("data.") and key.endswith("cache")
         if cache and made != CacheJob.KIND:
-            raise ConfigError(f"stage {stage.name} carries {key} from {name}, which is no cache but a {made}")
+            raise ConfigError(f"stage {stage.name} carries {key} from {name}, which makes a {made}, not a cache")
         wanted = _WEIGHTS.get(key, made) or stage.job.trains
         if made != wanted:
             raise ConfigError(f"stage {stage.name} carries {key} from {name}, which makes {made}; it needs {wanted}")
@@ -106,7 +106,7 @@ def _conventions(curriculum: Curriculum, stage: Stage) -> dict[str, Any]:
 
 
 def _refuse_leaks(curriculum: Curriculum) -> None:
-    """Ids of all videos that are scored against those of every cache that something is trained on."""
+    """Refuse a curriculum in which a stage scores videos that another stage trains on."""
     scored = [(stage, data) for stage in curriculum.stages if (data := stage.job.scores) is not None]
     trained = {folder.resolve(): stage.name for stage in curriculum.stages for folder in stage.job.caches()}
     known = {folder: _trained_ids(curriculum, folder) for folder in trained if scored}
@@ -120,12 +120,12 @@ def _refuse_leaks(curriculum: Curriculum) -> None:
                 raise ConfigError(
                     f"stage {stage.name} scores {len(both)} videos that stage {trainer} is trained on "
                     f"({', '.join(both[:_SHOWN])}{more}): leave {data.split} of {data.root} out of {folder} "
-                    "with cache.held_out and cache.leaks=drop, or, if you mean it, set the curriculum's leaks=allow"
+                    "with cache.held_out and cache.leaks=drop, or, if it is intended, set leaks=allow in the curriculum"
                 )
 
 
 def _trained_ids(curriculum: Curriculum, folder: Path) -> set[tuple[str, str]]:
-    """(family of datasets, video id) of what a cache holds or will hold."""
+    """(family of datasets, video id) of the videos that a cache holds or will hold."""
     maker = curriculum.making(folder)
     if maker is not None and isinstance(maker.job, CacheJob):
         with _named(maker):
@@ -137,12 +137,12 @@ def _trained_ids(curriculum: Curriculum, folder: Path) -> set[tuple[str, str]]:
     try:
         return outside.video_ids()
     except UserError:
-        return set()  # its dataset is gone: the cache's own checks have to do
+        return set()  # its dataset is gone: only the cache's own checks apply
 
 
 @contextmanager
 def _named(stage: Stage) -> Iterator[None]:
-    """While inside, an error is that of a stage."""
+    """Inside the block, errors name the stage."""
     try:
         yield
     except UserError as error:

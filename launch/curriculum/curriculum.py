@@ -1,7 +1,7 @@
 """`flowmask curriculum`: the stages of one YAML, here one after another, or on SLURM with `afterok` dependencies.
 
-Everything is checked before anything starts. What is done is skipped, and whatever ends this process, the same
-command goes on.
+Everything is checked before anything starts. Finished stages are skipped. If this process ends, the same
+command continues.
 """
 
 import json
@@ -49,13 +49,13 @@ def run_curriculum(
     after_stage: Callable[[], None] = lambda: None,
     at_end: Callable[[Status], None] | None = None,
 ) -> int:
-    """Check a curriculum and run what of it is not done; the exit code. UserError names the stage that failed.
+    """Check a curriculum and run its unfinished stages; returns the exit code. UserError names the failed stage.
 
-    wait: on SLURM, show the progress until the last stage has ended. dry_run: only say what would be done.
-    after_stage: called here whenever a stage has ended that was not done before.
-    at_end: called when all have ended, where this process sees that; None: tells MLflow.
+    wait: on SLURM, show the progress until the last stage has ended. dry_run: only print the plan.
+    after_stage: called here whenever a stage has just finished.
+    at_end: called once the last stage has ended, if this process sees that; None: tells MLflow.
     """
-    err.print(f"{len(curriculum.stages)} stages: looking at what is done")  # which imports torch
+    err.print(f"{len(curriculum.stages)} stages: checking which are done")  # imports torch
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             memo = curriculum.out if (curriculum.out / MARK).exists() else Path(scratch)
@@ -77,7 +77,7 @@ def run_curriculum(
         return _to_the_end(lambda: _watch(curriculum, sent) if sent.jobs else 0, tell)
     except KeyboardInterrupt:
         ids = " ".join(sent.jobs.values())
-        err.print(f"the jobs go on. Watch them: flowmask status {curriculum.out}; end them: scancel {ids}")
+        err.print(f"the jobs continue. Watch them: flowmask status {curriculum.out}; cancel them: scancel {ids}")
         return INTERRUPTED_EXIT_CODE
 
 
@@ -113,7 +113,7 @@ def _done(judged: Mapping[str, Judgement]) -> set[str]:
 
 @contextmanager
 def _claimed(curriculum: Curriculum) -> Iterator[None]:
-    """The folder of this curriculum, held against a second process that would submit the same stages."""
+    """Lock the folder of this curriculum against a second process that would submit the same stages."""
     out = curriculum.out
     with OutputFolder(out, CURRICULUM).held(patience_s=locks.GLANCE_S):
         stages = [{"name": s.name, "kind": s.job.KIND, "out": str(s.out.resolve())} for s in curriculum.stages]
@@ -122,7 +122,7 @@ def _claimed(curriculum: Curriculum) -> Iterator[None]:
 
 
 def _run_here(curriculum: Curriculum, after_stage: Callable[[], None]) -> int:
-    """One stage after another, each judged when its turn comes: what it needs is done then."""
+    """Run one stage after another. Each is judged just before it runs, when its needs are done."""
     for number, stage in enumerate(curriculum.stages, 1):
         head = Text.assemble(
             (f"{number}/{len(curriculum.stages)} ", "bold"), f"{stage.name}: {stage.job.KIND}, {stage.out}: "
@@ -134,18 +134,18 @@ def _run_here(curriculum: Curriculum, after_stage: Callable[[], None]) -> int:
         err.print(head + Text(found.why, "cyan"))
         code = _with_retries(stage)
         if code:
-            err.print(f"stopped in stage {stage.name}; the same command goes on")
+            err.print(f"stopped in stage {stage.name}; the same command continues")
             return code
         found = judge(stage, unfinished=set(), memo=curriculum.out)
         if not found.done:
-            raise UserError(f"stage {stage.name} has ended, but is not done: {found.why}; see {stage.out}")
+            raise UserError(f"stage {stage.name} ended without its result: {found.why}; see {stage.out}")
         after_stage()
     err.print(f"all {len(curriculum.stages)} stages are done")
     return 0
 
 
 def _with_retries(stage: Stage) -> int:
-    """Run a stage, again after a crash; a person's mistake is not repeated."""
+    """Run a stage, and retry after a crash. A user error is not retried."""
     left = stage.retries or 0
     while True:
         try:
@@ -161,14 +161,14 @@ def _with_retries(stage: Stage) -> int:
 
 @dataclass
 class _Sent:
-    """Jobs of the stages that are not done, by stage; `fresh` were submitted by this process."""
+    """Job ids of the unfinished stages, by stage; `fresh`: submitted by this process."""
 
     jobs: dict[str, str] = field(default_factory=dict)
     fresh: set[str] = field(default_factory=set)
 
 
 def _submit_all(curriculum: Curriculum, judged: Mapping[str, Judgement]) -> _Sent:
-    """Every stage that is not done has exactly one job, behind those of the stages it needs."""
+    """Give every unfinished stage exactly one job, which waits for the jobs of its needs."""
     sent = _Sent()
     for stage in curriculum.stages:
         if judged[stage.name].done:
@@ -183,15 +183,15 @@ def _submit_all(curriculum: Curriculum, judged: Mapping[str, Judgement]) -> _Sen
             behind = f" after {', '.join(after)}" if after else ""
             err.print(f"{stage.name}: submitted job {job_id}{behind}; {judged[stage.name].why}")
         else:
-            err.print(f"{stage.name}: is job {job_id} already")
+            err.print(f"{stage.name}: already submitted as job {job_id}")
         sent.jobs[stage.name] = job_id
     return sent
 
 
 def _live(curriculum: Curriculum, stage: Stage, *, renewed: bool) -> str | None:
-    """The stage's job, if it is in the queue and can still start; one that waits in vain is ended.
+    """The stage's job, if it is in the queue and can still start. A job that can never start is cancelled.
 
-    renewed: a stage before it was submitted again, so a job in the queue waits for the wrong one.
+    renewed: a need was submitted again, so a job in the queue would wait for the wrong one.
     """
     job_id = stage_jobs.known_job(curriculum.out, stage)
     rows = slurm_commands.queued(job_id) if job_id else {}
@@ -207,7 +207,7 @@ def _live(curriculum: Curriculum, stage: Stage, *, renewed: bool) -> str | None:
 
 
 def _watch(curriculum: Curriculum, sent: _Sent) -> int:
-    """Show the stages until no job is left; JobEndedError with the first stage that failed, and why."""
+    """Show the stages until no job is left. Raises JobEndedError with the first failed stage and its reason."""
     with Live(console=err, refresh_per_second=1, transient=True) as live:
         told: dict[str, str] = {}
         while True:
@@ -243,7 +243,7 @@ def _reason(curriculum: Curriculum, stage: Stage, judged: Judgement) -> str:
         return judged.why
     failed = [verdict.message for verdict in record.submission.verdicts().values() if verdict.code]
     why = failed[0] if failed and failed[0] else f"job {record.job_id} ended early, {judged.why}"
-    return f"{why}; logs: {record.submission.logs}. The same command goes on from here"
+    return f"{why}; logs: {record.submission.logs}. The same command continues from here"
 
 
 def _table(curriculum: Curriculum, sent: _Sent, states: Mapping[str, str]) -> Table:
@@ -255,7 +255,7 @@ def _table(curriculum: Curriculum, sent: _Sent, states: Mapping[str, str]) -> Ta
 
 
 def _describe(curriculum: Curriculum, judged: Mapping[str, Judgement], findings: Sequence[Finding]) -> None:
-    """The stages, what each needs, and what would be done with it."""
+    """Print the stages, the needs of each, and whether it would run."""
     printer.print(f"{curriculum.path}: {len(curriculum.stages)} stages, launch.cluster={curriculum.cluster}")
     for number, stage in enumerate(curriculum.stages, 1):
         found = judged[stage.name]

@@ -1,7 +1,7 @@
-"""Whether a stage is done, judged by what its folder holds and not by file names: fingerprints, steps, weights.
+"""Whether a stage is done, judged by the contents of its folder: fingerprints, steps, weights.
 
-Nothing is deleted: a folder that holds something else than the stage would make is a ConfigError with the fix.
-Hashes of weights take long, so they are kept by the identity of the checkpoint they belong to.
+Nothing is deleted. A folder with other results than the stage would make is a ConfigError with the fix.
+Hashes of weights take long, so they are cached by the identity of their checkpoint.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ _MEMO_ENTRIES = 64
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether a stage is done, and why in a few words."""
+    """Whether a stage is done, and a short reason."""
 
     done: bool
     why: str
 
 
 def judge(stage: Stage, *, unfinished: set[str], memo: Path) -> Judgement:
-    """Judge one stage. unfinished: the stages it needs, near and far, that are not done; memo: a folder for hashes.
+    """Judge one stage. unfinished: its unfinished needs, direct and indirect; memo: a folder for hashes.
 
-    ConfigError when its folder holds another run or cache, or results that rest on what will change.
+    Raises ConfigError if its folder holds another run or cache, or results that depend on unfinished stages.
     """
     try:
         if isinstance(stage.job, CacheJob):
@@ -46,7 +46,7 @@ def judge(stage: Stage, *, unfinished: set[str], memo: Path) -> Judgement:
 
 
 def judge_all(curriculum: Curriculum, *, memo: Path) -> dict[str, Judgement]:
-    """Every stage as things stand now, in order."""
+    """Judge every stage now, in order."""
     found: dict[str, Judgement] = {}
     for stage in curriculum.stages:
         unfinished = {name for name in curriculum.before(stage) if not found[name].done}
@@ -101,7 +101,7 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
 
 
 def _steps(job: TrainJob, state: Mapping[str, Any]) -> int | None:
-    """How many steps a stage has; of a stream at a URL those of its run, if this was asked for as many epochs."""
+    """Number of steps of a stage; for a stream at a URL, those of its run if that was asked for as many epochs."""
     if job.train.epochs is None:
         return job.train.steps
     saved: int = state["config"]["train"]["steps"]
@@ -111,11 +111,11 @@ def _steps(job: TrainJob, state: Mapping[str, Any]) -> int | None:
 def _refuse_other_start(
     stage: Stage, job: TrainJob, state: Mapping[str, Any], unfinished: set[str], memo: Path
 ) -> None:
-    """A run that has begun goes on from its own weights: those it began with must still be the ones asked for."""
+    """A started run continues from its own weights, so its initial weights must still be the configured ones."""
     if job.model.init is None:
         return
     source = stage.carries.get("model.init")
-    fix = "give this stage another out, or bring the old weights back"
+    fix = "give this stage another out, or restore the old weights"
     if source in unfinished:
         raise ConfigError(f"{job.out} was started from weights of stage {source}, which is not done; {fix}")
     began = (state.get("init") or {}).get("sha256")
@@ -146,10 +146,12 @@ def _evaluation(job: EvaluateJob, unfinished: set[str], memo: Path) -> Judgement
     now = fingerprint_now(job.for_room(), weights=weights, wan_files=folder_state(wan))
     if scores.get("fingerprint") == now:
         if _archive_of(job.out) != job.archive and job.archive is not None:
-            return Judgement(False, "the archive is of another layout")
+            return Judgement(False, "the archive has another layout")
         return Judgement(True, f"scores of weights {weights['dit'][:12]}")
     changed = [part for part, value in weights.items() if scores.get("weights", {}).get(part) != value]
-    return Judgement(False, f"the scores there are of other {_names(changed) if changed else 'settings or data'}")
+    return Judgement(
+        False, f"the scores there were made with other {_names(changed) if changed else 'settings or data'}"
+    )
 
 
 def _parts(job: EvaluateJob) -> tuple[Path, str]:
@@ -164,7 +166,7 @@ def _parts(job: EvaluateJob) -> tuple[Path, str]:
 
 
 def weights_sha256(source: str, part: str, *, ema: bool, memo: Path) -> str:
-    """The hash of trained weights as training and evaluation record it; from `memo` when they were hashed before."""
+    """The hash of trained weights as training and evaluation record it; from `memo` if they were hashed before."""
     from flowmask.trainer.predict.parts import PARTS
     from flowmask.trainer.predict.weights import load
 
@@ -179,7 +181,7 @@ def weights_sha256(source: str, part: str, *, ema: bool, memo: Path) -> str:
 
 
 def _identity(source: Path) -> str:
-    """What tells weights from others without reading them: a checkpoint's list of hashes, else sizes and times."""
+    """Identifies weights without reading them: by the checkpoint's list of hashes, else by sizes and times."""
     if (checkpoint := newest(source)) is not None:
         return hashlib.sha256((checkpoint / STATE).read_bytes()).hexdigest()
     files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.exists() else []

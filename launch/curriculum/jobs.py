@@ -1,9 +1,9 @@
-"""The stages of a curriculum as SLURM jobs, each submitted once, however often the submitting process is killed.
+"""The stages of a curriculum as SLURM jobs, each submitted exactly once, even if the submitting process is killed.
 
-    OUT/stages/NAME.json   the name under which the stage's job was, or was about to be, submitted; its id and files
+    OUT/stages/NAME.json   the job name under which the stage is submitted; the job's id and files
 
-The record is written before sbatch runs. Where it has no id yet, the job is looked for by its name, which no other
-job has: in the queue, then in the accounting.
+The record is written before sbatch runs. While it has no id, the job is found by its unique name: in
+the queue, then in the accounting.
 """
 
 import json
@@ -29,7 +29,7 @@ NEVER = "DependencyNeverSatisfied"
 
 @dataclass(frozen=True)
 class Record:
-    """A submission of a stage; `job_id` is None while it is not known whether SLURM has taken it."""
+    """A submission of a stage; `job_id` is None while it is unknown whether SLURM has accepted it."""
 
     job_name: str
     folder: str
@@ -41,7 +41,7 @@ class Record:
 
 
 def read(out: Path, stage: str) -> Record | None:
-    """What is known of a stage's job; None if it was never submitted."""
+    """The record of a stage's job; None if it was never submitted."""
     path = out / FOLDER / f"{stage}.json"
     try:
         return Record(**parse_json(path.read_text()))
@@ -49,12 +49,12 @@ def read(out: Path, stage: str) -> Record | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path} can't be read ({error}); see in squeue whether its job is there, then remove it"
+            f"{path} can't be read ({error}); check in squeue whether its job exists, then remove the file"
         ) from error
 
 
 def submit(out: Path, stage: Stage, *, after: list[str]) -> str:
-    """Submit a stage that starts when the jobs `after` have ended well; its job id."""
+    """Submit a stage that starts when the jobs `after` have succeeded; returns its job id."""
     from flowmask.launch.slurm import executor as slurm
 
     name = f"flowmask-{stage.name}-{secrets.token_hex(4)}"
@@ -74,7 +74,7 @@ def submit(out: Path, stage: Stage, *, after: list[str]) -> str:
 
 
 def known_job(out: Path, stage: Stage) -> str | None:
-    """The id of the stage's last job, also of one whose submitter was killed before it could note it."""
+    """The id of the stage's last job, also if its submitter was killed before it could save the id."""
     from flowmask.launch.slurm import executor as slurm
 
     record = read(out, stage.name)
@@ -92,11 +92,11 @@ def known_job(out: Path, stage: Stage) -> str | None:
 
 
 def _let_sbatch_end(folder: Path) -> None:
-    """An sbatch outlives a submitter that is killed: wait until it has asked SLURM, or not."""
+    """Wait for an sbatch that outlived its killed submitter."""
     until = time.monotonic() + SBATCH_S
     while any(_is_sbatch(process, folder) for process in psutil.process_iter()):
         if time.monotonic() > until:
-            raise ConfigError(f"an sbatch for {folder} still waits for SLURM; try again when it has ended")
+            raise ConfigError(f"an sbatch for {folder} is still waiting for SLURM; try again when it has ended")
         time.sleep(0.2)
 
 

@@ -1,6 +1,6 @@
-"""A curriculum's YAML as stages in the order of their needs, each with its whole config, or one line about it.
+"""Reads a curriculum's YAML as stages in the order of their needs, each with its complete config.
 
-A stage is a job of `flowmask submit` with a name. What it takes over from another one stands under `carries`, as
+A stage is a job of `flowmask submit` with a name. Values from another stage are under `carries`, as
 `KEY: ${stages.NAME.KEY}`, and nowhere else. Refuses cycles, unknown needs and kinds, and two stages with one `out`.
 """
 
@@ -34,39 +34,39 @@ from flowmask.models.errors import ConfigError
 
 MARK = "curriculum.json"  # in the folder of a curriculum: its stages
 DECODER = "decoder"  # a training whose objective is the mask decoder
-_SOURCE = re.compile(r"\$\{stages\.([\w-]+)\.")  # OmegaConf fills it in, but does not tell which stage it asked
+_SOURCE = re.compile(r"\$\{stages\.([\w-]+)\.")  # OmegaConf fills it in, but does not report the stage
 _OF_A_STAGE = {"retries", "kind", "needs", "config"}
 
 
 class StageConfig(Section):
-    """One stage: a job's config and what is laid over it, in the order overrides, carries."""
+    """One stage: a job's config, then `overrides`, then `carries`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="what others need it by")
     kind: str = Field(description="cache, train, decoder or evaluate")
-    config: str | dict[str, Any] = Field(description="a job's YAML, from the curriculum's folder, or its keys")
-    needs: tuple[str, ...] = Field((), description="stages that must be done before")
-    overrides: dict[str, Any] = Field({}, description="KEY: VALUE over the config, dotted")
-    carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage that is needed")
+    config: str | dict[str, Any] = Field(description="YAML of a job, relative to the curriculum's folder, or its keys")
+    needs: tuple[str, ...] = Field((), description="stages that must be done before this one")
+    overrides: dict[str, Any] = Field({}, description="KEY: VALUE to override the config; keys are dotted")
+    carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage in needs")
     retries: int | None = Field(
-        None, ge=0, description="starts after a crash; None: once here, launch.max_crashes on SLURM"
+        None, ge=0, description="restarts after a crash; None: 1 on this machine, launch.max_crashes on SLURM"
     )
 
 
 class CurriculumConfig(Section):
     """`flowmask curriculum`."""
 
-    out: Path = Field(description="folder for what is known of the stages' jobs")
-    launch: dict[str, Any] = Field({}, description="over the `launch` section of every stage's config")
-    values: dict[str, Any] = Field({}, description="for ${values.NAME} anywhere below")
+    out: Path = Field(description="folder for the records of the stages' jobs")
+    launch: dict[str, Any] = Field({}, description="overrides the `launch` section of every stage's config")
+    values: dict[str, Any] = Field({}, description="values for ${values.NAME} anywhere below")
     leaks: Literal["refuse", "allow"] = Field(
         "refuse", description="videos that one stage trains on and another one scores"
     )
-    stages: tuple[StageConfig, ...] = Field(min_length=1, description="in any order that their needs allow")
+    stages: tuple[StageConfig, ...] = Field(min_length=1, description="the stages, in any order")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One job of a curriculum; `carries` says from which stage each carried key comes."""
+    """One job of a curriculum; `carries`: the source stage of each carried key."""
 
     name: str
     job: Job
@@ -81,7 +81,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """All stages, each behind those it needs. title, group: name and folder of the MLflow run above the trainings'."""
+    """All stages, each after its needs. title, group: name and folder of the parent MLflow run of the trainings."""
 
     path: Path
     out: Path
@@ -95,11 +95,11 @@ class Curriculum:
         return {stage.name: stage for stage in self.stages}
 
     def before(self, stage: Stage) -> set[str]:
-        """Every stage that has to be done before this one."""
+        """Names of all stages that must be done before this one."""
         return _before(stage.needs, self.by_name)
 
     def making(self, folder: object) -> Stage | None:
-        """The stage whose `out` a path is."""
+        """The stage whose `out` is this path; None if there is none."""
         wanted = Path(str(folder)).resolve()
         return next((stage for stage in self.stages if stage.out.resolve() == wanted), None)
 
@@ -109,7 +109,7 @@ class Curriculum:
 
 
 def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
-    """Read a curriculum and the config of every stage; ConfigError in one line about whatever is wrong.
+    """Read a curriculum and the config of every stage; raises ConfigError with one line for any fault.
 
     overrides: `KEY=VALUE` of the curriculum, or `stages.NAME.KEY=VALUE` of one stage's config.
     """
@@ -123,7 +123,7 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
 
 
 def curriculum_of(tree: DictConfig, path: Path, *, title: str | None = None, group: Path | None = None) -> Curriculum:
-    """The curriculum of a tree of keys that stands in `path`, or was made from it; ConfigError as `load_curriculum`.
+    """The curriculum of keys that were read from `path`, or made from it. Raises ConfigError like `load_curriculum`.
 
     title, group: name and folder of its MLflow run; None: the name of its `out`, and a folder in that.
     """
@@ -142,21 +142,21 @@ def curriculum_of(tree: DictConfig, path: Path, *, title: str | None = None, gro
 
 
 def _validated(config: DictConfig, path: Path) -> CurriculumConfig:
-    """The curriculum with ${values...} filled in and the carries left as they are: no stage has its config yet."""
+    """The curriculum with ${values...} filled in and `carries` unresolved: no stage has its config yet."""
     with readable(path):
         carries = {place: entry.pop("carries") for place, entry in enumerate(_entries(config)) if "carries" in entry}
         try:
             tree = resolved(config)
         except InterpolationResolutionError as error:
             said = f"{path}: {error.full_key} can't be filled in ({' '.join(str(error.msg).split())})"
-            raise ConfigError(f"{said}; what comes from another stage stands under `carries`") from error
+            raise ConfigError(f"{said}; put values from another stage under `carries`") from error
     for place, found in carries.items():
         tree["stages"][place]["carries"] = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
     return validate(tree, CurriculumConfig, origin=str(path))
 
 
 def _entries(config: DictConfig) -> Iterator[DictConfig]:
-    """The stages as far as they can be read; that they are a list of mappings is checked with everything else."""
+    """The stages that are mappings; whether `stages` is a list of mappings is checked later."""
     stages = config.get("stages")
     yield from (entry for entry in stages or () if isinstance(entry, DictConfig))
 
@@ -178,7 +178,7 @@ def _override(config: DictConfig, item: str) -> None:
 
 
 def _in_order(entries: Sequence[StageConfig], path: Path) -> list[StageConfig]:
-    """Behind what they need, otherwise in the file's order."""
+    """Each stage after its needs, otherwise in the order of the file."""
     names = [entry.name for entry in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{path}: two stages are called {twice}; rename one")
@@ -189,7 +189,7 @@ def _in_order(entries: Sequence[StageConfig], path: Path) -> list[StageConfig]:
         TopologicalSorter({entry.name: entry.needs for entry in entries}).prepare()
     except CycleError as error:
         circle = " needs ".join(reversed(error.args[1]))
-        raise ConfigError(f"{path}: stages need each other in a circle: {circle}; cut it") from error
+        raise ConfigError(f"{path}: the needs of stages form a circle: {circle}; remove one") from error
     done: list[StageConfig] = []
     left = list(entries)
     while left:
@@ -227,12 +227,12 @@ def _stage(
 
 
 def _carried(entry: StageConfig, key: str, rule: str, earlier: Mapping[str, Stage]) -> Any:
-    """The value of a rule, filled in from the configs of the stages that must be done before: no other is known."""
+    """The value of a rule, filled in from the configs of earlier stages; other stages are unknown."""
     names = _SOURCE.findall(rule)
     if not names:
         raise ConfigError(
-            f"stage {entry.name} carries {key}: {rule}; it must be as ${{stages.NAME.out}}; "
-            "what is no other stage's belongs under `overrides`"
+            f"stage {entry.name} carries {key}: {rule}; it must have the form ${{stages.NAME.out}}; "
+            "values that are not from another stage belong under `overrides`"
         )
     needed = _before(entry.needs, earlier)
     if other := next((name for name in names if name not in needed), None):
@@ -247,7 +247,7 @@ def _carried(entry: StageConfig, key: str, rule: str, earlier: Mapping[str, Stag
 
 
 def _before(needs: Sequence[str], known: Mapping[str, Stage]) -> set[str]:
-    """Stages that are needed, near and far."""
+    """The direct and indirect needs."""
     return set(needs).union(*(_before(known[name].needs, known) for name in needs))
 
 
@@ -257,5 +257,5 @@ def _refuse_shared_folders(curriculum: Curriculum) -> None:
         other = owners.setdefault(stage.out.resolve(), stage.name)
         if other != stage.name:
             raise ConfigError(
-                f"{curriculum.path}: out is {stage.out} for {other} and for {stage.name}; give each its own"
+                f"{curriculum.path}: out is {stage.out} for {other} and for {stage.name}; give each stage another out"
             )

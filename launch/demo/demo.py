@@ -1,7 +1,7 @@
-"""`flowmask demo`: every stage on a synthetic world, each stage the same job that a person runs on real data.
+"""`flowmask demo`: every stage on synthetic videos; each stage is the same job as on real data.
 
-Stopped half-way and started again it goes on where it was, since each of its jobs does. Refuses a folder that
-holds a demo of other settings.
+A demo that was stopped continues when it is started again, since each of its jobs does. Refuses a folder
+with a demo of other settings.
 """
 
 import json
@@ -69,7 +69,7 @@ def load_settings(profile: Profile) -> dict[str, Any]:
 
 
 class DemoRun:
-    """The stages in order; each skips itself when its result is there."""
+    """The stages in order; each is skipped if its result exists."""
 
     def __init__(self, out: Path, settings: dict[str, Any], console: Console) -> None:
         self.out, self.settings, self.console = out, settings, console
@@ -99,7 +99,7 @@ class DemoRun:
         self.console.print(Text.assemble((number, "bold"), f" {what}"))
 
     def _note(self, key: str, value: float) -> None:
-        """Keep a duration beside the demo's settings, unless an earlier start already took it."""
+        """Save a duration beside the demo's settings, unless an earlier start already saved it."""
         path = self.out / "durations.json"
         durations = json.loads(path.read_text()) if path.is_file() else {}
         write_atomically(path, json.dumps({key: round(value, 2)} | durations))
@@ -121,7 +121,7 @@ class DemoRun:
         refuse_skips(run)
 
     def _job(self, kind: str, part: str, out: Path, *overrides: str) -> None:
-        """Run one job of configs/demo with every path below `out`."""
+        """Run one job of configs/demo with all paths below `out`."""
         places = {
             "cache": [f"data.root={self.out}/dataset", f"model.wan={self.out}/wan"],
             "train": [f"data.cache={self.out}/cache", f"model.wan={self.out}/wan"],
@@ -137,12 +137,12 @@ class DemoRun:
         processes = load_job(_config(part), KINDS[kind], settings).most_processes(self.machine.processes)
         settings.append(f"launch.processes_per_node={processes}")
         if run(load_job(_config(part), KINDS[kind], settings)):
-            raise UserError(f"the demo was asked to stop; the same command goes on: flowmask demo --out {self.out}")
+            raise UserError(f"the demo was asked to stop; the same command continues: flowmask demo --out {self.out}")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What suits this machine: one process a GPU, or two for the cores; how fast its bfloat16 is."""
+    """Settings for this machine: one process per GPU, or two on CPU; precision by the speed of bfloat16."""
 
     processes: int
     convolutions: Literal["bf16", "fp32"]  # encoding and the mask decoder
@@ -150,7 +150,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """This machine, by what its hardware multiplies."""
+    """Choose the settings by the hardware's support of bfloat16."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The figures of a demo, gathered from what its jobs wrote, and the table that a person sees at the end."""
+"""The figures of a demo, read from the files of its jobs, and the table at the end."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ EDGE_STEPS = 20  # steps over which the first and the last loss are averaged
 
 
 def collect(out: Path) -> dict[str, Any]:
-    """Read the scores, losses and speeds of the demo in `out`: nothing that was not measured there."""
+    """Read the scores, losses and speeds of the demo in `out`: every figure was measured there."""
     scores = json.loads((out / "evaluate" / "scores.json").read_text())
     rows = _rows(out / "runs" / "dit")
     durations = json.loads((out / "durations.json").read_text())
@@ -35,12 +35,12 @@ def collect(out: Path) -> dict[str, Any]:
 
 
 def refuse_skips(run: Path) -> None:
-    """TrainingError if a step of a run was skipped: a healthy one skips none."""
+    """Raises TrainingError if a step of a run was skipped; a healthy run skips none."""
     steps = [row["step"] for row in _rows(run) if row.get("skipped")]
     if steps:
         raise TrainingError(
             f"{run} skipped {len(steps)} steps ({', '.join(map(str, steps[:5]))}{', ...' if steps[5:] else ''}), "
-            "which a healthy demo never does; log.txt there says why"
+            "which a healthy demo never does; see the reason in log.txt there"
         )
 
 

@@ -1,4 +1,4 @@
-"""The synthetic world of a demo: a dataset of three splits, and a tiny Wan. What is there already stays."""
+"""The data of a demo: a synthetic dataset with three splits, and a tiny Wan. Existing parts are kept."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ SPLITS = {"train": "train_videos", "calibrate": "calibrate_videos", "valid_u": "
 
 
 def claim(mark: Path, settings: Mapping[str, Any], *, what: str) -> None:
-    """Make the folder of `mark` that of these settings; ConfigError when it is of others."""
+    """Bind the folder of `mark` to these settings. Raises ConfigError if it has others."""
     if not mark.exists():
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(mark, json.dumps(settings))
@@ -48,7 +48,7 @@ def write_dataset(root: Path, sizes: Mapping[str, Any]) -> None:
 
 
 def write_wan(place: Path, *, seed: int) -> None:
-    """Write a tiny Wan2.1 folder with random weights but for its VAE."""
+    """Write a tiny Wan2.1 folder: all weights but the VAE's are random."""
     from flowmask.models.weights.tiny_wan import write_tiny_wan
 
     if not place.exists():
@@ -58,7 +58,7 @@ def write_wan(place: Path, *, seed: int) -> None:
 
 @contextmanager
 def whole(place: Path) -> Iterator[Path]:
-    """A scratch root in which to write a folder called `place.name`, moved to `place` once it is whole."""
+    """A scratch root for a folder called `place.name`, which is moved to `place` once it is complete."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with scratch(place.parent) as root:
         yield root

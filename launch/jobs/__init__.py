@@ -1,6 +1,6 @@
-"""The jobs by name: a kind is a class here that says of itself what the launcher must know.
+"""The jobs by name: each kind is a class here that tells the launcher what it needs to know.
 
-Imports the launcher's ground (config, progress) and the rooms that do the work, these when a job runs.
+Imports launch/config and launch/progress, and, when a job runs, the room that does the work.
 A new kind is a file here and an entry in KINDS.
 """
 
@@ -17,16 +17,16 @@ from flowmask.launch.jobs.job import Job, Resolved
 from flowmask.launch.jobs.train import TrainJob
 from flowmask.models.errors import ConfigError
 
-# A config that says no kind is of the first one here that recognises it.
+# A config without `kind` has the first kind here that recognises it.
 KINDS: dict[str, type[Job]] = {kind.KIND: kind for kind in (TrainJob, EvaluateJob, CacheJob)}
-# A file with this key is no job, but made of jobs: what it is called, and its command.
+# A file with one of these keys is a list of jobs: key -> (name, command).
 _COMPOSED = {"rows": ("study", "reproduce"), "stages": ("curriculum", "curriculum")}
 AnyJob = TypeVar("AnyJob", bound=Job)
 _NAMES = {name: kind for kind in KINDS.values() for name in (kind.KIND, *kind.ALIASES)}
 
 
 def kind_of(tree: dict[Any, Any], *, origin: str) -> tuple[type[Job], str]:
-    """What job a config describes, and how that was told; ConfigError when nothing tells."""
+    """The kind of job of a config, and how it was recognised. Raises ConfigError if it can't be recognised."""
     if "kind" in tree:
         named = str(tree["kind"])
         if named not in _NAMES:
@@ -35,14 +35,14 @@ def kind_of(tree: dict[Any, Any], *, origin: str) -> tuple[type[Job], str]:
     for kind in KINDS.values():
         if because := kind.recognised_by(tree):
             return kind, because
-    raise ConfigError(f"{origin}: can't tell what job this is; add kind: {', '.join(_NAMES)}")
+    raise ConfigError(f"{origin}: the kind of this job is unknown; add kind: one of {', '.join(_NAMES)}")
 
 
 def refuse_other_kind(keys: Mapping[Any, Any], wanted: str, *, path: Path) -> None:
-    """ConfigError with the command that takes it, for a file that is of another kind than `wanted`.
+    """Raises ConfigError, with the right command, for a file of another kind than `wanted`.
 
-    A file is of a kind of job if that recognises it and knows all of its sections.
-    wanted: a kind of job, "curriculum", "study", or "job" for any of the first
+    A file has a kind if that kind recognises it and knows all of its sections.
+    wanted: a kind of job, "curriculum", "study", or "job" for any kind of job
     """
     found = next((composed for key, composed in _COMPOSED.items() if key in keys), None)
     if found is None and wanted != "job" and not (wanted in KINDS and KINDS[wanted].recognised_by(keys)):
@@ -56,20 +56,20 @@ def refuse_other_kind(keys: Mapping[Any, Any], wanted: str, *, path: Path) -> No
 
 
 def load_kind(path: Path, kind: type[AnyJob], overrides: Sequence[str] = ()) -> AnyJob:
-    """The job of a config that must be of one kind; ConfigError in one line."""
+    """The job of a config that must have this kind. Raises ConfigError with one line."""
     tree = read_tree(path, overrides, refuse=partial(refuse_other_kind, wanted=kind.KIND, path=path))
     tree.pop("kind", None)
     return validate(tree, kind, origin=str(path))
 
 
 def load_any(config: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
-    """The job of a config of any kind, and how its kind was told; ConfigError in one line."""
+    """The job of a config of any kind, and how its kind was recognised. Raises ConfigError with one line."""
     tree, kind, because = read_any(config, overrides)
     return validate(tree, kind, origin=str(config)), because
 
 
 def read_any(config: Path, overrides: Sequence[str] = ()) -> tuple[dict[Any, Any], type[Job], str]:
-    """The keys of a config of any kind of job, not yet validated; its kind, and how that was told."""
+    """The keys of a config of any kind, not yet validated; its kind; and how that was recognised."""
     tree = read_tree(config, overrides, refuse=partial(refuse_other_kind, wanted="job", path=config))
     kind, because = kind_of(tree, origin=str(config))
     tree.pop("kind", None)
@@ -77,7 +77,7 @@ def read_any(config: Path, overrides: Sequence[str] = ()) -> tuple[dict[Any, Any
 
 
 def run_rank(kind: str, resolved: Resolved) -> int:
-    """Run one rank of a job in this process; ConfigError where its GPU is missing or has too little memory."""
+    """Run one rank of a job in this process. Raises ConfigError if its GPU is missing or has too little memory."""
     from flowmask.models.device import gpu_holds, require_gpu
 
     job = validate(resolved, KINDS[kind], origin=f"{kind} job")

@@ -23,7 +23,7 @@ class CacheJob(Job, CacheBuildConfig):
     COMMAND = "cache build"
     LESS_MEMORY = "lower cache.batch_clips, or choose cache.encoder_dtype=bfloat16"
     INDEPENDENT, RESULT = True, "manifest.json"
-    UNCHECKED = "encoder weights: the build itself hashes them and refuses an `out` of others"
+    UNCHECKED = "encoder weights: the build hashes them, and refuses an `out` that was made with other weights"
 
     @property
     def computes_on(self) -> str:
@@ -54,7 +54,7 @@ class CacheJob(Job, CacheBuildConfig):
 
         with cache_progress(self.out, show=rank == 0) as on_progress:
             build(self.for_room(), worker=rank, workers=world, on_progress=on_progress)
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # on every node: the first one may have died
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # on every node, since the first one may have died
             save_config(self.out, resolved)
 
     @classmethod
@@ -99,7 +99,7 @@ class CacheJob(Job, CacheBuildConfig):
 
     @staticmethod
     def _build_status(folder: Path) -> "CacheStatus | None":
-        """None where nobody has begun."""
+        """None if no build has begun."""
         from flowmask.data_pipeline.build.status import status
 
         try:

@@ -49,7 +49,7 @@ class EvaluateJob(Job, EvaluateConfig):
             yield Input("calibrate.data.root", self.calibrate.data.root, "the folder of the dataset")
 
     def video_ids(self) -> set[tuple[str, str]]:
-        """(family of datasets, video id) of what is scored; reads the dataset."""
+        """(family of datasets, video id) of the videos to score; reads the dataset."""
         from flowmask.data_pipeline.plan.leaks import family_of
         from flowmask.data_pipeline.sources import open_source
 
@@ -68,7 +68,7 @@ class EvaluateJob(Job, EvaluateConfig):
                 save_config(folder, resolved)
 
             scores = evaluate(config, rank=rank, world=world, on_progress=on_progress, say=say, also=also)
-        if scores is not None:  # whoever finishes last has them
+        if scores is not None:  # the last rank to finish has them
             show_scores(scores, self.out)
             send_left(self.checkpoint, say=say)
 

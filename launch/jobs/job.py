@@ -1,4 +1,4 @@
-"""What each kind of job says of itself, so that nothing else in this room has to ask which kind it is."""
+"""The interface of a kind of job, so that no other code in this room depends on the kind."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Resolved = dict[str, Any]
 
 @dataclass(frozen=True)
 class Input:
-    """A path that a job reads: the key that names it, and what must be there."""
+    """A path that a job reads: its config key, the path, and a description of the expected file or folder."""
 
     key: str
     path: Path
@@ -31,7 +31,7 @@ State = Literal["running", "queued", "requeued", "finished", "failed", "stopped"
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run at this moment. Steps are those of `Job.COUNTS`; step_s: seconds of one, of late; why: of the state."""
+    """State of a run now. Steps are counted in `Job.COUNTS`; step_s: recent seconds per step; why: the reason."""
 
     folder: str
     kind: str
@@ -48,22 +48,22 @@ class RunStatus:
 
 
 class Job(Section):
-    """A room's config together with `launch`. A job is plain data: it means the same on every machine."""
+    """The config of a room plus `launch`. A job is plain data, and means the same on every machine."""
 
     KIND: ClassVar[str]
-    COMMAND: ClassVar[str]  # of `flowmask`, that runs it
-    ROOM: ClassVar[type[Section]]  # the config of the room that does the work
+    COMMAND: ClassVar[str]  # subcommand of `flowmask` that runs it
+    ROOM: ClassVar[type[Section]]  # config class of the room that does the work
     ALIASES: ClassVar[tuple[str, ...]] = ()  # other names of the kind in a config
-    COUNTS: ClassVar[str]  # what its progress counts
-    LESS_MEMORY: ClassVar[str]  # what to do where the GPU is too small
-    INDEPENDENT: ClassVar[bool] = False  # its ranks take over what a lost one leaves
-    SAVES: ClassVar[bool] = False  # leaves checkpoints, from which the next start goes on
-    LOCK: ClassVar[str] = ".lock"  # held in `out` by who works there
-    RESULT: ClassVar[str] = ""  # the file in `out` that tells that it is done, however its ranks ended
-    UNCHECKED: ClassVar[str] = ""  # what only the job itself can check
+    COUNTS: ClassVar[str]  # unit of its progress
+    LESS_MEMORY: ClassVar[str]  # the fix if the GPU has too little memory
+    INDEPENDENT: ClassVar[bool] = False  # its ranks take over the work of a lost one
+    SAVES: ClassVar[bool] = False  # writes checkpoints, from which the next start continues
+    LOCK: ClassVar[str] = ".lock"  # lock file in `out`, held by the working process
+    RESULT: ClassVar[str] = ""  # file in `out` whose presence means done, however its ranks ended
+    UNCHECKED: ClassVar[str] = ""  # facts that only the job itself can check
 
     if TYPE_CHECKING:
-        out: Path  # of every room's config
+        out: Path  # in the config of every room
     launch: LaunchConfig = LaunchConfig()
 
     @property
@@ -73,26 +73,26 @@ class Job(Section):
 
     @property
     def attention_key(self) -> tuple[str, str]:
-        """The key that says who computes attention, and its value."""
+        """The key that chooses the attention kernel, and its value."""
         return "", "native"
 
     @property
     def reading_threads(self) -> int:
-        """Threads of a process that read while it computes."""
+        """Number of threads of a process that read data while it computes."""
         return 0
 
     @property
     def makes(self) -> str:
-        """What the job leaves in `out`: the part that it trains, else its kind."""
+        """The result in `out`: the part that it trains, else its kind."""
         return self.KIND
 
     @property
     def scores(self) -> DataSourceConfig | None:
-        """The dataset of the videos that it scores: no training may have one of them."""
+        """The dataset of the videos that it scores; no training may use one of these videos."""
         return None
 
     def video_ids(self) -> set[tuple[str, str]]:
-        """(family of datasets, video id) of what it scores, or caches; reads the dataset."""
+        """(family of datasets, video id) of the videos that it scores or caches; reads the dataset."""
         return set()
 
     @property
@@ -101,23 +101,23 @@ class Job(Section):
         return None
 
     def hidden(self) -> dict[str, str]:
-        """Variables for its processes, of what a saved copy of it lacks; ConfigError where it is such a copy itself."""
+        """Environment variables with the values that a saved config lacks. ConfigError if this is a saved config."""
         return {}
 
     def inputs(self) -> Iterator[Input]:
-        """Every path that must be there before it starts."""
+        """Every path that must exist before it starts."""
         raise NotImplementedError
 
     def caches(self) -> Sequence[Path]:
-        """The caches that it reads and that are folders."""
+        """The caches that it reads from folders (not from object stores)."""
         return ()
 
     def leaves(self) -> Sequence[str]:
-        """What other jobs may read below `out` once this one has ended well."""
+        """Names below `out` that other jobs may read once this one has succeeded."""
         return ()
 
     def will_make(self, path: Path) -> bool:
-        """Whether a path that is not there will be, once this job has ended well."""
+        """Whether a missing path will exist once this job has succeeded."""
         out = self.out.resolve()
         return path.resolve() in (out, *(out / name for name in self.leaves()))
 
@@ -126,46 +126,46 @@ class Job(Section):
         return limit
 
     def work(self, resolved: Resolved, *, rank: int, world: int) -> int | None:
-        """Do one rank's part in this process; an exit code, None for 0. resolved: what is saved beside the result."""
+        """Do one rank's part in this process; returns an exit code, None for 0. resolved: the config to save."""
         raise NotImplementedError
 
     def for_room(self) -> Any:
-        """The config without `launch`, as the room that does the work knows it."""
+        """The config without `launch`, as the room that does the work expects it."""
         return self.ROOM.model_validate(self.model_dump(exclude={"launch"}))
 
     @classmethod
     def folder_kind(cls) -> OutputKind:
-        """What its `out` is marked as."""
+        """The kind with which its `out` is marked."""
         raise NotImplementedError
 
     @classmethod
     def recognised_by(cls, tree: Mapping[Any, Any]) -> str:
-        """Why a config that does not say its kind is of this one; empty if it is not."""
+        """Why a config without `kind` has this kind; empty if it has not."""
         raise NotImplementedError
 
     @classmethod
     def is_in(cls, folder: Path) -> bool:
-        """Whether a folder is the `out` of a job of this kind that has begun."""
+        """Whether a folder is the `out` of a job of this kind that has started."""
         raise NotImplementedError
 
     @classmethod
     def status(cls, folder: Path) -> RunStatus:
-        """How far the job in a folder is by its own files; "idle" if these do not tell its state."""
+        """Progress of the job in a folder by its own files; state "idle" if they do not determine it."""
         raise NotImplementedError
 
     @classmethod
     def show_progress(cls, folder: Path, update: Update) -> None:
-        """Tell a bar how far the job in a folder is, where that is known while it runs elsewhere."""
+        """Update a bar with the progress of a job that runs elsewhere, if its files show it."""
 
 
 def wan_inputs(wan: Path, parts: Sequence[str]) -> Iterator[Input]:
-    """A Wan folder and the parts of it that are loaded."""
+    """The inputs for a Wan folder: the folder and the parts that are loaded."""
     yield Input("model.wan", wan, "the Wan2.1 folder in the diffusers layout")
     if wan.is_dir():
         yield from (Input("model.wan", wan / part, f"Wan2.1's {part}") for part in parts)
 
 
 def save_config(folder: Path, resolved: Resolved) -> None:
-    """Write `folder/config.yaml`, with which the same command repeats the job."""
+    """Write `folder/config.yaml`, from which the same command repeats the job."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))

@@ -14,7 +14,7 @@ from flowmask.models.files import read_object
 from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind
 from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, revealed_uri
-from flowmask.models.stored.typed import read_yaml
+from flowmask.models.stored.typed import is_number, read_yaml
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives import objective_class
 from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN, last_rows
@@ -22,8 +22,8 @@ from flowmask.trainer.state.steps import STATE, newest, step_of
 from flowmask.trainer.track.meters import newest_window, summarise
 from flowmask.trainer.train_config import TrainConfig, accumulation_steps
 
-_ENCODERS = ("vae", "text_encoder", "tokenizer")  # what makes latents and embeddings of whole videos
-_RATE_ROWS, _MOST_ROWS = 50, 50_000  # newest rows that the speed is taken of; that are read at all
+_ENCODERS = ("vae", "text_encoder", "tokenizer")  # these encode whole videos
+_RATE_ROWS, _MOST_ROWS = 50, 50_000  # newest rows that the speed is computed from; limit of rows that are read
 
 
 class TrainJob(Job, RunConfig):
@@ -32,7 +32,7 @@ class TrainJob(Job, RunConfig):
     KIND, ROOM, COUNTS = "train", RunConfig, "step"
     COMMAND = "train"
     ALIASES = ("decoder",)
-    LESS_MEMORY = "lower train.micro_batch, or choose what `flowmask plan` says fits"
+    LESS_MEMORY = "lower train.micro_batch, or choose settings that fit according to `flowmask plan`"
     SAVES = True
 
     @model_validator(mode="after")
@@ -85,7 +85,7 @@ class TrainJob(Job, RunConfig):
         return None if whole is None else whole.data
 
     def video_ids(self) -> set[tuple[str, str]]:
-        """(family of datasets, video id) of the whole videos that evaluations on the way score; reads the dataset."""
+        """(family of datasets, video id) of the whole videos that validation scores; reads the dataset."""
         from flowmask.data_pipeline.plan.leaks import family_of
         from flowmask.data_pipeline.sources import open_source
         from flowmask.trainer.run.validate_whole_start import chosen
@@ -109,7 +109,7 @@ class TrainJob(Job, RunConfig):
         return self.data.folders()
 
     def leaves(self) -> Sequence[str]:
-        """Its last checkpoint, also by its step where the config says it, and the best one where it is chosen."""
+        """Its last checkpoint, also by step number if the config determines it, and the best one if it is kept."""
         steps = self.train.steps
         names = ["latest", *([f"step_{steps:08d}"] if steps else []), *["best"] * self.evaluate.wanted]
         return [f"{CHECKPOINTS}/{name}" for name in names]
@@ -141,7 +141,7 @@ class TrainJob(Job, RunConfig):
         every = every or TrainConfig.model_fields["log_every_steps"].default
         rows = last_rows(folder / METRICS, min(max(_RATE_ROWS, 2 * every), _MOST_ROWS))
         ended = not locks.is_held(folder / cls.LOCK) or (bool(rows) and rows[-1]["step"] == steps)
-        times = [row["time"] for row in rows[-_RATE_ROWS:] if _is_number(row.get("time"))]
+        times = [row["time"] for row in rows[-_RATE_ROWS:] if is_number(row.get("time"))]
         took = [after - before for before, after in pairwise(times) if after > before]
         return RunStatus(
             str(folder),
@@ -154,12 +154,8 @@ class TrainJob(Job, RunConfig):
         )
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
-
-
 def _of_train(folder: Path, key: str) -> int | None:
-    """A whole number of the section train of a run's saved config."""
+    """An integer of the section train of a run's saved config."""
     try:
         value = read_yaml(folder / CONFIG)["train"][key]
     except (OSError, KeyError, TypeError, ValueError):
@@ -168,7 +164,7 @@ def _of_train(folder: Path, key: str) -> int | None:
 
 
 def _finished(folder: Path) -> bool:
-    """Whether the last step is saved, and at least one step counted."""
+    """Whether the last step is saved and at least one update was made."""
     steps, checkpoint = _of_train(folder, "steps"), newest(folder)
     if steps is None or checkpoint is None or step_of(checkpoint) < steps:
         return False

@@ -1,5 +1,5 @@
-"""The ranks of a job on this machine: started, signalled, never left behind.
+"""The ranks of a job on this machine: starts, signals and always ends them.
 
-Imports the jobs by name alone; a rank's own code imports what its job needs.
+Imports no job's code; a rank imports the code of its own job.
 A new way for a rank to end is a case in `worker.main` and in `processes._verdict`.
 """

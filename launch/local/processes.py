@@ -1,7 +1,7 @@
-"""Starts the ranks of a job on this machine, passes signals on, and never leaves one behind.
+"""Starts the ranks of a job on this machine, passes signals on, and ends all of them.
 
-The kernel kills a rank as soon as its launcher is gone (PR_SET_PDEATHSIG), also when that was kill -9. A rank
-that fails ends the others: they would wait for it in a collective for ever.
+The kernel kills a rank as soon as its launcher ends (PR_SET_PDEATHSIG), also after kill -9. A rank
+that fails ends the others, which would otherwise wait for it in a collective for ever.
 """
 
 import contextlib
@@ -27,36 +27,38 @@ from flowmask.models.folders import locks
 from flowmask.models.process import MISTAKE_EXIT_CODE, REQUEUE_EXIT_CODE, STOP_SIGNALS, python_module, stop_signals
 
 PR_SET_PDEATHSIG = 1
-GRACE_S = 600.0  # for the others to end once one rank has: on a busy machine, and rank 0 sends MLflow what is left
-_WHY = {  # a signal that nobody here sends, and what mostly sends it
-    signal.SIGKILL: "often by the kernel, for want of memory: see dmesg, or memory.events of the job's cgroup",
-    signal.SIGABRT: "a library gave up, as NCCL does when another rank does not answer for "
-    "train.collective_timeout_s: look for the rank that hung or was lost",
-    signal.SIGBUS: "often a full /dev/shm, or a file that got shorter while it was read",
+GRACE_S = (
+    600.0  # for the other ranks to end after the first: the machine may be busy, and rank 0 still sends data to MLflow
+)
+_WHY = {  # signals that FlowMask does not send, and their usual cause
+    signal.SIGKILL: "often by the kernel, out of memory: see dmesg, or memory.events of the job's cgroup",
+    signal.SIGABRT: "a library aborted, as NCCL does when another rank does not answer for "
+    "train.collective_timeout_s: look for the rank that hung or died",
+    signal.SIGBUS: "often a full /dev/shm, or a file that was truncated while it was read",
     signal.SIGSEGV: "a crash in compiled code",
     signal.SIGILL: "compiled code for another CPU",
 }
 
 
 class JobFailedError(UserError):
-    """A rank ended with an error that is not the user's; what it printed stands above."""
+    """A rank failed with an error that is not a user error. Its output is above."""
 
     def __init__(self, what: str, traceback: str = "") -> None:
-        super().__init__(f"{what}; what it printed stands above")
+        super().__init__(f"{what}; its output is above")
         self.what, self.traceback = what, traceback
 
 
 class TooLateError(UserError):
-    """Ranks that were asked to stop had not saved when their time was over, and were killed."""
+    """Ranks that were asked to stop did not save in time and were killed."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The part of a job's ranks that this machine holds, and where all of them meet.
+    """The ranks of a job on this machine, and the rendezvous of all ranks.
 
-    meet: ADDRESS:PORT; "" where this machine holds all ranks, which meet in a file. listener: the socket that listens
-    there already, for rank 0. time_to_stop_s: asked once when a signal has come: seconds that the ranks have; None: as
-    long as they need.
+    meet: ADDRESS:PORT; "" if all ranks are on this machine and meet through a file. listener: socket of rank 0 that
+    already listens there. time_to_stop_s: called once when a signal comes; returns the seconds that the ranks have,
+    or None for no limit.
     """
 
     first_rank: int
@@ -67,22 +69,22 @@ class Group:
 
 
 def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Group | None = None) -> int:
-    """Run one job in `processes` ranks and wait; returns 0, or the exit code that asks for a requeue.
+    """Run one job in `processes` ranks and wait; returns 0, or the exit code that requests a requeue.
 
-    resolved: the whole config as plain data; group: None when these ranks are the whole job.
-    Raises the rank's own UserError, or JobFailedError when a rank crashed.
+    resolved: the whole config as plain data; group: None if these ranks are the whole job.
+    Raises the rank's own UserError, or JobFailedError if a rank crashed.
     """
     independent = KINDS[kind].INDEPENDENT
     group = group or Group(0, processes)
     with tempfile.TemporaryDirectory(prefix="flowmask-") as scratch:
         folder = Path(scratch)
         if processes > 1 and not group.meet and not independent and (lock := locks.take(folder / "lock")):
-            os.close(lock)  # the file where the ranks meet needs locks
+            os.close(lock)  # the rendezvous file needs locks
         err.print(f"{kind}: starting {processes} process{'es' * (processes > 1)}")  # whose imports take seconds
         (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
         ranks = [_start(folder, rank, processes, group=group) for rank in range(processes)]
         if group.listener is not None:
-            group.listener.close()  # rank 0 has it: when that is gone, nobody shall seem to listen
+            group.listener.close()  # rank 0 has its own copy: once it is gone, no process may seem to listen
         signals: list[int] = []
         previous = {number: signal.signal(number, _forward_to(ranks, signals)) for number in stop_signals()}
         try:
@@ -92,12 +94,12 @@ def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Gro
                 signal.signal(number, handler)
             _kill(ranks)
         if independent and 0 in codes:
-            return 0  # a rank ends well when all of the work is done, its own and that of ranks that were lost
+            return 0  # a rank ends with 0 only when all work is done, also that of lost ranks
         return _verdict(folder, codes)
 
 
 def die_with_parent(parent: int) -> None:
-    """Called first in a rank: the kernel ends it when `parent` ends; already gone counts."""
+    """Called first in a rank: the kernel ends it when `parent` ends, or at once if that has already ended."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -118,7 +120,7 @@ def _start(folder: Path, rank: int, processes: int, *, group: Group) -> subproce
     if group.listener is not None and rank == group.first_rank == 0:
         handed = (group.listener.fileno(),)
         environment["FLOWMASK_LISTENER"] = str(handed[0])
-    # In a new session, a terminal's ^C reaches the launcher alone, which passes it on once.
+    # In a new session: a terminal's ^C reaches only the launcher, which forwards it once.
     command = python_module("flowmask.launch.local.worker", folder)
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=handed)
 
@@ -136,9 +138,9 @@ def _forward_to(ranks: list[subprocess.Popen[bytes]], signals: list[int]) -> Any
 def _wait(
     ranks: list[subprocess.Popen[bytes]], signals: list[int], group: Group, *, independent: bool
 ) -> list[int | None]:
-    """Wait for all; one failure ends the rest at once, one good end gives the rest a grace period.
+    """Wait for all ranks. One failure ends the rest at once; after one success the rest have a grace period.
 
-    independent: only a person's mistake ends the rest, as all would meet it; the others do a killed one's work.
+    independent: only a user error ends the rest, as all ranks would hit it; after a crash the rest take over the work.
     """
     deadline: float | None = None
     stop_by: float | None = None
@@ -147,7 +149,7 @@ def _wait(
             within_s = group.time_to_stop_s()
             stop_by = math.inf if within_s is None else time.monotonic() + within_s
         if stop_by is not None and time.monotonic() > stop_by:
-            raise TooLateError("the ranks did not save in time; the checkpoint before stays")
+            raise TooLateError("the ranks did not save in time; the previous checkpoint is unchanged")
         codes = [rank.poll() for rank in ranks]
         ended = [code for code in codes if code is not None]
         failed = [code for code in ended if _is_failure(code)]
@@ -177,10 +179,10 @@ def _verdict(folder: Path, codes: list[int | None]) -> int:
     if errors:
         raise UserError(errors[0].read_text())
     if any(code is not None and -code in STOP_SIGNALS for code in codes):
-        return REQUEUE_EXIT_CODE  # asked to stop before it listened: there is nothing to save yet
+        return REQUEUE_EXIT_CODE  # asked to stop before it handled signals: there is nothing to save yet
     crashes = sorted(folder.glob("crash_*.txt"))
     traceback = crashes[0].read_text() if crashes else ""
-    lost = sorted(folder.glob("lost_*.txt"))  # they only saw that another one was gone: that one comes first
+    lost = sorted(folder.glob("lost_*.txt"))  # these only noticed that another rank was gone: report that one
     for rank, code in enumerate(codes):
         if code is not None and _is_failure(code) and not any(f"_{rank:05d}" in file.stem for file in lost):
             raise JobFailedError(f"rank {rank} {_how(code)}", traceback)
@@ -188,7 +190,7 @@ def _verdict(folder: Path, codes: list[int | None]) -> int:
         raise JobFailedError(lost[0].read_text())
     if None in codes:
         late = codes.index(None)
-        raise JobFailedError(f"rank {late} did not end {GRACE_S:.0f} s after the others and was killed")
+        raise JobFailedError(f"rank {late} did not end within {GRACE_S:.0f} s after the others and was killed")
     return max(code or 0 for code in codes)
 
 

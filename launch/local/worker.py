@@ -1,4 +1,4 @@
-"""One rank of a job, as launch/local/processes.py starts it: read the job, run it, report a person's mistake."""
+"""One rank of a job, as launch/local/processes.py starts it: reads the job, runs it and reports user errors."""
 
 import atexit
 import ctypes
@@ -19,11 +19,11 @@ from flowmask.launch.local.processes import die_with_parent
 from flowmask.models.errors import RankLostError, UserError
 from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE
 
-_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a flush of an open file names no path
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # these can come from flushing an open file, without a path
 
 
 def main(folder: Path) -> int:
-    """Run the job in `folder` as the rank that the environment names; returns the exit code."""
+    """Run the job in `folder` as the rank that the environment variables give; returns the exit code."""
     die_with_parent(int(os.environ["FLOWMASK_PARENT"]))
     quieten_libraries()
     job = json.loads((folder / "job.json").read_text())
@@ -48,12 +48,12 @@ def main(folder: Path) -> int:
 
 
 def quieten_libraries() -> None:
-    """On some CPUs bitsandbytes, which peft imports where it finds it, misses kernels that nothing here asks for."""
+    """Silence bitsandbytes, which peft imports: on some CPUs it warns about kernels that FlowMask does not use."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def explain_os_error(error: OSError) -> str | None:
-    """One line for what the file system refuses; None for an error of ours."""
+    """One line for an error of the file system; None for a bug in FlowMask."""
     if error.filename is None:
         if error.errno not in _DISK_REFUSES:
             return None
@@ -62,12 +62,12 @@ def explain_os_error(error: OSError) -> str | None:
 
 
 def run_process(work: Callable[[], int | None], *, answers: bool = False) -> NoReturn:
-    """Do `work` as the whole of this process, and end it with its exit code, 1 if it raised.
+    """Run `work` as this whole process, and end the process with its exit code, or 1 if it raised.
 
-    From the first line the console is best effort; `answers`: but for what it prints to stdout. At the end no library
-    is torn down: a thread in the C++ of one that comes back to an interpreter that has ended, or that nobody has
-    joined, aborts the process, though the work is done and saved ("terminate called without an active exception"). So
-    the end is Python's own as far as its threads, `atexit` and the last lines go; the rest is the kernel's.
+    The console is best effort from the first line on; with `answers`, stdout is not. At the end no library is torn
+    down: a C++ thread that returns to an interpreter that has ended, or that was never joined, aborts the process
+    although the work is done and saved ("terminate called without an active exception"). Python's own part of the
+    end still runs: threads, `atexit` and the last lines. The kernel does the rest.
     """
     console.take_over()
     if answers:
@@ -76,11 +76,11 @@ def run_process(work: Callable[[], int | None], *, answers: bool = False) -> NoR
         code = work() or 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Exception:  # noqa: BLE001 - as Python ends with one
+    except Exception:  # noqa: BLE001 - as Python itself does
         traceback.print_exc()
         code = 1
     threading._shutdown()  # type: ignore[attr-defined] # waits for threads that aren't daemons
-    atexit._run_exitfuncs()  # the console's last lines among them
+    atexit._run_exitfuncs()  # these include the console's last lines
     ctypes.CDLL(None).fflush(None)
     os._exit(code)
 

@@ -1,4 +1,4 @@
-"""`flowmask plan`: what a job holds, takes and writes, without a GPU, weights or data.
+"""`flowmask plan`: estimates memory, time and disk space of a job, without a GPU, weights or data.
 
 A job of a new kind is a file here; work is counted on fake tensors (`models.cost`).
 Imports `jobs` and the rooms below. A new kind of job also needs its branch in `plan`.

@@ -20,21 +20,23 @@ from flowmask.launch.plan.one_pass import Shape
 from flowmask.launch.plan.train import GpuSpeed
 from flowmask.models.errors import DataError
 
-_WORD_TOKENS = 1.4  # of UMT5 for an English word, where there is no tokenizer to ask
+_WORD_TOKENS = 1.4  # UMT5 tokens per English word, if there is no tokenizer
 # Bytes around the latents, measured on built caches; tests/launch/plan/test_plan.py measures them again
 _TAR_MEMBER = 512 + 256  # header, and half a block of padding
 _TENSOR_HEADER = 76  # of safetensors, for each tensor
 _RECORD_JSON, _MASK_JSON, _FRAME_JSON, _SENTENCE_JSON = 165, 25, 31, 70
-_CONTOUR = 1.0  # characters of a mask's run lengths for each column of the picture
-_PLANNED_CLIP, _PLANNED_SENTENCE = 210, 70  # lines of plan/
-_ROW_JSON = 70  # of a sidecar, for each example
-_SHARD = 1024 + 5120 + 550  # a tar's end, half a block of its padding, a sidecar's own, the manifest's entry
+_CONTOUR = 1.0  # characters of a mask's run lengths per column of the picture
+_PLANNED_CLIP, _PLANNED_SENTENCE = 210, 70  # bytes of their lines in plan/
+_ROW_JSON = 70  # bytes in a sidecar per example
+_SHARD = (
+    1024 + 5120 + 550
+)  # bytes per shard: end of a tar, half a block of padding, fixed part of a sidecar, entry of the manifest
 _CACHE = 6500  # manifest and plan.json
 
 
 @dataclass
 class Counts:
-    """What a view of a dataset asks for, `by_shape` of clips; tokens are of all sentences stored."""
+    """The work of one view of a dataset, `by_shape` of clips; tokens: of all stored sentences."""
 
     cost: ViewCost = field(default_factory=ViewCost)
     by_shape: Counter[Shape] = field(default_factory=Counter)
@@ -62,9 +64,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Everything `flowmask plan` says of a cache; of all views together, an upper bound where masks may be empty."""
+    """The plan of a cache for all views together; an upper bound if masks may be empty."""
 
-    counted: bool  # else of one clip
+    counted: bool  # from the dataset; else estimated from one clip
     clips: int
     masks: int
     examples: int
@@ -84,7 +86,7 @@ class CachePlan:
 
 
 def plan_cache(job: CacheJob, *, speed: GpuSpeed) -> CachePlan:
-    """Count view 0 of the dataset; where there is none to read, one clip of the config's shape."""
+    """Count view 0 of the dataset; without a readable dataset, one clip of the config's shape."""
     shapes = architecture(job.model.wan)
     notes, encoders = list(shapes.notes), Encoders(shapes)
     counts, counted = _count(job, notes)
@@ -137,7 +139,7 @@ def _masks(counts: Counts) -> int:
 
 
 def _around(counts: Counts, *, shards: int) -> float:
-    """Bytes of a view that are no latent and no embedding: tar, safetensors, JSON, sidecars, index and plan."""
+    """Bytes of a view besides latents and embeddings: tar, safetensors, JSON, sidecars, index and plan."""
     clips, masks = counts.cost.clips, _masks(counts)
     tensors = 2 * clips + masks + counts.cost.sentences
     return (
@@ -154,7 +156,9 @@ def _around(counts: Counts, *, shards: int) -> float:
 def _count(job: CacheJob, notes: list[str]) -> tuple[Counts, bool]:
     missing = [source.root for source in job.sources if not source.root.exists()]
     if missing:
-        notes.append(f"data.root {missing[0]} is not there: figures are of one clip with one sentence of 15 tokens")
+        notes.append(
+            f"data.root {missing[0]} does not exist: the figures are for one clip with one sentence of 15 tokens"
+        )
         return _one_clip(job), False
     count, counts, unreadable = _tokens(job.model.wan, notes), Counts(), 0
     for index, video in enumerate(without_leaks(open_source(job.data), job).videos()):
@@ -166,11 +170,11 @@ def _count(job: CacheJob, notes: list[str]) -> tuple[Counts, bool]:
         except DataError:
             unreadable += 1
     if not counts.cost.clips:
-        raise DataError(f"{job.sources[0].root}: no clip of a sentence and a mask can be read; look at data.split")
+        raise DataError(f"{job.sources[0].root}: no clip with a sentence and a mask can be read; check data.split")
     if unreadable:
-        notes.append(f"{unreadable} videos can't be read and are left out")
+        notes.append(f"{unreadable} videos can't be read and are not counted")
     if job.cache.views > 1:
-        notes.append(f"{job.cache.views} views, each taken to cost what the first one does")
+        notes.append(f"{job.cache.views} views, each assumed to cost as much as the first")
     plan = read_plan(Path(job.out) / FOLDER)
     if plan is not None and plan.costs[0].clips != counts.cost.clips:
         notes.append(f"the build in {job.out} was planned with {plan.costs[0].clips} clips a view")
@@ -188,10 +192,10 @@ def _one_clip(job: CacheJob) -> Counts:
 
 
 def _tokens(wan: Path, notes: list[str]) -> Callable[[str], int]:
-    """How many tokens a sentence has, by the folder's tokenizer."""
+    """A function that counts the tokens of a sentence with the folder's tokenizer."""
     path = wan / "tokenizer" / "tokenizer.json"
     if not path.is_file():
-        notes.append(f"{path} is not there: {_WORD_TOKENS} tokens a word")
+        notes.append(f"{path} does not exist: {_WORD_TOKENS} tokens per word")
         return lambda text: round(_WORD_TOKENS * len(text.split())) + 1
     from tokenizers import Tokenizer
 

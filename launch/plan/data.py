@@ -1,6 +1,6 @@
-"""What a training reads, as far as its caches are there: the shapes of the clips, and how long the run is.
+"""The data of a training, as far as its caches exist: shapes of the clips, and length of the run.
 
-What was assumed where one is not there goes into `notes`.
+Assumptions for missing caches go into `notes`.
 """
 
 from contextlib import closing
@@ -16,11 +16,11 @@ from flowmask.trainer.state.length import in_steps, opened, order
 
 
 def length_of(job: TrainJob, notes: list[str]) -> tuple[TrainJob, list[float]]:
-    """The job with its epochs as steps, and how many epochs of each cache these are; empty where one is not there."""
+    """The job with its epochs as steps, and the number of epochs of each cache; empty if a cache is missing."""
     if (reader := opened(job)) is None:
         if job.train.epochs is not None:
             without = ", and the disk without its milestones" if job.checkpoint.milestone_every_steps else ""
-            notes.append(f"how many steps {job.train.epochs} epochs are is unknown without the cache{without}")
+            notes.append(f"the number of steps of {job.train.epochs} epochs is unknown without the cache{without}")
         return job, []
     with closing(reader):
         job, batches = in_steps(job, reader), order(job, reader)
@@ -39,7 +39,7 @@ def shapes_of(job: TrainJob, clip: Shape | None, notes: list[str]) -> dict[Shape
         except CacheError:
             config = ClipConfig()
             shape = clip or Shape(config.frames, config.short_side, config.long_side)
-            notes.append(f"{cache} is not there: clips of {shape}, see --clip")
+            notes.append(f"{cache} does not exist: assuming clips of {shape}, see --clip")
             shares[shape] = shares.get(shape, 0) + weight / whole
             continue
         total = sum(sum(bucket.examples) for bucket in manifest.buckets)

@@ -1,4 +1,4 @@
-"""What the frozen encoders cost: FLOPs and device memory of the VAE and UMT5, by dry passes of the real modules."""
+"""Cost of the frozen encoders: FLOPs and device memory of the VAE and UMT5, from dry passes of the real modules."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ _TF32, _FP32 = 1 / 2, 1 / 16  # of the bf16 peak, as an A100's data sheet has th
 
 
 def share_of_peak(dtype: str, *, tf32: bool | None, products: bool) -> float:
-    """What a GPU does of its bf16 peak, in products of matrices or in convolutions; tf32: as jobs have it."""
+    """Share of the bf16 peak that a GPU reaches in matrix products or in convolutions; tf32: as in job configs."""
     if dtype != "float32":
         return 1.0
     allowed = bool(tf32) if products else tf32 is not False
@@ -37,7 +37,7 @@ class Encoders:
 
     @lru_cache  # noqa: B019 - lives as long as a plan
     def encode(self, shape: Shape, *, dtype: str, clips: int = 1) -> Pass:
-        """The VAE's encoder over `clips` clips, pixels included."""
+        """The VAE's encoder over `clips` clips, with its pixels."""
 
         def run(vae: Any) -> Tensor:
             return encode_moments(vae, torch.zeros(clips, 3, shape.frames, shape.height, shape.width))[0]
@@ -48,7 +48,7 @@ class Encoders:
     def decode(
         self, shape: Shape, *, dtype: str = "float32", masks: int = 1, light: LightDecoderConfig | None = None
     ) -> Pass:
-        """The mask decoder over several masks of one clip; light: of this size, in place of the VAE's."""
+        """The mask decoder over several masks of one clip; light: size of a light decoder, in place of the VAE's."""
 
         def run(decoder: nn.Module) -> Tensor:
             found: Tensor = decoder(torch.zeros(masks, LATENT_CHANNELS, *shape.latent))
@@ -75,15 +75,15 @@ class Encoders:
         return few.extended(more, depth - 1)
 
     def share_of_vae(self, shape: Shape, light: LightDecoderConfig) -> float:
-        """FLOPs of a light mask decoder, as a part of those of the VAE's."""
+        """FLOPs of a light mask decoder as a share of those of the VAE's."""
         return self.decode(shape, light=light).flop / self.decode(shape).flop
 
     def pixel_flop(self, shape: Shape) -> float:
-        """FLOPs of the VAE's encoder for each pixel of a clip of as many frames: all but constant in its size."""
+        """FLOPs of the VAE's encoder per pixel, for clips of this length; nearly independent of their size."""
         return self.encode(shape, dtype="float32").flop / shape.pixels
 
     def text_flop(self, tokens: float, *, sentences: float = 1) -> float:
-        """FLOPs of UMT5 over `tokens` tokens in all: the table is looked up, all else multiplied."""
+        """FLOPs of UMT5 over `tokens` tokens in all: the embedding table costs nothing."""
         encoder = self.shapes.text_encoder()
         config = encoder.config
         weights = parameters(encoder) - config.vocab_size * config.d_model
@@ -98,10 +98,10 @@ class Encoders:
         return parameters(self.shapes.vae()) * BYTES[dtype]
 
     def decoder_bytes(self, dtype: str, light: LightDecoderConfig | None) -> float:
-        """Of the VAE's: with its encoder, which is loaded with it."""
+        """Bytes of the mask decoder's weights; the VAE's decoder is loaded together with its encoder."""
         return self.vae_bytes(dtype) if light is None else parameters(empty_light(light)) * BYTES[dtype]
 
 
 def with_allowances(peak: float) -> float:
-    """What a GPU must have for tensors of `peak` bytes."""
+    """Memory that a GPU needs for tensors of `peak` bytes."""
     return CONTEXT_BYTES + peak * (1 + FRAGMENTATION)

@@ -1,4 +1,4 @@
-"""The plan of an evaluation: work of the encoders, DiT and decoder, and the memory that the longest video asks for."""
+"""The plan of an evaluation: work of the encoders, DiT and decoder, and the memory for the longest video."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,9 +28,9 @@ _TEXT_TOKENS = 256
 
 @dataclass(frozen=True)
 class EvaluatePlan:
-    """Everything `flowmask plan` says of an evaluation."""
+    """The plan of an evaluation."""
 
-    counted: bool  # else of one clip and one sentence
+    counted: bool  # from the dataset; else for one clip and one sentence
     videos: int
     sentences: int
     longest: str
@@ -40,12 +40,12 @@ class EvaluatePlan:
     workers: int
     hours: float
     speed: GpuSpeed
-    decoder_share: float | None  # of the VAE decoder's FLOPs; None: the VAE's it is
+    decoder_share: float | None  # share of the VAE decoder's FLOPs; None: the VAE's decoder is used
     notes: list[str] = field(default_factory=list)
 
 
 def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = None) -> EvaluatePlan:
-    """clip: the shape to plan for where the dataset can't be read."""
+    """clip: the shape to plan for if the dataset can't be read."""
     shapes = architecture(_wan(job))
     notes, encoders = list(shapes.notes), Encoders(shapes)
     work, counted = _videos(job, clip, notes)
@@ -85,7 +85,7 @@ def plan_evaluation(job: EvaluateJob, *, speed: GpuSpeed, clip: Shape | None = N
 
 
 def _encoder_precision(job: EvaluateJob) -> EncoderPrecision:
-    """What text and video will be encoded in; what is not there yet is taken to be of a cache as configs have it."""
+    """Precision of the encoders; weights that do not exist yet are assumed to have a cache with default settings."""
     trained = {"encoder_dtype": "float32"}
     if Path(job.checkpoint).exists():
         with suppress(UserError):
@@ -94,7 +94,7 @@ def _encoder_precision(job: EvaluateJob) -> EncoderPrecision:
 
 
 def _light_decoder(job: EvaluateJob) -> LightDecoderConfig | None:
-    """The size of the light mask decoder that the evaluation would take; None for another, or one that is not there."""
+    """The size of the evaluation's light mask decoder; None if it uses another one, or a missing one."""
     with suppress(UserError):
         named = job.mask_decoder or source_settings(job.checkpoint).get("mask_decoder") or "vae"
         found = stored_settings(named).get(SETTING)
@@ -111,13 +111,13 @@ def _flop(
     *,
     light: LightDecoderConfig | None,
 ) -> float:
-    """FLOPs of one window, those in fp32 counted as what the GPU takes for them in bf16's time."""
+    """FLOPs of one window; those in fp32 are scaled to the bf16 FLOPs of equal duration."""
     times = (2 if job.shuffled_text else 1) * sentences
 
     def slow(precision: Precision, *, products: bool) -> float:
         return 1 / share_of_peak(_DTYPE[precision], tf32=job.tf32, products=products)
 
-    frames = Shape(min(shape.frames, 9), shape.height, shape.width)  # causal: every four frames cost the same
+    frames = Shape(min(shape.frames, 9), shape.height, shape.width)  # causal: each group of four frames costs the same
     more = shape.frames / frames.frames
     encode, decode = encoders.encode(frames, dtype=_DTYPE[encoded.video]), encoders.decode(frames, light=light)
     convolutions = (
@@ -132,7 +132,7 @@ def _flop(
 
 
 def _wan(job: EvaluateJob) -> Path:
-    """The Wan folder that the evaluation would take; one that is not there means built-in shapes."""
+    """The Wan folder of the evaluation; if it does not exist, built-in shapes are used."""
     if job.model.wan is not None:
         return job.model.wan
     try:
@@ -146,7 +146,9 @@ def _videos(job: EvaluateJob, clip: Shape | None, notes: list[str]) -> tuple[lis
     box = job.box or FrameBox()
     if not job.data.root.exists():
         shape = clip or Shape(17, box.height_px, box.width_px)
-        notes.append(f"data.root {job.data.root} is not there: figures are of one clip of {shape}, one sentence")
+        notes.append(
+            f"data.root {job.data.root} does not exist: the figures are for one clip of {shape} and one sentence"
+        )
         return [(shape, 1, 1)], False
     found = []
     for video in list(open_source(job.data).videos())[: job.max_videos]:

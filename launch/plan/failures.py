@@ -1,7 +1,7 @@
-"""What failing nodes cost a run, and how often it should save: pure functions of seconds.
+"""The cost of node failures to a run, and how often it should save: pure functions of seconds.
 
-The measure is the effective training time ratio of Kokolis et al. (arXiv 2410.21680): the part of the wall time whose
-steps are kept. Failures have no memory; a run goes on from its newest complete checkpoint.
+The measure is the effective training time ratio of Kokolis et al. (arXiv 2410.21680): the share of the wall time whose
+steps are kept. Failures are memoryless; a run continues from its newest complete checkpoint.
 """
 
 import math
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 NODE_MTBF_H = 3692.0  # 6.5 failures in 1,000 days of a node: RSC-1 in that paper
 RESTART_MIN = 10.0
-HOST_COPY_GB_S = 10.0  # of one GPU, stated
-DISK_GB_S = 5.0  # of the file system that the nodes share, stated
-_CANDIDATES = 400  # intervals looked at
+HOST_COPY_GB_S = 10.0  # per GPU; an assumption
+DISK_GB_S = 5.0  # of the shared filesystem; an assumption
+_CANDIDATES = 400  # intervals that are compared
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a person states of the machines.
+    """The user's assumptions about the machines.
 
     node_mtbf_h: mean hours between two failures of one node
     restart_min: minutes from a failure to the first step after it, the queue included
@@ -35,8 +35,8 @@ class Saving:
 
     mtbf_s:    mean time between two failures of the whole job
     restart_s: from a failure to the first step after it
-    stall_s:   for which a save holds up the steps
-    write_s:   from a save's begin until it counts; the next save waits for it
+    stall_s:   for which a save blocks the steps
+    write_s:   from the start of a save until it is complete; the next save waits for it
     """
 
     mtbf_s: float
@@ -54,10 +54,10 @@ class Saving:
         )
 
     def effective(self, every_s: float) -> float:
-        """The part of the wall time whose steps are kept, with `every_s` seconds of steps between two saves.
+        """The share of the wall time whose steps are kept, with `every_s` seconds of steps between two saves.
 
-        A run that starts from a checkpoint keeps k intervals if it lives for k of them and one write more. Failures
-        during a restart begin it again.
+        A run that starts from a checkpoint keeps k intervals if it survives k of them and one write. A failure during a
+        restart starts the restart again.
         """
         interval = max(every_s + self.stall_s, self.write_s)
         lives = -math.expm1(-interval / self.mtbf_s)
@@ -65,7 +65,7 @@ class Saving:
         return every_s * kept / self.mtbf_s * math.exp(-self.restart_s / self.mtbf_s)
 
     def best_interval_s(self) -> float:
-        """The seconds of steps between two saves that keep the most."""
+        """The seconds of steps between two saves for which `effective` is largest."""
         shortest, longest = max(self.write_s, self.stall_s, 1.0), 10 * self.mtbf_s + self.write_s
         ratio = (longest / shortest) ** (1 / _CANDIDATES)
         return max((shortest * ratio**n for n in range(_CANDIDATES + 1)), key=self.effective)
@@ -73,11 +73,11 @@ class Saving:
 
 @dataclass(frozen=True)
 class SavePlan:
-    """How a config's saves stand to the failures of its nodes.
+    """The save interval of a config, compared with the best one.
 
     every_s:    seconds between two saves of the config
-    effective:  the part of the wall time whose steps are kept
-    best_steps: the interval that keeps the most, to two digits
+    effective:  the share of the wall time whose steps are kept
+    best_steps: the interval with the largest share, rounded to two digits
     """
 
     every_s: float

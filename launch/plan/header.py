@@ -1,7 +1,7 @@
-"""The lines at the head of a bundled config that say what its job needs, as its plan has them.
+"""The first lines of a bundled config, which give the needs of its job by its plan.
 
-As where no weights and no data are: of a clip of a stated shape, and nothing that only the data tell. tools/headers.py
-writes the lines into the files, a test holds them equal.
+They are computed without weights and data, for a clip of a stated shape. tools/headers.py writes them into the
+files, and a test checks that they are current.
 """
 
 import textwrap
@@ -20,25 +20,25 @@ from flowmask.launch.plan.show import hours, size, work
 from flowmask.launch.plan.train import GPUS_GB, TrainPlan
 
 LABELS = ("Hardware", "Cost")
-_VIDEO, _IMAGE = Shape(81, 480, 832), Shape(1, 480, 832)  # of evaluations
+_VIDEO, _IMAGE = Shape(81, 480, 832), Shape(1, 480, 832)  # for evaluations
 _IMAGES = ("refcoco",)
 _WIDTH, _INDENT = 150, 12
 
 
 def heads() -> list[Path]:
-    """Every bundled config of a cache, training or evaluation; what a row of the paper changes costs the same."""
+    """Every bundled config of a cache, training or evaluation; the rows of the paper cost the same as these."""
     files = [path for kind in ("cache", "train", "evaluate") for path in sorted(BUNDLED.rglob(f"{kind}_*.yaml"))]
     return [path for path in files if path.parent.name != "ablation"]
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a config's head; called where there are no weights and no data."""
+    """The lines of a config's head; call it where there are no weights and no data."""
     speed = speed_of(gpu=None, tflops=None, mfu=DEFAULT_MFU)
     return lines(plan(path, [], speed=speed, clip=_clip(path)))
 
 
 def _clip(path: Path) -> Shape | None:
-    """The shape that a config is planned for: as large as the bundled config of its cache makes them."""
+    """The shape that a config is planned for: the size that the bundled config of its cache makes."""
     job, _ = load_any(path, [])
     if isinstance(job, EvaluateJob):
         return _IMAGE if job.data.source in _IMAGES else _VIDEO
@@ -59,7 +59,7 @@ def _made(cache: str) -> Shape:
 
 
 def lines(found: CostPlan) -> list[str]:
-    """The lines of a plan, as they stand in a file."""
+    """The lines of a plan, as they are in a file."""
     return [line for label, said in zip(LABELS, _said(found), strict=True) for line in _wrapped(label, said)]
 
 

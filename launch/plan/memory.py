@@ -1,7 +1,7 @@
-"""How much memory a rank of a training holds: the trainer's layout as bytes for each trained parameter.
+"""Memory of a rank of a training: the trainer's layout as bytes per trained parameter.
 
-Every coefficient was measured on real ranks (tests/launch/plan/test_plan_memory.py does it again): some bytes are
-whole on each rank, the rest is shared by all. What a pass of the module needs comes from models/cost/dry_run.py.
+Every coefficient was measured on real ranks (tests/launch/plan/test_plan_memory.py repeats it): some bytes are
+whole on each rank, the others are sharded. The memory of a pass of the module comes from models/cost/dry_run.py.
 """
 
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ Precision = Literal["bf16", "fp32"]
 
 # Of DeepSpeed, as trainer/step/engine.py configures it
 BUCKET_ELEMENTS = 50_000_000
-GATHERED_ELEMENTS = 1_000_000_000  # ZeRO 3 keeps up to so many parameters whole between forward and backward
+GATHERED_ELEMENTS = 1_000_000_000  # ZeRO 3 keeps up to this many parameters gathered between forward and backward
 PREFETCH_ELEMENTS = 50_000_000
 
 FP32_MOMENTS_BYTES = 8.0
-EIGHT_BIT_MOMENTS_BYTES = 2 + 8 / 256  # a code each, and fp32 scales for blocks of 256
+EIGHT_BIT_MOMENTS_BYTES = 2 + 8 / 256  # one code for each moment, and fp32 scales for blocks of 256
 CONTEXT_BYTES = 1.5e9  # CUDA's own, NCCL's buffers and the kernels' scratch space: an allowance, not a measurement
 FRAGMENTATION = 0.05  # of the rest, lost between the allocator's blocks: an allowance
 PROCESS_BYTES = 1.5e9  # one rank of Python, torch and DeepSpeed, without tensors: an allowance
@@ -26,7 +26,7 @@ PROCESS_BYTES = 1.5e9  # one rank of Python, torch and DeepSpeed, without tensor
 
 @dataclass(frozen=True)
 class Share:
-    """Bytes a trained parameter: `whole` on every rank, `shared` among them."""
+    """Bytes per trained parameter: `whole` on every rank, `shared` over the ranks."""
 
     whole: float = 0
     shared: float = 0
@@ -40,10 +40,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Layout:
-    """What one setting of the engine holds.
+    """Memory of the engine at one setting.
 
-    held: between two steps; passing: besides, at the most in a forward or backward pass; stepping: besides, at the most
-    while the optimizer steps; host: of `offload_optimizer`. EMA and snapshots are not in it.
+    held: between two steps; passing: additional peak in a forward or backward pass; stepping: additional peak while the
+    optimizer steps; host: for `offload_optimizer`. EMA and snapshots are not included.
     """
 
     held: Share
@@ -53,16 +53,18 @@ class Layout:
 
 
 def layout(*, zero_stage: int, precision: Precision, offload: bool) -> Layout:
-    """Bytes a parameter of one ZeRO stage; offload: the optimizer's state in host memory, from stage 1 on."""
+    """Bytes per parameter at one ZeRO stage; offload: the optimizer's state in host memory, from stage 1 on."""
     working = 2 if precision == "bf16" else 4
     none, gradients, shared = Share(), Share(whole=4), Share(shared=4)
-    if zero_stage == 0:  # one flat fp32 gradient, the master, two moments; in fp32 the master is what is worked with
+    if (
+        zero_stage == 0
+    ):  # one flat fp32 gradient, the master, two moments; in fp32 the master is also the working weight
         return Layout(Share(whole=16 + (working if precision == "bf16" else 0)), none, none, none)
     if zero_stage == 3:
         state = Share(shared=working) if offload else Share(shared=working + 12 + 4)
         return Layout(state, none, none if offload else shared, Share(shared=20) if offload else none)
     if offload:
-        host = Share(shared=12 + 4 + working)  # a staging copy of the working weights too
+        host = Share(shared=12 + 4 + working)  # also a staging copy of the working weights
         if zero_stage == 2 and precision == "fp32":  # the gradients' share stays
             return Layout(Share(working, 4), none, shared, host)
         if zero_stage == 2:
@@ -78,7 +80,7 @@ def layout(*, zero_stage: int, precision: Precision, offload: bool) -> Layout:
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run: what is sharded over how many ranks."""
+    """One way to run: ZeRO stage, offload and number of ranks."""
 
     zero_stage: int
     precision: Precision = "bf16"
@@ -89,7 +91,7 @@ class Setting:
 
     @property
     def layout(self) -> Layout:
-        """What the engine holds, with the moments as they are stored."""
+        """Memory of the engine, with the moments as they are stored."""
         found = layout(zero_stage=self.effective_stage, precision=self.precision, offload=self.offload)
         spared = FP32_MOMENTS_BYTES - self.moments_bytes
         less = Share(whole=-spared) if self.effective_stage == 0 else Share(shared=-spared)
@@ -97,7 +99,7 @@ class Setting:
 
     @property
     def effective_stage(self) -> int:
-        """One process alone has nothing to shard."""
+        """The ZeRO stage in effect: a single process has nothing to shard."""
         return 0 if self.ranks == 1 and not self.offload else self.zero_stage
 
 
@@ -106,11 +108,11 @@ class DeviceMemory:
     """Bytes of one GPU. `peak` is the largest of start, pass and step, with the allowances."""
 
     states: float  # weights, masters, moments, flat gradients and EMA between two steps
-    gradients: float  # besides, at the end of a backward pass
+    gradients: float  # additional, at the end of a backward pass
     buffers: float  # DeepSpeed's buckets and gathered parameters
-    activations: float  # the most that one forward and backward pass needs
+    activations: float  # peak of one forward and backward pass
     start: float  # while the engine is built
-    working: float  # the most in a training step
+    working: float  # peak of a training step
     peak: float
 
 
@@ -119,7 +121,7 @@ class HostMemory:
     """Bytes of one rank in host memory."""
 
     offloaded: float
-    snapshot: float  # a checkpoint's copies, page-locked, once the first is saved
+    snapshot: float  # a checkpoint's copies, page-locked, after the first save
     batches: float
     start: float  # the fp32 weights, as each rank reads them
     peak: float
@@ -141,8 +143,8 @@ def device_memory(
 ) -> DeviceMemory:
     """Memory of one rank.
 
-    parameters: trained ones; activations, batch_bytes: of the micro-batches that are there; largest: elements of
-    the largest parameter; gpu: with the allowances, and buckets twice, as reductions overlap the pass there.
+    parameters: trained ones; activations, batch_bytes: of the micro-batches in memory; largest: elements of
+    the largest parameter; gpu: add the allowances, and count buckets twice, since reductions overlap the pass.
     """
     stage, ranks = setting.effective_stage, setting.ranks
     plan = setting.layout
@@ -161,7 +163,7 @@ def device_memory(
     gradients = plan.passing.of(parameters, ranks)
     passing = states + gradients + buffers + activations + batch_bytes
     if stage == 3:
-        passing += min(parameters, prefetch) * working  # put together beside what it is put together from
+        passing += min(parameters, prefetch) * working  # gathered beside its parts
     stepping = states + plan.stepping.of(parameters, ranks) + buffers + batch_bytes
     start = start_bytes(setting, parameters=parameters) + frozen_bytes
     peak = max(passing, stepping, start)
@@ -172,7 +174,7 @@ def device_memory(
 
 
 def start_bytes(setting: Setting, *, parameters: float) -> float:
-    """The most on a device while the engine is built; where bf16 is sharded, the fp32 weights wait in host memory."""
+    """Peak on a device while the engine is built. For sharded bf16 the fp32 weights stay in host memory."""
     stage, ranks = setting.effective_stage, setting.ranks
     plan = setting.layout
     held = plan.held.of(parameters, ranks)
@@ -186,7 +188,7 @@ def start_bytes(setting: Setting, *, parameters: float) -> float:
 def host_memory(
     setting: Setting, *, parameters: float, batch_bytes: float = 0, module_parameters: float | None = None
 ) -> HostMemory:
-    """Host memory of one rank; batch_bytes: of what is read ahead; module_parameters: with the frozen ones."""
+    """Host memory of one rank; batch_bytes: of the batches read ahead; module_parameters: including frozen ones."""
     ranks = setting.ranks
     plan = setting.layout
     offloaded = plan.host.of(parameters, ranks) + (4 * parameters / ranks if setting.offload else 0)

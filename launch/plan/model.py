@@ -1,6 +1,6 @@
-"""The modules that a plan is made for, without weights: from the Wan folder's configs, else from built-in shapes.
+"""The modules of a plan, without weights: from the configs of the Wan folder, else from built-in shapes.
 
-Every parameter is on the meta device. Shapes that are not the folder's own are said, in one line each.
+Every parameter is on the meta device. Each assumed shape is noted in one line.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ _UMT5_XXL = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shapes of one Wan2.1; `notes` say which of them were assumed."""
+    """The shapes of one Wan2.1; `notes` name the assumed ones."""
 
     folder: WanFolder | None
     dit_config: dict[str, Any]
@@ -81,24 +81,24 @@ class Architecture:
 
 
 def architecture(wan: Path) -> Architecture:
-    """The shapes of a Wan folder; of the published model that its name speaks of, if it is not there."""
+    """The shapes of a Wan folder; if it does not exist, those of the published model that its name suggests."""
     if (wan / "transformer").is_dir():
         folder = WanFolder(wan)
         config: Any = folder.empty_transformer(video_injection=False).config
         return Architecture(folder, {k: v for k, v in dict(config).items() if not k.startswith("_")})
     size = "14B" if "14B" in wan.name.upper() else "1.3B"
-    found = f"{wan} is not there" if not wan.is_dir() else f"{wan} has no transformer/"
+    found = f"{wan} does not exist" if not wan.is_dir() else f"{wan} has no transformer/"
     partial = WanFolder(wan) if wan.is_dir() else None
     return Architecture(partial, dict(BUILT_IN[size]), [f"{found}: the published shapes of Wan2.1 {size}"])
 
 
 def objective_of(job: TrainJob) -> Objective:
-    """The objective of a run, without the latents' statistics: they change no shape."""
+    """The objective of a run, without the latents' statistics: which change no shape."""
     return objective_named(job.objective, model=job.model)
 
 
 def trained_module(job: TrainJob, shapes: Architecture, *, layers: int | None = None) -> nn.Module:
-    """The module of a run as it starts, on the meta device, with what it freezes; errors as the run's own."""
+    """The module of a run as it starts, on the meta device, with its frozen parts; raises the errors of the run."""
     module = objective_of(job).blueprint(shapes, layers=layers).train().requires_grad_(True)
     if job.lora is not None:
         add_lora(module, job.lora, seed=job.train.seed)

@@ -1,4 +1,4 @@
-"""What one micro-batch of a run costs a rank: its own objective and module, run on fake tensors (dry_run.py)."""
+"""Cost of one micro-batch on a rank: the run's objective and module, run on fake tensors (dry_run.py)."""
 
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ def micro_batch_pass(
 ) -> Pass:
     """Forward and backward of one micro-batch on one rank.
 
-    every_layer: run all blocks of the DiT, which is slow, in place of two and three.
+    every_layer: run all blocks of the DiT, which is slow, instead of extrapolating from two and three.
     """
     objective, text_dim = objective_of(job), shapes.dit_config["text_dim"]
     dtype = torch.bfloat16 if job.train.precision == "bf16" else torch.float32
@@ -69,7 +69,7 @@ def micro_batch_pass(
 
 
 def batch_bytes(job: TrainJob, shape: Shape, *, text_dim: int) -> float:
-    """Bytes of one micro-batch as the loader hands it over, text not padded to more than its longest (here: all)."""
+    """Bytes of one micro-batch as the loader delivers it; text is padded to its longest sentence (here: full)."""
     objective = objective_of(job)
     with torch.device("meta"):
         batch = objective.fake_batch(shape.latent, examples=job.train.micro_batch, text_dim=text_dim)
@@ -77,10 +77,10 @@ def batch_bytes(job: TrainJob, shape: Shape, *, text_dim: int) -> float:
 
 
 def _latent_share(latent: tuple[int, int, int], ranks: int) -> tuple[tuple[int, int, int], float]:
-    """A grid of about 1 / ranks of the tokens, and what its cost is to be multiplied by.
+    """A grid of about 1 / ranks of the tokens, and the factor for its cost.
 
-    Ulysses gives each rank its share of the tokens, and for attention its share of the heads: both ways 1 / ranks of
-    each tensor.
+    Ulysses gives each rank its share of the tokens and, for attention, its share of the heads: in both cases 1 / ranks
+    of each tensor.
     """
     f, h, w = latent
     if ranks == 1:

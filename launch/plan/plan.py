@@ -1,6 +1,6 @@
-"""`flowmask plan`: what a job of any kind will hold, take and write, before a GPU is asked for.
+"""`flowmask plan`: estimates memory, time and disk space of a job of any kind, before a GPU is requested.
 
-Loads no weights and writes nothing. What was assumed because a folder is not there is said in `notes`.
+Loads no weights and writes nothing. Assumptions for missing folders are in `notes`.
 """
 
 import math
@@ -25,7 +25,7 @@ DEFAULT_GPU, DEFAULT_MFU = "H100", 0.4
 def plan(
     config: Path, overrides: Sequence[str], *, speed: GpuSpeed, clip: Shape | None = None, cluster: Cluster = STATED
 ) -> CostPlan:
-    """The plan of a config of any kind; UserError in one line for a config that could not run either."""
+    """The plan of a config of any kind; raises UserError for a config that could not run."""
     job, _ = load_any(config, overrides)
     if isinstance(job, TrainJob):
         if job.tracking.peak_tflops is not None and speed.gpu == DEFAULT_GPU:
@@ -38,9 +38,9 @@ def plan(
 
 
 def speed_of(*, gpu: str | None, tflops: float | None, mfu: float) -> GpuSpeed:
-    """The speed that a person states: a GPU by name or its peak, and how much of it is useful work."""
+    """The assumed speed: a GPU by name or its peak, and the MFU."""
     if not 0 < mfu <= 1:
-        raise ConfigError(f"--mfu is {mfu:g}; it is a fraction in (0, 1], for example {DEFAULT_MFU}")
+        raise ConfigError(f"--mfu is {mfu:g}; it must be above 0 and at most 1, for example {DEFAULT_MFU}")
     if tflops is not None:
         if not 0 < tflops < math.inf:
             raise ConfigError(f"--tflops is {tflops:g}; it must be above 0 and finite")
@@ -53,11 +53,11 @@ def speed_of(*, gpu: str | None, tflops: float | None, mfu: float) -> GpuSpeed:
 
 
 def cluster_of(*, node_mtbf_h: float, restart_min: float) -> Cluster:
-    """The cluster that a person states."""
+    """The assumed cluster."""
     if not 0.001 <= node_mtbf_h <= 1e9:
-        raise ConfigError(f"--node-mtbf-h is {node_mtbf_h:g}; hours must be from 0.001 to 1e9")
+        raise ConfigError(f"--node-mtbf-h is {node_mtbf_h:g}; it must be from 0.001 to 1e9 hours")
     if not 0 <= restart_min <= 1e6:
-        raise ConfigError(f"--restart-min is {restart_min:g}; minutes must be from 0 to 1e6")
+        raise ConfigError(f"--restart-min is {restart_min:g}; it must be from 0 to 1e6 minutes")
     return Cluster(node_mtbf_h, restart_min)
 
 

@@ -1,4 +1,4 @@
-"""Ways to run one training: ZeRO stage, offload, recomputation and micro-batch, and the memory that each takes."""
+"""Ways to run one training: ZeRO stage, offload, recomputation and micro-batch, and the memory of each."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class SettingPlan:
-    """One way to run the config at its world size; `slowdown`: by work that is done twice."""
+    """One way to run the config at its world size; `slowdown`: factor by recomputation."""
 
     setting: Setting
     device: DeviceMemory
@@ -38,7 +38,7 @@ class SettingPlan:
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Elements of a module's parameters: of all, of those that are trained, of the largest of these."""
+    """Elements of a module's parameters: all, the trained ones, and the largest trained one."""
 
     all: int
     trained: int
@@ -53,7 +53,7 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class Planner:
-    """The config at any setting: only what depends on the setting is computed again."""
+    """Plans the config at any setting; only values that depend on the setting are computed again."""
 
     job: TrainJob
     shapes: Architecture
@@ -82,7 +82,7 @@ class Planner:
         return SettingPlan(setting, device, host, cost.flop / self.passes["none"].flop)
 
     def all(self) -> list[SettingPlan]:
-        """Every stage, with and without recomputation and offload."""
+        """All settings: every ZeRO stage, with and without recomputation and offload."""
         ranks, precision = self.job.launch.world_size, self.job.train.precision
         return [
             self.at(Setting(stage, precision, offload, ranks, name, _moments_bytes(self.job)))
@@ -102,7 +102,7 @@ class Planner:
 
 
 class Settings:
-    """What a job, whose caches are there, holds with other settings of `train`, for the largest clip."""
+    """Memory of a job with other settings of `train`, for the largest clip of its existing caches."""
 
     def __init__(self, job: TrainJob) -> None:
         self._shapes = architecture(job.model.wan)
@@ -111,7 +111,7 @@ class Settings:
         self._passes: dict[tuple[int, Recompute], Pass] = {}
 
     def of(self, job: TrainJob) -> SettingPlan:
-        """job: the one that this was made for, but for batch, recomputation, ZeRO stage and offload."""
+        """job: the original one; only batch, recomputation, ZeRO stage and offload may differ."""
         setting = own_setting(job)
         passes = {kind: self._pass(job, kind) for kind in (RECOMPUTE[0], setting.recompute)}
         return Planner(job, self._shapes, self._largest, self._counts, passes).at(setting)

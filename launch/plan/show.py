@@ -1,4 +1,4 @@
-"""A plan as tables that a person reads: sizes in GB (10^9 bytes), what fits on which GPU, and what was assumed."""
+"""Prints a plan as tables: sizes in GB (10^9 bytes), the settings that fit on each GPU, and the assumptions."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def show(found: TrainPlan | CachePlan | EvaluatePlan, console: Console) -> None:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that a person would say."""
+    """Bytes in a suitable unit."""
     return _in_units(count, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)))
 
 
@@ -41,7 +41,7 @@ def _in_units(count: float, units: Sequence[tuple[str, float]]) -> str:
 
 
 def hours(count: float) -> str:
-    """Hours, days from two on, seconds below a minute."""
+    """Hours; from two days on also days; below a minute seconds."""
     if count >= 48:
         return f"{count:,.0f} h ({count / 24:,.1f} days)"
     return f"{count:.1f} h" if count >= 1 else f"{count * 60:.1f} min" if count * 60 >= 1 else f"{count * 3600:.2g} s"
@@ -59,9 +59,12 @@ def _show_training(found: TrainPlan, console: Console) -> None:
         ("module", f"{found.kind}, {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained"),
         ("clips", _shares(found.shapes)),
         ("planned for", f"{found.largest}" + (f", {found.tokens:,} tokens" if found.tokens else "")),
-        ("work", f"{work(found.flop_per_example)} an example, {work(found.flop_per_step)} a step, no recomputation"),
+        (
+            "work",
+            f"{work(found.flop_per_example)} per example, {work(found.flop_per_step)} per step, without recomputation",
+        ),
         ("run", _length(found)),
-        ("disk", f"{size(found.checkpoint_bytes)} a checkpoint, {size(found.disk_bytes)} at the most"),
+        ("disk", f"{size(found.checkpoint_bytes)} per checkpoint, {size(found.disk_bytes)} at most"),
         *_saves(found),
         *_decoder(found.decoder_share),
     ]
@@ -70,8 +73,8 @@ def _show_training(found: TrainPlan, console: Console) -> None:
     console.print(_worlds(found))
     _recommend(found, console)
     console.print(
-        f"time: {_speed(found)}. GPU: the largest of start, pass and step, {FRAGMENTATION:.0%} for fragments and "
-        f"{CONTEXT_BYTES / 1e9} GB for CUDA and NCCL. Host: a rank.",
+        f"time: {_speed(found)}. GPU: the largest of start, pass and step, plus {FRAGMENTATION:.0%} for fragments "
+        f"and {CONTEXT_BYTES / 1e9} GB for CUDA and NCCL. Host: per rank.",
         highlight=False,
     )
 
@@ -85,11 +88,11 @@ def _length(found: TrainPlan) -> str:
 
 
 def _saves(found: TrainPlan) -> list[tuple[str, str]]:
-    """How much of the time failing nodes leave, and the interval that keeps the most of it."""
+    """The share of the time that remains after node failures, and the best save interval."""
     saves, costs = found.saves, found.saves.costs
     kept = f"every {hours(saves.every_s / 3600)} keep {saves.effective:.2%}"
     best = f"best is every_steps={saves.best_steps}: {saves.best_effective:.2%}"
-    failures = f"one in {costs.mtbf_s / 3600:,.0f} h, {costs.restart_s / 60:g} min to go on"
+    failures = f"one in {costs.mtbf_s / 3600:,.0f} h, {costs.restart_s / 60:g} min to continue"
     return [("saves", f"{kept}; {best}"), ("failures", f"{failures} (stated: --node-mtbf-h, --restart-min)")]
 
 

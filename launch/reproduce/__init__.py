@@ -1,4 +1,4 @@
-"""`flowmask reproduce`: the rows of a published table, each trained over seeds, and ours beside theirs on one page.
+"""`flowmask reproduce`: the rows of a published table, each trained over seeds and compared with the published one.
 
-A study's YAML (configs/paper.yaml) becomes a curriculum, which trains, skips what is done and goes on after a kill.
+A study's YAML (configs/paper.yaml) becomes a curriculum, which skips finished stages and continues after a kill.
 """

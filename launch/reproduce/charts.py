@@ -1,4 +1,4 @@
-"""The two pictures of a study as SVG: where each row's scores lie beside the published ones, and how its loss falls."""
+"""The two pictures of a study as SVG: each row's scores beside the published ones, and its loss curve."""
 
 import html
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _OURS, _THEIRS = "#2f6fde", "#e07b00"
 
 
 def scores(figures: Sequence[RowFigures]) -> str:
-    """A line for each row: a ring where the published score is, a dot for each seed, a bar for the interval."""
+    """A line for each row: a ring for the published score, a dot for each seed, a bar for the interval."""
     height = _TOP + _ROW * len(figures) + 30
     parts = [f'<svg viewBox="0 0 {_LEFT + _WIDTH + _RIGHT} {height}" style="max-width:52rem;font-size:13px" role=img>']
     for tick in range(0, 101, 20):
@@ -43,7 +43,7 @@ def _across(percent: float) -> float:
 
 
 def losses(figures: Sequence[RowFigures]) -> list[str]:
-    """A small picture of each row that is trained: the loss over its steps, a line for each seed."""
+    """A small chart for each trained row: loss over steps, one line for each seed."""
     return [_loss(one) for one in figures if any(len(curve) > 1 for curve in one.curves)]
 
 

@@ -1,4 +1,4 @@
-"""The figures of a study, gathered from what its jobs wrote: nothing that was not measured there."""
+"""The figures of a study, read from the files of its jobs; every number was measured there."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from flowmask.trainer.state.run_folder import METRICS
 
 @dataclass(frozen=True)
 class Value:
-    """A mean over seeds, or a paired difference, in J&F points. interval: of 95 %; None where nothing can vary."""
+    """A mean over seeds, or a paired difference, in J&F points. interval: 95 %; None if nothing varies."""
 
     mean: float
     interval: Interval | None
@@ -30,7 +30,7 @@ class Value:
 
 @dataclass(frozen=True)
 class RowFigures:
-    """What is known of a row. scores: by seed, of those that are done; against: the difference to that row."""
+    """Figures of a row so far. scores: by seed, of finished trials; against: the paired difference to another row."""
 
     row: RowConfig
     seeds: int
@@ -44,7 +44,7 @@ class RowFigures:
 
 
 def collect(study: Study) -> list[RowFigures]:
-    """Every row of a study, as far as it is done."""
+    """The figures of every row of a study, as far as it is done."""
     done: dict[str, dict[int, Evaluated]] = {row.name: {} for row in study.config.rows}
     trained: dict[str, list[Trial]] = {row.name: [] for row in study.config.rows}
     for trial in study.trials():

@@ -1,4 +1,4 @@
-"""What a study is shown as: one HTML page, the same table as Markdown and on a terminal."""
+"""The output of a study: one HTML page, and the same table in Markdown and on a terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +21,8 @@ _EXAMPLES, _FRAMES = 3, 5
 SCORES = ("Row", "Published", "Ours", "95 %", "Seeds", "Against", "Published gain", "Gain", "95 % of it")
 COSTS = ("Row", "Steps", "Process time", "FLOPs", "Examples/s")
 HOW_SURE = (
-    "Intervals of 95 %: seeds and videos are both drawn 1,000 times with replacement. A difference is paired: of the "
-    "same seed, video and sentence. With one seed only the videos are drawn. Marked with * where 0 lies outside."
+    "95 % intervals: seeds and videos are both drawn 1,000 times with replacement. A difference is paired by seed, "
+    "video and sentence. With one seed only the videos are drawn. * marks intervals without 0."
 )
 _Rows = Sequence[Sequence[str]]
 
@@ -33,21 +33,21 @@ def page_file(out: Path) -> PageFile:
 
 
 def write_page(file: PageFile, *, title: str, command: str, figures: Sequence[RowFigures]) -> None:
-    """Write the page: table, scores beside the published ones, losses, and three sentences as every row sees them."""
+    """Write the page: table, scores beside the published ones, losses, and three sentences with every row's masks."""
     done, wanted = (sum(numbers) for numbers in zip(*((len(one.scores), one.seeds) for one in figures)))
     body = [page.pairs({"command": command, "done": f"{done} of {wanted} evaluations"})]
     if done < wanted:
         left = wanted - done
-        missing = f"{left} evaluation{'s are' if left > 1 else ' is'} not there yet"
-        body.append(page.note(f"{missing}; the same command goes on."))
+        missing = f"{left} evaluation{'s are' if left > 1 else ' is'} missing"
+        body.append(page.note(f"{missing}; the same command continues."))
     body += [page.paragraph(HOW_SURE), page.table(SCORES, _sortable(scores(figures)))]
-    body += [page.heading("J&F: rings as published, dots ours, a dot for each seed"), charts.scores(figures)]
+    body += [page.heading("J&F: rings are published scores, dots are ours, one for each seed"), charts.scores(figures)]
     if curves := charts.losses(figures):
         body += [
-            page.heading("One training of each row, mean over its seeds"),
+            page.heading("Cost of one training of each row, mean over its seeds"),
             page.table(COSTS, _sortable(costs(figures))),
         ]
-        body += [page.subheading("Loss, a line for each seed; not comparable between objectives")]
+        body += [page.subheading("Loss, one line for each seed; not comparable between objectives")]
         body += [page.side_by_side(curves)]
     sheets = list(_sheets(figures))
     if sheets:
@@ -76,7 +76,7 @@ def scores(figures: Sequence[RowFigures]) -> list[list[str]]:
 
 
 def costs(figures: Sequence[RowFigures]) -> list[list[str]]:
-    """What one training of each row took, in the order of COSTS."""
+    """The cost of one training of each row, in the order of COSTS."""
     return [
         [
             one.row.title,
@@ -103,7 +103,7 @@ def _markdown(titles: Sequence[str], rows: _Rows) -> str:
 
 
 def _sortable(rows: _Rows) -> list[list[Cell]]:
-    """Cells of a page: the first names its row; what begins with a number is sorted by it and stays on one line."""
+    """Cells of a page: the first names its row; a cell that begins with a number is sorted by it and not wrapped."""
     return [[Cell(row[0], head=True), *map(_cell, row[1:])] for row in rows]
 
 
@@ -136,14 +136,14 @@ def _interval(value: Value | None, *, signed: bool = False) -> str:
 
 
 def _flops(value: float) -> str:
-    """FLOPs in the largest unit of which there is one."""
+    """FLOPs in the largest unit that gives at least 1."""
     sizes = {"E": 1e18, "P": 1e15, "T": 1e12}
     unit = next((unit for unit, size in sizes.items() if value >= size), "G")
     return f"{value / sizes.get(unit, 1e9):,.3g} {unit}FLOP"
 
 
 def _sheets(figures: Sequence[RowFigures]) -> Iterator[str]:
-    """The same few expressions of one dataset, the true mask and each row's below another."""
+    """A few expressions of one dataset: the true mask, and each row's mask below it."""
     first = {one.row.title: one.scores[min(one.scores)] for one in figures if one.scores}
     if not first:
         return

@@ -1,6 +1,6 @@
-"""Run a study: its world if it has one, then the curriculum of its rows, its page after every stage.
+"""Runs a study: its synthetic world if it has one, then the curriculum of its rows; updates its page after every stage.
 
-Whatever ends this process, the same command goes on: what is done is skipped.
+If this process ends for any reason, the same command continues and skips finished stages.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from flowmask.models.folders.output_folder import Kind, OutputFolder
 from flowmask.trainer.track.spool import Status
 
 PAGE, TABLE, FIGURES, WORLD = "study.html", "study.md", "study.json", "world.json"
-STUDY = Kind("a study", older=lambda out: None)  # there was none before the mark
+STUDY = Kind("a study", older=lambda out: None)  # older versions wrote no study
 _VIDEO_DIT = "text_to_video"  # the stage of a world that trains what its rows start from
 
 
 def reproduce(path: Path, overrides: Sequence[str], *, profile: str | None, wait: bool, dry_run: bool) -> int:
-    """Run what of a study is not done, write its page; the exit code. UserError names the stage that failed."""
+    """Run the unfinished part of a study, write its page; returns the exit code. UserError names the failed stage."""
     study = load_study(path, overrides, profile=profile)
     command = " ".join(
         ["flowmask reproduce", str(path), *([f"--profile {profile}"] if profile else []), *map(_shown, overrides)]
@@ -59,24 +59,24 @@ def reproduce(path: Path, overrides: Sequence[str], *, profile: str | None, wait
         try:
             code = run_curriculum(curriculum, wait=wait, after_stage=publish, at_end=at_end)
         except BaseException:
-            if any(one.scores for one in collect(study)):  # nothing is shown of a study that never began
+            if any(one.scores for one in collect(study)):  # a study without scores has no page
                 publish()
             raise
         publish()
     figures = collect(study)
     printer.print(page.on_terminal(figures))
-    err.print(f"page: {study.out / PAGE}; the same as Markdown and JSON beside it")
+    err.print(f"page: {study.out / PAGE}; the same table in Markdown and JSON is beside it")
     return code
 
 
 def _shown(override: str) -> str:
-    """An override as a page may show it."""
+    """An override for display, with secrets masked."""
     key, _, _ = override.partition("=")
     return f"{key}=***" if any(f"{kept}." in f".{key}." for kept in KEPT) else override
 
 
 def _track(study: Study, figures: Sequence[RowFigures], status: Status) -> None:
-    """The MLflow run above those of the trainings gets the table's figures and the page."""
+    """Send the table's figures and the page to the parent MLflow run of the trainings."""
     from flowmask.trainer.track.groups import end_group
 
     metrics = {f"jf/{one.row.name}": one.mean.mean for one in figures if one.mean is not None}
@@ -93,13 +93,13 @@ def _track(study: Study, figures: Sequence[RowFigures], status: Status) -> None:
 
 
 def _values(study: Study) -> dict[str, Any]:
-    """Where the parts of a world are, for ${values.NAME}."""
+    """The paths of a world's parts, for ${values.NAME}."""
     world = study.out / "world"
     return {"dataset": str(world / "dataset"), "untrained_wan": str(world / "wan"), "wan": str(world / "wan_trained")}
 
 
 def _make_world(study: Study, world: WorldConfig) -> int:
-    """The dataset, a tiny Wan, and the Wan folder that all rows start from, which is waited for; the exit code."""
+    """Make the dataset, a tiny Wan, and the Wan folder that all rows start from; returns the exit code."""
     values = _values(study)
     trained, start = Path(values["wan"]), study.found(world.start)
     claim(study.out / "world" / WORLD, {**world.dataset, "start": read_tree(start)}, what="a world")
@@ -126,9 +126,9 @@ def _make_world(study: Study, world: WorldConfig) -> int:
 
 
 def _describe(study: Study) -> int:
-    """What would be trained and scored; nothing is written."""
+    """Print the trials that would be trained and scored; writes nothing."""
     printer.print(f"{study.path}: {len(study.config.rows)} rows, out {study.out}")
     for trial in study.trials():
-        what = "trained and scored" if trial.row.of is None else f"scored, of {trial.row.of}"
+        what = "trained and scored" if trial.row.of is None else f"scored, with the weights of {trial.row.of}"
         printer.print(f"{trial.evaluation.name}: {what}; {trial.row.title}")
     return 0

@@ -22,58 +22,62 @@ _NAME = r"^[A-Za-z0-9_-]+$"
 
 
 class EveryConfig(Section):
-    """What every training, or every evaluation, of a study has over its own config."""
+    """Settings that override the config of every training, or every evaluation, of a study."""
 
-    config: str | None = Field(None, description="of evaluations: a YAML, from the study's folder")
+    config: str | None = Field(None, description="for evaluations: a YAML, relative to the study's folder")
     needs: tuple[str, ...] = Field((), description="stages that must be done before")
-    overrides: dict[str, Any] = Field({}, description="KEY: VALUE over its config, dotted")
-    carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage that is needed")
+    overrides: dict[str, Any] = Field({}, description="KEY: VALUE to override its config; keys are dotted")
+    carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage in needs")
 
 
 class RowConfig(Section):
     """A row of the table."""
 
-    name: str = Field(pattern=_NAME, description="what its folders and other rows call it")
+    name: str = Field(pattern=_NAME, description="name in folders and in other rows")
     title: str = Field(description="what the table calls it")
     published: float | None = Field(None, description="J&F as it was published")
-    config: str | None = Field(None, description="a training's YAML, from the study's folder")
-    of: str | None = Field(None, description="instead: the row whose weights are evaluated in another way")
-    needs: tuple[str, ...] = Field((), description="stages that this row's training needs besides")
-    carries: dict[str, str] = Field({}, description="over those of every training")
-    training: dict[str, Any] = Field({}, description="KEY: VALUE over this row's training")
-    evaluation: dict[str, Any] = Field({}, description="KEY: VALUE over this row's evaluation")
-    seeded: tuple[str, ...] = Field((), description="keys that take the seed too, beside train.seed")
-    against: str | None = Field(None, description="the row that it is compared with")
+    config: str | None = Field(None, description="YAML of a training, relative to the study's folder")
+    of: str | None = Field(
+        None, description="in place of config: the row whose weights are evaluated with other settings"
+    )
+    needs: tuple[str, ...] = Field((), description="further stages that this row's training needs")
+    carries: dict[str, str] = Field({}, description="overrides those of every training")
+    training: dict[str, Any] = Field({}, description="KEY: VALUE to override this row's training")
+    evaluation: dict[str, Any] = Field({}, description="KEY: VALUE to override this row's evaluation")
+    seeded: tuple[str, ...] = Field((), description="further keys that are set to the seed, like train.seed")
+    against: str | None = Field(None, description="the row to compare with")
 
     @model_validator(mode="after")
     def _has_weights(self) -> Self:
         if (self.config is None) == (self.of is None):
-            raise ValueError(f"row {self.name} needs either config, to be trained, or of, a row that is")
+            raise ValueError(f"row {self.name} needs exactly one of config (to train it) and of (a trained row)")
         return self
 
 
 class WorldConfig(Section):
-    """A synthetic world to run the study in: a dataset, a tiny Wan, and a DiT trained on its videos."""
+    """Synthetic data for the study: a dataset, a tiny Wan, and a DiT trained on its videos."""
 
     dataset: dict[str, Any] = Field(description="sizes, as in configs/demo.yaml")
     cache: str = Field(description="the stage that caches its training split")
-    start: str = Field(description="a text-to-video training, from the study's folder; every row starts from its DiT")
+    start: str = Field(
+        description="YAML of a text-to-video training, relative to the study's folder; every row starts from its DiT"
+    )
 
 
 class StudyConfig(Section):
     """`flowmask reproduce`."""
 
-    out: Path = Field(description="a new folder, or this study's: it goes on")
+    out: Path = Field(description="a new folder, or the one of this study, which then continues")
     title: str = Field(description="of the page")
     seeds: int = Field(1, ge=1, description="trainings of each row")
-    seeds_of: dict[str, int] = Field({}, description="row -> seeds, where these are others")
-    values: dict[str, Any] = Field({}, description="for ${values.NAME} anywhere below")
-    launch: dict[str, Any] = Field({}, description="over the `launch` section of every job")
+    seeds_of: dict[str, int] = Field({}, description="row -> number of seeds, if not `seeds`")
+    values: dict[str, Any] = Field({}, description="values for ${values.NAME} anywhere below")
+    launch: dict[str, Any] = Field({}, description="overrides the `launch` section of every job")
     world: WorldConfig | None = None
-    stages: tuple[StageConfig, ...] = Field((), description="what all rows share, as stages of a curriculum")
+    stages: tuple[StageConfig, ...] = Field((), description="stages of a curriculum that all rows share")
     training: EveryConfig = EveryConfig()
     evaluation: EveryConfig = EveryConfig()
-    rows: tuple[RowConfig, ...] = Field(min_length=1, description="of the table, from top to bottom")
+    rows: tuple[RowConfig, ...] = Field(min_length=1, description="rows of the table, from top to bottom")
 
     @model_validator(mode="after")
     def _rows_know_each_other(self) -> Self:
@@ -93,7 +97,7 @@ class StudyConfig(Section):
 
 @dataclass(frozen=True)
 class Trial:
-    """A row at one seed: where its weights and its scores are."""
+    """A row at one seed, with the folders of its weights and scores."""
 
     row: RowConfig
     seed: int
@@ -102,13 +106,13 @@ class Trial:
 
     @property
     def stage(self) -> str:
-        """The evaluation's stage; that of the training is the run's name."""
+        """Name of the evaluation's stage. The training's stage is named after its run."""
         return f"{self.evaluation.name}-scores"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study as it was read. path: its YAML, from whose folder the configs that it names are looked for."""
+    """A study as it was read. path: its YAML; the configs that it names are relative to its folder."""
 
     path: Path
     config: StudyConfig
@@ -118,11 +122,11 @@ class Study:
         return self.config.out
 
     def seeds(self, row: RowConfig) -> int:
-        """How often a row is trained, and so scored."""
+        """Number of seeds with which a row is trained and scored."""
         return self.config.seeds_of.get(row.of or row.name, self.config.seeds)
 
     def trials(self) -> Iterator[Trial]:
-        """Seed by seed, so that a study that is not finished has something of each row."""
+        """All trials, seed by seed, so that an unfinished study has scores of each row."""
         for seed in range(max(map(self.seeds, self.config.rows))):
             for row in self.config.rows:
                 if seed < self.seeds(row):
@@ -130,11 +134,11 @@ class Study:
                     yield Trial(row, seed, run, self.out / "evaluate" / f"{row.name}_seed{seed}")
 
     def found(self, config: str) -> Path:
-        """The YAML that the study names."""
+        """The path of a YAML that the study names."""
         return find_config(self.path.parent / config).resolve()
 
     def curriculum(self, *, values: Mapping[str, Any] | None = None, stages: Sequence[Any] | None = None) -> Curriculum:
-        """The stages: those that all rows share, then each trial's. stages: others in place of the trials'."""
+        """The stages: the shared ones, then each trial's. stages: replace those of the trials."""
         config = self.config
         shared = [{**one.model_dump(mode="json"), "config": self._source(one)} for one in config.stages]
         made = [*shared, *(self._trials() if stages is None else stages)]
@@ -176,10 +180,10 @@ class Study:
 
 
 def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None = None) -> Study:
-    """Read a study; ConfigError in one line about whatever is wrong.
+    """Read a study; raises ConfigError with one line for any fault.
 
-    profile: the keys below `profiles.NAME` take the place of those of the file. overrides: `KEY=VALUE` of the study;
-    `training.KEY=VALUE` and `evaluation.KEY=VALUE` go over every training and evaluation.
+    profile: the keys below `profiles.NAME` replace those of the file. overrides: `KEY=VALUE` of the study;
+    `training.KEY=VALUE` and `evaluation.KEY=VALUE` override every training and evaluation.
     """
     path = find_config(path)
     with readable(path):
@@ -189,7 +193,7 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None
         if profile is not None:
             if profile not in profiles:
                 known = f"it has {', '.join(profiles)}" if profiles else "it has none"
-                raise ConfigError(f"--profile is {profile}, which {path} does not know; {known}")
+                raise ConfigError(f"--profile is {profile}, which is not in {path}; {known}")
             tree |= profiles[profile]
         given = [(item, *split_override(item)) for item in overrides]
         for _, key, value in given:
@@ -203,11 +207,11 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None
         plain: Any = OmegaConf.to_container(loaded)
     study = Study(path, validate(plain, StudyConfig, origin=str(path)))
     if study.config.evaluation.config is None:
-        raise ConfigError(f"{path}: evaluation.config is missing; name the YAML with which each row is scored")
+        raise ConfigError(f"{path}: evaluation.config is missing; name the YAML of the evaluation")
     return study
 
 
 def _of_every(key: str) -> tuple[str, str] | None:
-    """`training` or `evaluation` and a key of its job, of a key that begins so."""
+    """Split `training.KEY` or `evaluation.KEY` into the two parts; None for another key."""
     first, _, rest = key.partition(".")
     return (first, rest) if first in ("training", "evaluation") and rest else None

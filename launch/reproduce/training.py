@@ -1,4 +1,4 @@
-"""What the rows of a training say of its cost and its loss, read once from front to back: a run may have a million."""
+"""Cost and loss of a training from its rows, read once from front to back, since there may be a million."""
 
 import math
 import os
@@ -9,18 +9,18 @@ from typing import Any
 
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import parse_json
-from flowmask.trainer.track.meters import is_number
+from flowmask.models.stored.typed import is_number
 
 CURVE_POINTS = 80
-Curve = tuple[tuple[int, float], ...]  # (step, mean loss up to it since the point before)
+Curve = tuple[tuple[int, float], ...]  # (step, mean loss since the previous point)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the steps of a training took; those that a kill undid count once.
+    """The cost of a training's steps; steps repeated after a kill count once.
 
-    process_hours: hours in steps, of all its processes together; pflop: 10^15 operations of the model without
-    recomputation, None where nobody counts them
+    process_hours: hours spent in steps, summed over its processes; pflop: 10^15 operations of the model without
+    recomputation, None if they were not counted
     """
 
     steps: int
@@ -30,7 +30,7 @@ class Cost:
 
 
 def read_training(metrics: Path) -> tuple[Cost, Curve] | None:
-    """Cost and loss of a run by its metrics.jsonl; None where that holds no step."""
+    """Cost and loss of a run from its metrics.jsonl; None if that holds no step."""
     steps, seconds, process_s, examples, tflop = 0, 0.0, 0.0, 0.0, 0.0
     counted, curve = True, _Windows()
     for row in _rows(metrics):
@@ -48,7 +48,7 @@ def read_training(metrics: Path) -> tuple[Cost, Curve] | None:
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost | None:
-    """Of one training, the mean over several."""
+    """The cost of one training, as the mean over several."""
     if not costs:
         return None
     known = [one.pflop for one in costs if one.pflop is not None]
@@ -61,7 +61,7 @@ def mean_cost(costs: Sequence[Cost]) -> Cost | None:
 
 
 class _Windows:
-    """Means over equal numbers of steps, which double whenever there are twice CURVE_POINTS of them."""
+    """Means over windows of equal numbers of steps; the window doubles when there are 2 x CURVE_POINTS of them."""
 
     def __init__(self) -> None:
         self._size, self._windows = 1, list[list[float]]()  # [last step, sum, count]
@@ -81,7 +81,7 @@ class _Windows:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The steps that can be read; none where there is no such file."""
+    """The readable rows; none if there is no such file."""
     try:
         file = os.fdopen(open_regular(path), "rb")
     except OSError:

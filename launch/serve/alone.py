@@ -1,7 +1,7 @@
-"""The process of the page talks to nobody but the people who open it.
+"""Keeps the process of the page from connecting to other machines.
 
-An audit hook refuses every connection, packet and look-up of a name beyond this machine, whichever library asks. It
-stays until the process ends. Environment variables that steer Gradio from outside are taken away.
+An audit hook refuses every connection, packet and look-up of a name beyond this machine, from any library. It
+stays until the process ends. Environment variables that configure Gradio are removed.
 """
 
 import errno
@@ -16,7 +16,7 @@ _WITH_NAME = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyadd
 
 
 def stay_alone(folder: Path) -> None:
-    """From now on nothing leaves this machine. folder: where Gradio keeps files; call it before Gradio is imported."""
+    """Block connections to other machines from now on. Call it before importing Gradio. folder: for Gradio's files."""
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
     os.environ |= {
@@ -29,7 +29,7 @@ def stay_alone(folder: Path) -> None:
 
 
 def is_this_machine(host: object) -> bool:
-    """Whether a host is this machine's loopback, by its name or its number."""
+    """Whether a host is this machine's loopback, by name or address."""
     if isinstance(host, bytes | bytearray):
         host = host.decode(errors="replace")
     if host is None or host == "localhost":
@@ -52,4 +52,4 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
             return
     else:
         return
-    raise ConnectionRefusedError(errno.ECONNREFUSED, f"flowmask serve talks to no other machine, so not to {host}")
+    raise ConnectionRefusedError(errno.ECONNREFUSED, f"flowmask serve connects to no other machine, and refused {host}")

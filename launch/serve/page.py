@@ -1,6 +1,6 @@
-"""The page itself: what a person sees and may press. The only importer of Gradio.
+"""The web page itself. The only importer of Gradio.
 
-Every answer is text that was escaped, or a file of the person's own folder.
+Every answer is escaped text, or a file from the user's own folder.
 """
 
 import html
@@ -31,20 +31,20 @@ _STYLE = """
 
 
 def require() -> None:
-    """ConfigError where Gradio is missing."""
+    """Raises ConfigError if Gradio is missing."""
     try:
-        import gradio  # noqa: F401 - the page is made of it
+        import gradio  # noqa: F401 - the page is built with it
     except ImportError as error:
         raise ConfigError("flowmask serve needs Gradio: pip install 'flowmask[serve]'") from error
 
 
 def application(service: Service, *, title: str) -> Any:
-    """The page as an ASGI application. title: of what segments, beside the name of the program."""
+    """The page as an ASGI application. title: name of the weights, shown beside the name of the program."""
     import gradio as gr
     from fastapi import FastAPI
 
     page = _blocks(service, title=title)
-    page.has_launched = True  # else Gradio, when mounted, takes any path that a request names for an upload
+    page.has_launched = True  # else a mounted Gradio accepts any path in a request as an upload
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         page,
@@ -66,10 +66,14 @@ def _blocks(service: Service, *, title: str) -> Any:
     import gradio as gr
 
     with gr.Blocks(analytics_enabled=False, title=f"FlowMask - {title}") as page:
-        gr.Markdown(f"# FlowMask\nFind in a video what a sentence names. It takes {service.limits.said()}.")
+        gr.Markdown(
+            f"# FlowMask\nSegment the object that a sentence names in a video. Limits: {service.limits.said()}."
+        )
         with gr.Row():
             with gr.Column(min_width=300):
-                video = gr.File(label="Clip", elem_id="clip", height=140)  # a browser plays few of the formats
+                video = gr.File(
+                    label="Clip", elem_id="clip", height=140
+                )  # not gr.Video: browsers play only few formats
                 clip = gr.Dropdown(
                     sorted(service.clips),
                     value=None,
@@ -98,7 +102,7 @@ def _blocks(service: Service, *, title: str) -> Any:
 
 
 def _handlers(service: Service, gr: Any) -> tuple[Callable[..., Any], ...]:
-    """What the page calls: for an upload, a clip of the list, the button, and when a person leaves."""
+    """The handlers of the page: for an upload, a clip of the list, the button, and a user who leaves."""
 
     def look(video: str | None, request: gr.Request) -> Any:
         return _answer(lambda: _line(service.look(request.session_hash, Path(video or ""))), instead=[])
@@ -148,21 +152,21 @@ def _mask_row(sentence: str, pictures: Mapping[str, Path]) -> str:
 
 
 def _answer(work: Callable[[], Any], *, instead: list[Any], status_first: bool = True) -> Any:
-    """What `work` gives; if it can't be done, one line that says why, and `instead` for all other parts."""
+    """The result of `work`; if it fails, one line with the reason, and `instead` for all other parts."""
     try:
         return work()
     except PersonLeftError:
         line = _line("Stopped.")
     except UserError as error:
         line = _line(str(error), wrong=True)
-    except Exception:  # noqa: BLE001 - the page goes on for all others
+    except Exception:  # noqa: BLE001 - the page keeps serving other users
         traceback.print_exc(file=sys.stderr)
-        line = _line("something failed on the server; its log says what", wrong=True)
+        line = _line("an error occurred on the server; see its log", wrong=True)
     if not instead:
         return line
     return [line, *instead] if status_first else [*instead, line]
 
 
 def _line(said: str, *, wrong: bool = False) -> str:
-    text = html.escape(printable(f"Not done: {said}" if wrong else said))
+    text = html.escape(printable(f"Error: {said}" if wrong else said))
     return f'<p class="said{" wrong" * wrong}" role="status">{text}</p>'

@@ -1,4 +1,4 @@
-"""The process behind the page: its socket, what it refuses before Gradio sees it, and how it ends."""
+"""The process behind the page: its socket, its checks before Gradio, and its end."""
 
 import asyncio
 import signal
@@ -19,11 +19,11 @@ from flowmask.models.process import stop_signals
 if TYPE_CHECKING:
     from flowmask.trainer.predict.predict import Predictions
 
-_STOP_S = 5.0  # for a request at work to come to its next step, once the end was asked for
+_STOP_S = 5.0  # time for a running request to reach its next step, once the end was requested
 _ANSWERS_S = 2  # for answers that are being sent
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Any]
-# The browser too asks nobody else: it refuses to fetch from other hosts what Gradio's page may name.
+# The browser must not connect to other hosts either, even if Gradio's page names them.
 _HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'",
     "referrer-policy": "no-referrer",
@@ -32,11 +32,13 @@ _HEADERS = {
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address; ConfigError if it is taken or not this machine's. Port 0: a free one."""
+    """A socket that listens at the address; port 0: a free one. Raises ConfigError if it is taken or not local."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ConfigError(f"--host {host} is no address of this machine: {error.strerror}; try 127.0.0.1") from error
+        raise ConfigError(
+            f"--host {host} is not an address of this machine: {error.strerror}; try 127.0.0.1"
+        ) from error
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -50,7 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listening: socket.socket) -> str:
-    """What to type into a browser."""
+    """The URL for a browser."""
     host, port, *_ = listening.getsockname()
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
@@ -58,21 +60,21 @@ def address_of(listening: socket.socket) -> str:
 
 
 def warning(host: str) -> str | None:
-    """One line for a host that others can reach."""
+    """A warning, in one line, for a host that other machines can reach; None otherwise."""
     if is_this_machine(host):
         return None
-    return f"--host {host}: anyone who reaches this machine can use the page; it asks for no password"
+    return f"--host {host}: anyone who can reach this machine can use the page; there is no password"
 
 
 def clips_in(folder: Path | None) -> dict[str, Path]:
-    """The files of a folder by their names; ConfigError if there is no such folder or nothing in it."""
+    """The files of a folder by their names; raises ConfigError if the folder is missing or empty."""
     if folder is None:
         return {}
     if not folder.is_dir():
-        raise ConfigError(f"--clips {folder} is no folder; give one that holds video files")
+        raise ConfigError(f"--clips {folder} is not a folder; give a folder with video files")
     files = {path.name: path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
     if not files:
-        raise ConfigError(f"--clips {folder} holds no file; put videos into it")
+        raise ConfigError(f"--clips {folder} is empty; put videos into it")
     return files
 
 
@@ -86,9 +88,9 @@ def serve(
     parent: Path,
     on_ready: Callable[[], None],
 ) -> None:
-    """Show the page until a signal asks for the end; then nothing of it is left on the disk.
+    """Serve the page until a signal requests the end; then remove all its files.
 
-    segment: loads the weights, and gives `predict` with them; parent: where a folder for uploads and results is made
+    segment: loads the weights and returns `predict` with them; parent: folder for a folder of uploads and results
     """
     for number in stop_signals():
         signal.signal(number, _end)
@@ -105,7 +107,7 @@ def serve(
 
 
 def _end(number: int, frame: object) -> None:
-    """Unwind the main thread, which clears up; once, whatever comes after."""
+    """Unwind the main thread, which cleans up; later signals are ignored."""
     for other in stop_signals():
         signal.signal(other, signal.SIG_IGN)
     raise SystemExit(0)
@@ -116,7 +118,7 @@ def _answer_until_asked_to_end(door: "Door", listening: socket.socket, on_ready:
 
     config = uvicorn.Config(door, log_level="error", access_log=False, ws="none", timeout_graceful_shutdown=_ANSWERS_S)
     server = uvicorn.Server(config)
-    # A daemon, as are the threads that it starts: the process ends though one computes.
+    # A daemon, like the threads that it starts: the process can end while one computes.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="page", daemon=True)
     thread.start()
     try:
@@ -133,7 +135,7 @@ def _answer_until_asked_to_end(door: "Door", listening: socket.socket, on_ready:
 
 
 class Door:
-    """Every request passes here. Refuses bodies that are too large; adds the headers that keep the page to itself."""
+    """Handles every request first: refuses bodies that are too large, and adds the security headers."""
 
     def __init__(self, inner: Any, service: Service) -> None:
         self._inner, self._service = inner, service
@@ -154,7 +156,7 @@ class Door:
         await self._inner(scope, receive, with_headers)
 
     def _refused(self, headers: Mapping[bytes, bytes], *, upload: bool) -> str | None:
-        """Why a body is not read: an upload goes to the disk, all others into memory."""
+        """The reason to refuse a body; None to read it. An upload goes to disk, any other body into memory."""
         digits = headers.get(b"content-length", b"" if upload or b"transfer-encoding" in headers else b"0")
         limits = self._service.limits
         try:

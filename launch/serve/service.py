@@ -1,7 +1,7 @@
-"""Predictions for people on a page: one at a time, each in a folder that goes when its owner leaves.
+"""Predictions for the users of the page: one at a time, each in a folder that is removed when its user leaves.
 
-Knows no Gradio. Owns who is there, whose turn it is, what lies in the folder, and for how long. A person is a name that
-the page gives to an open tab.
+Does not use Gradio. Owns the users, their turns, and the files in the folder. A user ("person") is an open tab of the
+page, identified by a name.
 """
 
 import json
@@ -23,22 +23,22 @@ from flowmask.models.errors import UserError
 if TYPE_CHECKING:
     from flowmask.trainer.predict.predict import Predictions
 
-KEPT_S = 3600.0  # files of people who do not say that they left
-STRAY_S = 60.0  # parts of an upload that nothing is written to any more
+KEPT_S = 3600.0  # time after which files of users who did not close the page are removed
+STRAY_S = 60.0  # time after which an unfinished upload without new data is removed
 _SHOWN = 6  # masks of each sentence on the page
-_LOOKS_S = 0.2  # seconds between two looks whether a person who waits has left
-Tell = Callable[[str, int, int], None]  # what, done, how many
+_LOOKS_S = 0.2  # seconds between two checks whether a waiting user has left
+Tell = Callable[[str, int, int], None]  # what, done, total
 
 
 class PersonLeftError(Exception):
-    """Nobody is there any more who would read the result."""
+    """The user has left, so the result has no reader."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Files for the person who asked.
+    """The result files of a request.
 
-    masks:      of each sentence some frames, by what they are called, and their PNGs
+    masks:      for each sentence: some frames by title, each with its PNG
     everything: zip of masks, predictions.json and overlays
     """
 
@@ -50,7 +50,7 @@ class Found:
 
 @dataclass(eq=False)
 class _Person:
-    """Somebody with the page open. uploads: clips that they sent or chose; places: folders of results."""
+    """A user with the page open. uploads: clips that they uploaded or chose; places: folders of results."""
 
     left: threading.Event = field(default_factory=threading.Event)
     uploads: set[Path] = field(default_factory=set)
@@ -60,7 +60,7 @@ class _Person:
 
 
 class WaitingLine:
-    """One at a time, in the order in which they came."""
+    """A queue that admits one request at a time, in order of arrival."""
 
     def __init__(self, most_waiting: int) -> None:
         self._line: list[object] = []
@@ -69,11 +69,13 @@ class WaitingLine:
 
     @contextmanager
     def turn(self, on_wait: Callable[[int], None]) -> Iterator[None]:
-        """Inside, it is our turn. on_wait: told how many are before us; if it raises, we leave the line."""
+        """Wait for a turn; the block holds it. on_wait: gets the number of requests ahead; may raise to leave."""
         ticket = object()
         with self._moved:
             if len(self._line) > self._most_waiting:
-                raise LimitError(f"{len(self._line)} requests are before yours; that is the most: try again later")
+                raise LimitError(
+                    f"{len(self._line)} requests are ahead of yours, which is the maximum: try again later"
+                )
             self._line.append(ticket)
         try:
             with self._moved:
@@ -88,27 +90,27 @@ class WaitingLine:
 
 
 class Service:
-    """What the page asks for. Its methods may be called by any thread."""
+    """The operations of the page. Any thread may call its methods."""
 
     def __init__(
         self, segment: Callable[..., "Predictions"], *, folder: Path, clips: Mapping[str, Path], limits: Limits
     ):
-        """segment: `predict` with weights and options in it; folder: holds uploads and results, and nothing else."""
+        """segment: `predict` with weights and options bound; folder: for uploads and results only."""
         self.clips, self.limits = clips, limits
         self._segment, self._folder = segment, folder
         self._turns, self._people, self._lock = WaitingLine(limits.waiting), dict[str, _Person](), threading.Lock()
-        self._leaving = list[_Person]()  # have left, and their request still reads its clip
+        self._leaving = list[_Person]()  # users who left while their request still reads its clip
 
     def look(self, who: str, video: Path) -> str:
-        """Take a clip that was uploaded; what it is, in a few words."""
+        """Register an uploaded clip; returns a short description."""
         self._person(who, video)
         with _named(video):
             return self.limits.clip(video)
 
     def lend(self, who: str, name: str) -> Path:
-        """A copy of one of the clips to choose from, for this person alone."""
+        """Copy one of the offered clips for this user."""
         if name not in self.clips:
-            raise LimitError(f"there is no clip {name!r}; choose one of the list")
+            raise LimitError(f"there is no clip {name!r}; choose one from the list")
         self.make_room()
         source = self.clips[name]
         copy = self._new_folder() / source.name
@@ -117,7 +119,7 @@ class Service:
         return copy
 
     def find(self, who: str, video: Path | None, text: str, *, tell: Tell) -> Found:
-        """Segment what the sentences name. UserError in one line; PersonLeftError if they left meanwhile."""
+        """Segment the objects that the sentences name. Raises UserError, or PersonLeftError if the user left."""
         if video is None:
             raise LimitError("there is no clip; upload one first")
         sentences = self.limits.sentences_in(text)
@@ -126,7 +128,7 @@ class Service:
             if person.left.is_set():
                 raise PersonLeftError
             if person.busy:
-                raise LimitError("your last request is still at work; wait until it is done")
+                raise LimitError("your last request is still running; wait until it is done")
             person.busy = True
 
         def on_progress(what: str, done: int, total: int) -> None:
@@ -140,7 +142,7 @@ class Service:
                 self.limits.clip(video)
                 return self._found(person, video, sentences, on_progress)
         except UserError as error:
-            if person.left.is_set():  # their clip went with them
+            if person.left.is_set():  # their clip was removed
                 raise PersonLeftError from error
             raise
         finally:
@@ -153,7 +155,7 @@ class Service:
                 self._remove_files(person)
 
     def leave(self, who: str) -> None:
-        """A person closed the page: their request ends at its next step, and their files go."""
+        """Called when a user closes the page: their request ends at its next step, and their files are removed."""
         with self._lock:
             person = self._people.pop(who, None)
             if person is None:
@@ -166,7 +168,7 @@ class Service:
             self._remove_files(person)
 
     def close(self, *, patience_s: float) -> None:
-        """Everybody has to leave; waits for the request at work, for so long at most."""
+        """Remove all users. Waits at most `patience_s` seconds for the running request."""
         with self._lock:
             people = list(self._people.values())
         for who in list(self._people):
@@ -176,7 +178,7 @@ class Service:
             time.sleep(0.02)
 
     def make_room(self) -> None:
-        """Remove what is older than KEPT_S; LimitError if the folder holds its most even so."""
+        """Remove files older than KEPT_S. Raises LimitError if the folder is still full."""
         now = time.monotonic()
         with self._lock:
             late = [who for who, person in self._people.items() if not person.busy and now - person.seen > KEPT_S]
@@ -191,12 +193,12 @@ class Service:
                 if entry not in held and time.time() - entry.stat().st_mtime > kept_s:
                     _remove(entry)
         if _bytes_in(self._folder) > self.limits.kept_bytes:
-            raise LimitError("the server holds as many clips as it may; try again later")
+            raise LimitError("the server has no room for more clips; try again later")
 
     def _person(self, who: str, video: Path) -> _Person:
-        """The person, who holds a clip from now on."""
+        """The user, who now holds this clip."""
         if not video.resolve().is_relative_to(self._folder.resolve()) or not video.is_file():
-            raise LimitError("the clip is not here any more; upload it again")
+            raise LimitError("the clip was removed from the server; upload it again")
         with self._lock:
             person = self._people.setdefault(who, _Person())
             person.uploads.add(video)
@@ -225,7 +227,7 @@ class Service:
         return found
 
     def _new_folder(self) -> Path:
-        """A name that nobody can guess: whoever knows the path of a file may fetch it."""
+        """A folder with an unguessable name: anyone who knows the path of a file may fetch it."""
         place = self._folder / secrets.token_hex(16)
         place.mkdir(mode=0o700)
         return place
@@ -248,7 +250,7 @@ class Service:
 
 @contextmanager
 def _named(video: Path) -> Iterator[None]:
-    """Errors name the clip as its owner does, not where it lies here."""
+    """Inside the block, errors name the clip by its original name, not by its path here."""
     try:
         yield
     except UserError as error:
@@ -256,7 +258,7 @@ def _named(video: Path) -> Iterator[None]:
 
 
 def _packed(out: Path, path: Path) -> Path:
-    """A zip of all results; predictions.json in it has names in place of the paths of this machine."""
+    """A zip of all results; predictions.json in it has file names instead of paths of this machine."""
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(out.rglob("*")):
             name = file.relative_to(out)

@@ -1,7 +1,7 @@
-"""SLURM's own commands: what a job's state is, and the few things that are done to it. Needs no submitit.
+"""SLURM's own commands: the state of a job, and the actions on it. Needs no submitit.
 
-A job's number may come from a file that anybody wrote: it must be one, and a job is ended or signalled only where SLURM
-says that this user submitted it from that very folder.
+A job id may come from a file that another user wrote. So it must be a number, and a job is ended or signalled only if
+SLURM says that this user submitted it from that folder.
 """
 
 import os
@@ -28,10 +28,10 @@ class NoPartitionError(ConfigError):
 
 
 def environment() -> dict[str, str]:
-    """This process's variables without those of the job that it may be in, and without defaults of SLURM's commands.
+    """This process's variables without those of the job it may be in and without defaults for SLURM's commands.
 
-    What sbatch is given goes to the job: SLURM_ARRAY_TASK_ID, SLURM_RESTART_COUNT or SLURM_MEM_PER_CPU of one job would
-    be taken for the next one's. Options such as SBATCH_PARTITION or SQUEUE_STATES would change what we ask for.
+    sbatch passes its variables to the job: SLURM_ARRAY_TASK_ID, SLURM_RESTART_COUNT or SLURM_MEM_PER_CPU of this job
+    would apply to the next one. Options such as SBATCH_PARTITION or SQUEUE_STATES would change the request.
     """
     inside = "SLURM_JOB_ID" in os.environ
     return {
@@ -44,13 +44,13 @@ def environment() -> dict[str, str]:
 
 
 def ignored_options() -> list[str]:
-    """Options of sbatch that the environment names and no job of ours is given: `launch` says what is asked for."""
+    """Options of sbatch in the environment. FlowMask does not pass them on: only `launch` sets options."""
     return sorted(name for name in os.environ if name.startswith("SBATCH_"))
 
 
 @contextmanager
 def fresh_environment() -> Iterator[None]:
-    """While inside, this process's variables are `environment()`."""
+    """Inside the block, this process's variables are `environment()`."""
     before = dict(os.environ)
     kept = environment()
     try:
@@ -64,7 +64,7 @@ def fresh_environment() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What SLURM knows of a job now. `ends` and `preempted` are None where it gives no time."""
+    """SLURM's facts about a job now. `ends` and `preempted` are None if SLURM gives no time."""
 
     state: str
     restarts: int
@@ -73,12 +73,12 @@ class JobFacts:
 
 
 def available() -> bool:
-    """Whether this machine can submit."""
+    """Whether this machine can submit jobs."""
     return shutil.which("sbatch") is not None
 
 
 def require() -> None:
-    """ConfigError where SLURM's commands are not installed."""
+    """Raises ConfigError if SLURM's commands are not installed."""
     if not available():
         raise ConfigError(
             "launch.cluster is slurm, but this machine has no sbatch; submit from a login node, "
@@ -87,7 +87,7 @@ def require() -> None:
 
 
 def run(*command: str) -> str:
-    """A command's output; ConfigError with what SLURM said when it refuses."""
+    """The output of a command. Raises ConfigError with SLURM's message if it fails."""
     done = _run(command)
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())
@@ -96,7 +96,7 @@ def run(*command: str) -> str:
 
 
 def partition(name: str | None) -> dict[str, str]:
-    """What `scontrol` shows of a partition; None: of the default one. NoPartitionError lists those that there are."""
+    """Facts of `scontrol` about a partition; None: the default one. Raises NoPartitionError with the existing ones."""
     shown = _rows(run("scontrol", "show", "partition", "-o"))
     by_name = {facts["PartitionName"]: facts for facts in shown if "PartitionName" in facts}
     names = ", ".join(by_name)
@@ -109,7 +109,7 @@ def partition(name: str | None) -> dict[str, str]:
 
 
 def nodes_of(partition: str) -> list[dict[str, str]]:
-    """What `scontrol` shows of every node of a partition; empty on a cluster that does not show them."""
+    """Facts of `scontrol` about every node of a partition; empty if the cluster hides them."""
     shown = _rows(run("scontrol", "show", "node", "-o"))
     return [facts for facts in shown if partition in facts.get("Partitions", "").split(",")]
 
@@ -140,7 +140,7 @@ def queued(job_id: str) -> dict[str, tuple[str, str]]:
 
 
 def final_states(job_id: str) -> list[str]:
-    """How every attempt of a job ended, from the accounting; empty where there is none, or it does not answer."""
+    """How every attempt of a job ended, from the accounting; empty if there is none or it does not answer."""
     command = ("sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format", "State")
     try:
         done = _run((*command, "--jobs", _number(job_id)))
@@ -150,7 +150,7 @@ def final_states(job_id: str) -> list[str]:
 
 
 def waiting_for(job_id: str) -> list[str]:
-    """Jobs in the queue that start only after this one has ended well."""
+    """Jobs in the queue that start only after this one has succeeded."""
     done = _run(("squeue", "--noheader", "--states", "PENDING", "--format", "%i|%E"))
     rows = [line.partition("|") for line in done.stdout.splitlines()]
     return [job for job, _, dependency in rows if re.search(rf"afterok:{job_id}\b", dependency)]
@@ -172,17 +172,17 @@ def requeue(job_id: str) -> None:
 
 
 def cancel_waiting(job_id: str, *, logs: Path) -> None:
-    """End those tasks of a job that have not started. logs: where its submission has its script and its logs."""
+    """Cancel the tasks of a job that have not started. logs: folder of the script and logs of its submission."""
     _scancel(job_id, "--state=PENDING", logs=logs)
 
 
 def ask_to_stop(job_id: str, *, logs: Path) -> None:
-    """Send every process of a running job, but for the batch script, the signal that asks for a save."""
+    """Send the save signal to every process of a running job except the batch script."""
     _scancel(job_id, "--signal=USR2", logs=logs)
 
 
 def cancel(job_id: str, *, logs: Path | None = None) -> None:
-    """End a job for good. logs: as above; None: the job that this process is a part of."""
+    """End a job for good. logs: as above; None: the job that this process is in."""
     if logs is None:
         assert job_id == os.environ.get("SLURM_JOB_ID"), "any other job comes from a file"
         run("scancel", _number(job_id))
@@ -191,7 +191,7 @@ def cancel(job_id: str, *, logs: Path | None = None) -> None:
 
 
 def _scancel(job_id: str, *options: str, logs: Path) -> None:
-    """Act on a job that is surely this user's and of this folder, or is not there; ConfigError for any other."""
+    """Act on a job that is certainly this user's and of this folder, or gone. Raises ConfigError for any other."""
     done = _run(("scontrol", "show", "job", "-o", _number(job_id)))
     shown = [line for line in done.stdout.splitlines() if "JobId=" in line]
     if done.returncode or not shown:
@@ -205,18 +205,16 @@ def _scancel(job_id: str, *options: str, logs: Path) -> None:
             or logs.resolve() not in (Path(p).parent.resolve() for p in paths)
         ):
             raise ConfigError(
-                f"job {job_id}, which {logs.parent} names, is not its job in SLURM, and was left alone: see "
-                f"`scontrol show job {job_id}`, and end it with scancel if you mean it"
+                f"job {job_id}, which {logs.parent} names, belongs to another folder or user, and was left alone: see "
+                f"`scontrol show job {job_id}`; to end it, use scancel"
             )
     run("scancel", *options, job_id)
 
 
 def _number(job_id: str) -> str:
-    """A job's number, or several with commas; ConfigError for what SLURM would take for something else."""
+    """A job id, or several with commas. Raises ConfigError for any other text, which SLURM could misread."""
     if not isinstance(job_id, str) or not re.fullmatch(r"\d+(?:_\d+)?(?:,\d+(?:_\d+)?)*", job_id, re.ASCII):
-        raise ConfigError(
-            f"the job is {job_id!r}, which is no number of a job in SLURM; mend the slurm.json of that run"
-        )
+        raise ConfigError(f"the job is {job_id!r}, which is not a SLURM job id; correct the slurm.json of that run")
     return job_id
 
 

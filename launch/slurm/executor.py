@@ -1,8 +1,8 @@
-"""Hands a job to SLURM through submitit, of which this is the only importer.
+"""Hands a job to SLURM through submitit, which only this file imports.
 
 One task a node starts the ranks of that node (task.py); when all have ended, the batch script itself decides
 whether the job is over or goes back into the queue (requeue.py). submitit's own handlers are replaced: its
-checkpoint runs inside a signal handler on one rank alone.
+checkpoint would run inside a signal handler, on one rank only.
 """
 
 import shlex
@@ -24,7 +24,7 @@ from flowmask.models.safe.secrets import lacks, revealed
 
 
 class _Executor(SlurmExecutor):
-    """submitit's, but a script can be written where there is no SLURM."""
+    """submitit's executor, which can also write a script on a machine without SLURM."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -34,17 +34,17 @@ class _Executor(SlurmExecutor):
 def submit(
     submission: Submission, launch: LaunchConfig, *, name: str, code: Path, hidden: Mapping[str, str] | None = None
 ) -> str:
-    """Hand a submission to SLURM; returns the job id. ConfigError with what SLURM said when it refuses.
+    """Submit to SLURM; returns the job id. Raises ConfigError with SLURM's message if it refuses.
 
-    launch: as resources.py settled it. code: holds the packages the job runs, first on its PYTHONPATH.
-    hidden: `Job.hidden`. The script alone holds it and what launch may hide, and is this user's alone.
+    launch: as resources.py settled it. code: folder of the packages that the job runs, first on its PYTHONPATH.
+    hidden: `Job.hidden`. Only the script holds these values and secrets of launch; only this user can read it.
     """
     slurm_commands.require()
     executor = _executor(submission, whole(launch), name=name, code=code, hidden=hidden)
     everybodys = submission.logs.stat().st_mode & 0o777
-    submission.logs.chmod(0o700)  # until the script, which submitit writes as any file, is private
+    submission.logs.chmod(0o700)  # until the script is private; submitit writes it with default permissions
     try:
-        with slurm_commands.fresh_environment(), executor.batch():  # more than one is an array
+        with slurm_commands.fresh_environment(), executor.batch():  # several jobs in a batch become an array
             jobs = [executor.submit(task.run, str(submission.folder)) for _ in range(launch.array)]
     except (FailedJobError, FailedSubmissionError) as error:
         raise ConfigError(f"SLURM refused the job: {_last_line(error)}") from error
@@ -58,9 +58,9 @@ def submit(
 
 
 def adopt(submission: Submission, *, job_id: str, array: int) -> None:
-    """Finish what a submitter that was killed behind sbatch left undone: a job finds its task by its own number.
+    """Finish for a submitter that was killed after sbatch: each job finds its task by its own id.
 
-    All tasks of a submission are the same call, so any of its pickles is the right one.
+    All tasks of a submission are the same call, so any of its pickles can be copied.
     """
     pickles = sorted(submission.logs.glob("*.pkl"))
     for task_id in [job_id] if array == 1 else [f"{job_id}_{number}" for number in range(array)]:
@@ -71,9 +71,9 @@ def adopt(submission: Submission, *, job_id: str, array: int) -> None:
 
 
 def script(out: Path, launch: LaunchConfig, *, name: str) -> str:
-    """The text that sbatch would be given for the next submission to `out`; needs no SLURM and writes nothing.
+    """The sbatch script of the next submission to `out`; needs no SLURM and writes nothing.
 
-    launch: `whole`, or `shown` for a person. What a job hides besides is left out.
+    launch: `whole`, or `shown` for display. The hidden variables of the job are left out.
     """
     planned = Submission.planned(out)
     executor = _executor(planned, launch, name=name, code=planned.folder / snapshot.CODE)
@@ -83,13 +83,13 @@ def script(out: Path, launch: LaunchConfig, *, name: str) -> str:
 
 
 def whole(launch: LaunchConfig) -> LaunchConfig:
-    """`launch` with `${oc.env:...}` filled in; ConfigError for a saved copy that lacks what it must hold."""
+    """`launch` with `${oc.env:...}` filled in; Raises ConfigError for a saved copy, which lacks the values."""
 
     def fill(key: str, text: str) -> str:
         if lacks(text):
             raise ConfigError(
-                f"launch.{key} holds {text!r}, from a saved copy, which keeps no values of variables: give "
-                f"launch.{key} again (with ${{oc.env:NAME}} a copy can repeat it)"
+                f"launch.{key} holds {text!r}, from a saved copy, which stores no values of variables: set "
+                f"launch.{key} again (with ${{oc.env:NAME}} a copy can be reused)"
             )
         return revealed(text, key=f"launch.{key}")
 
@@ -105,7 +105,7 @@ def whole(launch: LaunchConfig) -> LaunchConfig:
 
 
 def shown(launch: LaunchConfig) -> LaunchConfig:
-    """`launch` as it may be printed: as it is saved, but for the escapes that a file needs."""
+    """`launch` for display: as it is saved, without the escapes of the file."""
     saved = launch.model_dump_json().replace("\\\\${", "${")
     return LaunchConfig.model_validate_json(saved)
 
@@ -114,7 +114,7 @@ def _executor(
     submission: Submission, launch: LaunchConfig, *, name: str, code: Path, hidden: Mapping[str, str] | None = None
 ) -> SlurmExecutor:
     executor, cpus = _Executor(submission.logs), launch.cpus_per_node
-    assert cpus is not None, "flowmask.launch.slurm.resources settles what is asked for"
+    assert cpus is not None, "flowmask.launch.slurm.resources settles the request"
     values: dict[str, Any] = {
         "job_name": name,
         "nodes": launch.nodes,

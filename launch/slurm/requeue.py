@@ -1,7 +1,7 @@
-"""Before and after every attempt of a SLURM job, in its batch script: over, or back into the queue.
+"""Runs before and after every attempt of a SLURM job, in its batch script: ends the job or requeues it.
 
-SLURM is asked why the job ends. It requeues a preempted job itself, unless the job leaves before its grace time is
-over; then, at a time limit and after a crash the job puts itself back. Each cause has a budget.
+SLURM is asked why the attempt ends. It requeues a preempted job itself, unless the job ends before its grace time is
+over. In that case, at a time limit and after a crash, the job requeues itself. Each cause has a budget.
 """
 
 import os
@@ -23,8 +23,8 @@ from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE, OVER_EXI
 from flowmask.models.safe.words import printable
 from flowmask.trainer.state.steps import newest
 
-STOP_FILE = "stop"  # in the submission's folder: whoever makes it wants the job to end for good
-EARLY_S = 90  # SLURM looks at time limits once in a minute, and warns that much too early
+STOP_FILE = "stop"  # in the submission's folder: this file asks the job to end for good
+EARLY_S = 90  # SLURM checks time limits once a minute, and may signal this much too early
 _BUDGETS = {
     "preempted": "max_preemptions",
     "time limit": "max_timeouts",
@@ -34,20 +34,20 @@ _BUDGETS = {
 _ADVICE = {
     "preempted": "raise launch.max_preemptions, or use another partition",
     "time limit": "raise launch.max_timeouts or launch.time_min",
-    "crashed": "mend it, then submit again",
-    "node lost": "raise launch.max_crashes, or leave the bad node out",
+    "crashed": "fix the cause, then submit again",
+    "node lost": "raise launch.max_crashes, or exclude the bad node",
 }
 
 
 def before(folder: Path) -> int:
-    """Say how attempts ended that could not say it themselves; OVER_EXIT_CODE if that was the last, else 0."""
+    """Record the end of attempts that were killed; returns OVER_EXIT_CODE if the job is over, else 0."""
     submission, job_id = Submission(folder), os.environ["SLURM_JOB_ID"]
     array, restart = array_task(), restart_count()
     kind, config = submission.job()
     close_lost_attempts(submission, job_id, array=array, restart=restart)
     attempts = submission.attempts(array=array)
     if not attempts or attempts[-1].why not in _BUDGETS:
-        return 0  # a person started it again
+        return 0  # a person restarted it
     verdict = judge(attempts, config["launch"], saves=KINDS[kind].SAVES)
     if verdict is not None:
         _say(submission, verdict, array=array)
@@ -55,7 +55,7 @@ def before(folder: Path) -> int:
 
 
 def after(folder: Path, srun_code: int) -> int:
-    """Record why the attempt of this process's job ended, and requeue it or not; the job's exit code."""
+    """Record why this attempt ended, and requeue the job or not; returns the job's exit code."""
     submission, job_id = Submission(folder), os.environ["SLURM_JOB_ID"]
     array, restart = array_task(), restart_count()
     kind, config = submission.job()
@@ -76,9 +76,9 @@ def after(folder: Path, srun_code: int) -> int:
     if verdict is not None:
         _say(submission, replace(verdict, message=verdict.message + _left_waiting(verdict, job_id)), array=array)
         if verdict.code and facts is not None and facts.restarts > restart:
-            slurm_commands.cancel(job_id)  # SLURM has requeued it already
+            slurm_commands.cancel(job_id)  # SLURM has already requeued it
         return verdict.code
-    if facts is None or facts.state == "RUNNING":  # else SLURM has requeued it already
+    if facts is None or facts.state == "RUNNING":  # else SLURM has already requeued it
         _requeue(job_id)
     return REQUEUE_EXIT_CODE
 
@@ -93,7 +93,7 @@ def why_ended(
     srun_code: int,
     now: datetime | None = None,
 ) -> tuple[Why, str]:
-    """The cause of an attempt's end, and one line about it. `now`: for tests."""
+    """The cause of an attempt's end, and one line about it. now: the current time; tests set it."""
     said = [end for end in ends if end is not None]
     if len(said) == len(ends) and all(end.code == 0 for end in said):
         return "finished", ""
@@ -105,25 +105,25 @@ def why_ended(
     if facts is not None and facts.state != "RUNNING":
         return "cancelled", "the job was cancelled"
     if facts is not None and facts.preempted is not None:
-        return "preempted", "SLURM asked for the nodes back"
+        return "preempted", "SLURM requested the nodes"
     asked = bool(said) and all(end.code in (0, REQUEUE_EXIT_CODE) for end in said) and srun_code == 0
     if asked and stop:
-        return "stopped", "stopped on request, with everything saved"
+        return "stopped", "stopped on request; everything is saved"
     if asked:
         late = next((end.message for end in said if end.message), "")
         left = None if facts is None or facts.ends is None else facts.ends - (now or datetime.now())
         if left is not None and left <= timedelta(seconds=margin_s + EARLY_S):
-            return "time limit", late or "the time limit came near"
-        return "preempted", late or "a signal asked for a stop"
+            return "time limit", late or "the time limit was near"
+        return "preempted", late or "a signal requested a stop"
     crash = next((end for end in said if end.code == CRASH_EXIT_CODE), None)
     if crash is None:
-        return "crashed", f"a task ended with code {srun_code} and left no word; see the submission's logs"
+        return "crashed", f"a task ended with code {srun_code} and no reason; see the logs of the submission"
     lines = crash.traceback.strip().splitlines()
     return "crashed", f"{crash.message}: {lines[-1]}" if lines else crash.message
 
 
 def judge(attempts: list[Attempt], launch: dict[str, Any], *, saves: bool) -> Verdict | None:
-    """Whether the job ends here for good; None: it starts again. saves: it leaves checkpoints."""
+    """The verdict if the job ends for good; None if it is requeued. saves: the job writes checkpoints."""
     last = attempts[-1]
     if last.why == "finished":
         return Verdict(0, "finished")
@@ -145,7 +145,7 @@ def judge(attempts: list[Attempt], launch: dict[str, Any], *, saves: bool) -> Ve
 
 
 def _requeue(job_id: str) -> None:
-    """The controller may be away for a moment; without this the job would be over."""
+    """Requeue with retries: SLURM's controller may be unavailable for a moment."""
     for wait_s in (1, 3):
         try:
             slurm_commands.requeue(job_id)
@@ -163,12 +163,12 @@ def _say(submission: Submission, verdict: Verdict, *, array: int) -> None:
 
 
 def _left_waiting(verdict: Verdict, job_id: str) -> str:
-    """The jobs that will now never start."""
+    """Names the dependent jobs that can never start now."""
     waiting = slurm_commands.waiting_for(job_id) if verdict.code else []
     if not waiting:
         return ""
     jobs = " ".join(waiting)
-    return f"; these jobs wait for it and will never start (afterok): {jobs}. Submit again, or end them: scancel {jobs}"
+    return f"; these jobs wait for it and can never start (afterok): {jobs}. Resubmit them, and: scancel {jobs}"
 
 
 def _same(before: Attempt, last: Attempt) -> bool:
@@ -176,7 +176,7 @@ def _same(before: Attempt, last: Attempt) -> bool:
 
 
 def close_lost_attempts(submission: Submission, job_id: str, *, array: int, restart: int) -> None:
-    """Give attempts that were killed before they could say why what the accounting says of them."""
+    """Record the state from the accounting for attempts that were killed before they could record a reason."""
     known = {attempt.restart for attempt in submission.attempts(array=array)}
     lost = sorted(set(range(restart)) - known)
     if not lost:
@@ -189,7 +189,7 @@ def close_lost_attempts(submission: Submission, job_id: str, *, array: int, rest
 
 
 def newest_checkpoint(out: Path) -> str:
-    """Name of the checkpoint that the next attempt goes on from; empty for a job without any."""
+    """Name of the checkpoint from which the next attempt continues; empty if there is none."""
     checkpoint = newest(out)
     return checkpoint.name if checkpoint is not None else ""
 

@@ -1,7 +1,7 @@
-"""What a job asks of each SLURM node: GPUs and CPUs where `launch` leaves them open, by its partition's nodes.
+"""The resources that a job requests of each SLURM node: fills in GPUs and CPUs that `launch` leaves unset.
 
-The one place that turns an open launch.gpus_per_node or launch.cpus_per_node into numbers. A job that would compute
-on a GPU if it had one never goes out without any by accident: it asks for GPUs, or is refused.
+The one place that turns an unset launch.gpus_per_node or launch.cpus_per_node into numbers, from the nodes of the
+partition. A job that can use a GPU is never submitted without one by accident: it requests GPUs or is refused.
 """
 
 import re
@@ -19,7 +19,7 @@ _ASKS_FOR_GPUS = re.compile(r"gpus|gpus-per-\w+|gres|tres-per-\w+")  # options o
 
 @dataclass(frozen=True)
 class Asked:
-    """`launch` with CPUs set, and GPUs too where they are known; one line that says so; what speaks against it."""
+    """`launch` with CPUs set, and GPUs if known; one line that describes them; findings against the request."""
 
     launch: LaunchConfig
     said: str
@@ -28,7 +28,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Partition:
-    """What SLURM tells of a partition's nodes, or why it does not. `exists`: SLURM knows a partition of this name."""
+    """SLURM's facts about a partition's nodes, or why there are none. `exists`: SLURM knows the partition."""
 
     said: str
     exists: bool = True
@@ -38,7 +38,7 @@ class _Partition:
 
 
 def settle(job: Job) -> Asked:
-    """What SLURM is asked for. Asks SLURM only for what is left open; refuses nothing itself, see `findings`."""
+    """The resources to request. Queries SLURM only for unset values. Refuses nothing; see `findings`."""
     launch, elsewhere = job.launch, _asked_elsewhere(job.launch)
     open_gpus = launch.gpus_per_node is None and job.computes_on != "cpu" and not elsewhere
     partition = _Partition("the partition")
@@ -49,13 +49,13 @@ def settle(job: Job) -> Asked:
         gpus = launch.processes_per_node if partition.most_gpus else None
         findings = (_judge(launch, partition),) if partition.exists else ()
     cpus, because = _cpus(job, partition)
-    said = elsewhere or f"{_count(gpus or 0, 'GPU')}{' (one a process)' * bool(open_gpus and gpus)}"
+    said = elsewhere or f"{_count(gpus or 0, 'GPU')}{' (one per process)' * bool(open_gpus and gpus)}"
     settled = launch.model_copy(update={"gpus_per_node": gpus, "cpus_per_node": cpus})
     return Asked(settled, f"each node: {said}, {_count(cpus, 'CPU')}{because}", findings)
 
 
 def gpus_of(node: Mapping[str, str]) -> int:
-    """GPUs of a node or a partition as scontrol shows it."""
+    """GPUs of a node or a partition as scontrol prints it."""
     gres = re.sub(r"\([^)]*\)", "", node.get("Gres", ""))  # `gpu:a100:8(S:0-1)`: its sockets
     kinds = [entry.split(":") for entry in gres.split(",")]
     counted = sum(int(kind[-1]) if kind[-1].isdecimal() else 1 for kind in kinds if kind[0] == "gpu")
@@ -64,7 +64,7 @@ def gpus_of(node: Mapping[str, str]) -> int:
 
 
 def _asked_elsewhere(launch: LaunchConfig) -> str:
-    """The GPUs that launch.sbatch_args asks for; empty where it does not."""
+    """The GPUs that launch.sbatch_args asks for; empty if none."""
     options = {key.replace("_", "-"): value for key, value in launch.sbatch_args.items()}
     asked = [
         f"{key}={value}" for key, value in options.items() if _ASKS_FOR_GPUS.fullmatch(key) and "gpu" in f"{key}{value}"
@@ -87,32 +87,32 @@ def _partition(name: str | None) -> _Partition:
     return _Partition(
         said,
         why_not="" if nodes else f"SLURM shows no nodes of {said}",
-        # of a cluster that hides its nodes: the partition's own sum, where it is counted
+        # on a cluster that hides its nodes: the total of the partition, if it is known
         most_gpus=max(map(gpus_of, nodes), default=gpus_of(facts) or None),
         least_cpus=min((int(count) for count in cpus if count.isdecimal()), default=None),
     )
 
 
 def _judge(launch: LaunchConfig, partition: _Partition) -> Finding:
-    """Whether a job that leaves its GPUs open can have one a process."""
+    """Whether a job without launch.gpus_per_node can get one GPU per process."""
     wanted, most, fix = launch.processes_per_node, partition.most_gpus, "set it (0: a CPU job)"
     if not slurm_commands.available():
-        found = "warning: launch.gpus_per_node is not set, and without SLURM it can't be known whether the partition "
-        return Finding("GPUs", "unknown", f"{found}has GPUs: this script asks for none; {fix}")
+        found = "warning: launch.gpus_per_node is not set, and without SLURM it is unknown whether the partition "
+        return Finding("GPUs", "unknown", f"{found}has GPUs: this script requests none; {fix}")
     if most is None:
-        found = f"launch.gpus_per_node is not set, and its default can't be known: {partition.why_not}; {fix}"
+        found = f"launch.gpus_per_node is not set, and its default is unknown: {partition.why_not}; {fix}"
         return Finding("GPUs", "fail", found)
     if most == 0:
         found = f"{partition.said} has no GPUs: choose another launch.partition, or run on its CPUs with "
         return Finding("GPUs", "fail", f"{found}launch.gpus_per_node=0")
     if wanted > most:
-        found = f"launch.processes_per_node is {wanted}, one a GPU, but {partition.said} has no node of more than "
+        found = f"launch.processes_per_node is {wanted}, one per GPU, but {partition.said} has no node with more than "
         return Finding("GPUs", "fail", f"{found}{_count(most, 'GPU')}: lower it, or set launch.gpus_per_node")
     return Finding("GPUs", "pass", f"{partition.said} has GPUs, {_count(most, 'GPU')} on a node at most")
 
 
 def _cpus(job: Job, partition: _Partition) -> tuple[int, str]:
-    """CPUs of a node, and why so many where `launch` does not say."""
+    """CPUs of a node, and the reason if `launch` does not set them."""
     launch = job.launch
     if launch.cpus_per_node is not None:
         return launch.cpus_per_node, ""

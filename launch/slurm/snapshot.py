@@ -1,12 +1,12 @@
-"""Freezes what a submitted job needs into its own folder, so that editing the checkout does not change a queued job.
+"""Copies the code of a submitted job into its folder, so that later edits of the checkout do not change it.
 
     code/              the packages, first on the job's PYTHONPATH
     provenance.json    git commit, versions of the packages, Python, host
-    environment.json   those variables that change what a job computes (ENVIRONMENT), and no other
-    changes.patch      what the checkout had changed since that commit
+    environment.json   only the variables that change the results of a job (ENVIRONMENT)
+    changes.patch      uncommitted changes of the checkout
 
-A secret may stand in any variable, and in a change of the code: no name tells. So the variables are an allow-list,
-and the last two files are their owner's alone.
+A secret may be in any variable and in any change of the code, whatever its name. So the variables are an allow-list,
+and only the owner can read the last two files.
 """
 
 import importlib.metadata
@@ -80,7 +80,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_state() -> tuple[str | None, str]:
-    """Commit and changes of the packages in the checkout; (None, "") where they are not in one."""
+    """Commit and uncommitted changes of the packages; (None, "") outside a checkout."""
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return None, ""

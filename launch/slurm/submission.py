@@ -1,13 +1,13 @@
-"""One submission of a job to a cluster, as files that every node sees: OUT/launch/NNNN.
+"""One submission of a job to a cluster, as files on the shared filesystem: OUT/launch/NNNN.
 
-    job.json                      kind and resolved config: all that a node needs to run its part
+    job.json                      kind and resolved config: all that a node needs
     slurm.json                    job id, number of array tasks
-    logs/                         the sbatch script, what each task printed
+    logs/                         the sbatch script, the output of each task
     ended/ARRAY_RESTART_NODE.json how one node of one attempt ended
-    attempts/ARRAY.jsonl          why each attempt ended and what was done about it
-    verdict/ARRAY.json            the last word: exit code and the reason in one line
+    attempts/ARRAY.jsonl          why each attempt ended, and the action after it
+    verdict/ARRAY.json            the final result: exit code and reason in one line
 
-Files are written whole or not at all; readers need no SLURM.
+Files are written atomically; readers need no SLURM.
 """
 
 import json
@@ -35,7 +35,7 @@ Code = Annotated[int, Field(ge=-255, le=255)]
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """What job.json holds."""
+    """Contents of job.json."""
 
     kind: str
     config: dict[str, Any]
@@ -43,7 +43,7 @@ class SubmittedJob:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What slurm.json holds; the id goes to SLURM's commands, so it is a number and nothing else."""
+    """Contents of slurm.json. The id is passed to SLURM's commands, so it must be a number."""
 
     job_id: Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
     array: Annotated[int, Field(ge=1, le=4_000_001)]  # SLURM's own limit
@@ -51,7 +51,7 @@ class SlurmJob:
 
 @dataclass(frozen=True)
 class NodeEnd:
-    """How the ranks of one node ended: an exit code of ours, and what there is to say."""
+    """How the ranks of one node ended: an exit code of FlowMask, and a message."""
 
     code: Code
     message: str = ""
@@ -60,7 +60,7 @@ class NodeEnd:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a job, up to its end; `why` is None while it runs, or when it was killed outright."""
+    """One start of a job, up to its end; `why` is None while it runs, or if it was killed."""
 
     restart: Annotated[int, Field(ge=0, lt=1 << 31)]
     why: Why | None = None
@@ -70,7 +70,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The end for good of a job or of one task of an array."""
+    """The final result of a job or of one array task."""
 
     code: Code
     why: Why
@@ -82,7 +82,7 @@ T = TypeVar("T")
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """While inside, a file that can't be read or is damaged is a ConfigError."""
+    """Inside the block, an unreadable or damaged file is a ConfigError."""
     try:
         yield
     except OSError as error:
@@ -104,7 +104,7 @@ class Submission:
 
     @classmethod
     def create(cls, out: Path, *, kind: str, resolved: dict[str, Any]) -> "Submission":
-        """A new numbered folder in OUT/launch with the job in it; ConfigError where that can't be written."""
+        """Create a numbered folder in OUT/launch with the job. Raises ConfigError if it is not writable."""
         OutputFolder(out, KINDS[kind].folder_kind())
         folder = cls.planned(out).folder
         try:
@@ -113,19 +113,19 @@ class Submission:
                 (folder / name).mkdir()
             write_atomically(folder / "job.json", json.dumps({"kind": kind, "config": resolved}, indent=1))
         except OSError as error:
-            raise ConfigError(f"out is {out}; it can't be written ({error.strerror}): choose another") from error
+            raise ConfigError(f"out is {out}; it is not writable ({error.strerror}): choose another out") from error
         return cls(folder)
 
     @classmethod
     def planned(cls, out: Path) -> "Submission":
-        """Where the next submission will lie; nothing is written."""
+        """The folder that the next submission will have; nothing is written."""
         root = out.resolve() / "launch"
         taken = [int(path.name) for path in root.glob("[0-9]*") if path.name.isdecimal()]
         return cls(root / f"{max(taken, default=0) + 1:04d}")
 
     @classmethod
     def latest(cls, out: Path) -> "Submission | None":
-        """The newest submission of the job in `out`; None if it never went to a cluster."""
+        """The newest submission of the job in `out`; None if it was never submitted."""
         root = out / "launch"
         found = sorted(path for path in root.glob("[0-9]*") if (path / "job.json").is_file())
         return cls(found[-1]) if found else None
@@ -146,11 +146,11 @@ class Submission:
         return job.kind, job.config
 
     def kind(self) -> type[Job]:
-        """The class of its job."""
+        """The class of the job."""
         return KINDS[self.job()[0]]
 
     def set_slurm(self, *, job_id: str, array: int) -> None:
-        """Remember under which id SLURM knows it."""
+        """Save the job id of SLURM."""
         write_atomically(self.folder / "slurm.json", json.dumps({"job_id": job_id, "array": array}))
 
     def slurm(self) -> tuple[str, int]:
@@ -159,11 +159,11 @@ class Submission:
         return known.job_id, known.array
 
     def set_ended(self, end: NodeEnd, *, array: int, restart: int, node: int) -> None:
-        """Say how a node ended in an attempt."""
+        """Record how a node ended in an attempt."""
         write_atomically(self._ended(array, restart, node), json.dumps(asdict(end)))
 
     def ended(self, *, array: int, restart: int, nodes: int) -> list[NodeEnd | None]:
-        """How each node ended in an attempt; None for one that was killed before it could say so."""
+        """How each node ended in an attempt; None for a node that was killed before it could record it."""
         paths = [self._ended(array, restart, node) for node in range(nodes)]
         return [_read(path, NodeEnd) if path.exists() else None for path in paths]
 
@@ -191,11 +191,11 @@ class Submission:
         return sorted({row.restart: row for row in rows}.values(), key=lambda row: row.restart)
 
     def set_verdict(self, verdict: Verdict, *, array: int) -> None:
-        """Say that this array task will not start again, and why."""
+        """Record that this array task has ended for good, and why."""
         write_atomically(self.folder / "verdict" / f"{array:05d}.json", json.dumps(asdict(verdict)))
 
     def verdicts(self) -> dict[int, Verdict]:
-        """What is known of the array tasks that ended for good."""
+        """The verdicts of the array tasks that have ended for good."""
         found = sorted((self.folder / "verdict").glob("[0-9]*.json"))
         return {int(path.stem): _read(path, Verdict) for path in found if path.stem.isdecimal()}
 

@@ -1,6 +1,6 @@
-"""One SLURM task: the ranks of one node, and a file that says how they ended.
+"""One SLURM task: the ranks of one node, and a file that records how they ended.
 
-It exits with 0 also when the job was asked to stop: only a failure may make SLURM end the other nodes.
+It also exits with 0 if the job was asked to stop: only a failure may make SLURM end the other nodes.
 """
 
 import json
@@ -23,11 +23,11 @@ from flowmask.models.safe.words import printable
 from flowmask.models.stored.sealed import parse_json
 
 RENDEZVOUS_S = 300.0
-REQUEUE_S = 15.0  # for the batch script to put the job back into the queue
+REQUEUE_S = 15.0  # time for the batch script to requeue the job
 
 
 def run(folder: str) -> None:
-    """Run this node's part of a submission; called by submitit on every node, and pickled by name."""
+    """Run this node's part of a submission. submitit calls it on every node, and pickles it by name."""
     take_over()
     for number in (*stop_signals(), signal.SIGCONT):
         signal.signal(number, lambda *_: None)  # instead of submitit's; the ranks' launcher adds its own
@@ -42,12 +42,12 @@ def run(folder: str) -> None:
 
 
 def array_task() -> int:
-    """Which task of an array this is; 0 without one."""
+    """Index of this array task; 0 without an array."""
     return int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
 
 
 def restart_count() -> int:
-    """How often SLURM has started this job again."""
+    """How often SLURM has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
@@ -77,7 +77,7 @@ def _run_ranks(submission: Submission, *, array: int, restart: int, node: int) -
 
 
 def _time_to_stop_s(margin_s: int) -> float | None:
-    """Until the job's end, less what putting it back into the queue takes; None if SLURM ends it already."""
+    """Seconds until the job's end, minus the time for a requeue; None if SLURM is already ending it."""
     try:
         facts = slurm_commands.job_facts(os.environ["SLURM_JOB_ID"])
     except UserError:
@@ -88,9 +88,9 @@ def _time_to_stop_s(margin_s: int) -> float | None:
 
 
 def _meet(submission: Submission, *, array: int, restart: int, node: int) -> tuple[str, socket.socket | None]:
-    """Where all nodes meet, as ADDRESS:PORT; on the first node also the socket that listens there, and nowhere else.
+    """Rendezvous of all nodes as ADDRESS:PORT; on the first node also the socket that listens there.
 
-    The first node listens before it says so, and the others read it: no port is looked for and then bound by another.
+    The first node listens before it publishes the address, so that no other process can take the port in between.
     """
     path = submission.folder / "ended" / f"{array:05d}_{restart:03d}_address.json"
     listener = None
@@ -101,7 +101,9 @@ def _meet(submission: Submission, *, array: int, restart: int, node: int) -> tup
     until = time.monotonic() + RENDEZVOUS_S
     while not path.exists():
         if time.monotonic() > until:
-            raise TrainingError(f"{path} did not appear in {RENDEZVOUS_S:.0f} s; do all nodes share this folder?")
+            raise TrainingError(
+                f"{path} did not appear in {RENDEZVOUS_S:.0f} s; check that all nodes share this folder"
+            )
         time.sleep(0.2)
     found = parse_json(path.read_text())
     return f"{found['address']}:{found['port']}", listener
@@ -112,5 +114,5 @@ def _listen(address: str) -> socket.socket:
     try:
         return socket.create_server((address, 0), family=family, backlog=socket.SOMAXCONN)
     except OSError as error:
-        said = f"SLURM_LAUNCH_NODE_IPADDR is {address}, where {os.uname().nodename} can't listen"
+        said = f"SLURM_LAUNCH_NODE_IPADDR is {address}, but {os.uname().nodename} can't listen there"
         raise TrainingError(f"{said} ({error.strerror}): it must be this node's address") from error

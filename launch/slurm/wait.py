@@ -1,6 +1,6 @@
-"""Watches a submitted job from its files and the queue until it is over; never acts on it.
+"""Watches a submitted job through its files and the queue until it has ended; never acts on it.
 
-A failure of one array task is told at once, but ends nothing: the others take its work over.
+A failed array task is reported at once but ends nothing: the other tasks take over its work.
 """
 
 import time
@@ -14,16 +14,16 @@ from flowmask.models.errors import UserError
 from flowmask.models.safe.words import printable
 
 POLL_S = 1.0
-QUEUE_EVERY_S = 5.0  # many people asking more often is what makes a cluster's queue slow
-TAIL_S = 60.0  # for the last workers to leave a finished cache
+QUEUE_EVERY_S = 5.0  # frequent queries of many users slow down a cluster's queue
+TAIL_S = 60.0  # time for the last workers to leave a finished cache
 
 
 class JobEndedError(UserError):
-    """A job on the cluster ended without its result; the message says why."""
+    """A job on the cluster ended without a result; the message gives the reason."""
 
 
 def wait(submission: Submission) -> int:
-    """Return 0 when the job is done; JobEndedError with the reason, in one line, when it ended otherwise."""
+    """Return 0 when the job is done; raises JobEndedError with a one-line reason if it failed."""
     watcher = _Watcher(submission)
     with bar() as update:
         while not watcher.over():
@@ -42,7 +42,7 @@ class _Watcher:
         self.warned: set[int] = set()
 
     def look(self, update: Update) -> None:
-        """Tell what has changed."""
+        """Report what has changed."""
         if time.monotonic() - self.asked > QUEUE_EVERY_S:
             self.job.show_progress(self.submission.out, update)
             self.queue, self.asked = slurm_commands.queued(self.job_id), time.monotonic()
@@ -50,17 +50,17 @@ class _Watcher:
         for task, verdict in self.submission.verdicts().items():
             if verdict.code and task not in self.warned and self.array > 1:
                 self.warned.add(task)
-                err.print(f"task {task} ended: {printable(verdict.message)}; the others go on")
+                err.print(f"task {task} ended: {printable(verdict.message)}; the others continue")
 
     def over(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the job is over for good."""
         if self._has_result():
             self._let_workers_leave()
             return True
         return len(self.submission.verdicts()) == self.array or not self.queue
 
     def outcome(self) -> int:
-        """0, or the reason as an error."""
+        """0 on success; raises the reason otherwise."""
         verdicts = self.submission.verdicts()
         ended_well = [verdict.code for verdict in verdicts.values()] == [0]
         if self._has_result() if self.job.RESULT else ended_well:
@@ -73,7 +73,7 @@ class _Watcher:
     def _unexplained(self) -> str:
         states = slurm_commands.final_states(self.job_id)
         state = f"SLURM says {', '.join(sorted(set(states)))}" if states else "SLURM does not know why"
-        return f"job {self.job_id} ended early: {state}; what it printed is in {self.submission.logs}"
+        return f"job {self.job_id} ended early: {state}; its output is in {self.submission.logs}"
 
     def _let_workers_leave(self) -> None:
         until = time.monotonic() + TAIL_S
@@ -95,7 +95,7 @@ class _Watcher:
 
 
 def say_left(submission: Submission) -> None:
-    """What a person who stops waiting needs to know."""
+    """Tell a person who stops waiting how to continue."""
     job_id, _ = submission.slurm()
     watch = f"flowmask status {submission.out}"
     err.print(f"job {job_id} goes on. Watch it: {watch}; logs: {submission.logs}; end it: scancel {job_id}")

@@ -1,5 +1,5 @@
-"""`flowmask tune`: which settings of a job are the fastest here, by timing them; none of them changes what it makes.
+"""`flowmask tune`: finds the fastest settings of a job on this machine by timing them. No setting changes the results.
 
 `axes.py`: what is tried. `search.py`: the search and its time limit. `trials.py` and `worker.py`: how one is timed.
-A further setting is an axis in `axes.py`; a training's must be one that `trainer/state/resume.py` lets a run choose.
+A new setting is an axis in `axes.py`. For a training, `trainer/state/resume.py` must allow a run to change it.
 """

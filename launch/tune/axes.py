@@ -1,6 +1,6 @@
-"""What may be tried of each kind of job: settings that change how fast it is, and nothing of what it learns or writes.
+"""The settings to try for each kind of job: they change its speed, but not what it learns or writes.
 
-An axis looks at the fastest job so far and offers changes of it, each only once the one before has been timed.
+An axis takes the fastest job so far and offers changes, one at a time: the next after the previous was timed.
 """
 
 import os
@@ -21,11 +21,11 @@ DECODE = "cache.decode_threads"
 KEYS = (MICRO_BATCH, RECOMPUTATION, STAGE, OFFLOAD, ATTENTION, COMPILE, THREADS, AHEAD, DECODE)
 RECOMPUTE = get_args(Recompute)  # from the least work to the most
 _MOST_THREADS, _MOST_AHEAD = 16, 16
-_WAITS = 0.02  # below this share of a step spent on waiting, no loader makes it faster
+_WAITS = 0.02  # if steps wait for data less than this share, faster loading does not help
 
 
 def axes_of(job: Job, *, attention: Sequence[str]) -> list[Axis]:
-    """In the order of what they mostly bring. attention: the kernels that this machine has."""
+    """The axes, usually most effective first. attention: the kernels that this machine supports."""
     if isinstance(job, CacheJob):
         return [_decoding]
 
@@ -36,10 +36,10 @@ def axes_of(job: Job, *, attention: Sequence[str]) -> list[Axis]:
 
 
 def _fitting(search: Search) -> Iterator[Changes]:
-    """Where the job as given does not fit: the first that does, the optimizer in host memory last."""
+    """If the given job does not fit: the first setting that fits; optimizer offload is tried last."""
     train = _train(search)
     smaller = [number for number in reversed(_micro_batches(search)) if number <= train.micro_batch]
-    stages = sorted(range(4), key=lambda stage: stage != train.zero_stage)  # its own first
+    stages = sorted(range(4), key=lambda stage: stage != train.zero_stage)  # the job's own stage first
     settings = product((train.offload_optimizer, True), stages, RECOMPUTE, smaller)
     for offload, stage, kind, micro in settings:
         if search.fits:
@@ -48,7 +48,7 @@ def _fitting(search: Search) -> Iterator[Changes]:
 
 
 def _recomputation(search: Search) -> Iterator[Changes]:
-    """Less of it; the least that fits is the fastest."""
+    """Less recomputation; the least that fits is the fastest."""
     for kind in RECOMPUTE[: RECOMPUTE.index(_train(search).activation_checkpointing)]:
         before = search.best_timing
         yield {RECOMPUTATION: kind}
@@ -57,9 +57,9 @@ def _recomputation(search: Search) -> Iterator[Changes]:
 
 
 def _batch(search: Search) -> Iterator[Changes]:
-    """Larger micro-batches of the same global batch, then smaller ones, each way as long as it helps.
+    """Larger micro-batches of the same global batch, then smaller ones, each while it is faster.
 
-    A larger one may need more recomputation: it is offered with the least that fits.
+    A larger one may need more recomputation; it is offered with the least that fits.
     """
     now, possible, given = _train(search).micro_batch, _micro_batches(search), search.best_timing
     larger, smaller = [n for n in possible if n > now], [n for n in reversed(possible) if n < now]
@@ -77,14 +77,14 @@ def _batch(search: Search) -> Iterator[Changes]:
 
 
 def _micro_batches(search: Search) -> list[int]:
-    """Those that the global batch can be made of at the job's number of processes."""
+    """Micro-batch sizes that divide the global batch over the job's number of processes."""
     train, ranks = _train(search), cast(TrainJob, search.best).launch.world_size
     share = train.global_batch * train.sequence_parallel // ranks
     return [number for number in range(1, share + 1) if share % number == 0]
 
 
 def _sharding(search: Search) -> Iterator[Changes]:
-    """The optimizer on the device, and what ranks share out, where there are several here."""
+    """No optimizer offload; with several ranks also other ZeRO stages."""
     if _train(search).offload_optimizer:
         yield {OFFLOAD: False}
     if cast(TrainJob, search.best).launch.processes_per_node > 1:
@@ -96,7 +96,7 @@ def _compilation(search: Search) -> Iterator[Changes]:
 
 
 def _reading(search: Search) -> Iterator[Changes]:
-    """More threads, then more batches ahead, where steps wait for data."""
+    """More threads, then more batches ahead, if steps wait for data."""
     data = cast(TrainJob, search.best).data
     yield from _while_it_helps(search, THREADS, _doubled(data.threads, most=_MOST_THREADS))
     if data.mode == "indexed":
@@ -114,7 +114,7 @@ def _while_it_helps(search: Search, key: str, values: Sequence[Any]) -> Iterator
 
 
 def _decoding(search: Search) -> Iterator[Changes]:
-    """More threads that read and resize as long as it helps, then fewer."""
+    """More threads that read and resize while it is faster, then fewer."""
     now = cast(CacheJob, search.best).cache.decode_threads
     most = max(_MOST_THREADS, len(os.sched_getaffinity(0)))
     smaller = [number for number in (now // 2, now // 4) if number]
@@ -127,7 +127,7 @@ def _decoding(search: Search) -> Iterator[Changes]:
 
 
 def _doubled(now: int, *, most: int) -> list[int]:
-    """Twice as many, and again, up to `most`."""
+    """`now` doubled repeatedly, up to `most`."""
     return list(takewhile(lambda number: number <= most, (max(1, now * 2) * 2**k for k in range(10))))
 
 

@@ -1,4 +1,4 @@
-"""This machine: what a job is here, what it has of GPUs and memory, and what fits by the figures of `flowmask plan`."""
+"""This machine: a job's share on it, its GPUs and memory, and which settings fit by `flowmask plan`'s estimates."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from flowmask.launch.jobs.job import Job
 from flowmask.models.config import TrainAttention
 from flowmask.models.errors import ConfigError
 
-# In another process, as in launch/check/attention.py: the one that asks would hold memory of the GPU.
+# In another process, as in launch/check/attention.py: this process would otherwise hold GPU memory.
 _ASK_GPU = """
 import json, torch
 from flowmask.models.dit import require_attention
@@ -30,7 +30,7 @@ print(json.dumps([torch.cuda.get_device_name(device), torch.cuda.mem_get_info(de
 
 @dataclass(frozen=True)
 class Hardware:
-    """name: of the GPU, or of the CPU with its cores; memory_bytes: free for a process; attention: what can be had."""
+    """name: GPU model, or CPU with its cores; memory_bytes: free memory for a process; attention: supported kernels."""
 
     name: str
     memory_bytes: float
@@ -38,7 +38,7 @@ class Hardware:
 
 
 def hardware(job: Job) -> Hardware:
-    """What one process of a job computes on; ConfigError where a GPU does not answer."""
+    """The hardware of one process of a job. Raises ConfigError if a GPU does not answer."""
     import torch
 
     if job.computes_on == "cpu" or not torch.cuda.is_available():
@@ -51,12 +51,12 @@ def hardware(job: Job) -> Hardware:
 
 
 def processes(job: Job) -> int:
-    """Those of the job that one machine has."""
+    """Number of the job's processes on one machine."""
     return 1 if job.launch.cluster == "debug" else job.launch.processes_per_node
 
 
 def on_this_machine(job: Job) -> Job:
-    """One node's part of a job, run here: of a training with its share of the global batch, in as many passes."""
+    """One node's part of a job, run here: a training gets its share of the global batch in as many micro-batches."""
     ranks = processes(job)
     place = {"cluster": "local", "nodes": 1, "array": 1, "processes_per_node": ranks}
     changes: dict[str, object] = {"launch": job.launch.model_copy(update=place)}
@@ -67,7 +67,7 @@ def on_this_machine(job: Job) -> Job:
 
 
 class Room:
-    """How much memory there is for one process, and what jobs need by `flowmask plan`; caches are taken to fit."""
+    """The memory of one process, and the estimates of `flowmask plan` for jobs. Cache builds are assumed to fit."""
 
     def __init__(self, given: Job, limit_bytes: float) -> None:
         from flowmask.launch.plan.settings import Settings
@@ -76,12 +76,12 @@ class Room:
         self._settings = Settings(given) if isinstance(given, TrainJob) else None
 
     def refuses(self, job: Job) -> str:
-        """Why a job can't fit; empty if it may."""
+        """Why a job can't fit; empty if it may fit."""
         needs = self._needs(job)
-        return "" if needs < self._limit else f"needs {needs / 1e9:.3g} GB, {self._limit / 1e9:.3g} GB are known to fit"
+        return "" if needs < self._limit else f"needs {needs / 1e9:.3g} GB, at most {self._limit / 1e9:.3g} GB fit"
 
     def is_too_small_for(self, job: Job) -> None:
-        """Whatever needs as much as this job will not fit either."""
+        """Record that this job did not fit: a job that needs as much memory will not fit either."""
         self._limit = min(self._limit, self._needs(job))
 
     def _needs(self, job: Job) -> float:

@@ -1,6 +1,6 @@
-"""The clips of a build without the rest of it: some of them decoded and encoded again and again, and timed.
+"""Times a cache build on a sample: decodes and encodes the same few clips repeatedly, without the rest of the build.
 
-No plan, no sentence and nothing of what is encoded is stored. Their files are soon in the system's page cache.
+Makes no plan, encodes no sentences and stores nothing. The files are soon in the page cache.
 """
 
 import json
@@ -19,20 +19,20 @@ from flowmask.launch.jobs import CacheJob
 from flowmask.launch.jobs.job import Resolved
 from flowmask.models.errors import DataError
 
-_BATCHES, _LEAST = 2, 8  # of the sample, in batches and in clips
+_BATCHES, _LEAST = 2, 8  # size of the sample: batches, and the least number of clips
 
 
 def keep_encoding(resolved: Resolved, rows: Path, *, worker: int) -> None:
-    """Work until this process is ended; a row each time all of the sample is through.
+    """Work until this process is ended; write a row after each pass over the sample.
 
-    worker: its number on this machine, by which it begins in another part of the dataset. DataError if no clip of the
-    dataset can be read and has a mask.
+    worker: its number on this machine; each worker starts at another part of the dataset. Raises DataError if the
+    dataset has no readable clip with a mask.
     """
     job = CacheJob.model_validate(resolved)
     build, workers = Build(job.for_room()), job.launch.processes_per_node
     clips = list(islice(_readable(build, share=worker / workers), max(_LEAST, _BATCHES * job.cache.batch_clips)))
     if not clips:
-        raise DataError(f"{job.sources[0].root}: no clip of a sentence and a mask can be read; look at data.split")
+        raise DataError(f"{job.sources[0].root}: no clip with a sentence and a mask can be read; check data.split")
     with rows.open("ab", buffering=0) as file:
         started = [time.perf_counter()]
 
@@ -56,7 +56,7 @@ def keep_encoding(resolved: Resolved, rows: Path, *, worker: int) -> None:
 
 
 def _readable(build: Build, *, share: float) -> Iterator[Clip]:
-    """Clips of the first view that have a mask, from a place in the dataset on."""
+    """Clips of the first view that have a mask, starting at a position in the dataset."""
     config, videos = build.config, build.source.videos()
     first = int(share * len(videos))
     for index in (*range(first, len(videos)), *range(first)):

@@ -1,6 +1,6 @@
-"""The search: one setting after another, each from the fastest that was found so far, until the time is over.
+"""The search: one setting after another, each a change of the fastest so far, until the time limit.
 
-Knows no kind of job and starts no process: who times a candidate, and the clock, are handed in.
+Independent of the kind of job, and starts no process: the timing function and the clock are parameters.
 """
 
 import math
@@ -10,18 +10,18 @@ from typing import Any, Protocol
 
 from flowmask.launch.jobs.job import Job
 
-GAIN = 0.98  # a candidate is faster when it takes less than this share of the best time: below that it may be noise
+GAIN = 0.98  # a candidate counts as faster if it takes less than this share of the best time; otherwise it may be noise
 Changes = Mapping[str, Any]  # dotted keys
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What became of one candidate.
+    """The result of one candidate.
 
-    changes: from the config as given; unit_s: seconds of a step, or of a cache's clip, None if it has no time;
-    seconds: of each one that was timed, in order; waits: share of the time spent on waiting for data;
-    device_gib: the most on a GPU; said: why there is no time; no_room: for want of memory; planned: which was known
-    before it was tried.
+    changes: from the given config; unit_s: seconds per step, or per clip of a cache, None if not timed; seconds:
+    of each timed step or clip, in order; waits: share of the time spent waiting for data; device_gib: peak memory
+    of a GPU; said: why it was not timed; no_room: it did not fit into memory; planned: known before it was tried to
+    not fit.
     """
 
     changes: Changes
@@ -39,23 +39,23 @@ class Timing:
 
 
 class Times(Protocol):
-    """Times a job until `until` at the latest, or until it is clear that it is slower than `best`."""
+    """Times a job, until `until` at the latest or until it is clearly slower than `best`."""
 
     def __call__(self, job: Job, changes: Changes, *, until: float, best: Timing) -> Timing: ...
 
 
 class Memory(Protocol):
-    """What is known of the memory that jobs need."""
+    """Estimates of the memory that jobs need."""
 
     def refuses(self, job: Job) -> str:
-        """Why a job can't fit; empty if it may."""
+        """Why a job can't fit; empty if it may fit."""
 
     def is_too_small_for(self, job: Job) -> None:
-        """Note a job that did not fit."""
+        """Record a job that did not fit."""
 
 
 class Search:
-    """A coordinate descent over `axes`; `best` is the job to be changed next."""
+    """A coordinate descent over `axes`; `best` is the job to change next."""
 
     def __init__(
         self,
@@ -67,28 +67,28 @@ class Search:
         until: float,
         clock: Callable[[], float],
     ) -> None:
-        """changed: the given job with these changes, None if its config refuses them; until: on `clock`."""
+        """changed: returns the given job with these changes, or None if its config refuses them; until: on `clock`."""
         self.best, self.best_timing = given, Timing({}, said="not timed yet")
         self.timings: list[Timing] = []
-        self.last: Timing | None = None  # of what was offered last; None where it was passed over
+        self.last: Timing | None = None  # of the last offer; None if it was skipped
         self.time_is_over = False
         self._times, self._changed, self._memory = times, changed, memory
         self._until, self._clock = until, clock
         self._given = given
-        self._quickest_s: float | None = None  # from the start of a candidate to its time
+        self._quickest_s: float | None = None  # from the start of a candidate to its timing
 
     @property
     def fits(self) -> bool:
-        """Whether a job has run."""
+        """Whether any job has run."""
         return self.best_timing.unit_s is not None
 
     @property
     def best_s(self) -> float:
-        """Seconds of a unit of the best job; infinite while none has run."""
+        """Seconds per unit of the best job; infinite if none has run."""
         return self.best_timing.unit_s or math.inf
 
     def run(self, axes: Sequence["Axis"]) -> None:
-        """Time the given job, then what each axis offers, as long as there is time for one more."""
+        """Time the given job, then the offers of each axis, while there is time for one more."""
         self._try({})
         for axis in axes:
             for changes in axis(self):
@@ -98,7 +98,7 @@ class Search:
                 self._try(changes)
 
     def _try(self, changes: Changes) -> None:
-        """Time the best job with these changes, unless that was done, its config refuses it, or it can't fit."""
+        """Time the best job with these changes, unless this was done, the config refuses it, or it can't fit."""
         self.last = None
         wanted = {**self.best_timing.changes, **changes}
         wanted = {key: value for key, value in wanted.items() if value_of(self._given, key) != value}
@@ -127,11 +127,11 @@ class Search:
         self.timings.append(timing)
 
 
-Axis = Callable[[Search], Iterator[Changes]]  # looks at `best` each time it is asked for its next offer
+Axis = Callable[[Search], Iterator[Changes]]  # reads `best` before each offer
 
 
 def value_of(job: Job, key: str) -> Any:
-    """What a job has at a dotted key."""
+    """The value of a job at a dotted key."""
     value: Any = job
     for name in key.split("."):
         value = getattr(value, name)
@@ -139,5 +139,5 @@ def value_of(job: Job, key: str) -> Any:
 
 
 def as_words(changes: Changes) -> str:
-    """As they are typed on a command line."""
+    """The changes as they are typed on a command line."""
     return " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())

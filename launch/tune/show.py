@@ -1,4 +1,4 @@
-"""What `flowmask tune` found, as a table and lines that a person reads."""
+"""The results of `flowmask tune` as a table and lines."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,13 +7,13 @@ from flowmask.launch.tune.tune import Tuned
 
 
 def show(found: Tuned, console: Console) -> None:
-    """Print every candidate that has a time, why others have none, and the fastest."""
+    """Print every timed candidate, the reasons of those that were not timed, and the fastest."""
     console.print(_table(found))
     for timing in found.timings:
         if timing.said and not timing.planned:
             console.print(f"{timing.label}: {timing.said}")
     if planned := sum(timing.planned for timing in found.timings):
-        console.print(f"not timed, as by `flowmask plan` they do not fit: {planned} settings")
+        console.print(f"not timed, since they do not fit by the estimates of `flowmask plan`: {planned} settings")
     fastest = found.best.label if found.best.changes else "the config as given"
     console.print(f"fastest: {fastest}")
 

@@ -1,6 +1,6 @@
-"""Times one candidate: the job itself in processes, watched by the rows that it writes, ended when there are enough.
+"""Times one candidate: runs the job in processes, reads the rows that it writes, and ends it when there are enough.
 
-Nothing is trained on: the folder is a scratch, no checkpoint is written, and MLflow hears nothing.
+Nothing is kept: the folder is temporary, no checkpoint is written, and nothing is sent to MLflow.
 """
 
 import json
@@ -28,15 +28,15 @@ from flowmask.trainer.state.run_folder import METRICS
 
 _SAID = "said.txt"
 _NEVER = 10**9  # no step of a trial is saved
-_STEPS = 10**6  # more than it takes before it is ended
-_SLOWER = 1.25  # a candidate each of whose units takes more than so many times the best's is not waited for
+_STEPS = 10**6  # more steps than it makes before it is ended
+_SLOWER = 1.25  # a candidate is ended early if each of its units takes more than this factor of the best one's
 _MOST_UNITS = 50
 _LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How many of a trial's first rows are passed over, and how many rows and seconds after them are enough."""
+    """Number of warm-up rows of a trial, and how many rows and seconds after them are enough."""
 
     warm_up: int
     rows: int
@@ -47,13 +47,13 @@ PACES = {"train": Pace(2, 5, 3.0), "cache": Pace(1, 3, 3.0)}
 
 
 class Trials:
-    """Times jobs in folders below `scratch`; `update` is told how many rows of a candidate there are."""
+    """Times jobs in folders below `scratch`; `update` is called with the number of rows of a candidate."""
 
     def __init__(self, scratch: Path, update: Update) -> None:
         self._scratch, self._update, self._count = scratch, update, 0
 
     def __call__(self, job: Job, changes: Changes, *, until: float, best: Timing) -> Timing:
-        """until: on the monotonic clock; ConfigError if the job as given fails, other than for want of memory."""
+        """until: on the monotonic clock; raises ConfigError if the given job fails for another reason than memory."""
         self._count += 1
         folder = self._scratch / f"{self._count:03d}"
         folder.mkdir()
@@ -73,7 +73,7 @@ class Trials:
 
 
 def enough(rows: Sequence[Mapping[str, Any]], pace: Pace, *, best: Timing) -> bool:
-    """Whether the rows give a time, or show that it is not below that of `best`, whose rows had the same examples."""
+    """Whether the rows suffice for a time, or show that it is not below that of `best` (on the same examples)."""
     measured = _seconds(rows, pace)
     pairs = list(zip(measured, best.seconds))
     if len(pairs) > pace.rows // 2 and all(own > _SLOWER * its for own, its in pairs):
@@ -82,7 +82,7 @@ def enough(rows: Sequence[Mapping[str, Any]], pace: Pace, *, best: Timing) -> bo
 
 
 def timing_of(changes: Changes, rows: Sequence[Mapping[str, Any]], pace: Pace) -> Timing:
-    """The median of the rows behind the warm-up; without a time where there are too few."""
+    """The median of the rows after the warm-up; no time if there are too few."""
     measured = _seconds(rows, pace)
     if len(measured) <= pace.rows // 2:
         return Timing(changes, said="the time was over")
@@ -97,7 +97,7 @@ def _seconds(rows: Sequence[Mapping[str, Any]], pace: Pace) -> list[float]:
 
 
 def trial_of(job: Job, folder: Path) -> Resolved:
-    """The job as a trial in `folder`: the same work on this machine, with nothing saved, evaluated or sent."""
+    """The job as a trial in `folder`: the same work on this machine, but nothing is saved, evaluated or sent."""
     resolved: Resolved = on_this_machine(job).model_copy(update={"out": folder / "run"}).model_dump(mode="json")
     if isinstance(job, TrainJob):
         resolved["train"] |= {"steps": _STEPS, "epochs": None, "log_every_steps": 1}
@@ -119,7 +119,7 @@ def _start(folder: Path, job: Job) -> list[subprocess.Popen[bytes]]:
             environment |= {"LOCAL_RANK": str(worker), "LOCAL_WORLD_SIZE": str(workers)}
         with (place / _SAID).open("wb") as said:
             command = python_module("flowmask.launch.tune.worker", place)
-            # In a new session, as ranks are: ^C reaches the one who measures alone.
+            # In a new session, like ranks: ^C reaches only the process that measures.
             started.append(
                 subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
@@ -129,12 +129,12 @@ def _start(folder: Path, job: Job) -> list[subprocess.Popen[bytes]]:
 
 
 def rows_of(folder: Path, job: Job) -> list[dict[str, Any]]:
-    """The rows of a trial so far; of a build those of its first worker."""
+    """The rows of a trial so far; for a build, those of its first worker."""
     return read_rows(folder / "run" / METRICS if isinstance(job, TrainJob) else folder / "0" / ROWS)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a file that may still grow, or be missing."""
+    """The complete rows of a file that may still grow, or be missing."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -143,10 +143,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def failed(changes: Changes, folder: Path) -> Timing:
-    """A candidate that ended by itself. The job as given has to run, unless it only wants memory."""
+    """The result of a candidate that ended by itself. If the given job fails for another reason than memory, raise."""
     reasons = [path.read_text() for path in sorted(folder.glob(f"*/{REASON}"))]
     said = [path.read_text(errors="replace").strip().splitlines()[-1:] for path in sorted(folder.glob(f"*/{_SAID}"))]
-    reason = next(iter(reasons), "") or next((line[0] for line in said if line), "its processes ended without a word")
+    reason = next(iter(reasons), "") or next((line[0] for line in said if line), "its processes ended without output")
     if NO_ROOM in reason or "SIGKILL" in reason:
         return Timing(changes, said=f"does not fit: {reason}", no_room=True)
     if not changes:
@@ -162,7 +162,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Kill them and their ranks, and wait until the kernel has let go of them: the next one needs their memory."""
+    """Kill them and their ranks, and wait until they are gone: the next candidate needs their memory."""
     running = [psutil.Process(process.pid) for process in processes if process.poll() is None]
     ranks = [rank for process in running for rank in process.children(recursive=True)]
     for process in processes:

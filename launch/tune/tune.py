@@ -1,4 +1,4 @@
-"""`flowmask tune`: reads the config, searches within the stated time, and writes the config with what was fastest."""
+"""`flowmask tune`: reads the config, searches within a time limit, writes the config with the fastest settings."""
 
 import copy
 import math
@@ -31,10 +31,10 @@ Tree = dict[Any, Any]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found.
+    """The result of a search.
 
-    unit: what a time is of; where: the machine in words; timings: of every candidate, in order; tree: the config with
-    the best one's changes; time_is_over: more could have been tried.
+    unit: the unit that was timed; where: the machine in words; timings: of every candidate, in order; tree: the config
+    with the best changes; time_is_over: more settings could have been tried.
     """
 
     unit: str
@@ -45,7 +45,7 @@ class Tuned:
     time_is_over: bool
 
     def speed_up(self, timing: Timing) -> float | None:
-        """How many times as fast as the config as given; None where one of them has no time."""
+        """Speed relative to the given config; None if one of the two was not timed."""
         given = self.timings[0].unit_s
         return given / timing.unit_s if given and timing.unit_s else None
 
@@ -53,7 +53,7 @@ class Tuned:
 def tune(config: Path, overrides: Sequence[str], *, minutes: float, out: Path | None, began: float) -> Tuned:
     """Time candidates of a training or of a cache build until `minutes` after `began`, on the monotonic clock.
 
-    out: a new file for the config with what was fastest.
+    out: a new file for the config with the fastest settings.
     """
     if not 0 < minutes < math.inf:
         raise ConfigError(f"--minutes is {minutes:g}; it must be above 0 and finite")
@@ -89,11 +89,13 @@ def tune(config: Path, overrides: Sequence[str], *, minutes: float, out: Path | 
 
 
 def changed(job: Job, tree: Tree, changes: Changes, *, begun: bool, origin: Path) -> Job | None:
-    """The job of a config with changes; None where the config refuses them, or the run may not have them.
+    """The job of a config with changes; None if the config refuses them, or the run must not change them.
 
-    begun: the run has a checkpoint, so that it keeps whatever rounds otherwise.
+    begun: the run has a checkpoint, so settings that change rounding are kept.
     """
-    from flowmask.trainer.state.resume import may_choose  # imports torch, which a mistake in a config need not
+    from flowmask.trainer.state.resume import (
+        may_choose,
+    )  # imports torch; an error in the config should be reported before
 
     assert changes.keys() <= set(KEYS)
     if isinstance(job, TrainJob) and not all(may_choose(key, begun=begun) for key in changes):
@@ -105,7 +107,7 @@ def changed(job: Job, tree: Tree, changes: Changes, *, begun: bool, origin: Path
 
 
 def with_changes(tree: Tree, changes: Changes) -> Tree:
-    """A config as a file has it, with dotted keys set."""
+    """A config as in a file, with dotted keys set."""
     tree = copy.deepcopy(tree)
     for key, value in changes.items():
         section, name = key.split(".")
@@ -114,26 +116,26 @@ def with_changes(tree: Tree, changes: Changes) -> Tree:
 
 
 def _why_nothing(search: Search, minutes: float) -> str:
-    """Why not one candidate has a time."""
+    """Why no candidate was timed."""
     first, *rest = search.timings
     if search.time_is_over or not first.no_room:
-        return f"no candidate had a time within --minutes {minutes:g}; give more (as given: {first.said})"
-    return f"none of {1 + len(rest)} settings fits this machine; `flowmask plan` says what they need. {first.said}"
+        return f"no candidate was timed within --minutes {minutes:g}; give more (the given config: {first.said})"
+    return f"none of {1 + len(rest)} settings fits this machine; `flowmask plan` shows the memory needs. {first.said}"
 
 
 def _refuse_other_file(out: Path | None) -> None:
-    """ConfigError for an --out that is there, or can't be: now, and not when the time is spent."""
+    """Raises ConfigError early for an --out that exists or is not writable."""
     if out is None:
         return
     if os.path.lexists(out):
-        raise ConfigError(f"--out {out} is there; remove it, or name another file")
+        raise ConfigError(f"--out {out} already exists; remove it, or name another file")
     place = preflight.existing(out.parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out is {out}; {place} can't be written: name another file")
+        raise ConfigError(f"--out is {out}; {place} is not writable: name another file")
 
 
 def _write(found: Tuned, config: Path, out: Path) -> None:
-    """The whole config, so that it needs no other file; at its head what was measured."""
+    """Write the complete config, which needs no other file; its first lines give the measurements."""
     speed_up = found.speed_up(found.best)
     gain = f", {speed_up:.2f} times the speed of the config as given" if found.best.changes and speed_up else ""
     head = (

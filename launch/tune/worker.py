@@ -1,4 +1,4 @@
-"""The process that runs one candidate for `trials.py`, which ends it: a training's launcher, or a worker of a build."""
+"""The process that runs one candidate: the launcher of a training, or a worker of a build. `trials.py` ends it."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from flowmask.launch.local.worker import explain_os_error, quieten_libraries, ru
 from flowmask.models.errors import UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE
 
-JOB, ROWS, REASON = "job.json", "rows.jsonl", "reason.txt"  # what is to be run, what it wrote, why it could not
+JOB, ROWS, REASON = "job.json", "rows.jsonl", "reason.txt"  # the job to run, its rows, the reason of a failure
 LAUNCHER = "FLOWMASK_TRIAL_OF"  # the process that ends this one
 
 
 def main(folder: Path) -> int:
-    """Run the job in `folder` until this process is ended; what a person can mend is left in REASON."""
+    """Run the job in `folder` until this process is ended; a user error is written to REASON."""
     die_with_parent(int(os.environ[LAUNCHER]))
     quieten_libraries()
     job = json.loads((folder / JOB).read_text())

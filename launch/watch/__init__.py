@@ -1,5 +1,5 @@
-"""`flowmask status`, `logs` and `stop`: how runs are getting on, told from files and the queue alone.
+"""`flowmask status`, `logs` and `stop`: the state of runs, read only from files and the queue.
 
-Imports jobs, slurm and the curriculum's list of stages. What a kind of job leaves in its folder, the job reads.
-How a kind of run is getting on is `Job.status`; a new view is a function in `control`.
+Imports jobs, slurm and the curriculum's list of stages. Each kind of job reads its own folder.
+The state of a kind of run is `Job.status`; a new view is a function in `control`.
 """

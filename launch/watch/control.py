@@ -1,7 +1,7 @@
-"""`flowmask status`, `logs` and `stop` as a person sees them.
+"""`flowmask status`, `logs` and `stop` output and actions.
 
-A stop is asked for, never forced: a training saves at its next step's boundary and ends for good. A process is
-signalled only when it is surely the one that the run's folder names, and works there: it holds the folder's lock.
+A stop is requested, never forced: a training saves at its next step and ends for good. A process is
+signalled only if it is certainly the one that the run's folder names: it must hold the lock of the folder.
 """
 
 import json
@@ -19,6 +19,7 @@ from flowmask.launch.config import validate
 from flowmask.launch.console import out as console
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.jobs.job import RunStatus
+from flowmask.launch.next_steps import NEXT, SAME, say_next
 from flowmask.launch.progress import duration
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm.requeue import STOP_FILE
@@ -32,12 +33,12 @@ from flowmask.trainer.state.owner import read_start
 
 POLL_S = 0.5
 QUEUE_EVERY_S = 3.0
-STEPS_TO_HEAR = 3  # a signal that comes before a job listens is lost; a second one while it ends would cut that short
+STEPS_TO_HEAR = 3  # a signal before the job handles it is lost; a second one during its end would cut the save short
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "queued": "yellow", "requeued": "yellow"}
 
 
 class StopError(UserError):
-    """A run that can't be stopped from here, or has not stopped in time."""
+    """A run that can't be stopped from here, or did not stop in time."""
 
 
 def show_status(folders: Sequence[Path], *, as_json: bool) -> None:
@@ -53,6 +54,8 @@ def show_status(folders: Sequence[Path], *, as_json: bool) -> None:
         for line in (status.why, f"logs: {status.logs}" if status.logs else ""):
             if line:
                 console.print(f"    {printable(line)}")
+    if failed := [status.folder for status in found if status.state == "failed"]:
+        say_next(NEXT["status"], failed[0])
 
 
 def _parts(status: RunStatus) -> Iterator[str]:
@@ -72,7 +75,7 @@ def _parts(status: RunStatus) -> Iterator[str]:
 
 
 def show_logs(folder: Path, *, rank: int | None, lines: int, follow: bool) -> None:
-    """Print the last lines of a run's log, or of what one rank printed; with `follow`, go on until it is over."""
+    """Print the last lines of a run's log, or of one rank's output; with `follow`, continue until the run has ended."""
     require_run(folder)
     path = _log_of(folder, rank)
     with path.open("rb") as file:
@@ -91,7 +94,7 @@ def show_logs(folder: Path, *, rank: int | None, lines: int, follow: bool) -> No
 
 
 def _show(content: bytes) -> None:
-    """Lines as they are, but for what would steer the terminal: a log holds what its programs, and others, wrote."""
+    """Print lines without terminal control sequences: a log may hold any program's output."""
     text = content.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     typer.echo(printable(text, keep="\n\t"), nl=False)
 
@@ -113,7 +116,7 @@ def _log_of(folder: Path, rank: int | None) -> Path:
 
 
 def _task_log(submission: Submission, rank: int) -> Path:
-    """What the task of a rank printed: all ranks of a node share one file."""
+    """The file with the output of a rank's task; all ranks of a node share one file."""
     kind, config = submission.job()
     launch = validate(config, KINDS[kind], origin=str(submission.folder / "job.json")).launch
     a_task = launch.nodes * launch.processes_per_node
@@ -124,12 +127,12 @@ def _task_log(submission: Submission, rank: int) -> Path:
     job_id = submission.slurm()[0] + (f"_{array}" if launch.array > 1 else "")
     path = submission.logs / f"{job_id}_{node}_log.err"
     if not path.is_file():
-        raise UserError(f"{path} is not there: the job has not started; see flowmask status {submission.out}")
+        raise UserError(f"{path} does not exist: the job has not started; see flowmask status {submission.out}")
     return path
 
 
 def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
-    """Ask a run to save and to end for good; StopError if it can't be asked from here, or is not over in time."""
+    """Ask a run to save and end for good. StopError if it can't be asked from here, or does not end in time."""
     status = look(require_run(folder))
     if status.state in OVER:
         console.print(f"{folder} is {status.state}; nothing to stop")
@@ -139,7 +142,7 @@ def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
     if not ask():
         raise StopError(
             f"{folder}: the process that it names is not yours, or does not hold its lock, and was not stopped; "
-            "end it yourself where you know it"
+            "end it yourself if you know it"
         )
     asked_at = status.step or 0
     if not wait:
@@ -157,10 +160,12 @@ def stop(folder: Path, *, timeout_s: float, wait: bool) -> None:
             )
         time.sleep(POLL_S if status.job_id is None else QUEUE_EVERY_S)
     console.print(f"{folder} is {status.state}" + (f" at step {status.step}" if KINDS[status.kind].SAVES else ""))
+    if status.state == "stopped":
+        say_next(SAME)
 
 
 def _asker(folder: Path, status: RunStatus) -> Callable[[], bool]:
-    """What asks this run to stop, and tells whether what it asked is surely this run."""
+    """The function that asks this run to stop; it returns whether it certainly asked this run."""
     if status.job_id is not None:
         submission = Submission(Path(status.logs).parent)
         (submission.folder / STOP_FILE).touch()
@@ -169,12 +174,12 @@ def _asker(folder: Path, status: RunStatus) -> Callable[[], bool]:
         return lambda: _signal_workers(folder)
     start = read_start(folder)
     if start is None:
-        raise StopError(f"{folder} does not say who works there; end that process yourself")
+        raise StopError(f"{folder} does not name the process that works there; end that process yourself")
     return lambda: _signal(start.owner, folder, lock=folder / KINDS[status.kind].LOCK)
 
 
 def _ask_slurm(submission: Submission) -> bool:
-    """End what waits in the queue, and ask what runs to save; the stop file keeps it from coming back."""
+    """Cancel waiting tasks and ask running ones to save; the stop file prevents a requeue."""
     job_id, array = submission.slurm()
     slurm_commands.cancel_waiting(job_id, logs=submission.logs)
     rows = slurm_commands.queued(job_id)
@@ -188,9 +193,9 @@ def _ask_slurm(submission: Submission) -> bool:
 
 
 def _signal(owner: Owner, folder: Path, *, lock: Path) -> bool:
-    """SIGTERM to the process that holds the run's `lock`: its ranks agree on it at the next step's boundary.
+    """Send SIGTERM to the process that holds the run's `lock`; its ranks stop together at the next step.
 
-    False if a process that lives is named and can't be proved to be this one; then nothing is sent.
+    Returns False, and sends nothing, if the named process lives but can't be proved to be this run.
     """
     if not owner.is_here():
         raise StopError(f"{folder} runs on {owner.host}; run flowmask stop there")
@@ -201,7 +206,7 @@ def _signal(owner: Owner, folder: Path, *, lock: Path) -> bool:
     try:
         if owner.is_dead():
             return True
-        if not locks.is_held_by(owner.pid, lock):  # the handle is of that very process, and stays so
+        if not locks.is_held_by(owner.pid, lock):  # the handle refers to this process for good
             return False
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle, signal.SIGTERM)
@@ -211,7 +216,7 @@ def _signal(owner: Owner, folder: Path, *, lock: Path) -> bool:
 
 
 def _signal_workers(folder: Path) -> bool:
-    """SIGTERM to every worker of a build on this machine: what it has not finished is done again by the next."""
+    """Send SIGTERM to every worker of a build on this machine; the next build redoes unfinished units."""
     from flowmask.data_pipeline.claim.leases import WORKER, read_lease
 
     asked = []

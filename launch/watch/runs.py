@@ -1,6 +1,6 @@
-"""How a run is getting on, read from its folder and from SLURM; what MLflow knows is not asked.
+"""The state of a run, read from its folder and from SLURM; MLflow is not asked.
 
-A run is the `out` of any job: a training, an evaluation or a cache. What is not one is refused in one line.
+A run is the `out` of any job: a training, an evaluation or a cache. Any other folder is an error of one line.
 """
 
 import os
@@ -26,7 +26,7 @@ _DEPTH = 6
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
-    """The runs that are meant: each folder itself, or those below it; ConfigError for one that holds none."""
+    """The runs of the given folders: each folder itself, or those below it. Raises ConfigError if there is none."""
     found: dict[Path, Path] = {}
     for folder in folders:
         below = list(_below(folder, _DEPTH)) if folder.is_dir() else []
@@ -38,7 +38,7 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 
 def require_run(folder: Path) -> Path:
-    """`folder`, if it is itself a run; ConfigError in one line otherwise."""
+    """`folder`, if it is itself a run; raises ConfigError otherwise."""
     if _kind(folder) is None:
         what = "is no run" if folder.exists() else "does not exist"
         raise ConfigError(f"{folder} {what}; give the `out` of a training, an evaluation or a cache")
@@ -46,7 +46,7 @@ def require_run(folder: Path) -> Path:
 
 
 def look_at_all(folders: Sequence[Path]) -> list[RunStatus]:
-    """The state of each run; one whose files can't be read says so, and hides no other."""
+    """The state of each run. A run with unreadable files reports that, and does not hide the others."""
     found = []
     for folder in folders:
         try:
@@ -57,7 +57,7 @@ def look_at_all(folders: Sequence[Path]) -> list[RunStatus]:
 
 
 def look(folder: Path) -> RunStatus:
-    """The state of one run; UserError where a file of it is damaged."""
+    """The state of one run. Raises UserError if one of its files is damaged."""
     kind = _kind(require_run(folder))
     assert kind is not None
     found = replace(kind.status(folder), logs=_log(folder))
@@ -80,14 +80,14 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     if isinstance(stages, list):
         outs = [stage.get("out") for stage in stages if isinstance(stage, dict)]
         for out in outs:
-            with suppress(OSError, ValueError):  # what no file system takes for a name
+            with suppress(OSError, ValueError):  # names that no file system accepts
                 if isinstance(out, str) and _kind(Path(out)) is not None:
                     yield Path(out)
         return
     if _kind(folder) is not None:
         yield folder
         if not (folder / CHECKPOINTS).is_dir():
-            return  # below a training there may be its evaluations
+            return  # the evaluations of a training may lie below it
     if depth:
         try:
             children = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
@@ -100,7 +100,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _kind(folder: Path) -> type[Job] | None:
-    """What job's `out` a folder is; None if of none."""
+    """The kind of job that a folder is the `out` of; None if of none."""
     if kind := next((kind for kind in KINDS.values() if kind.is_in(folder)), None):
         return kind
     submission = Submission.latest(folder)
@@ -108,12 +108,12 @@ def _kind(folder: Path) -> type[Job] | None:
         try:
             return submission.kind()
         except ConfigError:
-            return TrainJob  # a run whatever it is of: `look` says what is wrong
+            return TrainJob  # a run of unknown kind: `look` reports the fault
     return TrainJob if read_start(folder) is not None else None
 
 
 def _here(found: RunStatus, folder: Path, kind: type[Job]) -> RunStatus:
-    """The state of a run that SLURM does not know."""
+    """The state of a run that was not submitted to SLURM."""
     start, end = read_start(folder), read_end(folder)
     if found.state == "running":
         return found
@@ -124,19 +124,21 @@ def _here(found: RunStatus, folder: Path, kind: type[Job]) -> RunStatus:
         return found
     if end is None:
         if start is None:
-            return replace(found, why="nobody works on it; the same command goes on")
+            return replace(found, why="no process is running; the same command continues")
         if start.launcher.is_here() and not start.launcher.is_dead():
             return replace(found, state="running", why="starting, or ending")
         if start.owner.is_dead():
-            return replace(found, state="failed", why=f"process {start.owner.pid} was killed; the same command goes on")
-        return replace(found, state="unknown", why=f"started on {start.owner.host}: look there")
+            return replace(
+                found, state="failed", why=f"process {start.owner.pid} was killed; the same command continues"
+            )
+        return replace(found, state="unknown", why=f"started on {start.owner.host}: check there")
     if end.code == REQUEUE_EXIT_CODE:
-        return replace(found, state="stopped", why="the same command goes on")
+        return replace(found, state="stopped", why="the same command continues")
     return replace(found, state="failed" if end.code else found.state, why=end.message)
 
 
 def _with_slurm(found: RunStatus, submission: Submission) -> RunStatus:
-    """The state of a run that was submitted, by its verdict, else by the queue, else by the accounting."""
+    """The state of a submitted run: by its verdict, else the queue, else the accounting."""
     job_id, array = submission.slurm()
     ended = [attempt for attempt in submission.all_attempts() if attempt.why is not None]
     found = replace(found, restarts=len(ended))
@@ -167,13 +169,13 @@ def _with_slurm(found: RunStatus, submission: Submission) -> RunStatus:
 
 
 def _submission(folder: Path) -> Submission | None:
-    """The newest submission that SLURM took."""
+    """The newest submission that SLURM accepted."""
     folders = sorted((folder / "launch").glob("[0-9]*"), reverse=True)
     return next((Submission(path) for path in folders if (path / "slurm.json").is_file()), None)
 
 
 def _newer_here(folder: Path, submission: Submission) -> bool:
-    """Whether the last start was on this machine and not by that submission, which has ended."""
+    """Whether the last start was on this machine, after that submission had ended."""
     start = read_start(folder)
     files = sorted((submission.folder / "verdict").glob("*.json"))
     path = folder / ".owner.json"

@@ -13,6 +13,7 @@ from flowmask.models.stored.sealed import parse_json
 
 T = TypeVar("T")
 _MOST_YAML = 1 << 16  # bytes; parsing takes seconds for each MB
+_TOO_LARGE = 1e150  # the product of two numbers below it is finite
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
@@ -34,6 +35,11 @@ def validated(value: Any, kind: type[T]) -> T:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(": ".join([*map(str, first["loc"][:1]), first["msg"]])[:200]) from None
     return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from a file is a number (no boolean, no NaN) that can be weighted and summed."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,10 +1,12 @@
-"""What tests of the command line share: one smoke demo, and commands that do not outlive a test."""
+"""What tests of the command line share: a smoke demo, a browser, and commands that do not outlive a test."""
 
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import NEEDED, browser, why_no_browser
 from command import flowmask
 
 
@@ -15,6 +17,15 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = flowmask("demo", "--smoke", "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    reason = why_no_browser()
+    if reason is not None:
+        (pytest.fail if NEEDED else pytest.skip)(reason)
+    with browser() as started:
+        yield started
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_a_name_that_is_no_file_here_is_the_bundled_config_and_a_line_says_so(
     asked: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert find_config(Path(asked)) == BUNDLED / name
-    assert capsys.readouterr().err == f"{asked} is not here: using the bundled configs/{name}\n"
+    assert capsys.readouterr().err == f"{asked} does not exist here; using the bundled configs/{name}\n"
 
 
 @pytest.mark.parametrize("asked", ["train_mevis", "train_mevis.yaml", "configs/train_mevis.yaml"])
@@ -77,7 +77,7 @@ def test_copies_are_whole_and_nothing_that_is_there_is_written_over(place: Path)
     other = place / "other"
     (other / "demo").mkdir(parents=True)
     (other / "demo" / "dit.yaml").write_text("mine")
-    with pytest.raises(ConfigError, match=r"demo/dit\.yaml is already there"):
+    with pytest.raises(ConfigError, match=r"demo/dit\.yaml already exists"):
         copy_configs(other)
     assert [path.name for path in other.rglob("*.yaml")] == ["dit.yaml"]
     assert (other / "demo" / "dit.yaml").read_text() == "mine"

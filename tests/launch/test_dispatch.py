@@ -106,7 +106,7 @@ def test_a_dry_run_says_what_is_asked_of_a_node_and_warns_once_where_that_is_not
     assert "launch.gpus_per_node" not in out and "--gpus" not in out
     fake_slurm(tmp_path_factory.mktemp("slurm"), monkeypatch, {"gpu": [("gpu:8", 64)]})
     _, out, _ = said(*words, capsys=capsys, monkeypatch=monkeypatch)
-    assert "# each node: 2 GPUs (one a process), 10 CPUs (2 processes x (1 + 4 reading threads))" in out
+    assert "# each node: 2 GPUs (one per process), 10 CPUs (2 processes x (1 + 4 reading threads))" in out
     assert "warning" not in out
 
 

@@ -47,7 +47,7 @@ def test_a_job_inherits_nothing_of_the_jobs_that_it_is_submitted_from(
         assert time.monotonic() < until and not (tmp_path / "failed").exists(), said
         time.sleep(0.2)
     assert [attempt.why for attempt in submission.attempts(array=0)] == ["finished"]
-    assert "not used: SBATCH_PARTITION, SBATCH_TIMELIMIT" in (tmp_path / "said").read_text()
+    assert "ignored variables: SBATCH_PARTITION, SBATCH_TIMELIMIT" in (tmp_path / "said").read_text()
 
     outer, inner = (variables(tmp_path / name) for name in ("outer", "inner"))
     foreign = {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_MEM_PER_CPU"}

@@ -22,7 +22,7 @@ from flowmask.launch.slurm.submission import Submission
         (["launch.mem_gb=9000"], "SLURM would refuse the job"),
         (["launch.constraint=h100"], "SLURM would refuse the job"),
         (["cache.device=auto"], "partition main has no GPUs: choose another launch.partition, or run on its CPUs"),
-        (["cache.device=auto", "launch.partition=gpu", "launch.processes_per_node=3"], "no node of more than 2 GPUs"),
+        (["cache.device=auto", "launch.partition=gpu", "launch.processes_per_node=3"], "no node with more than 2 GPUs"),
     ],
 )
 def test_a_job_that_could_never_run_is_not_submitted(
@@ -67,5 +67,5 @@ def test_deepspeed_reads_its_config_before_the_job_is_sent(cluster: Cluster, lab
     words = ("launch.cluster=slurm", "launch.nodes=2", "launch.gpus_per_node=0", "--dry-run")
     done = flowmask("submit", path, *words)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"checked:.*#   DeepSpeed [\d.]+ takes its config of this training", done.stdout, re.DOTALL)
+    assert re.search(r"checked:.*#   DeepSpeed [\d.]+ accepts the config of this training", done.stdout, re.DOTALL)
     assert "submit would refuse" not in done.stdout

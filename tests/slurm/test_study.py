@@ -20,7 +20,7 @@ def test_a_study_is_submitted_at_once_and_the_same_command_shows_it_when_it_is_d
     first = flowmask(*words, "--no-wait", timeout_s=PATIENCE_S)  # but for the world, which all rows start from
     assert first.returncode == 0, first.stderr
     assert first.stderr.count("submitted job") == 2 + 5, first.stderr
-    assert "evaluations are not there yet" in (out / "study.html").read_text()
+    assert "evaluations are missing" in (out / "study.html").read_text()
     done = flowmask(*words, timeout_s=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert "all 6 stages are done" in done.stderr and "submitted job" not in done.stderr

@@ -31,7 +31,7 @@ def test_a_remainder_names_the_nearest_global_batches_and_micro_batch() -> None:
         ({"micro_batch": 5}, "Nearest: 10 or 15, or train.micro_batch 4"),
         ({"zero_stage": 0, "offload_optimizer": True}, "needs train.zero_stage 1, 2 or 3"),
         ({"schedule": "multistep"}, "decay_at_steps is empty"),
-        ({"schedule": "multistep", "decay_at_steps": [5, 3]}, "must rise"),
+        ({"schedule": "multistep", "decay_at_steps": [5, 3]}, "must increase"),
         ({"schedule": "multistep", "decay_at_epochs": [5, 5]}, "decay_at_epochs is .* must rise"),
         ({"decay_at_epochs": [5], "decay_at_steps": [3]}, r"give one and set the other to \[\]"),
         ({"epochs": 2}, "train.steps is 10 and train.epochs is 2; give one and set the other to null"),
@@ -83,7 +83,7 @@ def test_whole_videos_need_a_dit() -> None:
 def test_epochs_are_those_of_one_cache(train: dict[str, Any]) -> None:
     tree: dict[str, Any] = {"out": "o", "model": {"wan": "w"}, "train": {**train, "global_batch": 8}}
     assert RunConfig.model_validate(tree | {"data": {"cache": "c"}}).train.counts_epochs
-    with pytest.raises(ValidationError, match=r"data.mix has its own; give train.steps"):
+    with pytest.raises(ValidationError, match=r"caches of data.mix have different epochs; give train.steps"):
         RunConfig.model_validate(tree | {"data": {"mix": [{"cache": "c"}, {"cache": "d"}]}})
 
 

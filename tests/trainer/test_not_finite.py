@@ -127,11 +127,11 @@ def test_nor_are_adapters_and_mask_decoders(lab: Path, tmp_path: Path) -> None:
 
 def test_no_checkpoint_is_written_whose_numbers_are_not_finite(lab: Path, tmp_path: Path) -> None:
     steep = {"train.lr": 1e38, "train.warmup_steps": 3, "checkpoint.every_steps": 1, "train.steps": 6}
-    said = r"the training: \w+ of .* not finite; start a new run with a lower train.lr; earlier ones are kept"
+    said = r"the training: \w+ of .* not finite; start a new run with a lower train.lr; earlier checkpoints are kept"
     with pytest.raises(CheckpointError, match=said) as caught:
         start(lab, tmp_path / "run", steep | {"train.warmup_steps": 0})
     assert "\n" not in str(caught.value)
-    assert "the next save tries again" in (tmp_path / "run" / "log.txt").read_text()
+    assert "the next save will retry" in (tmp_path / "run" / "log.txt").read_text()
     assert not any(complete(tmp_path / "run" / "checkpoints"))
 
 

@@ -1,4 +1,4 @@
-"""What is learned: an objective is one file here, or one of an installed package, and no line elsewhere.
+"""The objectives: each is one file here, or in an installed package, and needs no line elsewhere.
 
 Its name, `objective.kind`, is that of its file, or of an entry point of the group `flowmask.objectives`. The contract
 is `base.Objective`. Imports the data and the models, and nothing of the trainer.
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _KINDS = Registry(__name__, Objective, group="flowmask.objectives", key="objective.kind")  # type: ignore[type-abstract]
 DEFAULT_KIND = "flow_matching"
-# Earlier versions had one section for all kinds, and runs saved the keys of both: the other kind's had no effect.
+# Earlier versions had one section for all kinds, and runs saved the keys of both: those of the other kind had no
+# effect.
 _ONCE_OF_ALL_KINDS = {
     *("boundary_bias", "boundary_probability", "start_point_augmentation", "video_injection", "latent_noise_std"),
     *("focal_weight", "focal_alpha", "focal_gamma", "dice_weight"),
@@ -24,20 +25,20 @@ _ONCE_OF_ALL_KINDS = {
 
 
 def objective_names() -> list[str]:
-    """Every known kind, those of installed packages too."""
+    """Every known kind, also of installed packages."""
     return _KINDS.names()
 
 
 def objective_class(kind: str) -> type[Objective]:
-    """The objective of a name; ConfigError lists the known ones."""
+    """The objective of a name. Raises ConfigError that lists the known ones."""
     return _KINDS.get(kind)
 
 
 def objective_named(config: ObjectiveConfig, *, model: ModelConfig, stats: "LatentStats | None" = None) -> Objective:
     """The objective of a config section.
 
-    stats: the latents' mean and standard deviation, from the cache's manifest (there is no VAE in training); None
-    where only shapes and settings are asked for
+    stats: the latents' mean and standard deviation, from the cache's manifest (training has no VAE); None
+    if only shapes and settings are needed
     """
     from flowmask.models.vae import LatentStats
 
@@ -45,7 +46,10 @@ def objective_named(config: ObjectiveConfig, *, model: ModelConfig, stats: "Late
 
 
 def section(value: Any = None) -> Any:
-    """The config section of the kind that a mapping names, read strictly; what is no mapping is left to pydantic."""
+    """The config section of the kind that a mapping names, read strictly.
+
+    pydantic reports a value that is not a mapping.
+    """
     if not isinstance(value, Mapping | None):
         return value
     given = {"kind": DEFAULT_KIND, **(value or {})}
@@ -58,7 +62,7 @@ def section(value: Any = None) -> Any:
 
 
 def of_one_kind(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """An objective section as a run saved it, without the keys that other kinds once left in it."""
+    """An objective section that a run saved, without keys of other kinds, which older runs kept."""
     if not saved.keys() >= _ONCE_OF_ALL_KINDS:
         return dict(saved)
     known = objective_class(str(saved.get("kind", DEFAULT_KIND))).Config.model_fields

@@ -1,4 +1,4 @@
-"""The contract of an objective: all that submitting, planning, training, evaluating and exporting ask of it.
+"""The contract of an objective: everything that submission, plan, training, evaluation and export need from it.
 
 An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone: small ones
 are made in the loader's threads, the posterior's noise on the device (a CPU takes five times as long to draw it
@@ -34,7 +34,7 @@ class ObjectiveConfig(Section):
     kind: str = Field(description="what is learned: a file in trainer/objectives, or an installed one")
 
     def refuse_beside(self, model: ModelConfig, *, lora: bool) -> None:
-        """ValueError, as a validator's, where this section contradicts `model`, or that adapters are trained."""
+        """Raises ValueError, like a validator, if this section contradicts `model` or LoRA (`lora`)."""
 
 
 class Shapes(Protocol):
@@ -48,14 +48,14 @@ class Shapes(Protocol):
 
 
 class Objective(ABC):
-    """One thing to learn; a function of (module, batch), with the facts around it.
+    """One objective: a loss as a function of (module, batch), and facts about it.
 
-    needs:      tensors of a batch
-    makes:      which part of the product the weights are: decides their export, loading and use
-    wan_parts:  folders of Wan2.1 that training reads, the trained module's first
-    has_blocks: the module is made of transformer blocks, so it can recompute, be compiled, split its tokens over
-                ranks and take LoRA adapters; one without blocks can recompute if `recompute` is its own
-    noiseless:  the section's keys at which a loss draws nothing at random but its timestep: for validation
+    needs:      names of the tensors of a batch that it needs
+    makes:      the part that its weights are; decides their export, loading and use
+    wan_parts:  folders of Wan2.1 that training reads; first that of the trained module
+    has_blocks: the module consists of transformer blocks, so it can recompute, be compiled, split its tokens over
+                ranks and take LoRA adapters; one without blocks can recompute if it overrides `recompute`
+    noiseless:  keys of the section for validation: with them only the timestep is random
     """
 
     Config: ClassVar[type[ObjectiveConfig]]
@@ -77,33 +77,33 @@ class Objective(ABC):
         """The same module on the meta device, for plans; layers: number of its blocks, None for all."""
 
     def recompute(self, module: "nn.Module", kind: Recompute) -> None:
-        """Make the module drop activations and compute them again, selective or full; the loss stays as it is."""
+        """Make the module drop activations and compute them again, selective or full; the loss does not change."""
         from flowmask.models.dit import recompute_blocks
 
         recompute_blocks(module, kind)
 
     @classmethod
     def recomputes(cls) -> bool:
-        """Whether `recompute` can be asked for."""
+        """Whether `recompute` is supported."""
         return cls.has_blocks or cls.recompute is not Objective.recompute
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The conventions that the weights depend on, and "objective": recorded in every checkpoint and export."""
+        """The conventions that the weights depend on, and "objective"; saved in every checkpoint and export."""
 
     def check_cache(self, manifest: "Manifest", *, where: object) -> None:
-        """CacheError: of another VAE, or with frames that nobody annotated, which a loss on pixels leaves out."""
+        """Raises CacheError for another VAE, or for unannotated frames (only a loss on pixels can leave them out)."""
         from flowmask.models.weights.wan import WanFolder
 
         known = WanFolder(self._model.wan).latent_stats() if "video_mean" in self.needs else None
         if known is not None and not known.close_to(self._stats):
             raise CacheError(
                 f"{where}: latents_mean and latents_std are not those of the VAE in model.wan {self._model.wan}: the "
-                "cache was made with another VAE; build it again, or give that one's folder"
+                "cache was made with another VAE; build it again, or set model.wan to the folder of that VAE"
             )
         if manifest.partly_annotated and "mask_pixels" not in self.needs:
             raise CacheError(
-                f"{where} holds {manifest.partly_annotated} examples of which some frames are not annotated, and "
+                f"{where} holds {manifest.partly_annotated} examples with unannotated frames, but "
                 f"objective.kind={self._config.kind} learns from whole latents: build the cache with "
                 "clip.sampling=sparse, which makes a clip of each annotated frame"
             )
@@ -117,15 +117,15 @@ class Objective(ABC):
         """Mean loss of a micro-batch (float32 scalar), and metrics as sums and counts (scalars, detached)."""
 
     def quiet(self) -> Self:
-        """The same objective without random draws but the timestep's."""
+        """The same objective, with only the timestep random."""
         return type(self)(self._config.model_copy(update=self.noiseless), self._model, self._stats)
 
     def tokens(self, shape: Mapping[str, Any], latent: Grid) -> int:
-        """Tokens of one example, 0 where there are none; shape: the module's constructor arguments."""
+        """Tokens of one example, 0 if it has none; shape: the module's constructor arguments."""
         return 0
 
     def training_flop(self, shape: Mapping[str, Any], latent: Grid, *, adapters: bool = False) -> float | None:
-        """FLOPs of one example, forward and backward; None: no formula, a plan counts them by a dry pass."""
+        """FLOPs of one example, forward and backward; None without a formula: a plan then runs a dry pass."""
         return None
 
     def fake_draws(self, batch: "Batch") -> "dict[str, Tensor]":
@@ -133,7 +133,7 @@ class Objective(ABC):
         return {}
 
     def fake_batch(self, latent: Grid, *, examples: int, text_dim: int) -> "Batch":
-        """For plans: a micro-batch with everything that is needed, empty, text at its full length."""
+        """For plans: an empty micro-batch with all needed tensors, text at full length."""
         import torch
 
         from flowmask.data_pipeline.read.loader import Batch
@@ -158,7 +158,7 @@ class Objective(ABC):
 
 
 def read_metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means over the global batch from sums and counts; a metric that nothing counted towards is left out."""
+    """Means over the global batch from sums and counts; a metric with a count of 0 is left out."""
     means = {}
     for name, total in sums.items():
         if name.endswith("_sum") and sums[f"{name[:-4]}_count"]:

@@ -1,7 +1,7 @@
 """Fine-tune the DiT: a velocity that carries a video's latent (t=1) to the named mask's latent (t=0).
 
-The paper's other paths are settings: from noise, with the video injected; the mask itself predicted; random weights.
-The launcher reads the section and the facts alone: what computes imports torch itself.
+The paper's other variants are settings: start from noise with the video injected; predict the mask; random weights.
+The launcher reads only the section and the facts, so functions that compute import torch themselves.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
     from flowmask.data_pipeline.read.loader import Batch
 
-_EPS, _SPECIAL, _TIME = 1, 2, 3  # keep the draws of an example apart
+_EPS, _SPECIAL, _TIME = 1, 2, 3  # keys that separate the random draws of an example
 
 
 class FlowMatchingConfig(ObjectiveConfig):
-    """From which draws the velocity is learned."""
+    """The path, and the random draws, of flow matching."""
 
     kind: Literal["flow_matching"] = "flow_matching"
     boundary_bias: bool = Field(default=True, description="draw t=1 with boundary_probability; off: uniform t")
     boundary_probability: float = Field(
-        default=0.5, ge=0, le=1, description="how often t=1 is drawn, where boundary_bias is on"
+        default=0.5, ge=0, le=1, description="probability of t=1 if boundary_bias is on"
     )
     start_point_augmentation: bool = Field(default=True, description="sample the video's posterior; off: its mean")
     video_injection: bool = Field(default=True, description="the DiT also sees the video latent at every t")
-    start: FlowStart = Field(default="video", description="what the flow carries to the mask: the video, or noise")
-    predicts: Predicted = Field(default="velocity", description="what the DiT's output is: a velocity, or the mask")
+    start: FlowStart = Field(default="video", description="start of the flow to the mask: the video, or noise")
+    predicts: Predicted = Field(default="velocity", description="output of the DiT: a velocity, or the mask")
     weights_seed: int | None = Field(
         default=None, ge=0, description="start from random weights drawn with this seed; null: from those of model.wan"
     )
@@ -42,7 +42,7 @@ class FlowMatchingConfig(ObjectiveConfig):
     def _noise_leaves_the_video_to_injection(self) -> Self:
         if self.start == "noise" and not self.video_injection:
             raise ValueError(
-                "objective.start is noise, so the DiT sees the video only where it is injected; set "
+                "objective.start is noise, so the DiT sees the video only by injection; set "
                 "objective.video_injection=true"
             )
         if self.start == "noise" and self.start_point_augmentation:
@@ -72,7 +72,7 @@ class FlowMatching(Objective):
     noiseless: ClassVar[Mapping[str, Any]] = {"start_point_augmentation": False}
 
     def build(self) -> "nn.Module":
-        """The DiT, widened for direct video injection unless that is switched off."""
+        """The DiT, with more input channels for video injection unless that is off."""
         from flowmask.models.weights.wan import WanFolder
 
         folder, injected, seed = WanFolder(self._model.wan), self._config.video_injection, self._config.weights_seed
@@ -149,7 +149,7 @@ class FlowMatching(Objective):
         if self._config.predicts == "mask":
             target = mask_latent
         text = batch.padded_text()
-        dit: Any = module  # or an engine around it
+        dit: Any = module  # or the engine that wraps it
         predicted = velocity(dit, x_t=x_t, video_latent=video_latent, timestep=timestep, text=text)
         losses = self.errors(predicted, target)
         batch.note_finite(prediction=predicted, loss=losses)

@@ -1,6 +1,6 @@
-"""Train a light decoder, from scratch, to give a mask back from its raw latent.
+"""Train a light decoder from scratch to reconstruct a mask from its raw latent.
 
-All but the module is as in `mask_decoder.py`.
+Only the module differs from `mask_decoder.py`.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,7 +21,7 @@ class LightMaskDecodingConfig(DecodingConfig):
 
 
 class LightMaskDecoding(Decoding):
-    """By a few convolutions on the latent grid."""
+    """Decodes masks with a few convolutions on the latent grid."""
 
     Config: ClassVar[type[ObjectiveConfig]] = LightMaskDecodingConfig
     wan_parts = ()

@@ -1,6 +1,6 @@
-"""Fine-tune the VAE's decoder, with one output channel, to give a mask back from its raw latent.
+"""Fine-tune the VAE's decoder, with one output channel, to reconstruct a mask from its raw latent.
 
-Owns what every decoder shares: input, loss and metrics. What computes imports torch itself.
+Owns what all decoders share: input, loss and metrics. Functions that compute import torch themselves.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,11 @@ class DecodingConfig(ObjectiveConfig):
     latent_noise_std: float = Field(default=0.0, ge=0, description="noise added to the input latent")
     focal_weight: float = Field(default=8.0, ge=0, description="share of the focal loss")
     focal_alpha: float = Field(
-        default=0.25, ge=0, le=1, description="of the mask's pixels; others have 1 - focal_alpha"
+        default=0.25, ge=0, le=1, description="focal weight of the mask's pixels; other pixels have 1 - focal_alpha"
     )
-    focal_gamma: float = Field(default=2.0, ge=0, description="how little a pixel counts that is right already")
+    focal_gamma: float = Field(
+        default=2.0, ge=0, description="focal exponent: the larger, the less a correct pixel counts"
+    )
     dice_weight: float = Field(default=4.0, ge=0, description="share of the Dice loss")
 
 
@@ -36,7 +38,7 @@ class MaskDecodingConfig(DecodingConfig):
 
 
 class Decoding(Objective):
-    """Masks from latents, by whichever module."""
+    """Training of masks from latents, with any module."""
 
     needs = frozenset({"mask_mean", "mask_pixels"})
     makes = "mask_decoder"
@@ -46,7 +48,7 @@ class Decoding(Objective):
         return {"objective": self._config.kind}
 
     def prepare(self, batch: "Batch") -> "Batch":
-        """With `latent_noise_std`: noise float32 [B 16 f h w], normal of that deviation, in place of a DiT's errors."""
+        """With `latent_noise_std`: normal noise of that deviation, float32 [B 16 f h w], like the errors of a DiT."""
         import torch
 
         from flowmask.data_pipeline.randomness import generator
@@ -87,7 +89,7 @@ class Decoding(Objective):
 
 
 class MaskDecoding(Decoding):
-    """By the VAE's own decoder, with one output channel."""
+    """Decodes masks with the VAE's decoder, with one output channel."""
 
     Config: ClassVar[type[ObjectiveConfig]] = MaskDecodingConfig
     wan_parts = ("vae",)

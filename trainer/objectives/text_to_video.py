@@ -1,7 +1,7 @@
-"""Text to video, as Wan2.1 itself was trained: a velocity that carries noise (t=1) to a video's latent (t=0).
+"""Text to video, as Wan2.1 was trained: a velocity that carries noise (t=1) to a video's latent (t=0).
 
-For a DiT that other trainings start from, where nobody has published one: `flowmask export` makes its run a Wan2.1
-folder. The masks of the cache are not read.
+For an initial DiT where none is published: `flowmask export` turns the run into a Wan2.1 folder. The masks of the
+cache are not read.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal

@@ -1,6 +1,6 @@
-"""What a LoRA run trained, out of one of its checkpoints or out of an exported adapter's folder.
+"""The trained weights of a LoRA run, from a checkpoint or from an exported adapter's folder.
 
-Neither holds the base; its frozen weights are told by their hash.
+Neither holds the base; its frozen weights are identified by their hash.
 """
 
 import os
@@ -25,9 +25,9 @@ from flowmask.trainer.state.checkpoint import read_full
 class Adapter:
     """The trained part of a LoRA run, and the base that it belongs to.
 
-    trained: fp32 by plain name: A [rank in] and B [out rank] of each adapter, and what was trained whole
-    frozen: number and hash of the base's parameters that were left as they were
-    settings: the conventions of the training; init: `model.init` of the run and whether its EMA was taken
+    trained: fp32 by plain name: A [rank in] and B [out rank] of each adapter, and of fully trained weights
+    frozen: number and hash of the base's frozen parameters
+    settings: the conventions of the training; init: `model.init` of the run and whether its EMA was used
     """
 
     trained: dict[str, Tensor]
@@ -38,9 +38,9 @@ class Adapter:
 
 
 def run_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The conventions of a run whose state is `saved`, and the places of its Wan folder and mask decoder.
+    """The conventions of a run whose state is `saved`, and the paths of its Wan folder and mask decoder.
 
-    encoder_dtype: what the encoders of its cache computed in, unless it is trained on caches that differ in it
+    encoder_dtype: dtype of the encoders of its cache, unless its caches differ in it
     """
     model = saved["config"]["model"]
     encoded = saved.get("fingerprint", {}).get("fields", {}).get("cache.encoder_dtype")
@@ -72,7 +72,7 @@ def read_adapter(folder: Path, settings: Mapping[str, Any]) -> Adapter:
         frozen = settings["frozen"]
     except KeyError as missing:
         raise WeightsError(
-            f"{folder} does not say {missing} of its training; export the run again, or merge it with peft"
+            f"{folder} does not state {missing} of its training; export the run again, or merge it with peft"
         ) from None
     except (OSError, SafetensorError, ValidationError) as error:
         raise WeightsError(f"{path} cannot be read ({' '.join(str(error).split())}); export it again") from None

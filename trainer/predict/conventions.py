@@ -1,6 +1,6 @@
-"""The conventions of a DiT's training that its tensors can't tell: those that are remembered, asked for, or assumed.
+"""The conventions of a DiT's training that can't be derived from its tensors: recorded, requested, or assumed.
 
-Owns the order in which the three count, and what is assumed. Loads nothing.
+Owns the precedence of the three, and the assumed values. Loads nothing.
 """
 
 from collections.abc import Mapping
@@ -12,33 +12,33 @@ from flowmask.models.errors import ConfigError
 from flowmask.models.segment import SegmentSettings
 from flowmask.trainer.state.document import Conventions
 
-# What FlowRVS's weights of 2026 were trained with, and what runs take that say nothing else.
+# The conventions of FlowRVS's weights of 2026, and the defaults of runs.
 PUBLISHED: dict[str, Any] = {name: Conventions.model_fields[name].default for name in AskedConventions.model_fields}
 
 
 @dataclass(frozen=True)
 class Settled:
-    """The settings of weights with every convention in them, and those of them that are assumed."""
+    """The settings of weights with all conventions, and those that are assumed."""
 
     settings: dict[str, Any]
     assumed: dict[str, Any]
 
     def said(self) -> str:
-        """The line about what is assumed; empty if all is known."""
+        """The message about assumed conventions; empty if all are known."""
         if not self.assumed:
             return ""
         taken = ", ".join(f"{name} {_word(value)}" for name, value in self.assumed.items())
         return (
-            f"it does not tell all conventions of its training; assumed: {taken}. If the masks are poor, try others "
+            f"it does not record all conventions of its training; assumed: {taken}. If the masks are poor, try others "
             "(conventions.KEY, --KEY)"
         )
 
 
 def settle(told: Mapping[str, Any], asked: AskedConventions, *, where: object) -> Settled:
-    """The conventions that weights which record `told` are used with.
+    """The conventions with which weights that record `told` are used.
 
-    A recorded convention is a fact of the training: asking for another value is a ConfigError. One that is not recorded
-    is as asked for, else as in `PUBLISHED`.
+    A recorded convention is a fact of the training: a request for another value is a ConfigError. An unrecorded one
+    is as requested, else as in `PUBLISHED`.
     """
     wanted = asked.model_dump(exclude_none=True)
     wrong = [
@@ -48,20 +48,20 @@ def settle(told: Mapping[str, Any], asked: AskedConventions, *, where: object) -
     ]
     if wrong:
         raise ConfigError(
-            f"{where} remembers its conventions: {'; '.join(wrong)}; leave that out (conventions.KEY, --KEY)"
+            f"{where} records its conventions: {'; '.join(wrong)}; remove this setting (conventions.KEY, --KEY)"
         )
     assumed = {name: value for name, value in PUBLISHED.items() if name not in told and name not in wanted}
     return Settled({**told, **assumed, **wanted}, assumed)
 
 
 def unlike_unasked(told: Mapping[str, Any], asked: AskedConventions) -> dict[str, Any]:
-    """Those of the asked conventions that differ from what would be taken without asking."""
+    """Those of the asked conventions that differ from those used without a request."""
     wanted = asked.model_dump(exclude_none=True)
     return {name: value for name, value in wanted.items() if told.get(name, PUBLISHED[name]) != value}
 
 
 def segment_settings(settings: Mapping[str, Any], *, sampler: SamplerConfig) -> SegmentSettings:
-    """How weights of these settings segment; where they tell nothing, as `PUBLISHED`."""
+    """The segmentation settings of weights; unrecorded ones are as in `PUBLISHED`."""
     known = {**PUBLISHED, **settings}
     return SegmentSettings(
         sampler=sampler,

@@ -1,14 +1,13 @@
-"""Trained weights out of a run, in forms that other people's code reads; whole and exact, or not there.
+"""Trained weights out of a run, in formats that other code reads; written atomically and exactly.
 
     diffusers     OUT/transformer (or OUT/mask_decoder: a VAE of one output channel, or a light one), OUT/flowmask.json
     flowrvs       one .pth in the layout of the published files
     safetensors   one file; the conventions stand in its header
     lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
 
-Folders hold a model card too, OUT/README.md (`trainer/predict/show/card.py`).
-The settings of an export can keep a threshold of presence, which predictions and evaluations with it then take.
-The others hold the whole model, adapters merged. Each is again a source of weights here (`trainer/predict/weights.py`),
-with the same tensors to the bit. Refuses an `out` that is already there.
+Folders hold a model card too, OUT/README.md (`trainer/predict/show/card.py`). Settings can include a presence
+threshold. All but `lora` hold the whole model, with merged adapters. Each is again a source of weights here
+(`trainer/predict/weights.py`), with bit-identical tensors. Refuses an `out` that already exists.
 """
 
 import json
@@ -57,17 +56,18 @@ from flowmask.trainer.state.steps import is_run
 
 Format = Literal["diffusers", "flowrvs", "safetensors", "lora"]
 _SUFFIX = {"diffusers": "", "flowrvs": ".pth", "safetensors": ".safetensors", "lora": ""}
-_PATHS = ("wan", "mask_decoder")  # settings that name places on the machine of the training
-_OWN = (*_PATHS, KEY, OWN_ENCODER, SETTING)  # settings that each export writes anew, or not at all
+_PATHS = ("wan", "mask_decoder")  # settings with paths of the training's machine
+_OWN = (*_PATHS, KEY, OWN_ENCODER, SETTING)  # settings that each export writes itself or drops
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the file or folder, the parameters in it and the hash of their fp32 values."""
+    """The written file or folder, its number of parameters, the hash of their fp32 values and the part (`parts.py`)."""
 
     path: Path
     parameters: int
     sha256: str
+    part: str
 
 
 def export(
@@ -83,12 +83,11 @@ def export(
     """Write the weights of a run (or of one of its steps, or of another export) in one of the formats.
 
     out:   default: RUN/export/NAME of the run, with the format's suffix
-    ema:   the averaged weights; a flowrvs file of a DiT holds both where the source does
+    ema:   the averaged weights; a flowrvs file of a DiT holds both if the source does
     dtype: float32 keeps every bit; bfloat16 is half the size
-    wan:   Wan2.1 folder of the training; default: the one that the source remembers
-    presence: a calibrated evaluation of these weights, whose threshold is kept with them; default: the threshold that
-           an export brings; "none": none
-    Raises UserError in one line for whatever is missing, damaged or already there.
+    wan:   Wan2.1 folder of the training; default: the one that the source records
+    presence: a calibrated evaluation, whose threshold is stored; default: that of the source export; "none": none
+    Raises UserError if something is missing, damaged or already exists.
     """
     if format not in _SUFFIX:
         raise ConfigError(f"--format is {format!r}; known formats: {', '.join(get_args(Format))}")
@@ -101,7 +100,7 @@ def export(
 
 
 def write_new(target: Path, job: "ExportJob", write: Callable[[Path], None]) -> Exported:
-    """Have the weights of a job written beside `target`, and moved there; ConfigError if it is there already."""
+    """Write the weights of a job beside `target`, then rename. Raises ConfigError if `target` exists."""
     with _said(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch(target.parent) as place:
@@ -109,28 +108,29 @@ def write_new(target: Path, job: "ExportJob", write: Callable[[Path], None]) -> 
                 raise FileExistsError
             write(place / target.name)
             move_new(place / target.name, target)
-    return Exported(target, sum(t.numel() for t in job.loaded.state_dict.values()), job.loaded.sha256)
+    parameters = sum(t.numel() for t in job.loaded.state_dict.values())
+    return Exported(target, parameters, job.loaded.sha256, job.part.name)
 
 
 def _target(source: str, out: Path | None, *, format: str) -> Path:
     run, suffix = Path(source), _SUFFIX[format]
     if out is None:
         if not (run / CHECKPOINTS).is_dir():
-            raise ConfigError(f"{source} is no run folder, so its export has no default place; give --out")
+            raise ConfigError(f"{source} is not a run folder, so its export has no default path; give --out")
         out = run / "export" / f"{run.resolve().name}{'_lora' if format == 'lora' else suffix}"
     if not out.name.endswith(suffix):
-        raise ConfigError(f"--out is {out}; a file of this format is told by its name: end it in {suffix}")
+        raise ConfigError(f"--out is {out}; a file of this format must end in {suffix}")
     return out
 
 
 @contextmanager
 def _said(target: Path) -> Iterator[None]:
-    """What the disk refuses, in one line, whichever library wrote."""
+    """Inside the block, an error of the disk is one line, whichever library wrote."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, FileExistsError) and os.path.lexists(target):  # before, or by another export meanwhile
-            raise ConfigError(f"{target} is already there; remove it or give another --out") from error
+            raise ConfigError(f"{target} already exists; remove it or give another --out") from error
         ours = str(getattr(error, "filename", None) or target).startswith(str(target.parent))
         if not ours or (isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error)):
             raise
@@ -142,7 +142,7 @@ def _said(target: Path) -> Iterator[None]:
 class ExportJob:
     """One export: the loaded weights, and each format as a method that writes to a path.
 
-    plain: parts are written without configs, which only the Wan folder knows
+    plain: parts are written without configs, which only the Wan folder has
     """
 
     source: str
@@ -155,12 +155,12 @@ class ExportJob:
 
     @cached_property
     def loaded(self) -> LoadedWeights:
-        """The whole model; `lora` puts its adapters in its place."""
+        """The whole model; `lora` replaces it by its adapters."""
         return self._load(ema=self.ema)
 
     @cached_property
     def encoder(self) -> State:
-        """The encoder that a mask decoder was trained with, where that is not the Wan folder's."""
+        """The encoder that a mask decoder was trained with, if that is not the Wan folder's."""
         return own_encoder(self.source) if self.part is MASK_DECODER else {}
 
     def _load(self, *, ema: bool) -> LoadedWeights:
@@ -171,9 +171,9 @@ class ExportJob:
         save_file({**self._cast(self.encoder), **self._cast(self.loaded.state_dict)}, out, metadata=metadata)
 
     def diffusers(self, out: Path) -> None:
-        """A DiT takes its trained mask decoder along, so that the folder and Wan2.1 are all that prediction needs.
+        """A DiT is exported with its trained mask decoder, so that prediction needs only the folder and Wan2.1.
 
-        One of text to video takes the whole Wan2.1 folder along: it is a start for trainings, and tells no conventions.
+        A text-to-video DiT is exported with the whole Wan2.1 folder: it is an initial model, without conventions.
         """
         self._write_part(out)
         if self.part is VIDEO_DIT:
@@ -203,7 +203,7 @@ class ExportJob:
         model.save_pretrained(out / self.part.folder, max_shard_size="5GB")
 
     def lora(self, out: Path) -> None:
-        """peft's files, and with them what tells their base from others."""
+        """Write peft's files, and the identity of their base."""
         adapter = load_adapter(self.source, ema=self.ema)
         trained = adapter.trained
         self.loaded = LoadedWeights(trained, adapter.settings, content_sha256(trained))
@@ -218,7 +218,7 @@ class ExportJob:
     def flowrvs(self, out: Path) -> None:
         if unlike := [f"{name} {self.loaded.settings[name]}" for name in FLOW_PATH if name in self.loaded.settings]:
             said = f"{self.source} has {', '.join(unlike)}"
-            raise ConfigError(f"{said}, which FlowRVS's code can't follow; use --format diffusers")
+            raise ConfigError(f"{said}, which FlowRVS's code does not support; use --format diffusers")
         other = self._load(ema=not self.ema) if self.part.pth_holds_both and self._has_both() else self.loaded
         averaged, last = (self.loaded, other) if self.ema else (other, self.loaded)
         self.part.write_pth(out, self._whole(last), self._whole(averaged), self._settings(last, averaged))
@@ -233,7 +233,7 @@ class ExportJob:
         return self.part.join(state, self._wan())
 
     def _light(self, loaded: LoadedWeights) -> LightDecoderConfig | None:
-        """The size of a light mask decoder, which is no model of diffusers', and stands on no other weights."""
+        """The size of a light mask decoder, which is not a diffusers model and needs no other weights."""
         return network_of(loaded.state_dict, where=self.source)
 
     def _has_both(self) -> bool:
@@ -250,8 +250,8 @@ class ExportJob:
     ) -> dict[str, Any]:
         """The conventions of the weights, the sides of the training's clips, where they came from; sealed.
 
-        held: all that is written, each of which is known again by its hash when it is read; decoder: the one of them
-        that is written beside a DiT; dit_sha256: of the whole DiT that the tensors of `self.loaded` make
+        held: all written weights, which are identified by hash when they are read; decoder: the one that is
+        written beside a DiT; dit_sha256: of the whole DiT from the tensors of `self.loaded`
         """
         known = {name: value for name, value in self.loaded.settings.items() if name not in _OWN}
         if (kept := self._kept(decoder, dit_sha256)) is not None:
@@ -265,12 +265,12 @@ class ExportJob:
         return sealed({**described, "weights": origin, HOLDS: sorted(set(holds)), "format": SETTINGS_FORMAT})
 
     def _kept(self, decoder: LoadedWeights | None, dit_sha256: Callable[[State], str]) -> Presence | None:
-        """The threshold, with the hashes of its weights as they will be read; ConfigError if it is of others."""
+        """The threshold, with the hashes of its weights as read later. ConfigError if it belongs to other weights."""
         found = stated(self.presence, presence_in(self.loaded.settings, where=self.source))
         if found is None:
             return None
         if self.part is not DIT:
-            raise ConfigError(f"{self.source} is a {self.part.name}; a threshold of presence goes with a DiT")
+            raise ConfigError(f"{self.source} is a {self.part.name}; a presence threshold belongs to a DiT")
         weights = {**found.weights, DIT.name: dit_sha256(self.loaded.state_dict)}
         read = {**found.weights, DIT.name: dit_sha256(self._as_read(self.loaded.state_dict))}
         if decoder is not None:
@@ -293,7 +293,7 @@ class ExportJob:
     def _wan(self) -> WanFolder:
         known = self.asked_wan or self.loaded.settings.get("wan")
         if known is None:
-            raise WeightsError(f"{self.source} does not say which Wan2.1 folder it is of; give --wan")
+            raise WeightsError(f"{self.source} does not name its Wan2.1 folder; give --wan")
         if not Path(known).is_dir():
-            raise WeightsError(f"{self.source} names {known}, which is not there; give --wan")
+            raise WeightsError(f"{self.source} names {known}, which does not exist; give --wan")
         return WanFolder(Path(known))

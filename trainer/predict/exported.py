@@ -1,4 +1,4 @@
-"""Exports read back: a folder of parts, or one .safetensors file, which of anybody else is a state dict alone."""
+"""Reads exports: a folder of parts, or one .safetensors file (from other projects only a state dict)."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from flowmask.trainer.state.run_folder import CHECKPOINTS
 EXPORT_SETTINGS = "flowmask.json"
 OWN_ENCODER = "own_encoder"  # hash of the encoder beside a mask decoder, which was trained with it
 EXPORT_STEM = "diffusion_pytorch_model"
-_TEXT_ENCODER = "text_encoder"  # which a Wan2.1 folder has and an export has not
+_TEXT_ENCODER = "text_encoder"  # in a Wan2.1 folder but not in an export
 _GIVE = {
     DIT.name: "give a run that trained the DiT, an export of it or a FlowRVS .pth file",
     MASK_DECODER.name: "give a run that trained a mask decoder, an export of it, a FlowRVS .pth file or 'vae'",
@@ -44,7 +44,7 @@ def from_folder(path: Path, part: Part) -> tuple[State, dict[str, Any]]:
 
 
 def _instead(path: Path, part: Part) -> str:
-    """What a folder without this part is."""
+    """Describes a folder that lacks this part."""
     if other := next((other for other in PARTS.values() if (path / other.folder).is_dir()), None):
         plain = (path / _TEXT_ENCODER).is_dir()
         return f"{'a Wan2.1 folder' if plain else f'an export of {other.name}'}, without a {part.folder}/"
@@ -54,17 +54,17 @@ def _instead(path: Path, part: Part) -> str:
 
 
 def _refuse_base(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-    """WeightsError for Wan2.1 as it was published: its DiT was never trained to segment."""
+    """Raises WeightsError for the published Wan2.1: its DiT was not trained to segment."""
     plain = tuple(shapes.get(PATCH_KEY, ()))[1:2] == (LATENT_CHANNELS,)
     if plain and (path / _TEXT_ENCODER).is_dir() and not (path / EXPORT_SETTINGS).exists():
         raise WeightsError(
-            f"{path} is a Wan2.1 folder, whose DiT was not trained to segment: it goes to model.wan (--wan); "
+            f"{path} is a Wan2.1 folder, whose DiT was not trained to segment: use it as model.wan (--wan); "
             f"{_GIVE[DIT.name]}"
         )
 
 
 def export_settings(path: Path) -> dict[str, Any]:
-    """The settings in an export's own file; its mask decoder is the one that lies beside the DiT."""
+    """The settings in an export's own file; its mask decoder is the one beside the DiT."""
     file = path / EXPORT_SETTINGS
     settings = exported_settings(read_json(file) if file.exists() else {}, where=file)
     if all((path / part.folder).is_dir() for part in (DIT, MASK_DECODER)):
@@ -73,7 +73,7 @@ def export_settings(path: Path) -> dict[str, Any]:
 
 
 def from_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
-    """One file of weights whose settings stand in its own header."""
+    """One file of weights with its settings in its header."""
     with _opened(path) as file:
         return {name: file.get_tensor(key).float() for name, key in _names(file, encoder=False).items()}, header(path)
 
@@ -81,7 +81,7 @@ def from_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
 def encoder_in(path: Path) -> State:
     """The encoder that was used in the training of a mask decoder, fp32; empty for exports of our own runs.
 
-    Their folders hold the Wan folder's encoder too, in the dtype of the export: that of the Wan folder is taken.
+    Their folders also hold the Wan folder's encoder, in the dtype of the export; the Wan folder's own is used.
     """
     if path.suffix == ".safetensors" and path.is_file():
         with _opened(path) as file:
@@ -100,7 +100,7 @@ def _names(file: Any, *, encoder: bool) -> dict[str, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A .safetensors file, read; WeightsError for a damaged one."""
+    """An opened .safetensors file; raises WeightsError if it is damaged."""
     try:
         os.close(open_regular(path))
         with opened(path) as file:

@@ -1,4 +1,4 @@
-"""Published weights become an export: one folder that remembers the settings which its files could not tell."""
+"""Converts published weights to an export: one folder that also records the settings that the files lack."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,9 +26,9 @@ def import_flowrvs(
     """Write a new folder `out` with the DiT, the mask decoder with its encoder, and the settings; fp32, to the bit.
 
     dit, decoder: FlowRVS .pth files, or state dicts; no decoder: the VAE's own
-    conventions:  of the training; those that are not given are assumed, and reported
-    wan:          Wan2.1 folder, to add the configs by which diffusers loads the parts; they are not needed here
-    UserError in one line for whatever is missing, damaged, of another project or already there.
+    conventions:  of the training; missing ones are assumed and reported
+    wan:          Wan2.1 folder, to add the configs that diffusers needs; FlowMask does not need them
+    Raises UserError if something is missing, damaged, of another project or already exists.
     """
     for path in (dit, *([decoder] if decoder else [])):
         if not path.exists():
@@ -36,7 +36,7 @@ def import_flowrvs(
     job = ExportJob(str(dit), part=DIT, ema=ema, dtype=torch.float32, asked_wan=wan, plain=wan is None)
     settled = settle(job.loaded.settings, conventions, where=dit)
     if job.loaded.last_only:
-        say(f"{dit}: it has no averaged weights, the last ones are taken (--no-ema)")
+        say(f"{dit}: it has no averaged weights, so the last ones are used (--no-ema)")
     if settled.assumed:
         say(f"{dit}: {settled.said()}")
     beside = {MASK_DECODER.name: str(decoder)} if decoder else {}

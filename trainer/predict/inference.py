@@ -53,10 +53,10 @@ def masks_of(logits: Tensor, clip: VaeClip, *, threshold: float = 0.5) -> Iterat
 class LoadedSegmenter:
     """A segmenter with the identity of its weights.
 
-    box:       the frame box of the training's clips, where the weights tell, else that of the published ones
+    box:       the frame box of the training's clips, if the weights record it, else that of the published ones
     weights:   SHA-256 of the DiT's and the mask decoder's
-    wan_files: names, sizes and times in the Wan folder, to notice a swap without reading 11 GB
-    presence:  the threshold that an export brings
+    wan_files: names, sizes and times in the Wan folder, to detect a change without reading 11 GB
+    presence:  the threshold stored in an export
     assumed:   conventions that neither the weights nor the user gave
     """
 
@@ -80,7 +80,7 @@ class LoadedSegmenter:
     def logits(self, video_latent: Tensor, sentences: Sequence[str]) -> Iterator[Tensor]:
         """Logits [F H W] of each sentence, padding frames too.
 
-        They go through the DiT and the decoder in batches that follow from the size of the clip.
+        They go through the DiT and the decoder in batches whose size depends on the clip.
         """
         _, _, *size = video_latent.shape
         shape = (size[0], size[1], size[2])
@@ -102,9 +102,9 @@ class LoadedSegmenter:
         """Mask latents [B 16 f h w] raw -> logits [B F H W]."""
         where = next(self.segmenter.mask_decoder.parameters()).device
         logits: Tensor = self.segmenter.mask_decoder(latents.to(where))[:, 0]
-        if not torch.isfinite(logits).all():  # compared with 0 they would pass for an empty mask
+        if not torch.isfinite(logits).all():  # compared with 0 they would look like an empty mask
             raise CheckpointError(
-                "the weights give logits that are not finite; take an earlier checkpoint, or precision=fp32"
+                "the weights give logits that are not finite; use an earlier checkpoint, or precision=fp32"
             )
         return logits
 
@@ -128,15 +128,15 @@ def load_segmenter(
     """Everything that turns a video and a sentence into masks, with the conventions of the training.
 
     checkpoint:   run folder, export or FlowRVS .pth
-    mask_decoder: decoder run, FlowRVS .pth or 'vae'; None: what the checkpoint's run names
+    mask_decoder: decoder run, FlowRVS .pth or 'vae'; None: the one in the config of the checkpoint's run
     wan:          Wan2.1 folder; None: the one that the checkpoint's run was trained from
     precision:    of the DiT
-    attention:    the DiT's kernels
-    encoder_precision: of the encoders of text and video; None: what the training's cache was encoded in
+    attention:    attention kernel of the DiT
+    encoder_precision: of the encoders of text and video; None: as for the training's cache
     decoder_precision: of the mask decoder
-    conventions:  asked for, where the weights do not record them
-    say:          takes lines: of conventions that are assumed, of encoders that compute unlike those of the training
-    Raises UserError in one line for whatever is missing, moved or of another architecture.
+    conventions:  requested conventions that the weights do not record
+    say:          receives messages: assumed conventions, encoders with another precision than in training
+    Raises UserError if something is missing, moved or of another architecture.
     """
     where = rank_device(device)
     _require(attention, precision, device=where)
@@ -156,7 +156,9 @@ def load_segmenter(
     encoders = EncoderPrecision.of(settings, asked=encoder_precision, otherwise=precision)
     for line in filter(None, (_last_only(dit_weights), settled.said(), encoders.differs)):
         say(f"{checkpoint}: {line}")
-    nn.Module.to(vae, DTYPES[encoders.video])  # diffusers' own warns of parts to keep in fp32, of which there are none
+    nn.Module.to(
+        vae, DTYPES[encoders.video]
+    )  # diffusers' own method warns about parts to keep in fp32, but there are none
     text_encoder = folder.text_encoder(DTYPES[encoders.text])
     text_encoder.model.to(where)
     segmenter = Segmenter(
@@ -187,12 +189,12 @@ def _require(attention: Attention, precision: Precision, *, device: torch.device
 
 
 def _last_only(weights: LoadedWeights) -> str:
-    return "it has no averaged weights, the last ones are taken (--no-ema, ema=false)" if weights.last_only else ""
+    return "it has no averaged weights, so the last ones are used (--no-ema, ema=false)" if weights.last_only else ""
 
 
 @dataclass(frozen=True)
 class EncoderPrecision:
-    """What the encoders of text and video compute in; differs: why it may not be what they did in training."""
+    """Precision of the encoders of text and video; differs: why it may differ from the training's."""
 
     text: Precision
     video: Precision
@@ -200,28 +202,30 @@ class EncoderPrecision:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], *, asked: Precision | None, otherwise: Precision) -> "EncoderPrecision":
-        """That of the cache that weights of these settings were trained on, unless another one is asked for.
+        """That of the cache that weights of these settings were trained on, unless another one is requested.
 
-        otherwise: of text, where nothing is known of the training; video is then encoded in fp32.
+        otherwise: of text, if the training's is unknown; video is then encoded in fp32.
         """
         trained = _PRECISIONS.get(str(settings.get("encoder_dtype")))
         used = asked or trained
         if used is None:
-            said = f"it is not known what text and video of its training were encoded in: here {otherwise} and fp32"
-            return cls(otherwise, "fp32", f"{said}; encoder_precision=fp32 or bf16 says otherwise")
-        said = f"text and video are encoded in {used}, those of its training were in {trained}"
+            said = (
+                f"the precision of the text and video encoders in its training is unknown; using {otherwise} and fp32"
+            )
+            return cls(otherwise, "fp32", f"{said}; to change it: encoder_precision=fp32 or bf16")
+        said = f"text and video are encoded in {used}, but in training they were encoded in {trained}"
         return cls(used, used, said if trained not in (None, used) else "")
 
 
 def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -> Path:
-    """The Wan folder that was asked for, or the one that the run remembers if it is still there."""
+    """The Wan folder that was requested, or the recorded one if it still exists."""
     if asked is not None:
         return asked
     known = settings.get("wan")
     if known is None:
-        raise CheckpointError(f"{checkpoint} does not say which Wan2.1 folder it belongs to; give model.wan (--wan)")
+        raise CheckpointError(f"{checkpoint} does not name its Wan2.1 folder; give model.wan (--wan)")
     if not Path(known).is_dir():
-        raise CheckpointError(f"{checkpoint} was trained from {known}, which is not there; give model.wan (--wan)")
+        raise CheckpointError(f"{checkpoint} was trained from {known}, which does not exist; give model.wan (--wan)")
     return Path(known)
 
 
@@ -232,7 +236,7 @@ def box_of(told: Mapping[str, Any]) -> FrameBox:
 
 
 def trained_sides(path: Path) -> dict[str, Any]:
-    """Short and long side in px of the clips that a run was trained on; empty for weights that are not a run's."""
+    """Short and long side in px of a run's training clips; empty for weights that are not from a run."""
     checkpoint = newest(path)
     if checkpoint is None:
         return {}
@@ -240,7 +244,7 @@ def trained_sides(path: Path) -> dict[str, Any]:
 
 
 def sides_in(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Short and long side in px by the fields of a cache's fingerprint, where it has them."""
+    """Short and long side in px by the fields of a cache's fingerprint, if it has them."""
     sides = {name: fields.get(f"clip.{name}") for name in ("short_side", "long_side")}
     return {name: value for name, value in sides.items() if value is not None}
 
@@ -248,11 +252,11 @@ def sides_in(fields: Mapping[str, Any]) -> dict[str, Any]:
 def mask_decoder_named(
     named: str, vae: "AutoencoderKLWan", *, ema: bool = True, asked: bool = True
 ) -> tuple[nn.Module, str]:
-    """The decoder, of either kind, and its hash. What has its own encoder (`own_encoder`) gives it to the VAE."""
+    """The decoder, of either kind, and its hash. An encoder stored with it (`own_encoder`) replaces the VAE's."""
     if named == "vae":
         return MaskDecoder.from_vae(vae), "vae"
     if not asked and not Path(named).exists():
-        raise CheckpointError(f"the run names the mask decoder {named}, which is not there; give mask_decoder")
+        raise CheckpointError(f"the run names the mask decoder {named}, which does not exist; give mask_decoder")
     weights = load_mask_decoder(named, ema=ema)
     if encoder := own_encoder(named):
         kept = {key: value for key, value in vae.state_dict().items() if key not in encoder}
@@ -261,6 +265,6 @@ def mask_decoder_named(
 
 
 def folder_state(folder: Path) -> str:
-    """Names, sizes and times of all files, to notice a swap."""
+    """Names, sizes and times of all files, to detect a change."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return ";".join(f"{p.relative_to(folder)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)

@@ -1,6 +1,6 @@
 """The input of a prediction: a video file or a folder of frames, whose frames are read by number.
 
-Of a video file that is asked for at a lower rate, frame k is the picture that is on the screen at k/fps s.
+If a lower rate is requested for a video file, frame k is the picture shown at k/fps s.
 """
 
 from collections.abc import Sequence
@@ -19,25 +19,25 @@ from flowmask.models.errors import ConfigError, DataError
 from flowmask.models.text import is_unicode
 
 FOLDER_FPS = 10.0
-_SLOWEST, _FASTEST = 0.01, 1000.0  # frames a second
-_SEEN_S = 0.1  # sound and pictures that are further apart are noticed
+_SLOWEST, _FASTEST = 0.01, 1000.0  # frames per second
+_SEEN_S = 0.1  # a larger offset between sound and pictures is reported
 
 
 class InputVideo:
     """A video file, or a folder of images in natural order (2.png before 10.png), turned as their EXIF says.
 
-    notes: warnings for the user; source_frames: the picture of the file that each frame is, None: its number
+    notes: warnings for the user; source_frames: index in the file of each frame; None: its own number
     """
 
     def __init__(self, path: Path, *, fps: float | None = None, allow_truncated: bool = False) -> None:
-        """fps: of a file: the frames that a player of that rate shows, None or as fast as the file: all.
+        """fps: for a file: sample frames at this rate; None, or a rate not below the file's: all frames.
 
-        Of a folder, whose frames are all taken: how fast they are shown, None: 10. Raises UserError.
+        For a folder, all frames are used and fps is the rate of the overlay; None: 10. Raises UserError.
         """
         if not is_unicode(str(path)):
             raise DataError(f"the path {str(path)!r} is not UTF-8; rename it")
         if fps is not None and not _SLOWEST <= fps <= _FASTEST:
-            raise ConfigError(f"fps is {fps:g}; it must be from {_SLOWEST:g} to {_FASTEST:g} frames a second")
+            raise ConfigError(f"fps is {fps:g}; it must be from {_SLOWEST:g} to {_FASTEST:g} frames per second")
         self.path, self.notes = path, list[str]()
         self.source_frames: list[int] | None = None
         self._last: tuple[int, NDArray[np.uint8]] | None = None
@@ -57,17 +57,19 @@ class InputVideo:
             self.source_frames = file.times.shown_at(exact_rate(fps))
             return fps
         if fps is not None and exact_rate(fps) > exact_rate(rate):
-            self.notes.append(f"it has {rate:.6g} frames a second: all are taken, none is repeated for --fps {fps:g}")
+            self.notes.append(
+                f"it has {rate:.6g} frames per second: all are used, and none is repeated for --fps {fps:g}"
+            )
         if self.sound is not None and (drift := file.times.drift_s(rate)) > _SEEN_S:
             self.notes.append(
-                f"its frame rate varies: overlays show its frames evenly, up to {drift:.1f} s beside the sound; --fps "
+                f"its frame rate varies: overlays show its frames evenly, up to {drift:.1f} s off the sound; --fps "
                 f"below {rate:.6g} keeps them together"
             )
         return rate
 
     @cached_property
     def sound(self) -> Soundtrack | None:
-        """What is heard beside the frames."""
+        """The sound of the frames."""
         return None if self._file is None else soundtrack_of(self.path, start_s=self._file.times.start_s)
 
     @cached_property
@@ -88,7 +90,7 @@ class InputVideo:
         if self.source_frames is None or not ids:
             return self._file.frames(ids)
         wanted = [self.source_frames[i] for i in ids]
-        kept = self._last  # a picture that is on the screen for long: to decode it again would begin at the first one
+        kept = self._last  # a picture shown for many frames: decoding it again would start from the first frame
         known = [i for i in wanted if kept is None or i != kept[0]]
         by_number = dict(zip(known, self._file.frames(known))) | ({} if kept is None else {kept[0]: kept[1]})
         self._last = (wanted[-1], by_number[wanted[-1]])

@@ -1,6 +1,6 @@
-"""One video of a prediction: checked before weights are loaded; then its masks, window after window, and what is drawn.
+"""One video of a prediction: checked before weights are loaded; then its masks, window after window, and the drawings.
 
-Results are built in a scratch beside the folder and moved in whole.
+Results are built in a scratch beside the folder and moved in when complete.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 class PromptResult:
     """The result of one prompt: its folder of masks, its overlay video, and its mask's area in each frame.
 
-    presence: the number that is compared with a threshold; absent: whether it is below it, None without a threshold
+    presence: the number to compare with a threshold; absent: whether it is below it, None without a threshold
     rle: the masks as COCO's run-length code; figure: None unless figures were asked for
     """
 
@@ -44,7 +44,7 @@ class PromptResult:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Where everything of one prediction lies."""
+    """The paths of one prediction."""
 
     overlay: Path
     frame_names: list[str]
@@ -53,7 +53,7 @@ class Predictions:
 
 
 class VideoPrediction:
-    """A video and its prompts, before weights are loaded; UserError in one line for input that can't be used."""
+    """A video and its prompts, before weights are loaded; raises UserError for input that can't be used."""
 
     def __init__(
         self,
@@ -81,7 +81,10 @@ class VideoPrediction:
     def run(
         self, loaded: LoadedSegmenter, *, box: FrameBox, chosen: Presence | None, used: Facts, on_progress: Progress
     ) -> Predictions:
-        """Segment what each prompt names, draw it and publish it. used: what predictions.json says of the weights."""
+        """Segment the object of each prompt, draw it and publish it.
+
+        used: facts about the weights for predictions.json.
+        """
         with self._folder.scratch() as place:
             folders = [place / slug for slug in self._slugs]
             answers = self._segment(loaded, folders, box=box, on_progress=on_progress)
@@ -93,7 +96,7 @@ class VideoPrediction:
         for entry in made:
             if entry["absent"]:
                 numbers = f"presence {entry['presence']:.4g} is below {entry['presence_threshold']:.4g}"
-                self._say(f"{entry['prompt']!r} is judged absent, its masks are empty: {numbers}")
+                self._say(f"{entry['prompt']!r} was judged absent, so its masks are empty: {numbers}")
         return Predictions(
             self.out / made[0]["together"], self._names, self._source.fps, [_result(self.out, e) for e in made]
         )
@@ -101,7 +104,7 @@ class VideoPrediction:
     def _segment(
         self, loaded: LoadedSegmenter, folders: Sequence[Path], *, box: FrameBox, on_progress: Progress
     ) -> list[Facts]:
-        """Write all masks; of each prompt its presence, and the area in px of its mask in each frame."""
+        """Write all masks; returns for each prompt its presence, and the mask's area in px in each frame."""
         for folder in folders:
             folder.mkdir()
         answers, areas = [Stitched() for _ in folders], [list[int]() for _ in folders]
@@ -139,10 +142,10 @@ class VideoPrediction:
         drawing = Drawing(self._source, prompts=self._prompts, folders=folders, earlier=earlier, figures=self._figures)
         on_progress("frames", 0, total)
         if problem := drawing.draw(total, on_frame=lambda done: on_progress("frames", done, total)):
-            self._say(f"{self.video}: a part of its sound can't be read, and is missing in the overlays: {problem}")
+            self._say(f"{self.video}: a part of its sound can't be read and is missing in the overlays: {problem}")
 
     def _described(self) -> Facts:
-        """What predictions.json says of the video and its masks."""
+        """Facts about the video and its masks for predictions.json."""
         (height, width), source = self._source.size, self._source
         chosen = source.source_frames and source.source_frames[: len(self._names)]
         size: Facts = {"video": str(self.video), "height": height, "width": width}
@@ -171,5 +174,5 @@ def _windows(frames: int, window: WindowConfig | None, *, max_frames: int | None
     windows = cut(total, used := window_for(total, asked))
     if used != asked:
         said = f"{len(windows)} windows of {used.frames} with overlap {used.overlap}"
-        say(f"the video has {total} frames: {said}, as larger ones need more memory (--window-frames)")
+        say(f"the video has {total} frames: {said}, since larger ones need more memory (--window-frames)")
     return windows

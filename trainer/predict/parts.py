@@ -1,6 +1,6 @@
-"""The parts of the product that trainings make, each one object: its folder in an export, its FlowRVS file, its model.
+"""The parts that trainings produce, each one object: its folder in an export, its FlowRVS file, its model.
 
-A part is what `makes` of an objective says. A further one is an object here and in PARTS.
+`makes` of an objective names its part. A new part is an object here and in PARTS.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,18 +19,18 @@ from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.objectives import objective_class
 
 State = dict[str, Tensor]  # weights by name, of any shape
-ENCODER = ("encoder.", "quant_conv.")  # of the VAE that goes with an exported mask decoder
+ENCODER = ("encoder.", "quant_conv.")  # the VAE's encoder beside an exported mask decoder
 
 
 @dataclass(frozen=True)
 class Part:
     """One part.
 
-    objective: the one that published weights were trained with, which say none
+    objective: objective of published weights, which do not record it
     read_pth:  (path, ema) -> fp32 weights and settings of a FlowRVS file
     write_pth: (path, last, averaged, settings); both weights are the same unless `pth_holds_both`
     empty:     diffusers' model on the meta device
-    join:      the trained weights with the frozen ones that belong to them in files, where there are such
+    join:      joins the trained weights with the frozen ones that are stored with them, if any
     """
 
     name: str
@@ -98,11 +98,11 @@ def refuse_other_part(settings: Mapping[str, Any], part: Part, *, where: object)
     trained = part_trained(settings)
     if trained not in (None, part):
         raise WeightsError(
-            f"{where} trained {settings['objective']}, but the weights of {part.name} are needed; give those"
+            f"{where} trained {settings['objective']}, but weights of {part.name} are needed; give such weights"
         )
 
 
 def video_injected(state: Mapping[str, Tensor]) -> bool:
-    """Whether a DiT takes the video: told by its patch embedding [D channels 1 2 2], never by a config."""
+    """Whether a DiT has video injection, by its patch embedding [D channels 1 2 2], not by a config."""
     weight = state.get(PATCH_KEY)
     return weight is not None and weight.shape[1] == 2 * LATENT_CHANNELS

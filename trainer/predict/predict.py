@@ -1,9 +1,9 @@
-"""Masks and overlay videos of video files or folders of frames, for sentences that a person typed.
+"""Masks and overlay videos of video files or folders of frames, for sentences.
 
     out/<prompt>/<frame>.png   out/<prompt>.mp4   out/<prompt>.rle.json   out/<prompt>.png (a figure, if asked for)
     out/overlay.mp4 (all prompts)   out/predictions.json (last)
 
-What a person can get wrong is found before weights are loaded. Results are built beside and moved in whole.
+User errors are found before weights are loaded. Results are built beside the folder and moved in when complete.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ _LESS_MEMORY = "lower --window-frames, --encoder-precision bf16 or CUDA_VISIBLE_
 
 
 def predict(video: Path, prompts: Sequence[str], *, out: Path, **options: Any) -> Predictions:
-    """Segment what each prompt names in one video, and draw it; `options` are those of `predict_videos`."""
+    """Segment the object of each prompt in one video, and draw it; `options`: see `predict_videos`."""
     return predict_videos({out: video}, prompts, **options)[0]
 
 
@@ -56,28 +56,29 @@ def predict_videos(
     say: Say = lambda line: None,
     load: Callable[..., LoadedSegmenter] = load_segmenter,
 ) -> list[Predictions]:
-    """Segment what each prompt names in each video, and draw it; what is there of a video and prompt is replaced.
+    """Segment the object of each prompt in each video, and draw it; replaces earlier results of a video and prompt.
 
-    videos:      by the folder for their results. All are checked before weights are loaded, once for all. If several
-                 are given, one that fails later leaves the others: they are done, and a UserError names it at the end
-    box:         None: the sides that the threshold of presence was chosen with, or the weights were trained with
-    fps:         of a file: only the frames that a player of that rate would show; None or as fast as the file: all.
-                 Of a folder of frames: how fast they are shown, 10 by default
-    max_frames:  of those frames, the first ones
+    videos:      each with the folder for its results. All are checked before weights are loaded. If one of several
+                 fails later, the others are completed, and a UserError names the failed ones at the end
+    box:         None: the sides with which the presence threshold was chosen, or the weights were trained
+    fps:         of a file: sample frames at this rate; None, or a rate not below the file's: all frames.
+                 Of a folder of frames: rate of the overlay, 10 by default
+    max_frames:  largest number of those frames, from the start
     window:      without frames: the whole video up to 121 frames, else windows of 81
-    allow_truncated: use what is left of a video file that has lost its end
-    presence: a calibrated evaluation's folder: masks of what is judged absent are empty; None: the threshold that an
-              export brings; "none": no mask is emptied
+    allow_truncated: use the readable frames of a video file that is cut short
+    presence: a calibrated evaluation's folder: masks of absent objects are emptied; None: the threshold of the
+              export; "none": no mask is emptied
     threshold:   the probability above which a pixel belongs to a mask; the number of presence does not depend on it
     figures:     also a PNG of some frames for each prompt
-    conventions: of the training, where the weights don't remember them
-    on_progress: told (what, done, how many) before and after each piece: videos, weights, windows, sentences, frames
-    say:         takes a line for the user
-    load:        gives the segmenter; a caller that predicts again and again gives the one that it holds
+    conventions: of the training, if the weights don't record them
+    on_progress: called with (what, done, total) before and after each piece: videos, weights, windows, sentences,
+    frames
+    say:         receives messages for the user
+    load:        returns the segmenter; a caller that predicts repeatedly passes the one that it keeps
     """
     unique_slugs(prompts)
     if not 0 < threshold < 1:
-        raise ConfigError(f"threshold is {threshold:g}; it is a probability, above 0 and below 1. Default: 0.5")
+        raise ConfigError(f"threshold is {threshold:g}; it must be above 0 and below 1; the default is 0.5")
     asked: dict[str, Any] = {"fps": fps, "max_frames": max_frames, "window": window, "threshold": threshold}
     asked |= {"allow_truncated": allow_truncated, "figures": figures, "say": say}
     checked = []
@@ -85,7 +86,7 @@ def predict_videos(
         on_progress("videos", number, len(videos))
         checked.append(VideoPrediction(video, prompts, out=out, **asked))
     on_progress("videos", len(videos), len(videos))
-    stated(presence, None)  # what is wrong with it is said before weights are loaded
+    stated(presence, None)  # errors in it are reported before weights are loaded
     sampler = sampler or SamplerConfig()
     on_progress("weights", 0, 1)
     with gpu_holds("clip and models", fix=_LESS_MEMORY):

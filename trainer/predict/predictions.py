@@ -1,10 +1,10 @@
-"""A folder of predictions: what predictions.json says of it, and how new ones join those that are there.
+"""A folder of predictions: its predictions.json, and how new predictions join existing ones.
 
-A prediction takes the place of one of the same video and prompt; all others stay, in predictions.json too. Two that
-end at once both stand: each is built in its own scratch, and joins under the folder's lock.
+A prediction replaces one of the same video and prompt; all others stay, also in predictions.json. Two predictions
+that end at the same time are both kept: each is built in its own scratch, and joins under the folder's lock.
 
-Each entry of `prompts` is complete by itself; the top level is the last prediction's. The videos of all prompts that a
-video has are overlay.mp4, overlay-2.mp4, ...: one for each video (`together`).
+Each entry of `prompts` is complete by itself; the top level is the last prediction's. The overlay videos with all
+prompts are overlay.mp4, overlay-2.mp4, ...: one for each video (`together`).
 """
 
 import json
@@ -22,7 +22,7 @@ from flowmask.models.stored.sealed import parse_json
 from flowmask.models.text import clean, has_words, is_unicode
 
 PREDICTIONS, OVERLAY = "predictions.json", "overlay"
-PUBLISH_PATIENCE_S = 600.0  # others hold the lock for as long as moving files takes
+PUBLISH_PATIENCE_S = 600.0  # another prediction holds the lock while it moves files
 BESIDE = {"overlay": ".mp4", "rle": ".rle.json", "figure": ".png"}  # files of a prompt beside its folder of masks
 _SLUG = r"[a-z0-9-]+"
 Entry = dict[str, Any]  # prompt, masks, overlay, together, and both kinds of facts
@@ -30,12 +30,15 @@ Facts = dict[str, Any]  # presence, absent, area_px of a prompt; video, checkpoi
 
 
 class PredictionFolder:
-    """The folder `out` for predictions of one video; ConfigError before anything is computed if that can't be."""
+    """The folder `out` for predictions of one video.
+
+    Raises ConfigError, before anything is computed, if it can't be used.
+    """
 
     def __init__(self, out: Path, *, video: str, prompts: Sequence[str]) -> None:
         self._folder = OutputFolder(out, _KIND)
         self.path, self._video, self._prompts = out, Path(video).resolve(), prompts
-        with self._folder.held(patience_s=PUBLISH_PATIENCE_S):  # takes back what a killed prediction has begun to move
+        with self._folder.held(patience_s=PUBLISH_PATIENCE_S):  # undoes the partial moves of a killed prediction
             replaced = [entry for entry in self._entries() if self._is_mine(entry) and entry["prompt"] in prompts]
             self._folder.refuse_strangers([*_names(replaced), PREDICTIONS], by_content=True)
         self.scratch = self._folder.scratch
@@ -43,16 +46,16 @@ class PredictionFolder:
     def earlier(self, frames: Sequence[str], *, source_frames: Sequence[int] | None = None) -> list[Entry]:
         """Predictions of this video for other prompts, each with a mask for every one of `frames`.
 
-        source_frames: the pictures of the video that these are; None: one after another
+        source_frames: their indices in the video; None: consecutive
         """
         found = [entry for entry in self._entries() if self._is_mine(entry) and entry["prompt"] not in self._prompts]
         found = [e for e in found if _first(e.get("source_frames"), len(frames)) == _first(source_frames, len(frames))]
         return [e for e in found if all((self.path / e["masks"] / f"{name}.png").is_file() for name in frames)]
 
     def publish(self, place: Path, slugs: Sequence[str], answers: Sequence[Facts], facts: Facts) -> list[Entry]:
-        """Move in what a scratch holds: <slug>/, what is `BESIDE` it, and overlay.mp4; the new predictions' entries.
+        """Move in the contents of a scratch: <slug>/, the files `BESIDE` it, overlay.mp4; returns the new entries.
 
-        answers: what is said of each prompt alone; facts: of all
+        answers: facts about each prompt; facts: about all
         """
         with self._folder.held(patience_s=PUBLISH_PATIENCE_S):
             standing = self._entries()
@@ -101,7 +104,7 @@ def read_entries(folder: Path) -> list[Entry] | None:
 
 
 def _is_safe(entry: Entry) -> bool:
-    """Whether the names of an entry are such as we give."""
+    """Whether the names of an entry are ones that FlowMask gives."""
     slug, frames = entry["masks"], entry["frames"]
     return (
         bool(re.fullmatch(_SLUG, slug) and re.fullmatch(rf"{OVERLAY}(-\d+)?\.mp4", entry["together"]))
@@ -114,7 +117,7 @@ def _is_safe(entry: Entry) -> bool:
 
 
 def _names(entries: Collection[Entry]) -> set[str]:
-    """The folders of masks and the files that belong to entries alone."""
+    """The folders of masks and the files that only these entries use."""
     return {entry[key] for entry in entries for key in ("masks", *BESIDE) if key in entry}
 
 
@@ -146,15 +149,15 @@ _KIND = Kind("a folder of predictions", older=_older)
 
 
 def unique_slugs(prompts: Sequence[str]) -> list[str]:
-    """A file name for each prompt, readable and unlike all others; ConfigError for an empty prompt."""
+    """A file name for each prompt, readable and unique; raises ConfigError for an empty prompt."""
     if not prompts:
-        raise ConfigError('no prompt was given; say in quotes what to find, such as "the red car"')
+        raise ConfigError('no prompt was given; give a sentence in quotes, such as "the red car"')
     slugs: list[str] = []
     for prompt in prompts:
         if not is_unicode(prompt):
             raise ConfigError(f"prompt {prompt!r} is not UTF-8; set a UTF-8 locale (LC_ALL=C.UTF-8) or type it again")
         if not has_words(clean(prompt, lowercase=True)):
-            raise ConfigError(f'prompt {prompt!r} is empty; say what to find, such as "the red car"')
+            raise ConfigError(f'prompt {prompt!r} is empty; give a sentence, such as "the red car"')
         plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
         stem = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].rstrip("-") or "prompt"
         slugs.append(free_slug(stem, {OVERLAY, *slugs}))

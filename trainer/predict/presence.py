@@ -1,7 +1,8 @@
-"""Whether a video holds what a sentence names: a number of its logits, and a threshold below which no mask is kept.
+"""Whether a video contains the object of a sentence: a number from its logits, and a threshold below which masks are
+empty.
 
-`presence_of` is the rule; nothing else knows it. A threshold belongs to the weights, conventions, sampler and box that
-it was chosen with: others are refused. It comes from a calibrated evaluation's scores.json, or from an export.
+Only `presence_of` implements the rule. A threshold belongs to the weights, conventions, sampler and box with which it
+was chosen; it is refused for others. It comes from a calibrated evaluation's scores.json, or from an export.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from flowmask.trainer.state.document import refuse_unlike
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEY, NONE = "presence", "none"  # of scores.json and of an export's settings; asks for no threshold
+KEY, NONE = "presence", "none"  # key in scores.json and in an export's settings; value for no threshold
 RULE = "mean_positive_logit"
 _SCORES = "scores.json"
 _NO_MASK = -100.0  # a logit of probability 0
@@ -39,7 +40,7 @@ def presence_of(logits: "Tensor", *, frames: int) -> float:
 
 
 class Calibration(Section):
-    """On which sentences a threshold was chosen, and how often it is right there, in percent."""
+    """The sentences on which a threshold was chosen, and its accuracy on them, in percent."""
 
     source: str
     split: str
@@ -73,25 +74,25 @@ class Presence(Section):
         on = self.calibration
         return (
             f"{self.threshold:.4g} ({self.rule}), chosen on {on.sentences} sentences of {on.source} {on.split}, "
-            f"{on.no_target} of them naming nothing: N-acc {on.n_acc:.1f}, T-acc {on.t_acc:.1f} there"
+            f"{on.no_target} of them without a target: N-acc {on.n_acc:.1f}, T-acc {on.t_acc:.1f} there"
         )
 
     def refuse_other(self, there: "Presence", *, name: str) -> None:
-        """ConfigError where `there`, called `name`, is of others, or of a rule that is not `presence_of`."""
+        """Raises ConfigError if `there`, called `name`, belongs to other settings or another rule."""
         ours, others = _belongings(self) | {"rule": RULE}, _belongings(there)
         differ = [
             f"{key} {others.get(key)} there, {value} here" for key, value in ours.items() if others.get(key) != value
         ]
         if differ:
             raise ConfigError(
-                f"presence is of {name}, whose threshold was chosen for others: {'; '.join(differ)}. Choose one for "
-                "these with flowmask evaluate --calibrate, or give presence=none (--presence none)"
+                f"presence is from {name}, which was chosen for other settings: {'; '.join(differ)}. Choose one for "
+                "these with flowmask evaluate --calibrate, or set presence=none (--presence none)"
             )
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One sentence: its presence, whether its masks have a pixel, whether it names something."""
+    """One sentence: its presence, whether its masks have a pixel, whether it has a target."""
 
     presence: float
     answered: bool
@@ -101,8 +102,8 @@ class Judged:
 def sweep(judged: Sequence[Judged]) -> tuple[float, float, float]:
     """The threshold with the largest mean of N-acc and T-acc, and N-acc and T-acc at it, in percent.
 
-    Tried are 0, which empties nothing, and the middle between every two neighbouring numbers; of equal ones the lowest
-    wins. The largest number is never emptied. There must be sentences of both kinds.
+    The candidates are 0, which empties nothing, and the middle between each two neighbouring numbers; among equals the
+    lowest wins. The largest number is never emptied. There must be sentences of both kinds.
     """
     values = sorted({one.presence for one in judged})
     cuts = [0.0, *map(_between, values, values[1:])]
@@ -112,7 +113,9 @@ def sweep(judged: Sequence[Judged]) -> tuple[float, float, float]:
         kept[target] = len(said) - np.searchsorted(said, cuts, side="left")
         total[target] = sum(one.has_target == target for one in judged)
     left = total[False] - kept[False]
-    best = int(np.argmax(left * total[True] + kept[True] * total[False]))  # whole numbers: equal is equal
+    best = int(
+        np.argmax(left * total[True] + kept[True] * total[False])
+    )  # integers, so that equal values compare equal
     return cuts[best], 100 * float(left[best] / total[False]), 100 * float(kept[True][best] / total[True])
 
 
@@ -130,7 +133,7 @@ def emptied(logits: "Tensor", seen: float, chosen: Presence | None) -> "Tensor":
 
 
 def stated(asked: str | None, baked: Presence | None) -> Presence | None:
-    """The threshold of an evaluation's folder `asked`; None: the one that the weights bring; "none": no threshold."""
+    """The threshold of an evaluation's folder `asked`; None: the one stored with the weights; "none": no threshold."""
     if asked == NONE:
         return None
     return baked if asked is None else read_presence(asked)
@@ -147,9 +150,9 @@ def in_use(
     box: FrameBox | None,
     say: Callable[[str], None],
 ) -> Presence | None:
-    """What `stated` gives, if it was chosen for these weights, conventions, sampler and box; ConfigError otherwise.
+    """The threshold of `stated`, if it was chosen for these weights, conventions, sampler and box; else ConfigError.
 
-    box: None: whatever it was chosen with. say: takes the line about the threshold that will empty masks
+    box: None: the one with which it was chosen. say: receives the message that a threshold will empty masks
     """
     found = stated(asked, baked)
     if found is None:
@@ -162,11 +165,11 @@ def in_use(
 
 
 def read_presence(asked: str) -> Presence:
-    """The threshold that an evaluation used; ConfigError where there is none."""
+    """The threshold that an evaluation used; raises ConfigError if there is none."""
     path = Path(asked)
     file = path / _SCORES if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError(f"presence is {asked}, but {file} is not there; give the out of a calibrated evaluation")
+        raise ConfigError(f"presence is {asked}, but {file} does not exist; give the out of a calibrated evaluation")
     found = presence_in(read_object(file), where=file, error=ConfigError)
     if found is None:
         raise ConfigError(f"presence is {asked}, which has no threshold; make it with flowmask evaluate --calibrate")
@@ -176,7 +179,7 @@ def read_presence(asked: str) -> Presence:
 def presence_in(
     settings: Mapping[str, Any], *, where: object, error: type[UserError] = WeightsError
 ) -> Presence | None:
-    """The threshold among an export's settings or an evaluation's scores; an `error` if it is damaged."""
+    """The threshold among an export's settings or an evaluation's scores; raises `error` if it is damaged."""
     found = settings.get(KEY)
     if found is None:
         return None
@@ -185,7 +188,7 @@ def presence_in(
 
 
 def _belongings(chosen: Presence) -> dict[str, str]:
-    """What a threshold belongs to, as a person reads it."""
+    """The settings that a threshold belongs to, as text."""
     box = chosen.box
     return {
         **{part: sha256[:12] for part, sha256 in sorted(chosen.weights.items())},

@@ -1,8 +1,8 @@
 """Trained weights by name: a run folder, an export (folder or .safetensors) or a FlowRVS .pth.
 
-Each comes with the conventions it was trained with.
+Each comes with the conventions of its training.
 
-Owns what counts as which, and the refusal of weights whose conventions are not the ones asked for. Whole
+Owns how a source is recognised, and the refusal of weights whose conventions are not the requested ones. Whole
 tensors in fp32 on the host; nothing here needs a process group or a GPU.
 """
 
@@ -38,17 +38,17 @@ from flowmask.trainer.state.document import Conventions, refuse_unlike
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 from flowmask.trainer.state.steps import complete, is_run, newest
 
-HOLDS = "holds"  # hashes of the weights in an export, as they are read from it
+HOLDS = "holds"  # key: hashes of the weights in an export, as they are read
 _NOT_FINITE = "take an earlier checkpoint of the run, or get the weights again"
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Weights and what is known of them.
+    """Weights and facts about them.
 
     state_dict: fp32 by name, of any shape    sha256: `content_sha256` of it
     settings:   the conventions that the weights need; a run's also name its `wan` folder and its `mask_decoder`
-    last_only:  averaged weights were asked for, but the file has none: these are the last ones
+    last_only:  averaged weights were requested, but the file has none: these are the last ones
     """
 
     state_dict: dict[str, Tensor]
@@ -60,14 +60,14 @@ class LoadedWeights:
 def load_dit(source: str, *, ema: bool = True, wan: Path | None = None) -> LoadedWeights:
     """A DiT's weights from a run (its newest complete checkpoint), one of its steps, an export or a .pth file.
 
-    ema: the averaged weights where the source has both. wan: the Wan folder that adapters are merged into;
-    default: that of their run. Raises UserError naming what is missing, damaged or not the base.
+    ema: the averaged weights if the source has both. wan: the Wan folder into which adapters are merged;
+    default: that of their run. Raises UserError if something is missing, damaged or not the base.
     """
     return load(source, DIT, ema=ema, wan=wan)
 
 
 def load_adapter(source: str, *, ema: bool = True) -> Adapter:
-    """What a LoRA run (or one of its steps, or an exported adapter) trained, without its base."""
+    """The trained weights of a LoRA run (or one of its steps, or an exported adapter), without its base."""
     path = Path(source)
     found = None
     if is_run(path):
@@ -95,7 +95,7 @@ def start_from(
     part = part_trained(settings)
     assert part is not None
     loaded = load(source, part, ema=ema, wan=wan)
-    if loaded.last_only:  # a run's config says which of the two it began with
+    if loaded.last_only:  # the run's config must state which of the two it starts from
         raise WeightsError(f"model.init {source} has no EMA weights; set model.init_ema=false")
     if part is MASK_DECODER:
         refuse_other_decoder(loaded.state_dict, module, where=f"model.init {source}")
@@ -106,7 +106,7 @@ def start_from(
     ]
     if differ:
         raise WeightsError(f"model.init {source} was trained with other settings: {'; '.join(differ)}. Make them equal")
-    load_strict(module, loaded.state_dict, where=source, fix="Use the model.wan that it was trained from")
+    load_strict(module, loaded.state_dict, where=source, fix="Use the model.wan of its training")
     return {"source": source, "ema": ema, "sha256": loaded.sha256}
 
 
@@ -144,28 +144,28 @@ def load(source: str, part: Part, *, ema: bool = True, wan: Path | None = None) 
 
 
 def _judged(state: State, settings: Mapping[str, Any], source: str) -> LoadedWeights:
-    """The weights, if the settings are in their ranges and the values those that an export names (`holds`)."""
+    """Check that the settings are in range and that the weights match the hashes of an export (`holds`)."""
     refuse_unlike(Conventions, settings, where=f"{source}: its settings", error=WeightsError)
     sha256 = content_sha256(state)
     held = settings.get(HOLDS, [sha256])
     if not isinstance(held, list) or sha256 not in held:
         raise WeightsError(
-            f"{source}: its weights are not those that were exported: damaged, or changed since; export it again"
+            f"{source}: its weights differ from the exported ones: they are damaged or were changed; export it again"
         )
     known = {name: value for name, value in settings.items() if name not in (HOLDS, NOT_AVERAGED)}
     return LoadedWeights(state, known, sha256, last_only=NOT_AVERAGED in settings)
 
 
 def own_encoder(source: str) -> State:
-    """The encoder's half of the VAE (`encoder.*`, `quant_conv.*`) that a mask decoder brings; empty if it has none.
+    """The encoder's half of the VAE (`encoder.*`, `quant_conv.*`) stored with a mask decoder; empty if it has none.
 
-    The videos of its training were encoded with it, and it takes the place of the Wan folder's.
+    The videos of its training were encoded with it, so it replaces the Wan folder's.
     """
     path = Path(source)
     found = flowrvs.load_encoder(path) if _is_pickle(path) else encoder_in(path)
     known = export_settings(path).get(OWN_ENCODER) if path.is_dir() else None
     if known not in (None, content_sha256(found)):
-        raise WeightsError(f"{source}: its encoder is not the one that was exported: export it again")
+        raise WeightsError(f"{source}: its encoder differs from the exported one; export it again")
     refuse_not_finite(found.items(), where=source, fix="get the file again")
     return found
 
@@ -189,7 +189,7 @@ def part_of(source: str) -> Part:
 
 
 def _saved(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that a run, or one of its steps, stands for, and its state."""
+    """The checkpoint of a run or of one of its steps, and its state."""
     checkpoint = newest_checkpoint(path)
     return checkpoint, read_run(checkpoint)["state"]
 
@@ -204,7 +204,10 @@ def _from_run(path: Path, part: Part, *, ema: bool, wan: Path | None) -> tuple[S
 
 
 def with_base(adapter: Adapter, *, wan: Path | None, where: object) -> dict[str, Tensor]:
-    """The whole DiT of adapters, of the base's shapes; WeightsError unless the base is the one they were trained on."""
+    """The whole DiT of adapters, of the base's shapes.
+
+    Raises WeightsError if the base is not the one of their training.
+    """
     base, named = _base(adapter, wan=wan, where=where)
     found = content_sha256(frozen_part(base, adapter.trained))
     known = adapter.frozen["sha256"]
@@ -217,15 +220,15 @@ def with_base(adapter: Adapter, *, wan: Path | None, where: object) -> dict[str,
 
 
 def _base(adapter: Adapter, *, wan: Path | None, where: object) -> tuple[dict[str, Tensor], str]:
-    """The fp32 weights that adapters are put into, and what they are called."""
+    """The fp32 weights that adapters are put into, and a name for them."""
     folder = wan or adapter.settings.get("wan")
     if adapter.init is not None:
         source, averaged = adapter.init
         if not Path(source).exists():
-            raise WeightsError(f"{where} was trained on {source}, which is not there; put it back")
+            raise WeightsError(f"{where} was trained on {source}, which does not exist; restore it")
         return load_dit(source, ema=averaged, wan=wan).state_dict, source
     if folder is None or not Path(folder).is_dir():
-        what = f"names its base {folder}, which is not there" if folder else "does not say where its base is"
+        what = f"names its base {folder}, which does not exist" if folder else "does not name its base"
         raise WeightsError(f"{where} {what}; give model.wan (--wan)")
     injected = adapter.settings["video_injection"]
     dit = WanFolder(Path(folder)).transformer(video_injection=injected)
@@ -237,7 +240,7 @@ def _is_pickle(path: Path) -> bool:
 
 
 def source_settings(source: str) -> dict[str, Any]:
-    """What is known of a source of weights without reading them; nothing for a .pth file."""
+    """The settings of a source of weights, without reading tensors; empty for a .pth file."""
     path = Path(source)
     if (checkpoint := newest(path)) is not None:
         return run_settings(read_run(checkpoint)["state"])
@@ -253,7 +256,7 @@ def stored_settings(source: str) -> dict[str, Any]:
 
 
 def trained_step(source: str) -> int | None:
-    """The step of a run's newest checkpoint, or of the one that is given; None for weights that are not a run's."""
+    """The step of a run's newest checkpoint, or of the given one; None for weights that are not from a run."""
     checkpoint = newest(Path(source))
     return int(read_run(checkpoint)["step"]) if checkpoint is not None else None
 
@@ -261,7 +264,7 @@ def trained_step(source: str) -> int | None:
 def newest_checkpoint(source: Path) -> Path:
     """The newest checkpoint of a run, or the step that is given; WeightsError if it is damaged.
 
-    An older one would be other weights than those that were asked for: its name is said, so that one can ask for it.
+    An older one would be other weights than the requested ones, so the error names it and the user can request it.
     """
     found = newest(source)
     if found is None:
@@ -269,5 +272,5 @@ def newest_checkpoint(source: Path) -> Path:
     if (problem := damage(found)) is None:
         return found
     earlier = next((path for path in complete(source / CHECKPOINTS)[1:] if damage(path) is None), None)
-    fix = f"give {earlier}, the newest that is whole" if earlier else "no other one of it is whole"
+    fix = f"give {earlier}, the newest undamaged one" if earlier else "it has no undamaged checkpoint"
     raise WeightsError(f"{source} can't be used: {problem}; {fix}")

@@ -1,8 +1,8 @@
-"""The best evaluation of a run, kept for each definition of an evaluation: numbers of two are never compared.
+"""The best evaluation of a run, for one definition of an evaluation. Numbers of two definitions are never compared.
 
-A definition is everything that shapes the numbers and may change between two starts: which examples of which cache,
-where on the path, how masks are sampled and decoded, which whole videos, and which number is compared. Overlays and how
-often it is done are not in it.
+A definition contains all settings that affect the numbers and may change between two starts: examples and cache,
+timesteps, sampling and decoding of masks, whole videos, and the compared metric. Overlays and the interval are not
+in it.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ _OF_LOSSES, _OF_MASKS = ("examples", "timesteps"), ("jf_examples", "sampler")
 def definition_of(
     settings: ValidationConfig, *, cache: str, decoder: str | None, whole_videos: Definition | None = None
 ) -> Definition:
-    """What an evaluation's numbers depend on, in JSON's types.
+    """The settings that an evaluation's numbers depend on, in JSON types.
 
-    cache: what is read, by its fingerprint; decoder: what turns latents into masks, by its hash; None: what is trained
+    cache: fingerprint of the evaluated cache; decoder: hash of the mask decoder; None: the decoder is being trained
     whole_videos: the definition of their scores, if there are any
     """
     names = _OF_LOSSES + _OF_MASKS * (settings.jf_examples > 0)
@@ -37,12 +37,12 @@ def definition_of(
 
 
 def metric_of(settings: ValidationConfig, found: Mapping[str, float]) -> str:
-    """The number of an evaluation that `best` is the best of; `found` lacks it where it is not measured each time."""
+    """The metric that decides `best`; it may be missing in `found` if it is not measured each time."""
     return settings.best or ("eval_jf" if "eval_jf" in found else "eval_loss")
 
 
 def is_better(metric: str, value: float, best: Mapping[str, Any] | None) -> bool:
-    """Whether a value of a metric beats the best so far; one of another metric is not compared with."""
+    """Whether a value of a metric beats the best so far; a best of another metric does not count."""
     if not math.isfinite(value):
         return False
     if best is None or best["metric"] != metric:
@@ -51,16 +51,16 @@ def is_better(metric: str, value: float, best: Mapping[str, Any] | None) -> bool
 
 
 def short_hash(definition: Mapping[str, Any]) -> str:
-    """A name of the definition for the rows of evaluations.jsonl."""
+    """A short hash of the definition, for the rows of evaluations.jsonl."""
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def best_so_far(
     state: Mapping[str, Any], config: RunConfig, now: Definition, *, say: Callable[[str], None]
 ) -> Mapping[str, Any] | None:
-    """The best evaluation of an earlier start, if it was measured as evaluations are now; else None, and a line.
+    """The best evaluation of an earlier start, if its definition is the same; else None, and a message line.
 
-    state: what that start saved. Earlier versions saved no definition: it is taken from their config.
+    state: the saved state of that start. Earlier versions saved no definition: it is derived from their config.
     """
     best = state.get("best")
     if best is None:
@@ -76,8 +76,8 @@ def best_so_far(
     if not changed:
         return {**best, "definition": now}
     say(
-        f"evaluations are other ones than before ({'; '.join(changed)}): the best so far, {best['metric']} "
-        f"{best['value']:.5g} of step {best['step']}, is not compared with them; checkpoints/best is that one until "
+        f"evaluations differ from before ({'; '.join(changed)}): the best so far, {best['metric']} "
+        f"{best['value']:.5g} of step {best['step']}, is not compared with them; checkpoints/best is kept until "
         "the next evaluation"
     )
     return None

@@ -1,6 +1,6 @@
-"""Which steps are too far from the usual to be taken: spikes of the gradient norm and of the loss.
+"""Decides which steps are skipped: spikes of the gradient norm and of the loss.
 
-Judged on logarithms, by median and median absolute deviation over the last steps that were taken, from numbers
+The limits use logarithms: median and median absolute deviation over the last taken steps, from numbers
 that are the same on every rank. The limits are known before a step, so a spike never reaches the optimizer.
 """
 
@@ -12,15 +12,15 @@ from typing import Any
 
 from flowmask.trainer.config import GuardConfig
 
-_MAD_TO_SIGMA = 1.4826  # of a normal distribution
-_SMALLEST_SIGMA = 0.1  # of a logarithm: a very even training is not stopped by a norm that doubles
+_MAD_TO_SIGMA = 1.4826  # for a normal distribution
+_SMALLEST_SIGMA = 0.1  # of a logarithm: if a very even training's norm doubles, that is no spike
 
 
 class SpikeGuard:
-    """The recent past of one run and the limits that follow from it; `state` goes into checkpoints."""
+    """The recent steps of one run and the limits that follow from them; `state` is saved in checkpoints."""
 
     def __init__(self, config: GuardConfig, *, state: Mapping[str, Any] | None = None) -> None:
-        """state: of an earlier start; a shorter `guard.window_steps` keeps the newest of it."""
+        """state: of an earlier start; with a shorter `guard.window_steps` only its newest values are kept."""
         past = state or {}
         self._config = config
         self._norms: deque[float] = deque(past.get("grad_norms", ()), maxlen=config.window_steps)
@@ -42,12 +42,12 @@ class SpikeGuard:
         return spike_limit(past, deviations=deviations)
 
     def took(self, *, loss: float, grad_norm: float) -> None:
-        """Remember a step that was taken; skipped ones are left out, since they would only raise the limits."""
+        """Record a step that was taken. Skipped ones are not recorded, since they would raise the limits."""
         self._norms.append(grad_norm)
         self._losses.append(loss)
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs to judge as if it had never stopped."""
+        """The state that a resumed run needs to decide as if it had never stopped."""
         return {"grad_norms": list(self._norms), "losses": list(self._losses)}
 
 

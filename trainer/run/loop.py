@@ -11,7 +11,7 @@ from flowmask.trainer.run.run_state import Run
 
 
 class Ending(Enum):
-    """Why the loop ended; the state is saved in every case."""
+    """Why the loop ended. The state is saved in every case."""
 
     FINISHED = "finished"
     STOPPED = "stopped by a signal"
@@ -20,8 +20,8 @@ class Ending(Enum):
 
 
 def train(run: Run) -> Ending:
-    """Train until the last step, a signal or the guard; returns which, with the state saved."""
-    if run.validation_due():  # a signal had stopped the run right before
+    """Train until the last step, a signal or the guard; saves the state and returns the reason."""
+    if run.validation_due():  # a signal had stopped the run just before it
         run.validate()
     while not (run.finished or run.stopping):
         batch = next(run.batches)
@@ -43,7 +43,7 @@ def train(run: Run) -> Ending:
 
 @contextmanager
 def stop_signals(raise_flag: Callable[[], None]) -> Iterator[None]:
-    """While inside, what asks for an end only calls `raise_flag`: clusters and launchers send it more than once."""
+    """Inside the block, stop signals only call `raise_flag`; clusters and launchers may send several."""
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in process.stop_signals()}
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
-"""One training run between two steps: its counters, what is reported, and what all ranks decide together.
+"""One training run between two steps: its counters, its reports, and the decisions of all ranks together.
 
-A signal only raises a flag; whether to stop, to save or to give up is agreed at a step's boundary, never in a
-handler. Everything here that is not in a checkpoint is a function of what is.
+A signal only raises a flag. All ranks agree between two steps whether to stop, save or give up, never in a
+signal handler. All state that is not in a checkpoint can be computed from the checkpoint.
 """
 
 import math
@@ -48,9 +48,9 @@ class Run:
     evaluated_step: int = 0
     best: Mapping[str, Any] | None = None  # step, metric, value and definition of the best evaluation so far
     definition: Mapping[str, Any] = field(default_factory=dict)  # of evaluations, see `best.py`
-    signalled: bool = False  # this rank was told to stop
-    stopping: bool = False  # any rank was, as all have agreed
-    saving: bool = False  # some rank still writes
+    signalled: bool = False  # this rank received a stop signal
+    stopping: bool = False  # any rank received one, as agreed by all ranks
+    saving: bool = False  # any rank is still writing its save
 
     @property
     def finished(self) -> bool:
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def empty(self) -> bool:
-        """Whether not one step counted, of this start or an earlier one."""
+        """Whether no step counted, neither in this start nor in an earlier one."""
         return self.engine.updates == 0
 
     @property
@@ -70,7 +70,7 @@ class Run:
         return self.skipped_in_a_row >= self.config.guard.max_consecutive_skips
 
     def take_step(self, batch: Any) -> StepResult:
-        """One optimizer step within the guard's limits; a skipped one moves neither weights nor EMA."""
+        """One optimizer step within the guard's limits; a skipped step changes neither weights nor EMA."""
         self.engine.set_lr(self.lr)
         limits = {"loss_limit": self.guard.loss_limit, "grad_norm_limit": self.guard.grad_norm_limit}
         result = self.engine.step(self.objective, batch, **limits)
@@ -113,7 +113,7 @@ class Run:
         self.report.step_done(row, waited_s=self.batches.wait_s)
 
     def validation_due(self) -> bool:
-        """Whether the weights of this very step have still to be evaluated."""
+        """Whether the weights of the current step still need to be evaluated."""
         if self.evaluated_step == self.step:
             return False
         every, epochs = self.config.evaluate.every_steps, self.config.evaluate.every_epochs
@@ -122,13 +122,13 @@ class Run:
         return epochs is not None and self._epochs(epochs, self.step) > self._epochs(epochs, self.step - 1)
 
     def _epochs(self, length: float, step: int) -> int:
-        """How many stretches of `length` epochs were over before `step`."""
+        """Number of complete periods of `length` epochs before `step`."""
         return math.floor(self.plan.progress(max(0, step)) / length)
 
     def validate(self) -> None:
         """Evaluate the EMA weights; the best so far are saved at once.
 
-        A stop that is asked for on the way may end it without a result: the next start begins with it.
+        A stop request may end it without a result; the next start then begins with this evaluation.
         """
         found = self.measure(self)
         if found is None:
@@ -143,14 +143,14 @@ class Run:
         self.report.restart_clock()
 
     def _save_best(self) -> None:
-        if self.checkpoints.covers(self.step):  # saved when a signal came, evaluated by the next start
+        if self.checkpoints.covers(self.step):  # the step was saved at a signal, and the next start evaluates it
             self.checkpoints.mark_best()
         else:
             self.begin_save(self)
 
     @property
     def is_best(self) -> bool:
-        """Whether the weights of this step are the best that were evaluated."""
+        """Whether the weights of this step are the best so far."""
         return self.best is not None and self.best["step"] == self.step
 
     def save_due(self) -> bool:
@@ -159,7 +159,7 @@ class Run:
         return any(every and self.step % every == 0 for every in regular)
 
     def agree(self) -> None:
-        """Ask all ranks, in one reduction, whether any was told to stop and whether any still writes its save."""
+        """Find out, in one reduction, whether any rank received a stop signal and whether any is still writing."""
         self.stopping, self.saving = distributed.any_true_each(self.signalled, self.checkpoints.busy)
 
     def stop_asked(self) -> bool:
@@ -168,21 +168,21 @@ class Run:
         return self.stopping
 
     def move_save_on(self) -> None:
-        """Let a save take its next step once every rank has done the one before."""
+        """Advance a save once every rank has finished its previous stage."""
         if not self.saving:
             self.checkpoints.advance()
 
     def request_stop(self) -> None:
-        """Ask for a stop at the next step's boundary; all that a signal handler does."""
+        """Ask for a stop at the next step's boundary; a signal handler calls only this."""
         self.signalled = True
 
     def save(self) -> None:
-        """Begin to save, unless this very step is saved or on its way."""
+        """Begin a save, unless this step is already saved or being saved."""
         if not self.checkpoints.covers(self.step):
             self.begin_save(self)
 
     def save_and_wait(self) -> None:
-        """Have the state of this step on the disk; CheckpointError on every rank if that can't be."""
+        """Save this step and wait until it is on disk. Raises CheckpointError on every rank if that fails."""
         self.checkpoints.settle()
-        self.save()  # also when the save of this step that was in flight has failed
+        self.save()  # also if an earlier save of this step has failed
         self.checkpoints.require(self.step)

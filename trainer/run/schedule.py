@@ -7,27 +7,27 @@ from flowmask.trainer.train_config import TrainConfig
 
 
 def schedule_length(train: TrainConfig) -> int:
-    """Steps that the schedule spans; fixed at the first start, so that raising `steps` bends nothing."""
+    """Steps that the schedule spans; fixed at the first start, so raising `steps` does not change it."""
     return train.schedule_steps or train.last_step
 
 
 def behind_the_end(train: TrainConfig, *, step: int, out: Path) -> str | None:
-    """A note on the steps after `step` that lie behind the schedule's end; None if there are none.
+    """A note on the steps after `step` that are after the end of the schedule; None if there are none.
 
-    Only a cosine has an end. step: how many are done; out: the run's folder, for the ways on.
+    Only a cosine has an end. step: number of finished steps; out: the run's folder, for the suggested commands.
     """
     length, rate = schedule_length(train), train.lr * train.final_lr_fraction
     first = max(step, length) + 1
     if train.schedule != "cosine" or train.final_lr_fraction == 1 or first > train.last_step:
         return None
     said = (
-        f"steps {first} to {train.last_step} lie behind the end of the cosine of {length} steps: learning rate {rate:g}"
+        f"steps {first} to {train.last_step} are after the end of the cosine of {length} steps: learning rate {rate:g}"
     )
     if not step:
         return f"{said}; give train.schedule_steps={train.last_step}, or train.steps={length}"
     end, left = train.last_step, train.last_step - step
     return (
-        f"{said}; a run keeps the schedule that it began with. For a longer one start a new run: out=NEW "
+        f"{said}; a run keeps its first schedule. For a longer one start a new run: out=NEW "
         f"train.steps={end} from the start, or out=NEW train.steps={left} model.init={out} from these weights"
     )
 

@@ -1,7 +1,7 @@
-"""What one start of a run has open, and the order in which it is opened and checked.
+"""The open files and objects of one start of a run, and the order in which they are opened and checked.
 
-What a person did wrong is found before a model is built, by all ranks together, so that no rank waits for one
-that has given up.
+User errors are found before a model is built, by all ranks together, so that no rank waits for one that has
+already ended.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass
 class Session:
-    """Everything that one start of a run has open. `folder` is None above rank 0; `state` is what was saved."""
+    """The open parts of one start of a run. `folder` is None above rank 0; `state` is the saved state."""
 
     config: RunConfig
     folder: RunFolder | None
@@ -41,7 +41,7 @@ class Session:
     state: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     updates: int = 0  # steps that counted
-    epochs: int | None = None  # as they were asked for; `config` has the steps that they are
+    epochs: int | None = None  # as configured; `config` has them converted to steps
     tracker: Tracker | None = None
 
 
@@ -59,7 +59,7 @@ def together(call: Callable[[], T]) -> T:
 
 
 def open_session(config: RunConfig, stack: ExitStack) -> Session:
-    """Lock the folder, open the cache, find the checkpoint to go on from, and check that they match."""
+    """Lock the folder, open the cache, find the checkpoint to resume from, and check that they match."""
     leader = distributed.rank() == 0
     folder = together(lambda: RunFolder(config.out) if leader else None)
     if folder is not None:
@@ -90,7 +90,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
 
 
 def _refuse_what_cannot_go_on(config: RunConfig, state: Mapping[str, Any], reader: Reader) -> None:
-    """UserError for a batch that these processes can't share, and for another run's config or cache."""
+    """Raises UserError for a batch that these processes can't share, or for the config or cache of another run."""
     accumulation_steps(config.train, distributed.world_size())
     if state:
         refuse_other_config(config, state)

@@ -1,7 +1,7 @@
-"""The module of a run with the weights that it starts from, and which of them training leaves as they are.
+"""The module of a run with its initial weights, and which of them are frozen.
 
-A checkpoint holds only what is trained. Of the frozen weights that the rest stands on (a LoRA's base) it holds
-the hash; other ones are refused.
+A checkpoint holds only trained weights, and the hash of the frozen weights that they need (a LoRA's base); other
+frozen weights are refused.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ from flowmask.trainer.predict.weights import content_sha256, start_from
 def starting_module(
     config: RunConfig, objective: Objective, *, settings: Mapping[str, Any], resumed: bool
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The module, float32 on the CPU, and what `model.init` gave it.
+    """The module, float32 on the CPU, and the record of `model.init`.
 
-    settings: the conventions that `model.init` has to share. A resume takes nothing from it, as the checkpoint
-    holds all that is trained, unless it is the base of adapters.
+    settings: conventions that `model.init` must share. A resume does not read it, since the checkpoint holds all
+    trained weights, unless it is the base of adapters.
     """
     module = _built(config, objective).requires_grad_(True)
     taken = None
@@ -39,7 +39,10 @@ def starting_module(
 
 
 def _built(config: RunConfig, objective: Objective) -> nn.Module:
-    """The module with the kernels of `train.attention`; ConfigError, before weights are read, where they can't run."""
+    """The module with the kernels of `train.attention`.
+
+    Raises ConfigError, before weights are read, if they can't run.
+    """
     attention, key = config.train.attention, "train.attention"
     if attention == "native":
         return objective.build()
@@ -50,7 +53,7 @@ def _built(config: RunConfig, objective: Objective) -> nn.Module:
 
 
 def save_memory_and_time(config: RunConfig, objective: Objective, module: nn.Module) -> None:
-    """Recomputation and compilation, as the config asks for."""
+    """Apply recomputation and compilation as configured."""
     recompute = config.train.activation_checkpointing
     if config.train.compile:
         compile_blocks(module, recompute=recompute)
@@ -61,14 +64,17 @@ def save_memory_and_time(config: RunConfig, objective: Objective, module: nn.Mod
 def frozen_record(
     config: RunConfig, module: nn.Module, *, known: Mapping[str, Any] | None, resumed: bool
 ) -> dict[str, Any] | None:
-    """Number and hash of the frozen parameters, in fp32; CheckpointError if a resumed run `known` others."""
+    """Number and hash of the frozen parameters, in fp32.
+
+    Raises CheckpointError if a resumed run recorded others (`known`).
+    """
     frozen = {name: p for name, p in named_parameters(module) if not p.requires_grad}
     found = {"parameters": len(frozen), "sha256": content_sha256(frozen)} if frozen else None
     if resumed and known != found:
         base = f"model.init {config.model.init}" if config.model.init else f"model.wan {config.model.wan}"
         raise CheckpointError(
             f"{config.out} was trained on other frozen weights ({_short(known)}) than {base} has "
-            f"({_short(found)}); give the old ones, or start a new run with another out"
+            f"({_short(found)}); restore the old ones, or start a new run with another out"
         )
     return found
 

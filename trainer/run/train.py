@@ -1,6 +1,6 @@
 """One training run from its config to its last checkpoint; called in every process that the launcher started.
 
-Builds the parts of a run, lets the loop have them, and closes them in reverse.
+Builds the parts of a run, passes them to the loop, and closes them in reverse order.
 """
 
 import atexit
@@ -51,14 +51,14 @@ _STATUS: dict[Ending | None, Status] = {Ending.FINISHED: "FINISHED", Ending.STOP
 def run(config: RunConfig) -> int:
     """Start or resume the run in `config.out` and train it to its last step; returns the exit code.
 
-    Collective: the launcher's variables say who calls, see `distributed.init`. 0 when finished, REQUEUE_EXIT_CODE when
-    a signal stopped it. Raises UserError on every rank if anything is wrong, TrainingError if the guard stopped it with
-    the state saved or not one step counted, RankLostError if another rank hangs, is gone or never came.
+    Collective: the launcher's variables give the rank, see `distributed.init`. Returns 0 when finished,
+    REQUEUE_EXIT_CODE if a signal stopped it. Raises UserError on every rank for any user error, TrainingError if the
+    guard stopped it (the state is saved) or no step counted, RankLostError if another rank hangs or is gone.
     """
     with lost_ranks_named(config.train.collective_timeout_s), ExitStack() as stack:
         distributed.init(timeout_s=config.train.collective_timeout_s)
         use_tf32(config.train.tf32)
-        atexit.register(distributed.shutdown)  # not before: DeepSpeed keeps the group that it saw first
+        atexit.register(distributed.shutdown)  # not earlier: DeepSpeed keeps the first group that it sees
         _share_cores()
         session = open_session(config, stack)
         steps = session.config.train.last_step
@@ -72,7 +72,7 @@ def run(config: RunConfig) -> int:
 
 
 def _train(session: Session, stack: ExitStack) -> Ending:
-    """Build everything, train, close everything in reverse; the ending, with the state saved."""
+    """Build all parts, train, and close them in reverse order; returns the ending. The state is saved."""
     config = session.config
     objective, plan = together(lambda: _objective_and_plan(config, reader=session.reader))
     module = together(lambda: _module(session, objective))
@@ -107,7 +107,7 @@ def _train(session: Session, stack: ExitStack) -> Ending:
 
 
 def _run_of(session: Session, *, ema: ShardedEma, validator: Validator | None, **parts: Any) -> Run:
-    """The run between two steps, as it was saved or as it starts."""
+    """The run state: restored from a checkpoint, or new."""
     state, definition = session.state, {} if validator is None else validator.definition
     best = state.get("best")
     if validator is not None:
@@ -175,7 +175,7 @@ def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective
 
 
 def _module(session: Session, objective: Objective) -> nn.Module:
-    """The module with the weights it starts from; on a resume the checkpoint's replace them later."""
+    """The module with its initial weights; a resume replaces them later by the checkpoint's."""
     config = session.config
     resumed = session.newest is not None
     module, taken = _starting(session, objective, resumed=resumed)
@@ -193,7 +193,7 @@ def _starting(session: Session, objective: Objective, *, resumed: bool) -> tuple
 
 
 def _settings(session: Session, objective: Objective) -> dict[str, Any]:
-    """The conventions of the weights: the objective's, and those of the cache that its input comes from."""
+    """The conventions of the weights: the objective's, and those of its cache."""
     manifest = session.reader.manifest
     if "video_mean" not in objective.needs:
         return objective.settings()
@@ -244,7 +244,7 @@ def _tracker(session: Session, validator: Validator | None) -> Tracker | None:
 
 
 def _begin_save(session: Session, run: Run) -> None:
-    """Begin to save everything that a resume needs, as of `run.step`; collective."""
+    """Begin to save all state that a resume needs at `run.step`. Collective."""
     state = {
         "config": session.config.model_dump(mode="json"),
         "epochs": session.epochs,
@@ -284,17 +284,17 @@ def _say_hello(session: Session, *, engine: Engine, plan: Plan) -> None:
         say(f"epochs of each cache at the last step: {seen}; `epoch` is the least of them")
     lost = {name: counts for name, counts in plan.dropped().items() if any(counts)}
     if lost:
-        say(f"data.remainder is drop: examples left out of an epoch of each view, by bucket: {lost}")
+        say(f"data.remainder is drop: examples dropped in each epoch of each view, by bucket: {lost}")
     if (behind := behind_the_end(config.train, step=session.step, out=config.out)) is not None:
         say(behind)
     if session.newest is not None:
-        say(f"going on from {session.newest.name} of {config.train.last_step} steps")
+        say(f"continuing from {session.newest.name} of {config.train.last_step} steps")
     elif session.state.get("init"):
         say(f"starting from the weights of {config.model.init}: {session.state['init']}")
 
 
 def _share_cores() -> None:
-    """Split the machine's cores between its processes, unless OMP_NUM_THREADS already says how."""
+    """Split the machine's cores between its processes, unless OMP_NUM_THREADS is set."""
     if distributed.device().type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

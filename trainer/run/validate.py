@@ -1,8 +1,8 @@
 """Evaluation while training: losses and J&F of the EMA weights on a fixed part of a (held-out) cache.
 
-Works on a second module, so that the one in training is not touched. Examples are shared out over the
-ranks, each computed alone: the numbers do not depend on the world size. J&F is that of the cached clips, at
-their size. Nothing here draws from, or leaves a trace in, the training's random streams.
+Uses a second module, so the one in training is not touched. Examples are distributed over the ranks and
+computed one by one, so the numbers do not depend on the world size. J&F is measured on the cached clips, at
+their size. The random streams of the training are neither used nor changed.
 """
 
 import math
@@ -52,13 +52,13 @@ class _Reader(Protocol):
 
 @dataclass
 class Validator:
-    """What is evaluated, on what; `measure` is collective.
+    """The evaluation of a run; `measure` is collective.
 
-    objective: draws no noise (the video's latent is its posterior's mean); decoder: None when it is trained
-    build: a module like the one in training, float32 on the CPU; asked once, at the first evaluation
-    definition: what the numbers depend on, see `best.py`
+    objective: without random noise (the video's latent is its posterior's mean); decoder: None if it is being trained
+    build: makes a module like the one in training, float32 on the CPU; called once, at the first evaluation
+    definition: settings that the numbers depend on, see `best.py`
     overlays: draws the first of the scored examples; None for no pictures
-    whole: scores whole videos beside; None for none
+    whole: also scores whole videos; None for none
     """
 
     config: ValidationConfig
@@ -80,8 +80,8 @@ class Validator:
     ) -> Found | None:
         """eval_loss, eval_loss_t<timestep>, and eval_<name> of every metric, over the examples, on every rank.
 
-        eval_whole_<name> too at the steps that have whole videos; None if these were stopped.
-        pictures: the folder for the overlay videos, which all ranks see; stop: asked by all ranks together
+        Also eval_whole_<name> at steps with whole videos. Returns None if a stop was requested meanwhile.
+        pictures: folder for the overlay videos, shared by all ranks; stop: called by all ranks together
         """
         whole: Found | None = {}
         with _random_streams_kept(), torch.no_grad():
@@ -103,7 +103,7 @@ class Validator:
         return found | {f"eval_{name}": value for name, value in total.items() if name in shown} | whole
 
     def refuse_unfit(self, caches: Sequence[Path | str]) -> None:
-        """Read this rank's examples before the training starts: CacheError for what is not finite, or is a stream."""
+        """Read this rank's examples before the training starts. Raises CacheError for non-finite values."""
         checks = "; ".join(f"flowmask cache verify {cache}" for cache in caches)
         for place in self._places():
             for part, example in not_finite(self._read(place)):
@@ -116,7 +116,7 @@ class Validator:
         """A whole module with the averaged weights, on this rank's device."""
         if self._module is None:
             self._module = self.build().eval().requires_grad_(False)
-            for parameter in self._module.parameters():  # not the buffers: a rotary table stays as it is
+            for parameter in self._module.parameters():  # not the buffers: a rotary table keeps its dtype
                 parameter.data = parameter.data.to(self.dtype)
         parameters = dict(named_parameters(self._module))
         for name, whole in ema.whole_tensors():
@@ -124,7 +124,7 @@ class Validator:
         return self._module.to(distributed.device())
 
     def _measure_one(self, module: nn.Module, place: int, pictures: Path | None) -> tuple[Found, Tally | None]:
-        """Losses of one example, and the scores of its mask if it is one of those that are sampled."""
+        """Losses of one example, and the scores of its mask if it is one of the sampled examples."""
         batch = self._read(place)
         losses = self._losses(module, batch)
         if place >= self.config.jf_examples:
@@ -163,7 +163,7 @@ class Validator:
         return {"eval_loss": math.fsum(found.values()) / len(found)} | found
 
     def _masks(self, module: nn.Module, batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """The mask of one clip that is sampled and decoded, and the true one: bool [F H W]."""
+        """The predicted mask of one clip, sampled and decoded, and the true one: bool [F H W]."""
         assert batch.mask_pixels is not None
         latent, decoder = self._mask_latent(module, batch), self.decoder
         decode = module if decoder is None else decoder.to(distributed.device())
@@ -200,11 +200,11 @@ def make_validator(
     dtype: torch.dtype,
     say: Callable[[str], None],
 ) -> Validator:
-    """The validator of a run; UserError for a held-out cache, a mask decoder or whole videos that do not fit.
+    """The validator of a run; raises UserError if the held-out cache, the mask decoder or the whole videos do not fit.
 
-    objective: draws no noise; build: the module in training once more, with any weights
+    objective: without random noise; build: makes another module like the one in training, with any weights
     conventions: of the weights, as a checkpoint has them
-    say: takes lines: the examples that are evaluated; a picture that can't be written, a video that can't be scored
+    say: receives message lines: the evaluated examples, a picture that can't be written, a video that can't be scored
     """
     settings = config.evaluate
     reader: Reader = training
@@ -230,7 +230,7 @@ def make_validator(
                     decoder=(decoder, decoder_sha256),
                     say=say,
                 )
-        # the first examples lie on the first ranks; the others need no second VAE
+        # the first examples are on the first ranks; the others need no second VAE
         draws = distributed.rank() < min(settings.jf_examples, settings.overlays)
         if draws and not isinstance(reader, StreamReader):
             overlays = ClipOverlays(reader, WanFolder(config.model.wan).vae(), say=say)
@@ -241,7 +241,7 @@ def make_validator(
         settings, config.model, reader, examples, objective, stats, decoder, build, dtype, definition, overlays, whole
     )
     validator.refuse_unfit([settings.cache] if settings.cache is not None else config.data.folders())
-    whose = settings.cache or f"{config.data.caches}, which is trained on: name evaluate.cache"
+    whose = settings.cache or f"{config.data.caches}, which is also the training data: set evaluate.cache"
     for what in (f"{len(examples)} examples of {whose}", *([whole] if whole is not None else [])):
         say(f"evaluating on {what}")
     return validator
@@ -250,7 +250,7 @@ def make_validator(
 def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:
     """`count` example ids of the first view, spread over the cache by a permutation that never changes.
 
-    Fewer when there are fewer; ConfigError when there are none.
+    All if there are fewer; raises ConfigError if there are none.
     """
     counts = np.array([bucket.counts[0] for bucket in buckets], dtype=np.int64)
     total = int(counts.sum())
@@ -264,7 +264,7 @@ def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:
 
 
 def refuse_other_conventions(held_out: CacheReader, training: Reader) -> None:
-    """ConfigError when the held-out cache was not encoded as the training's."""
+    """Raises ConfigError if the held-out cache was encoded with other settings than the training's."""
     ours, theirs = training.manifest, held_out.manifest
     for name in ("pixel_norm", "lowercase", "latents_mean", "latents_std", "text_dim"):
         if getattr(ours, name) != getattr(theirs, name):
@@ -282,6 +282,6 @@ def _random_streams_kept() -> Iterator[None]:
 
 
 def describe(found: Mapping[str, float]) -> str:
-    """One line of what was measured."""
+    """One line with the measured values."""
     parts = [f"{name.removeprefix('eval_').replace('_', ' ')} {value:.5g}" for name, value in found.items()]
     return ", ".join(parts)

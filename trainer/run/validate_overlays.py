@@ -1,6 +1,6 @@
-"""Overlay videos of an evaluation while training: beside each other what is predicted and what is true.
+"""Overlay videos of an evaluation while training: prediction and truth side by side.
 
-A cache holds no pixels, so the clip is what the VAE makes of its latent: what the model itself has seen.
+A cache holds no pixels, so the clip is decoded from its latent: this is what the model has seen.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _FPS = 8.0
 class ClipOverlays:
     """Draws examples of a cache, with the VAE that they were encoded with.
 
-    say: takes the line about a picture that can't be written; a training goes on without it
+    say: receives the message about a picture that can't be written; the training continues without it
     """
 
     def __init__(self, reader: CacheReader | MixtureReader, vae: Any, *, say: Callable[[str], None]) -> None:

@@ -1,8 +1,8 @@
 """Whole held-out videos while training: each sampled, decoded and scored as `flowmask evaluate` does.
 
-Each rank scores some of the videos. It encodes their sentences and frames once, at the start, and lets the text encoder
-go. The numbers depend on nothing but weights, videos and settings: they are those of `flowmask evaluate` of the same
-checkpoint. (Of a LoRA run they are so within rounding, as its adapters are not merged here.)
+Each rank scores some of the videos. It encodes their sentences and frames once, at the start, and then frees the text
+encoder. The numbers depend only on weights, videos and settings: they equal those of `flowmask evaluate` for the same
+checkpoint. (For a LoRA run they are equal within rounding, since its adapters are not merged here.)
 """
 
 import json
@@ -36,10 +36,10 @@ Found = dict[str, float]
 
 
 class KnownSentences:
-    """Embeddings on the CPU, made at the start; stands in for the text encoder that made them."""
+    """Embeddings on the CPU, computed at the start; used in place of the text encoder."""
 
     def __init__(self, encoder: Callable[..., Tensor], sentences: Sequence[str], *, max_tokens: int) -> None:
-        """encoder: gives [L D] of a sentence    sentences: cleaned"""
+        """encoder: returns [L D] for a sentence    sentences: cleaned text"""
         self._known = {text: encoder(text, max_tokens=max_tokens).cpu() for text in dict.fromkeys(sentences)}
 
     def __call__(self, text: str, *, max_tokens: int) -> Tensor:
@@ -49,9 +49,9 @@ class KnownSentences:
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that a rank with videos to score keeps on the CPU beside the DiT.
+    """The data that a rank with videos to score keeps on the CPU beside the DiT.
 
-    clips: by the video's place: its sizes, without pixels, and its latent [1 16 f h w] norm
+    clips: by index of the video: its sizes, without pixels, and its latent [1 16 f h w] norm
     """
 
     vae: Any
@@ -62,13 +62,13 @@ class Parts:
 
 @dataclass(frozen=True)
 class WholeVideos:
-    """Which videos are scored, and how; `measure` is collective.
+    """The videos to score, and the settings; `measure` is collective.
 
-    config:     what `flowmask evaluate` would be told; its `out` is not used
-    videos:     in the order of the dataset; place p is scored by rank p mod world size
+    config:     as for `flowmask evaluate`; its `out` is not used
+    videos:     in the order of the dataset; rank p mod world size scores video p
     parts:      None on a rank without videos
-    definition: what the numbers depend on beside the weights, see `best.py`
-    say:        takes the line about what could not be scored
+    definition: settings that the numbers depend on, beside the weights, see `best.py`
+    say:        receives the message about a video that could not be scored
     """
 
     config: EvaluateConfig
@@ -83,10 +83,10 @@ class WholeVideos:
         return f"{len(self.videos)} whole videos of {data.root} ({data.split})"
 
     def measure(self, dit: nn.Module, *, stop: Callable[[], bool]) -> Found | None:
-        """eval_whole_<name> of every number; nothing, and a line, if a video cannot be scored; None: it was stopped.
+        """eval_whole_<name> for every number; empty, with a message, if a video cannot be scored; None if stopped.
 
         dit: on this rank's device, with the averaged weights
-        stop: asked of all ranks together, before each round of videos
+        stop: called by all ranks together before each round of videos
         """
         records: list[Record] = []
         ranks = distributed.world_size()
@@ -96,13 +96,13 @@ class WholeVideos:
                     return None
                 found = distributed.gather_objects(self._attempt(loaded, first + distributed.rank()))
                 if problem := next((one for one in found if isinstance(one, str)), None):
-                    self.say(f"whole videos have no score this time: {problem}; the training goes on")
+                    self.say(f"whole videos have no score this time: {problem}; the training continues")
                     return {}
                 records += found[: len(self.videos) - first]
         return self._numbers(records)
 
     def _attempt(self, loaded: LoadedSegmenter | None, place: int) -> Record | str | None:
-        """The record of a video, or in one line why there is none; None for a place without a video."""
+        """The record of a video, or one line with the reason if there is none; None for an index without a video."""
         if place >= len(self.videos):
             return None
         assert loaded is not None
@@ -114,7 +114,7 @@ class WholeVideos:
             return f"{video}: {error}"
 
     def _record(self, loaded: LoadedSegmenter, place: int) -> Record:
-        """What an evaluation writes of a video, as it would be read again."""
+        """The record that an evaluation writes for a video, as it would be read again."""
         assert self.parts is not None
         video, (clip, video_latent) = self.videos[place], self.parts.clips[place]
         protocol = None if self.config.protocol is None else protocol_named(self.config.protocol)
@@ -128,7 +128,7 @@ class WholeVideos:
 
     @contextmanager
     def _loaded(self, dit: Any) -> Iterator[LoadedSegmenter | None]:
-        """While inside, all that segments is on this rank's device; None on a rank without videos."""
+        """Inside the block, the segmenter is on this rank's device; None on a rank without videos."""
         if self.parts is None:
             yield None
             return
@@ -147,7 +147,7 @@ class WholeVideos:
             self.parts.decoder.to("cpu")
 
     def _numbers(self, records: Sequence[Mapping[str, Any]]) -> Found:
-        """Those of scores.json that validation shows, and the protocol's by its default convention."""
+        """The numbers of scores.json that validation shows, and the protocol's under its default convention."""
         scores = merge(
             self.videos,
             records,

@@ -1,7 +1,7 @@
-"""Whole videos while training, before the first step: which ones, whether they can be scored, and what that needs.
+"""Whole videos while training, before the first step: chooses them, checks them, and prepares their data.
 
-Refuses videos that are trained on, without true masks, or longer than the DiT's positions; a frame that cannot be read
-is found here, as each rank reads its videos once, and not hours later.
+Refuses videos of the training data, without true masks, or longer than the DiT's positions. Each rank reads its
+videos once, so an unreadable frame is found here and not hours later.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ from flowmask.trainer.run.validate_whole import KEY, LESS_MEMORY, KnownSentences
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.protocols import protocol_named
 
-_POSITIONS = 1024  # of latent frames that a DiT knows whose config does not tell
+_POSITIONS = 1024  # positions for latent frames, if the DiT's config does not state them
 
 
 @contextmanager
 def _named() -> Iterator[None]:
-    """Says of a UserError which key it is about."""
+    """Inside the block, a UserError names the key."""
     try:
         yield
     except UserError as error:
@@ -56,11 +56,11 @@ def whole_videos_of(
     decoder: tuple[nn.Module, str],
     say: Callable[[str], None],
 ) -> WholeVideos:
-    """What `evaluate.whole_videos` asks for, with all that this rank needs; UserError for what can't be scored.
+    """The videos of `evaluate.whole_videos`, with this rank's data. Raises UserError for a video that can't be scored.
 
     settings: the conventions of the weights, as a checkpoint has them; fields: of the training cache's fingerprint
-    caches:   what is trained on; none of a stream, whose videos are not known
-    vae:      with the encoder of the mask decoder; becomes of the precision that the cache was encoded in
+    caches:   the training's caches; empty for a stream, whose videos are unknown
+    vae:      the VAE with its encoder; is converted to the precision of the cache
     decoder:  the mask decoder and its hash
     """
     asked = config.evaluate.whole_videos
@@ -82,7 +82,7 @@ def whole_videos_of(
     if distributed.rank() == 0:
         refuse_trained_on(videos, asked.data, caches)
         if not caches:
-            say(f"{KEY}: whether these videos are in the stream that is trained on is not known")
+            say(f"{KEY}: it is unknown whether these videos are in the stream of the training")
     known = {**settings, "encoder_dtype": fields.get("cache.encoder_dtype")}
     encoders = EncoderPrecision.of(known, asked=None, otherwise=config.train.precision)
     share = {place: videos[place] for place in range(distributed.rank(), len(videos), distributed.world_size())}
@@ -123,7 +123,7 @@ def _sentences(share: Iterable[Video], encoder: TextEncoder, settings: Mapping[s
 
 
 def _definition(config: EvaluateConfig, source: VideoSet, videos: Sequence[Video], *, decoder: str) -> dict[str, Any]:
-    """What shapes the scores and may change between two starts, in JSON's types; not where the dataset lies."""
+    """The settings that affect the scores and may change between two starts, in JSON types; without paths."""
     files = json.dumps([(video.video_id, video.files_digest()) for video in videos])
     return {
         **config.model_dump(mode="json", include={"box", "sampler", "protocol"}),
@@ -134,7 +134,7 @@ def _definition(config: EvaluateConfig, source: VideoSet, videos: Sequence[Video
 
 
 def chosen(videos: Sequence[Video], count: int) -> list[Video]:
-    """`count` of the videos that have sentences, or all, in their order; a larger count includes a smaller one's."""
+    """`count` of the videos with sentences, or all, in their order; a larger count includes a smaller one's videos."""
     some = [video for video in videos if video.expressions]
     return [some[place] for place in sorted(spread(count, len(some)).tolist())]
 
@@ -147,7 +147,7 @@ def _refuse_unscorable(videos: Sequence[Video], config: EvaluateConfig, *, wan: 
     data = config.data
     for video in videos:
         if not video.has_masks:
-            raise DataError(f"{video} of {data.root} ({data.split}) has no true masks; name another split")
+            raise DataError(f"{video} of {data.root} ({data.split}) has no true masks; choose another split")
         if protocol is not None and config.protocol is not None:
             protocol.refuse_video(video, name=config.protocol)
         if len(video.frame_names) > longest:

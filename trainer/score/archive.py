@@ -1,9 +1,9 @@
-"""An evaluation's masks as the zip file that a benchmark's server takes.
+"""An evaluation's masks as the zip file that a benchmark's server accepts.
 
     mevis            <video>/<expression>/<frame>.png
     ref_youtube_vos  Annotations/<video>/<expression>/<frame>.png
 
-Equal masks give equal bytes: entries in order, of one date, not compressed again (a PNG already is).
+Equal masks give equal bytes: sorted entries, a fixed date, stored without compression (PNGs are compressed).
 """
 
 import zipfile
@@ -19,7 +19,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def write_archive(out: Path, *, masks: Path, layout: Layout) -> Path:
-    """Write out/submission.zip of every mask below `masks`, whole or not at all; returns its path."""
+    """Write out/submission.zip of every mask below `masks`, atomically; returns its path."""
     path = out / FILE
     with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for mask in sorted(masks.rglob("*.png")):

@@ -1,7 +1,7 @@
-"""Choosing the threshold of presence on videos that are not scored (`calibrate.data`), before the others are.
+"""Chooses the presence threshold on videos that are not scored (`calibrate.data`), before the evaluation.
 
-A process judges its own share of the videos, then what no other process has noted yet, so that none waits for another.
-One of them chooses, and all take what it chose. No mask is written. A restart goes on behind the last video.
+A process judges its share of the videos, then any that no other process has recorded, so that none waits for another.
+One process chooses, and all use its choice. No mask is written. A restart continues after the last video.
 """
 
 from collections import defaultdict
@@ -46,10 +46,10 @@ class CalibrationSet:
 
 
 def calibration_set(config: EvaluateConfig, scored: Sequence[Video]) -> CalibrationSet | None:
-    """The dataset of `calibrate.data`, None unless that is enabled; reads annotations alone.
+    """The dataset of `calibrate.data`, None unless it is enabled; reads only annotations.
 
-    scored: the videos that are evaluated. ConfigError if they share a video, if one has no true masks, or if there is
-    no sentence of one of the kinds.
+    scored: the videos that are evaluated. Raises ConfigError if they share a video, if one has no true masks, or if
+    sentences of one kind are missing.
     """
     data = config.calibrate.data
     if not config.calibrate.enabled or data is None:
@@ -62,14 +62,14 @@ def calibration_set(config: EvaluateConfig, scored: Sequence[Video]) -> Calibrat
             more = ", ..." if len(both) > _SHOWN else ""
             raise ConfigError(
                 f"{named}, which shares {len(both)} videos with data ({', '.join(both[:_SHOWN])}{more}): a threshold "
-                "must be chosen on other videos than it is scored on; give another split"
+                "must be chosen on other videos than the scored ones; give another split"
             )
     if unknown := next((video for video in videos if not video.has_masks), None):
-        raise ConfigError(f"{named}, where {unknown} has no true masks; give a split that has them")
+        raise ConfigError(f"{named}, where {unknown} has no true masks; give a split with true masks")
     kinds = {names_nothing(video, expression) for video in videos for expression in video.expressions}
     if lacking := [said for kind, said in ((True, "nothing"), (False, "something")) if kind not in kinds]:
         raise ConfigError(
-            f"{named}, where no sentence names {lacking[0]}: no threshold can be chosen there; give a split with both"
+            f"{named}, where no sentence names {lacking[0]}: so no threshold can be chosen; give a split with both"
         )
     return CalibrationSet(data, source, videos)
 
@@ -84,7 +84,7 @@ def calibrate(
     world: int,
     on_progress: Callable[[str, int, int], None] | None,
 ) -> Presence:
-    """Judge every sentence of the set and choose the threshold; the same one in every process."""
+    """Judge every sentence of the set and choose the threshold; the same in every process."""
     names = MaskNames(chosen_on.videos)
     for done, video in enumerate(_own_first(chosen_on.videos, rank=rank, world=world)):
         if on_progress:
@@ -121,7 +121,7 @@ def calibrate(
 
 
 def _own_first(videos: Sequence[Video], *, rank: int, world: int) -> Iterator[Video]:
-    """Every video once: this process's share, then those of the others from their ends, which they reach last."""
+    """Every video once: this process's share, then those of the others in reverse order."""
     yield from videos[rank::world]
     for other in range(rank + 1, rank + world):
         yield from reversed(videos[other % world :: world])

@@ -1,7 +1,7 @@
 """Score a checkpoint on a dataset: each video read and encoded once, each of its sentences sampled once.
 
 Scores are keyed by video and expression id, never by the sentence; means go over frames, then expressions.
-Videos can be shared out over processes that know nothing of each other; the one that finishes last publishes.
+Videos can be distributed over processes that do not communicate; the last one to finish publishes.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ from flowmask.trainer.score.store import REPORT, SCORES, EvaluationStore
 from flowmask.trainer.track.names import scores_group
 from flowmask.trainer.track.tracking import offer_artifact, offer_metrics
 
-# What may differ between an evaluation that was interrupted and the one that continues it.
+# Settings that may differ between an interrupted evaluation and the one that continues it.
 _FREE_KEYS = {"out", "report_examples", "sentences_per_batch", "archive", "encoder_precision"}
-_BY_VALUE = {"presence", "calibrate", "conventions"}  # enter a fingerprint by what they mean
+_BY_VALUE = {"presence", "calibrate", "conventions"}  # enter a fingerprint by their meaning
 
 
 def evaluate(
@@ -52,15 +52,15 @@ def evaluate(
 
     With `calibrate` the threshold of presence is chosen first (calibrate.py); masks below a threshold are emptied.
 
-    An evaluation that was stopped goes on behind the last finished video. With `world` > 1 this process takes
+    A stopped evaluation continues after the last finished video. With `world` > 1 this process takes
     every world-th video; the one that completes the set publishes and gets the scores, the others get None.
     also: writes config.yaml into a folder, to be published with the rest.
-    The MLflow run of a checkpoint that has one is left the scores, the report and the videos.
-    Neither `world` nor `sentences_per_batch` changes a bit of a score.
+    If the checkpoint has an MLflow run, it gets the scores, the report and the videos.
+    Neither `world` nor `sentences_per_batch` changes any bit of a score.
     """
     source, videos, protocol = opened(config)
     chosen_on = calibration_set(config, videos)
-    stated(config.presence, None)  # what is wrong with it is said before weights are loaded
+    stated(config.presence, None)  # errors in it are reported before weights are loaded
     share = videos[rank::world]
     for video in share:
         video.check_masks()
@@ -102,7 +102,7 @@ def evaluate(
 
 
 def opened(config: EvaluateConfig) -> tuple[VideoSet, list[Video], BenchmarkProtocol | None]:
-    """The dataset, the videos of it that are scored, and the protocol; DataError where there is nothing to score."""
+    """The dataset, its videos to score, and the protocol. Raises DataError if there is nothing to score."""
     source = open_source(config.data)
     videos = list(source.videos())[: config.max_videos]
     if not any(video.expressions for video in videos):
@@ -143,7 +143,7 @@ def _make_records(
     chosen: Presence | None,
     on_progress: Callable[[str, int, int], None] | None,
 ) -> None:
-    """Masks and record of every video of this process that has none yet."""
+    """Write masks and record of every video of this process that lacks them."""
     settings = VideoSettings(**{field.name: getattr(config, field.name) for field in fields(VideoSettings)})
 
     def start(video: Video) -> OneVideo:
@@ -167,7 +167,7 @@ def _make_records(
 
 
 def _in_use(config: EvaluateConfig, loaded: LoadedSegmenter, say: Callable[[str], None]) -> Presence | None:
-    """The threshold that is asked for, or that an export brings; says if these may be the videos it was chosen on."""
+    """The requested threshold, or that of an export; warns if it may have been chosen on these videos."""
     chosen = in_use(
         config.presence,
         loaded.presence,
@@ -180,16 +180,16 @@ def _in_use(config: EvaluateConfig, loaded: LoadedSegmenter, say: Callable[[str]
     )
     if chosen is not None and chosen.calibration.is_of(config.data):
         say(
-            f"the threshold was chosen on {config.data.source} {config.data.split}: if on these videos, N-acc, T-acc "
-            "and Final are too high; choose it on videos held back (calibrate.data)"
+            f"the threshold was chosen on {config.data.source} {config.data.split}: if on the same videos, N-acc, T-acc"
+            " and Final are too high; choose it on held-out videos (calibrate.data)"
         )
     return chosen
 
 
 def _offer(config: EvaluateConfig, scores: Scores, *, step: int | None) -> None:
-    """Leave the results for the MLflow run of a checkpoint: each evaluation's files in a place of their own.
+    """Leave the results for the MLflow run of a checkpoint: a separate folder for the files of each evaluation.
 
-    Two evaluations of one step (other sampling steps, another threshold) are two points of the same numbers.
+    Two evaluations of one step (other sampling steps, another threshold) are two points of the same metrics.
     """
     group = scores_group(config.data.source, config.data.split, videos=config.max_videos)
     for name in (SCORES, REPORT, OVERLAYS):
@@ -201,7 +201,7 @@ def _offer(config: EvaluateConfig, scores: Scores, *, step: int | None) -> None:
 
 
 def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_files: str) -> str:
-    """What scores.json of this evaluation would have as its fingerprint with these weights; loads none.
+    """The fingerprint that this evaluation's scores.json would have with these weights; loads none.
 
     weights, wan_files: as `LoadedSegmenter` has them.
     """
@@ -223,11 +223,11 @@ def _fingerprint(
     wan_files: str,
     threshold: CalibrationSet | Presence | None,
 ) -> str:
-    """Names what shapes the masks and scores: settings, dataset, weights, the threshold or what it is chosen on."""
+    """Identifies everything that affects masks and scores: settings, dataset, weights, threshold or its calibration."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS | _BY_VALUE}
-    if not config.data.allow_truncated:  # evaluations from before this key go on
+    if not config.data.allow_truncated:  # evaluations from before this key can continue
         del settings["data"]["allow_truncated"]
-    if settings["tf32"] is None:  # as it was before it could be said
+    if settings["tf32"] is None:  # the behaviour before this key existed
         del settings["tf32"]
     if settings["protocol"] is None:  # likewise
         del settings["protocol"]
@@ -238,10 +238,12 @@ def _fingerprint(
     if config.window.frames is None:  # likewise
         del settings["window"]
     files = [(video.video_id, video.files_digest()) for video in videos]
-    more: list[Any] = [from_outside()] if from_outside() else []  # metrics that records of other installations lack
+    more: list[Any] = (
+        [from_outside()] if from_outside() else []
+    )  # metrics of packages, which records of other installations lack
     trained = source_settings(config.checkpoint)
     encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
-    if (encoders.text, encoders.video) != (config.precision, "fp32"):  # what it was before training's was followed
+    if (encoders.text, encoders.video) != (config.precision, "fp32"):  # the behaviour before it followed the training's
         more.append({"text": encoders.text, "video": encoders.video})
     if asked := unlike_unasked(trained, config.conventions):
         more.append({"conventions": asked})
@@ -252,7 +254,7 @@ def _fingerprint(
 
 
 def _is_whole(record: Mapping[str, Any] | None) -> bool:
-    """Whether a video's record has all that this version writes: those of earlier ones lack some of it."""
+    """Whether a video's record has all members that this version writes; earlier versions wrote fewer."""
     return record is not None and all(
         {"answered", "presence"} <= entry.keys() and (TRUTH in entry or "right" not in entry)
         for entry in record["expressions"].values()

@@ -21,62 +21,69 @@ from flowmask.trainer.score.archive import Layout
 
 
 class EvaluateModel(Section):
-    """Where the frozen parts are, when they are not where the checkpoint's run found them."""
+    """The frozen parts, if they are not where the checkpoint's run found them."""
 
-    wan: Path | None = Field(None, description="Wan2.1 folder; None: the one that the run was trained from")
+    wan: Path | None = Field(None, description="Wan2.1 folder; None: the one of the run")
 
 
 class CalibrateConfig(Section):
-    """Choosing the threshold of presence first, on other videos than those that are scored."""
+    """Choice of the presence threshold, before the evaluation, on other videos than the scored ones."""
 
-    enabled: bool = Field(False, description="also `flowmask evaluate --calibrate`")
+    enabled: bool = Field(False, description="choose a presence threshold first; also `flowmask evaluate --calibrate`")
     data: DataSourceConfig | None = Field(
-        None, description="a dataset with true masks that shares no video with `data`; sentences of both kinds"
+        None, description="a dataset with true masks, sentences of both kinds, and no video of `data`"
     )
 
 
 class EvaluateConfig(Section):
-    """One evaluation: which weights, on which videos, sampled how."""
+    """One evaluation: weights, videos and sampling."""
 
-    out: Path = Field(description="a new folder, or an evaluation's: older results go when the new ones stand")
+    out: Path = Field(description="a new folder, or one of an evaluation, whose results are replaced at the end")
     checkpoint: str = Field(description="run folder, export or FlowRVS .pth")
     mask_decoder: str | None = Field(
-        None, description="decoder run, FlowRVS .pth or 'vae'; None: what the checkpoint's run names"
+        None, description="decoder run, FlowRVS .pth or 'vae'; None: the one in the config of the checkpoint's run"
     )
     model: EvaluateModel = EvaluateModel()
     data: DataSourceConfig
     conventions: AskedConventions = AskedConventions()
-    box: FrameBox | None = Field(None, description="None: the sides that the weights were trained with")
+    box: FrameBox | None = Field(
+        None, description="box in px into which frames are resized; None: the size of the training"
+    )
     window: WindowConfig = WindowConfig()
     sampler: SamplerConfig = SamplerConfig()
     ema: bool = Field(True, description="evaluate the averaged weights")
-    precision: Precision = Field("bf16", description="what the DiT computes in")
-    attention: Attention = Field("native", description="the DiT's kernels; others than native: on a GPU, in bf16")
-    encoder_precision: Precision | None = Field(
-        None, description="of the encoders of text and video; null: that of the cache which the weights were trained on"
+    precision: Precision = Field("bf16", description="precision of the DiT")
+    attention: Attention = Field(
+        "native", description="attention kernel of the DiT; all but native need a GPU and bf16"
     )
-    decoder_precision: Precision = Field("fp32", description="what the mask decoder computes in")
+    encoder_precision: Precision | None = Field(
+        None, description="precision of the text and video encoders; null: that of the training's cache"
+    )
+    decoder_precision: Precision = Field("fp32", description="precision of the mask decoder")
     tf32: Tf32 = None
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     sentences_per_batch: int = Field(
-        4, ge=1, description="sentences of one video whose masks may wait, decoded, to be written; changes no score"
+        4, ge=1, description="sentences of one video whose decoded masks may wait to be written; does not change scores"
     )
     max_videos: int | None = Field(None, ge=1, description="only the first videos of the dataset")
     shuffled_text: bool = Field(
         False, description="also score each expression with a sentence about other objects of its video"
     )
-    decoder_score: bool = Field(False, description="also score the true masks after encoding and decoding: the ceiling")
-    seed: int = Field(0, ge=0, description="chooses the sentences of shuffled_text")
+    decoder_score: bool = Field(
+        False, description="also score the true masks after encoding and decoding: the upper bound"
+    )
+    seed: int = Field(0, ge=0, description="seed of the choice of sentences for shuffled_text")
     archive: Layout | None = Field(
         None, description="also write submission.zip, in the layout of this benchmark's server"
     )
     protocol: str | None = Field(
-        None, description="also score as this benchmark does: a file in trainer/score/protocols, or an installed one"
+        None,
+        description="also score by this benchmark's protocol: a file in trainer/score/protocols, or an installed one",
     )
     presence: str | None = Field(
         None,
         description="a calibrated evaluation's `out`: masks of sentences below its threshold are emptied; "
-        "null: the threshold that an export brings; none: no mask is emptied",
+        "null: the threshold of the export; none: no mask is emptied",
     )
     calibrate: CalibrateConfig = CalibrateConfig()
     report_examples: int = Field(12, ge=0, description="expressions on the report's contact sheet")
@@ -89,9 +96,13 @@ class EvaluateConfig(Section):
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
         if self.calibrate.enabled and self.calibrate.data is None:
-            raise ValueError("calibrate.data is missing; set its source, root and split: the threshold is chosen there")
+            raise ValueError(
+                "calibrate.data is missing; set its source, root and split, on which the threshold is chosen"
+            )
         if self.calibrate.enabled and self.presence is not None:
-            raise ValueError(f"presence is {self.presence}, and calibrate makes a threshold too; give one of them")
+            raise ValueError(
+                f"presence is {self.presence}, but calibrate.enabled also chooses a threshold; give one of them"
+            )
         return self
 
     @model_validator(mode="after")

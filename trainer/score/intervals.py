@@ -1,7 +1,7 @@
-"""How sure a score is: intervals of 95 % from drawing the videos again, with replacement.
+"""Uncertainty of scores: 95 % intervals by drawing videos with replacement (bootstrap).
 
-Videos are drawn, not expressions: the sentences of one video share its pictures, so their scores are alike. A number
-of a set is a function of what its videos add up to; a draw adds up each video as often as it was drawn.
+Videos are drawn, not expressions: the sentences of one video share its pictures, so their scores are correlated. A
+number of a set is a function of sums over its videos; a draw counts each video as often as it was drawn.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1000
 _LEVEL_PERCENT = 95.0
-_AT_ONCE = 1 << 20  # drawn videos in memory
+_AT_ONCE = 1 << 20  # number of drawn videos in memory
 Interval = list[float]  # [low, high]
 Floats = NDArray[np.float64]
 
@@ -22,8 +22,8 @@ class Drawable:
     """The contribution of one expression.
 
     video:  the unit that is drawn
-    values: metric -> value, of the metrics in whose mean this expression counts
-    sums:   metric -> what it adds to a metric of the whole set (`metrics.base.PerSet`)
+    values: metric -> value, for the metrics whose mean includes this expression
+    sums:   metric -> its contribution to a metric of the whole set (`metrics.base.PerSet`)
     """
 
     video: str
@@ -39,11 +39,11 @@ def intervals(
     means_of: Mapping[str, Sequence[str]] | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, Interval | None]:
-    """The interval of each metric over the rows; None where fewer than two videos count, so that nothing can vary.
+    """The interval of each metric over the rows; None if fewer than two videos count.
 
-    of_sums:  metric -> its value from what the `sums` of its name add up to; takes the place of a mean
+    of_sums:  metric -> its value from the total of the `sums` of its name; used in place of a mean
     means_of: metric -> the metrics whose mean it is in each draw
-    A draw in which no expression counts for a metric is left out of that metric's interval. The result is a function
+    A draw in which no expression counts for a metric is not used for that metric's interval. The result is a function
     of the set of rows and the seed: neither the order of rows nor that of videos matters.
     """
     known = sorted(rows, key=lambda row: (row.video, sorted(row.values.items()), str(sorted(row.sums.items()))))
@@ -87,7 +87,7 @@ def resampled(sums: Floats, *, seed: int, resamples: int = RESAMPLES) -> Floats:
 
 
 def interval(values: Floats) -> Interval | None:
-    """The middle 95 % of values [draws] (percentile bootstrap, Efron 1979); NaN is no value, None if all are."""
+    """The middle 95 % of values [draws] (percentile bootstrap, Efron 1979); NaN are ignored; None if all are NaN."""
     known = values[np.isfinite(values)]
     if not len(known):
         return None
@@ -97,7 +97,7 @@ def interval(values: Floats) -> Interval | None:
 
 
 def _by_video(rows: Sequence[Drawable], values: Floats) -> tuple[Floats, Floats]:
-    """What the rows' values [n k] add up to in each video, and how many of each column are numbers: [videos k] both."""
+    """Sums of the rows' values [n k] in each video, and the count of numbers in each column; both [videos k]."""
     names: dict[str, int] = {}
     places = [names.setdefault(row.video, len(names)) for row in rows]
     known = np.isfinite(values)

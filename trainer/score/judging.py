@@ -1,6 +1,6 @@
-"""The masks of one video against the true ones: every metric of each sentence, and of what it is compared with.
+"""The masks of one video against the true ones: every metric of each sentence, and of its comparisons.
 
-Knows the masks as they are made, later by where they were written; the truth by the dataset. Loads no model.
+Gets the masks when they are made, later from their files; the truth from the dataset. Loads no model.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from flowmask.trainer.score.slices import TRUTH, TrueSize
 
 
 class Judge:
-    """The scores of one video's sentences: each is scored as its masks are made, all are compared at the end."""
+    """The scores of one video's sentences: each is scored when its masks are made, and all are compared at the end."""
 
     def __init__(self, video: Video, places: Mapping[str, MaskPlace]) -> None:
         """places: where the masks of each expression id are written."""
@@ -33,7 +33,7 @@ class Judge:
         self._video, self._places = video, places
 
     def right(self, expression: Expression, entry: dict[str, Any], predicted: Iterable[MaskPiece]) -> None:
-        """Add "right" to the record of an expression; `entry["answered"]` is known once `predicted` is at its end."""
+        """Add "right" to the record of an expression; `entry["answered"]` is known once `predicted` is exhausted."""
         tally = _score(self._video, expression, predicted, also=(true_size := TrueSize()))
         note(entry, "right", tally)
         entry[TRUTH] = true_size.facts()
@@ -42,7 +42,7 @@ class Judge:
         self.answers[expression.exp_id] = Answer(expression, entry["answered"], j, f, reader)
 
     def wrong(self, entries: Mapping[str, dict[str, Any]], *, seed: int) -> None:
-        """Add "wrong" to the records of expressions that have a partner: its written masks against their truth."""
+        """Add "wrong" to the records of expressions with a partner: the partner's masks against their truth."""
         partners = shuffled_partners(self._video, seed=seed)
         for expression in self._video.expressions:
             if expression.exp_id in partners:
@@ -51,10 +51,10 @@ class Judge:
 
 
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
-    """For each expression id, the id of one of the same video that names none of its objects, in other words.
+    """For each expression id, the id of another expression of the same video that names none of its objects.
 
-    Two sentences that both name nothing are no partners. Expressions without such a partner are left out. The choice
-    is a function of the seed and the ids. Nothing has to be sampled again: what the partner's sentence selects is the
+    Two sentences that both name nothing are no partners. Expressions without a partner are left out. The choice
+    is a function of the seed and the ids. Nothing is sampled again: the mask of the partner's sentence is the
     partner's prediction.
     """
     partners = {}
@@ -85,7 +85,7 @@ def _reader(video: Video, expression: Expression, place: MaskPlace) -> Callable[
 def _score(
     video: Video, expression: Expression, predicted: Iterable[MaskPiece], *, also: TrueSize | None = None
 ) -> Tally:
-    """Every metric over the annotated frames of a video; `also` takes up the true masks."""
+    """Every metric over the annotated frames of a video; `also` receives the true masks."""
     tally = Tally()
     for _, truth, masks in _judged(video, expression, predicted):
         tally.add(truth, masks)
@@ -105,7 +105,7 @@ def _judged(video: Video, expression: Expression, predicted: Iterable[MaskPiece]
 
 
 def note(scored: dict[str, Any], kind: str, tally: Tally) -> None:
-    """Put scores into an expression's record; the sums only where a metric has some, which is of a package's."""
+    """Put scores into an expression's record; the sums only for metrics that have some (those of packages)."""
     scored[kind] = tally.scores()
     if sums := tally.sums():
         scored.setdefault("sums", {})[kind] = sums

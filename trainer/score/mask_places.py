@@ -14,7 +14,7 @@ from flowmask.trainer.score.metrics.base import Mask
 
 
 class MaskNames:
-    """File names of the ids of a dataset: the ids themselves, unless some file system would not keep them apart."""
+    """File names of the ids of a dataset: the ids themselves, unless a file system would confuse them."""
 
     def __init__(self, videos: Sequence[Video]) -> None:
         self._videos = file_names(video.video_id for video in videos)
@@ -29,17 +29,17 @@ class MaskNames:
 
 
 class MaskPlace(Protocol):
-    """Keeps a mask bool [H W] for each frame's name."""
+    """Stores a mask bool [H W] under each frame's name."""
 
     def write(self, frame: str, mask: Mask) -> None:
-        """Keep the mask bool [H W] of a frame."""
+        """Store the mask bool [H W] of a frame."""
 
     def read(self, frame: str) -> Mask:
-        """The mask bool [H W] that was kept of a frame."""
+        """The mask bool [H W] of a frame."""
 
 
 class MaskFiles:
-    """In <folder>/<frame>.png; the folder is there."""
+    """In <folder>/<frame>.png; the folder exists."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -54,13 +54,13 @@ class MaskFiles:
 
 
 class MaskMemory:
-    """A bit for each pixel."""
+    """One bit for each pixel."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[tuple[int, ...], NDArray[np.uint8]]] = {}
 
     def write(self, frame: str, mask: Mask) -> None:
-        """Keep the mask bool [H W] of a frame, a bit a pixel."""
+        """Store the mask bool [H W] of a frame, one bit per pixel."""
         self._known[frame] = mask.shape, np.packbits(mask)
 
     def read(self, frame: str) -> Mask:

@@ -1,9 +1,9 @@
 """One video from its frames to its record: read, encode, sample each sentence, write its masks, score them.
 
-A video of several windows is judged by its written masks, after the last window: only then is its presence known.
+A video of several windows is judged by its written masks, after the last window, when its presence is known.
 
-Knows no folder of an evaluation, no weights' file and no other video: it needs a segmenter and a place for masks, and
-gives the record.
+Independent of the evaluation's folder, of weight files and of other videos: it needs a segmenter and a place for masks,
+and returns the record.
 """
 
 import threading
@@ -65,7 +65,7 @@ class VideoSettings:
 
 
 def sentences_of(video: Video, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
-    """Each expression with its logits [F H W]; those that say the same share them, and come one after another."""
+    """Each expression with its logits [F H W]; equal sentences share them, and follow each other."""
     alike: dict[str, list[Expression]] = {}
     for expression in video.expressions:
         alike.setdefault(expression.text, []).append(expression)
@@ -75,7 +75,7 @@ def sentences_of(video: Video, loaded: VideoSegmenter, video_latent: Tensor) -> 
 
 
 class OneVideo:
-    """A video whose sentences are answered one by one, window after window, until its record is whole.
+    """A video whose sentences are answered one by one, window after window, until its record is complete.
 
     In one window `answer` may be called in any order and by several threads at once; `record` after all of them.
     """
@@ -90,10 +90,10 @@ class OneVideo:
         labels: Path,
         chosen: Presence | None = None,
     ) -> None:
-        """places: where the masks of each expression id go.
+        """places: where the masks of each expression id are stored.
 
-        labels: a folder that is not there yet, for label maps of a protocol that makes some
-        chosen: the threshold of presence, if there is one
+        labels: a folder that does not exist yet, for the label maps of a protocol that makes some
+        chosen: the presence threshold, if there is one
         """
         self._chosen = chosen
         self.settings, self.video, self._places, self._protocol = settings, video, places, protocol
@@ -144,14 +144,14 @@ class OneVideo:
             self._end(expression, entry, again)
 
     def _end(self, expression: Expression, entry: Record, masks: Iterator[MaskPiece]) -> None:
-        """Take up the masks of the whole video, and score them against the true ones, if there are any."""
+        """Collect the masks of the whole video, and score them against the true ones, if there are any."""
         if self.video.has_masks:
             self._judge.right(expression, entry, masks)
         for _ in masks:
             pass
 
     def decode_truth(self, loaded: VideoSegmenter, clip: VaeClip) -> None:
-        """Score the true masks after the VAE and the decoder, where that is asked for; needs no answer.
+        """Score the true masks after the VAE and the decoder, if requested; needs no answer.
 
         clip: of any window
         """

@@ -1,11 +1,11 @@
-"""Videos one after another into their records, with everything that takes time at work at once.
+"""Videos one after another into their records, with all slow stages running in parallel.
 
     reading thread     the frames of the next window, resized: of this video or of the next one
     calling thread     the models: encodes a window, samples its sentences, decodes their masks
-    judging threads    masks of the sentences before: resized, written, scored
+    judging threads    masks of earlier sentences: resized, written, scored
 
-Records and errors come in the order of the videos. In memory are two windows' clips, the logits of `waiting` sentences
-beside those that are worked on, and of each sentence those of the frames that two windows share.
+Records and errors come in the order of the videos. Memory holds the clips of two windows, the logits of `waiting`
+sentences beside the current ones, and for each sentence the logits of the frames that two windows share.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,13 +23,13 @@ _Read = tuple[OneVideo, TimeWindow, VaeClip]
 def evaluate_videos(
     loaded: VideoSegmenter, videos: Sequence[Video], start: Callable[[Video], OneVideo], *, waiting: int
 ) -> Generator[tuple[Video, Record], None, None]:
-    """Each video with its record, once all of its masks are written; close it, or its threads go on.
+    """Each video with its record, once all of its masks are written; close the iterator to end its threads.
 
     start: makes a place for a video's masks; called once for each, by the reading thread
-    waiting: sentences of a video whose masks may wait to be written before the models wait too
+    waiting: sentences of a video whose masks may wait to be written before the models have to wait
     """
     reader, judges = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(_JUDGES, "judge")
-    before: list[tuple[Video, Future[Record]]] = []  # the video before, which may still be judged
+    before: list[tuple[Video, Future[Record]]] = []  # the previous video, which may still be in judging
     answers: list[Future[None]] = []
     try:
         for read in _read_ahead(reader, _windows(loaded, videos, start)):
@@ -38,7 +38,7 @@ def evaluate_videos(
                     break
                 one, window = found[:2]
                 answers = _answered(judges, loaded, *found, answers, waiting=waiting)
-                del found, read  # its clip, before another one is read
+                del found, read  # its clip, before the next one is read
             except Exception:  # an earlier video's record, or error, comes first
                 yield from _whole(before)
                 raise
@@ -60,7 +60,7 @@ def _windows(loaded: VideoSegmenter, videos: Sequence[Video], start: Callable[[V
 
 
 def _read_ahead(reader: ThreadPoolExecutor, windows: Iterator[_Read]) -> Iterator[Future[_Read | None]]:
-    """Each window while the next one is read; None behind the last."""
+    """Each window while the next one is read; None after the last."""
     ahead = reader.submit(next, windows, None)
     while True:
         now, ahead = ahead, reader.submit(next, windows, None)
@@ -77,7 +77,7 @@ def _answered(
     *,
     waiting: int,
 ) -> list[Future[None]]:
-    """Does a window's work for the models, leaves the rest to the judges; `earlier`: answers of the window before."""
+    """Run the models on a window, and queue the rest for the judges; `earlier`: answers of the previous window."""
     video_latent, sizes = loaded.encode(clip), clip.without_pixels()
     answers: list[Future[None]] = []
     for answer in earlier:

@@ -1,6 +1,6 @@
 """From the records of single videos to the scores of a dataset, and the report that shows them.
 
-Means are taken over (video, expression id), each counted once however often its sentence occurs.
+Means are taken over (video, expression id), each counted once, even if its sentence occurs often.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,8 +28,8 @@ from flowmask.trainer.state.provenance import git_commit
 
 NO_MASKS = "The dataset has no masks: masks/ holds the predictions, but no score is possible."
 NOTHING = {
-    "n_acc": "N-acc (nothing said where nothing is meant)",
-    "t_acc": "T-acc (something said where something is meant)",
+    "n_acc": "N-acc (share of sentences without a target that have an empty mask)",
+    "t_acc": "T-acc (share of sentences with a target that have a mask)",
     "final": "Final (mean of J&F, N-acc and T-acc)",
     "jf_target": "J&F of sentences with a target",
     "final_target": "Final with that J&F",
@@ -40,20 +40,21 @@ NOTHING = {
 class Scores:
     """The content of scores.json.
 
-    totals:         every metric over all expressions, None where the dataset has no masks; in scores.json each is a key
-    per_expression: `<video>/<expression>`, as their folder below masks/ is called -> every metric
-    ids:            video id and expression id of those whose folder is called otherwise
-    no_target:      expressions that name nothing, which all means count too: an empty mask scores 100, another 0
+    totals:         every metric over all expressions, None if the dataset has no masks; in scores.json each is a key
+    per_expression: `<video>/<expression>`, the name of their folder below masks/ -> every metric
+    ids:            video id and expression id of those with another folder name
+    no_target:      expressions that name nothing; all means include them: an empty mask scores 100, any other 0
     nothing:        n_acc, t_acc, final, jf_target and final_target (protocols/mevis.py), in percent, keys of
                     scores.json; None without such expressions or without masks
     shuffled_text:  jf_right with the right, jf_shuffled with the wrong sentences, of the same expressions
-    protocol:       what `in_scores` of protocols/__init__.py gives; None if none was asked for
-    decoder:        every metric of the true masks after the VAE and the mask decoder: the method's ceiling
-    intervals:      [low, high] of each of `totals` and `nothing` (intervals.py), None where that is; None without masks
-    presence:       the threshold in use and what it belongs to (predict/presence.py); None: no mask was emptied. Its
-                    number stands in `presence_threshold` too
+    protocol:       the result of `in_scores` of protocols/__init__.py; None if no protocol was requested
+    decoder:        every metric of the true masks after the VAE and the mask decoder: the method's upper bound
+    intervals:      [low, high] of each of `totals` and `nothing` (intervals.py), None if that is None, or without masks
+    presence:       the threshold in use and its settings (predict/presence.py); None: no mask was emptied. Its
+                    value is also in `presence_threshold`
     presences:      `<video>/<expression>` -> the presence of each expression, whatever the threshold
-    left_empty:     `<video>/<expression>` -> whether nothing was said, of those that name nothing; N-acc is their mean
+    left_empty:     `<video>/<expression>` -> whether the mask is empty, for expressions that name nothing; N-acc is
+    their mean
     slices:         slice -> bucket -> every metric and the number of expressions (slices.py); None without masks
     """
 
@@ -75,7 +76,7 @@ class Scores:
     presence: dict[str, Any] | None = None
     presences: dict[str, float] = field(default_factory=dict)
     left_empty: dict[str, bool] = field(default_factory=dict)
-    fingerprint: str = ""  # of all that shaped them: settings, dataset, weights
+    fingerprint: str = ""  # of everything that affects them: settings, dataset, weights
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Scores of parts of a dataset: by length, size and number of objects, motion words, absence, and what is named.
 
-A new slice is an entry of `_SLICES`: from what is known of an expression to the name of its bucket, or None where it
-belongs to none. What needs the true masks is measured while a video is scored (`TrueSize`), and kept in its record.
+A new slice is an entry of `_SLICES`: it maps the facts of an expression to the name of its bucket, or to None. Facts
+that need the true masks are measured while a video is scored (`TrueSize`), and stored in its record.
 """
 
 import re
@@ -47,7 +47,7 @@ _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 
 @dataclass(frozen=True)
 class Sliced:
-    """What is known of one expression; `truth` as `TrueSize.facts` has it."""
+    """The facts of one expression; `truth`: see `TrueSize.facts`."""
 
     frames: int
     text: str
@@ -58,7 +58,7 @@ class Sliced:
 
 
 class TrueSize:
-    """The size of an expression's true mask, gathered a few frames at a time."""
+    """The size of an expression's true mask, measured a few frames at a time."""
 
     def __init__(self) -> None:
         self._shares: list[float] = []
@@ -75,9 +75,9 @@ class TrueSize:
 
 
 def slices(videos: Sequence[Video], records: Sequence[Mapping[str, Any]]) -> Slices | None:
-    """Every metric of each bucket of each slice, and how many expressions it has; None where nothing has a score.
+    """Every metric of each bucket of each slice, and its number of expressions; None if nothing has a score.
 
-    A slice in which nothing has a bucket is left out.
+    A slice without buckets is left out.
     """
     known = [
         (_sliced(video, expression, record), record["expressions"][expression.exp_id])
@@ -122,7 +122,7 @@ def _scores(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _forms(verb: str, endings: Sequence[str]) -> list[str]:
-    """A verb with each of the endings, and some words that are none, which does no harm."""
+    """A verb with each of the endings; some results are no words, which does no harm."""
     stems = (verb.removesuffix("e"), verb, verb + verb[-1])  # mov-ing, walk-ing, run-n-ing
     return [f"{stem}{end}" for stem in stems for end in endings]
 

@@ -1,14 +1,14 @@
-"""Where an evaluation keeps its masks and scores while it works, and how they become its results.
+"""The files of an evaluation: its working files, and how they become its results.
 
     out/.evaluate/<fingerprint>/{masks/<video>/<expression>/<frame>.png, records/<video>.json}   at work
     out/.evaluate/<fingerprint>/{calibration/<video>.json, presence.json}                       of --calibrate
     out/.evaluate/<fingerprint>/labels/<video>/<annotator>/<frame>.png                          of some protocols
     out/{masks/, labels/, report.html, overlays/, submission.zip, config.yaml, scores.json}              published
 
-Videos and expressions are called as `MaskNames` calls them, which makes file names of any ids.
-A record is written after its video's masks, and trusted only in the folder of the same weights, data and
-settings: masks of another checkpoint are neither scored nor left among the new ones. scores.json comes last. Until all
-results stand, the older ones do, and the masks and records stay at work: the next start need not compute them again.
+Videos and expressions have the file names of `MaskNames`. A record is written after its video's masks, and trusted
+only in the folder of the same weights, data and settings: masks of another checkpoint are neither scored nor mixed with
+the new ones. scores.json comes last. Older results stay until all new ones are complete, and so do the working files:
+the next start does not compute them again.
 """
 
 import json
@@ -41,11 +41,11 @@ class EvaluationStore:
     """The files of one evaluation, shared by every process that works on it."""
 
     def __init__(self, out: Path, fingerprint: str) -> None:
-        """Make the folders; ConfigError if `out` cannot be written or holds something else."""
+        """Make the folders; raises ConfigError if `out` is not writable or has other contents."""
         self.out, self._home = out, out / _WORK
         self._work = self._home / fingerprint
         self._folder = OutputFolder(out, EVALUATION)
-        with self._folder.held():  # takes back what a killed publisher has begun
+        with self._folder.held():  # undoes the partial work of a killed publisher
             self._folder.refuse_strangers(RESULTS)
             self._make(self._home)
 
@@ -53,14 +53,16 @@ class EvaluationStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"out is {self.out}; it can't be written ({error.strerror}): choose another") from error
+            raise ConfigError(
+                f"out is {self.out}; it is not writable ({error.strerror}): choose another out"
+            ) from error
 
     @contextmanager
     def claim(self, rank: int) -> Iterator[None]:
-        """Be the one process that works as `rank` here; the kernel lets go when the process ends."""
+        """Lock `rank` for this process; the kernel releases the lock when the process ends."""
         lock = locks.take(self._home / f"rank_{rank}.lock")
         if lock is None:
-            raise ConfigError(f"out is {self.out}; another evaluation is writing there: choose another")
+            raise ConfigError(f"out is {self.out}; another evaluation is writing there: choose another out")
         try:
             if rank == 0:
                 self._drop_other_work()
@@ -72,7 +74,7 @@ class EvaluationStore:
             os.close(lock)
 
     def start_video(self, video: str) -> None:
-        """Forget masks of a video that was not finished."""
+        """Delete the masks of a video that was not finished."""
         for kind in (MASKS, LABELS):
             remove_known(self._work / kind / video, _is_work)
 
@@ -81,17 +83,17 @@ class EvaluationStore:
         return self._work / LABELS / video
 
     def mask_folder(self, key: str) -> Path:
-        """Where the masks of one expression, `<video>/<expression>`, go while the evaluation is at work."""
+        """Where the masks of one expression, `<video>/<expression>`, are stored while the evaluation runs."""
         folder = self._work / MASKS / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def write_record(self, video: str, record: Mapping[str, Any]) -> None:
-        """Say that a video is done, with its numbers."""
+        """Record that a video is done, with its numbers."""
         write_atomically(self._record(video), json.dumps(record, allow_nan=False))
 
     def record(self, video: str) -> dict[str, Any] | None:
-        """What `write_record` was given, or None when the video has still to be done."""
+        """The record of a video, or None if the video is not done."""
         if not (self._work / MASKS / video).is_dir():
             return None
         try:
@@ -100,17 +102,17 @@ class EvaluationStore:
             return None
 
     def note_judged(self, video: str, judged: Sequence[Any]) -> None:
-        """Keep the result of calibration for a video; a second writer's result is as good as the first's."""
+        """Store the calibration result of a video; all writers have the same result."""
         self._make(self._work / "calibration")
         write_atomically(self._judged(video), json.dumps({"judged": judged}, allow_nan=False))
 
     def judged(self, video: str) -> list[Any] | None:
-        """What `note_judged` was given, or None when the video has still to be done."""
+        """The calibration result of a video, or None if the video is not done."""
         found = read_object(self._judged(video)).get("judged")
         return found if isinstance(found, list) else None
 
     def chosen_once(self, choose: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What the first process that asked has chosen: all others get the same."""
+        """The choice of the first process that calls this; all others get the same."""
         file = self._work / "presence.json"
         with self._publisher():
             if not (found := read_object(file)):
@@ -121,7 +123,7 @@ class EvaluationStore:
     def publish_if_complete(
         self, videos: Sequence[str], build: Callable[[Path, Path, list[dict[str, Any]]], Mapping[str, Any]]
     ) -> bool:
-        """Once every video has its record, replace the results in `out`; the last process does it, once.
+        """Once every video has its record, replace the results in `out`. The last process does this, exactly once.
 
         build: (folder of the masks, empty folder for the other results, records in the order of `videos`) -> what
                scores.json shall hold
@@ -146,7 +148,7 @@ class EvaluationStore:
     def _publisher(self) -> Iterator[None]:
         lock = locks.take(self._home / "publish.lock", patience_s=_PUBLISH_S)
         if lock is None:
-            raise ConfigError(f"out is {self.out}; another process has been publishing there for a day: end it")
+            raise ConfigError(f"out is {self.out}; another process has been publishing there for a day: stop it")
         try:
             yield
         finally:

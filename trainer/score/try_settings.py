@@ -1,7 +1,7 @@
-"""J&F of a few videos under each combination of the conventions that nobody told: which are those of the training?
+"""Measures J&F of a few videos for each combination of the unknown conventions, to find those of the training.
 
-Weights are loaded once. A video is read and encoded once for each pixel_norm, and of one video the DiT is asked each
-question once: a normalised mask latent is the same sample. Writes nothing.
+Weights are loaded once. A video is read and encoded once for each pixel_norm, and the DiT runs once
+for each distinct input: a normalised mask latent is the same sample. Writes nothing.
 """
 
 import hashlib
@@ -60,10 +60,11 @@ def try_settings(
 ) -> list[Tried]:
     """Every combination, best J&F first, on the first `max_videos` videos (default: `VIDEOS`); no mask is emptied.
 
-    What the weights remember, or `config.conventions` says, stays. ConfigError if that is all, DataError without truth.
+    Conventions recorded in the weights or set in `config.conventions` are fixed. Raises ConfigError if that is all of
+    them, DataError without true masks.
     """
     if not settle(stored_settings(config.checkpoint), config.conventions, where=config.checkpoint).assumed:
-        raise ConfigError(f"{config.checkpoint}: all of its conventions are known; there is nothing to try")
+        raise ConfigError(f"{config.checkpoint}: all of its conventions are known, so there is nothing to try")
     config = config.model_copy(update={"max_videos": config.max_videos or VIDEOS, "protocol": None})
     _, videos, _ = opened(config)
     for video in videos:
@@ -83,7 +84,7 @@ def try_settings(
 
 
 def _combinations(loaded: LoadedSegmenter) -> Iterator[Values]:
-    """All four conventions: each value of those that are assumed, what is known of the others."""
+    """All four conventions: each value of the assumed ones, the known value of the others."""
     known = loaded.conventions
     for values in product(*(TRIED[name] if name in loaded.assumed else (known[name],) for name in TRIED)):
         yield dict(zip(TRIED, values))
@@ -121,9 +122,9 @@ def _scored(config: EvaluateConfig, video: Video) -> OneVideo:
 
 
 class _Sharing(Segmenter):
-    """A segmenter with other settings, which asks the DiT of one clip only what none of its siblings has asked.
+    """A segmenter with other settings, which shares the DiT's outputs for one clip with its siblings.
 
-    samples: what they know: mask latents as the DiT gives them, by the hash of the texts' embeddings
+    samples: known mask latents of the DiT, by the hash of the texts' embeddings
     """
 
     def __init__(self, of: Segmenter, settings: SegmentSettings, samples: dict[str, Tensor]) -> None:

@@ -1,5 +1,5 @@
-"""What a run is on disk: checkpoints, the run folder, the process that works in it, the code that runs.
+"""A run on disk: checkpoints, the run folder, the process that works in it, the version of the code.
 
-Imports `step` and the cache's readers. Whatever a resume needs is written and read here; whether a key may change on
-a resume stands at its field (`MayChange`).
+Imports `step` and the cache's readers. All state for a resume is written and read here. The config field of a key says
+whether a resume may change it (`MayChange`).
 """

@@ -1,4 +1,4 @@
-"""What a checkpoint is on disk, and how it is checked and read: at any world size and ZeRO stage.
+"""The format of a checkpoint, and how it is checked and read, at any world size and ZeRO stage.
 
     checkpoints/step_00000040/rank_00000.safetensors   one rank's fragments, keyed `parameter|kind|start`
                               state.json               counters, the caller's state, every file's size and
@@ -36,7 +36,7 @@ class Piece:
 
 
 def damage(path: Path) -> str | None:
-    """What `verify` says against a checkpoint."""
+    """The fault that `verify` finds in a checkpoint; None if there is none."""
     try:
         verify(path)
     except CheckpointError as error:
@@ -50,7 +50,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """`read_state` of a training's checkpoint: "state" holds all that is used of a run."""
+    """`read_state` of a training's checkpoint: "state" has all members that are used of a run."""
     document = read_document(path / STATE)
     refuse_unlike(SavedRun, document["state"], where=f"{path / STATE}: state")
     return document
@@ -74,7 +74,7 @@ def verify(path: Path, *, share: int = 0, shares: int = 1) -> None:
 
 
 def read_full(path: Path, *, kind: str = "ema") -> dict[str, Tensor]:
-    """All parameters, whole, fp32 of the model's shapes, on the host; no process group is needed.
+    """All parameters as whole tensors, fp32 of the model's shapes, on the host; no process group is needed.
 
     kind: "ema" or "master"
     """
@@ -88,7 +88,7 @@ def read_full(path: Path, *, kind: str = "ema") -> dict[str, Tensor]:
 def fill(pieces: list[Piece], files: list[Path]) -> None:
     """Copy into every piece its elements, opening files in order until nothing is missing.
 
-    CheckpointError when an element is missing or stored twice, or a file cannot be read.
+    Raises CheckpointError if an element is missing or stored twice, or a file cannot be read.
     """
     missing = {(piece.name, piece.kind): piece.target.numel() for piece in pieces}
     wanted = {(piece.name, piece.kind): piece for piece in pieces}
@@ -116,7 +116,7 @@ def _keys(reader: Any) -> Iterator[tuple[str, str, int]]:
 
 
 def _copy(piece: Piece, stored: Any, start: int) -> int:
-    """Copy the overlap of `stored` (elements from `start` on) into the piece; how many elements that were."""
+    """Copy the overlap of `stored` (elements from `start` on) into the piece; returns the number of elements."""
     begin = max(piece.start, start)
     end = min(piece.start + piece.target.numel(), start + stored.get_shape()[0])
     if begin >= end:
@@ -128,8 +128,10 @@ def _copy(piece: Piece, stored: Any, start: int) -> int:
 def refuse_other_parameters(
     path: Path, stored: Mapping[str, list[int]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """CheckpointError that names the first parameter in which `path` is not of this model."""
+    """Raises CheckpointError that names the first parameter of `path` that does not fit this model."""
     for name in sorted(set(stored) | set(expected)):
         ours = list(expected[name]) if name in expected else None
         if stored.get(name) != ours:
-            raise CheckpointError(f"{path} is of another model: {name} is {stored.get(name)} there and {ours} here")
+            raise CheckpointError(
+                f"{path} belongs to another model: {name} has shape {stored.get(name)} there and {ours} here"
+            )

@@ -1,8 +1,8 @@
-"""One rank's side of a save: host copies, a background thread that writes them, and the moves that publish.
+"""One rank's side of a save: host copies, a background thread that writes them, and the renames that publish them.
 
-A snapshot is taken between two steps; the thread then writes from it alone, so training may go on at once. No
-collective runs in a thread. A published checkpoint is renamed into place whole; an old one is renamed away
-before it is deleted, so a kill at any moment leaves the last complete checkpoint.
+A snapshot is taken between two steps; the thread then writes only from it, so training continues at once. No
+collective runs in a thread. A complete checkpoint is renamed into place; an old one is renamed away
+before it is deleted. So a kill at any moment keeps the last complete checkpoint.
 """
 
 import re
@@ -27,19 +27,19 @@ from flowmask.trainer.step.engine import Engine
 _TRASH = ".trash_"
 _BESIDE = re.compile(rf"\.writing_step_\d{{8,}}_\d+|{re.escape(_TRASH)}step_\d{{8,}}|\.link_(latest|best)")
 _OURS = re.compile(r"rank_\d{5}\.safetensors|state\.json")
-_CHUNK = 1 << 26  # elements of one host buffer; pinned memory is handed out in powers of two
+_CHUNK = 1 << 26  # elements of one host buffer; pinned memory is allocated in powers of two
 
 
 class Snapshot:
-    """Host copies of this rank's fragments and EMA; the buffers stay for the next one."""
+    """Host copies of this rank's fragments and EMA; the buffers are reused."""
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
         self._tensors: dict[str, Tensor] = {}
-        self._copied: Any = None  # a CUDA event: the host does not wait for the copies, the writer does
+        self._copied: Any = None  # a CUDA event: the writer waits for the copies, not the training
 
     def take(self, engine: Engine, ema: ShardedEma) -> None:
-        """Copy everything as it is between two steps; on a GPU only queued, in front of the next step."""
+        """Copy the state between two steps; on a GPU the copies are only queued, before the next step."""
         live = {}
         for piece, shadow in zip(engine.fragments(), ema.shadow, strict=True):
             for kind, tensor in {**piece.tensors(), "ema": shadow}.items():
@@ -54,7 +54,7 @@ class Snapshot:
         self._random = torch.get_rng_state()
 
     def _allocate(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Places for `live` in a few large host buffers, page-locked where there is a GPU."""
+        """Allocate `live` in a few large host buffers, page-locked if there is a GPU."""
         places = {}
         self._buffers, room = [], 0
         left = sum(tensor.numel() for tensor in live.values())
@@ -68,7 +68,10 @@ class Snapshot:
         return places
 
     def write(self, path: Path) -> dict[str, Any]:
-        """Write and sync the file; its size and hash. WeightsError if a number is not finite: nothing is written."""
+        """Write and sync the file; returns its size and hash.
+
+        Raises WeightsError for a non-finite number, without writing.
+        """
         if self._copied is not None:
             self._copied.synchronize()
         tensors = ((" of ".join(key.split("|")[1::-1]), tensor) for key, tensor in self._tensors.items())
@@ -80,7 +83,7 @@ class Snapshot:
 
 
 class Background:
-    """A call in a separate thread, which dies with the process: a save must survive a kill anyway."""
+    """A call in a daemon thread. It may end with the process, since a save must survive a kill anyway."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
@@ -94,10 +97,10 @@ class Background:
         try:
             self._result = self._call()
         except (OSError, SafetensorError) as error:
-            self._problem = f"{' '.join(str(error).split())}; earlier ones are kept: make room"
+            self._problem = f"{' '.join(str(error).split())}; earlier checkpoints are kept; free disk space"
         except WeightsError as error:
-            self._problem = f"{error}; earlier ones are kept"
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the outcome
+            self._problem = f"{error}; earlier checkpoints are kept"
+        except BaseException as error:  # noqa: BLE001 - `outcome` raises it again
             self._bug = error
 
     @property
@@ -105,7 +108,7 @@ class Background:
         return self._thread.is_alive()
 
     def outcome(self) -> tuple[Any, str | None]:
-        """Wait; (result, None), or (None, why nothing was written and what to do)."""
+        """Wait; returns (result, None), or (None, the reason why nothing was written and the fix)."""
         self._thread.join()
         if self._bug is not None:
             raise self._bug
@@ -113,7 +116,7 @@ class Background:
 
 
 def publish(beside: Path, final: Path, *, document: dict[str, Any], links: tuple[str, ...]) -> None:
-    """Make the files in `beside` the checkpoint `final`, and let `links` point to it."""
+    """Rename `beside` to the checkpoint `final`, and point `links` to it."""
     (beside / "state.json").write_bytes(seal_readable(document))
     sync(beside / "state.json")
     sync(beside)
@@ -130,7 +133,7 @@ def publish(beside: Path, final: Path, *, document: dict[str, Any], links: tuple
 
 
 def point_to(checkpoint: Path, name: str) -> None:
-    """Move the link `name` beside `checkpoint` to it, in one step."""
+    """Point the link `name` beside `checkpoint` to it, atomically."""
     link = checkpoint.parent / f".link_{name}"
     remove(link)
     link.symlink_to(checkpoint.name)
@@ -138,7 +141,7 @@ def point_to(checkpoint: Path, name: str) -> None:
 
 
 def prune(folder: Path, *, keep_last: int, milestone_every_steps: int | None) -> None:
-    """Delete old checkpoints, but neither milestones nor what a link points to."""
+    """Delete old checkpoints, except milestones and targets of links."""
     pinned = {(folder / name).resolve().name for name in ("latest", "best")}
     every = milestone_every_steps
     others = [path for path in complete(folder) if not every or step_of(path) % every]
@@ -154,14 +157,14 @@ def _to_trash(path: Path) -> Path:
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed process left half written or half deleted."""
+    """Remove the partial files of a killed process."""
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if _BESIDE.fullmatch(path.name):
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Delete a link of ours, or our files in a folder; what somebody else put into a checkpoint gets its place back."""
+    """Delete our link, or our files in a folder; files that others put into a checkpoint are moved back."""
     if path.is_symlink():
         path.unlink()
     if not path.is_dir():

@@ -1,7 +1,7 @@
-"""state.json of a checkpoint: what may stand in it. Sealed since format 2.
+"""state.json of a checkpoint: its members and their types. Sealed since format 2.
 
-Every value that is used without asking is typed and in its range here; what a run saves for itself alone (the best
-evaluation, an objective's own settings) is kept as it is.
+Every value that other code relies on has its type and range checked here. Values that only the run itself uses (best
+evaluation, an objective's own settings) are not checked.
 """
 
 from math import prod
@@ -18,7 +18,7 @@ from flowmask.models.stored.sealed import parse_object, unseal_since
 
 FORMAT, SEALED_FROM = 2, 2
 _MOST_BYTES = 1 << 26
-_RANK_FILE = r"^rank_[0-9]{5,9}\.safetensors$"  # no other name from the file is made a path
+_RANK_FILE = r"^rank_[0-9]{5,9}\.safetensors$"  # no other name in the file is used as a path
 
 
 class _Saved(BaseModel):
@@ -26,14 +26,14 @@ class _Saved(BaseModel):
 
 
 class FrozenWeights(_Saved):
-    """Number and hash of the weights that a training left as they were."""
+    """Number and hash of the weights that a training does not change."""
 
     parameters: Count
     sha256: Hash
 
 
 class Conventions(_Saved):
-    """Settings that go with trained weights; those of one objective alone are kept beside them."""
+    """Settings that go with trained weights; settings of a single objective are stored beside them."""
 
     objective: Annotated[str, Field(max_length=200)] | None = None
     text_tokens: Annotated[int, Field(strict=True, ge=1, le=512)] = 256
@@ -71,14 +71,14 @@ class _SavedConfig(_Saved):
 
 
 class SavedGuard(_Saved):
-    """The recent past that a guard judges by."""
+    """The recent steps by which a guard decides."""
 
     grad_norms: list[Annotated[float, Field(strict=True)]] = []
     losses: list[Annotated[float, Field(strict=True)]] = []
 
 
 class SavedRun(_Saved):
-    """What a training adds to its checkpoints."""
+    """The part of a checkpoint's state that a training writes."""
 
     config: _SavedConfig
     fingerprint: Fingerprint
@@ -103,7 +103,7 @@ class RankFile(BaseModel):
 
 
 class StateFile(BaseModel):
-    """The whole file; `state` is the caller's."""
+    """The whole file; `state` belongs to the caller."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -119,7 +119,7 @@ class StateFile(BaseModel):
 
     @model_validator(mode="after")
     def _weights_fit_the_files(self) -> Self:
-        """Whoever makes tensors of these shapes pays no more than the files weigh."""
+        """Tensors of these shapes must need no more memory than the files have bytes."""
         if 4 * sum(map(prod, self.parameters.values())) > sum(file.bytes for file in self.files.values()):
             raise ValueError("parameters are larger than all files")
         return self
@@ -143,7 +143,7 @@ def read_document(path: Path) -> dict[str, Any]:
 def refuse_unlike(
     kind: type[BaseModel], value: object, *, where: object, error: type[UserError] = CheckpointError
 ) -> None:
-    """An `error` in one line that names the first member of `value` that a `kind` may not have."""
+    """Raise `error` with one line that names the first member of `value` that is invalid for `kind`."""
     try:
         kind.model_validate(value)
     except ValidationError as found:

@@ -1,7 +1,8 @@
-"""How many steps a run has. Epochs become steps here alone, once its cache is open; then a run knows steps only.
+"""How many steps a run has. Only this file converts epochs to steps, once the cache is open; after that a run uses only
+steps.
 
-An epoch is the loader's: `first_step(e)` of the order in which the cache is read. So views, a remainder that is
-carried or dropped, and the mode count as they do while training.
+An epoch is the loader's: `first_step(e)` of the order in which the cache is read. So views, a carried or
+dropped remainder, and the mode are counted as in training.
 """
 
 from contextlib import closing
@@ -19,15 +20,15 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 def counted(train: TrainConfig, plan: Plan) -> TrainConfig:
-    """`train` with its epochs as steps of `plan`; ConfigError if these can't be a run's."""
+    """`train` with its epochs converted to steps of `plan`. Raises ConfigError if a run can't have them."""
     if not train.counts_epochs:
         return train
     assert not isinstance(plan, MixturePlan), "RunConfig refuses epochs of a mixture"
     steps = plan.first_step(train.epochs) if train.epochs is not None else train.last_step
     if not steps:
         raise ConfigError(
-            f"train.epochs is {train.epochs}, in which the cache does not fill one train.global_batch of "
-            f"{train.global_batch}; give more epochs, or a smaller batch"
+            f"train.epochs is {train.epochs}, but these epochs of the cache do not fill one train.global_batch of "
+            f"{train.global_batch}; set more epochs, or a smaller batch"
         )
     drops = train.decay_at_steps or tuple(plan.first_step(epoch) for epoch in train.decay_at_epochs)
     found = {"steps": steps, "epochs": None, "decay_at_steps": drops, "decay_at_epochs": ()}
@@ -39,18 +40,18 @@ def counted(train: TrainConfig, plan: Plan) -> TrainConfig:
 
 
 def in_steps(config: Config, reader: Reader) -> Config:
-    """The config as its run has it: no epochs left."""
+    """The config with steps in place of epochs."""
     return config.model_copy(update={"train": counted(config.train, order(config, reader))})
 
 
 def order(config: RunConfig, reader: Reader) -> Plan:
-    """The order in which a run reads what was opened for it."""
+    """The order in which a run reads its opened caches."""
     train, remainder = config.train, config.data.remainder
     return plan_for(reader, global_batch=train.global_batch, seed=train.seed, remainder=remainder)
 
 
 def if_known(config: Config) -> Config:
-    """`in_steps`, or the config as it is where its cache can't be opened before the run."""
+    """`in_steps`, or the unchanged config if its cache can't be opened before the run."""
     if not config.train.counts_epochs or (reader := opened(config)) is None:
         return config
     with closing(reader):
@@ -58,7 +59,7 @@ def if_known(config: Config) -> Config:
 
 
 def opened(config: RunConfig) -> Reader | None:
-    """What a run reads; None if it is not there yet, or at a URL, which only the run itself asks."""
+    """The opened data of a run; None if it does not exist yet, or is at a URL, which only the run itself opens."""
     if config.data.asks_a_server:
         return None
     try:

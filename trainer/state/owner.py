@@ -1,9 +1,9 @@
-"""Who works in a folder on this machine, and how that ended: read by `flowmask status` and `flowmask stop`.
+"""The process that works in a folder on this machine, and how it ended; for `flowmask status` and `flowmask stop`.
 
-    FOLDER/.owner.json   the process that works there (host, boot, pid, start time), its launcher; which start it is
-    FOLDER/.ended.json   how the launcher says that start ended
+    FOLDER/.owner.json   the process that works there (host, boot, pid, start time), its launcher; number of the start
+    FOLDER/.ended.json   how that start ended, by its launcher
 
-Only for people who look: no training depends on these files, so a disk that refuses them is no error.
+Only for display: no training depends on these files, so a failed write is no error.
 """
 
 import os
@@ -41,26 +41,26 @@ class End:
 
 
 def note_start(folder: Path) -> None:
-    """Say that this process works in `folder` now; called by the holder of its lock."""
+    """Record that this process works in `folder`; called by the holder of its lock."""
     before = read_start(folder)
     launcher = process_here(int(os.environ.get("FLOWMASK_PARENT", os.getpid())))
     _write(folder / OWNER, Start(process_here(os.getpid()), launcher, before.number + 1 if before else 1))
 
 
 def note_end(folder: Path, *, code: int, message: str = "") -> None:
-    """Say how the job of this launcher ended, if one of its processes worked in `folder`."""
+    """Record how the job of this launcher ended, if one of its processes worked in `folder`."""
     start = read_start(folder)
     if start is not None and start.launcher == process_here(os.getpid()):
         _write(folder / ENDED, End(start.number, code, message))
 
 
 def read_start(folder: Path) -> Start | None:
-    """The last start in a folder; None if none is known."""
+    """The last start in a folder; None if unknown."""
     return _read(folder / OWNER, Start)
 
 
 def read_end(folder: Path) -> End | None:
-    """How the last start ended; None while it goes on, and when it was killed."""
+    """How the last start ended; None while it runs, or if it was killed."""
     start, end = read_start(folder), _read(folder / ENDED, End)
     return end if start is not None and end is not None and end.number == start.number else None
 

@@ -1,4 +1,4 @@
-"""Which code runs: the commit of its checkout, or the one that its snapshot was taken from.
+"""The version of the running code: the commit of its checkout, or the one from which its snapshot was taken.
 
 SNAPSHOT/code/               the packages of a submitted job
 SNAPSHOT/provenance.json     the commit, written when it was submitted
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import flowmask
 
-PACKAGE = Path(flowmask.__file__).resolve().parent  # all of the code: in a checkout through links to the rooms
+PACKAGE = Path(flowmask.__file__).resolve().parent  # contains all of the code; in a checkout it links to the rooms
 ROOT = PACKAGE.parent
 PROVENANCE = "provenance.json"
 UNKNOWN = "unknown"
 
 
 def git_commit() -> str:
-    """The commit of the code that runs, `-dirty` if files differ from it; "unknown" where nothing tells."""
+    """The commit of the code that runs, `-dirty` if files differ from it; "unknown" if undetermined."""
     if not (ROOT / ".git").exists():
         return _of_snapshot()
     said = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
@@ -25,7 +25,7 @@ def git_commit() -> str:
 
 
 def git(*words: str) -> str | None:
-    """What git says about the checkout; None without git or a checkout."""
+    """Output of git for the checkout; None without git or a checkout."""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""What a resume may change: judged here alone, for training itself, for preflight, for curricula and for `tune`.
+"""Decides which settings a resume may change, for training, preflight, curricula and `tune`.
 
-Whether a key may change stands at its field (`MayChange` of models/config.py; `OnlyRounds`: before the run begins). A
-cache may move, but not change: its fingerprint is compared, of a mixture with the weights.
+The config field of a key says whether it may change (`MayChange` of models/config.py; `OnlyRounds`: before the first
+checkpoint). A cache may move, but not change: its fingerprint is compared; for a mixture also the weights.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from flowmask.trainer.state.run_folder import flatten, plain
 
 
 def settled(config: RunConfig, state: Mapping[str, Any]) -> RunConfig:
-    """The config as it holds from now on; state: what an earlier start saved, empty if there was none.
+    """The config in effect from now on; state: saved by an earlier start, empty if there was none.
 
     The schedule's length is `train.steps` of the first start unless the config names one; a resume keeps it.
     """
@@ -31,9 +31,9 @@ def settled(config: RunConfig, state: Mapping[str, Any]) -> RunConfig:
 
 
 def refuse_other_config(config: RunConfig, state: Mapping[str, Any]) -> None:
-    """CheckpointError in one line with every key that differs from the run's and may not.
+    """Raises CheckpointError with every key that differs from the run's but must not.
 
-    Where `decay_at_epochs` is not settled yet (length.py), it is compared later, when the cache is known.
+    If `decay_at_epochs` is not converted to steps yet (length.py), it is compared later, when the cache is known.
     """
     new = settled(config, state).model_dump(mode="json", include=set(RunConfig.model_fields))
     old = in_todays_terms(state["config"])
@@ -46,12 +46,12 @@ def refuse_other_config(config: RunConfig, state: Mapping[str, Any]) -> None:
 
 
 def may_choose(key: str, *, begun: bool) -> bool:
-    """Whether a run may have another value of a dotted key and still learn the same; begun: it has a checkpoint."""
+    """Whether a run may change a dotted key without changing what it learns; begun: it has a checkpoint."""
     return key in _free_keys() or (not begun and key in _free_keys(mark=OnlyRoundsOtherwise))
 
 
 def refuse_other_cache(config: RunConfig, state: Mapping[str, Any], now: Fingerprint) -> None:
-    """CheckpointError in one line with everything that differs in the cache."""
+    """Raises CheckpointError with all differences of the cache."""
     before = state["fingerprint"]
     _refuse([said for _, said in _differences(before["fields"], now.fields)], out=config.out, what="cache")
     if before != now.model_dump(mode="json"):
@@ -59,7 +59,7 @@ def refuse_other_cache(config: RunConfig, state: Mapping[str, Any], now: Fingerp
 
 
 def fingerprint_of(data: LoaderConfig) -> Fingerprint | None:
-    """The fingerprint of what a config reads; None for a stream or at a server, which the run itself asks."""
+    """The fingerprint of a config's data; None for a stream or a server, which only the run itself opens."""
     if data.mode == "stream" or data.asks_a_server:
         return None
     reader = open_reader(data, check=False)
@@ -83,7 +83,7 @@ def _refuse(differences: list[str], *, out: Path, what: str) -> None:
     if differences:
         raise CheckpointError(
             f"{out} holds a run with another {what}: {'; '.join(differences)}. Give the old values, "
-            f"or start a new run with another out (model.init={out} takes these weights along)"
+            f"or start a new run with another out (model.init={out} starts from these weights)"
         )
 
 

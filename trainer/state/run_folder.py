@@ -3,7 +3,7 @@
     config.yaml   metrics.jsonl   evaluations.jsonl   log.txt   tracking.json
     checkpoints/step_00000040/   checkpoints/latest   checkpoints/best
 
-Only rank 0 writes here (checkpoints aside). A folder that holds something else is refused, as is a second writer.
+Only rank 0 writes here (except checkpoints). A folder with other contents and a second writer are refused.
 """
 
 import json
@@ -30,24 +30,24 @@ _TAIL_BYTES = 1 << 16
 
 
 class RunFolder:
-    """A run folder that this process alone may write; `close` (or the process's death) lets it go."""
+    """A run folder that only this process may write; `close` (or the end of the process) releases it."""
 
     def __init__(self, path: Path, *, patience_s: float = PATIENCE_S) -> None:
-        """Create and lock `path`; CheckpointError if that can't be done or `path` holds something else."""
+        """Create and lock `path`; raises CheckpointError if that fails or `path` has other contents."""
         self.path = path
         self._lock = OutputFolder(path, RUN).take(patience_s=patience_s)
         self._metrics: Any = None
         self._evaluations: Any = None
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Save the config that repeats this run, in JSON's types."""
+        """Save the config that repeats this run, in JSON types."""
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / CONFIG, text)
 
     def open_metrics(self, *, after_step: int, evaluated_step: int = 0) -> None:
-        """Continue the rows behind those of `after_step` and of the last evaluation that is remembered.
+        """Continue the files after the rows of `after_step` and of the last saved evaluation.
 
-        Later rows and a torn last line go.
+        Later rows and an incomplete last line are removed.
         """
         self._metrics = _continue_rows(self.path / METRICS, after_step)
         self._evaluations = _continue_rows(self.path / EVALUATIONS, evaluated_step)
@@ -71,7 +71,7 @@ class RunFolder:
         sync_open(self._evaluations)
 
     def close(self) -> None:
-        """Let the lock go."""
+        """Release the lock."""
         for rows in (self._metrics, self._evaluations):
             if rows is not None:
                 rows.close()
@@ -113,7 +113,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The value in YAML's and JSON's own types: paths become strings and tuples lists."""
+    """The value in types of YAML and JSON: paths become strings, tuples become lists."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -159,7 +159,7 @@ def _step_of(line: bytes) -> int | None:
 
 
 def _older_run(path: Path) -> tuple[()] | None:
-    """A run of an earlier version: what it wrote is there and parses; others' files beside that are left alone."""
+    """Whether it is a run of an earlier version: its files exist and parse. Other files are ignored."""
     there = {name: check for name, check in _PARSES.items() if (path / name).exists()}
     others = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - there.keys() - {OVERLAYS}
     strange = {name for name in others if not name.startswith(("launch", "slurm"))}
@@ -182,7 +182,7 @@ def _are_rows(path: Path) -> bool:
 
 
 def _are_checkpoints(path: Path) -> bool:
-    """Nothing else lies in `checkpoints/` than whole steps, links to them, and what a kill has left."""
+    """Whether `checkpoints/` has only complete steps, links to them, and leftovers of a kill."""
     return path.is_dir() and all(_is_step_or_link(entry) for entry in path.iterdir())
 
 

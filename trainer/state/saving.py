@@ -1,8 +1,8 @@
-"""The checkpoints of one run: what all ranks decide together about saving, and how a run is restored.
+"""The checkpoints of one run: the joint decisions of all ranks about saving, and the restore of a run.
 
 A save begins between two steps with host copies; each rank's thread writes its file, rank 0's then publishes.
-What the threads have done is gathered by the main threads at a later step's boundary (`advance`), so no
-collective runs beside the training's. One save is in flight at a time: the next one waits for it.
+The main threads collect the results of the threads between two later steps (`advance`), so no
+collective runs in parallel to the training's. Only one save is in flight: the next one waits for it.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from flowmask.trainer.step.engine import Engine
 
 @dataclass
 class _Flight:
-    """A save on its way: first every rank writes its file, then rank 0 publishes; `work` is this rank's part."""
+    """A save in flight: first every rank writes its file, then rank 0 publishes; `work` is this rank's part."""
 
     step: int
     beside: Path
@@ -39,9 +39,9 @@ class _Flight:
 
 
 class Checkpoints:
-    """The checkpoints in `folder`. Public methods are collective; rank 0 alone moves folders.
+    """The checkpoints in `folder`. Public methods are collective; only rank 0 renames folders.
 
-    saved_step: the step that was last saved or restored, -1 at first
+    saved_step: the last saved or restored step; -1 initially
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class Checkpoints:
         self._problem: str | None = None
 
     def clean(self) -> None:
-        """Remove what a killed process left half written or half deleted."""
+        """Remove the partial files of a killed process."""
         if distributed.rank() == 0:
             clean(self.folder)
         distributed.barrier()
 
     def covers(self, step: int) -> bool:
-        """Whether `step` is saved or on its way."""
+        """Whether `step` is saved or being saved."""
         return step == (self._flight.step if self._flight is not None else self.saved_step)
 
     def require(self, step: int) -> None:
-        """Wait until `step` is saved; CheckpointError on every rank if any can't write it (a full disk, a NaN)."""
+        """Wait until `step` is saved; raises CheckpointError on every rank if one can't write it (full disk, NaN)."""
         self.settle()
         if self.saved_step != step:
             raise CheckpointError(f"cannot write the checkpoint of step {step}: {self._problem}")
@@ -87,12 +87,12 @@ class Checkpoints:
     ) -> None:
         """Start saving `step` with the caller's JSON `state`; returns as soon as the host copies are made.
 
-        best: the link `best` shall point to it; before_publish: called on rank 0, in its thread
+        best: also point the link `best` to it; before_publish: called on rank 0, in its thread
         """
         self.settle()
         self._begun += 1
         final = self.folder / f"step_{step:08d}"
-        beside = self.folder / f".writing_{final.name}_{self._begun}"  # never that of a try that failed
+        beside = self.folder / f".writing_{final.name}_{self._begun}"  # never the folder of a failed attempt
         document = {
             "format": FORMAT,
             "step": step,
@@ -110,11 +110,11 @@ class Checkpoints:
 
     @property
     def busy(self) -> bool:
-        """Whether this rank's thread still works; not collective."""
+        """Whether this rank's thread is still working; not collective."""
         return self._flight is not None and self._flight.work is not None and self._flight.work.busy
 
     def advance(self) -> None:
-        """Take note of what the threads have done and let rank 0 publish; waits for those that are busy."""
+        """Collect the results of the threads and let rank 0 publish; waits for busy threads."""
         flight = self._flight
         if flight is None:
             return
@@ -133,18 +133,18 @@ class Checkpoints:
             flight.publishing = True
 
     def settle(self) -> None:
-        """Wait until no save is in flight; one that failed has been reported."""
+        """Wait until no save is in flight; a failed one has been reported."""
         while self._flight is not None:
             self.advance()
 
     def mark_best(self) -> None:
-        """Let `best` point to the newest checkpoint."""
+        """Point `best` to the newest checkpoint."""
         self.settle()
         if distributed.rank() == 0:
             point_to(self.folder / f"step_{self.saved_step:08d}", "best")
 
     def _publish(self, flight: _Flight) -> str | None:
-        """Runs in rank 0's thread; a warning when old checkpoints could not be deleted."""
+        """Runs in rank 0's thread; returns a warning if old checkpoints could not be deleted."""
         flight.before_publish()
         publish(flight.beside, flight.final, document=flight.document, links=flight.links)
         try:
@@ -159,12 +159,12 @@ class Checkpoints:
         self._flight, self._problem = None, problem
         if distributed.rank() != 0:
             return
-        self._warn(f"the checkpoint of step {flight.step} could not be written: {problem}; the next save tries again")
-        with suppress(OSError):  # the next start cleans it
+        self._warn(f"the checkpoint of step {flight.step} could not be written: {problem}; the next save will retry")
+        with suppress(OSError):  # the next start cleans up
             remove(flight.beside)
 
     def newest(self) -> Path | None:
-        """The newest undamaged checkpoint, None if there are none; CheckpointError if all are damaged."""
+        """The newest undamaged checkpoint, None if there are none; raises CheckpointError if all are damaged."""
         found = distributed.broadcast_object([str(path) for path in complete(self.folder)])
         try:
             return newest_of(list(map(Path, found)), damage=self._damage)
@@ -174,7 +174,7 @@ class Checkpoints:
             ) from None
 
     def _damage(self, path: Path) -> str | None:
-        """The first rank's complaint about `path`; each rank checks its share of the files."""
+        """The first rank's finding about `path`; each rank checks its share of the files."""
         mine: str | None = None
         try:
             verify(path, share=distributed.rank(), shares=distributed.world_size())
@@ -182,13 +182,14 @@ class Checkpoints:
             mine = str(error)
         problem = next((problem for problem in distributed.gather_objects(mine) if problem), None)
         if problem is not None and distributed.rank() == 0:
-            self._warn(f"{problem}; going back to the checkpoint before it")
+            self._warn(f"{problem}; using the previous checkpoint")
         return problem
 
     def restore(self, engine: Engine, ema: ShardedEma, path: Path) -> dict[str, Any]:
         """Fill masters, moments, EMA and counters from `path`, at any world size and stage.
 
-        CheckpointError when the parameters are not this model's or an element is missing, stored twice or not finite.
+        Raises CheckpointError if the parameters do not fit the model or an element is missing, stored twice or not
+        finite.
         """
         document = read_state(path)
         refuse_other_parameters(path, document["parameters"], engine.shapes)
@@ -206,7 +207,7 @@ class Checkpoints:
         try:
             fill(pieces, [path / name for name in sorted(document["files"], key=lambda name: name != own)])
             tensors = ((f"{piece.kind} of {piece.name}", piece.target) for piece in pieces)
-            refuse_not_finite(tensors, where=path, fix="move it away to go on from the checkpoint before it")
+            refuse_not_finite(tensors, where=path, fix="move it away to continue from the previous checkpoint")
         except (CheckpointError, WeightsError) as error:
             problem = str(error)
         for complaint in distributed.gather_objects(problem):

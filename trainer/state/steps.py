@@ -1,4 +1,4 @@
-"""The checkpoints of a run by name: which are complete, which is the newest. Reads no tensor and imports no torch."""
+"""The checkpoints of a run by name: finds the complete ones and the newest. Reads no tensor and imports no torch."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -38,7 +38,10 @@ def newest(source: Path) -> Path | None:
 
 
 def newest_of(checkpoints: Sequence[Path], *, damage: Callable[[Path], str | None]) -> Path | None:
-    """The first of `checkpoints` without damage, as a resume takes it; CheckpointError lists that of all of them."""
+    """The first undamaged checkpoint, as a resume uses it.
+
+    Raises CheckpointError with the faults if all are damaged.
+    """
     problems = []
     for checkpoint in checkpoints:
         problem = damage(checkpoint)

@@ -1,7 +1,7 @@
-"""Exponential moving average of the fp32 masters, sharded like them: 4 bytes a parameter over all ranks.
+"""Exponential moving average of the fp32 masters, sharded like them: 4 bytes per parameter over all ranks.
 
 Owns the shadow of this rank's fragments and the number of updates. No collective runs in `update`; whole
-tensors are put together only when somebody asks for them.
+tensors are gathered only on request.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ def decay_of_update(number: int, *, decay: float) -> float:
 
 
 class ShardedEma:
-    """The average over `engine.fragments()`; call `update` after every step taken, not after a skip."""
+    """The average over `engine.fragments()`; call `update` after every step that was taken, not after a skipped one."""
 
     def __init__(self, engine: Engine, *, decay: float):
         self._engine = engine

@@ -1,8 +1,8 @@
 """The training engine: one optimizer step at any ZeRO stage and precision.
 
-Owns what must be the same everywhere: fp32 masters that start as the exact initial weights, gradients
-averaged over the global batch, one decision of all ranks to take or skip a step. Refuses nothing about data
-or objectives.
+Owns what must be equal at all stages: fp32 masters that start as the exact initial weights, gradients
+averaged over the global batch, one decision of all ranks to take or skip a step. Does not check data or
+objectives.
 """
 
 import math
@@ -21,11 +21,11 @@ from flowmask.trainer.step.fragments import Fragment
 from flowmask.trainer.step.optimizer import ArmedAdamW, NamedTensors, ReplicatedAdamW, decay_groups
 from flowmask.trainer.train_config import TrainConfig, accumulation_steps
 
-_LIMB, _SHIFTS = 1 << 16, (0, 16, 32, 48)  # of a digest: sums of such parts are exact in a float64
+_LIMB, _SHIFTS = 1 << 16, (0, 16, 32, 48)  # parts of a digest, whose sums are exact in float64
 
 
 class MicroBatch(Protocol):
-    """What the engine itself reads of a micro-batch."""
+    """The attributes of a micro-batch that the engine reads."""
 
     digest: int
 
@@ -51,11 +51,11 @@ class StepResult:
 class Engine:
     """A module under training. Construction and the public methods are collective: all ranks call them.
 
-    `module` comes with its initial weights in fp32, the same on every rank (rank 0's are taken). What needs no
-    gradient stays frozen, in the working precision alone: no master, no moments, no fragment. Afterwards
-    the parameters hold the working precision, under ZeRO 3 only this rank's share of it: read weights through
-    `full_state_dict`, never from the module. One process alone has nothing to shard, so without
-    `train.offload_optimizer` every ZeRO stage is then ZeRO 0. ConfigError if the batch does not divide.
+    `module` comes with its initial weights in fp32, the same on every rank (rank 0's are taken). Parameters
+    without gradient stay frozen, in the working precision only: no master, no moments, no fragment. Afterwards
+    the parameters have the working precision, under ZeRO 3 only this rank's share: read weights through
+    `full_state_dict`, never from the module. A single process has nothing to shard, so without
+    `train.offload_optimizer` it always runs ZeRO 0. Raises ConfigError if the batch does not divide.
     """
 
     def __init__(self, module: nn.Module, *, train: TrainConfig):
@@ -81,7 +81,7 @@ class Engine:
             piece.master.copy_(exact[piece.name].flatten()[piece.start : piece.start + piece.numel])
 
     def _place(self, module: nn.Module, *, keep_exact: bool) -> dict[str, Tensor]:
-        """Rank 0's weights onto every device; keep_exact: there in the working precision, the fp32 ones in host memory.
+        """Copy rank 0's weights to every device; keep_exact: in the working precision, with fp32 copies in host memory.
 
         One parameter at a time, so that a device never holds the whole module in fp32 where the masters are sharded.
         """
@@ -94,7 +94,7 @@ class Engine:
                 exact[name] = data.cpu()
                 data = data.to(self.dtype)
             parameter.data = data
-        module.to(distributed.device()).train()  # the buffers, a rotary table may be float64 and stays so
+        module.to(distributed.device()).train()  # also the buffers; a float64 rotary table keeps its dtype
         return exact
 
     def _make_optimizer(self, module: nn.Module, train: TrainConfig) -> ArmedAdamW:
@@ -126,9 +126,9 @@ class Engine:
         return self._owned
 
     def held_fragments(self) -> list[Fragment]:
-        """All that lies on this rank, to be filled on a load: everything at ZeRO 0, else `fragments()`.
+        """All fragments on this rank, to be filled by a load: everything at ZeRO 0, else `fragments()`.
 
-        What is written to their moments counts from `refresh_weights` on.
+        Values written to their moments take effect with `refresh_weights`.
         """
         self._optimizer.open_moments()
         return self._held
@@ -138,7 +138,7 @@ class Engine:
         self._optimizer.set_lr(lr)
 
     def set_updates(self, updates: int) -> None:
-        """Steps taken so far (skipped ones not counted); the number behind Adam's bias correction."""
+        """Steps taken so far (skipped ones not counted); Adam's bias correction uses it."""
         self.updates = updates
         self._optimizer.set_step_count(updates)
 
@@ -152,8 +152,8 @@ class Engine:
     ) -> StepResult:
         """One optimizer step over this rank's `micro_batches` of one global batch.
 
-        There is one small reduction of our own for everything that is reported and decided, and a step that
-        any rank cannot take, or whose mean loss or gradient norm is above its limit, is taken by none.
+        One small reduction covers everything that is reported and decided. No rank takes a step that one rank
+        cannot take, or whose mean loss or gradient norm is above its limit.
         """
         assert len(micro_batches) == self.accumulation, (len(micro_batches), self.accumulation)
         self._clear_gradients()
@@ -174,11 +174,11 @@ class Engine:
         return self._result(names, sums, self._optimizer.disarm())
 
     def _reduced_norm(self) -> Tensor:
-        """The gradients' global norm, the same on every rank, once the optimizer is asked to step."""
+        """The gradients' global norm, the same on every rank, after the optimizer was told to step."""
         return torch.as_tensor(self._deepspeed.optimizer._global_grad_norm)
 
     def _result(self, names: Sequence[str], sums: Tensor, moved: Tensor | None) -> StepResult:
-        """What the step did. The only place that waits for the device, when all of the step is in its queue."""
+        """The result of the step. The only place that waits for the device, after the whole step is queued."""
         norm = self._reduced_norm().to(sums)
         moved = torch.zeros_like(norm) if moved is None else moved.to(sums)
         *means, a, b, c, d, broken, norm_, taken = torch.cat([sums, torch.stack([norm, moved])]).tolist()
@@ -192,7 +192,7 @@ class Engine:
         if isinstance(self._optimizer, ReplicatedAdamW):
             self._optimizer.expect_gradients()
             return
-        # else DeepSpeed would move a parameter that this step does not use by its last gradient
+        # else DeepSpeed would update a parameter that is unused in this step with its last gradient
         if self.zero_stage == 3:
             self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
         for master in self._flat_masters():
@@ -200,11 +200,11 @@ class Engine:
                 master.grad.zero_()
 
     def _agree(self, losses: list[Tensor], parts: list[Mapping[str, Tensor]], digest: int) -> tuple[list[str], Tensor]:
-        """One all-reduce: names, and float64 [names + 5]: their means, the digests' sum, how many are not finite."""
+        """One all-reduce: names, and float64 [names + 5]: their means, the sum of digests, count of non-finite ones."""
         names = ["loss", *sorted(parts[0])]
         rows = [[loss, *(part[name] for name in names[1:])] for loss, part in zip(losses, parts, strict=True)]
         sums = torch.stack([torch.stack([v.detach().double() for v in row]) for row in rows]).sum(0)
-        digest = digest if distributed.rank() % self._sequence_ranks == 0 else 0  # once a group
+        digest = digest if distributed.rank() % self._sequence_ranks == 0 else 0  # once per group
         limbs = torch.tensor([digest >> shift & _LIMB - 1 for shift in _SHIFTS], dtype=torch.float64)
         broken = ~torch.isfinite(sums[:1])
         packed = torch.cat([sums, limbs.to(sums.device, non_blocking=True), broken])
@@ -214,7 +214,7 @@ class Engine:
 
     @torch.no_grad()
     def refresh_weights(self) -> None:
-        """Make the working weights follow masters, and the state moments, that were written from outside."""
+        """Update the working weights and the optimizer state after masters and moments were written from outside."""
         self._optimizer.close_moments()
         sharded = self._deepspeed.optimizer
         if isinstance(self._optimizer, ReplicatedAdamW):
@@ -226,19 +226,19 @@ class Engine:
         for group in range(len(sharded.fp16_groups)):
             sharded._reassign_or_swap_out_partitioned_parameters(group)
         if small := sharded.persistent_parameters:
-            small[0].partition(small)  # else those that are whole, as after a step, are not gathered
+            small[0].partition(small)  # else parameters that are whole, as after a step, are not gathered
             small[0].all_gather(small)
 
     def full_state_dict(self, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Trained parameters, whole, fp32 of the module's shapes, on rank 0's host memory (elsewhere empty).
 
-        values: in place of the masters, such as the EMA's shadow: fp32 [numel] for each of `fragments()`
+        values: replace the masters, for example by the EMA's shadow: fp32 [numel] for each of `fragments()`
         """
         masters = [piece.master for piece in self._owned]
         return layout.assemble(self._owned, masters if values is None else values, shapes=self.shapes)
 
     def whole_tensors(self, values: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Parameters of the module's shapes put together of `values`, fp32 [numel] for each of `fragments()`.
+        """Parameters of the module's shapes gathered from `values`, fp32 [numel] for each of `fragments()`.
 
         One parameter at a time, on every rank's device; collective.
         """

@@ -1,8 +1,8 @@
 """Pieces of fp32 master weights that this rank holds, under every ZeRO stage, by parameter name.
 
 A fragment is a range of one flattened parameter with its master (a view) and its two Adam moments. The EMA
-and the checkpoint know nothing else of how a stage lays its memory out. What is read of DeepSpeed's
-optimizers are plain attributes, listed here so that an upgrade of DeepSpeed has one file to look at.
+and the checkpoint depend on nothing else of a stage's memory layout. Only this file reads attributes of
+DeepSpeed's optimizers, so an upgrade of DeepSpeed has one file to check.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ class Fragment:
     """Elements start .. start + numel of the flattened parameter `name`.
 
     master: fp32 [numel], a view
-    moment: kind -> fp32 [numel], asked of the optimizer each time: it may keep moments in another form
+    moment: kind -> fp32 [numel], read from the optimizer each time, which may store moments in another form
     """
 
     name: str
@@ -79,7 +79,7 @@ def replicated(optimizer: ReplicatedAdamW, *, owned: bool) -> list[Fragment]:
 
 
 def flat_partition(module: nn.Module, optimizer: ArmedAdamW) -> list[Fragment]:
-    """ZeRO 1 and 2: one flat fp32 partition a rank and group; DeepSpeed's `_hp_mapping` says which part is whose."""
+    """ZeRO 1 and 2: one flat fp32 partition per rank and group; DeepSpeed's `_hp_mapping` maps parts to parameters."""
     flats = [group["params"][0] for group in optimizer.param_groups]
     pieces = []
     for name, parameter in named_parameters(module):
@@ -96,7 +96,7 @@ def flat_partition(module: nn.Module, optimizer: ArmedAdamW) -> list[Fragment]:
 def partitioned(module: nn.Module, optimizer: ArmedAdamW, *, zero: Any) -> list[Fragment]:
     """ZeRO 3: every parameter is cut evenly over the ranks, padded at its end; the padding is left out."""
     pieces = []
-    parameter: Any  # DeepSpeed hangs its own attributes on it
+    parameter: Any  # DeepSpeed adds its own attributes to it
     for name, parameter in named_parameters(module):
         if not parameter.requires_grad:
             continue
@@ -125,7 +125,7 @@ def whole_tensors(
     shapes: Mapping[str, tuple[int, ...]],
     everywhere: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter's name and its whole fp32 tensor [shape], on every rank (or right on rank 0 alone).
+    """Each parameter's name and its whole fp32 tensor [shape], on every rank (or correct only on rank 0).
 
     Bits are added as integers to zeros, so that even the sign of a zero survives. One parameter at a time:
     the largest one is all the extra memory a rank needs. Collective: every rank takes all of them.

@@ -1,8 +1,8 @@
-"""AdamW that moves only on command, and the replicated (ZeRO 0) form of it with flat fp32 masters.
+"""AdamW that updates only when armed, and the replicated (ZeRO 0) form of it with flat fp32 masters.
 
-DeepSpeed calls `step` at other times too (once inside `initialize`), and ZeRO wraps whatever it is given. So
-the permission to move lives here, at the innermost place: an optimizer that is not armed changes nothing, at
-any stage. Whether the gradients allow a step is decided on their device: nothing here waits for it.
+DeepSpeed calls `step` at other times too (once inside `initialize`), and ZeRO wraps the given optimizer. So
+the permission to update is here, at the innermost place: an optimizer that is not armed changes nothing, at
+any stage. The device decides whether the gradients allow a step: nothing here waits for it.
 """
 
 import math
@@ -16,8 +16,8 @@ from torch import Tensor
 from flowmask.trainer import distributed
 
 NamedTensors = list[tuple[str, Tensor]]  # names and parameters of any shape
-_NORM_ROW = 256  # elements that are summed in fp32 before float64 takes over
-_ALIGN = 64  # elements; keeps every parameter's view as aligned as an allocation of its own
+_NORM_ROW = 256  # elements that are summed in fp32; their sums are added in float64
+_ALIGN = 64  # elements; aligns every parameter's view like a separate allocation
 
 
 def decay_groups(named: NamedTensors, *, exclude: Literal["none", "norms_biases"]) -> list[NamedTensors]:
@@ -30,7 +30,7 @@ def decay_groups(named: NamedTensors, *, exclude: Literal["none", "norms_biases"
 
 
 class ArmedAdamW(torch.optim.AdamW):
-    """torch's fused AdamW whose `step` does nothing unless armed and the gradients are as they should be."""
+    """torch's fused AdamW whose `step` does nothing unless it is armed and the gradients are good."""
 
     def __init__(
         self, groups: Sequence[NamedTensors], *, lr: float, betas: tuple[float, float], eps: float, decay: float
@@ -48,19 +48,19 @@ class ArmedAdamW(torch.optim.AdamW):
         self._moved: Tensor | None = None
 
     def arm(self, allowed: Tensor, norm: Callable[[], Tensor], *, limit: float = math.inf) -> None:
-        """Let the coming step move, where `allowed` (bool scalar) holds and the gradients' norm is good.
+        """Allow the next step to update if `allowed` (bool scalar) is true and the gradients' norm is good.
 
-        norm: called then for their global norm; good is finite and within `limit`.
+        norm: returns their global norm at that time; good means finite and at most `limit`.
         """
         self._allowed, self._norm, self._limit, self._moved = allowed, norm, limit, None
 
     def disarm(self) -> Tensor | None:
-        """Forbid steps again; whether one was taken since `arm`: a bool scalar on the device, None for no."""
+        """Forbid steps again; returns whether one was taken since `arm`: a bool scalar on the device, None for no."""
         moved, self._allowed, self._moved = self._moved, None, None
         return moved
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient, if allowed; the kernel itself passes over a forbidden one."""
+        """Update every parameter that has a gradient, if allowed; the kernel itself skips a forbidden one."""
         if self._allowed is None:
             return
         norm = self._norm().to(self._allowed.device)
@@ -68,9 +68,9 @@ class ArmedAdamW(torch.optim.AdamW):
         self._update(self._moved)
 
     def _update(self, moved: Tensor) -> None:
-        # What torch's fused kernel reads, made for gradient scalers. It is brought to the masters here, by a copy that
-        # waits: torch's own would not, and a CPU's kernel would read it before it has arrived from the GPU. ZeRO 3
-        # steps one part of the masters at a time, and leaves the other groups without any.
+        # Inputs of torch's fused kernel that were made for gradient scalers. They are copied to the masters' device
+        # here, by a copy that waits: torch's own would not, and a CPU kernel would read them before they arrive from
+        # the GPU. ZeRO 3 steps one part of the masters at a time, and leaves the other groups empty.
         master: Tensor = next(master for group in self.param_groups for master in group["params"])
         self.found_inf = (~moved).float().to(master.device)
         super().step()
@@ -100,19 +100,19 @@ class ArmedAdamW(torch.optim.AdamW):
         return whole.detach().narrow(0, at, n)
 
     def open_moments(self) -> None:
-        """`moment` gives what may be written, until `close_moments`: here it always does."""
+        """Make the tensors from `moment` writable until `close_moments`; here they always are."""
 
     def close_moments(self) -> None:
-        """What was written since `open_moments` is the state."""
+        """Store the moments written since `open_moments`."""
 
 
 class ReplicatedAdamW(ArmedAdamW):
     """ZeRO 0: every rank holds one flat fp32 master, one flat fp32 gradient and both moments.
 
     The module's parameters become views of a flat working buffer (the master itself in fp32). Each gradient is
-    moved into the flat one as soon as the backward pass has made it, so micro-batches accumulate in fp32
+    added to the flat one as soon as the backward pass has computed it, so micro-batches accumulate in fp32
     whatever the working precision, and reduction, norm and update are one kernel each. A parameter that a
-    step does not use counts as one with a zero gradient, as in the ZeRO stages.
+    step does not use has a zero gradient, as in the ZeRO stages.
     """
 
     def __init__(
@@ -161,12 +161,12 @@ class ReplicatedAdamW(ArmedAdamW):
         return flat.narrow(0, self.offsets[name], parameter.numel()).view(parameter.shape)
 
     def expect_gradients(self) -> None:
-        """Forget the gradients of the last step; the next backward passes bring new ones."""
+        """Discard the gradients of the last step before new backward passes."""
         self._arrived.clear()
 
     @torch.no_grad()
     def _take_gradient(self, name: str, parameter: Tensor) -> None:
-        """Add a gradient to the flat ones, in fp32; the first of a step needs no zeros to be added to."""
+        """Add a gradient to the flat ones, in fp32; the first of a step overwrites."""
         assert parameter.grad is not None
         place = self._view(self.gradient, name, parameter)
         if name in self._arrived:
@@ -178,14 +178,14 @@ class ReplicatedAdamW(ArmedAdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Average over ranks, measure, clip, update; a non-finite norm leaves everything as it was."""
+        """Average over ranks, measure, clip, update; a non-finite norm changes nothing."""
         for name, parameter in self.named:
             if name not in self._arrived:
                 self._view(self.gradient, name, parameter).zero_()
         if distributed.world_size() > 1:
             distributed.all_reduce_sum(self.gradient).div_(distributed.world_size())
         norm = precise_norm(self.gradient)
-        self._global_grad_norm = norm  # where DeepSpeed looks for it
+        self._global_grad_norm = norm  # DeepSpeed reads it here
         if self.grad_clip > 0:
             self.grad_scale = torch.clamp((norm + 1e-6) / self.grad_clip, min=1.0)  # the kernel divides by it
         for master, gradient in zip(self.masters, self._by_group(self.gradient), strict=True):
@@ -202,8 +202,8 @@ class ReplicatedAdamW(ArmedAdamW):
 def precise_norm(flat: Tensor) -> Tensor:
     """Euclidean norm of a flat fp32 tensor, summed in float64 over short rows; returns an fp32 scalar.
 
-    One fp32 sum over a million elements was off by 7e-5 on a CPU, which clipping carries into the training;
-    rows are within 1e-7 of float64 throughout, which takes ten times as long.
+    One fp32 sum over a million elements was off by 7e-5 on a CPU, and clipping would carry this error into the
+    training. Rows are within 1e-7 of a full float64 sum, which takes ten times as long.
     """
     whole = flat.numel() // _NORM_ROW * _NORM_ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, _NORM_ROW), dim=1)

@@ -1,8 +1,8 @@
 """AdamW whose two moments are stored in 8 bits, block by block; the only importer of bitsandbytes.
 
-Owns the codes: one byte an element and one fp32 scale for every block of 256, of each flat master. Everybody else
-sees fp32 moments: pieces are decoded when they are asked for, and a load writes whole ones that are encoded
-again. An encoded block decodes to values that encode to the same bytes, so at equal borders nothing is lost.
+Owns the codes: one byte per element and one fp32 scale for every block of 256, of each flat master. Other code
+sees fp32 moments: pieces are decoded on request, and a load writes whole moments, which are encoded again. A
+decoded block encodes to the same bytes again, so with equal block borders nothing is lost.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from flowmask.models.errors import ConfigError
 from flowmask.trainer.step.optimizer import ArmedAdamW, ReplicatedAdamW
 
 BLOCK = 256
-_MOST = 1 << 30  # elements of one kernel call, which counts them in 32 bits
+_MOST = 1 << 30  # largest number of elements of a kernel call, which counts them in 32 bits
 _ENCODED = 1 << 24  # elements that are encoded at once
 _KINDS = ("exp_avg", "exp_avg_sq")
 
 
 def require() -> None:
-    """ConfigError where bitsandbytes is missing."""
+    """Raises ConfigError if bitsandbytes is missing."""
     try:
         import bitsandbytes.functional  # noqa: F401 - registers the operators
     except ImportError as error:
@@ -32,8 +32,8 @@ def require() -> None:
 def code_table(*, signed: bool, device: torch.device) -> Tensor:
     """bitsandbytes' dynamic map, fp32 [256] rising to 1; signed: from -1 on.
 
-    Its own signed map ends at -0.993, so that a block whose largest element is negative would shrink with every
-    time it's decoded and encoded; the last code is moved to -1.
+    Its own signed map ends at -0.993, so a block whose largest element is negative would shrink each
+    time it is decoded and encoded. Here the first code is -1.
     """
     from bitsandbytes.functional import create_dynamic_map
 
@@ -46,7 +46,7 @@ def code_table(*, signed: bool, device: torch.device) -> Tensor:
 def encode(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest codes, uint8 [n], and the scales, fp32 [blocks], of fp32 values [n].
 
-    bitsandbytes' CPU kernel looks small codes up in coarse bins, so what it encodes again isn't what it decoded.
+    bitsandbytes' CPU kernel uses coarse bins for small codes, so it does not encode decoded values to the same codes.
     """
     borders = (table[1:] + table[:-1]) / 2
     codes = torch.zeros(values.numel(), dtype=torch.uint8, device=values.device)
@@ -62,7 +62,10 @@ def encode(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ArmedAdamW8bit(ArmedAdamW):
-    """`ArmedAdamW` with encoded moments. Its step waits for the device: bitsandbytes' kernels can't be gated there."""
+    """`ArmedAdamW` with encoded moments.
+
+    Its step waits for the device, since bitsandbytes' kernels can't be skipped there.
+    """
 
     def create_state(self, masters: list[Tensor]) -> None:
         """Zero moments and step count for the flat `masters`, fp32 [n]."""
@@ -72,7 +75,7 @@ class ArmedAdamW8bit(ArmedAdamW):
         for master in masters:
             self.state[master] = {"step": 0}
             for kind, table in self._tables.items():
-                # the code of one zero, repeated: fp32 zeros of a master's size would be the peak of a start
+                # the code of one zero, repeated: fp32 zeros of a master's size would be the memory peak of a start
                 code = encode(torch.zeros(1, device=where), table)[0]
                 codes = code.repeat(master.numel())
                 scales = torch.zeros(-(-master.numel() // BLOCK), device=where)
@@ -84,7 +87,7 @@ class ArmedAdamW8bit(ArmedAdamW):
             state["step"] = steps
 
     def moment(self, master: Tensor, kind: str, *, at: int, n: int) -> Tensor:
-        """Elements at .. at + n of a moment, fp32 [n]: a copy, or a view of what `open_moments` has opened."""
+        """Elements at .. at + n of a moment, fp32 [n]: a copy, or a view between `open_moments` and `close_moments`."""
         if master in self._opened:
             return self._opened[master][kind].narrow(0, at, n)
         first, last = at // BLOCK, -(-(at + n) // BLOCK)
@@ -95,14 +98,14 @@ class ArmedAdamW8bit(ArmedAdamW):
         return whole.narrow(0, at - first * BLOCK, n)
 
     def open_moments(self) -> None:
-        """Decode all moments, to be written until `close_moments`."""
+        """Decode all moments, so that they can be written until `close_moments`."""
         self._opened = {
             master: {kind: self.moment(master, kind, at=0, n=master.numel()).clone() for kind in _KINDS}
             for master in self.state
         }
 
     def close_moments(self) -> None:
-        """Encode what `open_moments` opened."""
+        """Encode the moments that `open_moments` decoded."""
         for master, moments in self._opened.items():
             for kind, moment in moments.items():
                 self._encode(master, kind, moment)
@@ -135,7 +138,7 @@ class ArmedAdamW8bit(ArmedAdamW):
             master.detach()[at:end],
             *codes,
             *group["betas"],
-            0.0,  # beta3 and alpha are of another optimizer
+            0.0,  # beta3 and alpha belong to another optimizer
             0.0,
             group["eps"],
             state["step"],

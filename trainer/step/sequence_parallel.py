@@ -1,9 +1,9 @@
 """Sequence parallelism: the DiT tokens of each example are split over `train.sequence_parallel` neighbouring ranks.
 
-diffusers does it (context parallelism, Ulysses): tokens are split in front of the first block, each attention
-exchanges them for heads and back, and the output is put together again on every rank of the group. Its own
-entry, `enable_parallelism`, divides by the number of accelerators and so can't run on a CPU; what it calls is
-called here. Refuses numbers of heads or tokens that the ranks can't share evenly.
+diffusers implements it (context parallelism, Ulysses): tokens are split before the first block, each attention
+exchanges them for heads and back, and the output is gathered on every rank of the group. Its entry point,
+`enable_parallelism`, divides by the number of accelerators and so can't run on a CPU; this file calls its
+inner functions. Refuses numbers of heads or tokens that the ranks can't share evenly.
 """
 
 import warnings
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def split_tokens(module: "nn.Module", *, ranks: int) -> None:
-    """Split the tokens of `module` over groups of `ranks` neighbouring ranks, from now on; 1: nothing to do.
+    """Split the tokens of `module` over groups of `ranks` neighbouring ranks, from now on; 1 changes nothing.
 
     Every rank of a group must then call it with the same batch, and gets the whole output. A loss of that
-    output leaves on each rank the gradient of its own tokens: the whole one is the *sum* over the group.
-    Collective; `refuse_uneven` says beforehand whether it can be.
+    output gives each rank the gradient of its own tokens: the full gradient is the *sum* over the group.
+    Collective; `refuse_uneven` checks beforehand whether it is possible.
     """
     if ranks == 1:
         return
@@ -41,15 +41,17 @@ def split_tokens(module: "nn.Module", *, ranks: int) -> None:
         if isinstance(part, AttentionModuleMixin):
             processor: Any = part.processor
             processor._parallel_config = parallel
-    warnings.filterwarnings("ignore", message=".*all_gather_tensor", category=FutureWarning)  # in every step
+    warnings.filterwarnings(
+        "ignore", message=".*all_gather_tensor", category=FutureWarning
+    )  # it would appear in every step
     dit: Any = module
     apply_context_parallel(dit, context, {name: cut for name, cut in dit._cp_plan.items() if name})
 
 
 def refuse_uneven(config: Mapping[str, Any], *, ranks: int, buckets: Sequence[BucketEntry]) -> None:
-    """ConfigError if `ranks` can't share the heads or some bucket's tokens evenly; loads nothing.
+    """ConfigError if `ranks` can't share the heads or the tokens of a bucket evenly; loads nothing.
 
-    config: constructor arguments of the WanTransformer3DModel that is trained; unread if `ranks` is 1
+    config: constructor arguments of the trained WanTransformer3DModel; not read if `ranks` is 1
     """
     if ranks == 1:
         return

@@ -1,4 +1,4 @@
-"""DeepSpeed, of which this is the only importer: its config from ours, and its engine without launcher and chatter."""
+"""DeepSpeed, imported only here: builds its config from ours, and its engine without its launcher and log output."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ _PERSISTENT_ELEMENTS = 100_000  # ZeRO 3 keeps parameters up to this size whole 
 
 
 def effective_stage(train: TrainConfig, world: int) -> int:
-    """The ZeRO stage that is run: one process alone has nothing to shard."""
+    """The ZeRO stage in effect: a single process has nothing to shard."""
     return 0 if world == 1 and not train.offload_optimizer else train.zero_stage
 
 
@@ -30,7 +30,7 @@ def config(train: TrainConfig, *, world: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": accumulation_steps(train, world),
-        "gradient_clipping": 0.0,  # absent, it is 1.0
+        "gradient_clipping": 0.0,  # the default is 1.0
     }
     if stage == 0:
         return found
@@ -48,16 +48,16 @@ def config(train: TrainConfig, *, world: int) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": False},  # ours decides
+        "bf16": {"enabled": train.precision == "bf16", "check_grad_overflow": False},  # the engine decides
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
     }
 
 
 def check(train: TrainConfig, *, world: int) -> str:
-    """DeepSpeed's version, after it has read its config of such a training; ConfigError with what it refuses.
+    """Check that DeepSpeed accepts its config of a training; returns its version. Raises ConfigError with its message.
 
-    For a login node: what the import leaves in the environment would go with the job to nodes that have GPUs.
+    For a login node: environment variables that the import sets would go with the job to nodes with GPUs.
     """
     environment = dict(os.environ)
     try:
@@ -67,9 +67,7 @@ def check(train: TrainConfig, *, world: int) -> str:
         DeepSpeedConfig(config(train, world=world))
     except (AssertionError, ValueError, KeyError, TypeError, RuntimeError) as error:
         said = " ".join(str(error).split())
-        raise ConfigError(
-            f"DeepSpeed {deepspeed.__version__} does not take its config of this training: {said}"
-        ) from error
+        raise ConfigError(f"DeepSpeed {deepspeed.__version__} refuses the config of this training: {said}") from error
     finally:
         os.environ.clear()
         os.environ.update(environment)
@@ -80,14 +78,14 @@ def initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any])
     """`deepspeed.initialize` without its launcher and its compiled operators."""
     os.environ.setdefault("LOCAL_RANK", "0")
     if not torch.cuda.is_available():
-        os.environ.setdefault("LOCAL_SIZE", "1")  # else ZeRO 3 runs `numactl` for every micro-batch
+        os.environ.setdefault("LOCAL_SIZE", "1")  # otherwise ZeRO 3 runs `numactl` for every micro-batch
     deepspeed = _deepspeed()
     from deepspeed import ops
     from deepspeed.runtime import bf16_optimizer
 
-    bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # prints at every construction
+    bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # it prints at every construction
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    ops.__compatible_ops__ = {}  # else gloo compiles an operator, which needs a compiler
+    ops.__compatible_ops__ = {}  # otherwise gloo compiles an operator, which needs a compiler
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     if not config.get("zero_optimization"):
         engine.enable_backward_allreduce = False  # the replicated optimizer reduces its flat gradient itself
@@ -95,10 +93,10 @@ def initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any])
 
 
 def _deepspeed() -> Any:
-    """The package, without its chatter."""
+    """The package, without its log output."""
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
-    with _without("mlflow"):  # its autotuner, which we do not use, would import that in every rank: a second each
+    with _without("mlflow"):  # its unused autotuner would import mlflow in every rank, which takes a second each
         import deepspeed
     from deepspeed.utils import logger
 
@@ -108,7 +106,7 @@ def _deepspeed() -> Any:
 
 @contextmanager
 def _without(name: str) -> Iterator[None]:
-    """Hide a package from imports while inside, unless it has been imported already."""
+    """Inside the block, hide a package from imports, unless it is already imported."""
     if name in sys.modules:
         yield
         return

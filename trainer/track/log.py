@@ -1,5 +1,5 @@
-"""What a person sees of a run: log.txt, the console, and the numbers of each step on their way to
-metrics.jsonl, which MLflow is fed from.
+"""The log of a run: log.txt, the console, and the numbers of each step for metrics.jsonl, from which
+MLflow is fed.
 
 A bar on a terminal, plain lines anywhere else; a file never gets a control character. Only rank 0 has one.
 """
@@ -46,7 +46,7 @@ class RunLog:
 
 
 class StepReport:
-    """Turns finished steps into rows, log lines and the bar's advance; without a folder it is silent."""
+    """Turns finished steps into rows, log lines and progress of the bar; without a folder it is silent."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class StepReport:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """The next step's time starts now: what came before (a save) was not training."""
+        """Start the next step's time now: the time before (a save) was not training."""
         self._started = time.perf_counter()
 
     def step_done(self, row: Mapping[str, Any], *, waited_s: float) -> None:
-        """Report one step; `waited_s`: how long this run has waited for data so far."""
+        """Report one step; `waited_s`: seconds that this run has waited for data so far."""
         now = time.perf_counter()
         took, wait = now - self._started, waited_s - self._waited_s
         self._started, self._waited_s = now, waited_s
@@ -113,7 +113,7 @@ class StepReport:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Report what is left and give the terminal back."""
+        """Report the remaining steps and release the terminal."""
         if self._unsaid:
             self._flush()
         if self._bar is not None:
@@ -123,7 +123,7 @@ class StepReport:
 def throughput_of(
     config: RunConfig, plan: Plan, objective: Objective, *, buckets: Sequence[BucketEntry], module: Any
 ) -> Throughput:
-    """What to divide a step's seconds into: the work of the module, if its objective has a formula.
+    """Computes rates from a step's seconds, if the module's objective has a formula for its work.
 
     module: as it was built; its `config` has the sizes. The peak is `tracking.peak_tflops`, else the GPU's.
     """

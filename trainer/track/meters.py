@@ -1,4 +1,4 @@
-"""How fast a run is and what it holds: rates of one step, what a window of steps amounts to, memory, peaks.
+"""Speed and memory of a run: rates of one step, summary of a window of steps, memory, peaks of GPUs.
 
 Rates are rank 0's clock over the whole global batch; memory is rank 0's. Imports neither torch nor MLflow
 at the top: the process that feeds MLflow uses it too.
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from flowmask.models.stored.typed import is_number
+
 Row = Mapping[str, Any]
 
 _GIB = 2**30
@@ -21,7 +23,6 @@ _BY_TIME = ("examples_per_s", "tokens_per_s", "model_tflop_per_s", "mfu_pct", "d
 _LATEST = ("epoch", "lr", "host_memory_gib", "device_memory_gib", "device_memory_peak_gib")
 _NOT_SUMMARISED = ("step", "batch", "time", "step_s", "world_size", "skipped")
 _PERCENTILES = (50, 90, 99)
-_TOO_LARGE = 1e150  # the product of two is finite still
 
 # Dense bf16 tensor-core TFLOP/s from NVIDIA's data sheets; the first name that the device's contains.
 _PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
@@ -35,7 +36,7 @@ _PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
 
 @dataclass(frozen=True)
 class Work:
-    """What one global batch asks of the model; flop: forward and backward, without recomputation."""
+    """Work of one global batch; flop: forward and backward, without recomputation."""
 
     tokens: int
     flop: float
@@ -45,8 +46,8 @@ class Work:
 class Throughput:
     """Turns the seconds of a step into rates.
 
-    work(step): what the global batch of that step (counted from 1) holds, or None for a module whose work
-    nobody counts; peak_tflops: of one device, None where it is unknown.
+    work(step): work of the global batch of that step (counted from 1), or None for a module whose work
+    is not counted; peak_tflops: of one device, None if unknown.
     """
 
     global_batch: int
@@ -55,7 +56,7 @@ class Throughput:
     work: Callable[[int], Work] | None = None
 
     def rates(self, step: int, *, seconds: float, waited_s: float) -> dict[str, float]:
-        """Rates of one step that took `seconds`, of which `waited_s` went by waiting for data."""
+        """Rates of one step that took `seconds`, of which `waited_s` were spent waiting for data."""
         rates = {
             "step_s": seconds,
             "examples_per_s": self.global_batch / seconds,
@@ -72,7 +73,7 @@ class Throughput:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, float]:
-    """What a window of consecutive rows amounts to: finite numbers by name, a pure function of the rows.
+    """Summary of a window of consecutive rows: finite numbers by name, a pure function of the rows.
 
     Rates are weighted by the steps' time, states are the last row's, anything else is the mean over the rows
     that have it. Percentiles are of the steps' seconds.
@@ -126,7 +127,7 @@ def memory() -> dict[str, float]:
 
 
 def peak_tflops(device_name: str | None) -> float | None:
-    """Dense bf16 peak of a GPU by the name that CUDA gives it; None if the table does not know it."""
+    """Dense bf16 peak of a GPU by the name that CUDA gives it; None if it is not in the table."""
     name = (device_name or "").upper()
     return next((peak for part, peak in _PEAK_TFLOPS if re.search(rf"\b{part}\b", name)), None)
 
@@ -136,12 +137,7 @@ def known_gpus() -> list[str]:
     return [name for name, _ in _PEAK_TFLOPS]
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a number that can be weighted and summed: the rows may be a stranger's."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
-
-
 def _weight(row: Row) -> float:
-    """A step's seconds, or 1 where they are not known."""
+    """A step's seconds, or 1 if unknown."""
     seconds: Any = row.get("step_s")
     return float(seconds) if is_number(seconds) and seconds > 0 else 1.0

@@ -135,9 +135,9 @@ class Sender:
             return
         if not note.may_go:
             self._refused += 1
-            self._say(f"{path} is not sent: it lies outside of {self._folder}, and no command of yours registered it")
+            self._say(f"{path} is not sent: it is outside of {self._folder}, and none of your commands registered it")
         elif not path.exists():
-            self._say(f"{path} is gone before MLflow had it")
+            self._say(f"{path} was deleted before it was uploaded to MLflow")
         else:
             send = partial(mlflow_run.send_artifact, path, to=note.to)
             self._refused += not self._attempt(mlflow_run, send, str(path))
@@ -156,7 +156,7 @@ class Sender:
 
         refused = self._patiently(once)
         if refused is not None:
-            self._say(f"MLflow at {self._server} does not take {what}: {self._reason(refused)}")
+            self._say(f"MLflow at {self._server} refuses {what}: {self._reason(refused)}")
         return refused is None
 
     def _patiently(self, call: Callable[[], T]) -> T:
@@ -192,8 +192,8 @@ class Sender:
         if reason not in self._told:
             self._told.add(reason)
             self._say(
-                f"MLflow at {self._server} can't take this run: {reason}; training goes on, and nothing is lost: "
-                f"when that is mended, it is sent, at the latest by `flowmask track {self._folder}`"
+                f"MLflow at {self._server} can't take this run: {reason}; training continues, and nothing is lost: "
+                f"once this is fixed, the data is sent, at the latest by `flowmask track {self._folder}`"
             )
 
     def _report_outage(self, error: Exception) -> None:
@@ -202,7 +202,7 @@ class Sender:
         self._reported, self._last_report = True, time.monotonic()
         reason = self._reason(error)[:_REASON_CHARACTERS]
         self._say(
-            f"MLflow at {self._server} can't be reached ({reason}); training goes on, metrics.jsonl has everything "
+            f"MLflow at {self._server} can't be reached ({reason}); training continues, metrics.jsonl has everything "
             "and will be sent"
         )
 

@@ -1,4 +1,4 @@
-"""MLflow, kept at arm's length: one MLflow run per training run, however often that is restarted.
+"""MLflow without any influence on training: one MLflow run per training run, also after restarts.
 
 Training starts a process that sends (trainer/track/sender.py) and writes files; it never waits for a server, and loses
 nothing to one. Nothing here imports MLflow.
@@ -70,7 +70,7 @@ class Tracker:
         try:
             call()
         except OSError as error:
-            self._warn(f"{self._folder} can't be written for MLflow ({error.strerror}); training goes on")
+            self._warn(f"{self._folder} can't be written for MLflow ({error.strerror}); training continues")
 
     def close(self, status: Status) -> None:
         """Let everything be sent, with the final status; gives up, with one line, after `end_timeout_s`."""
@@ -86,7 +86,7 @@ class Tracker:
         if self._code != DONE:
             or_start = "" if status == "FINISHED" else ", as does the next start"
             command = f"flowmask track {self._folder}" + (" --uri URI" if lacks(masked_uri(self._plan.uri)) else "")
-            self._warn(f"MLflow at {self._server} has not taken everything; `{command}` sends the rest{or_start}")
+            self._warn(f"MLflow at {self._server} has not accepted everything; `{command}` sends the rest{or_start}")
         elif page := where_to_look(self._folder):
             self._warn(f"MLflow: {page}")
 

@@ -50,7 +50,7 @@ def test_a_build_whose_worker_died_says_how_far_it_came_and_that_nobody_works_on
     assert found.units is not None and found.units.done == len(sidecars) <= found.units.total
     assert (found.workers_alive, found.rate_per_s, found.eta_s) == (0, None, None)
     assert {(lease.pid, lease.state) for lease in found.leases} <= {(worker.pid, "dead")}
-    assert "nobody works on it" in printed(found)
+    assert "no worker is running" in printed(found)
 
 
 @pytest.fixture

@@ -79,9 +79,9 @@ def test_a_rectangle_covers_its_pixels_and_two_points_none():
         ([[1, 2, 3, 4, 5]], "no list of finite x, y"),
         ([[1, 2, 3, 4, 5, float("nan")]], "no list of finite x, y"),
         ([[[1, 2], [3, 4], [5, 6]]], "no list of finite x, y"),
-        ([[1, 2, "x", 4, 5, 6]], "no polygon of numbers"),
-        ([[1, 2, [3], 4, 5, 6]], "no polygon of numbers"),
-        ([[1, 2, 10**400, 4, 5, 6]], "no polygon of numbers"),
+        ([[1, 2, "x", 4, 5, 6]], "not a polygon of numbers"),
+        ([[1, 2, [3], 4, 5, 6]], "not a polygon of numbers"),
+        ([[1, 2, 10**400, 4, 5, 6]], "not a polygon of numbers"),
         ([[0, 0, 1e9, 0, 0, 1e9]], r"to 1e\+09 px, but its image is 12x10"),
     ],
 )

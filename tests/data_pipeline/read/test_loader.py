@@ -213,7 +213,7 @@ def test_a_shard_cut_after_the_start_is_an_error_not_zeros(cache, tmp_path, open
     shard = tmp_path / "cache" / "shards" / f"{int(reader.index[0]['shard']):06d}.tar"
     with shard.open("r+b") as file:
         file.truncate(600)
-    said = "the file was cut" if opened else f"{shard}: 600 bytes, the manifest says"
+    said = "the file is truncated" if opened else f"{shard}: 600 bytes, the manifest says"
     with pytest.raises(CacheError, match=said) as raised:
         reader.read(np.array([0]), needs=LATENTS, text_tokens=256)
     assert "\n" not in str(raised.value)

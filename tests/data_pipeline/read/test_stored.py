@@ -159,8 +159,8 @@ def test_a_server_that_delays_cuts_and_fails_changes_no_byte(proxy: Proxy, cache
         ("cut", "(ResponseStreamingError|ClientPayloadError)"),
         ("reset", "ConnectionClosedError"),
         ("short", "an answer of"),
-        (500, "the server says 500"),
-        (503, "the server says 503 SlowDown"),
+        (500, "the server answers 500"),
+        (503, "the server answers 503 SlowDown"),
     ],
 )
 def test_past_the_retries_one_line_names_the_object_and_the_fix(
@@ -195,8 +195,8 @@ def test_what_can_not_pass_is_said_at_once(proxy: Proxy, cache: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no credentials can be used .*; export AWS_ACCESS_"),
-        ({"AWS_PROFILE": "nobody"}, r"no credentials can be used \(ProfileNotFound\); export"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no usable credentials .*; export AWS_ACCESS_"),
+        ({"AWS_PROFILE": "nobody"}, r"no usable credentials \(ProfileNotFound\); export"),
         ({"AWS_ENDPOINT_URL": "not a url"}, "Invalid endpoint.*; check AWS_ENDPOINT_URL"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, r"cannot be read \(.*127\.0\.0\.1:9.*\); tried 2 times:"),
         ({"AWS_ENDPOINT_URL": "http://me:hidden@127.0.0.1:9"}, r"cannot be read \(.*\); tried 2 times: check the"),

@@ -172,7 +172,7 @@ def test_of_grefcoco_crowds_beside_objects_are_left_out_and_change_what_a_cache_
 def test_a_ref_of_crowds_alone_is_refused(coco: Path) -> None:
     write_grefs(coco)
     edit(coco / "grefcoco/instances.json", crowd(101))
-    with pytest.raises(DataError, match=r"refs\[2\]\.ann_id names crowds alone"):
+    with pytest.raises(DataError, match=r"refs\[2\]\.ann_id names only crowds"):
         videos("refcoco", coco, "grefcoco/unc/train")
 
 

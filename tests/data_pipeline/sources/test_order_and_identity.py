@@ -148,17 +148,17 @@ def spoiled(tmp_path: Path, meta: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"frames": ["0", "1"]', '"frames": ["0", "1", "0"]', r"frames: '0' stands there twice"),
-        ('"frames": ["0", "1"]', '"frames": ["0", "0.jpg"]', r"frames: '0' stands there twice"),
-        ('"frames": ["0", "1"]', '"frames": ["a", "A"]', r"frames: 'a' stands there twice"),
+        ('"frames": ["0", "1"]', '"frames": ["0", "1", "0"]', r"frames: '0' appears twice"),
+        ('"frames": ["0", "1"]', '"frames": ["0", "0.jpg"]', r"frames: '0' appears twice"),
+        ('"frames": ["0", "1"]', '"frames": ["a", "A"]', r"frames: 'a' appears twice"),
         ('"frames": ["0", "1"]', '"frames": ["0", "../1"]', "expected a name below"),
         ('"frames": ["0", "1"]', '"frames": ["0", ".."]', "expected a name below"),
         ('"frames": ["0", "1"]', '"frames": ["0", "a/1"]', "expected the name of a file"),
         ('"frames": ["0", "1"]', '"frames": ["0", "' + "1" * 260 + '"]', "the name of a file has at most 255 bytes"),
-        ('"frames"', '"frames": [], "frames"', "the key 'frames' stands in one object"),
-        ('{"v": {', '{"v": {}, "v": {', "the key 'v' stands in one object"),
-        ('{"0": {', '{"0": {}, "0": {', "the key '0' stands in one object"),
-        ('{"videos": {', '{"videos": {}, "videos": {', "the key 'videos' stands in one object"),
+        ('"frames"', '"frames": [], "frames"', "the key 'frames' is in one object"),
+        ('{"v": {', '{"v": {}, "v": {', "the key 'v' is in one object"),
+        ('{"0": {', '{"0": {}, "0": {', "the key '0' is in one object"),
+        ('{"videos": {', '{"videos": {}, "videos": {', "the key 'videos' is in one object"),
         ('{"v"', '{"../v"', "expected a name below"),
         ('{"v"', '{"/etc"', "expected a name below"),
         ('{"v"', '{"v//w"', "expected a name below"),
@@ -177,7 +177,7 @@ def test_an_annotation_that_stands_twice_is_refused_though_its_file_is_read_memb
     write_mevis(tmp_path, ["0", "1"])
     path = tmp_path / "train/mask_dict.json"
     path.write_text(path.read_text()[:-1] + ', "0": []}')
-    with pytest.raises(DataError, match=r"mask_dict\.json: no valid JSON \(the key '0' stands in one object twice"):
+    with pytest.raises(DataError, match=r"mask_dict\.json: no valid JSON \(the key '0' is in one object twice"):
         videos_of("mevis", tmp_path)
 
 

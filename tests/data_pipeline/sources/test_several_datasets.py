@@ -200,7 +200,7 @@ def test_inspect_shows_the_originals_of_the_right_dataset(mixed, roots):
         ({"source": "mevis"}, r"key data\.root is missing"),
         ({"root": "x", "rot": 1}, r"unknown key data\.rot; did you mean data\.root"),
         ([{"root": "x"}, {"root": "y", "splt": 1}], r"unknown key data\.1\.splt"),
-        ([{"root": "x"}, {"root": "y"}], "two datasets called 'mevis'; give each a `name`"),
+        ([{"root": "x"}, {"root": "y"}], "two datasets called 'mevis'; give each a different `name`"),
         ([{"root": "x", "frames": 6}], r"frames is 6; it must be 4k \+ 1"),
         ([{"root": "x", "name": "a/b"}], r"data\.0\.name is 'a/b'"),
         (7, "data is 7"),

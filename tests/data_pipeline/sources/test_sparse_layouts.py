@@ -96,11 +96,11 @@ def huge(file: Any) -> None:
         (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_bytes(b"no HDF5"), "cannot be read"),
         (lambda path: path.write_bytes(path.read_bytes()[:900]), "cannot be read"),
-        (spoil_h5(lambda file: file.pop("reMask")), "no array of numbers in the file itself"),
+        (spoil_h5(lambda file: file.pop("reMask")), "not an array of numbers in the file itself"),
         (spoil_h5(replace("instance", np.array([1.0, 2, 3]))), "3 instances, but reMask is"),
         (spoil_h5(replace("reMask", np.ones((2, 9, 9), np.uint8))), "the masks are 9x9 .* its video 48x64"),
-        (spoil_h5(replace("reMask", "text")), "no array of numbers"),
-        (spoil_h5(link_outside), "no array of numbers in the file itself"),
+        (spoil_h5(replace("reMask", "text")), "not an array of numbers"),
+        (spoil_h5(link_outside), "not an array of numbers in the file itself"),
         (spoil_h5(huge), "more than any mask of A2D"),
     ],
 )
@@ -148,7 +148,7 @@ def test_jhmdbs_person_is_known_in_the_frames_that_its_list_names(jhmdb: Path) -
     assert np.array_equal(man.mask(("0",), [1, 2, 5]), [box(1), np.zeros(SIZE, bool), box(5)])
     assert [frame[0, 0, 0] for frame in man.frames([0, 3])] == [0, 90]
     man.check_masks()
-    with pytest.raises(DataError, match=r"data\.split is 'train'; JHMDB-Sentences is scored only"):
+    with pytest.raises(DataError, match=r"data\.split is 'train'; JHMDB-Sentences is for scoring only"):
         open_source(DataSourceConfig(source="jhmdb_sentences", root=jhmdb))
 
 
@@ -207,7 +207,7 @@ def test_masks_that_show_nobody_are_refused(jhmdb: Path) -> None:
     masks = np.stack([box(i) for i in range(FRAMES)], axis=2)
     masks[:, :, [1, 5]] = False
     save(part_mask=masks.astype(np.uint8))(jhmdb / "puppet_mask/run/man_1/puppet_mask.mat")
-    with pytest.raises(DataError, match=r"video man_1: .*puppet_mask\.mat shows nobody in the frames"):
+    with pytest.raises(DataError, match=r"video man_1: .*puppet_mask\.mat shows no person in the frames"):
         open_one("jhmdb_sentences", jhmdb, "test").check_masks()
 
 

@@ -167,7 +167,7 @@ def test_a_file_that_lost_its_end_is_refused_and_what_is_left_is_read_when_allow
     shown = [number_of(frame) for frame in video.frames(range(read))]
     sound = max(0, read - 8)
     assert shown[:sound] == list(range(sound))  # behind, pictures are missing that the lost ones came before
-    with pytest.raises(DataError, match=f"frame {read + 8} was asked for"):
+    with pytest.raises(DataError, match=f"frame {read + 8} was requested"):
         video.frames([read + 8])
 
 

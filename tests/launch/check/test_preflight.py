@@ -93,7 +93,7 @@ def test_how_long_a_run_of_epochs_is_is_unknown_until_its_cache_is_there(lab: Pa
     assert "steps" not in found(preflight.examine(there))
     later = job(lab, tmp_path / "run", data__cache=str(tmp_path / "later"), **epochs)
     findings = found(preflight.examine(later, expected=lambda path: path.parent == tmp_path / "later"))
-    assert findings["steps"].state == "unknown" and "train.epochs is 2: how many steps" in findings["steps"].said
+    assert findings["steps"].state == "unknown" and "train.epochs is 2: the number of steps" in findings["steps"].said
     assert all(finding.state != "fail" for finding in findings.values())
     short = job(lab, tmp_path / "run", **epochs, train__global_batch=64)
     assert found(preflight.examine(short))["steps"].state == "fail"

@@ -246,5 +246,5 @@ def test_verify_and_repair_say_what_they_do_and_leave_by_their_codes(
     code, out = said(*VERIFY)
     assert code == 1 and f"wrong  {SHARD}: " in out and "flowmask cache repair cache" in out
     code, out = said(*REPAIR)
-    assert code == 0 and "mended" in out and "the same bytes" in out
+    assert code == 0 and "repaired" in out and "the same bytes" in out
     assert snapshot(place / "cache") == whole

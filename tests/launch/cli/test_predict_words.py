@@ -84,15 +84,15 @@ def test_mistakes_are_one_line_that_says_what_is_right(given: Given) -> None:
     Path("wide.txt").write_text("the dog", encoding="utf-16")
     refusals = {
         (): "no video was given",
-        ("a.mp4", "b.mp4", "a dog"): "b.mp4 is a file where a sentence is wanted; give several videos with --video",
+        ("a.mp4", "b.mp4", "a dog"): "b.mp4 is a file, but a sentence is expected here; for several videos use --video",
         ("a.mp4", "--prompts", "no.txt"): "--prompts no.txt can't be read: no such file",
         ("a.mp4", "--prompts", "."): "--prompts . can't be read: is a directory",
         ("a.mp4", "--prompts", "empty.txt"): "--prompts empty.txt holds no sentence",
         ("a.mp4", "--prompts", "old.txt"): "old.txt: line 2 is not UTF-8",
         ("a.mp4", "--prompts", "wide.txt"): "wide.txt: line 1 is not UTF-8",
-        ("a.mp4", "a dog", "--height", "64"): "--height and --width go together",
-        ("a.mp4", "a dog", "--shift", "0"): "--shift is 0; it must be a number above 0",
-        ("a.mp4", "a dog", "--clip-frames", "16"): "--clip-frames is gone; give --window-frames",
+        ("a.mp4", "a dog", "--height", "64"): "--height and --width must be given together",
+        ("a.mp4", "a dog", "--shift", "0"): "--shift is 0; it must be above 0",
+        ("a.mp4", "a dog", "--clip-frames", "16"): "--clip-frames was removed; use --window-frames",
         ("--video", "b.mp4", "--video", "./b.mp4", "a dog"): "is given twice",
     }
     for words, said in refusals.items():

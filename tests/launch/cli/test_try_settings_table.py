@@ -60,5 +60,5 @@ def test_the_table_has_a_row_for_each_combination_the_best_first_and_json_has_th
 
 
 def test_on_a_cluster_it_is_refused_with_what_to_do(config: Path) -> None:
-    with pytest.raises(UserError, match=r"in this process alone; run it in an allocation with launch\.cluster=local"):
+    with pytest.raises(UserError, match=r"in this process only; run it in an allocation with launch\.cluster=local"):
         printed(config, "launch.cluster=slurm")

@@ -211,7 +211,9 @@ def test_what_cannot_be_a_curriculum_is_one_line(tree: dict[str, Any], tmp_path:
     assert "two stages are called finetune" in changed("evaluate", name="finetune")
     assert "carries checkpoint from finetune, which it does not need" in changed("evaluate", needs=[])
     assert "set objective.kind=mask_decoder" in changed("decoder", overrides={})
-    assert "stands under `carries`" in changed("evaluate", overrides={"checkpoint": "${stages.finetune.out}"})
+    assert "put values from another stage under `carries`" in changed(
+        "evaluate", overrides={"checkpoint": "${stages.finetune.out}"}
+    )
     assert "stage finetune has no such key" in changed("evaluate", carries={"checkpoint": "${stages.finetune.folder}"})
     assert "unknown key train.stepz" in refused(tree, tmp_path, "stages.finetune.train.stepz=4")
     assert "train.global_batch is 3" in refused(tree, tmp_path, "stages.finetune.train.global_batch=3")
@@ -253,7 +255,7 @@ def test_a_stage_that_would_train_on_cpus_unasked_is_refused_before_anything_is_
     fake_slurm(tmp_path, monkeypatch, {"main": [("(null)", 4)], "gpu": [("gpu:a100:8", 64)]})
     tree["launch"] = {"cluster": "slurm"}
     assert "stage decoder: partition main has no GPUs" in refused(tree, tmp_path)
-    for launch, gpus in (({"partition": "gpu"}, "1 GPU (one a process)"), ({"gpus_per_node": 0}, "no GPUs")):
+    for launch, gpus in (({"partition": "gpu"}, "1 GPU (one per process)"), ({"gpus_per_node": 0}, "no GPUs")):
         tree["launch"] = {"cluster": "slurm", **launch}
         run_curriculum(load_curriculum(write(tmp_path / "c.yaml", tree)), wait=False, dry_run=True)
         said = capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_ranks_that_do_not_save_in_time_are_given_up() -> None:
     group = Group(0, 1, time_to_stop_s=lambda: 0.3)
     rank = subprocess.Popen([sys.executable, "-c", DEAF])
     try:
-        with pytest.raises(TooLateError, match="checkpoint before stays"):
+        with pytest.raises(TooLateError, match="previous checkpoint is unchanged"):
             processes._wait([rank], [signal.SIGTERM], group, independent=False)
     finally:
         rank.kill()

@@ -9,10 +9,10 @@ from flowmask.launch.local.processes import JobFailedError, _verdict
 
 
 def test_a_rank_that_was_killed_is_named_before_those_that_lost_touch_with_it(tmp_path: Path) -> None:
-    (tmp_path / "lost_00000.txt").write_text("rank 0 lost touch with another rank")
+    (tmp_path / "lost_00000.txt").write_text("rank 0 lost contact with another rank")
     with pytest.raises(JobFailedError, match="rank 1 was killed by SIGKILL"):
         _verdict(tmp_path, [1, -9, None])
-    with pytest.raises(JobFailedError, match=r"^rank 0 lost touch with another rank"):
+    with pytest.raises(JobFailedError, match=r"^rank 0 lost contact with another rank"):
         _verdict(tmp_path, [1, None, None])
 
 
@@ -20,7 +20,7 @@ def test_a_rank_that_was_killed_is_named_before_those_that_lost_touch_with_it(tm
     ("number", "why"),
     [
         (signal.SIGABRT, r"NCCL .*train\.collective_timeout_s"),
-        (signal.SIGKILL, "want of memory"),
+        (signal.SIGKILL, "out of memory"),
         (signal.SIGSEGV, "compiled code"),
         (signal.SIGBUS, "/dev/shm"),
     ],

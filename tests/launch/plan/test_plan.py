@@ -66,7 +66,7 @@ def test_the_published_size_is_as_it_was_measured_with_a_counter() -> None:
     assert encoders.encode(shape, dtype="float32").flop == pytest.approx(34.9e12, rel=0.01)
     assert encoders.decode(shape).flop == pytest.approx(58.6e12, rel=0.01)
     assert encoders.text_bytes("bfloat16") == pytest.approx(11.36e9, rel=0.01)
-    assert any("Wan2.1-T2V-1.3B-Diffusers is not there" in note for note in found.notes)
+    assert any("Wan2.1-T2V-1.3B-Diffusers does not exist" in note for note in found.notes)
 
 
 def test_a_run_plans_what_its_checkpoint_and_its_cache_hold(lab: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_plan_says_steps_and_epochs_whichever_are_given_as_far_as_the_cache_is
         for changes in ({}, by_epochs)
     ]
     assert [(plan.steps, plan.epochs) for plan in gone] == [(10, None), (None, 5)]
-    assert gone[1].worlds[0].hours is None and "how many steps 5 epochs are is unknown" in " ".join(gone[1].notes)
+    assert gone[1].worlds[0].hours is None and "the number of steps of 5 epochs is unknown" in " ".join(gone[1].notes)
     said_of_each = ("10 steps, 5.00 epochs",) * 2 + ("10 steps, epochs unknown", "steps unknown, 5.00 epochs")
     for plan, said in zip((*found, *gone), said_of_each, strict=True):
         console = Console(width=200, record=True, file=StringIO())
@@ -163,16 +163,16 @@ def test_a_config_has_a_plan_without_weights_or_data(name: str) -> None:
     assert found["notes"] and found["speed"]["tflops"] == 312
     shown = runner.invoke(app, ["plan", str(CONFIGS / f"{name}.yaml"), "--tflops", "100", "--mfu", "0.3"])
     assert "100 TFLOP/s x MFU 0.3" in " ".join(shown.output.split())
-    assert "is not there" in shown.output
+    assert "does not exist" in shown.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--gpu", "Z80"], "--gpu is 'Z80'; known: "),
-        (["--mfu", "40"], "--mfu is 40; it is a fraction in (0, 1]"),
-        (["--node-mtbf-h", "0"], "--node-mtbf-h is 0; hours must be from 0.001 to 1e9"),
-        (["--restart-min", "nan"], "--restart-min is nan; minutes must be from 0 to 1e6"),
+        (["--mfu", "40"], "--mfu is 40; it must be above 0 and at most 1"),
+        (["--node-mtbf-h", "0"], "--node-mtbf-h is 0; it must be from 0.001 to 1e9 hours"),
+        (["--restart-min", "nan"], "--restart-min is nan; it must be from 0 to 1e6 minutes"),
         (["--tflops", "-1"], "--tflops is -1; it must be above 0"),
         (["--clip", "16x480x832"], "--clip is 16x480x832; frames must be 4k + 1"),
         (["--clip", "large"], "--clip is 'large'; it must be FRAMESxHEIGHTxWIDTH"),

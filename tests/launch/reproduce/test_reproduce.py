@@ -35,7 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setattr(reproduce.page, "write_page", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(path)
-    assert "2 evaluations are not there yet; the same command goes on" in pages[1]
+    assert "2 evaluations are missing; the same command continues" in pages[1]
     assert run(path) == 0
     return out
 
@@ -55,7 +55,7 @@ def test_every_figure_is_that_of_the_scores(study: Path) -> None:
 
 def test_the_page_shows_every_row_and_the_same_sentences_and_escapes_what_it_is_told(study: Path) -> None:
     text = (study / PAGE).read_text()
-    assert "bia|sed &lt;b&gt;" in text and "<b>sed" not in text and "not there yet" not in text
+    assert "bia|sed &lt;b&gt;" in text and "<b>sed" not in text and "missing; the same" not in text
     assert text.count("<figure>") >= 1 and text.count('alt="two steps"') == text.count('alt="true mask"') > 0
     for table in (study / TABLE).read_text().split("\n\n"):
         assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1, table
@@ -122,4 +122,4 @@ def test_a_stage_that_fails_is_named_and_the_page_says_what_is_there(study: Path
     path.write_text(yaml.safe_dump(tree))
     with pytest.raises(Exception, match=r"late_seed0.*/nowhere"):
         run(path)
-    assert "1 evaluation is not there yet" in (study / PAGE).read_text()
+    assert "1 evaluation is missing" in (study / PAGE).read_text()

@@ -71,7 +71,7 @@ def test_an_override_goes_over_every_training_or_evaluation_and_a_profile_over_t
     ("changes", "said"),
     [
         ({"rows": []}, "rows"),
-        ({"rows": [{"name": "a", "title": "a"}]}, "row a needs either config"),
+        ({"rows": [{"name": "a", "title": "a"}]}, "row a needs exactly one of config"),
         ({"rows": [{"name": "a", "title": "a", "of": "b"}]}, "row a is of b; rows that are trained are:"),
         ({"rows": [{"name": "a", "title": "a", "config": "x"}] * 2}, "two rows are called a"),
         ({"rows": [{"name": "a", "title": "a", "config": "x", "against": "b"}]}, "row a is against b; rows are: a"),

@@ -1,23 +1,11 @@
-"""A browser, and weights and films for the page."""
+"""Weights and films for the page."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from browser import NEEDED, browser, why_no_browser
 from film import write_film
 from golden_export import write_golden_export
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    reason = why_no_browser()
-    if reason is not None:
-        (pytest.fail if NEEDED else pytest.skip)(reason)
-    with browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

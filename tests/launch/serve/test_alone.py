@@ -31,7 +31,7 @@ for name, attempt in outward.items():
     try:
         attempt()
     except OSError as error:
-        assert "talks to no other machine" in str(error), (name, error)
+        assert "connects to no other machine" in str(error), (name, error)
     else:
         raise SystemExit(f"{name} got through")
 server = socket.create_server(("127.0.0.1", 0))

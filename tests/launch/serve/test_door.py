@@ -15,18 +15,18 @@ class FullService:
     limits = Limits(megabytes=1)
 
     def make_room(self) -> None:
-        raise LimitError("the server holds as many clips as it may; try again later")
+        raise LimitError("the server has no room for more clips; try again later")
 
 
 @pytest.mark.parametrize(
     ("path", "headers", "said"),
     [
-        ("upload", {}, "must say its size"),
-        ("upload/", {b"content-length": b"-1"}, "must say its size"),
-        ("upload", {b"content-length": b"9" * 5000}, "at most 1 MB are taken"),
-        ("upload", {b"content-length": b"10"}, "as many clips as it may"),
+        ("upload", {}, "must state its size"),
+        ("upload/", {b"content-length": b"-1"}, "must state its size"),
+        ("upload", {b"content-length": b"9" * 5000}, "at most 1 MB are accepted"),
+        ("upload", {b"content-length": b"10"}, "no room for more clips"),
         ("queue/join", {b"content-length": b"1000000"}, "has 1000000 bytes"),
-        ("queue/join", {b"transfer-encoding": b"chunked"}, "must say its size"),
+        ("queue/join", {b"transfer-encoding": b"chunked"}, "must state its size"),
     ],
 )
 def test_a_body_that_is_not_taken_is_refused_before_its_first_byte_is_read(

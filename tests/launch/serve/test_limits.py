@@ -16,8 +16,8 @@ LIMITS = Limits(megabytes=2, seconds=1.5, sentences=3, waiting=1)
     [
         ("", "there is no sentence"),
         (" \n\t\n", "there is no sentence"),
-        ("a\nb\nc\nd", "there are 4 sentences; at most 3 are taken"),
-        ("a\n" + "x" * 301, 'the sentence "xxxx.* has 301 characters; at most 300 are taken'),
+        ("a\nb\nc\nd", "there are 4 sentences; at most 3 are accepted"),
+        ("a\n" + "x" * 301, 'the sentence "xxxx.* has 301 characters; at most 300 are accepted'),
     ],
 )
 def test_sentences_that_are_not_taken_are_refused_in_one_line(text: str, said: str) -> None:
@@ -34,15 +34,15 @@ def test_a_body_is_taken_by_its_size_and_must_say_it() -> None:
     LIMITS.refuse_body(2 * MIB + FORM_BYTES, upload=True)
     LIMITS.refuse_body(FORM_BYTES, upload=False)
     for length, upload, said in (
-        (None, True, "must say its size"),
-        (3 * MIB, True, r"has 3\.0 MB; at most 2 MB are taken"),
-        (FORM_BYTES + 1, False, "at most 262144 are taken"),
+        (None, True, "must state its size"),
+        (3 * MIB, True, r"has 3\.0 MB; at most 2 MB are accepted"),
+        (FORM_BYTES + 1, False, "at most 262144 are accepted"),
     ):
         with pytest.raises(LimitError, match=said):
             LIMITS.refuse_body(length, upload=upload)
 
 
-@pytest.mark.parametrize(("frames", "said"), [(15, None), (16, r"is 1\.6 s long; at most 1\.5 s are taken")])
+@pytest.mark.parametrize(("frames", "said"), [(15, None), (16, r"is 1\.6 s long; at most 1\.5 s are accepted")])
 def test_a_clip_is_taken_up_to_its_most_seconds(tmp_path: Path, frames: int, said: str | None) -> None:
     write_film(tmp_path / "film.mp4", frames=frames)
     if said is None:
@@ -65,7 +65,7 @@ class Claims:
     [
         ("4096-2304-90-60", None),
         ("4097-2304-90-60", "frames of the clip are 4097x2304 px; at most 9.4 megapixels"),
-        ("64-48-91-1000", "the clip has 91 frames; at most 90 are taken"),
+        ("64-48-91-1000", "the clip has 91 frames; at most 90 are accepted"),
     ],
 )
 def test_neither_large_frames_nor_a_false_rate_get_around_the_limits(

@@ -62,16 +62,16 @@ def test_each_limit_is_one_line_on_the_page_and_the_page_goes_on(
     (tmp_path / "big.mp4").write_bytes(bytes(1_500_000))
     with visit(chromium, site.url) as me:
         me.ask("the dog")
-        me.says("Not done: there is no clip; upload one first")
+        me.says("Error: there is no clip; upload one first")
         me.upload(tmp_path / "big.mp4")
         me.says("exceed the maximum allowed size of 1.0 Mb")
         me.upload(tmp_path / "notes.mp4")
-        me.says("Not done: notes.mp4: no readable video")
+        me.says("Error: notes.mp4: no readable video")
         me.ask("the dog")
-        me.says("Not done: notes.mp4: no readable video")
+        me.says("Error: notes.mp4: no readable video")
         me.page.click("#clip button[aria-label=Clear]")
         me.upload(lab / "film21.mp4")
-        me.says("Not done: the clip is 2.1 s long; at most 2 s are taken: cut it")
+        me.says("Error: the clip is 2.1 s long; at most 2 s are accepted: shorten it")
         for text, line in (
             (" \n ", "there is no sentence"),
             ("a\nb\nc", "there are 3 sentences; at most 2 are taken"),
@@ -81,7 +81,7 @@ def test_each_limit_is_one_line_on_the_page_and_the_page_goes_on(
         ):
             if text != "!":
                 me.ask(text)
-                me.says(f"Not done: {line}" if not line.startswith("has") else line)
+                me.says(f"Error: {line}" if not line.startswith("has") else line)
         me.page.click("#clips input")
         me.page.click("text=given.mp4")
         me.says("64x48 px, 9 frames, 0.9 s")

@@ -47,20 +47,20 @@ def test_a_port_that_is_taken_is_one_line_with_the_fix() -> None:
             listen("127.0.0.1", port)
     with pytest.raises(ConfigError, match=r"192\.0\.2\.1"):
         listen("192.0.2.1", 0)
-    with pytest.raises(ConfigError, match="--host not a host is no address"):
+    with pytest.raises(ConfigError, match="--host not a host is not an address"):
         listen("not a host", 0)
 
 
 def test_a_host_that_others_reach_gets_a_warning() -> None:
     assert warning("127.0.0.1") is warning("localhost") is warning("::1") is None
-    assert "anyone who reaches this machine" in (warning("0.0.0.0") or "")
+    assert "anyone who can reach this machine" in (warning("0.0.0.0") or "")
     with listen("0.0.0.0", 0) as listening:
         assert address_of(listening).startswith(f"http://{socket.gethostname()}:")
 
 
 def test_the_clips_to_choose_from_are_the_files_of_a_folder(tmp_path: Path) -> None:
     assert clips_in(None) == {}
-    for folder, said in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no file")):
+    for folder, said in ((tmp_path / "none", "is not a folder"), (tmp_path, "is empty")):
         with pytest.raises(ConfigError, match=said):
             clips_in(folder)
     for name in ("a.mp4", ".hidden"):

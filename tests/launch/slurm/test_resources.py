@@ -74,7 +74,7 @@ def test_a_gpu_job_asks_for_a_gpu_a_process_and_cpus_for_its_threads(
     threads = {TrainJob: 3, CacheJob: 5, EvaluateJob: 0}[kind]
     assert (asked.launch.gpus_per_node, asked.launch.cpus_per_node) == (2, 2 * (1 + threads))
     assert not refused(asked)
-    assert "2 GPUs (one a process)" in asked.said and f"{2 * (1 + threads)} CPUs" in asked.said
+    assert "2 GPUs (one per process)" in asked.said and f"{2 * (1 + threads)} CPUs" in asked.said
 
 
 @pytest.mark.parametrize(

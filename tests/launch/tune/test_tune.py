@@ -165,8 +165,8 @@ def test_the_decoding_threads_of_a_build_are_found(
         (["train.yaml", "train.micro_batsh=2"], "did you mean train.micro_batch?"),
         (["train.yaml", "--minutes", "0"], "--minutes is 0; it must be above 0"),
         (["train.yaml", "--minutes", "nan"], "--minutes is nan; it must be above 0"),
-        (["train.yaml", "--out", "train.yaml"], "--out train.yaml is there; remove it, or name another file"),
-        (["train.yaml", "--out", "train.yaml/fast.yaml"], "train.yaml can't be written: name another file"),
+        (["train.yaml", "--out", "train.yaml"], "--out train.yaml already exists; remove it, or name another file"),
+        (["train.yaml", "--out", "train.yaml/fast.yaml"], "train.yaml is not writable: name another file"),
         (["evaluate.yaml"], "evaluate.yaml is an evaluation"),
         (["cache.yaml"], "data.root: nowhere does not exist"),
     ],
@@ -207,7 +207,7 @@ def test_nothing_is_written_when_nothing_had_a_time(
         lambda self, job, changes, **_: Timing(changes, said="does not fit: it is full", no_room=True),
     )
     assert command("tune", world / "train.yaml", "--minutes", 60, "--out", out, monkeypatch=monkeypatch) == 2
-    assert "fits this machine; `flowmask plan` says what they need" in capsys.readouterr().err and not out.exists()
+    assert "fits this machine; `flowmask plan` shows the memory needs" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_time_is_the_median_behind_the_warm_up_and_clearly_slower_ones_are_not_waited_for() -> None:

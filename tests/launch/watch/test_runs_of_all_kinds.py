@@ -88,7 +88,7 @@ def test_an_evaluation_is_seen_stops_and_goes_on(tmp_path: Path, started: list[s
     stopped = flowmask("stop", out)
     assert stopped.returncode == 0, stopped.stderr
     assert command.wait(timeout=PATIENCE_S) == 75
-    assert (look(out).state, look(out).why) == ("stopped", "the same command goes on")
+    assert (look(out).state, look(out).why) == ("stopped", "the same command continues")
 
     done = flowmask("evaluate", path, "sampler.steps=1")
     assert done.returncode == 0, done.stderr

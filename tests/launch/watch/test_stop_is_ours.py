@@ -119,7 +119,7 @@ def test_what_is_no_number_reaches_no_command_of_slurm(number: Any, slurm: Path,
         lambda: slurm_commands.requeue(number),
     )
     for call in calls:
-        with pytest.raises(ConfigError, match="no number of a job"):
+        with pytest.raises(ConfigError, match="not a SLURM job id"):
             call()
     assert (slurm / "calls").read_text() == ""
 
@@ -135,7 +135,7 @@ def test_a_job_that_is_not_of_this_folder_is_left_alone(whose: str, slurm: Path,
         "says nothing": "JobId=12 JobState=RUNNING\n",
     }[whose]
     (slurm / "shown").write_text(shown)
-    with pytest.raises(ConfigError, match="is not its job in SLURM"):
+    with pytest.raises(ConfigError, match="belongs to another folder or user"):
         slurm_commands.cancel("12", logs=logs)
     assert "scancel" not in (slurm / "calls").read_text()
     (slurm / "shown").write_text(job(logs) + job(logs, number=13))

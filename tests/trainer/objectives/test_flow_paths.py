@@ -140,7 +140,7 @@ def test_weights_of_another_path_remember_it_in_every_export_but_the_one_that_ca
     known = {"start": "noise", "predicts": "mask"}
     for source in (run, *(export(str(run), format=kind, out=tmp_path / out).path for kind, out in EXPORTS)):
         assert known.items() <= load_dit(str(source)).settings.items(), source
-    with pytest.raises(ConfigError, match=r"start noise, predicts mask.*FlowRVS's code can't follow; use "):
+    with pytest.raises(ConfigError, match=r"start noise, predicts mask.*FlowRVS's code does not support; use "):
         export(str(run), format="flowrvs", out=tmp_path / "x.pth")
     assert not (tmp_path / "x.pth").exists()
 

@@ -74,7 +74,7 @@ def test_its_run_becomes_a_wan_folder_from_which_masks_are_learned(lab: Path, tm
 def test_it_is_no_dit_that_segments(lab: Path, tmp_path: Path, format: str) -> None:
     run = tmp_path / "video"
     assert start(lab, run, {**T2V, "train.steps": 1}) == 0
-    with pytest.raises(UserError, match="trained text_to_video, but the weights of dit are needed"):
+    with pytest.raises(UserError, match="trained text_to_video, but weights of dit are needed"):
         load_dit(str(run))
     with pytest.raises(UserError, match="--format diffusers"):
         export(str(run), format=format, out=tmp_path / f"x{'.pth' if format == 'flowrvs' else '.safetensors'}")

@@ -84,7 +84,7 @@ def test_an_encoder_that_has_changed_since_is_refused(files: Path, tmp_path: Pat
     content, one = held.read_bytes(), next(iter(own_encoder(str(out)).values())).numpy().tobytes()
     place = content.index(one)
     held.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    with pytest.raises(WeightsError, match="its encoder is not the one that was exported"):
+    with pytest.raises(WeightsError, match="its encoder differs from the exported one"):
         own_encoder(str(out))
 
 
@@ -98,7 +98,7 @@ def test_what_can_not_be_imported_is_one_line_and_nothing_is_written(files: Path
         (files / "dit.pth", files / "none.pth", out, NONE, "does not exist"),
         (files / "dit.pth", files / "dit.pth", out, NONE, "keys that a VAE does not have"),
         (files / "dit.pth", None, there, NONE, "already there"),
-        (told, None, out, wrong, "remembers its conventions"),
+        (told, None, out, wrong, "records its conventions"),
     ]:
         with pytest.raises((WeightsError, ConfigError), match=message) as raised:
             import_flowrvs(dit, decoder=decoder, out=target, conventions=asked)

@@ -79,7 +79,7 @@ def test_flowrvs_has_no_place_for_it(light: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_no_checkpoint(light: Path, lab: Path) -> None:
-    with pytest.raises(WeightsError, match="trained light_mask_decoder, but the weights of dit are needed"):
+    with pytest.raises(WeightsError, match="trained light_mask_decoder, but weights of dit are needed"):
         load_segmenter(str(light), sampler=SamplerConfig(), wan=lab / "wan")
 
 

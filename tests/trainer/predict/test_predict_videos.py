@@ -121,7 +121,7 @@ def test_a_rate_that_the_video_has_or_does_not_reach_takes_each_picture_once(fil
     for fps in (25.0, 60.0, 1000.0):
         source = InputVideo(film, fps=fps)
         assert (source.frame_names, source.fps, source.source_frames) == (everything.frame_names, 25.0, None)
-        assert [note for note in source.notes if "25 frames a second: all are taken" in note] == source.notes
+        assert [note for note in source.notes if "25 frames per second: all are used" in note] == source.notes
         assert bool(source.notes) == (fps > 25)
 
 

@@ -144,7 +144,7 @@ def test_a_threshold_of_other_weights_conventions_sampler_or_box_is_refused_in_a
         ({"box": loaded.box.model_copy(update={"height_px": 16})}, "box 32x48 .* there, 16x48 .* here"),
     ]
     for changed, message in cases:
-        with pytest.raises(ConfigError, match=f"presence is of {out}, .*{message}.*--calibrate") as caught:
+        with pytest.raises(ConfigError, match=f"presence is from {out}, .*{message}.*--calibrate") as caught:
             in_use(out, None, **{**here, "box": loaded.box, **changed}, say=print)
         assert "\n" not in str(caught.value)
     (tmp_path / "older").mkdir()
@@ -181,7 +181,7 @@ def test_what_is_no_threshold_is_one_line_before_weights_are_loaded(
         with pytest.raises(UserError, match=message) as caught:
             _predict(golden, video, tmp_path / "p", presence=str(out))
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="is not there; give the out of a calibrated evaluation"):
+    with pytest.raises(ConfigError, match="does not exist; give the out of a calibrated evaluation"):
         _predict(golden, video, tmp_path / "p", presence=str(tmp_path))
 
 
@@ -226,9 +226,9 @@ def test_an_export_takes_no_threshold_of_other_weights(
 ) -> None:
     out = str(write_threshold(tmp_path / "e", of(golden), 0.1))
     for format, suffix in FORMATS.items():
-        with pytest.raises(ConfigError, match=r"chosen for others: dit .* there, .* here"):
+        with pytest.raises(ConfigError, match=r"chosen for other settings: dit .* there, .* here"):
             export(str(trained["lora"]), format=format, out=tmp_path / f"x{suffix}", presence=out)
-    with pytest.raises(ConfigError, match="a threshold of presence goes with a DiT"):
+    with pytest.raises(ConfigError, match="a presence threshold belongs to a DiT"):
         export(str(trained["decoder"]), format="safetensors", out=tmp_path / "x.safetensors", presence=out)
     own = write_threshold(tmp_path / "own", of(trained["lora"]), 0.1)
     both = export(str(trained["lora"]), format="flowrvs", out=tmp_path / "both.pth", presence=str(own)).path

@@ -52,11 +52,11 @@ def test_a_run_whose_newest_checkpoint_is_damaged_is_refused_and_the_step_to_ask
     for source in (run, newest):
         with pytest.raises(WeightsError, match=rf"{newest.name}/rank_00000\.safetensors is damaged"):
             load_dit(str(source))
-    with pytest.raises(WeightsError, match=rf"give {before}, the newest that is whole"):
+    with pytest.raises(WeightsError, match=rf"give {before}, the newest undamaged one"):
         load_dit(str(run))
     assert load_dit(str(before)).sha256 == content_sha256(read_full(before))
     next(before.glob("rank_*")).unlink()
-    with pytest.raises(WeightsError, match="no other one of it is whole"):
+    with pytest.raises(WeightsError, match="it has no undamaged checkpoint"):
         load_dit(str(run))
 
 
@@ -113,7 +113,7 @@ def test_what_is_no_source_of_weights_is_one_line(trained: Path, tmp_path: Path)
     for source, message in [(tmp_path / "nothing", "does not exist"), (tmp_path, "neither a run folder")]:
         with pytest.raises(WeightsError, match=message):
             load_dit(str(source))
-    with pytest.raises(WeightsError, match="trained flow_matching, but the weights of mask_decoder"):
+    with pytest.raises(WeightsError, match="trained flow_matching, but weights of mask_decoder"):
         load_mask_decoder(str(trained))
 
 

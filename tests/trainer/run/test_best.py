@@ -95,11 +95,11 @@ def test_a_run_whose_evaluations_change_keeps_its_best_until_the_first_of_the_ne
     shutil.copytree(first[lower], run, symlinks=True)
     kept, changed = ({"easy": easy, "hard": hard}[name] for name in (lower, higher))
     start(lab, run, LOSSES | kept | {"train.steps": 5})
-    assert best_step(run) == 4 and "other ones than before" not in (run / "log.txt").read_text()
+    assert best_step(run) == 4 and "evaluations differ from before" not in (run / "log.txt").read_text()
     start(lab, run, LOSSES | changed | {"train.steps": 6})  # a larger loss, but of its own kind the best
     assert best_step(run) == 6
     log = (run / "log.txt").read_text()
-    assert "evaluate" in log and log.count("evaluations are other ones than before (timesteps: ") == 1
+    assert "evaluate" in log and log.count("evaluations differ from before (timesteps: ") == 1
     names = [row["definition"] for row in evaluations(run)]
     assert names[0] == names[1] != names[2]
     state = read_state((run / "checkpoints" / "latest").resolve())["state"]

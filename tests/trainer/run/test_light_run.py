@@ -57,7 +57,7 @@ def test_weights_of_another_decoder_or_size_are_refused_in_one_line(lab: Path, l
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         (init | other, WeightsError, "is a light decoder of width 8 and depth 1, but a decoder of the VAE's shape is"),
         (LIGHT | init | {"objective.network": {"width": 4}}, WeightsError, "width 8 .* width 4 .* set objective.kind"),
-        (init, WeightsError, "trained light_mask_decoder, but the weights of dit are needed"),
+        (init, WeightsError, "trained light_mask_decoder, but weights of dit are needed"),
         (LIGHT | {"train.activation_checkpointing": "full"}, ValidationError, "light_mask_decoder can't recompute"),
         (LIGHT | {"objective.network": {"widht": 4}}, ValidationError, "widht"),
     ]

@@ -83,7 +83,7 @@ def test_ranks_and_zero_stage_do_not_change_the_training_of_adapters(trial: Path
 @pytest.mark.parametrize("stage", EACH_STAGE)
 def test_a_resumed_run_of_adapters_equals_one_never_stopped_to_the_bit(trial: Path, stage: int) -> None:
     never, stopped = trial / f"never_{stage}", trial / f"stopped_{stage}"
-    assert "going on from step_00000005" in (stopped / "log.txt").read_text()
+    assert "continuing from step_00000005" in (stopped / "log.txt").read_text()
     assert losses(stopped) == losses(never)
     for kind in ("master", "ema", "exp_avg", "exp_avg_sq"):
         ends = [read_full(complete(run / "checkpoints")[0], kind=kind) for run in (never, stopped)]
@@ -93,7 +93,7 @@ def test_a_resumed_run_of_adapters_equals_one_never_stopped_to_the_bit(trial: Pa
 @pytest.mark.parametrize("stage", EACH_STAGE)
 def test_two_processes_hand_their_adapters_to_one(trial: Path, stage: int) -> None:
     moved = trial / f"moved_{stage}"
-    assert "going on from step_00000005" in (moved / "log.txt").read_text()
+    assert "continuing from step_00000005" in (moved / "log.txt").read_text()
     assert losses(moved) == pytest.approx(losses(trial / f"never_{stage}"), rel=5e-3)
 
 
@@ -235,7 +235,7 @@ def test_the_adapter_folder_is_pefts_and_a_source_of_weights(trials: Path, lab: 
     )
     settings = json.loads((folder / "flowmask.json").read_text())
     assert settings["text_tokens"] == 256 and str(lab) not in json.dumps(settings)
-    with pytest.raises(WeightsError, match=r"does not say where its base is; give model\.wan"):
+    with pytest.raises(WeightsError, match=r"does not name its base; give model\.wan"):
         load_dit(str(folder))
 
 
@@ -302,7 +302,7 @@ def test_adapters_may_rest_on_weights_other_than_wans(trials: Path, lab: Path, t
     patch = "patch_embedding.weight"
     assert torch.equal(load_dit(str(run)).state_dict[patch], load_dit(str(base)).state_dict[patch])
     base.rename(tmp_path / "moved.safetensors")
-    with pytest.raises(WeightsError, match=r"was trained on .*base\.safetensors, which is not there"):
+    with pytest.raises(WeightsError, match=r"was trained on .*base\.safetensors, which does not exist"):
         load_dit(str(run))
 
 

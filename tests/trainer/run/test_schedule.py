@@ -71,19 +71,19 @@ def test_both_ways_on_are_open_and_a_resume_names_them(lab: Path, tmp_path: Path
     cosine, run = {"train.schedule": "cosine", "train.steps": 2}, tmp_path / "run"
     start(lab, run, cosine)
     start(lab, run, cosine | {"train.steps": 4})
-    assert "steps 3 to 4 lie behind the end of the cosine of 2 steps: learning rate 0;" in (run / "log.txt").read_text()
+    assert "steps 3 to 4 are after the end of the cosine of 2 steps: learning rate 0;" in (run / "log.txt").read_text()
     with pytest.raises(CheckpointError, match=f"schedule_steps: 2 -> 6.* another out .model.init={run} takes"):
         start(lab, run, cosine | {"train.schedule_steps": 6, "train.steps": 6})
     start(lab, tmp_path / "longer", cosine | {"train.steps": 4})
     start(lab, tmp_path / "next", cosine | {"model.init": str(run)})
     for new in ("longer", "next"):
         assert all(row["lr"] > 0 for row in rows(tmp_path / new))
-        assert "lie behind" not in (tmp_path / new / "log.txt").read_text()
+        assert "are after" not in (tmp_path / new / "log.txt").read_text()
 
 
 def test_a_job_that_is_only_sent_is_warned_too(lab: Path, tmp_path: Path) -> None:
     long = {"train.schedule": "cosine", "train.schedule_steps": 5, "train.steps": 8}
     job = TrainJob.model_validate(run_config(lab, tmp_path / "run", long).model_dump(mode="json") | {"launch": {}})
     (found,) = (finding for finding in examine(job) if finding.what == "schedule")
-    assert found.state == "warn" and "steps 6 to 8 lie behind" in found.said
+    assert found.state == "warn" and "steps 6 to 8 are after" in found.said
     assert f"# take note:\n#   {found.said}" in describe(job, because="a test")

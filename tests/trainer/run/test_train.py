@@ -125,7 +125,7 @@ def test_a_full_disk_costs_a_save_but_not_the_run_until_the_last_one_which_says_
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint_write, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"of step 10: .*No space left on device; earlier ones are kept"):
+    with pytest.raises(CheckpointError, match=r"of step 10: .*No space left on device; earlier checkpoints are kept"):
         start(lab, tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     assert [path.name for path in complete(checkpoints)] == ["step_00000009", "step_00000006"]
@@ -230,7 +230,7 @@ def test_starting_from_weights_is_a_fresh_run_that_records_them(lab: Path, finis
     assert losses(out)[0] < losses(finished)[0]
     with pytest.raises(WeightsError, match=r"other settings: mask_latent_norm none there, video here"):
         start(lab, tmp_path / "b", {"model.init": str(finished), "model.mask_latent_norm": "video"})
-    with pytest.raises(WeightsError, match="trained flow_matching, but the weights of mask_decoder"):
+    with pytest.raises(WeightsError, match="trained flow_matching, but weights of mask_decoder"):
         start(lab, tmp_path / "c", {"model.init": str(finished), "objective.kind": "mask_decoder"})
 
 

@@ -107,7 +107,7 @@ def test_a_mask_decoder_is_scored_on_the_true_latents(lab: Path, tmp_path: Path)
     found = evaluations(tmp_path / "run")
     keys = {"step", "eval_loss", "eval_j", "eval_f", "eval_jf", "best", "definition"}
     assert [set(row) for row in found] == [keys] * 2
-    assert "which is trained on: name evaluate.cache" in (tmp_path / "run" / "log.txt").read_text()
+    assert "which is also the training data: set evaluate.cache" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_fixed_examples_are_of_the_first_view_spread_out_and_never_change() -> None:

@@ -152,7 +152,7 @@ def test_a_video_that_cannot_be_scored_is_a_line_and_the_training_goes_on_withou
     monkeypatch.setattr(WholeVideos, "_record", record)
     monkeypatch.setattr(WholeVideos, "_loaded", lambda self, dit: nullcontext(object()))
     assert scorer(said.append).measure(torch.nn.Identity(), stop=lambda: False) == {}
-    assert len(said) == 1 and str(error) in said[0] and "the training goes on" in said[0]
+    assert len(said) == 1 and str(error) in said[0] and "the training continues" in said[0]
 
 
 def broken(held: Path, folder: Path, what: str) -> dict[str, str]:
@@ -171,7 +171,7 @@ def broken(held: Path, folder: Path, what: str) -> dict[str, str]:
         ({"root": "/nowhere"}, r"/nowhere/valid_u: no such dataset folder"),
         ({"split": "train"}, r"no such dataset folder .* holds valid_u"),
         ({"root": str(GOLDEN)}, r"2 of the 2 videos are trained on, in .*cache: vidA, vidB; .*cache.leaks=drop"),
-        ("masks", r"video h0 of .* has no true masks; name another split"),
+        ("masks", r"video h0 of .* has no true masks; choose another split"),
         ("frame", r"00010.jpg"),
         ({"protocol": "refcoco"}, r"protocol is 'refcoco', which scores data.source refcoco"),
         ({"positions": 1}, r"video h0 has 6 frames; the DiT takes at most 1"),

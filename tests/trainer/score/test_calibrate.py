@@ -241,7 +241,9 @@ def test_what_no_threshold_can_be_chosen_on_is_one_line_before_anything_is_writt
         assert "\n" not in str(caught.value) and not (tmp_path / "e").exists()
     with pytest.raises(ValidationError, match=r"calibrate\.data is missing"):
         config(lab, tmp_path / "e", calibrate={"enabled": True})
-    with pytest.raises(ValidationError, match="presence is x, and calibrate makes a threshold too; give one"):
+    with pytest.raises(
+        ValidationError, match=r"presence is x, but calibrate\.enabled also chooses a threshold; give one"
+    ):
         calibrating(lab, tmp_path / "e", presence="x")
 
 
@@ -270,7 +272,7 @@ def test_an_export_with_a_threshold_is_evaluated_with_it(lab: Path, done: dict[s
     said: list[str] = []
     found = scored(config(lab, tmp_path / "e", **same), say=said.append)
     assert found.presence == done["calibrated"].presence and any("presence=none" in line for line in said)
-    assert sum("was chosen on mevis valid_u: if on these videos" in line for line in said) == 1
+    assert sum("was chosen on mevis valid_u: if on the same videos" in line for line in said) == 1
     assert contents(tmp_path / "e/masks") == contents(lab / "calibrated/masks")
     asked = config(lab, tmp_path / "e", **same)
     wan_files = folder_state(lab / "golden/wan")

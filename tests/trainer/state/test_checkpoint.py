@@ -286,7 +286,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(tr
         (newest / "state.json").write_text((newest / "state.json").read_text()[:100])
     assert training.restore()["step"] == 1
     assert len(training.warnings) == 1
-    assert "step_00000002" in training.warnings[0] and "going back" in training.warnings[0]
+    assert "step_00000002" in training.warnings[0] and "using the previous" in training.warnings[0]
 
 
 def test_when_every_checkpoint_is_damaged_nothing_starts_anew_behind_ones_back(training: Training) -> None:

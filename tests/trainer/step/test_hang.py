@@ -43,7 +43,7 @@ def test_a_rank_that_hangs_or_dies_ends_the_others_within_the_timeout(
             rank.kill()
             rank.join()
     said = (tmp_path / "logs" / "log_0.txt").read_text().strip().splitlines()[-1]
-    assert said.startswith("flowmask.models.errors.RankLostError: rank 0 lost touch with another rank")
+    assert said.startswith("flowmask.models.errors.RankLostError: rank 0 lost contact with another rank")
     assert f"{TIMEOUT_S} s (train.collective_timeout_s)" in said
     if stage == 0:
         run_group([job], folder=tmp_path / "again")
@@ -64,6 +64,6 @@ def test_the_launcher_says_in_one_line_that_a_rank_hangs_and_leaves_none_behind(
         stopped[0].suspend()
 
     threading.Thread(target=stop_rank_one, daemon=True).start()
-    with pytest.raises(JobFailedError, match=r"^rank 0 lost touch with another rank") as failed:
+    with pytest.raises(JobFailedError, match=r"^rank 0 lost contact with another rank") as failed:
         run_local("train", resolved, processes=2)
     assert "\n" not in str(failed.value) and not stopped[0].is_running()

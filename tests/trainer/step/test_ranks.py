@@ -74,5 +74,5 @@ def test_so_they_are_with_four_and_with_eight_ranks(lab: Path, by_ranks: Path, t
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_costs_nothing(by_ranks: Path) -> None:
     log = (by_ranks / "stopped" / "log.txt").read_text()
-    assert "saved step_00000005" in log and "going on from step_00000005" in log
+    assert "saved step_00000005" in log and "continuing from step_00000005" in log
     assert losses(by_ranks / "stopped") == losses(by_ranks / "fp32_2_2")

@@ -289,7 +289,7 @@ def test_a_strangers_run_goes_only_where_this_user_says_and_takes_no_file_along(
     (out / spool.SENT).write_text(known.model_dump_json())
     said: list[str] = []
     assert not replay(out, timeout_s=120, warn=said.append, uri=mine)
-    assert len([line for line in said if "no command of yours registered it" in line]) == 4, said
+    assert len([line for line in said if "none of your commands registered it" in line]) == 4, said
     assert runs_in(tmp_path / "mine.db") == [("own", [1]), ("n", [1, 2, 3])]
     kept = [path for path in (tmp_path / "runs" / "mlflow_artifacts").rglob("*") if path.is_file()]
     assert sorted(path.name for path in kept) == ["config.yaml", "config.yaml", "inside.txt"]

@@ -256,7 +256,7 @@ def test_an_end_without_the_server_is_short_and_what_is_left_is_sent_later(
     assert (info.start_time, info.end_time) == (writer.plan.started_ms, spool.read_plan(writer.out).ended_ms)
     command = [sys.executable, "-m", "flowmask", "track", str(writer.out)]
     again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "MLflow has all of" in again.stdout
+    assert "MLflow has everything of" in again.stdout
     check_whole(sqlite_server.client, "later", steps=30, status="KILLED")
 
 
@@ -307,7 +307,7 @@ def test_a_server_that_accepts_and_never_answers_costs_neither_time_nor_life(tmp
     line.close()
     assert logged < 10 and time.perf_counter() - started < 5  # a call that waits would take minutes
     assert len(writer.warnings) == 2 and "\n" not in "".join(writer.warnings)
-    assert "can't be reached" in writer.warnings[0] and "has not taken everything" in writer.warnings[1]
+    assert "can't be reached" in writer.warnings[0] and "has not accepted everything" in writer.warnings[1]
     assert len((writer.out / "metrics.jsonl").read_text().splitlines()) == 20_000
 
 

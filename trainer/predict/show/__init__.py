@@ -1,1 +1,1 @@
-"""What a person looks at or hands on: overlay videos, figures and run-length masks from mask PNGs; an export's card."""
+"""Outputs for people: overlay videos, figures and run-length masks from mask PNGs; the model card of an export."""

@@ -1,8 +1,8 @@
-"""The model card of an exported folder: README.md in the form of Hugging Face's hub, made of facts that are stored.
+"""The model card of an exported folder: README.md in the form of Hugging Face's hub, made from stored facts.
 
-Says base model, data, step, the code that exported, licences, how to load, and the scores of evaluations of just these
-weights, which are looked for inside the run's folder and beside it. What is not recorded is left out. Names are shown
-as text, and no path is.
+States base model, data, step, version of the code, licences, how to load, and the scores of evaluations of exactly
+these weights, which are searched inside the run's folder and beside it. Unrecorded facts are left out. Names are shown
+as text; paths are not shown.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,11 +57,11 @@ have terms of their own; some of them exclude commercial use. Whoever publishes 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is made of.
+    """The facts of a card.
 
     source: the run, step, export or file that was exported; folder: the name of the export
     part:   its name in `predict/parts.py`, or "lora" for adapters alone
-    ema:    the averaged weights were asked for; plain: the folder has no configs that diffusers reads
+    ema:    the averaged weights were requested; plain: the folder has no configs that diffusers reads
     """
 
     source: Path
@@ -74,13 +74,13 @@ class CardFacts:
 
 
 def write_card(out: Path, facts: CardFacts) -> None:
-    """Write the card into `out`, in place of one that came with the base."""
+    """Write the card into `out`, replacing one from the base."""
     (out / CARD).unlink(missing_ok=True)
     (out / CARD).write_text(model_card(facts), encoding="utf-8")
 
 
 def model_card(facts: CardFacts) -> str:
-    """The whole text: a head in YAML, what it is, training, scores, how to load, licence."""
+    """The full text: a YAML head, a description, training, scores, how to load, licence."""
     base = published_base({name: tensor.shape for name, tensor in facts.loaded.state_dict.items()})
     head: dict[str, Any] = {
         "license": "other",
@@ -111,7 +111,7 @@ def published_base(shapes: Mapping[str, Sequence[int]]) -> str | None:
 
 
 def _training(facts: CardFacts, base: str | None) -> dict[str, str]:
-    """Name and value of what is known of the training."""
+    """Names and values of the known facts of the training."""
     settings, known = facts.loaded.settings, {}
     if base or settings.get("wan"):
         known["Base model"] = base or f"Wan2.1, folder `{_shown(Path(settings['wan']).name)}`"
@@ -142,7 +142,7 @@ def _caches(data: Any) -> list[str]:
 
 
 def _scores(facts: CardFacts) -> Iterator[list[str]]:
-    """A row for each evaluation of just these weights."""
+    """A row for each evaluation of exactly these weights."""
     if newest(facts.source) is None:
         return
     run = facts.source.resolve()
@@ -156,7 +156,7 @@ def _scores(facts: CardFacts) -> Iterator[list[str]]:
 
 
 def _dataset(evaluation: Path) -> str:
-    """Dataset and split of an evaluation; the name of its folder where its config doesn't tell."""
+    """Dataset and split of an evaluation; the name of its folder if its config doesn't state them."""
     try:
         data = read_yaml(evaluation / "config.yaml")["data"]
         return f"{_shown(data['source'])}, {_shown(data['split'])}"
@@ -165,7 +165,7 @@ def _dataset(evaluation: Path) -> str:
 
 
 def _how_to_load(facts: CardFacts) -> str:
-    """What FlowMask and diffusers are told, beside the folder."""
+    """How FlowMask and diffusers load the folder."""
     as_wan = facts.part == "video_dit"
     ours = f"In FlowMask: `{'model.wan=' if as_wan else '--checkpoint '}{_shown(facts.folder)}`."
     if facts.plain:
@@ -181,5 +181,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _shown(text: object) -> str:
-    """A name as text that can't end its cell, its line or its code span, nor begin a tag."""
+    """A name as text, escaped for a cell, a line, a code span and HTML."""
     return printable(text)[:200].translate(str.maketrans("`|<>", "'/()"))

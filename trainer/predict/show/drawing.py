@@ -1,4 +1,4 @@
-"""All that is drawn of a prediction whose masks are written: read frame by frame, whatever the video's length."""
+"""Draws a prediction from its written masks, frame by frame, for a video of any length."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,7 +24,7 @@ class Drawing:
         earlier: Sequence[tuple[str, Path]],
         figures: bool,
     ) -> None:
-        """folders: of each prompt's masks; earlier: prompts and masks that the combined overlay shows too, first."""
+        """folders: with each prompt's masks; earlier: prompts and masks that the combined overlay also shows, first."""
         self._source, self._folders, self._figures = source, folders, figures
         self._earlier = [folder for _, folder in earlier]
         shown = [*(prompt for prompt, _ in earlier), *prompts]
@@ -33,7 +33,10 @@ class Drawing:
         self._legend = self._shown[len(earlier) :]
 
     def draw(self, total: int, *, on_frame: Callable[[int], None]) -> str:
-        """Draw the first `total` frames; why a part of the sound is missing, "" if none is. on_frame: told how many."""
+        """Draw the first `total` frames; returns why a part of the sound is missing, or "".
+
+        on_frame: gets the number of drawn frames.
+        """
         chosen = set(evenly(total) if self._figures else [])
         height, width = self._source.size
         strips = [FigureStrip(*line, height=height, width=width) for line in self._legend]

@@ -11,7 +11,7 @@ from flowmask.data_pipeline.show.paint import Rgb, outlined, paint
 from flowmask.trainer.predict.show.overlay import font, legend_text, wrap
 
 FRAMES = 6
-_CELL = (400, 640)  # height and width in px that a frame fits into: contours are 2 px there
+_CELL = (400, 640)  # height and width in px of the box for a frame, in which contours are 2 px wide
 _GAP, _MARGIN = 12, 30  # px
 _CAPTION_PX, _LABEL_PX, _LINE = 40, 28, 1.35
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 24), (110, 110, 118)
@@ -34,13 +34,13 @@ class FigureStrip:
         self._cells: list[tuple[NDArray[np.uint8], str]] = []
 
     def add(self, frame: NDArray[np.uint8], mask: NDArray[np.bool_], label: str) -> None:
-        """Append a frame: uint8 [H W 3], its mask bool [H W], and what stands below it."""
+        """Append a frame: uint8 [H W 3], its mask bool [H W], and the label below it."""
         label = legend_text(label, instead=f"frame {len(self._cells) + 1}")
         painted = paint(frame, [(mask, self._tone)], size=self._size)
-        self._cells.append((outlined(painted, mask, self._tone), label))  # on paper a contour alone is faint
+        self._cells.append((outlined(painted, mask, self._tone), label))  # a contour alone would be faint on paper
 
     def save(self, path: Path) -> None:
-        """Write what was added."""
+        """Write the figure."""
         high, wide = self._size
         across = len(self._cells) * (wide + _GAP) - _GAP
         left = _MARGIN + _CAPTION_PX + _GAP + _GAP // 2

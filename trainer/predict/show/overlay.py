@@ -1,4 +1,4 @@
-"""What a person looks at: videos under coloured masks, a legend of the prompts, mask PNGs.
+"""Overlays: videos under coloured masks, a legend of the prompts, mask PNGs.
 
 Works frame by frame, so a video of any length takes the memory of one frame.
 """
@@ -19,9 +19,9 @@ from flowmask.data_pipeline.show.paint import Rgb, paint
 if TYPE_CHECKING:
     from flowmask.data_pipeline.video.sound import Soundtrack
 
-SHORT_SIDE_PX = 480  # smaller videos are enlarged, or nobody can read the legend
-LONG_SIDE_PX = 1920  # larger ones shrink: H.264 decoders in hardware end near 4096
-_PALETTE: tuple[Rgb, ...] = (  # Okabe and Ito's colours, apart for the colour-blind too
+SHORT_SIDE_PX = 480  # smaller videos are enlarged, so that the legend is readable
+LONG_SIDE_PX = 1920  # larger ones are reduced: hardware H.264 decoders support up to about 4096
+_PALETTE: tuple[Rgb, ...] = (  # Okabe and Ito's colours, distinguishable also for colour-blind people
     (230, 97, 0),
     (34, 160, 230),
     (0, 178, 130),
@@ -44,7 +44,7 @@ def colour(number: int) -> Rgb:
 
 @lru_cache
 def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans when the machine has it (prompts in any script), else the font that PIL carries."""
+    """DejaVu Sans if installed (prompts in any script), else PIL's own font."""
     try:
         return ImageFont.truetype("DejaVuSans.ttf", size_px)
     except OSError:
@@ -52,7 +52,7 @@ def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def legend_text(text: str, *, instead: str) -> str:
-    """A sentence as a legend shows it, or what is shown instead where the font lacks one of its characters."""
+    """A sentence as a legend shows it, or `instead` if the font lacks one of its characters."""
     return text if all(map(_is_drawn, set(text[:_LONGEST_TEXT]))) else instead
 
 
@@ -93,7 +93,7 @@ def wrap(text: str, *, width_px: int, size_px: int, lines: int) -> list[str]:
 
 
 def legend(prompts: Sequence[tuple[str, Rgb]], *, width: int) -> NDArray[np.uint8]:
-    """A strip to stand below a frame: a swatch of each prompt's colour and its sentence.
+    """A strip to place below a frame: a swatch of each prompt's colour and its sentence.
 
     returns: uint8 [height width 3]; as high as the wrapped sentences need, 0 without any
     """
@@ -119,7 +119,7 @@ def legend(prompts: Sequence[tuple[str, Rgb]], *, width: int) -> NDArray[np.uint
 
 
 def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
-    """Write bool [H W] as an 8-bit grey PNG of 0 and 255: the form that the MeViS server takes."""
+    """Write bool [H W] as an 8-bit grey PNG of 0 and 255: the format that the MeViS server accepts."""
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(path, format="PNG")
 
 
@@ -130,7 +130,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 
 class OverlayVideo:
-    """One mp4 of a video under coloured masks, a legend below; `with` makes it whole or leaves nothing."""
+    """One mp4 of a video under coloured masks, a legend below; `with` writes it completely or not at all."""
 
     def __init__(
         self,
@@ -144,9 +144,9 @@ class OverlayVideo:
     ) -> None:
         """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97.
 
-        sound: heard from the first frame to the last
+        sound: sound from the first frame to the last
         """
-        from flowmask.data_pipeline.video.writing import VideoWriter  # PyAV, which a rank may never need
+        from flowmask.data_pipeline.video.writing import VideoWriter  # imports PyAV, which a rank may not need
 
         self._tones = [tone for _, tone in prompts]
         self._size = view_size(height, width)

@@ -1,4 +1,4 @@
-"""The masks of one prompt as COCO's run-length code: a list in JSON of one {frame, size, counts} a frame."""
+"""The masks of one prompt as COCO's run-length code: a JSON list with one {frame, size, counts} per frame."""
 
 import json
 from pathlib import Path

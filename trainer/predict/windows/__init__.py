@@ -1,1 +1,1 @@
-"""Videos of any length, a window of frames at a time: where each begins, and one answer out of those of all."""
+"""Videos of any length, a window of frames at a time: the cuts, and one answer from all windows."""

@@ -1,6 +1,7 @@
-"""The clips of a video's windows, one after another; one answer out of the logits of all; the masks final with each.
+"""The clips of a video's windows, one after another; one answer from the logits of all; the masks that become final
+with each.
 
-In memory are the pixels of one window, and those of the frames that it shares with the next.
+Memory holds the pixels of one window, and of the frames that it shares with the next.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,10 +33,10 @@ def window_clips(
 
 
 class Blend:
-    """The logits of one sentence, window after window; between them are kept those of the frames they share.
+    """The logits of one sentence, window after window; keeps those of the frames that two windows share.
 
-    Over the shared frames the weight of the later window rises from 0 in equal parts; it would be 1 at its first frame
-    that is its alone.
+    Over the shared frames the weight of the later window rises linearly from 0, and would reach 1 at its first frame
+    that is not shared.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class Blend:
 class Stitched:
     """The answer to one sentence, window after window.
 
-    presence: of the frames that are final; each counts as its part of the whole video
+    presence: of the final frames so far, each weighted by its share of the whole video
     """
 
     def __init__(self) -> None:

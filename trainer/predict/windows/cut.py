@@ -1,11 +1,11 @@
-"""Which frames each window of a long video has; imports no torch.
+"""Cuts a long video into windows of frames; imports no torch.
 
     window.frames=13 window.overlap=4, 21 frames: the latent frames of both windows
     0  1-4  5-8  9-12
               8  9-12  13-16  17-20
 
-A window is a clip alone: its first latent frame is its first frame, every other one is four frames. It begins with the
-last frame of a latent frame of the window before: so the latent frames in the overlap are of the same frames.
+A window is a separate clip: its first latent frame is its first frame, every other one is four frames. It begins at the
+last frame of a latent frame of the previous window, so the latent frames in the overlap cover the same frames.
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from pydantic import Field, model_validator
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 
-LONGEST = 4 * 1023 + 1  # rotary positions of Wan2.1 end at 1,024 latent frames
+LONGEST = 4 * 1023 + 1  # Wan2.1 has rotary positions for 1,024 latent frames
 SHORTEST = 5
-WHOLE_UP_TO, FRAMES, OVERLAP = 121, 81, 16  # where nothing else is said
+WHOLE_UP_TO, FRAMES, OVERLAP = 121, 81, 16  # defaults
 
 
 class WindowConfig(Section):
     """How a long video is cut; each window is sampled with its neighbours' frames, and their logits are blended."""
 
     frames: int | None = Field(
-        None, description="frames of a window, 4k + 1: the memory of one is enough for any video; null: the whole video"
+        None, description="frames of a window, 4k + 1: memory depends only on this; null: the whole video"
     )
     overlap: int = Field(
-        OVERLAP, description="frames that two windows share behind the first one of the later; a multiple of 4"
+        OVERLAP, description="frames that two windows share, without the first of the later one; a multiple of 4"
     )
 
     @model_validator(mode="after")
@@ -50,7 +50,7 @@ def _refuse(name: str, value: int, *, rule: str, among: range) -> None:
 
 
 def window_for(total: int, asked: WindowConfig) -> WindowConfig:
-    """The window of a prediction: where it is not told the frames, the whole video if it is short."""
+    """The window of a prediction: without `frames`, the whole video if it is short."""
     if asked.frames is not None or total <= WHOLE_UP_TO:
         return asked
     return WindowConfig(frames=FRAMES, overlap=asked.overlap)
@@ -58,7 +58,7 @@ def window_for(total: int, asked: WindowConfig) -> WindowConfig:
 
 @dataclass(frozen=True)
 class TimeWindow:
-    """frames: of the video; final: those of them that no later window has; total: frames of the video."""
+    """frames: of the video; final: those that no later window contains; total: frames of the video."""
 
     frames: range
     final: range
@@ -70,19 +70,19 @@ class TimeWindow:
 
     @property
     def share(self) -> float:
-        """The part of the video that is finished with this window."""
+        """The share of the video that becomes final with this window."""
         return len(self.final) / self.total
 
 
 def cut(total: int, window: WindowConfig) -> list[TimeWindow]:
     """The windows of a video of `total` frames, in order; all are of one length, so the last one overlaps more.
 
-    ConfigError where the whole video is one window, and the model's positions do not reach so far.
+    Raises ConfigError if one window is longer than the model's positions.
     """
     length = min(window.frames or total, total)
     if length > LONGEST:
         raise ConfigError(
-            f"a video of {total} frames is more than the model's {LONGEST}; set window.frames={FRAMES} "
+            f"a video of {total} frames is longer than the model's maximum {LONGEST}; set window.frames={FRAMES} "
             f"window.overlap={OVERLAP}"
         )
     last = -(-(total - length) // 4) * 4

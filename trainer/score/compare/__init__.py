@@ -1,4 +1,4 @@
-"""Evaluations beside each other: `flowmask compare`. Reads what they published, and changes none of it.
+"""`flowmask compare`: compares published evaluations, without changing them.
 
-The numbers need scores.json alone; sentences and pictures come from the dataset and the masks, where these still are.
+The numbers need only scores.json; sentences and pictures need the dataset and the masks.
 """

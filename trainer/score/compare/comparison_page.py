@@ -1,4 +1,4 @@
-"""`flowmask compare --out`: the differences of evaluations as one HTML page, with what changed most."""
+"""`flowmask compare --out`: the differences of evaluations as one HTML page, with the largest changes."""
 
 import html
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Paired differences of evaluations over the expressions that they have in common."""
+"""Paired differences of evaluations over their common expressions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ N_ACC = "n_acc"
 
 @dataclass(frozen=True)
 class Difference:
-    """Means of one metric over the expressions in common, and the interval of their difference over videos."""
+    """Means of one metric over the common expressions, and the interval of their difference over videos."""
 
     first: float
     other: float
@@ -31,8 +31,8 @@ class Difference:
 class PairedScores:
     """One evaluation against the first.
 
-    metrics: by name, in the order in which metrics are shown; N-acc last, over the expressions that name nothing where
-             both evaluations tell which do; shared: in the order of the first evaluation
+    metrics: by name, in the order in which metrics are shown; N-acc last, over the expressions that name nothing, if
+             both evaluations record them; shared: in the order of the first evaluation
     """
 
     first: Evaluated
@@ -41,11 +41,11 @@ class PairedScores:
     metrics: dict[str, Difference]
 
     def change(self, pair: Pair) -> float:
-        """By how much the main metric of an expression is higher than in the first."""
+        """Difference of an expression's main metric to the first evaluation."""
         return self.other.scores[pair][MAIN] - self.first.scores[pair][MAIN]
 
     def counts(self, *, first: str, other: str) -> str:
-        """How many expressions are compared, and how many only one of them has, in one line."""
+        """Numbers of compared expressions and of those in only one evaluation, in one line."""
         alone = [len(one.scores) - len(self.shared) for one in (self.first, self.other)]
         videos = len({video for video, _ in self.shared})
         said = f"{len(self.shared):,} expressions of {videos:,} videos are in both"
@@ -53,12 +53,12 @@ class PairedScores:
 
 
 def compare(paths: Sequence[Path], *, seed: int = 0) -> list[PairedScores]:
-    """Each evaluation but the first against the first. ConfigError in one line for what can't be compared.
+    """Compare each further evaluation with the first. Raises ConfigError if they can't be compared.
 
     seed: of the draws of the intervals
     """
     if len(paths) < 2:
-        raise ConfigError(f"{len(paths)} evaluation is given; comparing needs two or more: flowmask compare A B")
+        raise ConfigError(f"{len(paths)} evaluation is given, but two or more are needed: flowmask compare A B")
     first, *others = map(open_evaluation, paths)
     return [_compare(first, other, seed=seed) for other in others]
 

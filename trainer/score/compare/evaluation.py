@@ -1,4 +1,4 @@
-"""A published evaluation as others read it: its scores by expression, and what its examples look like."""
+"""Reads a published evaluation: its scores by expression, and its masks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ Found = dict[Pair, tuple[Video, Expression]]
 class Evaluated:
     """Scores of one evaluation.
 
-    path:   as it was given; folder: where its other files are, if they are there
-    scores: every metric of each expression; keys: what the expression's masks are called
-    left_empty: of expressions that name nothing, whether nothing was said; evaluations of before do not tell
+    path:   as given; folder: of its other files, if they exist
+    scores: every metric of each expression; keys: name of each expression's folder of masks
+    left_empty: for expressions that name nothing, whether the mask is empty; missing in older evaluations
     data:   the dataset as its config names it; None where that can't be read
     """
 
@@ -39,7 +39,7 @@ class Evaluated:
     data: DataSourceConfig | None
 
     def masks(self, pair: Pair, names: Sequence[str], *, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-        """The predicted masks bool [n H W] of some frames; None where one is not there any more."""
+        """The predicted masks bool [n H W] of some frames; None if one no longer exists."""
         folder = self.folder / MASKS / self.keys[pair]
         try:
             return np.stack([read_object_mask(folder / f"{name}.png", size=size) for name in names])
@@ -48,13 +48,13 @@ class Evaluated:
 
 
 def open_evaluation(path: Path) -> Evaluated:
-    """The evaluation in a folder, or of a scores.json; ConfigError if it is none, or one without scores."""
+    """The evaluation in a folder, or of a scores.json; raises ConfigError if it is none, or has no scores."""
     file = path / SCORES if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError(f"{path} is no evaluation: {file} is not there; give the `out` of `flowmask evaluate`")
+        raise ConfigError(f"{path} is not an evaluation: {file} does not exist; give the `out` of `flowmask evaluate`")
     held = read_object(file)
     if not {"videos", "expressions", "per_expression", "weights"} <= held.keys():
-        raise ConfigError(f"{file} is no scores.json of an evaluation, or is damaged; evaluate again")
+        raise ConfigError(f"{file} is not a scores.json of an evaluation, or is damaged; evaluate again")
     try:
         scores = validated(held["per_expression"], dict[str, dict[str, float]])
         ids = validated(held.get("ids", {}), dict[str, Pair])
@@ -71,7 +71,7 @@ def open_evaluation(path: Path) -> Evaluated:
 
 
 def dataset_of(evaluations: Sequence[Evaluated]) -> tuple[Found, str]:
-    """The expressions of the first dataset that is still in reach, and a sentence for a person where none is."""
+    """The expressions of the first dataset that is accessible, or a sentence that explains why none is."""
     why = "no config.yaml lies beside the scores"
     for evaluation in evaluations:
         if evaluation.data is not None:
@@ -86,7 +86,7 @@ def dataset_of(evaluations: Sequence[Evaluated]) -> tuple[Found, str]:
 def _pair(key: str) -> Pair:
     video, _, expression = key.partition("/")
     if "/" in expression or not {video, expression}.isdisjoint(("", ".", "..")):
-        raise ValueError(f"{key!r} is no <video>/<expression>")
+        raise ValueError(f"{key!r} is not <video>/<expression>")
     return video, expression
 
 

@@ -1,7 +1,7 @@
-"""Scores of trainings that differ by their seed alone: a mean, or a paired difference, and how sure it is.
+"""Scores of trainings that differ only in the seed: mean or paired difference, with an interval.
 
 Both the seeds and the videos are drawn with replacement, since another training and another set of videos would both
-have given other numbers. Two sets are paired by seed, video and expression.
+give other numbers. Two sets are paired by seed, video and expression.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ def over_seeds(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> tuple[float, Interval | None]:
-    """The mean of a metric over seeds and expressions, with its interval of 95 %; None where nothing can vary.
+    """The mean of a metric over seeds and expressions, with its 95 % interval; None if nothing varies.
 
-    evaluations: one of each seed, of the same expressions; less: those whose scores are subtracted, in the same order
-    of seeds. Only expressions that all have count; ConfigError where there is none.
+    evaluations: one for each seed, on the same expressions; less: evaluations whose scores are subtracted, in the same
+    order of seeds. Only common expressions count; raises ConfigError if there are none.
     """
     every = [*evaluations, *(less or ())]
     shared = sorted(set.intersection(*({pair for pair in one.scores if metric in one.scores[pair]} for one in every)))

@@ -1,7 +1,7 @@
-"""How masks are scored: a metric is one file here, or one of an installed package, and no line elsewhere.
+"""The metrics: each is one file here, or in an installed package, and needs no line elsewhere.
 
 Its name is that of its file, or of an entry point of the group `flowmask.metrics`; the contract is `base.Metric`.
-scores.json, the report, the table at an evaluation's end, validation and MLflow follow from it.
+scores.json, the report, the table at an evaluation's end, validation and MLflow use it automatically.
 Imports `models.plugins` alone.
 """
 
@@ -35,7 +35,7 @@ def from_outside() -> list[str]:
 
 
 class Tally:
-    """The scores of one expression, taken up a few frames at a time."""
+    """The scores of one expression, collected a few frames at a time."""
 
     def __init__(self) -> None:
         known = metrics().items()

@@ -1,4 +1,4 @@
-"""The contract of a metric: what it compares, per frame or per set, how it adds up, and where it is shown."""
+"""The contract of a metric: its inputs, per frame or per set, how it is averaged, and where it is shown."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ Place = Literal["report", "progress", "validation"]
 class Metric(ABC):
     """One number about predicted masks; a class of PerFrame, PerSet or Combined.
 
-    title: as people write it; unit: of the value, shown unless it is a percentage; order: in tables, the lowest first
-    shown: where besides scores.json; as `eval_<name>` of a validation it is in MLflow too
+    title: name for display; unit: of the value, shown unless it is %; order: position in tables, lowest first
+    shown: places beside scores.json; as `eval_<name>` of a validation it is also in MLflow
     """
 
     title: ClassVar[str]
@@ -24,12 +24,12 @@ class Metric(ABC):
     shown: ClassVar[frozenset[Place]] = frozenset({"report", "progress", "validation"})
 
     def say(self, value: float) -> str:
-        """The value as a table shows it."""
+        """The value as text for a table."""
         return f"{value:.1f}" if self.unit == "%" else f"{value:.3g} {self.unit}".rstrip()
 
 
 class Measured(Metric):
-    """A metric that looks at masks."""
+    """A metric that is computed from masks."""
 
     @abstractmethod
     def frame(self, truth: Mask, predicted: Mask) -> Any:
@@ -41,7 +41,7 @@ class Measured(Metric):
 
 
 class PerFrame(Measured):
-    """`frame` gives a number, which `scale` takes to the unit; means over frames, then over expressions."""
+    """`frame` returns a number, which `scale` converts to the unit; means over frames, then over expressions."""
 
     scale: ClassVar[float] = 100
 
@@ -50,7 +50,7 @@ class PerFrame(Measured):
 
 
 class PerSet(Measured):
-    """A function of sums over every frame of every expression, as an overall IoU is: `frame` gives what to add."""
+    """A function of sums over every frame of every expression, such as an overall IoU; `frame` returns the summands."""
 
     @abstractmethod
     def value(self, sums: Sequence[float]) -> float:
@@ -61,7 +61,7 @@ class PerSet(Measured):
 
 
 class Combined(Metric):
-    """Made of other metrics of the same expression; means over expressions."""
+    """Computed from other metrics of the same expression; means over expressions."""
 
     @abstractmethod
     def of(self, scores: Mapping[str, float]) -> float:

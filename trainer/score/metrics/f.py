@@ -32,7 +32,7 @@ def boundary(mask: Mask) -> Mask:
 
 
 def boundary_radius(height: int, width: int) -> int:
-    """How far in pixels two boundaries may lie apart: 0.8 % of the frame's diagonal, rounded up."""
+    """Largest distance in pixels between matching boundaries: 0.8 % of the frame's diagonal, rounded up."""
     return math.ceil(_TOLERANCE_OF_DIAGONAL * math.sqrt(height**2 + width**2))
 
 
@@ -48,9 +48,9 @@ def boundary_accuracy(truth: Mask, predicted: Mask) -> float:
 
 @dataclass(frozen=True)
 class _Bits:
-    """Pixels as the bits of one whole number, row behind row: shifting it moves all of them at once.
+    """Pixels as the bits of one integer, row after row: a shift moves all of them at once.
 
-    width: bits of a row; those behind its pixels are 0, as far as pixels will be moved sideways
+    width: bits of a row; the bits after its pixels are 0, as a margin for horizontal shifts
     """
 
     bits: int

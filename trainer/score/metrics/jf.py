@@ -1,4 +1,4 @@
-"""J&F: the mean of region similarity and boundary accuracy, the number that benchmarks rank by."""
+"""J&F: the mean of region similarity and boundary accuracy, by which benchmarks rank."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from flowmask.trainer.score.metrics.base import Combined
 
 
 class JAndF(Combined):
-    """Of each expression."""
+    """Mean of J and F of each expression."""
 
     title, order = "J&F", 0
 

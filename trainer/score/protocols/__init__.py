@@ -1,4 +1,4 @@
-"""How benchmarks score: a protocol is one file here, or one of an installed package, and no line elsewhere.
+"""Benchmark protocols: each is one file here, or in an installed package, and needs no line elsewhere.
 
 Its name, `protocol` of an evaluation, is that of its file, or of an entry point of the group `flowmask.protocols`; the
 contract is `base.BenchmarkProtocol`. The numbers are those of the benchmark's own public code, made by pure functions.
@@ -32,7 +32,7 @@ _TITLES = {
 
 
 def protocol_named(name: str) -> BenchmarkProtocol:
-    """The protocol of a name; ConfigError lists the known ones."""
+    """The protocol of a name; raises ConfigError that lists the known ones."""
     return _KNOWN.get(name)()
 
 

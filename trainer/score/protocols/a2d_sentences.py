@@ -1,8 +1,8 @@
 """A2D-Sentences: every annotated frame of every sentence is one sample; numbers as in `a2d_jhmdb`.
 
-The benchmark's models give several masks with scores. Ours gives one mask; its score is the mean probability of the
-pixels in it, at the size of the clip and before the logits are cut to -1..1, and 0 where it is empty. The score decides
-about average precision alone.
+The benchmark's models give several masks with scores. Ours gives one mask. Its score is the mean probability of its
+pixels, at the size of the clip and before the logits are clamped to -1..1; an empty mask scores 0. The score affects
+only average precision.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from flowmask.data_pipeline.clip.vae_clip import VaeClip
 
-_UNDEFINED = -1  # what pycocotools gives where no true mask is of the size
+_UNDEFINED = -1  # returned by pycocotools if no true mask has the size
 
 
 class Confidences(Listener):

@@ -1,4 +1,4 @@
-"""What every video protocol begins with: one expression's true and predicted masks, and their J and F."""
+"""The common start of video protocols: J and F of one expression's true and predicted masks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from flowmask.trainer.score.metrics.j import region_similarity
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one expression was answered; `j` and `f` are fractions, means over the frames.
+    """The scores of one expression; `j` and `f` are fractions, means over the frames.
 
     has_target: whether a true mask has a pixel in any frame; answered: whether a predicted mask has one
     """
@@ -26,7 +26,7 @@ class Agreement:
 def agreement(truth: Mask, predicted: Mask | None, *, has_target: bool | None = None) -> Agreement:
     """Agreement of two bool [T H W]; None is an expression without a prediction, which gets 0 and 0.
 
-    has_target: whether the sentence names something; None: whether it is seen in any frame
+    has_target: whether the sentence has a target; None: whether a true mask has a pixel
     """
     named = bool(truth.any()) if has_target is None else has_target
     if predicted is None:
@@ -42,7 +42,7 @@ def frame_scores(truth: Mask, predicted: Mask) -> tuple[list[float], list[float]
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The mean, None of nothing: a benchmark without such sentences has no such number."""
+    """The mean; None if there are no values."""
     known = list(values)
     return float(np.mean(known)) if known else None
 

@@ -1,4 +1,4 @@
-"""The contract of a protocol: what a video's record keeps of its answers, and what the records give together.
+"""The contract of a protocol: the part of a video's record that it needs, and the tables from all records.
 
 Imports `data_pipeline.sources` and the metrics; torch only where types are checked.
 """
@@ -40,7 +40,7 @@ class Answer:
 
 
 class Listener(ABC):
-    """Hears the logits of each sentence of one video, for a protocol that needs more than the masks."""
+    """Receives the logits of each sentence of one video, for a protocol that needs more than the masks."""
 
     @abstractmethod
     def hear(self, expression: Expression, logits: "Tensor", clip: "VaeClip") -> None:
@@ -48,9 +48,9 @@ class Listener(ABC):
 
 
 class BenchmarkProtocol(ABC):
-    """How a benchmark scores; a class of PerAnswer, or of this one where the answers of a video count together.
+    """How a benchmark scores; a subclass of PerAnswer, or of this one if the answers of a video are scored together.
 
-    conventions: what its tables are called, one for each way of scoring that is in use; the first is the default
+    conventions: names of its tables, one for each scoring convention in use; the first is the default
     sources:     the layouts (`data.source`) that it scores
     """
 
@@ -58,7 +58,7 @@ class BenchmarkProtocol(ABC):
     sources: ClassVar[tuple[str, ...]]
 
     def refuse_source(self, source: str, *, name: str) -> None:
-        """ConfigError for a layout that this protocol, called `name`, does not score."""
+        """Raises ConfigError for a layout that this protocol, called `name`, does not score."""
         if source not in self.sources:
             raise ConfigError(
                 f"protocol is {name!r}, which scores data.source {' or '.join(self.sources)}, but data.source is "
@@ -66,7 +66,7 @@ class BenchmarkProtocol(ABC):
             )
 
     def refuse_video(self, video: Video, *, name: str) -> None:
-        """DataError for a video that this protocol, called `name`, cannot score; reads no frame."""
+        """Raises DataError for a video that this protocol, called `name`, cannot score; reads no frame."""
         if not video.has_masks:
             raise DataError(f"protocol is {name!r}, which needs true masks; {video} has none; set protocol=null")
 
@@ -78,7 +78,7 @@ class BenchmarkProtocol(ABC):
     def listener(self, video: Video, folder: Path) -> Listener | None:
         """A listener to the logits of a video; None if the masks are enough.
 
-        folder: where label maps go, as <annotator>/<frame>.png: not there yet, published as labels/<video>/
+        folder: where label maps go, as <annotator>/<frame>.png: does not exist yet; published as labels/<video>/
         """
         return None
 
@@ -86,7 +86,7 @@ class BenchmarkProtocol(ABC):
     def of_video(self, video: Video, answers: Sequence[Answer], heard: Listener | None) -> dict[str, Any]:
         """The protocol's part of the video's record, ready for JSON; `answers` in the order of the video's expressions.
 
-        heard: what `listener` gave for this video, after all sentences
+        heard: the listener of this video, after all sentences
         """
 
     @abstractmethod
@@ -95,7 +95,7 @@ class BenchmarkProtocol(ABC):
 
 
 class PerAnswer(BenchmarkProtocol):
-    """A protocol for which every sentence counts alone; the record keeps the numbers of each by its id."""
+    """A protocol that scores each sentence separately; the record stores the numbers by expression id."""
 
     def of_video(self, video: Video, answers: Sequence[Answer], heard: Listener | None) -> dict[str, Any]:
         return {answer.expression.exp_id: self.of_answer(video, answer) for answer in answers}
@@ -113,7 +113,7 @@ class PerAnswer(BenchmarkProtocol):
 
 
 def refuse_other_kinds(video: Video, kinds: Sequence[str], *, name: str) -> None:
-    """DataError for a sentence of a kind that the protocol called `name` does not know."""
+    """Raises DataError for a sentence of a kind that the protocol called `name` does not have."""
     for expression in video.expressions:
         if expression.kind not in kinds:
             raise DataError(

@@ -77,7 +77,7 @@ def _planes(labels: Labels, *, at_least: int, limit: int) -> list[Mask]:
 
 
 def _matched(truths: Sequence[Mask], predictions: Sequence[Mask]) -> list[dict[str, float]]:
-    """Each object with a label of its own, so that the sum of (J + F) / 2 is largest."""
+    """Match each object to a distinct label, so that the sum of (J + F) / 2 is largest."""
     pairs = [[_object(truth, predicted) for truth in truths] for predicted in predictions]
     worth = np.array([[(pair["j"] + pair["f"]) / 2 for pair in row] for row in pairs])
     labels, objects = linear_sum_assignment(-worth.reshape(len(predictions), len(truths)))

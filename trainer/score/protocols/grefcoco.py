@@ -1,7 +1,7 @@
-"""gRefCOCO (GRES): IoU that knows sentences without a target, and how often "nothing" was said rightly.
+"""gRefCOCO (GRES): IoU with sentences without a target, and the accuracy of empty answers.
 
-Follows henghuiding/ReLA gres_model/evaluation/refer_evaluation.py (3ca9551). A model with a no-target head says
-"nothing" by it; one without says it by an empty mask. Not settled: whether the tables for models without a head clear
+Follows henghuiding/ReLA gres_model/evaluation/refer_evaluation.py (3ca9551). A model without a
+no-target head answers "nothing" by an empty mask. Open question: whether the tables for models without a head remove
 small masks first. Percentages, but n_acc and t_acc fractions, as there.
 """
 
@@ -44,7 +44,7 @@ class Grefcoco(PerAnswer):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sentence: how the masks overlap, whether it names something, and whether the answer is "nothing"."""
+    """One sentence: overlap of the masks, whether it has a target, and whether the answer is "nothing"."""
 
     overlap: Overlap
     has_target: bool
@@ -52,7 +52,7 @@ class Sample:
 
     @property
     def iou(self) -> float:
-        """What it counts in gIoU: a right "nothing" 1, a wrong answer on whether there is a target 0."""
+        """Its IoU in gIoU: 1 for a correct "nothing", 0 for a wrong answer about the target."""
         if self.has_target == self.says_nothing:
             return 0.0
         if not self.has_target:
@@ -61,7 +61,10 @@ class Sample:
 
 
 def sample(truth: Mask, predicted: Mask, *, has_target: bool, says_nothing: bool | None = None) -> Sample:
-    """One sample from two bool [H W]; says_nothing: of the model's no-target head, None: an empty mask says it."""
+    """One sample from two bool [H W]; says_nothing: answer of the model's no-target head.
+
+    None: derived from an empty mask.
+    """
     nothing = not predicted.any() if says_nothing is None else says_nothing
     return Sample(overlap(truth, predicted), has_target, nothing)
 

@@ -1,4 +1,4 @@
-"""Long-RVOS: J and F, and whether the object was found when it is there (tIoU) and where (vIoU), by kind of sentence.
+"""Long-RVOS: J and F, temporal overlap (tIoU) and spatio-temporal overlap (vIoU), by kind of sentence.
 
 Follows iSEE-Laboratory/Long_RVOS eval/eval_long_rvos (447682a). Fractions.
 """
@@ -47,9 +47,10 @@ def expression(truth: Mask, predicted: Mask | None) -> dict[str, float]:
 
 
 def of_frames(j: Sequence[float], f: Sequence[float], *, seen: Mask, said: Mask) -> dict[str, float]:
-    """j, f, jf, t_iou and v_iou from each frame's J and F, and from bool [T]: has the truth, the prediction a pixel.
+    """j, f, jf, t_iou and v_iou from each frame's J and F, and from bool [T]: whether truth and prediction have a
+    pixel.
 
-    t_iou compares the frames in which something is seen; v_iou sums J over those of both. Nothing seen anywhere is 1.
+    t_iou compares the sets of frames with a mask; v_iou sums J over frames with both. Both are 1 if neither has a mask.
     """
     either = np.count_nonzero(seen | said)
     found = {"j": float(np.mean(j)), "f": float(np.mean(f))}

@@ -1,9 +1,9 @@
-"""MeViS, v1 and v2 `valid_u`: J, F and J&F over all expressions, and how often "nothing" was said rightly.
+"""MeViS, v1 and v2 `valid_u`: J, F and J&F over all expressions, and the accuracy of empty answers.
 
-J&F follows henghuiding/MeViS tools/eval_mevis.py (7c0620b), which knows no sentence without a target: there an empty
-answer scores 1 in every frame. For v2 no public scorer was found. N-acc, T-acc and Final follow published rows and the
-abstract of the LSVOS 2026 winner (arXiv 2608.11458). Not known: whether v2's J&F is over all expressions or over those
-with a target; so both are given, `final` with all of them and `final_target` with those that have one.
+J&F follows henghuiding/MeViS tools/eval_mevis.py (7c0620b), which has no sentences without a target: there an
+empty answer scores 1 in every frame. For v2 no public scorer was found. N-acc, T-acc and Final follow published rows
+and the abstract of the LSVOS 2026 winner (arXiv 2608.11458). It is unknown whether v2's J&F covers all expressions or
+only those with a target; so both are given: `final` with all, `final_target` with those that have one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,9 +40,10 @@ class Mevis(PerAnswer):
 
 
 def overall(items: Sequence[Agreement]) -> dict[str, float | None]:
-    """In percent: j, f, jf, jf_target, n_acc, t_acc, final, final_target; None where no sentence is of the kind.
+    """In percent: j, f, jf, jf_target, n_acc, t_acc, final, final_target; None if there is no such sentence.
 
-    n_acc: no-target expressions left empty in every frame; t_acc: the others given some mask in some frame
+    n_acc: share of no-target expressions with empty masks in all frames; t_acc: share of the others with a mask in some
+    frame
     """
     target = [item for item in items if item.has_target]
     nothing = [item for item in items if not item.has_target]
@@ -64,6 +65,6 @@ def overall(items: Sequence[Agreement]) -> dict[str, float | None]:
 
 
 def _final(*parts: float | None) -> float | None:
-    """The mean of J&F, N-acc and T-acc; None where one of them is not defined."""
+    """The mean of J&F, N-acc and T-acc; None if one of them is undefined."""
     known = [part for part in parts if part is not None]
     return sum(known) / 3 if len(known) == 3 else None

@@ -1,7 +1,8 @@
 """Ref-DAVIS17: a label map of each annotator from the probabilities of its sentences; numbers as in `davis`.
 
-The probability of a pixel is that of the logit which decides about its mask: cut to -1..1 and resized. Of objects that
-have the largest one the lower wins. The maps go to labels/<video>/<annotator>/<frame>.png: grey, the object's number.
+The probability of a pixel comes from the logit that decides its mask: clamped to -1..1 and resized. Among objects with
+the same largest probability the lower one wins. The maps go to labels/<video>/<annotator>/<frame>.png: grey, the
+object's number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +28,9 @@ _FRAMES_AT_ONCE = 16
 
 
 class Competition(Listener):
-    """Of each annotator and pixel the largest probability so far, and whose it is: 0 nobody's, else object + 1.
+    """For each annotator and pixel the largest probability so far, and its label: 0 for none, else object + 1.
 
-    labels: uint8 [annotator T H W], what `davis.fuse` gives for probabilities in float16
+    labels: uint8 [annotator T H W], equal to `davis.fuse` for probabilities in float16
     """
 
     def __init__(self, video: Video, folder: Path) -> None:
@@ -111,7 +112,7 @@ def _truth(video: Video) -> davis.Labels:
 
 
 def _wrong(video: Video) -> str:
-    """Why a video can't be scored; nothing if it can."""
+    """Why a video can't be scored; "" if it can."""
     if len(video.frame_names) < _FEWEST_FRAMES:
         return f"{len(video.frame_names)} frames, expected at least {_FEWEST_FRAMES}"
     roles = davis.roles(len(video.expressions))

@@ -1,8 +1,8 @@
-"""ReVOS: J, F, accuracy A and robustness R, referring and reasoning sentences apart.
+"""ReVOS: J, F, accuracy A and robustness R, for referring and reasoning sentences separately.
 
-Follows cilinyan/VISA tools/eval_revos.py (ec158fd), its rounding and 8-bit arithmetic too. Sentences without a target
-(type_id 2) are measured and enter no mean: R is how little was painted beside the target among the things that the
-video's sentences name. The real files' rows of type_id 2 were not seen.
+Follows cilinyan/VISA tools/eval_revos.py (ec158fd), with its rounding and 8-bit arithmetic. Sentences without a target
+(type_id 2) are measured but enter no mean. R measures how few pixels outside of the target were predicted, relative to
+all objects of the video's sentences. Real files with rows of type_id 2 were not available.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ def _frames(instances: Sequence[Mask], foreground: Sequence[int], predicted: Mas
 
 
 def _robustness(truth: NDArray[np.uint8], foreground: int, predicted: NDArray[np.uint8]) -> float:
-    """R of one frame: 1 less the predicted pixels beside the truth, as a share of the foreground's.
+    """R of one frame: 1 minus the predicted pixels outside of the truth, as a share of the foreground.
 
     8 bits: a predicted pixel where two instances overlap (truth 2) counts 255, not 0.
     """
@@ -89,7 +89,7 @@ def _robustness(truth: NDArray[np.uint8], foreground: int, predicted: NDArray[np
 
 
 def overall(items: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, dict[str, float | None]]:
-    """In percent: (type_id, its numbers) -> referring, reason, and overall, the mean of these two whatever their sizes.
+    """In percent: (type_id, its numbers) -> referring, reason, and overall, the unweighted mean of these two.
 
     Each expression is rounded to 0.01 % first, as in the public code.
     """

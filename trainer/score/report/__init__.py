@@ -1,1 +1,1 @@
-"""What a person looks at after an evaluation: one page, its examples, their videos. Knows scores, not models."""
+"""The report of an evaluation: one page, its examples, their videos. Independent of models."""

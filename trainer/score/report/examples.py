@@ -1,4 +1,4 @@
-"""Which expressions a report shows, and the frames and masks of one."""
+"""Chooses the expressions that a report shows, and reads the frames and masks of one."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,9 +17,10 @@ _SHEET_FRAMES = 6
 
 
 def choose(keys: Collection[str], ranks: Mapping[str, float], count: int, *, seed: int) -> dict[str, list[str]]:
-    """At most `count` different keys by how they were chosen: a third lowest, a third highest, the rest drawn.
+    """At most `count` different keys, grouped by choice: a third lowest, a third highest, the rest random.
 
-    ranks: key -> the main metric; those without one are drawn alone. Equal ranks stand in the order of the keys.
+    ranks: key -> the main metric; keys without one can only be drawn at random. Equal ranks are in the order of the
+    keys.
     """
     title = metrics()[MAIN].title
     ranked = sorted(ranks, key=lambda key: (ranks[key], key))
@@ -38,7 +39,7 @@ def choose(keys: Collection[str], ranks: Mapping[str, float], count: int, *, see
 def example(
     key: str, video: Video, expression: Expression, *, masks: Path, scores: Mapping[str, Mapping[str, float]]
 ) -> ReportExample:
-    """A few frames of an expression, evenly spread over those with a known truth, and its masks in them."""
+    """A few frames of an expression, evenly spread over the annotated ones, with its masks."""
     known = sorted(video.annotated(expression.anno_ids) or range(len(video.frame_names)))
     ids = [known[place] for place in spread(len(known), _SHEET_FRAMES)]
     names = [video.frame_names[i] for i in ids]

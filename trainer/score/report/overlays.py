@@ -1,4 +1,4 @@
-"""Overlay videos of an evaluation's report: one mp4 an expression, its predicted mask over every frame."""
+"""Overlay videos of an evaluation's report: one mp4 per expression, its predicted mask over every frame."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +8,13 @@ from flowmask.data_pipeline.sources.base import Expression, Video
 from flowmask.trainer.predict.show.overlay import OverlayVideo, colour, legend_text, read_mask
 
 OVERLAYS = "overlays"
-_FPS = 10.0  # datasets of frames do not say theirs
+_FPS = 10.0  # datasets of frames do not state a rate
 
 
 def write_overlays(out: Path, expressions: Mapping[str, tuple[Video, Expression]], *, masks: Path) -> Path:
     """Write out/overlays/<video>_<expression>.mp4 for each expression; `overlays` is made.
 
-    expressions: by `<video>/<expression>`; where two are written so, the / becomes %2f. masks: the folder of
+    expressions: by `<video>/<expression>`; if two names collide, the / becomes %2f. masks: the folder of
     their PNGs. Returns the folder of the videos.
     """
     folder = out / OVERLAYS

@@ -1,7 +1,7 @@
 """A report of an evaluation as one HTML file: scores, tables of parts of the dataset, frames with their masks.
 
-Self-contained: images are embedded, no address outside the file, so it can be mailed or kept with the run. Knows
-nothing of datasets or models; the caller hands it rows and pictures. Text is escaped.
+Self-contained: images are embedded, no address outside the file, so it can be mailed or stored with the run.
+Independent of datasets and models: the caller passes rows and pictures. Text is escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from flowmask.trainer.score.metrics.base import Metric
 from flowmask.trainer.score.protocols import number_title
 from flowmask.trainer.score.slices import TITLES, Slices
 
-_INTERVALS = "In brackets: intervals of 95 % from drawing the videos 1,000 times with replacement."
+_INTERVALS = "In brackets: 95 % intervals, from drawing the videos 1,000 times with replacement."
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ def write_report(
     note: str = "",
     protocol: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the report, whole or not at all.
+    """Write the report, atomically.
 
     facts, made_from: the tiles at the top and the table below, name -> value as text; metrics: the columns of the
-    score tables by name; rows are sorted by the first one, a percentage; examples: by how they were chosen; protocol:
-    as scores.json has it
+    score tables by name; rows are sorted by the first one, a percentage; examples: by kind of choice; protocol:
+    as in scores.json
     """
     body = [page.note(note)] if note else []
     body += [page.tiles(facts), *([page.paragraph(_INTERVALS)] if rows else []), page.pairs(made_from)]
@@ -86,7 +86,7 @@ def write_report(
 
 
 def with_interval(metric: Metric, value: float, interval: Interval | None) -> str:
-    """A value as a table shows it, and its interval where there is one."""
+    """A value as text for a table, with its interval if there is one."""
     said = metric.say(value)
     return f"{said} ({metric.say(interval[0])}–{metric.say(interval[1])})" if interval else said
 

@@ -122,7 +122,9 @@ def test_only_a_long_video_is_cut_if_nothing_is_said_and_a_whole_one_may_be_too_
     assert window_for(122, WindowConfig(overlap=4)) == WindowConfig(frames=81, overlap=4)
     assert window_for(9, WindowConfig(frames=5, overlap=0)).frames == 5
     assert len(cut(LONGEST, none)) == 1
-    with pytest.raises(ConfigError, match=r"4094 frames is more than the model's 4093; set window\.frames=81"):
+    with pytest.raises(
+        ConfigError, match=r"4094 frames is longer than the model's maximum 4093; set window\.frames=81"
+    ):
         cut(LONGEST + 1, none)
 
 
@@ -206,7 +208,7 @@ def test_a_long_video_is_cut_and_that_is_said(golden: Path, tmp_path: Path, monk
     video, said = film_of(tmp_path / "v", 14), list[str]()
     _predict(golden, video, tmp_path / "p", window=WindowConfig(overlap=4), say=said.append)
     assert [line for line in said if "windows" in line] == [
-        "the video has 14 frames: 3 windows of 9 with overlap 4, as larger ones need more memory (--window-frames)"
+        "the video has 14 frames: 3 windows of 9 with overlap 4, since larger ones need more memory (--window-frames)"
     ]
 
 

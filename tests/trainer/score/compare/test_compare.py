@@ -91,10 +91,10 @@ def test_expressions_are_paired_by_their_ids_and_not_by_how_their_masks_are_call
 
 
 REFUSED = {
-    "nothing there": (lambda folder: folder / "gone", "is no evaluation"),
-    "another folder": (lambda folder: folder, "is no evaluation"),
+    "nothing there": (lambda folder: folder / "gone", "is not an evaluation"),
+    "another folder": (lambda folder: folder, "is not an evaluation"),
     "no JSON": (lambda folder: evaluation(folder / "e", {"a/0": 1.0}) / "scores.json", "or is damaged"),
-    "no scores.json": (lambda folder: evaluation(folder / "e", {}, weights=1), "no score"),
+    "no scores.json": (lambda folder: evaluation(folder / "e", {}, weights=1), "is not a scores.json"),
     "no masks": (lambda folder: evaluation(folder / "e", {}), "holds no score"),
     "no numbers": (lambda folder: evaluation(folder / "e", {}, per_expression={"a/0": {"jf": "x"}}), "is damaged"),
     "a way out": (lambda folder: evaluation(folder / "e", {}, per_expression={"../x": {"jf": 1}}), "is damaged"),
@@ -116,7 +116,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(two: list[Path], tmp_pat
 
 
 def test_one_evaluation_alone_is_refused(two: list[Path]) -> None:
-    with pytest.raises(ConfigError, match="needs two or more"):
+    with pytest.raises(ConfigError, match="two or more are needed"):
         compare(two[:1])
 
 
