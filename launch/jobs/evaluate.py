@@ -70,7 +70,7 @@ class EvaluateJob(Job, EvaluateConfig):
             scores = evaluate(config, rank=rank, world=world, on_progress=on_progress, say=say, also=also)
         if scores is not None:  # the last rank to finish has them
             show_scores(scores, self.out)
-            send_left(self.checkpoint, say=say)
+            send_left(self.checkpoint, say=err.print)
 
     @classmethod
     def folder_kind(cls) -> Kind:
