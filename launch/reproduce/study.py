@@ -155,7 +155,7 @@ class Study:
             "launch": config.launch,
             "stages": [{key: value for key, value in stage.items() if value not in (None, {}, [])} for stage in made],
         }
-        return curriculum_of(OmegaConf.create(tree), self.path)
+        return curriculum_of(OmegaConf.create(tree), self.path, title=self.config.title, group=self.out / "mlflow")
 
     def _trials(self) -> Iterator[dict[str, Any]]:
         config = self.config

@@ -131,7 +131,6 @@ def run_demo(out: Path) -> None:
 def run_study(out: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reproduce, "run_curriculum", lambda *_, **__: 0)
-        patched.setattr(reproduce, "_track", lambda *_: None)
         out.mkdir(parents=True, exist_ok=True)
         patched.chdir(out)  # its files name the folder
         reproduce.reproduce(Path("configs/paper.yaml"), ["out=."], profile=None, wait=True, dry_run=False)
