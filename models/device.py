@@ -1,6 +1,7 @@
 """The one device on which a rank computes, and the errors if it is missing or its memory is too small.
 
-Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU.
+Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU. Also copies
+tensors to the device and back without blocking the host.
 """
 
 import os
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from flowmask.models.errors import NO_ROOM, ConfigError
 
@@ -69,6 +71,35 @@ def use_tf32(on: bool | None) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = bool(on)
     torch.backends.cudnn.allow_tf32 = on is not False
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor [...] of the host, copied to `device` without waiting for earlier work of a GPU.
+
+    A copy from memory that is not pinned would wait. A tensor that is on a device is moved by torch as usual.
+    """
+    if tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+class OnItsWay:
+    """Results on their way from a device to the host: a GPU computes and copies them while the host continues."""
+
+    def __init__(self, *results: Tensor, dtype: torch.dtype) -> None:
+        """results: [...] each, on one device; on the host they have `dtype`."""
+        self._copied: torch.cuda.Event | None = None
+        # torch allocates pinned memory for a copy from a GPU that does not block
+        self._results = tuple(result.to(dtype).to("cpu", non_blocking=True) for result in results)
+        if results[0].device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def get(self) -> tuple[Tensor, ...]:
+        """The results [...] on the host; waits for them, but not for later work of the GPU."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._results
 
 
 @contextmanager

@@ -81,9 +81,9 @@ def integrate(
     returns: [B 16 f h w] at t=0, in the space in which the path ends
     """
     z = start
-    for k, timestep in enumerate(timesteps.to(start.device)):
-        velocity = velocity_fn(z, timestep.expand(z.shape[0]))
-        z = z + float(sigmas[k + 1] - sigmas[k]) * velocity
+    for timestep, step in zip(timesteps.tolist(), sigmas.diff().tolist(), strict=True):
+        here = torch.full(z.shape[:1], timestep, dtype=timesteps.dtype, device=z.device)  # a copy would block
+        z = z + step * velocity_fn(z, here)
     return z
 
 

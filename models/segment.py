@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowmask.models.config import FlowStart, Predicted, SamplerConfig
+from flowmask.models.device import to_device
 from flowmask.models.dit import velocity
 from flowmask.models.flow import TRAIN_TIMESTEPS, euler, start_noise, velocity_to
 from flowmask.models.text import Embeds, clean, pad
@@ -116,7 +117,7 @@ def sample_mask(
 
     start = video_latent
     if settings.start == "noise":
-        start = start_noise(video_latent.shape[1:]).to(video_latent.device).expand_as(video_latent)
+        start = to_device(start_noise(video_latent.shape[1:]), video_latent.device).expand_as(video_latent)
     mask = euler(predict, start, steps=settings.sampler.steps, shift=settings.sampler.shift)
     return denormalise(stats, mask) if settings.mask_latent_norm == "video" else mask
 

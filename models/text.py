@@ -8,6 +8,7 @@ imported by what computes alone: commands that only read sentences import this t
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RecentTexts:
 
 
 class TextEncoder:
-    """A frozen UMT5 encoder with its tokenizer; one sentence at a time, so that results do not depend on a batch."""
+    """A frozen UMT5 encoder with its tokenizer; it never pads, so no sentence depends on others."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", model: "UMT5EncoderModel") -> None:
         self.tokenizer = tokenizer
@@ -91,8 +92,17 @@ class TextEncoder:
 
     def __call__(self, text: str, *, max_tokens: int) -> "Tensor":
         """Embedding [L D] of cleaned text, L <= max_tokens, unpadded, in the dtype of the weights."""
+        return self.together([self.token_ids(text, max_tokens=max_tokens)])[0]
+
+    def together(self, ids: Sequence[Sequence[int]]) -> "Tensor":
+        """Embeddings [B L D] of sentences of L tokens each, as `token_ids` gives them, in the dtype of the weights.
+
+        There is no padding, so no sentence depends on another. Products of other sizes may be rounded differently.
+        """
         import torch
 
-        ids = torch.tensor([self.token_ids(text, max_tokens=max_tokens)], device=self.model.device)
+        from flowmask.models.device import to_device
+
+        tokens = to_device(torch.tensor(ids), self.model.device)
         with torch.no_grad():
-            return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+            return self.model(input_ids=tokens).last_hidden_state  # transformers reads the values of a mask

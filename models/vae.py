@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowmask.models.device import to_device
 from flowmask.models.flow import LOGVAR_RANGE
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class LatentStats:
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # made on the host: `torch.tensor(..., device=cuda)` waits for all queued work of the GPU
         columns = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (self.mean, self.std))
-        mean, std = (column.to(like.device, non_blocking=True) for column in columns)
+        mean, std = (to_device(column, like.device) for column in columns)
         return mean, std
 
 
@@ -86,7 +87,8 @@ def encode_pieces(vae: "AutoencoderKLWan", pieces: Iterable[Tensor]) -> tuple[Te
     encoder: Any = vae.encoder
     causal = type(encoder.conv_in)
     cache: list[Any] = [None] * sum(isinstance(module, causal) for module in encoder.modules())
-    frames = [encoder(piece.to(vae.device, vae.dtype), feat_cache=cache, feat_idx=[0]) for piece in pieces]
+    sent = (to_device(piece, vae.device).to(vae.dtype) for piece in pieces)
+    frames = [encoder(piece, feat_cache=cache, feat_idx=[0]) for piece in sent]
     mean, logvar = vae.quant_conv(torch.cat(frames, dim=2)).float().chunk(2, dim=1)
     return mean, logvar.clamp(*LOGVAR_RANGE)
 

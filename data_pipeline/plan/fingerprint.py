@@ -21,7 +21,8 @@ from flowmask.models.errors import CacheError
 from flowmask.models.stored.sealed import parse_json, to_json
 from flowmask.models.weights.wan import WanFolder
 
-_TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
+_SENTENCES = ("data.expressions", "text.", "cache.lowercase", "cache.batch_sentences")
+_TEXT = ("format", "model.text_encoder", "model.tokenizer", *_SENTENCES)
 _DATA = ("data.frames", "data.sources", "data.allow_truncated")
 _MASK_FILES = "data.mask_files"  # earlier versions did not look at them
 _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
@@ -45,6 +46,8 @@ def fingerprint(config: CacheBuildConfig, source: VideoSet, *, memo: Path) -> Fi
     fields |= {f"cache.{name}": value for name, value in cache.items()}
     if fields["cache.tf32"] is None:  # as it was before it could be said
         fields.pop("cache.tf32")
+    if fields["cache.batch_sentences"] == 1:  # likewise
+        fields.pop("cache.batch_sentences")
     if fields.get("cache.leaks") != "drop":  # otherwise it shapes no byte
         fields.pop("cache.leaks", None)
     return Fingerprint(

@@ -118,9 +118,9 @@ class _Losses:
         return index not in self.videos
 
     def look_at(self, clip: Clip, video: Video) -> None:
-        """Note a clip with a missing frame: too many are refused while mending them still costs nothing."""
+        """Note a clip with a missing file: too many are refused while mending them still costs nothing."""
         if missing := video.missing_file(clip.frame_ids):
-            error = DataError(f"{missing}: the frame is missing")
+            error = DataError(f"{missing} does not exist")
             self._clips.append(quarantine.line(error, video_id=clip.label, clip=clip.key, roots=self._roots))
 
     def refuse_too_many(self, *, clips: int, fraction: float) -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, or the name of one that `flowmask configs` lists")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="KEY=VALUE, any number of them, for example train.lr=1e-4 out=runs/mine")
+    list[str] | None,
+    typer.Argument(help="KEY=VALUE, any number of them, for example train.lr=1e-4; YAML files to lay over CONFIG"),
 ]
 Wait = Annotated[
     bool,
