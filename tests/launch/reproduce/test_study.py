@@ -90,9 +90,9 @@ def test_what_is_wrong_with_a_study_is_one_line(tmp_path: Path, changes: dict[st
 
 
 def test_an_unknown_profile_and_a_config_that_is_not_there_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--profile is x, which .* does not know; it has demo"):
+    with pytest.raises(ConfigError, match=r"--profile is x, which is not in .*; it has demo"):
         load_study(PAPER, profile="x")
-    with pytest.raises(ConfigError, match=r"--profile is demo, which .* does not know; it has none"):
+    with pytest.raises(ConfigError, match=r"--profile is demo, which is not in .*; it has none"):
         load_study(study(tmp_path), profile="demo")
     found = load_study(study(tmp_path), [f"out={tmp_path}/out"])
     with pytest.raises(ConfigError, match=r"score\.yaml does not exist|train\.yaml does not exist"):

@@ -72,7 +72,7 @@ def test_both_ways_on_are_open_and_a_resume_names_them(lab: Path, tmp_path: Path
     start(lab, run, cosine)
     start(lab, run, cosine | {"train.steps": 4})
     assert "steps 3 to 4 are after the end of the cosine of 2 steps: learning rate 0;" in (run / "log.txt").read_text()
-    with pytest.raises(CheckpointError, match=f"schedule_steps: 2 -> 6.* another out .model.init={run} takes"):
+    with pytest.raises(CheckpointError, match=f"schedule_steps: 2 -> 6.* another out .model.init={run} starts from"):
         start(lab, run, cosine | {"train.schedule_steps": 6, "train.steps": 6})
     start(lab, tmp_path / "longer", cosine | {"train.steps": 4})
     start(lab, tmp_path / "next", cosine | {"model.init": str(run)})
