@@ -61,6 +61,7 @@ class Overlay:
     def over(self, config: DictConfig, kind: str) -> DictConfig:
         """The keys of a job of a kind with this laid over them."""
         found = OmegaConf.create(self.moved(as_written(config)))
+        assert isinstance(found, DictConfig)
         launch = {f"launch.{key}": value for key, value in self.keys("launch").items()}
         for key, value in (launch | self.keys(kind)).items():
             set_key(found, key, value, where=str(self.path))

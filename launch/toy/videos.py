@@ -23,7 +23,9 @@ _NAMES = [f"{FRAME_STRIDE * i:05d}" for i in range(FRAMES)]
 def write_mevis(root: Path, splits: Mapping[str, Sequence[Scene]]) -> None:
     """Splits in which sentences may name several objects, or none. `valid` has no masks: only its server has them."""
     for split, scenes in splits.items():
-        public, videos, masks = split != "valid", {}, {}
+        public = split != "valid"
+        videos: dict[str, Any] = {}
+        masks: dict[str, Any] = {}
         for scene in scenes:
             write_frames(root / split / "JPEGImages" / _name(split, scene), scene.frames, _NAMES)
             told = [entry if public else {"exp": entry["exp"]} for entry in _told(scene)]
@@ -36,20 +38,20 @@ def write_mevis(root: Path, splits: Mapping[str, Sequence[Scene]]) -> None:
 
 def write_youtube(root: Path, *, train: Sequence[Scene], valid: Sequence[Scene]) -> None:
     """`train` with masks, `valid` without; each video of `train` has a sentence that names nothing."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for scene in train:
-        told = [{"exp": text, "obj_id": str(k + 1)} for text, k in scene.of_one_object()]
+        told: list[dict[str, Any]] = [{"exp": text, "obj_id": str(k + 1)} for text, k in scene.of_one_object()]
         told += [{"exp": text, "obj_id": []} for text, _ in scene.nothing[:1]]
         entries[_name("train", scene)] = {"expressions": _numbered(told), "frames": _NAMES}
     _write_split(root, "train", entries, train, masks=True)
     asked = {_name("valid", one): [{"exp": text} for text, _ in one.of_one_object()] for one in valid}
-    entries = {name: {"expressions": _numbered(told), "frames": _NAMES} for name, told in asked.items()}
+    entries = {name: {"expressions": _numbered(texts), "frames": _NAMES} for name, texts in asked.items()}
     _write_split(root, "valid", entries, valid, masks=False)
 
 
 def write_davis(root: Path, *, valid: Sequence[Scene]) -> None:
     """One split, in which each object has a sentence of every annotator."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for scene in valid:
         told: list[dict[str, Any]] = []
         texts: dict[int, list[str]] = {}
@@ -63,7 +65,8 @@ def write_davis(root: Path, *, valid: Sequence[Scene]) -> None:
 
 def write_revos(root: Path, *, valid: Sequence[Scene]) -> None:
     """One split; ids of videos are paths."""
-    videos, masks = {}, {}
+    videos: dict[str, Any] = {}
+    masks: dict[str, Any] = {}
     for scene in valid:
         name, sides = f"TOY/{_name('valid', scene)}", {"height": SIZE_PX, "width": SIZE_PX}
         write_frames(root / "JPEGImages" / name, scene.frames, _NAMES)
@@ -76,7 +79,7 @@ def write_revos(root: Path, *, valid: Sequence[Scene]) -> None:
 
 def write_long_rvos(root: Path, *, valid: Sequence[Scene]) -> None:
     """One split; a frame that does not show an object has no picture of it."""
-    videos = {}
+    videos: dict[str, Any] = {}
     for scene in valid:
         name = _name("valid", scene)
         write_frames(root / "valid" / "JPEGImages" / name, scene.frames, _NAMES)
@@ -97,7 +100,7 @@ def write_long_rvos(root: Path, *, valid: Sequence[Scene]) -> None:
 
 def _told(scene: Scene) -> list[dict[str, Any]]:
     """Sentences as MeViS has them; the kind of one that names nothing stands beside it."""
-    named = [
+    named: list[dict[str, Any]] = [
         {"exp": text, "obj_id": list(objects), "anno_id": [_annotation(scene, k) for k in objects]}
         for text, objects in scene.sentences
     ]
