@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from flowmask.models.errors import ConfigError
+from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import TEMPORARY, sync
 from flowmask.models.folders import locks
 
@@ -20,6 +20,18 @@ PATIENCE_S = 120.0  # for another process that makes the database
 SETTLED_S = 20.0  # a half-made one that nobody wrote for so long is left by a process that is gone
 _SQLITE = re.compile(r"sqlite:///(?!:memory:|file:)(.+?)(\?\w+=[^?/]*)?", re.DOTALL)
 _MLFLOWS = {"alembic_version", "experiments", "runs"}
+
+_LASTING_CODES = {
+    *("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "NOT_IMPLEMENTED", "FEATURE_DISABLED"),
+}
+_LASTING_WORDS = re.compile(
+    r"not a database|unable to open database file|readonly database|no such (?:table|column)|duplicate column|"
+    r"table \S+ already exists|out-of-date database schema|authentication failed|database \S+ does not exist|"
+    r"unknown database|access denied|invalid artifact path|certificate_verify_failed|wrong_version_number|"
+    r"invalid url|no connection adapters|can't load plugin|no module named",
+    re.IGNORECASE,
+)
 
 
 def file_of(uri: str) -> Path | None:
@@ -94,3 +106,10 @@ def _set_aside(path: Path) -> Path:
         if path.with_name(path.name + end).exists():
             path.with_name(path.name + end).rename(place.with_name(place.name + end))
     return place
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether waiting can't mend what a call raised: a person has to."""
+    if isinstance(error, UserError | ImportError | PermissionError | NotADirectoryError | FileExistsError):
+        return True
+    return getattr(error, "error_code", None) in _LASTING_CODES or _LASTING_WORDS.search(str(error)) is not None

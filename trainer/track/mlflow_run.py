@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,17 +30,6 @@ _DATASET_CHARACTERS = 500
 _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
 _ELSEWHERE = re.compile(r"(?!file:)[A-Za-z][\w+.-]*:")
 _PLACE = re.compile(r"[\w. -]+(?:/[\w. -]+)*")
-_LASTING_CODES = {
-    *("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"),
-    *("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "NOT_IMPLEMENTED", "FEATURE_DISABLED"),
-}
-_LASTING_WORDS = re.compile(
-    r"not a database|unable to open database file|readonly database|no such (?:table|column)|duplicate column|"
-    r"table \S+ already exists|out-of-date database schema|authentication failed|database \S+ does not exist|"
-    r"unknown database|access denied|invalid artifact path|certificate_verify_failed|wrong_version_number|"
-    r"invalid url|no connection adapters|can't load plugin|no module named",
-    re.IGNORECASE,
-)
 
 
 class MlflowRun:
@@ -240,7 +228,7 @@ class MlflowRun:
         """Upload a file, or what is in a folder; UserError for what would lead out of it, or out of the artifacts."""
         if to is not None and (not _PLACE.fullmatch(to) or ".." in to.split("/")):
             raise UserError(f"its place {to!r} is no path below the run's artifacts")
-        _refuse_ways_out(path)
+        spool.refuse_ways_out(path)
         if path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), to)
         else:
@@ -263,7 +251,7 @@ def watch_node(uri: str, run_id: str) -> None:
     from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as ENABLED
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    place = {"run_id": run_id, "tracking_uri": uri, "node_id": _name(os.uname().nodename)}
+    place = {"run_id": run_id, "tracking_uri": uri, "node_id": allowed(os.uname().nodename)}
 
     def watch() -> None:
         while True:
@@ -275,28 +263,12 @@ def watch_node(uri: str, run_id: str) -> None:
         threading.Thread(target=watch, name="system metrics", daemon=True).start()
 
 
-def is_lasting(error: Exception) -> bool:
-    """Whether waiting can't mend what a call raised: a person has to."""
-    if isinstance(error, UserError | ImportError | PermissionError | NotADirectoryError | FileExistsError):
-        return True
-    return getattr(error, "error_code", None) in _LASTING_CODES or _LASTING_WORDS.search(str(error)) is not None
-
-
 def _make_database(path: Path) -> None:
     """MLflow's own tables in a new file in the working folder, written and let go."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     store = SqlAlchemyStore(f"sqlite:///{path.name}", (Path.cwd() / "mlflow_artifacts").as_uri())
     store.engine.dispose()
-
-
-def _refuse_ways_out(path: Path) -> None:
-    """UserError if a file or folder to be sent is or holds a link, a pipe or a device."""
-    inside = (Path(folder) / name for folder, *names in os.walk(path) for name in [*names[0], *names[1]])
-    for each in (path, *inside):
-        mode = each.lstat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise UserError(f"{each} is a link, or no file: only files are sent")
 
 
 def short(value: str) -> str:

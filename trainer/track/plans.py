@@ -6,6 +6,7 @@ What begins without a checkpoint, and a copied folder, is a new MLflow run; all 
 import getpass
 import os
 import platform
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowmask.models.safe.secrets import masked_uri
 from flowmask.trainer.state.provenance import UNKNOWN, git_commit
 from flowmask.trainer.track import database, spool
 from flowmask.trainer.track.spool import DatasetFacts, TrackingPlan
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from flowmask.trainer.config import RunConfig
 
 _DIRTY = "-dirty"
+_LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` serves
+_TRAINING = "?workflowType=machine_learning"  # else the page is that of language models, which has no runs
 
 
 @dataclass(frozen=True)
@@ -129,3 +133,24 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user that has no name
         return str(os.getuid())
+
+
+def page_of(uri: str, *, experiment_id: str | None, run_id: str | None = None) -> str:
+    """The page of a run, or of its experiment's runs; of a database with the command that serves it.
+
+    Empty where the server is of a kind whose pages have other addresses, or has not got the run.
+    """
+    if experiment_id is None:
+        return ""
+    page = f"/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id is not None else _TRAINING)
+    uri = masked_uri(uri)
+    if uri.startswith(("http://", "https://")):
+        return uri.partition("?")[0].rstrip("/") + page
+    if uri.startswith("databricks"):
+        return ""
+    return f"{serving(uri)}, then open {_LOCAL}{page}"
+
+
+def serving(uri: str) -> str:
+    """The command that serves the pages of a database."""
+    return f"`mlflow ui --backend-store-uri {shlex.quote(masked_uri(database.absolute(uri)))}`"

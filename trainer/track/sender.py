@@ -23,7 +23,8 @@ from flowmask.models.process import STOP_SIGNALS
 from flowmask.models.safe.secrets import URI_VARIABLE, masked_uri, revealed_uri, without_secrets
 from flowmask.models.safe.signature import signature
 from flowmask.trainer.track import spool
-from flowmask.trainer.track.mlflow_run import MlflowRun, is_lasting
+from flowmask.trainer.track.database import is_lasting
+from flowmask.trainer.track.mlflow_run import MlflowRun
 from flowmask.trainer.track.points import StepPoints
 from flowmask.trainer.track.spool import Note, Outbox, Status, TrackingPlan
 from flowmask.trainer.track.tracking import DONE, LEFT

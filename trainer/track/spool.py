@@ -13,6 +13,7 @@ import fcntl
 import json
 import math
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flowmask.models.errors import UserError
 from flowmask.models.files import write_atomically
 from flowmask.models.safe.secrets import SecretUri, masked_uri, write_private
 from flowmask.models.safe.signature import is_ours, signature
@@ -240,3 +242,12 @@ def _append(folder: Path, row: Mapping[str, Any]) -> None:
     """Append one line in one write, so that writers never mix. A newline comes first: a torn line spoils no other."""
     with open(folder / OUTBOX, "ab", buffering=0, opener=_itself) as file:
         file.write(b"\n" + json.dumps(row, allow_nan=False).encode() + b"\n")
+
+
+def refuse_ways_out(path: Path) -> None:
+    """UserError if a file or folder to be sent is or holds a link, a pipe or a device."""
+    inside = (Path(folder) / name for folder, *names in os.walk(path) for name in [*names[0], *names[1]])
+    for each in (path, *inside):
+        mode = each.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{each} is a link, or no file: only files are sent")

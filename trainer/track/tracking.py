@@ -20,8 +20,7 @@ from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, reveal
 from flowmask.trainer.state.provenance import ROOT
 from flowmask.trainer.state.run_folder import CHECKPOINTS, TRACKING, RunFolder
 from flowmask.trainer.track import database, spool
-from flowmask.trainer.track.address import page_of
-from flowmask.trainer.track.plans import RunFacts, plan_of_run, server_for
+from flowmask.trainer.track.plans import RunFacts, page_of, plan_of_run, server_for
 from flowmask.trainer.track.spool import Status, TrackingPlan
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flowmask.trainer.track.address import page_of
 from flowmask.trainer.track.names import mlflow_name, scores_group
+from flowmask.trainer.track.plans import page_of
 
 
 @pytest.mark.parametrize(

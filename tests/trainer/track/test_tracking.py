@@ -137,7 +137,8 @@ def test_one_mlflow_run_across_restarts_with_params_metrics_and_the_right_end(la
     assert [p.step for p in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(1, 11))
     losses = ("loss", "loss_at_video", "loss_elsewhere", "grad_norm", "lr", "epoch", "skipped_steps", "step")
     rates = ("examples_per_s", "tokens_per_s", "model_tflop_per_s", "mfu_pct", "data_wait_pct", "host_memory_gib")
-    assert run.data.metrics.keys() == {
+    assert all(key.startswith(("train/", "system/")) for key in run.data.metrics)
+    assert run.data.metrics.keys() >= {
         *(f"train/{name}" for name in losses),
         *(f"system/{name}" for name in (*rates, "step_s_p50", "step_s_p90", "step_s_p99")),
     }

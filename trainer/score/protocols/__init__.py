@@ -53,7 +53,7 @@ def numbers_by_name(known: Mapping[str, Any] | None) -> dict[str, float | None]:
     """
     if known is None:
         return {}
-    found = {}
+    found: dict[str, float | None] = {}
     for title, row in known["tables"][known["convention"]].items():
         part = "" if title == "all" else f"{title.replace(' ', '_')}_"
         found |= {f"{known['name']}_{part}{name}": value for name, value in row.items()}
