@@ -21,10 +21,10 @@ ORDER = {
     "data_pipeline": (
         *(".", "formats", "video", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
     ),
-    "trainer": ("objectives", ".", "step", "state", "track", "predict", "score", "run"),
+    "trainer": ("objectives", ".", "step", "state", "track", "explain", "predict", "score", "run"),
     "launch": (
         *(".", "jobs", "local", "slurm", "plan", "check", "tune", "dispatch.py", "curriculum", "watch", "demo"),
-        *("reproduce", "serve", "cli"),
+        *("toy", "reproduce", "serve", "cli"),
     ),
 }
 OWNERS = {
