@@ -74,7 +74,7 @@ def measure(parameters: float, *, tokens: int, steps: int, rounds: int, folder: 
     def step() -> None:
         engine.step(Square(), [batch])
         ema.update()
-        if not distributed.any_true_each(False, saves.busy)[1]:
+        if not distributed.sum_each(False, saves.busy)[1]:
             saves.advance()
 
     figures: dict[str, list[float]] = {key: [] for key in ("alone", "stall", "in_flight", "worst", "write")}

@@ -21,10 +21,10 @@ ORDER = {
     "data_pipeline": (
         *(".", "formats", "video", "sources", "clip", "cache", "read", "claim", "plan", "build", "show", "check"),
     ),
-    "trainer": ("objectives", ".", "step", "state", "track", "predict", "score", "run"),
+    "trainer": ("objectives", ".", "step", "state", "track", "explain", "predict", "score", "run"),
     "launch": (
         *(".", "jobs", "local", "slurm", "plan", "check", "tune", "dispatch.py", "curriculum", "watch", "demo"),
-        *("reproduce", "serve", "cli"),
+        *("toy", "reproduce", "serve", "cli"),
     ),
 }
 OWNERS = {
@@ -35,7 +35,8 @@ OWNERS = {
     "bitsandbytes": "trainer/step/optimizer8bit.py",
     "decord": "data_pipeline/video/seeking.py",
     "av": "data_pipeline/video/",
-    "s3fs": "data_pipeline/cache/objects.py",
+    "obstore": "data_pipeline/cache/objects.py",
+    "botocore": "data_pipeline/cache/objects.py",
     "gradio": "launch/serve/page.py",
     "uvicorn": "launch/serve/server.py",
     "pycocotools.mask": "data_pipeline/formats/rle.py",

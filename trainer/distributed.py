@@ -8,10 +8,11 @@ timeout ends the process with an error instead of stalling the job.
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, wraps
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flowmask.models.device import rank_device
 from flowmask.models.errors import ConfigError, RankLostError
+from flowmask.trainer.phases import Pending, Phases
 
 _LOST = (  # messages of gloo, NCCL and the file store when a peer no longer answers
     "Timed out waiting",
@@ -34,6 +36,12 @@ _LOST = (  # messages of gloo, NCCL and the file store when a peer no longer ans
     "NCCL",
 )
 _VARIABLES = ("RANK", "WORLD_SIZE", "FLOWMASK_MEET")
+_COLLECTIVES = (  # of torch.distributed, by the names that DeepSpeed and this file call
+    *("all_reduce", "reduce", "broadcast", "broadcast_object_list", "barrier", "all_to_all_single"),
+    *("all_gather", "all_gather_object", "all_gather_into_tensor", "all_gather_single"),
+    *("reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single"),
+)
+_watching: list[Phases] = []
 
 
 def init(*, timeout_s: float = 1800.0) -> None:
@@ -56,6 +64,8 @@ def init(*, timeout_s: float = 1800.0) -> None:
     _choose_interfaces(meet, nccl="nccl" in backend)
     store = _store(meet, int(own), int(world), timeout) if int(world) > 1 else dist.HashStore()
     dist.init_process_group(backend, store=store, rank=int(own), world_size=int(world), timeout=timeout)
+    if int(world) > 1:
+        _time_collectives()  # before DeepSpeed, which keeps some of them
 
 
 def _store(meet: str, own: int, world: int, timeout: timedelta) -> dist.Store:
@@ -117,6 +127,48 @@ def _interface_towards(address: str) -> str | None:
     return next((name for name, found in interfaces if any(a.address.partition("%")[0] == own for a in found)), None)
 
 
+def record_flights(folder: Path) -> None:
+    """Before `init`: let NCCL keep its last collectives, and write them into `folder` when one has timed out."""
+    for name, value in {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": str(folder / "nccl_rank_"),
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def watched(phases: Phases) -> Iterator[None]:
+    """While inside, the waiting in every collective of this process is timed, also in those that DeepSpeed calls."""
+    _watching.append(phases)
+    try:
+        yield
+    finally:
+        _watching.remove(phases)
+
+
+def _time_collectives() -> None:
+    for name in _COLLECTIVES:
+        call = getattr(dist, name, None)
+        if call is not None and not hasattr(call, "watched"):
+            setattr(dist, name, _timed(name, call))
+
+
+def _timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def timed(*args: Any, **named: Any) -> Any:
+        if not _watching:
+            return call(*args, **named)
+        phases = _watching[-1]
+        begun = phases.begin(name, (*args, *named.values()))
+        with phases.waiting(begun):
+            work = call(*args, **named)
+        return Pending(work, begun, phases) if hasattr(work, "wait") else work
+
+    timed.watched = True  # type: ignore[attr-defined]
+    return timed
+
+
 def limit_waits(timeout_s: float) -> None:
     """Set this timeout for every group: groups that libraries made have another default."""
     for group in list(dist.distributed_c10d._world.pg_map):
@@ -124,18 +176,22 @@ def limit_waits(timeout_s: float) -> None:
 
 
 @contextmanager
-def lost_ranks_named(timeout_s: float) -> Iterator[None]:
-    """Inside the block, a collective that another rank does not join raises RankLostError, in one line."""
+def lost_ranks_named(timeout_s: float, *, why: Callable[[], str] = str) -> Iterator[None]:
+    """Inside the block, a collective that another rank does not join raises RankLostError, in one line.
+
+    why: called then for what is known of the missing rank; "" if nothing is
+    """
     try:
         yield
     except RuntimeError as error:
         known = isinstance(error, dist.DistError)
         if not known and not any(words in str(error) for words in _LOST):
             raise
-        own = rank() or os.environ.get("RANK", 0)
+        own, known_of_it = rank() or os.environ.get("RANK", 0), why()
         raise RankLostError(
             f"rank {own} lost contact with another rank, which has ended or did not answer for {timeout_s:g} s "
             f"(train.collective_timeout_s); start again: the last checkpoint is complete"
+            + (f". {known_of_it}" if known_of_it else "")
         ) from error
 
 
@@ -187,10 +243,10 @@ def any_true(flag: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor([int(flag)], dtype=torch.int64)).item())
 
 
-def any_true_each(*flags: bool) -> list[bool]:
-    """`any_true` of several flags in one reduction."""
-    votes = all_reduce_sum(torch.tensor([int(flag) for flag in flags], dtype=torch.int64))
-    return [bool(vote) for vote in votes.tolist()]
+def sum_each(*votes: int) -> list[int]:
+    """The sum over all ranks of each of several small numbers, in one reduction; for flags: how many ranks set it."""
+    found: list[int] = all_reduce_sum(torch.tensor(list(map(int, votes)), dtype=torch.int64)).tolist()
+    return found
 
 
 def broadcast_object(value: Any) -> Any:

@@ -145,13 +145,18 @@ class Build:
 
         def work(unit: int) -> None:
             with self.clock.measure("text"):
-                encoder = self.text_encoder
-                sentences.write_unit(texts, unit, plan.unit_texts(unit), encoder=encoder, dtype=self.dtype)
+                self.write_text_unit(plan, unit, folder=texts)
             self.on_progress(BuildProgress("text", counted.after(units.SENTENCES_PER_UNIT), plan.texts))
 
         self.on_progress(BuildProgress("text", 0, plan.texts))
         share_out(self.shared.sentences(plan), work)
         self.free("text_encoder")
+
+    def write_text_unit(self, plan: units.BuildPlan, unit: int, *, folder: Path) -> None:
+        """Encode the sentences of a unit; the text encoder stays loaded."""
+        together = self.config.cache.batch_sentences
+        texts, encoder = plan.unit_texts(unit), self.text_encoder
+        sentences.write_unit(folder, unit, texts, encoder=encoder, dtype=self.dtype, together=together)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -179,6 +184,7 @@ class Build:
             free_vae=lambda: self.free("encoder"),
             text_encoder=lambda: self.text_encoder,
             dtype=self.dtype,
+            together=self.config.cache.batch_sentences,
         )
         if speed is not None:
             note = describe(plan.costs, speed, texts=plan.texts, value_bytes=self.dtype.itemsize, workers=self.workers)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from flowmask.data_pipeline.build import finalise, sentences
+from flowmask.data_pipeline.build import finalise
 from flowmask.data_pipeline.build.build import Build
 from flowmask.data_pipeline.build.records import Sidecar, parse_sidecar
 from flowmask.data_pipeline.cache import manifest, quarantine
@@ -233,9 +233,7 @@ class _Repair:
         wanted = sorted({number // units.SENTENCES_PER_UNIT for number in numbers})
         for done, unit in enumerate(wanted):
             self.on_progress("sentences", done, len(wanted))
-            sentences.write_unit(
-                texts, unit, self._plan.unit_texts(unit), encoder=build.text_encoder, dtype=build.dtype
-            )
+            build.write_text_unit(self._plan, unit, folder=texts)
         build.free("text_encoder")
 
     def _move_in(self, unit: int, stage: Path) -> None:

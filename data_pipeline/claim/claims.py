@@ -232,7 +232,7 @@ def _make(worker: Worker, name: Path) -> bool:
                 continue
             except OSError as error:
                 raise CacheError(
-                    f"cannot write {name}: {error.strerror}; `out` must have room and admit symbolic links"
+                    f"cannot write {name}: {error.strerror}; `out` needs free space and symbolic links"
                 ) from error
             worker.held.add(name)
             worker.watched.pop(name, None)

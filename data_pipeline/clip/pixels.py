@@ -76,7 +76,9 @@ def batch_to_signed(frames: "Tensor", *, pixel_norm: PixelNorm = "half") -> "Ten
     """rgb8 [B F H W 3] to float32 [B 3 F H W] on the same device: x/255 less the mean, over the deviation."""
     import torch
 
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1, 1) for v in _STATISTICS[pixel_norm])
+    from flowmask.models.device import to_device
+
+    mean, std = (to_device(torch.tensor(v).view(3, 1, 1, 1), frames.device) for v in _STATISTICS[pixel_norm])
     return (frames.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
 
 

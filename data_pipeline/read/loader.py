@@ -37,6 +37,7 @@ class Batch:
     digest       sum of mix64(position, example id) mod 2^64: identifies the delivered examples
     draws        random tensors [b ...] by name, filled by the loader's `prepare`
     finite       bool [b] by part of the loss: whether it is finite for each example; filled by the loss
+    made_s, copied_s  seconds that making it took, and of them those of copying it to its device
     """
 
     step: int
@@ -54,6 +55,8 @@ class Batch:
     annotated: Tensor | None = None
     draws: dict[str, Tensor] = field(default_factory=dict)
     finite: dict[str, Tensor] = field(default_factory=dict)
+    made_s: float = 0.0
+    copied_s: float = 0.0
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -90,6 +93,14 @@ def unchanged(batch: Batch) -> Batch:
     return batch
 
 
+def copied(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on a device, with the seconds that this took; a GPU may go on copying when it is back."""
+    began = perf_counter()
+    there = batch.to(device)
+    there.copied_s = perf_counter() - began
+    return there
+
+
 class ChecksText(Protocol):
     """A reader that raises ConfigError if a sentence is stored neither whole nor cut to `text_tokens`."""
 
@@ -99,7 +110,8 @@ class ChecksText(Protocol):
 class Steps(ABC):
     """An endless iterator of steps: an item is this rank's list of micro-batches, `step` the number of the next one.
 
-    `prepare` runs once on each micro-batch, `wait_s` is the consumer's waiting time so far. Use it as a context
+    `prepare` runs once on each micro-batch, `wait_s` is the consumer's waiting time so far, `copy_wait_s` the part of
+    it spent on copying to the device: the same part as of the time that making those batches took. Use it as a context
     manager, or call `close`, to end its threads.
     """
 
@@ -116,14 +128,23 @@ class Steps(ABC):
         if "text" in needs:
             reader.check_text_tokens(text_tokens)
         self.needs, self.text_tokens, self._prepare = frozenset(needs), text_tokens, prepare
-        self._seed, self.step, self.wait_s = seed, start_step, 0.0
+        self._seed, self.step = seed, start_step
+        self.wait_s, self.copy_wait_s = 0.0, 0.0
 
     def batch(
-        self, tensors: dict[str, Tensor], *, step: int, first: int, ids: NDArray[np.int64], epochs: NDArray[np.int64]
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        step: int,
+        first: int,
+        ids: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        began: float,
     ) -> Batch:
         """The micro-batch of these examples, which begin at position `first` in the global batch of a step.
 
         tensors: [b ...] by name, as from `CacheReader.read`    ids, epochs: int64 [b]
+        began: the start of making it, by `perf_counter`
         """
         places, numbers = range(first, first + len(ids)), ids.tolist()
         given: dict[str, Any] = dict(tensors)
@@ -137,7 +158,9 @@ class Steps(ABC):
             text_tokens=self.text_tokens,
             **given,
         )
-        return self._prepare(batch)
+        made = self._prepare(batch)
+        made.made_s = perf_counter() - began
+        return made
 
     @abstractmethod
     def batches(self) -> list[Batch]:
@@ -154,7 +177,10 @@ class Steps(ABC):
         started = perf_counter()
         batches = self.batches()
         self.step += 1
-        self.wait_s += perf_counter() - started
+        waited = perf_counter() - started
+        self.wait_s += waited
+        made_s = sum(batch.made_s for batch in batches)
+        self.copy_wait_s += waited * sum(batch.copied_s for batch in batches) / made_s if made_s else 0.0
         return batches
 
     def __enter__(self) -> Self:
@@ -214,12 +240,15 @@ class Loader(Steps):
         """The micro-batches at these neighbouring positions, from one read of all their examples."""
         start, stop = firsts[0], firsts[-1] + self.micro_batch
         ids, epochs = planned.example_ids[start:stop].astype(np.int64), planned.epochs[start:stop]
+        began = perf_counter()
         tensors = self.reader.read(ids, needs=self.needs, text_tokens=self.text_tokens)
         batches = []
         for first in firsts:
             own = slice(first - start, first - start + self.micro_batch)
             parts = {name: tensor[own] for name, tensor in tensors.items()}
-            batches.append(self.batch(parts, step=planned.step, first=first, ids=ids[own], epochs=epochs[own]))
+            of: dict[str, Any] = {"step": planned.step, "first": first, "ids": ids[own], "epochs": epochs[own]}
+            batches.append(self.batch(parts, **of, began=began))
+            began = perf_counter()
         return batches
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
+from time import perf_counter, sleep
 from typing import Any, NoReturn
 
 import numpy as np
@@ -192,10 +192,11 @@ class StreamLoader(Steps):
         return [self._one(place) for place in range(self.plan.accumulation)]
 
     def _one(self, place: int) -> Batch:
+        began = perf_counter()
         if not self._window.batches:
             self._advance()
         bucket, items = self._window.batches.pop(0)
-        return self._batch(bucket, items, place)
+        return self._batch(bucket, items, place, began=began)
 
     def _advance(self) -> None:
         """Wait for the examples of the next window, and request the one after it."""
@@ -208,11 +209,12 @@ class StreamLoader(Steps):
         self._held = held
         self._next, self._coming = self._order({n: held[n] for n in self._window.carried[:, ID].tolist()})
 
-    def _batch(self, bucket: int, items: Items, place: int) -> Batch:
+    def _batch(self, bucket: int, items: Items, place: int, *, began: float) -> Batch:
         held = [self._held[number] for number in items[:, ID].tolist()]
         tensors = self.reader.tensors(held, bucket=bucket, needs=self.needs, text_tokens=self.text_tokens)
         first = (self.plan.rank * self.plan.accumulation + place) * self.plan.micro_batch
-        return self.batch(tensors, step=self.step, first=first, ids=items[:, ID], epochs=items[:, EPOCH])
+        ids, epochs = items[:, ID], items[:, EPOCH]
+        return self.batch(tensors, step=self.step, first=first, ids=ids, epochs=epochs, began=began)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -18,7 +18,7 @@ from flowmask.launch.cli.compare import compare
 from flowmask.launch.cli.predict import predict
 from flowmask.launch.cli.reference import config
 from flowmask.launch.cli.serve import serve
-from flowmask.launch.cli.track import track
+from flowmask.launch.cli.track import profile, report, track
 from flowmask.launch.cli.try_settings import show_settings
 from flowmask.launch.cli.weights import export, import_app
 from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_loading
@@ -32,11 +32,11 @@ from flowmask.models.safe.words import printable
 
 # The commands in the order of the work, as --help shows them.
 PANELS = {
-    "Start here": ("demo", "doctor", "configs", "config", "tiny-wan"),
+    "Start here": ("demo", "toy", "doctor", "configs", "config", "tiny-wan"),
     "Data and weights": ("import", "cache", "plan"),
     "Train": ("tune", "train", "submit", "curriculum", "reproduce"),
     "Score and use": ("evaluate", "compare", "predict", "export", "serve"),
-    "Runs": ("status", "logs", "stop", "track"),
+    "Runs": ("status", "logs", "stop", "profile", "report", "track"),
 }
 
 
@@ -85,6 +85,21 @@ def demo(
 
     run_demo(out, Profile.SMOKE if smoke else Profile.FULL if full else Profile.DEFAULT, console=console)
     say_next(NEXT["demo"], out / "runs" / "dit")
+
+
+@app.command()
+def toy(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or a toy's: what is missing is written")],
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and scenes")] = 0,
+) -> None:
+    """Write a tiny Wan, small datasets, and the try.yaml under which every config runs in minutes on two cores."""
+    say_loading()
+    from flowmask.launch.toy.toy import commands, write_toy
+
+    sentence = write_toy(folder, seed=seed, say=err.print)
+    console.print(f"wrote {folder}; next:")
+    for command in commands(folder, sentence):
+        typer.echo(f"  {command}")
 
 
 @app.command()
@@ -234,6 +249,8 @@ app.add_typer(import_app, name="import")
 app.command()(plan)
 app.command()(tune)
 app.command()(doctor)
+app.command()(profile)
+app.command()(report)
 app.command()(track)
 
 

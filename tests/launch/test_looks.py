@@ -46,16 +46,18 @@ FAINT = """least => {
 
 @pytest.fixture(scope="module")
 def pages(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of each command that writes one of a cache or of scores."""
+    """A page of each command that writes one of a cache, of scores or of a run."""
     folder = tmp_path_factory.mktemp("pages")
     evaluation, inspected, compared = smoke / "evaluate", folder / "inspect.html", folder / "compare.html"
+    trained = folder / "run.html"
     for words in (
         ("cache", "inspect", smoke / "cache", "--out", inspected, "--examples", 2),
         ("compare", evaluation, evaluation / "scores.json", "--out", compared),
+        ("report", smoke / "runs" / "dit", "--out", trained),
     ):
         done = flowmask(*words)
         assert done.returncode == 0, done.stdout + done.stderr
-    return {"report": evaluation / "report.html", "inspect": inspected, "compare": compared}
+    return {"report": evaluation / "report.html", "inspect": inspected, "compare": compared, "run": trained}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def shown(pages: dict[str, Path], chromium: Any) -> Iterator[Any]:
     assert said == []
 
 
-@pytest.mark.parametrize("name", ["report", "inspect", "compare"])
+@pytest.mark.parametrize("name", ["report", "inspect", "compare", "run"])
 def test_a_page_fits_its_window_shows_every_picture_and_its_texts_stand_out(name: str, shown: Any) -> None:
     for width, scheme in WINDOWS:
         page = shown(name, width, scheme)

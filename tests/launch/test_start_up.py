@@ -44,10 +44,15 @@ COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
         ["evaluate", *NONE, "--try-settings"],
         ["submit", "cache_mevis", "cache.clips=5", "--dry-run"],
     ],
-    ("numpy",): [["submit", "train_mevis", "train.sleep=1", "--dry-run"], ["train", "train_mask_decoder", "a.b=1"]],
+    ("numpy",): [
+        ["profile", *NONE],
+        ["submit", "train_mevis", "train.sleep=1", "--dry-run"],
+        ["train", "train_mask_decoder", "a.b=1"],
+    ],
     ("PIL", "numpy"): [
         ["reproduce", *NONE],
         ["compare", "nothing", "nowhere"],
+        ["report", *NONE],
         ["submit", "evaluate_a2d", "box=1", "--dry-run"],
     ],
 }
@@ -67,6 +72,7 @@ TOLD = [
     ["cache", "repair", *NONE],
     ["cache", "inspect", *NONE, "--out", "page.html"],
     ["tiny-wan", "folder"],
+    ["toy", "folder"],
 ]
 # Of each kind of job: what its rank stands on, what it imports at its start, and which packages that adds.
 WAN = "diffusers.models.transformers.transformer_wan"

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from planted import planted
 from safetensors.torch import load_file
 
 from flowmask.models.errors import UserError
@@ -132,8 +133,8 @@ def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> 
     """Runs one after another in one group of real processes.
 
     A job has lab, out and overrides, and may have `code` (its exit code; 0), `raises` (what a UserError says in
-    every rank) and `signal_rank` (which rank alone gets a SIGTERM). The ranks are forked from a server that has
-    imported everything once, which saves 6 s a process. What they print is in `folder`.
+    every rank), `signal_rank` (which rank alone gets a SIGTERM) and `faults` (see planted.py). The ranks are forked
+    from a server that has imported everything once, which saves 6 s a process. What they print is in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -185,7 +186,8 @@ def _rank(rank: int, ranks: int, meet: Path, jobs: list[dict[str, Any]], log: Pa
     for job in jobs:
         signalled = SignalAt.on_every_run() if job.get("signal_rank") == rank else nullcontext()
         raised = pytest.raises(UserError, match=job["raises"]) if "raises" in job else nullcontext()
-        with signalled, raised:
+        faults = planted([fault for fault in job.get("faults", ()) if fault.rank == rank])
+        with signalled, raised, faults:
             assert start(Path(job["lab"]), Path(job["out"]), job["overrides"]) == job.get("code", 0)
 
 

@@ -20,11 +20,17 @@ from flowmask.launch.demo import demo
 from flowmask.launch.demo.world import whole
 from flowmask.launch.jobs.job import save_config
 from flowmask.launch.reproduce import reproduce
+from flowmask.launch.toy import toy
 from flowmask.models.config import AskedConventions
+from flowmask.models.files import write_atomically
 from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.weights import tiny_wan
 from flowmask.models.weights.import_wan import import_wan
 from flowmask.models.weights.original import TEXT
+from flowmask.trainer.explain.run_page import page_file as run_page_file
+from flowmask.trainer.explain.run_page import write_run_page
+from flowmask.trainer.explain.timeline import TimelineFile
+from flowmask.trainer.phases import Spent
 from flowmask.trainer.predict.export import export
 from flowmask.trainer.predict.import_flowrvs import import_flowrvs
 from flowmask.trainer.predict.predictions import PredictionFolder
@@ -125,7 +131,6 @@ def run_demo(out: Path) -> None:
 def run_study(out: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reproduce, "run_curriculum", lambda *_, **__: 0)
-        patched.setattr(reproduce, "_track", lambda *_: None)
         out.mkdir(parents=True, exist_ok=True)
         patched.chdir(out)  # its files name the folder
         reproduce.reproduce(Path("configs/paper.yaml"), ["out=."], profile=None, wait=True, dry_run=False)
@@ -135,6 +140,12 @@ def compare_evaluations(out: Path) -> None:
     file = page_file(out / "compare.html")
     file.refuse()
     write_page(file, compare([OLDER / "evaluation", OLDER / "evaluation"]))
+
+
+def report_run(run: Path, out: Path) -> None:
+    file = run_page_file(run, out / "run.html")
+    file.refuse()
+    write_run_page(run, file)
 
 
 def write_tiny_wan(out: Path) -> None:
@@ -147,10 +158,31 @@ def write_tiny_wan(out: Path) -> None:
         tiny_wan.write_tiny_wan(out / "wan")
 
 
+def write_toy(out: Path) -> None:
+    def some(root: Path) -> None:
+        (root / "train").mkdir(parents=True)
+        (root / "train" / "meta_expressions.json").write_text("{}")
+
+    def wan(place: Path, **_: Any) -> None:
+        if not place.exists():
+            with whole(place) as root:
+                some(root / place.name)
+
+    def example(dataset: Path, path: Path) -> list[str]:
+        write_atomically(path, "film")
+        return ["a dog", "two cats"]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(toy, "_datasets", lambda seed: {"mevis": some, "revos": some})
+        patched.setattr(toy, "write_wan", wan)
+        patched.setattr(toy, "write_example", example)
+        toy.write_toy(out, seed=0, say=pytest.fail)
+
+
 NAMES = (
     *("predict", "evaluate, archive", "train", "cache build", "curriculum", "demo", "reproduce"),
     *("export file", "export folder", "import", "import wan", "tiny-wan", "cache inspect", "compare"),
-    "configs --copy",
+    *("report", "configs --copy", "toy"),
 )
 
 
@@ -159,6 +191,7 @@ def writers(lab: Path) -> dict[str, Writer]:
     source, dit, original = str(write_published(lab)), lab / "dit.pth", lab / "original.safetensors"
     text = load_file(PARITY / "text" / "encoder" / "model.safetensors")
     save_file({TEXT.original(name): tensor for name, tensor in text.items()}, original)
+    TimelineFile(lab / "trained", rank=0, world_size=1).add(10, Spent(10, 1.0, {"read": 0.2, "forward": 0.8}))
     found: dict[str, Writer] = {
         "predict": predict,
         "evaluate, archive": evaluate,
@@ -176,7 +209,9 @@ def writers(lab: Path) -> dict[str, Writer]:
         "tiny-wan": write_tiny_wan,
         "cache inspect": lambda out: inspect(OLDER / "cache", out=out / "cache.html", examples=0),
         "compare": compare_evaluations,
+        "report": lambda out: report_run(lab / "trained", out),
         "configs --copy": copy_configs,
+        "toy": write_toy,
     }
     assert tuple(found) == NAMES
     return found

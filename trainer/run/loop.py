@@ -24,7 +24,7 @@ def train(run: Run) -> Ending:
     if run.validation_due():  # a signal had stopped the run just before it
         run.validate()
     while not (run.finished or run.stopping):
-        batch = next(run.batches)
+        batch = run.next_batch()
         result = run.take_step(batch)
         run.advance(result)
         run.agree()

@@ -13,6 +13,7 @@ from typing import Any
 from flowmask.data_pipeline.read.batches import Batches, Plan
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
+from flowmask.trainer.explain.witness import Witness
 from flowmask.trainer.objectives.base import Objective, read_metrics
 from flowmask.trainer.run.best import is_better, metric_of
 from flowmask.trainer.run.diagnose import Skip, why_skipped
@@ -38,6 +39,7 @@ class Run:
     report: StepReport
     log: RunLog
     checkpoints: Checkpoints
+    witness: Witness
     begin_save: Callable[["Run"], None]
     measure: Callable[["Run"], Mapping[str, float] | None]
     on_validated: Callable[["Run", Mapping[str, float]], None]
@@ -69,6 +71,14 @@ class Run:
     def broken(self) -> bool:
         return self.skipped_in_a_row >= self.config.guard.max_consecutive_skips
 
+    def next_batch(self) -> Any:
+        """This rank's micro-batches of the next step."""
+        self.witness.phases.enter("read")
+        waited_s = self.batches.copy_wait_s
+        batch = next(self.batches)
+        self.witness.phases.copied(self.batches.copy_wait_s - waited_s)
+        return batch
+
     def take_step(self, batch: Any) -> StepResult:
         """One optimizer step within the guard's limits; a skipped step changes neither weights nor EMA."""
         self.engine.set_lr(self.lr)
@@ -96,6 +106,7 @@ class Run:
 
     def advance(self, result: StepResult) -> None:
         """Count and report the step that was just taken or skipped."""
+        self.witness.phases.enter("other")
         lr, epoch = self.lr, self.plan.progress(self.step)
         self.step += 1
         row: dict[str, Any] = {
@@ -130,7 +141,8 @@ class Run:
 
         A stop request may end it without a result; the next start then begins with this evaluation.
         """
-        found = self.measure(self)
+        with self.witness.phases.within("evaluate"):
+            found = self.measure(self)
         if found is None:
             return
         self.evaluated_step = self.step
@@ -143,10 +155,11 @@ class Run:
         self.report.restart_clock()
 
     def _save_best(self) -> None:
-        if self.checkpoints.covers(self.step):  # the step was saved at a signal, and the next start evaluates it
-            self.checkpoints.mark_best()
-        else:
-            self.begin_save(self)
+        with self.witness.phases.within("save"):
+            if self.checkpoints.covers(self.step):  # the step was saved at a signal, and the next start evaluates it
+                self.checkpoints.mark_best()
+            else:
+                self.begin_save(self)
 
     @property
     def is_best(self) -> bool:
@@ -159,8 +172,12 @@ class Run:
         return any(every and self.step % every == 0 for every in regular)
 
     def agree(self) -> None:
-        """Find out, in one reduction, whether any rank received a stop signal and whether any is still writing."""
-        self.stopping, self.saving = distributed.any_true_each(self.signalled, self.checkpoints.busy)
+        """Find out, in one reduction, whether any rank received a stop signal, whether any is still writing, and
+        whether a profile was requested."""
+        asked = self.witness.profile_asked(self.step)
+        stopping, saving, profile_steps = distributed.sum_each(self.signalled, self.checkpoints.busy, asked)
+        self.stopping, self.saving = bool(stopping), bool(saving)
+        self.witness.agreed(self.step, profile_steps=profile_steps)
 
     def stop_asked(self) -> bool:
         """`agree`, and whether to stop."""
@@ -170,7 +187,8 @@ class Run:
     def move_save_on(self) -> None:
         """Advance a save once every rank has finished its previous stage."""
         if not self.saving:
-            self.checkpoints.advance()
+            with self.witness.phases.within("save"):
+                self.checkpoints.advance()
 
     def request_stop(self) -> None:
         """Ask for a stop at the next step's boundary; a signal handler calls only this."""
@@ -179,7 +197,8 @@ class Run:
     def save(self) -> None:
         """Begin a save, unless this step is already saved or being saved."""
         if not self.checkpoints.covers(self.step):
-            self.begin_save(self)
+            with self.witness.phases.within("save"):
+                self.begin_save(self)
 
     def save_and_wait(self) -> None:
         """Save this step and wait until it is on disk. Raises CheckpointError on every rank if that fails."""

@@ -4,9 +4,11 @@ A checkpoint holds only trained weights, and the hash of the frozen weights that
 frozen weights are refused.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from flowmask.models.dit import compile_blocks, require_attention, use_attention
@@ -81,3 +83,10 @@ def frozen_record(
 
 def _short(record: Mapping[str, Any] | None) -> str:
     return f"{record['parameters']} tensors, sha256 {record['sha256'][:12]}" if record else "none"
+
+
+def share_cores() -> None:
+    """Split the machine's cores between its processes, unless OMP_NUM_THREADS is set."""
+    if distributed.device().type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

@@ -4,7 +4,6 @@ Builds the parts of a run, passes them to the loop, and closes them in reverse o
 """
 
 import atexit
-import os
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from flowmask.data_pipeline.read.batches import Batches, Plan, Reader, open_batches
-from flowmask.data_pipeline.read.loader import Batch
+from flowmask.data_pipeline.read.loader import Batch, copied
 from flowmask.data_pipeline.read.mixture import MixturePlan
 from flowmask.models.device import use_tf32
 from flowmask.models.process import REQUEUE_EXIT_CODE
@@ -23,6 +22,8 @@ from flowmask.models.vae import LatentStats
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.distributed import limit_waits, lost_ranks_named
+from flowmask.trainer.explain.hang import HANG, told_by_own_stack
+from flowmask.trainer.explain.witness import Witness
 from flowmask.trainer.objectives import objective_named
 from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.run.best import best_so_far, short_hash
@@ -32,13 +33,14 @@ from flowmask.trainer.run.loop import Ending, stop_signals, train
 from flowmask.trainer.run.run_state import Run
 from flowmask.trainer.run.schedule import behind_the_end
 from flowmask.trainer.run.session import Session, open_session, together
-from flowmask.trainer.run.start import frozen_record, save_memory_and_time, starting_module
+from flowmask.trainer.run.start import frozen_record, save_memory_and_time, share_cores, starting_module
 from flowmask.trainer.run.validate import Validator, describe, make_validator
 from flowmask.trainer.state.length import order
 from flowmask.trainer.state.run_folder import OVERLAYS
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
 from flowmask.trainer.step.sequence_parallel import refuse_uneven, split_tokens
+from flowmask.trainer.track.facts import facts_of
 from flowmask.trainer.track.log import StepReport, throughput_of
 from flowmask.trainer.track.spool import Status
 from flowmask.trainer.track.tracking import Tracker, start_tracking
@@ -54,11 +56,13 @@ def run(config: RunConfig) -> int:
     REQUEUE_EXIT_CODE if a signal stopped it. Raises UserError on every rank for any user error, TrainingError if the
     guard stopped it (the state is saved) or no step counted, RankLostError if another rank hangs or is gone.
     """
-    with lost_ranks_named(config.train.collective_timeout_s), ExitStack() as stack:
-        distributed.init(timeout_s=config.train.collective_timeout_s)
+    timeout_s = config.train.collective_timeout_s
+    with lost_ranks_named(timeout_s, why=lambda: told_by_own_stack(config.out)), ExitStack() as stack:
+        distributed.record_flights(config.out / HANG)
+        distributed.init(timeout_s=timeout_s)
         use_tf32(config.train.tf32)
         atexit.register(distributed.shutdown)  # not earlier: DeepSpeed keeps the first group that it sees
-        _share_cores()
+        share_cores()
         session = open_session(config, stack)
         steps = session.config.train.last_step
         if session.step >= steps:
@@ -81,18 +85,19 @@ def _train(session: Session, stack: ExitStack) -> Ending:
         evaluated_step = session.state.get("evaluated_step", 0)
         session.folder.open_metrics(after_step=session.step, evaluated_step=evaluated_step)
     split_tokens(module, ranks=config.train.sequence_parallel)
-    engine = Engine(module, train=config.train)
+    witness = Witness(config, step=session.step, say=session.log.say)
+    engine = Engine(module, train=config.train, phases=witness.phases)
     stack.callback(engine.close)
     limit_waits(config.train.collective_timeout_s)
     ema = ShardedEma(engine, decay=config.ema.decay)
     if session.newest is not None:
         session.checkpoints.restore(engine, ema, session.newest)
     _say_hello(session, engine=engine, plan=plan)
-    session.tracker = _tracker(session) if session.folder is not None else None
+    session.tracker = _tracker(session, validator) if session.folder is not None else None
     ending: Ending | None = None
     try:
-        with _loader(session, plan, objective) as batches, _report(session, plan, objective, module) as report:
-            parts = {"plan": plan, "objective": objective, "batches": batches, "report": report}
+        with witness, _loader(session, plan, objective) as batches, _report(session, plan, objective, module) as report:
+            parts = {"plan": plan, "objective": objective, "batches": batches, "report": report, "witness": witness}
             the_run = _run_of(session, engine=engine, ema=ema, validator=validator, **parts)
             with stop_signals(the_run.request_stop):
                 ending = train(the_run)
@@ -203,7 +208,7 @@ def _loader(session: Session, plan: Plan, objective: Objective) -> Batches:
     config, device = session.config, distributed.device()
 
     def prepare(batch: Batch) -> Batch:
-        return objective.prepare(batch).to(device)
+        return copied(objective.prepare(batch), device)
 
     return open_batches(
         session.reader,
@@ -232,10 +237,10 @@ def _report(session: Session, plan: Plan, objective: Objective, module: nn.Modul
     )
 
 
-def _tracker(session: Session) -> Tracker | None:
+def _tracker(session: Session, validator: Validator | None) -> Tracker | None:
     return start_tracking(
         session.config,
-        fingerprint=session.reader.manifest.fingerprint.total,
+        facts_of(session.config, session.reader, None if validator is None else validator.reader),
         resumed=session.newest is not None,
         run_id=session.state.get("mlflow_run_id"),
         warn=session.log.say,
@@ -290,10 +295,3 @@ def _say_hello(session: Session, *, engine: Engine, plan: Plan) -> None:
         say(f"continuing from {session.newest.name} of {config.train.last_step} steps")
     elif session.state.get("init"):
         say(f"starting from the weights of {config.model.init}: {session.state['init']}")
-
-
-def _share_cores() -> None:
-    """Split the machine's cores between its processes, unless OMP_NUM_THREADS is set."""
-    if distributed.device().type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flowmask.models.lora import named_parameters
 from flowmask.trainer import distributed
+from flowmask.trainer.phases import Phases
 from flowmask.trainer.step import fragments as layout
 from flowmask.trainer.step import optimizer8bit, zero
 from flowmask.trainer.step.fragments import Fragment
@@ -55,11 +56,13 @@ class Engine:
     without gradient stay frozen, in the working precision only: no master, no moments, no fragment. Afterwards
     the parameters have the working precision, under ZeRO 3 only this rank's share: read weights through
     `full_state_dict`, never from the module. A single process has nothing to shard, so without
-    `train.offload_optimizer` it always runs ZeRO 0. Raises ConfigError if the batch does not divide.
+    `train.offload_optimizer` it always runs ZeRO 0. Raises ConfigError if the batch does not divide. phases: the
+    stopwatch that records forward and backward passes and the optimizer.
     """
 
-    def __init__(self, module: nn.Module, *, train: TrainConfig):
+    def __init__(self, module: nn.Module, *, train: TrainConfig, phases: Phases | None = None):
         distributed.init()
+        self._phases = phases or Phases()
         if train.optimizer == "adamw8bit":
             optimizer8bit.require()
         self.accumulation = accumulation_steps(train, distributed.world_size())
@@ -160,13 +163,16 @@ class Engine:
         losses: list[Tensor] = []
         parts: list[Mapping[str, Tensor]] = []
         for number, batch in enumerate(micro_batches, start=1):
+            self._phases.enter("forward")
             loss, metrics = objective.loss(self._deepspeed, batch)
+            self._phases.enter("backward")
             # averaged over all ranks, but summed over those that hold one example's tokens
             self._deepspeed.backward(loss * self._sequence_ranks)
             losses.append(loss.detach())
             parts.append(metrics)
             if number < self.accumulation:
                 self._deepspeed.step()
+        self._phases.enter("optimizer")
         names, sums = self._agree(losses, parts, sum(batch.digest for batch in micro_batches))
         fine = (sums[-1] == 0) & (sums[0] <= loss_limit)
         self._optimizer.arm(fine, self._reduced_norm, limit=grad_norm_limit)

@@ -4,6 +4,7 @@ import json
 import shutil
 import tarfile
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.torch import load
 
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan
-from flowmask.data_pipeline.read.loader import Loader
+from flowmask.data_pipeline.read.loader import Batch, Loader, copied
 from flowmask.data_pipeline.read.reader import NEEDS, CacheReader
 from flowmask.models.errors import CacheError, ConfigError
 
@@ -46,6 +47,23 @@ def records_of(shard):
 def steps_of(loader, count):
     with loader:
         return [next(loader) for _ in range(count)]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+@pytest.mark.parametrize(("slow", "name", "is_copy"), [(CacheReader, "read", False), (Batch, "to", True)])
+def test_of_what_is_waited_for_reading_and_copying_are_told_apart(reader, monkeypatch, slow, name, is_copy, threads):
+    real = getattr(slow, name)
+
+    def slowly(*args, **named):
+        time.sleep(0.1)
+        return real(*args, **named)
+
+    monkeypatch.setattr(slow, name, slowly)
+    way = {"threads": threads, "prefetch_batches": 1, "prepare": lambda batch: copied(batch, "cpu")}
+    loader = loader_of(reader, global_batch=2, **way)
+    steps_of(loader, 3)
+    assert loader.wait_s > 0.25
+    assert 0 <= loader.copy_wait_s <= loader.wait_s and (loader.copy_wait_s > loader.wait_s / 2) == is_copy
 
 
 def test_an_example_read_is_the_tensors_of_its_record(reader, cache):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flowmask.models.process import STOP_SIGNALS
+from flowmask.trainer.phases import Phases
 from flowmask.trainer.run.loop import Ending, stop_signals, train
 from flowmask.trainer.run.run_state import Run
 
@@ -16,7 +17,7 @@ from flowmask.trainer.run.run_state import Run
 class Nothing:
     """Stands for the parts of a run that a test does not look at."""
 
-    wait_s = 0.0
+    wait_s = copy_wait_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **named: 0.0
@@ -55,6 +56,15 @@ class Saves(Nothing):
         return step in self.saved
 
 
+class Witness(Nothing):
+    """Nobody wants a profile."""
+
+    phases = Phases()
+
+    def profile_asked(self, step: int) -> int:
+        return 0
+
+
 class Batches(Nothing):
     def __next__(self) -> list[Any]:
         return []
@@ -72,8 +82,9 @@ def make(*, steps: int, every: int, bad: Collection[int] = (), patience: int = 2
     parts: Any = {"plan": Plan(), "engine": Engine(bad), "batches": Batches(), "guard": Guard()}
     others: Any = dict.fromkeys(("ema", "objective", "report", "log", "measure"), nothing)
     checkpoints: Any = Saves(saved)
+    witness: Any = Witness()
     hooks: Any = {"begin_save": lambda run: saved.append(run.step), "on_validated": lambda run, found: None}
-    return Run(config=config, checkpoints=checkpoints, **parts, **others, **hooks), saved
+    return Run(config=config, checkpoints=checkpoints, witness=witness, **parts, **others, **hooks), saved
 
 
 def test_the_state_is_saved_when_due_and_at_the_end_but_never_twice() -> None:

@@ -1,0 +1,72 @@
+"""Two real ranks over gloo, into which slow disks, copies and ranks and hangs are planted: each cause is named."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from planted import KINDS, Fault
+from runs import run_group
+
+from flowmask.trainer.explain.hang import HANG, read_hang, who_is_missing
+from flowmask.trainer.explain.run_page import page_file, write_run_page
+from flowmask.trainer.explain.timeline import aligned, read_timeline
+from flowmask.trainer.explain.verdict import COMPUTING, COPYING, READING, a_step, explain
+
+CAUSES = {"disk": READING, "copy": COPYING, "rank": COMPUTING}
+BUSY = 1 + os.getloadavg()[0] / 2  # other tests run beside these: what a fault adds has to be more than they do
+TIMEOUT_S = 6.0 * BUSY
+STEPS = {"disk": 6, "copy": 6, "rank": 6, "hang": 3}  # of a fault and, of these, so many before it counts:
+SETTLING = 2  # the batches that were read before it began
+SLOW_S, HANG_S = (
+    0.3 * BUSY,
+    0.82 * TIMEOUT_S,
+)  # after half of the timeout the stacks are written, and the others waited for
+
+
+def faults_of(trials: int, *, seed: int) -> list[Fault]:
+    """Every kind once a trial, in any order, each in any rank."""
+    draws, found, step = random.Random(seed), [], SETTLING
+    for _ in range(trials):
+        for kind in draws.sample(KINDS, len(KINDS)):
+            last = step + STEPS[kind] - SETTLING - 1
+            first, last, seconds = (step, step, HANG_S) if kind == "hang" else (step, last, SLOW_S)
+            found.append(Fault(kind, draws.randrange(2), first, last, seconds))
+            step += STEPS[kind]
+    return found
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [1, pytest.param(int(os.environ.get("TRIALS", "20")), marks=[pytest.mark.long, pytest.mark.timeout(3600)])],
+)
+def test_a_planted_cause_and_its_rank_are_named_every_time(lab: Path, tmp_path: Path, trials: int) -> None:
+    out, faults = tmp_path / "run", faults_of(trials, seed=int(os.environ.get("SEED", "0")))
+    overrides = {
+        "train.steps": faults[-1].last + 1 + SETTLING,
+        "train.log_every_steps": 1,
+        "train.collective_timeout_s": TIMEOUT_S,
+        "checkpoint.every_steps": 10**6,
+        "data.threads": 1,
+        "data.prefetch_batches": 1,
+    }
+    job = {"lab": str(lab), "out": str(out), "overrides": overrides, "faults": faults}
+    run_group([job], folder=tmp_path / "logs", timeout_s=240 + 60 * BUSY * trials)
+    turns = {turn[0].step: turn for turn in aligned(read_timeline(out))}
+    log, wrong = (out / "log.txt").read_text(), []
+    for fault in faults:
+        if fault.kind == "hang":
+            (folder,) = (out / HANG).glob(f"*-step-{fault.first + 1:08d}")
+            said = who_is_missing(read_hang(folder), 2)
+            right = said.startswith(f"Rank {fault.rank} did not come to all_reduce number") and said in log
+            right = (
+                right and "planted.py" in said and "slow_loss" in (folder / f"rank-{fault.rank:05d}.txt").read_text()
+            )
+        else:
+            found = explain(a_step([turns[step + 1] for step in range(fault.first + 1, fault.last + 1)]))
+            said, right = str(found), (found.rank, found.cause) == (fault.rank, CAUSES[fault.kind])
+        if not right:
+            wrong.append((fault, said))
+    assert not wrong and len(list((out / HANG).glob("*-step-*"))) == trials
+    write_run_page(out, page_file(out, None))
+    assert (out / "report.html").stat().st_size > 10_000
