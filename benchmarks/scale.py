@@ -49,7 +49,7 @@ def table(head: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
 def fresh(function: str, *arguments: object) -> dict[str, Any]:
     """What a function of this file returns in a process of its own, with its CPU seconds and its most memory."""
     command = [sys.executable, __file__, "--call", function, *map(str, arguments)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -144,7 +144,7 @@ def workers(arguments: argparse.Namespace) -> None:
                     "--hashes",
                 ]
                 command += ["--workers", str(count), "--clips", str(arguments.clips), "--clips-per-shard", "8"]
-                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             bytes_of_one = bytes_of_one or found["files"]
             equal = "yes" if found["files"] == bytes_of_one else "NO"
             asked, units = found["operations"], found["units"]

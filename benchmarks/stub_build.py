@@ -39,6 +39,7 @@ from flowmask.data_pipeline.config import CacheBuildConfig  # noqa: E402
 from flowmask.data_pipeline.plan import units  # noqa: E402
 from flowmask.data_pipeline.plan.plan_file import SENTENCES_PER_UNIT, text_unit_path  # noqa: E402
 from flowmask.data_pipeline.sources.base import Expression, LazyVideos, Video, VideoSet  # noqa: E402
+from flowmask.models.errors import CacheError  # noqa: E402
 from flowmask.models.folders.output_folder import OutputFolder  # noqa: E402
 
 CLIPS_PER_VIDEO, SIDE, CHANNELS, TEXT_DIM, TOKENS = 100, 16, 16, 8, 3
@@ -172,7 +173,7 @@ def work(config: CacheBuildConfig, *, clips: int, worker: int, workers: int, beg
     begin("text")
     try:
         _encode(config, shared, plan, clips=clips, begin=begin)
-    except FileNotFoundError:
+    except (CacheError, FileNotFoundError):  # the others have finished and cleared `work` away, as in `Build`
         if not shared.finished.exists():
             raise
     clear_work(shared.work)
