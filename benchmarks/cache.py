@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flowmask.data_pipeline.build.build import Build, BuildProgress
+from flowmask.data_pipeline.build.build import Build
+from flowmask.data_pipeline.build.progress import BuildProgress
 from flowmask.data_pipeline.build.stage_clock import Busy, Stage
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.formats import rle

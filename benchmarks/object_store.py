@@ -51,23 +51,31 @@ def serve(folder: Path, *, delay_s: float) -> None:
         def do_GET(self) -> None:
             sleep(delay_s)
             if "?" in self.path:
-                self._answer(200, 0, _listing(folder))
+                listing = _listing(folder)
+                self._answer(200, len(listing))
+                self.wfile.write(listing)
                 return
             with (folder / self.path.lstrip("/")).open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                asked = self.headers.get("Range", f"bytes=0-{size - 1}").removeprefix("bytes=").split("-")
-                start, stop = int(asked[0]), int(asked[1]) + 1
-                self._answer(206, stop - start, range_of=f"bytes {start}-{stop - 1}/{size}")
-                while start < stop:
+                start, stop = 0, size
+                if asked := self.headers.get("Range"):
+                    first, _, last = asked.removeprefix("bytes=").partition("-")
+                    start, stop = int(first), min(int(last) + 1, size) if last else size
+                self._answer(206 if asked else 200, stop - start, range_of=f"bytes {start}-{stop - 1}/{size}")
+                while start < stop and self.command == "GET":
                     start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
 
-        def _answer(self, status: int, length: int, content: bytes = b"", *, range_of: str = "") -> None:
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def _answer(self, status: int, length: int, *, range_of: str = "") -> None:
             self.send_response(status)
-            self.send_header("Content-Length", str(length or len(content)))
-            if range_of:
+            self.send_header("Content-Length", str(length))
+            self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+            self.send_header("ETag", '"unchanged"')
+            if status == 206:
                 self.send_header("Content-Range", range_of)
             self.end_headers()
-            self.wfile.write(content)
 
     ThreadingHTTPServer.request_queue_size = 2 * CONNECTIONS
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -78,7 +86,8 @@ def serve(folder: Path, *, delay_s: float) -> None:
 def _listing(folder: Path) -> bytes:
     """A bucket's shards, as S3 lists them."""
     entries = "".join(
-        f"<Contents><Key>{path.relative_to(folder / 'bucket')}</Key><Size>{path.stat().st_size}</Size></Contents>"
+        f"<Contents><Key>{path.relative_to(folder / 'bucket')}</Key><Size>{path.stat().st_size}</Size>"
+        "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
         for path in sorted((folder / "bucket/cache/shards").glob("*.tar"))
     )
     return f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
@@ -111,6 +120,27 @@ def ours(data: LoaderConfig, *, count: int) -> tuple[int, float, float]:
     return done, *taken
 
 
+def requests_of(data: LoaderConfig, *, count: int) -> list[ByteRange]:
+    """What `ours` asks the server for."""
+    asked: list[ByteRange] = []
+    real = ObjectStore.ranges
+
+    def noted(self: ObjectStore, wanted: Sequence[ByteRange], then: Any) -> list[Any]:
+        asked.extend(one for one in wanted if one.name.endswith(".tar"))
+        return real(self, wanted, then)
+
+    ObjectStore.ranges = noted  # type: ignore[method-assign]
+    ours(data, count=count)
+    ObjectStore.ranges = real  # type: ignore[method-assign]
+    return asked
+
+
+def environment(port: int) -> dict[str, str]:
+    """How any S3 client of this machine finds the server."""
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_EC2_METADATA_DISABLED": "true"}
+    return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1", **keys}
+
+
 def raw(port: int, wanted: Sequence[ByteRange]) -> tuple[int, float, float]:
     """As `ours`: the same requests over plain connections."""
     own = local()
@@ -137,20 +167,10 @@ def measure(folder: Path, *, clips: int, count: int, rounds: int, delay_ms: floa
     write_cache(folder / "bucket/cache", clips=clips)
     rates: dict[str, list[float]] = {way: [] for way in ("raw", "cold", "warm", "folder")}
     cpu: dict[str, list[float]] = {way: [] for way in rates}
-    asked: list[ByteRange] = []
-    real = ObjectStore.ranges
-
-    def noted(self: ObjectStore, wanted: Sequence[ByteRange]) -> list[bytes]:
-        asked.extend(one for one in wanted if one.name.endswith(".tar"))
-        return real(self, wanted)
-
     with server_of(folder, delay_ms=delay_ms) as port:
-        os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "x"}
-        os.environ |= {"AWS_SECRET_ACCESS_KEY": "x", "AWS_EC2_METADATA_DISABLED": "true"}
+        os.environ |= environment(port)
         stored = LoaderConfig(cache="s3://bucket/cache", local_cache=folder / "disk")
-        ObjectStore.ranges = noted  # type: ignore[method-assign]
-        ours(stored, count=count)
-        ObjectStore.ranges = real  # type: ignore[method-assign]
+        asked = requests_of(stored, count=count)
         for _ in range(rounds):
             for way in rates:
                 if way == "cold":

@@ -31,9 +31,11 @@ def write_cache(
     latent: tuple[int, ...] = LATENT,
     shape: tuple[int, int, int] = SHAPE,
     text_dim: int = TEXT_DIM,
+    masks: int = MASKS,
+    sentences: int = SENTENCES,
     stats: LatentStats | None = None,
 ) -> None:
-    """A whole cache of `clips` records (4.4 MB unless told), each with MASKS masks and SENTENCES sentences.
+    """A whole cache of `clips` records, 4.4 MB each unless told.
 
     stats: of the latents of the VAE that the cache shall have been made with
     """
@@ -46,7 +48,8 @@ def write_cache(
         with cache_file(path) as file:
             writer = ShardWriter(file)
             for clip in records:
-                meta, tensors = _record(clip, generator, latent=latent, shape=shape, text_dim=text_dim)
+                size_of = {"latent": latent, "shape": shape, "text_dim": text_dim}
+                meta, tensors = _record(clip, generator, masks=masks, sentences=sentences, **size_of)
                 place = writer.add(f"{clip:08d}_00", meta=meta, tensors=tensors)
                 rows += example_rows(meta, tensors, place, unit=unit, shape=0)
             size, sha256 = writer.close()
@@ -60,16 +63,23 @@ def write_cache(
 
 
 def _record(
-    clip: int, generator: torch.Generator, *, latent: tuple[int, ...], shape: tuple[int, int, int], text_dim: int
+    clip: int,
+    generator: torch.Generator,
+    *,
+    latent: tuple[int, ...],
+    shape: tuple[int, int, int],
+    text_dim: int,
+    masks: int,
+    sentences: int,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     def random(*size: int) -> torch.Tensor:
         return torch.randn(size, generator=generator).bfloat16()
 
     tensors = {"video.mean": random(*latent), "video.logvar": random(*latent)}
-    tensors |= {f"mask.{j}.mean": random(*latent) for j in range(MASKS)}
-    tensors |= {f"text.{k}": random(TOKENS, text_dim) for k in range(SENTENCES)}
+    tensors |= {f"mask.{j}.mean": random(*latent) for j in range(masks)}
+    tensors |= {f"text.{k}": random(TOKENS, text_dim) for k in range(sentences)}
     expressions = [
-        {"exp_id": str(k), "text": f"the thing number {k}", "mask": k % MASKS, "text_id": k} for k in range(SENTENCES)
+        {"exp_id": str(k), "text": f"the thing number {k}", "mask": k % masks, "text_id": k} for k in range(sentences)
     ]
     meta = {
         "video_id": f"video {clip}",

@@ -140,6 +140,9 @@ class CacheConfig(Section):
         description="half: [-1, 1]; imagenet: normalised by ImageNet's mean and deviation, as for weights of 2025",
     )
     batch_clips: int = Field(4, ge=1, description="clips of one shape in one batch of the VAE")
+    batch_sentences: int = Field(
+        1, ge=1, description="sentences of equally many tokens in one batch of the text encoder"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     decode_threads: int = Field(4, ge=1, description="threads of a worker for reading and resizing")
     max_quarantined_fraction: float = Field(

@@ -1,7 +1,7 @@
 """Reads a YAML config and dotted overrides into one strict, frozen job. Every error is one line.
 
-Order of strength: defaults < file < command line. Each section is defined in the room that reads it; this file
-defines the `launch` section.
+Order of strength: defaults < file < overlays (overlay.py) < command line. Each section is defined in the room that
+reads it; this file defines the `launch` section.
 """
 
 import re
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from flowmask.launch.configs import find_config
+from flowmask.launch.configs import bundled_of, find_config
 from flowmask.launch.nearest import nearest
 from flowmask.launch.scalars import at_home, refuse_two_readings
 from flowmask.models.config import Section
@@ -109,15 +109,20 @@ def load_job(path: Path, kind: type[Model], overrides: Sequence[str] = ()) -> Mo
 
 
 def read_tree(
-    path: Path, overrides: Sequence[str] = (), *, refuse: Callable[[Mapping[Any, Any]], None] = lambda keys: None
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    over: Callable[[DictConfig], DictConfig] = lambda config: config,
+    refuse: Callable[[Mapping[Any, Any]], None] = lambda keys: None,
 ) -> dict[Any, Any]:
     """The keys of `path` with overrides applied; not validated yet.
 
+    over: called with the keys of the file; returns them with overlays applied
     refuse: called with the keys before any ${...} is filled in; raises for a config of another kind
     """
     path = find_config(path)
     with readable(path):
-        config = load_yaml(path)
+        config = over(load_yaml(path))
         for item in overrides:
             set_key(config, *split_override(item), merge=True, where=f"override {item!r}")
         refuse(as_written(config))
@@ -170,7 +175,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
-    """The keys of a file, merged over those of its `base` file (a path relative to the file's folder)."""
+    """The keys of a file, merged over those of its `base`: a path from its folder, else a bundled config's name."""
     refuse_two_readings(path.read_text(encoding="utf-8"), where=f"config {path}")
     loaded = OmegaConf.load(path)
     if isinstance(loaded, DictConfig):
@@ -183,9 +188,12 @@ def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     if base is None:
         return loaded
     below = (path.parent / str(base)).resolve()
+    if not below.is_file():
+        below = bundled_of(Path(str(base))) or below
     if not below.is_file() or below in above:
         why = "is based on itself" if below in above else "does not exist"
-        raise ConfigError(f"config {path}: base is {base}, which {why}; give a path from {path.parent}")
+        fix = f"give a path from {path.parent}, or a name that `flowmask configs` lists"
+        raise ConfigError(f"config {path}: base is {base}, which {why}; {fix}")
     merged = OmegaConf.merge(load_yaml(below, above=(*above, path.resolve())), loaded)
     assert isinstance(merged, DictConfig)
     return merged

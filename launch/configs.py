@@ -22,16 +22,28 @@ def find_config(asked: Path) -> Path:
     """
     if asked.is_file():
         return asked
-    inside = Path(*asked.parts[1:]) if asked.parts[:1] == ("configs",) else asked
+    if found := bundled_of(asked):
+        return found
+    known = [name.with_suffix("").as_posix() for name in bundled()]  # with `.yaml` all names would look similar
+    near = difflib.get_close_matches(_inside(asked).with_suffix("").as_posix(), known, n=3, cutoff=0.5)
+    names = " or ".join(f"{name}.yaml" for name in near)
+    fix = f"did you mean {names}?" if near else "`flowmask configs` lists the bundled ones"
+    raise ConfigError(f"config {asked} does not exist; {fix}")
+
+
+def bundled_of(asked: Path) -> Path | None:
+    """The bundled config of this name, which a line on stderr says; None without one."""
+    inside = _inside(asked)
     for name in () if asked.is_absolute() or not inside.name else (inside, inside.with_name(f"{inside.name}.yaml")):
         if (BUNDLED / name).is_file() and ".." not in name.parts:
             err.print(f"{asked} does not exist here; using the bundled configs/{name}", style="dim")
             return BUNDLED / name
-    known = [name.with_suffix("").as_posix() for name in bundled()]  # with `.yaml` all names would look similar
-    near = difflib.get_close_matches(inside.with_suffix("").as_posix(), known, n=3, cutoff=0.5)
-    names = " or ".join(f"{name}.yaml" for name in near)
-    fix = f"did you mean {names}?" if near else "`flowmask configs` lists the bundled ones"
-    raise ConfigError(f"config {asked} does not exist; {fix}")
+    return None
+
+
+def _inside(asked: Path) -> Path:
+    """The path below `configs/`, where it is said to lie there."""
+    return Path(*asked.parts[1:]) if asked.parts[:1] == ("configs",) else asked
 
 
 def bundled() -> dict[Path, str]:

@@ -26,7 +26,7 @@ def start(kind: str, config: Path, overrides: Sequence[str] = (), *, wait: bool 
     """Read the config of a job and run it where `launch.cluster` says; prints the next step, returns the exit code."""
     job = jobs.load_kind(config, KINDS[kind], overrides)
     code = run(job, wait=wait)
-    say_after(job, code, wait=wait)
+    say_after(job.makes, job.out, code, queued=job.launch.cluster == "slurm" and not wait)
     return code
 
 
@@ -66,7 +66,7 @@ def submit(config: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool)
     if job.launch.cluster != "slurm":
         preflight.refuse(preflight.examine(job))
     code = run(job, wait=wait)
-    say_after(job, code, wait=wait)
+    say_after(job.makes, job.out, code, queued=job.launch.cluster == "slurm" and not wait)
     return code
 
 

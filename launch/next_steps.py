@@ -4,14 +4,12 @@ Words in capitals are for the user to fill in. Commands that are missing in NEXT
 """
 
 import shlex
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from flowmask.launch.console import err
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.models.safe.words import printable
-
-if TYPE_CHECKING:
-    from flowmask.launch.jobs.job import Job
 
 _PREDICT = 'flowmask predict VIDEO "SENTENCE" --checkpoint {path}'
 NEXT: Final = {
@@ -50,11 +48,12 @@ def say_next(step: str, path: object = "") -> None:
     err.print(printable(f"next: {step.replace('{path}', shlex.quote(str(path)))}"), style="dim")
 
 
-def say_after(job: "Job", code: int, *, wait: bool) -> None:
-    """Print the step after a job that ended with this exit code, or was only submitted; nothing after a failure."""
+def say_after(makes: str, out: Path, code: int, *, queued: bool) -> None:
+    """Print the step after a job with this exit code; nothing after a failure.
+
+    makes, out: of the `Job`; queued: it was only submitted
+    """
     if code == REQUEUE_EXIT_CODE:
         say_next(SAME)
-    elif code == 0 and job.launch.cluster == "slurm" and not wait:
-        say_next(NEXT["submit"], job.out)
     elif code == 0:
-        say_next(AFTER_JOB[job.makes], job.out)
+        say_next(NEXT["submit"] if queued else AFTER_JOB[makes], out)

@@ -15,7 +15,7 @@ from flowmask.launch.console import err
 from flowmask.launch.console import out as printer
 
 if TYPE_CHECKING:
-    from flowmask.data_pipeline.build.build import BuildProgress
+    from flowmask.data_pipeline.build.progress import BuildProgress
     from flowmask.trainer.score.results import Scores
 
 Update = Callable[[str, int, int], None]  # what, done, total
@@ -94,8 +94,8 @@ def cache_progress(out: Path, *, show: bool) -> Iterator[Callable[["BuildProgres
         yield on_progress
 
 
-def show_scores(scores: "Scores", out: Path) -> None:
-    """Print the scores as a table to stdout, and the path of the report."""
+def show_scores(scores: "Scores", out: Path, *, archive: bool = False) -> None:
+    """Print the scores as a table to stdout, and the paths of the report and, with `archive`, of submission.zip."""
     from flowmask.trainer.score.metrics import shown_in
 
     shown = shown_in("progress")
@@ -123,8 +123,11 @@ def show_scores(scores: "Scores", out: Path) -> None:
         )
     if scores.note:
         printer.print(scores.note)
-    counts = f"{scores.videos} videos, {scores.expressions} expressions, {scores.frames} frames"
+    counted = {"video": scores.videos, "expression": scores.expressions, "frame": scores.frames}
+    counts = ", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counted.items())
     printer.print(f"{counts}; report: {out / 'report.html'}")
+    if archive:
+        printer.print(f"for the benchmark's server: {out / 'submission.zip'}")
 
 
 def _protocol_table(protocol: Mapping[str, Any]) -> Table:

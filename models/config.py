@@ -7,11 +7,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 
 class MayChangeOnResume:
-    """Marks a field: a run that is resumed may have another value than it began with."""
+    """Marks a field: a resumed run may have a new value."""
 
 
 class OnlyRoundsOtherwise:
-    """Marks a field: another value computes the same, rounded otherwise. A run that has begun keeps its value."""
+    """Marks a field: another value only rounds differently. A started run keeps its value."""
 
 
 def _checkpointing(value: Any) -> Any:
@@ -27,13 +27,15 @@ Attention = Literal["native", "cudnn", "flash", "flash3", "sage"]
 TrainAttention = Literal["native", "cudnn", "flash"]  # the kernels that have a backward pass
 Tf32 = Annotated[
     bool | None,
-    Field(description="fp32 on a GPU rounds the factors of products to TF32, many times faster; null: of convolutions"),
+    Field(
+        description="on a GPU, true: round fp32 factors of products and convolutions to TF32; null: only convolutions"
+    ),
 ]
 MayChange = Annotated[T, MayChangeOnResume]
 OnlyRounds = Annotated[T, OnlyRoundsOtherwise]
-FlowStart = Literal["video", "noise"]  # what the flow carries to the mask
-Predicted = Literal["velocity", "mask"]  # what the DiT's output is
-FLOW_PATH = ("start", "predicts")  # settings of those two, which weights tell where they are not the first of each
+FlowStart = Literal["video", "noise"]  # start of the flow
+Predicted = Literal["velocity", "mask"]  # output of the DiT
+FLOW_PATH = ("start", "predicts")  # keys of those two; weights record them if they are not the first value
 
 
 class Section(BaseModel):
@@ -43,7 +45,7 @@ class Section(BaseModel):
 
 
 def refuse_attention_in_fp32(attention: Attention, precision: Precision, *, section: str = "") -> None:
-    """ValueError, as a validator's: of the kernels only native takes fp32. section: what stands before both keys."""
+    """Raises ValueError, like a validator: only the native kernel supports fp32. section: prefix of both keys."""
     if attention != "native" and precision == "fp32":
         raise ValueError(
             f"{section}attention is {attention}, whose kernels take bf16, and {section}precision is fp32; "
@@ -52,27 +54,27 @@ def refuse_attention_in_fp32(attention: Attention, precision: Precision, *, sect
 
 
 class ModelConfig(Section):
-    """Which weights, and the conventions they were trained with."""
+    """The weights, and the conventions of their training."""
 
     wan: Path = Field(description="Wan2.1 folder in the diffusers layout")
     init: str | None = Field(None, description="start from these weights: a run, an export or a FlowRVS .pth")
-    init_ema: bool = Field(True, description="take the EMA weights of `init`")
-    text_tokens: int = Field(256, ge=1, le=512, description="padded text length that the DiT sees")
+    init_ema: bool = Field(True, description="use the EMA weights of `init`")
+    text_tokens: int = Field(256, ge=1, le=512, description="padded text length in tokens")
     mask_latent_norm: Literal["none", "video"] = Field(
-        "none", description="video: the mask's latent is normalised as the video's, as in weights of 2025"
+        "none", description="normalisation of mask latents; video: like the video's, as in weights of 2025"
     )
     mask_decoder: str = Field("vae", description="decoder run, FlowRVS .pth, or 'vae': the VAE's own decoder")
 
 
 class LightDecoderConfig(Section):
-    """The size of a light mask decoder; its weights tell it too."""
+    """The size of a light mask decoder; also given by its weights."""
 
     width: int = Field(64, ge=1, le=1024, description="channels on the latent grid")
     depth: int = Field(1, ge=0, le=64, description="residual blocks of two convolutions")
 
 
 class AskedConventions(Section):
-    """Conventions that weights alone do not show; null: as recorded with the weights, else as FlowRVS's of 2026."""
+    """Conventions that can't be derived from weights; null: as recorded with them, else those of FlowRVS in 2026."""
 
     pixel_norm: Literal["half", "imagenet"] | None = Field(None, description="half if nobody tells")
     text_tokens: int | None = Field(None, ge=1, le=512, description="256 if nobody tells")
@@ -81,18 +83,18 @@ class AskedConventions(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank updates of some of the DiT's projections in place of training it whole."""
+    """Low-rank updates of some of the DiT's projections in place of training all its weights."""
 
     rank: int = Field(32, ge=1, description="rank of each update")
     alpha: float | None = Field(None, gt=0, description="updates are scaled by alpha / rank; null: by 1")
-    dropout: float = Field(0.0, description="only 0: a step's numbers depend on nothing but seed and example")
+    dropout: float = Field(0.0, description="must be 0: a step may depend only on seed and example")
     targets: tuple[str, ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
         min_length=1,
-        description="ends of the names of linear layers; default: attention and feed-forward",
+        description="ends of the names of linear layers with adapters; default: attention and feed-forward",
     )
     also_train: tuple[str, ...] | None = Field(
-        None, description="modules trained whole; null: patch_embedding if the video is injected, else none"
+        None, description="fully trained modules; null: patch_embedding if the video is injected, else none"
     )
 
     @field_validator("dropout")
@@ -115,4 +117,6 @@ class SamplerConfig(Section):
     """Euler integration from the video (t=1) to the mask (t=0)."""
 
     steps: int = Field(1, ge=1, le=1000, description="Euler steps, each one pass of the DiT")
-    shift: float = Field(3.0, gt=0, description="times of several steps lie nearer to the video the larger it is")
+    shift: float = Field(
+        3.0, gt=0, description="time shift: the larger, the closer the times of several steps are to the video"
+    )

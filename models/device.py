@@ -1,6 +1,7 @@
-"""The one device on which a rank computes, and what is said when it is missing or its memory is too small.
+"""The one device on which a rank computes, and the errors if it is missing or its memory is too small.
 
-Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU.
+Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU. Also copies
+tensors to the device and back without blocking the host.
 """
 
 import os
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from flowmask.models.errors import NO_ROOM, ConfigError
 
@@ -18,12 +20,12 @@ _FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # besides t
 def rank_device(
     asked: Literal["auto", "cpu", "cuda"] = "auto", *, key: str = "device", exclusive: bool = False
 ) -> torch.device:
-    """The GPU of this local rank, which also becomes the default of every library; "auto": the CPU without a GPU.
+    """The GPU of this local rank, also set as the default of all libraries; "auto": the CPU if there is no GPU.
 
-    It is number LOCAL_RANK (0 without) of the GPUs that this process sees. A launcher that shows each rank only its
-    own (srun --gpus-per-task) makes that one cuda:0. Where a node has more ranks than GPUs the ranks take turns:
-    those of a cache build or an evaluation may share. `exclusive`: ConfigError instead, as NCCL refuses two ranks
-    on a GPU. `key` is the config key that holds `asked`; ConfigError if it asks for a GPU that isn't there.
+    Its index is LOCAL_RANK (default 0) among the visible GPUs. A launcher that shows each rank only its own GPU
+    (srun --gpus-per-task) makes that one cuda:0. If a node has more ranks than GPUs, ranks share them, which is
+    allowed for cache builds and evaluations. `exclusive`: raise ConfigError instead, since NCCL refuses two ranks on
+    a GPU. `key` is the config key of `asked`. Raises ConfigError if the requested GPU does not exist.
     """
     if asked == "cuda":
         require_gpu(f"{key} is cuda", otherwise=f"set {key} to cpu or auto")
@@ -39,7 +41,7 @@ def rank_device(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """While inside, layers on the CPU initialise themselves after `seed`; no stream of this process changes by it.
+    """Inside the block, layers on the CPU are initialised from `seed`; the process's random streams are not changed.
 
     `torch.manual_seed` would seed the streams of GPUs too, and not give them back.
     """
@@ -49,7 +51,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def require_gpu(reason: str, *, otherwise: str) -> None:
-    """ConfigError if this process sees no GPU. reason: the setting that needs one; otherwise: how to do without."""
+    """ConfigError if this process sees no GPU.
+
+    reason: the setting that needs one; otherwise: how to run without one.
+    """
     if torch.cuda.is_available():
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -60,17 +65,46 @@ def require_gpu(reason: str, *, otherwise: str) -> None:
 
 
 def use_tf32(on: bool | None) -> None:
-    """Whether this process' fp32 products and convolutions on a GPU are in TF32; None: convolutions alone, as torch.
+    """Set whether fp32 products and convolutions on a GPU use TF32; None: only convolutions, as in torch.
 
-    The only place that sets it. Nothing on a CPU changes.
+    The only place that sets it. No effect on a CPU.
     """
     torch.backends.cuda.matmul.allow_tf32 = bool(on)
     torch.backends.cudnn.allow_tf32 = on is not False
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor [...] of the host, copied to `device` without waiting for earlier work of a GPU.
+
+    A copy from memory that is not pinned would wait. A tensor that is on a device is moved by torch as usual.
+    """
+    if tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+class OnItsWay:
+    """Results on their way from a device to the host: a GPU computes and copies them while the host continues."""
+
+    def __init__(self, *results: Tensor, dtype: torch.dtype) -> None:
+        """results: [...] each, on one device; on the host they have `dtype`."""
+        self._copied: torch.cuda.Event | None = None
+        # torch allocates pinned memory for a copy from a GPU that does not block
+        self._results = tuple(result.to(dtype).to("cpu", non_blocking=True) for result in results)
+        if results[0].device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def get(self) -> tuple[Tensor, ...]:
+        """The results [...] on the host; waits for them, but not for later work of the GPU."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._results
+
+
 @contextmanager
 def gpu_holds(what: str, *, fix: str) -> Iterator[None]:
-    """While inside, a GPU that runs out of memory is a ConfigError: it does not hold `what`, and the `fix`."""
+    """Inside the block, an out-of-memory error of a GPU is a ConfigError with `what` did not fit, and the `fix`."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The Wan DiT of diffusers: built without weights, widened for video injection, asked for a velocity, made faster.
+"""The Wan DiT of diffusers: construction without weights, video injection, velocity, and speed settings.
 
 There is no DiT of ours: `WanTransformer3DModel(in_channels=32)` fed concat([x_t, video]) is the reference's.
 """
@@ -21,11 +21,11 @@ from flowmask.models.errors import ConfigError
 
 LATENT_CHANNELS = 16
 PATCH_KEY = "patch_embedding.weight"
-_KEPT = ("scaled_dot_product", "_flash_attn_forward")  # in the names of ops that are attention: torch's, flash-attn's
+_KEPT = ("scaled_dot_product", "_flash_attn_forward")  # parts of the names of attention ops: torch's, flash-attn's
 
 
 class _Float32Rope(WanRotaryPosEmbed):
-    """Rotary angles that follow the device, never the dtype: bfloat16 would merge neighbouring positions."""
+    """Rotary angles that move with the device but keep float32: bfloat16 would merge neighbouring positions."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Float32Rope":
         exact = dict(self.named_buffers())
@@ -48,7 +48,7 @@ def build_dit(config: Mapping[str, Any], *, in_channels: int, device: str = "met
 
 
 def random_dit(config: Mapping[str, Any], *, in_channels: int, seed: int) -> WanTransformer3DModel:
-    """The same with parameters on the CPU, float32, as diffusers' layers initialise themselves after `seed`."""
+    """The same with parameters on the CPU, float32, initialised by diffusers' layers from `seed`."""
     with seeded(seed):
         return build_dit(config, in_channels=in_channels, device="cpu")
 
@@ -80,10 +80,10 @@ def velocity(
 
 
 def recompute_blocks(dit: nn.Module, kind: Recompute, *, compiled: bool = False) -> None:
-    """Drop activations in the forward pass and make them again in the backward one; no bit of a loss changes.
+    """Drop activations in the forward pass and recompute them in the backward pass; losses are bit-identical.
 
-    full: a block keeps its input alone. selective: also what attention and the narrow matrix products gave,
-    so that of the products only the feed-forward's wide one is done twice. compiled: see `compile_blocks`.
+    full: a block keeps only its input. selective: also the results of attention and of narrow matrix products,
+    so that only the feed-forward's wide product is computed twice. compiled: see `compile_blocks`.
     """
     assert isinstance(dit, WanTransformer3DModel)
     if kind == "none":
@@ -101,10 +101,10 @@ def recompute_blocks(dit: nn.Module, kind: Recompute, *, compiled: bool = False)
 
 
 def _what_to_keep(width: int, context: Any, op: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:
-    """Attention, and matrix products whose rows are no longer than the model is wide.
+    """Keeps results of attention, and of matrix products whose rows are not wider than the model.
 
-    Only products that add their bias themselves. DeepSpeed's ZeRO 3 puts a linear layer of its own in torch's place
-    (for the rest of the process) that adds it in place: what was kept would have it twice, and no version tells.
+    Only products that add their bias themselves. DeepSpeed's ZeRO 3 replaces torch's linear layer (for the rest of the
+    process) by one that adds the bias in place: a kept result would get the bias twice, and torch would not detect it.
     """
     product = op is torch.ops.aten.addmm.default and inputs[-1].shape[-1] <= width
     if product or any(words in op.__name__ for words in _KEPT):
@@ -114,7 +114,7 @@ def _what_to_keep(width: int, context: Any, op: Any, *inputs: Any, **options: An
 
 @dataclass(frozen=True)
 class Kernels:
-    """Who computes attention: diffusers' name, what has to be installed, the oldest GPU, the widest head."""
+    """An attention kernel: diffusers' name, the package to install, the oldest GPU, the widest head."""
 
     backend: AttentionBackendName
     needs: str = ""
@@ -132,12 +132,12 @@ KERNELS: dict[Attention, Kernels] = {
 
 
 def require_attention(name: Attention, *, key: str, device: torch.device) -> None:
-    """ConfigError in one line if `device` can't compute attention so. key: the config key that holds `name`."""
+    """Raises ConfigError if `device` can't use this attention kernel. key: the config key of `name`."""
     if name == "native":
         return
     kernels, otherwise = KERNELS[name], f"set {key} to native"
     if device.type != "cuda":
-        raise ConfigError(f"{key} is {name}, which needs a GPU, and here the CPU computes: use a GPU, or {otherwise}")
+        raise ConfigError(f"{key} is {name}, which needs a GPU, but the device is the CPU: use a GPU, or {otherwise}")
     found = torch.cuda.get_device_capability(device)
     if found < kernels.capability:
         wanted, has = (".".join(map(str, version)) for version in (kernels.capability, found))
@@ -151,10 +151,10 @@ def require_attention(name: Attention, *, key: str, device: torch.device) -> Non
 
 
 def use_attention(dit: nn.Module, name: Attention, *, key: str) -> None:
-    """Have every attention of this DiT, and of no other module, computed by `name`; `require_attention` comes first.
+    """Use this attention kernel in this DiT, and in no other module. Call `require_attention` first.
 
-    The name stands at the layers. diffusers' own setter would also choose for every model of the process that names
-    none; so would its environment variable. Wan's DiT gives attention no mask, which none of the others would take.
+    The name is stored at the layers. diffusers' own setter and its environment variable would affect every model of
+    the process. Wan's DiT uses attention without a mask; the other kernels do not support masks.
     """
     assert isinstance(dit, WanTransformer3DModel)
     kernels, head = KERNELS[name], int(dit.config.attention_head_dim)
@@ -170,11 +170,11 @@ def use_attention(dit: nn.Module, name: Attention, *, key: str) -> None:
 
 
 def compile_blocks(dit: nn.Module, *, recompute: Recompute) -> None:
-    """Compile the blocks, which share one program, on first use; ConfigError in one line without a compiler."""
+    """Compile the blocks, which share one program, on first use; raises ConfigError without a compiler."""
     assert isinstance(dit, WanTransformer3DModel)
     _require_compiler()
     recompute_blocks(dit, recompute, compiled=True)
-    if recompute != "selective":  # there the recomputing call is what is compiled
+    if recompute != "selective":  # with selective the recomputing call is compiled
         dit.compile_repeated_blocks()
 
 
@@ -198,9 +198,10 @@ def _require_compiler() -> None:
 
 
 def _tell_cpus_apart() -> None:
-    """Put this CPU's vector width into the key of torch's cache of compiled programs, which leaves it out.
+    """Add this CPU's vector width to the key of torch's cache of compiled programs, which lacks it.
 
-    Without it a program written for AVX2 is taken from a shared folder, compiled for AVX-512, and writes past its ends.
+    Otherwise a program written for AVX2 could be taken from a shared folder, compiled for AVX-512, and write out of
+    bounds.
     """
     from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa

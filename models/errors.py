@@ -1,16 +1,16 @@
-"""Errors that a person can act on: the command line prints them as one line and exits with 2.
+"""User errors: the command line prints them as one line and exits with 2.
 
-Every message names the thing, its value and the fix. Anything else that is raised is a bug of ours.
+Every message names the cause, its value and the fix. Any other exception is a bug in FlowMask.
 """
 
-NO_ROOM = "free memory does not hold"  # stands in what is said of a GPU that is too small
+NO_ROOM = "free memory does not hold"  # part of the message about a GPU that is too small
 _MOST_CHARACTERS = 1500
 
 
 class UserError(Exception):
-    """Something outside the program is wrong; the message says what to do.
+    """An error in input, files or environment; the message gives the fix.
 
-    It is one line, whatever a file or a library had to say in it, and the middle of a very long one is left out.
+    The message is made one line, also with text of a file or library in it; the middle of a very long one is cut.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -42,12 +42,12 @@ class TakenOverError(CacheError):
 
 
 class CheckpointError(UserError):
-    """A run folder or checkpoint that cannot be used as asked."""
+    """A run folder or checkpoint that cannot be used as requested."""
 
 
 class TrainingError(UserError):
-    """A training that cannot go on; its run folder keeps the last good state."""
+    """A training that cannot continue; its run folder keeps the last good state."""
 
 
 class RankLostError(Exception):
-    """Another rank of the job hangs or is gone: no one's mistake, so it may be started again."""
+    """Another rank of the job hangs or is gone. This is no user error, so the job may be restarted."""

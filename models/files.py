@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their hashes: the only place that syncs, replaces or hashes a file."""
+"""Atomic writes of files, and their hashes: the only place that syncs, replaces or hashes a file."""
 
 import errno
 import fcntl
@@ -13,13 +13,13 @@ from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_json
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files
-MARK = ".flowmask.json"  # says of a folder that it is ours: its kind and its identity
+MARK = ".flowmask.json"  # marks a folder as FlowMask's: its kind and its identity
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when the block ends well, flushed to the disk; never half of it.
+    """A file that gets its name when the block succeeds, flushed to disk; a partial file never has the name.
 
     Each writer has its own temporary file beside it, so two writers of one path are harmless: the last one wins. Its
     name can't be guessed, carries the identity of the folder's mark if it has one, and follows no link.
@@ -28,7 +28,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     beside = path.with_name(f"{TEMPORARY}{path.name[:40]}.{owner}{os.urandom(8).hex()}")
     try:
         with os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "w+b") as file:
-            with suppress(OSError):  # held while this process lives; a filesystem without locks does without
+            with suppress(OSError):  # held while this process lives; a filesystem may lack locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             sync_open(file)
@@ -40,10 +40,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def move_new(source: Path, target: Path) -> None:
-    """Give a finished file or folder a name that nobody has; FileExistsError if somebody has it by now."""
+    """Give a finished file or folder a new name. Raises FileExistsError if the name exists."""
     try:
         if source.is_dir():
-            source.rename(target)  # refused by the system where there is a file, or anything in a folder
+            source.rename(target)  # the system refuses an existing file or a non-empty folder
             return
         try:
             os.link(source, target)
@@ -62,30 +62,30 @@ def move_new(source: Path, target: Path) -> None:
 
 
 def remove_known(folder: Path, known: Callable[[str], bool]) -> None:
-    """Delete the files below `folder` of which `known` (relative path) is true, and folders that are empty then."""
+    """Delete the files below `folder` of which `known` (relative path) is true, and folders that become empty."""
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
             path = Path(place, name)
             if known(path.relative_to(folder).as_posix()):
                 path.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: somebody else's file is in it
+        with suppress(OSError):  # not empty: it has other files
             Path(place).rmdir()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file whole: readers see the old content or the new, never a part."""
+    """Replace a file atomically: readers see the old content or the new, never a part."""
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def sync_open(file: IO[bytes]) -> None:
-    """Put what was written to an open file on the disk."""
+    """Flush an open file to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:
-    """Put a file, or a folder's entries, on the disk."""
+    """Flush a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -100,12 +100,12 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_open(file: IO[bytes]) -> str:
-    """SHA-256 of an open file from where it stands to its end."""
+    """SHA-256 of an open file from its position to its end."""
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file, or it is damaged: for files that only inform."""
+    """A JSON object; empty if the file is missing or damaged; only for informative files."""
     try:
         found = parse_json(read_regular(path, limit=1 << 26))
     except (OSError, ValueError):

@@ -27,7 +27,7 @@ def interpolate(video: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
 
 
 def velocity_to(end: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """The velocity at `x_t` of the straight path that is at `end` at t=0; x_t, end: [B ...], t: [B], above 0."""
+    """The velocity at `x_t` of the straight path that ends at `end` at t=0; x_t, end: [B ...], t: [B], above 0."""
     return (x_t - end) / t.view(-1, *[1] * (x_t.dim() - 1))
 
 
@@ -38,7 +38,7 @@ def start_noise(shape: Sequence[int]) -> Tensor:
 
 
 def path_time(timestep: Tensor) -> Tensor:
-    """t [B] float32 of integer timesteps [B]: timestep/1000, kept off 0 where the path has no direction."""
+    """t [B] float32 of integer timesteps [B]: timestep/1000, kept above 0, where the path has no direction."""
     return (timestep.float() / TRAIN_TIMESTEPS).clamp(_SMALLEST_T, 1.0)
 
 
@@ -54,7 +54,7 @@ def draw_timestep(u_special: Tensor, u: Tensor, *, boundary_probability: float) 
     """Training timestep of each example: 1000 with `boundary_probability`, else over 1..999 (FlowRVS' boundary bias).
 
     u_special, u: uniform in [0, 1), of any equal shapes. Returns int64 of that shape. 1 is twice as likely as
-    any other value below 1000, because floor(1000 u) = 0 is moved there; 1000 never comes from `u`.
+    any other value below 1000, because floor(1000 u) = 0 is moved to 1; `u` never gives 1000.
     """
     rest = (u.double() * TRAIN_TIMESTEPS).floor().clamp(1, TRAIN_TIMESTEPS - 1).long()
     return torch.where(u_special < boundary_probability, TRAIN_TIMESTEPS, rest)
@@ -81,9 +81,9 @@ def integrate(
     returns: [B 16 f h w] at t=0, in the space in which the path ends
     """
     z = start
-    for k, timestep in enumerate(timesteps.to(start.device)):
-        velocity = velocity_fn(z, timestep.expand(z.shape[0]))
-        z = z + float(sigmas[k + 1] - sigmas[k]) * velocity
+    for timestep, step in zip(timesteps.tolist(), sigmas.diff().tolist(), strict=True):
+        here = torch.full(z.shape[:1], timestep, dtype=timesteps.dtype, device=z.device)  # a copy would block
+        z = z + step * velocity_fn(z, here)
     return z
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) in a DiT, through peft: put in, initialised, merged, written as peft's folder.
+"""Low-rank adapters (LoRA) in a DiT, through peft: insertion, initialisation, merge, and peft's folder.
 
 Owns the names: parameters are called as in the DiT without adapters, and an adapter's two factors
 `<layer>.lora_A.weight` [r in] and `<layer>.lora_B.weight` [out r]; how peft nests them shows nowhere else.
@@ -22,10 +22,10 @@ from flowmask.models.strict import check_shapes
 
 PATCH = "patch_embedding"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."  # what peft's own files put before every name
+PEFT_PREFIX = "base_model.model."  # prefix of every name in peft's files
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _ADAPTER = "default"
-_VIDEO_CHANNELS = slice(16, None)  # of the patch embedding's input, behind those of x_t
+_VIDEO_CHANNELS = slice(16, None)  # of the patch embedding's input, after those of x_t
 
 
 def plain_name(name: str) -> str:
@@ -40,10 +40,10 @@ def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def add_lora(dit: nn.Module, config: LoraConfig, *, seed: int) -> None:
-    """Put adapters into a DiT that has its base weights, and freeze all else but `also_train`.
+    """Insert adapters into a DiT with its base weights, and freeze all other weights except `also_train`.
 
-    The result computes what it computed before: B is zero. A is drawn from (seed, name) alone. ConfigError for
-    names that fit nothing, and for zero channels of the injected video that nothing would train.
+    The outputs do not change: B is zero. A is drawn from (seed, name) alone. Raises ConfigError for names
+    that match nothing, and if the zero channels of the injected video would not be trained.
     """
     from peft import inject_adapter_in_model
 
@@ -62,7 +62,7 @@ def add_lora(dit: nn.Module, config: LoraConfig, *, seed: int) -> None:
 def merged(
     base: Mapping[str, Tensor], trained: Mapping[str, Tensor], *, scale: float, where: object
 ) -> dict[str, Tensor]:
-    """The whole DiT: fp32 `base` with `trained` in place of what was trained whole, and scale·B·A added (LoRA).
+    """The whole DiT: fp32 `base` with fully trained weights replaced from `trained`, and scale·B·A added (LoRA).
 
     trained: by name, A [rank in] and B [out rank] of each adapter, and whole parameters of the base's shapes
     WeightsError if a trained tensor has no place in the base.
@@ -84,7 +84,7 @@ def merged(
 
 
 def frozen_part(base: Mapping[str, Tensor], trained: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The base's tensors, of any shape, that a run which trained `trained` left as they were."""
+    """The base's tensors, of any shape, that a run which trained `trained` did not change."""
     return {name: tensor for name, tensor in base.items() if name not in trained}
 
 
@@ -100,7 +100,7 @@ def write_adapter(folder: Path, trained: Mapping[str, Tensor], config: LoraConfi
     described.inference_mode = True
     described.save_pretrained(str(folder))
     told = json.loads((folder / ADAPTER_CONFIG).read_text())
-    told["target_modules"] = sorted(told["target_modules"])  # peft keeps a set: another order in every process
+    told["target_modules"] = sorted(told["target_modules"])  # peft keeps a set, whose order differs between processes
     (folder / ADAPTER_CONFIG).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
     header = {f"{PEFT_PREFIX}{key}": told[key] for key in ("r", "lora_alpha", "target_modules", "peft_type")}
     if whole:
@@ -139,7 +139,7 @@ def _ends(linear: set[str]) -> str:
 
 
 def _trained_whole(dit: nn.Module, config: LoraConfig) -> set[str]:
-    """Names of the parameters that are trained as they are."""
+    """Names of the fully trained parameters."""
     patch: Any = dict(dit.named_modules()).get(PATCH)
     video = patch.weight[:, _VIDEO_CHANNELS] if patch is not None else torch.empty(0)
     asked = config.also_train
@@ -151,10 +151,10 @@ def _trained_whole(dit: nn.Module, config: LoraConfig) -> set[str]:
         modules = [name for name, _ in dit.named_modules() if name and _fits(name, entry)]
         inside = {n for n, _ in dit.named_parameters() if any(n.startswith(f"{m}.") for m in modules)}
         if not inside:
-            raise ConfigError(f"lora.also_train has {entry!r}, which fits no module of the DiT with weights")
+            raise ConfigError(f"lora.also_train has {entry!r}, which matches no module of the DiT with weights")
         both = sorted(t for t in targeted if f"{t}.weight" in inside)
         if both:
-            raise ConfigError(f"lora.also_train has {entry!r}, but {both[0]} is one of lora.targets; drop one")
+            raise ConfigError(f"lora.also_train has {entry!r}, but {both[0]} is one of lora.targets; remove one")
         names |= inside
     if video.numel() and f"{PATCH}.weight" not in names and not video.any():
         raise ConfigError(

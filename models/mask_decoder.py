@@ -52,7 +52,7 @@ class MaskDecoder(nn.Module):
         return self
 
     def recompute(self, kind: Recompute) -> None:
-        """Drop activations in the forward pass and make them again in the backward one; no bit of a loss changes.
+        """Drop activations in the forward pass and recompute them in the backward pass; losses are bit-identical.
 
         selective: of each block what convolutions and attention gave is kept, so no product is done twice. full: of a
         latent frame what the next one reads is kept; while it is made again, of each block its input alone.
@@ -95,11 +95,11 @@ def _again(
     slots: int | None = None,
     **save: Any,
 ) -> Tensor:
-    """What `run` gives, computed once more in the backward pass; save: what of it is kept, as `checkpoint` takes it.
+    """The result of `run`, recomputed in the backward pass; save: the policy of kept results, for `checkpoint`.
 
-    feat_cache, feat_idx: what diffusers' causal layers keep of earlier frames, and the place of the next layer; `run`
-    changes them, so each of its two runs has a copy of its places, `slots` at the most. If `once` held the list
-    itself, a reference cycle would keep alive all that the list remembers.
+    feat_cache, feat_idx: the state of earlier frames in diffusers' causal layers, and the index of the next layer.
+    `run` changes them, so each of its two runs gets a copy of at most `slots` entries. If `once` held the list itself,
+    a reference cycle would keep its tensors alive.
     """
     start = 0 if feat_idx is None else feat_idx[0]
     own = None if feat_cache is None else slice(start, None if slots is None else start + slots)
@@ -125,7 +125,7 @@ def _what_to_keep(context: Any, op: Any, *inputs: Any, **options: Any) -> Checkp
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sigmoid focal loss, mean over all elements (Lin et al. 2017): easy pixels hardly count.
+    """Sigmoid focal loss, mean over all elements (Lin et al. 2017): easy pixels have little weight.
 
     logits: [B 1 F H W]    target: bool or 0/1 of the same shape    alpha: weight of the mask's pixels
     returns: scalar
@@ -140,7 +140,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: fl
 def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     """1 - soft Dice overlap of each clip, mean over the batch (Milletari et al. 2016).
 
-    logits: [B 1 F H W]    target: bool or 0/1 of the same shape    smooth: in px; makes empty-on-empty a 0
+    logits: [B 1 F H W]    target: bool or 0/1 of the same shape    smooth: in px; gives 0 if both are empty
     returns: scalar
     """
     prob, target = logits.sigmoid().flatten(1), target.to(logits.dtype).flatten(1)

@@ -1,4 +1,4 @@
-"""Processes: how ours start and end, and how one is identified from any node that sees its folder."""
+"""Processes: start, end, and identification of a process from any node with access to its folder."""
 
 import os
 import re
@@ -11,11 +11,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 CRASH_EXIT_CODE = 1
-MISTAKE_EXIT_CODE = 2  # a UserError: a person can mend it
+MISTAKE_EXIT_CODE = 2  # a UserError
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with everything saved; start the same command again
-OVER_EXIT_CODE = 100  # tells a batch script not to start its job again; no other program ends with it
+OVER_EXIT_CODE = 100  # tells a batch script not to restart its job; no other program uses it
 INTERRUPTED_EXIT_CODE = 130  # the shell's code for ^C
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)  # each asks to save and to end
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)  # each requests to save and end
 DEFAULT_LEASE_S = 120.0
 _OF_A_GROUP = re.compile(  # what torchrun, mpirun, srun's PMI and our own launcher tell the processes of a group
     r"(?:(?:LOCAL|GROUP|NODE|ROLE)_)?(?:RANK|WORLD_SIZE)|MASTER_(?:ADDR|PORT)|"
@@ -24,22 +24,22 @@ _OF_A_GROUP = re.compile(  # what torchrun, mpirun, srun's PMI and our own launc
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """STOP_SIGNALS that this process listens to; asked before it does.
+    """STOP_SIGNALS that this process should handle; call it before handlers are set.
 
-    SIGHUP stays ignored where it was at the start: nohup has said that the end of a session is not meant for it. Not so
-    SIGINT, which shells ignore for whatever a script runs with `&`: a SIGINT that is sent is meant.
+    SIGHUP stays ignored if it was ignored at the start, as by nohup. SIGINT does not: shells ignore it for background
+    commands of a script, but a SIGINT that is sent to the process is intended.
     """
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup)
 
 
 def is_of_a_group(variable: str) -> bool:
-    """Whether a variable of the environment says which process of a group this is, or where that group meets."""
+    """Whether a variable of the environment gives the rank of this process in a group, or the rendezvous."""
     return _OF_A_GROUP.fullmatch(variable) is not None
 
 
 def forget_group() -> None:
-    """Remove another launcher's variables from the environment: a command is none of its processes."""
+    """Remove another launcher's variables from the environment: a command is not one of its processes."""
     for name in filter(is_of_a_group, list(os.environ)):
         del os.environ[name]
 
@@ -53,16 +53,16 @@ def python_module(module: str, *words: object) -> list[str]:
 
 
 class Owner(BaseModel):
-    """Who holds a lease: enough to know on the same host, and only there, whether that process still runs."""
+    """The owner of a lease: enough to know, only on the same host, whether that process is still running."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     host: str
-    machine: str  # /etc/machine-id: hosts of one name are not one host
-    boot: str  # of this start of the kernel; "" where the system has none, then nothing is known of other processes
+    machine: str  # /etc/machine-id: hosts may share a name
+    boot: str  # of this start of the kernel; "" if the system has none; then nothing is known about other processes
     namespace: str  # in another one (a container) the same pid is another process
     pid: int = Field(gt=0, lt=2**31)
-    started: int  # clock ticks after boot: tells a process from a later one of the same pid
+    started: int  # clock ticks after boot: distinguishes a process from a later one with the same pid
     lease_s: float = Field(gt=0)
 
     def is_here(self) -> bool:
@@ -71,14 +71,14 @@ class Owner(BaseModel):
         return bool(here.boot) and (self.boot, self.namespace) == (here.boot, here.namespace)
 
     def is_dead(self) -> bool:
-        """True if surely ended; False if alive, or not for this host to say."""
+        """True if certainly ended; False if alive, or unknown on this host."""
         here = _here()
         if not here.boot or self.namespace != here.namespace:
             return False
-        if self.boot != here.boot:  # this very host, and it was started again since
+        if self.boot != here.boot:  # the same host, but it was rebooted since
             return bool(here.machine) and (self.host, self.machine) == (here.host, here.machine)
         try:
-            os.kill(self.pid, 0)  # unlike /proc, right also where other users' processes are hidden
+            os.kill(self.pid, 0)  # unlike /proc, also correct if other users' processes are hidden
         except ProcessLookupError:
             return True
         except OSError:

@@ -1,4 +1,4 @@
-"""Pixels and a sentence to mask logits: encode once a video, sample, decode, resize to the original frames.
+"""Pixels and a sentence to mask logits: encode each video once, sample, decode, resize to the original frames.
 
 The caller brings pixels at a size that the DiT takes (multiples of 16) and 4k+1 frames; how they were resized
 and padded is not this file's business.
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowmask.models.config import FlowStart, Predicted, SamplerConfig
+from flowmask.models.device import to_device
 from flowmask.models.dit import velocity
 from flowmask.models.flow import TRAIN_TIMESTEPS, euler, start_noise, velocity_to
 from flowmask.models.text import Embeds, clean, pad
@@ -24,27 +25,27 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 
-# What goes through a model together takes no more memory than one sentence of a clip of 17x480x832; larger batches
-# gain nothing there, and how many they are is a function of the clip: so no setting changes how numbers are rounded.
+# A batch needs no more memory than one sentence of a clip of 17x480x832; larger batches are not faster. Its size is a
+# function of the clip, so no setting changes rounding.
 _TOKENS_TOGETHER = 8192
 _PIXELS_TOGETHER = 480 * 832
 
 
 def sampled_together(latent: tuple[int, int, int], *, text_tokens: int) -> int:
-    """How many sentences of a video go through the DiT at once; latent: (f, h, w) of its clip."""
+    """Number of sentences of a video in one batch of the DiT; latent: (f, h, w) of its clip."""
     f, h, w = latent
     return max(1, _TOKENS_TOGETHER // (f * h * w // 4 + text_tokens))
 
 
 def decoded_together(latent: tuple[int, int, int]) -> int:
-    """How many masks of a video are decoded at once; the VAE's works on one latent frame at a time."""
+    """Number of masks of a video in one batch of the decoder; the VAE's decodes one latent frame at a time."""
     _, h, w = latent
     return max(1, _PIXELS_TOGETHER // (64 * h * w))
 
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """The conventions that the DiT was trained with, and the sampler."""
+    """The conventions of the DiT's training, and the sampler."""
 
     sampler: SamplerConfig
     text_tokens: int = 256
@@ -116,7 +117,7 @@ def sample_mask(
 
     start = video_latent
     if settings.start == "noise":
-        start = start_noise(video_latent.shape[1:]).to(video_latent.device).expand_as(video_latent)
+        start = to_device(start_noise(video_latent.shape[1:]), video_latent.device).expand_as(video_latent)
     mask = euler(predict, start, steps=settings.sampler.steps, shift=settings.sampler.shift)
     return denormalise(stats, mask) if settings.mask_latent_norm == "video" else mask
 
@@ -124,7 +125,7 @@ def sample_mask(
 def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """Logits [F H W] -> bool [frames H0 W0] at the original `size` (width, height): prob > threshold, in 0..1.
 
-    Another threshold than 0.5 shifts the logits before they are clamped, so that edges are as sharp there.
+    A threshold other than 0.5 shifts the logits before they are clamped, so that edges are equally sharp.
     """
     level = math.log(threshold / (1 - threshold))  # 0 at 0.5, which changes no bit
     return resize_logits(logits[:frames] - level, size=size) > 0
@@ -133,8 +134,8 @@ def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int], threshold: f
 def resize_logits(logits: Tensor, *, size: tuple[int, int]) -> Tensor:
     """Logits [F H W] -> [F H0 W0] by bilinear resizing.
 
-    Clamped to -1..1 before, as the VAE's own decode is: it moves edges by a fraction of a pixel, and
-    published scores are measured so.
+    Clamped to -1..1 before, like the output of the VAE's decoder: it moves edges by a fraction of a pixel, and
+    published scores include it.
     """
     width, height = size
     clamped = logits.clamp(-1, 1)[:, None]

@@ -1,4 +1,4 @@
-"""Weights read lazily and assigned strictly: every key, every shape, or one line that says what differs.
+"""Weights read lazily and assigned strictly: every key and shape must fit, or one line lists the differences.
 
 Only safetensors is read here; a pickle can execute code (`flowrvs.py` reads the published ones safely).
 """
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def exported_settings(settings: object, *, where: object) -> dict[str, Any]:
-    """What an export of ours says of its weights; WeightsError if it has changed. `where` names its file."""
+    """The settings of an export about its weights. Raises WeightsError if they were changed. `where` names the file."""
     try:
         if not isinstance(settings, Mapping) or expanded(settings) > _MOST_SETTINGS:
             raise ValueError("no mapping of settings")
@@ -157,7 +157,7 @@ class SafetensorsFolder:
         return {key: tuple(handle.get_slice(key).get_shape()) for key, (handle, _) in self._home.items()}
 
     def stored(self, key: str) -> Tensor:
-        """One tensor of any shape as the file has it: memory-mapped, its numbers not checked."""
+        """One tensor of any shape as stored: memory-mapped, values not checked."""
         tensor: Tensor = self._home[key][0].get_tensor(key)
         return tensor
 
@@ -169,11 +169,13 @@ class SafetensorsFolder:
 
 
 def opened(file: Path) -> Any:
-    """A .safetensors file, mapped whole; SafetensorError, OSError, or WeightsError where memory is too small."""
+    """A .safetensors file, mapped whole; SafetensorError, OSError, or WeightsError if memory is too small."""
     try:
         return safe_open(file, framework="pt")
     except RuntimeError as error:
-        raise WeightsError(f"{file} does not fit into memory ({_one_line(error)[:200]}); give it in shards") from None
+        raise WeightsError(
+            f"{file} does not fit into memory ({_one_line(error)[:200]}); split it into shards"
+        ) from None
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Sentences to UMT5 embeddings: the reference's cleaning, tokens that equal the training ones, zero padding.
+"""Sentences to UMT5 embeddings: the reference's cleaning, the same tokens as in training, zero padding.
 
 There is no attention mask in the DiT's cross-attention, so the padded length is part of the model and padding
 is exactly zero. A sentence longer than the model's `text_tokens` is cut before the encoder, not after. Torch is
@@ -8,6 +8,7 @@ imported by what computes alone: commands that only read sentences import this t
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul, the empt
 
 
 def clean(text: str, *, lowercase: bool) -> str:
-    """A sentence as the encoder sees it; cleaning is not idempotent (entities), so do it once.
+    """The cleaned sentence for the encoder. Cleaning is not idempotent (entities), so do it once.
 
-    White space runs become one space, HTML entities are unescaped once (white space born there stays), double
-    quotes and backslashes vanish. The training sets lower-case before all that.
+    White space runs become one space, HTML entities are unescaped once (resulting white space stays), double
+    quotes and backslashes are removed. The training sets are lower-cased before this.
     """
     if lowercase:
         text = text.lower()
@@ -36,7 +37,7 @@ def is_unicode(text: str) -> bool:
 
 
 def has_words(cleaned: str) -> bool:
-    """Whether anything can be seen of a cleaned sentence: a letter, a digit or a sign, and not only spaces."""
+    """Whether a cleaned sentence has a visible character: a letter, a digit or a sign."""
     return any(unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANK_LETTERS for letter in cleaned)
 
 
@@ -49,22 +50,22 @@ def pad(embedding: "Tensor", length: int) -> "Tensor":
 
 
 class Embeds(Protocol):
-    """Gives the embedding of a sentence: a text encoder, or a store of its results."""
+    """Returns the embedding of a sentence: a text encoder, or a store of its results."""
 
     def __call__(self, text: str, *, max_tokens: int) -> "Tensor":
         """Embedding [L D] of cleaned text, L <= max_tokens, unpadded."""
 
 
 class RecentTexts:
-    """A text encoder that keeps its newest results on their device: windows of a video ask for the same sentences."""
+    """A text encoder that keeps its newest results on their device: windows of a video need the same sentences."""
 
     def __init__(self, encoder: "TextEncoder", *, most_bytes: int = 128 << 20) -> None:
-        """most_bytes: of all embeddings; 128 MiB are 1,600 sentences of 10 tokens of UMT5-XXL in bf16."""
+        """most_bytes: for all embeddings; 128 MiB hold 1,600 sentences of 10 tokens of UMT5-XXL in bf16."""
         self.encoder, self._most_bytes = encoder, most_bytes
         self._kept: dict[tuple[str, int], Tensor] = {}  # the newest last
 
     def __call__(self, text: str, *, max_tokens: int) -> "Tensor":
-        """Embedding [L D] of cleaned text, L <= max_tokens, unpadded, as `TextEncoder` gives it."""
+        """Embedding [L D] of cleaned text, L <= max_tokens, unpadded, as from `TextEncoder`."""
         found = self._kept.pop((text, max_tokens), None)
         if found is None:
             found = self.encoder(text, max_tokens=max_tokens)
@@ -75,7 +76,7 @@ class RecentTexts:
 
 
 class TextEncoder:
-    """A frozen UMT5 encoder with its tokenizer; one sentence at a time, so none depends on its neighbours."""
+    """A frozen UMT5 encoder with its tokenizer; it never pads, so no sentence depends on others."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", model: "UMT5EncoderModel") -> None:
         self.tokenizer = tokenizer
@@ -86,13 +87,22 @@ class TextEncoder:
         return self.tokenizer(text, truncation=max_tokens is not None, max_length=max_tokens)["input_ids"]
 
     def token_count(self, text: str) -> int:
-        """How many tokens cleaned text has, end of sentence included, without any cut."""
+        """Number of tokens of cleaned text, with the end of sentence, without a cut."""
         return len(self.token_ids(text))
 
     def __call__(self, text: str, *, max_tokens: int) -> "Tensor":
         """Embedding [L D] of cleaned text, L <= max_tokens, unpadded, in the dtype of the weights."""
+        return self.together([self.token_ids(text, max_tokens=max_tokens)])[0]
+
+    def together(self, ids: Sequence[Sequence[int]]) -> "Tensor":
+        """Embeddings [B L D] of sentences of L tokens each, as `token_ids` gives them, in the dtype of the weights.
+
+        There is no padding, so no sentence depends on another. Products of other sizes may be rounded differently.
+        """
         import torch
 
-        ids = torch.tensor([self.token_ids(text, max_tokens=max_tokens)], device=self.model.device)
+        from flowmask.models.device import to_device
+
+        tokens = to_device(torch.tensor(ids), self.model.device)
         with torch.no_grad():
-            return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+            return self.model(input_ids=tokens).last_hidden_state  # transformers reads the values of a mask

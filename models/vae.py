@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowmask.models.device import to_device
 from flowmask.models.flow import LOGVAR_RANGE
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ class LatentStats:
         return cls(tuple(map(float, mean)), tuple(map(float, std)))
 
     def close_to(self, other: "LatentStats") -> bool:
-        """Whether both are of one VAE."""
+        """Whether both belong to the same VAE."""
         ours, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
         return len(ours) == len(theirs) and all(map(partial(isclose, rel_tol=1e-5, abs_tol=1e-6), ours, theirs))
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        # made on the host: `torch.tensor(..., device=cuda)` waits until the GPU has done all that it was told
+        # made on the host: `torch.tensor(..., device=cuda)` waits for all queued work of the GPU
         columns = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (self.mean, self.std))
-        mean, std = (column.to(like.device, non_blocking=True) for column in columns)
+        mean, std = (to_device(column, like.device) for column in columns)
         return mean, std
 
 
@@ -76,17 +77,18 @@ def latent_frames(signed: Tensor) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def encode_pieces(vae: "AutoencoderKLWan", pieces: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Posterior of a clip whose pixels come a latent frame at a time, on any device: no more of them is needed at once.
+    """Posterior of a clip whose pixels arrive one latent frame at a time, on any device, to save memory.
 
-    The causal convolutions keep what they need of the frames before, so this is `vae.encode` of the whole, to the bit.
+    The causal convolutions keep the needed state of earlier frames, so the result equals `vae.encode` bit for bit.
 
-    pieces:  as `latent_frames` gives them, in -1..1; H and W multiples of 8
+    pieces:  as from `latent_frames`, in -1..1; H and W multiples of 8
     returns: mean, logvar (clamped to -30..20), float32 [B 16 f h w] raw
     """
     encoder: Any = vae.encoder
     causal = type(encoder.conv_in)
     cache: list[Any] = [None] * sum(isinstance(module, causal) for module in encoder.modules())
-    frames = [encoder(piece.to(vae.device, vae.dtype), feat_cache=cache, feat_idx=[0]) for piece in pieces]
+    sent = (to_device(piece, vae.device).to(vae.dtype) for piece in pieces)
+    frames = [encoder(piece, feat_cache=cache, feat_idx=[0]) for piece in sent]
     mean, logvar = vae.quant_conv(torch.cat(frames, dim=2)).float().chunk(2, dim=1)
     return mean, logvar.clamp(*LOGVAR_RANGE)
 
@@ -102,7 +104,7 @@ def encode_mask(vae: "AutoencoderKLWan", mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: "AutoencoderKLWan", latent: Tensor) -> Tensor:
-    """What a latent shows, of a video or of a mask that was encoded as one.
+    """Decode a latent of a video, or of a mask that was encoded as a video.
 
     latent:  [B 16 f h w] raw
     returns: float32 [B 3 F H W] in -1..1, F = 4f - 3

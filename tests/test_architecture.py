@@ -24,7 +24,7 @@ ORDER = {
     "trainer": ("objectives", ".", "step", "state", "track", "explain", "predict", "score", "run"),
     "launch": (
         *(".", "jobs", "local", "slurm", "plan", "check", "tune", "dispatch.py", "curriculum", "watch", "demo"),
-        *("reproduce", "serve", "cli"),
+        *("toy", "reproduce", "serve", "cli"),
     ),
 }
 OWNERS = {
@@ -35,7 +35,8 @@ OWNERS = {
     "bitsandbytes": "trainer/step/optimizer8bit.py",
     "decord": "data_pipeline/video/seeking.py",
     "av": "data_pipeline/video/",
-    "s3fs": "data_pipeline/cache/objects.py",
+    "obstore": "data_pipeline/cache/objects.py",
+    "botocore": "data_pipeline/cache/objects.py",
     "gradio": "launch/serve/page.py",
     "uvicorn": "launch/serve/server.py",
     "pycocotools.mask": "data_pipeline/formats/rle.py",

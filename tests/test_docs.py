@@ -15,6 +15,9 @@ import pytest
 import typer
 from plugin import installed
 
+from flowmask.data_pipeline.config import DataSourceConfig
+from flowmask.data_pipeline.sources import open_source
+from flowmask.data_pipeline.sources.base import names_nothing
 from flowmask.launch.cli.main import app
 from flowmask.launch.cli.reference import keys_of, kinds
 from flowmask.launch.config import load_job
@@ -190,6 +193,20 @@ def test_the_reader_on_the_page_of_checkpoints_gives_their_weights() -> None:
         assert np.array_equal(tensor, ours[name].numpy()), name
 
 
+def test_the_lines_that_make_a_dataset_of_a_csv_make_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = (block for kind, block in _FENCE.findall((ROOT / "docs" / "datasets.md").read_text()) if kind == "python")
+    rows = ['a b.mp4,"the dog, left",masks/a b,train', 'a b.mp4,a "cat",,train', "c.mp4,the cat,masks/c,val"]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,sentence,mask_dir,split", *rows]))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    (video,) = open_source(DataSourceConfig(source="videos", root=tmp_path, split="train")).videos()
+    assert video.video_id == "a b" and [e.text for e in video.expressions] == ["the dog, left", 'a "cat"']
+    assert [names_nothing(video, e) for e in video.expressions] == [False, True]
+    assert len(open_source(DataSourceConfig(source="videos", root=tmp_path, split="val")).videos()) == 1
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
@@ -199,5 +216,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stdout + built.stderr
     assert (tmp_path / "site" / "formats" / "cache.html").is_file()
+    assert "BeachVideo" in (tmp_path / "site" / "extending.html").read_text(), "the page holds its examples"
     messages = (tmp_path / "site" / "messages.html").read_text()
     assert "no such cache folder; make one with" in messages and "launch/config.py" in messages

@@ -62,6 +62,13 @@ class TrackingConfig(Section):
         default=None, description="MLflow URI, with a password as ${oc.env:NAME}; None: mlflow.db beside the run folder"
     )
     experiment: str = Field(default="flowmask", description="MLflow experiment; created if missing")
+    run_name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name of the MLflow run; null: stage or run folder, and start time",
+    )
+    stage: str | None = Field(default=None, description="the tag stage; a curriculum sets it to the stage's name")
+    parent: Path | None = Field(default=None, description="folder of the parent MLflow run; a curriculum sets it")
     end_timeout_s: float = Field(default=30.0, ge=0, description="seconds that the end of a run waits for the server")
     peak_tflops: float | None = Field(
         default=None, gt=0, description="dense bf16 peak of one device, for MFU; None: by the GPU's name"

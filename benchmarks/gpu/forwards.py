@@ -89,7 +89,7 @@ def _umt5(lab: Lab, dtype: torch.dtype, *, sentences: int = 1) -> Made:
     flop = lab.encoders.text_flop(sentences * WORDS, sentences=sentences)
 
     def run() -> Tensor:
-        found: Tensor = encoder(input_ids=words, attention_mask=torch.ones_like(words)).last_hidden_state
+        found: Tensor = encoder(input_ids=words).last_hidden_state
         return found
 
     return encoder, run, flop, 0.0

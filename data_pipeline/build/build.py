@@ -8,31 +8,30 @@ workers.
 import gc
 import importlib.metadata
 import platform
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from flowmask.data_pipeline.build import finalise, records, sentences
+from flowmask.data_pipeline.build import finalise, sentences
 from flowmask.data_pipeline.build.clip_pass import ClipPass
 from flowmask.data_pipeline.build.encode import LESS_MEMORY, ClipEncoder
+from flowmask.data_pipeline.build.progress import BuildProgress, OnProgress, ProgressCount
+from flowmask.data_pipeline.build.sharing import SharedBuild
 from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.build.warm_up import measure
-from flowmask.data_pipeline.cache import manifest
 from flowmask.data_pipeline.cache.manifest import Fingerprint
 from flowmask.data_pipeline.cache.quarantine import Quarantine
-from flowmask.data_pipeline.cache.shards import FOLDER
-from flowmask.data_pipeline.claim.claims import claimed, once, share_out
+from flowmask.data_pipeline.cache.shards import listed_units
+from flowmask.data_pipeline.claim.claims import claimed, share_out
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan import units
 from flowmask.data_pipeline.plan.cost import describe
 from flowmask.data_pipeline.plan.fingerprint import fingerprint, refuse_other
 from flowmask.data_pipeline.plan.leaks import LeakFree, without_leaks
-from flowmask.data_pipeline.plan.plan_file import text_unit_path
+from flowmask.data_pipeline.plan.plan_file import listed_text_units
 from flowmask.data_pipeline.sources import open_source
 from flowmask.models.device import gpu_holds, rank_device, use_tf32
 from flowmask.models.errors import CacheError
@@ -40,22 +39,7 @@ from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.text import TextEncoder
 from flowmask.models.weights.wan import WanFolder
 
-Phase = Literal["plan", "cost", "text", "clips", "finalise", "complete"]
-_COUNT_EVERY_S = 1.0
 _LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "pillow", "numpy", "safetensors")
-
-
-@dataclass(frozen=True)
-class BuildProgress:
-    """How far all workers together have come in a phase: units of `text` are sentences, of `clips` clips."""
-
-    phase: Phase
-    done: int
-    total: int
-    note: str = ""  # a line for the person who waits
-
-
-OnProgress = Callable[[BuildProgress], None]
 
 
 def build(
@@ -78,15 +62,14 @@ class Build:
     ):
         self.config, self.worker, self.workers, self.on_progress = config, worker, workers, on_progress
         self.out = Path(config.out)
-        self.work, self.shards = self.out / "work", self.out / FOLDER
-        self.claims, self.finished = self.work / "claims", self.out / manifest.FILE
+        self.shared = SharedBuild(self.out, config.cache.lease_s, worker=worker, workers=workers)
+        self.work, self.shards, self.finished = self.shared.work, self.shared.shards, self.shared.finished
         self.device = rank_device(config.cache.device, key="cache.device")
         self.dtype: torch.dtype = getattr(torch, config.cache.dtype)
         self.encoder_dtype: torch.dtype = getattr(torch, config.cache.encoder_dtype)
         use_tf32(config.cache.tf32)
         self.wan, self.clock = WanFolder(config.model.wan), StageClock()
         self._empty: dict[tuple[int, ...], torch.Tensor] = {}  # latents of empty masks: kept when the VAE is freed
-        self._counted_at, self._finished_clips = 0.0, 0
         if self.device.type == "cpu":
             # More threads split sums differently: bytes must not depend on how many workers share the cores.
             torch.set_num_threads(1)
@@ -110,13 +93,7 @@ class Build:
             self._encode_clips(plan)
             self.on_progress(BuildProgress("finalise", 0, 1))
             self._quarantine(plan).check()
-            once(
-                self.claims / "finalise",
-                done=self.finished.exists,
-                results=self.out,
-                work=lambda: finalise.finalise(self.out, plan),
-                lease_s=self.config.cache.lease_s,
-            )
+            self.shared.finalise(plan, make=self.clip_pass(plan).write_unit)
         except (CacheError, FileNotFoundError):
             if not self.finished.exists():
                 raise  # else the others have finished, and cleared away `work` under a slow worker's feet
@@ -135,15 +112,7 @@ class Build:
             self.shards.mkdir(exist_ok=True)
         except OSError as error:
             raise CacheError(f"cannot write {self.shards}: {error.strerror}; choose another `out`") from error
-        once(
-            self.claims / "plan",
-            done=lambda: units.read_plan(folder) is not None,
-            work=lambda: self._write_plan(folder),
-            lease_s=self.config.cache.lease_s,
-            results=folder,
-        )
-        plan = units.read_plan(folder)
-        assert plan is not None
+        plan = self.shared.plan(self._write_plan)
         refuse_other(self._fingerprint(), plan.fingerprint, where=self.out)
         return plan
 
@@ -169,33 +138,25 @@ class Build:
         }
         units.write_plan(folder, self.source, config=self.config, fingerprint=fingerprint, facts=facts)
 
-    def _in_turn(self, units_: int) -> Sequence[int]:
-        """All units, beginning at this worker's share, so that workers seldom ask for the same one."""
-        first = units_ * self.worker // self.workers
-        return [*range(first, units_), *range(first)]
-
     def _encode_sentences(self, plan: units.BuildPlan) -> None:
-        texts = self.work / "texts"
+        texts = self.shared.texts
         texts.mkdir(parents=True, exist_ok=True)
+        counted = ProgressCount(lambda: listed_text_units(texts), per_unit=units.SENTENCES_PER_UNIT, total=plan.texts)
 
         def work(unit: int) -> None:
             with self.clock.measure("text"):
-                encoder = self.text_encoder
-                sentences.write_unit(texts, unit, plan.unit_texts(unit), encoder=encoder, dtype=self.dtype)
-            done = sum(1 for _ in texts.glob("text-*")) * units.SENTENCES_PER_UNIT
-            self.on_progress(BuildProgress("text", min(done, plan.texts), plan.texts))
+                self.write_text_unit(plan, unit, folder=texts)
+            self.on_progress(BuildProgress("text", counted.after(units.SENTENCES_PER_UNIT), plan.texts))
 
         self.on_progress(BuildProgress("text", 0, plan.texts))
-        share_out(
-            self._in_turn(plan.text_units),
-            folder=self.claims,
-            kind="text",
-            done=lambda unit: text_unit_path(texts, unit).exists() or self.finished.exists(),
-            work=work,
-            lease_s=self.config.cache.lease_s,
-            results=texts,
-        )
+        share_out(self.shared.sentences(plan), work)
         self.free("text_encoder")
+
+    def write_text_unit(self, plan: units.BuildPlan, unit: int, *, folder: Path) -> None:
+        """Encode the sentences of a unit; the text encoder stays loaded."""
+        together = self.config.cache.batch_sentences
+        texts, encoder = plan.unit_texts(unit), self.text_encoder
+        sentences.write_unit(folder, unit, texts, encoder=encoder, dtype=self.dtype, together=together)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -214,7 +175,7 @@ class Build:
 
     def _tell_cost(self, plan: units.BuildPlan) -> None:
         """What the build will cost, by encoding one clip and one sentence; said once, before anything is stored."""
-        texts = self.work / "texts"
+        texts = self.shared.texts
         if self.worker or any(texts.glob("text-*")) or any(self.shards.glob("*.json")):
             return
         speed = measure(
@@ -223,32 +184,23 @@ class Build:
             free_vae=lambda: self.free("encoder"),
             text_encoder=lambda: self.text_encoder,
             dtype=self.dtype,
+            together=self.config.cache.batch_sentences,
         )
         if speed is not None:
             note = describe(plan.costs, speed, texts=plan.texts, value_bytes=self.dtype.itemsize, workers=self.workers)
             self.on_progress(BuildProgress("cost", 1, 1, note=note))
 
     def _encode_clips(self, plan: units.BuildPlan) -> None:
-        self._report_clips(plan, own=0)
-        self.clip_pass(plan).run(
-            lambda: claimed(
-                self._in_turn(plan.clip_units),
-                folder=self.claims,
-                kind="clips",
-                done=lambda unit: records.read_sidecar(self.shards, unit) is not None,
-                lease_s=self.config.cache.lease_s,
-                results=self.shards,
-            )
+        counted = ProgressCount(
+            lambda: listed_units(self.shards), per_unit=self.config.cache.clips_per_shard, total=plan.clips
         )
 
-    def _report_clips(self, plan: units.BuildPlan, *, own: int) -> None:
-        """own: clips of the unit in hand. Counting the others lists a folder, so it is done once in a while."""
-        now = time.monotonic()
-        if own <= 1 or now > self._counted_at + _COUNT_EVERY_S:
-            self._counted_at = now
-            finished = sum(1 for _ in self.shards.glob("*.json"))
-            self._finished_clips = finished * self.config.cache.clips_per_shard
-        self.on_progress(BuildProgress("clips", min(self._finished_clips + own, plan.clips), plan.clips))
+        def report(more: int, in_hand: int) -> None:
+            self.on_progress(BuildProgress("clips", counted.after(more, in_hand=in_hand), plan.clips))
+
+        report(0, 0)
+        make = replace(self.clip_pass(plan), on_clip=lambda in_hand: report(1, in_hand))
+        make.run(lambda: claimed(self.shared.clips(plan)))
 
     def clip_pass(self, plan: units.BuildPlan) -> ClipPass:
         """How this worker makes units: all that are free, or one that somebody names."""
@@ -257,12 +209,11 @@ class Build:
             plan=plan,
             source=self.source,
             shards=self.shards,
-            texts=self.work / "texts",
+            embeddings=sentences.Embeddings(self.shared.texts),
             quarantine=self._quarantine(plan),
             encoder=lambda: self.encoder,
             made_with=_environment(self.device),
             clock=self.clock,
-            on_clip=lambda count: self._report_clips(plan, own=count),
         )
 
     def _quarantine(self, plan: units.BuildPlan) -> Quarantine:

@@ -1,6 +1,7 @@
 """The clips of a build, unit by unit: what the stages of the pipeline do to them.
 
-What a shard holds is decided by its unit alone; an unreadable clip is quarantined and the rest goes on.
+What a shard holds is decided by its unit alone; an unreadable clip is quarantined and the rest goes on. Encoder and
+embeddings are handed in: this file imports no torch.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -8,20 +9,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowmask.data_pipeline.build import records
-from flowmask.data_pipeline.build.encode import ClipEncoder, EncodedClip
 from flowmask.data_pipeline.build.pipeline import Pipeline, PipelineStages, UnitInHand
-from flowmask.data_pipeline.build.sentences import Embeddings
 from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.cache.quarantine import Line, Quarantine, line
-from flowmask.data_pipeline.cache.shards import remove_leftovers, shard_name, sidecar_name
 from flowmask.data_pipeline.clip.clips import Clip
 from flowmask.data_pipeline.clip.decode import DecodedClip, decode
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.plan import units
 from flowmask.data_pipeline.sources.base import VideoSet
 from flowmask.models.errors import DataError, TakenOverError
+
+if TYPE_CHECKING:
+    from flowmask.data_pipeline.build.encode import ClipEncoder, EncodedClip
+    from flowmask.data_pipeline.build.sentences import Embeddings
 
 Planned = tuple[Clip, tuple[int, ...]]  # a clip and the numbers of its sentences
 
@@ -42,9 +45,9 @@ class ClipPass:
     plan: units.BuildPlan
     source: VideoSet
     shards: Path
-    texts: Path
+    embeddings: "Embeddings"
     quarantine: Quarantine
-    encoder: Callable[[], ClipEncoder]
+    encoder: "Callable[[], ClipEncoder]"
     made_with: dict[str, str]
     clock: StageClock = field(default_factory=StageClock)
     on_clip: Callable[[int], None] = lambda _: None
@@ -63,12 +66,12 @@ class ClipPass:
         """Make one unit without a claim; as in a build, an unreadable clip is left out."""
         self._pipeline().run(iter([(unit, ExitStack())]))
 
-    def encode_unit(self, unit: int) -> list[EncodedClip]:
+    def encode_unit(self, unit: int) -> "list[EncodedClip]":
         """The clips of a unit, encoded on the fly: exactly what its shard stores. DataError: unreadable."""
         decoded = (self.decoded(clip) for clip, _ in self.plan.unit_clips(unit))
         return list(self.encoder().encode(decoded))
 
-    def _pipeline(self) -> Pipeline[Planned, DecodedClip | Line, EncodedClip]:
+    def _pipeline(self) -> "Pipeline[Planned, DecodedClip | Line, EncodedClip]":
         cache = self.config.cache
         stages = PipelineStages(items=self._begin, decode=self._decode, encode=self._encode, write=self._write)
         ahead = cache.batch_clips + cache.decode_threads
@@ -79,8 +82,6 @@ class ClipPass:
         return [Path(source.root) for source in self.config.sources]
 
     def _begin(self, unit: int) -> list[Planned]:
-        for name in (shard_name(unit), sidecar_name(unit)):
-            remove_leftovers(self.shards, name)
         self.quarantine.begin(unit)
         self._tallies[unit] = _Tally()
         return self.plan.unit_clips(unit)
@@ -98,7 +99,7 @@ class ClipPass:
         except DataError as error:
             return line(error, video_id=clip.label, clip=clip.key, roots=self._roots)
 
-    def _encode(self, unit: UnitInHand[Planned], decoded: Iterator[DecodedClip | Line]) -> Iterable[EncodedClip]:
+    def _encode(self, unit: UnitInHand[Planned], decoded: Iterator[DecodedClip | Line]) -> "Iterable[EncodedClip]":
         tally = self._tallies[unit.number]
 
         def readable() -> Iterator[DecodedClip]:
@@ -113,7 +114,7 @@ class ClipPass:
 
         return self.encoder().encode(readable())
 
-    def _write(self, unit: UnitInHand[Planned], encoded: Iterator[EncodedClip]) -> None:
+    def _write(self, unit: UnitInHand[Planned], encoded: "Iterator[EncodedClip]") -> None:
         numbers = {clip.key: texts for clip, texts in unit.items}
         tally = self._tallies[unit.number]
         try:
@@ -121,7 +122,7 @@ class ClipPass:
                 self.shards,
                 unit.number,
                 ((clip, numbers[clip.clip.key]) for clip in encoded),
-                embeddings=Embeddings(self.texts),
+                embeddings=self.embeddings,
                 outcome=lambda: (tally.dropped, tally.lost),
                 made_with=self.made_with,
                 clock=self.clock,

@@ -18,7 +18,7 @@ from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.clip.clips import Clip
 from flowmask.data_pipeline.clip.decode import DecodedClip
 from flowmask.data_pipeline.clip.pixels import PixelNorm, batch_to_signed
-from flowmask.models.device import gpu_holds
+from flowmask.models.device import OnItsWay, gpu_holds, to_device
 from flowmask.models.errors import CacheError
 from flowmask.models.vae import encode_mask, encode_moments
 
@@ -70,8 +70,8 @@ class ClipEncoder:
 
         Host memory holds the pixels of at most `batch_clips` clips and masks of each shape at a time.
         """
-        videos = _Batches(self._moments, size=self.batch_clips)
-        masks = _Batches(self._mask_means, size=self.batch_clips)
+        videos = _Batches(self._moments, size=self.batch_clips, clock=self.clock)
+        masks = _Batches(self._mask_means, size=self.batch_clips, clock=self.clock)
         waiting: deque[EncodedClip] = deque()
         for decoded in clips:
             if not decoded.masks:
@@ -102,37 +102,14 @@ class ClipEncoder:
             self._empty[mask.shape] = _finite((mean,), name="the empty mask")[0]
         return self._empty[mask.shape]
 
-    def _moments(self, frames: Tensor) -> "_OnItsWay":
+    def _moments(self, frames: Tensor) -> OnItsWay:
         with self.clock.measure("encode"):
-            signed = batch_to_signed(self._sent(frames), pixel_norm=self.pixel_norm)
-            return _OnItsWay(encode_moments(self.vae, signed), dtype=self.dtype, clock=self.clock)
+            signed = batch_to_signed(to_device(frames, self.vae.device), pixel_norm=self.pixel_norm)
+            return OnItsWay(*encode_moments(self.vae, signed), dtype=self.dtype)
 
-    def _mask_means(self, masks: Tensor) -> "_OnItsWay":
+    def _mask_means(self, masks: Tensor) -> OnItsWay:
         with self.clock.measure("encode"):
-            return _OnItsWay((encode_mask(self.vae, self._sent(masks)),), dtype=self.dtype, clock=self.clock)
-
-    def _sent(self, pixels: Tensor) -> Tensor:
-        if self.vae.device.type != "cuda":
-            return pixels
-        return pixels.pin_memory().to(self.vae.device, non_blocking=True)
-
-
-class _OnItsWay:
-    """Results of a batch: on a GPU computed and copied while the host goes on, until they are asked for."""
-
-    def __init__(self, results: Result, *, dtype: torch.dtype, clock: StageClock):
-        self._clock = clock
-        self._copied: torch.cuda.Event | None = None
-        self._results = tuple(result.to(dtype).to("cpu", non_blocking=True) for result in results)
-        if results[0].device.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    def get(self) -> Result:
-        if self._copied is not None:
-            with self._clock.measure("encode"):
-                self._copied.synchronize()
-        return self._results
+            return OnItsWay(encode_mask(self.vae, to_device(masks, self.vae.device)), dtype=self.dtype)
 
 
 def _set_moments(result: EncodedClip, moments: Result) -> None:
@@ -163,10 +140,10 @@ class _Batches:
     The results of a batch are taken when the next one has been sent off, or at the end.
     """
 
-    def __init__(self, encode: Callable[[Tensor], _OnItsWay], *, size: int):
-        self._encode, self._size = encode, size
+    def __init__(self, encode: Callable[[Tensor], OnItsWay], *, size: int, clock: StageClock):
+        self._encode, self._size, self._clock = encode, size, clock
         self._waiting: dict[tuple[int, ...], list[tuple[_Pixels, str, Callable[[Result], None]]]] = {}
-        self._sent: tuple[list[tuple[str, Callable[[Result], None]]], _OnItsWay] | None = None
+        self._sent: tuple[list[tuple[str, Callable[[Result], None]]], OnItsWay] | None = None
 
     def add(self, pixels: _Pixels, name: str, sink: Callable[[Result], None]) -> None:
         waiting = self._waiting.setdefault(pixels.shape, [])
@@ -191,7 +168,8 @@ class _Batches:
         if self._sent is None:
             return
         (batch, sent), self._sent = self._sent, None
-        results = sent.get()
+        with self._clock.measure("encode"):
+            results = sent.get()
         for place, (name, sink) in enumerate(batch):
             sink(_finite(tuple(result[place] for result in results), name=name))
 

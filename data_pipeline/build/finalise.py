@@ -6,7 +6,7 @@ with the number of examples.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -22,9 +22,10 @@ from flowmask.models.errors import CacheError, DataError
 from flowmask.models.files import remove_known, sha256_of_open
 
 
-def finalise(out: Path, plan: BuildPlan) -> Manifest:
+def finalise(out: Path, plan: BuildPlan, *, make: Callable[[int], None] | None = None) -> Manifest:
     """Write the index, then the manifest; every unit must be finished. DataError if no example is left.
 
+    make: makes a unit again whose tar is not whole: workers take a unit for finished when its files are there
     CacheError if the plan has changed since it was written.
     """
     plan.refuse_changed()
@@ -32,7 +33,7 @@ def finalise(out: Path, plan: BuildPlan) -> Manifest:
         remove_leftovers(folder)  # all units are done, so nobody else writes
 
     def sidecars() -> Iterator[Sidecar]:
-        return _sidecars(out, plan)
+        return _sidecars(out, plan, make=make)
 
     totals = count(sidecars(), views=plan.fingerprint.fields["cache.views"])
     if not totals.buckets:
@@ -140,9 +141,12 @@ class Totals:
         ]
 
 
-def _sidecars(out: Path, plan: BuildPlan) -> Iterator[Sidecar]:
+def _sidecars(out: Path, plan: BuildPlan, *, make: Callable[[int], None] | None) -> Iterator[Sidecar]:
     for unit in range(plan.clip_units):
         sidecar = read_sidecar(out / FOLDER, unit)
+        if sidecar is None and make is not None:
+            make(unit)
+            sidecar = read_sidecar(out / FOLDER, unit)
         if sidecar is None:
             raise CacheError(f"{out / FOLDER / shard_name(unit)} was removed while the cache was built; build again")
         yield sidecar

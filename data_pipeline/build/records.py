@@ -7,12 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from flowmask.data_pipeline.build.encode import EncodedClip
-from flowmask.data_pipeline.build.sentences import Embeddings
 from flowmask.data_pipeline.build.stage_clock import StageClock
 from flowmask.data_pipeline.cache.index import COLUMNS
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT, RARE, SHORT_TEXT, Count
@@ -30,6 +26,12 @@ from flowmask.models.errors import CacheError
 from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import seal, unseal
 from flowmask.models.stored.typed import validated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowmask.data_pipeline.build.encode import EncodedClip
+    from flowmask.data_pipeline.build.sentences import Embeddings
 
 Shape = tuple[int, int, int]
 _MOST_BYTES = 1 << 28
@@ -84,9 +86,9 @@ def read_sidecar(folder: Path, unit: int) -> Sidecar | None:
 def write_unit(
     folder: Path,
     unit: int,
-    clips: Iterator[tuple[EncodedClip, Sequence[int]]],
+    clips: "Iterator[tuple[EncodedClip, Sequence[int]]]",
     *,
-    embeddings: Embeddings,
+    embeddings: "Embeddings",
     outcome: Callable[[], tuple[int, list[Line]]],
     made_with: dict[str, str],
     clock: StageClock,
@@ -128,7 +130,7 @@ class Rows:
     shapes: list[Shape] = field(default_factory=list)
     examples: list[list[int]] = field(default_factory=list)
 
-    def add(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace, *, unit: int) -> None:
+    def add(self, meta: Mapping[str, Any], tensors: "Mapping[str, Tensor]", place: RecordPlace, *, unit: int) -> None:
         """Note a record that was written; of its tensors, only the shapes of the texts [L D] are read."""
         width, height = meta["size"]
         shape = (len(meta["frame_ids"]), height, width)
@@ -148,8 +150,8 @@ class Rows:
 
 
 def record(
-    encoded: EncodedClip, numbers: Sequence[int], *, embeddings: Mapping[int, Mapping[int, Tensor]]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    encoded: "EncodedClip", numbers: Sequence[int], *, embeddings: "Mapping[int, Mapping[int, Tensor]]"
+) -> "tuple[dict[str, Any], dict[str, Tensor]]":
     """JSON and tensors of one record; masks and sentences are numbered without the dropped ones.
 
     embeddings: [L D] by sentence number and token limit
@@ -179,7 +181,7 @@ def record(
 
 
 def example_rows(
-    meta: Mapping[str, Any], tensors: Mapping[str, Tensor], place: RecordPlace, *, unit: int, shape: int
+    meta: Mapping[str, Any], tensors: "Mapping[str, Tensor]", place: RecordPlace, *, unit: int, shape: int
 ) -> list[list[int]]:
     """One row of a sidecar for each expression of a record.
 

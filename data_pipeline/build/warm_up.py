@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowmask.data_pipeline.build.clip_pass import ClipPass
-from flowmask.data_pipeline.build.sentences import encode_sentence
+from flowmask.data_pipeline.build.sentences import encode_sentences
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT
 from flowmask.data_pipeline.clip.decode import DecodedClip
 from flowmask.data_pipeline.plan.cost import BuildSpeed
@@ -28,10 +28,11 @@ def measure(
     free_vae: Callable[[], None],
     text_encoder: Callable[[], TextEncoder],
     dtype: torch.dtype,
+    together: int,
 ) -> BuildSpeed | None:
     """Seconds per pixel, from the first readable clip, and per sentence; None if there is nothing to measure.
 
-    The text encoder stays loaded for the pass that follows, the VAE does not.
+    The text encoder stays loaded for the pass that follows, the VAE does not. together: as `encode_sentences`
     """
     decoded = next(_readable(plan, clips), None)
     if decoded is None or not plan.texts:
@@ -42,13 +43,11 @@ def measure(
         encode_s = _seconds(lambda: list(clips.encoder().encode([decoded])))
     pixels = (1 + len(decoded.masks)) * decoded.frames[..., 0].size
     free_vae()
-    texts = plan.unit_texts(0)[:_SENTENCES]
-    load = text_encoder()
-    embeddings: list[Tensor] = []
-    sentences_s = _seconds(
-        lambda: embeddings.extend(encode_sentence(load, text, dtype=dtype)[LONG_TEXT] for text in texts)
-    )
-    stored = sum(embedding.nbytes for embedding in embeddings)
+    texts = plan.unit_texts(0)[: _SENTENCES * together]
+    encoder = text_encoder()
+    embeddings: list[dict[int, Tensor]] = []
+    sentences_s = _seconds(lambda: embeddings.extend(encode_sentences(encoder, texts, dtype=dtype, together=together)))
+    stored = sum(embedding[LONG_TEXT].nbytes for embedding in embeddings)
     return BuildSpeed(pixels / max(encode_s, 1e-9), sentences_s / len(texts), stored / len(texts))
 
 

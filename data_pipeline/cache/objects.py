@@ -1,34 +1,53 @@
-"""A folder of an object store (`s3://bucket/path`), read as whole objects and by ranges; the only file that uses s3fs.
+"""A folder of an object store (`s3://bucket/path`), read as whole objects and by ranges; the only file with obstore.
 
 Temporary faults (no connection, a truncated answer, 5xx, "slow down") are retried, each request separately. Permanent
 faults (no such object, no permission, no credentials) are an error at once. Errors name the object and the fix.
-Credentials and server come from the environment, as for AWS's own tools (AWS_PROFILE, AWS_ENDPOINT_URL, ...); they are
-in no config, message or file.
+Credentials, server and region are found by botocore, the library of AWS's own tools (AWS_PROFILE, AWS_ENDPOINT_URL,
+~/.aws, the machine's role); they are in no config, message or file.
 """
 
-import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
+from pathlib import Path
+from time import sleep
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from flowmask.models.errors import CacheError, ConfigError
 from flowmask.models.safe.secrets import masked_uri
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, S3Credential, S3Store
 
 T = TypeVar("T")
 _AT_ONCE = 64  # requests of a process
 _CONNECT_S, _STALL_S = 30, 60  # seconds without an answer after which a request has failed
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # wait before the first retry, doubled before each later one
 _PIECE, _PIECES = 8 << 20, 8  # bytes of a piece of a whole object; number of pieces requested together
+_CREDENTIALS_MIN = 9  # lifetime of a copy of the credentials; botocore renews those that expire within 10 minutes
 _PASSING = {408, 429}  # HTTP codes below 500 that are retried
 _CREDENTIALS = "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_NO_OBJECT = "there is no such object; check data.cache, or upload the whole cache again"
+_REGION = "the bucket is in another region; export AWS_DEFAULT_REGION, or check AWS_ENDPOINT_URL"
 _REFUSED = {
     "NoSuchBucket": "there is no such bucket; check data.cache and AWS_ENDPOINT_URL",
-    "NoSuchKey": "there is no such object; check data.cache, or upload the whole cache again",
-    "404": "there is no such object; check data.cache, or upload the whole cache again",
+    "NoSuchKey": _NO_OBJECT,
+    "404": _NO_OBJECT,
     "416": "it ends too early: upload it again",
-    "InvalidRange": "it ends too early: upload it again",
+    "AuthorizationHeaderMalformed": _REGION,
+    "PermanentRedirect": _REGION,
+}
+_BROKEN = {  # obstore's kinds of connection errors
+    "Connect": "no connection",
+    "Timeout": f"no answer for {_STALL_S} s",
+    "Interrupted": "a truncated answer",
+    "Request": "the connection was closed",
 }
 
 
@@ -43,62 +62,68 @@ class ByteRange:
 
 
 class ObjectStore:
-    """The objects below a URL. Thread safe."""
+    """The objects below a URL. Thread safe. Refuses a process that was forked from a reading one."""
 
     def __init__(self, url: str, *, retries: int):
         """retries: number of retries of a request."""
         self.url, self._retries = url.rstrip("/"), retries
-        self._bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
+        bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
-        self._connection = _connection()
+        try:
+            self._connection = _connection()
+        except CacheError as error:
+            raise CacheError(f"{self.url}: {error}") from None
+        self._bucket = self._connection.bucket(bucket)
 
     def whole(self, name: str, *, limit: int) -> bytes:
         """An object; CacheError if it has more than `limit` bytes."""
 
-        async def get(client: Any) -> bytes:
-            answer = await client.get_object(Bucket=self._bucket, Key=self._prefix + name)
-            if answer["ContentLength"] > limit:
+        def get() -> bytes:
+            answer = self._bucket.get(self._prefix + name)
+            size = answer.meta["size"]
+            if size > limit:
                 raise CacheError(f"{self.url}/{name}: it has more than {limit} bytes")
-            return await _body(answer, length=answer["ContentLength"])
+            return bytes(_whole_answer(answer.bytes(), length=size))
 
-        return self._all([(name, get)])[0]
+        return self._tried(name, get)
 
-    def ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
-        """The bytes of each range, requested together. Raises CacheError for an object of another size."""
+    def ranges(self, wanted: Sequence[ByteRange], then: Callable[[ByteRange, memoryview], T]) -> list[T]:
+        """Request all ranges together, and call `then` on each answer in a thread, as soon as it arrives.
 
-        def asking(one: ByteRange) -> Callable[[Any], Awaitable[bytes]]:
-            async def get(client: Any) -> bytes:
-                asked = f"bytes={one.start}-{one.stop - 1}"
-                answer = await client.get_object(Bucket=self._bucket, Key=self._prefix + one.name, Range=asked)
-                total = answer.get("ContentRange", "").rpartition("/")[2]
-                if total.isdecimal() and int(total) != one.size:
-                    self.refuse_size(one.name, int(total), expected=one.size)
-                return await _body(answer, length=one.stop - one.start)
+        Returns the results of `then`. Raises CacheError for an object of another size. No thread is at work any more
+        when it returns or raises.
+        """
 
-            return get
+        def get(one: ByteRange) -> memoryview:
+            answer = self._bucket.get(self._prefix + one.name, options={"range": (one.start, one.stop)})
+            self.refuse_size(one.name, answer.meta["size"], expected=one.size)
+            return _whole_answer(answer.bytes(), length=one.stop - one.start)
 
-        return self._all([(one.name, asking(one)) for one in wanted])
+        def work(one: ByteRange) -> T:
+            return then(one, self._tried(one.name, partial(get, one)))
 
-    def pieces(self, name: str, size: int) -> Iterator[bytes]:
-        """A whole object of this size from front to back, with a few pieces in memory at a time."""
+        self._connection.refuse_forked(self.url)
+        answers = [self._connection.threads.submit(work, one) for one in wanted]
+        wait(answers)
+        return [answer.result() for answer in answers]
+
+    def pieces(self, name: str, size: int) -> Iterator[memoryview]:
+        """A whole object of this size from front to back; a few pieces are in memory at a time."""
         starts = range(0, size, _PIECE)
         for first in range(0, len(starts), _PIECES):
             asked = starts[first : first + _PIECES]
-            yield from self.ranges([ByteRange(name, start, min(start + _PIECE, size), size) for start in asked])
+            parts = [ByteRange(name, start, min(start + _PIECE, size), size) for start in asked]
+            yield from self.ranges(parts, lambda _, content: content)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every object below the URL, by name."""
         start = self._prefix
 
-        async def ask(client: Any) -> dict[str, int]:
-            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
-            return {
-                entry["Key"].removeprefix(start): entry["Size"]
-                async for page in pages
-                for entry in page.get("Contents", ())
-            }
+        def ask() -> dict[str, int]:
+            pages = self._bucket.list(start or None)
+            return {entry["path"].removeprefix(start): entry["size"] for page in pages for entry in page}
 
-        return self._all([("", ask)])[0]
+        return self._tried("", ask)
 
     def refuse_size(self, name: str, size: int, *, expected: int) -> None:
         if size != expected:
@@ -107,72 +132,108 @@ class ObjectStore:
                 "cache; upload the whole cache again"
             )
 
-    def _all(self, asked: Sequence[tuple[str, Callable[[Any], Awaitable[T]]]]) -> list[T]:
-        """The answers to all requests. Raises the first error after all have ended."""
-        from fsspec.asyn import sync
+    def _tried(self, name: str, ask: Callable[[], T]) -> T:
+        from obstore.exceptions import BaseError
 
-        async def run() -> list[Any]:
-            return await asyncio.gather(*(self._tried(*one) for one in asked), return_exceptions=True)
-
-        answers = sync(self._connection.files.loop, run)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return list(answers)
-
-    async def _tried(self, name: str, ask: Callable[[Any], Awaitable[T]]) -> T:
-        import aiohttp
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        wait, reason = _FIRST_WAIT_S, ""
+        self._connection.refuse_forked(self.url)
+        where, pause, reason = f"{self.url}/{name}".rstrip("/"), _FIRST_WAIT_S, ""
         for attempt in range(self._retries + 1):
             if attempt:
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT_S)
+                sleep(pause)
+                pause = min(2 * pause, _LONGEST_WAIT_S)
             try:
-                async with self._connection.turns:
-                    return await ask(await self._client())
-            except (BotoCoreError, ClientError, aiohttp.ClientError, OSError, TimeoutError) as error:
+                return ask()
+            except (BaseError, OSError) as error:
                 refused, reason = _judged(error)
                 if refused:
-                    raise CacheError(f"{self.url}/{name}: {reason}") from error
+                    raise CacheError(f"{where}: {reason}") from None
         times = f"tried {self._retries + 1} times" if self._retries else "data.retries is 0"
         raise CacheError(
-            f"{self.url}/{name}: cannot be read ({reason}); {times}: check the network and AWS_ENDPOINT_URL, or raise "
-            "data.retries"
+            f"{where}: cannot be read ({reason}; {self._connection.server}); {times}: check the network and "
+            "AWS_ENDPOINT_URL, or raise data.retries"
         )
-
-    async def _client(self) -> Any:
-        try:
-            await self._connection.files.set_session()
-        except ValueError as error:  # caused by an endpoint, or by a value in AWS's own config
-            raise CacheError(f"{self.url}: {masked_uri(str(error))}; check AWS_ENDPOINT_URL") from error
-        return await self._connection.files.get_s3(self._bucket)
 
 
 class _Connection:
-    """The client of this process, and the limit of its parallel requests."""
+    """Server, region and credentials as botocore finds them, and the threads of all requests of this process."""
 
-    def __init__(self, files: Any):
-        self.files, self.turns = files, asyncio.Semaphore(_AT_ONCE)
+    def __init__(self) -> None:
+        from botocore.exceptions import NoCredentialsError
+        from botocore.session import get_session
+
+        session = get_session()
+        client = session.create_client("s3")
+        self._endpoint, self._region = client.meta.endpoint_url, client.meta.region_name
+        _ = urlsplit(self._endpoint).port  # ValueError for a port out of range
+        self._in_host = (client.meta.config.s3 or {}).get("addressing_style") == "virtual"
+        bundle = session.get_config_variable("ca_bundle")
+        self._certificates = Path(bundle).read_bytes() if bundle else None
+        self._held = session.get_credentials()
+        if self._held is None:
+            raise NoCredentialsError
+        self._credentials()
+        self.server = masked_uri(self._endpoint)
+        self.threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="objects")
+        self._process = os.getpid()
+
+    def bucket(self, name: str) -> "S3Store":
+        from obstore.store import S3Store
+
+        scheme, _, host = self._endpoint.partition("://")
+        endpoint = f"{scheme}://{name}.{host}" if self._in_host else self._endpoint
+        client: ClientConfig = {
+            "allow_http": scheme == "http",
+            "connect_timeout": timedelta(seconds=_CONNECT_S),
+            "read_timeout": timedelta(seconds=_STALL_S),
+            "timeout": timedelta(days=1),  # for a whole answer; slow is no error
+        }
+        if self._certificates is not None:
+            client["root_certificate"] = self._certificates
+        return S3Store(
+            name,
+            endpoint=endpoint,
+            aws_endpoint_url_s3=endpoint,  # otherwise obstore reads it from the environment
+            virtual_hosted_style_request=self._in_host,
+            region=self._region,
+            credential_provider=self._credentials,
+            client_options=client,
+            retry_config={"max_retries": 0},  # retried only by `_tried`
+        )
+
+    def _credentials(self) -> "S3Credential":
+        held = self._held.get_frozen_credentials()
+        return {
+            "access_key_id": held.access_key,
+            "secret_access_key": held.secret_key,
+            "token": held.token,
+            "expires_at": datetime.now(UTC) + timedelta(minutes=_CREDENTIALS_MIN),
+        }
+
+    def refuse_forked(self, url: str) -> None:
+        """Raises CacheError in a forked process: it lacks obstore's threads, so a request would never end."""
+        if os.getpid() != self._process:
+            raise CacheError(f"{url}: this process was forked after its parent had read a store; use `spawn`")
 
 
 @lru_cache(maxsize=1)
 def _connection() -> _Connection:
+    """The connection of this process. Raises CacheError for an unusable environment, ConfigError without obstore."""
     try:
-        from s3fs import S3FileSystem
+        import obstore  # noqa: F401
+        from botocore.exceptions import BotoCoreError
     except ImportError:
-        raise ConfigError("a cache at s3:// needs s3fs: pip install 'flowmask[s3]'") from None
-    settings = {
-        "connect_timeout": _CONNECT_S,
-        "read_timeout": _STALL_S,
-        "max_pool_connections": _AT_ONCE,
-        "retries": {"total_max_attempts": 1},  # ours are the only ones
-    }
-    return _Connection(S3FileSystem(anon=False, config_kwargs=settings, skip_instance_cache=True))
+        raise ConfigError("a cache at s3:// needs obstore: pip install 'flowmask[s3]'") from None
+    try:
+        return _Connection()
+    except BotoCoreError as error:
+        raise CacheError(f"no usable credentials ({type(error).__name__}); {_CREDENTIALS}") from None
+    except OSError as error:
+        raise CacheError(f"AWS_CA_BUNDLE cannot be read ({error}); give a file of certificates") from None
+    except ValueError as error:  # of an endpoint, or of a value in AWS's own config
+        raise CacheError(f"{masked_uri(str(error))}; check AWS_ENDPOINT_URL") from None
 
 
-def hash_of(pieces: Iterable[bytes]) -> str:
+def hash_of(pieces: Iterable[bytes | memoryview]) -> str:
     """SHA-256 of all pieces, one after another."""
     digest = hashlib.sha256()
     for piece in pieces:
@@ -180,28 +241,33 @@ def hash_of(pieces: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-async def _body(answer: Any, *, length: int) -> bytes:
-    async with answer["Body"] as body:
-        content: bytes = await body.read()
+def _whole_answer(content: Any, *, length: int) -> memoryview:
     if len(content) != length:
         raise OSError(f"an answer of {len(content)} bytes in place of {length}")
-    return content
+    return memoryview(content)
 
 
 def _judged(error: Exception) -> tuple[bool, str]:
     """Whether a retry is useless, and the reason (with the fix if it is useless)."""
-    from botocore import exceptions as known
+    said = str(error)  # one line, and below it the chain of causes
+    status, code = _found(r"non-2xx status code: (\d+)", said), _found(r"<Code>(\w+)</Code>", said)
+    answer = f"{status} {code}".strip()
+    if status and (int(status) >= 500 or int(status) in _PASSING or code == "SlowDown"):
+        return False, f"the server answers {answer}"
+    if "redirect without LOCATION" in said:
+        code = "PermanentRedirect"
+    if known := _REFUSED.get(code) or _REFUSED.get(status):
+        return True, known
+    if status:
+        return True, f"the server refuses it with {answer}; check the credentials: {_CREDENTIALS}"
+    if name := _found(r"External AWS credential provider: (\w+)", said):
+        return True, f"no usable credentials ({name}); {_CREDENTIALS}"
+    cause = _found(r'(?s:.*)(?:message|error): "([^"\n]+)"', said)
+    broken = _BROKEN.get(_found(r"HttpError \{\s+kind: (\w+)", said), masked_uri(said.partition("\n")[0])[:200])
+    return False, f"{broken}: {cause}" if cause else broken
 
-    if isinstance(error, known.ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if status >= 500 or status in _PASSING or code == "SlowDown":
-            return False, f"the server answers {status} {code}"
-        if code in _REFUSED:
-            return True, _REFUSED[code]
-        return True, f"the server refuses it with {status} {code}; check the credentials: {_CREDENTIALS}"
-    network = (known.HTTPClientError, known.ConnectionError, known.IncompleteReadError)
-    if isinstance(error, known.BotoCoreError) and not isinstance(error, network):
-        return True, f"no usable credentials ({type(error).__name__}); {_CREDENTIALS}"
-    said = masked_uri(" ".join(str(error).split()))[:200]
-    return False, f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+def _found(pattern: str, text: str) -> str:
+    """The group of the pattern's first match; nothing if there is none."""
+    found = re.search(pattern, text)
+    return found[1] if found else ""

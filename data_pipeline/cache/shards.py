@@ -5,6 +5,8 @@ disk and renamed, so a shard with its final name is complete.
 """
 
 import io
+import os
+import re
 import struct
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = "shards"
+_TAR = re.compile(r"\d{6,18}\.tar")
 
 
 def shard_name(number: int) -> str:
@@ -33,6 +36,17 @@ def shard_number(name: str) -> int:
 
 def sidecar_name(number: int) -> str:
     return f"{number:06d}.json"
+
+
+def listed_units(folder: Path) -> set[int]:
+    """Units of which a listing shows tar and sidecar: one question for all of them, where each has its price.
+
+    Whether a tar is whole only its sidecar tells; a unit without records has no tar, and is not among these.
+    """
+    with os.scandir(folder) as entries:
+        names = {entry.name for entry in entries}
+    tars = (shard_number(name) for name in names if _TAR.fullmatch(name))
+    return {number for number in tars if sidecar_name(number) in names}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from flowmask.data_pipeline.build import finalise, sentences
+from flowmask.data_pipeline.build import finalise
 from flowmask.data_pipeline.build.build import Build
 from flowmask.data_pipeline.build.records import Sidecar, parse_sidecar
 from flowmask.data_pipeline.cache import manifest, quarantine
@@ -217,7 +217,8 @@ class _Repair:
         stage.mkdir(parents=True, exist_ok=True)
         self._sentences_again(build, again)
         watch = Quarantine(self.stage, shards=stage, clips=1, videos=0, fraction=float("inf"))
-        make = replace(build.clip_pass(self._plan), shards=stage, texts=self.stage / "texts", quarantine=watch)
+        embeddings = sentences.Embeddings(self.stage / "texts")
+        make = replace(build.clip_pass(self._plan), shards=stage, embeddings=embeddings, quarantine=watch)
         for done, unit in enumerate(again):
             self.on_progress("units", done, len(again))
             make.write_unit(unit)
@@ -232,9 +233,7 @@ class _Repair:
         wanted = sorted({number // units.SENTENCES_PER_UNIT for number in numbers})
         for done, unit in enumerate(wanted):
             self.on_progress("sentences", done, len(wanted))
-            sentences.write_unit(
-                texts, unit, self._plan.unit_texts(unit), encoder=build.text_encoder, dtype=build.dtype
-            )
+            build.write_text_unit(self._plan, unit, folder=texts)
         build.free("text_encoder")
 
     def _move_in(self, unit: int, stage: Path) -> None:

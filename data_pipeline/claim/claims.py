@@ -9,7 +9,7 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +20,21 @@ from flowmask.models.errors import CacheError, TakenOverError
 from flowmask.models.process import DEFAULT_LEASE_S
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
-_jitter = random.SystemRandom()
+_VAIN, _NAMES_PER_QUESTION = 8, 256  # a listing costs about a question for so many names
+_WATCHED = 16  # units in others' hands that a waiting worker asks about
+_random = random.SystemRandom()
 
 
 @contextmanager
 def claim(path: Path, *, wait: bool, lease_s: float = DEFAULT_LEASE_S) -> Iterator[bool]:
     """True if the claim is ours until the block ends: at once or after a wait; False if another has it."""
+    with _held(path, wait=wait, lease_s=lease_s) as name:
+        yield name is not None
+
+
+@contextmanager
+def _held(path: Path, *, wait: bool, lease_s: float) -> Iterator[Path | None]:
+    """`claim`, with the name that is ours: another than `path` if a dead or silent owner had the unit before."""
     worker = worker_in(path.parent, lease_s=lease_s)
     name = _acquire(worker, path)
     pauses = _pauses(lease_s)
@@ -33,69 +42,113 @@ def claim(path: Path, *, wait: bool, lease_s: float = DEFAULT_LEASE_S) -> Iterat
         time.sleep(next(pauses))
         name = _acquire(worker, path)
     try:
-        yield name is not None
+        yield name
     finally:
         if name is not None:
             _release(worker, name)
 
 
-def share_out(
-    units: Sequence[int],
-    *,
-    folder: Path,
-    kind: str,
-    done: Callable[[int], bool],
-    work: Callable[[int], None],
-    lease_s: float = DEFAULT_LEASE_S,
-    results: Path | None = None,
-) -> None:
+@dataclass(frozen=True)
+class SharedUnits:
+    """Units of one kind that any number of workers share, and how one of them is asked about.
+
+    units:     in the order in which this worker wants them; workers that begin at different places seldom meet
+    folder:    of the claims
+    done:      whether a unit is finished: what decides
+    listed:    units that are finished by a listing, which asks about all of them at the price of a few
+    abandoned: called with a unit of a dead or silent owner before it is given to us
+    results:   folder where finished units appear: opened before a question that matters, since a network filesystem
+               may remember that a file was not there
+    """
+
+    units: Sequence[int]
+    folder: Path
+    kind: str
+    done: Callable[[int], bool]
+    listed: Callable[[], Collection[int]] = tuple
+    abandoned: Callable[[int], None] = lambda _: None
+    lease_s: float = DEFAULT_LEASE_S
+    results: Path | None = None
+
+    def claim_of(self, unit: int) -> Path:
+        return self.folder / f"{self.kind}-{unit:06d}"
+
+    def finished_and_in_hand(self) -> tuple[Collection[int], set[int]]:
+        """Units that are finished, and those that somebody has claimed, dead or alive; by two listings."""
+        try:
+            finished, heads = self.listed(), []
+            with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+                heads = [entry.name.partition("~")[0].rpartition("-") for entry in entries]
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CacheError(f"cannot list {error.filename}: {error.strerror}; check the filesystem") from error
+        return finished, {int(number) for kind, _, number in heads if kind == self.kind and number.isdecimal()}
+
+
+def share_out(shared: SharedUnits, work: Callable[[int], None]) -> None:
     """Return when every unit is done, by us or by others; what a dead or silent owner left is taken over.
 
-    Any number of workers may run this at once, join late or die. `results` is where finished units appear: it is
-    opened before a question that matters, since a network filesystem may remember that a file was not there.
+    Any number of workers may run this at once, join late or die.
     """
     taken_away = True
     while taken_away:
         taken_away = False
-        for unit, held in claimed(units, folder=folder, kind=kind, done=done, lease_s=lease_s, results=results):
+        for unit, held in claimed(shared):
             with held:
                 taken_away |= not _worked(partial(work, unit))
 
 
-def claimed(
-    units: Sequence[int],
-    *,
-    folder: Path,
-    kind: str,
-    done: Callable[[int], bool],
-    lease_s: float = DEFAULT_LEASE_S,
-    results: Path | None = None,
-) -> Iterator[tuple[int, ExitStack]]:
+def claimed(shared: SharedUnits) -> Iterator[tuple[int, ExitStack]]:
     """Units with their claims, for a worker that has several in hand; ends when all others are done.
 
     The caller closes the stack of a unit when it is finished, in any thread. A unit is given once: if another worker
-    takes it over, ask again.
+    takes it over, ask again. What a unit costs the filesystem does not grow with units and workers: two listings say
+    which ones nobody has begun, and there are new ones only after as many vain questions as they cost.
     """
-    left, pauses = list(units), _pauses(lease_s)
-    while left:
-        waiting = []
-        for unit in left:
-            if done(unit):
-                continue
-            with ExitStack() as stack:
-                path = folder / f"{kind}-{unit:06d}"
-                if not stack.enter_context(claim(path, wait=False, lease_s=lease_s)):
-                    waiting.append(unit)
-                    continue
-                _look_again(results)
-                if not done(unit):
-                    yield unit, stack.pop_all()
-        if len(waiting) == len(left):
+    left, pauses = list(shared.units), _pauses(shared.lease_s)
+    while True:
+        finished, in_hand = shared.finished_and_in_hand()
+        left = [unit for unit in left if unit not in finished]
+        if not left:
+            return
+        free = [unit for unit in left if unit not in in_hand]
+        most_vain = _VAIN + (len(finished) + len(in_hand)) // _NAMES_PER_QUESTION if free else _WATCHED
+        settled, vain = set(), 0
+        for unit in free or left[:_WATCHED]:
+            held, ended = _begun(shared, unit)
+            if held is not None:
+                yield unit, held
+            if held is not None or ended:
+                settled.add(unit)
+            vain += held is None
+            if vain > most_vain:
+                break
+        if not settled:
             time.sleep(next(pauses))
-            _look_again(results)
-        else:
-            pauses = _pauses(lease_s)
-        left = waiting
+            _look_again(shared.results)
+            continue
+        left, pauses = [unit for unit in left if unit not in settled], _pauses(shared.lease_s)
+        if vain > most_vain:  # others are at work here: go elsewhere
+            start = _random.randrange(len(left) + 1)
+            left = left[start:] + left[:start]
+
+
+def _begun(shared: SharedUnits, unit: int) -> tuple[ExitStack | None, bool]:
+    """The claim of a unit, if it is ours now and the unit still to be done; and whether the unit is done."""
+    if shared.done(unit):
+        return None, True
+    path = shared.claim_of(unit)
+    with ExitStack() as stack:
+        name = stack.enter_context(_held(path, wait=False, lease_s=shared.lease_s))
+        if name is None:
+            return None, False
+        _look_again(shared.results)
+        if shared.done(unit):
+            return None, True
+        if name != path:
+            shared.abandoned(unit)
+        return stack.pop_all(), False
 
 
 def once(
@@ -179,7 +232,7 @@ def _make(worker: Worker, name: Path) -> bool:
                 continue
             except OSError as error:
                 raise CacheError(
-                    f"cannot write {name}: {error.strerror}; `out` must have room and admit symbolic links"
+                    f"cannot write {name}: {error.strerror}; `out` needs free space and symbolic links"
                 ) from error
             worker.held.add(name)
             worker.watched.pop(name, None)
@@ -225,7 +278,7 @@ def _pauses(lease_s: float) -> Iterator[float]:
     """Seconds between two looks: ever longer, so that waiting costs nothing, and not in step with others."""
     pause_s = _FIRST_PAUSE_S
     while True:
-        yield pause_s * _jitter.uniform(0.75, 1.25)
+        yield pause_s * _random.uniform(0.75, 1.25)
         pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S, lease_s / 6)
 
 

@@ -1,19 +1,20 @@
 """Frames and masks to the tensors that the VAE sees: size rules, resizing, normalisation, padding in time.
 
-Sizes are (width, height) in pixels. A frame is resized on uint8 by PIL, a mask by nearest source pixel.
+Sizes are (width, height) in pixels. A frame is resized on uint8 by PIL, a mask by nearest source pixel. Torch is
+imported by what makes tensors alone: planning needs the sizes only.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from flowmask.models.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PixelNorm = Literal["half", "imagenet"]
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -64,19 +65,27 @@ def resize_frame(frame: NDArray[np.uint8], *, size: tuple[int, int]) -> NDArray[
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
 
 
-def to_signed(frames: Sequence[NDArray[np.uint8]], *, pixel_norm: PixelNorm = "half") -> Tensor:
+def to_signed(frames: Sequence[NDArray[np.uint8]], *, pixel_norm: PixelNorm = "half") -> "Tensor":
     """rgb8 frames [H W 3], all of one size, to float32 [3 F H W]: x/255 less the mean, over the deviation."""
+    import torch
+
     return batch_to_signed(torch.from_numpy(np.stack(frames))[None], pixel_norm=pixel_norm)[0]
 
 
-def batch_to_signed(frames: Tensor, *, pixel_norm: PixelNorm = "half") -> Tensor:
+def batch_to_signed(frames: "Tensor", *, pixel_norm: PixelNorm = "half") -> "Tensor":
     """rgb8 [B F H W 3] to float32 [B 3 F H W] on the same device: x/255 less the mean, over the deviation."""
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1, 1) for v in _STATISTICS[pixel_norm])
+    import torch
+
+    from flowmask.models.device import to_device
+
+    mean, std = (to_device(torch.tensor(v).view(3, 1, 1, 1), frames.device) for v in _STATISTICS[pixel_norm])
     return (frames.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
 
 
-def from_signed(signed: Tensor, *, pixel_norm: PixelNorm = "half") -> NDArray[np.uint8]:
+def from_signed(signed: "Tensor", *, pixel_norm: PixelNorm = "half") -> NDArray[np.uint8]:
     """Float [3 F H W] back to rgb8 [F H W 3]: the inverse of `to_signed`, clipped to what 8 bits hold."""
+    import torch
+
     mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in _STATISTICS[pixel_norm])
     scaled = ((signed.float().cpu() * std + mean) * 255).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(1, 2, 3, 0).numpy()
@@ -85,7 +94,12 @@ def from_signed(signed: Tensor, *, pixel_norm: PixelNorm = "half") -> NDArray[np
 def resize_masks(masks: NDArray[np.bool_], *, size: tuple[int, int]) -> NDArray[np.bool_]:
     """bool [F H W] to `size` (width, height): output pixel i takes source floor(i * source / output)."""
     width, height = size
-    resized = F.interpolate(torch.from_numpy(masks)[None].float(), size=(height, width), mode="nearest")
+    if masks.shape[1:] == (height, width):
+        return masks
+    import torch
+    from torch.nn.functional import interpolate
+
+    resized = interpolate(torch.from_numpy(masks)[None].float(), size=(height, width), mode="nearest")
     return resized[0].numpy() > 0.5
 
 
@@ -94,18 +108,22 @@ def missing_to_stride(frames: int) -> int:
     return -(frames - 1) % _TEMPORAL_STRIDE
 
 
-def pad_to_stride(frames: Tensor, *, dim: int) -> Tensor:
+def pad_to_stride(frames: "Tensor", *, dim: int) -> "Tensor":
     """[... F ...] with the last frame repeated along `dim` until there are 4k+1, as the VAE takes them."""
+    import torch
+
     missing = missing_to_stride(frames.shape[dim])
     last = frames.narrow(dim, frames.shape[dim] - 1, 1)
     return torch.cat([frames, *[last] * missing], dim=dim)
 
 
-def check_shape(video: Tensor, *, multiple: int = 16) -> Tensor:
+def check_shape(video: "Tensor", *, multiple: int = 16) -> "Tensor":
     """Float [B C F H W] with both sides raised to `multiple` by bilinear resizing; unchanged if they are."""
+    from torch.nn.functional import interpolate
+
     height, width = (-(-side // multiple) * multiple for side in video.shape[-2:])
     if (height, width) == tuple(video.shape[-2:]):
         return video
     frames = video.transpose(1, 2).flatten(0, 1)
-    resized = F.interpolate(frames, size=(height, width), mode="bilinear", align_corners=False)
+    resized = interpolate(frames, size=(height, width), mode="bilinear", align_corners=False)
     return resized.unflatten(0, (video.shape[0], video.shape[2])).transpose(1, 2)

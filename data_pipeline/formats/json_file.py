@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flowmask.data_pipeline.formats.reading import reading
+from flowmask.data_pipeline.formats.reading import reading, shown
+from flowmask.models.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 
@@ -34,3 +35,29 @@ def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None
     """
     with reading(path, what="JSON") as file:
         return parse(file.read(), object_hook=object_hook)
+
+
+def json_lines(path: Path, *, shape: str) -> Iterator[tuple[str, bytes]]:
+    """Where each line of a JSONL that is not empty stands, and its bytes.
+
+    shape: says what a line is, in the DataError for a file whose first line is no JSON, as of a CSV: otherwise each of
+    its lines would be a mistake.
+    """
+    with reading(path, what="JSONL") as file:
+        lines = enumerate(file.read().removeprefix(BOM).split(b"\n"), 1)
+    known = False
+    for number, line in lines:
+        if line.strip():
+            if not (known or line.lstrip().startswith(b'{"') or _is_json(line)):
+                said = shown(line.decode(errors="replace").strip())
+                raise DataError(f"{path}:{number}: no valid JSON ({said}); {shape}")
+            known = True
+            yield f"{path}:{number}", line
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,7 +1,7 @@
-"""What determines the bytes of a cache, field by field, hashed separately for text, video and masks.
+"""Hashes of everything that determines the bytes of a cache, field by field, for text, video and masks.
 
-Paths, worker counts and devices are not in it. A cache is trained on, continued or mended only with the same
-fingerprint; a difference is refused with the fields that differ.
+Paths, worker counts and devices are not in it. A cache is used, continued or repaired only with the same
+fingerprint; otherwise the error names the fields that differ.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from flowmask.models.errors import CacheError
 from flowmask.models.stored.sealed import parse_json, to_json
 from flowmask.models.weights.wan import WanFolder
 
-_TEXT = ("format", "model.text_encoder", "model.tokenizer", "data.expressions", "text.", "cache.lowercase")
+_SENTENCES = ("data.expressions", "text.", "cache.lowercase", "cache.batch_sentences")
+_TEXT = ("format", "model.text_encoder", "model.tokenizer", *_SENTENCES)
 _DATA = ("data.frames", "data.sources", "data.allow_truncated")
 _MASK_FILES = "data.mask_files"  # earlier versions did not look at them
 _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
@@ -45,6 +46,8 @@ def fingerprint(config: CacheBuildConfig, source: VideoSet, *, memo: Path) -> Fi
     fields |= {f"cache.{name}": value for name, value in cache.items()}
     if fields["cache.tf32"] is None:  # as it was before it could be said
         fields.pop("cache.tf32")
+    if fields["cache.batch_sentences"] == 1:  # likewise
+        fields.pop("cache.batch_sentences")
     if fields.get("cache.leaks") != "drop":  # otherwise it shapes no byte
         fields.pop("cache.leaks", None)
     return Fingerprint(
@@ -92,7 +95,7 @@ def refuse_other(
     names = sorted(ours.fields.keys() | theirs.fields.keys())
     differing = [name for name in names if ours.fields.get(name) != theirs.fields.get(name)]
     if differing and all(name.startswith(_MASK_FILES) and name not in theirs.fields for name in differing):
-        _log.warning("%s was made before files of masks were part of its identity: replaced ones pass unseen", where)
+        _log.warning("%s was made by a version without hashes of mask files: changed masks are not detected", where)
         return
     details = "; ".join(
         f"{name}: {_short(theirs.fields.get(name))} there, {_short(ours.fields.get(name))} asked for"

@@ -1,8 +1,8 @@
 """No video or image of an evaluation split in a training cache.
 
-Looked into are the evaluation splits beside each dataset that is cached (of RefCOCO, all three sets, by COCO
-image id) and those of `cache.held_out`, by their lists of ids alone. `cache.leaks` says what becomes of a
-video that stands in one: refused, or left out of the plan. A cache of evaluation splits alone is allowed.
+Compares with the evaluation splits of each cached dataset (for RefCOCO all three sets, by COCO image id) and
+those of `cache.held_out`, using only their lists of ids. `cache.leaks` decides whether a video in one of them is
+refused or dropped. A cache with only evaluation splits is allowed.
 """
 
 from array import array
@@ -25,10 +25,10 @@ _SHOWN, _READING_THREADS = 4, 16
 
 @dataclass
 class Held:
-    """What must not be trained on: by family of datasets and video id, the split it is in."""
+    """Videos that must not be in training data: family of datasets and video id -> split."""
 
     in_family: dict[tuple[str, str], str] = field(default_factory=dict)
-    anywhere: dict[str, str] = field(default_factory=dict)  # of cache.held_out: whatever dataset names it
+    anywhere: dict[str, str] = field(default_factory=dict)  # of cache.held_out, for any dataset
     checked: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
@@ -63,17 +63,17 @@ class _Kept(LazyVideos[Video]):
 
 
 def without_leaks(source: VideoSet, config: CacheBuildConfig) -> LeakFree:
-    """The source as a cache may hold it; DataError says how many videos leak and what to do.
+    """The source without leaking videos. Raises DataError with their number and the fix.
 
-    A list of an evaluation split that is there but damaged is a DataError too; one that is absent is not.
+    A damaged list of an evaluation split is a DataError too; a missing one is not.
     """
     setting = config.cache.leaks
     role = "evaluation" if all(map(_evaluates, config.sources)) else "train"
     if setting == "allow":
-        role = "train"  # who allows it means to train on it
+        role = "train"  # cache.leaks=allow means training data
     held = Held() if role == "evaluation" or setting == "allow" else held_out(config)
     families = dict(zip(source_names(config.sources), map(family_of, config.sources), strict=True))
-    kept, leaking, sentences = array("q"), [], False  # places, not videos: a source need not hold all of them
+    kept, leaking, sentences = array("q"), [], False  # indices, not videos: a source need not hold all of them
     for place, video in enumerate(source.videos()):
         split = held.split_of(families[video.source], video.video_id)
         if split is None:
@@ -91,7 +91,7 @@ def without_leaks(source: VideoSet, config: CacheBuildConfig) -> LeakFree:
 
 
 def held_out(config: CacheBuildConfig) -> Held:
-    """Everything that the datasets' evaluation splits and `cache.held_out` name."""
+    """All videos of the datasets' evaluation splits and of `cache.held_out`."""
     held = Held()
     for data, label in zip(config.sources, _labels(config), strict=True):
         for split, ids in _beside(data):
@@ -110,16 +110,16 @@ def held_out(config: CacheBuildConfig) -> Held:
 
 
 def refuse_evaluation(manifests: Iterable[Manifest], *, where: object) -> None:
-    """CacheError if one is of a cache of evaluation splits: nothing may be trained on it."""
+    """Raises CacheError if one belongs to a cache of evaluation splits, which must not be used for training."""
     if any(manifest.role == "evaluation" for manifest in manifests):
         raise CacheError(
-            f"{where} is a cache of evaluation splits, not to be trained on: build one of a training split, or, "
-            "if you mean it, build it with cache.leaks=allow"
+            f"{where} is a cache of evaluation splits, which training must not use: build one of a training split, "
+            "or, if it is intended, build it with cache.leaks=allow"
         )
 
 
 def refuse_trained_on(videos: Iterable[Video], data: DataSourceConfig, caches: Iterable[CacheReader]) -> None:
-    """DataError if a clip of one of these videos of `data` is in a cache that is trained on; reads all records.
+    """DataError if a clip of one of these videos of `data` is in a training cache; reads all records.
 
     A cache of one dataset does not say of which layout: its ids are those of any.
     """
@@ -128,8 +128,8 @@ def refuse_trained_on(videos: Iterable[Video], data: DataSourceConfig, caches: I
         both = sorted(video_id for source, video_id in _cached(cache) if video_id in names and _alike(source, data))
         if both:
             raise DataError(
-                f"{len(both)} of the {len(names)} videos are trained on, in {cache.place}: "
-                f"{', '.join(both[:_SHOWN])}{', ...' if len(both) > _SHOWN else ''}; give a split that is held out, or "
+                f"{len(both)} of the {len(names)} videos are in the training cache {cache.place}: "
+                f"{', '.join(both[:_SHOWN])}{', ...' if len(both) > _SHOWN else ''}; give a held-out split, or "
                 "build the cache with cache.held_out and cache.leaks=drop"
             )
 

@@ -3,6 +3,8 @@
 Imports neither torch nor a source, since these commands compute nothing.
 """
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from flowmask.models.stored.typed import validated
 
 FOLDER = "plan"
 SENTENCES_PER_UNIT = 256
+_TEXT_UNIT = re.compile(r"text-(\d{6,18})\.safetensors")
 _MOST_BYTES = 1 << 26  # of plan.json
 
 
@@ -33,6 +36,13 @@ class PlanFile:
 def read_plan_file(path: Path) -> PlanFile:
     """A plan.json as what it is; OSError, or ValueError in one line."""
     return validated(unseal(read_regular(path, limit=_MOST_BYTES)), PlanFile)
+
+
+def listed_text_units(folder: Path) -> set[int]:
+    """Units of sentences that are finished, by one listing."""
+    with os.scandir(folder) as entries:
+        found = [_TEXT_UNIT.fullmatch(entry.name) for entry in entries]
+    return {int(match[1]) for match in found if match}
 
 
 def text_unit_path(folder: Path, unit: int) -> Path:

@@ -101,7 +101,7 @@ def write_plan(
 
 
 class _Losses:
-    """What is known to be unreadable before anything is read: videos without a header, clips without a frame."""
+    """Inputs known to be unreadable before anything is read: videos without a header, clips without a frame."""
 
     def __init__(self, *, roots: Sequence[Path]):
         self._roots = roots
@@ -118,9 +118,9 @@ class _Losses:
         return index not in self.videos
 
     def look_at(self, clip: Clip, video: Video) -> None:
-        """Note a clip with a missing frame: too many are refused while mending them still costs nothing."""
+        """Note a clip with a missing file: too many are refused while mending them still costs nothing."""
         if missing := video.missing_file(clip.frame_ids):
-            error = DataError(f"{missing}: the frame is missing")
+            error = DataError(f"{missing} does not exist")
             self._clips.append(quarantine.line(error, video_id=clip.label, clip=clip.key, roots=self._roots))
 
     def refuse_too_many(self, *, clips: int, fraction: float) -> None:
@@ -176,8 +176,8 @@ class BuildPlan(PlanFile):
         for name, expected in self.files.items():
             if sha256_of(self.folder / name) != expected:
                 raise CacheError(
-                    f"{self.folder / name}: changed since the build was planned, so what was built of it can't be "
-                    f"trusted; delete {self.folder.parent} and start again"
+                    f"{self.folder / name}: changed since the build was planned, so its shards can't be trusted; "
+                    f"delete {self.folder.parent} and start again"
                 )
 
     def _lines(self, name: str, offsets: NDArray[np.uint64], unit: int) -> list[bytes]:

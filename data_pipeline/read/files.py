@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from flowmask.models.stored.regular import open_regular, refuse_outside
 Parts = list[tuple[int, memoryview]]  # offset in a shard, and the memory to fill from there
 _MAX_OPEN_FILES = 256
 _CHECKING_THREADS = 8
+_OPENING = 64  # locks, each of a share of the shards
 
 
 class CacheFiles(ABC):
@@ -79,7 +81,8 @@ class LocalFiles(CacheFiles):
     def __init__(self, folder: Path):
         super().__init__(folder, read_manifest(folder))
         self._folder = folder
-        self.open = lru_cache(maxsize=_MAX_OPEN_FILES)(self._open)
+        self._kept = lru_cache(maxsize=_MAX_OPEN_FILES)(self._open)
+        self._opening = [Lock() for _ in range(_OPENING)]
 
     def index(self, *, check: bool) -> NDArray[Any]:
         """`ROW` [rows], see `CacheFiles`."""
@@ -112,10 +115,14 @@ class LocalFiles(CacheFiles):
 
     def read(self, wanted: Sequence[tuple[int, Parts]]) -> None:
         for shard, parts in wanted:
-            self.open(shard).read_parts(parts)
+            self._shard(shard).read_parts(parts)
 
     def close(self) -> None:
-        self.open.cache_clear()
+        self._kept.cache_clear()
+
+    def _shard(self, shard: int) -> "_OpenFile":
+        with self._opening[shard % _OPENING]:  # two threads that need it open it once; others hardly wait
+            return self._kept(shard)
 
     def _open(self, shard: int) -> "_OpenFile":
         return _OpenFile(self._folder / FOLDER / shard_name(shard), size=self.size(shard))

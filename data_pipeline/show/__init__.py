@@ -1,4 +1,4 @@
-"""What a person looks at: pages that carry all they show, masks over frames, `flowmask cache inspect`.
+"""Output for people: self-contained pages, masks over frames, `flowmask cache inspect`.
 
 Imports `read` and below; draws, and changes nothing.
 A new section of the page is a function in `inspect_page`.

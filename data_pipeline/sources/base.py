@@ -75,7 +75,7 @@ class Video(ABC):
         """Hash of the names and sizes of the video's frame files; a missing one has no size."""
 
     def missing_file(self, ids: Sequence[int]) -> Path | None:
-        """The first of these frames whose file is missing, if frames are files; checked without reading."""
+        """The first file of these frames, or of the video's masks, that is missing; checked without reading."""
         return None
 
     def annotated(self, anno_ids: Sequence[str]) -> Collection[int] | None:

@@ -71,7 +71,7 @@ def write_synthetic(
             )
         name = f"{split}_{number:05d}"
         frame_names = [f"{FRAME_STRIDE * f:05d}" for f in range(frames)]
-        _write_frames(folder / "JPEGImages" / name, block.frames[scene], frame_names)
+        write_frames(folder / "JPEGImages" / name, block.frames[scene], frame_names)
         meta[name] = _describe(block, scene, number, frame_names, masks)
         if on_progress is not None:
             on_progress(number + 1)
@@ -79,7 +79,8 @@ def write_synthetic(
     (folder / "meta_expressions.json").write_text(json.dumps({"videos": meta}))
 
 
-def _write_frames(folder: Path, frames: NDArray[np.uint8], names: list[str]) -> None:
+def write_frames(folder: Path, frames: NDArray[np.uint8], names: list[str]) -> None:
+    """Write a new folder with one JPEG per frame. frames: uint8 [F H W 3] rgb8; names: without the suffix."""
     folder.mkdir(parents=True)
     for name, frame in zip(names, frames, strict=True):
         Image.fromarray(frame).save(folder / f"{name}.jpg", quality=JPEG_QUALITY, subsampling=0)

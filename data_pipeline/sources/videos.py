@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.formats.fields import check_expression, check_name, check_path, field, is_int, refuse_twice
-from flowmask.data_pipeline.formats.json_file import BOM, parse
+from flowmask.data_pipeline.formats.json_file import json_lines, parse
 from flowmask.data_pipeline.formats.picture import pictures_in, read_object_mask
-from flowmask.data_pipeline.formats.reading import Mistakes, open_file, reading, shown
+from flowmask.data_pipeline.formats.reading import Mistakes, open_file, shown
 from flowmask.data_pipeline.sources.base import (
     Expression,
     Frame,
@@ -39,6 +39,8 @@ from flowmask.models.files import sha256_of, sha256_of_open
 
 if TYPE_CHECKING:
     from flowmask.data_pipeline.video.video_file import VideoFile
+
+_LINE = 'a line is one video, {"video": PATH, "expressions": [...]}: docs/datasets.md, Your own data'
 
 
 @lru_cache(maxsize=2)
@@ -105,6 +107,8 @@ class ListedVideo(FileVideo):
         text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
         exp_id = check_name(item.get("exp_id", number), where=f"{where}.exp_id")
         masks = item.get("masks")
+        if masks == "":
+            raise DataError(f"{where}.masks is ''; expected a folder, a list, or [] if the sentence names nothing")
         if masks is None or masks == []:
             return Expression(exp_id, text, ())
         if isinstance(masks, list) and all(map(rle.is_empty, masks)):
@@ -192,6 +196,15 @@ class ListedVideo(FileVideo):
         except OSError as error:
             raise DataError(f"{self._where}: masks: {self._folder / name}: {error.strerror}") from error
 
+    @cached_property
+    def _missing_mask(self) -> Path | None:
+        named = (one for masks in self._masks.values() for one in (masks if isinstance(masks, list) else [masks]))
+        paths = (self._folder / name for name in named if isinstance(name, str))
+        return next((path for path in paths if not path.exists()), None)
+
+    def missing_file(self, ids: Sequence[int]) -> Path | None:
+        return self._missing_mask
+
     def mask_files(self) -> Iterator[Path]:
         """The PNG files that hold masks of this video; none of a folder that cannot be listed."""
         for masks in self._masks.values():
@@ -209,7 +222,7 @@ class VideosSource(Source):
         self.path = _list_of(root, split)
         self._videos: list[ListedVideo] = []
         mistakes = Mistakes()
-        for where, line in _lines(self.path):
+        for where, line in json_lines(self.path, shape=_LINE):
             with mistakes:
                 self._videos.append(ListedVideo(_parsed(line, where), folder=self.path.parent, where=where))
         mistakes.refuse()
@@ -227,7 +240,7 @@ class VideosSource(Source):
         path = _list_of(root, split)
         if not path.is_file():
             return None
-        entries = ((where, _parsed(line, where)) for where, line in _lines(path))
+        entries = ((where, _parsed(line, where)) for where, line in json_lines(path, shape=_LINE))
         return frozenset(str(e.get("video_id", Path(field(e, "video", str, where=w)).stem)) for w, e in entries)
 
     @classmethod
@@ -244,14 +257,6 @@ class VideosSource(Source):
         if files:
             identity["mask_files"] = _contents(files, below=self.path.parent)
         return identity
-
-
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Where each line that is not empty stands, and its bytes."""
-    with reading(path, what="list of videos") as file:
-        for number, line in enumerate(file.read().removeprefix(BOM).split(b"\n"), 1):
-            if line.strip():
-                yield f"{path}:{number}", line
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:

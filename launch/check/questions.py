@@ -24,9 +24,8 @@ from omegaconf import OmegaConf
 from flowmask.launch.check.ask import ask, run
 from flowmask.launch.check.attention import attention as check_attention
 from flowmask.launch.check.preflight import existing
-from flowmask.launch.config import read_tree
 from flowmask.launch.finding import Finding, State, judged
-from flowmask.launch.jobs import load_any
+from flowmask.launch.jobs import load_any, read_keys
 from flowmask.launch.jobs.job import Job
 from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.safe.secrets import masked_uri, without_secrets
@@ -84,7 +83,7 @@ def subject_of(config: Path | None, overrides: Sequence[str] = ()) -> Subject:
     """The subject of a config. An invalid config becomes a finding, and the machine is still checked."""
     if config is None:
         return Subject(out=Path())
-    tree = OmegaConf.create(read_tree(config, overrides))
+    tree = OmegaConf.create(read_keys(config, overrides))
     named = {
         "out": Path(OmegaConf.select(tree, "out") or "."),
         "tracking_uri": OmegaConf.select(tree, "tracking.uri"),

@@ -32,7 +32,7 @@ from flowmask.models.safe.words import printable
 
 # The commands in the order of the work, as --help shows them.
 PANELS = {
-    "Start here": ("demo", "doctor", "configs", "config", "tiny-wan"),
+    "Start here": ("demo", "toy", "doctor", "configs", "config", "tiny-wan"),
     "Data and weights": ("import", "cache", "plan"),
     "Train": ("tune", "train", "submit", "curriculum", "reproduce"),
     "Score and use": ("evaluate", "compare", "predict", "export", "serve"),
@@ -85,6 +85,21 @@ def demo(
 
     run_demo(out, Profile.SMOKE if smoke else Profile.FULL if full else Profile.DEFAULT, console=console)
     say_next(NEXT["demo"], out / "runs" / "dit")
+
+
+@app.command()
+def toy(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or a toy's: what is missing is written")],
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and scenes")] = 0,
+) -> None:
+    """Write a tiny Wan, small datasets, and the try.yaml under which every config runs in minutes on two cores."""
+    say_loading()
+    from flowmask.launch.toy.toy import commands, write_toy
+
+    sentence = write_toy(folder, seed=seed, say=err.print)
+    console.print(f"wrote {folder}; next:")
+    for command in commands(folder, sentence):
+        typer.echo(f"  {command}")
 
 
 @app.command()

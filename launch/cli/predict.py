@@ -54,10 +54,8 @@ def predict(
     video: Videos = None,
     prompts: PromptFile = None,
     out: Annotated[Path, typer.Option(help="Folder for masks and overlay videos")] = Path("out/predict"),
-    mask_decoder: Annotated[
-        str | None, typer.Option(help="Mask decoder; default: the one in the config of the run")
-    ] = None,
-    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the one of the run")] = None,
+    mask_decoder: words.MaskDecoderOf = None,
+    wan: words.WanOf = None,
     fps: Fps = None,
     max_frames: Annotated[int | None, typer.Option(help="Largest number of frames, from the start", min=1)] = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
@@ -65,20 +63,16 @@ def predict(
     height: Height = None,
     width: Annotated[int | None, typer.Option(help="With --height", min=16)] = None,
     threshold: Threshold = 0.5,
-    window_frames: Annotated[
-        int | None, typer.Option(help="Frames of a window, 4k+1; default: the whole video up to 121 frames, else 81")
-    ] = None,
-    window_overlap: Annotated[int, typer.Option(help="Frames that two windows share, a multiple of 4")] = 16,
+    window_frames: words.WindowFrames = None,
+    window_overlap: words.WindowOverlap = 16,
     clip_frames: Annotated[int | None, typer.Option(hidden=True)] = None,
-    figures: Annotated[
-        bool, typer.Option("--figures", help="Also write a PNG with some frames for each sentence")
-    ] = False,
+    figures: Annotated[bool, typer.Option("--figures", help="Also write a PNG of some frames per sentence")] = False,
     allow_truncated: words.AllowTruncated = False,
     averaged: words.Averaged = True,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one")] = "auto",
-    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the DiT")] = "bf16",
+    precision: words.PrecisionOf = "bf16",
     attention: words.AttentionOf = "native",
-    encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
+    encoder_precision: words.EncoderPrecisionOf = None,
     presence: words.PresenceOf = None,
     pixel_norm: words.PixelNormOf = None,
     text_tokens: words.TextTokensOf = None,

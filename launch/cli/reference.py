@@ -77,6 +77,9 @@ def keys_of(kind: type[BaseModel], section: str = "", *, title: str = "", resume
         if not sections or name in _LISTS:
             default = "" if field.is_required() else _yaml(field.get_default(call_default_factory=True))
             yield ConfigKey(title or section, key, _said(field), default, _meaning(name, field), changes)
+        elif NoneType in get_args(field.annotation) and field.description:
+            default = _yaml(field.get_default(call_default_factory=True))
+            yield ConfigKey(title or section, key, "section | null", default, field.description, changes)
         for inner, called in sections:
             yield from keys_of(inner, key, title=called, resumes=changes)
 
@@ -179,7 +182,7 @@ def schema(name: str, kind: type[BaseModel]) -> str:
     found["properties"] |= {
         "base": {
             "type": "string",
-            "description": "path of a YAML that this file overrides, relative to the folder of this file",
+            "description": "a YAML that this file overrides: a path from this folder, or a bundled config's name",
         },
         "kind": {
             "type": "string",

@@ -17,20 +17,16 @@ if TYPE_CHECKING:
 
 def serve(
     run: Annotated[str, typer.Argument(help="A run, an export, or a FlowRVS .pth")],
-    mask_decoder: Annotated[
-        str | None, typer.Option(help="Mask decoder; default: the one in the config of the run")
-    ] = None,
-    wan: Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the one of the run")] = None,
+    mask_decoder: words.MaskDecoderOf = None,
+    wan: words.WanOf = None,
     steps: Annotated[int, typer.Option(help="Euler steps", min=1, max=1000)] = 1,
-    shift: Annotated[float, typer.Option(help="Of the steps' times", min=0.01)] = 3.0,
-    window_frames: Annotated[
-        int | None, typer.Option(help="Frames of a window, 4k+1; default: the whole video up to 121 frames, else 81")
-    ] = None,
-    window_overlap: Annotated[int, typer.Option(help="Frames that two windows share, a multiple of 4")] = 16,
+    shift: Annotated[float, typer.Option(help="Time shift of the sampler; 1: even steps", min=0.01)] = 3.0,
+    window_frames: words.WindowFrames = None,
+    window_overlap: words.WindowOverlap = 16,
     averaged: words.Averaged = True,
-    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the DiT")] = "bf16",
+    precision: words.PrecisionOf = "bf16",
     attention: words.AttentionOf = "native",
-    encoder_precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Default: as its cache")] = None,
+    encoder_precision: words.EncoderPrecisionOf = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where it computes")] = "auto",
     presence: words.PresenceOf = None,
     pixel_norm: words.PixelNormOf = None,
@@ -43,9 +39,9 @@ def serve(
     out: Annotated[
         Path | None, typer.Option(help="Folder for uploads while they are used; default: the temporary folder")
     ] = None,
-    max_megabytes: Annotated[int, typer.Option(help="Of a clip", min=1)] = 100,
-    max_seconds: Annotated[float, typer.Option(help="Of a clip", min=0.1)] = 60.0,
-    max_sentences: Annotated[int, typer.Option(help="Of a request", min=1)] = 8,
+    max_megabytes: Annotated[int, typer.Option(help="Largest clip in MB", min=1)] = 100,
+    max_seconds: Annotated[float, typer.Option(help="Longest clip in seconds", min=0.1)] = 60.0,
+    max_sentences: Annotated[int, typer.Option(help="Most sentences of a request", min=1)] = 8,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait", min=0, max=30)] = 8,
 ) -> None:
     """Serve a web page: people upload a clip, type sentences, and get masks and overlays. Needs 'flowmask\\[serve]'."""

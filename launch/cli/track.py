@@ -15,14 +15,19 @@ def track(
     uri: Annotated[
         str | None, typer.Option(help="Address of the MLflow server; default: the one of the training")
     ] = None,
+    weights: Annotated[bool, typer.Option("--weights", help="Upload the exports of the run too")] = False,
 ) -> None:
     """Send MLflow the metrics and files that it lacks of an ended run, and its end. A killed run is FAILED."""
-    from flowmask.trainer.track.tracking import replay
+    from flowmask.trainer.track.tracking import ask_for_weights, replay, where_to_look
 
+    if weights:
+        ask_for_weights(run)
     if not replay(run, timeout_s=timeout_s, uri=uri, warn=lambda line: console.print(line)):
         console.print("MLflow has not accepted everything; the same command continues")
         raise typer.Exit(1)
     console.print(f"MLflow has everything of {run}")
+    if uri is None and (page := where_to_look(run)):
+        console.print(page)
 
 
 def profile(
@@ -50,9 +55,9 @@ def report(
     console.print(f"wrote {file.out}")
 
 
-def offer(run: str, path: Path, *, to: str) -> None:
+def offer(checkpoint: str, path: Path, *, to: str, weights: bool = False) -> None:
     """Record a file made from a checkpoint, so that the next `flowmask track` uploads it to the MLflow run."""
     from flowmask.trainer.track.tracking import offer_artifact
 
-    if offer_artifact(run, path, to=to):
-        console.print(f"`flowmask track {run}` uploads it to MLflow")
+    if (run := offer_artifact(checkpoint, path, to=to, weights=weights)) is not None:
+        console.print(f"`flowmask track {run}{' --weights' if weights else ''}` uploads it to MLflow")

@@ -29,7 +29,7 @@ def show_settings(config: Path, overrides: Sequence[str], *, as_json: bool) -> N
     if as_json:
         say_json([one.to_json() for one in tried])
         return
-    table = Table(*(f"conventions.{name}" for name in TRIED), "J&F", "J", "F")
+    table = Table(*TRIED, "J&F", "J", "F")
     for one in tried:
         named = (str(value).lower() for value in one.conventions.values())
         table.add_row(*named, *(f"{one.scores[name]:.2f}" for name in ("jf", "j", "f")))

@@ -91,5 +91,5 @@ def export(
         raise UserError(f"--dtype is {dtype!r}; known: {', '.join(dtypes)}")
     done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan, presence=presence)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
-    offer(source, done.path, to="export")
+    offer(source, done.path, to=f"weights/{done.path.name}", weights=True)
     say_next(AFTER_EXPORT[done.part], done.path)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, or the name of one that `flowmask configs` lists")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="KEY=VALUE, any number of them, for example train.lr=1e-4 out=runs/mine")
+    list[str] | None,
+    typer.Argument(help="KEY=VALUE, any number of them, for example train.lr=1e-4; YAML files to lay over CONFIG"),
 ]
 Wait = Annotated[
     bool,
@@ -50,6 +51,17 @@ MaskLatentNormOf = Annotated[
 ]
 LowercaseOf = Annotated[
     bool | None, typer.Option("--lowercase/--no-lowercase", help=f"Lower-case the sentences, {_TOLD}; default: yes")
+]
+MaskDecoderOf = Annotated[str | None, typer.Option(help="Mask decoder; default: the one in the config of the run")]
+WanOf = Annotated[Path | None, typer.Option(help="Wan2.1 folder; default: the one of the run")]
+WindowFrames = Annotated[
+    int | None, typer.Option(help="Frames of a window, 4k+1; default: the whole video up to 121 frames, else 81")
+]
+WindowOverlap = Annotated[int, typer.Option(help="Frames that two windows share, a multiple of 4")]
+PrecisionOf = Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of the DiT")]
+EncoderPrecisionOf = Annotated[
+    Literal["bf16", "fp32"] | None,
+    typer.Option(help="Precision of the encoders; default: that of the training's cache"),
 ]
 Runs = Annotated[
     list[Path] | None, typer.Argument(help="Run folders, or folders that contain them; default: the current folder")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.live import Live
@@ -24,6 +25,7 @@ from flowmask.launch.curriculum.checks import check
 from flowmask.launch.curriculum.done import Judgement, judge, judge_all
 from flowmask.launch.curriculum.stages import MARK, Curriculum, Stage
 from flowmask.launch.finding import Finding
+from flowmask.launch.jobs import TrainJob
 from flowmask.launch.local.processes import JobFailedError
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import resources
@@ -33,18 +35,25 @@ from flowmask.models.files import read_object, write_atomically
 from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind, OutputFolder
 from flowmask.models.process import INTERRUPTED_EXIT_CODE
+from flowmask.trainer.track.spool import Status
 
 POLL_S = 5.0
 CURRICULUM = Kind("a curriculum", lambda out: () if isinstance(read_object(out / MARK).get("stages"), list) else None)
 
 
 def run_curriculum(
-    curriculum: Curriculum, *, wait: bool, dry_run: bool = False, after_stage: Callable[[], None] = lambda: None
+    curriculum: Curriculum,
+    *,
+    wait: bool,
+    dry_run: bool = False,
+    after_stage: Callable[[], None] = lambda: None,
+    at_end: Callable[[Status], None] | None = None,
 ) -> int:
     """Check a curriculum and run its unfinished stages; returns the exit code. UserError names the failed stage.
 
     wait: on SLURM, show the progress until the last stage has ended. dry_run: only print the plan.
-        after_stage: called here whenever a stage has just finished.
+    after_stage: called here whenever a stage has just finished.
+    at_end: called once the last stage has ended, if this process sees that; None: tells MLflow.
     """
     err.print(f"{len(curriculum.stages)} stages: checking which are done")  # imports torch
     if dry_run:
@@ -56,18 +65,46 @@ def run_curriculum(
     with _claimed(curriculum):
         judged = judge_all(curriculum, memo=curriculum.out)
         check(curriculum, done=_done(judged))
+        _begin_tracking(curriculum)
+        tell = at_end or partial(_track, curriculum)
         if curriculum.cluster != "slurm":
-            return _run_here(curriculum, after_stage)
+            return _to_the_end(lambda: _run_here(curriculum, after_stage), tell)
         slurm_commands.require()
         sent = _submit_all(curriculum, judged)
-    if not wait or not sent.jobs:
+    if not wait and sent.jobs:
         return 0
     try:
-        return _watch(curriculum, sent)
+        return _to_the_end(lambda: _watch(curriculum, sent) if sent.jobs else 0, tell)
     except KeyboardInterrupt:
         ids = " ".join(sent.jobs.values())
         err.print(f"the jobs continue. Watch them: flowmask status {curriculum.out}; cancel them: scancel {ids}")
         return INTERRUPTED_EXIT_CODE
+
+
+def _to_the_end(work: Callable[[], int], tell: Callable[[Status], None]) -> int:
+    """Do `work`, which runs or sees the last stage, and tell how that ended; the exit code."""
+    try:
+        code = work()
+    except UserError:
+        tell("FAILED")
+        raise
+    tell("KILLED" if code else "FINISHED")
+    return code
+
+
+def _begin_tracking(curriculum: Curriculum) -> None:
+    """Have the plan of the MLflow run above those of the trainings, which say that they belong there."""
+    from flowmask.trainer.track.groups import begin_group
+
+    trainings = [stage.job for stage in curriculum.stages if isinstance(stage.job, TrainJob)]
+    begin_group(curriculum.group, trainings, name=curriculum.title, command="flowmask curriculum", say=err.print)
+
+
+def _track(curriculum: Curriculum, status: Status) -> None:
+    from flowmask.trainer.track.groups import end_group
+
+    runs = [stage.out for stage in curriculum.stages if isinstance(stage.job, TrainJob)]
+    end_group(curriculum.group, runs, status, say=err.print)
 
 
 def _done(judged: Mapping[str, Judgement]) -> set[str]:

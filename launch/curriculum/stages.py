@@ -27,8 +27,10 @@ from flowmask.launch.config import (
     validate,
 )
 from flowmask.launch.configs import find_config
-from flowmask.launch.jobs import kind_of, refuse_other_kind
+from flowmask.launch.curriculum.laid_over import laid_over
+from flowmask.launch.jobs import TrainJob, kind_of, refuse_other_kind
 from flowmask.launch.jobs.job import Job
+from flowmask.launch.overlay import split
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 
@@ -81,12 +83,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """All stages, each after its needs."""
+    """All stages, each after its needs. title, group: name and folder of the parent MLflow run of the trainings."""
 
     path: Path
     out: Path
     leaks: Literal["refuse", "allow"]
     stages: tuple[Stage, ...]
+    title: str
+    group: Path
 
     @cached_property
     def by_name(self) -> dict[str, Stage]:
@@ -109,24 +113,32 @@ class Curriculum:
 def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
     """Read a curriculum and the config of every stage; raises ConfigError with one line for any fault.
 
-    overrides: `KEY=VALUE` of the curriculum, or `stages.NAME.KEY=VALUE` of one stage's config.
+    overrides: overlays; `KEY=VALUE` of the curriculum, or `stages.NAME.KEY=VALUE` of one stage's config.
     """
     path = find_config(path)
     with readable(path):
         tree = load_yaml(path)
         refuse_other_kind(as_written(tree), "curriculum", path=path)
-        for item in overrides:
+        overlays, given = split(overrides)
+        for overlay in overlays:
+            tree = OmegaConf.create(laid_over(as_written(tree), overlay, path))
+        for item in given:
             _override(tree, item)
     return curriculum_of(tree, path)
 
 
-def curriculum_of(tree: DictConfig, path: Path) -> Curriculum:
-    """The curriculum of keys that were read from `path`, or made from it. Raises ConfigError like `load_curriculum`."""
+def curriculum_of(tree: DictConfig, path: Path, *, title: str | None = None, group: Path | None = None) -> Curriculum:
+    """The curriculum of keys that were read from `path`, or made from it. Raises ConfigError like `load_curriculum`.
+
+    title, group: name and folder of its MLflow run; None: the name of its `out`, and a folder in that.
+    """
     config = _validated(tree, path)
+    group = group or config.out / "mlflow"
     stages: dict[str, Stage] = {}
     for entry in _in_order(config.stages, path):
-        stages[entry.name] = _stage(entry, config, path=path, earlier=stages)
-    curriculum = Curriculum(path, config.out, config.leaks, tuple(stages.values()))
+        stages[entry.name] = _stage(entry, config, path=path, earlier=stages, group=group)
+    title = title or config.out.resolve().name
+    curriculum = Curriculum(path, config.out, config.leaks, tuple(stages.values()), title, group)
     _refuse_shared_folders(curriculum)
     clusters = {stage.job.launch.cluster for stage in curriculum.stages}
     if "slurm" in clusters and len(clusters) > 1:
@@ -192,7 +204,9 @@ def _in_order(entries: Sequence[StageConfig], path: Path) -> list[StageConfig]:
     return done
 
 
-def _stage(entry: StageConfig, config: CurriculumConfig, *, path: Path, earlier: Mapping[str, Stage]) -> Stage:
+def _stage(
+    entry: StageConfig, config: CurriculumConfig, *, path: Path, earlier: Mapping[str, Stage], group: Path
+) -> Stage:
     where = f"stage {entry.name}"
     inline = isinstance(entry.config, dict)
     tree = DictConfig(entry.config if inline else read_tree(path.parent / str(entry.config)))
@@ -203,6 +217,10 @@ def _stage(entry: StageConfig, config: CurriculumConfig, *, path: Path, earlier:
     for key, value in [*launch.items(), *entry.overrides.items(), *carried.items(), *retries.items()]:
         set_key(tree, key, value, where=where)
     kind, _ = kind_of({"kind": entry.kind}, origin=f"{path}: {where}")
+    if kind is TrainJob:
+        for key, value in {"tracking.stage": entry.name, "tracking.parent": str(group.resolve())}.items():
+            if OmegaConf.select(tree, key) is None:
+                set_key(tree, key, value, where=where)
     plain: Any = OmegaConf.to_container(tree)
     job = validate(plain, kind, origin=f"{path}: {where}")
     if entry.kind == DECODER and job.makes != "mask_decoder":

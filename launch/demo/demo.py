@@ -108,7 +108,8 @@ class DemoRun:
         """Two sentences about different objects of a held-out video, given as an mp4."""
         from flowmask.trainer.predict.predict import predict
 
-        video, prompts = write_example(self.out)
+        video = self.out / "example.mp4"
+        prompts = write_example(self.out / "dataset", video)
         with bar() as update:
             checkpoint = str(self.out / "runs" / "dit")
             predict(video, prompts, checkpoint=checkpoint, out=self.out / "predict", on_progress=update)
@@ -159,24 +160,27 @@ def machine() -> Machine:
     return Machine(min(2, len(os.sched_getaffinity(0))), "bf16" if fast else "fp32", "fp32")
 
 
-def write_example(out: Path) -> tuple[Path, list[str]]:
-    """An mp4 of the first held-out video that has sentences about different objects, and two of those."""
+def write_example(dataset: Path, path: Path) -> list[str]:
+    """Write an mp4 of the first held-out video that has sentences about different objects; gives two of those.
+
+    path: what is there already stays
+    """
     from flowmask.data_pipeline.config import DataSourceConfig
     from flowmask.data_pipeline.sources import open_source
     from flowmask.trainer.predict.show.overlay import OverlayVideo
 
-    for video in open_source(DataSourceConfig(root=out / "dataset", split="valid_u")).videos():
+    for video in open_source(DataSourceConfig(root=dataset, split="valid_u")).videos():
         first = video.expressions[0]
         other = next((e for e in video.expressions if e.anno_ids and not set(e.anno_ids) & set(first.anno_ids)), None)
         if other is None:
             continue
-        path = out / "example.mp4"
-        frames = video.frames(range(len(video.frame_names)))
-        height, width = frames[0].shape[:2]
-        with OverlayVideo(path, prompts=[], height=height, width=width, fps=5) as writer:
-            for frame in frames:
-                writer.add(frame, [])
-        return path, [first.text, other.text]
+        if not path.exists():
+            frames = video.frames(range(len(video.frame_names)))
+            height, width = frames[0].shape[:2]
+            with OverlayVideo(path, prompts=[], height=height, width=width, fps=5) as writer:
+                for frame in frames:
+                    writer.add(frame, [])
+        return [first.text, other.text]
     raise AssertionError("the synthetic dataset has no video with two objects")
 
 

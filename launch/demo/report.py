@@ -1,7 +1,6 @@
 """The figures of a demo, read from the files of its jobs, and the table at the end."""
 
 import json
-import sys
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowmask.models.errors import TrainingError
+from flowmask.trainer.track.tracking import where_to_look
 
 EDGE_STEPS = 20  # steps over which the first and the last loss are averaged
 
@@ -67,7 +67,13 @@ def show(out: Path, report: dict[str, Any], console: Console) -> None:
     for what, where in (
         ("report", out / "evaluate" / "report.html"),
         ("overlay video", out / "predict" / "overlay.mp4"),
-        ("losses", f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri sqlite:///{out / 'mlflow.db'}"),
+        ("losses", _losses(out)),
         ("figures", out / "report.json"),
     ):
         console.print(f"{what:<14} {where}")
+
+
+def _losses(out: Path) -> str:
+    """What serves the demo's MLflow, and the page of its runs."""
+    runs = [where_to_look(out / "runs" / name, experiment=True) for name in ("dit", "decoder")]
+    return next((page for page in runs if page), "MLflow has not taken them; `flowmask track` sends them")

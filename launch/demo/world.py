@@ -23,7 +23,7 @@ def claim(mark: Path, settings: Mapping[str, Any], *, what: str) -> None:
     if held != wanted:
         changed = sorted(key for key in held | wanted if held.get(key) != wanted.get(key))
         where = f"{mark.parent} holds {what} with other settings ({', '.join(changed)})"
-        raise ConfigError(f"{where}; name another folder (--out, out=)")
+        raise ConfigError(f"{where}; name another folder")
 
 
 def write_dataset(root: Path, sizes: Mapping[str, Any]) -> None:

@@ -5,22 +5,29 @@ A new kind is a file here and an entry in KINDS.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowmask.launch.config import read_tree, validate
+from omegaconf import DictConfig
+
+from flowmask.launch.config import as_written, read_tree, validate
 from flowmask.launch.jobs.cache import CacheJob
 from flowmask.launch.jobs.evaluate import EvaluateJob
 from flowmask.launch.jobs.job import Job, Resolved
 from flowmask.launch.jobs.train import TrainJob
+from flowmask.launch.overlay import split
 from flowmask.models.errors import ConfigError
 
 # A config without `kind` has the first kind here that recognises it.
 KINDS: dict[str, type[Job]] = {kind.KIND: kind for kind in (TrainJob, EvaluateJob, CacheJob)}
-# A file with one of these keys is a list of jobs: key -> (name, command).
-_COMPOSED = {"rows": ("study", "reproduce"), "stages": ("curriculum", "curriculum")}
+# A file with one of these keys is a list of jobs, or is laid over one: key -> (name, command).
+_COMPOSED = {
+    "rows": ("study", "reproduce"),
+    "stages": ("curriculum", "curriculum"),
+    "paths": ("overlay", "COMMAND CONFIG"),
+}
 AnyJob = TypeVar("AnyJob", bound=Job)
 _NAMES = {name: kind for kind in KINDS.values() for name in (kind.KIND, *kind.ALIASES)}
 
@@ -51,13 +58,31 @@ def refuse_other_kind(keys: Mapping[Any, Any], wanted: str, *, path: Path) -> No
         )
         found = next(((kind.KIND, kind.COMMAND) for kind in known), None)
     if found is not None and found[0] != wanted:
-        a = "an" if found[0] == EvaluateJob.KIND else "a"
+        a = "an" if found[0] in (EvaluateJob.KIND, "overlay") else "a"
         raise ConfigError(f"{path} is {a} {found[0]} config: run `flowmask {found[1]} {path}`")
+
+
+def read_keys(
+    path: Path, arguments: Sequence[str] = (), *, refuse: Callable[[Mapping[Any, Any]], None] = lambda keys: None
+) -> dict[Any, Any]:
+    """The keys of a job's config with overlays and KEY=VALUE applied, not yet validated."""
+    overlays, overrides = split(arguments)
+
+    def over(config: DictConfig) -> DictConfig:
+        keys = as_written(config)
+        if overlays:
+            refuse(keys)
+            kind, _ = kind_of(keys, origin=str(path))
+            for overlay in overlays:
+                config = overlay.over(config, kind.KIND)
+        return config
+
+    return read_tree(path, overrides, over=over, refuse=refuse)
 
 
 def load_kind(path: Path, kind: type[AnyJob], overrides: Sequence[str] = ()) -> AnyJob:
     """The job of a config that must have this kind. Raises ConfigError with one line."""
-    tree = read_tree(path, overrides, refuse=partial(refuse_other_kind, wanted=kind.KIND, path=path))
+    tree = read_keys(path, overrides, refuse=partial(refuse_other_kind, wanted=kind.KIND, path=path))
     tree.pop("kind", None)
     return validate(tree, kind, origin=str(path))
 
@@ -70,7 +95,7 @@ def load_any(config: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
 
 def read_any(config: Path, overrides: Sequence[str] = ()) -> tuple[dict[Any, Any], type[Job], str]:
     """The keys of a config of any kind, not yet validated; its kind; and how that was recognised."""
-    tree = read_tree(config, overrides, refuse=partial(refuse_other_kind, wanted="job", path=config))
+    tree = read_keys(config, overrides, refuse=partial(refuse_other_kind, wanted="job", path=config))
     kind, because = kind_of(tree, origin=str(config))
     tree.pop("kind", None)
     return tree, kind, because

@@ -58,6 +58,7 @@ class EvaluateJob(Job, EvaluateConfig):
 
     def work(self, resolved: Resolved, *, rank: int, world: int) -> None:
         from flowmask.trainer.score.evaluate import evaluate
+        from flowmask.trainer.track.tracking import send_left
 
         with bar(show=rank == 0) as on_progress:
             config = self.for_room()
@@ -68,7 +69,8 @@ class EvaluateJob(Job, EvaluateConfig):
 
             scores = evaluate(config, rank=rank, world=world, on_progress=on_progress, say=say, also=also)
         if scores is not None:  # the last rank to finish has them
-            show_scores(scores, self.out)
+            show_scores(scores, self.out, archive=self.archive is not None)
+            send_left(self.checkpoint, say=err.print)
 
     @classmethod
     def folder_kind(cls) -> Kind:

@@ -1,6 +1,5 @@
 """`flowmask train` as a job."""
 
-import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -12,20 +11,19 @@ from pydantic import model_validator
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
 from flowmask.models.files import read_object
+from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind
 from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, revealed_uri
-from flowmask.models.stored.regular import open_regular
-from flowmask.models.stored.sealed import parse_json
 from flowmask.models.stored.typed import is_number, read_yaml
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives import objective_class
-from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN
+from flowmask.trainer.state.run_folder import CHECKPOINTS, CONFIG, METRICS, RUN, last_rows
 from flowmask.trainer.state.steps import STATE, newest, step_of
-from flowmask.trainer.train_config import accumulation_steps
+from flowmask.trainer.track.meters import newest_window, summarise
+from flowmask.trainer.train_config import TrainConfig, accumulation_steps
 
 _ENCODERS = ("vae", "text_encoder", "tokenizer")  # these encode whole videos
-_TAIL_BYTES = 1 << 16
-_RATE_ROWS, _LOSS_ROWS = 50, 10  # newest rows that speed and loss are computed from
+_RATE_ROWS, _MOST_ROWS = 50, 50_000  # newest rows that the speed is computed from; limit of rows that are read
 
 
 class TrainJob(Job, RunConfig):
@@ -139,52 +137,35 @@ class TrainJob(Job, RunConfig):
 
     @classmethod
     def status(cls, folder: Path) -> RunStatus:
-        rows, steps = _last_rows(folder / METRICS), _steps(folder)
-        times = [row["time"] for row in rows if is_number(row.get("time"))]
+        steps, every = _of_train(folder, "steps"), _of_train(folder, "log_every_steps")
+        every = every or TrainConfig.model_fields["log_every_steps"].default
+        rows = last_rows(folder / METRICS, min(max(_RATE_ROWS, 2 * every), _MOST_ROWS))
+        ended = not locks.is_held(folder / cls.LOCK) or (bool(rows) and rows[-1]["step"] == steps)
+        times = [row["time"] for row in rows[-_RATE_ROWS:] if is_number(row.get("time"))]
         took = [after - before for before, after in pairwise(times) if after > before]
-        losses = [row["loss"] for row in rows[-_LOSS_ROWS:] if is_number(row.get("loss"))]
         return RunStatus(
             str(folder),
             cls.KIND,
             "finished" if _finished(folder) else "idle",
             step=int(rows[-1]["step"]) if rows else 0,
             steps=steps,
-            loss=statistics.fmean(losses) if losses else None,
+            loss=summarise(newest_window(rows, every_steps=every, ended=ended)).get("loss"),
             step_s=statistics.median(took) if took else None,
         )
 
 
-def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The last complete rows of a metrics file, newest last."""
+def _of_train(folder: Path, key: str) -> int | None:
+    """An integer of the section train of a run's saved config."""
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    found = []
-    for line in lines[size > _TAIL_BYTES : -1][-_RATE_ROWS:]:
-        try:
-            row = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            found.append(row)
-    return found
-
-
-def _steps(folder: Path) -> int | None:
-    try:
-        steps = read_yaml(folder / CONFIG)["train"]["steps"]
+        value = read_yaml(folder / CONFIG)["train"][key]
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    return steps if type(steps) is int and 0 <= steps < 1 << 53 else None
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
 
 
 def _finished(folder: Path) -> bool:
     """Whether the last step is saved and at least one update was made."""
-    steps, checkpoint = _steps(folder), newest(folder)
+    steps, checkpoint = _of_train(folder, "steps"), newest(folder)
     if steps is None or checkpoint is None or step_of(checkpoint) < steps:
         return False
     return read_object(checkpoint / STATE).get("updates") != 0

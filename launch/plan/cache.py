@@ -108,6 +108,10 @@ def plan_cache(job: CacheJob, *, speed: GpuSpeed) -> CachePlan:
     most = max(counts.by_shape, key=lambda s: s.pixels)
     batch = encoders.encode(most, dtype=job.cache.encoder_dtype, clips=job.cache.batch_clips)
     vae, text = (f(job.cache.encoder_dtype) for f in (encoders.vae_bytes, encoders.text_bytes))
+    text_peak = text
+    if job.cache.batch_sentences > 1:
+        tokens, most_alike = max(counts.distinct.values()), job.cache.batch_sentences
+        text_peak += encoders.embed(sentences=most_alike, tokens=tokens, dtype=job.cache.encoder_dtype).peak_bytes
     if job.cache.encoder_dtype == "float32":
         rates = [f"1/{1 / share:.0f}" for share in shares]
         notes.append(
@@ -127,7 +131,7 @@ def plan_cache(job: CacheJob, *, speed: GpuSpeed) -> CachePlan:
         text_flop=text_flop,
         workers=workers,
         hours=busy_s / workers / 3600,
-        device_bytes=with_allowances(max(text, vae + batch.peak_bytes)),
+        device_bytes=with_allowances(max(text_peak, vae + batch.peak_bytes)),
         host_bytes=text + 1.5e9,
         speed=speed,
         notes=notes,

@@ -45,6 +45,16 @@ class Encoders:
         return dry_pass(self.shapes.vae(), run, dtype=getattr(torch, dtype), backward=False)
 
     @lru_cache  # noqa: B019
+    def embed(self, *, sentences: int, tokens: int, dtype: str) -> Pass:
+        """UMT5 over sentences of equally many tokens."""
+
+        def run(encoder: Any) -> Tensor:
+            found: Tensor = encoder(input_ids=torch.zeros(sentences, tokens, dtype=torch.long)).last_hidden_state
+            return found
+
+        return dry_pass(self.shapes.text_encoder(), run, dtype=getattr(torch, dtype), backward=False)
+
+    @lru_cache  # noqa: B019
     def decode(
         self, shape: Shape, *, dtype: str = "float32", masks: int = 1, light: LightDecoderConfig | None = None
     ) -> Pass:

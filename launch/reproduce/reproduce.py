@@ -18,6 +18,7 @@ from flowmask.launch.reproduce.study import Study, WorldConfig, load_study
 from flowmask.models.files import write_atomically
 from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind, OutputFolder
+from flowmask.trainer.track.spool import Status
 
 PAGE, TABLE, FIGURES, WORLD = "study.html", "study.md", "study.json", "world.json"
 STUDY = Kind("a study", older=lambda out: None)  # older versions wrote no study
@@ -49,8 +50,14 @@ def reproduce(path: Path, overrides: Sequence[str], *, profile: str | None, wait
             write_atomically(study.out / TABLE, page.markdown(figures))
             write_atomically(study.out / FIGURES, as_json(figures))
 
+        def at_end(status: Status) -> None:
+            figures = collect(study)
+            if any(one.scores for one in figures):
+                publish()
+            _track(study, figures, status)
+
         try:
-            code = run_curriculum(curriculum, wait=wait, after_stage=publish)
+            code = run_curriculum(curriculum, wait=wait, after_stage=publish, at_end=at_end)
         except BaseException:
             if any(one.scores for one in collect(study)):  # a study without scores has no page
                 publish()
@@ -59,7 +66,6 @@ def reproduce(path: Path, overrides: Sequence[str], *, profile: str | None, wait
     figures = collect(study)
     printer.print(page.on_terminal(figures))
     err.print(f"page: {study.out / PAGE}; the same table in Markdown and JSON is beside it")
-    _track(study, figures)
     return code
 
 
@@ -69,23 +75,21 @@ def _shown(override: str) -> str:
     return f"{key}=***" if any(f"{kept}." in f".{key}." for kept in KEPT) else override
 
 
-def _track(study: Study, figures: Sequence[RowFigures]) -> None:
-    """Write one parent MLflow run of the trainings, with the table's figures and the page."""
-    from flowmask.trainer.track.tracking import track_group
+def _track(study: Study, figures: Sequence[RowFigures], status: Status) -> None:
+    """Send the table's figures and the page to the parent MLflow run of the trainings."""
+    from flowmask.trainer.track.groups import end_group
 
     metrics = {f"jf/{one.row.name}": one.mean.mean for one in figures if one.mean is not None}
     metrics |= {f"gain/{one.row.name}": one.against.mean for one in figures if one.against is not None}
-    taken = track_group(
+    end_group(
         study.out / "mlflow",
         sorted({trial.run for trial in study.trials()}),
-        name=study.config.title,
+        status,
         step=sum(len(one.scores) for one in figures),
         metrics=metrics,
-        artifacts=[study.out / name for name in (PAGE, TABLE, FIGURES)],
-        warn=err.print,
+        artifacts=[path for name in (PAGE, TABLE, FIGURES) if (path := study.out / name).is_file()],
+        say=err.print,
     )
-    if taken is False:
-        err.print("MLflow has not accepted everything; the same command sends the rest")
 
 
 def _values(study: Study) -> dict[str, Any]:
@@ -98,7 +102,8 @@ def _make_world(study: Study, world: WorldConfig) -> int:
     """Make the dataset, a tiny Wan, and the Wan folder that all rows start from; returns the exit code."""
     values = _values(study)
     trained, start = Path(values["wan"]), study.found(world.start)
-    claim(study.out / "world" / WORLD, {**world.dataset, "start": read_tree(start)}, what="a world")
+    keys = start if isinstance(start, dict) else read_tree(Path(start))
+    claim(study.out / "world" / WORLD, {**world.dataset, "start": keys}, what="a world")
     if trained.exists():
         return 0
     err.print(f"{study.out / 'world'}: dataset and tiny Wan")
@@ -108,12 +113,12 @@ def _make_world(study: Study, world: WorldConfig) -> int:
     stage = {
         "name": _VIDEO_DIT,
         "kind": "train",
-        "config": str(start),
+        "config": start,
         "needs": [world.cache],
         "overrides": {"out": str(run), "model.wan": values["untrained_wan"]},
         "carries": {"data.cache": f"${{stages.{world.cache}.out}}"},
     }
-    code = run_curriculum(study.curriculum(values=values, stages=[stage]), wait=True)
+    code = run_curriculum(study.curriculum(values=values, stages=[stage]), wait=True, at_end=lambda status: None)
     if not code:
         from flowmask.trainer.predict.export import export
 

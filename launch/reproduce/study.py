@@ -13,8 +13,10 @@ from pydantic import Field, model_validator
 
 from flowmask.launch.config import load_yaml, readable, set_key, split_override, validate
 from flowmask.launch.configs import find_config
+from flowmask.launch.curriculum.laid_over import laid_over, override, with_config, with_configs
 from flowmask.launch.curriculum.stages import Curriculum, StageConfig, curriculum_of
 from flowmask.launch.jobs import EvaluateJob, TrainJob, refuse_other_kind
+from flowmask.launch.overlay import Overlay, split
 from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 
@@ -24,7 +26,9 @@ _NAME = r"^[A-Za-z0-9_-]+$"
 class EveryConfig(Section):
     """Settings that override the config of every training, or every evaluation, of a study."""
 
-    config: str | None = Field(None, description="for evaluations: a YAML, relative to the study's folder")
+    config: str | dict[str, Any] | None = Field(
+        None, description="for evaluations: a YAML, relative to the study's folder, or its keys"
+    )
     needs: tuple[str, ...] = Field((), description="stages that must be done before")
     overrides: dict[str, Any] = Field({}, description="KEY: VALUE to override its config; keys are dotted")
     carries: dict[str, str] = Field({}, description="KEY: ${stages.NAME.KEY}, from a stage in needs")
@@ -36,7 +40,9 @@ class RowConfig(Section):
     name: str = Field(pattern=_NAME, description="name in folders and in other rows")
     title: str = Field(description="what the table calls it")
     published: float | None = Field(None, description="J&F as it was published")
-    config: str | None = Field(None, description="YAML of a training, relative to the study's folder")
+    config: str | dict[str, Any] | None = Field(
+        None, description="YAML of a training, relative to the study's folder, or its keys"
+    )
     of: str | None = Field(
         None, description="in place of config: the row whose weights are evaluated with other settings"
     )
@@ -59,8 +65,9 @@ class WorldConfig(Section):
 
     dataset: dict[str, Any] = Field(description="sizes, as in configs/demo.yaml")
     cache: str = Field(description="the stage that caches its training split")
-    start: str = Field(
-        description="YAML of a text-to-video training, relative to the study's folder; every row starts from its DiT"
+    start: str | dict[str, Any] = Field(
+        description="a text-to-video training: its YAML, relative to the study's folder, or its keys; "
+        "every row starts from its DiT"
     )
 
 
@@ -133,14 +140,14 @@ class Study:
                     run = self.out / "runs" / f"{row.of or row.name}_seed{seed}"
                     yield Trial(row, seed, run, self.out / "evaluate" / f"{row.name}_seed{seed}")
 
-    def found(self, config: str) -> Path:
-        """The path of a YAML that the study names."""
-        return find_config(self.path.parent / config).resolve()
+    def found(self, config: str | dict[str, Any]) -> str | dict[str, Any]:
+        """The path of the YAML that the study names, or the keys that stand in its place."""
+        return config if isinstance(config, dict) else str(find_config(self.path.parent / config).resolve())
 
     def curriculum(self, *, values: Mapping[str, Any] | None = None, stages: Sequence[Any] | None = None) -> Curriculum:
         """The stages: the shared ones, then each trial's. stages: replace those of the trials."""
         config = self.config
-        shared = [{**one.model_dump(mode="json"), "config": self._source(one)} for one in config.stages]
+        shared = [{**one.model_dump(mode="json"), "config": self.found(one.config)} for one in config.stages]
         made = [*shared, *(self._trials() if stages is None else stages)]
         tree = {
             "out": str(self.out / "curriculum"),
@@ -148,10 +155,7 @@ class Study:
             "launch": config.launch,
             "stages": [{key: value for key, value in stage.items() if value not in (None, {}, [])} for stage in made],
         }
-        return curriculum_of(OmegaConf.create(tree), self.path)
-
-    def _source(self, stage: StageConfig) -> Any:
-        return stage.config if isinstance(stage.config, dict) else str(self.found(stage.config))
+        return curriculum_of(OmegaConf.create(tree), self.path, title=self.config.title, group=self.out / "mlflow")
 
     def _trials(self) -> Iterator[dict[str, Any]]:
         config = self.config
@@ -163,7 +167,7 @@ class Study:
                 yield {
                     "name": trial.run.name,
                     "kind": TrainJob.KIND,
-                    "config": str(self.found(row.config)),
+                    "config": self.found(row.config),
                     "needs": [*config.training.needs, *row.needs],
                     "overrides": {**config.training.overrides, **row.training, **seeds, "out": str(trial.run)},
                     "carries": {**config.training.carries, **row.carries},
@@ -172,7 +176,7 @@ class Study:
             yield {
                 "name": trial.stage,
                 "kind": EvaluateJob.KIND,
-                "config": str(self.found(config.evaluation.config)),
+                "config": self.found(config.evaluation.config),
                 "needs": [trial.run.name, *config.evaluation.needs],
                 "overrides": {**config.evaluation.overrides, **row.evaluation, "out": str(trial.evaluation)},
                 "carries": {"checkpoint": f"${{stages.{trial.run.name}.out}}", **others},
@@ -182,19 +186,22 @@ class Study:
 def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None = None) -> Study:
     """Read a study; raises ConfigError with one line for any fault.
 
-    profile: the keys below `profiles.NAME` replace those of the file. overrides: `KEY=VALUE` of the study;
+    profile: the keys below `profiles.NAME` replace those of the file. overrides: overlays; `KEY=VALUE` of the study;
     `training.KEY=VALUE` and `evaluation.KEY=VALUE` override every training and evaluation.
     """
     path = find_config(path)
     with readable(path):
         tree: Any = OmegaConf.to_container(load_yaml(path))
         refuse_other_kind(tree, "study", path=path)
+        overlays, overrides = split(overrides)
         profiles = tree.pop("profiles", None) or {}
         if profile is not None:
             if profile not in profiles:
                 known = f"it has {', '.join(profiles)}" if profiles else "it has none"
                 raise ConfigError(f"--profile is {profile}, which is not in {path}; {known}")
             tree |= profiles[profile]
+        for overlay in overlays:
+            tree = _under(overlay, tree, path)
         given = [(item, *split_override(item)) for item in overrides]
         for _, key, value in given:
             if (inner := _of_every(key)) is not None:
@@ -209,6 +216,26 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None
     if study.config.evaluation.config is None:
         raise ConfigError(f"{path}: evaluation.config is missing; name the YAML of the evaluation")
     return study
+
+
+def _under(overlay: Overlay, tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The keys of a study with an overlay over each of its jobs, and over its own."""
+    named = {**tree, "rows": with_configs(tree.get("rows"), path), "stages": tree.get("stages") or []}
+    for name, key in (("evaluation", "config"), ("world", "start")):
+        named[name] = with_config(named.get(name), path, key=key)
+    found = laid_over(named, overlay, path)
+    for name, kind in (("training", TrainJob.KIND), ("evaluation", EvaluateJob.KIND)):
+        found[name] = found.get(name) or {}
+        override(found[name], overlay, kind)
+    keys = overlay.keys("study")
+    if found["world"] is not None:
+        for prefix, section in (("world.dataset", "world"), ("world.start", TrainJob.KIND)):
+            keys |= {f"{prefix}.{key}": value for key, value in overlay.keys(section).items()}
+    loaded = OmegaConf.create(found)
+    for key, value in keys.items():
+        set_key(loaded, key, value, where=str(overlay.path))
+    plain: Any = OmegaConf.to_container(loaded)
+    return dict(plain)
 
 
 def _of_every(key: str) -> tuple[str, str] | None:

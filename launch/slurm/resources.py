@@ -49,7 +49,8 @@ def settle(job: Job) -> Asked:
         gpus = launch.processes_per_node if partition.most_gpus else None
         findings = (_judge(launch, partition),) if partition.exists else ()
     cpus, because = _cpus(job, partition)
-    said = elsewhere or f"{_count(gpus or 0, 'GPU')}{' (one per process)' * bool(open_gpus and gpus)}"
+    known = "GPUs unknown" if open_gpus and partition.most_gpus is None else _count(gpus or 0, "GPU")
+    said = elsewhere or f"{known}{' (one per process)' * bool(open_gpus and gpus)}"
     settled = launch.model_copy(update={"gpus_per_node": gpus, "cpus_per_node": cpus})
     return Asked(settled, f"each node: {said}, {_count(cpus, 'CPU')}{because}", findings)
 

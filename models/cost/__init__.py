@@ -1,4 +1,4 @@
-"""What a pass costs: FLOPs by formula, and FLOPs and memory counted on fake tensors.
+"""The cost of a pass: FLOPs by formula, and FLOPs and memory counted on fake tensors.
 
 Imports nothing of ours, and nothing in `models` imports it; used by plans and by the MFU.
 A new count is a file here.

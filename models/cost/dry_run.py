@@ -1,4 +1,4 @@
-"""What one pass of a module costs, by running it on fake tensors: real code and real sizes, no memory and no weights.
+"""The cost of one pass of a module, by running it on fake tensors: real code and sizes, without memory or weights.
 
 A pass of the 1.3B model takes a second on a laptop. Whatever the module recomputes or saves is followed; only the
 scratch space inside a GPU's kernels is not.
@@ -24,10 +24,10 @@ _CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for
 
 @dataclass(frozen=True)
 class Pass:
-    """Bytes beyond weights and inputs: kept from forward to backward, and the most at any moment; FLOPs.
+    """Bytes beyond weights and inputs: kept from forward to backward, and the peak; FLOPs.
 
-    The peak has one weight's gradient in it, since gradients are taken away as they come. `flop` is all that runs,
-    recomputation and the attention kernel's own included; `forward_flop` is the first pass alone.
+    The peak includes one weight's gradient, since gradients are removed as they are computed. `flop` counts everything,
+    also recomputation, and that of the attention kernel; `forward_flop` counts only the first pass.
     """
 
     saved_bytes: float
@@ -36,12 +36,12 @@ class Pass:
     flop: float
 
     def extended(self, other: "Pass", times: float) -> "Pass":
-        """This pass, plus `times` what `other` has more: cost is linear in depth."""
+        """This pass, plus `times` the difference to `other`: cost is linear in depth."""
         mine, more = vars(self), vars(other)
         return Pass(**{name: mine[name] + times * (more[name] - mine[name]) for name in mine})
 
     def scaled(self, factor: float) -> "Pass":
-        """As much of everything, `factor` times."""
+        """All values times `factor`."""
         return Pass(**{name: value * factor for name, value in vars(self).items()})
 
 

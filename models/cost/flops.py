@@ -1,4 +1,4 @@
-"""Model FLOPs of the Wan DiT, by formula: what a step costs, whatever recomputes or shards it.
+"""Model FLOPs of the Wan DiT, by formula: the cost of a step, independent of recomputation and sharding.
 
 A multiply and an add are two. Only matrix products are counted, as torch's FlopCounterMode does: norms,
 rotary angles and softmax are below one per cent.
@@ -7,7 +7,7 @@ rotary angles and softmax are below one per cent.
 from collections.abc import Mapping
 from typing import Any
 
-TRAINING_PASSES = 3  # forward, and twice as much backward; recomputation is no work of the model's
+TRAINING_PASSES = 3  # forward, and twice as much backward; recomputation is not counted
 
 
 def dit_tokens(config: Mapping[str, Any], latent: tuple[int, int, int]) -> int:

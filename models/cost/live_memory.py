@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive, now and at most: measured under real operators, or fake ones without memory.
+"""Bytes of live tensors, now and at the peak: measured with real operators, or with fake ones without memory.
 
 Counts storages, so views are free and nothing is counted twice. It sees what operators return, not the scratch
 space inside a kernel.
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveMemory(TorchDispatchMode):
-    """While entered, follows every storage from its first operator to its end; `bytes` and `peak_bytes`."""
+    """Inside the block, tracks every storage from its first operator to its end; `bytes` and `peak_bytes`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,13 +29,13 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors, of any shape, that were made before."""
+        """Count existing tensors, of any shape."""
         for tensor in tensors:
             if tensor.device.type != "meta":
                 self._note(tensor.untyped_storage())
 
     def restart_peak(self) -> None:
-        """Forget the peak so far."""
+        """Reset the peak."""
         self.peak_bytes = self.bytes
 
     def _note(self, storage: torch.UntypedStorage) -> None:

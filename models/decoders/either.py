@@ -1,4 +1,4 @@
-"""Which mask decoder weights are, and the module that takes them: told by their names and shapes, never by a config."""
+"""Recognises the mask decoder of weights by their names and shapes, not by a config, and builds the module."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _BLOCK = re.compile(r"blocks\.\d+\.inner\.weight")
 
 
 def network_of(state: Mapping[str, Tensor], *, where: object) -> LightDecoderConfig | None:
-    """The size of a light decoder, told by its weights; None if they are not a light decoder's.
+    """The size of a light decoder, from its weights; None if they are not a light decoder's.
 
     state: by name, of any shape; WeightsError if no light decoder has such a width or depth
     """
@@ -32,11 +32,11 @@ def network_of(state: Mapping[str, Tensor], *, where: object) -> LightDecoderCon
     try:
         return LightDecoderConfig(width=width[0] if width else 0, depth=depth)
     except ValidationError:
-        raise WeightsError(f"{where} is no light mask decoder: width {tuple(width)}, depth {depth}") from None
+        raise WeightsError(f"{where} is not a light mask decoder: width {tuple(width)}, depth {depth}") from None
 
 
 def empty_light(network: LightDecoderConfig) -> LightMaskDecoder:
-    """On the meta device, to be given weights, or planned with."""
+    """A light decoder on the meta device, to assign weights, or for plans."""
     with torch.device("meta"):
         return LightMaskDecoder(network)
 
@@ -55,7 +55,7 @@ def decoder_of(state: Mapping[str, Tensor], vae: "AutoencoderKLWan", *, where: o
 
 
 def refuse_other_decoder(state: Mapping[str, Tensor], module: nn.Module, *, where: object) -> None:
-    """WeightsError unless weights, by name and of any shape, are of the decoder that `module` is.
+    """Raises WeightsError unless the weights, by name and of any shape, belong to the decoder `module`.
 
     That is the VAE's, or the light one of the same size.
     """

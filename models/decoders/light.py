@@ -14,9 +14,9 @@ from flowmask.models.config import LightDecoderConfig
 from flowmask.models.device import seeded
 from flowmask.models.dit import LATENT_CHANNELS
 
-SETTING = "light_decoder"  # where runs and exports remember its size
-_PATCH, _FRAMES = 8, 4  # of a latent position: pixels a side, frames
-_NUMBERS = 1 + _PATCH**2  # of a position and frame: the coarse one and the fine ones
+SETTING = "light_decoder"  # key for its size in runs and exports
+_PATCH, _FRAMES = 8, 4  # per latent position: pixels per side, frames
+_NUMBERS = 1 + _PATCH**2  # per position and frame: the coarse value and the fine ones
 
 
 class LightMaskDecoder(nn.Module):
@@ -32,7 +32,7 @@ class LightMaskDecoder(nn.Module):
 
     @classmethod
     def fresh(cls, network: LightDecoderConfig) -> "LightMaskDecoder":
-        """With weights to start from, which are the same in every process; logits are near 0.
+        """A decoder with initial weights, which are equal in every process; logits are near 0.
 
         Each frame is decoded from itself alone at first. So what short clips do not train, a look at frames that are
         not there, does nothing to longer ones.
@@ -68,7 +68,7 @@ def _by_frame(numbers: Tensor) -> Tensor:
 
 
 class _CausalConv(nn.Conv3d):
-    """3x3x3, of a frame and the two before it; what lies outside is zero."""
+    """3x3x3 over a frame and the two before it, with zero padding."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(channels, width, kernel_size=3)
@@ -78,7 +78,7 @@ class _CausalConv(nn.Conv3d):
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside the identity."""
+    """Two convolutions with a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

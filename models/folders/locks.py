@@ -1,4 +1,4 @@
-"""Who works in a folder: locks that the kernel gives back when their holder dies, however it dies (flock).
+"""Locks on folders, which the kernel releases when their holder dies for any reason (flock).
 
 Asking whether one is held takes it for an instant, so taking one is patient for longer than that. Only who may write
 the folder may open its lock: a reader's lock, which the kernel lets anybody take on a file that he may read, can't
@@ -18,24 +18,24 @@ import psutil
 
 from flowmask.models.errors import UserError
 
-GLANCE_S = 1.0  # longer than anybody needs to ask
+GLANCE_S = 1.0  # longer than a mere check of the lock takes
 _POLL_S = 0.05
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class LockError(UserError):
-    """A file system on which nobody can be kept out of a folder."""
+    """A file system without locks, on which a folder can't be protected."""
 
 
 def take(path: Path, *, patience_s: float = GLANCE_S) -> int | None:
-    """Hold `path`, made where it is missing; the open file, which holds it until it is closed, or None.
+    """Lock `path`, created if missing; returns the open file, which holds the lock until it is closed, or None.
 
-    LockError on a file system without flock: two processes that write at once would leave neither's result.
+    LockError on a file system without flock: two concurrent writers would destroy both results.
     """
     mode = 0o660 if path.parent.stat().st_mode & 0o020 else 0o600
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, mode)
     with suppress(PermissionError):  # another member of the group made it
-        os.fchmod(handle, mode)  # one from before could be read by all
+        os.fchmod(handle, mode)  # older files may be readable by all users
     deadline = time.monotonic() + patience_s
     try:
         while not _taken(handle, fcntl.LOCK_EX):
@@ -55,21 +55,21 @@ def take(path: Path, *, patience_s: float = GLANCE_S) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds `path` now."""
+    """Whether `path` is locked now."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
         return not _taken(handle, fcntl.LOCK_SH)
-    except OSError:  # without locks nobody holds one
+    except OSError:  # without locks none is held
         return False
     finally:
         os.close(handle)
 
 
 def is_free(path: Path) -> bool:
-    """Whether surely nobody holds `path` now: not on a file system without locks."""
+    """Whether `path` is certainly not locked now; False on a file system without locks."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -83,9 +83,9 @@ def is_free(path: Path) -> bool:
 
 
 def is_held_by(pid: int, path: Path) -> bool:
-    """Whether a process of this user holds `path`, as the kernel tells; False where that can't be known.
+    """Whether a process of this user holds `path`, according to the kernel; False if unknown.
 
-    Files can name any process: this can't be written into one.
+    A file can name any process, but can't fake this.
     """
     process = Path("/proc", str(pid))
     try:
@@ -98,7 +98,7 @@ def is_held_by(pid: int, path: Path) -> bool:
 
 
 def _locks(opened: Path, wanted: os.stat_result) -> bool:
-    """Whether an open file of a process is this one, with an exclusive lock through it."""
+    """Whether an open file of a process is this file, with an exclusive lock on it."""
     try:
         if not os.path.samestat(opened.stat(), wanted):
             return False

@@ -1,7 +1,7 @@
-"""The folder that a command writes its results to: new, empty, or one of ours of the same kind; else it is refused.
+"""The folder that a command writes its results to: it must be new, empty, or FlowMask's of the same kind.
 
     OUT/.flowmask.json    the mark: kind and identity; made before anything else
-    OUT/.flowmask.files   every file of the results that are swapped in whole, with its SHA-256
+    OUT/.flowmask.files   every file of results that are replaced together, with its SHA-256
     OUT/.lock             held by the one process that writes here now
     OUT/.flowmask-<hex>/  a scratch: where one process builds its results, mode 0700; also beside a single file
 
@@ -32,9 +32,9 @@ _DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENA
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder of results can be.
+    """A kind of folder of results.
 
-    name:     with its article, as a sentence has it
+    name:     with its article, for sentences
     older:    of a folder without a mark, made by an earlier version: the files of ours, all of which parse as this
               kind, by relative path; None if the folder is not of this kind
     dots:     names of ours that start with a dot; others of that form are left alone and do not count
@@ -49,7 +49,7 @@ class Kind:
 
 
 class OutputFolder:
-    """A folder of results that is ours, made where it is missing; `kind.error` in one line where it is not."""
+    """A folder of results of FlowMask, created if missing; raises `kind.error` if it is another folder."""
 
     def __init__(self, path: Path, kind: Kind) -> None:
         self.path, self.kind = path, kind
@@ -63,17 +63,17 @@ class OutputFolder:
             self._sweep()
 
     def _mark(self, files: Collection[str]) -> None:
-        """Make the folder ours; `files` are of an earlier version."""
+        """Mark the folder; `files`: those of an earlier version."""
         if files:
             write_atomically(self.path / FILES, json.dumps(dict.fromkeys(files, "")))
         mark = {"kind": self.kind.name, "id": self.kind.identity or secrets.token_hex(16)}
-        with scratch(self.path) as place, suppress(FileExistsError):  # somebody was quicker: that mark holds
+        with scratch(self.path) as place, suppress(FileExistsError):  # another process was faster: its mark counts
             write_atomically(place / MARK, json.dumps(mark))
             move_new(place / MARK, self.path / MARK)
 
     @contextmanager
     def held(self, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
-        """Be the one writer inside the block."""
+        """Hold the writer's lock inside the block."""
         handle = self.take(patience_s=patience_s)
         try:
             yield
@@ -81,7 +81,7 @@ class OutputFolder:
             os.close(handle)
 
     def take(self, *, patience_s: float = PATIENCE_S) -> int:
-        """Be the one writer until the open file that this returns is closed, or this process ends.
+        """Take the writer's lock until the returned open file is closed or this process ends.
 
         Undoes the half-done swap of a writer that died; `kind.error` names another writer that is at work.
         """
@@ -92,7 +92,7 @@ class OutputFolder:
                 f"{self.path} is being written by {self._holder()}; stop it or choose another out "
                 f"(waited {patience_s:.0f} s)"
             )
-        with suppress(OSError):  # a full disk: it is held all the same
+        with suppress(OSError):  # a full disk: the lock is held anyway
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         try:
@@ -104,7 +104,7 @@ class OutputFolder:
         return handle
 
     def _holder(self) -> str:
-        """Who keeps writers out, as the lock says."""
+        """The holder of the lock, according to the lock file."""
         if not locks.is_held(self.path / LOCK):
             return f"nobody, but a process that reads holds its lock (`fuser {self.path / LOCK}` names it)"
         with suppress(OSError):
@@ -112,7 +112,7 @@ class OutputFolder:
         return "an unknown process"
 
     def strangers(self, names: Collection[str], *, by_content: bool = False) -> list[str]:
-        """Files under these names that no result of ours put there, or (by_content) that somebody has changed."""
+        """Files under these names that are not from our results, or (by_content) were changed."""
         known, found = self._files(), []
         for name in names:
             for path in _below(self.path / name):
@@ -124,7 +124,7 @@ class OutputFolder:
         return found
 
     def refuse_strangers(self, names: Collection[str], *, by_content: bool = False) -> None:
-        """`kind.error` if results of these names would take the place of somebody else's file."""
+        """`kind.error` if results with these names would replace other files."""
         if found := self.strangers(names, by_content=by_content):
             raise self.kind.error(
                 f"{self.path / found[0]} is no result of FlowMask, or was changed; move it away, or choose another out"
@@ -163,7 +163,7 @@ class OutputFolder:
         return read_object(self.path / FILES)
 
     def _sweep(self) -> None:
-        """Delete unfinished files of writers that died: their names hold this folder's identity."""
+        """Delete unfinished files of writers that died: their names contain this folder's identity."""
         name = re.compile(rf"{re.escape(TEMPORARY)}.*\.{re.escape(self._identity)}[0-9a-f]{{16}}", re.DOTALL)
         for entry in list(os.scandir(self.path)):
             ours = name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
@@ -172,13 +172,13 @@ class OutputFolder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A scratch here; a disk that is full while it is being filled is one line."""
+        """A scratch in this folder; a full disk while it is used is a one-line error."""
         with self._said(_DISK_REFUSES), scratch(self.path) as place:
             yield place
 
     @contextmanager
     def _said(self, only: tuple[int, ...] = ()) -> Iterator[None]:
-        """What the disk refuses, in one line."""
+        """Inside the block, an error of the disk is one line."""
         try:
             yield
         except OSError as error:
@@ -200,7 +200,7 @@ def own_files(path: Path, kind: Kind) -> Collection[str] | None:
         files = kind.older(path) if names else ()
         if files is not None:
             return files
-        if not (mark := _read_mark(path)):  # no other process has begun here just now
+        if not (mark := _read_mark(path)):  # no other process has just started here
             raise kind.error(
                 f"out is {path}, which is not {kind.name} but holds {names[0]}; choose a new or empty folder"
             )

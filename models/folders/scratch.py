@@ -25,13 +25,16 @@ _SCRATCH = re.compile(r"\.flowmask-([0-9a-f]{32})")
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """An empty folder in `parent` that this process alone may enter, gone at the end; those of dead ones go too."""
+    """An empty folder in `parent`, only for this process, removed at the end.
+
+    Scratches of dead processes are removed too.
+    """
     clear(parent, undo=False)
     place, lock, handle = _new_scratch(parent)
     try:
         yield place
     finally:
-        if not _is_unfinished(place):  # a swap that could not be undone either: the next holder of the lock does it
+        if not _is_unfinished(place):  # a swap that could not be undone; the next holder of the lock undoes it
             _remove(place, lock)
         os.close(handle)
 
@@ -42,10 +45,10 @@ def _new_scratch(parent: Path) -> tuple[Path, Path, int]:
         place = parent / f".flowmask-{name}"
         place.mkdir(mode=0o700)
         lock = place / f"lock-{name}"
-        with suppress(FileNotFoundError):  # somebody took it for a dead one's: it was empty still
+        with suppress(FileNotFoundError):  # another process removed it as dead while it was empty
             try:
                 handle = locks.take(lock)
-            except locks.LockError:  # a file system without locks: nobody clears it there but its maker
+            except locks.LockError:  # a file system without locks: only its maker removes it there
                 return place, lock, os.open(lock, os.O_RDWR)
             if handle is not None and lock.exists():
                 return place, lock, handle
@@ -54,17 +57,17 @@ def _new_scratch(parent: Path) -> tuple[Path, Path, int]:
 
 
 def clear(parent: Path, *, undo: bool) -> None:
-    """Remove the scratches of processes that died. undo: end their swaps too, which takes the lock of the folder."""
+    """Remove the scratches of processes that died. undo: also undo their swaps, which needs the lock of the folder."""
     for entry in list(os.scandir(parent)):
         name = _SCRATCH.fullmatch(entry.name)
-        with suppress(FileNotFoundError):  # its maker is just removing it
+        with suppress(FileNotFoundError):  # its maker is removing it
             if name and entry.is_dir(follow_symlinks=False) and entry.stat().st_uid == os.geteuid():
                 _clear_one(parent, Path(entry.path), Path(entry.path, f"lock-{name[1]}"), undo=undo)
 
 
 def _clear_one(parent: Path, place: Path, lock: Path, *, undo: bool) -> None:
     if not lock.exists():
-        with suppress(OSError):  # empty: its maker died, or makes another one. Else it is not ours
+        with suppress(OSError):  # empty: its maker died or makes another one. Otherwise it is not ours
             place.rmdir()
         return
     if (place / SWAP).exists() and not undo:
@@ -85,7 +88,7 @@ def _is_unfinished(place: Path) -> bool:
 
 
 def undo_swap(out: Path, place: Path) -> None:
-    """Take a swap back as far as it has come; again after a kill, with the same end."""
+    """Undo a partial swap; can be repeated after a kill."""
     for name, source in read_object(place / SWAP).items():
         _refuse_outside(out, name, source)
         if not os.path.lexists(out / source) and os.path.lexists(out / name):
@@ -100,11 +103,13 @@ def _refuse_outside(out: Path, name: str, source: str) -> None:
     """A plan that a stranger wrote moves nothing from or to a place outside the folder."""
     inside = isinstance(source, str) and (out / source).parent.resolve().is_relative_to(out.resolve())
     if not inside or ".." in Path(source).parts or Path(name).name != name:
-        raise ConfigError(f"{out} holds a plan of moves that leads out of it ({source}); it is not ours: remove it")
+        raise ConfigError(
+            f"{out} holds a plan of moves that leads out of it ({source}); it is not from FlowMask: remove it"
+        )
 
 
 def _remove(place: Path, lock: Path) -> None:
-    """Delete a scratch, its lock at the end: until then the next one knows it for ours."""
+    """Delete a scratch, its lock last, so that until then others recognise it."""
     for path in list(place.iterdir()):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The subclasses of `base` that the files of `package` define, each called as its file, and those of `group`."""
+    """The subclasses of `base` that the files of `package` define, each named like its file, and those of `group`."""
 
     def __init__(self, package: str, base: type[T], *, group: str, key: str) -> None:
-        """key: what a person writes the name under, for messages."""
+        """key: config key of the name, for messages."""
         self._package, self._base, self._group, self._key = package, base, group, key
 
     def names(self) -> list[str]:
-        """Every known name, those of installed packages too."""
+        """Every known name, also of installed packages."""
         return sorted({*filter(self._of_file, self._files()), *self.installed()})
 
     def installed(self) -> list[str]:

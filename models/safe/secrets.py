@@ -1,4 +1,4 @@
-"""Values that may hold secrets: how they are saved, without them, and filled in again where they are used.
+"""Values that may hold secrets: how they are saved without secrets, and filled in again at use.
 
 In what is saved, `${oc.env:NAME}` stays as it is written, and what is written out becomes `***`: user and password of
 a URI, the values of its query, the value of NAME=value, what stands behind --token. A process hands the real server
@@ -63,19 +63,22 @@ def masked_option(text: str) -> str:
 
 
 def write_private(path: Path, content: str) -> None:
-    """Replace a file whole, which from its first byte on this user alone can read."""
+    """Replace a file whole, which only this user can read, from its first byte on."""
     with whole_file(path) as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(content.encode())
 
 
 def lacks(text: str) -> bool:
-    """Whether this is a saved copy's value that has lost a part."""
+    """Whether this is a value of a saved copy that lacks a part."""
     return HIDDEN in text
 
 
 def revealed(text: str, *, key: str) -> str:
-    """The value with `${oc.env:NAME}` filled in from this process's environment; ConfigError where it is not there."""
+    """The value with `${oc.env:NAME}` filled in from this process's environment.
+
+    Raises ConfigError if it is not set.
+    """
 
     def value(match: re.Match[str]) -> str:
         found = os.environ.get(match[1], match[2])
@@ -87,7 +90,7 @@ def revealed(text: str, *, key: str) -> str:
 
 
 def revealed_uri(uri: str) -> str:
-    """A server as it is reached; ConfigError for a saved copy of which this process was not told the rest."""
+    """The complete URI of a server. Raises ConfigError for a saved copy whose secrets are unknown to this process."""
     if not lacks(uri):
         return revealed(uri, key="tracking.uri")
     handed_on = os.environ.get(URI_VARIABLE, "")

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -218,6 +219,19 @@ def test_a_config_may_stand_on_another_one_but_not_on_itself(tmp_path: Path, tra
         top.write_text(f"{said}\nout: x\n")
         with pytest.raises(ConfigError, match=f"top.yaml: {said}".replace(": ", ".*") + f".*{why}"):
             load_job(top, TrainJob)
+
+
+def test_a_base_that_is_no_file_there_is_the_bundled_config_of_this_name_and_a_file_of_theirs_comes_first(
+    tmp_path: Path, train_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    top = tmp_path / "top.yaml"
+    for base in ("train_mevis", "configs/train_mevis.yaml"):
+        top.write_text(f"base: {base}\ntrain:\n  lr: 3.0e-4\n")
+        assert load_job(top, TrainJob).train.decay_factor == 0.9 and load_job(top, TrainJob).train.lr == 3e-4
+        assert f"{base} does not exist here; using the bundled configs/train_mevis.yaml" in capsys.readouterr().err
+    shutil.copy(train_file, tmp_path / "train_mevis.yaml")
+    top.write_text("base: train_mevis.yaml\n")
+    assert load_job(top, TrainJob) == load_job(train_file, TrainJob)
 
 
 NOT_FINITE = (".inf", "-.inf", ".nan", "inf", "-nan", "1e999", "Infinity")

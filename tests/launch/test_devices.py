@@ -235,9 +235,9 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 22.70 GiB."
 @pytest.mark.parametrize(
     ("job", "owner", "method", "named"),
     [
-        (build, TextEncoder, "__call__", "cache.encoder_dtype"),
+        (build, TextEncoder, "together", "cache.encoder_dtype"),
         (build, ClipEncoder, "_moments", "cache.batch_clips"),
-        (repair, TextEncoder, "__call__", "cache.encoder_dtype"),
+        (repair, TextEncoder, "together", "cache.encoder_dtype"),
         (train_dit, Engine, "step", "train.micro_batch"),
         (evaluate, Segmenter, "encode_text", "sentences_per_batch"),
         (predict, Segmenter, "encode_text", "--window-frames"),

@@ -101,7 +101,7 @@ def test_a_dry_run_says_what_is_asked_of_a_node_and_warns_once_where_that_is_not
     words = ("submit", "job.yaml", "--dry-run")
     code, out, _ = said(*words, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 0 and out.count("warning: launch.gpus_per_node") == 1
-    assert "--gpus" not in out and "# each node: no GPUs, 10 CPUs" in out
+    assert "--gpus" not in out and "# each node: GPUs unknown, 10 CPUs" in out
     _, out, _ = said(*words, "launch.gpus_per_node=0", capsys=capsys, monkeypatch=monkeypatch)
     assert "launch.gpus_per_node" not in out and "--gpus" not in out
     fake_slurm(tmp_path_factory.mktemp("slurm"), monkeypatch, {"gpu": [("gpu:8", 64)]})

@@ -3,11 +3,14 @@
 import io
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowmask.launch import progress
 from flowmask.models.safe.words import PlainConsole
+from flowmask.trainer.score.results import Scores
 
 
 def _console(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> io.StringIO:
@@ -53,3 +56,20 @@ def test_a_terminal_shows_that_time_passes_while_nothing_is_done(monkeypatch: py
         update("weights", 0, 1)
         _wait(lambda: "0:00:02" in written.getvalue())
         assert "0:00:01" in written.getvalue() and "weights" in written.getvalue()
+
+
+def test_at_the_end_of_an_evaluation_stands_where_the_archive_for_the_server_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nothing: dict[str, Any] = {name: {} for name in ("totals", "per_expression", "weights")}
+    nothing["nothing"] = dict.fromkeys(("n_acc", "t_acc", "final", "jf_target"))
+    nothing |= dict.fromkeys(("shuffled_text", "decoder", "protocol", "intervals", "slices"))
+    scores = Scores(videos=1, expressions=2, frames=1, no_target=0, checkpoint="run", note="", **nothing)
+    progress.show_scores(scores, Path("e"), archive=True)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "1 video, 2 expressions, 1 frame; report: e/report.html",
+        "for the benchmark's server: e/submission.zip",
+    ]
+    progress.show_scores(scores, Path("e"))
+    assert "submission.zip" not in capsys.readouterr().out

@@ -72,6 +72,7 @@ TOLD = [
     ["cache", "repair", *NONE],
     ["cache", "inspect", *NONE, "--out", "page.html"],
     ["tiny-wan", "folder"],
+    ["toy", "folder"],
 ]
 # Of each kind of job: what its rank stands on, what it imports at its start, and which packages that adds.
 WAN = "diffusers.models.transformers.transformer_wan"

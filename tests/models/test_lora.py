@@ -179,8 +179,8 @@ def test_diffusers_loads_the_folder_with_its_scale(tmp_path: Path) -> None:
         ({"targets": ("to_x",)}, "'to_x', which fits no layer of the DiT; known: attn1.to_k"),
         ({"targets": ("norm2",)}, "fits blocks.0.norm2, which is not linear"),
         ({"targets": ("patch_embedding",)}, "fits patch_embedding, which is not linear"),
-        ({"also_train": ("nothing",)}, "'nothing', which fits no module"),
-        ({"also_train": ("attn1", "patch_embedding")}, "is one of lora.targets; drop one"),
+        ({"also_train": ("nothing",)}, "'nothing', which matches no module"),
+        ({"also_train": ("attn1", "patch_embedding")}, "is one of lora.targets; remove one"),
         ({"also_train": ()}, "would stay so; add patch_embedding"),
     ],
 )

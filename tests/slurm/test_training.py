@@ -149,8 +149,9 @@ def test_a_time_limit_requeues_and_scancel_ends_for_good(cluster: Cluster, lab: 
     assert (out / "checkpoints" / "latest").readlink().name == f"step_{step_of(out):08d}"
     with contextlib.closing(sqlite3.connect(out.parent / "mlflow.db")) as database:
         assert database.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
-        (commit,) = database.execute("SELECT value FROM params WHERE key = 'git_commit'").fetchone()
-    assert commit.removesuffix("-dirty") == git_commit().removesuffix("-dirty")  # though it ran its snapshot
+        tags = dict(database.execute("SELECT key, value FROM tags").fetchall())
+    assert tags["mlflow.source.git.commit"] == git_commit().removesuffix("-dirty")  # though it ran its snapshot
+    assert tags["slurm_job"] == job
 
 
 @pytest.mark.long

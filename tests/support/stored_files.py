@@ -31,6 +31,7 @@ from flowmask.trainer.run.guard import SpikeGuard
 from flowmask.trainer.state.checkpoint import read_run
 from flowmask.trainer.state.run_folder import RunFolder
 from flowmask.trainer.track import spool
+from flowmask.trainer.track.points import StepPoints
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def read_tracked(lab: Path) -> Any:
     run = lab / "run"
     plan = spool.read_plan(run)
     ours = plan is not None and spool.is_plan_ours(run, plan)
-    points = spool.StepPoints(run, every_steps=1, after=0).take(100, final=True)
+    points = StepPoints(run, every_steps=1, after=0).take(100, final=True)
     sent = spool.read_sent(run, uri="http://a:1")
     return plan, ours, spool.copied_from(run), spool.key_of(run) if plan else "", points, sent, read_outbox(run)
 

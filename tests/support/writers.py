@@ -20,7 +20,9 @@ from flowmask.launch.demo import demo
 from flowmask.launch.demo.world import whole
 from flowmask.launch.jobs.job import save_config
 from flowmask.launch.reproduce import reproduce
+from flowmask.launch.toy import toy
 from flowmask.models.config import AskedConventions
+from flowmask.models.files import write_atomically
 from flowmask.models.folders.output_folder import OutputFolder
 from flowmask.models.weights import tiny_wan
 from flowmask.models.weights.import_wan import import_wan
@@ -129,7 +131,6 @@ def run_demo(out: Path) -> None:
 def run_study(out: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reproduce, "run_curriculum", lambda *_, **__: 0)
-        patched.setattr(reproduce, "_track", lambda *_: None)
         out.mkdir(parents=True, exist_ok=True)
         patched.chdir(out)  # its files name the folder
         reproduce.reproduce(Path("configs/paper.yaml"), ["out=."], profile=None, wait=True, dry_run=False)
@@ -157,11 +158,31 @@ def write_tiny_wan(out: Path) -> None:
         tiny_wan.write_tiny_wan(out / "wan")
 
 
+def write_toy(out: Path) -> None:
+    def some(root: Path) -> None:
+        (root / "train").mkdir(parents=True)
+        (root / "train" / "meta_expressions.json").write_text("{}")
+
+    def wan(place: Path, **_: Any) -> None:
+        if not place.exists():
+            with whole(place) as root:
+                some(root / place.name)
+
+    def example(dataset: Path, path: Path) -> list[str]:
+        write_atomically(path, "film")
+        return ["a dog", "two cats"]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(toy, "_datasets", lambda seed: {"mevis": some, "revos": some})
+        patched.setattr(toy, "write_wan", wan)
+        patched.setattr(toy, "write_example", example)
+        toy.write_toy(out, seed=0, say=pytest.fail)
+
+
 NAMES = (
     *("predict", "evaluate, archive", "train", "cache build", "curriculum", "demo", "reproduce"),
     *("export file", "export folder", "import", "import wan", "tiny-wan", "cache inspect", "compare"),
-    "report",
-    "configs --copy",
+    *("report", "configs --copy", "toy"),
 )
 
 
@@ -190,6 +211,7 @@ def writers(lab: Path) -> dict[str, Writer]:
         "compare": compare_evaluations,
         "report": lambda out: report_run(lab / "trained", out),
         "configs --copy": copy_configs,
+        "toy": write_toy,
     }
     assert tuple(found) == NAMES
     return found

@@ -116,7 +116,8 @@ def _target(source: str, out: Path | None, *, format: str) -> Path:
     run, suffix = Path(source), _SUFFIX[format]
     if out is None:
         if not (run / CHECKPOINTS).is_dir():
-            raise ConfigError(f"{source} is not a run folder, so its export has no default path; give --out")
+            why = "is not a run folder, so its export has no default path; give --out"
+            raise ConfigError(f"{source} {why if run.exists() else 'does not exist; give a run, or another export'}")
         out = run / "export" / f"{run.resolve().name}{'_lora' if format == 'lora' else suffix}"
     if not out.name.endswith(suffix):
         raise ConfigError(f"--out is {out}; a file of this format must end in {suffix}")

@@ -42,6 +42,18 @@ DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.fl
 _PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}  # as caches name them
 
 
+def finite(logits: Tensor) -> Tensor:
+    """The same logits [...]; CheckpointError if one is not finite: compared with 0 it would look like an empty mask.
+
+    Waits for all earlier work of the device, so it is called where masks go to the host, not where models run.
+    """
+    if not torch.isfinite(logits).all():
+        raise CheckpointError(
+            "the weights give logits that are not finite; use an earlier checkpoint, or precision=fp32"
+        )
+    return logits
+
+
 def masks_of(logits: Tensor, clip: VaeClip, *, threshold: float = 0.5) -> Iterator[MaskPiece]:
     """Logits [F H W] of a clip to masks at the video's own size, without the padding frames; threshold: `masks_at`."""
     for places in chunks(range(clip.frames), FRAMES_AT_ONCE):
@@ -80,7 +92,8 @@ class LoadedSegmenter:
     def logits(self, video_latent: Tensor, sentences: Sequence[str]) -> Iterator[Tensor]:
         """Logits [F H W] of each sentence, padding frames too.
 
-        They go through the DiT and the decoder in batches whose size depends on the clip.
+        They go through the DiT and the decoder in batches whose size depends on the clip. This waits for no GPU, so
+        the caller checks that they are finite, by `finite`.
         """
         _, _, *size = video_latent.shape
         shape = (size[0], size[1], size[2])
@@ -95,17 +108,13 @@ class LoadedSegmenter:
         padded = pad_to_stride(torch.from_numpy(masks), dim=0)
         vae = self.segmenter.vae
         with torch.no_grad():
-            return self._decoded(encode_mask(vae, padded[None].to(vae.device)))[0]
+            return finite(self._decoded(encode_mask(vae, padded[None].to(vae.device)))[0])
 
     @torch.no_grad()
     def _decoded(self, latents: Tensor) -> Tensor:
         """Mask latents [B 16 f h w] raw -> logits [B F H W]."""
         where = next(self.segmenter.mask_decoder.parameters()).device
         logits: Tensor = self.segmenter.mask_decoder(latents.to(where))[:, 0]
-        if not torch.isfinite(logits).all():  # compared with 0 they would look like an empty mask
-            raise CheckpointError(
-                "the weights give logits that are not finite; use an earlier checkpoint, or precision=fp32"
-            )
         return logits
 
 
@@ -256,7 +265,9 @@ def mask_decoder_named(
     if named == "vae":
         return MaskDecoder.from_vae(vae), "vae"
     if not asked and not Path(named).exists():
-        raise CheckpointError(f"the run names the mask decoder {named}, which does not exist; give mask_decoder")
+        raise CheckpointError(
+            f"the run names the mask decoder {named}, which does not exist; give mask_decoder (--mask-decoder)"
+        )
     weights = load_mask_decoder(named, ema=ema)
     if encoder := own_encoder(named):
         kept = {key: value for key, value in vae.state_dict().items() if key not in encoder}

@@ -3,12 +3,16 @@
 Results are built in a scratch beside the folder and moved in when complete.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
+from flowmask.data_pipeline.clip.vae_clip import VaeClip
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.predict.inference import LoadedSegmenter
@@ -110,19 +114,26 @@ class VideoPrediction:
         answers, areas = [Stitched() for _ in folders], [list[int]() for _ in folders]
         clips = window_clips(self._source, self._windows, box=box, pixel_norm=loaded.pixel_norm)
         windows, sentences = len(self._windows), len(self._windows) * len(folders)
+
+        def write(window: TimeWindow, place: int, logits: Tensor, sizes: VaeClip) -> None:
+            final = answers[place].add(window, logits)
+            for ids, masks in final_masks(window, final, sizes, threshold=self._threshold):
+                for i, mask in zip(ids, masks):
+                    write_mask(folders[place] / f"{self._names[i]}.png", mask)
+                    areas[place].append(int(mask.sum()))
+
+        def sampled() -> Iterator[Callable[[], None]]:
+            for window, clip in clips:
+                video_latent, sizes = loaded.encode(clip), clip.without_pixels()
+                for place, prompt in enumerate(self._prompts):
+                    yield partial(write, window, place, next(loaded.logits(video_latent, [prompt])), sizes)
+
         on_progress("windows", 0, windows)
-        for number, (window, clip) in enumerate(clips, 1):
-            video_latent, place = loaded.encode(clip), (number - 1) * len(folders)
-            for prompt, folder, answer, area in zip(self._prompts, folders, answers, areas):
-                on_progress("sentences", place, sentences)
-                logits = answer.add(window, next(loaded.logits(video_latent, [prompt])))
-                for ids, masks in final_masks(window, logits, clip, threshold=self._threshold):
-                    for i, mask in zip(ids, masks):
-                        write_mask(folder / f"{self._names[i]}.png", mask)
-                        area.append(int(mask.sum()))
-                place += 1
-                on_progress("sentences", place, sentences)
-            on_progress("windows", number, windows)
+        on_progress("sentences", 0, sentences)
+        for done in _written(sampled()):
+            on_progress("sentences", done, sentences)
+            if done % len(folders) == 0:
+                on_progress("windows", done // len(folders), windows)
         return [{"presence": said.presence, "absent": None, "area_px": area} for said, area in zip(answers, areas)]
 
     def _judge(self, answers: Sequence[Facts], folders: Sequence[Path], chosen: Presence) -> None:
@@ -163,6 +174,20 @@ def _result(out: Path, entry: Facts) -> PromptResult:
     return PromptResult(
         entry["prompt"], masks, overlay, entry["area_px"], entry["presence"], entry["absent"], rle, figure
     )
+
+
+def _written(masks: Iterator[Callable[[], None]]) -> Iterator[int]:
+    """The number of written sentences, after each; a thread writes one while the models compute the next."""
+    with ThreadPoolExecutor(1, "write") as writer:
+        before: Future[None] | None = None
+        for done, write in enumerate(masks):
+            if before is not None:
+                before.result()
+                yield done
+            before = writer.submit(write)
+        if before is not None:
+            before.result()
+            yield done + 1
 
 
 def _windows(frames: int, window: WindowConfig | None, *, max_frames: int | None, say: Say) -> list[TimeWindow]:

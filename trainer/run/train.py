@@ -40,6 +40,7 @@ from flowmask.trainer.state.run_folder import OVERLAYS
 from flowmask.trainer.step.ema import ShardedEma
 from flowmask.trainer.step.engine import Engine
 from flowmask.trainer.step.sequence_parallel import refuse_uneven, split_tokens
+from flowmask.trainer.track.facts import facts_of
 from flowmask.trainer.track.log import StepReport, throughput_of
 from flowmask.trainer.track.spool import Status
 from flowmask.trainer.track.tracking import Tracker, start_tracking
@@ -92,7 +93,7 @@ def _train(session: Session, stack: ExitStack) -> Ending:
     if session.newest is not None:
         session.checkpoints.restore(engine, ema, session.newest)
     _say_hello(session, engine=engine, plan=plan)
-    session.tracker = _tracker(session) if session.folder is not None else None
+    session.tracker = _tracker(session, validator) if session.folder is not None else None
     ending: Ending | None = None
     try:
         with witness, _loader(session, plan, objective) as batches, _report(session, plan, objective, module) as report:
@@ -236,10 +237,10 @@ def _report(session: Session, plan: Plan, objective: Objective, module: nn.Modul
     )
 
 
-def _tracker(session: Session) -> Tracker | None:
+def _tracker(session: Session, validator: Validator | None) -> Tracker | None:
     return start_tracking(
         session.config,
-        fingerprint=session.reader.manifest.fingerprint.total,
+        facts_of(session.config, session.reader, None if validator is None else validator.reader),
         resumed=session.newest is not None,
         run_id=session.state.get("mlflow_run_id"),
         warn=session.log.say,

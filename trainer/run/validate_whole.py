@@ -27,7 +27,7 @@ from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.mask_places import MaskMemory
 from flowmask.trainer.score.metrics import shown_in
 from flowmask.trainer.score.one_video import OneVideo, Record, VideoSettings
-from flowmask.trainer.score.protocols import protocol_named
+from flowmask.trainer.score.protocols import numbers_by_name, protocol_named
 from flowmask.trainer.score.results import merge
 
 KEY = "evaluate.whole_videos"
@@ -158,9 +158,6 @@ class WholeVideos:
             seed=self.config.seed,
         )
         shown = shown_in("validation")
-        numbers = {name: value for name, value in scores.totals.items() if name in shown} | scores.nothing
-        if (known := scores.protocol) is not None:
-            for title, row in known["tables"][known["convention"]].items():
-                kind = "" if title == "all" else f"{title.replace(' ', '_')}_"
-                numbers |= {f"{known['name']}_{kind}{name}": value for name, value in row.items()}
+        numbers = {name: value for name, value in scores.totals.items() if name in shown}
+        numbers |= scores.nothing | numbers_by_name(scores.protocol)
         return {f"eval_whole_{name}": value for name, value in numbers.items() if value is not None}

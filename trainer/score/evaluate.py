@@ -25,12 +25,13 @@ from flowmask.trainer.score.mask_places import MaskFiles, MaskNames
 from flowmask.trainer.score.metrics import from_outside
 from flowmask.trainer.score.one_video import OneVideo, VideoSettings
 from flowmask.trainer.score.pipeline import evaluate_videos
-from flowmask.trainer.score.protocols import protocol_named
+from flowmask.trainer.score.protocols import numbers_by_name, protocol_named
 from flowmask.trainer.score.protocols.base import BenchmarkProtocol
 from flowmask.trainer.score.report.overlays import OVERLAYS
 from flowmask.trainer.score.results import Scores, finish
 from flowmask.trainer.score.slices import TRUTH
 from flowmask.trainer.score.store import REPORT, SCORES, EvaluationStore
+from flowmask.trainer.track.names import scores_group
 from flowmask.trainer.track.tracking import offer_artifact, offer_metrics
 
 # Settings that may differ between an interrupted evaluation and the one that continues it.
@@ -186,13 +187,17 @@ def _in_use(config: EvaluateConfig, loaded: LoadedSegmenter, say: Callable[[str]
 
 
 def _offer(config: EvaluateConfig, scores: Scores, *, step: int | None) -> None:
-    """Leave the results for the MLflow run of a checkpoint; numbers only for a whole split, as their names state."""
+    """Leave the results for the MLflow run of a checkpoint: a separate folder for the files of each evaluation.
+
+    Two evaluations of one step (other sampling steps, another threshold) are two points of the same metrics.
+    """
+    group = scores_group(config.data.source, config.data.split, videos=config.max_videos)
     for name in (SCORES, REPORT, OVERLAYS):
-        offer_artifact(config.checkpoint, config.out / name, to="evaluation")
-    if step is not None and config.max_videos is None:
-        numbers = {name: value for name, value in (scores.totals | scores.nothing).items() if value is not None}
-        what = f"test/{config.data.source}/{config.data.split}"
-        offer_metrics(config.checkpoint, step, {f"{what}/{name}": value for name, value in numbers.items()})
+        offer_artifact(config.checkpoint, config.out / name, to=f"{group}/{scores.fingerprint}")
+    if step is not None:
+        numbers = scores.totals | scores.nothing | numbers_by_name(scores.protocol)
+        known = {f"{group}/{name}": value for name, value in numbers.items() if value is not None}
+        offer_metrics(config.checkpoint, step, known, of=scores.fingerprint)
 
 
 def fingerprint_now(config: EvaluateConfig, *, weights: Mapping[str, str], wan_files: str) -> str:

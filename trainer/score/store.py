@@ -5,10 +5,9 @@
     out/.evaluate/<fingerprint>/labels/<video>/<annotator>/<frame>.png                          of some protocols
     out/{masks/, labels/, report.html, overlays/, submission.zip, config.yaml, scores.json}              published
 
-Videos and expressions have the file names of `MaskNames`. A record is written after its video's masks, and trusted
-only in the folder of the same weights, data and settings: masks of another checkpoint are neither scored nor mixed with
-the new ones. scores.json comes last. Older results stay until all new ones are complete, and so do the working files:
-the next start does not compute them again.
+Names are those of `MaskNames`. A record is written after its video's masks, and trusted only in the folder of the same
+weights, data and settings. scores.json comes last. Older results and the working files stay until all new results are
+complete, so the next start does not compute them again.
 """
 
 import json

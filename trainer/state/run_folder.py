@@ -26,6 +26,7 @@ from flowmask.models.stored.typed import read_yaml
 CONFIG, METRICS, LOG = "config.yaml", "metrics.jsonl", "log.txt"
 EVALUATIONS, OVERLAYS = "evaluations.jsonl", "overlays"
 CHECKPOINTS, TRACKING = "checkpoints", "tracking.json"
+_TAIL_BYTES = 1 << 16
 
 
 class RunFolder:
@@ -55,6 +56,11 @@ class RunFolder:
         """Append one step's row."""
         _append(self._metrics, row)
 
+    def rows(self, first: int, last: int) -> list[dict[str, Any]]:
+        """The rows of some steps, of whichever start."""
+        found = last_rows(self.path / METRICS, last - first + 1) if last >= first else []
+        return [row for row in found if first <= row["step"] <= last]
+
     def add_evaluation(self, row: Mapping[str, Any]) -> None:
         """Append one validation to evaluations.jsonl."""
         _append(self._evaluations, row)
@@ -70,6 +76,29 @@ class RunFolder:
             if rows is not None:
                 rows.close()
         os.close(self._lock)
+
+
+def last_rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` whole rows of a metrics file, the newest last; fewer where there are fewer, or are damaged."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            taken, content = 0, b""
+            while taken < size and content.count(b"\n") <= count:
+                taken = min(size, max(_TAIL_BYTES, 2 * taken))
+                file.seek(size - taken)
+                content = file.read(taken)
+    except OSError:
+        return []
+    rows = []
+    for line in content.split(b"\n")[taken < size : -1][-count:]:
+        try:
+            row = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
+    return rows
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

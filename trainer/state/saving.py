@@ -5,7 +5,7 @@ The main threads collect the results of the threads between two later steps (`ad
 collective runs in parallel to the training's. Only one save is in flight: the next one waits for it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -191,7 +191,7 @@ class Checkpoints:
         Raises CheckpointError if the parameters do not fit the model or an element is missing, stored twice or not
         finite.
         """
-        document = read_state(path)
+        document, world = read_state(path), distributed.world_size()
         refuse_other_parameters(path, document["parameters"], engine.shapes)
         pieces = [
             Piece(piece.name, kind, piece.start, tensor)
@@ -202,10 +202,9 @@ class Checkpoints:
             Piece(piece.name, "ema", piece.start, shadow)
             for piece, shadow in zip(engine.fragments(), ema.shadow, strict=True)
         ]
-        own = _file_of(distributed.rank())
         problem: str | None = None
         try:
-            fill(pieces, [path / name for name in sorted(document["files"], key=lambda name: name != own)])
+            fill(pieces, [path / name for name in nearest_first(document["files"], distributed.rank(), world)])
             tensors = ((f"{piece.kind} of {piece.name}", piece.target) for piece in pieces)
             refuse_not_finite(tensors, where=path, fix="move it away to continue from the previous checkpoint")
         except (CheckpointError, WeightsError) as error:
@@ -218,6 +217,16 @@ class Checkpoints:
         engine.refresh_weights()
         self.saved_step = document["step"]
         return dict(document["state"])
+
+
+def nearest_first(files: Iterable[str], rank: int, world: int) -> list[str]:
+    """The files of a checkpoint, those first that hold what this rank of `world` holds of every parameter.
+
+    Ranks hold pieces in the order of their numbers, so a rank opens few files, whatever the number that wrote them.
+    """
+    names = sorted(files)
+    middle = (rank + 0.5) * len(names) / world
+    return [names[place] for place in sorted(range(len(names)), key=lambda place: abs(place + 0.5 - middle))]
 
 
 def _file_of(rank: int) -> str:

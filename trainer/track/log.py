@@ -22,7 +22,7 @@ from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.objectives.base import Objective
 from flowmask.trainer.state.run_folder import RunFolder
-from flowmask.trainer.track.meters import Throughput, Work, memory, peak_tflops, summarise
+from flowmask.trainer.track.meters import Throughput, Work, memory, peak_tflops, summarise, window_start
 
 
 class RunLog:
@@ -61,7 +61,9 @@ class StepReport:
         self._log, self._folder, self._throughput = log, folder, throughput
         self._steps, self._every = steps, every_steps
         self._width = len(str(steps))
-        self._window: list[Mapping[str, Any]] = []
+        # a window that an earlier start has begun goes on: its rows are in the file
+        self._window = [] if folder is None else folder.rows(window_start(start_step + 1, every_steps), start_step)
+        self._unsaid = False
         self._bar = _bar(log.console) if folder is not None else None
         if self._bar is not None:
             self._task = self._bar.add_task("training", total=steps, completed=start_step)
@@ -87,16 +89,19 @@ class StepReport:
             row |= memory()
         self._folder.add_row(row)
         self._window.append(row)
+        self._unsaid = True
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=f"loss {row['loss']:.4f}")
+            self._bar.update(self._task, completed=step)
         if line_due:
             self._flush()
 
     def _flush(self) -> None:
-        """One line for the steps since the last: means of loss and norm over them, rates over their time."""
-        window, self._window = self._window, []
+        """One line for the steps of this window: means of loss and norm over them, rates over their time."""
+        window, self._window, self._unsaid = self._window, [], False
         last, mean = window[-1], summarise(window)
         loss, norm = mean.get("loss", math.nan), mean.get("grad_norm", math.nan)
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"loss {loss:.4f}")
         mfu = f"  MFU {mean['mfu_pct']:.1f} %" if "mfu_pct" in mean else ""
         self._log.say(
             f"step {last['step']:>{self._width}}/{self._steps}  epoch {last['epoch']:.2f}  loss {loss:.5f}  "
@@ -109,7 +114,7 @@ class StepReport:
 
     def __exit__(self, *_: object) -> None:
         """Report the remaining steps and release the terminal."""
-        if self._window:
+        if self._unsaid:
             self._flush()
         if self._bar is not None:
             self._bar.stop()

@@ -96,6 +96,24 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     return summary
 
 
+def window_start(step: int, every_steps: int) -> int:
+    """The first step of the window that `step` lies in: windows end at the multiples of `every_steps`.
+
+    The log's lines, MLflow's points and `flowmask status` all summarise such windows, so they show the same numbers.
+    """
+    return (step - 1) // every_steps * every_steps + 1
+
+
+def newest_window(rows: Sequence[Row], *, every_steps: int, ended: bool) -> Sequence[Row]:
+    """The rows of the last window that is over, as far as they are given, the newest last; empty for none.
+
+    ended: nothing follows, so a part of a window is one.
+    """
+    lasts = (row["step"] for row in reversed(rows))
+    last = next((step for step in lasts if ended or step % every_steps == 0), 0)
+    return [row for row in rows if window_start(last, every_steps) <= row["step"] <= last]
+
+
 def memory() -> dict[str, float]:
     """GiB that this process holds now: resident on the host, allocated (and the most so far) on its GPU."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])

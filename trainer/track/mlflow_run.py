@@ -1,6 +1,7 @@
 """The MLflow run of a training run, as the sending process has it (sender.py); the only importer of MLflow."""
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -16,15 +17,17 @@ from flowmask.models.errors import UserError
 from flowmask.models.safe.secrets import masked_uri
 from flowmask.trainer.state.run_folder import CONFIG
 from flowmask.trainer.track import database, spool
-from flowmask.trainer.track.spool import Point, Sent, Status, TrackingPlan
+from flowmask.trainer.track.names import OLDER_STEP, STEP, allowed, mlflow_name
+from flowmask.trainer.track.points import Point
+from flowmask.trainer.track.spool import Sent, Status, TrackingPlan
 
 KEY_TAG = "flowmask.run"
 _PARENT_TAG = "mlflow.parentRunId"
-PROGRESS = "step"  # a metric whose value is its own step: the server's latest says how far it has the run
 
 _MONITOR_EVERY_S = 30.0  # a sample of the machine's load
 
 _PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
+_DATASET_CHARACTERS = 500
 _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
 _ELSEWHERE = re.compile(r"(?!file:)[A-Za-z][\w+.-]*:")
 _PLACE = re.compile(r"[\w. -]+(?:/[\w. -]+)*")
@@ -44,8 +47,11 @@ _LASTING_WORDS = re.compile(
 class MlflowRun:
     """The MLflow run of a plan. Every call may raise whatever a server can do to a client, and may be repeated."""
 
-    def __init__(self, folder: Path, plan: TrackingPlan, *, say: Callable[[str], None]) -> None:
-        """Find the run or make it, and say in it what is trained. plan: its `uri` with all that a server asks for."""
+    def __init__(self, folder: Path, plan: TrackingPlan, *, say: Callable[[str], None], begins: bool = True) -> None:
+        """Find the run or make it, and say in it what is trained.
+
+        plan: its `uri` with all that a server asks for. begins: it runs from now on; else it stays as it is.
+        """
         quieten()
         from mlflow.tracking import MlflowClient
 
@@ -61,8 +67,11 @@ class MlflowRun:
         self._experiment_id = self._experiment()
         self.run_id = self._run()
         self._uri = uri
-        self.note_sent(self.sent.outbox_bytes)
+        self.note_sent(0 if self._has_older_names() else self.sent.outbox_bytes)
+        if not begins:
+            return
         self._client.update_run(self.run_id, status="RUNNING")
+        self._send_tags()
         self._send_params()
         if (folder / CONFIG).exists():
             self.send_artifact(folder / CONFIG, to=None)
@@ -99,7 +108,10 @@ class MlflowRun:
         self.sent = Sent(uri=self._server)  # a run that is not there has nothing
         found = self._tagged()
         if not found:
-            run = self._client.create_run(self._experiment_id, run_name=self._plan.name, tags={KEY_TAG: self._plan.key})
+            plan, tags = self._plan, {**self._plan.tags, KEY_TAG: self._plan.key}
+            run = self._client.create_run(
+                self._experiment_id, run_name=plan.name, tags=tags, start_time=plan.started_ms
+            )
             return str(run.info.run_id)
         oldest = str(found[0].info.run_id)
         self._delete_copies(of=oldest)
@@ -145,7 +157,8 @@ class MlflowRun:
 
     def note_sent(self, outbox_bytes: int) -> None:
         """Remember the run's id and how much of the outbox it has."""
-        sent = Sent(uri=self._server, run_id=self.run_id, outbox_bytes=outbox_bytes)
+        where = {"run_id": self.run_id, "experiment_id": self._experiment_id}
+        sent = Sent(uri=self._server, **where, outbox_bytes=outbox_bytes)
         if sent != spool.read_sent(self._folder, uri=self._server):
             spool.write_sent(self._folder, sent)
         self.sent = sent
@@ -156,14 +169,44 @@ class MlflowRun:
 
     def last_step(self) -> int:
         """The last training step whose metrics the server has; 0 if it has none."""
-        return int(self._client.get_run(self.run_id).data.metrics.get(PROGRESS, 0))
+        return int(self._client.get_run(self.run_id).data.metrics.get(STEP, 0))
+
+    def _has_older_names(self) -> bool:
+        """Whether all that it has is called as in versions without groups: then everything is sent by today's names."""
+        there = self._client.get_run(self.run_id).data.metrics
+        return OLDER_STEP in there and STEP not in there
+
+    def _send_tags(self) -> None:
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(key, short(value)) for key, value in self._plan.tags.items()]
+        self._client.log_batch(self.run_id, tags=tags)
+
+    def send_datasets(self) -> None:
+        """Say which datasets the run reads; the server keeps the one it has of equal ones."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for one in self._plan.datasets:
+            source, profile = json.dumps({"uri": one.place}), json.dumps(one.counts | {"fingerprint": one.fingerprint})
+            dataset = Dataset(one.name[:_DATASET_CHARACTERS], one.digest, "local", source, profile=profile)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", one.context)]))
+        if inputs:
+            self._client.log_inputs(self.run_id, inputs)
+
+    def is_below(self) -> bool:
+        """Whether it is shown below another run."""
+        return _PARENT_TAG in self._client.get_run(self.run_id).data.tags
+
+    def put_below(self, other: "MlflowRun") -> None:
+        self._client.set_tag(self.run_id, _PARENT_TAG, other.run_id)
 
     def _send_params(self) -> None:
         """Params can't change in MLflow: a resume adds only new ones, and notes changed ones as tags."""
         from mlflow.entities import Param
 
         there = self._client.get_run(self.run_id).data
-        params = {_name(key): short(value) for key, value in self._plan.params.items()}
+        params = {allowed(key): short(value) for key, value in self._plan.params.items()}
         new = [Param(key, value) for key, value in params.items() if key not in there.params]
         for start in range(0, len(new), _PARAMS_A_REQUEST):
             self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_A_REQUEST])
@@ -174,7 +217,7 @@ class MlflowRun:
 
     def send_steps(self, points: Sequence[Point]) -> None:
         """Training steps' points, each whole or not at all, with the mark that says how far the server is."""
-        self._send([p._replace(metrics=p.metrics | {PROGRESS: float(p.step)}) for p in points])
+        self._send([p._replace(metrics=p.metrics | {STEP: float(p.step)}) for p in points])
 
     def send_note(self, point: Point) -> None:
         """One point beside the steps: MLflow drops the second of two equal points."""
@@ -185,7 +228,7 @@ class MlflowRun:
 
         request: list[Any] = []
         for point in points:
-            metrics = [Metric(_name(k), v, point.time_ms, point.step) for k, v in point.metrics.items()]
+            metrics = [Metric(mlflow_name(k), v, point.time_ms, point.step) for k, v in point.metrics.items()]
             if len(request) + len(metrics) > _METRICS_A_REQUEST:
                 self._client.log_batch(self.run_id, metrics=request)
                 request = []
@@ -203,10 +246,11 @@ class MlflowRun:
         else:
             self._client.log_artifact(self.run_id, str(path), to)
 
-    def finish(self, status: Status) -> None:
+    def finish(self, status: Status, ended_ms: int | None) -> None:
+        """ended_ms: when the training ended, which may be long ago; None: now."""
         self._take_children()
         self._delete_copies(of=self.run_id)
-        self._client.set_terminated(self.run_id, status=status)
+        self._client.set_terminated(self.run_id, status=status, end_time=ended_ms)
 
 
 def watch_node(uri: str, run_id: str) -> None:
@@ -276,8 +320,3 @@ def quieten() -> None:
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _name(key: str) -> str:
-    """A key of the characters that MLflow allows."""
-    return re.sub(r"[^\w\-./ :]", "_", key, flags=re.ASCII)[:250]

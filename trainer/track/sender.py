@@ -14,15 +14,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from flowmask.models.errors import UserError
 from flowmask.models.process import STOP_SIGNALS
 from flowmask.models.safe.secrets import URI_VARIABLE, masked_uri, revealed_uri, without_secrets
 from flowmask.models.safe.signature import signature
 from flowmask.trainer.track import spool
 from flowmask.trainer.track.mlflow_run import MlflowRun, is_lasting
-from flowmask.trainer.track.spool import Note, Outbox, Status, StepPoints, TrackingPlan
+from flowmask.trainer.track.points import StepPoints
+from flowmask.trainer.track.spool import Note, Outbox, Status, TrackingPlan
 from flowmask.trainer.track.tracking import DONE, LEFT
 
 _POINTS = 40  # a request holds up to 1000 metrics
@@ -88,6 +91,9 @@ class Sender:
         mlflow_run = self._patiently(lambda: MlflowRun(self._folder, self._plan, say=self._say))
         if not self._end.reached.is_set():
             mlflow_run.watch_node()
+        self._attempt(mlflow_run, mlflow_run.send_datasets, "the datasets of the run")
+        if self._plan.parent:
+            self._attempt(mlflow_run, partial(self._join, mlflow_run, Path(self._plan.parent)), "the run's parent")
         after = self._patiently(mlflow_run.last_step)
         steps = StepPoints(self._folder, every_steps=self._plan.every_steps, after=after)
         outbox = Outbox(self._folder, offset=mlflow_run.sent.outbox_bytes)
@@ -95,35 +101,51 @@ class Sender:
             final = self._end.reached.is_set()  # before looking: then nothing comes after what is found
             points = steps.take(_POINTS, final=final)
             if points:
-                self._patiently(lambda found=points: mlflow_run.send_steps(found))  # type: ignore[misc]
+                self._patiently(partial(mlflow_run.send_steps, points))
             self._send_notes(mlflow_run, outbox)
             if final and not points:
                 break
             if not points:
                 self._end.reached.wait(_LOOK_EVERY_S)
-        self._patiently(lambda: mlflow_run.finish(_final_status(self._folder)))
+        self._patiently(lambda: mlflow_run.finish(*_final_state(self._folder, steps)))
+
+    def _join(self, mlflow_run: MlflowRun, folder: Path) -> None:
+        """Put the run below the one of `folder`, which the first of its runs makes at the server."""
+        if mlflow_run.is_below():
+            return
+        plan = spool.read_plan(folder)
+        if plan is None or not spool.is_plan_ours(folder, plan):
+            raise UserError(
+                f"{folder} holds no tracking.json of yours: a curriculum writes it, and sets tracking.parent"
+            )
+        plan = plan.model_copy(update={"uri": self._plan.uri, "experiment": self._plan.experiment})
+        with spool.only_sender(folder):
+            mlflow_run.put_below(MlflowRun(folder, plan, say=self._say, begins=False))
 
     def _send_notes(self, mlflow_run: MlflowRun, outbox: Outbox) -> None:
         for note in outbox.take():
             point = note.point
             if point is not None and point.metrics:
                 what = f"the metrics of step {point.step}"
-                self._send_note(mlflow_run, lambda found=point: mlflow_run.send_note(found), what)  # type: ignore[misc]
+                self._refused += not self._attempt(mlflow_run, partial(mlflow_run.send_note, point), what)
             elif note.artifact is not None:
                 self._send_artifact(mlflow_run, note, note.artifact)
             mlflow_run.note_sent(note.end)
 
     def _send_artifact(self, mlflow_run: MlflowRun, note: Note, path: Path) -> None:
+        if note.weights:
+            return
         if not note.may_go:
             self._refused += 1
             self._say(f"{path} is not sent: it is outside of {self._folder}, and none of your commands registered it")
         elif not path.exists():
             self._say(f"{path} was deleted before it was uploaded to MLflow")
         else:
-            self._send_note(mlflow_run, lambda: mlflow_run.send_artifact(path, to=note.to), str(path))
+            send = partial(mlflow_run.send_artifact, path, to=note.to)
+            self._refused += not self._attempt(mlflow_run, send, str(path))
 
-    def _send_note(self, mlflow_run: MlflowRun, call: Callable[[], object], what: str) -> None:
-        """Send one note; what the server of a run that is well will never take is told, and passed."""
+    def _attempt(self, mlflow_run: MlflowRun, call: Callable[[], object], what: str) -> bool:
+        """Send something; what the server of a run that is well will never take is told, and passed: then False."""
 
         def once() -> Exception | None:
             try:
@@ -136,8 +158,8 @@ class Sender:
 
         refused = self._patiently(once)
         if refused is not None:
-            self._refused += 1
             self._say(f"MLflow at {self._server} refuses {what}: {self._reason(refused)}")
+        return refused is None
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Result of `call`, tried until it succeeds; the end's watchdog is what limits that.
@@ -192,10 +214,11 @@ class Sender:
             self._say(f"MLflow at {self._server} answers again")
 
 
-def _final_status(folder: Path) -> Status:
-    """What training has written at its end; if it could not, it died."""
+def _final_state(folder: Path, steps: StepPoints) -> tuple[Status, int | None]:
+    """What training has written at its end, and when; if it could not, it died after its last row."""
     plan = spool.read_plan(folder)
-    return "FAILED" if plan is None or plan.status == "RUNNING" else plan.status
+    status: Status = "FAILED" if plan is None or plan.status == "RUNNING" else plan.status
+    return status, plan.ended_ms if plan is not None and plan.ended_ms is not None else steps.last_ms
 
 
 def main(folder: Path, timeout_s: float, parent: int | None) -> int:
@@ -207,7 +230,9 @@ def main(folder: Path, timeout_s: float, parent: int | None) -> int:
     if plan is None:
         return LEFT
     if parent is None and not spool.is_plan_ours(folder, plan):  # it may name a run that is not its own
-        plan = plan.model_copy(update={"key": f"{plan.key[:32]}-{signature('key', plan.key)[:16]}", "run_id": None})
+        plan = plan.model_copy(
+            update={"key": f"{plan.key[:32]}-{signature('key', plan.key)[:16]}", "run_id": None, "parent": ""}
+        )
     plan = plan.model_copy(update={"uri": os.environ.get(URI_VARIABLE) or revealed_uri(plan.uri)})
     end = Deadline(timeout_s=timeout_s, parent=parent)
     with spool.only_sender(folder):

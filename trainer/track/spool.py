@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,13 +26,13 @@ from flowmask.models.files import write_atomically
 from flowmask.models.safe.secrets import SecretUri, masked_uri, write_private
 from flowmask.models.safe.signature import is_ours, signature
 from flowmask.models.stored.sealed import parse_json
-from flowmask.trainer.state.run_folder import METRICS, TRACKING
-from flowmask.trainer.track.meters import Row, summarise
+from flowmask.trainer.state.run_folder import TRACKING
+from flowmask.trainer.track.points import Point, Tail, has_room_for
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 SENT, OUTBOX, _LOCK = "tracking_sent.json", "tracking_outbox.jsonl", ".tracking.lock"
-_MOST_TIME_S = 1e12
+_MOST_MS = 1 << 53
 _MOST_BYTES = 4 << 20  # of a document; the params of a run are some KB
 
 
@@ -40,11 +40,23 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class DatasetFacts(_Document):
+    """What MLflow is told of a cache that a run reads; digest: the start of its fingerprint; counts: what it holds."""
+
+    name: str
+    digest: str
+    fingerprint: str
+    place: str
+    context: Literal["training", "evaluation"]
+    counts: dict[str, int] = {}
+
+
 class TrackingPlan(_Document):
     """All that a sender needs to know of a run, whenever and wherever it is started.
 
     uri: in the file without secrets; asked: what the config said of it. folder: where the run lay at its last start.
-    children: keys of the runs that belong below this one
+    started_ms, ended_ms: of the training itself, whenever it is sent; None: not known, or not ended.
+    parent: folder of the run that this one belongs below; children: keys of the runs that belong below this one
     """
 
     key: str = Field(pattern=r"^[\w-]{1,64}$")
@@ -52,35 +64,33 @@ class TrackingPlan(_Document):
     experiment: str
     name: str
     params: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    datasets: tuple[DatasetFacts, ...] = ()
     every_steps: int = Field(1, ge=1)
     end_timeout_s: float = Field(30.0, ge=0, allow_inf_nan=False)
     status: Status = "RUNNING"
     run_id: str | None = None
     asked: SecretUri | None = ""
     folder: str = ""
+    started_ms: int | None = Field(None, ge=0, lt=_MOST_MS)
+    ended_ms: int | None = Field(None, ge=0, lt=_MOST_MS)
+    parent: str = ""
     children: tuple[str, ...] = ()
 
 
 class Sent(_Document):
-    """What the server at `uri` has: the run, and the first bytes of the outbox."""
+    """What the server at `uri` has: the run, in which experiment, and the first bytes of the outbox."""
 
     uri: SecretUri
     run_id: str | None = None
+    experiment_id: str | None = None
     outbox_bytes: int = 0
-
-
-class Point(NamedTuple):
-    """Metrics of one step as MLflow keeps them."""
-
-    step: int
-    time_ms: int
-    metrics: dict[str, float]
 
 
 class Note(NamedTuple):
     """One line of the outbox: a point, or a file or folder for the artifacts under `to`.
 
-    may_go: the file lies in the run, or this user's own command registered it.
+    may_go: the file lies in the run, or this user's own command registered it. weights: sent only when asked for.
     """
 
     point: Point | None
@@ -88,6 +98,7 @@ class Note(NamedTuple):
     to: str | None
     end: int  # the byte behind it
     may_go: bool = True
+    weights: bool = False
 
 
 def read_plan(folder: Path) -> TrackingPlan | None:
@@ -153,67 +164,28 @@ def write_sent(folder: Path, sent: Sent) -> None:
     write_atomically(folder / SENT, sent.model_dump_json())
 
 
-class StepPoints:
-    """The points of metrics.jsonl behind step `after`: one for each window of `every_steps` steps.
+def add_metrics(folder: Path, step: int, metrics: Mapping[str, float], *, of: str = "") -> None:
+    """Leave metrics that are not a training step's (an evaluation's) for the sender.
 
-    Which steps make a point depends on the rows and `after` alone, so a batch that is built again is the
-    same batch. Rows of steps up to `after` (trained again since a kill) are passed over.
+    of: which measurement; a step's metric is sent once for each.
     """
-
-    def __init__(self, folder: Path, *, every_steps: int, after: int) -> None:
-        self._rows, self._every, self._after = _Tail(folder / METRICS), every_steps, after
-        self._skipped = 0
-        self._window: list[Row] = []
-
-    def take(self, limit: int, *, final: bool) -> list[Point]:
-        """Up to `limit` points that are there by now; `final`: nothing follows, so a part of a window counts."""
-        points = []
-        for row, _ in self._rows.rows():
-            point = self._point_of(row)
-            if point is not None:
-                points.append(point)
-            if len(points) == limit:
-                return points
-        if final and self._window:
-            points.append(self._close_window())
-        return points
-
-    def _point_of(self, row: dict[str, Any]) -> Point | None:
-        step: Any = row.get("step")
-        if not _has_room_for(step, row.get("time", 0)):
-            return None
-        self._skipped += bool(row.get("skipped"))
-        if step <= self._after:
-            return None
-        self._window.append(row)
-        return self._close_window() if step % self._every == 0 else None
-
-    def _close_window(self) -> Point:
-        window, self._window = self._window, []
-        last = window[-1]
-        self._after = last["step"]
-        metrics = summarise(window) | {"skipped_steps": float(self._skipped)}
-        return Point(last["step"], int(1000 * last.get("time", 0)), metrics)
-
-
-def add_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Leave metrics that are not a training step's (an evaluation's) for the sender."""
     finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
-    _append(folder, {"step": step, "time": time.time(), "metrics": finite})
+    _append(folder, {"step": step, "time": time.time(), "metrics": finite} | ({"of": of} if of else {}))
 
 
-def add_artifact(folder: Path, path: Path, *, to: str | None) -> None:
+def add_artifact(folder: Path, path: Path, *, to: str | None, weights: bool = False) -> None:
     """Leave a file or folder for the sender, by its path: it is read when it is sent, and not copied."""
     where = str(path.resolve())
-    _append(folder, {"artifact": where, "to": to, "mark": signature("artifact", where, str(to))})
+    row = {"artifact": where, "to": to, "mark": signature("artifact", where, str(to))}
+    _append(folder, row | ({"weights": True} if weights else {}))
 
 
 class Outbox:
-    """The notes behind byte `offset`; a metric of a step that was given before (a repeated evaluation) is left out."""
+    """The notes behind byte `offset`; what a measurement gave before (a repeated evaluation) is left out."""
 
     def __init__(self, folder: Path, *, offset: int) -> None:
-        self._folder, self._rows, self._sent_up_to = folder.resolve(), _Tail(folder / OUTBOX), offset
-        self._seen: set[tuple[int, str]] = set()
+        self._folder, self._rows, self._sent_up_to = folder.resolve(), Tail(folder / OUTBOX), offset
+        self._seen: set[tuple[str, int, str]] = set()
 
     def take(self) -> list[Note]:
         """The notes that are there by now and were not taken yet."""
@@ -231,14 +203,16 @@ class Outbox:
         if isinstance(row.get("artifact"), str):
             path, to = Path(row["artifact"]), None if row.get("to") is None else str(row["to"])
             marked = is_ours(row.get("mark"), "artifact", row["artifact"], str(to))
-            return Note(None, path, to, end, may_go=marked or path.resolve().is_relative_to(self._folder))
+            may_go = marked or path.resolve().is_relative_to(self._folder)
+            return Note(None, path, to, end, may_go=may_go, weights=row.get("weights") is True)
         if not isinstance(row.get("metrics"), dict):
             return None
         step, then = row["step"], row["time"]
-        if not _has_room_for(step, then):
+        if not has_room_for(step, then):
             return None
-        new = {k: float(v) for k, v in row["metrics"].items() if (step, k) not in self._seen and math.isfinite(v)}
-        self._seen |= {(step, key) for key in new}
+        of, given = str(row.get("of", "")), row["metrics"].items()
+        new = {k: float(v) for k, v in given if (of, step, k) not in self._seen and math.isfinite(v)}
+        self._seen |= {(of, step, key) for key in new}
         return Note(Point(step, int(1000 * then), new), None, None, end)
 
 
@@ -255,11 +229,6 @@ def _itself(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
-def _has_room_for(step: Any, time_s: Any) -> bool:
-    """Whether they are a step and a time that MLflow's databases can hold."""
-    return type(step) is int and 0 <= step < 2**63 and isinstance(time_s, int | float) and abs(time_s) < _MOST_TIME_S
-
-
 def _content(path: Path) -> bytes:
     """What stands in a small file; empty for what is no file, or is too long."""
     if not path.is_file() or path.stat().st_size > _MOST_BYTES:
@@ -271,29 +240,3 @@ def _append(folder: Path, row: Mapping[str, Any]) -> None:
     """Append one line in one write, so that writers never mix. A newline comes first: a torn line spoils no other."""
     with open(folder / OUTBOX, "ab", buffering=0, opener=_itself) as file:
         file.write(b"\n" + json.dumps(row, allow_nan=False).encode() + b"\n")
-
-
-class _Tail:
-    """Follows a file of JSON lines by one handle: when another file takes its place, this one has no more rows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
-        self._file: IO[bytes] | None = None
-
-    def rows(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Rows that end with a line break and were not given yet, each with the byte behind it."""
-        if self._file is None:
-            if self._path.is_symlink() or not self._path.is_file():
-                return
-            self._file = self._path.open("rb")
-        self._file.seek(self._offset)
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                return
-            self._offset += len(line)
-            try:
-                row = parse_json(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row, self._offset

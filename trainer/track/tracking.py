@@ -7,17 +7,21 @@ nothing to one. Nothing here imports MLflow.
 import os
 import subprocess
 import threading
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowmask.models.errors import CheckpointError
+from flowmask.models.errors import CheckpointError, UserError
+from flowmask.models.folders import locks
+from flowmask.models.folders.output_folder import LOCK
 from flowmask.models.process import python_module
 from flowmask.models.safe.secrets import URI_VARIABLE, lacks, masked_uri, revealed_uri
-from flowmask.trainer.state.provenance import ROOT, git_commit
-from flowmask.trainer.state.run_folder import TRACKING, RunFolder, flatten
+from flowmask.trainer.state.provenance import ROOT
+from flowmask.trainer.state.run_folder import CHECKPOINTS, TRACKING, RunFolder
 from flowmask.trainer.track import database, spool
+from flowmask.trainer.track.address import page_of
+from flowmask.trainer.track.plans import RunFacts, plan_of_run, server_for
 from flowmask.trainer.track.spool import Status, TrackingPlan
 
 if TYPE_CHECKING:
@@ -70,7 +74,7 @@ class Tracker:
 
     def close(self, status: Status) -> None:
         """Let everything be sent, with the final status; gives up, with one line, after `end_timeout_s`."""
-        ended = self._plan.model_copy(update={"status": status})
+        ended = self._plan.model_copy(update={"status": status, "ended_ms": int(time.time() * 1000)})
         self._write(lambda: spool.write_plan(self._folder, ended))
         with self._lock:
             self._closing.set()
@@ -83,6 +87,8 @@ class Tracker:
             or_start = "" if status == "FINISHED" else ", as does the next start"
             command = f"flowmask track {self._folder}" + (" --uri URI" if lacks(masked_uri(self._plan.uri)) else "")
             self._warn(f"MLflow at {self._server} has not accepted everything; `{command}` sends the rest{or_start}")
+        elif page := where_to_look(self._folder):
+            self._warn(f"MLflow: {page}")
 
     def _supervise(self) -> None:
         """Keep a sender alive, and pass on what it says."""
@@ -118,42 +124,6 @@ def replay(folder: Path, *, timeout_s: float, warn: Callable[[str], None], uri: 
     return process.wait() == DONE
 
 
-def track_group(
-    folder: Path,
-    runs: Sequence[Path],
-    *,
-    name: str,
-    step: int,
-    metrics: Mapping[str, float],
-    artifacts: Sequence[Path],
-    warn: Callable[[str], None],
-) -> bool | None:
-    """One MLflow run above those of training runs that have ended, at the server of the first; None if none is tracked.
-
-    folder: a separate one, where the run is remembered; step: at which `metrics` were measured.
-    Returns whether the server has everything.
-    """
-    plans = [plan for run in runs if (plan := spool.read_plan(run)) is not None and spool.is_plan_ours(run, plan)]
-    if not plans:
-        return None
-    RunFolder(folder, patience_s=0).close()  # makes it one of ours
-    first = plans[0]
-    kept = {"uri", "experiment", "end_timeout_s", "asked"}
-    plan = TrackingPlan(
-        **first.model_dump(include=kept),
-        key=spool.key_of(folder),
-        name=name,
-        status="FINISHED",
-        folder=str(folder.resolve()),
-        children=tuple(one.key for one in plans if one.uri == first.uri),
-    )
-    spool.write_plan(folder, plan)
-    spool.add_metrics(folder, step, metrics)
-    for path in artifacts:
-        spool.add_artifact(folder, path, to=None)
-    return replay(folder, timeout_s=first.end_timeout_s, warn=warn)
-
-
 def _server_of(folder: Path, *, named: str | None) -> str:
     """Where to send an ended run; CheckpointError where this user did not name the server, or it can't be known."""
     plan = spool.read_plan(folder)
@@ -173,32 +143,80 @@ def _server_of(folder: Path, *, named: str | None) -> str:
         raise CheckpointError(f"{folder} was not started by you: its {TRACKING} names {masked_uri(plan.uri)}; {ask}")
     if lacks(plan.uri):
         raise CheckpointError(f"{folder} has no password or query of {plan.uri}, as none is stored; {ask}")
-    return _server(None, folder, earlier=plan) if plan.asked is None else revealed_uri(plan.uri)
+    return server_for(None, folder, earlier=plan) if plan.asked is None else revealed_uri(plan.uri)
 
 
-def offer_artifact(run: str | Path, path: Path, *, to: str) -> bool:
-    """Leave a file or folder that was made from a run for its MLflow run; whether `run` is one that this user tracks.
+def offer_artifact(checkpoint: str | Path, path: Path, *, to: str, weights: bool = False) -> Path | None:
+    """Leave a file or folder that was made from a checkpoint for its MLflow run; its run folder, if you track that.
 
-    A run in training uploads it at once, one that has ended with `replay`.
+    A run in training uploads it at once, one that has ended with `replay`; weights only when `ask_for_weights` does.
     """
-    if tracked := _is_tracked(Path(run)):
-        spool.add_artifact(Path(run), path, to=to)
-    return tracked
+    run = tracked_run(checkpoint)
+    if run is not None:
+        spool.add_artifact(run, path, to=to, weights=weights)
+    return run
 
 
-def offer_metrics(run: str | Path, step: int, metrics: Mapping[str, float]) -> bool:
-    """Leave numbers that were measured of a run's checkpoint for its MLflow run, as `offer_artifact` leaves files.
+def offer_metrics(checkpoint: str | Path, step: int, metrics: Mapping[str, float], *, of: str) -> Path | None:
+    """Leave numbers that were measured of a checkpoint for its MLflow run, as `offer_artifact` leaves files.
 
-    Of a number that was left before at this step the first one stays.
+    of: names the measurement: what it has left before at this step stays.
     """
-    if tracked := _is_tracked(Path(run)):
-        spool.add_metrics(Path(run), step, metrics)
-    return tracked
+    run = tracked_run(checkpoint)
+    if run is not None:
+        spool.add_metrics(run, step, metrics, of=of)
+    return run
 
 
-def _is_tracked(folder: Path) -> bool:
+def tracked_run(checkpoint: str | Path) -> Path | None:
+    """The run folder of a run, of one of its steps or of an export in it, if it is one that you track."""
+    path = Path(checkpoint)
+    above = path.parent.parent if path.parent.name in (CHECKPOINTS, "export") else path
+    for folder in (path, above):
+        plan = spool.read_plan(folder)
+        if plan is not None and spool.is_plan_ours(folder, plan):
+            return folder
+    return None
+
+
+def ask_for_weights(folder: Path) -> None:
+    """Let the exports that were written of a run be sent; CheckpointError where there are none."""
+    notes = spool.Outbox(folder, offset=0).take()
+    found = {(note.artifact, note.to): None for note in notes if note.weights and note.may_go}
+    there = [(path, to) for path, to in found if path is not None and path.exists()]
+    if not there:
+        raise CheckpointError(
+            f"{folder} has no export whose weights could be sent: `flowmask export {folder}` writes one"
+        )
+    for path, to in there:
+        spool.add_artifact(folder, path, to=to)
+
+
+def send_left(checkpoint: str | Path, *, say: Callable[[str], None]) -> None:
+    """Send what an evaluation has left for an ended run, for as long as its end may wait; one line on how it went.
+
+    A run in training sends it by itself. Whatever is wrong with MLflow is said, and no more than that.
+    """
+    run = tracked_run(checkpoint)
+    if run is None or locks.is_held(run / LOCK):
+        return
+    plan = spool.read_plan(run)
+    assert plan is not None, "tracked_run has read it"
+    try:
+        done = replay(run, timeout_s=plan.end_timeout_s, warn=say)
+    except (UserError, OSError) as error:
+        say(f"MLflow: {error}")
+        done = False
+    say(f"MLflow: {where_to_look(run)}" if done else f"`flowmask track {run}` sends the scores to MLflow")
+
+
+def where_to_look(folder: Path, *, experiment: bool = False) -> str:
+    """The page of a run, or of all runs of its experiment, as a person opens it; empty where no server has it."""
     plan = spool.read_plan(folder)
-    return plan is not None and spool.is_plan_ours(folder, plan)
+    if plan is None:
+        return ""
+    sent = spool.read_sent(folder, uri=plan.uri)
+    return page_of(plan.uri, experiment_id=sent.experiment_id, run_id=None if experiment else sent.run_id)
 
 
 def _start_sender(folder: Path, uri: str, *, timeout_s: float, parent: int | None = None) -> subprocess.Popen[str]:
@@ -228,50 +246,13 @@ def _end_input(process: subprocess.Popen[str] | None) -> None:
 
 
 def start_tracking(
-    config: "RunConfig", *, fingerprint: str, resumed: bool, run_id: str | None, warn: Callable[[str], None]
+    config: "RunConfig", facts: RunFacts, *, resumed: bool, run_id: str | None, warn: Callable[[str], None]
 ) -> Tracker | None:
     """The tracker of a training run; None if it wants none.
 
-    What begins without a checkpoint, and a copied folder, is a new MLflow run.
-    fingerprint: of the cache; run_id: the MLflow run that a checkpoint names, needed where `tracking.json` is lost.
+    run_id: the MLflow run that a checkpoint names, needed where `tracking.json` is lost.
     """
-    tracking, out = config.tracking, config.out
-    if not tracking.enabled:
+    if not config.tracking.enabled:
         return None
-    earlier, other = spool.read_plan(out), spool.copied_from(out)
-    if other is not None:
-        warn(f"{out} is a copy of {other}, which is still there: from here on it is a new MLflow run")
-    new = not resumed or other is not None
-    if new:
-        spool.forget(out)
-    facts = {"fingerprint": fingerprint, "git_commit": git_commit()}
-    plan = TrackingPlan(
-        key=uuid.uuid4().hex if new else spool.key_of(out),
-        uri=_server(tracking.uri, out, earlier=None if new else earlier),
-        experiment=tracking.experiment,
-        name=out.resolve().name,
-        params={key: str(value) for key, value in (flatten(config.model_dump(mode="json")) | facts).items()},
-        every_steps=config.train.log_every_steps,
-        end_timeout_s=tracking.end_timeout_s,
-        run_id=None if new or earlier is not None else run_id,
-        asked=tracking.uri,
-        folder=str(out.resolve()),
-    )
-    return Tracker(out, plan, warn=warn)
-
-
-def _server(asked: str | None, out: Path, *, earlier: TrackingPlan | None) -> str:
-    """The server that a config means. A database that it names by a relative path, or not at all, is the first start's.
-
-    So it is the same one from any working folder, and after the run was moved; unless it is gone.
-    """
-    uri = default_uri(out) if asked is None else database.absolute(asked)
-    if earlier is None or earlier.asked != asked or (asked is not None and uri == asked):
-        return uri
-    before = database.file_of(earlier.uri)
-    return earlier.uri if before is not None and before.exists() else uri
-
-
-def default_uri(run_folder: Path) -> str:
-    """A SQLite database beside the run folder, shared by the runs that lie there."""
-    return f"sqlite:///{run_folder.resolve().parent / 'mlflow.db'}"
+    plan = plan_of_run(config, facts, resumed=resumed, run_id=run_id, warn=warn)
+    return Tracker(config.out, plan, warn=warn)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from build_workers import contents, finish, start
 
-from flowmask.data_pipeline.build.build import Build, BuildProgress, build
-from flowmask.data_pipeline.build.sentences import encode_sentence
+from flowmask.data_pipeline.build.build import Build, build
+from flowmask.data_pipeline.build.progress import BuildProgress
+from flowmask.data_pipeline.build.sentences import encode_sentences
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.plan.units import read_plan
@@ -168,7 +169,8 @@ def test_cached_equals_on_the_fly_to_the_bit(cache, make_config):
                 assert torch.equal(read["mask_mean"][0], encoded.mask_means[place])
                 masks = [rle.decode(frame, size=tuple(frame["size"]), where="") for frame in encoded.mask_rles[place]]
                 assert torch.equal(read["mask_pixels"][0], torch.from_numpy(np.stack(masks)))
-                text = encode_sentence(text_encoder, expression["text"], dtype=torch.bfloat16)[256]
+                (texts,) = encode_sentences(text_encoder, [expression["text"]], dtype=torch.bfloat16, together=1)
+                text = texts[256]
                 assert torch.equal(read["text"][0, : len(text)], text)
                 assert not read["text"][0, len(text) :].any()
                 checked += 1

@@ -19,7 +19,7 @@ import torch
 
 from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers
 from flowmask.data_pipeline.claim import claims
-from flowmask.data_pipeline.claim.claims import claim, claims_in, once, share_out
+from flowmask.data_pipeline.claim.claims import SharedUnits, claim, claims_in, once, share_out
 from flowmask.data_pipeline.claim.leases import WORKER, filesystem_now, read_lease, this_worker
 from flowmask.models.errors import CacheError
 
@@ -51,7 +51,7 @@ def go(process: subprocess.Popen[str]) -> None:
 _RACER = """
 import os, sys
 from pathlib import Path
-from flowmask.data_pipeline.claim.claims import share_out
+from flowmask.data_pipeline.claim.claims import SharedUnits, share_out
 folder, units = Path(sys.argv[1]), int(sys.argv[2])
 def work(unit):
     with open(folder / "log", "a") as log:
@@ -61,8 +61,8 @@ def work(unit):
     beside.replace(folder / str(unit))
 print("ready", flush=True)
 sys.stdin.readline()
-share_out(range(units), folder=folder / "work" / "claims", kind="unit", work=work, lease_s=float(sys.argv[3]),
-          done=lambda unit: (folder / str(unit)).exists())
+share_out(SharedUnits(range(units), folder=folder / "work" / "claims", kind="unit", lease_s=float(sys.argv[3]),
+                      done=lambda unit: (folder / str(unit)).exists()), work)
 """
 
 
@@ -292,7 +292,7 @@ def test_a_slow_owner_whose_half_file_was_cleared_away_waits_for_the_others_and_
             if len(tries) == 1:
                 remove_leftovers(tmp_path, result.name)  # as a new owner does
 
-    share_out([0], folder=tmp_path / "work", kind="unit", done=lambda _: result.exists(), work=work)
+    share_out(SharedUnits([0], folder=tmp_path / "work", kind="unit", done=lambda _: result.exists()), work)
     assert tries == [0, 0]
     assert result.read_bytes() == b"bytes of the unit"
 

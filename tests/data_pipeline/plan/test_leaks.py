@@ -81,7 +81,7 @@ def test_a_cache_of_an_evaluation_split_is_allowed_marked_and_not_trained_on(mev
     build(config)
     manifest = read_manifest(config.out)
     assert manifest.role == "evaluation" and verify(config.out).ok
-    with pytest.raises(CacheError, match="not to be trained on"):
+    with pytest.raises(CacheError, match="which training must not use"):
         refuse_evaluation([manifest], where=config.out)
     assert guarded("mevis", root, "valid_u", leaks="allow").facts["role"] == "train"
 

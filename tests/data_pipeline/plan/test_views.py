@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load
 
 from flowmask.data_pipeline.build.build import build
-from flowmask.data_pipeline.build.sentences import encode_sentence
+from flowmask.data_pipeline.build.sentences import encode_sentences
 from flowmask.data_pipeline.cache.manifest import LONG_TEXT
 from flowmask.data_pipeline.clip.clips import swap_sides
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan
@@ -58,6 +58,11 @@ def test_views_of_a_clip_differ_in_frames_or_geometry(three_views):
     assert {one["flip"] for one in drawn} == {False, True}
 
 
+def embedding(encoder, text, dtype):
+    (found,) = encode_sentences(encoder, [text], dtype=dtype, together=1)
+    return found[LONG_TEXT]
+
+
 def test_a_mirrored_view_has_mirrored_sentences_with_embeddings_of_their_own(three_views, mevis, tiny_wan, make_config):
     encoder = WanFolder(tiny_wan).text_encoder(torch.float32)
     source = open_source(make_config(Path("unused")).sources)
@@ -69,10 +74,10 @@ def test_a_mirrored_view_has_mirrored_sentences_with_embeddings_of_their_own(thr
             mirrored = swap_sides(original) if meta["flip"] else original
             assert expression["text"] == clean(mirrored, lowercase=True)
             stored = tensors[f"text.{expression['text_id']}"]
-            expected = encode_sentence(encoder, expression["text"], dtype=stored.dtype)[LONG_TEXT]
+            expected = embedding(encoder, expression["text"], stored.dtype)
             assert torch.equal(stored, expected)
             if mirrored != original:
-                plain = encode_sentence(encoder, clean(original, lowercase=True), dtype=stored.dtype)[LONG_TEXT]
+                plain = embedding(encoder, clean(original, lowercase=True), stored.dtype)
                 assert stored.shape != plain.shape or not torch.equal(stored, plain)
                 changed += 1
     assert changed, "some sentence of a mirrored clip names a side"

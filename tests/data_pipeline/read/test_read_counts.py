@@ -1,5 +1,6 @@
 """What reading asks of the file system is counted exactly: a file opened twice or a byte too many fails here."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,3 +117,30 @@ def test_a_read_too_many_or_too_long_is_found(reader: CacheReader, monkeypatch: 
     with reads() as sizes:
         examples = epoch(reader, needs)
     assert Counter(sizes) != Counter(expected(reader, examples, needs))
+
+
+def test_threads_that_need_one_shard_open_it_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, second = list[int](), threading.Event()
+    real = reading.LocalFiles._open
+
+    def noted(self: reading.LocalFiles, shard: int) -> reading._OpenFile:
+        opened.append(shard)
+        if len(opened) > 1:
+            second.set()
+        second.wait(0.2)  # the first one is still opening when the other thread asks
+        return real(self, shard)
+
+    monkeypatch.setattr(reading.LocalFiles, "_open", noted)
+    files = reading.LocalFiles(cache)
+    shard, together = next(iter(files.shards)), threading.Barrier(2)
+
+    def read() -> None:
+        together.wait()
+        files.read([(shard, [(0, memoryview(bytearray(8)))])])
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened == [shard]

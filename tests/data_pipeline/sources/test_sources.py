@@ -160,6 +160,14 @@ def test_a_listed_video_needs_no_masks(film, tmp_path):
     assert not video.has_masks and video.expressions[0].text == "the clock"
 
 
+def test_a_mask_that_is_not_there_is_told_before_anything_is_read(film, tmp_path):
+    for given in ("gone", ["gone"] * 10):
+        (video,) = write_list(tmp_path, film, masks=given)
+        assert video.missing_file([0]) == tmp_path / "gone"
+    (tmp_path / "gone").mkdir()
+    assert write_list(tmp_path, film, masks="gone")[0].missing_file([0]) is None
+
+
 def test_a_list_of_masks_of_another_length_is_refused(film, tmp_path):
     shown = rle.encode(np.ones((48, 64), bool))
     (video,) = write_list(tmp_path, film, masks=[shown] * 9)
@@ -172,6 +180,9 @@ def test_a_list_of_masks_of_another_length_is_refused(film, tmp_path):
     [
         ("{", r"list\.jsonl:1: no valid JSON"),
         ("[]", "no field 'video'"),
+        ('{"video": "a.mp4", "expressions": [{"text": "x", "masks": ""}]}', r"masks is ''; expected a folder"),
+        ("file,text\n" * 9, r"^[^;]*list\.jsonl:1: no valid JSON \(file,text\); a line is one video"),
+        ('[\n{"video": "a.mp4"}\n]', r"^[^;]*list\.jsonl:1: no valid JSON \(\[\); a line is one video"),
         ('{"video": "a.mp4"}', "no field 'expressions'"),
         ('{"video": "a.mp4", "expressions": [{"text": " "}]}', "an empty sentence"),
         ('{"video": "a.mp4", "expressions": []}', "the dataset is empty"),

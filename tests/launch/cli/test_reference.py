@@ -48,6 +48,7 @@ def test_a_key_is_told_with_its_default_and_whether_a_resume_may_change_it() -> 
     assert keys["train.micro_batch"].may_change and keys["guard.loss_spike"].may_change
     assert keys["model.wan"].default == "" and keys["model.wan"].type == "path"
     assert keys["evaluate.whole_videos.data.root"].may_change
+    assert (keys["lora"].default, keys["lora"].type) == ("null", "section | null"), "a section that may be left out"
     assert keys["objective.focal_alpha"].section.startswith("objective, kind: ")
 
 

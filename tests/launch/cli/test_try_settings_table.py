@@ -47,9 +47,8 @@ def test_the_table_has_a_row_for_each_combination_the_best_first_and_json_has_th
     before = {path: path.read_bytes() for path in config.parent.rglob("*") if path.is_file()}
     known = json.loads(printed(config, "--json"))
     assert [one["jf"] for one in known] == sorted((one["jf"] for one in known), reverse=True) and len(known) == 4
-    cells = [
-        [cell.strip() for cell in line.split(bar)] for line in printed(config).splitlines() if (bar := "│") in line
-    ]
+    shown = printed(config).splitlines()
+    cells = [[cell.strip() for cell in line.split(bar)] for line in shown if (bar := "│") in line]
     names = ("pixel_norm", "text_tokens", "mask_latent_norm", "lowercase")
     wanted = [
         [*(str(one[name]).lower() for name in names), *(f"{one[name]:.2f}" for name in ("jf", "j", "f"))]

@@ -127,6 +127,9 @@ def test_the_encoders_do_the_work_that_was_planned(lab: Path, shape: Shape) -> N
         text("two birds near the water", max_tokens=64)
     tokens = text.token_count("two birds near the water")
     assert encoders.text_flop(tokens) == pytest.approx(counter.get_total_flops(), rel=0.1)
+    together = encoders.embed(sentences=3, tokens=tokens, dtype="float32")
+    assert together.flop == pytest.approx(encoders.text_flop(3 * tokens, sentences=3), rel=0.1)
+    assert together.peak_bytes > 3 * tokens * text.model.config.d_model * 4
 
 
 def test_cost_is_linear_in_the_depth_that_is_not_run(lab: Path) -> None:

@@ -85,11 +85,14 @@ def test_mlflow_has_one_run_above_those_of_the_trainings_with_the_figures_and_th
 
     client = MlflowClient(f"sqlite:///{study / 'runs' / 'mlflow.db'}")
     (experiment,) = [one for one in client.search_experiments() if one.name == "flowmask"]
-    runs = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
+    runs = {one.info.run_name.rpartition(" ")[0]: one for one in client.search_runs([experiment.experiment_id])}
     parent = runs.pop("a small study")
     assert runs.keys() == {"plain_seed0", "biased_seed0", "text_to_video"}
     children = {name for name, one in runs.items() if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
-    assert children == {"plain_seed0", "biased_seed0"}
+    assert children == runs.keys()
+    assert {name: one.data.tags["stage"] for name, one in runs.items()} == {name: name for name in runs}
+    scores = json.loads((study / "evaluate" / "plain_seed0" / "scores.json").read_text())
+    assert runs["plain_seed0"].data.metrics["test/mevis/valid_u/jf"] == pytest.approx(scores["jf"])
     figures = {row["row"]: row for row in json.loads((study / FIGURES).read_text())}
     assert parent.data.metrics["jf/biased"] == pytest.approx(figures["biased"]["mean"]["value"])
     assert parent.data.metrics["gain/biased"] == pytest.approx(figures["biased"]["difference"]["value"])

@@ -146,7 +146,7 @@ def test_its_weights_alone_tell_what_it_is(vae: Any, network: LightDecoderConfig
     assert isinstance(again, LightMaskDecoder) and torch.equal(again(latent), decoder(latent))
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in again.parameters())
     for name in state:
-        with pytest.raises(WeightsError, match=r"does not fit|is no light mask decoder") as caught:
+        with pytest.raises(WeightsError, match=r"does not fit|is not a light mask decoder") as caught:
             decoder_of({**state, name: torch.zeros(2, 2)}, vae, where="x")
         assert "\n" not in str(caught.value)
 
@@ -169,5 +169,5 @@ def test_a_vaes_decoder_is_known_too_and_one_is_not_taken_for_the_other(vae: Any
 
 def test_a_file_cannot_ask_for_a_network_that_is_larger_than_any_config(vae: Any) -> None:
     for state in ({"stem.weight": torch.zeros(1025, 1)}, {"stem.weight": torch.tensor(1.0)}):
-        with pytest.raises(WeightsError, match="x is no light mask decoder"):
+        with pytest.raises(WeightsError, match="x is not a light mask decoder"):
             decoder_of(state, vae, where="x")

@@ -133,6 +133,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(dit_run: Path, l
         (str(dit_run), {"format": "flowrvs", "out": tmp_path / "there.pth"}, "already exists"),
         (str(dit_run), {"format": "flowrvs", "out": tmp_path / "x.bin"}, "must end in .pth"),
         (str(tmp_path / "nothing"), {"format": "flowrvs", "out": tmp_path / "x.pth"}, "does not exist"),
+        (str(tmp_path / "nothing"), {"format": "flowrvs"}, "does not exist; give a run"),
         (str(tmp_path), {"format": "flowrvs", "out": tmp_path / "x.pth"}, "neither a run folder"),
         (str(dit_run), {"format": "diffusers", "out": tmp_path / "x", "wan": tmp_path / "gone"}, "give --wan"),
         (

@@ -170,7 +170,7 @@ def broken(held: Path, folder: Path, what: str) -> dict[str, str]:
     [
         ({"root": "/nowhere"}, r"/nowhere/valid_u: no such dataset folder"),
         ({"split": "train"}, r"no such dataset folder .* holds valid_u"),
-        ({"root": str(GOLDEN)}, r"2 of the 2 videos are trained on, in .*cache: vidA, vidB; .*cache.leaks=drop"),
+        ({"root": str(GOLDEN)}, r"2 of the 2 videos are in the training cache .*cache: vidA, vidB; .*cache.leaks=drop"),
         ("masks", r"video h0 of .* has no true masks; choose another split"),
         ("frame", r"00010.jpg"),
         ({"protocol": "refcoco"}, r"protocol is 'refcoco', which scores data.source refcoco"),

@@ -457,10 +457,11 @@ def test_scores_overlay_videos_and_the_report_are_left_for_the_mlflow_run_of_the
     scores = evaluate(_config(run, tmp_path / "e", report_examples=2))
     assert scores is not None
     notes = spool.Outbox(run, offset=0).take()
+    place = f"test/mevis/valid_u/{scores.fingerprint}"
     assert [(note.artifact, note.to) for note in notes] == [
-        (tmp_path / "e" / "scores.json", "evaluation"),
-        (tmp_path / "e" / "report.html", "evaluation"),
-        (tmp_path / "e" / "overlays", "evaluation"),
+        (tmp_path / "e" / "scores.json", place),
+        (tmp_path / "e" / "report.html", place),
+        (tmp_path / "e" / "overlays", place),
     ], "weights that are no run's have no step"
     made = sorted((tmp_path / "e" / "overlays").iterdir())
     assert len(made) == 2 and {f.stem for f in made} <= {k.replace("/", "_") for k in scores.per_expression}
@@ -471,15 +472,17 @@ def test_scores_overlay_videos_and_the_report_are_left_for_the_mlflow_run_of_the
         assert shown == len(list((tmp_path / "e" / "masks" / video / expression).iterdir()))
 
 
-def test_scores_of_a_whole_split_are_left_for_mlflow_under_its_name_at_the_step_of_the_checkpoint(
+def test_the_scores_of_every_evaluation_are_left_for_mlflow_under_its_split_at_the_step_of_the_checkpoint(
     export: Path, tmp_path: Path
 ) -> None:
     run, known = tmp_path / "run", {"j": 1.0, "f": 3.0, "jf": 2.0}
     run.mkdir()
     spool.write_plan(run, spool.TrackingPlan(key="k", uri="http://127.0.0.1:1", experiment="e", name="n"))
-    scores = Mock(totals=known, nothing={"n_acc": None, "final": 4.0})
-    _offer(_config(run, tmp_path / "e"), scores, step=7)
-    _offer(_config(run, tmp_path / "e", max_videos=1), scores, step=8)
-    (point,) = [note.point for note in spool.Outbox(run, offset=0).take() if note.point is not None]
-    wanted = {f"test/mevis/valid_u/{name}": value for name, value in (known | {"final": 4.0}).items()}
-    assert (point.step, point.metrics) == (7, wanted)
+    scores = Mock(totals=known, nothing={"n_acc": None, "final": 4.0}, protocol=None, fingerprint="first")
+    for fingerprint, more in (("first", {}), ("first", {}), ("another", {}), ("part", {"max_videos": 1})):
+        scores.fingerprint = fingerprint
+        _offer(_config(run / "checkpoints" / "step_00000007", tmp_path / "e", **more), scores, step=7)
+    points = [note.point for note in spool.Outbox(run, offset=0).take() if note.point is not None]
+    whole, part = "test/mevis/valid_u", "test/mevis/valid_u_first_1"
+    wanted = [{f"{group}/{n}": v for n, v in (known | {"final": 4.0}).items()} for group in (whole, whole, part)]
+    assert [(point.step, point.metrics) for point in points if point.metrics] == [(7, one) for one in wanted]

@@ -8,99 +8,28 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from runs import run_config
+from sending import rows, sent
 
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer.state.run_folder import RunFolder
 from flowmask.trainer.track import mlflow_run, sender, spool, tracking
-from flowmask.trainer.track.sender import Sender
+from flowmask.trainer.track.plans import default_uri
 from flowmask.trainer.track.spool import TrackingPlan
-from flowmask.trainer.track.tracking import Tracker, default_uri, offer_artifact, replay, start_tracking
+from flowmask.trainer.track.tracking import Tracker, offer_artifact, replay
 
-ROWS = 3
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's own new database, which takes it seconds to make."""
-    mlflow_run.quieten()
-    folder = tmp_path_factory.mktemp("template")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        mlflow_run._make_database(folder / "mlflow.db")
-    return folder / "mlflow.db"
-
-
-@pytest.fixture(autouse=True)
-def at_home(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user of the test's own; the sender, which runs in this process here, may change the folder."""
-    monkeypatch.setattr(mlflow_run, "_make_database", lambda path: shutil.copyfile(template, path))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    monkeypatch.chdir(tmp_path)
-
-
-def rows(out: Path, steps: range = range(1, ROWS + 1)) -> None:
-    """A run folder with rows of metrics."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text("train: {}\nmodel: {}\ndata: {}\n")
-    with (out / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps({"step": step, "time": step, "loss": 1.0}) + "\n" for step in steps)
-
-
-def sent(out: Path, uri: str | None = None) -> tuple[int, list[str]]:
-    """Send an ended run from this process; the exit code, and what was said."""
-    plan, said, over = spool.read_plan(out), list[str](), threading.Event()
-    assert plan is not None
-    over.set()
-    plan = plan.model_copy(update={"uri": uri or plan.uri})
-    forget_databases()
-    code = Sender(out.resolve(), plan, SimpleNamespace(reached=over), said.append).run()  # type: ignore[arg-type]
-    return code, said
-
-
-def forget_databases() -> None:
-    """MLflow keeps what it opened by its URI, which from another folder is another file: a sender has one folder."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from mlflow.tracking._tracking_service.utils import _tracking_store_registry
-
-    for engine in SqlAlchemyStore._engine_map.values():
-        engine.dispose()
-    SqlAlchemyStore._engine_map.clear()
-    _tracking_store_registry._get_store_with_resolved_uri.cache_clear()
-
-
-@pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The plan that a start of a run in `out` has, with no process that sends."""
-    said: list[str] = []
-
-    def fake(folder: Path, plan: TrackingPlan, *, warn: Any) -> Any:
-        spool.write_plan(folder, plan)
-        return SimpleNamespace(plan=plan)
-
-    def start(out: Path, *, resumed: bool = True, run_id: str | None = None, **settings: Any) -> TrackingPlan:
-        config = run_config(Path("lab"), out, {"tracking.enabled": True, "train.log_every_steps": 1, **settings})
-        out.mkdir(parents=True, exist_ok=True)
-        with monkeypatch.context() as patch:
-            patch.setattr(tracking, "Tracker", fake)
-            made: Any = start_tracking(config, fingerprint="f", resumed=resumed, run_id=run_id, warn=said.append)
-        return made.plan  # type: ignore[no-any-return]
-
-    start.said = said  # type: ignore[attr-defined]
-    return start
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def runs_in(path: Path) -> list[tuple[str, list[int]]]:
-    """Name and steps of every run in a database, the oldest first."""
+    """First word of the name, and steps, of every run in a database, the oldest first."""
     with closing(sqlite3.connect(path)) as database:
         found = database.execute("SELECT name, run_uuid FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time")
-        query = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'step' ORDER BY step"
-        return [(name, [step for (step,) in database.execute(query, [uuid])]) for name, uuid in found.fetchall()]
+        query = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'train/step' ORDER BY step"
+        first_word = [(name.split()[0], uuid) for name, uuid in found.fetchall()]
+        return [(name, [step for (step,) in database.execute(query, [uuid])]) for name, uuid in first_word]
 
 
 def test_a_run_that_starts_anew_is_a_new_mlflow_run_and_a_resumed_one_the_same(planned: Any, tmp_path: Path) -> None:
@@ -410,7 +339,8 @@ def test_three_first_runs_at_once_in_a_folder_with_a_half_made_database_all_arri
             tracker.close("FINISHED")
         for folder in folders:
             folder.close()
-        assert len(said) == 1 and "half made" in said[0], said
+        told = [line for line in said if not line.startswith("MLflow: `mlflow ui ")]  # each says where to look
+        assert len(told) == 1 and "half made" in told[0] and len(said) == 4, said
         assert sorted(runs_in(runs / "mlflow.db")) == [(name, [1, 2, 3]) for name in "abc"]
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowmask.trainer.track import spool
-from flowmask.trainer.track.spool import Outbox, Sent, StepPoints, TrackingPlan
+from flowmask.trainer.track.points import StepPoints
+from flowmask.trainer.track.spool import Outbox, Sent, TrackingPlan
 
 
 def write_rows(folder: Path, steps: range, **fields: Any) -> None:
@@ -36,11 +37,11 @@ def test_points_are_the_same_wherever_sending_stops_and_starts_again(
         assert point.metrics["loss"] == (before + 1 + point.step) / 2 and point.time_ms == 1000 * point.step
 
 
-def test_steps_trained_again_are_passed_over_and_skipped_ones_are_counted_from_the_start(tmp_path: Path) -> None:
+def test_a_window_that_an_earlier_start_began_is_whole_and_skips_count_from_the_first_step(tmp_path: Path) -> None:
     write_rows(tmp_path, range(1, 4), skipped=True)
     write_rows(tmp_path, range(4, 9))
     (point,) = StepPoints(tmp_path, every_steps=4, after=6).take(10, final=False)
-    assert (point.step, point.metrics) == (8, {"loss": 7.5, "skipped_steps": 3.0})
+    assert (point.step, point.metrics) == (8, {"loss": 6.5, "skipped_steps": 3.0})
 
 
 def test_a_torn_line_waits_until_it_is_whole(tmp_path: Path) -> None:
@@ -71,7 +72,12 @@ def test_an_evaluation_that_is_repeated_counts_once_and_a_torn_note_spoils_no_ot
     spool.add_artifact(tmp_path, tmp_path / "a.mp4", to="evaluation")
     notes = Outbox(tmp_path, offset=0).take()
     assert [note.point.metrics for note in notes if note.point] == [{"eval_loss": 1.0}, {"eval_jf": 3.0}]
-    assert (notes[-1].artifact, notes[-1].to) == (tmp_path / "a.mp4", "evaluation")
+    assert (notes[-1].artifact, notes[-1].to, notes[-1].weights) == (tmp_path / "a.mp4", "evaluation", False)
+    spool.add_metrics(tmp_path, 10, {"eval_loss": 1.0}, of="another measurement")
+    assert [note.point.metrics for note in Outbox(tmp_path, offset=notes[-1].end).take() if note.point] == [
+        {"eval_loss": 1.0}
+    ]
+    notes = Outbox(tmp_path, offset=0).take()
     outbox = Outbox(tmp_path, offset=notes[0].end)
     assert outbox.take() == notes[1:] and outbox.take() == []
 

@@ -1,7 +1,9 @@
 """MLflow sees one run per training run, whole and once, and can neither stop nor slow it."""
 
 import errno
+import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -21,9 +23,10 @@ from flowmask.trainer.score.evaluate import evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.state import provenance
 from flowmask.trainer.state.run_folder import RunFolder
-from flowmask.trainer.track import mlflow_run, spool, tracking
+from flowmask.trainer.track import mlflow_run, names, spool, tracking
+from flowmask.trainer.track.plans import default_uri
 from flowmask.trainer.track.spool import TrackingPlan
-from flowmask.trainer.track.tracking import Tracker, default_uri, replay
+from flowmask.trainer.track.tracking import Tracker, replay
 
 TRACKED = {"tracking.enabled": True, "train.log_every_steps": 1, "tracking.end_timeout_s": 120}
 HELPERS = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2] / "support")])
@@ -68,6 +71,7 @@ class Writer:
             experiment=experiment,
             name=out.name,
             params={"train.lr": "1", "long": "x" * 9000},
+            started_ms=1_700_000_000_000,
             end_timeout_s=end_timeout_s,
         )
         self.tracker = Tracker(out, self.plan, warn=self.warnings.append)
@@ -102,18 +106,18 @@ def the_run(client: Any, experiment: str) -> Any:
 def has_step(server: Server, experiment: str, step: int) -> bool:
     found = server.client.get_experiment_by_name(experiment)
     runs = server.client.search_runs([found.experiment_id]) if found is not None else []
-    return any(run.data.metrics.get("step", 0) >= step for run in runs)
+    return any(run.data.metrics.get("train/step", 0) >= step for run in runs)
 
 
 def check_whole(client: Any, experiment: str, *, steps: int, status: str) -> None:
     """One run that has every step's point once, and ended as it says."""
     run = the_run(client, experiment)
     assert run.info.status == status
-    marks = Counter(point.step for point in client.get_metric_history(run.info.run_id, "step"))
+    marks = Counter(point.step for point in client.get_metric_history(run.info.run_id, "train/step"))
     assert marks == Counter(range(1, steps + 1))
-    losses = {p.step: p.value for p in client.get_metric_history(run.info.run_id, "loss")}
+    losses = {p.step: p.value for p in client.get_metric_history(run.info.run_id, "train/loss")}
     assert losses == {step: loss(step) for step in range(1, steps + 1) if step % 10 != 9}
-    assert run.data.metrics["skipped_steps"] == (steps + 1) // 10
+    assert run.data.metrics["train/skipped_steps"] == (steps + 1) // 10
 
 
 def test_one_mlflow_run_across_restarts_with_params_metrics_and_the_right_end(lab: Path, tmp_path: Path) -> None:
@@ -128,17 +132,36 @@ def test_one_mlflow_run_across_restarts_with_params_metrics_and_the_right_end(la
     start(lab, out, TRACKED | {"tracking.peak_tflops": 1.0})
     run = the_run(client, "flowmask")
     assert run.info.run_id == stopped.info.run_id and run.info.status == "FINISHED"
-    assert run.data.params["train.lr"] == "0.002" and len(run.data.params["fingerprint"]) == 64
-    assert run.data.params["git_commit"] == provenance.git_commit()
-    assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 11))
-    assert run.data.metrics.keys() >= {
-        *("lr", "epoch", "loss", "loss_at_video", "loss_elsewhere", "grad_norm", "skipped_steps", "step"),
-        *("examples_per_s", "tokens_per_s", "model_tflop_per_s", "mfu_pct", "data_wait_pct"),
-        *("step_s_p50", "step_s_p90", "step_s_p99", "host_memory_gib"),
+    assert run.data.params["train.lr"] == "0.002"
+    assert not [key for key in run.data.params if key.startswith(("launch", "tracking", "evaluate", "out", "lora"))]
+    assert [p.step for p in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(1, 11))
+    losses = ("loss", "loss_at_video", "loss_elsewhere", "grad_norm", "lr", "epoch", "skipped_steps", "step")
+    rates = ("examples_per_s", "tokens_per_s", "model_tflop_per_s", "mfu_pct", "data_wait_pct", "host_memory_gib")
+    assert run.data.metrics.keys() == {
+        *(f"train/{name}" for name in losses),
+        *(f"system/{name}" for name in (*rates, "step_s_p50", "step_s_p90", "step_s_p99")),
     }
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
+    check_facts(run, out)
     start(lab, out, TRACKED | {"train.steps": 11})
     assert the_run(client, "flowmask").data.tags["resumed.train.steps"] == "11"
+
+
+def check_facts(run: Any, out: Path) -> None:
+    """Who trained what on which data, where, by which code; named by when it began."""
+    tags, commit = run.data.tags, provenance.git_commit()
+    assert tags["mlflow.source.git.commit"] == commit.removesuffix("-dirty") and tags["mlflow.user"]
+    assert (tags["objective"], tags["dataset"], tags["gpus"]) == ("flow_matching", "cache", "none")
+    assert tags["host"] == platform.node() and tags["folder"] == str(out) and "stage" not in tags
+    began = time.strftime("%m%d-%H%M%S", time.localtime(run.info.start_time / 1000))
+    assert run.info.run_name == f"{out.name} {began}"
+    (found,) = run.inputs.dataset_inputs
+    manifest = json.loads((Path(json.loads(found.dataset.source)["uri"]) / "manifest.json").read_text())
+    facts = json.loads(found.dataset.profile)
+    assert (found.dataset.name, found.tags[0].value, facts["examples"]) == ("cache", "training", manifest["examples"])
+    assert facts["fingerprint"] == manifest["fingerprint"]["total"]
+    page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert f"open http://127.0.0.1:5000{page}" in (out / "log.txt").read_text()
 
 
 def test_a_server_that_is_late_and_dies_in_the_middle_gets_everything_once(
@@ -161,7 +184,7 @@ def test_a_server_that_is_late_and_dies_in_the_middle_gets_everything_once(
     writer.close("FINISHED")
     check_whole(server.client, name, steps=155, status="FINISHED")
     run = the_run(server.client, name)
-    assert run.data.metrics["eval_loss"] == 0.5 and len(run.data.params["long"]) == 500
+    assert run.data.metrics["eval/loss"] == 0.5 and len(run.data.params["long"]) == 500
     (video,) = server.client.list_artifacts(run.info.run_id, "evaluation")
     assert video.path == "evaluation/overlay.mp4" and video.file_size == 6
 
@@ -181,7 +204,7 @@ def test_a_postgresql_that_dies_under_the_server_gets_everything_once(tmp_path: 
         database.start()
         writer.close("FINISHED")
         check_whole(server.client, "postgresql", steps=150, status="FINISHED")
-        assert the_run(server.client, "postgresql").data.metrics["eval_loss"] == 0.5
+        assert the_run(server.client, "postgresql").data.metrics["eval/loss"] == 0.5
     finally:
         server.kill()
         database.remove()
@@ -229,6 +252,8 @@ def test_an_end_without_the_server_is_short_and_what_is_left_is_sent_later(
     line.set("open")
     assert replay(writer.out, timeout_s=120, warn=writer.warnings.append)
     check_whole(sqlite_server.client, "later", steps=30, status="KILLED")
+    info = the_run(sqlite_server.client, "later").info
+    assert (info.start_time, info.end_time) == (writer.plan.started_ms, spool.read_plan(writer.out).ended_ms)
     command = [sys.executable, "-m", "flowmask", "track", str(writer.out)]
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "MLflow has everything of" in again.stdout
@@ -258,6 +283,8 @@ def test_a_killed_training_is_failed_and_its_next_start_continues_the_same_run(
     assert subprocess.run(crash, check=False).returncode == -signal.SIGKILL
     wait_until(lambda: the_run(client, "crash").info.status == "FAILED", "the status of the crashed run")
     check_whole(client, "crash", steps=20, status="FAILED")
+    last_row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert the_run(client, "crash").info.end_time == int(1000 * last_row["time"])
     first = the_run(client, "crash").info.run_id
     (out / spool.SENT).unlink()  # as if it had died before the id was saved
     writer = Writer(out, uri=sqlite_server.uri, experiment="crash", after=12)
@@ -312,7 +339,7 @@ def test_a_full_disk_ends_no_training_on_account_of_mlflow(tmp_path: Path, monke
 def test_params_of_any_length_and_keys_of_any_letters_fit() -> None:
     assert mlflow_run.short("x" * 500) == "x" * 500
     assert len(mlflow_run.short("x" * 501)) == 500 and mlflow_run.short("x" * 600) != mlflow_run.short("x" * 601)
-    assert mlflow_run._name("data.sources.MeViS (ü)") == "data.sources.MeViS ___"
+    assert names.allowed("data.sources.MeViS (ü)") == "data.sources.MeViS ___"
 
 
 @pytest.mark.long
@@ -361,6 +388,9 @@ def test_the_scores_of_a_split_stand_in_a_servers_run_at_the_step_of_their_check
     for key, value in scores.totals.items():
         (point,) = client.get_metric_history(run.info.run_id, f"test/mevis/valid_u/{key}")
         assert (point.step, point.value) == (2, value), key
-    files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
-    assert {"evaluation/scores.json", "evaluation/report.html"} <= files
+    place = f"test/mevis/valid_u/{scores.fingerprint}"
+    files = {file.path for file in client.list_artifacts(run.info.run_id, place)}
+    assert {f"{place}/scores.json", f"{place}/report.html"} <= files
+    (point,) = client.get_metric_history(run.info.run_id, "test/mevis/valid_u/mevis_jf")
+    assert point.value == scores.protocol["tables"][scores.protocol["convention"]]["all"]["jf"]
     assert run.info.status == "FINISHED"

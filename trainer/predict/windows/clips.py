@@ -15,7 +15,7 @@ from torch import Tensor
 from flowmask.data_pipeline.clip.pixels import PixelNorm
 from flowmask.data_pipeline.clip.vae_clip import FrameReader, VaeClip, read_clip
 from flowmask.data_pipeline.config import FrameBox
-from flowmask.trainer.predict.inference import MaskPiece, masks_of
+from flowmask.trainer.predict.inference import MaskPiece, finite, masks_of
 from flowmask.trainer.predict.presence import presence_of
 from flowmask.trainer.predict.windows.cut import TimeWindow
 
@@ -65,8 +65,11 @@ class Stitched:
         self._blend = Blend()
 
     def add(self, window: TimeWindow, logits: Tensor) -> Tensor:
-        """Logits [F H W] of the next window, its padding too -> those of its final frames, as `Blend.add`."""
-        final = self._blend.add(window, logits)
+        """Logits [F H W] of the next window, its padding too -> those of its final frames, as `Blend.add`.
+
+        CheckpointError if one of them is not finite.
+        """
+        final = finite(self._blend.add(window, logits))
         self.presence += window.share * presence_of(final, frames=len(final))
         return final
 

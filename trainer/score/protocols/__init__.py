@@ -46,6 +46,20 @@ def in_scores(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     return {"name": name, "convention": protocol.conventions[0], "tables": protocol.overall(records)}
 
 
+def numbers_by_name(known: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """The numbers of the default convention by one name each, `<protocol>_<part>_<number>`; empty for no protocol.
+
+    known: as `in_scores` gives it
+    """
+    if known is None:
+        return {}
+    found = {}
+    for title, row in known["tables"][known["convention"]].items():
+        part = "" if title == "all" else f"{title.replace(' ', '_')}_"
+        found |= {f"{known['name']}_{part}{name}": value for name, value in row.items()}
+    return found
+
+
 def number_title(name: str) -> str:
     """A number's name as people write it."""
     return _TITLES.get(name) or name.replace("precision_", "P@").replace("ap_", "AP ").replace("_", " ")

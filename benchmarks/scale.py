@@ -1,0 +1,325 @@
+"""What grows, and how fast: many clips, shards, build workers and ranks, counted and measured on one machine.
+
+    python benchmarks/scale.py clips --sizes 100000 1000000
+    python benchmarks/scale.py workers --workers 1 8 64 200
+    python benchmarks/scale.py status --sizes 10000 100000
+    python benchmarks/scale.py saves --ranks 2 8 64 1000
+    python benchmarks/scale.py failures
+
+Each prints a table. Seconds are of the CPU, so that they hold on a machine that does other work; memory is the most
+that a fresh process had. `clips` plans with the real planner and finalises real sidecars beside tars of holes.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLIPS_PER_SHARD, SENTENCES = 64, 2
+_PARTS: dict[str, Callable[[argparse.Namespace], None]] = {}
+
+
+def part(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a part of this benchmark."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        _PARTS[name] = function
+        return function
+
+    return add
+
+
+def table(head: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
+    """Print a table line by line, as its rows are measured."""
+    print("| " + " | ".join(head) + " |", "|" + "---|" * len(head), sep="\n", flush=True)
+    for row in rows:
+        print("| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |", flush=True)
+
+
+def fresh(function: str, *arguments: object) -> dict[str, Any]:
+    """What a function of this file returns in a process of its own, with its CPU seconds and its most memory."""
+    command = [sys.executable, __file__, "--call", function, *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measured(work: Callable[[], object]) -> dict[str, Any]:
+    began = time.process_time()
+    work()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"cpu_s": time.process_time() - began, "peak_mib": peak}
+
+
+@part("clips")
+def clips(arguments: argparse.Namespace) -> None:
+    """Plan and finalise: CPU seconds and memory by the number of clips."""
+
+    def rows() -> Iterator[Sequence[object]]:
+        for size in arguments.sizes:
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                plan = fresh("plan_clips", folder, size)
+                fresh("write_sidecars", folder)
+                done = fresh("finalise_clips", folder)
+            yield (
+                size,
+                *(f"{one[key]:.{digits}f}" for one in (plan, done) for key, digits in (("cpu_s", 1), ("peak_mib", 0))),
+            )
+
+    table(("clips", "plan: CPU s", "MiB", "finalise: CPU s", "MiB"), rows())
+
+
+def plan_clips(folder: str, size: str) -> dict[str, Any]:
+    import stub_build
+
+    config = stub_build.config_of(Path(folder), clips_per_shard=CLIPS_PER_SHARD)
+    return measured(lambda: stub_build.write_plan(Path(folder, "plan"), clips=int(size), config=config))
+
+
+def write_sidecars(folder: str) -> dict[str, Any]:
+    """A sidecar of every unit of the plan, and a tar of holes: what workers would have written, without their work."""
+    import stub_build
+
+    from flowmask.data_pipeline.build.records import Rows, example_rows
+    from flowmask.data_pipeline.cache.shards import RecordPlace, shard_name, sidecar_name
+    from flowmask.data_pipeline.plan.units import read_plan
+
+    out, plan = Path(folder), read_plan(Path(folder, "plan"))
+    assert plan is not None
+    (out / "shards").mkdir()
+    text = np.zeros((stub_build.TOKENS, stub_build.TEXT_DIM), np.float32)
+    for unit in range(plan.clip_units):
+        rows = Rows(records=0, text_dim=stub_build.TEXT_DIM, shapes=[(1, stub_build.SIDE, stub_build.SIDE)])
+        for number, (clip, _) in enumerate(plan.unit_clips(unit)):
+            at = number * 4096
+            names = ("video.mean", "video.logvar", "mask.0.mean", "text.0", "text.1")
+            place = RecordPlace((at + 512, 900), {name: (at + 2048 + i * 256, 256) for i, name in enumerate(names)})
+            expressions = [{"mask": 0, "text_id": k} for k in range(len(clip.sentences))]
+            tensors = {"text.0": text, "text.1": text}
+            meta = {"expressions": expressions, "view": clip.view}
+            rows.examples += example_rows(meta, tensors, place, unit=unit, shape=0)  # type: ignore[arg-type]
+            rows.records += 1
+        size = rows.records * 4096
+        with (out / "shards" / shard_name(unit)).open("wb") as file:
+            file.truncate(size)
+        sidecar = rows.sidecar(
+            unit=unit, size=size, sha256=f"{unit:064x}", dropped_empty_masks=0, quarantined=[], made_with={"a": "stub"}
+        )
+        (out / "shards" / sidecar_name(unit)).write_bytes(sidecar.to_bytes())
+    return {}
+
+
+def finalise_clips(folder: str) -> dict[str, Any]:
+    import stub_build  # noqa: F401  (what it stands in for, torch, is not measured)
+
+    from flowmask.data_pipeline.build.finalise import finalise
+    from flowmask.data_pipeline.plan.units import read_plan
+
+    plan = read_plan(Path(folder, "plan"))
+    assert plan is not None
+    return measured(lambda: finalise(Path(folder), plan))
+
+
+@part("workers")
+def workers(arguments: argparse.Namespace) -> None:
+    """Build with forked workers: questions to the filesystem, and whether the bytes are those of one worker."""
+
+    def rows() -> Iterator[Sequence[object]]:
+        bytes_of_one = None
+        for count in arguments.workers:
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                command = [
+                    sys.executable,
+                    str(Path(__file__).with_name("stub_build.py")),
+                    f"{folder}/cache",
+                    "--hashes",
+                ]
+                command += ["--workers", str(count), "--clips", str(arguments.clips), "--clips-per-shard", "8"]
+                found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            bytes_of_one = bytes_of_one or found["files"]
+            equal = "yes" if found["files"] == bytes_of_one else "NO"
+            asked, units = found["operations"], found["units"]
+            each = (f"{asked['clips'] / units:.1f}", f"{asked['finalise'] / units:.1f}")
+            yield count, units, *each, f"{found['cpu_s']:.1f}", f"{found['peak_mib']:.0f}", equal
+
+    head = ("workers", "units", "questions a unit", "and of finalise", "CPU s", "MiB of the largest", "bytes of one")
+    table(head, rows())
+
+
+@part("status")
+def status(arguments: argparse.Namespace) -> None:
+    """`flowmask cache status` by the number of shards, of a build near its end and of a finished cache."""
+
+    def rows() -> Iterator[Sequence[object]]:
+        for size in arguments.sizes:
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                fresh("write_begun", folder, size)
+                begun = fresh("status_of", folder)
+                fresh("write_finished", folder, size)
+                finished = fresh("status_of", folder)
+            yield size, f"{begun['cpu_s']:.2f}", f"{finished['cpu_s']:.2f}", f"{finished['peak_mib']:.0f}"
+
+    table(("shards", "being built: CPU s", "finished: CPU s", "MiB"), rows())
+
+
+def write_begun(folder: str, size: str) -> dict[str, Any]:
+    """A build of which one shard is left, by the names of its files."""
+    from flowmask.data_pipeline.cache.manifest import Fingerprint
+    from flowmask.data_pipeline.cache.shards import sidecar_name
+    from flowmask.data_pipeline.plan.cost import ViewCost
+    from flowmask.models.stored.sealed import seal
+
+    out, shards = Path(folder), int(size)
+    for name in ("plan", "shards", "work/claims", "work/texts"):
+        (out / name).mkdir(parents=True)
+    for name, length in (("clips.jsonl", shards * CLIPS_PER_SHARD), ("texts.jsonl", 256)):
+        (out / "plan" / name).touch()
+        os.truncate(out / "plan" / name, length)
+    (out / "work/texts/text-000000.safetensors").touch()
+    fields = {"cache.clips_per_shard": CLIPS_PER_SHARD}
+    identity = Fingerprint(total="0" * 64, text="0" * 64, video="0" * 64, masks="0" * 64, fields=fields)
+    count = shards * CLIPS_PER_SHARD
+    plan = {"files": {}, "fingerprint": identity.model_dump(), "clips": count, "texts": 256, "facts": {}}
+    (out / "plan/plan.json").write_bytes(seal({**plan, "costs": [asdict(ViewCost(clips=count))]}))
+    for unit in range(shards - 1):
+        (out / "shards" / sidecar_name(unit)).touch()
+    return {}
+
+
+def write_finished(folder: str, size: str) -> dict[str, Any]:
+    """The manifest of a cache with so many shards."""
+    from flowmask.data_pipeline.cache import manifest
+    from flowmask.data_pipeline.cache.shards import shard_name
+
+    count, examples = int(size), int(size) * CLIPS_PER_SHARD * SENTENCES
+    entry = {"size": 300_000_000, "records": CLIPS_PER_SHARD, "made_with": 0}
+    shards = [
+        {**entry, "file": shard_name(n), "sha256": f"{n:064x}", "examples": [examples // count]} for n in range(count)
+    ]
+    hashes = dict.fromkeys(("total", "text", "video", "masks"), "0" * 64)
+    facts = manifest.Manifest.model_validate(
+        {
+            "fingerprint": {**hashes, "fields": {}},
+            "dtype": "bfloat16",
+            "views": 1,
+            "latent_channels": 1,
+            "latents_mean": [0.0],
+            "latents_std": [1.0],
+            "text_dim": 4096,
+            "longest_text_tokens": 15,
+            "pixel_norm": "half",
+            "lowercase": True,
+            "clips": count * CLIPS_PER_SHARD,
+            "examples": examples,
+            "dropped_empty_masks": 0,
+            "buckets": [{"frames": 17, "height": 480, "width": 832, "first": [0], "examples": [examples]}],
+            "index": {"size": 1, "sha256": "0" * 64},
+            "environments": [{}],
+            "shards": shards,
+        }
+    )
+    Path(folder, manifest.FILE).write_bytes(facts.to_bytes())
+    return {}
+
+
+def status_of(folder: str) -> dict[str, Any]:
+    from flowmask.data_pipeline.build.status import status as status_of_cache
+
+    return measured(lambda: status_of_cache(Path(folder)))
+
+
+@part("saves")
+def saves(arguments: argparse.Namespace) -> None:
+    """What rank 0 of a group sends, gets and writes for one checkpoint, beside its own tensors."""
+
+    def rows() -> Iterator[Sequence[object]]:
+        for ranks in arguments.ranks:
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                found = fresh("save_among", folder, ranks)
+            yield ranks, found["collectives"], found["received"], found["state_bytes"], f"{found['seconds']:.2f}"
+
+    table(("ranks", "collectives", "bytes that a rank gets", "bytes of state.json", "CPU s of rank 0"), rows())
+
+
+def save_among(folder: str, ranks: str) -> dict[str, Any]:
+    """One save of the real `Checkpoints` on rank 0 of a group whose other ranks answer as this one does."""
+    from types import SimpleNamespace
+
+    import torch
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_iter
+
+    from flowmask.trainer.config import CheckpointConfig
+    from flowmask.trainer.state.saving import Checkpoints
+
+    seen = {"collectives": 0, "received": 0}
+
+    class Traffic(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.namespace == "c10d":
+                seen["collectives"] += 1
+                seen["received"] += sum(t.nbytes for t in tree_iter(args[0]) if isinstance(t, torch.Tensor))
+            return function(*args, **(kwargs or {}))
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=int(ranks))
+    piece = SimpleNamespace(name="w", start=0, tensors=lambda: {"master": torch.zeros(4)})
+    engine = SimpleNamespace(updates=1, zero_stage=1, shapes={"w": (4,)}, fragments=lambda: [piece])
+    average = SimpleNamespace(updates=1, shadow=[torch.zeros(4)])
+    checkpoints = Checkpoints(Path(folder), config=CheckpointConfig(), warn=print)
+    began = time.process_time()
+    with Traffic():
+        checkpoints.begin(engine, average, step=1, state={})  # type: ignore[arg-type]
+        checkpoints.settle()
+    seconds = time.process_time() - began
+    return {**seen, "state_bytes": Path(folder, "step_00000001", "state.json").stat().st_size, "seconds": seconds}
+
+
+@part("failures")
+def failures(arguments: argparse.Namespace) -> None:
+    """The longest restart with which 128 nodes that fail every 3 h keep 99 %, by what a save costs."""
+    from flowmask.launch.plan.failures import Saving
+
+    def rows() -> Iterator[Sequence[object]]:
+        for stall_s, write_s in ((0.002, 4.5), (0.1, 4.5), (0.1, 30.0), (1.0, 10.0)):
+            enough = [s for s in range(601) if _best(Saving(10_800, s, stall_s, write_s)) >= 0.99]
+            costs = Saving(10_800, 60, stall_s, write_s)
+            every = costs.best_interval_s()
+            longest = f"{enough[-1]} s" if enough else "none"
+            yield f"{stall_s:g} s", f"{write_s:g} s", f"{every:.0f} s", f"{100 * costs.effective(every):.2f} %", longest
+
+    head = ("a save stalls for", "and counts after", "best interval", "kept, restart 60 s", "longest restart for 99 %")
+    table(head, rows())
+
+
+def _best(costs: Any) -> float:
+    return float(costs.effective(costs.best_interval_s()))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--call"]:
+        print(json.dumps(globals()[sys.argv[2]](*sys.argv[3:])))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=_PARTS)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64, 200])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 64, 1000])
+    parser.add_argument("--clips", type=int, default=12_800, help="of `workers`, 8 a shard")
+    parser.add_argument("--folder", type=Path, help="where to write; default: the place for temporary files")
+    arguments = parser.parse_args()
+    _PARTS[arguments.part](arguments)
+
+
+if __name__ == "__main__":
+    main()
