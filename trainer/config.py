@@ -63,9 +63,7 @@ class TrackingConfig(Section):
     )
     experiment: str = Field(default="flowmask", description="MLflow experiment; created if missing")
     run_name: str | None = Field(
-        default=None,
-        min_length=1,
-        description="name of the MLflow run; null: stage or run folder, and start time",
+        default=None, min_length=1, description="name of the MLflow run; null: stage or run folder, and start time"
     )
     stage: str | None = Field(default=None, description="the tag stage; a curriculum sets it to the stage's name")
     parent: Path | None = Field(default=None, description="folder of the parent MLflow run; a curriculum sets it")

@@ -25,23 +25,11 @@ KEY_TAG = "flowmask.run"
 _PARENT_TAG = "mlflow.parentRunId"
 
 _MONITOR_EVERY_S = 30.0  # a sample of the machine's load
-
 _PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
 _DATASET_CHARACTERS = 500
 _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
 _ELSEWHERE = re.compile(r"(?!file:)[A-Za-z][\w+.-]*:")
 _PLACE = re.compile(r"[\w. -]+(?:/[\w. -]+)*")
-_LASTING_CODES = {
-    *("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"),
-    *("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "NOT_IMPLEMENTED", "FEATURE_DISABLED"),
-}
-_LASTING_WORDS = re.compile(
-    r"not a database|unable to open database file|readonly database|no such (?:table|column)|duplicate column|"
-    r"table \S+ already exists|out-of-date database schema|authentication failed|database \S+ does not exist|"
-    r"unknown database|access denied|invalid artifact path|certificate_verify_failed|wrong_version_number|"
-    r"invalid url|no connection adapters|can't load plugin|no module named",
-    re.IGNORECASE,
-)
 
 
 class MlflowRun:
@@ -66,7 +54,7 @@ class MlflowRun:
         self.sent = spool.read_sent(folder, uri=self._server)
         self._experiment_id = self._experiment()
         self.run_id = self._run()
-        self._uri = uri
+        self.uri = uri
         self.note_sent(0 if self._has_older_names() else self.sent.outbox_bytes)
         if not begins:
             return
@@ -162,10 +150,6 @@ class MlflowRun:
         if sent != spool.read_sent(self._folder, uri=self._server):
             spool.write_sent(self._folder, sent)
         self.sent = sent
-
-    def watch_node(self) -> None:
-        """Feed it with this machine's load too, until the process ends."""
-        watch_node(self._uri, self.run_id)
 
     def last_step(self) -> int:
         """The last training step whose metrics the server has; 0 if it has none."""
@@ -263,7 +247,7 @@ def watch_node(uri: str, run_id: str) -> None:
     from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as ENABLED
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    place = {"run_id": run_id, "tracking_uri": uri, "node_id": _name(os.uname().nodename)}
+    place = {"run_id": run_id, "tracking_uri": uri, "node_id": allowed(os.uname().nodename)}
 
     def watch() -> None:
         while True:
@@ -273,13 +257,6 @@ def watch_node(uri: str, run_id: str) -> None:
 
     if not ENABLED.is_set() or ENABLED.get():
         threading.Thread(target=watch, name="system metrics", daemon=True).start()
-
-
-def is_lasting(error: Exception) -> bool:
-    """Whether waiting can't mend what a call raised: a person has to."""
-    if isinstance(error, UserError | ImportError | PermissionError | NotADirectoryError | FileExistsError):
-        return True
-    return getattr(error, "error_code", None) in _LASTING_CODES or _LASTING_WORDS.search(str(error)) is not None
 
 
 def _make_database(path: Path) -> None:

@@ -8,6 +8,7 @@ variable, as files hold no secrets. What it says on standard output is for the r
 
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
@@ -23,7 +24,7 @@ from flowmask.models.process import STOP_SIGNALS
 from flowmask.models.safe.secrets import URI_VARIABLE, masked_uri, revealed_uri, without_secrets
 from flowmask.models.safe.signature import signature
 from flowmask.trainer.track import spool
-from flowmask.trainer.track.mlflow_run import MlflowRun, is_lasting
+from flowmask.trainer.track.mlflow_run import MlflowRun, watch_node
 from flowmask.trainer.track.points import StepPoints
 from flowmask.trainer.track.spool import Note, Outbox, Status, TrackingPlan
 from flowmask.trainer.track.tracking import DONE, LEFT
@@ -34,6 +35,17 @@ _RETRY_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 _LASTING_S = 300.0  # before a person may have mended what waiting does not
 _QUIET_S = 600.0  # between two reports of a server that comes and goes
 _REASON_CHARACTERS = 600
+_LASTING_CODES = {
+    *("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "ENDPOINT_NOT_FOUND"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "NOT_IMPLEMENTED", "FEATURE_DISABLED"),
+}
+_LASTING_WORDS = re.compile(
+    r"not a database|unable to open database file|readonly database|no such (?:table|column)|duplicate column|"
+    r"table \S+ already exists|out-of-date database schema|authentication failed|database \S+ does not exist|"
+    r"unknown database|access denied|invalid artifact path|certificate_verify_failed|wrong_version_number|"
+    r"invalid url|no connection adapters|can't load plugin|no module named",
+    re.IGNORECASE,
+)
 
 T = TypeVar("T")
 
@@ -90,7 +102,7 @@ class Sender:
     def _send_all(self) -> None:
         mlflow_run = self._patiently(lambda: MlflowRun(self._folder, self._plan, say=self._say))
         if not self._end.reached.is_set():
-            mlflow_run.watch_node()
+            watch_node(mlflow_run.uri, mlflow_run.run_id)
         self._attempt(mlflow_run, mlflow_run.send_datasets, "the datasets of the run")
         if self._plan.parent:
             self._attempt(mlflow_run, partial(self._join, mlflow_run, Path(self._plan.parent)), "the run's parent")
@@ -219,6 +231,13 @@ def _final_state(folder: Path, steps: StepPoints) -> tuple[Status, int | None]:
     plan = spool.read_plan(folder)
     status: Status = "FAILED" if plan is None or plan.status == "RUNNING" else plan.status
     return status, plan.ended_ms if plan is not None and plan.ended_ms is not None else steps.last_ms
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether waiting can't mend what a call raised: a person has to."""
+    if isinstance(error, UserError | ImportError | PermissionError | NotADirectoryError | FileExistsError):
+        return True
+    return getattr(error, "error_code", None) in _LASTING_CODES or _LASTING_WORDS.search(str(error)) is not None
 
 
 def main(folder: Path, timeout_s: float, parent: int | None) -> int:

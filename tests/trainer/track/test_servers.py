@@ -346,5 +346,5 @@ def test_three_first_runs_at_once_in_a_folder_with_a_half_made_database_all_arri
 
 def test_the_reasons_of_an_outage_are_no_lasting_fault() -> None:
     for text in ("Connection refused", "database is locked", "timed out", "500 Server Error", "Too Many Requests"):
-        assert not mlflow_run.is_lasting(RuntimeError(text)), text
+        assert not sender.is_lasting(RuntimeError(text)), text
     assert max(sender._RETRY_S) < sender._LASTING_S
