@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from flowmask.data_pipeline.build import finalise
+from flowmask.data_pipeline.build import finalise, sentences
 from flowmask.data_pipeline.build.build import Build
 from flowmask.data_pipeline.build.records import Sidecar, parse_sidecar
 from flowmask.data_pipeline.cache import manifest, quarantine

@@ -7,11 +7,11 @@ from typing import Self
 from flowmask.trainer import distributed
 from flowmask.trainer.config import RunConfig
 from flowmask.trainer.explain.hang import HANG, LIMIT, Watchdog
+from flowmask.trainer.explain.node import node_watched
 from flowmask.trainer.explain.profile import LiveProfile
 from flowmask.trainer.explain.timeline import TimelineFile
 from flowmask.trainer.phases import Phases
 from flowmask.trainer.state.owner import read_start
-from flowmask.trainer.track.node import node_watched
 
 
 class Witness:

@@ -24,7 +24,6 @@ KEY_TAG = "flowmask.run"
 _PARENT_TAG = "mlflow.parentRunId"
 
 _MONITOR_EVERY_S = 30.0  # a sample of the machine's load
-
 _PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
 _DATASET_CHARACTERS = 500
 _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
@@ -54,7 +53,7 @@ class MlflowRun:
         self.sent = spool.read_sent(folder, uri=self._server)
         self._experiment_id = self._experiment()
         self.run_id = self._run()
-        self._uri = uri
+        self.uri = uri
         self.note_sent(0 if self._has_older_names() else self.sent.outbox_bytes)
         if not begins:
             return
@@ -150,10 +149,6 @@ class MlflowRun:
         if sent != spool.read_sent(self._folder, uri=self._server):
             spool.write_sent(self._folder, sent)
         self.sent = sent
-
-    def watch_node(self) -> None:
-        """Feed it with this machine's load too, until the process ends."""
-        watch_node(self._uri, self.run_id)
 
     def last_step(self) -> int:
         """The last training step whose metrics the server has; 0 if it has none."""

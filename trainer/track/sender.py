@@ -24,7 +24,7 @@ from flowmask.models.safe.secrets import URI_VARIABLE, masked_uri, revealed_uri,
 from flowmask.models.safe.signature import signature
 from flowmask.trainer.track import spool
 from flowmask.trainer.track.database import is_lasting
-from flowmask.trainer.track.mlflow_run import MlflowRun
+from flowmask.trainer.track.mlflow_run import MlflowRun, watch_node
 from flowmask.trainer.track.points import StepPoints
 from flowmask.trainer.track.spool import Note, Outbox, Status, TrackingPlan
 from flowmask.trainer.track.tracking import DONE, LEFT
@@ -91,7 +91,7 @@ class Sender:
     def _send_all(self) -> None:
         mlflow_run = self._patiently(lambda: MlflowRun(self._folder, self._plan, say=self._say))
         if not self._end.reached.is_set():
-            mlflow_run.watch_node()
+            watch_node(mlflow_run.uri, mlflow_run.run_id)
         self._attempt(mlflow_run, mlflow_run.send_datasets, "the datasets of the run")
         if self._plan.parent:
             self._attempt(mlflow_run, partial(self._join, mlflow_run, Path(self._plan.parent)), "the run's parent")

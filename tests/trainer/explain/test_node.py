@@ -11,7 +11,8 @@ from mlflow_server import wait_until
 
 from flowmask.models.safe.secrets import URI_VARIABLE
 from flowmask.trainer.config import TrackingConfig
-from flowmask.trainer.track import node, spool
+from flowmask.trainer.explain import node
+from flowmask.trainer.track import spool
 from flowmask.trainer.track.spool import Sent
 
 ROOT = Path(__file__).parents[3]
@@ -23,7 +24,7 @@ def test_a_machine_without_rank_zero_is_in_the_run_under_its_name(tmp_path: Path
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
-    words = [sys.executable, "-m", "flowmask.trainer.track.node", str(tmp_path), str(os.getpid())]
+    words = [sys.executable, "-m", "flowmask.trainer.explain.node", str(tmp_path), str(os.getpid())]
     quick = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2", URI_VARIABLE: uri, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, env=os.environ | quick, stdin=subprocess.PIPE)
     try:
@@ -61,4 +62,4 @@ def test_one_process_a_machine_feeds_a_server_and_none_a_file(
     monkeypatch.setattr(node, "start_module", start)
     with node.node_watched(tmp_path, TrackingConfig(uri=uri), rank=rank):
         assert len(started) == starts
-    assert all(words == ("flowmask.trainer.track.node", tmp_path, os.getpid(), uri) for words in started)
+    assert all(words == ("flowmask.trainer.explain.node", tmp_path, os.getpid(), uri) for words in started)

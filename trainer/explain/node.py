@@ -29,7 +29,7 @@ def node_watched(run: Path, tracking: TrackingConfig, *, rank: int) -> Iterator[
     if not uri.startswith(("http://", "https://")):
         yield
         return
-    process = start_module("flowmask.trainer.track.node", run, os.getpid(), uri=uri)
+    process = start_module("flowmask.trainer.explain.node", run, os.getpid(), uri=uri)
     try:
         yield
     finally:
