@@ -16,8 +16,8 @@ from flowmask.models.errors import ConfigError
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer.predict.parts import PARTS
 
-# Commands that answer a question, run until they are stopped, or end with the step after their kind of job.
-ANSWERS = {"config", "cache inspect", "compare", "logs", "serve", "stop", "track"}
+# Commands that answer a question, run until they are stopped, or end with a list of steps as the whole answer.
+ANSWERS = {"config", "cache inspect", "compare", "logs", "profile", "report", "serve", "stop", "toy", "track"}
 BY_JOB = {"cache build", "train", "evaluate", "export"}
 CONFIG = f"data.root={Path(__file__).parent}"
 

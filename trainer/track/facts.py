@@ -59,7 +59,7 @@ def _gpus() -> str:
 
 def datasets_of(training: Reader, held_out: Any = None) -> tuple[DatasetFacts, ...]:
     """The caches that a training reads, and the one it is evaluated on; equal ones once. held_out: its reader."""
-    found = {}
+    found: dict[tuple[str, str], DatasetFacts] = {}
     for context, reader in (("training", training), ("evaluation", held_out)):
         for cache in caches_of(reader) if reader is not None else ():
             facts = _dataset(cache, context)

@@ -74,7 +74,7 @@ def test_the_command_prints_keys_and_schema_and_says_what_it_does_not_know(tmp_p
     assert json.loads(run.invoke(app, ["config", "cache", "--schema"]).stdout)["title"] == "flowmask cache"
     for words, said in (
         (["config", "gan"], "known: train"),
-        (["config", "train", "xyz"], "no key of train holds 'xyz'"),
+        (["config", "train", "xyz"], "no key of train contains 'xyz'"),
     ):
         refused = run.invoke(app, words)
         assert refused.exit_code and said in str(refused.exception)
