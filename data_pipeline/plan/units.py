@@ -120,7 +120,7 @@ class _Losses:
     def look_at(self, clip: Clip, video: Video) -> None:
         """Note a clip with a missing file: too many are refused while mending them still costs nothing."""
         if missing := video.missing_file(clip.frame_ids):
-            error = DataError(f"{missing} does not exist")
+            error = DataError(f"{missing}: the file is missing")
             self._clips.append(quarantine.line(error, video_id=clip.label, clip=clip.key, roots=self._roots))
 
     def refuse_too_many(self, *, clips: int, fraction: float) -> None:

@@ -32,7 +32,7 @@ def test_a_remainder_names_the_nearest_global_batches_and_micro_batch() -> None:
         ({"zero_stage": 0, "offload_optimizer": True}, "needs train.zero_stage 1, 2 or 3"),
         ({"schedule": "multistep"}, "decay_at_steps is empty"),
         ({"schedule": "multistep", "decay_at_steps": [5, 3]}, "must increase"),
-        ({"schedule": "multistep", "decay_at_epochs": [5, 5]}, "decay_at_epochs is .* must rise"),
+        ({"schedule": "multistep", "decay_at_epochs": [5, 5]}, "decay_at_epochs is .* must increase"),
         ({"decay_at_epochs": [5], "decay_at_steps": [3]}, r"give one and set the other to \[\]"),
         ({"epochs": 2}, "train.steps is 10 and train.epochs is 2; give one and set the other to null"),
         ({"steps": None}, "train.steps is missing; give it, or train.epochs"),

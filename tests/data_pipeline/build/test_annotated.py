@@ -133,7 +133,7 @@ def test_a_damaged_mask_of_frames_is_found_and_made_again(config: CacheBuildConf
 
 def test_what_learns_from_whole_latents_is_refused_such_a_cache_in_one_line(config: CacheBuildConfig) -> None:
     manifest = CacheReader(config.out).manifest
-    with pytest.raises(CacheError, match=r"2 examples .* not annotated, .*flow_matching .*clip\.sampling=sparse"):
+    with pytest.raises(CacheError, match=r"2 examples with unannotated frames.*flow_matching .*clip\.sampling=sparse"):
         make().check_cache(manifest, where=config.out)
     make("mask_decoder").check_cache(manifest, where=config.out)
     assert json.loads((config.out / "manifest.json").read_text())["partly_annotated"] == 2

@@ -214,7 +214,7 @@ def test_a_number_that_is_not_finite_stops_the_build_and_names_the_clip(make_con
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda split: (split / "JPEGImages/cars/00010.jpg").unlink(), "00010.jpg: the frame is missing"),
+        (lambda split: (split / "JPEGImages/cars/00010.jpg").unlink(), "00010.jpg: the file is missing"),
         (lambda split: (split / "JPEGImages/cars/00000.jpg").write_text("no image"), "00000.jpg: not a read"),
     ],
 )

@@ -128,7 +128,7 @@ def test_missing_files_above_the_limit_are_refused_before_anything_is_planned(co
     for path in frames(copy, "cars")[1:]:
         path.unlink()
     config = make_config(copy.parent / "cache", root=copy)
-    with pytest.raises(DataError, match=r"\.jpg does not exist.*of 12 clips cannot be read"):
+    with pytest.raises(DataError, match=r"\.jpg: the file is missing.*of 12 clips cannot be read"):
         build(config)
     assert not (config.out / "plan/plan.json").exists()
 

@@ -74,8 +74,8 @@ def test_each_limit_is_one_line_on_the_page_and_the_page_goes_on(
         me.says("Error: the clip is 2.1 s long; at most 2 s are accepted: shorten it")
         for text, line in (
             (" \n ", "there is no sentence"),
-            ("a\nb\nc", "there are 3 sentences; at most 2 are taken"),
-            ("x" * 301, "has 301 characters; at most 300 are taken"),
+            ("a\nb\nc", "there are 3 sentences; at most 2 are accepted"),
+            ("x" * 301, "has 301 characters; at most 300 are accepted"),
             ("!", "is empty"),
             ("the dog", "the clip is 2.1 s long"),
         ):

@@ -85,8 +85,8 @@ def test_an_export_knows_it_as_its_run_does(
         ("float32", "bf16", "fp32", ("bf16", "bf16"), "encoded in bf16, but in training they were encoded in fp32"),
         ("bfloat16", "fp32", "bf16", ("fp32", "fp32"), "encoded in fp32, but in training they were encoded in bf16"),
         (None, "bf16", "fp32", ("bf16", "bf16"), ""),
-        (None, None, "bf16", ("bf16", "fp32"), "it is not known"),
-        (None, None, "fp32", ("fp32", "fp32"), "it is not known"),
+        (None, None, "bf16", ("bf16", "fp32"), "the precision of the text and video encoders"),
+        (None, None, "fp32", ("fp32", "fp32"), "the precision of the text and video encoders"),
     ],
 )
 def test_what_is_asked_for_comes_first_then_the_training_and_a_difference_is_said(

@@ -198,7 +198,7 @@ def test_a_run_goes_on_with_its_tokens_split_over_another_number_of_ranks(
     out = split[0] / "elastic"
     log = (out / "log.txt").read_text()
     assert "1 group of 2 processes x micro-batch 1 x 4" in log and ", 2 processes x micro-batch 1 x 2" in log
-    assert "continuing from step_00000004" in log and "going on from step_00000007" in log
+    assert "continuing from step_00000004" in log and "continuing from step_00000007" in log
     assert_same_training(out, alone)
 
 
