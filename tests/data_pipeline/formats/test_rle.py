@@ -76,9 +76,9 @@ def test_a_rectangle_covers_its_pixels_and_two_points_none():
     [
         ([], "expected a list of polygons"),
         (7, "expected a list of polygons"),
-        ([[1, 2, 3, 4, 5]], "no list of finite x, y"),
-        ([[1, 2, 3, 4, 5, float("nan")]], "no list of finite x, y"),
-        ([[[1, 2], [3, 4], [5, 6]]], "no list of finite x, y"),
+        ([[1, 2, 3, 4, 5]], "not a list of finite x, y"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "not a list of finite x, y"),
+        ([[[1, 2], [3, 4], [5, 6]]], "not a list of finite x, y"),
         ([[1, 2, "x", 4, 5, 6]], "not a polygon of numbers"),
         ([[1, 2, [3], 4, 5, 6]], "not a polygon of numbers"),
         ([[1, 2, 10**400, 4, 5, 6]], "not a polygon of numbers"),

@@ -179,7 +179,7 @@ def test_an_image_of_another_size_is_refused_with_its_path(copy):
     [
         ([], "expected a list of polygons"),
         ("text", "expected a list of polygons"),
-        ([[1, 2, 3]], "no list of finite"),
+        ([[1, 2, 3]], "not a list of finite"),
         (rle.encode(np.ones((3, 4), bool)), "the RLE is 3x4"),
         ({"counts": [1]}, "expected a COCO RLE"),
     ],
