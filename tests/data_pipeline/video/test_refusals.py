@@ -77,7 +77,7 @@ def test_pictures_sound_and_what_is_no_file_are_refused_by_their_kind(tmp_path: 
     for kind in ("png", "jpg", "bmp"):
         Image.new("RGB", (16, 16)).save(tmp_path / f"picture.{kind}")
         (tmp_path / f"{kind}.mp4").write_bytes((tmp_path / f"picture.{kind}").read_bytes())
-        assert "no video" in refusal(tmp_path / f"{kind}.mp4")
+        assert "not a video format" in refusal(tmp_path / f"{kind}.mp4")
     sound(tmp_path / "sound.mp4")
     assert "holds no video, only audio" in refusal(tmp_path / "sound.mp4")
     os.mkfifo(tmp_path / "pipe.mp4")
