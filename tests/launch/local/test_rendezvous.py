@@ -79,7 +79,7 @@ def test_nodes_meet_at_a_socket_that_listened_first_and_only_on_its_address(tmp_
 
 
 def test_a_node_that_can_not_listen_on_the_address_it_is_known_by_says_so_in_one_line() -> None:
-    with pytest.raises(TrainingError, match=r"^SLURM_LAUNCH_NODE_IPADDR is 192\.0\.2\.1, where [^\n]*$"):
+    with pytest.raises(TrainingError, match=r"^SLURM_LAUNCH_NODE_IPADDR is 192\.0\.2\.1, but [^\n]*$"):
         task._listen("192.0.2.1")
 
 
