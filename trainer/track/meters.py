@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flowmask.models.stored.typed import is_number
 
 Row = Mapping[str, Any]
@@ -91,6 +89,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
         summary[key] = total / math.fsum(weights)
     seconds = [row["step_s"] for row in rows if is_number(row.get("step_s"))]
     if seconds:
+        import numpy as np  # not at the top: `status` of a run without steps needs none
+
         found = np.percentile(seconds, _PERCENTILES)
         summary |= {f"step_s_p{p}": float(value) for p, value in zip(_PERCENTILES, found, strict=True)}
     return summary
