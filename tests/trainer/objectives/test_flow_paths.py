@@ -101,7 +101,7 @@ def test_the_defaults_record_nothing_and_other_paths_record_themselves() -> None
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"objective": {"start": "noise", "start_point_augmentation": False, "video_injection": False}}, "injected"),
+        ({"objective": {"start": "noise", "start_point_augmentation": False, "video_injection": False}}, "injection"),
         ({"objective": {"start": "noise"}}, "start_point_augmentation=false"),
         ({"objective": {"weights_seed": 1}, "model.init": "runs/x"}, "model.init is runs/x"),
         ({"objective": {"weights_seed": 1}, "lora": {"rank": 2}}, "lora"),

@@ -94,7 +94,7 @@ REFUSED = {
     "nothing there": (lambda folder: folder / "gone", "is not an evaluation"),
     "another folder": (lambda folder: folder, "is not an evaluation"),
     "no JSON": (lambda folder: evaluation(folder / "e", {"a/0": 1.0}) / "scores.json", "or is damaged"),
-    "no scores.json": (lambda folder: evaluation(folder / "e", {}, weights=1), "is not a scores.json"),
+    "no scores.json": (lambda folder: evaluation(folder / "e", {}, weights=1), "holds no score"),
     "no masks": (lambda folder: evaluation(folder / "e", {}), "holds no score"),
     "no numbers": (lambda folder: evaluation(folder / "e", {}, per_expression={"a/0": {"jf": "x"}}), "is damaged"),
     "a way out": (lambda folder: evaluation(folder / "e", {}, per_expression={"../x": {"jf": 1}}), "is damaged"),
