@@ -128,7 +128,8 @@ class Phases:
 
     def _add(self, lap: _Lap) -> None:
         seconds = self._clock.seconds
-        if not self._clock.is_past(lap.marks[-1][1]):
+        waited_for = [mark for _, *both in lap.waits for mark in both]  # on other queues than the lap's own, maybe
+        if not all(map(self._clock.is_past, (lap.marks[-1][1], *waited_for))):
             return
         for (phase, begun), (_, ended) in zip(lap.marks, lap.marks[1:]):
             self._sums[phase] += seconds(begun, ended)
@@ -140,7 +141,7 @@ class Phases:
         self._sums["copy"] += lap.copied_s
         self._steps += 1
         self._total_s += seconds(lap.marks[0][1], lap.marks[-1][1])
-        self._clock.keep([mark for _, mark in lap.marks[1:]], [mark for wait in lap.waits for mark in wait[1:]])
+        self._clock.keep([*(mark for _, mark in lap.marks[:-1]), *waited_for])  # its end is the next lap's beginning
 
 
 class _HostClock:
@@ -153,7 +154,7 @@ class _HostClock:
     def is_past(self, mark: Any) -> bool:
         return True
 
-    def keep(self, *marks: list[Any]) -> None:
+    def keep(self, marks: list[Any]) -> None:
         """Times are not used again."""
 
 
@@ -179,9 +180,8 @@ class _DeviceClock:
     def is_past(self, mark: Any) -> bool:
         return bool(mark.query())
 
-    def keep(self, *marks: list[Any]) -> None:
-        for some in marks:
-            self._free += some
+    def keep(self, marks: list[Any]) -> None:
+        self._free += marks
 
 
 class Pending:

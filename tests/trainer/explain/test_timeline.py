@@ -33,7 +33,28 @@ class Ticking:
     def is_past(self, mark: float) -> bool:
         return mark <= self.done
 
-    def keep(self, *marks: list[float]) -> None: ...
+    def keep(self, marks: list[float]) -> None: ...
+
+
+class FakeEvent:
+    """torch's event on a device that is `BEHIND` seconds late; asking an unfinished one is an error, as torch's is."""
+
+    now, made, BEHIND = 0.0, 0, 10.0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+        FakeEvent.made += 1
+
+    def record(self) -> None:
+        self.at = FakeEvent.now
+
+    def query(self) -> bool:
+        return self.at + self.BEHIND <= FakeEvent.now
+
+    def elapsed_time(self, other: "FakeEvent") -> float:
+        if not (self.query() and other.query()):
+            raise RuntimeError("device not ready")
+        return 1000 * (other.at - self.at)
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, clock: Ticking) -> Phases:
@@ -41,7 +62,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, clock: Ticking) -> Phases:
     return Phases()
 
 
-def take_a_step(phases: Phases, clock: Ticking) -> None:
+def take_a_step(phases: Phases, clock: Any) -> None:
     for phase, seconds in (("read", 3.0), ("forward", 5.0), ("backward", 7.0), ("optimizer", 2.0), ("other", 1.0)):
         phases.enter(phase)
         clock.now += seconds
@@ -87,6 +108,32 @@ class Work:
 
     def is_completed(self) -> bool:
         return True
+
+
+def test_events_are_used_again_only_when_no_lap_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEvent, "now", 0.0)
+    monkeypatch.setattr(FakeEvent, "made", 0)
+    monkeypatch.setattr("torch.cuda.Event", FakeEvent)
+    phases, clock, made = Phases("cuda"), FakeEvent, []
+    for _ in range(6):
+        take_a_step(phases, clock)
+        made.append(clock.made)
+        clock.now += 1.0
+    assert made[2:] == made[2:3] * 4, "events are used again"
+    spent = phases.take()
+    assert spent.steps == 5
+    assert spent.phases == pytest.approx(
+        {
+            "other": 5 * 2.0 - 1.0,
+            "read": 10.0,
+            "copy": 5.0,
+            "forward": 25.0,
+            "backward": 35.0,
+            "optimizer": 10.0,
+            REDUCE: 20.0,
+        }
+    )
+    assert spent.total_s == pytest.approx(sum(spent.phases.values()))
 
 
 def test_an_asynchronous_collective_is_waited_for_where_its_handle_is() -> None:
