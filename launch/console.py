@@ -42,9 +42,8 @@ def take_over() -> None:
     writers: dict[tuple[int, int], _Writer] = {}
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         where = os.fstat(descriptor)
-        writer = writers.setdefault(
-            (where.st_dev, where.st_ino), _Writer()
-        )  # a single one for `2>&1`, which keeps the order
+        # a single one for `2>&1`, which keeps the order
+        writer = writers.setdefault((where.st_dev, where.st_ino), _Writer())
         encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
         raw = io.BufferedWriter(_ConsoleBytes(descriptor, writer))
         setattr(sys, name, io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True))

@@ -160,9 +160,8 @@ class _OpenFile:
                 run += 1
             if run == 1 or self._preadv([into for _, into in parts[:run]], offset) < end - offset:
                 for start, into in parts[:run]:
-                    self.read(
-                        into, start
-                    )  # a single one, or incomplete: read one by one, which reports a file that ends
+                    # a single one, or incomplete: read one by one, which reports a file that ends
+                    self.read(into, start)
             parts = parts[run:]
 
     def _preadv(self, buffers: list[memoryview], offset: int) -> int:

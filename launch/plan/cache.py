@@ -28,9 +28,8 @@ _RECORD_JSON, _MASK_JSON, _FRAME_JSON, _SENTENCE_JSON = 165, 25, 31, 70
 _CONTOUR = 1.0  # characters of a mask's run lengths per column of the picture
 _PLANNED_CLIP, _PLANNED_SENTENCE = 210, 70  # bytes of their lines in plan/
 _ROW_JSON = 70  # bytes in a sidecar per example
-_SHARD = (
-    1024 + 5120 + 550
-)  # bytes per shard: end of a tar, half a block of padding, fixed part of a sidecar, entry of the manifest
+# bytes per shard: end of a tar, half a block of padding, fixed part of a sidecar, entry of the manifest
+_SHARD = 1024 + 5120 + 550
 _CACHE = 6500  # manifest and plan.json
 
 

@@ -71,9 +71,8 @@ def _blocks(service: Service, *, title: str) -> Any:
         )
         with gr.Row():
             with gr.Column(min_width=300):
-                video = gr.File(
-                    label="Clip", elem_id="clip", height=140
-                )  # not gr.Video: browsers play only few formats
+                # not gr.Video: browsers play only few formats
+                video = gr.File(label="Clip", elem_id="clip", height=140)
                 clip = gr.Dropdown(
                     sorted(service.clips),
                     value=None,

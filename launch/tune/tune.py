@@ -93,9 +93,8 @@ def changed(job: Job, tree: Tree, changes: Changes, *, begun: bool, origin: Path
 
     begun: the run has a checkpoint, so settings that change rounding are kept.
     """
-    from flowmask.trainer.state.resume import (
-        may_choose,
-    )  # imports torch; an error in the config should be reported before
+    # imports torch; an error in the config should be reported before
+    from flowmask.trainer.state.resume import may_choose
 
     assert changes.keys() <= set(KEYS)
     if isinstance(job, TrainJob) and not all(may_choose(key, begun=begun) for key in changes):

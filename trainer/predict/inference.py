@@ -165,9 +165,8 @@ def load_segmenter(
     encoders = EncoderPrecision.of(settings, asked=encoder_precision, otherwise=precision)
     for line in filter(None, (_last_only(dit_weights), settled.said(), encoders.differs)):
         say(f"{checkpoint}: {line}")
-    nn.Module.to(
-        vae, DTYPES[encoders.video]
-    )  # diffusers' own method warns about parts to keep in fp32, but there are none
+    # diffusers' own method warns about parts to keep in fp32, but there are none
+    nn.Module.to(vae, DTYPES[encoders.video])
     text_encoder = folder.text_encoder(DTYPES[encoders.text])
     text_encoder.model.to(where)
     segmenter = Segmenter(

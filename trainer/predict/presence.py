@@ -113,9 +113,8 @@ def sweep(judged: Sequence[Judged]) -> tuple[float, float, float]:
         kept[target] = len(said) - np.searchsorted(said, cuts, side="left")
         total[target] = sum(one.has_target == target for one in judged)
     left = total[False] - kept[False]
-    best = int(
-        np.argmax(left * total[True] + kept[True] * total[False])
-    )  # integers, so that equal values compare equal
+    # integers, so that equal values compare equal
+    best = int(np.argmax(left * total[True] + kept[True] * total[False]))
     return cuts[best], 100 * float(left[best] / total[False]), 100 * float(kept[True][best] / total[True])
 
 

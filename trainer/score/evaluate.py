@@ -238,9 +238,8 @@ def _fingerprint(
     if config.window.frames is None:  # likewise
         del settings["window"]
     files = [(video.video_id, video.files_digest()) for video in videos]
-    more: list[Any] = (
-        [from_outside()] if from_outside() else []
-    )  # metrics of packages, which records of other installations lack
+    # metrics of packages, which records of other installations lack
+    more: list[Any] = [from_outside()] if from_outside() else []
     trained = source_settings(config.checkpoint)
     encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
     if (encoders.text, encoders.video) != (config.precision, "fp32"):  # the behaviour before it followed the training's

@@ -41,9 +41,8 @@ def split_tokens(module: "nn.Module", *, ranks: int) -> None:
         if isinstance(part, AttentionModuleMixin):
             processor: Any = part.processor
             processor._parallel_config = parallel
-    warnings.filterwarnings(
-        "ignore", message=".*all_gather_tensor", category=FutureWarning
-    )  # it would appear in every step
+    # it would appear in every step
+    warnings.filterwarnings("ignore", message=".*all_gather_tensor", category=FutureWarning)
     dit: Any = module
     apply_context_parallel(dit, context, {name: cut for name, cut in dit._cp_plan.items() if name})
 

@@ -18,10 +18,8 @@ BUSY = 1 + os.getloadavg()[0] / 2  # other tests run beside these: what a fault 
 TIMEOUT_S = 6.0 * BUSY
 STEPS = {"disk": 6, "copy": 6, "rank": 6, "hang": 3}  # of a fault and, of these, so many before it counts:
 SETTLING = 2  # the batches that were read before it began
-SLOW_S, HANG_S = (
-    0.3 * BUSY,
-    0.82 * TIMEOUT_S,
-)  # after half of the timeout the stacks are written, and the others waited for
+# after half of the timeout the stacks are written, and the others waited for
+SLOW_S, HANG_S = (0.3 * BUSY, 0.82 * TIMEOUT_S)
 
 
 def faults_of(trials: int, *, seed: int) -> list[Fault]:
