@@ -65,7 +65,8 @@ def test_a_stage_of_a_curriculum_and_of_a_study_has_what_its_config_has_under_th
     )
     stages = load_curriculum(BUNDLED / "curriculum_mevis_alone.yaml", [overlay, "stages.train.train.lr=1"]).by_name
     alone = train(overlay, "train.lr=1")
-    assert stages["train"].job.model_dump() == alone.model_dump()
+    told = {"stage": "train", "parent": tmp_path / "r/curriculum_mevis_alone/mlflow"}
+    assert stages["train"].job.model_dump() == alone.model_dump() | {"tracking": alone.tracking.model_dump() | told}
     assert stages["submission"].out == tmp_path / "r/mevis/valid"
     assert stages["submission"].job.model_dump()["data"]["root"] == tmp_path / "d/mevis"
     rows = load_study(BUNDLED / "paper.yaml", [overlay]).curriculum().by_name

@@ -16,7 +16,7 @@ class Ending(Enum):
     FINISHED = "finished"
     STOPPED = "stopped by a signal"
     BROKEN = "too many steps in a row were not finite or out of bounds"
-    EMPTY = "not one step counted"
+    EMPTY = "no step counted"
 
 
 def train(run: Run) -> Ending:

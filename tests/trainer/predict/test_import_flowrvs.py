@@ -97,7 +97,7 @@ def test_what_can_not_be_imported_is_one_line_and_nothing_is_written(files: Path
         (files / "none.pth", None, out, NONE, "does not exist"),
         (files / "dit.pth", files / "none.pth", out, NONE, "does not exist"),
         (files / "dit.pth", files / "dit.pth", out, NONE, "keys that a VAE does not have"),
-        (files / "dit.pth", None, there, NONE, "already there"),
+        (files / "dit.pth", None, there, NONE, "already exists"),
         (told, None, out, wrong, "records its conventions"),
     ]:
         with pytest.raises((WeightsError, ConfigError), match=message) as raised:

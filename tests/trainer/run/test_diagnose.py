@@ -107,7 +107,7 @@ def test_whatever_shards_the_training_no_rank_says_that_such_a_run_finished(lab:
         "patient": {"train.zero_stage": 2, "guard.max_consecutive_skips": 2},
     }
     common = {"data.cache": str(cache), "train.steps": 3}
-    said = r"latents not finite; not one step counted, so there are no new weights; check what is read: flowmask cache"
+    said = r"latents not finite; no step counted, so there are no new weights; check the data: flowmask cache"
     run_group(
         [
             {"lab": str(lab), "out": str(tmp_path / way), "overrides": common | changes, "raises": said}
@@ -128,7 +128,7 @@ def test_a_run_of_which_no_step_counted_fails_with_the_reason_and_stays_failed(
     for _ in range(2):
         with pytest.raises(TrainingError) as caught:
             start(lab, tmp_path / "run", overrides)
-        assert "latents not finite; not one step counted" in str(caught.value)
+        assert "latents not finite; no step counted" in str(caught.value)
         assert f"flowmask cache verify {cache}" in str(caught.value)
         assert "train.lr" not in str(caught.value) and "last good" not in str(caught.value)
     assert TrainJob.status(tmp_path / "run").state != "finished"

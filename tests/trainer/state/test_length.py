@@ -42,7 +42,9 @@ def test_epochs_give_every_example_as_often_as_they_name_its_view_but_for_a_batc
         return
     plan = EpochPlan(buckets, global_batch=batch, seed=seed, remainder=remainder)
     if not whole:
-        with pytest.raises(ConfigError, match=f"train.epochs is {epochs}, .* train.global_batch of {batch}; give more"):
+        with pytest.raises(
+            ConfigError, match=f"train.epochs is {epochs}, .* train.global_batch of {batch}; set more epochs"
+        ):
             counted(train, plan)
         return
     steps = counted(train, plan).last_step
