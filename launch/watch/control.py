@@ -69,7 +69,7 @@ def _parts(status: RunStatus) -> Iterator[str]:
     if status.eta_s is not None:
         yield f"{duration(status.eta_s)} left"
     if status.restarts:
-        yield f"{status.restarts} restarts"
+        yield f"{status.restarts} restart{'s' * (status.restarts != 1)}"
     if status.job_id is not None:
         yield f"job {status.job_id}"
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 MaskPiece = tuple[Sequence[int], NDArray[np.bool_]]  # places in the clip, bool [n H0 W0]
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}  # as caches name them
+_SIDES = {"short_side": "height_px", "long_side": "width_px"}
 
 
 def finite(logits: Tensor) -> Tensor:
@@ -66,6 +67,7 @@ class LoadedSegmenter:
     """A segmenter with the identity of its weights.
 
     box:       the frame box of the training's clips, if the weights record it, else that of the published ones
+    box_known: whether the weights record it
     weights:   SHA-256 of the DiT's and the mask decoder's
     wan_files: names, sizes and times in the Wan folder, to detect a change without reading 11 GB
     presence:  the threshold stored in an export
@@ -79,6 +81,13 @@ class LoadedSegmenter:
     wan_files: str
     presence: Presence | None = None
     assumed: Mapping[str, Any] = field(default_factory=dict)
+    box_known: bool = False
+
+    def unlike_training(self, box: FrameBox) -> str:
+        """One line if the training's clips are known to have had another size than frames in this box, else ''."""
+        asked, trained = (f"{one.height_px}x{one.width_px}" for one in (box, self.box))
+        differ = self.box_known and asked != trained
+        return f"frames are resized into {asked} px, but in training they were resized into {trained}" if differ else ""
 
     @property
     def conventions(self) -> dict[str, str | int | bool]:
@@ -165,6 +174,7 @@ def load_segmenter(
     encoders = EncoderPrecision.of(settings, asked=encoder_precision, otherwise=precision)
     for line in filter(None, (_last_only(dit_weights), settled.said(), encoders.differs)):
         say(f"{checkpoint}: {line}")
+    sides = {**trained_sides(Path(checkpoint)), **settings}
     # diffusers' own method warns about parts to keep in fp32, but there are none
     nn.Module.to(vae, DTYPES[encoders.video])
     text_encoder = folder.text_encoder(DTYPES[encoders.text])
@@ -179,7 +189,8 @@ def load_segmenter(
     return LoadedSegmenter(
         segmenter,
         pixel_norm=settings["pixel_norm"],
-        box=box_of({**trained_sides(Path(checkpoint)), **settings}),
+        box=box_of(sides),
+        box_known=any(sides.get(side) is not None for side in _SIDES),
         weights={"dit": dit_weights.sha256, "mask_decoder": decoder_sha256},
         wan_files=folder_state(folder.path),
         presence=presence_in(settings, where=checkpoint),
@@ -239,7 +250,7 @@ def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -
 
 def box_of(told: Mapping[str, Any]) -> FrameBox:
     """Short and long side of the training as height and width, as the reference pairs 480x832 with them."""
-    sides = {"height_px": told.get("short_side"), "width_px": told.get("long_side")}
+    sides = {name: told.get(side) for side, name in _SIDES.items()}
     return FrameBox(**{name: side for name, side in sides.items() if side is not None})
 
 
@@ -253,7 +264,7 @@ def trained_sides(path: Path) -> dict[str, Any]:
 
 def sides_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Short and long side in px by the fields of a cache's fingerprint, if it has them."""
-    sides = {name: fields.get(f"clip.{name}") for name in ("short_side", "long_side")}
+    sides = {name: fields.get(f"clip.{name}") for name in _SIDES}
     return {name: value for name, value in sides.items() if value is not None}
 
 

@@ -6,7 +6,7 @@ Videos can be distributed over processes that do not communicate; the last one t
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
@@ -65,6 +65,8 @@ def evaluate(
     for video in share:
         video.check_masks()
     loaded = loaded_by(config, say)
+    for line in _warnings(config, loaded):
+        say(f"{config.out}: {line}")
     chosen = None if chosen_on is not None else _in_use(config, loaded, say)
     step = trained_step(config.checkpoint)
     fingerprint = _fingerprint(
@@ -131,6 +133,14 @@ def loaded_by(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegme
         conventions=config.conventions,
         say=say,
     )
+
+
+def _warnings(config: EvaluateConfig, loaded: LoadedSegmenter) -> Iterator[str]:
+    """What is probably not meant, a line each."""
+    if config.box is not None and (unlike := loaded.unlike_training(config.box)):
+        yield f"{unlike}; to score at that size: box=null"
+    if config.archive is not None and config.max_videos is not None:
+        yield f"submission.zip will hold the first {config.max_videos} videos only; for all of them: max_videos=null"
 
 
 def _make_records(
@@ -239,7 +249,8 @@ def _fingerprint(
         del settings["window"]
     files = [(video.video_id, video.files_digest()) for video in videos]
     # metrics of packages, which records of other installations lack
-    more: list[Any] = [from_outside()] if from_outside() else []
+    installed = from_outside()
+    more: list[Any] = [installed] if installed else []
     trained = source_settings(config.checkpoint)
     encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
     if (encoders.text, encoders.video) != (config.precision, "fp32"):  # the behaviour before it followed the training's

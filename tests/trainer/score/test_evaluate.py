@@ -36,6 +36,7 @@ from flowmask.trainer.score.store import EvaluationStore
 from flowmask.trainer.state.run_folder import RunFolder
 from flowmask.trainer.track import spool
 
+OLDER = Path(__file__).parents[2] / "golden" / "older"
 EXPECTED = json.loads((PARITY / "e2e" / "expected.json").read_text())
 
 
@@ -200,6 +201,25 @@ def test_sentences_of_a_video_share_passes_of_the_models_and_equal_ones_share_th
         kept.clear()
     evaluate(config.model_copy(update={"out": tmp_path / "again"}))
     assert seen == {"dit": [2, 2, 1, 1], "decoder": [1, 1, 1]}
+
+
+def test_another_size_than_that_of_the_training_is_said_with_the_key_that_takes_it(tmp_path: Path) -> None:
+    trained = {"height_px": 32, "width_px": 64}
+    for number, (box, differs) in enumerate([(None, 0), (trained, 0), (trained | {"width_px": 80}, 1)]):
+        said: list[str] = []
+        config = {"mask_decoder": "vae", "model": {"wan": OLDER / "wan"}, "box": box, "max_videos": 1}
+        evaluate(_config(OLDER / "run", tmp_path / f"{number}", **config), say=said.append)
+        lines = [line for line in said if "resized" in line]
+        assert len(lines) == differs
+        assert all(line.endswith("resized into 32x64; to score at that size: box=null") for line in lines)
+
+
+def test_an_archive_of_some_videos_is_said_to_be_one(export: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    evaluate(_config(export, tmp_path / "some", archive="mevis", max_videos=1), say=said.append)
+    assert sum("submission.zip will hold the first 1 videos only" in line for line in said) == 1
+    evaluate(_config(export, tmp_path / "all", archive="mevis"), say=said.append)
+    assert sum("submission.zip will hold" in line for line in said) == 1
 
 
 def test_masks_are_grey_pngs_of_the_videos_size_named_as_its_frames(export: Path, tmp_path: Path) -> None:
