@@ -23,13 +23,13 @@ _DAMAGED += (AttributeError, OverflowError, MemoryError, RecursionError, struct.
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Admits no class and no function: nothing can be called, so nothing in the file is executed.
+    """Allows no class and no function: nothing can be called, so nothing in the file is executed.
 
-    Uses the implementation in Python: the one in C allocates a table as long as the largest object number in the file.
+    Uses the Python implementation: the C one allocates a table as long as the largest object number in the file.
     """
 
     def __init__(self, file: Any, path: Path):
-        super().__init__(file, encoding="utf-8")  # strings of Python 2
+        super().__init__(file, encoding="utf-8")  # for strings of Python 2
         self._path = path
 
     def find_class(self, module: str, name: str) -> NoReturn:
