@@ -99,8 +99,6 @@ class Owed:
         """Whether a packet correctly gives no picture: a frame only for reference, or one that repeats the last."""
         if self._codec == "vp8":
             return not bytes(packet)[0] & 0x10
-        if (
-            self._codec == "vp9" and self._container != "mov"
-        ):  # the last byte says that the packet has more frames
+        if self._codec == "vp9" and self._container != "mov":  # the last byte says that the packet has more frames
             return not bytes(packet)[0] & 0x0A and bytes(packet)[-1] & 0xE0 != 0xC0
         return self._codec == "mpeg4" and packet.size <= _NOT_CODED
