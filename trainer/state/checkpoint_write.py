@@ -83,7 +83,7 @@ class Snapshot:
 
 
 class Background:
-    """A call in a daemon thread. It may end with the process, since a save must survive a kill anyway."""
+    """A call in a daemon thread. It may end with the process, because a save must survive a kill anyway."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
@@ -164,7 +164,7 @@ def clean(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete our link, or our files in a folder; files that others put into a checkpoint are moved back."""
+    """Delete our link, or our files in a folder; foreign files in a checkpoint are moved back."""
     if path.is_symlink():
         path.unlink()
     if not path.is_dir():
