@@ -20,7 +20,7 @@ from flowmask.trainer.predict.parts import DIT, ENCODER, MASK_DECODER, PARTS, VI
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 
 EXPORT_SETTINGS = "flowmask.json"
-OWN_ENCODER = "own_encoder"  # hash of the encoder beside a mask decoder, which was trained with it
+OWN_ENCODER = "own_encoder"  # hash of the encoder stored with a mask decoder, which was trained with it
 EXPORT_STEM = "diffusion_pytorch_model"
 _TEXT_ENCODER = "text_encoder"  # in a Wan2.1 folder but not in an export
 _GIVE = {
@@ -64,7 +64,7 @@ def _refuse_base(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def export_settings(path: Path) -> dict[str, Any]:
-    """The settings in an export's own file; its mask decoder is the one beside the DiT."""
+    """The settings in an export's own file; its mask decoder is the one in the same folder."""
     file = path / EXPORT_SETTINGS
     settings = exported_settings(read_json(file) if file.exists() else {}, where=file)
     if all((path / part.folder).is_dir() for part in (DIT, MASK_DECODER)):
