@@ -41,21 +41,21 @@ def check_shapes(
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: object, fix: str) -> None:
-    """Copy a state dict into a module, in the module's dtype; WeightsError unless it is of the module's shapes."""
+    """Copy a state dict into a module, in the module's dtype; WeightsError unless it has the module's shapes."""
     expected = {k: v.shape for k, v in module.state_dict().items()}
     check_shapes(expected, {k: v.shape for k, v in state.items()}, where=where, fix=fix)
     module.load_state_dict(state)
 
 
 def assign_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: object, fix: str) -> None:
-    """As `load_strict`, of the module's shapes too, but without a copy: for a module on the meta device."""
+    """As `load_strict`, also with the module's shapes, but without a copy: for a module on the meta device."""
     expected = {k: v.shape for k, v in module.state_dict().items()}
     check_shapes(expected, {k: v.shape for k, v in state.items()}, where=where, fix=fix)
     module.load_state_dict(state, assign=True)
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], *, where: object, fix: str) -> None:
-    """WeightsError with the first tensor, of any shape, that holds NaN or an infinity; 40 ms a GB on one CPU core."""
+    """WeightsError with the first tensor, of any shape, that has NaN or an infinity; 40 ms per GB on one CPU core."""
     for name, tensor in tensors:
         if tensor.numel() and not all(math.isfinite(edge) for edge in tensor.detach().aminmax()):
             raise WeightsError(f"{where}: {name} has a number that is not finite; {fix}")
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def exported_settings(settings: object, *, where: object) -> dict[str, Any]:
-    """The settings of an export about its weights. Raises WeightsError if they were changed. `where` names the file."""
+    """An export's settings about its weights. WeightsError if they were changed. `where` names the file."""
     try:
         if not isinstance(settings, Mapping) or expanded(settings) > _MOST_SETTINGS:
             raise ValueError("no mapping of settings")
