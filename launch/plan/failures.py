@@ -19,7 +19,7 @@ class Cluster:
     """The user's assumptions about the machines.
 
     node_mtbf_h: mean hours between two failures of one node
-    restart_min: minutes from a failure to the first step after it, the queue included
+    restart_min: minutes from a failure to the first step after it, with the time in the queue
     """
 
     node_mtbf_h: float = NODE_MTBF_H
@@ -35,7 +35,7 @@ class Saving:
 
     mtbf_s:    mean time between two failures of the whole job
     restart_s: from a failure to the first step after it
-    stall_s:   for which a save blocks the steps
+    stall_s:   time for which a save blocks the steps
     write_s:   from the start of a save until it is complete; the next save waits for it
     """
 
