@@ -41,14 +41,14 @@ def check_shapes(
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: object, fix: str) -> None:
-    """Copy a state dict into a module, in the module's dtype; WeightsError unless it has the module's shapes."""
+    """Copy a state dict into a module, in the module's dtype; WeightsError unless it is of the module's shapes."""
     expected = {k: v.shape for k, v in module.state_dict().items()}
     check_shapes(expected, {k: v.shape for k, v in state.items()}, where=where, fix=fix)
     module.load_state_dict(state)
 
 
 def assign_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: object, fix: str) -> None:
-    """As `load_strict`, also with the module's shapes, but without a copy: for a module on the meta device."""
+    """As `load_strict`, of the module's shapes too, but without a copy: for a module on the meta device."""
     expected = {k: v.shape for k, v in module.state_dict().items()}
     check_shapes(expected, {k: v.shape for k, v in state.items()}, where=where, fix=fix)
     module.load_state_dict(state, assign=True)

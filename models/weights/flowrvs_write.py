@@ -18,7 +18,7 @@ from flowmask.models.weights.flowrvs import SETTINGS, reference_order
 def write_dit(
     path: Path, *, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> None:
-    """A DiT: `model` by name, `ema_model.shadow_params` as the bare list in FlowRVS' order; both with its shapes.
+    """A DiT: `model` by name, `ema_model.shadow_params` as the bare list in FlowRVS' order; both of the DiT's shapes.
 
     WeightsError for a parameter that FlowRVS does not have.
     """
