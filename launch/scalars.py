@@ -14,7 +14,7 @@ _TWO_READINGS = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]
 
 
 def refuse_two_readings(text: str, *, where: str) -> None:
-    """ConfigError for the first plain number in a YAML text whose value for YAML is not its usual value."""
+    """ConfigError for the first plain number in a YAML text that YAML reads as another number than people do."""
     for node in _scalars(yaml.compose(text, Loader=yaml.SafeLoader)):
         if node.style is None and node.tag.endswith((":int", ":float")) and _TWO_READINGS.fullmatch(node.value):
             number = yaml.safe_load(node.value)

@@ -53,7 +53,7 @@ def listed_units(folder: Path) -> set[int]:
 def cache_file(path: Path) -> Iterator[IO[bytes]]:
     """`whole_file` in a folder with several writers.
 
-    Two writers of one path are harmless: the slower one, whose temporary file the other removed, gets a
+    Two writers of one path are harmless: one removes the other's temporary file, and the slower writer gets a
     TakenOverError. An OSError (a full disk, no right to write) is raised as a CacheError with the path.
     """
     try:

@@ -1,7 +1,7 @@
 """Pickles of plain data only (dict, list, tuple, str, numbers, bytes); nothing in the file is executed.
 
-Raises DataError for a pickle that needs a class or a function, that holds other types, or whose value is much larger
-than its file.
+Raises DataError for a pickle that needs a class or a function, for other types, and for a value much larger than
+its file.
 """
 
 import os

@@ -31,7 +31,7 @@ def reading(
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """A regular file open for reading; OSError for a folder, a pipe or a device, which could block for ever."""
+    """A regular file open for reading; OSError for a folder, a pipe or a device, which could block without end."""
     return os.fdopen(open_regular(path), "rb")
 
 

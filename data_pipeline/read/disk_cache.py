@@ -168,7 +168,7 @@ class DiskCache:
             os.close(file)
 
     def _write(self, name: str, parts: Sequence[Bytes]) -> None:
-        beside = f"{self.folder}/{_WRITING}"  # only one at a time, since the count is locked
+        beside = f"{self.folder}/{_WRITING}"  # only one at a time, because the count is locked
         file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             for start in range(0, len(parts), _WRITTEN):

@@ -25,7 +25,7 @@ _ROWS = 1 << 18  # rows of the index counted at once
 
 @dataclass
 class CacheFacts:
-    """Numbers of a cache. Histograms are int64 [largest value + 1]: element i counts what has the value i.
+    """Numbers of a cache. Histograms are int64 [largest value + 1]: element i is the number of items with the value i.
 
     bytes_by_kind:     video, masks, text, json, and the overhead of tar files
     clips_of_bucket:   int64 [buckets], clips in the order of the manifest's buckets

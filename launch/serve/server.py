@@ -1,4 +1,4 @@
-"""The process behind the page: its socket, its checks before Gradio, and its end."""
+"""The process of the page: its socket, its checks before Gradio, and its end."""
 
 import asyncio
 import signal

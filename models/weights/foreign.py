@@ -1,6 +1,6 @@
 """Recognises weights that only look right, by names, shapes and the index of their folder, never by a file's name.
 
-Each kind gets one line that says what it is. So does a folder without trained weights, by its mark, its config or its
+Each kind gets one line with its name. So does a folder without trained weights, by its mark, its config or its
 files. Damaged files are left to the strict checks.
 """
 

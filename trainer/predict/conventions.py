@@ -35,7 +35,7 @@ class Settled:
 
 
 def settle(told: Mapping[str, Any], asked: AskedConventions, *, where: object) -> Settled:
-    """The conventions for using weights whose own record is `told`.
+    """The conventions for using weights that record the values `told`.
 
     A recorded convention is a fact of the training: a request for another value is a ConfigError. An unrecorded one
     is as requested, else as in `PUBLISHED`.

@@ -79,7 +79,7 @@ def from_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
 
 
 def encoder_in(path: Path) -> State:
-    """The encoder that was used in the training of a mask decoder, fp32; empty for exports of our own runs.
+    """The encoder used in the training of a mask decoder, fp32; empty for exports of FlowMask's own runs.
 
     Their folders also hold the Wan folder's encoder, in the dtype of the export; the Wan folder's own is used.
     """
@@ -110,6 +110,6 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """The settings in the header of a .safetensors file of ours."""
+    """The settings in the header of FlowMask's .safetensors file."""
     with _opened(path) as file:
         return exported_settings(parse_json((file.metadata() or {}).get(SETTINGS, "{}")), where=path)

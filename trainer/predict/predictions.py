@@ -91,7 +91,7 @@ class PredictionFolder:
 
 
 def read_entries(folder: Path) -> list[Entry] | None:
-    """The entries of predictions.json, each complete; none if there is no such file, None if it is not ours."""
+    """The entries of predictions.json, each complete; none if the file is missing, None if it is not FlowMask's."""
     try:
         said = parse_json((folder / PREDICTIONS).read_text())
         facts = {key: said[key] for key in ("video", "checkpoint", "weights", "height", "width", "fps", "frames")}

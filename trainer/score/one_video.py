@@ -75,7 +75,7 @@ def sentences_of(video: Video, loaded: VideoSegmenter, video_latent: Tensor) -> 
 
 
 class OneVideo:
-    """A video whose sentences are answered one by one, window after window, until its record is complete.
+    """A video with its sentences, answered one by one, window after window, until its record is complete.
 
     In one window `answer` may be called in any order and by several threads at once; `record` after all of them.
     """

@@ -33,7 +33,7 @@ class FrozenWeights(_Saved):
 
 
 class Conventions(_Saved):
-    """Settings that belong to trained weights; settings of a single objective are stored beside them."""
+    """Settings that belong to trained weights; settings of a single objective are stored separately."""
 
     objective: Annotated[str, Field(max_length=200)] | None = None
     text_tokens: Annotated[int, Field(strict=True, ge=1, le=512)] = 256

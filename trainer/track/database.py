@@ -17,7 +17,7 @@ from flowmask.models.files import TEMPORARY, sync
 from flowmask.models.folders import locks
 
 PATIENCE_S = 120.0  # waiting time for another process that makes the database
-SETTLED_S = 20.0  # an incomplete database that nobody wrote for this long has no maker any more
+SETTLED_S = 20.0  # an incomplete database unwritten for this long has lost its maker
 _SQLITE = re.compile(r"sqlite:///(?!:memory:|file:)(.+?)(\?\w+=[^?/]*)?", re.DOTALL)
 _MLFLOWS = {"alembic_version", "experiments", "runs"}
 

@@ -44,7 +44,7 @@ def end_group(
     artifacts: Sequence[Path] = (),
     say: Callable[[str], None],
 ) -> None:
-    """Send the end of the group if one of its `runs` was tracked; reports its page, or what was not sent.
+    """Send the end of the group if one of its `runs` was tracked; reports its page, or the command for the rest.
 
     step: the step of `metrics`. A fault of MLflow ends nothing.
     """

@@ -1,7 +1,7 @@
 """MLflow's names for the numbers of a run: the only table of names.
 
-    train/<name>                      loss, learning rate, gradient norm, and what an objective reports
-    eval/<name>                       evaluations while training
+        train/<name>                      loss, learning rate, gradient norm, and the objective's numbers
+        eval/<name>                       evaluations during training
     test/<dataset>/<split>/<name>     scores of `flowmask evaluate`
     system/<name>                     speed and memory
 

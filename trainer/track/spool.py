@@ -1,4 +1,4 @@
-"""The files in a run folder for MLflow: the plan of the MLflow run, what was sent, and what is still to be sent.
+"""The files in a run folder for MLflow: the plan of the MLflow run, the sent part, and the data to send.
 
     tracking.json         the plan: FlowMask's id of the run, server, params, status; written by the trainer with a
                           mark of this user: only then `flowmask track` uses the named server
@@ -81,7 +81,7 @@ class TrackingPlan(_Document):
 
 
 class Sent(_Document):
-    """What the server at `uri` has: the run, its experiment, and the first bytes of the outbox."""
+    """The content of the server at `uri`: the run, its experiment, and the first bytes of the outbox."""
 
     uri: SecretUri
     run_id: str | None = None
