@@ -279,6 +279,7 @@ def command() -> None:
 def main() -> None:
     """Run the command. An error that the user can fix is one line and exit code 2."""
     quieten_libraries()
+    words.keep_names_whole(sys.argv[1:])
     try:
         app()
     except UserError as error:

@@ -86,6 +86,29 @@ def conventions_of(
 _ONLY_PRINT = ("configs", "status", "logs", "plan", "tune", "doctor", "compare", "cache status", "cache verify")
 
 
+_TYPES_WIDTH = 12
+
+
+def keep_names_whole(arguments: Sequence[str]) -> None:
+    """Have --help wrap the other columns of a narrow terminal, never cut the name of an option."""
+    if not {"-h", "--help"}.intersection(arguments):
+        return
+    from rich.table import Table
+    from rich.text import Text
+    from typer import rich_utils
+
+    class Options(Table):
+        def add_row(self, *cells: Any, **styles: Any) -> None:
+            super().add_row(*cells, **styles)
+            for column, cell in zip(self.columns, cells, strict=True):
+                if isinstance(cell, Text) and cell.plain.startswith("--"):
+                    column.no_wrap = True
+            if len(self.columns) > 3:  # options: the last two are their types and their help
+                self.columns[-2].max_width = _TYPES_WIDTH
+
+    rich_utils.Table = Options  # type: ignore[misc]
+
+
 def only_prints(words: Sequence[str]) -> bool:
     """Whether a command line only prints an answer to stdout. Then a failed write to stdout is an error."""
     asks = not words or " ".join(words[:2]).startswith(_ONLY_PRINT)

@@ -163,8 +163,13 @@ class Cluster:
         A job that is started again sooner would be ended by that message: hence SLURM's own wait of two minutes.
         """
         self.start_node(node)
-        _until(lambda: "Agent queue size: 0" in " ".join(self.run("sdiag").split()), "messages stay undelivered")
+        _until(lambda: self._undelivered() == 0, "messages stay undelivered")
         _until(lambda: not set(self.node_states()) & {"down", "down*"}, "the node does not come back")
+
+    def _undelivered(self) -> int:
+        """Messages of the controller to nodes: those that wait for another try, and those under way."""
+        said = dict(line.split(":", 1) for line in self.run("sdiag").splitlines() if line.count(":") == 1)
+        return sum(int(said[name]) for name in ("Agent queue size", "Agent count"))  # not the accounting's own queue
 
     def kill_node(self, node: str) -> None:
         """kill -9 of a node: its daemon and every process of its jobs, as when the machine loses power."""

@@ -6,9 +6,11 @@ from importlib.metadata import version
 import click
 import pytest
 import typer
+from typer import rich_utils
 from typer.testing import CliRunner
 
 from flowmask.launch.cli.main import PANELS, app
+from flowmask.launch.cli.words import keep_names_whole
 
 runner = CliRunner(env={"COLUMNS": "300", "TERM": "dumb"})
 
@@ -36,6 +38,23 @@ def test_help_says_every_word_that_was_written_and_h_is_help(path: tuple[str, ..
     said = "".join(long.output.split())
     missing = [word for text in written for word in text.replace("\\[", "[").split() if word not in said]
     assert missing == []
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_no_name_of_an_option_is_cut_in_a_terminal_of_80_columns(
+    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rich_utils, "Table", rich_utils.Table)  # what the next line replaces comes back
+    keep_names_whole(["--help"])
+    lines = runner.invoke(app, [*path, "--help"], env={"COLUMNS": "80"}).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = set(" ".join(lines).split())
+    assert shown >= {
+        name
+        for one in ALL[path].params
+        for name in one.opts
+        if name.startswith("--") and not getattr(one, "hidden", False)
+    }
 
 
 def test_version_names_flowmask_and_what_its_numbers_depend_on() -> None:
