@@ -121,7 +121,7 @@ class FrameBox(Section):
 
 
 class CacheConfig(Section):
-    """The contents of a cache and their packing."""
+    """The contents of a cache, and how they are packed."""
 
     clips_per_shard: int = Field(64, ge=1, description="clips in one shard; a shard is one unit of the build's work")
     views: int = Field(1, ge=1, le=1024, description="augmented versions of a clip; epoch e uses e mod views")
@@ -210,7 +210,7 @@ def refuse_other_url(url: str, *, key: str) -> None:
 
 
 class MixConfig(Section):
-    """One of the caches of a training run."""
+    """One of the caches that a run trains on."""
 
     cache: CachePlace = Field(description="folder that `flowmask cache build` finished, or its s3:// URL")
     weight: float = Field(1.0, gt=0, description="share of the steps, relative to the other caches")

@@ -83,7 +83,7 @@ class AskedConventions(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank updates of some projections of the DiT, instead of training all its weights."""
+    """Low-rank updates of some of the DiT's projections in place of training all its weights."""
 
     rank: int = Field(32, ge=1, description="rank of each update")
     alpha: float | None = Field(None, gt=0, description="updates are scaled by alpha / rank; null: by 1")

@@ -29,7 +29,7 @@ class WholeVideosConfig(Section):
 
 
 class ValidationConfig(Section):
-    """Evaluation of the EMA weights during training: losses and J&F on a fixed part of a held-out cache."""
+    """Evaluation of the EMA weights while training: losses and J&F on a fixed part of a held-out cache."""
 
     every_steps: int | None = Field(default=None, ge=1, description="null: never by steps")
     every_epochs: float | None = Field(
