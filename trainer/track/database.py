@@ -1,7 +1,7 @@
 """MLflow's SQLite database as a file: its path, and how it is created completely or not at all.
 
 MLflow makes its tables in a hundred steps. A second process that opens the file too early, or the first one after a
-kill, can never complete them. So the tables are made in a temporary file, under a lock, which is then renamed.
+kill, can never complete them. So a temporary file gets the tables under a lock, and is then renamed.
 """
 
 import os
