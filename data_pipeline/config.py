@@ -1,7 +1,6 @@
 """Config sections of the data pipeline: the dataset, its clips, the cache, and its loading in training.
 
-Every rule that can be checked without touching a file is checked here, with the value and the nearest valid
-one.
+Rules that need no file are checked here; messages give the value and the nearest valid one.
 """
 
 import re
@@ -58,7 +57,7 @@ def _check_frames(frames: int) -> None:
 
 
 def _one_or_several(value: Any) -> Any:
-    """Parsed here and not by a union, whose errors would name branches that are not in the file."""
+    """Parsed here and not by a union: a union's errors name branches that are not in the file."""
     if isinstance(value, list | tuple):
         return TypeAdapter(Annotated[tuple[CacheSourceConfig, ...], Field(min_length=1)]).validate_python(value)
     return CacheSourceConfig.model_validate(value)
@@ -262,7 +261,7 @@ class LoaderConfig(Section):
         return self
 
     def refuse_url(self, place: Path | str | None, *, key: str) -> None:
-        """Raises ValueError for a URL that can't be read by index, or that needs more keys of this config."""
+        """Raises ValueError for a URL that can't be read by index, or that needs other keys of this config."""
         if not isinstance(place, str):
             return
         refuse_other_url(place, key=key)
@@ -274,7 +273,7 @@ class LoaderConfig(Section):
 
     @property
     def places(self) -> list[Path | str]:
-        """Every cache that is named, in their order."""
+        """Every named cache, in order."""
         named: list[Path | str | None] = [entry.cache for entry in self.mix] or [self.cache]
         return [place for place in named if place is not None]
 

@@ -48,8 +48,8 @@ def mix64_array(seed: int, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def normal(key: int, shape: Sequence[int], device: "torch.device | str" = "cpu") -> "Tensor":
     """Standard normal numbers, float32 of `shape`, that are a function of `key` alone on any device.
 
-    Number 2i and its pair are Box-Muller's of the 64 bits mix(key + i * golden): integer arithmetic, the same
-    to the bit everywhere; log, sin and cos round as the device does (1e-6).
+    Numbers 2i and 2i + 1 are Box-Muller's of the 64 bits mix(key + i * golden). The integer arithmetic is equal to the
+    bit on all devices; log, sin and cos round as the device does (1e-6).
     """
     import torch
 

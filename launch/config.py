@@ -1,6 +1,6 @@
 """Reads a YAML config and dotted overrides into one strict, frozen job. Every error is one line.
 
-Order of strength: defaults < file < overlays (overlay.py) < command line. Each section is defined in the room that
+Order of strength: defaults < file < overlays (overlay.py) < command line. Each section is defined in the folder that
 reads it; this file defines the `launch` section.
 """
 
@@ -24,9 +24,9 @@ from flowmask.models.safe.secrets import SecretLine, SecretOption, masked_line, 
 from flowmask.models.safe.words import has_control, printable
 from flowmask.trainer.objectives import of_one_kind
 
-# Sections that may hold secrets: in these, `${oc.env:NAME}` is saved as it is written.
+# Sections that may hold secrets: in these, `${oc.env:NAME}` is saved as written.
 KEPT = (".tracking.uri", ".launch.setup", ".launch.srun_args", ".launch.sbatch_args")
-_MOST_PROBLEMS = 8  # listed in one message
+_MOST_PROBLEMS = 8  # in one message
 
 
 class LaunchConfig(Section):
@@ -130,7 +130,7 @@ def read_tree(
 
 
 def as_written(config: DictConfig) -> dict[Any, Any]:
-    """The keys as plain data. Every ${...} stays as it is written."""
+    """The keys as plain data. Every ${...} stays as written."""
     tree: Any = OmegaConf.to_container(config)
     return dict(tree)
 
@@ -138,7 +138,7 @@ def as_written(config: DictConfig) -> dict[Any, Any]:
 def resolved(config: DictConfig) -> dict[Any, Any]:
     """The keys as plain data with ${...} filled in, except `${oc.env:...}` in sections that may hold secrets (KEPT).
 
-    Those stay as they are written, so that no copy of the config holds the value. They are filled in at use.
+    Those stay as written, so that no copy of the config holds the value. They are filled in at use.
     """
     tree: Any = OmegaConf.to_container(config, resolve=True)
     _keep_references(tree, OmegaConf.create(_unread(OmegaConf.to_container(config))))
@@ -275,7 +275,7 @@ def _all_of(problems: Sequence[str]) -> str:
 
 
 def _quoted(key: str, value: Any) -> str:
-    """A wrong value as it may be shown: a key that may hold secrets shows no value."""
+    """A wrong value for display: a key that may hold secrets shows no value."""
     secret = any(f".{key}.".startswith(f"{kept}.") for kept in KEPT)
     return masked_option(masked_line(masked_uri(repr(value)))) if secret else repr(value)
 

@@ -32,7 +32,7 @@ def find_config(asked: Path) -> Path:
 
 
 def bundled_of(asked: Path) -> Path | None:
-    """The bundled config of this name, which a line on stderr says; None without one."""
+    """The bundled config of this name, with a line about it on stderr; None if there is none."""
     inside = _inside(asked)
     for name in () if asked.is_absolute() or not inside.name else (inside, inside.with_name(f"{inside.name}.yaml")):
         if (BUNDLED / name).is_file() and ".." not in name.parts:
@@ -42,7 +42,7 @@ def bundled_of(asked: Path) -> Path | None:
 
 
 def _inside(asked: Path) -> Path:
-    """The path below `configs/`, where it is said to lie there."""
+    """The path below `configs/`, if the name begins with `configs/`."""
     return Path(*asked.parts[1:]) if asked.parts[:1] == ("configs",) else asked
 
 

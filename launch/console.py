@@ -20,7 +20,7 @@ from typing import Any
 from flowmask.models.errors import UserError
 from flowmask.models.safe.words import PlainConsole
 
-PATIENCE_S = 5.0  # wait for a reader that reads nothing: once when it falls behind, and once at the end of the process
+PATIENCE_S = 5.0  # waiting time for a reader that reads nothing: once when it is slow, once at the process's end
 _BEHIND = 1000  # writes that may wait for a slow reader
 
 out = PlainConsole()

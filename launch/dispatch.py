@@ -31,7 +31,7 @@ def start(kind: str, config: Path, overrides: Sequence[str] = (), *, wait: bool 
 
 
 def run(job: Job, *, wait: bool = True) -> int:
-    """Run a job, one process a rank; returns 0, or the exit code that requests a requeue.
+    """Run a job, one process per rank; returns 0, or the exit code that requests a requeue.
 
     wait: on a cluster, return only when the job has ended. A job on this machine is always waited for.
     """
@@ -134,5 +134,5 @@ def describe(job: Job, *, because: str) -> str:
 
 
 def _name(job: Job) -> str:
-    """What the queue calls the job."""
+    """The job's name in the queue."""
     return f"flowmask-{job.KIND}-{job.out.resolve().name}"

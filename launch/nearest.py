@@ -1,4 +1,4 @@
-"""Finds the key that was meant by an unknown key: by name, by another trainer's name, by spelling."""
+"""Finds the key meant by an unknown key: by name, by another trainer's name, by spelling."""
 
 import difflib
 from collections.abc import Iterator, Sequence

@@ -30,7 +30,7 @@ NEXT: Final = {
     "predict": "flowmask serve {path}",
     "status": "flowmask logs {path}",
 }
-# By the result of a job (`Job.makes`), and of an export of it.
+# By the result of a job (`Job.makes`), and of its export.
 AFTER_JOB: Final = {
     "cache": "flowmask cache verify {path}",
     "dit": "flowmask evaluate CONFIG checkpoint={path}",

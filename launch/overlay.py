@@ -1,7 +1,7 @@
-"""A YAML that is laid over a config of any kind: where its folders are, and KEY: VALUE by the kind of job.
+"""A YAML laid over a config of any kind: the places of its folders, and KEY: VALUE by the kind of job.
 
-Order of strength: defaults < file < overlays, from left to right < KEY=VALUE. One file serves every config, as a
-machine or a small world of its own does: `flowmask train CONFIG OVERLAY train.steps=10`.
+Order of strength: defaults < file < overlays, from left to right < KEY=VALUE. One file can serve every config, for
+example for a machine or a small synthetic world: `flowmask train CONFIG OVERLAY train.steps=10`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ class OverlayConfig(Section):
 
 @dataclass(frozen=True)
 class Overlay:
-    """An overlay as it was read. path: its file, from whose folder its `paths` are."""
+    """A parsed overlay. path: its file; its `paths` are relative to the file's folder."""
 
     path: Path
     config: OverlayConfig
@@ -45,7 +45,7 @@ class Overlay:
         return dict(_dotted(getattr(self.config, section)))
 
     def moved(self, tree: Any) -> Any:
-        """Keys of a config with every path in them where the overlay has it."""
+        """The keys of a config, with every path moved to the overlay's place."""
         if isinstance(tree, dict):
             return {key: self.moved(value) for key, value in tree.items()}
         if isinstance(tree, list):
@@ -59,7 +59,7 @@ class Overlay:
         return text
 
     def over(self, config: DictConfig, kind: str) -> DictConfig:
-        """The keys of a job of a kind with this laid over them."""
+        """The keys of a job of a kind, with this overlay applied."""
         found = OmegaConf.create(self.moved(as_written(config)))
         assert isinstance(found, DictConfig)
         launch = {f"launch.{key}": value for key, value in self.keys("launch").items()}
@@ -69,13 +69,13 @@ class Overlay:
 
 
 def split(arguments: Sequence[str]) -> tuple[list[Overlay], list[str]]:
-    """What stands behind a config on the command line: the overlays that it names, and the KEY=VALUE."""
+    """The arguments after a config on the command line: the overlays, and the KEY=VALUE."""
     named = [item for item in arguments if "=" not in item and item.endswith(_SUFFIXES)]
     return [read_overlay(Path(name)) for name in named], [item for item in arguments if item not in named]
 
 
 def read_overlay(path: Path) -> Overlay:
-    """Read an overlay; ConfigError in one line for what is none."""
+    """Read an overlay; ConfigError in one line if it is none."""
     if not path.is_file():
         raise ConfigError(f"overlay {path} does not exist; behind a config stand KEY=VALUE and YAML to lay over it")
     with readable(path):

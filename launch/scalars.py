@@ -1,4 +1,4 @@
-"""Values of YAML that people and YAML read differently: refused, or read as people do."""
+"""Values that YAML reads in another way than people: refused, or read in the people's way."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _TWO_READINGS = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]
 
 
 def refuse_two_readings(text: str, *, where: str) -> None:
-    """ConfigError for the first plain number in a YAML text that YAML reads as another one than it says."""
+    """ConfigError for the first plain number in a YAML text that YAML reads as another number than people do."""
     for node in _scalars(yaml.compose(text, Loader=yaml.SafeLoader)):
         if node.style is None and node.tag.endswith((":int", ":float")) and _TWO_READINGS.fullmatch(node.value):
             number = yaml.safe_load(node.value)
@@ -25,7 +25,7 @@ def refuse_two_readings(text: str, *, where: str) -> None:
 
 
 def _scalars(root: Any) -> Iterator[yaml.ScalarNode]:
-    """Every scalar once: an alias is the node that it names, which may hold itself, or others many times over."""
+    """Every scalar once: an alias is the node that it names; a node may contain itself, or another node many times."""
     seen, left = set[int](), [root]
     while left:
         node = left.pop()
@@ -41,7 +41,7 @@ def _scalars(root: Any) -> Iterator[yaml.ScalarNode]:
 
 
 def at_home(value: Any) -> Any:
-    """The value with every text that begins with `~/` below the home folder, as a shell has it for its own words."""
+    """The value, with `~/` at the beginning of every text replaced by the home folder, as in a shell."""
     if isinstance(value, dict):
         return {key: at_home(item) for key, item in value.items()}
     if isinstance(value, list):

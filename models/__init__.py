@@ -1,4 +1,4 @@
-"""Wan2.1 and the mathematics of FlowMask: what turns a video latent into a mask latent.
+"""Wan2.1 and the mathematics of FlowMask: from a video latent to a mask latent.
 
 Capitals count pixels, lower case the latent grid:
     B batch   F frames   H W pixels   f = 1 + (F-1)/4   h = H/8   w = W/8   S DiT tokens   L text tokens

@@ -1,4 +1,4 @@
-"""Config sections that the models read, and the strict frozen base of every section."""
+"""Config sections read by the models, and the strict frozen base of every section."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,7 +15,7 @@ class OnlyRoundsOtherwise:
 
 
 def _checkpointing(value: Any) -> Any:
-    """`true` and `false`, as older configs have it, are full and none."""
+    """`true` and `false` from older configs mean full and none."""
     return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
 
@@ -24,7 +24,7 @@ Recompute = Literal["none", "selective", "full"]
 Recomputation = Annotated[Recompute, BeforeValidator(_checkpointing)]
 Precision = Literal["bf16", "fp32"]
 Attention = Literal["native", "cudnn", "flash", "flash3", "sage"]
-TrainAttention = Literal["native", "cudnn", "flash"]  # the kernels that have a backward pass
+TrainAttention = Literal["native", "cudnn", "flash"]  # the kernels with a backward pass
 Tf32 = Annotated[
     bool | None,
     Field(
@@ -39,7 +39,7 @@ FLOW_PATH = ("start", "predicts")  # keys of those two; weights record them if t
 
 
 class Section(BaseModel):
-    """Base of every config section: frozen; an unknown key is an error, and so is a number that is not finite."""
+    """Base of every config section: frozen; an unknown key and a non-finite number are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 

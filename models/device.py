@@ -1,7 +1,7 @@
-"""The one device on which a rank computes, and the errors if it is missing or its memory is too small.
+"""The only device of a rank's computation, and the errors if it is missing or its memory is too small.
 
-Nothing else chooses a device. A GPU that was asked for or promised is never replaced by the CPU. Also copies
-tensors to the device and back without blocking the host.
+Nothing else chooses a device. A requested or promised GPU is never replaced by the CPU. Also copies tensors to the
+device and back without blocking the host.
 """
 
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowmask.models.errors import NO_ROOM, ConfigError
 
-_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # besides torch.OutOfMemoryError
+_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in addition to torch.OutOfMemoryError
 
 
 def rank_device(
@@ -24,7 +24,7 @@ def rank_device(
 
     Its index is LOCAL_RANK (default 0) among the visible GPUs. A launcher that shows each rank only its own GPU
     (srun --gpus-per-task) makes that one cuda:0. If a node has more ranks than GPUs, ranks share them, which is
-    allowed for cache builds and evaluations. `exclusive`: raise ConfigError instead, since NCCL refuses two ranks on
+    allowed for cache builds and evaluations. `exclusive`: raise ConfigError instead, because NCCL refuses two ranks on
     a GPU. `key` is the config key of `asked`. Raises ConfigError if the requested GPU does not exist.
     """
     if asked == "cuda":
@@ -43,7 +43,7 @@ def rank_device(
 def seeded(seed: int) -> Iterator[None]:
     """Inside the block, layers on the CPU are initialised from `seed`; the process's random streams are not changed.
 
-    `torch.manual_seed` would seed the streams of GPUs too, and not give them back.
+    `torch.manual_seed` would also seed the streams of GPUs, and not restore them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -51,7 +51,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def require_gpu(reason: str, *, otherwise: str) -> None:
-    """ConfigError if this process sees no GPU.
+    """ConfigError if this process has no GPU.
 
     reason: the setting that needs one; otherwise: how to run without one.
     """
@@ -74,9 +74,9 @@ def use_tf32(on: bool | None) -> None:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor [...] of the host, copied to `device` without waiting for earlier work of a GPU.
+    """A tensor [...] of the host, copied to `device` without waiting for a GPU's earlier work.
 
-    A copy from memory that is not pinned would wait. A tensor that is on a device is moved by torch as usual.
+    A copy from memory that is not pinned would wait. torch moves a tensor on a device as usual.
     """
     if tensor.device.type != "cpu":
         return tensor.to(device)
@@ -84,12 +84,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class OnItsWay:
-    """Results on their way from a device to the host: a GPU computes and copies them while the host continues."""
+    """Results on the way from a device to the host: a GPU computes and copies them while the host continues."""
 
     def __init__(self, *results: Tensor, dtype: torch.dtype) -> None:
         """results: [...] each, on one device; on the host they have `dtype`."""
         self._copied: torch.cuda.Event | None = None
-        # torch allocates pinned memory for a copy from a GPU that does not block
+        # torch allocates pinned memory for a non-blocking copy from a GPU
         self._results = tuple(result.to(dtype).to("cpu", non_blocking=True) for result in results)
         if results[0].device.type == "cuda":
             self._copied = torch.cuda.Event()
@@ -104,7 +104,7 @@ class OnItsWay:
 
 @contextmanager
 def gpu_holds(what: str, *, fix: str) -> Iterator[None]:
-    """Inside the block, an out-of-memory error of a GPU is a ConfigError with `what` did not fit, and the `fix`."""
+    """Inside the block, a GPU's out-of-memory error is a ConfigError that says `what` did not fit, and the `fix`."""
     try:
         yield
     except RuntimeError as error:

@@ -1,6 +1,6 @@
 """The Wan DiT of diffusers: construction without weights, video injection, velocity, and speed settings.
 
-There is no DiT of ours: `WanTransformer3DModel(in_channels=32)` fed concat([x_t, video]) is the reference's.
+FlowMask has no DiT of its own: `WanTransformer3DModel(in_channels=32)` with concat([x_t, video]) is the reference's.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ _KEPT = ("scaled_dot_product", "_flash_attn_forward")  # parts of the names of a
 
 
 class _Float32Rope(WanRotaryPosEmbed):
-    """Rotary angles that move with the device but keep float32: bfloat16 would merge neighbouring positions."""
+    """Rotary angles that move with the device but stay float32: bfloat16 would merge neighbouring positions."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Float32Rope":
         exact = dict(self.named_buffers())
@@ -36,7 +36,7 @@ class _Float32Rope(WanRotaryPosEmbed):
 
 
 def build_dit(config: Mapping[str, Any], *, in_channels: int, device: str = "meta") -> WanTransformer3DModel:
-    """A DiT whose parameters are on the meta device, for weights to be assigned to; the rotary table is real.
+    """A DiT with parameters on the meta device, ready for weights; its rotary table is real.
 
     config: constructor arguments of WanTransformer3DModel; in_channels: 16, or 32 with the video injected.
     """
@@ -56,7 +56,7 @@ def random_dit(config: Mapping[str, Any], *, in_channels: int, seed: int) -> Wan
 def widen(weight: Tensor) -> Tensor:
     """Patch embedding [D 16 1 2 2] -> [D 32 1 2 2] for [x_t, video]: Wan's weights, then zeros for the video.
 
-    The widened model starts out equal to the plain one; the bias stays as it is.
+    At first the widened model is equal to the plain one; the bias is unchanged.
     """
     return torch.cat([weight, torch.zeros_like(weight)], dim=1)
 
@@ -64,11 +64,11 @@ def widen(weight: Tensor) -> Tensor:
 def velocity(
     dit: WanTransformer3DModel, *, x_t: Tensor, video_latent: Tensor, timestep: Tensor, text: Tensor
 ) -> Tensor:
-    """Velocity that the DiT predicts at a point of the path.
+    """The DiT's predicted velocity at a point of the path.
 
     x_t [B 16 f h w]    video_latent [B 16 f h w] norm, injected only if the DiT takes 32 channels
     timestep [B] 1..1000, int64 or float32 (never bfloat16, which has no 437)    text [B L D] zero padded
-    returns float32 [B 16 f h w] velocity, whatever the dtype of the weights
+    returns float32 [B 16 f h w] velocity, for any dtype of the weights
     """
     dtype = dit.patch_embedding.weight.dtype
     injected = dit.patch_embedding.in_channels > x_t.shape[1]
@@ -83,7 +83,7 @@ def recompute_blocks(dit: nn.Module, kind: Recompute, *, compiled: bool = False)
     """Drop activations in the forward pass and recompute them in the backward pass; losses are bit-identical.
 
     full: a block keeps only its input. selective: also the results of attention and of narrow matrix products,
-    so that only the feed-forward's wide product is computed twice. compiled: see `compile_blocks`.
+    so only the feed-forward's wide product is computed twice. compiled: see `compile_blocks`.
     """
     assert isinstance(dit, WanTransformer3DModel)
     if kind == "none":
@@ -101,7 +101,7 @@ def recompute_blocks(dit: nn.Module, kind: Recompute, *, compiled: bool = False)
 
 
 def _what_to_keep(width: int, context: Any, op: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:
-    """Keeps results of attention, and of matrix products whose rows are not wider than the model.
+    """Keeps results of attention, and of matrix products with rows not wider than the model.
 
     Only products that add their bias themselves. DeepSpeed's ZeRO 3 replaces torch's linear layer (for the rest of the
     process) by one that adds the bias in place: a kept result would get the bias twice, and torch would not detect it.
@@ -151,10 +151,10 @@ def require_attention(name: Attention, *, key: str, device: torch.device) -> Non
 
 
 def use_attention(dit: nn.Module, name: Attention, *, key: str) -> None:
-    """Use this attention kernel in this DiT, and in no other module. Call `require_attention` first.
+    """Use this attention kernel only in this DiT. Call `require_attention` first.
 
-    The name is stored at the layers. diffusers' own setter and its environment variable would affect every model of
-    the process. Wan's DiT uses attention without a mask; the other kernels do not support masks.
+    The name is stored at the layers, because diffusers' own setter and its environment variable would affect every
+    model of the process. Wan's DiT uses attention without a mask; the other kernels do not support masks.
     """
     assert isinstance(dit, WanTransformer3DModel)
     kernels, head = KERNELS[name], int(dit.config.attention_head_dim)
@@ -200,7 +200,7 @@ def _require_compiler() -> None:
 def _tell_cpus_apart() -> None:
     """Add this CPU's vector width to the key of torch's cache of compiled programs, which lacks it.
 
-    Otherwise a program written for AVX2 could be taken from a shared folder, compiled for AVX-512, and write out of
+    Otherwise code generated for AVX2 could come from a shared folder, be compiled for AVX-512, and write out of
     bounds.
     """
     from torch._inductor import config

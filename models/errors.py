@@ -10,7 +10,7 @@ _MOST_CHARACTERS = 1500
 class UserError(Exception):
     """An error in input, files or environment; the message gives the fix.
 
-    The message is made one line, also with text of a file or library in it; the middle of a very long one is cut.
+    The message becomes one line, also with text of a file or a library in it; a very long one is cut in the middle.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -38,7 +38,7 @@ class CacheError(UserError):
 
 
 class TakenOverError(CacheError):
-    """Another worker took over our unit and deleted our partial file. Its result is as good as ours."""
+    """Another worker took over this unit and deleted its partial file. The other result is as good."""
 
 
 class CheckpointError(UserError):

@@ -13,7 +13,7 @@ from flowmask.models.stored.regular import read_regular
 from flowmask.models.stored.sealed import parse_json
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files
-MARK = ".flowmask.json"  # marks a folder as FlowMask's: its kind and its identity
+MARK = ".flowmask.json"  # marks a folder as FlowMask's, with kind and identity
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -21,8 +21,8 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that gets its name when the block succeeds, flushed to disk; a partial file never has the name.
 
-    Each writer has its own temporary file beside it, so two writers of one path are harmless: the last one wins. Its
-    name can't be guessed, carries the identity of the folder's mark if it has one, and follows no link.
+    Each writer has its own temporary file in the same folder, so two writers of one path are harmless: the last one
+    wins. The temporary name can't be guessed, contains the identity of the folder's mark if any, and follows no link.
     """
     owner = read_object(path.parent / MARK).get("id", "")
     beside = path.with_name(f"{TEMPORARY}{path.name[:40]}.{owner}{os.urandom(8).hex()}")
@@ -62,7 +62,7 @@ def move_new(source: Path, target: Path) -> None:
 
 
 def remove_known(folder: Path, known: Callable[[str], bool]) -> None:
-    """Delete the files below `folder` of which `known` (relative path) is true, and folders that become empty."""
+    """Delete the files below `folder` for which `known` (relative path) is true, and folders that become empty."""
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
             path = Path(place, name)
@@ -73,7 +73,7 @@ def remove_known(folder: Path, known: Callable[[str], bool]) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically: readers see the old content or the new, never a part."""
+    """Replace a file atomically: readers see the old content or the new one, never a part."""
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 

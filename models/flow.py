@@ -1,7 +1,7 @@
 """The flow between a mask (t=0) and its video, or noise (t=1): path, posterior sample, timestep law, Euler sampler.
 
-Pure functions: tensors in, tensors out; no config, device, logger or global generator. The caller brings
-every random number, so that the law of a draw can be tested apart from where it came from.
+Pure functions: tensors in, tensors out; no config, device, logger or global generator. The caller passes all random
+numbers, so that tests can check a distribution without the source of its numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def velocity_to(end: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 
 
 def start_noise(shape: Sequence[int]) -> Tensor:
-    """The start of sampling from noise: standard normal float32 of a latent's shape [16 f h w], the same each time."""
+    """The start of sampling from noise: standard normal float32 of a latent's shape [16 f h w], always the same."""
     drawn = np.random.Generator(np.random.Philox(_START_SEED)).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(drawn)
 

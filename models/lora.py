@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA) in a DiT, through peft: insertion, initialisation, merge, and peft's folder.
 
-Owns the names: parameters are called as in the DiT without adapters, and an adapter's two factors
-`<layer>.lora_A.weight` [r in] and `<layer>.lora_B.weight` [out r]; how peft nests them shows nowhere else.
-Refuses targets that are no linear layer, and a frozen patch embedding that could never see the video.
+Decides the names: parameters have the names of the DiT without adapters, and an adapter's two factors are
+`<layer>.lora_A.weight` [r in] and `<layer>.lora_B.weight` [out r]; peft's nesting is hidden from other code.
+Refuses targets that are no linear layer, and a frozen patch embedding that would ignore the injected video.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _VIDEO_CHANNELS = slice(16, None)  # of the patch embedding's input, after those
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without peft's nesting; names of a module without adapters stay as they are."""
+    """A parameter's name without peft's nesting; names of a module without adapters are unchanged."""
     name = name.replace(".base_layer.", ".")
     return name.replace(f".lora_A.{_ADAPTER}.", ".lora_A.").replace(f".lora_B.{_ADAPTER}.", ".lora_B.")
 
@@ -84,15 +84,15 @@ def merged(
 
 
 def frozen_part(base: Mapping[str, Tensor], trained: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The base's tensors, of any shape, that a run which trained `trained` did not change."""
+    """The base's tensors, of any shape, that a run with the trained weights `trained` did not change."""
     return {name: tensor for name, tensor in base.items() if name not in trained}
 
 
 def write_adapter(folder: Path, trained: Mapping[str, Tensor], config: LoraConfig) -> None:
-    """A folder that `peft.PeftModel.from_pretrained(dit, folder)` loads, and diffusers' `load_lora_adapter`.
+    """Write a folder for `peft.PeftModel.from_pretrained(dit, folder)` and diffusers' `load_lora_adapter`.
 
     trained: by name, A [rank in] and B [out rank] of each adapter, and whole parameters, of any shape.
-    diffusers reads the config from the header of the weights; layers that were trained whole are in `modules_to_save`.
+    diffusers reads the config from the header of the weights; fully trained layers are in `modules_to_save`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     whole = sorted({name.rpartition(".")[0] for name in trained if not name.endswith((_A, _B))})
@@ -100,7 +100,7 @@ def write_adapter(folder: Path, trained: Mapping[str, Tensor], config: LoraConfi
     described.inference_mode = True
     described.save_pretrained(str(folder))
     told = json.loads((folder / ADAPTER_CONFIG).read_text())
-    told["target_modules"] = sorted(told["target_modules"])  # peft keeps a set, whose order differs between processes
+    told["target_modules"] = sorted(told["target_modules"])  # the order of peft's set differs between processes
     (folder / ADAPTER_CONFIG).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
     header = {f"{PEFT_PREFIX}{key}": told[key] for key in ("r", "lora_alpha", "target_modules", "peft_type")}
     if whole:
@@ -134,7 +134,7 @@ def _check_targets(dit: nn.Module, config: LoraConfig) -> None:
 
 
 def _ends(linear: set[str]) -> str:
-    """What may stand in `targets`: names of linear layers without the number of their block."""
+    """The allowed names in `targets`: names of linear layers without the number of their block."""
     return ", ".join(sorted({n.split(".", 2)[2] if n.startswith("blocks.") else n for n in linear}))
 
 
@@ -165,7 +165,7 @@ def _trained_whole(dit: nn.Module, config: LoraConfig) -> set[str]:
 
 
 def _uniform(shape: tuple[int, ...], key: str) -> Tensor:
-    """A's start [r in], as peft draws it (Kaiming, a = sqrt 5), but from `key` alone."""
+    """A's initial value [r in], as in peft (Kaiming, a = sqrt 5), but from `key` alone."""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
     bound = 1 / math.sqrt(shape[1])
     return torch.empty(shape).uniform_(-bound, bound, generator=torch.Generator().manual_seed(number))

@@ -1,6 +1,6 @@
-"""The mask decoder: the Wan VAE's decoder with one output channel, without the clamp that kills gradients.
+"""The mask decoder: the Wan VAE's decoder with one output channel, without the clamp that removes gradients.
 
-Owns the frame-by-frame decode, what of it is computed twice to save memory, and the focal and dice losses on its
+Has the frame-by-frame decode, its recomputation to save memory, and the focal and dice losses on its
 logits. Holds only `decoder.*` and `post_quant_conv.*`, under diffusers' names, so that it trains alone.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class MaskDecoder(nn.Module):
-    """Raw mask latent to one logit a pixel."""
+    """Raw mask latent to one logit per pixel."""
 
     def __init__(self, decoder: Any, post_quant_conv: Any) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class MaskDecoder(nn.Module):
     def from_vae(cls, vae: "AutoencoderKLWan") -> "MaskDecoder":
         """The VAE's own decoder with its last convolution averaged over RGB: a copy, trainable.
 
-        A mask is encoded as three equal channels, so this already decodes masks; training starts from it, and
-        `mask_decoder: vae` is it.
+        A mask is encoded as three equal channels, so this already decodes masks. Training starts from it, and
+        `mask_decoder: vae` uses it.
         """
         made = cls(copy.deepcopy(vae.decoder), copy.deepcopy(vae.post_quant_conv))
         last: Any = made.decoder.conv_out
@@ -54,8 +54,8 @@ class MaskDecoder(nn.Module):
     def recompute(self, kind: Recompute) -> None:
         """Drop activations in the forward pass and recompute them in the backward pass; losses are bit-identical.
 
-        selective: of each block what convolutions and attention gave is kept, so no product is done twice. full: of a
-        latent frame what the next one reads is kept; while it is made again, of each block its input alone.
+        selective: each block keeps the results of convolutions and attention, so no product is computed twice. full: a
+        latent frame keeps the state for the next one; during its recomputation each block keeps only its input.
         """
         if kind == "none":
             return
@@ -68,7 +68,7 @@ class MaskDecoder(nn.Module):
         for up in decoder.up_blocks:
             blocks += [*up.resnets, *(up.upsamplers or ())]
         for block in blocks:
-            block.forward = partial(_again, block.forward, slots=2, **save)  # a residual block has two that cache
+            block.forward = partial(_again, block.forward, slots=2, **save)  # a residual block has two caches
 
     def forward(self, mask_latent: Tensor) -> Tensor:
         """Decode one latent frame at a time, as the causal convolutions expect; gradients reach every frame.

@@ -17,17 +17,17 @@ OVER_EXIT_CODE = 100  # tells a batch script not to restart its job; no other pr
 INTERRUPTED_EXIT_CODE = 130  # the shell's code for ^C
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)  # each requests to save and end
 DEFAULT_LEASE_S = 120.0
-_OF_A_GROUP = re.compile(  # what torchrun, mpirun, srun's PMI and our own launcher tell the processes of a group
+_OF_A_GROUP = re.compile(  # variables that torchrun, mpirun, srun's PMI and FlowMask give a group's processes
     r"(?:(?:LOCAL|GROUP|NODE|ROLE)_)?(?:RANK|WORLD_SIZE)|MASTER_(?:ADDR|PORT)|"
     r"(?:TORCHELASTIC|OMPI_COMM|PMI[2X]?)_\w+|MPI_LOCALN?RANK\w+|FLOWMASK_(?:PARENT|MEET|LISTENER)"
 )
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """STOP_SIGNALS that this process should handle; call it before handlers are set.
+    """The STOP_SIGNALS that this process should handle; call it before handlers are set.
 
     SIGHUP stays ignored if it was ignored at the start, as by nohup. SIGINT does not: shells ignore it for background
-    commands of a script, but a SIGINT that is sent to the process is intended.
+    commands of a script, but a SIGINT sent to the process is intended.
     """
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup)
@@ -45,21 +45,21 @@ def forget_group() -> None:
 
 
 def python_module(module: str, *words: object) -> list[str]:
-    """The command that runs a module of ours with this Python.
+    """The command that runs a FlowMask module with this Python.
 
-    `-P`: without the working folder on the path, where a file `yaml.py` of the user would be taken for the library.
+    `-P`: without the working folder on the path, because a user's `yaml.py` there would be imported as the library.
     """
     return [sys.executable, "-P", "-m", module, *map(str, words)]
 
 
 class Owner(BaseModel):
-    """The owner of a lease: enough to know, only on the same host, whether that process is still running."""
+    """The owner of a lease: enough to know, on the same host only, whether the process still runs."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     host: str
     machine: str  # /etc/machine-id: hosts may share a name
-    boot: str  # of this start of the kernel; "" if the system has none; then nothing is known about other processes
+    boot: str  # of this start of the kernel; "" if the system has none; then other processes' state is unknown
     namespace: str  # in another one (a container) the same pid is another process
     pid: int = Field(gt=0, lt=2**31)
     started: int  # clock ticks after boot: distinguishes a process from a later one with the same pid
@@ -75,7 +75,7 @@ class Owner(BaseModel):
         here = _here()
         if not here.boot or self.namespace != here.namespace:
             return False
-        if self.boot != here.boot:  # the same host, but it was rebooted since
+        if self.boot != here.boot:  # the same host, but rebooted since
             return bool(here.machine) and (self.host, self.machine) == (here.host, here.machine)
         try:
             os.kill(self.pid, 0)  # unlike /proc, also correct if other users' processes are hidden
@@ -96,7 +96,7 @@ def process_here(pid: int, *, lease_s: float = DEFAULT_LEASE_S) -> Owner:
 
 @cache
 def _here() -> Owner:
-    """This host and pid namespace; the process is filled in by `this_worker`."""
+    """This host and pid namespace; `this_worker` fills in the process."""
     return Owner(
         host=socket.gethostname(),
         machine=_first_line("/etc/machine-id"),

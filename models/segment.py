@@ -1,7 +1,7 @@
 """Pixels and a sentence to mask logits: encode each video once, sample, decode, resize to the original frames.
 
-The caller brings pixels at a size that the DiT takes (multiples of 16) and 4k+1 frames; how they were resized
-and padded is not this file's business.
+The caller passes pixels of a size that the DiT accepts (multiples of 16) and 4k+1 frames; this file does not resize
+or pad them.
 """
 
 import math
@@ -56,7 +56,7 @@ class SegmentSettings:
 
 
 class Segmenter:
-    """Frozen models that turn a video and a sentence into masks; each keeps its own device and dtype."""
+    """Frozen models that make masks from a video and a sentence; each keeps its own device and dtype."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Segmenter:
 
     @torch.no_grad()
     def encode_video(self, pieces: Iterable[Tensor]) -> Tensor:
-        """Pixels as `encode_pieces` takes them -> video latent [1 16 f h w] norm: the posterior mean."""
+        """Pixels in the form of `encode_pieces` -> video latent [1 16 f h w] norm: the posterior mean."""
         mean, _ = encode_pieces(self.vae, pieces)
         return normalise(self.stats, mean)
 
@@ -97,7 +97,7 @@ class Segmenter:
 
     @torch.no_grad()
     def logits(self, video_latent: Tensor, sentence: str) -> Tensor:
-        """Video latent [1 16 f h w] norm and a raw sentence -> unclamped logits [F H W], padding too."""
+        """Video latent [1 16 f h w] norm and a raw sentence -> unclamped logits [F H W], with padding frames."""
         mask = self.mask_latent(video_latent, self.encode_text(sentence))
         found: Tensor = self.mask_decoder(mask)[0, 0]
         return found
@@ -108,7 +108,7 @@ def sample_mask(
 ) -> Tensor:
     """Video latent [B 16 f h w] norm and text [B L D] to the masks' latents [B 16 f h w] raw.
 
-    stats: of the latents, for a DiT that was trained on normalised mask latents
+    stats: of the latents, for a DiT trained on normalised mask latents
     """
 
     def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def sample_mask(
 def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """Logits [F H W] -> bool [frames H0 W0] at the original `size` (width, height): prob > threshold, in 0..1.
 
-    A threshold other than 0.5 shifts the logits before they are clamped, so that edges are equally sharp.
+    A threshold other than 0.5 shifts the logits before the clamp, so that edges are equally sharp.
     """
     level = math.log(threshold / (1 - threshold))  # 0 at 0.5, which changes no bit
     return resize_logits(logits[:frames] - level, size=size) > 0
@@ -134,8 +134,8 @@ def masks_at(logits: Tensor, *, frames: int, size: tuple[int, int], threshold: f
 def resize_logits(logits: Tensor, *, size: tuple[int, int]) -> Tensor:
     """Logits [F H W] -> [F H0 W0] by bilinear resizing.
 
-    Clamped to -1..1 before, like the output of the VAE's decoder: it moves edges by a fraction of a pixel, and
-    published scores include it.
+    First they are clamped to -1..1, like the output of the VAE's decoder: this moves edges by a fraction of a pixel,
+    and published scores include it.
     """
     width, height = size
     clamped = logits.clamp(-1, 1)[:, None]

@@ -55,7 +55,7 @@ def assign_strict(module: nn.Module, state: Mapping[str, Tensor], *, where: obje
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], *, where: object, fix: str) -> None:
-    """WeightsError with the first tensor, of any shape, that holds NaN or an infinity; 40 ms a GB on one CPU core."""
+    """WeightsError with the first tensor, of any shape, that has NaN or an infinity; 40 ms per GB on one CPU core."""
     for name, tensor in tensors:
         if tensor.numel() and not all(math.isfinite(edge) for edge in tensor.detach().aminmax()):
             raise WeightsError(f"{where}: {name} has a number that is not finite; {fix}")
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def exported_settings(settings: object, *, where: object) -> dict[str, Any]:
-    """The settings of an export about its weights. Raises WeightsError if they were changed. `where` names the file."""
+    """An export's settings about its weights. WeightsError if they were changed. `where` names the file."""
     try:
         if not isinstance(settings, Mapping) or expanded(settings) > _MOST_SETTINGS:
             raise ValueError("no mapping of settings")

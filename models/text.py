@@ -1,8 +1,8 @@
 """Sentences to UMT5 embeddings: the reference's cleaning, the same tokens as in training, zero padding.
 
 There is no attention mask in the DiT's cross-attention, so the padded length is part of the model and padding
-is exactly zero. A sentence longer than the model's `text_tokens` is cut before the encoder, not after. Torch is
-imported by what computes alone: commands that only read sentences import this too.
+is exactly zero. A sentence longer than the model's `text_tokens` is cut before the encoder, not after. Only functions
+that compute import torch: commands that only read sentences import this file too.
 """
 
 import html
@@ -95,9 +95,9 @@ class TextEncoder:
         return self.together([self.token_ids(text, max_tokens=max_tokens)])[0]
 
     def together(self, ids: Sequence[Sequence[int]]) -> "Tensor":
-        """Embeddings [B L D] of sentences of L tokens each, as `token_ids` gives them, in the dtype of the weights.
+        """Embeddings [B L D] of sentences of L tokens each, as from `token_ids`, in the dtype of the weights.
 
-        There is no padding, so no sentence depends on another. Products of other sizes may be rounded differently.
+        There is no padding, so no sentence depends on another. Products of other sizes may round differently.
         """
         import torch
 

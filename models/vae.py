@@ -1,6 +1,6 @@
 """The frozen Wan VAE: pixels to raw posterior moments and back, and the statistics that normalise a video latent.
 
-The video's latent is normalised, the mask's never is: two tensors of one shape and two meanings.
+The video's latent is normalised, the mask's never is: the two tensors have one shape and two meanings.
 """
 
 from collections.abc import Iterable, Sequence
@@ -94,9 +94,9 @@ def encode_pieces(vae: "AutoencoderKLWan", pieces: Iterable[Tensor]) -> tuple[Te
 
 
 def encode_mask(vae: "AutoencoderKLWan", mask: Tensor) -> Tensor:
-    """Encode a binary mask as if it were a black and white video.
+    """Encode a binary mask like a black and white video.
 
-    mask:    bool [B F H W]           union of the objects that the sentence names
+    mask:    bool [B F H W]           union of the objects of the sentence
     returns: float32 [B 16 f h w] raw   posterior mean; not normalised, unlike the video's
     """
     return encode_moments(vae, mask_to_signed(mask))[0]

@@ -133,11 +133,11 @@ class RunConfig(Section):
 
 
 def in_todays_terms(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's saved config, with keys of later versions at their defaults, which keep its behaviour."""
+    """A run's saved config; keys of later versions get their defaults, which keep its behaviour."""
     sections = {key: value for key, value in saved.items() if key in RunConfig.model_fields}
     sections["objective"] = of_one_kind(sections.get("objective", {}))
     try:
         known = RunConfig.model_validate(sections)
-    except ValidationError:  # from a version with other keys: the comparison will list them
+    except ValidationError:  # from a version with other keys: the comparison lists them
         return dict(saved)
     return {**saved, **known.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""The process group: rank and world size of this process, and the few collectives that the trainer needs.
+"""The process group: rank and world size of this process, and the few collectives of the trainer.
 
 The only file that imports `torch.distributed`. A process without launcher variables is a group of one,
 so callers need not check whether they run alone. Ranks meet through a file, or at a socket that listens before
@@ -25,7 +25,7 @@ from flowmask.models.device import rank_device
 from flowmask.models.errors import ConfigError, RankLostError
 from flowmask.trainer.phases import Pending, Phases
 
-_LOST = (  # messages of gloo, NCCL and the file store when a peer no longer answers
+_LOST = (  # messages of gloo, NCCL and the file store when a peer does not answer
     "Timed out waiting",
     "Timeout waiting for key",
     "Wait timeout",
@@ -36,7 +36,7 @@ _LOST = (  # messages of gloo, NCCL and the file store when a peer no longer ans
     "NCCL",
 )
 _VARIABLES = ("RANK", "WORLD_SIZE", "FLOWMASK_MEET")
-_COLLECTIVES = (  # of torch.distributed, by the names that DeepSpeed and this file call
+_COLLECTIVES = (  # of torch.distributed, by the names that DeepSpeed and this file use
     *("all_reduce", "reduce", "broadcast", "broadcast_object_list", "barrier", "all_to_all_single"),
     *("all_gather", "all_gather_object", "all_gather_into_tensor", "all_gather_single"),
     *("reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single"),
@@ -65,12 +65,12 @@ def init(*, timeout_s: float = 1800.0) -> None:
     store = _store(meet, int(own), int(world), timeout) if int(world) > 1 else dist.HashStore()
     dist.init_process_group(backend, store=store, rank=int(own), world_size=int(world), timeout=timeout)
     if int(world) > 1:
-        _time_collectives()  # before DeepSpeed, which keeps some of them
+        _time_collectives()  # before DeepSpeed, which stores some of them
 
 
 def _store(meet: str, own: int, world: int, timeout: timedelta) -> dist.Store:
-    """The store by which ranks find each other. Who can write to it can run code in them: so it is a file in a folder
-    of mode 0700 on one machine, and a socket on a single address on several machines."""
+    """The store by which ranks find each other. Anyone who can write to it can run code in them, so on one machine it
+    is a file in a folder of mode 0700, and on several machines a socket on a single address."""
     address, port = _address(meet)
     if not port:
         return dist.FileStore(meet, world)
@@ -128,7 +128,7 @@ def _interface_towards(address: str) -> str | None:
 
 
 def record_flights(folder: Path) -> None:
-    """Before `init`: let NCCL keep its last collectives, and write them into `folder` when one has timed out."""
+    """Call before `init`: NCCL keeps its last collectives, and writes them into `folder` when one times out."""
     for name, value in {
         "TORCH_FR_BUFFER_SIZE": "2000",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
@@ -139,7 +139,7 @@ def record_flights(folder: Path) -> None:
 
 @contextmanager
 def watched(phases: Phases) -> Iterator[None]:
-    """While inside, the waiting in every collective of this process is timed, also in those that DeepSpeed calls."""
+    """Inside the block, waiting in every collective of this process is timed, also in DeepSpeed's calls."""
     _watching.append(phases)
     try:
         yield
@@ -170,7 +170,7 @@ def _timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def limit_waits(timeout_s: float) -> None:
-    """Set this timeout for every group: groups that libraries made have another default."""
+    """Set this timeout for every group: groups made by libraries have another default."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
@@ -179,7 +179,7 @@ def limit_waits(timeout_s: float) -> None:
 def lost_ranks_named(timeout_s: float, *, why: Callable[[], str] = str) -> Iterator[None]:
     """Inside the block, a collective that another rank does not join raises RankLostError, in one line.
 
-    why: called then for what is known of the missing rank; "" if nothing is
+    why: called then; returns the known facts about the missing rank, or ""
     """
     try:
         yield
@@ -214,7 +214,7 @@ def world_size() -> int:
 
 @lru_cache
 def sequence_mesh(ranks: int) -> DeviceMesh:
-    """The ranks as a mesh [data, ring 1, ulysses `ranks`]: neighbours in a row share their examples. Collective."""
+    """The ranks as a mesh [data, ring 1, ulysses `ranks`]: ranks of one row share their examples. Collective."""
     shape = (world_size() // ranks, 1, ranks)
     return init_device_mesh(device().type, shape, mesh_dim_names=("data", "ring", "ulysses"))
 

@@ -1,8 +1,8 @@
-"""Where a rank's time goes: seconds by phase of its steps, and of them those spent waiting for other ranks.
+"""The time of a rank: seconds by phase of its steps, and the part of them spent waiting for other ranks.
 
-A phase lasts until the next one is entered. On a CPU the marks are times of the host; on a GPU they are events in the
-device's own queue, which are read a lap late, when they are long past: nothing here waits for the device. Whoever only
-reads what was measured imports this without torch.
+A phase lasts until the next one begins. On a CPU the marks are host times. On a GPU they are events in the device's
+queue; they are read one lap later, when they have passed, so nothing here waits for the device. Code that only
+reads the measurements imports this file without torch.
 """
 
 import math
@@ -14,12 +14,12 @@ from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
-PHASES = ("read", "copy", "forward", "backward", "optimizer", "save", "evaluate", "other")  # of a rank's own
-REDUCE = "reduce"  # in collectives: waiting for the other ranks, and sending
+PHASES = ("read", "copy", "forward", "backward", "optimizer", "save", "evaluate", "other")  # of a rank itself
+REDUCE = "reduce"  # in collectives: waiting and sending
 
 
 class Call(NamedTuple):
-    """A collective that this rank has begun; `number` counts them from 1, alike on all ranks."""
+    """A collective that this rank has begun; `number` counts them from 1, equal on all ranks."""
 
     number: int
     name: str
@@ -33,7 +33,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Spent:
-    """What `steps` steps took: seconds in all, and by phase; `reduce` is no part of the other phases."""
+    """The time of `steps` steps: seconds in total and by phase; `reduce` is not part of the other phases."""
 
     steps: int
     total_s: float
@@ -41,15 +41,15 @@ class Spent:
 
 
 class _Lap(NamedTuple):
-    marks: list[tuple[str, Any]]  # a phase and when it began; the last is the end of the lap
-    waits: list[tuple[str, Any, Any]]  # in which phase, from when to when
-    copied_s: float  # of reading, by copying to the device
+    marks: list[tuple[str, Any]]  # a phase and its beginning; the last is the end of the lap
+    waits: list[tuple[str, Any, Any]]  # phase, beginning, end
+    copied_s: float  # the part of reading spent copying to the device
 
 
 class Phases:
-    """The stopwatch of one rank. A lap is one step, from the end of the step before it to its own.
+    """The stopwatch of one rank. A lap is one step, from the end of the last step to its own end.
 
-    The main thread's alone but for `last` and `waiting_for`, which any thread may look at.
+    Only the main thread uses it; other threads may only read `last` and `waiting_for`.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -61,7 +61,7 @@ class Phases:
         self.restart()
 
     def restart(self) -> None:
-        """Forget all that was measured: a lap begins now."""
+        """Delete all measurements: a lap begins now."""
         self._ripe.clear()
         self._sums: dict[str, float] = defaultdict(float)
         self._steps, self._total_s = 0, 0.0
@@ -69,16 +69,16 @@ class Phases:
 
     @property
     def phase(self) -> str:
-        """The phase that this rank is in."""
+        """The present phase of this rank."""
         return self._lap.marks[-1][0]
 
     def enter(self, phase: str) -> None:
-        """From now on it is this phase, one of PHASES."""
+        """Begin this phase, one of PHASES."""
         self._lap.marks.append((phase, self._clock.stamp()))
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
-        """This phase while inside, then again the one that it was."""
+        """This phase inside the block, then the earlier one again."""
         before = self.phase
         self.enter(phase)
         try:
@@ -87,11 +87,11 @@ class Phases:
             self.enter(before)
 
     def copied(self, seconds: float) -> None:
-        """Of this lap's reading, so much was copying to the device."""
+        """Count these seconds of the lap's reading as copying to the device."""
         self._lap = self._lap._replace(copied_s=self._lap.copied_s + seconds)
 
     def begin(self, name: str, arguments: Iterable[Any]) -> Call:
-        """A collective is asked for; its shape is that of the first tensor, of any shape, among its arguments."""
+        """A collective is called; its shape is that of the first tensor, of any shape, among its arguments."""
         self._begun += 1
         tensor = next((one for one in arguments if hasattr(one, "shape") and hasattr(one, "dtype")), None)
         sized = () if tensor is None else (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -100,7 +100,7 @@ class Phases:
 
     @contextmanager
     def waiting(self, call: Call) -> Iterator[None]:
-        """The time inside is spent in a collective; one that is built of others counts once."""
+        """The time in the block counts as waiting; a collective made of other collectives counts once."""
         if self._depth:
             yield
             return
@@ -112,7 +112,7 @@ class Phases:
             self._lap.waits.append((self.phase, begun, self._clock.stamp()))
 
     def end_lap(self) -> None:
-        """A step is over."""
+        """A step has ended."""
         now, phase = self._clock.stamp(), self.phase
         self._lap.marks.append(("", now))
         self._ripe.append(self._lap)
@@ -121,14 +121,14 @@ class Phases:
             self._add(self._ripe.popleft())
 
     def take(self) -> Spent:
-        """What the laps have taken since the last call, as far as the clock knows it by now."""
+        """The times of the laps since the last call, as far as the clock knows them."""
         found = Spent(self._steps, self._total_s, dict(self._sums))
         self._sums, self._steps, self._total_s = defaultdict(float), 0, 0.0
         return found
 
     def _add(self, lap: _Lap) -> None:
         seconds = self._clock.seconds
-        waited_for = [mark for _, *both in lap.waits for mark in both]  # on other queues than the lap's own, maybe
+        waited_for = [mark for _, *both in lap.waits for mark in both]  # may be on other queues than the lap's
         if not all(map(self._clock.is_past, (lap.marks[-1][1], *waited_for))):
             return
         for (phase, begun), (_, ended) in zip(lap.marks, lap.marks[1:]):
@@ -141,7 +141,7 @@ class Phases:
         self._sums["copy"] += lap.copied_s
         self._steps += 1
         self._total_s += seconds(lap.marks[0][1], lap.marks[-1][1])
-        self._clock.keep([*(mark for _, mark in lap.marks[:-1]), *waited_for])  # its end is the next lap's beginning
+        self._clock.keep([*(mark for _, mark in lap.marks[:-1]), *waited_for])  # the last mark begins the next lap
 
 
 class _HostClock:
@@ -155,11 +155,11 @@ class _HostClock:
         return True
 
     def keep(self, marks: list[Any]) -> None:
-        """Times are not used again."""
+        """Does nothing: times are not reused."""
 
 
 class _DeviceClock:
-    """Events of CUDA, which are used again: making one costs more than recording it."""
+    """CUDA events; they are reused, because making one costs more than recording it."""
 
     LAPS_LATE = 1
 
@@ -185,7 +185,7 @@ class _DeviceClock:
 
 
 class Pending:
-    """An asynchronous collective on its way: torch's own handle, whose `wait` is timed."""
+    """An asynchronous collective in progress: torch's own handle, whose `wait` is timed."""
 
     def __init__(self, work: Any, call: Call, phases: Phases) -> None:
         self._work, self._call, self._phases = work, call, phases
@@ -200,5 +200,5 @@ class Pending:
 
 
 def finite(seconds: float) -> float:
-    """A number that JSON can hold: seconds of clocks that disagree may be a little below zero."""
+    """A number that JSON can hold; seconds slightly below zero, from differing clocks, become zero."""
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -76,7 +76,7 @@ class TrainConfig(Section):
 
     @property
     def last_step(self) -> int:
-        """The step at which the run is finished. Needs `steps`; epochs must have been converted before."""
+        """The step at which the run is finished. Needs `steps`: epochs must be converted first."""
         assert self.steps is not None, (
             "epochs are converted to steps when the cache is opened, see trainer/state/length.py"
         )
@@ -84,7 +84,7 @@ class TrainConfig(Section):
 
     @property
     def counts_epochs(self) -> bool:
-        """Whether something here is known as steps only once the cache is."""
+        """Whether some setting can be converted to steps only with the open cache."""
         return self.epochs is not None or bool(self.decay_at_epochs)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The config of validation while training: cheap on clips of a cache, and official on whole videos."""
+"""The config of validation during training: fast on clips of a cache, and official on whole videos."""
 
 from typing import Literal, Self
 

@@ -1,4 +1,4 @@
-"""From a dataset to a cache: `flowmask cache build`, its passes and stages, and its progress.
+"""From a dataset to a cache: `flowmask cache build`, its passes, its stages and its progress.
 
 Imports everything above; a new pass over the clips is a file here, called by `build`.
 """

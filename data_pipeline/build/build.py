@@ -1,8 +1,7 @@
-"""`flowmask cache build`: its phases, run by any number of workers that need not know of each other.
+"""`flowmask cache build`: its phases, run by any number of independent workers.
 
-Plan (once), sentences, clips, finalise. What is finished is found on the disk, so the same command
-continues a build that was killed, and ends with the same bytes as one that was not, whatever the number of
-workers.
+Plan (once), sentences, clips, finalise. Finished units are found on the disk. So the same command continues a
+killed build, and the result has the same bytes for any number of workers and interruptions.
 """
 
 import gc
@@ -47,9 +46,9 @@ def build(
 ) -> None:
     """Work on the cache `config.out` until it is complete; any number of processes may do so at once.
 
-    `worker` of `workers` only spreads where each begins. A complete cache of the same fingerprint is left
-    as it is (the last progress says "complete"); another fingerprint is refused with a CacheError that
-    names the fields.
+    `worker` of `workers` only spreads the places where workers begin. A complete cache of the same fingerprint is
+    not changed (the last progress says "complete"). Another fingerprint is refused: CacheError with the differing
+    fields.
     """
     Build(config, worker=worker, workers=workers, on_progress=on_progress or (lambda _: None)).run()
 
@@ -71,7 +70,7 @@ class Build:
         self.wan, self.clock = WanFolder(config.model.wan), StageClock()
         self._empty: dict[tuple[int, ...], torch.Tensor] = {}  # latents of empty masks: kept when the VAE is freed
         if self.device.type == "cpu":
-            # More threads split sums differently: bytes must not depend on how many workers share the cores.
+            # The number of threads changes sums: bytes must not depend on the number of workers on a machine.
             torch.set_num_threads(1)
 
     def run(self) -> None:
@@ -82,7 +81,7 @@ class Build:
             if not self.finished.exists():
                 self._encode(plan)
         finally:
-            if self.finished.exists():  # also when refused: a finished cache is left exactly as it was
+            if self.finished.exists():  # also when refused: a finished cache is not changed
                 finalise.clear_work(self.work)
         self.on_progress(BuildProgress("complete", plan.clips, plan.clips))
 
@@ -96,14 +95,14 @@ class Build:
             self.shared.finalise(plan, make=self.clip_pass(plan).write_unit)
         except (CacheError, FileNotFoundError):
             if not self.finished.exists():
-                raise  # else the others have finished, and cleared away `work` under a slow worker's feet
+                raise  # else other workers have finished and removed `work` while this one still ran
 
     @cached_property
     def source(self) -> LeakFree:
         return without_leaks(open_source(self.config.data), self.config)
 
     def _plan(self) -> units.BuildPlan:
-        """The plan on disk, written if there is none; refuses one, or a cache, of another fingerprint."""
+        """The plan on disk, written if there is none; refuses a plan or a cache with another fingerprint."""
         folder = self.out / units.FOLDER
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -125,7 +124,7 @@ class Build:
         self.plan_into(folder, fingerprint=self._fingerprint())
 
     def plan_into(self, folder: Path, *, fingerprint: Fingerprint) -> None:
-        """Write the plan of this build into any folder; DataError, before that, for objects that no mask holds."""
+        """Write this build's plan into any folder; first, DataError for objects that no mask contains."""
         for video in self.source.videos():
             video.check_masks()
         vae: Any = self.wan.vae()
@@ -160,21 +159,21 @@ class Build:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        """Loaded by a worker that has sentences to encode, freed before the VAE is loaded."""
+        """Loaded by a worker that has sentences to encode; freed before the VAE is loaded."""
         loaded = self.wan.text_encoder(self.encoder_dtype)
         with gpu_holds("the text encoder", fix=sentences.LESS_MEMORY):
             loaded.model.to(self.device)
         return loaded
 
     def free(self, name: str) -> None:
-        """Give back the memory of an encoder: the two never share a device."""
+        """Free the memory of an encoder: the VAE and the text encoder are never on a device together."""
         self.__dict__.pop(name, None)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _tell_cost(self, plan: units.BuildPlan) -> None:
-        """What the build will cost, by encoding one clip and one sentence; said once, before anything is stored."""
+        """Report the expected cost of the build after encoding one clip and one sentence; once, before any storing."""
         texts = self.shared.texts
         if self.worker or any(texts.glob("text-*")) or any(self.shards.glob("*.json")):
             return
@@ -203,7 +202,7 @@ class Build:
         make.run(lambda: claimed(self.shared.clips(plan)))
 
     def clip_pass(self, plan: units.BuildPlan) -> ClipPass:
-        """How this worker makes units: all that are free, or one that somebody names."""
+        """Makes this worker's units: all free units, or one given unit."""
         return ClipPass(
             config=self.config,
             plan=plan,
@@ -241,6 +240,6 @@ class Build:
 
 
 def _environment(device: torch.device) -> dict[str, str]:
-    """What the bytes depend on beside the fingerprint: library versions and the kind of device."""
+    """Facts that shape the bytes and are not in the fingerprint: library versions and the kind of device."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
     return {"device": kind, **{name: importlib.metadata.version(name) for name in _LIBRARIES}}

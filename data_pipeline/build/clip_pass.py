@@ -1,7 +1,7 @@
-"""The clips of a build, unit by unit: what the stages of the pipeline do to them.
+"""The clips of a build, unit by unit: the work of each pipeline stage.
 
-What a shard holds is decided by its unit alone; an unreadable clip is quarantined and the rest goes on. Encoder and
-embeddings are handed in: this file imports no torch.
+The unit alone decides the content of its shard. An unreadable clip is quarantined; the other clips continue. Encoder
+and embeddings are passed in: this file does not import torch.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +31,7 @@ Planned = tuple[Clip, tuple[int, ...]]  # a clip and the numbers of its sentence
 
 @dataclass
 class _Tally:
-    """What became of the clips of one unit."""
+    """Results of the clips of one unit."""
 
     dropped: int = 0  # empty masks
     lost: list[Line] = field(default_factory=list)
@@ -39,7 +39,7 @@ class _Tally:
 
 @dataclass
 class ClipPass:
-    """One worker's share of the clips. `on_clip` is told how many clips of the unit in hand are encoded."""
+    """One worker's clips. `on_clip` receives the number of encoded clips in the current unit."""
 
     config: CacheBuildConfig
     plan: units.BuildPlan
@@ -55,7 +55,7 @@ class ClipPass:
     _taken_over: bool = False
 
     def run(self, claimed: Callable[[], Iterator[tuple[int, ExitStack]]]) -> None:
-        """Encode and write every unit that `claimed` gives, until it has none left."""
+        """Encode and write every unit from `claimed`, until it has no more."""
         while True:
             self._taken_over = False
             self._pipeline().run(claimed())
@@ -63,11 +63,11 @@ class ClipPass:
                 return
 
     def write_unit(self, unit: int) -> None:
-        """Make one unit without a claim; as in a build, an unreadable clip is left out."""
+        """Make one unit without a claim; an unreadable clip is left out, as in a build."""
         self._pipeline().run(iter([(unit, ExitStack())]))
 
     def encode_unit(self, unit: int) -> "list[EncodedClip]":
-        """The clips of a unit, encoded on the fly: exactly what its shard stores. DataError: unreadable."""
+        """The clips of a unit, encoded on the fly: exactly the content of its shard. DataError: unreadable."""
         decoded = (self.decoded(clip) for clip, _ in self.plan.unit_clips(unit))
         return list(self.encoder().encode(decoded))
 
@@ -128,5 +128,5 @@ class ClipPass:
                 clock=self.clock,
             )
         except TakenOverError:
-            self._taken_over = True  # the other worker's result is as good; looked at again at the end
+            self._taken_over = True  # the other worker's result is as good; checked again at the end
         del self._tallies[unit.number]

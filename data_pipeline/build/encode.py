@@ -1,7 +1,7 @@
-"""Pixels to latents: what a clip's record holds, by the one code that the cache and its tests share.
+"""Pixels to latents: the content of a clip's record. The cache and its tests share this code.
 
-Clips of one shape go through the VAE together, in batches fixed by the list of clips that is handed in, so
-the bytes do not depend on other workers. A non-finite number from an encoder is an error, never stored.
+Clips of one shape go through the VAE together. The list of clips fixes the batches, so the bytes do not depend on
+other workers. A non-finite number from an encoder is an error and is never stored.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ from flowmask.models.vae import encode_mask, encode_moments
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-LESS_MEMORY = "lower cache.batch_clips, or choose cache.encoder_dtype=bfloat16"  # where the GPU is too small
+LESS_MEMORY = "lower cache.batch_clips, or choose cache.encoder_dtype=bfloat16"  # if the GPU has too little memory
 Result = tuple[Tensor, ...]
 
 
@@ -38,15 +38,15 @@ class EncodedClip:
     video_logvar: Tensor = field(default_factory=lambda: torch.empty(0))  # [16 f h w] of the raw latent
     mask_means: dict[int, Tensor] = field(default_factory=dict)  # place in clip.masks -> [16 f h w] raw
     mask_rles: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # -> COCO RLE of each frame
-    annotated: dict[int, list[bool]] = field(default_factory=dict)  # -> which frames are, where some aren't
-    waits_for: int = 0  # results that are still to come
+    annotated: dict[int, list[bool]] = field(default_factory=dict)  # -> per frame, if some frames are not annotated
+    waits_for: int = 0  # results that are still missing
 
 
 class ClipEncoder:
     """The frozen VAE with the settings that shape bytes.
 
     empty: latent [16 f h w] raw of the empty mask by its shape (F, H, W): the target of sentences that name nothing.
-           Filled as they are needed.
+           Filled when first needed.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ClipEncoder:
             _channels_last(vae)
 
     def encode(self, clips: Iterable[DecodedClip]) -> Iterator[EncodedClip]:
-        """Encode clips, given out in order as they get complete; one without masks is left out.
+        """Encode clips; each is returned in order once complete; a clip without masks is left out.
 
         Host memory holds the pixels of at most `batch_clips` clips and masks of each shape at a time.
         """
@@ -95,7 +95,7 @@ class ClipEncoder:
         yield from waiting
 
     def _empty_mean(self, mask: NDArray[np.bool_]) -> Tensor:
-        """[16 f h w] raw of an empty mask, encoded once for all clips of its shape, and in no other mask's batch."""
+        """[16 f h w] raw of an empty mask, encoded once per shape and alone in its batch."""
         if mask.shape not in self._empty:
             with gpu_holds(f"the empty mask of {'x'.join(map(str, mask.shape))}", fix=LESS_MEMORY):
                 mean = self._mask_means(torch.from_numpy(mask[None])).get()[0][0]
@@ -123,7 +123,7 @@ def _set_mask(result: EncodedClip, place: int, mean: Result) -> None:
 
 
 def _channels_last(vae: nn.Module) -> None:
-    """Lay the weights of convolutions out as the CPU's kernels like them: 1.7 times faster, twice in bf16."""
+    """Order the convolution weights as the CPU kernels need them: 1.7 times faster, twice as fast in bf16."""
     formats = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
     for module in vae.modules():
         for kind, memory_format in formats.items():
@@ -135,9 +135,9 @@ _Pixels = NDArray[Any]
 
 
 class _Batches:
-    """Collects pixels of equal shape and encodes `size` of them at once; each result has its own sink.
+    """Collects pixels of equal shape and encodes `size` of them at once; each result goes to its sink.
 
-    The results of a batch are taken when the next one has been sent off, or at the end.
+    The results of a batch are read after the next batch is launched, or at the end.
     """
 
     def __init__(self, encode: Callable[[Tensor], OnItsWay], *, size: int, clock: StageClock):

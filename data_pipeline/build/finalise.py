@@ -1,7 +1,7 @@
 """Sidecars to index and manifest: the step after which a folder is a cache.
 
-Two passes over the sidecars, one counting and one writing into a mapped file, so that memory does not grow
-with the number of examples.
+Reads the sidecars twice: once to count, once to write into a mapped file. So memory does not grow with the number
+of examples.
 """
 
 import re
@@ -25,12 +25,12 @@ from flowmask.models.files import remove_known, sha256_of_open
 def finalise(out: Path, plan: BuildPlan, *, make: Callable[[int], None] | None = None) -> Manifest:
     """Write the index, then the manifest; every unit must be finished. DataError if no example is left.
 
-    make: makes a unit again whose tar is not whole: workers take a unit for finished when its files are there
+    make: makes a unit again if its tar is damaged: workers take a unit for finished when its files exist
     CacheError if the plan has changed since it was written.
     """
     plan.refuse_changed()
     for folder in (out, out / FOLDER):
-        remove_leftovers(folder)  # all units are done, so nobody else writes
+        remove_leftovers(folder)  # all units are done, so no other worker writes
 
     def sidecars() -> Iterator[Sidecar]:
         return _sidecars(out, plan, make=make)
@@ -52,7 +52,7 @@ def finalise(out: Path, plan: BuildPlan, *, make: Callable[[int], None] | None =
 
 
 def count(sidecars: Iterable[Sidecar], *, views: int) -> "Totals":
-    """What all sidecars together say, in the order of their units."""
+    """The sums of all sidecars, in the order of their units."""
     counts: Counter[tuple[Shape, int]] = Counter()
     totals = Totals()
     view = 1 + index.COLUMNS.index("view")
@@ -97,7 +97,7 @@ def make_manifest(
 
 
 class Totals:
-    """What the manifest says of all shards together."""
+    """The manifest's facts about all shards together."""
 
     def __init__(self) -> None:
         self.buckets: list[BucketEntry] = []
@@ -133,7 +133,7 @@ class Totals:
         )
 
     def name_shapes(self) -> None:
-        """Fill in how many examples of each bucket a shard has, now that the buckets have their numbers."""
+        """Set the number of examples per bucket of each shard; the buckets have their numbers now."""
         shapes = [(bucket.frames, bucket.height, bucket.width) for bucket in self.buckets]
         self.shards = [
             shard.model_copy(update={"examples": [counts[shape] for shape in shapes]})
@@ -153,7 +153,7 @@ def _sidecars(out: Path, plan: BuildPlan, *, make: Callable[[int], None] | None)
 
 
 def _buckets(counts: Counter[tuple[Shape, int]], *, views: int) -> list[BucketEntry]:
-    """Buckets in the order of their shapes; example ids run through (bucket, view) without gaps."""
+    """Buckets in the order of their shapes; example ids follow (bucket, view) without gaps."""
     buckets, first = [], 0
     for frames, height, width in sorted({shape for shape, _ in counts}):
         examples = [counts[(frames, height, width), view] for view in range(views)]
@@ -164,7 +164,7 @@ def _buckets(counts: Counter[tuple[Shape, int]], *, views: int) -> list[BucketEn
 
 
 def write_index(file: IO[bytes], sidecars: Iterable[Sidecar], *, buckets: Sequence[BucketEntry]) -> IndexEntry:
-    """Write the index into an empty file, opened for reading too; its size and hash."""
+    """Write the index into an empty file that is open for reading too; returns its size and hash."""
     rows = sum(sum(bucket.examples) for bucket in buckets)
     header = {"descr": np.lib.format.dtype_to_descr(index.ROW), "fortran_order": False, "shape": (rows,)}
     np.lib.format.write_array_header_1_0(file, header)
@@ -188,13 +188,13 @@ def write_index(file: IO[bytes], sidecars: Iterable[Sidecar], *, buckets: Sequen
 
 
 def clear_work(work: Path) -> None:
-    """Delete what a build leaves in `work/`; files of somebody else stay."""
-    with suppress(OSError):  # a slower worker writes there still, and clears it after us
+    """Delete the files of a build in `work/`; other files stay."""
+    with suppress(OSError):  # a slower worker still writes there, and clears it later
         remove_known(work, _is_work)
 
 
 def _is_work(relative: str) -> bool:
-    """Whether a file below `work/` is one that a build makes."""
+    """Whether a build makes this file below `work/`."""
     return bool(
         re.fullmatch(r"claims/[^/]+|texts/(\.tmp-)?text-[^/]+|quarantine/[^/]+|weights\.json|\.tmp-[^/]+", relative)
     )

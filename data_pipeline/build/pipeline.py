@@ -4,7 +4,7 @@
     calling thread: encodes clips in their order, so batches are fixed by the unit
     writing thread: turns encoded clips into files, then gives the claim back
 
-The first error of any thread stops all of them and is raised to the caller; no file is then left half.
+The first error of any thread stops all threads and is raised to the caller; no file is left incomplete.
 """
 
 import threading
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-Item = TypeVar("Item")  # what a unit is made of
+Item = TypeVar("Item")  # a part of a unit
 Decoded = TypeVar("Decoded")
 Encoded = TypeVar("Encoded")
 
@@ -24,12 +24,12 @@ UNITS_AT_ONCE = 3  # one decoded ahead, one encoded, one written
 _ENCODED_AHEAD = 16  # clips that may wait for the writing thread
 
 
-class _Stopped(Exception):  # noqa: N818 - no error: how a thread leaves when another one failed
+class _Stopped(Exception):  # noqa: N818 - no error: ends a thread after another one failed
     pass
 
 
 class _Flow:
-    """What the threads share: the first error, and one condition that wakes all of them."""
+    """State shared by the threads: the first error, and one condition that wakes all threads."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -41,14 +41,14 @@ class _Flow:
             self.changed.notify_all()
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Called with `changed` held; _Stopped once there is an error."""
+        """Call with `changed` held; raises _Stopped once there is an error."""
         self.changed.wait_for(lambda: self.error is not None or ready())
         if self.error is not None:
             raise _Stopped
 
 
 class _Queue(Generic[T]):
-    """A bounded queue that a stopped flow ends at both sides."""
+    """A bounded queue; both sides end when the flow is stopped."""
 
     def __init__(self, flow: _Flow, size: int):
         self._flow, self._size = flow, size
@@ -84,10 +84,10 @@ class UnitInHand(Generic[Item]):
 
 @dataclass(frozen=True)
 class PipelineStages(Generic[Item, Decoded, Encoded]):
-    """What the pipeline runs, each stage in its own thread.
+    """The functions of the pipeline, each run in its own thread.
 
     items: the parts of a unit; encode: all parts of a unit to its results, in order, in the calling thread;
-    write: results to files, complete when it returns.
+    write: results to files, which are complete when it returns.
     """
 
     items: Callable[[int], list[Item]]
@@ -101,7 +101,7 @@ class Pipeline(Generic[Item, Decoded, Encoded]):
 
     def __init__(self, stages: PipelineStages[Item, Decoded, Encoded], *, decode_threads: int, ahead: int):
         self._stages, self._flow = stages, _Flow()
-        # Full while no more units may be claimed, no more parts decoded.
+        # Full while no further units may be claimed and no further parts decoded.
         self._units: _Queue[None] = _Queue(self._flow, UNITS_AT_ONCE)
         self._parts: _Queue[None] = _Queue(self._flow, ahead)
         self._in_hand: dict[int, UnitInHand[Item]] = {}
@@ -115,7 +115,7 @@ class Pipeline(Generic[Item, Decoded, Encoded]):
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
     def run(self, claimed: Iterator[tuple[int, ExitStack]]) -> None:
-        """Work on every unit that `claimed` gives; returns when all of them are written and given back."""
+        """Work on every unit from `claimed`; returns when all units are written and their claims released."""
         feeder = threading.Thread(target=self._guarded, args=(self._feed, claimed), daemon=True)
         writer = threading.Thread(target=self._guarded, args=(self._write,))
         for thread in (feeder, writer):
@@ -130,7 +130,7 @@ class Pipeline(Generic[Item, Decoded, Encoded]):
         finally:
             writer.join()
             self._pool.shutdown(wait=True, cancel_futures=True)
-            # The feeder is not waited for after an error: it may hang on a claim of another worker's.
+            # After an error, do not wait for the feeder: it may hang on another worker's claim.
             for unit in list(self._in_hand.values()):
                 unit.claim.close()
         if self._flow.error is not None:
@@ -162,7 +162,7 @@ class Pipeline(Generic[Item, Decoded, Encoded]):
             decoded.put(None)
 
     def _keep(self, unit: UnitInHand[Item]) -> None:
-        """From now on `run` gives the claim back, whatever happens."""
+        """From now on `run` releases the claim in every case."""
         with self._flow.changed:
             if self._flow.error is None:
                 self._in_hand[unit.number] = unit

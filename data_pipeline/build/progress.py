@@ -1,4 +1,4 @@
-"""How far all workers of a build have come: what is told, and counting it without asking the disk too often."""
+"""The progress of all workers of a build, counted with few questions to the disk."""
 
 import time
 from collections.abc import Callable, Collection
@@ -7,26 +7,26 @@ from typing import Literal
 
 Phase = Literal["plan", "cost", "text", "clips", "finalise", "complete"]
 _COUNT_EVERY_S = 1.0
-_SHARE = 0.02  # of the time, at the most, that counting takes
+_SHARE = 0.02  # largest share of the time that counting takes
 
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """How far all workers together have come in a phase: units of `text` are sentences, of `clips` clips."""
+    """The progress of all workers together in a phase: units of `text` are sentences, units of `clips` are clips."""
 
     phase: Phase
     done: int
     total: int
-    note: str = ""  # a line for the person who waits
+    note: str = ""  # a line for the waiting person
 
 
 OnProgress = Callable[[BuildProgress], None]
 
 
 class ProgressCount:
-    """Things that all workers have done in a phase, of `total`; `listed` lists the finished units, of `per_unit` each.
+    """Things that all workers have done in a phase, of `total`; `listed` lists finished units of `per_unit` things.
 
-    A listing costs as much as there are units, so there is one in a while, and our own work is added in between.
+    A listing costs time for every unit, so it is rare; between listings this worker's own work is added.
     """
 
     def __init__(self, listed: Callable[[], Collection[int]], *, per_unit: int, total: int):
@@ -35,7 +35,7 @@ class ProgressCount:
         self._due_s = 0.0
 
     def after(self, more: int, *, in_hand: int = 0) -> int:
-        """Things done, never fewer than before: `more` by us since the last call, `in_hand` of a unit not finished."""
+        """Things done, never decreasing: `more` by this worker since the last call, `in_hand` in its current unit."""
         self._own += more
         began = time.monotonic()
         if began >= self._due_s:

@@ -1,6 +1,6 @@
 """Encoded clips to one shard (.tar) and its sidecar (.json), which together are one finished unit.
 
-The sidecar, written after the tar, says what the tar holds and where: the index is made of sidecars alone.
+The sidecar is written after the tar and says what the tar holds and where. The index is made from sidecars only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,9 +39,9 @@ _MOST_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A finished unit. Without records (all its masks were empty) it has no tar: `size` is 0.
+    """A finished unit. If all its masks were empty, it has no records and no tar: `size` is 0.
 
-    shapes[i] is (F, H, W) in px; examples hold a place in `shapes`, then the index's COLUMNS.
+    shapes[i] is (F, H, W) in px; examples hold an index into `shapes`, then the index's COLUMNS.
     """
 
     unit: Count
@@ -58,7 +58,7 @@ class Sidecar:
     partly_annotated: int = 0  # examples of which some frames are not annotated
 
     def to_bytes(self) -> bytes:
-        """Sealed; counts of what it has none of are left out, so that older sidecars are of the same bytes."""
+        """Sealed; some counts are written only if they are not 0, so older sidecars have the same bytes."""
         fields = asdict(self)
         return seal({k: v for k, v in fields.items() if v or k not in RARE})
 
@@ -72,7 +72,7 @@ def parse_sidecar(content: bytes) -> Sidecar:
 
 
 def read_sidecar(folder: Path, unit: int) -> Sidecar | None:
-    """The sidecar of a finished unit whose tar is whole; None if the unit must (again) be worked on."""
+    """The sidecar of a finished unit with a complete tar; None if the unit must be made (again)."""
     try:
         sidecar = parse_sidecar(read_regular(folder / sidecar_name(unit), limit=_MOST_BYTES))
         complete = not sidecar.records or (folder / shard_name(unit)).stat().st_size == sidecar.size
@@ -93,9 +93,9 @@ def write_unit(
     made_with: dict[str, str],
     clock: StageClock,
 ) -> None:
-    """Write a unit's tar as its clips come, then its sidecar; each clip comes with the numbers of its sentences.
+    """Write a unit's tar while its clips arrive, then its sidecar; each clip comes with its sentence numbers.
 
-    outcome: asked after the last clip: how many empty masks were dropped, and the lines of unreadable clips.
+    outcome: called after the last clip: the number of dropped empty masks, and the lines of unreadable clips.
     """
     rows = Rows()
     size, sha256 = 0, ""
@@ -131,7 +131,7 @@ class Rows:
     examples: list[list[int]] = field(default_factory=list)
 
     def add(self, meta: Mapping[str, Any], tensors: "Mapping[str, Tensor]", place: RecordPlace, *, unit: int) -> None:
-        """Note a record that was written; of its tensors, only the shapes of the texts [L D] are read."""
+        """Note a written record; of its tensors, only the shapes of the texts [L D] are read."""
         width, height = meta["size"]
         shape = (len(meta["frame_ids"]), height, width)
         if shape not in self.shapes:
@@ -145,7 +145,7 @@ class Rows:
         self.partly_annotated += sum("annotated" in mask for mask in meant)
 
     def sidecar(self, **rest: Any) -> Sidecar:
-        """The sidecar; `rest` are its fields that a shard does not tell."""
+        """The sidecar; `rest` are the fields that do not come from a shard."""
         return Sidecar(**{name: value for name, value in vars(self).items() if name != "masks"}, **rest)
 
 
@@ -185,8 +185,8 @@ def example_rows(
 ) -> list[list[int]]:
     """One row of a sidecar for each expression of a record.
 
-    tensors: the record's, of which only the shapes of the texts [L D] are read
-    shape:   place in the sidecar's list of shapes
+    tensors: of the record; only the shapes of the texts [L D] are read
+    shape:   index in the sidecar's list of shapes
     """
     rows = []
     for number, expression in enumerate(meta["expressions"]):

@@ -1,8 +1,8 @@
 """The text pass: each distinct sentence of a build goes through UMT5 once, before any clip.
 
-A batch holds sentences of equally many tokens: there is no padding, so no embedding depends on its neighbours. Batches
-do not cross units, so bytes do not depend on other workers. Sentences come first, so that the text encoder and the VAE
-never share a device. A sentence longer than the short limit is encoded a second time, cut before the encoder.
+A batch holds sentences with equal numbers of tokens: without padding, no embedding depends on its neighbours. Batches
+do not cross units, so bytes do not depend on other workers. Sentences come first, so the text encoder and the VAE
+are never on a device together. A sentence over the short limit is also encoded a second time, cut before the encoder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from flowmask.models.device import OnItsWay, gpu_holds
 from flowmask.models.errors import CacheError
 from flowmask.models.text import TextEncoder
 
-LESS_MEMORY = "choose cache.encoder_dtype=bfloat16, or cache.device=cpu"  # what to do where the GPU is too small
+LESS_MEMORY = "choose cache.encoder_dtype=bfloat16, or cache.device=cpu"  # if the GPU has too little memory
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class _Tokens:
 def encode_sentences(
     encoder: TextEncoder, texts: Sequence[str], *, dtype: torch.dtype, together: int
 ) -> list[dict[int, Tensor]]:
-    """Of each cleaned sentence its embeddings [L D] by token limit: LONG_TEXT, and SHORT_TEXT where it cuts.
+    """Embeddings [L D] of each cleaned sentence by token limit: LONG_TEXT, and SHORT_TEXT where it cuts.
 
-    together: largest number of sentences in one batch; all of them have equally many tokens
+    together: largest number of sentences in one batch; all have the same number of tokens
     """
     found: list[dict[int, Tensor]] = [{} for _ in texts]
 
@@ -57,7 +57,7 @@ def encode_sentences(
     for batch in _batches(encoder, texts, size=together):
         with gpu_holds("the text encoder at work", fix=fix):
             sent = OnItsWay(encoder.together([tokens.ids for tokens in batch]), dtype=dtype)
-        if before is not None:  # take the results of a batch after launching the next one
+        if before is not None:  # read the results of a batch after launching the next one
             take(before[0], *before[1].get())
         before = batch, sent
     if before is not None:
@@ -66,7 +66,7 @@ def encode_sentences(
 
 
 def _batches(encoder: TextEncoder, texts: Sequence[str], *, size: int) -> Iterator[list[_Tokens]]:
-    """Batches of equally many tokens, short sentences first; sentences of one length keep their order."""
+    """Batches of sentences with equal numbers of tokens, short ones first; equal lengths keep their order."""
     alike: dict[int, list[_Tokens]] = {}
     for tokens in chain.from_iterable(_tokens(encoder, number, text) for number, text in enumerate(texts)):
         alike.setdefault(len(tokens.ids), []).append(tokens)

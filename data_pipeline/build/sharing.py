@@ -1,6 +1,6 @@
-"""What the workers of a build share: its folder, and for each pass the units, how they are claimed and known as done.
+"""Facts that the workers of a build share: its folder, and for each pass its units, claims and finished files.
 
-Imports no torch: who encodes is not known here.
+Imports no torch and knows no encoder.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from flowmask.data_pipeline.plan.plan_file import listed_text_units, text_unit_p
 class SharedBuild:
     """The folder `out` of a build, as one of its workers uses it.
 
-    worker, workers: spread where each begins; others may come and go
+    worker, workers: spread the places where workers begin; others may join and leave
     """
 
     out: Path
@@ -45,11 +45,11 @@ class SharedBuild:
 
     @property
     def finished(self) -> Path:
-        """The file that a finished cache has."""
+        """The file that every finished cache has."""
         return self.out / manifest.FILE
 
     def plan(self, write: Callable[[Path], None]) -> units.BuildPlan:
-        """The plan on the disk, once `write` has written it into its folder, here or at another worker's."""
+        """The plan on the disk, after this or another worker has called `write` with its folder."""
         folder = self.out / units.FOLDER
         once(
             self.claims / "plan",
@@ -88,7 +88,7 @@ class SharedBuild:
         )
 
     def finalise(self, plan: units.BuildPlan, *, make: Callable[[int], None]) -> None:
-        """Return when the cache is finished, by us or by another worker; make: makes a unit without a claim."""
+        """Return when any worker has finished the cache; make: makes a unit without a claim."""
         once(
             self.claims / "finalise",
             done=self.finished.exists,
@@ -98,11 +98,11 @@ class SharedBuild:
         )
 
     def _in_turn(self, count: int) -> Sequence[int]:
-        """All units, beginning at this worker's share, so that workers seldom ask for the same one."""
+        """All units, from this worker's share on, so that workers seldom ask for the same unit."""
         first = count * self.worker // self.workers
         return [*range(first, count), *range(first)]
 
     def _remove_halves(self, unit: int) -> None:
-        """Files that a killed worker has left of a unit: a listing of all shards, so only where there was one."""
+        """Delete partial files of a killed worker; lists all shards, so call it only after a worker died."""
         for name in (shard_name(unit), sidecar_name(unit)):
             remove_leftovers(self.shards, name)

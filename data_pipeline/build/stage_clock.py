@@ -1,4 +1,4 @@
-"""How long each stage of a build was busy: CPU time of the threads that ran it, and wall time."""
+"""The busy time of each stage of a build: CPU time of its threads, and wall time."""
 
 import threading
 import time
@@ -13,14 +13,14 @@ Stage = Literal["decode", "encode", "write", "text"]
 
 @dataclass
 class Busy:
-    """Seconds; `wall_s` is summed over threads, so it may pass the time that went by."""
+    """Seconds; `wall_s` is a sum over threads, so it can exceed the elapsed time."""
 
     cpu_s: float = 0.0
     wall_s: float = 0.0
 
 
 class StageClock:
-    """Adds up what `measure` measured; any thread may use it."""
+    """Sums the times of `measure`; any thread may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,6 +1,6 @@
-"""`flowmask cache status`: the progress of a build, read from its folder alone, on any node, changing nothing.
+"""`flowmask cache status`: the progress of a build, read only from its folder, on any node, changing nothing.
 
-Ages are by the filesystem's clock, so that they are right wherever this runs.
+Ages use the filesystem's clock, so they are right on every node.
 """
 
 import os
@@ -18,7 +18,7 @@ from flowmask.data_pipeline.plan import plan_file
 from flowmask.models.errors import CacheError
 
 Phase = Literal["plan", "text", "clips", "finalise", "complete"]
-_WINDOW_S, _WINDOW_UNITS = 600.0, 4  # the rate is of the last ten minutes, and of at least four units
+_WINDOW_S, _WINDOW_UNITS = 600.0, 4  # the rate covers ten minutes and at least four units
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Count:
 
 @dataclass(frozen=True)
 class LeaseStatus:
-    """One unit in hand: its owner, for how long, and the seconds since the owner's last heartbeat."""
+    """One claimed unit: its owner, the time since the claim, and the seconds since the owner's last heartbeat."""
 
     unit: str
     host: str
@@ -48,7 +48,7 @@ class CacheStatus:
     sentences: Count | None = None
     clips: Count | None = None
     units: Count | None = None  # shards
-    examples: int | None = None  # known of a finished cache
+    examples: int | None = None  # known once the cache is finished
     rate_per_s: float | None = None
     eta_s: float | None = None
     workers_alive: int = 0
@@ -57,7 +57,7 @@ class CacheStatus:
 
 
 def status(folder: Path) -> CacheStatus:
-    """Read the progress of the cache in `folder`; CacheError if none was finished or begun there."""
+    """Read the progress of the cache in `folder`; CacheError if the folder has no cache, finished or begun."""
     if (folder / manifest.FILE).exists():
         return _finished(folder)
     claims = folder / "work" / "claims"
@@ -91,7 +91,7 @@ def status(folder: Path) -> CacheStatus:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The units of one pass: how many things each holds, and when (filesystem's ns) the finished ones were written."""
+    """Units of one pass: the number of things in each, and when (filesystem's ns) finished ones were written."""
 
     sizes: Sequence[int]
     ended: dict[int, int]
@@ -105,7 +105,7 @@ class _Pass:
         return len(self.ended) == len(self.sizes)
 
     def rate_per_s(self, now_ns: int) -> float | None:
-        """Things a second in the recent window; None while fewer than two units tell."""
+        """Things per second in the recent window; None with fewer than two units."""
         ended = sorted(self.ended.items(), key=lambda item: -item[1])
         recent = [item for item in ended if now_ns - item[1] < _WINDOW_S * 1e9]
         recent = recent if len(recent) >= _WINDOW_UNITS else ended[:_WINDOW_UNITS]
@@ -113,7 +113,7 @@ class _Pass:
             return None
         first_ns, last_ns = recent[-1][1], recent[0][1]
         usual_ns = (last_ns - first_ns) / (len(recent) - 1)
-        until_ns = now_ns if now_ns - last_ns > 2 * usual_ns else last_ns  # a build that hangs becomes slower
+        until_ns = now_ns if now_ns - last_ns > 2 * usual_ns else last_ns  # the rate of a hanging build falls
         made = sum(self.sizes[unit] for unit, _ in recent[:-1])
         return made / max((until_ns - first_ns) / 1e9, 1e-3)
 
@@ -156,7 +156,7 @@ def _text_units(folder: Path, texts: int) -> _Pass:
 
 
 def _per_unit(plan: plan_file.PlanFile) -> int:
-    """Clips of a shard; KeyError or ValueError for a plan that does not say it."""
+    """Clips per shard; KeyError or ValueError if the plan does not say it."""
     return int(plan.fingerprint.fields["cache.clips_per_shard"])
 
 
@@ -166,7 +166,7 @@ def _clip_units(folder: Path, plan: plan_file.PlanFile) -> _Pass:
 
 
 def _written(folder: Path, names: dict[str, int]) -> dict[int, int]:
-    """Of the named files those that exist, with their times."""
+    """The named files that exist, with their times."""
     try:
         with os.scandir(folder) as entries:
             return {names[entry.name]: entry.stat().st_mtime_ns for entry in entries if entry.name in names}
@@ -195,7 +195,7 @@ def _leases(claims: Path, now_ns: int, *, finished: set[str]) -> Iterable[LeaseS
 
 
 def _quarantined(folder: Path) -> int:
-    """Lines of quarantine.jsonl, or of what will become it."""
+    """Lines of quarantine.jsonl, or of the files that become it."""
     if (folder / quarantine.FILE).exists():
         return len(quarantine.read(folder / quarantine.FILE))
     live = (folder / "work" / quarantine.LIVE).glob("*.jsonl")

@@ -1,6 +1,6 @@
-"""A short warm-up before a build: how fast this worker encodes, from one clip and one sentence of the plan.
+"""A short warm-up before a build: this worker's encoding speed, from one clip and one sentence of the plan.
 
-Nothing of it is stored, and encoders keep no state, so bytes do not depend on whether it ran.
+Nothing is stored and encoders keep no state, so bytes do not depend on the warm-up.
 """
 
 import time
@@ -32,14 +32,14 @@ def measure(
 ) -> BuildSpeed | None:
     """Seconds per pixel, from the first readable clip, and per sentence; None if there is nothing to measure.
 
-    The text encoder stays loaded for the pass that follows, the VAE does not. together: as `encode_sentences`
+    The text encoder stays loaded for the pass that follows; the VAE does not. together: as `encode_sentences`
     """
     decoded = next(_readable(plan, clips), None)
     if decoded is None or not plan.texts:
         return None
-    clips.encoder()  # loaded outside of what is measured
+    clips.encoder()  # load outside of the measured time
     encode_s = _seconds(lambda: list(clips.encoder().encode([decoded])))
-    if encode_s < _SHORT_S:  # the first call also chooses kernels and fetches memory
+    if encode_s < _SHORT_S:  # the first call also chooses kernels and allocates memory
         encode_s = _seconds(lambda: list(clips.encoder().encode([decoded])))
     pixels = (1 + len(decoded.masks)) * decoded.frames[..., 0].size
     free_vae()

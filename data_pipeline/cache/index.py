@@ -1,8 +1,8 @@
 """The index of a cache: one fixed-size row per example, with the byte range of every tensor it needs.
 
 Rows are sorted by (bucket, view), then in the order of the plan, so that a row number is an example id and
-the examples of a bucket and view are contiguous. Read memory-mapped: a process pays for the pages it
-touches. With `check` its hash is compared with the manifest, by reading the file once, not through the map.
+the examples of a bucket and view are contiguous. Read memory-mapped: a process loads only the pages it uses.
+With `check` its hash is compared with the manifest, by reading the file once, not through the map.
 """
 
 import os
@@ -43,7 +43,7 @@ def open_index(path: Path, entry: IndexEntry, *, home: Path, rows: int, check: b
     """The index of a finished cache, memory-mapped, `ROW` [rows]; raises CacheError if missing, damaged or of another
     layout.
 
-    home: the folder of the cache, links must not lead out of it
+    home: the folder of the cache; links must not lead out of it
     """
     damaged = None
     try:

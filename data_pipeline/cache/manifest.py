@@ -1,8 +1,8 @@
 """manifest.json: describes a finished cache. Written last, so a folder without it is not a cache.
 
 Holds no time, path or number of workers: the same inputs give the same bytes. Sealed since schema 2. Types, ranges and
-the agreement of counts are checked, so that readers may rely on all values. Refuses another schema and anything that
-does not parse.
+the agreement of counts are checked, so readers may rely on all values. Another schema and invalid content are
+refused.
 """
 
 from itertools import accumulate
@@ -65,8 +65,7 @@ class IndexEntry(FileEntry):
 class ShardEntry(FileEntry):
     """One tar file; `made_with` is an index in the manifest's `environments`.
 
-    All its clips have one view; `examples[b]` is its number of examples of bucket b, which streaming needs to know
-    beforehand.
+    All its clips have one view; `examples[b]` is its number of examples of bucket b, which streaming needs in advance.
     """
 
     file: Annotated[str, Field(pattern=_SHARD)]

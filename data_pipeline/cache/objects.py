@@ -90,8 +90,8 @@ class ObjectStore:
     def ranges(self, wanted: Sequence[ByteRange], then: Callable[[ByteRange, memoryview], T]) -> list[T]:
         """Request all ranges together, and call `then` on each answer in a thread, as soon as it arrives.
 
-        Returns the results of `then`. Raises CacheError for an object of another size. No thread is at work any more
-        when it returns or raises.
+        Returns the results of `then`. Raises CacheError for an object of another size. All threads have ended when it
+        returns or raises.
         """
 
         def get(one: ByteRange) -> memoryview:
@@ -185,7 +185,7 @@ class _Connection:
             "allow_http": scheme == "http",
             "connect_timeout": timedelta(seconds=_CONNECT_S),
             "read_timeout": timedelta(seconds=_STALL_S),
-            "timeout": timedelta(days=1),  # for a whole answer; slow is no error
+            "timeout": timedelta(days=1),  # for a whole answer; a slow answer is no error
         }
         if self._certificates is not None:
             client["root_certificate"] = self._certificates

@@ -1,7 +1,7 @@
 """Inputs that cannot be read: each is one line of quarantine.jsonl, and the build continues without it.
 
 {"video", "clip" (null: the whole video), "file", "reason"}, paths relative to data.root. A clip's line is in
-its unit's sidecar, and in work/quarantine/ while the build runs; plan/ has those of whole videos; a finished
+its unit's sidecar, and in work/quarantine/ during the build; plan/ has those of whole videos; a finished
 cache has all of them in the order of the plan.
 Only inputs are quarantined: a full disk, too little memory or a dataset that vanished are errors.
 """

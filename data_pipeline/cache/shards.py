@@ -39,9 +39,9 @@ def sidecar_name(number: int) -> str:
 
 
 def listed_units(folder: Path) -> set[int]:
-    """Units of which a listing shows tar and sidecar: one question for all of them, where each has its price.
+    """Units for which a listing shows tar and sidecar: one question instead of one per unit.
 
-    Whether a tar is whole only its sidecar tells; a unit without records has no tar, and is not among these.
+    Only the sidecar tells whether a tar is complete; a unit without records has no tar and is not listed here.
     """
     with os.scandir(folder) as entries:
         names = {entry.name for entry in entries}
@@ -53,7 +53,7 @@ def listed_units(folder: Path) -> set[int]:
 def cache_file(path: Path) -> Iterator[IO[bytes]]:
     """`whole_file` in a folder with several writers.
 
-    Two writers of one path are harmless: the slower one, whose temporary file the other removed, gets a
+    Two writers of one path are harmless: one removes the other's temporary file, and the slower writer gets a
     TakenOverError. An OSError (a full disk, no right to write) is raised as a CacheError with the path.
     """
     try:
@@ -89,10 +89,10 @@ class StoredRecord:
 
 
 def tar_records(file: IO[bytes], *, size: int) -> Iterator[StoredRecord]:
-    """The records of a shard of `size` bytes, read from front to back; memory holds one.
+    """The records of a shard of `size` bytes, read from front to back; memory holds one record.
 
-    ValueError for a member that our writer does not make: links, holes and headers with more than a name and a size are
-    refused before they are used. The file must end with the tar, unless the reader stops earlier.
+    ValueError for a member that ShardWriter does not make: links, holes and headers with more than a name and a size
+    are refused before use. The file must end with the tar, unless the reader stops earlier.
     """
     at, waiting = 0, None
     while (block := _exactly(file, tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):

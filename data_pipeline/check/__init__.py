@@ -1,4 +1,4 @@
-"""Is a cache right, and how to make it right: `flowmask cache verify`, its comparison of two caches, `repair`.
+"""Checks and repairs caches: `flowmask cache verify`, the comparison of two caches, and `repair`.
 
 Imports everything above; a new check is a file here, called by `verify`.
 """

@@ -1,7 +1,7 @@
-"""Two caches of one fingerprint, tensor by tensor: made on different devices, they are equal within a tolerance.
+"""Two caches of one fingerprint, tensor by tensor: caches of different devices are equal within a tolerance.
 
-Everything that is not a latent or an embedding (clips, crops, RLEs, sentences, shapes) must be equal
-exactly. Refuses caches of different fingerprints, naming the fields.
+Everything except latents and embeddings (clips, crops, RLEs, sentences, shapes) must be exactly equal.
+Caches of different fingerprints are refused, with the differing fields.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from flowmask.models.errors import CacheError
 
 @dataclass
 class Comparison:
-    """Relative L2 of the differences by kind of tensor, the largest of each, and what is beyond `tolerance`."""
+    """Relative L2 of the differences by kind of tensor, the largest of each, and everything beyond `tolerance`."""
 
     tolerance: float = LATENT_TOLERANCE
     shards: int = 0
@@ -41,7 +41,7 @@ class Comparison:
 
 
 def compare(folder: Path, against: Path) -> Comparison:
-    """Compare all shards of two finished caches; CacheError if one is not finished, or they hold other things."""
+    """Compare all shards of two finished caches; CacheError if one is unfinished or their contents do not match."""
     ours, theirs = read_manifest(folder), read_manifest(against)
     refuse_other(ours.fingerprint, theirs.fingerprint, where=against, advice="compare caches of the same things")
     result = Comparison(shards=len(ours.shards))

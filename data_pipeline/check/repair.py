@@ -1,8 +1,8 @@
-"""`flowmask cache repair`: makes again the files that verify calls wrong, and nothing else.
+"""`flowmask cache repair`: makes the files that verify calls wrong again, and no other file.
 
-A shard is encoded again in a folder beside and moved into place; a sidecar follows from its shard, index, quarantine
-and manifest from the sidecars, the plan from the dataset. After a kill the same command continues. Refuses a dataset,
-weights or settings other than those that made the cache, and an input that has become unreadable.
+A shard is encoded again in a separate folder and moved into place. A sidecar is made from its shard; index,
+quarantine and manifest from the sidecars; the plan from the dataset. After a kill the same command continues. Refuses
+a changed dataset, changed weights or settings, and an input that has become unreadable.
 """
 
 import fcntl
@@ -44,7 +44,7 @@ _ADVICE = "only what it was made of can repair it: give that as KEY=VALUE, or bu
 
 @dataclass
 class RepairReport:
-    """Files that were made again, each with how; `notes` say where the bytes are not those of before."""
+    """Files that were made again, each with the method; `notes` name the files whose bytes are not the earlier ones."""
 
     mended: list[tuple[Path, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -58,10 +58,10 @@ def repair(
     rebuild: Sequence[int] = (),
     on_progress: OnProgress = lambda *_: None,
 ) -> RepairReport:
-    """Mend a finished cache. CacheError if it is not one, cannot be mended from here, or is being mended by another.
+    """Repair a finished cache. CacheError if it is none, cannot be repaired here, or another process repairs it.
 
-    found:   verifies the cache; not called where `rebuild` says which units are to be encoded again
-    config:  of the build; called only if something must be encoded, so that the rest needs no dataset
+    found:   verifies the cache; not called if `rebuild` names the units to encode again
+    config:  of the build; called only if something must be encoded, so other repairs need no dataset
     """
     with _alone(folder):
         problems = [Problem(folder / FOLDER / shard_name(u), "", u) for u in rebuild] or found().problems
@@ -70,23 +70,23 @@ def repair(
                 return RepairReport()
             return _Repair(folder, config=config, on_progress=on_progress).run(problems)
         finally:
-            _remove(folder / "work" / _STAGE)  # ours, or of a repair that was killed
+            _remove(folder / "work" / _STAGE)  # of this repair, or of a killed one
             for place in (folder, folder / FOLDER, folder / units.FOLDER):
                 remove_leftovers(place)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One repair of a cache at a time; the lock leaves no file behind."""
+    """Allow one repair of a cache at a time; the lock leaves no file behind."""
     if not folder.is_dir():
-        read_manifest(folder)  # says what to do
+        read_manifest(folder)  # raises the advice if there is no manifest
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise CacheError(f"{folder} is being repaired by another process; wait for it") from None
     except OSError:
-        pass  # a filesystem without locks: two repairs are then only a waste
+        pass  # a filesystem without locks: two repairs only waste time
     try:
         yield
     finally:
@@ -98,11 +98,11 @@ def _remove(stage: Path) -> None:
         return
     shutil.rmtree(stage, ignore_errors=True)
     with suppress(OSError):
-        stage.parent.rmdir()  # only if nothing else is in it
+        stage.parent.rmdir()  # only if it is empty
 
 
 class _Repair:
-    """One repair; files that others are computed from are mended first."""
+    """One repair; files that other files are computed from come first."""
 
     def __init__(self, folder: Path, *, config: Callable[[], CacheBuildConfig], on_progress: OnProgress):
         self.folder, self.shards, self.on_progress = folder, folder / FOLDER, on_progress
@@ -113,7 +113,7 @@ class _Repair:
         self._entries = {entry.file: entry for entry in self.manifest.shards} if self.manifest else {}
 
     def run(self, problems: Sequence[Problem]) -> RepairReport:
-        _remove(self.stage)  # of a repair that was killed
+        _remove(self.stage)  # of a killed repair
         wrong = {problem.file for problem in problems}
         if any(file.parent == self.folder / units.FOLDER for file in wrong):
             self._plan_again()
@@ -141,7 +141,7 @@ class _Repair:
 
     @cached_property
     def _build(self) -> Build:
-        """The encoders and the dataset of the build; UserError if they have changed or are gone."""
+        """The encoders and the dataset of the build; UserError if they have changed or are missing."""
         config = self._config().model_copy(update={"out": self.folder})
         try:
             build = Build(config)
@@ -155,7 +155,7 @@ class _Repair:
         return build
 
     def _plan_again(self) -> None:
-        """The plan is written beside and its files are moved, plan.json last."""
+        """Write the plan in a separate folder and move its files, plan.json last."""
         stage = self.stage / units.FOLDER
         self._build.plan_into(stage, fingerprint=self._ours)
         target = self.folder / units.FOLDER
@@ -166,7 +166,7 @@ class _Repair:
                 self._mended(target / name, "planned again from the dataset")
 
     def _sidecar_again(self, unit: int) -> bool:
-        """Make a sidecar from its shard; False if the shard, manifest and plan do not tell all that it said."""
+        """Make a sidecar from its shard; False if shard, manifest and plan do not hold all of its content."""
         path = self.shards / shard_name(unit)
         entry = self._entries.get(path.name)
         if self.manifest is None or entry is None:
@@ -195,7 +195,7 @@ class _Repair:
         return True
 
     def _adds_up(self) -> bool:
-        """Whether all sidecars together drop and quarantine what the manifest says, as far as they are there."""
+        """Whether all sidecars together drop and quarantine as the manifest says; True if a sidecar is missing."""
         if self.manifest is None:
             return True
         dropped = lost = 0
@@ -226,7 +226,7 @@ class _Repair:
         self.on_progress("units", len(again), len(again))
 
     def _sentences_again(self, build: Build, again: Sequence[int]) -> None:
-        """Encode the text units that hold these units' sentences; the text encoder is gone before the VAE comes."""
+        """Encode the text units with these units' sentences; free the text encoder before the VAE is loaded."""
         texts = self.stage / "texts"
         texts.mkdir(exist_ok=True)
         numbers = {n for unit in again for _, numbers in self._plan.unit_clips(unit) for n in numbers}
@@ -237,7 +237,7 @@ class _Repair:
         build.free("text_encoder")
 
     def _move_in(self, unit: int, stage: Path) -> None:
-        """Replace a unit's shard, then its sidecar: between the two it is wrong still, and mended next time."""
+        """Replace a unit's shard, then its sidecar: a unit interrupted between the two is repaired the next time."""
         made = parse_sidecar((stage / sidecar_name(unit)).read_bytes())
         self._refuse_new_losses(made)
         before, sha256 = self._made_before(unit)
@@ -269,7 +269,7 @@ class _Repair:
                 )
 
     def _made_before(self, unit: int) -> tuple[dict[str, str] | None, str]:
-        """What made a unit, and its shard's hash, as far as its sidecar or the manifest know."""
+        """The environment that made a unit, and its shard's hash, if the sidecar or the manifest has them."""
         if sidecar := self._sidecar(unit):
             return sidecar.made_with, sidecar.sha256
         entry = self._entries.get(shard_name(unit))
@@ -286,5 +286,5 @@ def _hash(path: Path) -> str:
 
 
 def _spelt(environment: dict[str, str], other: dict[str, str]) -> str:
-    """What differs from the other environment."""
+    """The differences from the other environment."""
     return ", ".join(f"{name} {value}" for name, value in environment.items() if other.get(name) != value)

@@ -1,8 +1,8 @@
-"""`flowmask cache verify`: re-read everything and name each file that is wrong, and no file that is right.
+"""`flowmask cache verify`: reads everything again and names each wrong file, and no correct file.
 
-Sidecars and plan carry their own hash, so each is checked alone. A shard is compared with its own content
-and its sidecar; index and manifest follow from the sidecars, so they are computed again and compared. A
-damaged file thus never speaks against another one.
+Sidecars and plan contain their own hash, so each is checked alone. A shard is compared with its content and its
+sidecar. Index and manifest follow from the sidecars, so they are computed again and compared. So a damaged file
+never causes a report about another file.
 """
 
 import tempfile
@@ -35,10 +35,10 @@ def verify(
     seed: int = 0,
     on_progress: OnProgress = lambda *_: None,
 ) -> VerifyReport:
-    """Check a finished cache; CacheError if it is not one, everything else is in the report.
+    """Check a finished cache; CacheError if it is not finished; all other findings are in the report.
 
-    decode_masks: how many masks, drawn by `seed` from the shards that are right, are decoded and compared
-    wan: the weights folder with the cache's VAE; by default where the build's config says it was
+    decode_masks: the number of masks, drawn by `seed` from correct shards, that are decoded and compared
+    wan: the weights folder with the cache's VAE; by default the one in the build's config
     """
     return _Verification(folder, masks=MaskSample(decode_masks, seed=seed)).run(
         wan=wan, wanted=decode_masks, on_progress=on_progress
@@ -46,7 +46,7 @@ def verify(
 
 
 class _Verification:
-    """One pass over a cache. `derived` are sidecars made again from right shards, for those that are damaged."""
+    """One pass over a cache. `derived` are sidecars made from correct shards in place of damaged ones."""
 
     def __init__(self, folder: Path, *, masks: MaskSample):
         self.folder, self.shards, self.masks = folder, folder / FOLDER, masks
@@ -66,7 +66,7 @@ class _Verification:
         on_progress("shards", count, count)
         if not self.unknown:
             self._index_and_manifest(count, facts)
-        elif self.manifest:  # a unit has lost both shard and sidecar: the manifest alone knows the index
+        elif self.manifest:  # both shard and sidecar are missing: only the manifest knows the index
             self._index(self.manifest.index)
         if self.manifest:
             self.report.examples = self.manifest.examples
@@ -78,7 +78,7 @@ class _Verification:
 
     @contextmanager
     def _judge(self, file: Path, unit: int | None = None) -> Iterator[None]:
-        """What is wrong in the block is wrong with this file, and goes to the report."""
+        """Report an error in the block as a fault of this file."""
         try:
             yield
         except WrongError as wrong:
@@ -148,7 +148,7 @@ class _Verification:
     def _shard(
         self, path: Path, unit: int, sidecar: Sidecar | None, entry: ShardEntry | None, *, storage: Storage
     ) -> tuple[Rows, int, str]:
-        """Content, size and hash of a right shard. A sidecar that agrees with the file outweighs the manifest."""
+        """Content, size and hash of a correct shard. If sidecar and manifest disagree about it, the sidecar decides."""
         size, sha256 = file_hash(path)
         known = {e.sha256: e.size for e in (sidecar, entry) if e is not None}
         if known and sha256 not in known:
@@ -171,7 +171,7 @@ class _Verification:
                 yield parse_sidecar((self.shards / sidecar_name(unit)).read_bytes())
 
     def _index_and_manifest(self, count: int, facts: tuple[Fingerprint, dict[str, Any]]) -> None:
-        """Both are computed again from the sidecars; the index in a temporary file, not in the cache."""
+        """Compute both again from the sidecars; the index in a temporary file, not in the cache."""
         fingerprint, rest = facts
         totals = finalise.count(self._effective(count), views=fingerprint.fields["cache.views"])
         self.report.examples = sum(sum(bucket.examples) for bucket in totals.buckets)
@@ -191,7 +191,7 @@ class _Verification:
                 )
 
     def _excused(self, made: Manifest) -> Manifest:
-        """Without what the manifest is not to blame for: entries of wrong shards, counts of damaged sidecars."""
+        """Removes differences that other files cause: entries of wrong shards, counts of damaged sidecars."""
         assert self.manifest is not None
         wrong = {problem.file.name for problem in self.report.problems}
         shards = [self.entries.get(e.file, e) if e.file in wrong else e for e in made.shards]
@@ -211,7 +211,7 @@ class _Verification:
                 raise WrongError("it is not the index that follows from the sidecars: a byte has changed")
 
     def _quarantine(self, count: int) -> None:
-        """quarantine.jsonl is what the plan and the sidecars set aside, line by line."""
+        """quarantine.jsonl must have exactly the lines of the plan and of the sidecars."""
         if self.plan is None or self.derived:
             return
         lines = quarantine.read(self.plan.folder / quarantine.FILE)

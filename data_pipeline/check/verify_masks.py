@@ -1,10 +1,9 @@
 """A sample of a cache's mask latents, decoded through the VAE and compared with the RLE truth.
 
-Two measures of each, both over the whole clip: `iou`, of the decoded mask with the truth (in the annotated
-frames, where not all are), and `error`, the
-distance of the stored latent from that of the truth encoded again, relative to the latter's norm. A right
-latent has an error of rounding and batching whatever the VAE is worth; a mask moved by one pixel, or another
-object's, does not. The IoU also shows what the VAE itself keeps of a mask.
+Two measures of each, over the whole clip. `iou` compares the decoded mask with the truth (only in annotated frames, if
+some are not annotated). `error` is the distance of the stored latent from the truth's latent, encoded again, relative
+to the norm of the second. With any VAE, a correct latent only has the error of rounding and batching; a mask moved by
+one pixel, or another object's mask, has a larger one. The IoU also shows how well the VAE keeps a mask.
 """
 
 import os
@@ -32,14 +31,14 @@ from flowmask.models.vae import encode_mask
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-# Relative L2; measured: right ones <= 0.0053, moved by one pixel >= 0.28 (docs/jobs/cache.md)
+# Relative L2; measured: correct ones <= 0.0053, moved by one pixel >= 0.28 (docs/jobs/cache.md)
 LATENT_TOLERANCE = 0.02
-IOU_FLOOR = 0.8  # below it the VAE itself shows too little of a mask; the tiny VAE stays above (least 0.83)
+IOU_FLOOR = 0.8  # below it the VAE itself loses too much of a mask; the tiny VAE stays above (least 0.83)
 
 
 @dataclass(frozen=True)
 class StoredMask:
-    """Where one mask of a clip stands in its shard; `shape` is (F, H, W) in px."""
+    """The place of one mask of a clip in its shard; `shape` is (F, H, W) in px."""
 
     path: Path
     shape: Shape
@@ -50,7 +49,7 @@ class StoredMask:
 
 @dataclass(frozen=True)
 class MaskCheck:
-    """One decoded mask; `reason` is empty if it is what the record says."""
+    """One decoded mask; `reason` is empty if the mask agrees with the record."""
 
     file: Path
     clip: str
@@ -69,14 +68,14 @@ class MaskCheck:
 
 
 class MaskSample:
-    """A uniform draw of `count` masks from a stream of shards, in memory that does not grow with it."""
+    """A uniform draw of `count` masks from a stream of shards; its memory does not grow with the stream."""
 
     def __init__(self, count: int, *, seed: int):
         self._count, self._draw, self._seen = count, Random(mix64(seed)), 0
         self.chosen: list[StoredMask] = []
 
     def offer(self, sidecar: Sidecar, path: Path) -> None:
-        """Every distinct mask of a right shard has the same chance (reservoir sampling)."""
+        """Every distinct mask of a correct shard has the same chance (reservoir sampling)."""
         if not self._count:
             return
         found = {}

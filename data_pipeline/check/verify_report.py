@@ -1,4 +1,4 @@
-"""The result of `flowmask cache verify`: wrong files with reasons, and the masks that were decoded."""
+"""The result of `flowmask cache verify`: wrong files with reasons, and the decoded masks."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,7 +9,7 @@ from flowmask.data_pipeline.check.verify_masks import IOU_FLOOR, MaskCheck
 
 @dataclass(frozen=True)
 class Problem:
-    """One wrong file, and what is wrong with it; `unit` where it belongs to one."""
+    """One wrong file and its fault; `unit` if the file belongs to one."""
 
     file: Path
     reason: str
@@ -18,7 +18,7 @@ class Problem:
 
 @dataclass
 class VerifyReport:
-    """`ok` if no file is wrong; `not_decoded` says why no mask was decoded."""
+    """`ok` if no file is wrong; `not_decoded` is the reason if no mask was decoded."""
 
     shards: int = 0
     records: int = 0
@@ -33,7 +33,7 @@ class VerifyReport:
         return not self.problems
 
     def verdict(self, place: Path | str) -> str:
-        """The files in one sentence; a second one if the VAE shows too little of masks whose latents are right."""
+        """The files in one sentence; a second one if the VAE loses too much of masks with correct latents."""
         mend = f"flowmask cache repair {place}" if isinstance(place, Path) else "upload these again"
         files = "Files intact." if self.ok else f"{len(self.problems)} wrong: {mend}"
         poor = [mask.iou for mask in self.masks if not mask.reason and mask.iou < IOU_FLOOR]

@@ -1,7 +1,7 @@
-"""One shard on its own: its tar, its records, and the sidecar that follows from them.
+"""Checks one shard alone: its tar, its records, and the sidecar that follows from them.
 
-What stands in a shard is checked against its own JSON and the shapes and types of the cache. Refuses the
-first thing that is wrong, as a WrongError.
+The content of a shard is compared with its own JSON and with the shapes and types of the cache. The first fault
+raises a WrongError.
 """
 
 import os
@@ -29,16 +29,16 @@ from flowmask.models.stored.sealed import unseal
 T = TypeVar("T")
 
 
-MOST_BYTES = 1 << 30  # of a file that is parsed whole
+MOST_BYTES = 1 << 30  # of a file that is read whole
 
 
 class WrongError(Exception):
-    """The first thing that is wrong with a file."""
+    """The first fault of a file."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """What every tensor of a cache has in common."""
+    """The facts that all tensors of a cache share."""
 
     dtype: str
     latent_channels: int
@@ -62,7 +62,7 @@ def file_hash(path: Path) -> tuple[int, str]:
 
 
 def parsed(path: Path, parse: Callable[[bytes], T]) -> T:
-    """What the bytes of a file say; WrongError if it is missing or damaged."""
+    """The parsed bytes of a file; WrongError if it is missing or damaged."""
     try:
         return parse(read_regular(path, limit=MOST_BYTES, inside=path.parent))
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def parsed(path: Path, parse: Callable[[bytes], T]) -> T:
 
 
 def readable_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished cache, None if it is damaged; CacheError if there is none."""
+    """The manifest of a finished cache; None if it is damaged; CacheError if there is none."""
     try:
         return read_manifest(folder)
     except CacheError:
@@ -84,7 +84,7 @@ def readable_manifest(folder: Path) -> Manifest | None:
 
 
 def facts_of(folder: Path, manifest: Manifest | None) -> tuple[Fingerprint, dict[str, Any]]:
-    """Fingerprint and facts of a build: from its plan, or from the manifest where that is damaged."""
+    """Fingerprint and facts of a build: from its plan, or from the manifest if the plan is damaged."""
     try:
         plan = parsed(folder / units.FOLDER / "plan.json", unseal)
         return Fingerprint.model_validate(plan["fingerprint"]), plan["facts"]
@@ -97,7 +97,7 @@ def facts_of(folder: Path, manifest: Manifest | None) -> tuple[Fingerprint, dict
 
 
 def read_shard(path: Path, *, unit: int, storage: Storage) -> Rows:
-    """What the sidecar of a right shard says, found in the shard; memory holds one record."""
+    """The sidecar's content for a correct shard, computed from the shard; memory holds one record."""
     rows = Rows()
     try:
         for key, meta, tensors, place in stored_records(path):
@@ -113,7 +113,7 @@ def read_shard(path: Path, *, unit: int, storage: Storage) -> Rows:
 
 
 def stored_records(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Tensor], RecordPlace]]:
-    """Key, JSON, tensors and byte ranges of each record of a tar; WrongError if its size is not that of its records.
+    """Key, JSON, tensors and byte ranges of each record of a tar; WrongError if records and tar differ in size.
 
     tensors: video.mean, video.logvar, mask.<j>.mean [16 f h w] raw, and text.<k> [L D], in the stored dtype
     """

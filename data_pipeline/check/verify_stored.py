@@ -1,7 +1,7 @@
-"""`flowmask cache verify s3://...`: hash what a training reads of a cache in an object store.
+"""`flowmask cache verify s3://...`: hashes the files of a cache in an object store that training reads.
 
-The manifest has a seal, and the hash of the index and of every shard. Plan, sidecars and decoded masks are looked at in
-the folder that was uploaded.
+The manifest has a seal, and the hash of the index and of every shard. Check plan, sidecars and decoded masks in the
+folder that was uploaded.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _NOT_DECODED = "a cache in an object store is hashed; verify the folder that was
 
 
 def verify_stored(url: str, *, on_progress: OnProgress = lambda *_: None) -> VerifyReport:
-    """Every object that is missing, of another size or of another hash; CacheError if there is no cache."""
+    """Every object that is missing or has another size or hash; CacheError if there is no cache."""
     try:
         refuse_other_url(url, key="the cache")
     except ValueError as error:
@@ -47,7 +47,7 @@ def verify_stored(url: str, *, on_progress: OnProgress = lambda *_: None) -> Ver
 
 
 def _wrong(store: ObjectStore, name: str, entry: FileEntry, size: int | None) -> Iterator[str]:
-    """What is wrong with an object, if anything is."""
+    """The fault of an object; empty if there is none."""
     if size is None:
         yield "missing"
     elif size != entry.size:

@@ -1,5 +1,5 @@
-"""Who works on which unit of a build, without a coordinator: claims, and leases as signs of life.
+"""Assigns the units of a build to workers without a coordinator: claims, and leases as heartbeats.
 
-Imports `models` alone; knows nothing of what a unit is.
+Imports only `models`; knows nothing about the content of a unit.
 A new way to share work is a function in `claims`.
 """

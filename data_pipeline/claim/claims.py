@@ -1,8 +1,8 @@
 """Shares units among workers without a coordinator: a claim is a symbolic link to its owner's lease.
 
-Making the link is atomic on every filesystem, so one worker wins. A claim whose owner is dead or silent is not removed
-but followed by another: the worker that makes NAME~1 owns the unit, then that of NAME~2; each can be made only once.
-An owner that was only slow goes on and finishes; two owners are harmless, since both produce the same bytes.
+Making the link is atomic on every filesystem, so one worker wins. The claim of a dead or silent owner is not removed.
+The next worker makes NAME~1 and then owns the unit, the one after it NAME~2; each name can be made only once.
+An owner that was only slow continues and finishes. Two owners do no harm, because both produce the same bytes.
 """
 
 import itertools
@@ -20,21 +20,21 @@ from flowmask.models.errors import CacheError, TakenOverError
 from flowmask.models.process import DEFAULT_LEASE_S
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
-_VAIN, _NAMES_PER_QUESTION = 8, 256  # a listing costs about a question for so many names
-_WATCHED = 16  # units in others' hands that a waiting worker asks about
+_VAIN, _NAMES_PER_QUESTION = 8, 256  # a listing costs about one question per 256 names
+_WATCHED = 16  # claimed units that a waiting worker asks about
 _random = random.SystemRandom()
 
 
 @contextmanager
 def claim(path: Path, *, wait: bool, lease_s: float = DEFAULT_LEASE_S) -> Iterator[bool]:
-    """True if the claim is ours until the block ends: at once or after a wait; False if another has it."""
+    """Yield True if this process holds the claim, at once or after a wait; False if another worker holds it."""
     with _held(path, wait=wait, lease_s=lease_s) as name:
         yield name is not None
 
 
 @contextmanager
 def _held(path: Path, *, wait: bool, lease_s: float) -> Iterator[Path | None]:
-    """`claim`, with the name that is ours: another than `path` if a dead or silent owner had the unit before."""
+    """As `claim`, but yield the claim's name; it is not `path` if a dead or silent worker owned the unit before."""
     worker = worker_in(path.parent, lease_s=lease_s)
     name = _acquire(worker, path)
     pauses = _pauses(lease_s)
@@ -50,14 +50,14 @@ def _held(path: Path, *, wait: bool, lease_s: float) -> Iterator[Path | None]:
 
 @dataclass(frozen=True)
 class SharedUnits:
-    """Units of one kind that any number of workers share, and how one of them is asked about.
+    """Units of one kind that any number of workers share, and the functions that ask about one unit.
 
     units:     in the order in which this worker wants them; workers that begin at different places seldom meet
     folder:    of the claims
-    done:      whether a unit is finished: what decides
-    listed:    units that are finished by a listing, which asks about all of them at the price of a few
-    abandoned: called with a unit of a dead or silent owner before it is given to us
-    results:   folder where finished units appear: opened before a question that matters, since a network filesystem
+    done:      whether a unit is finished; this answer decides
+    listed:    finished units by one listing, which asks about all of them at the price of a few
+    abandoned: called with a unit of a dead or silent owner before this worker gets it
+    results:   folder of the finished units; opened before an important question, because a network filesystem
                may remember that a file was not there
     """
 
@@ -74,7 +74,7 @@ class SharedUnits:
         return self.folder / f"{self.kind}-{unit:06d}"
 
     def finished_and_in_hand(self) -> tuple[Collection[int], set[int]]:
-        """Units that are finished, and those that somebody has claimed, dead or alive; by two listings."""
+        """Finished units, and claimed units whether their owners live or not; by two listings."""
         try:
             finished, heads = self.listed(), []
             with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
@@ -87,7 +87,7 @@ class SharedUnits:
 
 
 def share_out(shared: SharedUnits, work: Callable[[int], None]) -> None:
-    """Return when every unit is done, by us or by others; what a dead or silent owner left is taken over.
+    """Return when every unit is done, by any worker; units of dead or silent owners are taken over.
 
     Any number of workers may run this at once, join late or die.
     """
@@ -100,11 +100,11 @@ def share_out(shared: SharedUnits, work: Callable[[int], None]) -> None:
 
 
 def claimed(shared: SharedUnits) -> Iterator[tuple[int, ExitStack]]:
-    """Units with their claims, for a worker that has several in hand; ends when all others are done.
+    """Yield units with their claims, for a worker that holds several units; ends when all other units are done.
 
-    The caller closes the stack of a unit when it is finished, in any thread. A unit is given once: if another worker
-    takes it over, ask again. What a unit costs the filesystem does not grow with units and workers: two listings say
-    which ones nobody has begun, and there are new ones only after as many vain questions as they cost.
+    The caller closes the stack of a unit when the unit is finished, in any thread. A unit is given once: if another
+    worker takes it over, call again. The filesystem's cost per unit does not grow with units and workers: two listings
+    tell which units are unclaimed. They are repeated only after as many vain questions as two listings cost.
     """
     left, pauses = list(shared.units), _pauses(shared.lease_s)
     while True:
@@ -129,13 +129,13 @@ def claimed(shared: SharedUnits) -> Iterator[tuple[int, ExitStack]]:
             _look_again(shared.results)
             continue
         left, pauses = [unit for unit in left if unit not in settled], _pauses(shared.lease_s)
-        if vain > most_vain:  # others are at work here: go elsewhere
+        if vain > most_vain:  # other workers are active here: continue elsewhere
             start = _random.randrange(len(left) + 1)
             left = left[start:] + left[:start]
 
 
 def _begun(shared: SharedUnits, unit: int) -> tuple[ExitStack | None, bool]:
-    """The claim of a unit, if it is ours now and the unit still to be done; and whether the unit is done."""
+    """The unit's claim if this worker now holds it and the unit is not done; and whether the unit is done."""
     if shared.done(unit):
         return None, True
     path = shared.claim_of(unit)
@@ -159,7 +159,7 @@ def once(
     lease_s: float = DEFAULT_LEASE_S,
     results: Path | None = None,
 ) -> None:
-    """Return when `done`, after one worker's `work`, ours or another's; a worker that dies at it is replaced."""
+    """Return when `done`, after the `work` of any one worker; a worker that dies during it is replaced."""
     pauses = _pauses(lease_s)
     while not done():
         with claim(path, wait=False, lease_s=lease_s) as ours:
@@ -172,7 +172,7 @@ def once(
 
 
 def _worked(work: Callable[[], object]) -> bool:
-    """False if another worker took the unit away while we were at it."""
+    """False if another worker took over the unit during the work."""
     try:
         work()
     except TakenOverError:
@@ -182,15 +182,15 @@ def _worked(work: Callable[[], object]) -> bool:
 
 @dataclass(frozen=True)
 class Claim:
-    """A unit with a worker, alive or dead."""
+    """A unit claimed by a worker, alive or dead."""
 
     name: str
-    lease: Lease | None  # None: its owner has left, or cleaned up
+    lease: Lease | None  # None: the owner has left or cleaned up
     since_ns: int  # filesystem's time at which it was claimed
 
 
 def claims_in(folder: Path) -> list[Claim]:
-    """The latest claim of each name in a folder; empty if there is no such folder."""
+    """The latest claim of each name in a folder; empty if the folder does not exist."""
     latest: dict[str, tuple[int, Path]] = {}
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
@@ -200,14 +200,14 @@ def claims_in(folder: Path) -> list[Claim]:
                 latest[name] = generation, path
     found = []
     for name, (_, path) in sorted(latest.items()):
-        with suppress(FileNotFoundError):  # released meanwhile
+        with suppress(FileNotFoundError):  # released in the meantime
             since_ns = path.lstat().st_mtime_ns
             found.append(Claim(name, read_lease(path), since_ns))
     return found
 
 
 def _acquire(worker: Worker, path: Path) -> Path | None:
-    """The name under which `path` is ours now, None if its owner may be alive."""
+    """The name under which this worker holds `path`; None if the owner may be alive."""
     for generation in itertools.count():
         name = path.with_name(f"{path.name}~{generation}") if generation else path
         now_ns = worker.beat()
@@ -219,7 +219,7 @@ def _acquire(worker: Worker, path: Path) -> Path | None:
 
 
 def _make(worker: Worker, name: Path) -> bool:
-    """Create a claim; False if it exists. Ours that we do not use was left by a release or a reply that got lost."""
+    """Create a claim; False if it exists. An own unused claim, left by a release or a lost reply, is used again."""
     with worker.lock:
         while True:
             try:
@@ -228,7 +228,7 @@ def _make(worker: Worker, name: Path) -> bool:
                 if name in worker.held or _target(name) != worker.path.name:
                     return False
             except FileNotFoundError:
-                worker.beat()  # a worker that finished has just removed the folder; makes it again
+                worker.beat()  # a worker that finished has just removed the folder; beat() makes it again
                 continue
             except OSError as error:
                 raise CacheError(
@@ -242,7 +242,7 @@ def _make(worker: Worker, name: Path) -> bool:
 def _release(worker: Worker, name: Path) -> None:
     with worker.lock:
         worker.held.discard(name)
-        with suppress(OSError):  # it is gone with its folder, or an idle claim of ours stays: see _make
+        with suppress(OSError):  # the folder is gone, or an own unused claim stays: see _make
             if _target(name) == worker.path.name:
                 name.unlink()
 
@@ -255,14 +255,14 @@ def _target(name: Path) -> str | None:
 
 
 def _is_free(worker: Worker, name: Path, now_ns: int) -> bool:
-    """Whether the owner of a claim is dead, or so long silent that its unit may be taken over.
+    """Whether the owner of a claim is dead, or silent for so long that its unit may be taken over.
 
-    Silence is old by the filesystem's clock *and* seen by us to last two beats, or seen by us to last a whole lease:
-    so a filesystem that stamps with the clocks of its clients, one of them hours off, does no harm either.
+    Either the filesystem's clock says the lease is over *and* this worker saw two beats missing, or this worker saw
+    no beat for a whole lease. So a filesystem that stamps files with a client's wrong clock does no harm.
     """
     lease = read_lease(name)
     if lease is None:
-        return name.is_symlink()  # its owner cleaned up; without a link it was released just now: ask again
+        return name.is_symlink()  # owner cleaned up; no link: released just now, ask again
     state = lease.state(now_ns)
     if state == "dead":
         return True
@@ -275,7 +275,7 @@ def _is_free(worker: Worker, name: Path, now_ns: int) -> bool:
 
 
 def _pauses(lease_s: float) -> Iterator[float]:
-    """Seconds between two looks: ever longer, so that waiting costs nothing, and not in step with others."""
+    """Seconds between two looks: they grow, so waiting costs little; random, so workers do not ask together."""
     pause_s = _FIRST_PAUSE_S
     while True:
         yield pause_s * _random.uniform(0.75, 1.25)
@@ -283,7 +283,7 @@ def _pauses(lease_s: float) -> Iterator[float]:
 
 
 def _look_again(folder: Path | None) -> None:
-    """Make a network filesystem ask its server what the folder holds now: opening it does."""
+    """Open the folder, so that a network filesystem asks its server for the current content."""
     for place in (folder.parent, folder) if folder else ():
         with suppress(OSError):
             os.close(os.open(place, os.O_RDONLY | os.O_DIRECTORY))

@@ -1,8 +1,8 @@
-"""Leases: the heartbeat of a worker, which any node that sees the folder can read.
+"""Leases: the heartbeat of a worker, readable on any node that sees the folder.
 
-A lease is a file that names its worker and the seconds after which silence means death; a thread touches it, so its
-mtime is the *filesystem's* time of the last beat. No node's clock is ever compared with another's. Its worker holds a
-lock on it (flock) where there are locks: by that `flowmask stop` knows that the worker is not only named there.
+A lease is a file with the worker's identity and the seconds of silence after which the worker counts as dead. A thread
+touches the file, so its mtime is the *filesystem's* time of the last beat. Clocks of nodes are never compared.
+The worker holds a lock (flock) on the file where locks exist: it tells `flowmask stop` that the worker still runs.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ def this_worker(lease_s: float) -> Owner:
 
 
 class Lease(BaseModel):
-    """A lease as somebody else reads it; `owner` is None if the file says nothing that we understand."""
+    """A lease as another process reads it; `owner` is None if the file cannot be understood."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,16 +45,16 @@ class Lease(BaseModel):
         return self.owner.lease_s if self.owner else DEFAULT_LEASE_S
 
     def state(self, now_ns: int) -> State:
-        """The state of its owner at `now_ns` of the filesystem's clock."""
+        """The owner's state at `now_ns` of the filesystem's clock."""
         if self.owner is not None and self.owner.is_dead():
             return "dead"
         return "expired" if (now_ns - self.beat_ns) / 1e9 > self.lease_s else "alive"
 
 
 def read_lease(path: Path) -> Lease | None:
-    """The lease at `path` (a claim leads to its owner's); None if there is none."""
+    """The lease at `path` (a claim links to its owner's lease); None if there is none."""
     try:
-        # open, not stat: a network filesystem then asks the server for the time
+        # open, not stat: then a network filesystem asks the server for the time
         with os.fdopen(open_regular(path), "rb") as file:
             beat_ns, content = os.fstat(file.fileno()).st_mtime_ns, file.read(_MOST_BYTES)
     except FileNotFoundError:
@@ -68,16 +68,16 @@ def read_lease(path: Path) -> Lease | None:
 
 
 class Worker:
-    """This process's own lease in a folder: written when first needed, beaten by a thread from then on.
+    """This process's lease in a folder: written at the first use; a thread then touches it at every beat.
 
-    A beat that finds the file gone (the build has ended, or somebody cleaned up) ends the thread; the work in hand
-    goes on: another worker makes the same bytes of the same unit. The next claim writes the file and starts the thread.
+    If a beat finds no file (the build has ended, or somebody cleaned up), the thread ends but the current work
+    continues: another worker makes the same bytes for the unit. The next claim writes the file and starts the thread.
     """
 
     def __init__(self, folder: Path, *, lease_s: float):
         self.path = folder / f"{WORKER}{secrets.token_hex(8)}"
         self.held: set[Path] = set()  # claims in use by this process
-        # claims of others: the last heartbeat, and since when we have seen it
+        # claims of other workers: the last heartbeat, and the time since this process knows it
         self.watched: dict[Path, tuple[Hashable, float]] = {}
         self.lock = threading.RLock()
         self._content = this_worker(lease_s).model_dump_json().encode()
@@ -100,9 +100,9 @@ class Worker:
             return now
 
     def _touch_or_write(self) -> int:
-        for attempt in range(1000):  # workers that end just now may remove the folder, each of them once
+        for attempt in range(1000):  # each worker that ends may remove the folder once
             try:
-                os.utime(self.path)  # without a time: the filesystem sets its own
+                os.utime(self.path)  # without a time: the filesystem sets it
                 return self.path.stat().st_mtime_ns
             except FileNotFoundError:
                 try:
@@ -115,7 +115,7 @@ class Worker:
         raise AssertionError
 
     def _hold(self) -> None:
-        """Lock the file for as long as this process lives; only the command that stops a build asks for the lock."""
+        """Lock the file while this process lives; only the command that stops a build asks for the lock."""
         with suppress(OSError):
             if self._file >= 0:
                 os.close(self._file)
@@ -133,11 +133,11 @@ class Worker:
                     self._thread = None
                     return
                 except OSError:
-                    continue  # a network filesystem that stumbles; the next beat may succeed
+                    continue  # a temporary fault of a network filesystem; the next beat may succeed
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a small file, or leave none: on a full disk even a few bytes may not fit."""
+    """Write a small file, or leave no file: on a full disk even a few bytes may not fit."""
     try:
         path.write_bytes(content)
     except OSError:
@@ -150,7 +150,7 @@ _workers: dict[tuple[int, Path, float], Worker] = {}
 
 
 def worker_in(folder: Path, *, lease_s: float) -> Worker:
-    """This process's worker in `folder`; the same one at every call, another one in a forked child."""
+    """This process's worker in `folder`: the same one at every call; a forked child gets another one."""
     key = (os.getpid(), folder.absolute(), lease_s)
     with _lock:
         if key not in _workers:
@@ -159,7 +159,7 @@ def worker_in(folder: Path, *, lease_s: float) -> Worker:
 
 
 def filesystem_now(folder: Path) -> int:
-    """The filesystem's time in ns, from a file made in `folder` for that; this node's where it may not be written."""
+    """The filesystem's time in ns, from a probe file in `folder`; this node's time if `folder` is not writable."""
     probe = folder / f".clock-{secrets.token_hex(8)}"
     try:
         probe.touch()

@@ -1,7 +1,7 @@
-"""Clip planning: which frames of a video, cropped and flipped how, with which sentences and masks.
+"""Clip planning: the frames, crop, flip, sentences and masks of a clip.
 
-Pure: a clip is a function of (video, config, anchor, view); every draw comes from mix64 of these. The same
-draw holds for all frames and masks of a clip. Refuses a video without masks.
+Pure: a clip is a function of (video, config, anchor, view); every draw comes from mix64 of these. All frames and
+masks of a clip share the draw. Refuses a video without masks.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One expression of a clip: cleaned text as the encoder sees it, and its mask's place."""
+    """One expression of a clip: cleaned text as the encoder gets it, and its mask's index."""
 
     exp_id: str
     text: str
@@ -63,7 +63,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip in one view; `number` counts the clips of a view, `video` is a place in the source."""
+    """One clip in one view; `number` counts the clips of a view, `video` is an index into the source."""
 
     number: int
     view: int
@@ -73,7 +73,7 @@ class Clip:
     geometry: Geometry
     masks: tuple[tuple[str, ...], ...]  # distinct sets of annotation ids
     sentences: tuple[Sentence, ...]
-    source: str = ""  # name of the video's dataset, where a cache has several
+    source: str = ""  # name of the video's dataset, if a cache has several
 
     @property
     def key(self) -> str:
@@ -81,7 +81,7 @@ class Clip:
 
     @property
     def label(self) -> str:
-        """As its video's."""
+        """The label of its video."""
         return f"{self.source}/{self.video_id}" if self.source else self.video_id
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ def clips_of(
 ) -> Iterator[Clip]:
     """The clips of one video in one view, numbered from `first_number`; none if it has no expression.
 
-    A sparse clip of a video of which only some frames are annotated is one of these frames.
+    If only some frames of a video are annotated, a sparse clip is one of these frames.
     """
     if not video.expressions:
         return
@@ -107,7 +107,7 @@ def clips_of(
     anchors: Sequence[int] = range(1)
     if clip.sampling == "sparse":
         anchors = anchor_frames(length, clip.frames)
-        if any(frames is not None for frames in known):  # as images: a clip would hold frames that nobody annotated
+        if any(frames is not None for frames in known):  # single images: a clip would contain unannotated frames
             anchors = sorted({i for frames in known for i in (range(length) if frames is None else frames)})
             clip = clip.model_copy(update={"frames": 1})
     for place, anchor in enumerate(anchors):
@@ -132,7 +132,7 @@ def clips_of(
 
 
 def swap_sides(text: str) -> str:
-    """The sentence of a mirrored picture: the words left and right change places ("bright" stays)."""
+    """The sentence of a mirrored picture: the words left and right are exchanged ("bright" stays)."""
 
     def other(match: re.Match[str]) -> str:
         word = match[0]
@@ -153,7 +153,7 @@ def _frame_ids(rng: Random, *, anchor: int, length: int, config: ClipConfig) -> 
 
 
 def _geometry(rng: Random, *, size: tuple[int, int], config: ClipConfig) -> Geometry:
-    """Where the reference crops, it first resizes to a larger size, without a limit on the long side."""
+    """Before a crop, the reference resizes to a larger size, without a limit on the long side."""
     height, width = size
     source, resize, crop = (width, height), None, None
     if config.augment and rng.random() < config.crop_probability:

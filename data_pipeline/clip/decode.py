@@ -1,6 +1,6 @@
-"""A clip's files to its pixels: what the VAE will see, and the RLE that the record keeps.
+"""A clip's files to its pixels: the VAE's input, and the RLE of the record.
 
-Runs in threads: PIL, numpy and decord let the interpreter go while they work.
+Runs in threads: PIL, numpy and decord release the GIL while they work.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ class DecodedClip:
 
     clip: Clip
     frames: NDArray[np.uint8]  # rgb8 [F H W 3]
-    masks: dict[int, NDArray[np.bool_]]  # place in clip.masks -> bool [F H W]
-    rles: dict[int, list[dict[str, Any]]]  # place in clip.masks -> COCO RLE of each frame
-    annotated: dict[int, list[bool]]  # place in clip.masks -> which frames are, where some aren't
+    masks: dict[int, NDArray[np.bool_]]  # index in clip.masks -> bool [F H W]
+    rles: dict[int, list[dict[str, Any]]]  # index in clip.masks -> COCO RLE of each frame
+    annotated: dict[int, list[bool]]  # index in clip.masks -> per frame, if some aren't
 
 
 def decode(clip: Clip, video: Video, *, drop_empty_masks: bool) -> DecodedClip:
-    """Read, crop, resize and flip; a frame that stands in the clip twice is read once. DataError: unreadable.
+    """Read, crop, resize and flip; a frame that occurs twice in the clip is read once. DataError: unreadable.
 
-    The mask of a sentence that names nothing is kept: its object isn't absent from this clip, there is none.
+    The mask of a sentence that names nothing is kept: such a sentence has no object that could be absent.
     """
     unique = sorted(set(clip.frame_ids))
     places = np.searchsorted(unique, clip.frame_ids)

@@ -1,6 +1,6 @@
-"""Which frames of a video make a training clip: anchor frames, and a sparse draw around each.
+"""Chooses the frames of a training clip: anchor frames, and a sparse draw around each.
 
-Pure: every draw comes from the generator that the caller hands in.
+Pure: every draw comes from the caller's generator.
 """
 
 from random import Random
@@ -17,9 +17,9 @@ def anchor_frames(length: int, frames: int) -> range:
 def sparse_frames(rng: Random, *, anchor: int, length: int, frames: int) -> list[int]:
     """Sorted frame indices of a clip: the anchor, one 1-3 frames before it, one 1-3 after, the rest anywhere.
 
-    Neighbours stop at the ends of the video, so the anchor may stand twice; a video shorter than the clip
-    repeats frames. The rest avoids what lies between the neighbours while it can. `frames` = 1 gives the
-    anchor alone, 2 gives three as 3 does (the caller keeps the first two). Draw order: before, after, rest.
+    Neighbours stop at the ends of the video, so the anchor may occur twice; a video shorter than the clip
+    repeats frames. The rest avoids the frames between the neighbours if possible. `frames` = 1 gives only the
+    anchor; 2 gives three, as 3 does (the caller keeps the first two). Draw order: before, after, rest.
     """
     before, after = (rng.randint(1, _MAX_NEIGHBOUR_DISTANCE) for _ in range(2))
     if frames == 1:

@@ -1,7 +1,7 @@
-"""Frames and masks to the tensors that the VAE sees: size rules, resizing, normalisation, padding in time.
+"""Frames and masks to the VAE's input tensors: size rules, resizing, normalisation, padding in time.
 
-Sizes are (width, height) in pixels. A frame is resized on uint8 by PIL, a mask by nearest source pixel. Torch is
-imported by what makes tensors alone: planning needs the sizes only.
+Sizes are (width, height) in pixels. A frame is resized on uint8 by PIL, a mask by nearest source pixel. Only
+functions that make tensors import torch: planning needs only the sizes.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _TEMPORAL_STRIDE = 4
 
 
 def short_side_size(w: int, h: int, *, short_side: int, long_side: int | None) -> tuple[int, int]:
-    """Size whose short side is `short_side`, or less if the long side would pass `long_side`; not snapped."""
+    """Size whose short side is `short_side`, or less if the long side would exceed `long_side`; not snapped."""
     short, long = min(w, h), max(w, h)
     if long_side is not None and long / short * short_side > long_side:
         short_side = round(long_side * short / long)
@@ -66,14 +66,14 @@ def resize_frame(frame: NDArray[np.uint8], *, size: tuple[int, int]) -> NDArray[
 
 
 def to_signed(frames: Sequence[NDArray[np.uint8]], *, pixel_norm: PixelNorm = "half") -> "Tensor":
-    """rgb8 frames [H W 3], all of one size, to float32 [3 F H W]: x/255 less the mean, over the deviation."""
+    """rgb8 frames [H W 3] of one size to float32 [3 F H W]: (x/255 - mean) / deviation."""
     import torch
 
     return batch_to_signed(torch.from_numpy(np.stack(frames))[None], pixel_norm=pixel_norm)[0]
 
 
 def batch_to_signed(frames: "Tensor", *, pixel_norm: PixelNorm = "half") -> "Tensor":
-    """rgb8 [B F H W 3] to float32 [B 3 F H W] on the same device: x/255 less the mean, over the deviation."""
+    """rgb8 [B F H W 3] to float32 [B 3 F H W] on the same device: (x/255 - mean) / deviation."""
     import torch
 
     from flowmask.models.device import to_device
@@ -83,7 +83,7 @@ def batch_to_signed(frames: "Tensor", *, pixel_norm: PixelNorm = "half") -> "Ten
 
 
 def from_signed(signed: "Tensor", *, pixel_norm: PixelNorm = "half") -> NDArray[np.uint8]:
-    """Float [3 F H W] back to rgb8 [F H W 3]: the inverse of `to_signed`, clipped to what 8 bits hold."""
+    """Float [3 F H W] back to rgb8 [F H W 3]: the inverse of `to_signed`, clipped to the range of 8 bits."""
     import torch
 
     mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in _STATISTICS[pixel_norm])
@@ -104,12 +104,12 @@ def resize_masks(masks: NDArray[np.bool_], *, size: tuple[int, int]) -> NDArray[
 
 
 def missing_to_stride(frames: int) -> int:
-    """Frames that are missing to the next 4k+1, as the VAE takes them."""
+    """Number of frames missing to the next 4k+1, which the VAE needs."""
     return -(frames - 1) % _TEMPORAL_STRIDE
 
 
 def pad_to_stride(frames: "Tensor", *, dim: int) -> "Tensor":
-    """[... F ...] with the last frame repeated along `dim` until there are 4k+1, as the VAE takes them."""
+    """[... F ...] with the last frame repeated along `dim` up to 4k+1 frames, which the VAE needs."""
     import torch
 
     missing = missing_to_stride(frames.shape[dim])
@@ -118,7 +118,7 @@ def pad_to_stride(frames: "Tensor", *, dim: int) -> "Tensor":
 
 
 def check_shape(video: "Tensor", *, multiple: int = 16) -> "Tensor":
-    """Float [B C F H W] with both sides raised to `multiple` by bilinear resizing; unchanged if they are."""
+    """Float [B C F H W]; sides are raised to a multiple of `multiple` by bilinear resizing where needed."""
     from torch.nn.functional import interpolate
 
     height, width = (-(-side // multiple) * multiple for side in video.shape[-2:])

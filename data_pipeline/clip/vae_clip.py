@@ -1,7 +1,7 @@
-"""Frames of a video as the clip that the VAE takes, to be segmented: their size, their number, and their pixels.
+"""Frames of a video as the VAE's clip for segmentation: their size, their number and their pixels.
 
-Frames are read a few at a time, and the clip is kept at its small size in 8 bits. The VAE's float32 input, four times
-as much, is made one latent frame at a time.
+Frames are read a few at a time, and the clip is kept in 8 bits at its small size. The VAE's float32 input needs four
+times the memory, so it is made for one latent frame at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ class FrameReader(Protocol):
 
 @dataclass(frozen=True)
 class VaeClip:
-    """Frames at the size that the VAE takes; as 8 bits, a quarter of what it computes with.
+    """Frames at the VAE's size, in 8 bits: a quarter of the memory of float32.
 
     rgb8: uint8 [F H W 3], F = 4k+1: the last of `frames` repeated; H x W is `size` (width, height)
     original: (width, height) of the video
@@ -50,13 +50,13 @@ class VaeClip:
     pixel_norm: PixelNorm
 
     def pieces(self) -> Iterator[Tensor]:
-        """What each latent frame shows, signed: float32 [1 3 1 H W], then [1 3 4 H W] each."""
+        """The pixels of each latent frame, signed: float32 [1 3 1 H W], then [1 3 4 H W] each."""
         for stop in range(1, len(self.rgb8) + 1, 4):
             some = self.rgb8[max(stop - 4, 0) : stop]
             yield to_signed(list(some), pixel_norm=self.pixel_norm)[None].contiguous()
 
     def without_pixels(self) -> "VaeClip":
-        """The same clip without its frames: the sizes that masks are resized by."""
+        """The same clip without its frames: the sizes for resizing masks."""
         return replace(self, rgb8=np.empty(0, np.uint8))
 
 
@@ -70,7 +70,7 @@ def read_clip(
 ) -> VaeClip:
     """The frames `ids` of a video as one clip: the largest size inside the box, floored to its multiple.
 
-    known: uint8 [n H W 3]: the first n of them, which are not read
+    known: uint8 [n H W 3]: the clip's first n frames, which are not read again
     """
     height, width = video.size
     size = eval_size(width, height, height=box.height_px, width=box.width_px, multiple=box.size_multiple)

@@ -1,4 +1,4 @@
 """Foreign file formats: run-length masks, pictures, video files, pickles, JSON; and checks of their fields.
 
-Imports `models` alone; a new format is a file here, used by `sources`.
+Imports only `models`; a new format is a file here, used by `sources`.
 """

@@ -10,7 +10,7 @@ from flowmask.models.errors import DataError
 from flowmask.models.text import clean, has_words, is_unicode
 
 _LARGEST_INT = 2**63 - 1
-_LONGEST_PART = 255  # bytes, of a path
+_LONGEST_PART = 255  # bytes of one part of a path
 
 
 def check_expression(text: Any, *, where: str) -> str:
@@ -25,7 +25,7 @@ def check_expression(text: Any, *, where: str) -> str:
 
 
 def check_name(value: Any, *, where: str) -> str:
-    """A name of a file, a frame or an annotation; raises DataError if it can't be a file name or can't be printed."""
+    """The name of a file, a frame or an annotation; DataError if it can't be a file name or can't be printed."""
     name = str(value) if isinstance(value, str) or (is_int(value) and abs(value) <= _LARGEST_INT) else ""
     if not name.strip() or not name.isprintable():
         raise DataError(f"{where} is {shown(value)!r}; expected a name")
@@ -40,7 +40,7 @@ def check_names(values: Sequence[Any], *, where: str) -> list[str]:
 
 
 def check_path(name: str, *, where: str) -> str:
-    """A path; DataError if a part of it is longer than any file's name."""
+    """A path; DataError if a part of it is too long for a file name."""
     if any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
         raise DataError(f"{where} is {name[:40]!r}...; the name of a file has at most {_LONGEST_PART} bytes")
     return name
@@ -56,14 +56,14 @@ def check_inside(name: str, *, where: str) -> str:
 
 
 def refuse_twice(names: Iterable[str], *, where: str, said: str = "appears twice") -> None:
-    """DataError for the first name that is there more than once."""
+    """DataError for the first name that occurs more than once."""
     name, times = next(iter(Counter(names).most_common(1)), ("", 0))
     if times > 1:
         raise DataError(f"{where}: {name[:40]!r} {said}")
 
 
 def is_int(value: Any) -> bool:
-    """Whether this is an integer, and not true or false."""
+    """Whether this is an integer; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

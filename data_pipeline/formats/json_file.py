@@ -1,4 +1,4 @@
-"""JSON of a dataset: an object that names a key twice is refused, since Python's json would drop one of the two."""
+"""JSON of a dataset: an object with a repeated key is refused, because Python's json would drop one of the two."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its members; raises ValueError if two have the same name."""
+    """An object from its members; raises ValueError if two have the same name."""
     found = dict(pairs)
     if len(found) < len(pairs):
         name, times = Counter(name for name, _ in pairs).most_common(1)[0]
@@ -29,19 +29,19 @@ def parse(content: bytes, *, object_hook: Callable[[dict[str, Any]], Any] | None
 
 
 def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Parsed JSON; DataError for a file that is missing or does not parse.
+    """Parsed JSON; DataError for a file that is missing or invalid.
 
-    object_hook: makes each object smaller as it is parsed, for files that are too large to hold as a whole.
+    object_hook: makes each object smaller during parsing, for files that are too large to hold as a whole.
     """
     with reading(path, what="JSON") as file:
         return parse(file.read(), object_hook=object_hook)
 
 
 def json_lines(path: Path, *, shape: str) -> Iterator[tuple[str, bytes]]:
-    """Where each line of a JSONL that is not empty stands, and its bytes.
+    """The position and bytes of each non-empty line of a JSONL.
 
-    shape: says what a line is, in the DataError for a file whose first line is no JSON, as of a CSV: otherwise each of
-    its lines would be a mistake.
+    shape: describes a line; used in the DataError for a file whose first line is no JSON, such as a CSV. Otherwise
+    each of its lines would be a separate mistake.
     """
     with reading(path, what="JSONL") as file:
         lines = enumerate(file.read().removeprefix(BOM).split(b"\n"), 1)

@@ -1,6 +1,6 @@
-"""A large JSON object, member by member: memory holds one member at a time, and the position of each can be kept.
+"""A large JSON object, member by member: memory holds one member at a time; the position of each can be kept.
 
-So a file of masks with hundreds of MB is checked once, completely, and later read by ranges. Refuses everything that
+So a mask file of hundreds of MB is checked once, completely, and later read by ranges. Refuses everything that
 Python's json refuses, and a name that occurs twice in one object.
 """
 
@@ -36,9 +36,9 @@ class Member:
 
 
 def members(path: Path, *, field: str | None = None) -> Iterator[Member]:
-    """Members of the object that a file holds, or of its field `field`, in their order.
+    """Members of the object in a file, or of its field `field`, in order.
 
-    Raises DataError if the file is missing or does not parse, is no object, or has no such field.
+    Raises DataError if the file is missing or invalid, is no object, or has no such field.
     """
     with reading(path, what="JSON") as file:
         yield from _members(_Scanner(file), path, field)
@@ -131,7 +131,7 @@ class _Scanner:
             raise ValueError(f"extra data at byte {self._offset + self._at}")
 
     def _parsed(self) -> tuple[Any, int, int]:
-        """The next value with its position; the window grows until it contains the whole value."""
+        """The next value and its position; the window grows until it contains the whole value."""
         self.peek()
         while True:
             try:
@@ -150,7 +150,7 @@ class _Scanner:
         return parse(raw), start, len(raw)
 
     def _more(self) -> bool:
-        """Move the window on; text before the next value is dropped."""
+        """Move the window forward; text before the next value is dropped."""
         content = self._file.read(max(self._chunk, len(self._text) - self._at))
         self._whole = not content
         self._offset += self._at
@@ -162,7 +162,7 @@ class Places:
     """Positions of a file's members by name, in a few bytes each."""
 
     def __init__(self, path: Path, found: Iterable[tuple[Member, int]]):
-        """found: each member, with a number of the caller's."""
+        """found: each member, with a number from the caller."""
         self._path = path
         names, numbers = [b""], array("q", (0, 0, 0))
         for member, number in found:
@@ -173,7 +173,7 @@ class Places:
         self._numbers = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 3)[order]
 
     def number(self, name: str) -> int | None:
-        """The caller's number of a member; None if there is none of this name."""
+        """The caller's number for a member; None if no member has this name."""
         place = self._place(name)
         return None if place is None else int(self._numbers[place, 2])
 
@@ -190,7 +190,7 @@ class Places:
 
 
 def _key(name: str) -> bytes:
-    """A name in 32 bytes, however long it is: one array holds all."""
+    """A name of any length in 32 bytes, so that one array holds all names."""
     return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).hexdigest().encode()
 
 

@@ -22,7 +22,7 @@ E = TypeVar("E")
 
 
 def listed_videos(meta: Path, frames: Path) -> frozenset[str] | None:
-    """Ids of a split's videos: the keys of `videos` in its JSON, else the folders of its frames, else None."""
+    """Ids of a split's videos: the keys of `videos` in its JSON; without it the folders of its frames; else None."""
     if meta.is_file():
         return frozenset(map(str, field(read_json(meta), "videos", dict, where=str(meta))))
     return frozenset(path.name for path in frames.iterdir()) if frames.is_dir() else None
@@ -31,7 +31,7 @@ def listed_videos(meta: Path, frames: Path) -> frozenset[str] | None:
 def read_entry(meta: Path, video_id: str, entry: Any, *, expression: Callable[..., E]) -> tuple[list[str], list[E]]:
     """Names of the frames in their order, and expressions of one video; raises DataError that names the wrong fields.
 
-    expression: makes one, called as expression(its entry, exp_id=, text=, video_id=, frames=, where=)
+    expression: makes one expression, called as expression(its entry, exp_id=, text=, video_id=, frames=, where=)
     """
     spot = f"{meta}: an id in videos"
     check_inside(check_name(video_id, where=spot), where=spot)
@@ -51,19 +51,19 @@ def read_entry(meta: Path, video_id: str, entry: Any, *, expression: Callable[..
 def kind_of(entry: dict[str, Any], name: str, kinds: Mapping[Any, str], *, required: bool, where: str) -> str:
     """The kind of a sentence by its field `name`, one of `kinds`; "" if it is optional and missing.
 
-    required: a benchmark reports its scores by kind; training needs none
+    required: True for a benchmark, which reports its scores by kind; training needs none
     """
     if name not in entry and not required:
         return ""
     value = field(entry, name, object, where=where)
     for known, kind in kinds.items():
-        if type(value) is type(known) and value == known:  # true is no 1
+        if type(value) is type(known) and value == known:  # true is not 1
             return kind
     raise DataError(f"{where}.{name} is {shown(value)!r}; expected one of {', '.join(map(str, kinds))}")
 
 
 def _frame_names(listed: Sequence[Any], *, where: str) -> list[str]:
-    """Names of a video's frames without the suffix of a picture; each names a different file."""
+    """Names of a video's frames without the picture's suffix; each names a different file."""
     names = [_without_suffix(name) for name in check_names(listed, where=where)]
     if not names:
         raise DataError(f"{where} is empty")

@@ -1,7 +1,7 @@
 """Names of a dataset: their time order, and file names made from them.
 
-A name that every file system can store is not changed. In others, unsafe bytes are written as %hh, which
-`urllib.parse.unquote` undoes; a name of more than 200 bytes ends in its hash.
+A name that every file system can store is not changed. In other names, unsafe bytes are written as %hh, which
+`urllib.parse.unquote` decodes; a name of more than 200 bytes ends in its hash.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable
 LONGEST_ID = 1000  # characters
 _LONGEST_BYTES = 200  # file systems allow 255; temporary names and suffixes are added
 _CUT = "%~"
-# Characters that some system reserves, our own escapes, and ends that some system drops or hides.
+# Characters that some system reserves, this file's escape character, and ends that some system drops or hides.
 _UNSAFE = re.compile(r'[\0-\x1f\x7f/\\:*?"<>|]|%[0-9a-fA-F]{2}|%~|\A[. ]|[. ]\Z')
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\xb9\xb2\xb3])\s*(\.|\Z)", re.IGNORECASE)
 _KEPT = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-.")
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key by which 2 comes before 10: a run of digits counts as its number."""
+    """Sort key that puts 2 before 10: a run of digits counts as its number."""
     pieces = (piece for piece in re.split("([0-9]+)", name) if piece)
     numbers = ((piece.lstrip("0"), piece) for piece in pieces)
     return [(0, len(number), number) if piece[0] in "0123456789" else (1, 0, piece) for number, piece in numbers]
@@ -32,12 +32,12 @@ def in_time_order(names: Iterable[str]) -> list[str]:
 
 
 def same_file(name: str) -> str:
-    """A key that is equal for names that some file system does not distinguish, by case or form of accents."""
+    """A key that is equal for names that some file system treats as the same, by case or by the form of accents."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFD", name).casefold())
 
 
 def file_names(ids: Iterable[str], *, spelled: Callable[[str], str] = str) -> dict[str, str]:
-    """A file name for each of several distinct ids, which all file systems distinguish.
+    """A file name for each of several distinct ids; all file systems can tell the names apart.
 
     spelled: the preferred name of an id, used if it is safe and unique
     """

@@ -1,8 +1,8 @@
-"""The only place that opens pictures of other programs: JPEG, PNG, BMP and WebP, recognised by their first bytes.
+"""The only place that opens picture files of other programs: JPEG, PNG, BMP and WebP, known by their first bytes.
 
-Raises DataError for a file that is missing, not regular, of another format, truncated, or whose header states more
-pixels than its bytes can hold. Pixels are rgb8: the upper 8 of 16 bits, without transparency; of an animation the first
-picture. The orientation in EXIF is applied only with `upright`.
+Raises DataError for a file that is missing, not regular, of another format or truncated, and for a header that states
+more pixels than its bytes can hold. Pixels are rgb8: the upper 8 of 16 bits, without transparency; only the first
+picture of an animation. The orientation in EXIF is applied only with `upright`.
 """
 
 import os
@@ -51,7 +51,7 @@ def opened_image(
 ) -> Iterator[Image.Image]:
     """An open picture; raises DataError if it must not be read. `what` and `kind` are words for the message.
 
-    pixels: the expected number, which is read from a file of any size
+    pixels: the expected number; a picture of that number is read from a file of any size
     """
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
     try:
@@ -91,7 +91,7 @@ def image_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
 
 
 def read_index_map(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 [H W], the object of each pixel, 0 for none: a palette's index, or the grey value of 8 bits."""
+    """uint8 [H W], the object of each pixel, 0 for none: the palette index, or the grey value of 8 bits."""
     with opened_image(path, what="mask", kind="mask", formats=("PNG",), pixels=_pixels(size)) as image:
         mode, indices = image.mode, np.asarray(image)
     if mode not in ("P", "L"):
@@ -101,7 +101,7 @@ def read_index_map(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def read_object_mask(path: Path, *, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Bool [H W]: true where a PNG's palette index, grey value or a colour channel is above 0.
+    """Bool [H W]: true where a PNG's palette index, grey value or any colour channel is above 0.
 
     Raises DataError for another size, and for transparency, whose meaning is undefined.
     """
@@ -116,7 +116,7 @@ def read_object_mask(path: Path, *, size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def pictures_in(folder: Path, *, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The pictures of a folder by their names in natural order; without hidden files. Raises OSError."""
+    """The pictures of a folder in natural order of their names; without hidden files. Raises OSError."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
     return sorted(found, key=lambda path: (natural_key(path.stem), path.name))
 

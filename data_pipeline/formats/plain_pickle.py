@@ -1,7 +1,7 @@
 """Pickles of plain data only (dict, list, tuple, str, numbers, bytes); nothing in the file is executed.
 
-Raises DataError for a pickle that needs a class or a function, that holds other types, or whose value is much larger
-than its file.
+Raises DataError for a pickle that needs a class or a function, for other types, and for a value much larger than
+its file.
 """
 
 import os
@@ -23,13 +23,13 @@ _DAMAGED += (AttributeError, OverflowError, MemoryError, RecursionError, struct.
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Admits no class and no function: nothing can be called, so nothing in the file is executed.
+    """Allows no class and no function: nothing can be called, so nothing in the file is executed.
 
-    Uses the implementation in Python: the one in C allocates a table as long as the largest object number in the file.
+    Uses the Python implementation: the C one allocates a table as long as the largest object number in the file.
     """
 
     def __init__(self, file: Any, path: Path):
-        super().__init__(file, encoding="utf-8")  # strings of Python 2
+        super().__init__(file, encoding="utf-8")  # for strings of Python 2
         self._path = path
 
     def find_class(self, module: str, name: str) -> NoReturn:

@@ -18,7 +18,7 @@ _SHOWN = 5
 def reading(
     path: Path, *, what: str, errors: tuple[type[Exception], ...] = (ValueError, RecursionError)
 ) -> Iterator[IO[bytes]]:
-    """The open file; raises DataError if it is missing, can't be read, or (by one of `errors`) is no valid `what`."""
+    """The open file; DataError if it is missing, can't be read, or (by one of `errors`) is no valid `what`."""
     try:
         with open_file(path) as file:
             yield file
@@ -31,12 +31,12 @@ def reading(
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """A regular file open for reading; OSError for a folder, a pipe or a device, which could block for ever."""
+    """A regular file open for reading; OSError for a folder, a pipe or a device, which could block without end."""
     return os.fdopen(open_regular(path), "rb")
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value from a file, for an error."""
+    """The beginning of a value from a file, for an error message."""
     try:
         return (value if isinstance(value, str) else reprlib.repr(value))[:40]
     except ValueError:  # a number of thousands of digits
@@ -53,7 +53,7 @@ class SeveralMistakesError(DataError):
 
 
 class Mistakes:
-    """Gathers the DataErrors of `with` blocks, so that a person learns of all of them at once."""
+    """Gathers the DataErrors of `with` blocks, so that a person sees all of them at once."""
 
     def __init__(self) -> None:
         self._said: list[str] = []

@@ -1,9 +1,9 @@
-"""The files of sentences about COCO's images: refs(BY).p, a pickle, of RefCOCO, RefCOCO+ and RefCOCOg, and the JSON
-of the same form of gRefCOCO, grefs(BY).json, in which a sentence may name several objects or none.
+"""The files of sentences about COCO's images: the pickle refs(BY).p of RefCOCO, RefCOCO+ and RefCOCOg, and the JSON
+grefs(BY).json of gRefCOCO. It has the same form, but a sentence may name several objects or none.
 
 gRefCOCO follows the loaders of henghuiding/ReLA at a389648e: gres_model/data/datasets/{grefer,grefcoco}.py. They
-encode `raw`; here it is the normalised `sent`, as of the other sets. Crowds are left out, as
-there. The file itself was not available.
+encode `raw`; this code uses the normalised `sent`, as for the other sets. Crowds are left out, as in ReLA. The file
+itself was not available.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from flowmask.data_pipeline.formats.reading import shown
 from flowmask.models.errors import DataError
 from flowmask.models.text import clean, has_words
 
-_NOTHING = -1  # in the place of an annotation's id
+_NOTHING = -1  # in place of an annotation's id
 
 
 def partitions(folder: Path) -> list[str]:
@@ -32,7 +32,7 @@ def refs_file(folder: Path, by: str) -> Path:
 
 
 def read_refs(path: Path) -> list[Any]:
-    """The entries of a file; DataError: missing, damaged, or of more than plain data."""
+    """The entries of a file; DataError if it is missing, damaged, or has more than plain data."""
     refs = read_json(path) if path.suffix == ".json" else read_plain_pickle(path)
     if not isinstance(refs, list):
         raise DataError(f"{path} holds a {type(refs).__name__}; expected a list of refs")
@@ -40,7 +40,7 @@ def read_refs(path: Path) -> list[Any]:
 
 
 def annotations_of(ref: Any, *, where: str) -> list[int]:
-    """Ids of the annotations that a ref names, empty if it names nothing. Raises DataError for an invalid id."""
+    """Ids of the annotations of a ref, empty if it names nothing. Raises DataError for an invalid id."""
     if not isinstance(ref, dict) or "ann_id" not in ref:
         raise DataError(f"{where} has no field 'ann_id'")
     ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
@@ -54,7 +54,7 @@ def annotations_of(ref: Any, *, where: str) -> list[int]:
 
 
 def without_crowds(named: list[dict[str, Any]], path: Path, *, where: str) -> list[dict[str, Any]]:
-    """The annotations that a ref of `path` means: of gRefCOCO all but crowds; DataError if it names crowds alone."""
+    """The annotations of a ref in `path`: without crowds in gRefCOCO; DataError if it names only crowds."""
     kept = [a for a in named if not a.get("iscrowd")] if path.suffix == ".json" else named
     if named and not kept:
         raise DataError(f"{where}.ann_id names only crowds, which are not objects of gRefCOCO")

@@ -1,9 +1,9 @@
 """COCO run-length masks, the form of true masks in records; and polygons to such masks.
 
-A mask is {"size": [H, W], "counts": str}, runs counted down the columns. Raises DataError, with the
-caller's description of the place, for another size, and for counts that are malformed or do not cover the
-frame (pycocotools' decoder returns uninitialised memory for those, so decoding is done here). Every number is
-compared with the frame's pixels before it is used, so that none overflows.
+A mask is {"size": [H, W], "counts": str}, runs counted down the columns. Another size, malformed counts, and counts
+that do not cover the frame raise DataError with the caller's description of the place. (pycocotools' decoder returns
+uninitialised memory for them, so this file decodes.) Every number is compared with the frame's pixels before use, so
+no number overflows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from flowmask.models.errors import DataError
 Mask = NDArray[np.bool_]
 _TRIANGLE = 6  # coordinates
 _LONGEST_SIDE = 1 << 20  # px
-_MARGIN = 64  # contours of a small picture: more than its pixels
+_MARGIN = 64  # contours of a small picture may be longer than its pixels
 
 
 def encode(mask: Mask) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def decode(rle: Mapping[str, Any] | None, *, size: tuple[int, int], where: str) 
 
 
 def is_empty(rle: Any) -> bool:
-    """Whether a mask has no pixel, from its runs only; a malformed mask is not empty, since `decode` reports it."""
+    """Whether a mask has no pixel, from its runs only; a malformed mask is not empty, because `decode` reports it."""
     if rle is None:
         return True
     if not isinstance(rle, Mapping) or "counts" not in rle or not _is_size(rle.get("size")):
@@ -74,8 +74,8 @@ def decode_frames(frames: Sequence[Any], *, size: tuple[int, int], where: str) -
 def rasterise(polygons: Any, *, size: tuple[int, int], where: str) -> Mask:
     """Bool [H W], the union of COCO polygons [x0, y0, x1, y1, ...] in px.
 
-    Fewer than three points cover nothing (COCO has a few). DataError for anything but flat lists of finite
-    numbers in pairs, for points far outside of the picture, and for very long contours: pycocotools' memory grows with
+    Fewer than three points cover nothing (COCO has a few). DataError unless these are flat lists of finite numbers in
+    pairs; also for points far outside of the picture and for very long contours, because pycocotools' memory grows with
     the length of an edge.
     """
     from pycocotools import mask as coco
@@ -116,7 +116,7 @@ def _points(polygon: Any, *, where: str) -> NDArray[np.float64]:
 
 
 def _is_size(said: Any) -> bool:
-    """Whether this is height and width: two numbers."""
+    """Whether this is a height and a width: two numbers."""
     return isinstance(said, list | tuple) and len(said) == 2 and all(type(side) in (int, float) for side in said)
 
 
@@ -145,7 +145,7 @@ def _runs(counts: Any, *, total: int, where: str) -> NDArray[np.int64]:
     runs -= np.where(code[ends] & 0x10, 1 << 5 * lengths, 0)  # sign extension
     if max(-int(runs.min()), int(runs.max())) > total:
         raise DataError(f"{where}: malformed RLE counts {shown(counts)!r} for {total} px")
-    # From the fourth on, a count is stored as its difference to the last but one.
+    # From the fourth count on, the difference to the count two places before is stored.
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs

@@ -1,4 +1,4 @@
-"""What a view of a cache costs: counted exactly when the plan is written, in hours by what a warm-up measured."""
+"""The cost of a view of a cache: counted exactly when the plan is written, in hours by the speed of a warm-up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ class ViewCost:
     """Counts of one view, empty masks included."""
 
     clips: int = 0
-    passes: int = 0  # through the VAE's encoder: one of each video, one of each mask
+    passes: int = 0  # through the VAE's encoder: one per video, one per mask
     pixels: int = 0  # frames x height x width of all passes
     latent_values: int = 0
-    sentences: int = 0  # embeddings stored
+    sentences: int = 0  # stored embeddings
 
     def add(self, clip: "Clip", texts: Sequence[int]) -> None:
         width, height = clip.geometry.size
         frames, masks = len(clip.frame_ids), len(clip.masks)
-        encoded = 1 + sum(bool(anno_ids) for anno_ids in clip.masks)  # the mask of nothing is encoded once for all
+        encoded = 1 + sum(bool(anno_ids) for anno_ids in clip.masks)  # the empty mask is encoded once for all
         cells = (1 + (frames - 1) // _TIME) * (height // _SPACE) * (width // _SPACE)
         self.clips += 1
         self.passes += encoded
@@ -35,7 +35,7 @@ class ViewCost:
 
 @dataclass(frozen=True)
 class BuildSpeed:
-    """What the warm-up measured on one worker."""
+    """The measured speed of one worker in the warm-up."""
 
     pixels_per_s: float
     sentence_s: float
@@ -43,9 +43,9 @@ class BuildSpeed:
 
 
 def describe(views: Sequence[ViewCost], speed: BuildSpeed, *, texts: int, value_bytes: int, workers: int) -> str:
-    """One line: bytes, encoder passes and estimated hours of a view, and of all.
+    """One line: bytes, encoder passes and estimated hours of a view and of all views.
 
-    texts: distinct sentences of the whole build, encoded once.
+    texts: distinct sentences of the whole build, each encoded once.
     """
     stored = [view.latent_values * value_bytes + view.sentences * speed.sentence_bytes for view in views]
     hours = [view.pixels / speed.pixels_per_s / workers / 3600 for view in views]

@@ -1,7 +1,7 @@
 """Hashes of everything that determines the bytes of a cache, field by field, for text, video and masks.
 
-Paths, worker counts and devices are not in it. A cache is used, continued or repaired only with the same
-fingerprint; otherwise the error names the fields that differ.
+It contains no paths, worker counts or devices. A cache is used, continued or repaired only with the same fingerprint;
+otherwise the error names the fields that differ.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from flowmask.models.weights.wan import WanFolder
 _SENTENCES = ("data.expressions", "text.", "cache.lowercase", "cache.batch_sentences")
 _TEXT = ("format", "model.text_encoder", "model.tokenizer", *_SENTENCES)
 _DATA = ("data.frames", "data.sources", "data.allow_truncated")
-_MASK_FILES = "data.mask_files"  # earlier versions did not look at them
+_MASK_FILES = "data.mask_files"  # earlier versions did not hash them
 _PIXELS = ("format", "model.vae", *_DATA, "clip.", "cache.seed", "cache.views", "cache.batch_clips")
 _EXAMPLES = ("cache.clips_per_shard", "cache.drop_empty_masks", "cache.no_target")
 _VIDEO = (*_PIXELS, *_EXAMPLES, "cache.pixel_norm")
@@ -36,19 +36,19 @@ _UNSHAPED = ("device", "held_out", "lease_s", "decode_threads", "max_quarantined
 
 
 def fingerprint(config: CacheBuildConfig, source: VideoSet, *, memo: Path) -> Fingerprint:
-    """The fingerprint of a build; `memo` remembers the hashes of weights, which take long, for all."""
+    """The fingerprint of a build; `memo` keeps the hashes of weights, which are slow, for all workers."""
     wan = WanFolder(config.model.wan)
     fields: dict[str, Any] = {"format": 1, "text.limits": [SHORT_TEXT, LONG_TEXT]}
     for part in ("vae", "text_encoder", "tokenizer"):
         fields[f"model.{part}"] = _weights_identity(wan, part, memo=memo)
     fields |= _data_fields(config, source)
-    cache = config.cache.model_dump(mode="json", exclude={*_UNSHAPED, "no_target"})  # the latter comes with the data
+    cache = config.cache.model_dump(mode="json", exclude={*_UNSHAPED, "no_target"})  # no_target comes from the data
     fields |= {f"cache.{name}": value for name, value in cache.items()}
-    if fields["cache.tf32"] is None:  # as it was before it could be said
+    if fields["cache.tf32"] is None:  # the behaviour before this key existed
         fields.pop("cache.tf32")
     if fields["cache.batch_sentences"] == 1:  # likewise
         fields.pop("cache.batch_sentences")
-    if fields.get("cache.leaks") != "drop":  # otherwise it shapes no byte
+    if fields.get("cache.leaks") != "drop":  # other values do not change bytes
         fields.pop("cache.leaks", None)
     return Fingerprint(
         total=_hash_fields(fields, ("",)),
@@ -71,10 +71,10 @@ def _data_fields(config: CacheBuildConfig, source: VideoSet) -> dict[str, Any]:
                 digests.append(video.files_digest())
                 without_target = without_target or any(names_nothing(video, e) for e in video.expressions)
         fields[f"data.frames.{name}" if name else "data.frames"] = _hash(digests)
-    if without_target:  # elsewhere it shapes no byte, and older fingerprints lack it
+    if without_target:  # otherwise it changes no byte, and older fingerprints lack it
         fields["cache.no_target"] = config.cache.no_target
     if any(names):
-        fields["data.sources"] = names  # their order numbers the clips
+        fields["data.sources"] = names  # their order gives the clips their numbers
     if shortened := [name for name, data in zip(names, config.sources, strict=True) if data.allow_truncated]:
         fields["data.allow_truncated"] = shortened
     base = config.clip if len(names) > 1 else config.clip_of(names[0])
@@ -86,9 +86,9 @@ def _data_fields(config: CacheBuildConfig, source: VideoSet) -> dict[str, Any]:
 def refuse_other(
     ours: Fingerprint, theirs: Fingerprint, *, where: Path, advice: str = "choose another `out`, or delete it"
 ) -> None:
-    """CacheError that names every field in which a cache differs from what is asked for.
+    """CacheError with every field in which a cache differs from the requested one.
 
-    A field that the cache's version did not have cannot differ; one line says what it would have told.
+    A field that the cache's version did not have is no difference; one warning says which changes stay unnoticed.
     """
     if ours.total == theirs.total:
         return
@@ -121,9 +121,9 @@ def _hash_fields(fields: dict[str, Any], prefixes: tuple[str, ...]) -> str:
 
 
 def _weights_identity(wan: WanFolder, part: str, *, memo: Path) -> str:
-    """Hash of a part's weights, from a memo if its files have the names, sizes and times they had then.
+    """Hash of a part's weights; from a memo if names, sizes and times of its files are unchanged.
 
-    The build's own memo spares its other workers the reading, the user's every later command.
+    The build's memo saves other workers the reading; the user's memo saves it for all later commands.
     """
     files = sorted((wan.path / part).glob("*"))
     state = [f"{file.resolve()} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in files]
@@ -133,7 +133,7 @@ def _weights_identity(wan: WanFolder, part: str, *, memo: Path) -> str:
     for path, known in memos.items():
         if key in known:
             continue
-        with suppress(CacheError, OSError):  # a home that is read-only; a build that has just ended
+        with suppress(CacheError, OSError):  # a read-only home; a build that has just ended
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, to_json(dict([*known.items(), (key, found)][-_MEMO_ENTRIES:])))
     return found
@@ -145,7 +145,7 @@ def _users_memo() -> Path:
 
 
 def _read_memo(path: Path) -> dict[str, str]:
-    """What a memo holds; nothing if it is missing or damaged: then weights are read again."""
+    """The content of a memo; empty if it is missing or damaged: then weights are read again."""
     try:
         known = parse_json(path.read_bytes())
     except (OSError, ValueError):

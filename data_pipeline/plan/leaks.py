@@ -1,7 +1,7 @@
-"""No video or image of an evaluation split in a training cache.
+"""Keeps videos and images of evaluation splits out of training caches.
 
 Compares with the evaluation splits of each cached dataset (for RefCOCO all three sets, by COCO image id) and
-those of `cache.held_out`, using only their lists of ids. `cache.leaks` decides whether a video in one of them is
+those of `cache.held_out`, using only their lists of ids. `cache.leaks` decides whether a video of such a split is
 refused or dropped. A cache with only evaluation splits is allowed.
 """
 
@@ -37,7 +37,7 @@ class Held:
 
 
 class LeakFree(VideoSet):
-    """A source without the videos that would leak; `facts` go to the manifest."""
+    """A source without the leaking videos; `facts` go to the manifest."""
 
     def __init__(self, source: VideoSet, videos: Sequence[Video], facts: dict[str, Any]):
         self._source, self._videos, self.facts = source, videos, facts
@@ -50,7 +50,7 @@ class LeakFree(VideoSet):
 
 
 class _Kept(LazyVideos[Video]):
-    """Some of the videos of a source, each taken from it when it is asked for."""
+    """Some of the videos of a source; each is read from it on request."""
 
     def __init__(self, videos: Sequence[Video], places: Sequence[int]):
         self._videos, self._places = videos, places
@@ -65,7 +65,7 @@ class _Kept(LazyVideos[Video]):
 def without_leaks(source: VideoSet, config: CacheBuildConfig) -> LeakFree:
     """The source without leaking videos. Raises DataError with their number and the fix.
 
-    A damaged list of an evaluation split is a DataError too; a missing one is not.
+    A damaged list of an evaluation split is a DataError too; a missing list is not.
     """
     setting = config.cache.leaks
     role = "evaluation" if all(map(_evaluates, config.sources)) else "train"
@@ -73,7 +73,7 @@ def without_leaks(source: VideoSet, config: CacheBuildConfig) -> LeakFree:
         role = "train"  # cache.leaks=allow means training data
     held = Held() if role == "evaluation" or setting == "allow" else held_out(config)
     families = dict(zip(source_names(config.sources), map(family_of, config.sources), strict=True))
-    kept, leaking, sentences = array("q"), [], False  # indices, not videos: a source need not hold all of them
+    kept, leaking, sentences = array("q"), [], False  # indices: a source need not hold all videos
     for place, video in enumerate(source.videos()):
         split = held.split_of(families[video.source], video.video_id)
         if split is None:
@@ -110,7 +110,7 @@ def held_out(config: CacheBuildConfig) -> Held:
 
 
 def refuse_evaluation(manifests: Iterable[Manifest], *, where: object) -> None:
-    """Raises CacheError if one belongs to a cache of evaluation splits, which must not be used for training."""
+    """Raises CacheError if a cache has evaluation splits, which must not be used for training."""
     if any(manifest.role == "evaluation" for manifest in manifests):
         raise CacheError(
             f"{where} is a cache of evaluation splits, which training must not use: build one of a training split, "
@@ -119,9 +119,9 @@ def refuse_evaluation(manifests: Iterable[Manifest], *, where: object) -> None:
 
 
 def refuse_trained_on(videos: Iterable[Video], data: DataSourceConfig, caches: Iterable[CacheReader]) -> None:
-    """DataError if a clip of one of these videos of `data` is in a training cache; reads all records.
+    """DataError if a training cache has a clip of one of these videos of `data`; reads all records.
 
-    A cache of one dataset does not say of which layout: its ids are those of any.
+    A cache of one dataset does not name its layout, so its ids are compared with every layout's.
     """
     names = {video.video_id for video in videos}
     for cache in caches:
@@ -135,10 +135,10 @@ def refuse_trained_on(videos: Iterable[Video], data: DataSourceConfig, caches: I
 
 
 def _cached(cache: CacheReader) -> set[tuple[str, str]]:
-    """(name of the dataset, "" where it has none; video id) of every clip of a cache."""
-    firsts = np.flatnonzero(cache.index["view"] == 0)  # other views are of the same videos
+    """(name of the dataset, "" if it has none; video id) of every clip of a cache."""
+    firsts = np.flatnonzero(cache.index["view"] == 0)  # other views have the same videos
     _, places = np.unique(cache.index[firsts][["shard", "record"]], return_index=True)
-    with ThreadPoolExecutor(_READING_THREADS) as pool:  # a shared filesystem answers many at once
+    with ThreadPoolExecutor(_READING_THREADS) as pool:  # a shared filesystem answers many requests at once
         records = pool.map(cache.record, firsts[places].tolist())
         with damaged_record(cache.place):
             return {(str(record.get("source", "")), str(record["video_id"])) for record in records}
@@ -164,7 +164,7 @@ def _evaluates(data: DataSourceConfig) -> bool:
 
 
 def family_of(data: DataSourceConfig) -> str:
-    """Datasets in which equal ids mean equal videos."""
+    """The datasets in which equal ids mean equal videos."""
     return SOURCES.get(data.source).family or data.source
 
 

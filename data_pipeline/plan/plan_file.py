@@ -1,6 +1,6 @@
-"""plan.json by itself, and the names beside it: all that `flowmask status` and `cache status` read of a plan.
+"""plan.json alone, and the names of the files next to it: `flowmask status` and `cache status` read only these.
 
-Imports neither torch nor a source, since these commands compute nothing.
+Imports neither torch nor a source, because these commands compute nothing.
 """
 
 import os
@@ -23,7 +23,7 @@ _MOST_BYTES = 1 << 26  # of plan.json
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What plan.json holds beside its seal."""
+    """The content of plan.json without its seal."""
 
     fingerprint: Fingerprint
     clips: int
@@ -34,17 +34,17 @@ class PlanFile:
 
 
 def read_plan_file(path: Path) -> PlanFile:
-    """A plan.json as what it is; OSError, or ValueError in one line."""
+    """A plan.json as a PlanFile; OSError, or ValueError in one line."""
     return validated(unseal(read_regular(path, limit=_MOST_BYTES)), PlanFile)
 
 
 def listed_text_units(folder: Path) -> set[int]:
-    """Units of sentences that are finished, by one listing."""
+    """Finished units of sentences, by one listing."""
     with os.scandir(folder) as entries:
         found = [_TEXT_UNIT.fullmatch(entry.name) for entry in entries]
     return {int(match[1]) for match in found if match}
 
 
 def text_unit_path(folder: Path, unit: int) -> Path:
-    """Where the embeddings of a unit of sentences lie."""
+    """The file with the embeddings of a unit of sentences."""
     return folder / f"text-{unit:06d}.safetensors"

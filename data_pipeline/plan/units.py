@@ -1,7 +1,7 @@
-"""The plan of a build on disk: which clips and sentences there are, cut into units of work.
+"""The plan of a build on disk: its clips and sentences, divided into units of work.
 
 Written once, clip by clip, and read unit by unit, so that memory does not grow with the dataset. A clip
-unit is the clips of one shard, all of one view; a text unit is a run of distinct sentences. plan.json is
+unit has the clips of one shard, all of one view; a text unit is a run of distinct sentences. plan.json is
 written last.
 """
 
@@ -32,13 +32,13 @@ from flowmask.models.files import read_object, sha256_of
 from flowmask.models.folders.output_folder import Kind
 from flowmask.models.stored.sealed import parse_json, seal, to_json
 
-# Beside plan.json, which has their hashes.
+# Files next to plan.json, which has their hashes.
 FILES = ("clips.jsonl", "clips.npy", "texts.jsonl", "texts.npy", quarantine.FILE)
 _PLANNED = TypeAdapter(tuple[Clip, tuple[int, ...]])
 
 
 class _Lines:
-    """Lines of a file, with the byte offset of each unit's first one."""
+    """Lines of a file, with the byte offset of each unit's first line."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -53,7 +53,7 @@ class _Lines:
 
 
 class _Numbering:
-    """Numbers of distinct sentences in the order of their first appearance; holds hashes, not sentences."""
+    """Numbers distinct sentences in the order of their first appearance; holds hashes, not sentences."""
 
     def __init__(self, lines: _Lines):
         self._lines = lines
@@ -70,7 +70,7 @@ class _Numbering:
 def write_plan(
     folder: Path, source: VideoSet, *, config: CacheBuildConfig, fingerprint: Fingerprint, facts: dict[str, Any]
 ) -> None:
-    """Write the plan of a build into `folder`; `facts` are kept in plan.json for the manifest."""
+    """Write the plan of a build into `folder`; plan.json keeps `facts` for the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     with cache_file(folder / "clips.jsonl") as clips_file, cache_file(folder / "texts.jsonl") as texts_file:
@@ -101,15 +101,15 @@ def write_plan(
 
 
 class _Losses:
-    """Inputs known to be unreadable before anything is read: videos without a header, clips without a frame."""
+    """Inputs known to be unreadable before the build reads any: videos without a header, clips without a frame."""
 
     def __init__(self, *, roots: Sequence[Path]):
         self._roots = roots
-        self.videos: dict[int, Line] = {}  # by place in the source
+        self.videos: dict[int, Line] = {}  # by index in the source
         self._clips: list[Line] = []
 
     def has_header(self, video: Video, index: int, *, view: int) -> bool:
-        """Whether the number and size of a video's frames can be read; asked of the first view, it holds for all."""
+        """Whether the number and size of a video's frames can be read; checked in the first view, valid for all."""
         if view == 0 and video.expressions and video.has_masks:
             try:
                 _ = video.frame_names, video.size
@@ -118,7 +118,7 @@ class _Losses:
         return index not in self.videos
 
     def look_at(self, clip: Clip, video: Video) -> None:
-        """Note a clip with a missing file: too many are refused while mending them still costs nothing."""
+        """Note a clip with a missing file; too many of them are refused here, before the build has spent time."""
         if missing := video.missing_file(clip.frame_ids):
             error = DataError(f"{missing}: the file is missing")
             self._clips.append(quarantine.line(error, video_id=clip.label, clip=clip.key, roots=self._roots))
@@ -146,9 +146,9 @@ def _view_clips(source: VideoSet, *, view: int, config: CacheBuildConfig, losses
 
 @dataclass(frozen=True)
 class BuildPlan(PlanFile):
-    """A written plan; units are read from disk when asked for.
+    """A written plan; units are read from disk on request.
 
-    clip_offsets, text_offsets: uint64 [units], the byte at which each unit begins in clips.jsonl and texts.jsonl
+    clip_offsets, text_offsets: uint64 [units], the first byte of each unit in clips.jsonl and texts.jsonl
     """
 
     folder: Path
@@ -164,7 +164,7 @@ class BuildPlan(PlanFile):
         return len(self.text_offsets)
 
     def unit_clips(self, unit: int) -> list[tuple[Clip, tuple[int, ...]]]:
-        """Clips of one shard, each with the numbers of its sentences among the distinct ones of the build."""
+        """Clips of one shard, each with its sentences' numbers among the distinct sentences of the build."""
         return [_PLANNED.validate_json(line) for line in self._lines("clips.jsonl", self.clip_offsets, unit)]
 
     def unit_texts(self, unit: int) -> list[str]:
@@ -172,7 +172,7 @@ class BuildPlan(PlanFile):
         return [parse_json(line) for line in self._lines("texts.jsonl", self.text_offsets, unit)]
 
     def refuse_changed(self) -> None:
-        """CacheError if a file of the plan is not what was written: units that were read of it may be wrong."""
+        """CacheError if a file of the plan was changed after writing: units read from it may be wrong."""
         for name, expected in self.files.items():
             if sha256_of(self.folder / name) != expected:
                 raise CacheError(
@@ -189,7 +189,7 @@ class BuildPlan(PlanFile):
 
 
 def read_plan(folder: Path) -> BuildPlan | None:
-    """The plan in a folder, None if none has been written yet; CacheError if it is damaged."""
+    """The plan in a folder, None if there is none yet; CacheError if it is damaged."""
     path = folder / "plan.json"
     if not path.exists():
         return None
@@ -207,7 +207,7 @@ def read_plan(folder: Path) -> BuildPlan | None:
 
 
 def _older(out: Path) -> tuple[()] | None:
-    """A cache of an earlier version, finished or being built."""
+    """Whether a cache, finished or not, is of an earlier version."""
     if "fingerprint" in read_object(out / MANIFEST) or "fingerprint" in read_object(out / FOLDER / "plan.json"):
         return ()
     known = {
@@ -225,9 +225,9 @@ def _older(out: Path) -> tuple[()] | None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder; a file in its place is no name of ours."""
+    """The names in a folder; empty if its path is a file."""
     return list(folder.iterdir()) if folder.is_dir() else [folder]
 
 
-# Builds of one config are equal to the byte, so their marks are equal too.
+# Builds of one config have equal bytes, so their marks are equal too.
 CACHE = Kind(FOLDER_KIND, older=_older, error=CacheError, identity="c" * 32)

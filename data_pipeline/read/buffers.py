@@ -1,4 +1,4 @@
-"""Memory for batches, reused once no tensor uses it: new memory costs as much time as reading into it.
+"""Memory for batches, reused when no tensor uses it: allocating costs as much time as reading into it.
 
 A buffer is free when the last tensor in it dies. Page-locked memory is recycled by torch, which knows when a copy
 to the device has ended.

@@ -1,8 +1,8 @@
-"""Files on a node's disk that its processes share: at most the limit in bytes, least recently used first out.
+"""Files on a node's disk, shared by its processes: at most the limit in bytes; the least recently used go first.
 
-Thread safe, and safe between processes: the bytes of one file, `locks`, are locks (of an open file description, which
-the system frees when its holder dies), and its first 8 bytes are the stored size. Files appear by a rename, without a
-sync: the caller detects damage by a checksum and fetches again. Independent of the contents.
+Thread safe, and safe between processes: each byte of one file, `locks`, is a lock (of an open file description; the
+system frees it when its holder dies). The first 8 bytes of this file are the stored size. Files appear by a rename,
+without a sync: the caller detects damage by a checksum and fetches again. Independent of the contents.
 """
 
 import errno
@@ -20,8 +20,8 @@ from flowmask.models.errors import CacheError
 Bytes = bytes | bytearray | memoryview
 _LOCKS, _WRITING = "locks", "writing"
 _COUNT_LOCK = 1 << 62  # the other locks are at the checksums of the names
-_BLOCK = 4096  # bytes; what a file takes is a multiple
-_KEPT = 7 / 8  # share of the limit that is kept when files are deleted, so that this is rare
+_BLOCK = 4096  # bytes; a file occupies a multiple of it
+_KEPT = 7 / 8  # share of the limit that remains after deleting, so that deleting is rare
 _WRITTEN = 64  # parts per call; the system writes at most 2 GiB at once
 _POLL_S, _LONGEST_POLL_S, _PATIENCE_S = 0.002, 0.05, 120.0
 
@@ -36,7 +36,7 @@ class DiskCache:
             found = os.lstat(folder)
             if found.st_uid != os.geteuid():
                 raise CacheError(f"data.local_cache: {folder} belongs to another user; use your own folder")
-            with self._counting() as count:  # after a killed process, or a manual change
+            with self._counting() as count:  # in case of a killed process or a manual change
                 _set_count(count, self._evict(limit))
 
     def read(self, name: str, into: Sequence[memoryview]) -> bool:
@@ -48,7 +48,7 @@ class DiskCache:
             if os.fstat(file).st_size == wanted and os.preadv(file, into, 0) == wanted:
                 os.utime(file)
                 return True
-        except OSError:  # the disk fails: its data is fetched again
+        except OSError:  # the disk fails: the data is fetched again
             pass
         finally:
             os.close(file)
@@ -78,7 +78,7 @@ class DiskCache:
             _set_count(count, max(0, _count(count) - size))
 
     def once(self, names: Collection[str], *, ready: Callable[[str], bool], fetch: Callable[[list[str]], None]) -> None:
-        """Call `fetch` for the names that are not `ready`, unless another process is doing so: then wait for it.
+        """Call `fetch` for names that are not `ready`; if another process is fetching them, wait for it instead.
 
         After _PATIENCE_S of waiting for another process, the files are fetched again.
         """
@@ -97,7 +97,7 @@ class DiskCache:
 
     @contextmanager
     def _claimed(self, names: Collection[str]) -> Iterator[set[str]]:
-        """Those of the names that no other process or thread has claimed; the block holds the claims."""
+        """The names that no other process or thread has claimed; the block holds their claims."""
         with self._naming():
             locks = self._open_locks()
         try:
@@ -126,7 +126,7 @@ class DiskCache:
         return os.open(self.folder / _LOCKS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def _room(self, count: int, size: int) -> bool:
-        """Count `size` bytes more, deleting others if needed; False if impossible."""
+        """Count `size` more bytes and delete other files if needed; False if impossible."""
         if size > self.limit:
             return False
         used = _count(count)
@@ -137,13 +137,13 @@ class DiskCache:
         return fits
 
     def _evict(self, most: int) -> int:
-        """Delete the least recently used files that are not held, until `most` bytes are left; returns the rest."""
+        """Delete the least recently used files that nobody holds, until `most` bytes are left; returns the rest."""
         found = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.name != _LOCKS:
                     status = entry.stat(follow_symlinks=False)
-                    age = 0 if entry.name == _WRITING else status.st_mtime_ns  # a killed process left it
+                    age = 0 if entry.name == _WRITING else status.st_mtime_ns  # left by a killed process
                     found.append((age, _on_disk(status.st_size), entry.name))
         used = sum(size for _, size, _ in found)
         for _, size, name in sorted(found):
@@ -168,7 +168,7 @@ class DiskCache:
             os.close(file)
 
     def _write(self, name: str, parts: Sequence[Bytes]) -> None:
-        beside = f"{self.folder}/{_WRITING}"  # only one at a time, since the count is locked
+        beside = f"{self.folder}/{_WRITING}"  # only one at a time, because the count is locked
         file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             for start in range(0, len(parts), _WRITTEN):

@@ -49,9 +49,8 @@ def permute(values: Uint64, *, sizes: Uint64, keys: Uint64) -> Uint64:
     """Image of each value under a keyed bijection of range(size): a Feistel network with cycle walking.
 
     values, sizes, keys: uint64 [n], value < size; the bijection is a function of (size, key) alone. The
-    network works on the pairs (left, right) of a grid a x b >= size that is hardly larger than size, so
-    that a walk out of the range is short; adding modulo a or b (instead of xor on bits) keeps each round
-    invertible.
+    network works on the pairs (left, right) of a grid a x b >= size that is only slightly larger than size, so a
+    walk out of the range is short. Adding modulo a or b (instead of xor on bits) keeps each round invertible.
     """
     a = np.maximum(np.ceil(np.sqrt(sizes)).astype(np.uint64), np.uint64(1))
     b = (sizes + a - np.uint64(1)) // a

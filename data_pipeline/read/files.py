@@ -32,7 +32,7 @@ _OPENING = 64  # locks, each of a share of the shards
 class CacheFiles(ABC):
     """The files of one finished cache. `place` is for messages: its folder or URL.
 
-    waits: reading mostly waits for a server, so much should be requested at once.
+    waits: reading mostly waits for a server, so many reads should be requested at once.
     """
 
     waits = False
@@ -76,7 +76,7 @@ class CacheFiles(ABC):
 
 
 class LocalFiles(CacheFiles):
-    """A cache in a folder; the _MAX_OPEN_FILES last used shards stay open."""
+    """A cache in a folder; the _MAX_OPEN_FILES most recently used shards stay open."""
 
     def __init__(self, folder: Path):
         super().__init__(folder, read_manifest(folder))
@@ -101,7 +101,7 @@ class LocalFiles(CacheFiles):
             for number in numbers[start::_CHECKING_THREADS]:
                 path = f"{folder}/{shard_name(number)}"
                 try:
-                    found = os.lstat(path)  # half the time of a Path's
+                    found = os.lstat(path)  # takes half the time of Path's
                     if not stat.S_ISREG(found.st_mode):  # most likely a link
                         os.close(open_regular(Path(path), inside=self._folder))
                         found = os.stat(path)  # noqa: PTH116
@@ -121,7 +121,7 @@ class LocalFiles(CacheFiles):
         self._kept.cache_clear()
 
     def _shard(self, shard: int) -> "_OpenFile":
-        with self._opening[shard % _OPENING]:  # two threads that need it open it once; others hardly wait
+        with self._opening[shard % _OPENING]:  # two threads that need one shard open it once; others hardly wait
             return self._kept(shard)
 
     def _open(self, shard: int) -> "_OpenFile":
@@ -149,7 +149,7 @@ class _OpenFile:
             done += count
 
     def read_parts(self, parts: list[tuple[int, memoryview]]) -> None:
-        """Fill each buffer from its offset; with one call for neighbours in the file."""
+        """Fill each buffer from its offset, with one call for neighbouring ranges."""
         parts = sorted(parts, key=itemgetter(0))
         if parts and parts[-1][0] > self.size:  # beyond the file: preadv does not accept the largest offsets
             raise CacheError(f"{self.path}: ends before byte {parts[-1][0]}, where the index has an example")

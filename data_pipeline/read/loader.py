@@ -35,9 +35,9 @@ class Batch:
     example_ids  int64 [b]      epochs  int64 [b]         positions  int64 [b], positions in the global batch
     keys         one integer per example, mix64(seed, epoch, example, step): its only source of randomness
     digest       sum of mix64(position, example id) mod 2^64: identifies the delivered examples
-    draws        random tensors [b ...] by name, filled by the loader's `prepare`
-    finite       bool [b] by part of the loss: whether it is finite for each example; filled by the loss
-    made_s, copied_s  seconds that making it took, and of them those of copying it to its device
+    draws        random tensors [b ...] by name, made by the loader's `prepare`
+    finite       bool [b] by part of the loss: whether it is finite for each example; set by the loss
+    made_s, copied_s  seconds to make the batch, and the part of them for copying it to its device
     """
 
     step: int
@@ -64,7 +64,7 @@ class Batch:
     def padded_text(self) -> Tensor:
         """Text as the DiT sees it, [b text_tokens D], zeros after each sentence.
 
-        Made as late as possible, since most of it is zeros.
+        Made as late as possible, because most of it is zeros.
         """
         assert self.text is not None
         missing = max(0, self.text_tokens - self.text.shape[1])
@@ -94,7 +94,7 @@ def unchanged(batch: Batch) -> Batch:
 
 
 def copied(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on a device, with the seconds that this took; a GPU may go on copying when it is back."""
+    """The batch on a device, and the seconds this took; a GPU may still be copying when it returns."""
     began = perf_counter()
     there = batch.to(device)
     there.copied_s = perf_counter() - began
@@ -108,10 +108,10 @@ class ChecksText(Protocol):
 
 
 class Steps(ABC):
-    """An endless iterator of steps: an item is this rank's list of micro-batches, `step` the number of the next one.
+    """An endless iterator of steps: an item is this rank's list of micro-batches; `step` is the next item's number.
 
-    `prepare` runs once on each micro-batch, `wait_s` is the consumer's waiting time so far, `copy_wait_s` the part of
-    it spent on copying to the device: the same part as of the time that making those batches took. Use it as a context
+    `prepare` runs once on each micro-batch. `wait_s` is the time the consumer has waited; `copy_wait_s` is the part of
+    it for copying to the device, in the same proportion as in the time to make those batches. Use it as a context
     manager, or call `close`, to end its threads.
     """
 
@@ -141,7 +141,7 @@ class Steps(ABC):
         epochs: NDArray[np.int64],
         began: float,
     ) -> Batch:
-        """The micro-batch of these examples, which begin at position `first` in the global batch of a step.
+        """The micro-batch of these examples; the first is at position `first` in the global batch of a step.
 
         tensors: [b ...] by name, as from `CacheReader.read`    ids, epochs: int64 [b]
         began: the start of making it, by `perf_counter`

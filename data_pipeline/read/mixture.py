@@ -35,7 +35,7 @@ class Turns:
     """Assigns every step to one cache, so that after n steps each has had n x share[c] of them, within a constant.
 
     A tree halves the caches; a node gives its left side floor(n x share + offset) of its first n steps, in
-    exact fractions. So a cache at depth d deviates by less than d steps at every n, and each gets its steps.
+    exact fractions. So a cache at depth d deviates by less than d steps at every n, and every cache gets its steps.
     """
 
     def __init__(self, shares: Sequence[Fraction], *, seed: int):
@@ -87,7 +87,7 @@ class MixturePlan:
         """caches: the buckets of each cache, its ids from 0; shares: of the steps, positive, with the sum 1."""
         self.global_batch, self.seed, self.remainder = global_batch, seed, remainder
         self._turns = Turns(shares, seed=seed)
-        # Equal caches must not be shuffled alike; a single one is shuffled as without a mixture.
+        # Equal caches must be shuffled differently; a single cache is shuffled as without a mixture.
         seeds = [mix64(seed, _CACHES, c) if len(caches) > 1 else seed for c in range(len(caches))]
         self.plans = [
             EpochPlan(buckets, global_batch=global_batch, seed=own, remainder=remainder)
@@ -204,7 +204,7 @@ def _short(value: Any) -> str:
 
 
 def _manifest(caches: Sequence[CacheReader], shares: Sequence[Fraction], *, first_id: Sequence[int]) -> Manifest:
-    """One manifest for all caches: common fields, sums of the others, no shards."""
+    """One manifest for all caches: shared fields, sums of the others, no shards."""
     each = [cache.manifest for cache in caches]
     buckets = [
         bucket.model_copy(update={"first": [first + i for i in bucket.first]})

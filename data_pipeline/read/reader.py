@@ -1,9 +1,9 @@
 """Reading a finished cache: exactly the bytes that an example needs, straight into the batch's tensors.
 
 Thread safe. Opening refuses a cache that is unfinished or of another version. A missing shard, or one of another
-size than in the manifest, is refused when it is first read. With `check` all shards and the hash of the index are
+size than in the manifest, is refused when first read. With `check` all shards and the hash of the index are
 checked at the start: in one process of a run, so that 1,000 ranks do not query every shard. Positions from the index
-are checked against the shard and the manifest's buckets. `CacheFiles` knows where the bytes are.
+are checked against the shard and the manifest's buckets. `CacheFiles` reads the bytes.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -35,7 +35,7 @@ class CacheReader:
 
     Training uses only these members of a reader (also of one that combines several caches): `buckets`, `manifest`,
     `read`, `record`, `bucket_of`, `check_text_tokens`, `waits`, `close`.
-    check: check the index's hash and every shard's size now; otherwise a shard's size when it is first read.
+    check: check the index's hash and every shard's size now; otherwise a shard's size when first read.
     pin: read into page-locked memory.
     """
 
@@ -51,7 +51,7 @@ class CacheReader:
 
     @property
     def folder(self) -> Path:
-        """Its folder, for code that needs more than its examples."""
+        """The cache's folder, for code that needs more than examples."""
         assert isinstance(self.place, Path), f"{self.place} is no folder here"
         return self.place
 
@@ -176,7 +176,7 @@ def fill_masks(
 ) -> None:
     """Copy a record's mask into a position of a batch: `mask_pixels` bool [b F H W].
 
-    `annotated` bool [b F] if there.
+    `annotated` bool [b F] if present.
     """
     with damaged_record(where):
         masks = rle.decode_frames(mask["rle"], size=(bucket.height, bucket.width), where=where)

@@ -1,7 +1,7 @@
 """A cache in an object store: only the ranges that examples need, through a bounded cache on the node's disk.
 
 A range is the bytes of one tensor or record. The ranges of a batch are requested together, with one request for
-neighbours, and by one process of a node. On disk each range is followed by a checksum, so that a damaged file is
+neighbours, by one process of each node. On disk each range is followed by a checksum, so that a damaged file is
 fetched again. Its name contains the SHA-256 of its shard, so that caches are not confused. The index is fetched once,
 and hashed when it is opened. A server's answer is checked by its length and the object's size; `flowmask cache verify
 URL` hashes all shards.
@@ -61,7 +61,7 @@ class StoredFiles(CacheFiles):
         return index.open_index(path, entry, home=self._disk.folder, rows=rows, check=False)
 
     def _hold(self, name: str) -> bool:
-        """Keep the local index open, so that it is not deleted, if it is correct."""
+        """Keep the local index open if it is correct, so that nobody deletes it."""
         if (descriptor := self._disk.hold(name)) is None:
             return False
         with os.fdopen(os.dup(descriptor), "rb") as file:

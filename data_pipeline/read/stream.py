@@ -1,7 +1,7 @@
 """Batches from shards at a URL, opened by the webdataset library and read from front to back, without the index.
 
 The order is StreamPlan's: shuffled within a window, and dependent on the number of ranks; a resume skips whole shards.
-A shard that can't be read to its end is fetched again, then it is an error: examples are never skipped.
+A shard that can't be read to its end is fetched again; after that it is an error: examples are never skipped.
 """
 
 import os
@@ -88,7 +88,7 @@ class StreamReader:
         return StreamPlan(self.manifest, global_batch=global_batch, seed=seed, shuffle_examples=size)
 
     def close(self) -> None:
-        """Nothing to close: no file is open between two shards."""
+        """Nothing to close: between shards no file is open."""
 
     def fetch(self, shard: int, wanted: set[int], *, plan: StreamPlan) -> dict[int, Example]:
         """The wanted examples of a shard, by id; raises CacheError after the last retry."""
@@ -237,7 +237,7 @@ def _open(place: str) -> Iterator[Any]:
     try:
         yield stream
     except GeneratorExit:
-        with suppress(OSError):  # the command fails because its reader is gone
+        with suppress(OSError):  # the command fails because its reader has closed
             stream.close()
         raise
     except BaseException:

@@ -20,7 +20,7 @@ from flowmask.data_pipeline.randomness import mix64, mix64_array
 from flowmask.data_pipeline.read.epoch_plan import PlannedBatch, passes
 from flowmask.models.errors import CacheError, ConfigError
 
-_SHARDS, _EXAMPLES, _TURNS = 5, 6, 7  # families of keys, beside those of epoch_plan and mixture
+_SHARDS, _EXAMPLES, _TURNS = 5, 6, 7  # families of keys, in addition to those of epoch_plan and mixture
 ID, EPOCH, SHARD = 0, 1, 2  # columns of Items
 Items = NDArray[np.int64]  # [n 3]
 
@@ -48,7 +48,7 @@ def _distinct(items: Items) -> list[int]:
 class StreamPlan:
     """As `EpochPlan`, for streams. Example ids are those of the index, which is not fetched.
 
-    `share` must be called before `plan[step]`, which then knows this rank's part of the global batch only.
+    Call `share` before `plan[step]`, which then knows only this rank's part of the global batch.
     """
 
     def __init__(self, manifest: Manifest, *, global_batch: int, seed: int, shuffle_examples: int):
@@ -135,7 +135,7 @@ class StreamPlan:
         return np.argsort(keys, kind="stable")
 
     def _buckets(self, items: Items) -> NDArray[np.int64]:
-        """The bucket of each item: the last whose first id in the item's shard is not beyond it."""
+        """The bucket of each item: the last bucket with a first id that is not above the item's id in its shard."""
         first, counts = self.first[items[:, SHARD]], self.counts[items[:, SHARD]]
         ids = items[:, ID, None]
         return np.argmax((first <= ids) & (ids < first + counts), axis=1)

@@ -1,7 +1,7 @@
-"""What a finished cache holds, in numbers: `flowmask cache inspect` shows them.
+"""The content of a finished cache in numbers: `flowmask cache inspect` shows them.
 
-Everything comes from the index, the manifest and the records; no latent is read. Memory does not grow with
-the cache. Checking what the bytes say is the business of verify.
+All numbers come from the index, the manifest and the records; no latent is read. Memory does not grow with
+the cache. Checking the bytes is the task of `verify`.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,14 +25,14 @@ _ROWS = 1 << 18  # rows of the index counted at once
 
 @dataclass
 class CacheFacts:
-    """Numbers of a cache. Histograms are int64 [largest value + 1]: element i counts what has the value i.
+    """Numbers of a cache. Histograms are int64 [largest value + 1]: element i is the number of items with the value i.
 
-    bytes_by_kind:     video, masks, text, json, and what tar files need around them
+    bytes_by_kind:     video, masks, text, json, and the overhead of tar files
     clips_of_bucket:   int64 [buckets], clips in the order of the manifest's buckets
-    tokens:            histogram [n] of examples by the tokens of their sentence
-    examples_per_clip: histogram [n] of clips by their examples
-    objects:           histogram [n] of examples by the annotations whose union their mask is
-    planned:           examples of the plan, stored or dropped; None where the plan cannot be read
+    tokens:            histogram [n] of examples by the number of tokens of their sentence
+    examples_per_clip: histogram [n] of clips by their number of examples
+    objects:           histogram [n] of examples by the number of annotations in their mask
+    planned:           examples of the plan, stored or dropped; None if the plan cannot be read
     """
 
     manifest: Manifest
@@ -42,7 +42,7 @@ class CacheFacts:
     examples_per_clip: NDArray[np.int64]
     objects: NDArray[np.int64]
     masks: int = 0
-    sentences: int = 0  # distinct ones of each clip
+    sentences: int = 0  # distinct ones, counted per clip
     flipped: int = 0
     cropped: int = 0
     planned: int | None = None
@@ -76,7 +76,7 @@ def count(reader: CacheReader, *, on_progress: OnProgress = lambda *_: None) -> 
 
 @contextmanager
 def naming_damage(reader: CacheReader, example_id: int) -> Iterator[None]:
-    """CacheError if an example's record does not hold what records hold."""
+    """CacheError if an example's record lacks its standard content."""
     try:
         yield
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -87,7 +87,7 @@ def naming_damage(reader: CacheReader, example_id: int) -> Iterator[None]:
 
 
 def _planned(folder: Path) -> int | None:
-    """A finished cache is whole without its plan, so one that cannot be read is no error here."""
+    """A finished cache is complete without its plan, so an unreadable plan is no error here."""
     try:
         plan = read_plan(folder / PLAN)
         if plan is None:
@@ -98,7 +98,7 @@ def _planned(folder: Path) -> int | None:
 
 
 def _chunks(index: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Runs of rows that end where a clip ends: the examples of a clip stand together."""
+    """Ranges of rows that end where a clip ends: the examples of a clip are consecutive."""
     start = 0
     while start < len(index):
         stop = min(start + _ROWS, len(index))
@@ -113,7 +113,7 @@ def _clip(row: Any) -> tuple[int, int]:
 
 
 def _runs(rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each clip's examples begin, and how many they are."""
+    """The first row of each clip, and the clip's number of examples."""
     other = (np.diff(rows["shard"].astype(np.int64)) != 0) | (np.diff(rows["record"].astype(np.int64)) != 0)
     starts = np.concatenate([[0], np.flatnonzero(other) + 1])
     return starts, np.diff(starts, append=len(rows))
@@ -147,7 +147,7 @@ def _count_record(facts: CacheFacts, record: dict[str, Any], rows: NDArray[Any])
 
 
 def _added(total: NDArray[np.int64], more: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sum of two histograms, as long as the longer one."""
+    """The sum of two histograms; its length is that of the longer one."""
     longer, shorter = (total, more) if len(total) >= len(more) else (more, total)
     result = longer.astype(np.int64)
     result[: len(shorter)] += shorter

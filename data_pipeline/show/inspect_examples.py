@@ -1,7 +1,7 @@
 """A few examples of a cache as pictures: frames and masks decoded from the stored latents.
 
-The raw dataset is read only for the originals beside them, where it is still what it was. Refuses a VAE that
-is not the one which made the cache: it would decode something else.
+The raw dataset is read only for the original frames, and only if it is unchanged. A VAE other than the one that made
+the cache is refused, because its pictures would be wrong.
 """
 
 import math
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"  # of the build: where its weights and its dataset were
 _OTHERWISE = "give the folder of its weights with --wan, or --examples 0 for the numbers alone"
 WITHOUT_GPU = "set CUDA_VISIBLE_DEVICES= to decode on the CPU"
-_FRAMES = 5  # of each example, evenly spread over its clip
+_FRAMES = 5  # of each example, evenly spaced in its clip
 _GEOMETRY = TypeAdapter(Geometry)
 
 
 @dataclass(frozen=True)
 class CachedExample:
-    """One example as the cache has it; the n frames shown stand at `places` of the clip.
+    """One example from the cache; its n shown frames are at `places` of the clip.
 
-    frames, originals: uint8 [n H W 3] rgb8, decoded and from the dataset (None where it is out of reach)
+    frames, originals: uint8 [n H W 3] rgb8, decoded and from the dataset (None if it cannot be read)
     decoded, true:     bool [n H W], from the mask's latent and from the record
     iou:               of the decoded mask with the true one over the whole clip; 1 if both are empty
-    Of a clip of which some frames are not annotated, only those that are.
+    If some frames of a clip are not annotated, only the annotated ones count.
     """
 
     example_id: int
@@ -65,7 +65,7 @@ class CachedExample:
 
     @property
     def psnr_db(self) -> float | None:
-        """Of the decoded frames shown, against the originals."""
+        """Of the shown decoded frames, against the originals."""
         if self.originals is None:
             return None
         error = np.square(self.frames.astype(np.float64) - self.originals).mean()
@@ -73,9 +73,9 @@ class CachedExample:
 
 
 class ExampleDecoder:
-    """A cache's VAE, and its dataset where that is still in reach.
+    """A cache's VAE, and its dataset if that can still be read.
 
-    `why_no_originals` is a sentence for a person, empty if originals can be shown.
+    `why_no_originals` is a sentence for a person; it is empty if originals can be shown.
     """
 
     def __init__(self, reader: CacheReader, *, wan: Path | None = None):
@@ -86,7 +86,7 @@ class ExampleDecoder:
         self._videos, self.why_no_originals = _open_videos(reader, config)
 
     def draw(self, count: int, *, seed: int, on_progress: OnProgress = lambda *_: None) -> Iterator[CachedExample]:
-        """At most `count` different examples, uniformly drawn from the whole cache, in the order of their ids."""
+        """At most `count` different examples, drawn uniformly from the whole cache, sorted by id."""
         total = self.reader.manifest.examples
         count = min(count, total)
         for done, example_id in enumerate(sorted(Random(mix64(seed)).sample(range(total), count))):
@@ -123,7 +123,7 @@ class ExampleDecoder:
         )
 
     def _originals(self, record: dict[str, Any], places: list[int]) -> NDArray[np.uint8] | None:
-        """uint8 [n H W 3], cut as the clip was; None if a frame cannot be read (any more)."""
+        """uint8 [n H W 3], cut like the clip; None if a frame cannot be read."""
         video = self._videos.get((record.get("source", ""), record["video_id"]))
         if video is None:
             return None
@@ -137,7 +137,7 @@ class ExampleDecoder:
 
 
 def shown(vae: "AutoencoderKLWan", latent: Tensor) -> NDArray[np.bool_]:
-    """bool [F H W] that a raw latent [16 f h w] shows: the mean of three equal channels, cut at grey."""
+    """bool [F H W] from a raw latent [16 f h w]: the mean of the three channels, cut at grey."""
     return np.asarray((decode(vae, latent[None])[0].mean(0) > 0).cpu().numpy())
 
 
@@ -148,7 +148,7 @@ def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 
 def _build_config(path: Path) -> CacheBuildConfig | None:
-    """The config of the build, None if it is not there or not one of this version."""
+    """The config of the build; None if it is missing or of another version."""
     try:
         resolved = read_yaml(path)
         return CacheBuildConfig.model_validate({k: v for k, v in resolved.items() if k != "launch"})
@@ -157,9 +157,9 @@ def _build_config(path: Path) -> CacheBuildConfig | None:
 
 
 def vae_of(folder: Path, fingerprint: Fingerprint, *, wan: Path | None, otherwise: str) -> "AutoencoderKLWan":
-    """The VAE that made the cache `folder`, from `wan` or from where the build's config says it was.
+    """The VAE that made the cache `folder`, from `wan` or from the place in the build's config.
 
-    otherwise: what a person may do instead. ConfigError, WeightsError if it is not there or another one.
+    otherwise: advice for the message. ConfigError, WeightsError if the VAE is missing or another one.
     """
     if wan is None:
         config = _build_config(folder / CONFIG)
@@ -181,7 +181,7 @@ def vae_of(folder: Path, fingerprint: Fingerprint, *, wan: Path | None, otherwis
 
 
 def _open_videos(reader: CacheReader, config: CacheBuildConfig | None) -> tuple[dict[tuple[str, str], Video], str]:
-    """The datasets' videos by the dataset's name and the video's id, or none and why."""
+    """The datasets' videos by dataset name and video id; or none, and the reason."""
     if config is None:
         return {}, f"Originals are left out: {CONFIG} does not say where the dataset is."
     where = ", ".join(f"{data.root} (split {data.split})" for data in config.sources)

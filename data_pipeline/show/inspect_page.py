@@ -32,10 +32,10 @@ def inspect(
     wan: Path | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> CacheFacts:
-    """Write the page of a finished cache to `out`, whole or not at all; returns its numbers.
+    """Write the page of a finished cache to `out`, complete or not at all; returns its numbers.
 
-    examples: how many are drawn by `seed` and decoded; 0 needs no VAE
-    wan: weights folder with the cache's VAE; by default where the build's config says it was
+    examples: the number of examples drawn by `seed` and decoded; 0 needs no VAE
+    wan: weights folder with the cache's VAE; by default the one in the build's config
     """
     file = PageFile(out, title=_TITLE, kind="a cache", error=CacheError)
     file.refuse()
@@ -179,7 +179,7 @@ def _sheet(example: CachedExample) -> str:
 
 
 def _same_mask(example: CachedExample) -> str:
-    """The clip's other sentences that mean the same mask."""
+    """The clip's other sentences with the same mask."""
     own = example.expression
     others = [
         f"“{expression['text']}”"
@@ -191,7 +191,7 @@ def _same_mask(example: CachedExample) -> str:
 
 
 def _set_aside(folder: Path, facts: CacheFacts) -> list[str]:
-    """Inputs that could not be read, the first of them, and how evaluation was kept apart."""
+    """Unreadable inputs, the first of them, and the protection of evaluation data."""
     body, leaks = [], facts.manifest.leaks
     if lines := quarantine.read(folder / quarantine.FILE):
         shown = {
@@ -213,7 +213,7 @@ def _set_aside(folder: Path, facts: CacheFacts) -> list[str]:
 
 
 def _origin(facts: CacheFacts) -> list[str]:
-    """What made the bytes: libraries and devices, then the fingerprint."""
+    """The origin of the bytes: libraries and devices, then the fingerprint."""
     manifest = facts.manifest
     made = Counter(shard.made_with for shard in manifest.shards)
     body = [page.heading("Made with")]
@@ -226,7 +226,7 @@ def _origin(facts: CacheFacts) -> list[str]:
 
 
 def _size(count_bytes: int) -> str:
-    """Bytes in the largest unit that leaves at least one of it."""
+    """Bytes in the largest unit that gives a number of at least one."""
     value, units = float(count_bytes), ["kB", "MB", "GB", "TB"]
     if value < 1000:
         return f"{count_bytes} B"

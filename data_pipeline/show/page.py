@@ -1,7 +1,7 @@
-"""One HTML page that carries everything it shows: tiles, tables, bars, contact sheets.
+"""One self-contained HTML page: tiles, tables, bars, contact sheets.
 
-No address outside the file, so a page can be mailed or kept beside what it is about; its one script sorts tables, and
-nothing is lost without it. Knows nothing of caches or models; escapes all text.
+It has no address outside the file, so a page can be mailed or stored anywhere. Its only script sorts tables; without
+it nothing is lost. Knows nothing of caches or models; escapes all text.
 """
 
 import html
@@ -29,7 +29,7 @@ class Cell:
 
 
 def document(title: str, body: Sequence[str]) -> str:
-    """The whole file; `body` are the parts below the title, from the functions here."""
+    """The whole file; `body` has the parts below the title, made by the functions here."""
     text = html.escape(title)
     head, tail = _PAGE.split("{body}")
     script = [_SORT] if any(_SORTABLE in part for part in body) else []
@@ -49,7 +49,7 @@ def paragraph(text: str) -> str:
 
 
 def note(text: str) -> str:
-    """A paragraph that must not be overlooked."""
+    """A paragraph that is easy to see."""
     return f"<p class=note>{html.escape(text)}</p>"
 
 
@@ -66,7 +66,7 @@ def pairs(rows: Mapping[str, str]) -> str:
 
 
 def bars(rows: Mapping[str, tuple[float, str]]) -> str:
-    """Name -> (length, what stands on the bar), as horizontal bars."""
+    """Name -> (length, text on the bar), as horizontal bars."""
     largest = max((length for length, _ in rows.values()), default=0) or 1
     lines = (
         f'<tr><th>{html.escape(name)}<td class=bar style="--part:{length / largest:.1%}">{html.escape(value)}'
@@ -76,7 +76,7 @@ def bars(rows: Mapping[str, tuple[float, str]]) -> str:
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A table whose rows a click on a title sorts; numbers stand on the right."""
+    """A table that a click on a column title sorts; numbers are right-aligned."""
     numbers = [cell.is_number for cell in rows[0]] if rows else [False] * len(titles)
     heads = zip(titles, numbers, strict=True)
     head = "".join(f"<th{' class=number' if number else ''}>{html.escape(title)}" for title, number in heads)
@@ -93,7 +93,7 @@ def _cell(cell: Cell) -> str:
 
 
 def legend(colours: Mapping[str, Rgb | None]) -> str:
-    """What colours mean: a patch of each, None for a darkened one, and its meaning."""
+    """The meaning of colours: a patch of each (None: a darkened patch) and its text."""
     patches = (
         f'<span><b style="background:{f"rgb{tone}" if tone else "#0008"}"></b>{html.escape(meaning)}</span>'
         for meaning, tone in colours.items()
@@ -130,7 +130,7 @@ def sheet(
 
 
 def spread(count: int, at_most: int) -> list[int]:
-    """At most `at_most` indices of 0..count-1, evenly spread, the first and the last among them."""
+    """At most `at_most` indices of 0..count-1, evenly spread, with the first and the last."""
     if count <= at_most:
         return list(range(count))
     return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)] if at_most > 1 else [0]

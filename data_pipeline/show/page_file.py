@@ -1,4 +1,4 @@
-"""The one HTML file that a command writes: whole or not at all, and only in place of an earlier page of its kind."""
+"""The one HTML file that a command writes: complete or not at all; it replaces only an earlier page of its kind."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ from flowmask.models.folders.scratch import scratch
 class PageFile:
     """The file that --out names.
 
-    title: with which the titles of all pages of the kind begin; kind: what the page is of, with its article
-    error: for what the disk refuses
+    title: the beginning of the titles of all pages of this kind; kind: the subject of the page, with its article
+    error: raised if the disk refuses
     """
 
     out: Path
@@ -26,7 +26,7 @@ class PageFile:
     error: type[UserError] = ConfigError
 
     def refuse(self) -> None:
-        """ConfigError in one line where `out` is a folder, or a file that is no page of the kind."""
+        """ConfigError in one line if `out` is a folder, or a file that is no page of this kind."""
         if self.out.is_dir():
             raise ConfigError(f"--out {self.out} is a folder; name a file, for example {self.out / 'page.html'}")
         with self._said():
@@ -44,7 +44,7 @@ class PageFile:
 
     @contextmanager
     def _said(self) -> Iterator[None]:
-        """What the disk refuses, in one line."""
+        """Raises a refusal of the disk as one line."""
         try:
             yield
         except OSError as error:

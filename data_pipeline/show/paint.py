@@ -1,4 +1,4 @@
-"""Pictures that a person looks at: masks painted over frames, and frames as data addresses for a page.
+"""Pictures for people: masks painted over frames, and frames as data addresses for a page.
 
 Pure functions on uint8 [H W 3] rgb8 and bool [H W]; no files.
 """
@@ -15,7 +15,7 @@ Rgb = tuple[int, int, int]
 TRUE_COLOUR: Rgb = (60, 190, 90)
 PREDICTED_COLOUR: Rgb = (230, 97, 0)
 CELL_PX = 160  # width of one picture of a contact sheet
-STRIPE_PX = 3  # at least
+STRIPE_PX = 3  # minimum
 _FILL = 0.45
 _DIM = 0.45
 
@@ -26,9 +26,9 @@ def paint(
     """Masks as translucent colours with a solid contour over a frame.
 
     frame:   uint8 [H W 3] rgb8
-    layers:  (bool [H W], colour) each; where several coincide they take turns in stripes, and so do their contours,
-             which lie above all fills
-    returns: uint8 [size 3], the frame's own size unless given; masks are enlarged without smoothing
+    layers:  (bool [H W], colour) each; where several overlap, their fills and contours alternate in stripes;
+             contours lie above all fills
+    returns: uint8 [size 3], by default the frame's size; masks are enlarged without smoothing
     """
     size = size or (frame.shape[0], frame.shape[1])
     canvas = _resized(frame, size, Image.Resampling.BICUBIC).astype(np.float32)
@@ -46,15 +46,15 @@ def paint(
 
 
 def lit(frame: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> NDArray[np.uint8]:
-    """A frame rgb8 [H W 3], dimmed outside of a mask bool [H W], tinted and outlined inside; at the size of a cell."""
+    """A frame rgb8 [H W 3], dimmed outside of a mask bool [H W], tinted and outlined inside; in the size of a cell."""
     dimmed = np.where(mask[..., None], frame, (frame * _DIM).astype(np.uint8))
     return outlined(paint(dimmed, [(mask, tone)], size=_cell_size(frame)), mask, tone)
 
 
 def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> NDArray[np.uint8]:
-    """A picture rgb8 [H W 3] with the outline of a mask bool [H0 W0], in a light tone inside of it and black outside.
+    """A picture rgb8 [H W 3] with the outline of a mask bool [H0 W0]: a light line inside and a black line outside.
 
-    Whatever the picture's colour, one of the two has a contrast of 3 or more with it, as WCAG counts it.
+    For every colour of the picture, one of the two lines has a contrast of 3 or more, by the formula of WCAG.
     """
     height, width = picture.shape[:2]
     inside = _resized(mask.astype(np.uint8), (height, width), Image.Resampling.NEAREST).astype(bool)
@@ -65,7 +65,7 @@ def outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> 
 
 
 def embedded(picture: NDArray[np.uint8]) -> str:
-    """A picture rgb8 [H W 3] as a data address: JPEG, at the width of a cell."""
+    """A picture rgb8 [H W 3] as a data address: JPEG, in the width of a cell."""
     high, wide = _cell_size(picture)
     image = Image.fromarray(picture)
     if image.size != (wide, high):
@@ -76,7 +76,7 @@ def embedded(picture: NDArray[np.uint8]) -> str:
 
 
 def _striped(masks: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> list[NDArray[np.bool_]]:
-    """The same masks without common pixels: where several coincide, each keeps diagonal stripes."""
+    """The same masks without common pixels: where several overlap, each keeps diagonal stripes."""
     count = np.asarray(np.sum(masks, axis=0, dtype=np.int32))
     common = count > 1
     if not common.any():
@@ -87,7 +87,7 @@ def _striped(masks: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> list[
     for mask in masks:
         here, alone = mask[common], mask.copy()
         alone[common] = here & (turn == 0)
-        turn -= here  # the next one's turn comes one stripe later
+        turn -= here  # shifts the next mask's stripes by one
         kept.append(alone)
     return kept
 
@@ -103,7 +103,7 @@ def _resized(image: NDArray[np.uint8], size: tuple[int, int], how: Image.Resampl
 
 
 def _contour(mask: NDArray[np.bool_], thickness_px: int) -> NDArray[np.bool_]:
-    """The pixels of a mask that are at most `thickness_px` away from its outside, along rows and columns."""
+    """The pixels of a mask that are at most `thickness_px` from its outside, along rows and columns."""
     inside = mask
     for _ in range(thickness_px):
         ringed = np.pad(inside, 1, constant_values=True)  # the frame's border is not a contour

@@ -1,6 +1,6 @@
-"""Dataset layouts by name: each is one file here, or in an installed package, and needs no line elsewhere.
+"""Dataset layouts by name: each is one file, here or in an installed package, and needs no other change.
 
-The name of a layout is that of its file; the file holds one subclass of `Source`. An installed package names such a
+A layout has the name of its file; the file has one subclass of `Source`. An installed package names such a
 class in an entry point of the group `flowmask.sources`; a file here has priority over an entry point of the same name.
 Imports `formats`, `video` and `models`.
 """
@@ -18,7 +18,7 @@ SOURCES = Registry(__name__, Source, group="flowmask.sources", key="data.source"
 
 
 def open_source(data: DataSourceConfig | Sequence[CacheSourceConfig]) -> VideoSet:
-    """The source that a config names, or several as one, each video with the name of its dataset.
+    """The source of a config, or several as one, where each video has the name of its dataset.
 
     Raises ConfigError that lists the known sources, or DataError for an invalid dataset.
     """

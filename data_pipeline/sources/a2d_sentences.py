@@ -1,9 +1,9 @@
 """A2D-Sentences: Release/clips320H/<video>.mp4, a list of sentences for each split, and masks as MATLAB's HDF5.
 
 a2d_sentences_single_frame_{train,test}_annotations.json lists [sentence, video, frame from 1, instance], one entry
-for each annotated frame that shows the instance; text_annotations/a2d_annotation_with_instances/<video>/<frame>.h5
-holds `instance` [n] and `reMask` [n W H], [W H] where n is 1. Read from the public loaders of ReferFormer and MTTR;
-the dataset's files were not available. Needs h5py. Refuses instances that a frame's file does not hold.
+for each annotated frame of the instance; text_annotations/a2d_annotation_with_instances/<video>/<frame>.h5
+holds `instance` [n] and `reMask` [n W H], or [W H] if n is 1. Follows the public loaders of ReferFormer and MTTR;
+the dataset's files were not available. Needs h5py. Refuses instances that are missing in a frame's file.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from flowmask.models.files import sha256_of
 _VIDEOS, _MASKS = "Release/clips320H", "text_annotations/a2d_annotation_with_instances"
 _SPLITS = ("train", "test")
 _FILES_KEPT = 32
-_LARGEST = 1 << 26  # numbers of one array
+_LARGEST = 1 << 26  # numbers in one array
 _Instances = dict[int, NDArray[np.bool_]]
 
 
 class A2dVideo(FileVideo):
-    """One video; a sentence is known in the frames that its entries name, which are few."""
+    """One video; a sentence is annotated only in the few frames of its entries."""
 
     has_masks = True
 
@@ -70,7 +70,7 @@ class A2dVideo(FileVideo):
                 try:
                     held = _instances(path)
                 except DataError:
-                    continue  # it is reported when a clip or a score needs it
+                    continue  # reported when a clip or a score needs it
                 self._refuse_other(anno_id, held, path)
 
     def _instance(self, anno_id: str, path: Path) -> NDArray[np.bool_]:
@@ -119,7 +119,7 @@ def _instances(path: Path) -> _Instances:
 
 
 def _own_data(file: Any, name: str) -> NDArray[Any]:
-    """An array stored in the file itself: HDF5 can point into other files, and state more than its data."""
+    """An array stored in the file itself: HDF5 can refer to other files, and state a size above that of its data."""
     h5py = _h5py()
     data = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual or data.dtype.kind not in "buif":

@@ -1,6 +1,6 @@
 """The interface of every dataset layout: videos with frames, sentences and the masks of the sentences.
 
-A source reports every fault with file and field, in one DataError. Opening reads the annotations; frames are read on
+A source reports all faults in one DataError, with files and fields. Opening reads the annotations; frames are read on
 request.
 """
 
@@ -25,7 +25,7 @@ Frame = NDArray[np.uint8]  # rgb8 [H W 3]
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence of a video; it names the union of the annotations `anno_ids`.
+    """One sentence of a video; its mask is the union of the annotations `anno_ids`.
 
     Empty `anno_ids`: the video has no masks, or the sentence names nothing, so its mask is empty.
     kind: kind of the sentence if a benchmark reports kinds separately, such as "referring"; otherwise ""
@@ -64,31 +64,31 @@ class Video(ABC):
 
     @abstractmethod
     def frames(self, ids: Sequence[int]) -> list[Frame]:
-        """rgb8 [H W 3] of each frame id, in the requested order; raises DataError that names the faulty file."""
+        """rgb8 [H W 3] of each frame id, in the requested order; DataError names the faulty file."""
 
     @abstractmethod
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
-        """Union of annotations, bool [n H W] at the size of the frames; DataError for one of another size."""
+        """Union of annotations, bool [n H W] at the size of the frames; DataError for a mask of another size."""
 
     @abstractmethod
     def files_digest(self) -> str:
-        """Hash of the names and sizes of the video's frame files; a missing one has no size."""
+        """Hash of the names and sizes of the video's frame files; a missing file has no size."""
 
     def missing_file(self, ids: Sequence[int]) -> Path | None:
-        """The first file of these frames, or of the video's masks, that is missing; checked without reading."""
+        """The first missing file of these frames or of the video's masks; checked without reading."""
         return None
 
     def annotated(self, anno_ids: Sequence[str]) -> Collection[int] | None:
         """Frame ids with known masks (also empty ones) of these annotations; None: all frames.
 
-        Other frames count in no loss and no score. Without annotation ids: the frames that the video's masks cover.
+        Other frames count in no loss and no score. Without annotation ids: the frames with any known mask.
         """
         return None
 
     def check_masks(self) -> None:
-        """Raises DataError if a sentence names an annotation without any mask in the video; reads some of the masks.
+        """DataError if a sentence names an annotation that has no mask in the video; reads some of the masks.
 
-        Called before a cache build or an evaluation starts. A mask that cannot be read is reported when it is needed.
+        Called before a cache build or an evaluation starts. An unreadable mask is reported when it is needed.
         """
         return
 
@@ -120,7 +120,7 @@ class FolderVideo(Video):
         """The frame's file; a missing one gets .jpg. Raises DataError if two files match."""
         name = self.frame_names[index]
         usual = self.folder / f"{name}.jpg"
-        if os.path.exists(usual):  # noqa: PTH110 - false for a path too long, where Path raises
+        if os.path.exists(usual):  # noqa: PTH110 - false for a too long path, where Path raises
             return usual
         found = self._other_files.get(name, [usual])
         if len(found) > 1:
@@ -129,9 +129,9 @@ class FolderVideo(Video):
 
     @cached_property
     def _other_files(self) -> dict[str, list[Path]]:
-        """Pictures of the folder with another suffix than .jpg, by the names of their frames."""
+        """Pictures of the folder with a suffix other than .jpg, by frame name."""
         files: dict[str, list[Path]] = {}
-        with suppress(OSError):  # without a folder all frames are missing
+        with suppress(OSError):  # if the folder is missing, all frames are
             for path in pictures_in(self.folder, suffixes=SUFFIXES):
                 if path.suffix != SUFFIXES[0]:
                     files.setdefault(path.stem, []).append(path)
@@ -153,12 +153,12 @@ class FolderVideo(Video):
 
 
 def is_evaluation(split: str) -> bool:
-    """Whether a split is there to be scored on, by its name: valid, valid_u, val, test, testA, ..."""
+    """Whether a split is for scoring, by its name: valid, valid_u, val, test, testA, ..."""
     return split.rpartition("/")[2].startswith(("val", "test"))
 
 
 class LazyVideos(Sequence[V]):
-    """Videos that are read when they are asked for, so that memory does not grow with their number."""
+    """Videos read on request, so that memory does not grow with their number."""
 
     @abstractmethod
     def at(self, place: int) -> V:
@@ -184,11 +184,11 @@ class VideoSet(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """Hashes of the annotation files: `expressions`, and `masks` where there are any."""
+        """Hashes of the annotation files: `expressions`, and `masks` if there are any."""
 
 
 class Source(VideoSet):
-    """One split of a dataset: the methods that the file of a layout must define.
+    """One split of a dataset: the methods that each layout's file must define.
 
     family: datasets of one family use equal ids for equal videos, so one may leak into the other; by default each
     layout is a separate family
@@ -203,21 +203,21 @@ class Source(VideoSet):
     @classmethod
     @abstractmethod
     def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
-        """The splits in `root` that are meant for scoring, whichever `split` is read."""
+        """The splits in `root` for scoring, for any `split`."""
 
     @classmethod
     @abstractmethod
     def split_ids(cls, root: Path, split: str) -> frozenset[str] | None:
-        """Video ids of a split, from its list only; None if it has none."""
+        """Video ids of a split, only from its list; None if it has none."""
 
     @classmethod
     def is_scored(cls, root: Path, split: str) -> bool:
-        """Whether a split is meant for scoring."""
+        """Whether a split is for scoring."""
         return is_evaluation(split)
 
 
 def names_and_sizes(paths: Iterable[Path]) -> str:
-    """Hash of the names and sizes of files; a missing one counts as missing; it is quarantined later."""
+    """Hash of the names and sizes of files; a missing file counts as missing and is quarantined later."""
     digest = hashlib.sha256()
     for path in paths:
         try:

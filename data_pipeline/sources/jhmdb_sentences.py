@@ -1,9 +1,9 @@
 """JHMDB-Sentences: Rename_Images/<class>/<video>/<frame>.png from 00001, puppet_mask/.../puppet_mask.mat, one list.
 
 jhmdb_sentences_samples_metadata.json lists [video, path of a frame, path of the masks, frames, sentence], one entry
-for each annotated frame; paths begin with the dataset's folder. `part_mask` of a .mat file is [H W F], above 0 the
-person. Read from the public loaders of ReferFormer and MTTR, and MTTR's copy of the list; pictures and masks were
-not available. It is for scoring only: its one split is `test`. Refuses paths that lead out of the folder.
+for each annotated frame; paths begin with the dataset's folder. `part_mask` of a .mat file is [H W F]; values above 0
+are the person. Follows the public loaders of ReferFormer and MTTR, and MTTR's copy of the list; pictures and masks were
+not available. It is only for scoring: its one split is `test`. Refuses paths that lead out of the folder.
 """
 
 import math
@@ -27,12 +27,12 @@ from flowmask.models.files import sha256_of
 _LIST, _SPLIT = "jhmdb_sentences_samples_metadata.json", "test"
 _FOLDERS = ("Rename_Images", "puppet_mask")
 _FILES_KEPT = 4
-_LARGEST = 1 << 28  # numbers of one array
+_LARGEST = 1 << 28  # numbers in one array
 _PERSON = "0"
 
 
 class JhmdbVideo(FolderVideo):
-    """One folder of PNG frames; `annotated_ids` are those that entries of the list name."""
+    """One folder of PNG frames; `annotated_ids` are the frames of the list's entries."""
 
     def __init__(self, video_id: str, *, masks: Path, annotated_ids: Sequence[int], **rest: Any):
         super().__init__(video_id, has_masks=True, **rest)
@@ -55,7 +55,7 @@ class JhmdbVideo(FolderVideo):
         try:
             masks = _part_masks(self.masks_path)
         except DataError:
-            return  # it is reported when a clip or a score needs it
+            return  # reported when a clip or a score needs it
         if not any(masks[:, :, i].any() for i in self._annotated if i < masks.shape[2]):
             raise DataError(f"{self}: {self.masks_path} shows no person in the frames that {_LIST} names")
 
@@ -77,7 +77,7 @@ def _part_masks(path: Path) -> NDArray[np.bool_]:
 
     errors = (KeyError, ValueError, TypeError, NotImplementedError, EOFError, IndexError, MatReadError, zlib.error)
     with reading(path, what="MATLAB file", errors=errors) as file:
-        shapes = {name: shape for name, shape, _ in whosmat(file)}  # reads headers alone
+        shapes = {name: shape for name, shape, _ in whosmat(file)}  # reads only headers
         if len(shapes["part_mask"]) != 3 or math.prod(shapes["part_mask"]) > _LARGEST:
             raise ValueError(f"part_mask is {shapes['part_mask']}; expected [H W F], at most {_LARGEST} numbers")
         file.seek(0)
@@ -88,7 +88,7 @@ def _part_masks(path: Path) -> NDArray[np.bool_]:
 
 
 class JhmdbSentencesSource(Source):
-    """All of its videos."""
+    """All videos of the dataset."""
 
     def __init__(self, root: Path, *, split: str):
         if split != _SPLIT:
@@ -118,7 +118,7 @@ class JhmdbSentencesSource(Source):
 
     def _video(self, root: Path, video_id: str, entries: Sequence[tuple[int, list[Any]]]) -> JhmdbVideo:
         frames: set[int] = set()
-        texts: dict[str, None] = {}  # in their order, each once
+        texts: dict[str, None] = {}  # in order, each once
         first, (_, frame, masks, count, _) = entries[0]
         where = f"{self._list}: [{first}]"
         if not is_int(count) or count < 1:

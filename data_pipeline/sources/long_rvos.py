@@ -1,10 +1,10 @@
 """Long-RVOS: <split>/JPEGImages/<video>/<frame>.jpg, meta_expressions.json, Annotations/<video>/<object>/<frame>.png.
 
-An expression names one object in `obj_id`, or nothing: [] or null. Any value of its picture above 0 is the object,
-and a frame without a picture does not show it. `type` is static, dynamic or static+dynamic; it is optional in lists
+An expression names one object in `obj_id`, or nothing: [] or null. Every value above 0 in its picture is the object;
+a frame without a picture does not show it. `type` is static, dynamic or static+dynamic; it is optional in lists
 that are not scored. Follows the loaders of iSEE-Laboratory/Long_RVOS at 447682a4:
 datasets/long_rvos/long_rvos_dataset.py and eval/eval_long_rvos/eval_{static,dynamic,hybrid}.py. The files themselves
-were not available; that loader has no sentence that names nothing. Its frame_types.json and motions are not read.
+were not available; that loader has no sentence that names nothing. frame_types.json and motions are not read.
 Refuses `train` without Annotations.
 """
 
@@ -31,7 +31,7 @@ _KINDS = {kind: kind for kind in ("static", "dynamic", "static+dynamic")}
 
 
 class ObjectFoldersVideo(FolderVideo):
-    """Frames, and a folder of masks for each object; `annotations` is None where masks are not public."""
+    """Frames, and a folder of masks for each object; `annotations` is None if masks are not public."""
 
     def __init__(self, video_id: str, *, annotations: Path | None, **rest: Any):
         super().__init__(video_id, has_masks=annotations is not None, **rest)
@@ -46,14 +46,14 @@ class ObjectFoldersVideo(FolderVideo):
         return union
 
     def check_masks(self) -> None:
-        """DataError names an object that no picture shows; usually the first picture suffices."""
+        """DataError names an object without a mask in any picture; usually the first picture suffices."""
         first = {anno_id: e.exp_id for e in reversed(self.expressions) for anno_id in e.anno_ids}
         for anno_id, exp_id in first.items():
             try:
                 if self._is_shown(anno_id):
                     continue
             except DataError:
-                return  # it is reported when a clip or a score needs it
+                return  # reported when a clip or a score needs it
             raise DataError(
                 f"{self}: expression {exp_id} names object {anno_id}, which no picture of a frame in "
                 f"{self._annotations}/{anno_id} shows; the folders there are {', '.join(self._folders()) or 'none'}"
@@ -66,7 +66,7 @@ class ObjectFoldersVideo(FolderVideo):
 
     @cached_property
     def _pictures(self) -> dict[str, dict[str, Path]]:
-        """By object, in the order of the sentences, and by the name of the frame; none if the folder is missing."""
+        """By object, in the order of the sentences, and by frame name; empty if the folder is missing."""
         assert self._annotations is not None, f"{self.video_id} has no masks"
         pictures: dict[str, dict[str, Path]] = {a: {} for e in self.expressions for a in e.anno_ids}
         for anno_id, found in pictures.items():

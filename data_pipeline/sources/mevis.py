@@ -1,9 +1,9 @@
 """MeViS: {split}/JPEGImages/<video>/<frame>.jpg, meta_expressions.json and mask_dict.json (if public).
 
 A sentence names nothing if its `anno_id` is [] or null, or if none of its annotations shows a pixel in any frame.
-An annotation's masks are in the order in which its video's frames are listed; time order is that of their names,
-numbers as numbers. Refuses missing files and fields, masks that do not fit their video, sentences without words
-and a split without any.
+An annotation's masks are in the listed order of its video's frames; time order is that of the frame names,
+sorted by number. Refuses missing files and fields, masks that do not fit their video, sentences without words,
+and a split without sentences.
 """
 
 from abc import abstractmethod
@@ -28,20 +28,20 @@ from flowmask.models.files import sha256_of
 
 _META, _MASKS, _FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
 _NOTHING, _NO_LIST = -4, -2
-_VIDEOS_KEPT = 16  # videos whose clips are decoded at the same time
+_VIDEOS_KEPT = 16  # videos decoded at the same time
 
 F = TypeVar("F", bound=FolderVideo)
 
 
 class MevisVideo(FolderVideo):
-    """One folder of frames; `masks` is the split's annotation table, None where masks are not public."""
+    """One folder of frames; `masks` is the split's annotation table, None if masks are not public."""
 
     def __init__(self, video_id: str, *, listed: Sequence[str], masks: Places | None, masks_path: Path, **rest: Any):
         """listed: names of the frames, in the order of the masks."""
         super().__init__(video_id, has_masks=masks is not None, frame_names=in_time_order(listed), **rest)
         self._masks, self._masks_path = masks, masks_path
         places = {name: place for place, name in enumerate(listed)}
-        self._places = [places[name] for name in self.frame_names]  # of a frame's mask
+        self._places = [places[name] for name in self.frame_names]  # index of each frame's mask
 
     def mask(self, anno_ids: Sequence[str], ids: Sequence[int]) -> NDArray[np.bool_]:
         assert self._masks is not None, f"{self.video_id} has no masks"
@@ -55,7 +55,7 @@ class MevisVideo(FolderVideo):
 
 
 class SplitFolder(Source, Generic[F]):
-    """A split in a folder with JPEGImages and meta_expressions.json; the layout defines where the masks are."""
+    """A split in a folder with JPEGImages and meta_expressions.json; the layout says where the masks are."""
 
     holds: ClassVar[str]
 
@@ -93,7 +93,7 @@ class SplitFolder(Source, Generic[F]):
 
     @abstractmethod
     def video(self, video_id: str, entry: Any) -> F:
-        """The video that an entry of the list describes; DataError names the field that is wrong."""
+        """The video of a list entry; DataError names the wrong field."""
 
 
 class MevisSource(SplitFolder[MevisVideo]):
@@ -127,7 +127,7 @@ class MevisSource(SplitFolder[MevisVideo]):
         )
 
     def expression(self, entry: Any, *, exp_id: str, text: str, frames: int, where: str, **_: Any) -> Expression:
-        """The sentence that an entry describes, in a video of that many frames."""
+        """The sentence of an entry, in a video of `frames` frames."""
         return Expression(exp_id, text, self._annotations(entry, frames=frames, where=where))
 
     def _annotations(self, entry: Any, *, frames: int, where: str) -> tuple[str, ...]:
@@ -147,9 +147,9 @@ class MevisSource(SplitFolder[MevisVideo]):
 
 
 class _Videos(LazyVideos[F]):
-    """The videos of a list, all checked once, each read again on request.
+    """The videos of a list; all are checked once, and each is read again on request.
 
-    Memory holds only a few of them, for any size of the split.
+    Memory holds only a few videos, for any size of the split.
     """
 
     def __init__(self, path: Path, read: Callable[[str, Any], F]):
@@ -176,7 +176,7 @@ class _Videos(LazyVideos[F]):
 
 
 def _count(masks: Any) -> int:
-    """Twice the number of an annotation's masks, plus 1 if one isn't empty; or the value itself if it is not a list."""
+    """Twice the number of an annotation's masks, plus 1 if one isn't empty; the value itself if it is not a list."""
     if masks is None:
         return _NOTHING
     return 2 * len(masks) + (not all(map(rle.is_empty, masks))) if isinstance(masks, list) else _NO_LIST

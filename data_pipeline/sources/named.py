@@ -1,7 +1,7 @@
 """Several datasets as one: their videos concatenated, each with the name of its dataset.
 
 A video is identified by (name of the dataset, id), so two datasets may use the same id. The identity
-holds that of each dataset, under its name.
+contains each dataset's identity under its name.
 """
 
 from bisect import bisect_right
@@ -12,7 +12,7 @@ from flowmask.data_pipeline.sources.base import LazyVideos, Video, VideoSet
 
 
 class NamedSources(VideoSet):
-    """Datasets by name, in the order that numbers their clips."""
+    """Datasets by name; their order gives the clips their numbers."""
 
     def __init__(self, sources: Mapping[str, VideoSet]):
         self._sources = dict(sources)
@@ -30,7 +30,7 @@ class NamedSources(VideoSet):
 
 
 class _NamedVideos(LazyVideos[Video]):
-    """The videos of all datasets, each taken from its dataset on request; none is held here."""
+    """The videos of all datasets, each read from its dataset on request; none is held here."""
 
     def __init__(self, videos: Mapping[str, Sequence[Video]]):
         self._videos = list(videos.items())
@@ -42,6 +42,6 @@ class _NamedVideos(LazyVideos[Video]):
     def at(self, place: int) -> Video:
         dataset = bisect_right(self._ends, place)
         name, videos = self._videos[dataset]
-        video = videos[place - self._ends[dataset]]  # counted from the end
+        video = videos[place - self._ends[dataset]]  # a negative index, from the end
         video.source = name
         return video

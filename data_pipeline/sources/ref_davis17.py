@@ -1,8 +1,8 @@
 """Ref-DAVIS17, converted to the layout of Ref-YouTube-VOS: four sentences per object, one from each annotator.
 
-An expression's id is object * 4 + annotator; each object's four sentences name one `obj_id`. Refuses ids
-that are not 0, 1, 2, ... in fours, and four sentences that disagree on their object: scores are means over
-annotators. Masks are public for `train` and `valid`.
+An expression's id is object * 4 + annotator; each object's four sentences name one `obj_id`. Scores are means over
+annotators, so ids other than 0, 1, 2, ... in fours are refused, and also four sentences with different objects.
+Masks are public for `train` and `valid`.
 """
 
 from collections.abc import Sequence

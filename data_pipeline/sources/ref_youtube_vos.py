@@ -1,9 +1,9 @@
 """Ref-YouTube-VOS: meta_expressions/{split}/meta_expressions.json, {split}/JPEGImages, {split}/Annotations.
 
 Annotations/<video>/<frame>.png holds the object of each pixel as its palette index; an expression names one
-in `obj_id`, or nothing: [] or null. `valid` has no public masks, and what meta_expressions/test lists is no part
-of it. Refuses missing files and fields, an object that {split}/meta.json does not list (where there is that file)
-or that no mask holds, masks without a palette or of another size, and `train` without Annotations.
+in `obj_id`, or nothing: [] or null. `valid` has no public masks; videos listed in meta_expressions/test do not belong
+to it. Refuses missing files and fields, an object that {split}/meta.json (if present) does not list or that no
+mask contains, masks without a palette or of another size, and `train` without Annotations.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ from flowmask.models.files import sha256_of
 
 _EXPRESSIONS, _META = "meta_expressions", "meta_expressions.json"
 _LARGEST_INDEX, _DIGITS = 255, 3
-_MAPS_KEPT = 32  # the masks of a clip's objects are asked for one after the other, from the same files
+_MAPS_KEPT = 32  # the masks of a clip's objects are read one after another, from the same files
 
 
 class PaletteVideo(FolderVideo):
-    """Frames with an index map beside each; `annotations` is None where masks are not public."""
+    """Frames, each with an index map; `annotations` is None if masks are not public."""
 
     def __init__(self, video_id: str, *, annotations: Path | None, **rest: Any):
         super().__init__(video_id, has_masks=annotations is not None, **rest)
@@ -54,7 +54,7 @@ class PaletteVideo(FolderVideo):
         return masks
 
     def check_masks(self) -> None:
-        """DataError names the objects that no index map holds; as a rule the first frame's map settles it."""
+        """DataError names the objects that no index map contains; usually the first frame's map suffices."""
         first = {int(anno_id): e.exp_id for e in reversed(self.expressions) for anno_id in e.anno_ids}
         held: set[int] = set()
         for i in range(len(self.frame_names)):
@@ -63,7 +63,7 @@ class PaletteVideo(FolderVideo):
             try:
                 held.update(np.flatnonzero(np.bincount(_index_map(self._map_path(i), size=self.size).ravel())).tolist())
             except DataError:
-                return  # it is named when a clip or a score needs it
+                return  # reported when a clip or a score needs it
         for obj_id in sorted(first.keys() - held):
             grey = ": grey pictures of 0 and 255, not one index an object" if held == {0, 255} else ""
             raise DataError(
@@ -128,10 +128,10 @@ class RefYoutubeVosSource(Source):
         return identity
 
     def check_expressions(self, expressions: Sequence[Expression], *, where: str) -> None:
-        """Rules of a dataset that shares this layout; DataError names the field that breaks one."""
+        """Rules of a dataset that shares this layout; DataError names the field that breaks a rule."""
 
     def _held_back(self) -> Path | None:
-        """The list of test videos, which are among those of `valid`, but are scored by another server."""
+        """The list of test videos; they are also listed in `valid`, but another server scores them."""
         return self._test_path if self.folder.name == "valid" and self._test_path.exists() else None
 
     def _entries(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class RefYoutubeVosSource(Source):
 
 
 def _object_id(entry: Any, *, where: str) -> str:
-    """The one object of an expression, a palette index above the background's 0."""
+    """The object of an expression: a palette index above 0, the background."""
     if not isinstance(entry, dict) or "obj_id" not in entry:
         raise DataError(f"{where} has no field 'obj_id'")
     obj_id = entry["obj_id"]

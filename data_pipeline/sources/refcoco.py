@@ -1,11 +1,11 @@
 """RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO: sentences about COCO train2014 images; an image is a one-frame video.
 
-`data.split` says what is read under `data.root`, for a SET such as refcoco, refcoco+, refcocog:
-  SET/SPLIT     SET/instances_SET_SPLIT.json, COCO's form with one image entry a sentence
+`data.split` selects the files under `data.root`, for a SET such as refcoco, refcoco+, refcocog:
+    SET/SPLIT     SET/instances_SET_SPLIT.json, COCO's form with one image entry per sentence
   SET/BY/SPLIT  SET/refs(BY).p, the original pickle of unc, umd or google, and SET/instances.json; of gRefCOCO
                 SET/grefs(BY).json, where a sentence may name several objects, or none: `ann_id` is [] or [-1]
-Video ids are coco_<COCO image id>, the same in all sets. Refuses missing files and fields, ids that lead
-nowhere, images and masks that do not fit each other, and a pickle of more than plain data, unexecuted.
+Video ids are coco_<COCO image id>, the same in all sets. Refuses missing files and fields, unknown ids, images and
+masks that do not fit each other, and a pickle with more than plain data, which is not executed.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from flowmask.models.files import sha256_of
 _IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
 _KEPT = ("id", "image_id", "original_id", "file_name", "caption", "height", "width", "segmentation", "empty", "iscrowd")
 
-# On which results are reported
+# The partitions of published results
 _PARTITION = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "grefcoco": "unc"}
 
 
@@ -43,7 +43,7 @@ def _coco_ids(path: Path) -> frozenset[str]:
 
 
 def _pickled_ids(path: Path) -> dict[str, frozenset[str]]:
-    """Video ids by split, read once for all of a file's splits."""
+    """Video ids by split, read once for all splits of a file."""
     return _pickled_ids_at(path, path.stat().st_mtime_ns)
 
 
@@ -63,7 +63,7 @@ def _video_id(image_id: int) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """One sentence; `image` and `annotations` are entries of the JSON, `where` says which image entry."""
+    """One sentence; `image` and `annotations` are entries of the JSON, `where` names the image entry."""
 
     image_id: int
     image: dict[str, Any]
@@ -71,11 +71,11 @@ class _Row:
     exp_id: str
     text: str
     annotations: Sequence[dict[str, Any]]
-    crowds: int = 0  # that it names and does not mean
+    crowds: int = 0  # annotations that it names but that are left out
 
 
 class CocoImage(FolderVideo):
-    """One image with all of its sentences; polygons and RLEs stay packed until a mask is asked for."""
+    """One image with all of its sentences; polygons and RLEs stay packed until a mask is requested."""
 
     def __init__(self, rows: Sequence[_Row], *, folder: Path, path: Path):
         first = rows[0]
@@ -173,10 +173,10 @@ class RefcocoSource(Source):
 
     @classmethod
     def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
-        """Those of all sets under `root`, whichever `split` is read.
+        """Evaluation splits of all sets under `root`, for any `split`.
 
-        Of a set's pickles, which cut the same images differently, the one on which results are reported, and the
-        one that `split` itself is of; all of them where the former is missing.
+        A set's pickles divide the same images differently. The one of published results counts, and also the one
+        of `split` itself; if the first is missing, all count.
         """
         found = []
         own = split.split("/")
@@ -205,10 +205,10 @@ class RefcocoSource(Source):
         return self._videos
 
     def identity(self) -> dict[str, str]:
-        # All splits share one pickle, so the name of the split is part of what is read from it.
+        # All splits share one pickle, so the name of the split is part of the identity.
         expressions = f"{sha256_of(self._expressions_path)} {self._split}"
         masks = sha256_of(self._masks_path)
-        if self._crowds:  # earlier versions drew them: their caches hold other masks
+        if self._crowds:  # earlier versions drew them, so their caches hold other masks
             masks = _hash(f"{masks} without crowds")
         return {"expressions": _hash(expressions), "masks": masks}
 
@@ -236,7 +236,7 @@ def _coco_rows(path: Path, mistakes: Mistakes) -> Iterator[_Row]:
                 where=where,
                 exp_id=str(number),
                 text=check_expression(field(image, "caption", str, where=where), where=f"{where}.caption"),
-                annotations=[a for a in annotations[number] if not a.get("empty")],  # as gRefCOCO's are converted
+                annotations=[a for a in annotations[number] if not a.get("empty")],  # as for gRefCOCO's conversion
             )
 
 
@@ -289,7 +289,7 @@ def _by_id(content: Any, name: str, *, path: Path) -> dict[int, dict[str, Any]]:
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """An image or annotation entry without what nobody asks for; polygons in bytes, a quarter of their size."""
+    """An image or annotation entry with only the needed fields; polygons in bytes, a quarter of their size."""
     if "segmentation" in entry:
         entry["segmentation"] = marshal.dumps(entry["segmentation"], 2)  # equal values, equal bytes
     elif "file_name" not in entry:

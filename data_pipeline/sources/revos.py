@@ -2,10 +2,10 @@
 
 Entries and masks are as in MeViS. Ids of videos are paths, such as UVO/all/<name>. An expression's `type_id` is 0
 (referring), 1 (reasoning) or 2 (it names nothing); lists that are not scored may lack it. Follows the loaders of
-cilinyan/VISA at ec158fde: utils/d2_datasets/mevis_utils.py (masks) and tools/eval_revos.py (type_id). Not seen: the
-files themselves, so that an entry of type 2 has no annotation with a pixel is an assumption, and another one is
-refused. mask_dict_foreground.json is not read: it is the union of all annotations that a video's sentences name.
-Users of the set report masks of some videos of TAO and UVO that do not lie on their frames; nothing corrects them.
+cilinyan/VISA at ec158fde: utils/d2_datasets/mevis_utils.py (masks) and tools/eval_revos.py (type_id). The files
+themselves were not available. So it is an assumption that an entry of type 2 has no annotation with a pixel; another
+entry is refused. mask_dict_foreground.json is not read: it is the union of all annotations in a video's sentences.
+Users report masks of some videos of TAO and UVO that do not fit their frames; they are not corrected.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ _KINDS = {0: "referring", 1: "reasoning", 2: "no_target"}
 
 
 class RevosSource(MevisSource):
-    """One split of ReVOS; `root` is the folder of all."""
+    """One split of ReVOS; `root` is the folder of all splits."""
 
     family = "revos"
 

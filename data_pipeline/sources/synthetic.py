@@ -1,9 +1,9 @@
 """The synthetic dataset on disk: moving coloured shapes in the layout of MeViS.
 
-Owns which scenes make a split and how they are stored: `<root>/<split>/JPEGImages/<video>/<frame>.jpg`,
-meta_expressions.json and mask_dict.json (COCO RLE per frame, null where the object is absent). It is read as
-MeViS is; the source `synthetic` reads the kind of a sentence that names nothing too. Deterministic in
-(seed, split); another split or seed shows other scenes.
+Decides the scenes of a split and their storage: `<root>/<split>/JPEGImages/<video>/<frame>.jpg`,
+meta_expressions.json and mask_dict.json (COCO RLE per frame, null if the object is absent). It is read like
+MeViS; the source `synthetic` also reads the kind of a sentence that names nothing. Deterministic in
+(seed, split); another split or seed gives other scenes.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _KINDS = {kind: kind for kind in (NO_SUCH_COLOUR, OTHER_MOTION)}
 
 
 class SyntheticSource(MevisSource):
-    """One split of the synthetic dataset: MeViS with the kind of each sentence that names nothing."""
+    """One split of the synthetic dataset: MeViS plus the kind of each sentence that names nothing."""
 
     def expression(self, entry: Any, *, where: str, **rest: Any) -> Expression:
         kind = kind_of(entry, "kind", _KINDS, required=False, where=where)
@@ -52,10 +52,10 @@ def write_synthetic(
 ) -> None:
     """Write `videos` videos of `frames` frames of `size` x `size` pixels below `<root>/<split>`.
 
-    Every video has 2 or 3 objects, 2 to `sentences` sentences about them, and up to `no_target` more that name
-    nothing: in turn a colour that no object has, and an object's colour and shape with a motion of no such object.
-    `on_progress` is told the number of videos written. The two JSON files come last.
-    Raises DataError where `<root>/<split>` already exists.
+    Every video has 2 or 3 objects, 2 to `sentences` sentences about them, and up to `no_target` more sentences that
+    name nothing. These alternate: a colour that no object has; an object's colour and shape with another motion.
+    `on_progress` receives the number of written videos. The two JSON files come last.
+    Raises DataError if `<root>/<split>` already exists.
     """
     folder = root / split
     if folder.exists():
@@ -89,7 +89,7 @@ def write_frames(folder: Path, frames: NDArray[np.uint8], names: list[str]) -> N
 def _describe(
     block: SceneBlock, scene: int, number: int, frame_names: list[str], masks: dict[str, list[dict[str, Any] | None]]
 ) -> dict[str, Any]:
-    """The meta entry of one video; the RLEs of every object that a sentence names are added to `masks`."""
+    """The meta entry of one video; adds the RLEs of every object of a sentence to `masks`."""
     expressions: dict[str, Any] = {}
     for exp_id, (text, objects) in enumerate(block.sentences[scene]):
         anno_ids = [number * block.masks.shape[1] + k for k in objects]

@@ -1,9 +1,9 @@
-"""Moving coloured shapes drawn as arrays: what the synthetic dataset shows and what its sentences say.
+"""Moving coloured shapes as arrays: the pictures and sentences of the synthetic dataset.
 
-Owns the scenes (what each object is and does), their pixels and visible masks, and the sentences with the set of
+Makes the scenes (the objects and their motions), their pixels and visible masks, and the sentences with the set of
 objects that each is true of. Pure: everything is a function of (seed, index of a block of scenes). A sentence
-is kept only when its words decide its objects: sets are computed by matching every object, never assumed.
-Sentences that are true of no object are drawn apart: with them or without, all else is the same.
+is kept only if its words determine its objects; these sets are computed by matching every object, never assumed.
+Sentences that are true of no object are drawn separately and change nothing else.
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ MOTIONS = ("left", "right", "up", "down", "still")
 NOUNS = ("object", "thing", "shape")
 STEPS = np.array([[-1, 0], [1, 0], [0, -1], [0, 1], [0, 0]], np.float32)  # x, y of each motion
 STILL = MOTIONS.index("still")
-OBJECTS = 3  # at most, in one scene
+OBJECTS = 3  # largest number in one scene
 NO_SUCH_COLOUR, OTHER_MOTION = "no such colour", "other motion"  # kinds of sentences that name nothing
-BLOCK = 128  # scenes drawn together: scene i is the same whatever the number of scenes asked for
+BLOCK = 128  # scenes drawn together: the number of requested scenes does not change scene i
 
 
 @dataclass(frozen=True)
 class SceneBlock:
     """`BLOCK` scenes: frames uint8 [N F H W 3] rgb8, visible masks bool [N OBJECTS F H W], and their sentences.
 
-    sentences[i] is a tuple of (text, object numbers); an object number beyond a scene's count is never named.
+    sentences[i] is a tuple of (text, object numbers); object numbers beyond a scene's count never occur.
     nothing[i] is a tuple of (text, kind) of sentences that are true of no object.
     """
 
@@ -48,7 +48,7 @@ class SceneBlock:
 
 @dataclass(frozen=True)
 class _Objects:
-    """What the objects of N scenes are: integer codes [N OBJECTS], positions [N OBJECTS F 2] and radii in pixels."""
+    """The objects of N scenes: integer codes [N OBJECTS], positions [N OBJECTS F 2] and radii in pixels."""
 
     count: NDArray[np.int64]
     colour: NDArray[np.int64]
@@ -80,7 +80,7 @@ def _draw_objects(rng: np.random.Generator, frames: int, size: int) -> _Objects:
     colour[look_alikes, 1] = colour[look_alikes, 0]
     shape[twins, 1] = shape[twins, 0]
     other = (motion[:, 0] + rng.integers(1, len(MOTIONS), BLOCK)) % len(MOTIONS)
-    motion[look_alikes, 1] = other[look_alikes]  # only the motion tells twins apart
+    motion[look_alikes, 1] = other[look_alikes]  # only the motion distinguishes equal objects
     motion[movers, 1] = motion[movers, 0]  # a motion that is true of two objects
     same = (colour[:, 1] == colour[:, 0]) & (shape[:, 1] == shape[:, 0]) & (motion[:, 1] == motion[:, 0])
     motion[same, 1] = other[same]
@@ -100,14 +100,14 @@ def _place(
     size: int,
     candidates: int = 24,
 ) -> NDArray[np.float32]:
-    """Paths [N OBJECTS F 2] that keep objects apart where they can; about one moving object in twelve leaves."""
+    """Paths [N OBJECTS F 2] that keep objects apart if possible; about one moving object in twelve leaves."""
     time = np.linspace(-0.5, 0.5, frames, dtype=np.float32) if frames > 1 else np.zeros(1, np.float32)
     step = STEPS[motion]
     leaving = (rng.random(motion.shape) < 0.08) & (motion != STILL)
     margin = radius + 0.5 * travel
     low = np.where(step != 0, margin[..., None], radius[..., None]) * 0.95
     middle = rng.uniform(size=(candidates, *motion.shape, 2)).astype(np.float32) * (size - 2 * low) + low
-    # One that leaves is still half inside in the first frame and beyond the edge in the last.
+    # A leaving object is half inside in the first frame and outside in the last.
     travel = np.where(leaving, 1.6 * radius + 0.06 * size, travel)
     edge = np.where(step > 0, size + 0.25 * radius[..., None], -0.25 * radius[..., None])
     middle = np.where(leaving[..., None] & (step != 0), edge, middle)
@@ -121,7 +121,7 @@ def _place(
         for j, placed in enumerate(chosen):
             apart = np.linalg.norm(paths - placed, axis=-1).min(-1) - radius[:, k] - radius[:, j]
             room = np.minimum(room, apart)
-        roomy = np.minimum(room, 2.0)  # beyond two pixels of air the first candidate is as good as any
+        roomy = np.minimum(room, 2.0)  # two pixels of distance suffice: the first such candidate wins
         chosen.append(paths[roomy.argmax(0), scenes])
     return np.stack(chosen, axis=1)
 
@@ -129,7 +129,7 @@ def _place(
 def _render(
     rng: np.random.Generator, objects: _Objects, frames: int, size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Paint the objects over the backgrounds in order; a later object hides an earlier one, in the masks too."""
+    """Paint the objects over the backgrounds in order; a later object hides an earlier one, also in the masks."""
     canvas = np.repeat(_backgrounds(rng, size)[:, None], frames, axis=1)
     masks = np.zeros((BLOCK, OBJECTS, frames, size, size), bool)
     palette = np.array(list(COLOURS.values()), np.float32)
@@ -162,7 +162,7 @@ def _coverage(objects: _Objects, k: int, size: int) -> NDArray[np.float32]:
 
 
 def _backgrounds(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Muted backgrounds float [N H W 3]: plain, gradient, soft blobs or stripes, never as vivid as an object."""
+    """Muted backgrounds float [N H W 3]: plain, gradient, soft blobs or stripes, less vivid than any object."""
     grid = np.linspace(-1, 1, size, dtype=np.float32)
     angle = rng.uniform(0, 2 * np.pi, (BLOCK, 1, 1)).astype(np.float32)
     ramp = np.cos(angle) * grid[None, None, :] + np.sin(angle) * grid[None, :, None]
@@ -183,7 +183,7 @@ def _backgrounds(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
 def _sentences(
     rng: np.random.Generator, objects: _Objects, scene: int, wanted: int
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Up to `wanted` true sentences of one scene: every object if it can be told apart, then by motion, then any."""
+    """Up to `wanted` true sentences of one scene: one per distinguishable object, then by motion, then any."""
     traits = _traits(objects, scene)
     number = len(traits)
     sets: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
@@ -203,7 +203,7 @@ def _sentences(
 
 
 def _nothing(rng: np.random.Generator, objects: _Objects, scene: int, wanted: int) -> tuple[tuple[str, str], ...]:
-    """`wanted` sentences about no object and their kinds, which take turns; fewer where a kind has no more to say."""
+    """`wanted` sentences about no object, with alternating kinds; fewer if a kind has no more sentences."""
     traits = _traits(objects, scene)
     absent = sorted(set(range(len(COLOURS))) - {colour for colour, _, _ in traits})
     options: dict[str, list[tuple[int, int, int]]] = {NO_SUCH_COLOUR: [], OTHER_MOTION: []}

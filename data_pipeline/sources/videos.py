@@ -1,11 +1,11 @@
-"""Video files listed in a JSONL, one video a line.
+"""Video files listed in a JSONL, one video per line.
 
 {"video": path, "video_id"?, "annotated"?, "expressions": [{"exp_id"?, "text", "masks"?}]}; paths are relative to
-the JSONL's folder. `masks` is a list of COCO RLE (or null) per frame, a folder of PNG files in frame order (by their
-names, numbers as numbers), or a list of PNG paths; any value above 0 is the object. [] says that the sentence names
-nothing. `annotated` lists the frames, from 0, whose masks are known, all by default; `masks` may be of these alone.
-Masks are needed by a cache, not by prediction. Lines end with a line feed, and with no other sign that could stand
-in a sentence.
+the JSONL's folder. `masks` is a list of COCO RLE (or null) per frame, a folder of PNG files (sorted by the numbers in
+their names), or a list of PNG paths; any value above 0 is the object. [] says that the sentence names nothing.
+`annotated` lists the frames, from 0, with known masks; by default all. `masks` may have only these frames.
+A cache needs masks, prediction does not. Only a line feed ends a line, because other line separators may occur in a
+sentence.
 """
 
 import hashlib
@@ -45,14 +45,14 @@ _LINE = 'a line is one video, {"video": PATH, "expressions": [...]}: docs/datase
 
 @lru_cache(maxsize=2)
 def _opened(path: Path, allow_truncated: bool) -> "VideoFile":
-    """The videos used last stay open: clips of one video follow each other."""
-    from flowmask.data_pipeline.video.video_file import VideoFile  # PyAV, which a rank of a training never needs
+    """The last used videos stay open: clips of one video follow each other."""
+    from flowmask.data_pipeline.video.video_file import VideoFile  # PyAV, which a training rank never needs
 
     return VideoFile(path, allow_truncated=allow_truncated)
 
 
 class FileVideo(Video):
-    """A video that is one file, `path`, opened when its frames, their number or their size are asked for."""
+    """A video that is one file, `path`; opened when its frames, their number or their size are needed."""
 
     path: Path
     allow_truncated = False  # data.allow_truncated
@@ -63,7 +63,7 @@ class FileVideo(Video):
 
     @cached_property
     def _facts(self) -> tuple[int, tuple[int, int]]:
-        """Number of frames and their size; kept, so that planning needs no file to stay open."""
+        """Number and size of the frames; kept, so that planning needs no open file."""
         return len(self._file), self._file.size
 
     @cached_property
@@ -91,7 +91,7 @@ class ListedVideo(FileVideo):
         self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
         listed = field(entry, "expressions", list, where=where)
         self._masks: dict[str, Any] = {}
-        self._empty: dict[str, int] = {}  # expression id -> number of its masks, none of which shows a pixel
+        self._empty: dict[str, int] = {}  # expression id -> number of its masks, if all are empty
         self.expressions = tuple(self._expression(number, item) for number, item in enumerate(listed))
         refuse_twice((e.exp_id for e in self.expressions), where=f"{where}: exp_id", said="names two expressions")
         without = [e.exp_id for e, item in zip(self.expressions, listed, strict=True) if item.get("masks") is None]
@@ -117,7 +117,7 @@ class ListedVideo(FileVideo):
         for mask in masks if isinstance(masks, list) else [masks]:
             if isinstance(mask, str):
                 check_path(check_name(mask, where=f"{where}.masks"), where=f"{where}.masks")
-        # Sentences of one video that spell the same masks mean the same object: it is encoded once.
+        # Sentences of one video with identical masks mean the same object, which is encoded once.
         try:
             spelled = json.dumps(masks, sort_keys=True)
         except RecursionError:
@@ -175,7 +175,7 @@ class ListedVideo(FileVideo):
             masks = self._pngs_in(masks)
         known = self.annotated(()) or range(self._facts[0])
         if self.allow_truncated and isinstance(masks, list) and not self._annotated:
-            masks = masks[: len(known)]  # a file that lost its end lost the frames of the last masks
+            masks = masks[: len(known)]  # a truncated video lost the frames of the last masks
         if not isinstance(masks, list) or len(masks) not in (len(known), self._facts[0]):
             count = len(masks) if isinstance(masks, list) else "no list of"
             of = f" of which {len(known)} are annotated" if self._annotated else ""
@@ -183,7 +183,7 @@ class ListedVideo(FileVideo):
         return dict(zip(known, masks)) if len(masks) == len(known) else {i: masks[i] for i in known}
 
     def _frame_mask(self, mask: Any, *, where: str) -> NDArray[np.bool_]:
-        if isinstance(mask, str | Path):  # a name in the list, or a file of a folder that it names
+        if isinstance(mask, str | Path):  # a name in the list, or a file of a listed folder
             try:
                 return read_object_mask(mask if isinstance(mask, Path) else self._folder / mask, size=self.size)
             except DataError as error:  # the list may name a file anywhere
@@ -206,7 +206,7 @@ class ListedVideo(FileVideo):
         return self._missing_mask
 
     def mask_files(self) -> Iterator[Path]:
-        """The PNG files that hold masks of this video; none of a folder that cannot be listed."""
+        """The PNG files with masks of this video; none of a folder that cannot be listed."""
         for masks in self._masks.values():
             if isinstance(masks, list):
                 yield from (self._folder / mask for mask in masks if isinstance(mask, str))
@@ -216,7 +216,7 @@ class ListedVideo(FileVideo):
 
 
 class VideosSource(Source):
-    """`root` is the JSONL file, or a folder that holds {split}.jsonl."""
+    """`root` is the JSONL file, or a folder with {split}.jsonl."""
 
     def __init__(self, root: Path, *, split: str):
         self.path = _list_of(root, split)
@@ -232,7 +232,7 @@ class VideosSource(Source):
 
     @classmethod
     def evaluation_splits(cls, root: Path, *, split: str) -> list[str]:
-        """The lists in the same folder; a `root` that is a file stands alone."""
+        """The lists in the same folder; if `root` is a file, only this file."""
         return sorted(path.stem for path in root.glob("*.jsonl") if is_evaluation(path.stem))
 
     @classmethod
@@ -271,7 +271,7 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _contents(files: Sequence[Path], *, below: Path) -> str:
-    """Hash of files by name and content, since masks that were replaced often have the size of the old ones."""
+    """Hash of files by name and content, because a replaced mask often has the same size."""
     digest = hashlib.sha256()
     for path in files:
         try:

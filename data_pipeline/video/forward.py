@@ -1,7 +1,7 @@
-"""Reading any video by decoding it forward, from the first picture: correct for everything that FFmpeg decodes.
+"""Reads any video by decoding it forward from the first picture: correct for every file that FFmpeg decodes.
 
-Seeking is only correct if keyframes are clean cuts and times are true, so it is not used. The position after the last
-call is kept: pictures that are requested in order need one pass.
+Seeking is correct only if keyframes are clean cuts and times are true, so it is not used. The position after the last
+call is kept: requests in order need only one pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,13 +26,13 @@ class _DamagedError(Exception):
 
 
 class ForwardReader:
-    """Pictures of one file by their number. Not for several threads at once."""
+    """Pictures of one file by their number. Not thread safe."""
 
     def __init__(self, path: Path, first: Picture) -> None:
         self._path, self._first = path, first
         self._reformatter = VideoReformatter()
         self._pictures: Iterator[av.VideoFrame] = iter(())
-        self._next = -1  # number of the picture that comes next; -1: not begun
+        self._next = -1  # number of the next picture; -1: not begun
 
     def frames(self, ids: Sequence[int]) -> list[NDArray[np.uint8]]:
         """rgb8 [H W 3] of each of the sorted, distinct ids."""
@@ -68,7 +68,7 @@ class ForwardReader:
 def readable(path: Path) -> tuple[list[int | None], str]:
     """Times of the pictures before the first lost one, by decoding all.
 
-    And the reason of the loss, "" if none is lost.
+    Also the reason of the loss, "" if none is lost.
     """
     shown: list[int | None] = []
     sound, first_corrupt, fields, damage = 0, None, False, ""
@@ -78,7 +78,7 @@ def readable(path: Path) -> tuple[list[int | None], str]:
         try:
             for frame in _decoded(container, stream, owed):
                 shown.append(frame.pts)
-                fields |= frame.interlaced_frame  # each may be a packet, two of which make a picture
+                fields |= frame.interlaced_frame  # each packet may be a field; two fields make a picture
                 if not frame.is_corrupt:
                     sound = len(shown)
                 elif first_corrupt is None:
@@ -96,19 +96,19 @@ def readable(path: Path) -> tuple[list[int | None], str]:
 
 
 def _pictures(path: Path) -> Iterator[av.VideoFrame]:
-    """Every picture in order; _DamagedError behind those before damage."""
+    """Every picture in order; raises _DamagedError after the pictures before damage."""
     with opened(path) as container:
         stream = video_stream(container, path=path)
         yield from _decoded(container, stream, Owed(container, stream))
 
 
 def _decoded(container: InputContainer, stream: av.VideoStream, owed: Owed) -> Iterator[av.VideoFrame]:
-    """Every picture of the stream in order; _DamagedError behind those before damage.
+    """Every picture of the stream in order; raises _DamagedError after the pictures before damage.
 
     Packets before the first decodable keyframe are skipped, as players do: broadcasts may begin anywhere.
     """
     begun, damage = False, ""
-    failure = av.FFmpegError  # a local: a reader that is open when Python ends is closed after its module is emptied
+    failure = av.FFmpegError  # a local: Python may empty this module before it closes an open reader
     try:
         for packet in container.demux(stream):
             owed.see(packet)
@@ -125,5 +125,5 @@ def _decoded(container: InputContainer, stream: av.VideoStream, owed: Owed) -> I
         damage = reason(error)
     if damage:
         with suppress(failure):
-            yield from stream.decode(None)  # pictures before the damage that wait for their turn
+            yield from stream.decode(None)  # pictures before the damage that are still in the decoder
         raise _DamagedError(damage)

@@ -1,4 +1,4 @@
-"""Opens a video file with PyAV's FFmpeg: which files are accepted, and FFmpeg's errors in one line.
+"""Opens a video file with PyAV's FFmpeg: the accepted files, and FFmpeg's errors in one line.
 
 Raises DataError before decoding for a file that is not regular, a format that can name other files (playlists, sets of
 pictures), a file without a video stream, and pictures of more than MAX_PIXELS.
@@ -14,8 +14,8 @@ from av.container import InputContainer
 from flowmask.data_pipeline.video.promise import false_count
 from flowmask.models.errors import DataError
 
-MAX_PIXELS = 89_478_485  # as many as a picture may have: Pillow's own limit
-# Containers that hold their video themselves. Others (hls, dash, concat, sdp, image2, ...) open what they name.
+MAX_PIXELS = 89_478_485  # Pillow's own limit
+# Containers that hold their video themselves. Others (hls, dash, concat, sdp, image2, ...) open other files.
 _FORMATS = (
     *("mov", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "live_flv", "gif", "apng", "asf", "ogg", "nut", "ivf"),
     *("h264", "hevc", "vvc", "m4v", "mpegvideo", "h263", "h261", "obu", "av1", "mjpeg", "vc1", "cavsvideo", "dirac"),
@@ -26,13 +26,13 @@ _logging = threading.Lock()
 
 
 def opened(path: Path) -> InputContainer:
-    """The container, to be closed by the caller; `video_stream` gives its stream."""
+    """The container, which the caller closes; `video_stream` gives its stream."""
     refuse_special(path)
     if count := false_count(path):
         raise DataError(f"{path}: damaged: its header names {count:,} frames, more than it has bytes")
     try:
         return _open(path)
-    except (av.FFmpegError, ValueError) as error:  # ValueError: a name that FFmpeg can't take
+    except (av.FFmpegError, ValueError) as error:  # ValueError: a name that FFmpeg can't use
         raise DataError(f"{path}: no readable video, or a truncated one ({_said(path) or reason(error)})") from None
 
 
@@ -52,7 +52,7 @@ def refuse_special(path: Path) -> None:
 
 
 def video_stream(container: InputContainer, *, path: Path) -> av.VideoStream:
-    """The stream that a player shows; DataError if there is none, cover pictures aside, or it can't be decoded."""
+    """The stream that a player shows, without cover pictures; DataError if there is none or it can't be decoded."""
     moving = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not moving:
         kinds = " and ".join(sorted({stream.type for stream in container.streams}))
@@ -67,7 +67,7 @@ def video_stream(container: InputContainer, *, path: Path) -> av.VideoStream:
             f"{path}: pictures of {context.width}x{context.height} px; at most {MAX_PIXELS:,} px are accepted"
         )
     context.options = {"max_pixels": str(MAX_PIXELS)}
-    context.thread_count = 1  # clips are decoded side by side
+    context.thread_count = 1  # several clips are decoded in parallel
     return stream
 
 
@@ -78,12 +78,12 @@ def reason(error: Exception) -> str:
 
 
 def _open(path: Path) -> InputContainer:
-    # The prefix keeps a name such as `http:x.mp4` a name.
+    # With this prefix FFmpeg takes `http:x.mp4` as a file name.
     return av.open(f"file:{path}", options=_OPTIONS)
 
 
 def _said(path: Path) -> str:
-    """FFmpeg's log about a file that it can't open, which has more detail than its error code."""
+    """FFmpeg's log about a file that it can't open; it has more detail than the error code."""
     with _logging:
         before = av.logging.get_level(), av.logging.get_skip_repeated()
         av.logging.set_level(av.logging.ERROR)

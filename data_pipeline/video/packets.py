@@ -1,6 +1,6 @@
-"""One pass over the packets of a video file, without decoding more than its first picture.
+"""One pass over the packets of a video file; only the first picture is decoded.
 
-Says what the file is, how much it promises, and whether decord may seek in it.
+Reports the form of the file, the length it promises, and whether decord may seek in it.
 """
 
 import math
@@ -19,21 +19,21 @@ from flowmask.data_pipeline.video.promise import damage_of_avi, first_unplaced, 
 from flowmask.data_pipeline.video.seek_rule import SeekRule
 from flowmask.models.errors import DataError
 
-_GAP_S = 0.25  # a last packet that ends less than this before the promised end is no evidence
+_GAP_S = 0.25  # smaller gaps before the promised end prove nothing
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the packets of one video file say.
+    """Facts from the packets of one video file.
 
-    count:    packets that are not to be discarded: where `seekable`, the pictures
-    rate:     pictures shown in a second
-    keys:     places of the keyframes among the packets
+    count:    packets that are not discarded: if `seekable`, the pictures
+    rate:     pictures per second
+    keys:     indices of the keyframes among the packets
     promised: number of pictures by the header of a file that lost some; None if it has no number
-    whole:    pictures in front of the first damaged fragment; None if no fragment is damaged
+    whole:    pictures before the first damaged fragment; None if no fragment is damaged
     lost:     why its end seems to be missing, in a few words; "" if nothing says so
-    seekable: every seek to a picture of it is right
-    shown:    when each packet of the count is shown and for how long, in units of `unit_s` s
+    seekable: every seek to one of its pictures is correct
+    shown:    display time and duration of each counted packet, in units of `unit_s` s
     """
 
     first: Picture
@@ -63,7 +63,7 @@ def facts_of(path: Path) -> Facts:
             raise DataError(f"{path}: no readable video, or a truncated one ({seen.refused or lost or 'no picture'})")
         if container.format.name == "avi" and (why := damage_of_avi(path)):
             raise DataError(f"{path}: damaged: {why}")
-        if seen.incomplete and container.format.name != "mpegts":  # whose recordings end anywhere
+        if seen.incomplete and container.format.name != "mpegts":  # mpegts recordings end anywhere
             lost = "its last packet is incomplete"
         if behind := missing_bytes(path):
             lost = f"{behind:,} bytes are missing at its end"
@@ -80,7 +80,7 @@ def facts_of(path: Path) -> Facts:
             if held > len(seen.shown):
                 promised = held
             elif lost and stream.frames and unplaced is None and not seen.incomplete:
-                lost = ""  # all pictures are there: what is missing is an index, or sound
+                lost = ""  # all pictures are there: only an index or sound is missing
         elif lost and ends_s > seen.end_s > seen.start_s:
             promised = round((ends_s - seen.start_s) * float(stream.average_rate or rate))
         if unplaced is not None:
@@ -93,25 +93,25 @@ def facts_of(path: Path) -> Facts:
 
 
 class _Seen:
-    """What is kept of the packets while they pass."""
+    """Facts gathered while the packets pass."""
 
     def __init__(self, stream: av.VideoStream, path: Path) -> None:
         self.first: Picture | None = None
         self.refused = ""  # FFmpeg's reason why the first picture can't be decoded
         self.shown: list[tuple[int | None, int]] = []  # time and duration, in the stream's time base
-        self.places: list[int] = []  # of those shown, in the file
-        self.sizes: dict[int, int] = {}  # bytes by place, of the packets of all streams
+        self.places: list[int] = []  # byte positions of the shown packets
+        self.sizes: dict[int, int] = {}  # bytes by position, for packets of all streams
         self.discarded = 0
-        self.overtaken: set[int] = set()  # places of those discarded as their time has passed
-        self._decoded = -math.inf  # when the last one was decoded
-        self.incomplete = False  # the last packet
+        self.overtaken: set[int] = set()  # positions of packets discarded because their time has passed
+        self._decoded = -math.inf  # decoding time of the last packet
+        self.incomplete = False  # whether the last packet is
         self.start_s = math.inf  # of the first picture
-        self.end_s = 0.0  # of the packet of any stream that ends last
+        self.end_s = 0.0  # latest end of a packet of any stream
         self.rule = SeekRule(stream)
         self._stream, self._path = stream, path
 
     def add(self, packet: Packet) -> None:
-        """The next packet of any stream; an empty one flushes the decoder."""
+        """Takes the next packet of any stream; an empty one flushes the decoder."""
         if packet.pts is not None and packet.time_base:
             self.end_s = max(self.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.pos is not None:
@@ -136,7 +136,7 @@ class _Seen:
             self.start_s = min(self.start_s, float(packet.pts * packet.time_base))
 
     def first_unplaced(self, container: InputContainer) -> int | None:
-        """Where frames begin that no fragment names any more."""
+        """The first byte of frames that no fragment names."""
         if not container.format.name.startswith("mov"):
             return None
         all_known = all(stream.type in ("video", "audio") for stream in container.streams)
@@ -154,15 +154,15 @@ class _Seen:
 
 
 def _stated_end_s(container: InputContainer) -> float:
-    """Where the last packet ends by the header, where that is no estimate of FFmpeg's; 0: it does not say."""
+    """The end of the last packet by the header, unless it is FFmpeg's estimate; 0 if the header has none."""
     stated = container.format.name.partition(",")[0] in ("matroska", "flv", "live_flv")
     return container.duration / av.time_base if stated and container.duration else 0.0
 
 
 def _rate(shown: Sequence[tuple[int | None, int]], stream: av.VideoStream) -> float:
-    """Pictures in a second, so that all of them last as long as a player shows them.
+    """Pictures per second, so that all of them together last as long as in a player.
 
-    The header's average is taken where it explains the times within half a picture: they may be rounded.
+    The header's average is used if it explains the times within half a picture: they may be rounded.
     """
     average = stream.average_rate or stream.guessed_rate or Fraction(25)
     timed = [(pts, pts + duration) for pts, duration in shown if pts is not None]

@@ -1,6 +1,6 @@
-"""One decoded picture as it is shown: RGB, turned as the file says.
+"""One decoded picture as it is displayed: RGB, turned as the file says.
 
-Its pixels are the stored ones: an aspect of pixels other than 1 is not applied, since masks count stored pixels.
+It has the stored pixels: a pixel aspect other than 1 is not applied, because masks count stored pixels.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Picture:
 
     stored, size: (height, width) in px, before and after turning
     turn:         a b c d of FFmpeg's display matrix, as -1, 0, 1: column p, row q go to ap + cq, bp + dq
-    plain:        8 bit 4:2:0, progressive, not turned: what every FFmpeg gives the same RGB for
+    plain:        8 bit 4:2:0, progressive, not turned: then every FFmpeg gives the same RGB
     """
 
     stored: tuple[int, int]
@@ -35,7 +35,7 @@ UPRIGHT = (1, 0, 0, 1)
 
 
 def picture_of(frame: av.VideoFrame, *, path: Path) -> Picture:
-    """The form of a frame; DataError if it is turned by what is no multiple of 90 degrees."""
+    """The form of a frame; DataError for a turn that is no multiple of 90 degrees."""
     stored, turn = (frame.height, frame.width), _turn(frame, path)
     size = stored if turn[0] else (frame.width, frame.height)
     plain = frame.format.name in ("yuv420p", "yuvj420p") and not frame.interlaced_frame and turn == UPRIGHT

@@ -1,4 +1,4 @@
-"""How much a file says that it holds, which tells a file that lost its end from a short one."""
+"""The content that a file promises: it distinguishes a file that lost its end from a short one."""
 
 import re
 from bisect import bisect_left
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 _UNKNOWN = 0
-_HEADERS = 1 << 24  # bytes at the beginning that an AVI's headers may take
+_HEADERS = 1 << 24  # largest size of the headers at the beginning of an AVI
 _LIST_OF_FRAMES = re.compile(rb"(?s)LIST....movi")
 _ENTRY = re.compile(rb"[0-9]{2}\w{2}|rec |\0{4}")  # of an AVI's index: a stream and a kind, a list, or padding
-_PADDING = 1 << 16  # bytes behind the last box that are looked at
-_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its file properties: 24 bytes on stands the size
+_PADDING = 1 << 16  # bytes after the last box that are checked
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its file properties: 24 bytes later is the size
 _BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot")
-# Of the tables of frames: name, place of the count behind it, version and flags that may be set there.
+# Of the tables of frames: name, position of the count after it, version and flags that may be set.
 _TABLES = ((b"stsz", 8, 0), (b"stz2", 8, 0), (b"trun", 4, 0x01000F05))
 
 
 def missing_bytes(path: Path) -> int:
-    """Bytes that the file's own sizes place behind its end; 0: none, or the container says no sizes.
+    """Number of missing bytes at the end by the file's own sizes; 0: none, or the container has no sizes.
 
     Known: ISO boxes (mp4, mov), the segment of EBML (mkv, webm), RIFF chunks (avi), ASF (wmv), the last byte of GIF.
     """
@@ -44,9 +44,9 @@ def missing_bytes(path: Path) -> int:
 
 
 def false_count(path: Path) -> int:
-    """A number of frames in a table of an mp4 or mov that is larger than the file has bytes; 0: none.
+    """A number of frames in a table of an mp4 or mov that is larger than the file's size in bytes; 0: none.
 
-    FFmpeg would make room for as many before it looks for them.
+    FFmpeg would allocate memory for them before it looks for them.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -65,9 +65,9 @@ def false_count(path: Path) -> int:
 
 
 def damage_of_avi(path: Path) -> str:
-    """What of an AVI's tables FFmpeg passes over without a word, with the frames that it names; "" if nothing is.
+    """Damage in an AVI's tables that FFmpeg silently skips, with the number of frames; "" if there is none.
 
-    Without the header of the list of frames it begins at any; of the index it takes the entries that name a stream.
+    Without the header of the frame list FFmpeg begins anywhere; of the index it uses only entries that name a stream.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -90,12 +90,12 @@ def damage_of_avi(path: Path) -> str:
 def first_unplaced(
     path: Path, packets: Mapping[int, int], *, overtaken: Collection[int], all_known: bool
 ) -> int | None:
-    """From where on frames of an mp4 are named by no fragment any more; None: all are named, or it has no fragments.
+    """The byte of an mp4 after which no fragment names the frames; None: all are named, or it has no fragments.
 
-    FFmpeg passes over a fragment whose header is damaged, and over packets that a false time of one overtakes.
-    packets:   size by place of all that were found
-    overtaken: places of those that give no picture; right where an edit list puts them, before the first fragment
-    all_known: no stream holds what FFmpeg gives no packets for: each byte of a fragment belongs to one
+    FFmpeg skips a fragment with a damaged header, and packets whose time comes too late because of one wrong time.
+    packets:   size by position of all found packets
+    overtaken: positions of packets without a picture; correct if an edit list causes it, before the first fragment
+    all_known: FFmpeg gives packets for every stream: each byte of a fragment belongs to a packet
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -104,16 +104,16 @@ def first_unplaced(
             return None
         fragments = min((at for at, _, kind in boxes if kind == b"moof"), default=size)
         places = sorted(place for place in packets if place < fragments or place not in overtaken)
-        ends = [0, *accumulate(packets[place] for place in places)]  # how many bytes there are up to each packet
+        ends = [0, *accumulate(packets[place] for place in places)]  # total bytes up to each packet
         for at, length, kind in boxes:
             if kind == b"mdat" and at + length <= size:
                 held = ends[bisect_left(places, at + length)] - ends[bisect_left(places, at)]
                 if held < (length - 16 if all_known else min(1, length - 16)):
                     return at
             elif at + length > size:
-                return size if kind == b"mdat" else at  # frames that are cut: some are there
+                return size if kind == b"mdat" else at  # the last frames are cut, but some exist
         if kind == b"moof":
-            return at  # its frames are cut off
+            return at  # its frames are missing
         file.seek(at + length)
         rest = file.read(_PADDING)
         return at + length if any(rest) and not rest.startswith(b"\0\0\0\0mdat") else None  # 0: to the file's end
@@ -126,7 +126,7 @@ def _announces(file: BinaryIO, at: int, length: int) -> bool:
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
-    """Place, length and kind of each box at the top, the last of which may end behind the file."""
+    """Position, length and kind of each top-level box; the last box may end after the file's end."""
     at = 0
     while at + 8 <= size:
         file.seek(at)
@@ -135,7 +135,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes]]:
         if length == 1:
             length = int.from_bytes(header[8:16])
         if (at == 0 and kind not in _BOXES) or length < 8 or not kind.isalnum():
-            return  # 0: to the file's end; else no box, but padding
+            return  # 0: up to the file's end; else no box, but padding
         yield at, length, kind
         at += length
 
@@ -146,7 +146,7 @@ def _end_of_chunks(file: BinaryIO, size: int) -> int:
         file.seek(at)
         header = file.read(8)
         length = int.from_bytes(header[4:], "little")
-        if header[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):  # a stream that was not closed says no size
+        if header[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):  # a stream that was not closed has no size
             return min(at, size)
         at += 8 + length
         if at < size:
@@ -155,7 +155,7 @@ def _end_of_chunks(file: BinaryIO, size: int) -> int:
 
 
 def _end_of_segment(file: BinaryIO) -> int:
-    """Where the first segment of a Matroska file ends: behind its header, and a size that may be unknown."""
+    """The end of the first segment of a Matroska file, by its header and its size, which may be unknown."""
     file.seek(4)
     length = _number(file)
     if length is None:
@@ -168,7 +168,7 @@ def _end_of_segment(file: BinaryIO) -> int:
 
 
 def _number(file: BinaryIO) -> int | None:
-    """An EBML number: as many bytes as its first byte has leading zeros, and one; None: unknown, all ones."""
+    """An EBML number: its length is the number of leading zeros of its first byte plus one; None: unknown, all ones."""
     first = file.read(1)
     if not first or not first[0]:
         return None

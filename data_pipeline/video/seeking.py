@@ -1,6 +1,6 @@
-"""Reading videos by decord, which seeks: quick where few pictures of a long video are asked for.
+"""Reads videos by decord, which seeks: fast if few pictures of a long video are needed.
 
-Only for files that `SeekRule` admits. decord has no package for some machines (Linux on ARM); it is optional.
+Only for files that `SeekRule` accepts. decord has no package for some machines (Linux on ARM); it is optional.
 """
 
 import re
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from flowmask.data_pipeline.video.packets import Facts
 from flowmask.models.errors import DataError
 
-_NO_REPEATS = 1e-9  # part of pictures that may be replaced by a neighbour where they don't decode
+_NO_REPEATS = 1e-9  # share of pictures that a neighbour may replace if they can't be decoded
 
 
 class SeekingReader:
-    """Pictures of one file by their number. Not for several threads at once."""
+    """Pictures of one file by their number. Not thread safe."""
 
     def __init__(self, path: Path, facts: Facts) -> None:
         import decord
 
-        decord.logging.set_level(decord.logging.QUIET)  # FFmpeg would write its own lines beside ours
+        decord.logging.set_level(decord.logging.QUIET)  # otherwise FFmpeg would print its own lines
         self._path = path
         self._errors = (RuntimeError, IndexError, decord.DECORDError)
         try:
@@ -48,18 +48,18 @@ class SeekingReader:
 
 
 def seeking_reader(path: Path, facts: Facts) -> SeekingReader | None:
-    """A reader that seeks, if the rule admits the file and decord is there and sees the same packets."""
+    """A reader that seeks, if the rule accepts the file and decord is installed and sees the same packets."""
     if not facts.seekable:
         return None
     try:
         reader = SeekingReader(path, facts)
-    except (ImportError, OSError):  # not installed, or a library that it needs is missing: `flowmask doctor` says so
+    except (ImportError, OSError):  # not installed, or a library is missing: `flowmask doctor` reports it
         return None
     return reader if reader.agrees else None
 
 
 def _reason(error: Exception) -> str:
-    """The end of what decord says, without the time, addresses and stack that its messages carry."""
+    """The end of decord's message, without its time, addresses and stack."""
     said = str(error).partition("Stack trace")[0]
     said = re.sub(r"\[\d\d:\d\d:\d\d\]\s*|\b0x[0-9a-fA-F]+\b", "", said)
     return " ".join(said.split())[-160:]

@@ -1,6 +1,6 @@
-"""The sound of a video file, brought into an mp4 that shows a part of it: as it is stored where an mp4 can hold it.
+"""The sound of a video file for an mp4 with a part of the video: copied unchanged if an mp4 can hold it.
 
-Others become AAC, in mono or stereo. Cut at packets: what begins within the pictures is whole.
+Other codecs become AAC, in mono or stereo. Cut at packets: a packet that begins within the pictures is kept whole.
 """
 
 from collections.abc import Iterator
@@ -17,23 +17,23 @@ from av.packet import Packet
 
 from flowmask.data_pipeline.video.opening import opened, reason
 
-_IN_MP4 = ("aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac")  # of those allowed, what players know
-_SLOWEST_MP3 = 16000  # Hz; slower ones are no part of mp4
+_IN_MP4 = ("aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac")  # the allowed ones that players know
+_SLOWEST_MP3 = 16000  # Hz; mp4 does not allow slower ones
 _RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)  # Hz, of AAC
 
-_WARM_UP = 2  # packets: a decoder needs the one before the first that is heard
+_WARM_UP = 2  # packets: a decoder needs the one before the first audible one
 
 
 @dataclass(frozen=True)
 class Soundtrack:
-    """The sound of a file, from `start_s` on its clock on, which is when its first picture is shown."""
+    """The sound of a file, from `start_s` on its clock, the display time of its first picture."""
 
     path: Path
     start_s: Fraction
 
 
 def soundtrack_of(path: Path, *, start_s: Fraction | None) -> Soundtrack | None:
-    """The sound of a video file; None if it has none that can be decoded, or no times."""
+    """The sound of a video file; None if there is none, it can't be decoded, or there are no times."""
     if start_s is None:
         return None
     with opened(path) as container:
@@ -41,13 +41,13 @@ def soundtrack_of(path: Path, *, start_s: Fraction | None) -> Soundtrack | None:
 
 
 class SoundCopy:
-    """The sound for one mp4, which gets it piece by piece beside its pictures.
+    """The sound for one mp4, written piece by piece between its pictures.
 
-    problem: why a part of it is missing; "" if none is
+    problem: why a part is missing; "" if none is
     """
 
     def __init__(self, sound: Soundtrack, mp4: OutputContainer) -> None:
-        """mp4: its header is not written yet."""
+        """mp4: with its header not yet written."""
         self._source, self._mp4, self.problem = opened(sound.path), mp4, ""
         stream = _best(self._source)
         assert stream is not None
@@ -63,18 +63,18 @@ class SoundCopy:
         self._next = next(self._packets, None)
 
     def write_until(self, end_s: Fraction) -> None:
-        """Mux what begins before `end_s` s of the mp4."""
+        """Mux all packets that begin before `end_s` s of the mp4."""
         while self._next is not None and _begin_s(self._next, Fraction(0)) < end_s:
             self._next.stream = self._out
             self._mp4.mux(self._next)
             self._next = next(self._packets, None)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._source.close()
 
     def _stored(self) -> Iterator[Packet]:
-        """The packets of the file from the start on, on the mp4's clock."""
+        """The packets of the file from the start time on, with the mp4's times."""
         packets = self._source.demux(self._stream)
         while True:
             try:
@@ -93,11 +93,11 @@ class SoundCopy:
                 yield packet
 
     def _encoded(self) -> Iterator[Packet]:
-        ahead_s = Fraction(0)  # where the next samples begin, if they do not say
+        ahead_s = Fraction(0)  # begin of the next samples, if they do not say it
         for packet in chain(self._stored(), [None]):
             try:
                 frames = self._stream.decode(packet)
-            except av.FFmpegError as error:  # players go on behind it
+            except av.FFmpegError as error:  # players continue after it
                 self.problem = reason(error)
                 continue
             for frame in frames:
@@ -110,7 +110,7 @@ class SoundCopy:
 
 
 def _begin_s(piece: Packet | AudioFrame, otherwise: Fraction) -> Fraction:
-    """When a packet or a decoded frame begins, where it says so."""
+    """Begin of a packet or a decoded frame, if it has one."""
     return otherwise if piece.pts is None or piece.time_base is None else piece.pts * piece.time_base
 
 

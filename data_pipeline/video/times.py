@@ -1,4 +1,4 @@
-"""When each picture of a video is on the screen, by the times in the file, and which one a slower player shows."""
+"""The display time of each picture by the times in the file, and the picture that a slower player shows."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 
-# Some containers round times to a millisecond, which moves the first picture and a later one by half of it each: a
-# tick that falls so little before a picture belongs to it.
+# Some containers round times to a millisecond, which moves the first picture and a later one by half of it each. So a
+# tick that is this little before a picture belongs to the picture.
 _ROUNDED_S = Fraction(1, 1000)
 
 
 @dataclass(frozen=True)
 class ShowTimes:
-    """When the pictures of a video begin and the last one ends, in units of `unit_s` s from the first one on.
+    """Begin of each picture and end of the last one, in units of `unit_s` s after the first begin.
 
-    start_s: when the first one begins on the file's clock, which its sound shares; None: the file has no times
+    start_s: begin of the first picture on the file's clock, which its sound shares; None: the file has no times
     """
 
     begins: Sequence[int]
@@ -24,7 +24,7 @@ class ShowTimes:
     start_s: Fraction | None = None
 
     def begin_s(self, number: int) -> float:
-        """When a picture begins, in s from the first one on."""
+        """Begin of a picture, in s after the first one."""
         return float(self.begins[number] * self.unit_s)
 
     def drift_s(self, rate: float) -> float:
@@ -39,9 +39,9 @@ class ShowTimes:
 
 
 def show_times(begins: Sequence[int | None], *, unit_s: Fraction | None, last: int, rate: float) -> ShowTimes:
-    """The times of pictures that begin at `begins`, if the file states all of them; else those of a constant rate.
+    """The times of pictures that begin at `begins`, if the file states all of them; else times of a constant rate.
 
-    last: how long the last one is shown, in the same unit; 0: the file doesn't say
+    last: duration of the last picture, in the same unit; 0: the file doesn't say
     """
     known = sorted({begin for begin in begins if begin is not None})
     start_s = known[0] * unit_s if known and unit_s is not None else None
@@ -52,5 +52,5 @@ def show_times(begins: Sequence[int | None], *, unit_s: Fraction | None, last: i
 
 
 def exact_rate(fps: float) -> Fraction:
-    """The fraction that is meant by a rate: 29.97002997 is 30000/1001; at least one picture in 1001 s."""
+    """The exact fraction of a rate: 29.97002997 is 30000/1001; at least one picture in 1001 s."""
     return max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))

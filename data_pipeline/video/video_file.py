@@ -1,7 +1,7 @@
 """A video file: number of frames, size, rate, and access to any frame.
 
-Frame i is the i-th picture that a player shows. Raises DataError for a file that is not a video, one that is cut short
-(unless allowed), and a frame that can't be decoded.
+Frame i is the i-th picture of a player. Raises DataError for a file that is not a video, for a truncated one
+(unless allowed), and for a frame that can't be decoded.
 """
 
 import threading
@@ -19,20 +19,20 @@ from flowmask.data_pipeline.video.seeking import SeekingReader, seeking_reader
 from flowmask.data_pipeline.video.times import ShowTimes, show_times
 from flowmask.models.errors import DataError
 
-_COST_OF_SEEKING = 4  # pictures that can be decoded in the extra time of decord per picture: benchmarks/video.py
+_COST_OF_SEEKING = 4  # pictures decoded in the extra time of decord per picture: benchmarks/video.py
 
 
 class VideoFile:
     """One open video; threads may share it. `size` is (height, width) in px of every frame, `len` their number."""
 
     def __init__(self, path: Path, *, allow_truncated: bool = False) -> None:
-        """allow_truncated: a file that is cut short has its readable frames."""
+        """allow_truncated: a truncated file has its readable frames."""
         self.path, self._allow_truncated, self._lock = path, allow_truncated, threading.Lock()
         self._facts = facts_of(path)
         self.size, self.frames_per_second = self._facts.first.size, self._facts.rate
         self._forward = ForwardReader(path, self._facts.first)
         if self._facts.lost:
-            _ = self._begins  # which refuses it
+            _ = self._begins  # this refuses it
 
     def __len__(self) -> int:
         with self._lock:
@@ -40,7 +40,7 @@ class VideoFile:
 
     @cached_property
     def times(self) -> ShowTimes:
-        """When each picture is shown."""
+        """The display time of each picture."""
         with self._lock:
             begins = self._begins
         last = max((time for time in begins if time is not None), default=None)
@@ -49,7 +49,7 @@ class VideoFile:
 
     @cached_property
     def _begins(self) -> list[int | None]:
-        """When each picture begins: those of the packets where each is a picture; else only decoding tells."""
+        """Begin of each picture: from the packets if each is a picture; otherwise only decoding shows it."""
         facts = self._facts
         if facts.seekable:
             return [begin for begin, _ in facts.shown]
@@ -81,7 +81,7 @@ class VideoFile:
         return seeking_reader(self.path, self._facts)
 
     def _gains(self, ids: Sequence[int]) -> bool:
-        """Whether seeking decodes fewer pictures: it starts at a keyframe, and forward reading at the last position."""
+        """Whether seeking decodes fewer pictures: it starts at a keyframe, forward reading at the last position."""
         keys, sought, before = self._facts.keys, 0, 0
         if not self._facts.seekable:
             return False

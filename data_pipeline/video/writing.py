@@ -21,17 +21,17 @@ class VideoWriter:
     """Frames of one size to an mp4; `with` writes it completely or not at all."""
 
     def __init__(self, path: Path, *, height: int, width: int, fps: float, sound: Soundtrack | None = None) -> None:
-        """height, width: of the frames to come; fps: frames per second, also fractions such as 29.97.
+        """height, width: of the frames; fps: frames per second, also fractions such as 29.97.
 
-        sound: sound of the video, from its start, as long as the frames last
+        sound: sound of the video, from its start, for the duration of the frames
         """
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
         self._even = (height % 2, width % 2)
         try:
-            self._partial.touch()  # av opens its file late, at the first packet
+            self._partial.touch()  # av opens its file only at the first packet
         except OSError as error:
             raise DataError(f"cannot write the video {path}: {error.strerror}") from error
-        options = {"movflags": "+faststart"}  # the index is at the front, so that it plays while it downloads
+        options = {"movflags": "+faststart"}  # the index is at the front, so that it plays during a download
         self._container = av.open(str(self._partial), "w", format="mp4", options=options)
         self._rate, self._frames = exact_rate(fps), 0
         stream = self._container.add_stream(_encoder(), rate=self._rate)
@@ -39,7 +39,7 @@ class VideoWriter:
         self._stream = stream
         stream.width, stream.height = width + self._even[1], height + self._even[0]
         stream.pix_fmt = "yuv420p"
-        # Without the last, libx264's bytes depend on the processor, and on where its buffers lie in memory.
+        # Without the last option, libx264's bytes depend on the processor and on the addresses of its buffers.
         stream.options = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, in the data and in the header

@@ -1,7 +1,6 @@
 """`flowmask doctor`: checks whether this machine can run the job. One line per check: pass, warn or fail, and the fix.
 
-Owns how the checks (questions.py) are run and shown. A check that raises is a failed
-finding, not an error.
+Runs and shows the checks of questions.py. A check that raises is a failed finding, not an error.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Checks of a job on the login node, before it waits in the queue: paths, fingerprints, disk, SLURM's limits.
 
-A check passes, fails with a fix, or is unknown here with what it needs. Loads no weights and writes nothing.
+A check passes, fails with a fix, or is unknown here, with what it needs. Loads no weights and writes nothing.
 """
 
 import os
@@ -46,7 +46,7 @@ def examine(
     if script is not None:
         found += _slurm(job.launch, script, asked)
     if isinstance(job, TrainJob) and all(finding.state != "fail" for finding in found):
-        found += [_disk(job), _deepspeed(job)]  # last, since they import torch: only for a job without faults so far
+        found += [_disk(job), _deepspeed(job)]  # last, because they import torch: only for a job without faults so far
     if all(finding.state != "fail" for finding in found):
         found += attention(job, here=script is None)
     return found

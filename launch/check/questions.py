@@ -143,7 +143,7 @@ def deepspeed_ops(subject: Subject) -> list[Finding]:
 
 
 def filesystem(subject: Subject) -> list[Finding]:
-    """Free space, and what caches and checkpoints rely on: rename over a file, hard links, a correct clock."""
+    """Free space, and the functions that caches and checkpoints need: rename over a file, hard links, a right clock."""
     place = existing(subject.out)
     free_gb = shutil.disk_usage(place).free / 1e9
     fix = "make room, or choose another out; `flowmask plan` says how much a job writes"

@@ -77,7 +77,7 @@ def doctor(
     from flowmask.launch.check import doctor as examination
     from flowmask.launch.check.questions import subject_of
 
-    err.print("checking this machine")  # some questions take seconds
+    err.print("checking this machine")  # some checks take seconds
     findings = examination.examine(subject_of(config, overrides or []))
     report = examination.as_json(findings)
     if as_json:

@@ -1,4 +1,4 @@
-"""The output of `flowmask cache verify` and `cache repair`, and the config of the build for the latter."""
+"""The output of `flowmask cache verify` and `cache repair`, and the config of the build for a repair."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -22,7 +22,7 @@ from flowmask.models.errors import ConfigError
 from flowmask.trainer.objectives import objective_class, objective_names
 from flowmask.trainer.objectives.base import ObjectiveConfig
 
-_UNITS = {  # end of a key's name: unit
+_UNITS = {  # end of a key's name -> unit
     "s": "seconds",
     "ms": "milliseconds",
     "min": "minutes",
@@ -47,7 +47,7 @@ _TITLES = ("| key | type | default | resume | meaning |", "|---|---|---|---|---|
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """A key as a person writes it. default: as in YAML; empty for a required key."""
+    """A key in the form that a person writes. default: as in YAML; empty for a required key."""
 
     section: str
     name: str
@@ -58,7 +58,7 @@ class ConfigKey:
 
 
 def kinds() -> dict[str, type[BaseModel]]:
-    """The kinds of config that `flowmask config` knows, by the name of the command that reads it."""
+    """The kinds of config for `flowmask config`, by the name of the command that reads them."""
     from flowmask.launch.curriculum.stages import CurriculumConfig
     from flowmask.launch.jobs import KINDS
     from flowmask.launch.reproduce.study import StudyConfig
@@ -85,7 +85,7 @@ def keys_of(kind: type[BaseModel], section: str = "", *, title: str = "", resume
 
 
 def _meaning(name: str, field: FieldInfo) -> str:
-    """The description. Where it does not state the unit that the key's name ends in, the unit is added."""
+    """The description. The unit in the key's name is added if the description lacks it."""
     said = field.description or (ObjectiveConfig.model_fields["kind"].description if name == "kind" else "") or ""
     unit = _UNITS.get(name.rsplit("_", 1)[-1], "")
     told = unit in said or "in px" in said  # crop_min is no number of minutes

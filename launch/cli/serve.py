@@ -83,7 +83,7 @@ def serve(
 
 
 def _loaded(run: str, options: dict[str, Any], **more: Any) -> "partial[Predictions]":
-    """`predict` with weights that are loaded now and kept."""
+    """`predict` with weights loaded now and kept."""
     from flowmask.trainer.predict.inference import load_segmenter
     from flowmask.trainer.predict.predict import predict
 

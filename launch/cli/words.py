@@ -75,7 +75,7 @@ def conventions_of(
     mask_latent_norm: Literal["none", "video"] | None,
     lowercase: bool | None,
 ) -> "AskedConventions":
-    """The four conventions that the options ask for."""
+    """The four conventions of the options."""
     from flowmask.models.config import AskedConventions
 
     return AskedConventions(

@@ -19,7 +19,7 @@ from flowmask.models.errors import ConfigError, UserError
 from flowmask.trainer.objectives import objective_named
 
 _SHOWN = 4
-# Keys that take over weights or a threshold -> what must have made them; None: the part that the stage trains.
+# Keys that take over weights or a threshold -> their required maker; None: the part that the stage trains.
 _WEIGHTS = {
     "model.init": None,
     "checkpoint": "dit",
@@ -125,7 +125,7 @@ def _refuse_leaks(curriculum: Curriculum) -> None:
 
 
 def _trained_ids(curriculum: Curriculum, folder: Path) -> set[tuple[str, str]]:
-    """(family of datasets, video id) of the videos that a cache holds or will hold."""
+    """(family of datasets, video id) of the videos in a cache, present or planned."""
     maker = curriculum.making(folder)
     if maker is not None and isinstance(maker.job, CacheJob):
         with _named(maker):
@@ -137,7 +137,7 @@ def _trained_ids(curriculum: Curriculum, folder: Path) -> set[tuple[str, str]]:
     try:
         return outside.video_ids()
     except UserError:
-        return set()  # its dataset is gone: only the cache's own checks apply
+        return set()  # its dataset is missing: only the cache's own checks apply
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def run_curriculum(
 
     wait: on SLURM, show the progress until the last stage has ended. dry_run: only print the plan.
     after_stage: called here whenever a stage has just finished.
-    at_end: called once the last stage has ended, if this process sees that; None: tells MLflow.
+    at_end: called once the last stage has ended, if this process sees it; None: reports to MLflow.
     """
     err.print(f"{len(curriculum.stages)} stages: checking which are done")  # imports torch
     if dry_run:
@@ -82,7 +82,7 @@ def run_curriculum(
 
 
 def _to_the_end(work: Callable[[], int], tell: Callable[[Status], None]) -> int:
-    """Do `work`, which runs or sees the last stage, and tell how that ended; the exit code."""
+    """Do `work`, which runs or sees the last stage, and report its end with `tell`; returns the exit code."""
     try:
         code = work()
     except UserError:
@@ -93,7 +93,7 @@ def _to_the_end(work: Callable[[], int], tell: Callable[[Status], None]) -> int:
 
 
 def _begin_tracking(curriculum: Curriculum) -> None:
-    """Have the plan of the MLflow run above those of the trainings, which say that they belong there."""
+    """Write the plan of the trainings' parent run in MLflow; each training makes itself its child."""
     from flowmask.trainer.track.groups import begin_group
 
     trainings = [stage.job for stage in curriculum.stages if isinstance(stage.job, TrainJob)]

@@ -101,7 +101,7 @@ def _train(stage: Stage, job: TrainJob, unfinished: set[str], memo: Path) -> Jud
 
 
 def _steps(job: TrainJob, state: Mapping[str, Any]) -> int | None:
-    """Number of steps of a stage; for a stream at a URL, those of its run if that was asked for as many epochs."""
+    """Number of steps of a stage; for a stream at a URL, its run's steps if the run has the same epochs."""
     if job.train.epochs is None:
         return job.train.steps
     saved: int = state["config"]["train"]["steps"]

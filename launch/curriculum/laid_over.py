@@ -1,7 +1,7 @@
-"""An overlay over all stages of a curriculum or a study: what a stage names by its file stands in the tree then.
+"""An overlay over all stages of a curriculum or a study: each stage's config is then part of the tree.
 
-So one order holds for a stage as for a job: file, the curriculum's own overrides, overlay, command line. A tree that
-is not as it should be stays so: whoever validates it says all that is wrong.
+So the order for a stage is that of a job: file, the curriculum's own overrides, overlay, command line. A wrong tree is
+not changed, because the later validation reports all its faults.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from flowmask.launch.overlay import Overlay
 
 
 def laid_over(tree: Mapping[Any, Any], overlay: Overlay, path: Path) -> dict[Any, Any]:
-    """The keys of a curriculum, which stands in `path`, with an overlay over each of its stages."""
+    """The keys of the curriculum in `path`, with an overlay over each of its stages."""
     found: dict[Any, Any] = overlay.moved({**tree, "stages": with_configs(tree.get("stages"), path)})
     found["launch"] = _merged(found.get("launch"), overlay.keys("launch"))
     for stage in found["stages"] if isinstance(found["stages"], list) else ():
@@ -31,12 +31,12 @@ def override(entry: Any, overlay: Overlay, kind: str) -> None:
 
 
 def with_configs(entries: Any, path: Path) -> Any:
-    """A list of entries, each as `with_config` gives it."""
+    """A list of entries, each changed by `with_config`."""
     return [with_config(entry, path) for entry in entries] if isinstance(entries, list) else entries
 
 
 def with_config(entry: Any, path: Path, *, key: str = "config") -> Any:
-    """An entry with the config whose file it names, from the folder of `path`, in the place of its name."""
+    """An entry with the content of its config file in place of the file's name, which is relative to `path`."""
     if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
         return entry
     return {**entry, key: read_tree(path.parent / entry[key])}

@@ -128,7 +128,7 @@ def load_curriculum(path: Path, overrides: Sequence[str] = ()) -> Curriculum:
 
 
 def curriculum_of(tree: DictConfig, path: Path, *, title: str | None = None, group: Path | None = None) -> Curriculum:
-    """The curriculum of keys that were read from `path`, or made from it. Raises ConfigError like `load_curriculum`.
+    """The curriculum from keys read from `path` or made from it. Raises ConfigError like `load_curriculum`.
 
     title, group: name and folder of its MLflow run; None: the name of its `out`, and a folder in that.
     """

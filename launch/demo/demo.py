@@ -1,7 +1,7 @@
 """`flowmask demo`: every stage on synthetic videos; each stage is the same job as on real data.
 
-A demo that was stopped continues when it is started again, since each of its jobs does. Refuses a folder
-with a demo of other settings.
+A stopped demo continues when it is started again, because each of its jobs does. Refuses a folder with a demo
+of other settings.
 """
 
 import json
@@ -63,7 +63,7 @@ def _all_stages(out: Path, settings: dict[str, Any], console: Console) -> dict[s
 
 
 def load_settings(profile: Profile) -> dict[str, Any]:
-    """The sizes of a profile, and the overrides of its jobs, as configs/demo.yaml states them."""
+    """The sizes of a profile, and the overrides of its jobs, from configs/demo.yaml."""
     settings = yaml.safe_load(_config("demo.yaml").read_text())
     return {"profile": str(profile), **settings["dataset"], **settings["profiles"][profile]}
 
@@ -99,7 +99,7 @@ class DemoRun:
         self.console.print(Text.assemble((number, "bold"), f" {what}"))
 
     def _note(self, key: str, value: float) -> None:
-        """Save a duration beside the demo's settings, unless an earlier start already saved it."""
+        """Save a duration with the demo's settings, unless an earlier start has saved it."""
         path = self.out / "durations.json"
         durations = json.loads(path.read_text()) if path.is_file() else {}
         write_atomically(path, json.dumps({key: round(value, 2)} | durations))
@@ -161,9 +161,9 @@ def machine() -> Machine:
 
 
 def write_example(dataset: Path, path: Path) -> list[str]:
-    """Write an mp4 of the first held-out video that has sentences about different objects; gives two of those.
+    """Write an mp4 of the first held-out video with sentences about different objects; returns two of them.
 
-    path: what is there already stays
+    path: an existing file is kept
     """
     from flowmask.data_pipeline.config import DataSourceConfig
     from flowmask.data_pipeline.sources import open_source

@@ -74,6 +74,6 @@ def show(out: Path, report: dict[str, Any], console: Console) -> None:
 
 
 def _losses(out: Path) -> str:
-    """What serves the demo's MLflow, and the page of its runs."""
+    """The command that serves the demo's MLflow, and the page of its runs."""
     runs = [where_to_look(out / "runs" / name, experiment=True) for name in ("dit", "decoder")]
     return next((page for page in runs if page), "MLflow has not taken them; `flowmask track` sends them")

@@ -27,7 +27,7 @@ def claim(mark: Path, settings: Mapping[str, Any], *, what: str) -> None:
 
 
 def write_dataset(root: Path, sizes: Mapping[str, Any]) -> None:
-    """Write the splits below `root`; sizes: as configs/demo.yaml states them."""
+    """Write the splits below `root`; sizes: as in configs/demo.yaml."""
     from flowmask.data_pipeline.sources.synthetic import write_synthetic
 
     for split, key in SPLITS.items():
@@ -48,7 +48,7 @@ def write_dataset(root: Path, sizes: Mapping[str, Any]) -> None:
 
 
 def write_wan(place: Path, *, seed: int) -> None:
-    """Write a tiny Wan2.1 folder: all weights but the VAE's are random."""
+    """Write a tiny Wan2.1 folder: all weights except the VAE's are random."""
     from flowmask.models.weights.tiny_wan import write_tiny_wan
 
     if not place.exists():

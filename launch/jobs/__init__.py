@@ -1,6 +1,6 @@
-"""The jobs by name: each kind is a class here that tells the launcher what it needs to know.
+"""The jobs by name: each kind is a class here with the facts that the launcher needs.
 
-Imports launch/config and launch/progress, and, when a job runs, the room that does the work.
+Imports launch/config and launch/progress and, when a job runs, the folder that does the work.
 A new kind is a file here and an entry in KINDS.
 """
 
@@ -22,7 +22,7 @@ from flowmask.models.errors import ConfigError
 
 # A config without `kind` has the first kind here that recognises it.
 KINDS: dict[str, type[Job]] = {kind.KIND: kind for kind in (TrainJob, EvaluateJob, CacheJob)}
-# A file with one of these keys is a list of jobs, or is laid over one: key -> (name, command).
+# A file with one of these keys is a list of jobs, or an overlay: key -> (name, command).
 _COMPOSED = {
     "rows": ("study", "reproduce"),
     "stages": ("curriculum", "curriculum"),

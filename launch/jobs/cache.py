@@ -41,7 +41,7 @@ class CacheJob(Job, CacheBuildConfig):
         return (self.RESULT,)
 
     def video_ids(self) -> set[tuple[str, str]]:
-        """(family of datasets, video id) of what the cache will hold; reads the dataset."""
+        """(family of datasets, video id) of the cache's videos; reads the dataset."""
         from flowmask.data_pipeline.plan.leaks import family_of, without_leaks
         from flowmask.data_pipeline.sources import open_source
 
@@ -54,7 +54,7 @@ class CacheJob(Job, CacheBuildConfig):
 
         with cache_progress(self.out, show=rank == 0) as on_progress:
             build(self.for_room(), worker=rank, workers=world, on_progress=on_progress)
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # on every node, since the first one may have died
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # on every node, because the first one may have died
             save_config(self.out, resolved)
 
     @classmethod

@@ -1,7 +1,7 @@
 """Starts the ranks of a job on this machine, passes signals on, and ends all of them.
 
 The kernel kills a rank as soon as its launcher ends (PR_SET_PDEATHSIG), also after kill -9. A rank
-that fails ends the others, which would otherwise wait for it in a collective for ever.
+that fails ends the others, which would otherwise wait for it in a collective without end.
 """
 
 import contextlib
@@ -80,11 +80,11 @@ def run_local(kind: str, resolved: dict[str, Any], *, processes: int, group: Gro
         folder = Path(scratch)
         if processes > 1 and not group.meet and not independent and (lock := locks.take(folder / "lock")):
             os.close(lock)  # the rendezvous file needs locks
-        err.print(f"{kind}: starting {processes} process{'es' * (processes > 1)}")  # whose imports take seconds
+        err.print(f"{kind}: starting {processes} process{'es' * (processes > 1)}")  # their imports take seconds
         (folder / "job.json").write_text(json.dumps({"kind": kind, "config": resolved}))
         ranks = [_start(folder, rank, processes, group=group) for rank in range(processes)]
         if group.listener is not None:
-            group.listener.close()  # rank 0 has its own copy: once it is gone, no process may seem to listen
+            group.listener.close()  # rank 0 has its own copy: after its end no process may seem to listen
         signals: list[int] = []
         previous = {number: signal.signal(number, _forward_to(ranks, signals)) for number in stop_signals()}
         try:
@@ -140,7 +140,7 @@ def _wait(
 ) -> list[int | None]:
     """Wait for all ranks. One failure ends the rest at once; after one success the rest have a grace period.
 
-    independent: only a user error ends the rest, as all ranks would hit it; after a crash the rest take over the work.
+    independent: only a user error ends the rest, because all ranks would hit it; after a crash the rest take over.
     """
     deadline: float | None = None
     stop_by: float | None = None

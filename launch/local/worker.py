@@ -1,4 +1,4 @@
-"""One rank of a job, as launch/local/processes.py starts it: reads the job, runs it and reports user errors."""
+"""One rank of a job, started by launch/local/processes.py: reads the job, runs it and reports user errors."""
 
 import atexit
 import ctypes
@@ -65,9 +65,9 @@ def run_process(work: Callable[[], int | None], *, answers: bool = False) -> NoR
     """Run `work` as this whole process, and end the process with its exit code, or 1 if it raised.
 
     The console is best effort from the first line on; with `answers`, stdout is not. At the end no library is torn
-    down: a C++ thread that returns to an interpreter that has ended, or that was never joined, aborts the process
-    although the work is done and saved ("terminate called without an active exception"). Python's own part of the
-    end still runs: threads, `atexit` and the last lines. The kernel does the rest.
+    down: a C++ thread that returns to an ended interpreter, or that was never joined, aborts the process although the
+    work is done and saved ("terminate called without an active exception"). Only Python's own part of the end runs:
+    threads, `atexit` and the last lines. The kernel does the rest.
     """
     console.take_over()
     if answers:
@@ -80,7 +80,7 @@ def run_process(work: Callable[[], int | None], *, answers: bool = False) -> NoR
         traceback.print_exc()
         code = 1
     threading._shutdown()  # type: ignore[attr-defined] # waits for threads that aren't daemons
-    atexit._run_exitfuncs()  # these include the console's last lines
+    atexit._run_exitfuncs()  # they print the console's last lines
     ctypes.CDLL(None).fflush(None)
     os._exit(code)
 

@@ -1,5 +1,5 @@
 """`flowmask plan`: estimates memory, time and disk space of a job, without a GPU, weights or data.
 
-A job of a new kind is a file here; work is counted on fake tensors (`models.cost`).
-Imports `jobs` and the rooms below. A new kind of job also needs its branch in `plan`.
+A job of a new kind is a file here and a branch in `plan`; work is counted on fake tensors (`models.cost`).
+Imports `jobs` and the folders below.
 """

@@ -142,7 +142,7 @@ def _masks(counts: Counts) -> int:
 
 
 def _around(counts: Counts, *, shards: int) -> float:
-    """Bytes of a view besides latents and embeddings: tar, safetensors, JSON, sidecars, index and plan."""
+    """Bytes of a view in addition to latents and embeddings: tar, safetensors, JSON, sidecars, index and plan."""
     clips, masks = counts.cost.clips, _masks(counts)
     tensors = 2 * clips + masks + counts.cost.sentences
     return (

@@ -1,4 +1,4 @@
-"""The data of a training, as far as its caches exist: shapes of the clips, and length of the run.
+"""The data of a training, if its caches exist: shapes of the clips, and length of the run.
 
 Assumptions for missing caches go into `notes`.
 """

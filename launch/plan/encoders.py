@@ -18,7 +18,7 @@ from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.vae import encode_moments
 
 BYTES = {"float32": 4, "bfloat16": 2}
-_TF32, _FP32 = 1 / 2, 1 / 16  # of the bf16 peak, as an A100's data sheet has them
+_TF32, _FP32 = 1 / 2, 1 / 16  # of the bf16 peak, from an A100's data sheet
 
 
 def share_of_peak(dtype: str, *, tf32: bool | None, products: bool) -> float:
@@ -46,7 +46,7 @@ class Encoders:
 
     @lru_cache  # noqa: B019
     def embed(self, *, sentences: int, tokens: int, dtype: str) -> Pass:
-        """UMT5 over sentences of equally many tokens."""
+        """UMT5 over sentences with equal numbers of tokens."""
 
         def run(encoder: Any) -> Tensor:
             found: Tensor = encoder(input_ids=torch.zeros(sentences, tokens, dtype=torch.long)).last_hidden_state
@@ -58,7 +58,7 @@ class Encoders:
     def decode(
         self, shape: Shape, *, dtype: str = "float32", masks: int = 1, light: LightDecoderConfig | None = None
     ) -> Pass:
-        """The mask decoder over several masks of one clip; light: size of a light decoder, in place of the VAE's."""
+        """The mask decoder over several masks of one clip; light: size of a light decoder that replaces the VAE's."""
 
         def run(decoder: nn.Module) -> Tensor:
             found: Tensor = decoder(torch.zeros(masks, LATENT_CHANNELS, *shape.latent))
@@ -93,7 +93,7 @@ class Encoders:
         return self.encode(shape, dtype="float32").flop / shape.pixels
 
     def text_flop(self, tokens: float, *, sentences: float = 1) -> float:
-        """FLOPs of UMT5 over `tokens` tokens in all: the embedding table costs nothing."""
+        """FLOPs of UMT5 over `tokens` tokens in total: the embedding table costs nothing."""
         encoder = self.shapes.text_encoder()
         config = encoder.config
         weights = parameters(encoder) - config.vocab_size * config.d_model

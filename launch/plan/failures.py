@@ -1,7 +1,7 @@
 """The cost of node failures to a run, and how often it should save: pure functions of seconds.
 
-The measure is the effective training time ratio of Kokolis et al. (arXiv 2410.21680): the share of the wall time whose
-steps are kept. Failures are memoryless; a run continues from its newest complete checkpoint.
+The measure is the effective training time ratio of Kokolis et al. (arXiv 2410.21680): the share of wall time spent in
+steps that are kept. Failures are memoryless; a run continues from its newest complete checkpoint.
 """
 
 import math
@@ -19,7 +19,7 @@ class Cluster:
     """The user's assumptions about the machines.
 
     node_mtbf_h: mean hours between two failures of one node
-    restart_min: minutes from a failure to the first step after it, the queue included
+    restart_min: minutes from a failure to the first step after it, with the time in the queue
     """
 
     node_mtbf_h: float = NODE_MTBF_H
@@ -35,7 +35,7 @@ class Saving:
 
     mtbf_s:    mean time between two failures of the whole job
     restart_s: from a failure to the first step after it
-    stall_s:   for which a save blocks the steps
+    stall_s:   time for which a save blocks the steps
     write_s:   from the start of a save until it is complete; the next save waits for it
     """
 
@@ -54,7 +54,7 @@ class Saving:
         )
 
     def effective(self, every_s: float) -> float:
-        """The share of the wall time whose steps are kept, with `every_s` seconds of steps between two saves.
+        """The share of wall time spent in kept steps, with `every_s` seconds of steps between two saves.
 
         A run that starts from a checkpoint keeps k intervals if it survives k of them and one write. A failure during a
         restart starts the restart again.
@@ -76,7 +76,7 @@ class SavePlan:
     """The save interval of a config, compared with the best one.
 
     every_s:    seconds between two saves of the config
-    effective:  the share of the wall time whose steps are kept
+    effective:  the share of wall time spent in kept steps
     best_steps: the interval with the largest share, rounded to two digits
     """
 

@@ -1,4 +1,4 @@
-"""The first lines of a bundled config, which give the needs of its job by its plan.
+"""The first lines of a bundled config: the needs of its job, from its plan.
 
 They are computed without weights and data, for a clip of a stated shape. tools/headers.py writes them into the
 files, and a test checks that they are current.
@@ -32,13 +32,13 @@ def heads() -> list[Path]:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a config's head; call it where there are no weights and no data."""
+    """The lines of a config's head; call it where no weights and no data exist."""
     speed = speed_of(gpu=None, tflops=None, mfu=DEFAULT_MFU)
     return lines(plan(path, [], speed=speed, clip=_clip(path)))
 
 
 def _clip(path: Path) -> Shape | None:
-    """The shape that a config is planned for: the size that the bundled config of its cache makes."""
+    """The shape for which a config is planned: the size of its cache's bundled config."""
     job, _ = load_any(path, [])
     if isinstance(job, EvaluateJob):
         return _IMAGE if job.data.source in _IMAGES else _VIDEO
@@ -59,7 +59,7 @@ def _made(cache: str) -> Shape:
 
 
 def lines(found: CostPlan) -> list[str]:
-    """The lines of a plan, as they are in a file."""
+    """The lines of a plan, in the form of the files."""
     return [line for label, said in zip(LABELS, _said(found), strict=True) for line in _wrapped(label, said)]
 
 

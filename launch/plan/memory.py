@@ -12,7 +12,7 @@ from flowmask.trainer.config import STATE_BYTES
 
 Precision = Literal["bf16", "fp32"]
 
-# Of DeepSpeed, as trainer/step/engine.py configures it
+# Of DeepSpeed, configured by trainer/step/engine.py
 BUCKET_ELEMENTS = 50_000_000
 GATHERED_ELEMENTS = 1_000_000_000  # ZeRO 3 keeps up to this many parameters gathered between forward and backward
 PREFETCH_ELEMENTS = 50_000_000
@@ -42,8 +42,8 @@ class Share:
 class Layout:
     """Memory of the engine at one setting.
 
-    held: between two steps; passing: additional peak in a forward or backward pass; stepping: additional peak while the
-    optimizer steps; host: for `offload_optimizer`. EMA and snapshots are not included.
+    held: between two steps; passing: additional peak in a forward or backward pass; stepping: additional peak in the
+    optimizer's step; host: for `offload_optimizer`. EMA and snapshots are not included.
     """
 
     held: Share
@@ -91,7 +91,7 @@ class Setting:
 
     @property
     def layout(self) -> Layout:
-        """Memory of the engine, with the moments as they are stored."""
+        """Memory of the engine, with the moments in their stored form."""
         found = layout(zero_stage=self.effective_stage, precision=self.precision, offload=self.offload)
         spared = FP32_MOMENTS_BYTES - self.moments_bytes
         less = Share(whole=-spared) if self.effective_stage == 0 else Share(shared=-spared)
@@ -111,7 +111,7 @@ class DeviceMemory:
     gradients: float  # additional, at the end of a backward pass
     buffers: float  # DeepSpeed's buckets and gathered parameters
     activations: float  # peak of one forward and backward pass
-    start: float  # while the engine is built
+    start: float  # during the construction of the engine
     working: float  # peak of a training step
     peak: float
 
@@ -123,7 +123,7 @@ class HostMemory:
     offloaded: float
     snapshot: float  # a checkpoint's copies, page-locked, after the first save
     batches: float
-    start: float  # the fp32 weights, as each rank reads them
+    start: float  # the fp32 weights that each rank reads
     peak: float
 
 
@@ -144,7 +144,7 @@ def device_memory(
     """Memory of one rank.
 
     parameters: trained ones; activations, batch_bytes: of the micro-batches in memory; largest: elements of
-    the largest parameter; gpu: add the allowances, and count buckets twice, since reductions overlap the pass.
+    the largest parameter; gpu: add the allowances, and count buckets twice, because reductions overlap the pass.
     """
     stage, ranks = setting.effective_stage, setting.ranks
     plan = setting.layout
@@ -163,7 +163,7 @@ def device_memory(
     gradients = plan.passing.of(parameters, ranks)
     passing = states + gradients + buffers + activations + batch_bytes
     if stage == 3:
-        passing += min(parameters, prefetch) * working  # gathered beside its parts
+        passing += min(parameters, prefetch) * working  # gathered in addition to its parts
     stepping = states + plan.stepping.of(parameters, ranks) + buffers + batch_bytes
     start = start_bytes(setting, parameters=parameters) + frozen_bytes
     peak = max(passing, stepping, start)
@@ -174,7 +174,7 @@ def device_memory(
 
 
 def start_bytes(setting: Setting, *, parameters: float) -> float:
-    """Peak on a device while the engine is built. For sharded bf16 the fp32 weights stay in host memory."""
+    """Peak on a device during the engine's construction. For sharded bf16 the fp32 weights stay in host memory."""
     stage, ranks = setting.effective_stage, setting.ranks
     plan = setting.layout
     held = plan.held.of(parameters, ranks)

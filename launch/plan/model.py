@@ -93,12 +93,12 @@ def architecture(wan: Path) -> Architecture:
 
 
 def objective_of(job: TrainJob) -> Objective:
-    """The objective of a run, without the latents' statistics: which change no shape."""
+    """The objective of a run, without the latents' statistics, which change no shape."""
     return objective_named(job.objective, model=job.model)
 
 
 def trained_module(job: TrainJob, shapes: Architecture, *, layers: int | None = None) -> nn.Module:
-    """The module of a run as it starts, on the meta device, with its frozen parts; raises the errors of the run."""
+    """The module of a run at its start, on the meta device, with its frozen parts; raises the errors of the run."""
     module = objective_of(job).blueprint(shapes, layers=layers).train().requires_grad_(True)
     if job.lora is not None:
         add_lora(module, job.lora, seed=job.train.seed)

@@ -69,7 +69,7 @@ def micro_batch_pass(
 
 
 def batch_bytes(job: TrainJob, shape: Shape, *, text_dim: int) -> float:
-    """Bytes of one micro-batch as the loader delivers it; text is padded to its longest sentence (here: full)."""
+    """Bytes of one micro-batch from the loader; text is padded to its longest sentence (here: full)."""
     objective = objective_of(job)
     with torch.device("meta"):
         batch = objective.fake_batch(shape.latent, examples=job.train.micro_batch, text_dim=text_dim)

@@ -80,7 +80,7 @@ def _show_training(found: TrainPlan, console: Console) -> None:
 
 
 def _length(found: TrainPlan) -> str:
-    """Steps and epochs, as far as they are known."""
+    """Steps and epochs, if they are known."""
     steps = "steps unknown" if found.steps is None else f"{found.steps:,} steps"
     if found.epochs_of_each:
         return f"{steps}, epochs of each cache: {', '.join(f'{epochs:.2f}' for epochs in found.epochs_of_each)}"
@@ -160,9 +160,9 @@ def _nothing(found: TrainPlan, gb: int) -> str:
 
 
 def _way_to_fit(found: TrainPlan, least: DeviceMemory, memory: float) -> str:
-    """What makes a training smaller than its leanest setting: fewer examples at once, then smaller clips.
+    """Advice to make a training smaller than its smallest setting: fewer examples at once, then smaller clips.
 
-    Activations grow as the examples do, and about as the pixels do: there a tenth is left for what does not.
+    Activations grow with the examples, and about with the pixels: for the fixed part a tenth is left free.
     """
     weights = least.peak - (1 + FRAGMENTATION) * least.activations
     if memory < max(weights, CONTEXT_BYTES + (1 + FRAGMENTATION) * least.start):

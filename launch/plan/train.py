@@ -1,6 +1,6 @@
-"""The plan of a training: what each setting holds and takes, from the run's own config, cache and module.
+"""The plan of a training: memory and time of each setting, from the run's own config, cache and module.
 
-Needs no GPU, no weights and no finished cache: whatever was assumed is in `notes`.
+Needs no GPU, no weights and no finished cache: all assumptions are in `notes`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,13 +22,13 @@ from flowmask.models.errors import ConfigError
 from flowmask.trainer.config import STATE_BYTES
 from flowmask.trainer.train_config import accumulation_steps
 
-GPUS_GB = (24, 40, 48, 80)  # of the cards that people have
+GPUS_GB = (24, 40, 48, 80)  # common GPUs
 _WORLD_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
 class GpuSpeed:
-    """What one GPU is taken to do: `tflops` of its peak, `mfu` of that in useful work."""
+    """The assumed speed of one GPU: `tflops` of its peak, `mfu` of that in useful work."""
 
     tflops: float
     mfu: float
@@ -41,9 +41,9 @@ class GpuSpeed:
 
 @dataclass(frozen=True)
 class Disk:
-    """What the checkpoints of a run take on the disk at the most: `checkpoints`, of `checkpoint_bytes` each.
+    """The largest disk space of a run's checkpoints: `checkpoints`, of `checkpoint_bytes` each.
 
-    They hold what is trained alone: not what LoRA or a mask decoder leaves as it is.
+    They hold only trained weights: not those that LoRA or a mask decoder leaves unchanged.
     """
 
     checkpoint_bytes: float
@@ -51,7 +51,7 @@ class Disk:
 
     @classmethod
     def of(cls, job: TrainJob, module: nn.Module) -> "Disk":
-        """module: of the run, on the meta device. Those kept, one being written, the milestones and the best one."""
+        """module: of the run, on the meta device. Counts the kept ones, one being written, milestones and the best."""
         trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         every, steps = job.checkpoint.milestone_every_steps, job.train.steps
         milestones = steps // every if every and steps else 0
@@ -72,25 +72,25 @@ class WorldPlan:
     device_bytes: float
     host_bytes: float
     step_s: float
-    hours: float | None  # None: nobody knows how many steps yet
+    hours: float | None  # None: the number of steps is not known yet
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Everything `flowmask plan` says of a training."""
+    """All results of `flowmask plan` for a training."""
 
     kind: str
     parameters: int
     trained: int
     shapes: dict[str, float]  # clip shape -> its share of the examples
-    largest: str  # the shape that memory is planned for
+    largest: str  # the shape for which memory is planned
     micro_batch: int
     tokens: int  # of one example of the largest shape; 0 for a module without tokens
     flop_per_example: float  # forward and backward, mean over the shapes
     flop_per_step: float
-    steps: int | None  # None: `epochs` are asked for of a cache that is not there
-    epochs: float | None  # None: the same the other way round
-    epochs_of_each: list[float]  # of the caches of data.mix; `epochs` is the least
+    steps: int | None  # None: `epochs` are set and the cache is missing
+    epochs: float | None  # None: `steps` are set and the cache is missing
+    epochs_of_each: list[float]  # of the caches of data.mix; `epochs` is the smallest
     checkpoint_bytes: float
     disk_bytes: float
     saves: SavePlan
@@ -98,11 +98,11 @@ class TrainPlan:
     settings: list[SettingPlan]
     worlds: list[WorldPlan]
     speed: GpuSpeed
-    decoder_share: float | None  # of the VAE decoder's FLOPs, of a light mask decoder
+    decoder_share: float | None  # FLOPs of a light mask decoder as a share of the VAE decoder's
     notes: list[str] = field(default_factory=list)
 
     def fits(self, memory_gb: float) -> "SettingPlan | None":
-        """The fastest setting that fits: the least work done twice, no offload before offload, the lowest stage."""
+        """The fastest setting that fits: without offload if possible, least recomputation, lowest ZeRO stage."""
         found = [plan for plan in self.settings if plan.device.peak <= memory_gb * 1e9]
         return min(found, key=_effort, default=None)
 
@@ -112,7 +112,7 @@ def _effort(plan: SettingPlan) -> tuple[bool, float, int]:
 
 
 def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None, cluster: Cluster = STATED) -> TrainPlan:
-    """clip: the shape to plan for where there is no finished cache."""
+    """clip: the shape to plan for if there is no finished cache."""
     shapes = architecture(job.model.wan)
     notes = list(shapes.notes)
     if job.scores is not None:
@@ -160,7 +160,7 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None, 
 
 
 def _worlds(job: TrainJob, planner: Planner, setting: Setting, step_flop: float, speed: GpuSpeed) -> list[WorldPlan]:
-    """World sizes that the batch divides over; the config's own is one of them."""
+    """World sizes that divide the batch evenly; the config's own is one of them."""
     dtype, products = "float32" if job.train.precision == "fp32" else "bfloat16", objective_of(job).has_blocks
     share, plans = share_of_peak(dtype, tf32=job.train.tf32, products=products), []
     for world in sorted({*_WORLD_SIZES, job.launch.world_size}):

@@ -1,4 +1,4 @@
-"""The two pictures of a study as SVG: each row's scores beside the published ones, and its loss curve."""
+"""The two pictures of a study as SVG: each row's scores next to the published ones, and its loss curve."""
 
 import html
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ class RowFigures:
 
 
 def collect(study: Study) -> list[RowFigures]:
-    """The figures of every row of a study, as far as it is done."""
+    """The figures of every row of a study, from the finished part."""
     done: dict[str, dict[int, Evaluated]] = {row.name: {} for row in study.config.rows}
     trained: dict[str, list[Trial]] = {row.name: [] for row in study.config.rows}
     for trial in study.trials():

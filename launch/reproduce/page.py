@@ -33,7 +33,7 @@ def page_file(out: Path) -> PageFile:
 
 
 def write_page(file: PageFile, *, title: str, command: str, figures: Sequence[RowFigures]) -> None:
-    """Write the page: table, scores beside the published ones, losses, and three sentences with every row's masks."""
+    """Write the page: table, scores next to the published ones, losses, and three sentences with every row's masks."""
     done, wanted = (sum(numbers) for numbers in zip(*((len(one.scores), one.seeds) for one in figures)))
     body = [page.pairs({"command": command, "done": f"{done} of {wanted} evaluations"})]
     if done < wanted:

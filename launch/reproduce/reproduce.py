@@ -22,7 +22,7 @@ from flowmask.trainer.track.spool import Status
 
 PAGE, TABLE, FIGURES, WORLD = "study.html", "study.md", "study.json", "world.json"
 STUDY = Kind("a study", older=lambda out: None)  # older versions wrote no study
-_VIDEO_DIT = "text_to_video"  # the stage of a world that trains what its rows start from
+_VIDEO_DIT = "text_to_video"  # the stage of a world that trains the rows' initial model
 
 
 def reproduce(path: Path, overrides: Sequence[str], *, profile: str | None, wait: bool, dry_run: bool) -> int:
@@ -99,7 +99,7 @@ def _values(study: Study) -> dict[str, Any]:
 
 
 def _make_world(study: Study, world: WorldConfig) -> int:
-    """Make the dataset, a tiny Wan, and the Wan folder that all rows start from; returns the exit code."""
+    """Make the dataset, a tiny Wan, and the Wan folder from which all rows start; returns the exit code."""
     values = _values(study)
     trained, start = Path(values["wan"]), study.found(world.start)
     keys = start if isinstance(start, dict) else read_tree(Path(start))

@@ -119,7 +119,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as it was read. path: its YAML; the configs that it names are relative to its folder."""
+    """A parsed study. path: its YAML; the configs in it are relative to its folder."""
 
     path: Path
     config: StudyConfig
@@ -141,7 +141,7 @@ class Study:
                     yield Trial(row, seed, run, self.out / "evaluate" / f"{row.name}_seed{seed}")
 
     def found(self, config: str | dict[str, Any]) -> str | dict[str, Any]:
-        """The path of the YAML that the study names, or the keys that stand in its place."""
+        """The path of the YAML named in the study, or the keys in its place."""
         return config if isinstance(config, dict) else str(find_config(self.path.parent / config).resolve())
 
     def curriculum(self, *, values: Mapping[str, Any] | None = None, stages: Sequence[Any] | None = None) -> Curriculum:
@@ -219,7 +219,7 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, profile: str | None
 
 
 def _under(overlay: Overlay, tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The keys of a study with an overlay over each of its jobs, and over its own."""
+    """The keys of a study with an overlay over each of its jobs, and over the study itself."""
     named = {**tree, "rows": with_configs(tree.get("rows"), path), "stages": tree.get("stages") or []}
     for name, key in (("evaluation", "config"), ("world", "start")):
         named[name] = with_config(named.get(name), path, key=key)

@@ -1,4 +1,4 @@
-"""Cost and loss of a training from its rows, read once from front to back, since there may be a million."""
+"""Cost and loss of a training from its rows, read once from front to back, because there may be a million."""
 
 import math
 import os

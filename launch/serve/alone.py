@@ -1,7 +1,7 @@
 """Keeps the process of the page from connecting to other machines.
 
-An audit hook refuses every connection, packet and look-up of a name beyond this machine, from any library. It
-stays until the process ends. Environment variables that configure Gradio are removed.
+An audit hook refuses every connection, packet and name look-up to another machine, from any library, until
+the process ends. Environment variables that configure Gradio are removed.
 """
 
 import errno

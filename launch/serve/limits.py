@@ -12,7 +12,7 @@ FORM_BYTES = 2**18  # of a request without its clip: sentences, and the boundari
 _CHARACTERS = 300  # of a sentence; the text encoder reads at most 512 tokens of it
 _PIXELS = 4096 * 2304  # of a frame: 16 such frames take 450 MB
 _FRAMES_A_SECOND = 60  # a file may state any rate, so its frames are counted too
-_KEPT = 20  # uploads and results together may have the size of so many of the largest clips
+_KEPT = 20  # uploads and results together may have the size of this many of the largest clips
 
 
 class LimitError(UserError):

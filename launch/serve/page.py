@@ -39,12 +39,12 @@ def require() -> None:
 
 
 def application(service: Service, *, title: str) -> Any:
-    """The page as an ASGI application. title: name of the weights, shown beside the name of the program."""
+    """The page as an ASGI application. title: name of the weights, shown next to the name of the program."""
     import gradio as gr
     from fastapi import FastAPI
 
     page = _blocks(service, title=title)
-    page.has_launched = True  # else a mounted Gradio accepts any path in a request as an upload
+    page.has_launched = True  # otherwise a mounted Gradio accepts any path in a request as an upload
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         page,

@@ -1,4 +1,4 @@
-"""The process behind the page: its socket, its checks before Gradio, and its end."""
+"""The process of the page: its socket, its checks before Gradio, and its end."""
 
 import asyncio
 import signal
@@ -19,11 +19,11 @@ from flowmask.models.process import stop_signals
 if TYPE_CHECKING:
     from flowmask.trainer.predict.predict import Predictions
 
-_STOP_S = 5.0  # time for a running request to reach its next step, once the end was requested
+_STOP_S = 5.0  # time for a running request to reach its next step after a stop request
 _ANSWERS_S = 2  # for answers that are being sent
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Any]
-# The browser must not connect to other hosts either, even if Gradio's page names them.
+# The browser must not connect to other hosts, even if Gradio's page names them.
 _HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'",
     "referrer-policy": "no-referrer",

@@ -1,7 +1,7 @@
 """Predictions for the users of the page: one at a time, each in a folder that is removed when its user leaves.
 
-Does not use Gradio. Owns the users, their turns, and the files in the folder. A user ("person") is an open tab of the
-page, identified by a name.
+Does not use Gradio. Manages the users, their turns, and the files in the folder. A user ("person") is an open tab of
+the page, identified by a name.
 """
 
 import json
@@ -69,7 +69,7 @@ class WaitingLine:
 
     @contextmanager
     def turn(self, on_wait: Callable[[int], None]) -> Iterator[None]:
-        """Wait for a turn; the block holds it. on_wait: gets the number of requests ahead; may raise to leave."""
+        """Wait for a turn; the block holds it. on_wait: receives the number of requests ahead; may raise to leave."""
         ticket = object()
         with self._moved:
             if len(self._line) > self._most_waiting:

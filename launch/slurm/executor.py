@@ -1,6 +1,6 @@
 """Hands a job to SLURM through submitit, which only this file imports.
 
-One task a node starts the ranks of that node (task.py); when all have ended, the batch script itself decides
+One task per node starts the ranks of that node (task.py); when all have ended, the batch script itself decides
 whether the job is over or goes back into the queue (requeue.py). submitit's own handlers are replaced: its
 checkpoint would run inside a signal handler, on one rank only.
 """
@@ -36,7 +36,7 @@ def submit(
 ) -> str:
     """Submit to SLURM; returns the job id. Raises ConfigError with SLURM's message if it refuses.
 
-    launch: as resources.py settled it. code: folder of the packages that the job runs, first on its PYTHONPATH.
+    launch: as settled by resources.py. code: folder of the packages that the job runs, first on its PYTHONPATH.
     hidden: `Job.hidden`. Only the script holds these values and secrets of launch; only this user can read it.
     """
     slurm_commands.require()
@@ -83,7 +83,7 @@ def script(out: Path, launch: LaunchConfig, *, name: str) -> str:
 
 
 def whole(launch: LaunchConfig) -> LaunchConfig:
-    """`launch` with `${oc.env:...}` filled in; Raises ConfigError for a saved copy, which lacks the values."""
+    """`launch` with `${oc.env:...}` filled in. Raises ConfigError for a saved copy, which lacks the values."""
 
     def fill(key: str, text: str) -> str:
         if lacks(text):
@@ -105,7 +105,7 @@ def whole(launch: LaunchConfig) -> LaunchConfig:
 
 
 def shown(launch: LaunchConfig) -> LaunchConfig:
-    """`launch` for display: as it is saved, without the escapes of the file."""
+    """`launch` for display: in its saved form, without the escapes of the file."""
     saved = launch.model_dump_json().replace("\\\\${", "${")
     return LaunchConfig.model_validate_json(saved)
 

@@ -1,7 +1,7 @@
 """Runs before and after every attempt of a SLURM job, in its batch script: ends the job or requeues it.
 
-SLURM is asked why the attempt ends. It requeues a preempted job itself, unless the job ends before its grace time is
-over. In that case, at a time limit and after a crash, the job requeues itself. Each cause has a budget.
+It asks SLURM for the reason of the end. SLURM requeues a preempted job itself, unless the job ends before its grace
+time is over. In that case, at a time limit and after a crash, the job requeues itself. Each cause has a budget.
 """
 
 import os
@@ -78,7 +78,7 @@ def after(folder: Path, srun_code: int) -> int:
         if verdict.code and facts is not None and facts.restarts > restart:
             slurm_commands.cancel(job_id)  # SLURM has already requeued it
         return verdict.code
-    if facts is None or facts.state == "RUNNING":  # else SLURM has already requeued it
+    if facts is None or facts.state == "RUNNING":  # otherwise SLURM has already requeued it
         _requeue(job_id)
     return REQUEUE_EXIT_CODE
 

@@ -56,7 +56,7 @@ def settle(job: Job) -> Asked:
 
 
 def gpus_of(node: Mapping[str, str]) -> int:
-    """GPUs of a node or a partition as scontrol prints it."""
+    """GPUs of a node or a partition in scontrol's output."""
     gres = re.sub(r"\([^)]*\)", "", node.get("Gres", ""))  # `gpu:a100:8(S:0-1)`: its sockets
     kinds = [entry.split(":") for entry in gres.split(",")]
     counted = sum(int(kind[-1]) if kind[-1].isdecimal() else 1 for kind in kinds if kind[0] == "gpu")

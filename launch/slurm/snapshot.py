@@ -5,7 +5,7 @@
     environment.json   only the variables that change the results of a job (ENVIRONMENT)
     changes.patch      uncommitted changes of the checkout
 
-A secret may be in any variable and in any change of the code, whatever its name. So the variables are an allow-list,
+A secret may be in any variable and in any change of the code, under any name. So only listed variables are saved,
 and only the owner can read the last two files.
 """
 
@@ -55,7 +55,7 @@ ENVIRONMENT = (
 
 
 def freeze(folder: Path) -> Path:
-    """Write the snapshot of this code into `folder`; returns the folder to import it from."""
+    """Write the snapshot of this code into `folder`; returns the folder for importing it."""
     code = folder / CODE
     shutil.copytree(PACKAGE, code / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     commit, patch = _git_state()

@@ -1,6 +1,6 @@
 """One submission of a job to a cluster, as files on the shared filesystem: OUT/launch/NNNN.
 
-    job.json                      kind and resolved config: all that a node needs
+    job.json                      kind and resolved config: everything that a node needs
     slurm.json                    job id, number of array tasks
     logs/                         the sbatch script, the output of each task
     ended/ARRAY_RESTART_NODE.json how one node of one attempt ended

@@ -95,7 +95,7 @@ def _meet(submission: Submission, *, array: int, restart: int, node: int) -> tup
     path = submission.folder / "ended" / f"{array:05d}_{restart:03d}_address.json"
     listener = None
     if node == 0:
-        address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")  # where srun runs: the first node
+        address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")  # srun runs on the first node
         listener = _listen(address)
         write_atomically(path, json.dumps({"address": address, "port": listener.getsockname()[1]}))
     until = time.monotonic() + RENDEZVOUS_S

@@ -103,5 +103,5 @@ def say_left(submission: Submission) -> None:
 
 def _reason(verdicts: dict[int, Verdict]) -> str:
     failed = [verdict for verdict in verdicts.values() if verdict.code]
-    failed.sort(key=lambda verdict: verdict.why != "mistake")  # what a person can mend comes first
+    failed.sort(key=lambda verdict: verdict.why != "mistake")  # user errors, which a person can fix, come first
     return failed[0].message if failed else ""

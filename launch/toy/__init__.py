@@ -1,4 +1,4 @@
 """`flowmask toy`: a tiny Wan, small datasets in the published layouts, and the overlay under which every config runs.
 
-Its pictures are synthetic scenes. A dataset that a config comes to name is a writer here and an entry in `toy.py`.
+Its pictures are synthetic scenes. For a new dataset, add a writer here and an entry in `toy.py`.
 """

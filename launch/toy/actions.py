@@ -15,11 +15,11 @@ from flowmask.launch.toy.scenes import FRAMES, SIZE_PX, Scene
 _ANNOTATED = (5, 14)  # frames from 0
 _FPS = 5
 _CLASS = "shape"
-_HEADER_BYTES, _HEADER = 116, b"MATLAB 5.0 MAT-file, written by flowmask toy"  # scipy's own tells the time
+_HEADER_BYTES, _HEADER = 116, b"MATLAB 5.0 MAT-file, written by flowmask toy"  # scipy's own contains the time
 
 
 def write_a2d(root: Path, splits: Mapping[str, Sequence[Scene]]) -> None:
-    """`train` and `test`: an mp4 each, two annotated frames of it, and sentences of the objects seen there."""
+    """`train` and `test`: one mp4 each, two annotated frames of it, and sentences about the objects seen there."""
     import h5py
 
     videos, masks = root / "Release/clips320H", root / "text_annotations/a2d_annotation_with_instances"
@@ -44,7 +44,7 @@ def write_a2d(root: Path, splits: Mapping[str, Sequence[Scene]]) -> None:
 
 
 def write_jhmdb(root: Path, *, test: Sequence[Scene]) -> None:
-    """Folders of PNG frames with one object each, whose masks are known in every frame."""
+    """Folders of PNG frames with one object each, with known masks in every frame."""
     from scipy.io import savemat
 
     entries: list[list[Any]] = []

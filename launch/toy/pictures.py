@@ -14,11 +14,11 @@ from flowmask.launch.toy.scenes import SIZE_PX, Scene
 
 _SETS = {"refcoco": "refs(unc).p", "refcoco+": "refs(unc).p", "refcocog": "refs(umd).p"}
 _IMAGES = "train2014"
-_Told = tuple[list[str], tuple[int, ...]]  # sentences, and the objects that they name
+_Told = tuple[list[str], tuple[int, ...]]  # sentences, and their objects
 
 
 def write_refcoco(root: Path, splits: Mapping[str, Sequence[Scene]]) -> None:
-    """The sets with these splits; of gRefCOCO too, where a sentence may name several objects, or none."""
+    """The sets with these splits; also gRefCOCO, in which a sentence may name several objects or none."""
     pictures = [(split, scene.still()) for split, scenes in splits.items() for scene in scenes]
     (root / _IMAGES).mkdir(parents=True)
     for _, scene in pictures:
@@ -37,7 +37,7 @@ def write_refcoco(root: Path, splits: Mapping[str, Sequence[Scene]]) -> None:
 
 
 def _by_object(scene: Scene) -> list[_Told]:
-    """Sentences of each object that is named alone."""
+    """The sentences about exactly one object, by object."""
     texts: dict[int, list[str]] = {}
     for text, k in scene.of_one_object():
         texts.setdefault(k, []).append(text)
@@ -45,7 +45,7 @@ def _by_object(scene: Scene) -> list[_Told]:
 
 
 def _each(scene: Scene) -> list[_Told]:
-    """Every sentence alone; those that name nothing too."""
+    """Every sentence alone, also those that name nothing."""
     seen = [one for one in scene.sentences if all(scene.masks[k].any() for k in one[1])]
     named: list[_Told] = [([text], objects) for text, objects in seen]
     return [*named, *(([text], ()) for text, _ in scene.nothing)]
@@ -78,7 +78,7 @@ def _refs(asked: Sequence[tuple[str, Scene, list[_Told]]]) -> list[dict[str, Any
 
 
 def _several(ref: dict[str, Any]) -> dict[str, Any]:
-    """A ref as gRefCOCO has it: a list of annotations, [-1] where it names nothing."""
+    """A ref in gRefCOCO's form: a list of annotations, [-1] if it names nothing."""
     ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
     return {**ref, "ann_id": ids or [-1], "no_target": not ids}
 

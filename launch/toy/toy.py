@@ -1,4 +1,4 @@
-"""`flowmask toy`: the folder of a toy. A part that is there stays, so the same command goes on; same seed, same bytes.
+"""`flowmask toy`: the folder of a toy. Existing parts are kept, so the same command continues; same seed, same bytes.
 
     DIR/wan  DIR/data/DATASET  DIR/example.mp4  DIR/try.yaml    and later DIR/caches  DIR/runs  DIR/out
 
@@ -20,7 +20,7 @@ from flowmask.models.files import write_atomically
 from flowmask.models.folders.output_folder import Kind, OutputFolder
 
 OVERLAY, EXAMPLE = "try.yaml", "example.mp4"
-TOY = Kind("a toy", older=lambda out: None)  # there was none before the mark
+TOY = Kind("a toy", older=lambda out: None)  # versions before the mark wrote no toy
 _MARK = "toy.json"
 _TRY = """\
 # Lay this over any config, so that it runs small: `flowmask train configs/train_mevis.yaml THIS_FILE`.
@@ -68,7 +68,7 @@ world:
 
 
 def write_toy(out: Path, *, seed: int, say: Callable[[str], None]) -> str:
-    """Write what is missing of a toy; a sentence of its example. ConfigError for a folder of something else."""
+    """Write the missing parts of a toy; returns a sentence of its example. ConfigError for another folder."""
     folder = OutputFolder(out, TOY)
     with folder.held():
         claim(out / _MARK, {"seed": seed}, what="a toy")
@@ -90,7 +90,7 @@ def write_toy(out: Path, *, seed: int, say: Callable[[str], None]) -> str:
 
 def _datasets(seed: int) -> dict[str, Callable[[Path], None]]:
     """The writer of each folder of data/, by its name in datasets/."""
-    drawn = cache(lambda: list(draw_scenes(mix64(seed, 1))))  # only where a dataset is missing
+    drawn = cache(lambda: list(draw_scenes(mix64(seed, 1))))  # only if a dataset is missing
 
     def splits(**places: slice) -> dict[str, list[Scene]]:
         return {split: drawn()[place] for split, place in places.items()}
@@ -110,7 +110,7 @@ def _datasets(seed: int) -> dict[str, Callable[[Path], None]]:
 
 
 def commands(out: Path, sentence: str) -> list[str]:
-    """What a person gives next, in this order; sentence: what `write_toy` gave."""
+    """The next commands for a person, in order; sentence: the result of `write_toy`."""
     parts = (OVERLAY, "runs/mevis", EXAMPLE, "predict")
     overlay, run, video, masks = (shlex.quote(str(out / part)) for part in parts)
     return [

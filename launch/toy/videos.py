@@ -1,6 +1,6 @@
 """Scenes in the layouts of MeViS, Ref-YouTube-VOS, Ref-DAVIS17, ReVOS and Long-RVOS; read by the sources of that name.
 
-A video's name says its split, so that no split shows a video of another one.
+A video's name contains its split, so that no split shows a video of another one.
 """
 
 import json
@@ -21,7 +21,7 @@ _NAMES = [f"{FRAME_STRIDE * i:05d}" for i in range(FRAMES)]
 
 
 def write_mevis(root: Path, splits: Mapping[str, Sequence[Scene]]) -> None:
-    """Splits in which sentences may name several objects, or none. `valid` has no masks: only its server has them."""
+    """Splits in which sentences may name several objects or none. `valid` has no masks: only its server has them."""
     for split, scenes in splits.items():
         public = split != "valid"
         videos: dict[str, Any] = {}
@@ -78,7 +78,7 @@ def write_revos(root: Path, *, valid: Sequence[Scene]) -> None:
 
 
 def write_long_rvos(root: Path, *, valid: Sequence[Scene]) -> None:
-    """One split; a frame that does not show an object has no picture of it."""
+    """One split; a frame without an object has no picture of it."""
     videos: dict[str, Any] = {}
     for scene in valid:
         name = _name("valid", scene)
@@ -99,7 +99,7 @@ def write_long_rvos(root: Path, *, valid: Sequence[Scene]) -> None:
 
 
 def _told(scene: Scene) -> list[dict[str, Any]]:
-    """Sentences as MeViS has them; the kind of one that names nothing stands beside it."""
+    """Sentences in MeViS's form, with the kind of those that name nothing."""
     named: list[dict[str, Any]] = [
         {"exp": text, "obj_id": list(objects), "anno_id": [_annotation(scene, k) for k in objects]}
         for text, objects in scene.sentences
@@ -108,7 +108,7 @@ def _told(scene: Scene) -> list[dict[str, Any]]:
 
 
 def _masks(scene: Scene) -> dict[str, Any]:
-    """Run lengths of each object by annotation, null in frames that do not show it."""
+    """Run lengths of each object by annotation, null in frames without it."""
     return {
         str(_annotation(scene, k)): [encode(frame) if frame.any() else None for frame in mask]
         for k, mask in enumerate(scene.masks)

@@ -1,6 +1,6 @@
-"""The settings to try for each kind of job: they change its speed, but not what it learns or writes.
+"""The settings to try for each kind of job: they change its speed, but not its results.
 
-An axis takes the fastest job so far and offers changes, one at a time: the next after the previous was timed.
+An axis reads the fastest job so far and offers changes, one at a time: the next after the previous was timed.
 """
 
 import os
@@ -57,7 +57,7 @@ def _recomputation(search: Search) -> Iterator[Changes]:
 
 
 def _batch(search: Search) -> Iterator[Changes]:
-    """Larger micro-batches of the same global batch, then smaller ones, each while it is faster.
+    """Larger micro-batches of the same global batch, then smaller ones, each as long as it is faster.
 
     A larger one may need more recomputation; it is offered with the least that fits.
     """
@@ -114,7 +114,7 @@ def _while_it_helps(search: Search, key: str, values: Sequence[Any]) -> Iterator
 
 
 def _decoding(search: Search) -> Iterator[Changes]:
-    """More threads that read and resize while it is faster, then fewer."""
+    """More threads that read and resize as long as it is faster, then fewer."""
     now = cast(CacheJob, search.best).cache.decode_threads
     most = max(_MOST_THREADS, len(os.sched_getaffinity(0)))
     smaller = [number for number in (now // 2, now // 4) if number]

@@ -1,4 +1,4 @@
-"""This machine: a job's share on it, its GPUs and memory, and which settings fit by `flowmask plan`'s estimates."""
+"""This machine: a job's share on it, its GPUs and memory, and the settings that fit by `flowmask plan`'s estimates."""
 
 import os
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class Room:
         return "" if needs < self._limit else f"needs {needs / 1e9:.3g} GB, at most {self._limit / 1e9:.3g} GB fit"
 
     def is_too_small_for(self, job: Job) -> None:
-        """Record that this job did not fit: a job that needs as much memory will not fit either."""
+        """Record that this job did not fit: a job that needs at least as much memory will not fit either."""
         self._limit = min(self._limit, self._needs(job))
 
     def _needs(self, job: Job) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from flowmask.launch.jobs.job import Job
 
-GAIN = 0.98  # a candidate counts as faster if it takes less than this share of the best time; otherwise it may be noise
+GAIN = 0.98  # share of the best time below which a candidate counts as faster; less may be noise
 Changes = Mapping[str, Any]  # dotted keys
 
 
@@ -20,8 +20,8 @@ class Timing:
 
     changes: from the given config; unit_s: seconds per step, or per clip of a cache, None if not timed; seconds:
     of each timed step or clip, in order; waits: share of the time spent waiting for data; device_gib: peak memory
-    of a GPU; said: why it was not timed; no_room: it did not fit into memory; planned: known before it was tried to
-    not fit.
+    of a GPU; said: why it was not timed; no_room: it did not fit into memory; planned: an estimate showed before
+    the trial that it would not fit.
     """
 
     changes: Changes
@@ -98,7 +98,7 @@ class Search:
                 self._try(changes)
 
     def _try(self, changes: Changes) -> None:
-        """Time the best job with these changes, unless this was done, the config refuses it, or it can't fit."""
+        """Time the best job with these changes, unless it was timed, the config refuses it, or it can't fit."""
         self.last = None
         wanted = {**self.best_timing.changes, **changes}
         wanted = {key: value for key, value in wanted.items() if value_of(self._given, key) != value}
@@ -139,5 +139,5 @@ def value_of(job: Job, key: str) -> Any:
 
 
 def as_words(changes: Changes) -> str:
-    """The changes as they are typed on a command line."""
+    """The changes in the form of a command line."""
     return " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())

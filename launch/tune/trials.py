@@ -1,4 +1,4 @@
-"""Times one candidate: runs the job in processes, reads the rows that it writes, and ends it when there are enough.
+"""Times one candidate: runs the job in processes, reads the rows that it writes, and ends it after enough rows.
 
 Nothing is kept: the folder is temporary, no checkpoint is written, and nothing is sent to MLflow.
 """
@@ -28,7 +28,7 @@ from flowmask.trainer.state.run_folder import METRICS
 
 _SAID = "said.txt"
 _NEVER = 10**9  # no step of a trial is saved
-_STEPS = 10**6  # more steps than it makes before it is ended
+_STEPS = 10**6  # more steps than a trial can make
 _SLOWER = 1.25  # a candidate is ended early if each of its units takes more than this factor of the best one's
 _MOST_UNITS = 50
 _LOOK_S = 0.1
@@ -162,7 +162,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Kill them and their ranks, and wait until they are gone: the next candidate needs their memory."""
+    """Kill them and their ranks, and wait for their end: the next candidate needs their memory."""
     running = [psutil.Process(process.pid) for process in processes if process.poll() is None]
     ranks = [rank for process in running for rank in process.children(recursive=True)]
     for process in processes:

@@ -33,7 +33,7 @@ Tree = dict[Any, Any]
 class Tuned:
     """The result of a search.
 
-    unit: the unit that was timed; where: the machine in words; timings: of every candidate, in order; tree: the config
+    unit: the timed unit; where: the machine in words; timings: of every candidate, in order; tree: the config
     with the best changes; time_is_over: more settings could have been tried.
     """
 

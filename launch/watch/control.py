@@ -1,7 +1,7 @@
 """`flowmask status`, `logs` and `stop` output and actions.
 
-A stop is requested, never forced: a training saves at its next step and ends for good. A process is
-signalled only if it is certainly the one that the run's folder names: it must hold the lock of the folder.
+A stop is requested, never forced: a training saves at its next step and ends for good. A process gets a signal only
+if it is certainly the one named in the run's folder: it must hold the lock of the folder.
 """
 
 import json

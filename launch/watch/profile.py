@@ -1,4 +1,4 @@
-"""`flowmask profile`: ask a live run for a profile of its next steps, and wait until every rank has written it."""
+"""`flowmask profile`: request a profile of a live run's next steps, and wait until every rank has written it."""
 
 import json
 import time
@@ -44,12 +44,12 @@ def profile(run: Path, *, steps: int, timeout_s: float) -> Path:
 
 
 def _traces(folder: Path) -> dict[Path, int]:
-    """The traces that are there, and when each was written."""
+    """The existing traces with the times of their writing."""
     return {path: path.stat().st_mtime_ns for path in folder.glob(f"step-*/{TRACES}")}
 
 
 def _ranks(run: Path) -> int:
-    """How many ranks the run has now; ProfileError before it has said so."""
+    """The present number of ranks of the run; ProfileError if the run has not recorded it yet."""
     try:
         turns: list[list[TimeSample]] = aligned(read_timeline(run))
     except UserError:

@@ -87,7 +87,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     if _kind(folder) is not None:
         yield folder
         if not (folder / CHECKPOINTS).is_dir():
-            return  # the evaluations of a training may lie below it
+            return  # a training's evaluations may be below it
     if depth:
         try:
             children = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
@@ -100,7 +100,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _kind(folder: Path) -> type[Job] | None:
-    """The kind of job that a folder is the `out` of; None if of none."""
+    """The kind of job whose `out` is this folder; None if there is none."""
     if kind := next((kind for kind in KINDS.values() if kind.is_in(folder)), None):
         return kind
     submission = Submission.latest(folder)

@@ -1,5 +1,5 @@
 """The cost of a pass: FLOPs by formula, and FLOPs and memory counted on fake tensors.
 
-Imports nothing of ours, and nothing in `models` imports it; used by plans and by the MFU.
+Imports no other part of FlowMask, and nothing in `models` imports it; used by plans and by the MFU.
 A new count is a file here.
 """

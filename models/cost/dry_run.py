@@ -1,7 +1,7 @@
-"""The cost of one pass of a module, by running it on fake tensors: real code and sizes, without memory or weights.
+"""The cost of one pass of a module, run on fake tensors: real code and sizes, without memory or weights.
 
-A pass of the 1.3B model takes a second on a laptop. Whatever the module recomputes or saves is followed; only the
-scratch space inside a GPU's kernels is not.
+A pass of the 1.3B model takes a second on a laptop. It includes everything that the module recomputes or saves, but
+not the scratch space inside a GPU's kernels.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from flowmask.models.cost.live_memory import LiveMemory
 
-# the CPU's fused attention is unknown to torch's formulas
+# torch has no formula for the CPU's fused attention
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -26,8 +26,8 @@ _CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for
 class Pass:
     """Bytes beyond weights and inputs: kept from forward to backward, and the peak; FLOPs.
 
-    The peak includes one weight's gradient, since gradients are removed as they are computed. `flop` counts everything,
-    also recomputation, and that of the attention kernel; `forward_flop` counts only the first pass.
+    The peak includes one weight's gradient, because gradients are removed when they are computed. `flop` counts
+    everything, with recomputation, also that of the attention kernel; `forward_flop` counts only the first pass.
     """
 
     saved_bytes: float
@@ -56,7 +56,7 @@ def dry_pass(
     """Run `run(module)`, a scalar loss (a tensor of any shape without `backward`), on fake tensors.
 
     module: on the meta device, and useless afterwards; `run` makes its inputs first, on the CPU.
-    like_a_gpu: RMSNorm is one kernel there, which keeps less; off, it is what a CPU does.
+    like_a_gpu: RMSNorm is one kernel, as on a GPU, which keeps less; off: as on a CPU.
     """
     with _fake_mode():
         materialise(module, dtype)
@@ -67,12 +67,12 @@ def dry_pass(
 
 @cache
 def _fake_mode() -> FakeTensorMode:
-    """One for the process: torch refuses to mix the tensors of two, and keeps some constants beyond a pass."""
+    """One for the process: torch refuses to mix the tensors of two, and keeps some constants after a pass."""
     return FakeTensorMode()
 
 
 def measure_pass(module: nn.Module, run: Callable[[nn.Module], Tensor], *, backward: bool = True) -> Pass:
-    """`dry_pass` of a module whose tensors exist, fake or real; `run` gives a scalar. Drops each gradient at once."""
+    """`dry_pass` of a module with existing tensors, fake or real; `run` gives a scalar. Drops each gradient at once."""
     hooks = [
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
         for parameter in module.parameters()
@@ -108,7 +108,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 class _Work(TorchDispatchMode):
-    """FLOPs by torch's own formulas. Not its FlopCounterMode, whose hooks keep what is recomputed alive."""
+    """FLOPs by torch's own formulas. Not by its FlopCounterMode: its hooks keep recomputed tensors alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,12 +127,12 @@ class _Work(TorchDispatchMode):
 
 
 def _attention_flop(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """Two products a head; query [B heads S d], key and value [B heads T d]."""
+    """Two products per head; query [B heads S d], key and value [B heads T d]."""
     return 2 * query.numel() * key.shape[-2] * 2
 
 
 class _FusedRmsNorm(torch.autograd.Function):
-    """The GPU's kernel: keeps the input and one number a row."""
+    """The GPU's kernel: keeps the input and one number per row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Model FLOPs of the Wan DiT, by formula: the cost of a step, independent of recomputation and sharding.
 
-A multiply and an add are two. Only matrix products are counted, as torch's FlopCounterMode does: norms,
+A multiply and an add are two. Only matrix products are counted, as in torch's FlopCounterMode: norms,
 rotary angles and softmax are below one per cent.
 """
 
@@ -22,14 +22,14 @@ def dit_forward_flop(config: Mapping[str, Any], latent: tuple[int, int, int], *,
     """FLOPs of one example's forward pass.
 
     config: constructor arguments of WanTransformer3DModel, with `in_channels` as built (32 with the video
-    injected); latent: (f, h, w); text_tokens: the padded length that the DiT sees.
+    injected); latent: (f, h, w); text_tokens: the padded length of the DiT's text.
     """
     s, t = dit_tokens(config, latent), text_tokens
     width = config["num_attention_heads"] * config["attention_head_dim"]
     patch = 1
     for size in config["patch_size"]:
         patch *= size
-    embed = s * width * patch * (config["in_channels"] + config["out_channels"])  # and the projection out
+    embed = s * width * patch * (config["in_channels"] + config["out_channels"])  # and the output projection
     time = width * (config["freq_dim"] + width + 6 * width)
     text = t * width * (config["text_dim"] + width)
     self_attention = 4 * s * width**2 + 2 * s * s * width
@@ -44,8 +44,8 @@ def dit_training_flop(
 ) -> float:
     """FLOPs of one example's forward and backward pass; arguments as for `dit_forward_flop`.
 
-    adapters: only LoRA trains, so no gradient of a frozen weight is computed; attention's own products, which have
-    no weights, still cost three passes. The adapters' few per cent are not counted.
+    adapters: only LoRA trains, so no gradient of a frozen weight is computed; attention's own products have no
+    weights and still cost three passes. The adapters' few per cent are not counted.
     """
     forward = dit_forward_flop(config, latent, text_tokens=text_tokens)
     if not adapters:

@@ -1,6 +1,6 @@
 """Bytes of live tensors, now and at the peak: measured with real operators, or with fake ones without memory.
 
-Counts storages, so views are free and nothing is counted twice. It sees what operators return, not the scratch
+Counts storages, so views are free and nothing is counted twice. It sees the results of operators, not the scratch
 space inside a kernel.
 """
 

@@ -1,4 +1,4 @@
-"""Recognises the mask decoder of weights by their names and shapes, not by a config, and builds the module."""
+"""Recognises a mask decoder from the names and shapes of its weights, not from a config, and builds the module."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from flowmask.models.strict import assign_strict
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-_STEM = "stem.weight"  # no VAE has it
+_STEM = "stem.weight"  # no VAE has this name
 _BLOCK = re.compile(r"blocks\.\d+\.inner\.weight")
 
 

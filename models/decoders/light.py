@@ -1,7 +1,7 @@
-"""The light mask decoder: a few causal convolutions on the latent grid, then a linear layer for each latent position.
+"""The light mask decoder: a few causal convolutions on the latent grid, then a linear layer for each position.
 
 A position of latent frame 0 becomes 8x8 pixels of frame 0, one of latent frame i those of frames 4i-3..4i. In each of
-these frames its logits are one number, enlarged bilinearly, plus 64 of their own: edges are smooth from the start.
+these frames its logits are one number, enlarged bilinearly, plus 64 fine ones: edges are smooth from the start.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _NUMBERS = 1 + _PATCH**2  # per position and frame: the coarse value and the fin
 
 
 class LightMaskDecoder(nn.Module):
-    """Raw mask latent to one logit a pixel."""
+    """Raw mask latent to one logit per pixel."""
 
     def __init__(self, network: LightDecoderConfig) -> None:
         super().__init__()
@@ -34,8 +34,8 @@ class LightMaskDecoder(nn.Module):
     def fresh(cls, network: LightDecoderConfig) -> "LightMaskDecoder":
         """A decoder with initial weights, which are equal in every process; logits are near 0.
 
-        Each frame is decoded from itself alone at first. So what short clips do not train, a look at frames that are
-        not there, does nothing to longer ones.
+        At first each frame is decoded without earlier frames. Training on short clips never trains weights for frames
+        that they lack, so these weights stay zero and do no harm in longer clips.
         """
         with seeded(0):
             made = cls(network)
@@ -48,7 +48,7 @@ class LightMaskDecoder(nn.Module):
         return made
 
     def forward(self, mask_latent: Tensor) -> Tensor:
-        """Decode all latent frames at once; none sees a later one.
+        """Decode all latent frames at once; no frame depends on a later one.
 
         mask_latent: [B 16 f h w] raw    returns: float32 [B 1 F H W] logits, unclamped; F = 4f - 3
         """

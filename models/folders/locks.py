@@ -1,8 +1,7 @@
 """Locks on folders, which the kernel releases when their holder dies for any reason (flock).
 
-Asking whether one is held takes it for an instant, so taking one is patient for longer than that. Only who may write
-the folder may open its lock: a reader's lock, which the kernel lets anybody take on a file that he may read, can't
-keep a writer out.
+Checking a lock holds it for an instant, so taking one waits longer than that. Only users who may write the folder
+may open its lock. (The kernel lets anybody lock a file that they may read, so a reader could keep a writer out.)
 """
 
 import errno
@@ -18,19 +17,19 @@ import psutil
 
 from flowmask.models.errors import UserError
 
-GLANCE_S = 1.0  # longer than a mere check of the lock takes
+GLANCE_S = 1.0  # longer than a check of the lock
 _POLL_S = 0.05
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class LockError(UserError):
-    """A file system without locks, on which a folder can't be protected."""
+    """A file system without locks cannot protect a folder."""
 
 
 def take(path: Path, *, patience_s: float = GLANCE_S) -> int | None:
     """Lock `path`, created if missing; returns the open file, which holds the lock until it is closed, or None.
 
-    LockError on a file system without flock: two concurrent writers would destroy both results.
+    LockError on a file system without flock: two writers at once would destroy both results.
     """
     mode = 0o660 if path.parent.stat().st_mode & 0o020 else 0o600
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, mode)
@@ -62,7 +61,7 @@ def is_held(path: Path) -> bool:
         return False
     try:
         return not _taken(handle, fcntl.LOCK_SH)
-    except OSError:  # without locks none is held
+    except OSError:  # without locks, none is held
         return False
     finally:
         os.close(handle)
@@ -85,7 +84,7 @@ def is_free(path: Path) -> bool:
 def is_held_by(pid: int, path: Path) -> bool:
     """Whether a process of this user holds `path`, according to the kernel; False if unknown.
 
-    A file can name any process, but can't fake this.
+    A file can name any process, but it can't fake this.
     """
     process = Path("/proc", str(pid))
     try:
@@ -104,7 +103,7 @@ def _locks(opened: Path, wanted: os.stat_result) -> bool:
             return False
         told = (opened.parents[1] / "fdinfo" / opened.name).read_text()
     except OSError:
-        return False  # closed meanwhile
+        return False  # closed in the meantime
     return re.search(r"^lock:.*FLOCK.*WRITE", told, re.MULTILINE) is not None
 
 

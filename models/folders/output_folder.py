@@ -1,12 +1,12 @@
-"""The folder that a command writes its results to: it must be new, empty, or FlowMask's of the same kind.
+"""A command's folder of results: it must be new, empty, or FlowMask's of the same kind.
 
     OUT/.flowmask.json    the mark: kind and identity; made before anything else
-    OUT/.flowmask.files   every file of results that are replaced together, with its SHA-256
-    OUT/.lock             held by the one process that writes here now
-    OUT/.flowmask-<hex>/  a scratch: where one process builds its results, mode 0700; also beside a single file
+        OUT/.flowmask.files   every file of results that are replaced together, with its SHA-256
+        OUT/.lock             held by the one process that writes here now
+        OUT/.flowmask-<hex>/  a scratch: one process builds its results here, mode 0700; also next to a single file
 
-What is not listed is not ours: it is never replaced or deleted. Results change by renames alone, and a swap that was
-cut short is undone by the next holder of the lock, so older results go only when the new ones are there.
+Files that are not listed are not FlowMask's and are never replaced or deleted. Results change only by renames. The next
+holder of the lock undoes an interrupted swap, so older results disappear only when the new ones exist.
 """
 
 import errno
@@ -35,10 +35,10 @@ class Kind:
     """A kind of folder of results.
 
     name:     with its article, for sentences
-    older:    of a folder without a mark, made by an earlier version: the files of ours, all of which parse as this
-              kind, by relative path; None if the folder is not of this kind
-    dots:     names of ours that start with a dot; others of that form are left alone and do not count
-    identity: of every folder of this kind; empty: a random one each
+    older:    for a folder of an earlier version without a mark: its FlowMask files by relative path, if all of them
+              parse as this kind; None if the folder is not of this kind
+    dots:     FlowMask's names that start with a dot; other such names are ignored
+    identity: of every folder of this kind; empty: a random one for each
     """
 
     name: str
@@ -83,7 +83,7 @@ class OutputFolder:
     def take(self, *, patience_s: float = PATIENCE_S) -> int:
         """Take the writer's lock until the returned open file is closed or this process ends.
 
-        Undoes the half-done swap of a writer that died; `kind.error` names another writer that is at work.
+        Undoes the interrupted swap of a dead writer; `kind.error` names another active writer.
         """
         with self._said():
             handle = locks.take(self.path / LOCK, patience_s=patience_s)
@@ -112,7 +112,7 @@ class OutputFolder:
         return "an unknown process"
 
     def strangers(self, names: Collection[str], *, by_content: bool = False) -> list[str]:
-        """Files under these names that are not from our results, or (by_content) were changed."""
+        """Files with these names that are not FlowMask's results, or (by_content) were changed."""
         known, found = self._files(), []
         for name in names:
             for path in _below(self.path / name):
@@ -131,10 +131,10 @@ class OutputFolder:
             )
 
     def swap(self, place: Path, moves: Mapping[str, Path], *, index: str, gone: Collection[str] = ()) -> None:
-        """Put new results in place of older ones: all, or none if anything fails. Call it inside `held`.
+        """Replace older results by new ones: all, or none if anything fails. Call it inside `held`.
 
-        place: a scratch in this folder; moves: name -> what becomes it, anywhere in this folder
-        index: the name that readers trust, away first and there last; gone: names of older results without new ones
+        place: a scratch in this folder; moves: name -> its new file or folder, anywhere in this folder
+        index: the name that readers trust; it is removed first and put in last; gone: older results without new ones
         """
         with self._said():
             names = [index, *sorted({*moves, *gone} - {index})]
@@ -163,7 +163,7 @@ class OutputFolder:
         return read_object(self.path / FILES)
 
     def _sweep(self) -> None:
-        """Delete unfinished files of writers that died: their names contain this folder's identity."""
+        """Delete unfinished files of dead writers: their names contain this folder's identity."""
         name = re.compile(rf"{re.escape(TEMPORARY)}.*\.{re.escape(self._identity)}[0-9a-f]{{16}}", re.DOTALL)
         for entry in list(os.scandir(self.path)):
             ours = name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
@@ -172,7 +172,7 @@ class OutputFolder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A scratch in this folder; a full disk while it is used is a one-line error."""
+        """A scratch in this folder; a full disk during its use is a one-line error."""
         with self._said(_DISK_REFUSES), scratch(self.path) as place:
             yield place
 
@@ -190,9 +190,9 @@ class OutputFolder:
 
 
 def own_files(path: Path, kind: Kind) -> Collection[str] | None:
-    """None if a folder is marked as of a kind, else its files, as `Kind.older` has them; writes nothing.
+    """None if the folder is marked as of this kind, else its files by `Kind.older`; writes nothing.
 
-    Raises `kind.error` in one line where the folder is of another kind, or not ours.
+    Raises `kind.error` in one line if the folder is of another kind, or not FlowMask's.
     """
     if not (mark := _read_mark(path)):
         dots = {LOCK, FILES, *kind.dots}
@@ -200,7 +200,7 @@ def own_files(path: Path, kind: Kind) -> Collection[str] | None:
         files = kind.older(path) if names else ()
         if files is not None:
             return files
-        if not (mark := _read_mark(path)):  # no other process has just started here
+        if not (mark := _read_mark(path)):  # no other process has just marked it
             raise kind.error(
                 f"out is {path}, which is not {kind.name} but holds {names[0]}; choose a new or empty folder"
             )
@@ -211,17 +211,17 @@ def own_files(path: Path, kind: Kind) -> Collection[str] | None:
 
 
 def identity_of(folder: Path) -> str | None:
-    """The identity of a folder of ours, which a copy has too; None without a mark."""
+    """The identity of a FlowMask folder, which a copy has too; None without a mark."""
     return _read_mark(folder).get("id")
 
 
 def kind_in(folder: Path) -> str:
-    """The kind that a folder is marked as, with its article; empty without a mark, or with a damaged one."""
+    """The kind in a folder's mark, with its article; empty without a mark, or with a damaged one."""
     return _read_mark(folder).get("kind", "")
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """The files of a result: itself, or all below it; links are files."""
+    """The files of a result: itself, or all files below it; links are files."""
     if path.is_symlink() or not path.is_dir():
         yield from [path] if os.path.lexists(path) else []
         return

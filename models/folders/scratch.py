@@ -1,9 +1,9 @@
-"""A scratch: a folder beside its results in which one process builds them, mode 0700, its name 128 random bits.
+"""A scratch: a folder next to the results, in which one process builds them; mode 0700, a name of 128 random bits.
 
-    PARENT/.flowmask-<hex>/lock-<hex>   held by its maker; if it is free, anybody may clear the scratch
-    PARENT/.flowmask-<hex>/.swap.json   the moves of a swap (output_folder.py), by which a killed one is undone
+        PARENT/.flowmask-<hex>/lock-<hex>   held by its maker; if it is free, anybody may clear the scratch
+        PARENT/.flowmask-<hex>/.swap.json   the moves of a swap (output_folder.py), to undo an interrupted one
 
-A folder without a lock of the same name belongs to somebody else.
+A folder without a lock of the same name is not FlowMask's.
 """
 
 import os
@@ -34,7 +34,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        if not _is_unfinished(place):  # a swap that could not be undone; the next holder of the lock undoes it
+        if not _is_unfinished(place):  # a failed undo; the next holder of the lock repeats it
             _remove(place, lock)
         os.close(handle)
 
@@ -45,7 +45,7 @@ def _new_scratch(parent: Path) -> tuple[Path, Path, int]:
         place = parent / f".flowmask-{name}"
         place.mkdir(mode=0o700)
         lock = place / f"lock-{name}"
-        with suppress(FileNotFoundError):  # another process removed it as dead while it was empty
+        with suppress(FileNotFoundError):  # another process took it for dead while it was empty
             try:
                 handle = locks.take(lock)
             except locks.LockError:  # a file system without locks: only its maker removes it there
@@ -57,7 +57,7 @@ def _new_scratch(parent: Path) -> tuple[Path, Path, int]:
 
 
 def clear(parent: Path, *, undo: bool) -> None:
-    """Remove the scratches of processes that died. undo: also undo their swaps, which needs the lock of the folder."""
+    """Remove the scratches of dead processes. undo: also undo their swaps, which needs the lock of the folder."""
     for entry in list(os.scandir(parent)):
         name = _SCRATCH.fullmatch(entry.name)
         with suppress(FileNotFoundError):  # its maker is removing it
@@ -67,7 +67,7 @@ def clear(parent: Path, *, undo: bool) -> None:
 
 def _clear_one(parent: Path, place: Path, lock: Path, *, undo: bool) -> None:
     if not lock.exists():
-        with suppress(OSError):  # empty: its maker died or makes another one. Otherwise it is not ours
+        with suppress(OSError):  # empty: its maker died or makes another one; else not FlowMask's
             place.rmdir()
         return
     if (place / SWAP).exists() and not undo:
@@ -83,12 +83,12 @@ def _clear_one(parent: Path, place: Path, lock: Path, *, undo: bool) -> None:
 
 
 def _is_unfinished(place: Path) -> bool:
-    """Whether a swap has begun here and not ended: the listing is the last thing that it moves."""
+    """Whether a swap has begun here and not ended: the listing is moved last."""
     return (place / SWAP).exists() and (place / FILES).exists()
 
 
 def undo_swap(out: Path, place: Path) -> None:
-    """Undo a partial swap; can be repeated after a kill."""
+    """Undo an interrupted swap; can be repeated after a kill."""
     for name, source in read_object(place / SWAP).items():
         _refuse_outside(out, name, source)
         if not os.path.lexists(out / source) and os.path.lexists(out / name):
@@ -100,7 +100,7 @@ def undo_swap(out: Path, place: Path) -> None:
 
 
 def _refuse_outside(out: Path, name: str, source: str) -> None:
-    """A plan that a stranger wrote moves nothing from or to a place outside the folder."""
+    """ConfigError if another user's plan moves files from or to a place outside the folder."""
     inside = isinstance(source, str) and (out / source).parent.resolve().is_relative_to(out.resolve())
     if not inside or ".." in Path(source).parts or Path(name).name != name:
         raise ConfigError(
@@ -109,7 +109,7 @@ def _refuse_outside(out: Path, name: str, source: str) -> None:
 
 
 def _remove(place: Path, lock: Path) -> None:
-    """Delete a scratch, its lock last, so that until then others recognise it."""
+    """Delete a scratch; its lock goes last, so that other processes still recognise the scratch."""
     for path in list(place.iterdir()):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

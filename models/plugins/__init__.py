@@ -1,4 +1,4 @@
-"""Entries by name: files of a folder (`registry`), and entry points of installed packages, imported when asked for.
+"""Entries by name: files of a folder (`registry`), and entry points of installed packages, imported on request.
 
 Imports `models.errors`. A new kind of entry is a `Registry` in the folder that holds it.
 """
@@ -15,7 +15,7 @@ def names(group: str) -> list[str]:
 
 
 def load(group: str, name: str) -> Any:
-    """The object of an entry point, None if there is none of this name; ConfigError if it cannot be imported."""
+    """The object of an entry point, None if the name does not exist; ConfigError if it cannot be imported."""
     found = list(entry_points(group=group, name=name))
     if not found:
         return None

@@ -1,6 +1,6 @@
-"""Entries by name: one class in one file of a folder, or one that an installed package names in an entry point.
+"""Entries by name: one class per file of a folder, or one that an installed package names in an entry point.
 
-Nothing is imported before it is asked for.
+Nothing is imported before it is requested.
 """
 
 import difflib
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The subclasses of `base` that the files of `package` define, each named like its file, and those of `group`."""
+    """The subclasses of `base` in the files of `package`, each with its file's name, and those of `group`."""
 
     def __init__(self, package: str, base: type[T], *, group: str, key: str) -> None:
         """key: config key of the name, for messages."""
@@ -32,9 +32,9 @@ class Registry(Generic[T]):
         return plugins.names(self._group)
 
     def get(self, name: str, *, key: str | None = None) -> type[T]:
-        """The class called `name`; ConfigError lists the known and the nearest, or says what an entry point's lacks.
+        """The class called `name`; ConfigError lists the known names and the nearest, or the fault of an entry point.
 
-        key: where the name was written, if not under the registry's own
+        key: the config key of the name, if not the registry's own
         """
         key = key or self._key
         if (ours := self._of_file(name)) is not None:
@@ -55,7 +55,7 @@ class Registry(Generic[T]):
         return {module.name for module in pkgutil.iter_modules([str(folder)])}
 
     def _of_file(self, name: str) -> type[T] | None:
-        """The entry that the file of this name defines, if there is one: other files of the folder help them."""
+        """The entry in the file of this name, if there is one: other files of the folder are helpers."""
         if name not in self._files():
             return None
         module = import_module(f"{self._package}.{name}")

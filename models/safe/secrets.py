@@ -1,8 +1,8 @@
-"""Values that may hold secrets: how they are saved without secrets, and filled in again at use.
+"""Values that may hold secrets: saved without the secrets, which are filled in again at use.
 
-In what is saved, `${oc.env:NAME}` stays as it is written, and what is written out becomes `***`: user and password of
-a URI, the values of its query, the value of NAME=value, what stands behind --token. A process hands the real server
-to those that it starts by the variable URI_VARIABLE alone.
+A saved value keeps `${oc.env:NAME}` as written. Literal secrets become `***`: user and password of a URI, the values
+of its query, the value of NAME=value, the word after --token. A process passes the full server address to its child
+processes only in the variable URI_VARIABLE.
 """
 
 import os
@@ -21,20 +21,20 @@ HIDDEN = "***"
 
 _REFERENCE = re.compile(r"\$\{oc\.env:([^,{}]+)(?:,([^{}]*))?\}")
 _ONLY_REFERENCES = re.compile(r"(?:\$\{oc\.env:[^,{}]+\})+")
-# as SQLAlchemy and urllib3 read them, whichever takes more
+# in the reading of SQLAlchemy or urllib3, whichever matches more
 _NAME = r"(?:\$\{[^}]*\}|[^:/?#@\s])*"
 _USER = re.compile(rf"://({_NAME}(?:@{_NAME})*)(?::([^@\s]*(?:@[^/?#@\s]*)*))?@")
 _QUERY = re.compile(r"([?&;#])([^=&;#\s{}]*)(=?)((?:\$\{[^}]*\}|[^&;#\s{}])*)")
-# a shell's word behind NAME=: quoted parts; a substitution, and a quote that is not closed, go on to the line's end
+# a shell's word after NAME=: quoted parts; a substitution, and a quote that is not closed, go on to the line's end
 _WORD = r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|(?:\$\(|[`"']).*$|\\.|\$\{[^}]*\}|[^\s;&|"'`\\])*"""
 _ASSIGNED = re.compile(rf"([A-Za-z_]\w*\+?=)({_WORD})")
 _FLAG = re.compile(rf"(?i)((?:-[\w-]*(?:token|password|secret|key)|\bbearer|\bbasic)[ \t]+)({_WORD})")
 _VARIABLE = re.compile(r"\b([A-Z_][A-Z0-9_]*=)(.*)", re.DOTALL)
-_OTHER_REFERENCE = re.compile(r"(?<!\\)\$\{(?!oc\.env:)")  # the shell's own; a config would take it for a key
+_OTHER_REFERENCE = re.compile(r"(?<!\\)\$\{(?!oc\.env:)")  # the shell's own, which a config would take for a key
 
 
 def masked_uri(uri: str) -> str:
-    """A URI that may be stored and shown: without user information and without the values of its query."""
+    """A URI for storing and showing: without user information and without the values of its query."""
     found = _USER.sub(_without_user, uri)
     begins = re.search("[?#]", found)
     if begins is None or found.startswith("sqlite"):
@@ -43,15 +43,15 @@ def masked_uri(uri: str) -> str:
 
 
 def masked_line(line: str) -> str:
-    """A line of shell in which NAME=value is NAME=***; a value that is nothing but `${oc.env:...}` stays."""
+    """A shell line with NAME=*** in place of NAME=value; a value of only `${oc.env:...}` stays."""
     found = _ASSIGNED.sub(lambda m: m[1] + _kept(m[2]), _USER.sub(_without_user, _escaped(line)))
     return _FLAG.sub(lambda m: m[1] + _kept(m[2]), found)
 
 
 def masked_option(text: str) -> str:
-    """An option of srun or sbatch in which variables (`ALL,TOKEN=value`) have no values, and URIs no users."""
+    """An option of srun or sbatch: variables (`ALL,TOKEN=value`) without values, and URIs without users."""
     parts: list[str] = []
-    hides = False  # a comma belongs to the value of a variable that is hidden, or begins another one
+    hides = False  # a comma belongs to a hidden variable's value, or begins another variable
     for part in _USER.sub(_without_user, _escaped(text)).split(","):
         found = _VARIABLE.sub(lambda m: m[1] + _kept(m[2]), part)
         if _VARIABLE.search(part) is not None:
@@ -63,14 +63,14 @@ def masked_option(text: str) -> str:
 
 
 def write_private(path: Path, content: str) -> None:
-    """Replace a file whole, which only this user can read, from its first byte on."""
+    """Replace a file whole; from its first byte on, only this user can read it."""
     with whole_file(path) as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(content.encode())
 
 
 def lacks(text: str) -> bool:
-    """Whether this is a value of a saved copy that lacks a part."""
+    """Whether this is a saved value from which a part was removed."""
     return HIDDEN in text
 
 
@@ -90,7 +90,7 @@ def revealed(text: str, *, key: str) -> str:
 
 
 def revealed_uri(uri: str) -> str:
-    """The complete URI of a server. Raises ConfigError for a saved copy whose secrets are unknown to this process."""
+    """The complete URI of a server. ConfigError for a saved copy, if this process does not know its secrets."""
     if not lacks(uri):
         return revealed(uri, key="tracking.uri")
     handed_on = os.environ.get(URI_VARIABLE, "")
@@ -103,14 +103,14 @@ def revealed_uri(uri: str) -> str:
 
 
 def without_secrets(text: str, *, uri: str) -> str:
-    """A library's message on one line, without what is secret in `uri`."""
+    """A library's message on one line, without the secrets of `uri`."""
     said = _USER.sub(f"://{HIDDEN}@", " ".join(text.split()))
     secret = [part for match in _USER.finditer(uri) for part in (match[1], match[2] or "")]
     begins = re.search("[?#]", uri)
     if begins is not None and not uri.startswith("sqlite"):
         secret += [m[4] if m[3] else m[2] for m in _QUERY.finditer(uri, begins.start())]
     for word in sorted({*secret, *map(unquote, secret)}, key=len, reverse=True):
-        if len(word) > 2:  # a shorter one would take half the words with it
+        if len(word) > 2:  # a shorter one would occur in many words
             said = said.replace(word, HIDDEN)
     return said
 

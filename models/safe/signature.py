@@ -1,7 +1,7 @@
-"""A user's mark on the files that their processes wrote: nobody else can make it, whatever a folder holds.
+"""A user's mark on files that this user's processes wrote: nobody else can make it, whatever a folder contains.
 
-The key lies outside of all run folders, in $XDG_STATE_HOME/flowmask/key (~/.local/state), mode 0600. Where none can be
-kept (no home, a full disk), nothing is marked, and what is not marked is nobody's.
+The key is outside of all run folders, in $XDG_STATE_HOME/flowmask/key (~/.local/state), mode 0600. If it can't be
+stored (no home, a full disk), no file gets a mark, and files without a mark belong to no user.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ _BYTES = 32
 
 
 def signature(*words: str) -> str:
-    """This user's mark on the words; the key is made when it is needed first. Empty where none can be kept."""
+    """This user's mark on the words; the key is made at the first use. Empty if the key can't be stored."""
     key = _key() or _new_key()
     return _mark(key, words) if key else ""
 
@@ -33,7 +33,7 @@ def _place() -> Path | None:
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
         return (Path(state) if state.startswith("/") else Path.home() / ".local" / "state") / "flowmask" / "key"
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # a user without a home
         return None
 
 
@@ -56,7 +56,7 @@ def _new_key() -> bytes:
         try:
             with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(os.urandom(_BYTES))
-            with suppress(FileExistsError):  # somebody was first
+            with suppress(FileExistsError):  # another process was first
                 os.link(beside, place)
         finally:
             beside.unlink(missing_ok=True)

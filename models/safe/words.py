@@ -1,4 +1,4 @@
-"""Text for a terminal: text of strangers can't move the cursor, change colours or pretend to be another line."""
+"""Text for a terminal: foreign text can't move the cursor, change colours or look like another line."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 _HARMFUL = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of a character, line and paragraph separators
-_JOINERS = "\u200c\u200d"  # of the format characters (Cf) those that scripts and emoji need; others turn text around
+_JOINERS = "\u200c\u200d"  # format characters (Cf) that scripts and emoji need; others change the text's direction
 
 
 def printable(text: object, *, keep: str = "") -> str:
-    """`text` on one line, with each harmful character as its Python escape (`\\x1b`, `\\n`); `keep`: but for these."""
+    """`text` on one line, with each harmful character as its Python escape (`\\x1b`, `\\n`), except those in `keep`."""
     said = str(text)
     if said.isprintable():
         return said
@@ -20,7 +20,7 @@ def printable(text: object, *, keep: str = "") -> str:
 
 
 def has_control(text: str) -> bool:
-    """Whether a text holds a character that can end a line or steer a terminal."""
+    """Whether a text has a character that can end a line or control a terminal."""
     return not text.isprintable() and any(unicodedata.category(c) in _HARMFUL for c in text)
 
 
@@ -30,7 +30,7 @@ def _is_harmful(character: str) -> bool:
 
 
 class PlainConsole(Console):
-    """Prints every text as it is, never as markup, and harmful characters as escapes; styles are ours alone."""
+    """Prints every text as it is, never as markup, and harmful characters as escapes; only FlowMask's styles count."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(soft_wrap=True, highlight=False, markup=False, emoji=False, **options)

@@ -1,6 +1,6 @@
-"""Regular files alone: a pipe or a device in the place of a file is refused at once, and a link out of its folder.
+"""Opens only regular files: a pipe or a device is refused at once, and also a link out of the folder.
 
-Errors are OSErrors whose `strerror` says what is wrong with the file.
+Errors are OSErrors whose `strerror` names the fault of the file.
 """
 
 import errno
@@ -8,14 +8,14 @@ import os
 import stat
 from pathlib import Path
 
-SMALL = 1 << 24  # bytes; our JSON files but for manifests and tables are far smaller
+SMALL = 1 << 24  # bytes; FlowMask's JSON files except manifests and tables are far smaller
 
 
 def open_regular(path: Path, *, inside: Path | None = None) -> int:
-    """A descriptor to read a regular file. inside: the folder that links on the way must not leave."""
+    """A descriptor to read a regular file. inside: the folder that links in the path must not leave."""
     if inside is not None:
         refuse_outside(path, inside)
-    _refuse_other_kinds(path, path.stat().st_mode)  # opening a device may do something
+    _refuse_other_kinds(path, path.stat().st_mode)  # opening a device may have an effect
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would wait
     try:
         _refuse_other_kinds(path, os.fstat(descriptor).st_mode)
@@ -31,7 +31,7 @@ def _refuse_other_kinds(path: Path, mode: int) -> None:
 
 
 def refuse_outside(path: Path, folder: Path) -> None:
-    """OSError if links lead from `path`, which lies in `folder`, to a place outside of it."""
+    """OSError if links lead from `path` in `folder` to a place outside of it."""
     target, home = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath((target, home)) != home:
         raise OSError(errno.ELOOP, f"it leads to {target}, outside of {folder}; put the file itself there", str(path))

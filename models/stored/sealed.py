@@ -1,7 +1,7 @@
-"""JSON within limits, and JSON files that carry their own hash, so that a damaged one is told from what it speaks of.
+"""JSON within limits, and JSON files that contain their own hash, so that damage is found in the file itself.
 
 A sealed file is an object with one more member, `seal`: the SHA-256 of the rest in its one short spelling. A kind of
-file that was once written without a seal has a version; from the first sealed version on, one without a seal is
+file that once had no seal has a version; from the first sealed version on, a file without a seal is
 damaged. A seal finds damage; it is no signature.
 """
 
@@ -22,7 +22,7 @@ def to_json(value: Any) -> bytes:
 
 
 def parse_json(content: bytes | str, *, number: Callable[[str], Any] = float) -> Any:
-    """A JSON value; ValueError for everything else, also for what is nested too deep. number: makes fractions."""
+    """A JSON value; ValueError for everything else, also for too deep nesting. number: makes fractions."""
     try:
         return json.loads(content, parse_float=number, parse_constant=number)
     except RecursionError:
@@ -38,23 +38,23 @@ def parse_object(content: bytes | str) -> dict[str, Any]:
 
 
 def seal(value: dict[str, Any]) -> bytes:
-    """The bytes of a sealed file that holds `value`, in the short spelling."""
+    """The bytes of a sealed file with `value`, in the short spelling."""
     return to_json(sealed(value))
 
 
 def seal_readable(value: dict[str, Any]) -> bytes:
-    """As `seal`, a line for each member, in the order of `value`."""
-    value = json.loads(json.dumps(value))  # as a reader will have it: keys are strings, tuples lists
+    """As `seal`, but one line per member, in the order of `value`."""
+    value = json.loads(json.dumps(value))  # as a reader gets it: keys are strings, tuples are lists
     return json.dumps(sealed(value), indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """`value`, as JSON has it, with its seal as the last member."""
+    """`value`, in JSON types, with its seal as the last member."""
     return {**value, SEAL: _hash(value)}
 
 
 def unseal(content: bytes) -> dict[str, Any]:
-    """What was sealed in the short spelling; ValueError if a byte has changed since."""
+    """The sealed value in the short spelling; ValueError if a byte has changed."""
     value = parse_object(content)
     value.pop(SEAL, None)
     if seal(value) != content:
@@ -65,8 +65,8 @@ def unseal(content: bytes) -> dict[str, Any]:
 def unseal_since(value: dict[str, Any], *, version: str, first: int, where: object) -> dict[str, Any]:
     """The members of a file whose `version` had no seal before `first`, without the seal.
 
-    ValueError if a sealed value has changed, or a version that must be sealed is not. Says in one line, once, that an
-    older file `where` has none.
+    ValueError if a sealed value has changed, or a version that must be sealed is not. Reports once, in one line, that
+    an older file `where` has none.
     """
     rest = {name: member for name, member in value.items() if name != SEAL}
     if SEAL in value:

@@ -1,9 +1,9 @@
-"""How large a value is when every part is counted wherever it stands: 300 bytes can name one list 2^40 times."""
+"""The size of a value if every part counts at each of its places: 300 bytes can name one list 2^40 times."""
 
 from collections.abc import Iterable
 from typing import Any
 
-_UNCOUNTED = 1 << 62  # and more
+_UNCOUNTED = 1 << 62  # or more
 
 
 def _parts(value: Any) -> Iterable[Any]:
@@ -14,7 +14,7 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def expanded(value: Any) -> int:
-    """Number of values in `value`, each counted as often as it is reached; one that holds itself is one there."""
+    """Number of values in `value`; each counts as often as it is reached, but a value inside itself counts once."""
     sizes: dict[int, int] = {}
     seen: set[int] = set()
     stack: list[tuple[Any, list[Any] | None]] = [(value, None)]

@@ -1,4 +1,4 @@
-"""Small files of ours as what they are: JSON of a type, YAML as plain data. ValueError says what is wrong with them."""
+"""FlowMask's small files as typed values: JSON of a type, YAML as plain data. ValueError names the fault."""
 
 from collections.abc import Callable
 from functools import cache

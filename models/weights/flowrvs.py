@@ -1,8 +1,8 @@
-"""Published FlowRVS training files (.pth) to plain state dicts, read without executing anything in them.
+"""Published FlowRVS training files (.pth) to plain state dicts, read without executing their content.
 
-Owns the two layouts: a DiT trainer's file (`model`, `ema_model`, ...) whose EMA weights are a bare list in
-the reference's own parameter order, and a mask decoder's file, a whole VAE under `vae.`; each also as the state
-dict alone. Refuses what has no weights, missing, unexpected or reshaped ones, and DiTs of other projects.
+Knows the two layouts. A DiT trainer's file (`model`, `ema_model`, ...) has EMA weights as a bare list in
+the reference's own parameter order. A mask decoder's file is a whole VAE under `vae.`. Each may also be the state
+dict alone. Refuses missing, unexpected or reshaped weights, files without weights, and DiTs of other projects.
 """
 
 import re
@@ -19,8 +19,8 @@ from flowmask.models.strict import check_shapes, exported_settings
 from flowmask.models.weights.foreign import refuse_foreign
 from flowmask.models.weights.pickled import plain_tensors, read_pickle
 
-NOT_AVERAGED = "not_averaged"  # told of a file that was asked for averaged weights and has none
-SETTINGS = "flowmask"  # key of the conventions in files that we wrote; published ones have none
+NOT_AVERAGED = "not_averaged"  # in the settings if averaged weights were requested but missing
+SETTINGS = "flowmask"  # key of the conventions in FlowMask's files; published files have none
 _FIX = "Give a file that FlowRVS's training wrote"
 _HEAD = (
     "scale_shift_table",
@@ -52,21 +52,21 @@ _ENCODER = ("vae.encoder.", "vae.quant_conv.")
 
 
 def reference_order(names: Iterable[str]) -> list[str]:
-    """The parameter names of a DiT in the order of the reference's `parameters()`, however they come.
+    """The parameter names of a DiT in the order of the reference's `parameters()`, from names in any order.
 
-    It differs from diffusers' in each attention, where the reference lists norm_q and norm_k before to_q,
-    to_k, to_v and to_out. Every name of a DiT of as many blocks is listed; the caller compares the sets.
+    It differs from diffusers' order in each attention: the reference lists norm_q and norm_k before to_q,
+    to_k, to_v and to_out. Every name of a DiT with this number of blocks is listed; the caller compares the sets.
     """
     found = (re.match(r"blocks\.(\d+)\.", name) for name in names)
-    blocks = len({match[1] for match in found if match})  # a name may say any number
+    blocks = len({match[1] for match in found if match})  # a name may have any number
     inner = [f"blocks.{i}.{name}" for i in range(blocks) for name in _BLOCK]
     return [*_HEAD, *inner, *_TAIL]
 
 
 def load_dit(path: Path, *, ema: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """DiT weights by diffusers' names, fp32 of the file's shapes, and what it tells of settings (`video_injection`).
+    """DiT weights by diffusers' names, fp32 of the file's shapes, and its settings (`video_injection`).
 
-    ema: the averaged weights, mapped by name through `reference_order`; of a file that has none the last ones, and
+    ema: the averaged weights, mapped by name through `reference_order`; if the file has none, the last ones, and
     the settings then hold `NOT_AVERAGED`.
     """
     content = read_pickle(path, fix=_FIX)
@@ -103,21 +103,21 @@ def load_encoder(path: Path) -> dict[str, Tensor]:
 
 
 def stored_settings(path: Path) -> dict[str, Any]:
-    """The conventions that an export of ours recorded; no tensor is read into memory."""
+    """The conventions recorded by a FlowMask export; no tensor is read into memory."""
     return _settings(read_pickle(path, fix=_FIX, mapped=True), path)
 
 
 def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The conventions that an export of ours recorded; nothing for a published file."""
+    """The conventions recorded by a FlowMask export; empty for a published file."""
     return exported_settings(content.get(SETTINGS, {}), where=f"{path}: `{SETTINGS}`")
 
 
 def _halves(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     where = f"{path}: the VAE"
     state = plain_tensors(content.get("model", content), path, where=where, fix=_FIX)
-    if network_of(state, where=path) is not None:  # a light decoder's state dict, which is judged where it is used
+    if network_of(state, where=path) is not None:  # a light decoder's state dict, which is checked at its use
         return {name: tensor.float() for name, tensor in state.items()}, {}
-    if "decoder.conv_out.weight" in state:  # as the VAE itself has it
+    if "decoder.conv_out.weight" in state:  # with the VAE's own names
         state = {f"vae.{name}": tensor for name, tensor in state.items()}
     strangers = [key for key in state if not key.startswith((*_DECODER, *_ENCODER))]
     if strangers:
@@ -146,7 +146,7 @@ def _shadows(content: Mapping[str, Any], count: int, path: Path) -> list[Tensor]
 
 
 def _implied_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, tuple[int, ...]]:
-    """Every shape of a DiT whose widths a few of its tensors tell; shapes do not depend on the heads."""
+    """Every shape of a DiT, from the widths of a few tensors; shapes do not depend on the heads."""
     patch = shapes[PATCH_KEY]
     try:
         config = {

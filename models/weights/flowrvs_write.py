@@ -1,4 +1,4 @@
-"""Weights of ours in the layout of FlowRVS's training files, which `flowrvs.py` and the published code read.
+"""FlowMask's weights in the layout of FlowRVS's training files, which `flowrvs.py` and the published code read.
 
 Only tensors, numbers and strings are written, so that the file loads with `weights_only=True`.
 """

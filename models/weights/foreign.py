@@ -1,7 +1,7 @@
-"""Weights that look like ours and are not: told by names, shapes and the index of their folder, never by a file's name.
+"""Recognises weights that only look right, by names, shapes and the index of their folder, never by a file's name.
 
-Each gets one line that says what it is; so does a folder that holds no trained weights, by its mark, its config or the
-files that it has. What is merely damaged is left to the strict checks.
+Each kind gets one line with its name. So does a folder without trained weights, by its mark, its config or its
+files. Damaged files are left to the strict checks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from flowmask.models.stored.sealed import parse_json
 
 _OURS = (16, 32)  # input channels of the DiT, without and with the video injected
 _OTHERS = {36: "Wan's image-to-video model", 48: "Wan2.2 TI2V-5B or a control model"}
-_MARKS = {  # parts of names that no DiT of ours has
+_MARKS = {  # parts of names that FlowMask's DiTs never have
     "vace_": "Wan VACE",
     "image_embedder.": "Wan's image-to-video model",
     "add_k_proj.": "Wan's image-to-video model",
@@ -25,12 +25,12 @@ _MARKS = {  # parts of names that no DiT of ours has
     "decoder.conv_in.": "a VAE or a mask decoder",
     "encoder.block.": "a text encoder",
 }
-_CONFIGS = {  # by what a config.json calls its model
+_CONFIGS = {  # by the model's class in a config.json
     "AutoencoderKLWan": "the VAE of a Wan2.1 folder",
     "UMT5EncoderModel": "the text encoder of a Wan2.1 folder",
     "WanTransformer3DModel": "the transformer/ of a Wan2.1 folder or an export",
 }
-_FILES = {  # of folders that carry no mark; the first that is there
+_FILES = {  # of folders without a mark; the first match counts
     "scores.json": "an evaluation",
     "predictions.json": "a folder of predictions",
     "manifest.json": "a cache",
@@ -40,7 +40,7 @@ _FILES = {  # of folders that carry no mark; the first that is there
     **dict.fromkeys(("JPEGImages", "Annotations", "meta_expressions", "meta_expressions.json"), "a dataset"),
     **dict.fromkeys(("*/JPEGImages", "*/Annotations", "*/meta_expressions.json"), "a dataset"),
 }
-_ORIGINAL = "self_attn.q.weight"  # Wan's own code calls diffusers' attn1.to_q so
+_ORIGINAL = "self_attn.q.weight"  # the name of diffusers' attn1.to_q in Wan's own code
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # ComfyUI's, before every name
 _ORIGINAL_FILES = ("Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth")
 _MOST_JSON = 1 << 20
@@ -58,7 +58,7 @@ def refuse_foreign(shapes: Mapping[str, Iterable[int]], *, where: object) -> Non
 
 
 def refuse_other_kinds(shapes: Mapping[str, Iterable[int]], *, where: object) -> None:
-    """WeightsError in one line if a DiT is not one of Wan2.1 text-to-video, by whichever names."""
+    """WeightsError in one line if a DiT is not one of Wan2.1 text-to-video, for any naming."""
     from flowmask.models.dit import PATCH_KEY
 
     for mark, kind in _MARKS.items():
@@ -81,7 +81,7 @@ def refuse_channels(channels: object, *, where: object) -> None:
 
 
 def refuse_foreign_folder(path: Path) -> None:
-    """WeightsError in one line if a folder is of two experts (Wan2.2), or in the layout of Wan's original files."""
+    """WeightsError in one line if a folder has two experts (Wan2.2), or the layout of Wan's original files."""
     refuse_two_experts(path)
     named = _object(path / "config.json").get("_class_name") == "WanModel"
     if named or any((path / name).is_file() for name in _ORIGINAL_FILES):
@@ -101,7 +101,7 @@ def refuse_two_experts(path: Path) -> None:
 
 
 def what_is(path: Path) -> str | None:
-    """What a folder is, with its article; None if nothing tells."""
+    """The kind of a folder, with its article; None if unknown."""
     config = _object(path / "config.json")
     named = [_object(path / MARK).get("kind"), *map(_CONFIGS.get, _names(config))]
     told = next((name for name in named if isinstance(name, str) and name), None)
@@ -109,7 +109,7 @@ def what_is(path: Path) -> str | None:
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[str]:
-    """The classes that a config.json names, as diffusers and transformers do."""
+    """The classes named in a config.json of diffusers or transformers."""
     several = config.get("architectures")
     for name in (config.get("_class_name"), *(several if isinstance(several, list) else ())):
         if isinstance(name, str):

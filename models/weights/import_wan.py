@@ -1,8 +1,8 @@
-"""`flowmask import wan`: Wan2.1's original files become a folder in the diffusers layout, bit for bit.
+"""`flowmask import wan`: converts Wan2.1's original files to a folder in the diffusers layout, bit for bit.
 
-Takes the whole original folder, or one file of one part; ComfyUI's prefix before the names is taken off. Refuses
-missing, unexpected and reshaped tensors, numbers that are not finite, pickles that want more than tensors, and what
-exists already at the target.
+Takes the whole original folder, or one file of one part; ComfyUI's prefix of the names is removed. Refuses
+missing, unexpected and reshaped tensors, non-finite numbers, pickles with more than tensors, and a target
+that exists.
 """
 
 import json
@@ -27,17 +27,17 @@ from flowmask.models.weights.pickled import plain_tensors, read_pickle
 from flowmask.models.weights.tiny_wan import PARTS as CLASSES
 from flowmask.models.weights.tiny_wan import SCHEDULER, write_json
 
-SHARD_BYTES = 2 << 30  # a shard's bytes are in memory twice while it is written
+SHARD_BYTES = 2 << 30  # a shard's bytes are in memory twice during writing
 _FIX = "Give the folder of Wan2.1's original files, or one of its files"
 _SUFFIX = ".safetensors"
 Read = Callable[[str], Tensor]  # name -> tensor of any shape
 
 
 def import_wan(source: Path, out: Path, *, say: Callable[[str], None] = lambda line: None) -> None:
-    """Write a new folder `out` in the diffusers layout: of a folder all parts, of a file its one part.
+    """Write a new folder `out` in the diffusers layout: all parts of a folder, or the one part of a file.
 
-    source: what Wan-AI publishes without -Diffusers in the name; or a .safetensors or .pth file of the DiT, VAE or UMT5
-    UserError in one line for whatever does not fit; nothing is left then.
+    source: the folder published by Wan-AI without -Diffusers in its name; or a .safetensors or .pth file of the DiT,
+    VAE or UMT5. UserError in one line for anything that does not fit; then nothing is left behind.
     """
     if not source.exists():
         raise WeightsError(f"{source} does not exist. {_FIX}")
@@ -88,14 +88,14 @@ def _import_file(source: Path, out: Path, say: Callable[[str], None]) -> None:
 
 @contextmanager
 def _folder(folder: Path, stem: str) -> Iterator[tuple[Shapes, Read]]:
-    """Shapes by name, and what reads a tensor as it is stored."""
+    """Shapes by name, and a function that reads a tensor as stored."""
     with SafetensorsFolder(folder, stem) as weights:
         yield _plain(weights.shapes(), weights.stored)
 
 
 @contextmanager
 def _file(file: Path) -> Iterator[tuple[Shapes, Read]]:
-    """The same of one file."""
+    """As `_folder`, for one file."""
     if file.suffix == _SUFFIX:
         with _folder(file.parent, file.name.removesuffix(_SUFFIX)) as found:
             yield found
@@ -106,13 +106,13 @@ def _file(file: Path) -> Iterator[tuple[Shapes, Read]]:
 
 
 def _plain(shapes: Shapes, read: Read) -> tuple[Shapes, Read]:
-    """Without ComfyUI's prefix, if every name has it."""
+    """The tensors without ComfyUI's prefix, if every name has it."""
     prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in shapes)), "")
     return {key.removeprefix(prefix): shape for key, shape in shapes.items()}, lambda key: read(prefix + key)
 
 
 def _write(part: OriginalPart, shapes: Shapes, read: Read, *, told: Mapping[str, Any], out: Path, where: object) -> int:
-    """Check a part strictly and write its folder; the number of its tensors."""
+    """Check a part strictly and write its folder; returns the number of its tensors."""
     if part is DIT:
         refuse_other_kinds(shapes, where=where)
     try:

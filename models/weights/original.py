@@ -1,7 +1,7 @@
-"""The files that Wan2.1's own code reads: what each part is called there, and the tables of its tensors' names.
+"""Wan2.1's original files: the name of each part, and the tables of its tensors' names.
 
-A table leads from diffusers' name (transformers', of the text encoder) to the original one, so a model says which names
-a file has to have, and the strict check speaks of names that stand in the file. Tensors are the same on both sides.
+A table maps diffusers' name (transformers' for the text encoder) to the original one. So a model gives the names that
+a file must have, and the strict check reports names in the file. Tensors are equal on both sides.
 """
 
 import re
@@ -14,7 +14,7 @@ import torch
 from flowmask.models.dit import PATCH_KEY, build_dit
 
 Shapes = Mapping[str, tuple[int, ...]]
-HEAD_WIDTH = 128  # of every DiT that was published; a file alone does not tell it
+HEAD_WIDTH = 128  # of every published DiT; a file alone does not contain it
 _DIT = {
     r"condition_embedder\.text_embedder\.linear_1": "text_embedding.0",
     r"condition_embedder\.text_embedder\.linear_2": "text_embedding.2",
@@ -24,7 +24,7 @@ _DIT = {
     r"scale_shift_table": "head.modulation",
     r"proj_out": "head.head",
     r"(blocks\.\d+)\.scale_shift_table": r"\1.modulation",
-    r"(blocks\.\d+)\.norm2": r"\1.norm3",  # before cross-attention; numbered by its place here, by its age there
+    r"(blocks\.\d+)\.norm2": r"\1.norm3",  # before cross-attention; diffusers numbers it by place, Wan by age
     r"(blocks\.\d+)\.ffn\.net\.0\.proj": r"\1.ffn.0",
     r"(blocks\.\d+)\.ffn\.net\.2": r"\1.ffn.2",
     **{
@@ -43,13 +43,13 @@ _VAE = {
     r"(encoder|decoder)\.mid_block\.resnets\.0": r"\1.middle.0",
     r"(encoder|decoder)\.mid_block\.resnets\.1": r"\1.middle.2",
     r"encoder\.down_blocks\.(\d+)": r"encoder.downsamples.\1",
-    **{  # three residual blocks and what enlarges, in one row over all four
+    **{  # three residual blocks and the upsampling, in one row over all four
         rf"decoder\.up_blocks\.{block}\.{ours}": f"decoder.upsamples.{4 * block + place}"
         for block in range(4)
         for place, ours in enumerate((r"resnets\.0", r"resnets\.1", r"resnets\.2", r"upsamplers\.0"))
     },
 }
-_VAE_LAYERS = {  # behind the name of a residual block
+_VAE_LAYERS = {  # after the name of a residual block
     "norm1": "residual.0",
     "conv1": "residual.2",
     "norm2": "residual.3",
@@ -78,11 +78,11 @@ _TEXT = {
 class OriginalPart:
     """One part of Wan2.1.
 
-    folder, stem: where it lies in the diffusers layout
-    file:  its name in the original folder; of the DiT the stem of safetensors files
-    mark:  a tensor that tells this part from the others
-    table: of names, see above; patterns are of whole names up to a dot. layers: of the next part of a name, then
-    model: (original shapes, what config.json says) -> the model on the meta device; KeyError, ValueError, ...
+    folder, stem: its place in the diffusers layout
+    file:  its name in the original folder; for the DiT the stem of safetensors files
+    mark:  a tensor that only this part has
+    table: of names, see above; patterns match whole names up to a dot. layers: of the name's next part
+    model: (original shapes, content of config.json) -> the model on the meta device; KeyError, ValueError, ...
     """
 
     folder: str
@@ -100,7 +100,7 @@ class OriginalPart:
         return {self.original(name): name for name in ours}
 
     def original(self, name: str) -> str:
-        """What a tensor is called in the original files; names that no rule speaks of are the same there."""
+        """The name of a tensor in the original files; a name without a rule is the same there."""
         for pattern, said in self.table.items():
             if (found := re.match(rf"{pattern}(?=\.|$)", name)) is not None:
                 layer, dot, rest = name[found.end() + 1 :].partition(".")
@@ -129,7 +129,7 @@ def _dit(shapes: Shapes, told: Mapping[str, Any]) -> Any:
 
 
 def _vae(shapes: Shapes, told: Mapping[str, Any]) -> Any:
-    """There is one for all sizes of Wan2.1, with diffusers' defaults; only its width is told by the file."""
+    """There is one VAE for all sizes of Wan2.1, with diffusers' defaults; the file only gives its width."""
     from diffusers import AutoencoderKLWan
 
     with torch.device("meta"):

@@ -1,7 +1,7 @@
-"""Pickled weights of others, read without executing anything in them.
+"""Pickled weights of other projects, read without executing their content.
 
-Owns what may stand in such a file: tensors with their own numbers, containers and argparse.Namespace. Refuses all else,
-archives that unpack to more than their size, and tensors that name more numbers than the file has.
+Allows tensors with their own numbers, containers and argparse.Namespace. Refuses everything else, archives that
+unpack to more than their size, and tensors with more numbers than the file has.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from flowmask.models.stored.regular import open_regular
 def read_pickle(path: Path, *, fix: str, mapped: bool = False) -> dict[str, Any]:
     """The dictionary in a file; nothing is executed. WeightsError in one line for anything else.
 
-    fix: what to do about a file of another kind; mapped: tensors stay in the file, where it is of torch's zip layout
+    fix: advice for a file of another kind; mapped: tensors stay in the file if it has torch's zip layout
     """
     try:
         os.close(open_regular(path))
@@ -46,10 +46,10 @@ def read_pickle(path: Path, *, fix: str, mapped: bool = False) -> dict[str, Any]
 
 
 def plain_tensors(value: Any, path: Path, *, where: str, fix: str) -> dict[str, Tensor]:
-    """A dictionary of float tensors, of any shape, out of `path`; WeightsError for anything else.
+    """A dictionary of float tensors, of any shape, from `path`; WeightsError for anything else.
 
-    Refused too are tensors that take more than twice the file's bytes: a stride of 0 repeats one number without end.
-    where: what errors call the dictionary
+    Also refuses tensors that take more than twice the file's bytes: a stride of 0 repeats one number without limit.
+    where: the dictionary's name in errors
     """
     if not isinstance(value, Mapping):
         raise WeightsError(f"{where} is missing: the file holds no weights. {fix}")
@@ -62,13 +62,13 @@ def plain_tensors(value: Any, path: Path, *, where: str, fix: str) -> dict[str, 
 
 
 def _refuse_packed(path: Path) -> None:
-    """ValueError for an archive that holds more bytes than the file has: torch packs nothing."""
+    """ValueError for an archive with more bytes than the file: torch does not compress."""
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError("it unpacks to more than its own size")
 
 
 def _is_plain(item: object) -> bool:
-    """Whether an entry is a tensor with its own numbers in it."""
+    """Whether an entry is a tensor that stores its own numbers."""
     held = isinstance(item, Tensor) and item.layout == torch.strided and item.device.type == "cpu"
     return held and item.is_floating_point()  # type: ignore[attr-defined]

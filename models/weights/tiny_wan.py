@@ -1,7 +1,7 @@
-"""A tiny Wan2.1 checkpoint in exactly the diffusers layout, so that the code that loads the real one runs anywhere.
+"""A tiny Wan2.1 checkpoint in exactly the diffusers layout, so the code that loads the real one runs anywhere.
 
-Owns the tiny architecture: a random DiT (sharded), a random UMT5 encoder with its own small tokenizer, and the VAE
-that `tools/train_tiny_vae.py` made from synthetic clips, shipped in models/tiny. It knows nothing of language or of
+Defines the tiny architecture: a random DiT (sharded), a random UMT5 encoder with its own small tokenizer, and the VAE
+that `tools/train_tiny_vae.py` made from synthetic clips, stored in models/tiny. It knows nothing of language or of
 other videos: it is for demos, tests and dry runs. Same seed, same bytes.
 """
 
@@ -79,11 +79,11 @@ WORDS = (
 def write_tiny_wan(folder: Path, *, seed: int = 0, random_vae: bool = False) -> None:
     """Write a tiny Wan2.1 folder (about 5 MB): transformer/ vae/ text_encoder/ tokenizer/ scheduler/ model_index.json.
 
-    random_vae: take a random VAE of the same architecture in place of the trained one. Refuses (WeightsError) a
-    `folder` that holds something else.
+    random_vae: use a random VAE of the same architecture in place of the trained one. Refuses (WeightsError) a
+    `folder` with other contents.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with scratch(folder.parent) as place:  # which clears those of killed writers first
+    with scratch(folder.parent) as place:  # first clears those of killed writers
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise WeightsError(f"{folder} exists and is not an empty folder; choose another for the tiny Wan")
         _write_parts(place / folder.name, seed=seed, random_vae=random_vae)
@@ -109,17 +109,17 @@ def _write_transformer(folder: Path) -> None:
 
 
 def _write_text_encoder(folder: Path) -> None:
-    """A random encoder; position biases are wide, so that its outputs tell the order of words too."""
+    """A random encoder; its position biases are wide, so its outputs depend on the order of words."""
     from transformers import UMT5Config, UMT5EncoderModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a few MB need none
+    logging.disable_progress_bar()  # not needed for a few MB
     config = UMT5Config(vocab_size=len(_vocabulary()), num_decoder_layers=2, **TEXT_ENCODER)
     model = UMT5EncoderModel(config).eval()
     for name, weight in model.named_parameters():
         if name.endswith("relative_attention_bias.weight"):
             nn.init.normal_(weight, std=1.5)
-    folder.mkdir(parents=True)  # not save_pretrained: it imports DeepSpeed, to ask whether the model is one of its
+    folder.mkdir(parents=True)  # not save_pretrained: it imports DeepSpeed to check the model's class
     config.dtype, config.architectures = "float32", [type(model).__name__]
     config.save_pretrained(folder)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in model._tied_weights_keys}

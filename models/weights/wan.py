@@ -1,6 +1,6 @@
 """A Wan2.1 folder in the diffusers layout, opened strictly: transformer/ vae/ text_encoder/ tokenizer/.
 
-Owns which files of the folder count and what they must hold. Refuses missing parts and shards, pickles, keys
+Knows the folder's files and their required content. Refuses missing parts and shards, pickles, keys
 that are missing, unexpected or reshaped, and configs of another architecture. Never downloads.
 """
 
@@ -31,12 +31,12 @@ _STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_mo
 _PARTS = (*_STEMS, "tokenizer")
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 _SPECIAL = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-_LARGE, _LARGEST = 1 << 20, {"num_layers": 256, "num_res_blocks": 64}  # a model of more would take hours to make
+_LARGE, _LARGEST = 1 << 20, {"num_layers": 256, "num_res_blocks": 64}  # larger models would take hours to build
 _FIX = "Point model.wan at a complete Wan2.1 folder in the diffusers layout"
 
 
 class WanFolder:
-    """The parts of one checkpoint; each is loaded when asked for, so a job pays only for what it uses."""
+    """The parts of one checkpoint; each is loaded on request, so a job pays only for the parts it uses."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -49,7 +49,7 @@ class WanFolder:
     def transformer(self, *, video_injection: bool, dtype: torch.dtype = torch.float32) -> "WanTransformer3DModel":
         """The DiT; with `video_injection`, weights of 16 input channels are widened to 32 (new ones zero).
 
-        Which of the two the file holds is told by its patch embedding, never by its config.
+        The file's patch embedding shows which of the two it holds, never its config.
         """
         from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY, widen
 
@@ -70,13 +70,13 @@ class WanFolder:
         return dit
 
     def empty_transformer(self, *, video_injection: bool) -> "WanTransformer3DModel":
-        """The DiT of the config alone, its parameters on the meta device, to be given weights of a training."""
+        """The DiT from the config alone, its parameters on the meta device, ready for a training's weights."""
         from flowmask.models.dit import build_dit
 
         return self._dit_of_config(build_dit, video_injection=video_injection)
 
     def random_transformer(self, *, video_injection: bool, seed: int) -> "WanTransformer3DModel":
-        """The DiT of the config with random weights, which follow from `seed`; float32 on the CPU."""
+        """The DiT of the config with random weights from `seed`; float32 on the CPU."""
         from flowmask.models.dit import random_dit
 
         return self._dit_of_config(partial(random_dit, seed=seed), video_injection=video_injection)
@@ -97,7 +97,7 @@ class WanFolder:
         return vae.eval().requires_grad_(False)
 
     def empty_vae(self, **changes: Any) -> "AutoencoderKLWan":
-        """The VAE of the config alone, its parameters on the meta device; `changes` to constructor arguments."""
+        """The VAE from the config alone, its parameters on the meta device; `changes` to constructor arguments."""
         from diffusers import AutoencoderKLWan
 
         folder = self._part("vae")
@@ -110,7 +110,7 @@ class WanFolder:
         return vae
 
     def latent_stats(self) -> LatentStats | None:
-        """Mean and deviation of the VAE's latents; None where the folder has no VAE's config that tells them."""
+        """Mean and deviation of the VAE's latents; None if the folder has no VAE config with them."""
         config = self.path / "vae" / "config.json"
         told = read_json(config) if config.is_file() else {}
         try:
@@ -138,7 +138,7 @@ class WanFolder:
         return TextEncoder(tokenizer, model)
 
     def identity(self, part: str) -> str:
-        """SHA-256 over what determines a part's numbers: its config and weights, wherever the folder lies."""
+        """SHA-256 over everything that determines a part's numbers: its config and weights, at any place."""
         folder = self._part(part)
         digest = hashlib.sha256()
         if part in _STEMS:
@@ -192,7 +192,7 @@ class WanFolder:
 
 
 def _check_statistics(config: Any, file: Path) -> None:
-    """WeightsError unless each latent channel has a mean, and a deviation that can be divided by."""
+    """WeightsError unless each latent channel has a mean and a positive deviation, all finite."""
     for name in ("latents_mean", "latents_std"):
         values = getattr(config, name)
         right = isinstance(values, list | tuple) and len(values) == config.z_dim
@@ -201,7 +201,7 @@ def _check_statistics(config: Any, file: Path) -> None:
 
 
 def _constructor_config(folder: Path, class_name: str) -> dict[str, Any]:
-    """The constructor arguments in a part's config.json; a name that diffusers' class lacks is refused."""
+    """The constructor arguments in a part's config.json; a name unknown to diffusers' class is refused."""
     import diffusers
 
     config = read_json(folder / "config.json")
@@ -220,7 +220,7 @@ def _constructor_config(folder: Path, class_name: str) -> dict[str, Any]:
 
 
 def _attempt(make: Callable[[], Any], where: Path) -> Any:
-    """Build from a config that a person may have damaged: whatever a library raises is one line."""
+    """Build from a config that a person may have damaged: any error of a library becomes one line."""
     try:
         return make()
     except Exception as error:  # noqa: BLE001 - libraries raise anything on a bad config

@@ -1,5 +1,5 @@
-"""A run that explains itself: each rank's time line, the slowest rank and why, hangs, profiles, and the page of it all.
+"""Explains a run: each rank's timeline, the slowest rank and the cause, hangs, profiles, and a page of all this.
 
-Imports `state` and `track`; every rank writes below RUN/timeline, RUN/hang and RUN/profile, and nothing that goes wrong
-there ends a training. A new phase is a name in trainer/phases.py, a new cause an entry in `verdict.CAUSES`.
+Imports `state` and `track`; every rank writes below RUN/timeline, RUN/hang and RUN/profile. An error there never
+ends a training. A new phase is a name in trainer/phases.py, a new cause an entry in `verdict.CAUSES`.
 """

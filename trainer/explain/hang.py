@@ -1,10 +1,10 @@
-"""A step that takes too long: every rank leaves the stacks of its threads and the collective that it waits in.
+"""A step that takes too long: every rank writes the stacks of its threads and the collective in which it waits.
 
     RUN/hang/0001-step-00000042/rank-00000.txt    the stacks
-    RUN/hang/0001-step-00000042/rank-00000.json   the collective that it has begun last, and whether it waits in it
+    RUN/hang/0001-step-00000042/rank-00000.json   the last collective it has begun, and whether it waits in it
 
-0001 counts the starts of the run. From these files any rank can name the one that did not arrive. What NCCL itself
-recorded lies beside, as nccl_rank_0: torch writes it when a collective has timed out.
+0001 counts the starts of the run. From these files any rank can name the missing one. NCCL's own record is in the
+same folder, as nccl_rank_0: torch writes it when a collective has timed out.
 """
 
 import faulthandler
@@ -27,15 +27,15 @@ from flowmask.models.stored.typed import read_as
 from flowmask.trainer.phases import Call, Phases
 
 HANG = "hang"
-LIMIT = 0.5  # of train.collective_timeout_s: the stacks are there before the first rank gives up
-_GRACE_S = 5.0  # for other ranks' files, whose clocks began a little later
-_LOOKS = 8  # in the time of the limit
+LIMIT = 0.5  # of train.collective_timeout_s: the stacks exist before the first rank gives up
+_GRACE_S = 5.0  # for files of ranks whose clocks began a little later
+_LOOKS = 8  # within the limit
 _SHOWN = 8  # ranks
 
 
 @dataclass(frozen=True)
 class Stuck:
-    """What a rank leaves: the collective that it began last; whether it waits in it; where its main thread is."""
+    """One rank's report: its last begun collective, whether it waits in it, and its main thread's position."""
 
     pid: int
     step: int
@@ -51,9 +51,9 @@ class Stuck:
 
 
 class Watchdog:
-    """Looks on from a thread: when no step has ended for `limit_s`, it writes once what this rank is doing.
+    """Watches from a thread: if no step has ended for `limit_s`, it writes this rank's state once.
 
-    say: one line for a person, which rank 0 has a log for; who did not arrive is known when the others have written.
+    say: one line for a person, logged by rank 0; the missing rank is known once the others have written.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Watchdog:
         self._thread.start()
 
     def beat(self, step: int) -> None:
-        """All ranks have come this far."""
+        """All ranks have reached this step."""
         self._step, self._beat = step, time.monotonic()
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop the thread."""
         self._end.set()
         self._thread.join()
 
@@ -109,7 +109,7 @@ class Watchdog:
             self._say(f"step {step} has taken {seconds:.0f} s. {words}. Stacks of every rank: {folder}")
 
     def _place(self) -> str:
-        """File, line and function in which the main thread is."""
+        """File, line and function of the main thread's position."""
         frame = sys._current_frames().get(self._main)
         if frame is None:
             return "?"
@@ -118,7 +118,7 @@ class Watchdog:
 
 
 def read_hang(folder: Path) -> dict[int, Stuck]:
-    """What the ranks have left in one folder, by rank."""
+    """The reports of the ranks in one folder, by rank."""
     found = {}
     for path in sorted(folder.glob("rank-*.json")):
         with suppress(OSError, ValueError):
@@ -127,11 +127,11 @@ def read_hang(folder: Path) -> dict[int, Stuck]:
 
 
 def who_is_missing(stuck: Mapping[int, Stuck], world_size: int) -> str:
-    """Which ranks did not come to the collective that the others wait in, in one sentence; a pure function."""
+    """The ranks missing in the collective in which the others wait, in one sentence; a pure function."""
     silent = [rank for rank in range(world_size) if rank not in stuck]
     furthest = max((one.number for one in stuck.values()), default=0)
     waiting = next((one for one in stuck.values() if one.number == furthest and one.waits), None)
-    # NCCL's collectives are queued and not waited for, so that only their number tells there
+    # NCCL's collectives are queued without waiting, so only their numbers show it
     left = waiting is not None
     behind = [rank for rank, one in stuck.items() if one.number < furthest or (left and not one.waits)]
     place = f"come to {waiting.collective}, in which the others wait" if waiting is not None else "end its step"
@@ -145,7 +145,7 @@ def who_is_missing(stuck: Mapping[int, Stuck], world_size: int) -> str:
 
 
 def told_by_own_stack(run: Path) -> str:
-    """The same of the newest hang of a run, if this very process has left a stack there; else ""."""
+    """The sentence of `who_is_missing` for a run's newest hang, if this process has written a stack there; else ""."""
     for folder in sorted((run / HANG).glob("*-step-*"), reverse=True):
         stuck = read_hang(folder)
         own = stuck.get(int(os.environ.get("RANK", "0")))

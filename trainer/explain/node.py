@@ -1,7 +1,7 @@
-"""The process that feeds MLflow's system metrics from a machine without rank 0: started by its first rank.
+"""Sends MLflow's system metrics of a machine without rank 0; its first rank starts this process.
 
-Run as a module with RUN PID, it ends with the process PID. Rank 0's machine has the sender, which does the same. A
-database in a file is written by that one alone; a server takes the metrics of every machine.
+Run as a module with RUN PID, it ends with the process PID. On rank 0's machine the sender does this. Only the sender
+writes to a database in a file; a server gets the metrics of every machine.
 """
 
 import os
@@ -23,7 +23,7 @@ _LOOK_EVERY_S = 5.0
 
 @contextmanager
 def node_watched(run: Path, tracking: TrackingConfig, *, rank: int) -> Iterator[None]:
-    """While inside, MLflow gets the system metrics of this machine, if that falls to this rank."""
+    """Inside the block, MLflow gets this machine's system metrics, if this rank is responsible."""
     first_here = rank > 0 and os.environ.get("LOCAL_RANK") == "0"
     uri = revealed_uri(tracking.uri) if first_here and tracking.enabled and tracking.uri else ""
     if not uri.startswith(("http://", "https://")):
@@ -38,7 +38,7 @@ def node_watched(run: Path, tracking: TrackingConfig, *, rank: int) -> Iterator[
 
 
 def main(run: Path, parent: int) -> None:
-    """Feed the run that the sender has made until the parent is gone."""
+    """Send to the MLflow run made by the sender, until the parent is gone."""
     for number in (*STOP_SIGNALS, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     os.nice(5)
@@ -47,7 +47,7 @@ def main(run: Path, parent: int) -> None:
     uri, watched = os.environ[URI_VARIABLE], set[str]()
     while os.getppid() == parent:
         known = spool.read_sent(run, uri=masked_uri(uri)).run_id
-        if known is not None and known not in watched:  # the one of an earlier start ends by itself
+        if known is not None and known not in watched:  # the watch of an earlier run ends by itself
             watched.add(known)
             watch_node(uri, known)
         if select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
@@ -56,4 +56,4 @@ def main(run: Path, parent: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
-    os._exit(0)  # a thread of MLflow's that hangs must not keep this process
+    os._exit(0)  # a hanging thread of MLflow must not keep this process alive

@@ -1,9 +1,9 @@
-"""torch's profile of a few steps of a live run: asked for by a file, taken by every rank, never the run's end.
+"""torch's profile of a few steps of a live run: requested by a file, recorded by every rank; it never ends the run.
 
-    RUN/profile/request.json                     what `flowmask profile` asks; rank 0 takes it away when it has read it
+    RUN/profile/request.json                     the request of `flowmask profile`; rank 0 deletes it after reading
     RUN/profile/step-00000042/rank-00000.json    a Chrome trace of the steps from 42 on
 
-Nothing is profiled unless somebody asks.
+Without a request nothing is profiled.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ MOST_STEPS = 50
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """The steps that somebody wants to see."""
+    """The steps to profile."""
 
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)]
 
 
 class LiveProfile:
-    """The profile of one rank; whatever goes wrong with it is said, and the run goes on."""
+    """The profile of one rank; a fault is reported, and the run continues."""
 
     def __init__(self, run: Path, *, rank: int, cuda: bool, say: Callable[[str], None]) -> None:
         self._folder, self._rank, self._cuda, self._say = run / PROFILE, rank, cuda, say
@@ -36,7 +36,7 @@ class LiveProfile:
         self._first, self._left = 0, 0
 
     def asked(self) -> int:
-        """How many steps somebody asks for, once: the request is gone then. One look at the disk if nobody does."""
+        """The number of requested steps, once: then the request is deleted. Without one it costs one disk access."""
         path = self._folder / REQUEST
         if self._profiler is not None or not path.exists():
             return 0
@@ -50,12 +50,12 @@ class LiveProfile:
         return steps
 
     def begin(self, step: int, *, steps: int) -> None:
-        """Profile from now on, before the step `step`."""
+        """Profile from the step `step` on."""
         self._first, self._left = step, steps
         self._without_harm(self._start)
 
     def step_done(self) -> None:
-        """A step is over; with the last one the trace is written."""
+        """A step has ended; after the last one the trace is written."""
         if self._profiler is None:
             return
         self._left -= 1
@@ -63,7 +63,7 @@ class LiveProfile:
             self._without_harm(self._write)
 
     def close(self) -> None:
-        """Write what there is, if the run ends meanwhile."""
+        """Write the partial trace if the run ends early."""
         if self._profiler is not None:
             self._without_harm(self._write)
 
@@ -89,6 +89,6 @@ class LiveProfile:
     def _without_harm(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # noqa: BLE001 - whatever a profiler does, training goes on
+        except Exception as error:  # noqa: BLE001 - training continues after any fault of a profiler
             self._profiler = None
             self._say(f"no profile: {type(error).__name__}: {' '.join(str(error).split())[:300]}; training goes on")

@@ -1,4 +1,4 @@
-"""`flowmask report`: one HTML page of how the ranks of a run spend their time, which one holds the rest up, and why."""
+"""`flowmask report`: one HTML page about the time of each rank, the slowest rank, and the cause."""
 
 import html
 import math
@@ -27,18 +27,18 @@ COLOURS: dict[str, Rgb] = {
     REDUCE: (189, 189, 189),
 }
 _WORDS = {REDUCE: "reduce: waits for other ranks", "other": "other work of the process"}
-_TALLEST = 4  # medians: what is taller is cut
+_TALLEST = 4  # medians: taller columns are cut
 _MOST_BARS, _MOST_LINES, _MOST_COLUMNS = 32, 8, 120
 _LEFT, _WIDTH, _ROW, _HEIGHT = 90, 810, 26, 70
 
 
 def page_file(run: Path, out: Path | None) -> PageFile:
-    """Where the page of a run goes: RUN/report.html unless another file is named."""
+    """The path of a run's page: RUN/report.html unless another file is given."""
     return PageFile(out or run / PAGE, title="FlowMask run", kind="a run", error=CheckpointError)
 
 
 def write_run_page(run: Path, file: PageFile) -> Explanation:
-    """Write the page and return what it says; CheckpointError if the run has no time line that all ranks share."""
+    """Write the page and return its verdict; CheckpointError if no timeline has all ranks."""
     samples = read_timeline(run)
     turns = recent(samples)
     if not turns:
@@ -90,7 +90,7 @@ def _body(
 
 
 def _slowest_first(ranks: Sequence[Mapping[str, float]]) -> list[int]:
-    """The ranks by their own time, the longest first."""
+    """The ranks by their own time, longest first."""
     return sorted(range(len(ranks)), key=lambda n: ranks[n].get(REDUCE, 0.0) - sum(ranks[n].values()))
 
 
@@ -99,7 +99,7 @@ def _left_out(ranks: int, most: int) -> str:
 
 
 def _bars(rows: Sequence[tuple[str, str, Mapping[str, float]]], *, longest: float) -> str:
-    """A bar for each rank, made of its phases; its length is the step's."""
+    """A bar for each rank with its phases; its length is that of the step."""
     height = _ROW * len(rows) + 24
     parts = []
     for place, (name, host, spent) in enumerate(rows):
@@ -119,14 +119,14 @@ def _bars(rows: Sequence[tuple[str, str, Mapping[str, float]]], *, longest: floa
 
 
 def _ticks(longest: float) -> list[float]:
-    """Round numbers from 0 on, of which four at most are between 0 and `longest` and none is at its very end."""
+    """Round numbers from 0 on: at most four between 0 and `longest`, and none at its very end."""
     power = 10.0 ** math.floor(math.log10(longest))
     apart = next(power * factor for factor in (0.2, 0.25, 0.5, 1, 2) if 0.97 * longest / (power * factor) < 5)
     return [round(number * apart, 12) for number in range(5) if number * apart < 0.97 * longest]
 
 
 def _over_time(turns: Sequence[Sequence[TimeSample]], ranks: Sequence[int]) -> str:
-    """For each rank a column at each sample, made of its phases."""
+    """For each rank one column per sample with its phases."""
     chosen = [turns[place] for place in page.spread(len(turns), _MOST_COLUMNS)]
     totals = sorted(sum(map(turn[rank].a_step, COLOURS)) for turn in chosen for rank in ranks)
     tallest = min(totals[-1], _TALLEST * totals[len(totals) // 2]) or 1.0
@@ -155,7 +155,7 @@ def _over_time(turns: Sequence[Sequence[TimeSample]], ranks: Sequence[int]) -> s
 
 
 def _box(phase: str, x: float, y: float, wide: float, high: float, *, seconds: float, step: int | None = None) -> str:
-    """A part of a bar; nothing where it could not be seen."""
+    """A part of a bar; nothing if it is too small to see."""
     if wide < 0.05 or high < 0.05:
         return ""
     where = "" if step is None else f"step {step}, "

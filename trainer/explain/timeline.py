@@ -1,7 +1,7 @@
-"""RUN/timeline/rank-00000.jsonl: what each rank's steps were spent on, a line for every few steps, of bounded size.
+"""RUN/timeline/rank-00000.jsonl: how each rank spends its steps, one line for every few steps, of bounded size.
 
-A full file becomes rank-00000.old.jsonl, in place of the one before. Steps that were trained again after a kill stand
-there twice: the later line counts. The folder may be a stranger's.
+A full file becomes rank-00000.old.jsonl and replaces the one before. Steps trained again after a kill occur
+twice: the later line counts. The folder may belong to another user.
 """
 
 import json
@@ -30,9 +30,9 @@ _Number = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class TimeSample:
-    """A line: the `steps` steps up to `step` of one rank took `total_s` seconds, so many in each phase.
+    """A line: one rank's last `steps` steps up to `step` took `total_s` seconds, with the seconds of each phase.
 
-    time: when it was written, in seconds since 1970; memory: GiB by what `meters.memory` calls it
+    time: of writing, in seconds since 1970; memory: GiB by the names of `meters.memory`
     """
 
     rank: Annotated[int, Field(ge=0, lt=1 << 20)]
@@ -46,12 +46,12 @@ class TimeSample:
     memory: dict[str, _Number]
 
     def a_step(self, phase: str) -> float:
-        """Seconds of a phase in one step, on average."""
+        """Average seconds of a phase in one step."""
         return self.phases.get(phase, 0.0) / self.steps
 
 
 class TimelineFile:
-    """The file of this rank; what the disk refuses is lost, and is no error."""
+    """The file of this rank; a line that the disk refuses is lost without an error."""
 
     def __init__(self, folder: Path, *, rank: int, world_size: int) -> None:
         self._rank, self._world_size = rank, world_size
@@ -59,7 +59,7 @@ class TimelineFile:
         self._file: IO[bytes] | None = None
 
     def add(self, step: int, spent: Spent) -> None:
-        """Append the sample that ends with `step`, with the memory that this process holds now; nothing of no steps."""
+        """Append the sample that ends with `step`, with this process's memory now; nothing if it has no steps."""
         if not spent.steps:
             return
         row = {
@@ -81,7 +81,7 @@ class TimelineFile:
     def _opened(self) -> IO[bytes]:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "ab", buffering=0, opener=_itself)  # noqa: SIM115 - not by a link
+            self._file = open(self._path, "ab", buffering=0, opener=_itself)  # noqa: SIM115 - follows no link
         if self._file.tell() > FILE_BYTES:
             self.close()
             self._path.rename(self._path.with_suffix(".old.jsonl"))
@@ -89,14 +89,14 @@ class TimelineFile:
         return self._file
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 def read_timeline(folder: Path) -> list[TimeSample]:
-    """The samples of all ranks of a run; CheckpointError if it has none. A line that is none is passed over."""
+    """The samples of all ranks of a run; CheckpointError if there are none. Invalid lines are skipped."""
     found: list[TimeSample] = []
     for path in sorted((folder / TIMELINE).glob("rank-*.jsonl")):
         if _NAME.fullmatch(path.name):
@@ -110,9 +110,9 @@ def read_timeline(folder: Path) -> list[TimeSample]:
 
 
 def aligned(samples: Sequence[TimeSample]) -> list[list[TimeSample]]:
-    """The samples of steps that every rank has: for each such step, in their order, one of each rank, by rank.
+    """The samples of steps that every rank has: for each such step, in order, one sample per rank, by rank.
 
-    Of a rank's samples of a step the latest counts, and so does the number of ranks that it had then.
+    If a rank has several samples of a step, the latest one and its number of ranks count.
     """
     by_step: dict[int, dict[int, TimeSample]] = defaultdict(dict)
     for sample in sorted(samples, key=lambda one: one.time):
@@ -145,5 +145,5 @@ def _sample(line: bytes) -> TimeSample | None:
 
 
 def _itself(path: str, flags: int) -> int:
-    """Open a file of the folder, and none that a link there leads to."""
+    """Open a file of the folder; do not follow a link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)

@@ -1,7 +1,7 @@
-"""Which rank holds the others up, and by what: a pure function of what each rank's steps were spent on.
+"""The rank that delays the others, and the cause: a pure function of each rank's times.
 
-A rank that waits in a reduction is not slow: it is the one that has waited least, all else being equal, for whom the
-others wait. So ranks are compared by their own time, which is all but that in collectives.
+A rank that waits in a reduction is not slow. All else equal, the others wait for the rank that has waited least. So
+ranks are compared by their own time: all time outside of collectives.
 """
 
 import statistics
@@ -30,18 +30,18 @@ _ADVICE = {
     OTHER: "Look at what else runs on the host.",
     WAITING: "Look at the network between the ranks; more micro-batches a step reduce less often.",
 }
-_SLOW, _NOTABLE = 0.05, 0.10  # of a step: what makes a rank slow; what is told of ranks that are alike
-_AS_LARGE = 0.75  # of the largest excess: being late makes later phases seem long where collectives overlap them
+_SLOW, _NOTABLE = 0.05, 0.10  # of a step: excess of a slow rank; share reported for equal ranks
+_AS_LARGE = 0.75  # of the largest excess: in a late rank, phases that overlap collectives seem long
 RECENT = 20  # samples
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the time goes.
+    """The use of time.
 
-    rank: the slowest; None: the ranks are alike. cause: of CAUSES, or WAITING of ranks that are alike. seconds: of a
-    step, by which the cause sets that rank apart, or that it takes of all. share: the same as a part of a step.
-    waits: the part of a step that the other ranks wait for that rank.
+    rank: the slowest; None: the ranks are equal. cause: one of CAUSES, or WAITING for equal ranks. seconds: per step,
+    the rank's excess by the cause, or the cause's time if the ranks are equal. share: the same as a share of a step.
+    waits: the share of a step in which the other ranks wait for that rank.
     """
 
     rank: int | None
@@ -52,7 +52,7 @@ class Explanation:
 
     @property
     def advice(self) -> str:
-        """Where to look; "" where nothing is wrong."""
+        """Advice for a person; "" if nothing is wrong."""
         return "" if self.rank is None and self.cause == COMPUTING else _ADVICE[self.cause]
 
     def __str__(self) -> str:
@@ -64,14 +64,14 @@ class Explanation:
 
 
 def recent(samples: Sequence[TimeSample]) -> list[list[TimeSample]]:
-    """The newest samples that all ranks of now have; the very first is left out, as a run warms up in it."""
+    """The newest samples with the present number of ranks; the first sample is left out, because a run warms up."""
     turns = aligned(samples)
     now = [turn for turn in turns if turns and len(turn) == len(turns[-1])]
     return now[max(len(now) - RECENT, min(1, len(now) - 1)) :]
 
 
 def a_step(turns: Sequence[Sequence[TimeSample]]) -> list[dict[str, float]]:
-    """For each rank the seconds of one step by phase, the mean over the samples' steps."""
+    """For each rank the seconds of one step by phase: the mean over the samples' steps."""
     found = []
     for samples in zip(*turns):
         steps = sum(sample.steps for sample in samples)
@@ -81,7 +81,7 @@ def a_step(turns: Sequence[Sequence[TimeSample]]) -> list[dict[str, float]]:
 
 
 def explain(ranks: Sequence[Mapping[str, float]]) -> Explanation:
-    """The slowest rank and why, from the seconds of one step by phase, for each rank."""
+    """The slowest rank and the cause, from each rank's seconds of one step by phase."""
     own = [sum(seconds for phase, seconds in rank.items() if phase != REDUCE) for rank in ranks]
     step = max(mine + rank.get(REDUCE, 0.0) for mine, rank in zip(own, ranks)) or 1.0
     slowest = max(range(len(ranks)), key=own.__getitem__)
@@ -102,7 +102,7 @@ def _of(rank: Mapping[str, float], cause: str) -> float:
 
 
 def _of_all(ranks: Sequence[Mapping[str, float]], *, step: float) -> Explanation:
-    """What ranks that are alike spend most on, beside computing; computing, if nothing else is notable."""
+    """The largest time of equal ranks apart from computing; computing if no other is notable."""
     shares = {cause: statistics.fmean(_of(rank, cause) for rank in ranks) for cause in CAUSES}
     shares[WAITING] = statistics.fmean(rank.get(REDUCE, 0.0) for rank in ranks)
     most = max((cause for cause in shares if cause != COMPUTING), key=shares.__getitem__)

@@ -1,4 +1,4 @@
-"""All that looks on while one rank trains: its stopwatch, its time line, its watchdog, and profiles on request."""
+"""All observers of one rank's training: its stopwatch, its timeline, its watchdog, and profiles on request."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,9 +15,9 @@ from flowmask.trainer.state.owner import read_start
 
 
 class Witness:
-    """One for each rank of a run, in all of which `run_state` calls the same; none of it is collective.
+    """One per rank of a run; `run_state` calls the same methods on all ranks; none is collective.
 
-    step: after which training goes on; say: rank 0's log. Samples are taken, and requests looked for, every
+    step: the step after which training continues; say: rank 0's log. It takes samples and looks for requests every
     `train.log_every_steps`.
     """
 
@@ -34,7 +34,7 @@ class Witness:
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        """Training begins: look on until it ends."""
+        """Training begins: observe until it ends."""
         start = read_start(self._run)
         folder = self._run / HANG / f"{start.number if start is not None else 1:04d}"
         self._watchdog = Watchdog(
@@ -49,16 +49,16 @@ class Witness:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The end, with a sample of the steps since the last one."""
+        """Training has ended; add a sample of the steps since the last one."""
         self._timeline.add(self._step, self.phases.take())
         self._open.close()
 
     def profile_asked(self, step: int) -> int:
-        """How many steps of a profile somebody asks for: rank 0 looks, at the steps of samples, and tells the rest."""
+        """The requested number of steps to profile: rank 0 looks, at steps with samples, and tells the other ranks."""
         return self._profile.asked() if self._rank == 0 and step != self._step and step % self._every == 0 else 0
 
     def agreed(self, step: int, *, profile_steps: int) -> None:
-        """All ranks have spoken after `step` steps: once or, while an evaluation asks on the way, more than once."""
+        """All ranks have communicated after `step` steps; several times per step if an evaluation does so too."""
         if self._watchdog is not None:
             self._watchdog.beat(step)
         if step == self._step:

@@ -1,4 +1,4 @@
-"""The objectives: each is one file here, or in an installed package, and needs no line elsewhere.
+"""The objectives: each is one file, here or in an installed package, and needs no other change.
 
 Its name, `objective.kind`, is that of its file, or of an entry point of the group `flowmask.objectives`. The contract
 is `base.Objective`. Imports the data and the models, and nothing of the trainer.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _KINDS = Registry(__name__, Objective, group="flowmask.objectives", key="objective.kind")  # type: ignore[type-abstract]
 DEFAULT_KIND = "flow_matching"
-# Earlier versions had one section for all kinds, and runs saved the keys of both: those of the other kind had no
+# Earlier versions had one section for all kinds, and runs saved the keys of both; the other kind's keys had no
 # effect.
 _ONCE_OF_ALL_KINDS = {
     *("boundary_bias", "boundary_probability", "start_point_augmentation", "video_injection", "latent_noise_std"),
@@ -30,7 +30,7 @@ def objective_names() -> list[str]:
 
 
 def objective_class(kind: str) -> type[Objective]:
-    """The objective of a name. Raises ConfigError that lists the known ones."""
+    """The objective of a name. Raises ConfigError with the list of known ones."""
     return _KINDS.get(kind)
 
 
@@ -46,7 +46,7 @@ def objective_named(config: ObjectiveConfig, *, model: ModelConfig, stats: "Late
 
 
 def section(value: Any = None) -> Any:
-    """The config section of the kind that a mapping names, read strictly.
+    """The config section of the kind that a mapping names, parsed strictly.
 
     pydantic reports a value that is not a mapping.
     """
@@ -62,7 +62,7 @@ def section(value: Any = None) -> Any:
 
 
 def of_one_kind(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """An objective section that a run saved, without keys of other kinds, which older runs kept."""
+    """A saved objective section, without the keys of other kinds that older runs saved."""
     if not saved.keys() >= _ONCE_OF_ALL_KINDS:
         return dict(saved)
     known = objective_class(str(saved.get("kind", DEFAULT_KIND))).Config.model_fields

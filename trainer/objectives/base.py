@@ -1,9 +1,9 @@
 """The contract of an objective: everything that submission, plan, training, evaluation and export need from it.
 
-An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone: small ones
-are made in the loader's threads, the posterior's noise on the device (a CPU takes five times as long to draw it
-as to read the latents, and a GPU would be sent twice the bytes). A loss is the mean over the micro-batch, in
-float32. Metrics come as sums and counts (`x_sum`, `x_count`), which may be added or averaged over micro-batches
+An objective knows no rank, engine or optimiser. Every draw is a function of the example's key alone. Small draws
+are made in the loader's threads; the posterior's noise is drawn on the device (drawing it on a CPU takes five times as
+long as reading the latents, and doubles the bytes sent to a GPU). A loss is the mean over the micro-batch, in
+float32. Metrics are sums and counts (`x_sum`, `x_count`), which may be added or averaged over micro-batches
 and ranks: `read_metrics` divides. Importing this file does not import torch.
 """
 
@@ -51,8 +51,8 @@ class Objective(ABC):
     """One objective: a loss as a function of (module, batch), and facts about it.
 
     needs:      names of the tensors of a batch that it needs
-    makes:      the part that its weights are; decides their export, loading and use
-    wan_parts:  folders of Wan2.1 that training reads; first that of the trained module
+    makes:      the part that its weights form; decides their export, loading and use
+    wan_parts:  folders of Wan2.1 that training reads; the first is that of the trained module
     has_blocks: the module consists of transformer blocks, so it can recompute, be compiled, split its tokens over
                 ranks and take LoRA adapters; one without blocks can recompute if it overrides `recompute`
     noiseless:  keys of the section for validation: with them only the timestep is random
@@ -92,7 +92,7 @@ class Objective(ABC):
         """The conventions that the weights depend on, and "objective"; saved in every checkpoint and export."""
 
     def check_cache(self, manifest: "Manifest", *, where: object) -> None:
-        """Raises CacheError for another VAE, or for unannotated frames (only a loss on pixels can leave them out)."""
+        """CacheError for another VAE, or for unannotated frames (only a loss on pixels can leave these out)."""
         from flowmask.models.weights.wan import WanFolder
 
         known = WanFolder(self._model.wan).latent_stats() if "video_mean" in self.needs else None

@@ -72,7 +72,7 @@ class FlowMatching(Objective):
     noiseless: ClassVar[Mapping[str, Any]] = {"start_point_augmentation": False}
 
     def build(self) -> "nn.Module":
-        """The DiT, with more input channels for video injection unless that is off."""
+        """The DiT; its input has more channels for the injected video, if video injection is on."""
         from flowmask.models.weights.wan import WanFolder
 
         folder, injected, seed = WanFolder(self._model.wan), self._config.video_injection, self._config.weights_seed
@@ -136,7 +136,7 @@ class FlowMatching(Objective):
 
         if self._config.boundary_bias:
             return draw_timestep(u_special, u, boundary_probability=self._config.boundary_probability)
-        return (u * TRAIN_TIMESTEPS).long() + 1  # uniform over 1..1000: the boundary is one timestep among all
+        return (u * TRAIN_TIMESTEPS).long() + 1  # uniform over 1..1000: the boundary is only one of them
 
     def loss(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
         from flowmask.models.dit import velocity
@@ -167,7 +167,7 @@ class FlowMatching(Objective):
         return (predicted - target).square().flatten(1).mean(1)
 
     def _endpoints(self, batch: "Batch") -> "tuple[Tensor, Tensor]":
-        """Video latent (norm), mask latent (raw unless `mask_latent_norm` says so), float32 [B 16 f h w]."""
+        """Video latent (norm), mask latent (raw unless `mask_latent_norm` is set), float32 [B 16 f h w]."""
         from flowmask.models.flow import sample_posterior
         from flowmask.models.vae import normalise
 

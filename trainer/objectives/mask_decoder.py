@@ -1,6 +1,6 @@
 """Fine-tune the VAE's decoder, with one output channel, to reconstruct a mask from its raw latent.
 
-Owns what all decoders share: input, loss and metrics. Functions that compute import torch themselves.
+Has the shared parts of all decoders: input, loss and metrics. Functions that compute import torch themselves.
 """
 
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ class Decoding(Objective):
         batch.note_finite(prediction=logits)
         if batch.annotated is None:
             focal, dice = self._losses(logits, target)
-        else:  # each clip's mean is over its annotated frames alone
+        else:  # each clip's mean is over its annotated frames
             known = [(logits[b : b + 1, :, on], target[b : b + 1, :, on]) for b, on in enumerate(batch.annotated)]
             focal, dice = (torch.stack(each).mean() for each in zip(*(self._losses(*pair) for pair in known)))
         loss = self._config.focal_weight * focal + self._config.dice_weight * dice

@@ -1,6 +1,6 @@
 """Text to video, as Wan2.1 was trained: a velocity that carries noise (t=1) to a video's latent (t=0).
 
-For an initial DiT where none is published: `flowmask export` turns the run into a Wan2.1 folder. The masks of the
+Makes an initial DiT if none is published: `flowmask export` turns the run into a Wan2.1 folder. The masks of the
 cache are not read.
 """
 
@@ -30,7 +30,7 @@ class TextToVideo(FlowMatching):
     noiseless: ClassVar[dict[str, Any]] = {}
 
     def build(self) -> "nn.Module":
-        """The DiT of model.wan as it is: 16 channels in."""
+        """The unchanged DiT of model.wan: 16 input channels."""
         from flowmask.models.weights.wan import WanFolder
 
         return WanFolder(self._model.wan).transformer(video_injection=False)

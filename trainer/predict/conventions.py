@@ -1,6 +1,6 @@
 """The conventions of a DiT's training that can't be derived from its tensors: recorded, requested, or assumed.
 
-Owns the precedence of the three, and the assumed values. Loads nothing.
+Decides which of the three counts, and has the assumed values. Loads nothing.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ PUBLISHED: dict[str, Any] = {name: Conventions.model_fields[name].default for na
 
 @dataclass(frozen=True)
 class Settled:
-    """The settings of weights with all conventions, and those that are assumed."""
+    """The settings of weights with all conventions, and the assumed ones."""
 
     settings: dict[str, Any]
     assumed: dict[str, Any]
@@ -35,7 +35,7 @@ class Settled:
 
 
 def settle(told: Mapping[str, Any], asked: AskedConventions, *, where: object) -> Settled:
-    """The conventions with which weights that record `told` are used.
+    """The conventions for using weights that record the values `told`.
 
     A recorded convention is a fact of the training: a request for another value is a ConfigError. An unrecorded one
     is as requested, else as in `PUBLISHED`.
@@ -55,7 +55,7 @@ def settle(told: Mapping[str, Any], asked: AskedConventions, *, where: object) -
 
 
 def unlike_unasked(told: Mapping[str, Any], asked: AskedConventions) -> dict[str, Any]:
-    """Those of the asked conventions that differ from those used without a request."""
+    """The requested conventions that differ from those used without a request."""
     wanted = asked.model_dump(exclude_none=True)
     return {name: value for name, value in wanted.items() if told.get(name, PUBLISHED[name]) != value}
 
@@ -73,7 +73,7 @@ def segment_settings(settings: Mapping[str, Any], *, sampler: SamplerConfig) -> 
 
 
 def conventions_in(settings: SegmentSettings, *, pixel_norm: str) -> dict[str, str | int | bool]:
-    """The four of `AskedConventions`, with which weights are used."""
+    """The four of `AskedConventions` that are used with weights."""
     others = {name: getattr(settings, name) for name in PUBLISHED if name != "pixel_norm"}
     return {"pixel_norm": pixel_norm, **others}
 

@@ -1,13 +1,13 @@
-"""Trained weights out of a run, in formats that other code reads; written atomically and exactly.
+"""Exports trained weights of a run in formats that other code reads; written atomically and exactly.
 
     diffusers     OUT/transformer (or OUT/mask_decoder: a VAE of one output channel, or a light one), OUT/flowmask.json
     flowrvs       one .pth in the layout of the published files
-    safetensors   one file; the conventions stand in its header
+    safetensors   one file; its header has the conventions
     lora          a LoRA run's adapters without their base, as peft's folder, and OUT/flowmask.json
 
-Folders hold a model card too, OUT/README.md (`trainer/predict/show/card.py`). Settings can include a presence
-threshold. All but `lora` hold the whole model, with merged adapters. Each is again a source of weights here
-(`trainer/predict/weights.py`), with bit-identical tensors. Refuses an `out` that already exists.
+Folders also hold a model card, OUT/README.md (`trainer/predict/show/card.py`). Settings can include a presence
+threshold. All formats except `lora` hold the whole model, with merged adapters. Each can be used as a source of
+weights (`trainer/predict/weights.py`), with bit-identical tensors. Refuses an `out` that already exists.
 """
 
 import json
@@ -100,7 +100,7 @@ def export(
 
 
 def write_new(target: Path, job: "ExportJob", write: Callable[[Path], None]) -> Exported:
-    """Write the weights of a job beside `target`, then rename. Raises ConfigError if `target` exists."""
+    """Write the weights of a job into a temporary place, then rename. Raises ConfigError if `target` exists."""
     with _said(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch(target.parent) as place:
@@ -126,11 +126,11 @@ def _target(source: str, out: Path | None, *, format: str) -> Path:
 
 @contextmanager
 def _said(target: Path) -> Iterator[None]:
-    """Inside the block, an error of the disk is one line, whichever library wrote."""
+    """Inside the block, an error of the disk becomes one line, for any library that writes."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, FileExistsError) and os.path.lexists(target):  # before, or by another export meanwhile
+        if isinstance(error, FileExistsError) and os.path.lexists(target):  # made before, or by another export now
             raise ConfigError(f"{target} already exists; remove it or give another --out") from error
         ours = str(getattr(error, "filename", None) or target).startswith(str(target.parent))
         if not ours or (isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error)):
@@ -161,7 +161,7 @@ class ExportJob:
 
     @cached_property
     def encoder(self) -> State:
-        """The encoder that a mask decoder was trained with, if that is not the Wan folder's."""
+        """The encoder with which a mask decoder was trained, if it is not the Wan folder's."""
         return own_encoder(self.source) if self.part is MASK_DECODER else {}
 
     def _load(self, *, ema: bool) -> LoadedWeights:
@@ -249,10 +249,10 @@ class ExportJob:
         dit_sha256: Callable[[State], str] = content_sha256,
         **base: Any,
     ) -> dict[str, Any]:
-        """The conventions of the weights, the sides of the training's clips, where they came from; sealed.
+        """The conventions of the weights, the sides of the training's clips, the weights' origin; sealed.
 
-        held: all written weights, which are identified by hash when they are read; decoder: the one that is
-        written beside a DiT; dit_sha256: of the whole DiT from the tensors of `self.loaded`
+        held: all written weights, which are identified by hash when they are read; decoder: the one written with a
+        DiT; dit_sha256: of the whole DiT from the tensors of `self.loaded`
         """
         known = {name: value for name, value in self.loaded.settings.items() if name not in _OWN}
         if (kept := self._kept(decoder, dit_sha256)) is not None:

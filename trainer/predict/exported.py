@@ -20,7 +20,7 @@ from flowmask.trainer.predict.parts import DIT, ENCODER, MASK_DECODER, PARTS, VI
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 
 EXPORT_SETTINGS = "flowmask.json"
-OWN_ENCODER = "own_encoder"  # hash of the encoder beside a mask decoder, which was trained with it
+OWN_ENCODER = "own_encoder"  # hash of the encoder stored with a mask decoder, which was trained with it
 EXPORT_STEM = "diffusion_pytorch_model"
 _TEXT_ENCODER = "text_encoder"  # in a Wan2.1 folder but not in an export
 _GIVE = {
@@ -64,7 +64,7 @@ def _refuse_base(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def export_settings(path: Path) -> dict[str, Any]:
-    """The settings in an export's own file; its mask decoder is the one beside the DiT."""
+    """The settings in an export's own file; its mask decoder is the one in the same folder."""
     file = path / EXPORT_SETTINGS
     settings = exported_settings(read_json(file) if file.exists() else {}, where=file)
     if all((path / part.folder).is_dir() for part in (DIT, MASK_DECODER)):
@@ -79,7 +79,7 @@ def from_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
 
 
 def encoder_in(path: Path) -> State:
-    """The encoder that was used in the training of a mask decoder, fp32; empty for exports of our own runs.
+    """The encoder used in the training of a mask decoder, fp32; empty for exports of FlowMask's own runs.
 
     Their folders also hold the Wan folder's encoder, in the dtype of the export; the Wan folder's own is used.
     """
@@ -110,6 +110,6 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """The settings in the header of a .safetensors file of ours."""
+    """The settings in the header of FlowMask's .safetensors file."""
     with _opened(path) as file:
         return exported_settings(parse_json((file.metadata() or {}).get(SETTINGS, "{}")), where=path)

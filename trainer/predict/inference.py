@@ -1,6 +1,6 @@
 """A checkpoint as a segmenter: trained weights of any kind joined with the frozen parts.
 
-Owns how logits become masks of the video's own size.
+Converts logits to masks of the video's own size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,16 +37,16 @@ from flowmask.trainer.state.steps import newest
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-MaskPiece = tuple[Sequence[int], NDArray[np.bool_]]  # places in the clip, bool [n H0 W0]
+MaskPiece = tuple[Sequence[int], NDArray[np.bool_]]  # indices in the clip, bool [n H0 W0]
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}  # as caches name them
+_PRECISIONS: dict[str, Precision] = {"bfloat16": "bf16", "float32": "fp32"}  # by the names in caches
 _SIDES = {"short_side": "height_px", "long_side": "width_px"}
 
 
 def finite(logits: Tensor) -> Tensor:
     """The same logits [...]; CheckpointError if one is not finite: compared with 0 it would look like an empty mask.
 
-    Waits for all earlier work of the device, so it is called where masks go to the host, not where models run.
+    Waits for all earlier work of the device, so it is called when masks go to the host, not when models run.
     """
     if not torch.isfinite(logits).all():
         raise CheckpointError(
@@ -84,14 +84,14 @@ class LoadedSegmenter:
     box_known: bool = False
 
     def unlike_training(self, box: FrameBox) -> str:
-        """One line if the training's clips are known to have had another size than frames in this box, else ''."""
+        """One line if the training's clips are known to have another size than frames in this box, else ''."""
         asked, trained = (f"{one.height_px}x{one.width_px}" for one in (box, self.box))
         differ = self.box_known and asked != trained
         return f"frames are resized into {asked} px, but in training they were resized into {trained}" if differ else ""
 
     @property
     def conventions(self) -> dict[str, str | int | bool]:
-        """The four of `AskedConventions`, as they are used."""
+        """The four of `AskedConventions` in use."""
         return conventions_in(self.segmenter.settings, pixel_norm=self.pixel_norm)
 
     def encode(self, clip: VaeClip) -> Tensor:
@@ -113,7 +113,7 @@ class LoadedSegmenter:
                 yield from self._decoded(few)
 
     def round_trip(self, masks: NDArray[np.bool_]) -> Tensor:
-        """Masks bool [F H W] of a clip's size -> logits [4k+1 H W]: through the VAE and the decoder alone."""
+        """Masks bool [F H W] of a clip's size -> logits [4k+1 H W]: only through the VAE and the decoder."""
         padded = pad_to_stride(torch.from_numpy(masks), dim=0)
         vae = self.segmenter.vae
         with torch.no_grad():
@@ -237,7 +237,7 @@ class EncoderPrecision:
 
 
 def wan_path(asked: Path | None, settings: Mapping[str, Any], checkpoint: str) -> Path:
-    """The Wan folder that was requested, or the recorded one if it still exists."""
+    """The requested Wan folder, or the recorded one if it still exists."""
     if asked is not None:
         return asked
     known = settings.get("wan")

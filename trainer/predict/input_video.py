@@ -1,4 +1,4 @@
-"""The input of a prediction: a video file or a folder of frames, whose frames are read by number.
+"""The input of a prediction: a video file or a folder of frames; frames are read by number.
 
 If a lower rate is requested for a video file, frame k is the picture shown at k/fps s.
 """
@@ -51,7 +51,7 @@ class InputVideo:
         self.frame_names = [f"{i:05d}" for i in range(count)]
 
     def _sampled(self, file: VideoFile, fps: float | None) -> float:
-        """Choose the frames; the rate at which they are shown."""
+        """Choose the frames, and the rate at which they are shown."""
         rate = file.frames_per_second
         if fps is not None and exact_rate(fps) < exact_rate(rate):
             self.source_frames = file.times.shown_at(exact_rate(fps))
@@ -78,7 +78,7 @@ class InputVideo:
         return self._file.size if self._file is not None else image_size(self._images[0], upright=True)
 
     def label(self, number: int) -> str:
-        """When a frame is shown, or its name in a folder."""
+        """The display time of a frame, or its name in a folder."""
         if self._file is None:
             return self.frame_names[number]
         return f"{number / self.fps if self.source_frames else self._file.times.begin_s(number):.1f} s"
@@ -90,7 +90,7 @@ class InputVideo:
         if self.source_frames is None or not ids:
             return self._file.frames(ids)
         wanted = [self.source_frames[i] for i in ids]
-        kept = self._last  # a picture shown for many frames: decoding it again would start from the first frame
+        kept = self._last  # a picture for many frames: decoding it again would start at the first frame
         known = [i for i in wanted if kept is None or i != kept[0]]
         by_number = dict(zip(known, self._file.frames(known))) | ({} if kept is None else {kept[0]: kept[1]})
         self._last = (wanted[-1], by_number[wanted[-1]])

@@ -1,6 +1,6 @@
-"""One video of a prediction: checked before weights are loaded; then its masks, window after window, and the drawings.
+"""One video of a prediction: checks before weights are loaded; then its masks, window after window, and the drawings.
 
-Results are built in a scratch beside the folder and moved in when complete.
+Results are built in a scratch folder and moved in when complete.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ class PromptResult:
     """The result of one prompt: its folder of masks, its overlay video, and its mask's area in each frame.
 
     presence: the number to compare with a threshold; absent: whether it is below it, None without a threshold
-    rle: the masks as COCO's run-length code; figure: None unless figures were asked for
+    rle: the masks as COCO's run-length code; figure: None unless figures were requested
     """
 
     prompt: str

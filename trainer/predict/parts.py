@@ -19,7 +19,7 @@ from flowmask.models.weights.wan import WanFolder
 from flowmask.trainer.objectives import objective_class
 
 State = dict[str, Tensor]  # weights by name, of any shape
-ENCODER = ("encoder.", "quant_conv.")  # the VAE's encoder beside an exported mask decoder
+ENCODER = ("encoder.", "quant_conv.")  # the VAE's encoder, stored with an exported mask decoder
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ PARTS: dict[str, Part] = {part.name: part for part in (DIT, MASK_DECODER, VIDEO_
 
 
 def part_trained(settings: Mapping[str, Any]) -> Part | None:
-    """The part that weights of these settings are; None if they name no objective."""
+    """The part that weights of these settings form; None if they name no objective."""
     objective = settings.get("objective")
     return None if objective is None else PARTS[objective_class(str(objective)).makes]
 
@@ -103,6 +103,6 @@ def refuse_other_part(settings: Mapping[str, Any], part: Part, *, where: object)
 
 
 def video_injected(state: Mapping[str, Tensor]) -> bool:
-    """Whether a DiT has video injection, by its patch embedding [D channels 1 2 2], not by a config."""
+    """Whether a DiT has video injection, from its patch embedding [D channels 1 2 2], not from a config."""
     weight = state.get(PATCH_KEY)
     return weight is not None and weight.shape[1] == 2 * LATENT_CHANNELS

@@ -1,9 +1,9 @@
 """Masks and overlay videos of video files or folders of frames, for sentences.
 
-    out/<prompt>/<frame>.png   out/<prompt>.mp4   out/<prompt>.rle.json   out/<prompt>.png (a figure, if asked for)
+    out/<prompt>/<frame>.png   out/<prompt>.mp4   out/<prompt>.rle.json   out/<prompt>.png (a figure, if requested)
     out/overlay.mp4 (all prompts)   out/predictions.json (last)
 
-User errors are found before weights are loaded. Results are built beside the folder and moved in when complete.
+User errors are found before weights are loaded. Results are built in a scratch folder and moved in when complete.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,13 +59,13 @@ def predict_videos(
     """Segment the object of each prompt in each video, and draw it; replaces earlier results of a video and prompt.
 
     videos:      each with the folder for its results. All are checked before weights are loaded. If one of several
-                 fails later, the others are completed, and a UserError names the failed ones at the end
-    box:         None: the sides with which the presence threshold was chosen, or the weights were trained
+                 fails later, the others are completed, and a UserError at the end names the failed ones
+    box:         None: the sides of the presence threshold's choice, or of the training
     fps:         of a file: sample frames at this rate; None, or a rate not below the file's: all frames.
                  Of a folder of frames: rate of the overlay, 10 by default
     max_frames:  largest number of those frames, from the start
     window:      without frames: the whole video up to 121 frames, else windows of 81
-    allow_truncated: use the readable frames of a video file that is cut short
+    allow_truncated: use the readable frames of a truncated video file
     presence: a calibrated evaluation's folder: masks of absent objects are emptied; None: the threshold of the
               export; "none": no mask is emptied
     threshold:   the probability above which a pixel belongs to a mask; the number of presence does not depend on it
@@ -74,7 +74,7 @@ def predict_videos(
     on_progress: called with (what, done, total) before and after each piece: videos, weights, windows, sentences,
     frames
     say:         receives messages for the user
-    load:        returns the segmenter; a caller that predicts repeatedly passes the one that it keeps
+    load:        returns the segmenter; a caller that predicts repeatedly passes one that it keeps
     """
     unique_slugs(prompts)
     if not 0 < threshold < 1:

@@ -1,7 +1,7 @@
 """A folder of predictions: its predictions.json, and how new predictions join existing ones.
 
 A prediction replaces one of the same video and prompt; all others stay, also in predictions.json. Two predictions
-that end at the same time are both kept: each is built in its own scratch, and joins under the folder's lock.
+that end at the same time are both kept: each is built in its own scratch folder, and joins under the folder's lock.
 
 Each entry of `prompts` is complete by itself; the top level is the last prediction's. The overlay videos with all
 prompts are overlay.mp4, overlay-2.mp4, ...: one for each video (`together`).
@@ -23,7 +23,7 @@ from flowmask.models.text import clean, has_words, is_unicode
 
 PREDICTIONS, OVERLAY = "predictions.json", "overlay"
 PUBLISH_PATIENCE_S = 600.0  # another prediction holds the lock while it moves files
-BESIDE = {"overlay": ".mp4", "rle": ".rle.json", "figure": ".png"}  # files of a prompt beside its folder of masks
+BESIDE = {"overlay": ".mp4", "rle": ".rle.json", "figure": ".png"}  # files of a prompt, next to its folder of masks
 _SLUG = r"[a-z0-9-]+"
 Entry = dict[str, Any]  # prompt, masks, overlay, together, and both kinds of facts
 Facts = dict[str, Any]  # presence, absent, area_px of a prompt; video, checkpoint, weights, ..., frames of a prediction
@@ -91,7 +91,7 @@ class PredictionFolder:
 
 
 def read_entries(folder: Path) -> list[Entry] | None:
-    """The entries of predictions.json, each complete; none if there is no such file, None if it is not ours."""
+    """The entries of predictions.json, each complete; none if the file is missing, None if it is not FlowMask's."""
     try:
         said = parse_json((folder / PREDICTIONS).read_text())
         facts = {key: said[key] for key in ("video", "checkpoint", "weights", "height", "width", "fps", "frames")}
@@ -104,7 +104,7 @@ def read_entries(folder: Path) -> list[Entry] | None:
 
 
 def _is_safe(entry: Entry) -> bool:
-    """Whether the names of an entry are ones that FlowMask gives."""
+    """Whether the names of an entry have FlowMask's form."""
     slug, frames = entry["masks"], entry["frames"]
     return (
         bool(re.fullmatch(_SLUG, slug) and re.fullmatch(rf"{OVERLAY}(-\d+)?\.mp4", entry["together"]))
@@ -126,7 +126,7 @@ def _first(numbers: Sequence[int] | None, count: int) -> list[int]:
 
 
 def free_slug(stem: str, taken: Collection[str]) -> str:
-    """The first of stem, stem-2, stem-3, ... that is no name yet, nor that of a file beside it."""
+    """The first of stem, stem-2, stem-3, ... that is neither a used name nor the name of another file there."""
     names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
     return next(n for n in names if n not in taken and all(f"{n}{end}" not in taken for end in BESIDE.values()))
 

@@ -31,8 +31,8 @@ _NO_MASK = -100.0  # a logit of probability 0
 def presence_of(logits: "Tensor", *, frames: int) -> float:
     """Unclamped logits [F H W] at a clip's size, F >= frames -> the mean of max(logit, 0) over all pixels.
 
-    Never negative, and 0 only for an empty mask; frames behind `frames` are padding. A video that is cut into windows
-    has the mean of the numbers of their final frames, weighted by how many these are.
+    Never negative, and 0 only for an empty mask; frames after `frames` are padding. The number of a video with several
+    windows is the mean of the numbers of their final frames, weighted by the count of these frames.
     """
     import torch
 
@@ -50,12 +50,12 @@ class Calibration(Section):
     t_acc: float
 
     def is_of(self, data: DataSourceConfig) -> bool:
-        """Whether it was of a dataset and split of these names; other videos may have them too."""
+        """Whether it was on a dataset and split with these names; other videos may have the same names."""
         return (self.source, self.split) == (data.source, data.split)
 
 
 class Presence(Section):
-    """A threshold, and what it is valid for. weights, conventions: as `LoadedSegmenter` has them."""
+    """A threshold, and its range of use. weights, conventions: as in `LoadedSegmenter`."""
 
     rule: str
     threshold: float = Field(ge=0)
@@ -70,7 +70,7 @@ class Presence(Section):
         return {"rule": self.rule, "threshold": self.threshold}
 
     def said(self) -> str:
-        """The threshold and where it is from, for a person."""
+        """The threshold and its origin, for a person."""
         on = self.calibration
         return (
             f"{self.threshold:.4g} ({self.rule}), chosen on {on.sentences} sentences of {on.source} {on.split}, "
@@ -102,8 +102,8 @@ class Judged:
 def sweep(judged: Sequence[Judged]) -> tuple[float, float, float]:
     """The threshold with the largest mean of N-acc and T-acc, and N-acc and T-acc at it, in percent.
 
-    The candidates are 0, which empties nothing, and the middle between each two neighbouring numbers; among equals the
-    lowest wins. The largest number is never emptied. There must be sentences of both kinds.
+    The candidates are 0, which empties nothing, and the middle between each two neighbouring numbers; among equal ones
+    the lowest wins. The largest number is never emptied. Sentences of both kinds are needed.
     """
     values = sorted({one.presence for one in judged})
     cuts = [0.0, *map(_between, values, values[1:])]

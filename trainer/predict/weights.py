@@ -2,7 +2,7 @@
 
 Each comes with the conventions of its training.
 
-Owns how a source is recognised, and the refusal of weights whose conventions are not the requested ones. Whole
+Recognises the kind of a source, and refuses weights whose conventions are not the requested ones. Whole
 tensors in fp32 on the host; nothing here needs a process group or a GPU.
 """
 
@@ -95,7 +95,7 @@ def start_from(
     part = part_trained(settings)
     assert part is not None
     loaded = load(source, part, ema=ema, wan=wan)
-    if loaded.last_only:  # the run's config must state which of the two it starts from
+    if loaded.last_only:  # the run's config must say which of the two it starts from
         raise WeightsError(f"model.init {source} has no EMA weights; set model.init_ema=false")
     if part is MASK_DECODER:
         refuse_other_decoder(loaded.state_dict, module, where=f"model.init {source}")
@@ -220,7 +220,7 @@ def with_base(adapter: Adapter, *, wan: Path | None, where: object) -> dict[str,
 
 
 def _base(adapter: Adapter, *, wan: Path | None, where: object) -> tuple[dict[str, Tensor], str]:
-    """The fp32 weights that adapters are put into, and a name for them."""
+    """The fp32 weights that adapters are merged into, and a name for them."""
     folder = wan or adapter.settings.get("wan")
     if adapter.init is not None:
         source, averaged = adapter.init
@@ -264,7 +264,7 @@ def trained_step(source: str) -> int | None:
 def newest_checkpoint(source: Path) -> Path:
     """The newest checkpoint of a run, or the step that is given; WeightsError if it is damaged.
 
-    An older one would be other weights than the requested ones, so the error names it and the user can request it.
+    An older one has other weights than the requested ones, so the error names it and the user can request it.
     """
     found = newest(source)
     if found is None:

@@ -13,7 +13,7 @@ from typing import Any
 from flowmask.trainer.config import GuardConfig
 
 _MAD_TO_SIGMA = 1.4826  # for a normal distribution
-_SMALLEST_SIGMA = 0.1  # of a logarithm: if a very even training's norm doubles, that is no spike
+_SMALLEST_SIGMA = 0.1  # of a logarithm: in a very even training, a doubled norm is no spike
 
 
 class SpikeGuard:
@@ -42,12 +42,12 @@ class SpikeGuard:
         return spike_limit(past, deviations=deviations)
 
     def took(self, *, loss: float, grad_norm: float) -> None:
-        """Record a step that was taken. Skipped ones are not recorded, since they would raise the limits."""
+        """Record a taken step. Skipped ones are not recorded, because they would raise the limits."""
         self._norms.append(grad_norm)
         self._losses.append(loss)
 
     def state(self) -> dict[str, Any]:
-        """The state that a resumed run needs to decide as if it had never stopped."""
+        """The state with which a resumed run decides as if it had never stopped."""
         return {"grad_norms": list(self._norms), "losses": list(self._losses)}
 
 

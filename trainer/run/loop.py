@@ -1,4 +1,4 @@
-"""The training loop, on one screen, and the signals that may end it."""
+"""The training loop, and the signals that may end it."""
 
 import signal
 from collections.abc import Callable, Iterator

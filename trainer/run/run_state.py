@@ -137,9 +137,9 @@ class Run:
         return math.floor(self.plan.progress(max(0, step)) / length)
 
     def validate(self) -> None:
-        """Evaluate the EMA weights; the best so far are saved at once.
+        """Evaluate the EMA weights; new best ones are saved at once.
 
-        A stop request may end it without a result; the next start then begins with this evaluation.
+        A stop request may end it without a result; then the next start begins with this evaluation.
         """
         with self.witness.phases.within("evaluate"):
             found = self.measure(self)

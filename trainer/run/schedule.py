@@ -7,12 +7,12 @@ from flowmask.trainer.train_config import TrainConfig
 
 
 def schedule_length(train: TrainConfig) -> int:
-    """Steps that the schedule spans; fixed at the first start, so raising `steps` does not change it."""
+    """The number of steps of the schedule; fixed at the first start, so raising `steps` does not change it."""
     return train.schedule_steps or train.last_step
 
 
 def behind_the_end(train: TrainConfig, *, step: int, out: Path) -> str | None:
-    """A note on the steps after `step` that are after the end of the schedule; None if there are none.
+    """A note for steps after `step` that lie after the end of the schedule; None if there are none.
 
     Only a cosine has an end. step: number of finished steps; out: the run's folder, for the suggested commands.
     """
@@ -35,8 +35,9 @@ def behind_the_end(train: TrainConfig, *, step: int, out: Path) -> str | None:
 def learning_rate(step: int, train: TrainConfig) -> float:
     """Learning rate of the optimiser step that follows `step` finished ones.
 
-    Rises linearly to `lr` over `warmup_steps`, then stays, falls along a cosine to `final_lr_fraction` x lr
-    at the schedule's end (and stays there), or drops by `decay_factor` at each of `decay_at_steps`.
+    Rises linearly to `lr` over `warmup_steps`. Then it stays constant, or falls along a cosine to
+    `final_lr_fraction` x lr at the schedule's end (and stays there), or drops by `decay_factor` at each of
+    `decay_at_steps`.
     """
     if step < train.warmup_steps:
         return train.lr * (step + 1) / (train.warmup_steps + 1)

@@ -90,7 +90,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
 
 
 def _refuse_what_cannot_go_on(config: RunConfig, state: Mapping[str, Any], reader: Reader) -> None:
-    """Raises UserError for a batch that these processes can't share, or for the config or cache of another run."""
+    """UserError for a batch that these processes can't share, or for another run's config or cache."""
     accumulation_steps(config.train, distributed.world_size())
     if state:
         refuse_other_config(config, state)

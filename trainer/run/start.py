@@ -26,8 +26,8 @@ def starting_module(
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """The module, float32 on the CPU, and the record of `model.init`.
 
-    settings: conventions that `model.init` must share. A resume does not read it, since the checkpoint holds all
-    trained weights, unless it is the base of adapters.
+    settings: conventions that `model.init` must share. A resume reads `model.init` only if it is the base of
+    adapters; otherwise the checkpoint holds all trained weights.
     """
     module = _built(config, objective).requires_grad_(True)
     taken = None

@@ -179,7 +179,7 @@ def _objective_and_plan(config: RunConfig, *, reader: Reader) -> tuple[Objective
 
 
 def _module(session: Session, objective: Objective) -> nn.Module:
-    """The module with its initial weights; a resume replaces them later by the checkpoint's."""
+    """The module with its initial weights; a resume later replaces them by the checkpoint's."""
     config = session.config
     resumed = session.newest is not None
     module, taken = _starting(session, objective, resumed=resumed)

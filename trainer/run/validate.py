@@ -1,6 +1,6 @@
-"""Evaluation while training: losses and J&F of the EMA weights on a fixed part of a (held-out) cache.
+"""Evaluation during training: losses and J&F of the EMA weights on a fixed part of a (held-out) cache.
 
-Uses a second module, so the one in training is not touched. Examples are distributed over the ranks and
+Uses a second module, so the trained one is not touched. Examples are distributed over the ranks and
 computed one by one, so the numbers do not depend on the world size. J&F is measured on the cached clips, at
 their size. The random streams of the training are neither used nor changed.
 """
@@ -53,12 +53,12 @@ class _Reader(Protocol):
 @dataclass
 class Validator:
     """The evaluation of a run; `measure` is collective.
-
     objective: without random noise (the video's latent is its posterior's mean); decoder: None if it is being trained
-    build: makes a module like the one in training, float32 on the CPU; called once, at the first evaluation
+    build: makes a module like the trained one, float32 on the CPU; called once, at the first evaluation
     definition: settings that the numbers depend on, see `best.py`
     overlays: draws the first of the scored examples; None for no pictures
     whole: also scores whole videos; None for none
+        whole: also scores whole videos; None for none
     """
 
     config: ValidationConfig
@@ -202,7 +202,7 @@ def make_validator(
 ) -> Validator:
     """The validator of a run; raises UserError if the held-out cache, the mask decoder or the whole videos do not fit.
 
-    objective: without random noise; build: makes another module like the one in training, with any weights
+    objective: without random noise; build: makes another module like the trained one, with any weights
     conventions: of the weights, as a checkpoint has them
     say: receives message lines: the evaluated examples, a picture that can't be written, a video that can't be scored
     """
@@ -248,7 +248,7 @@ def make_validator(
 
 
 def fixed_examples(buckets: Sequence[Bucket], count: int) -> list[int]:
-    """`count` example ids of the first view, spread over the cache by a permutation that never changes.
+    """`count` example ids of the first view, spread over the cache by a fixed permutation.
 
     All if there are fewer; raises ConfigError if there are none.
     """

@@ -1,6 +1,6 @@
-"""Overlay videos of an evaluation while training: prediction and truth side by side.
+"""Overlay videos of an evaluation during training: prediction and truth side by side.
 
-A cache holds no pixels, so the clip is decoded from its latent: this is what the model has seen.
+A cache holds no pixels, so the clip is decoded from its latent: this is the model's input.
 """
 
 from collections.abc import Callable

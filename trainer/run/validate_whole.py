@@ -1,8 +1,8 @@
-"""Whole held-out videos while training: each sampled, decoded and scored as `flowmask evaluate` does.
+"""Whole held-out videos during training: sampled, decoded and scored one by one, as `flowmask evaluate` does.
 
 Each rank scores some of the videos. It encodes their sentences and frames once, at the start, and then frees the text
 encoder. The numbers depend only on weights, videos and settings: they equal those of `flowmask evaluate` for the same
-checkpoint. (For a LoRA run they are equal within rounding, since its adapters are not merged here.)
+checkpoint. (For a LoRA run they are equal within rounding, because its adapters are not merged here.)
 """
 
 import json
@@ -49,7 +49,7 @@ class KnownSentences:
 
 @dataclass(frozen=True)
 class Parts:
-    """The data that a rank with videos to score keeps on the CPU beside the DiT.
+    """The data on the CPU of a rank that scores videos, in addition to the DiT.
 
     clips: by index of the video: its sizes, without pixels, and its latent [1 16 f h w] norm
     """
@@ -67,7 +67,7 @@ class WholeVideos:
     config:     as for `flowmask evaluate`; its `out` is not used
     videos:     in the order of the dataset; rank p mod world size scores video p
     parts:      None on a rank without videos
-    definition: settings that the numbers depend on, beside the weights, see `best.py`
+    definition: settings that the numbers depend on, apart from the weights, see `best.py`
     say:        receives the message about a video that could not be scored
     """
 
@@ -114,7 +114,7 @@ class WholeVideos:
             return f"{video}: {error}"
 
     def _record(self, loaded: LoadedSegmenter, place: int) -> Record:
-        """The record that an evaluation writes for a video, as it would be read again."""
+        """The record that an evaluation writes for a video, after writing and reading it."""
         assert self.parts is not None
         video, (clip, video_latent) = self.videos[place], self.parts.clips[place]
         protocol = None if self.config.protocol is None else protocol_named(self.config.protocol)
@@ -147,7 +147,7 @@ class WholeVideos:
             self.parts.decoder.to("cpu")
 
     def _numbers(self, records: Sequence[Mapping[str, Any]]) -> Found:
-        """The numbers of scores.json that validation shows, and the protocol's under its default convention."""
+        """The numbers of scores.json that validation shows; the protocol's own under its default convention."""
         scores = merge(
             self.videos,
             records,

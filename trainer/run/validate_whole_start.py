@@ -1,7 +1,7 @@
-"""Whole videos while training, before the first step: chooses them, checks them, and prepares their data.
+"""Whole videos during training, before the first step: chooses them, checks them, and prepares their data.
 
-Refuses videos of the training data, without true masks, or longer than the DiT's positions. Each rank reads its
-videos once, so an unreadable frame is found here and not hours later.
+Refuses videos of the training data, videos without true masks, and videos longer than the DiT's positions. Each rank
+reads its videos once, so an unreadable frame is found at the start and not hours later.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def whole_videos_of(
 
     settings: the conventions of the weights, as a checkpoint has them; fields: of the training cache's fingerprint
     caches:   the training's caches; empty for a stream, whose videos are unknown
-    vae:      the VAE with its encoder; is converted to the precision of the cache
+    vae:      the VAE with its encoder; it is converted to the precision of the cache
     decoder:  the mask decoder and its hash
     """
     asked = config.evaluate.whole_videos
@@ -114,7 +114,7 @@ def _clips(
 
 
 def _sentences(share: Iterable[Video], encoder: TextEncoder, settings: Mapping[str, Any]) -> KnownSentences:
-    """The embeddings of all sentences; the caller may free the encoder afterwards."""
+    """The embeddings of all sentences; afterwards the caller may free the encoder."""
     texts = [clean(e.text, lowercase=settings["lowercase"]) for video in share for e in video.expressions]
     fix = f"build the training cache with cache.encoder_dtype=bfloat16, or do without ({KEY}=null)"
     with gpu_holds("the text encoder at work", fix=fix):
@@ -134,7 +134,7 @@ def _definition(config: EvaluateConfig, source: VideoSet, videos: Sequence[Video
 
 
 def chosen(videos: Sequence[Video], count: int) -> list[Video]:
-    """`count` of the videos with sentences, or all, in their order; a larger count includes a smaller one's videos."""
+    """`count` of the videos with sentences, or all, in order; a larger count includes a smaller one's videos."""
     some = [video for video in videos if video.expressions]
     return [some[place] for place in sorted(spread(count, len(some)).tolist())]
 

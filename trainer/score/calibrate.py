@@ -1,7 +1,7 @@
 """Chooses the presence threshold on videos that are not scored (`calibrate.data`), before the evaluation.
 
-A process judges its share of the videos, then any that no other process has recorded, so that none waits for another.
-One process chooses, and all use its choice. No mask is written. A restart continues after the last video.
+A process judges its share of the videos, then any that no other process has recorded, so no process waits for
+another. One process chooses, and all use its choice. No mask is written. A restart continues after the last video.
 """
 
 from collections import defaultdict
@@ -48,7 +48,7 @@ class CalibrationSet:
 def calibration_set(config: EvaluateConfig, scored: Sequence[Video]) -> CalibrationSet | None:
     """The dataset of `calibrate.data`, None unless it is enabled; reads only annotations.
 
-    scored: the videos that are evaluated. Raises ConfigError if they share a video, if one has no true masks, or if
+    scored: the evaluated videos. Raises ConfigError if both sets share a video, if a video has no true masks, or if
     sentences of one kind are missing.
     """
     data = config.calibrate.data

@@ -136,7 +136,7 @@ def loaded_by(config: EvaluateConfig, say: Callable[[str], None]) -> LoadedSegme
 
 
 def _warnings(config: EvaluateConfig, loaded: LoadedSegmenter) -> Iterator[str]:
-    """What is probably not meant, a line each."""
+    """Settings that are probably mistakes, one line each."""
     if config.box is not None and (unlike := loaded.unlike_training(config.box)):
         yield f"{unlike}; to score at that size: box=null"
     if config.archive is not None and config.max_videos is not None:
@@ -197,7 +197,7 @@ def _in_use(config: EvaluateConfig, loaded: LoadedSegmenter, say: Callable[[str]
 
 
 def _offer(config: EvaluateConfig, scores: Scores, *, step: int | None) -> None:
-    """Leave the results for the MLflow run of a checkpoint: a separate folder for the files of each evaluation.
+    """Give the results to the MLflow run of a checkpoint; each evaluation has a separate folder for its files.
 
     Two evaluations of one step (other sampling steps, another threshold) are two points of the same metrics.
     """
@@ -233,7 +233,7 @@ def _fingerprint(
     wan_files: str,
     threshold: CalibrationSet | Presence | None,
 ) -> str:
-    """Identifies everything that affects masks and scores: settings, dataset, weights, threshold or its calibration."""
+    """Identifies everything that affects masks and scores: settings, dataset, weights, threshold or calibration."""
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_KEYS | _BY_VALUE}
     if not config.data.allow_truncated:  # evaluations from before this key can continue
         del settings["data"]["allow_truncated"]
@@ -253,7 +253,7 @@ def _fingerprint(
     more: list[Any] = [installed] if installed else []
     trained = source_settings(config.checkpoint)
     encoders = EncoderPrecision.of(trained, asked=config.encoder_precision, otherwise=config.precision)
-    if (encoders.text, encoders.video) != (config.precision, "fp32"):  # the behaviour before it followed the training's
+    if (encoders.text, encoders.video) != (config.precision, "fp32"):  # not as before this key existed
         more.append({"text": encoders.text, "video": encoders.video})
     if asked := unlike_unasked(trained, config.conventions):
         more.append({"conventions": asked})

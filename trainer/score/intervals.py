@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1000
 _LEVEL_PERCENT = 95.0
-_AT_ONCE = 1 << 20  # number of drawn videos in memory
+_AT_ONCE = 1 << 20  # drawn videos in memory at once
 Interval = list[float]  # [low, high]
 Floats = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 class Drawable:
     """The contribution of one expression.
 
-    video:  the unit that is drawn
+    video:  the drawn unit
     values: metric -> value, for the metrics whose mean includes this expression
     sums:   metric -> its contribution to a metric of the whole set (`metrics.base.PerSet`)
     """
@@ -42,7 +42,7 @@ def intervals(
     """The interval of each metric over the rows; None if fewer than two videos count.
 
     of_sums:  metric -> its value from the total of the `sums` of its name; used in place of a mean
-    means_of: metric -> the metrics whose mean it is in each draw
+    means_of: metric -> the metrics of which it is the mean in each draw
     A draw in which no expression counts for a metric is not used for that metric's interval. The result is a function
     of the set of rows and the seed: neither the order of rows nor that of videos matters.
     """
@@ -71,7 +71,7 @@ def intervals(
 
 
 def resampled(sums: Floats, *, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """Sums [videos k] over each draw of as many videos as there are, with replacement: [resamples k]."""
+    """Sums [videos k] over each draw of the same number of videos, with replacement: [resamples k]."""
     videos = len(sums)
     if not videos:
         return np.full((resamples, sums.shape[1]), np.nan)

@@ -1,6 +1,6 @@
 """The masks of one video against the true ones: every metric of each sentence, and of its comparisons.
 
-Gets the masks when they are made, later from their files; the truth from the dataset. Loads no model.
+Gets the masks when they are made, or later from their files; the truth from the dataset. Loads no model.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from flowmask.trainer.score.slices import TRUTH, TrueSize
 
 
 class Judge:
-    """The scores of one video's sentences: each is scored when its masks are made, and all are compared at the end."""
+    """The scores of one video's sentences: each is scored when its masks are made; all are compared at the end."""
 
     def __init__(self, video: Video, places: Mapping[str, MaskPlace]) -> None:
-        """places: where the masks of each expression id are written."""
+        """places: the storage of the masks of each expression id."""
         self.answers: dict[str, Answer] = {}  # by expression id, for a protocol
         self._video, self._places = video, places
 
@@ -51,7 +51,7 @@ class Judge:
 
 
 def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
-    """For each expression id, the id of another expression of the same video that names none of its objects.
+    """For each expression id, another expression of the same video that names none of its objects.
 
     Two sentences that both name nothing are no partners. Expressions without a partner are left out. The choice
     is a function of the seed and the ids. Nothing is sampled again: the mask of the partner's sentence is the
@@ -72,7 +72,7 @@ def shuffled_partners(video: Video, *, seed: int) -> dict[str, str]:
 
 
 def stored(video: Video, place: MaskPlace) -> Iterator[MaskPiece]:
-    """The masks of one expression as they were written."""
+    """The written masks of one expression."""
     for ids in chunks(range(len(video.frame_names)), FRAMES_AT_ONCE):
         yield ids, np.stack([place.read(video.frame_names[i]) for i in ids])
 
@@ -105,7 +105,7 @@ def _judged(video: Video, expression: Expression, predicted: Iterable[MaskPiece]
 
 
 def note(scored: dict[str, Any], kind: str, tally: Tally) -> None:
-    """Put scores into an expression's record; the sums only for metrics that have some (those of packages)."""
+    """Put scores into an expression's record; sums only for metrics that have some (those of packages)."""
     scored[kind] = tally.scores()
     if sums := tally.sums():
         scored.setdefault("sums", {})[kind] = sums

@@ -1,4 +1,4 @@
-"""Where the masks of one sentence are while its video is scored, in files or in memory; the names of the files."""
+"""The storage of one sentence's masks during scoring, in files or in memory; the names of the files."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -47,15 +47,15 @@ class VideoSegmenter(Protocol):
         """Video latent [1 16 f h w] norm."""
 
     def logits(self, video_latent: Tensor, sentences: Sequence[str]) -> Iterator[Tensor]:
-        """Logits [F H W] of each sentence, padding frames too."""
+        """Logits [F H W] of each sentence, with padding frames."""
 
     def round_trip(self, masks: NDArray[np.bool_]) -> Tensor:
-        """Masks bool [F H W] of a clip's size -> logits [4k+1 H W]: through the VAE and the decoder alone."""
+        """Masks bool [F H W] of a clip's size -> logits [4k+1 H W]: only through the VAE and the decoder."""
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How each video is evaluated; the fields are those of `EvaluateConfig`."""
+    """The settings of a video's evaluation; the fields are those of `EvaluateConfig`."""
 
     box: FrameBox | None = None
     shuffled_text: bool = False
@@ -65,7 +65,7 @@ class VideoSettings:
 
 
 def sentences_of(video: Video, loaded: VideoSegmenter, video_latent: Tensor) -> Iterator[tuple[Expression, Tensor]]:
-    """Each expression with its logits [F H W]; equal sentences share them, and follow each other."""
+    """Each expression with its logits [F H W]; equal sentences follow each other and share the logits."""
     alike: dict[str, list[Expression]] = {}
     for expression in video.expressions:
         alike.setdefault(expression.text, []).append(expression)
@@ -75,7 +75,7 @@ def sentences_of(video: Video, loaded: VideoSegmenter, video_latent: Tensor) -> 
 
 
 class OneVideo:
-    """A video whose sentences are answered one by one, window after window, until its record is complete.
+    """A video with its sentences, answered one by one, window after window, until its record is complete.
 
     In one window `answer` may be called in any order and by several threads at once; `record` after all of them.
     """
@@ -90,7 +90,7 @@ class OneVideo:
         labels: Path,
         chosen: Presence | None = None,
     ) -> None:
-        """places: where the masks of each expression id are stored.
+        """places: the storage of the masks of each expression id.
 
         labels: a folder that does not exist yet, for the label maps of a protocol that makes some
         chosen: the presence threshold, if there is one
@@ -117,9 +117,9 @@ class OneVideo:
     def answer(
         self, expression: Expression, logits: Tensor, clip: VaeClip, *, window: TimeWindow | None = None
     ) -> None:
-        """Write the masks of one expression that are final with a window; with the last one, score them.
+        """Write the masks of one expression that become final with a window; after the last one, score them.
 
-        logits: [F H W] at the clip's size, its padding too    window: None: the only one
+        logits: [F H W] at the clip's size, with its padding    window: None: the only one
         """
         window, answer = window or self.windows[0], self._answers[expression.exp_id]
         entry = self._entries.setdefault(expression.exp_id, {"text": expression.text, "answered": False})
@@ -184,7 +184,7 @@ class OneVideo:
 
 
 def evaluate_video(loaded: VideoSegmenter, one: OneVideo) -> Record:
-    """Masks of every expression into its place; returns the video's record."""
+    """Write the masks of every expression to its place; returns the video's record."""
     for window, clip in one.read(loaded):
         for expression, logits in one.sentences(loaded, loaded.encode(clip)):
             one.answer(expression, logits, clip, window=window)

@@ -5,7 +5,7 @@
     judging threads    masks of earlier sentences: resized, written, scored
 
 Records and errors come in the order of the videos. Memory holds the clips of two windows, the logits of `waiting`
-sentences beside the current ones, and for each sentence the logits of the frames that two windows share.
+sentences in addition to the current ones, and for each sentence the logits of frames shared by two windows.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -26,7 +26,7 @@ def evaluate_videos(
     """Each video with its record, once all of its masks are written; close the iterator to end its threads.
 
     start: makes a place for a video's masks; called once for each, by the reading thread
-    waiting: sentences of a video whose masks may wait to be written before the models have to wait
+    waiting: sentences of a video whose masks may wait for writing before the models have to wait
     """
     reader, judges = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(_JUDGES, "judge")
     before: list[tuple[Video, Future[Record]]] = []  # the previous video, which may still be in judging

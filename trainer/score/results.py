@@ -1,4 +1,4 @@
-"""From the records of single videos to the scores of a dataset, and the report that shows them.
+"""From the records of single videos to the scores of a dataset, and the report about them.
 
 Means are taken over (video, expression id), each counted once, even if its sentence occurs often.
 """
@@ -40,7 +40,7 @@ NOTHING = {
 class Scores:
     """The content of scores.json.
 
-    totals:         every metric over all expressions, None if the dataset has no masks; in scores.json each is a key
+    totals:         every metric over all expressions, None if the dataset has no masks; each is a key in scores.json
     per_expression: `<video>/<expression>`, the name of their folder below masks/ -> every metric
     ids:            video id and expression id of those with another folder name
     no_target:      expressions that name nothing; all means include them: an empty mask scores 100, any other 0
@@ -52,7 +52,7 @@ class Scores:
     intervals:      [low, high] of each of `totals` and `nothing` (intervals.py), None if that is None, or without masks
     presence:       the threshold in use and its settings (predict/presence.py); None: no mask was emptied. Its
                     value is also in `presence_threshold`
-    presences:      `<video>/<expression>` -> the presence of each expression, whatever the threshold
+    presences:      `<video>/<expression>` -> the presence of each expression, for any threshold
     left_empty:     `<video>/<expression>` -> whether the mask is empty, for expressions that name nothing; N-acc is
     their mean
     slices:         slice -> bucket -> every metric and the number of expressions (slices.py); None without masks
@@ -80,7 +80,7 @@ class Scores:
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As scores.json has them."""
+        """The scores in the form of scores.json."""
         left_out = {"totals", "nothing"} | (set() if self.ids else {"ids"})
         rest = {key: value for key, value in asdict(self).items() if key not in left_out}
         threshold = self.presence["threshold"] if self.presence else None
@@ -153,7 +153,7 @@ def merge(
 
 
 def _saying_nothing(entries: Mapping[str, Mapping[str, Any]], nothing: Collection[str]) -> dict[str, float | None]:
-    """How often "nothing" was said rightly, of the expressions with scores; `nothing` names those without a target."""
+    """How often "nothing" was correct, for the expressions with scores; `nothing` names those without a target."""
     answers = [
         Agreement(entry["right"]["j"] / 100, entry["right"]["f"] / 100, key not in nothing, entry["answered"])
         for key, entry in entries.items()
@@ -201,9 +201,9 @@ def finish(
     fingerprint: str,
     step: int | None,
 ) -> Scores:
-    """Merge all records, write the report, its overlay videos and the archive; return what scores.json holds.
+    """Merge all records, write the report, its overlay videos and the archive; return the content of scores.json.
 
-    masks: the folder of all masks; out: the empty folder for what is written; step: of the checkpoint, if it has one.
+    masks: the folder of all masks; out: the empty folder for the results; step: of the checkpoint, if it has one.
     """
     scores = merge(
         videos,
@@ -265,7 +265,7 @@ def _facts(config: EvaluateConfig, scores: Scores) -> dict[str, str]:
 
 
 def _made_from(config: EvaluateConfig, step: int | None, presence: Presence | None) -> dict[str, str]:
-    """Which data and weights, sampled how, by which code and when."""
+    """Data, weights, sampling, code and time of the evaluation."""
     some = f", its first {config.max_videos} videos" if config.max_videos is not None else ""
     return {
         "Dataset": f"{config.data.source}, {config.data.root}",

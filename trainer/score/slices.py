@@ -1,4 +1,4 @@
-"""Scores of parts of a dataset: by length, size and number of objects, motion words, absence, and what is named.
+"""Scores of parts of a dataset: by length, size and number of objects, motion words, absence, and kind of object.
 
 A new slice is an entry of `_SLICES`: it maps the facts of an expression to the name of its bucket, or to None. Facts
 that need the true masks are measured while a video is scored (`TrueSize`), and stored in its record.
@@ -108,7 +108,7 @@ def _sliced(video: Video, expression: Expression, record: Mapping[str, Any]) -> 
 
 
 def _slice(bucket: "Bucket", known: Iterable[tuple[Sliced, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
-    """By bucket, in the order of their places: every metric of its expressions, and their number."""
+    """By bucket, in order: every metric of its expressions, and their number."""
     members: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for facts, entry in known:
         if (place := bucket(facts)) is not None:

@@ -1,4 +1,4 @@
-"""The files of an evaluation: its working files, and how they become its results.
+"""The files of an evaluation: its working files, and their publication as results.
 
     out/.evaluate/<fingerprint>/{masks/<video>/<expression>/<frame>.png, records/<video>.json}   at work
     out/.evaluate/<fingerprint>/{calibration/<video>.json, presence.json}                       of --calibrate
@@ -78,11 +78,11 @@ class EvaluationStore:
             remove_known(self._work / kind / video, _is_work)
 
     def labels(self, video: str) -> Path:
-        """Where a video's label maps go, if there are any; not made here."""
+        """The folder for a video's label maps, if there are any; not made here."""
         return self._work / LABELS / video
 
     def mask_folder(self, key: str) -> Path:
-        """Where the masks of one expression, `<video>/<expression>`, are stored while the evaluation runs."""
+        """The folder for the masks of one expression, `<video>/<expression>`, during the evaluation."""
         folder = self._work / MASKS / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -124,9 +124,9 @@ class EvaluationStore:
     ) -> bool:
         """Once every video has its record, replace the results in `out`. The last process does this, exactly once.
 
-        build: (folder of the masks, empty folder for the other results, records in the order of `videos`) -> what
-               scores.json shall hold
-        returns: whether it was done; not while videos are missing or when another process has published
+        build: (folder of the masks, empty folder for the other results, records in the order of `videos`) -> the
+               content of scores.json
+        returns: whether it published; False if videos are missing or another process has published
         """
         with self._publisher():
             records = [self.record(video) for video in videos]
@@ -166,7 +166,7 @@ class EvaluationStore:
 
 
 def _is_work(relative: str) -> bool:
-    """Whether a file below `.evaluate/<fingerprint>`, or below its masks or labels, is one of ours."""
+    """Whether FlowMask makes this file below `.evaluate/<fingerprint>`, or below its masks or labels."""
     of_masks = r"((masks|labels)/)?([^/]+/){0,2}[^/]+\.png"
     return bool(re.fullmatch(rf"{of_masks}|((records|calibration)/)?([^/]+\.json|\.tmp-[^/]+)", relative))
 

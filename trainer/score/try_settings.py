@@ -1,7 +1,7 @@
 """Measures J&F of a few videos for each combination of the unknown conventions, to find those of the training.
 
-Weights are loaded once. A video is read and encoded once for each pixel_norm, and the DiT runs once
-for each distinct input: a normalised mask latent is the same sample. Writes nothing.
+Weights are loaded once. A video is read and encoded once for each pixel_norm. The DiT runs once for each distinct
+input, because mask_latent_norm changes only the use of its output. Writes nothing.
 """
 
 import hashlib
@@ -60,8 +60,8 @@ def try_settings(
 ) -> list[Tried]:
     """Every combination, best J&F first, on the first `max_videos` videos (default: `VIDEOS`); no mask is emptied.
 
-    Conventions recorded in the weights or set in `config.conventions` are fixed. Raises ConfigError if that is all of
-    them, DataError without true masks.
+    Conventions recorded in the weights or set in `config.conventions` are fixed. Raises ConfigError if all of them are,
+    DataError without true masks.
     """
     if not settle(stored_settings(config.checkpoint), config.conventions, where=config.checkpoint).assumed:
         raise ConfigError(f"{config.checkpoint}: all of its conventions are known, so there is nothing to try")
@@ -93,7 +93,7 @@ def _combinations(loaded: LoadedSegmenter) -> Iterator[Values]:
 def _records(
     config: EvaluateConfig, loaded: LoadedSegmenter, video: Video, combinations: Sequence[Values]
 ) -> Iterator[tuple[int, Record]]:
-    """The record of a video under each combination, by its number. Those under which all is the same share one."""
+    """The record of a video under each combination, by its number. Combinations with equal results share one."""
     for pixel_norm in dict.fromkeys(known["pixel_norm"] for known in combinations):
         base = replace(loaded, pixel_norm=pixel_norm)
         found: dict[tuple[Any, ...], Record] = {}

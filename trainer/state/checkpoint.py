@@ -1,4 +1,4 @@
-"""The format of a checkpoint, and how it is checked and read, at any world size and ZeRO stage.
+"""The format of a checkpoint, and its checks and reading, at any world size and ZeRO stage.
 
     checkpoints/step_00000040/rank_00000.safetensors   one rank's fragments, keyed `parameter|kind|start`
                               state.json               counters, the caller's state, every file's size and
@@ -6,7 +6,7 @@
     checkpoints/latest -> step_00000040                moves last
     checkpoints/best -> step_00000030                  the best evaluation, if there are evaluations
 
-Needs no process group and no engine. Refuses files whose size or hash differ from `state.json`.
+Needs no process group and no engine. A file whose size or hash differs from `state.json` is refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """`read_state` of a training's checkpoint: "state" has all members that are used of a run."""
+    """`read_state` of a training's checkpoint; "state" has all members that other code needs from a run."""
     document = read_document(path / STATE)
     refuse_unlike(SavedRun, document["state"], where=f"{path / STATE}: state")
     return document
@@ -128,7 +128,7 @@ def _copy(piece: Piece, stored: Any, start: int) -> int:
 def refuse_other_parameters(
     path: Path, stored: Mapping[str, list[int]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raises CheckpointError that names the first parameter of `path` that does not fit this model."""
+    """CheckpointError with the first parameter of `path` that does not fit this model."""
     for name in sorted(set(stored) | set(expected)):
         ours = list(expected[name]) if name in expected else None
         if stored.get(name) != ours:

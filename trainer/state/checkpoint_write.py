@@ -83,7 +83,7 @@ class Snapshot:
 
 
 class Background:
-    """A call in a daemon thread. It may end with the process, since a save must survive a kill anyway."""
+    """A call in a daemon thread. It may end with the process, because a save must survive a kill anyway."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
@@ -133,7 +133,7 @@ def publish(beside: Path, final: Path, *, document: dict[str, Any], links: tuple
 
 
 def point_to(checkpoint: Path, name: str) -> None:
-    """Point the link `name` beside `checkpoint` to it, atomically."""
+    """Point the link `name` in the folder of `checkpoint` to it, atomically."""
     link = checkpoint.parent / f".link_{name}"
     remove(link)
     link.symlink_to(checkpoint.name)
@@ -164,7 +164,7 @@ def clean(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete our link, or our files in a folder; files that others put into a checkpoint are moved back."""
+    """Delete FlowMask's link, or its files in a folder; foreign files in a checkpoint are moved back."""
     if path.is_symlink():
         path.unlink()
     if not path.is_dir():

@@ -1,7 +1,7 @@
 """state.json of a checkpoint: its members and their types. Sealed since format 2.
 
-Every value that other code relies on has its type and range checked here. Values that only the run itself uses (best
-evaluation, an objective's own settings) are not checked.
+The type and range of every value that other code relies on are checked here. Values that only the run itself uses
+(best evaluation, an objective's own settings) are not checked.
 """
 
 from math import prod
@@ -33,7 +33,7 @@ class FrozenWeights(_Saved):
 
 
 class Conventions(_Saved):
-    """Settings that go with trained weights; settings of a single objective are stored beside them."""
+    """Settings that belong to trained weights; settings of a single objective are stored separately."""
 
     objective: Annotated[str, Field(max_length=200)] | None = None
     text_tokens: Annotated[int, Field(strict=True, ge=1, le=512)] = 256

@@ -1,7 +1,7 @@
-"""How many steps a run has. Only this file converts epochs to steps, once the cache is open; after that a run uses only
-steps.
+"""The number of steps of a run. Only this file converts epochs to steps, once the cache is open; after that a run uses
+only steps.
 
-An epoch is the loader's: `first_step(e)` of the order in which the cache is read. So views, a carried or
+An epoch is the loader's: `first_step(e)` in the order in which the cache is read. So views, a carried or
 dropped remainder, and the mode are counted as in training.
 """
 

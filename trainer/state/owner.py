@@ -1,6 +1,6 @@
-"""The process that works in a folder on this machine, and how it ended; for `flowmask status` and `flowmask stop`.
+"""The process working in a folder on this machine, and how it ended; for `flowmask status` and `flowmask stop`.
 
-    FOLDER/.owner.json   the process that works there (host, boot, pid, start time), its launcher; number of the start
+    FOLDER/.owner.json   the process (host, boot, pid, start time), its launcher; number of the start
     FOLDER/.ended.json   how that start ended, by its launcher
 
 Only for display: no training depends on these files, so a failed write is no error.

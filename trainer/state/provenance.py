@@ -1,7 +1,7 @@
 """The version of the running code: the commit of its checkout, or the one from which its snapshot was taken.
 
 SNAPSHOT/code/               the packages of a submitted job
-SNAPSHOT/provenance.json     the commit, written when it was submitted
+SNAPSHOT/provenance.json     the commit, written at the submission
 """
 
 import json
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import flowmask
 
-PACKAGE = Path(flowmask.__file__).resolve().parent  # contains all of the code; in a checkout it links to the rooms
+PACKAGE = Path(flowmask.__file__).resolve().parent  # contains all code; in a checkout it links to the folders
 ROOT = PACKAGE.parent
 PROVENANCE = "provenance.json"
 UNKNOWN = "unknown"
 
 
 def git_commit() -> str:
-    """The commit of the code that runs, `-dirty` if files differ from it; "unknown" if undetermined."""
+    """The commit of the running code, `-dirty` if files differ from it; "unknown" if undetermined."""
     if not (ROOT / ".git").exists():
         return _of_snapshot()
     said = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")

@@ -3,7 +3,7 @@
     config.yaml   metrics.jsonl   evaluations.jsonl   log.txt   tracking.json
     checkpoints/step_00000040/   checkpoints/latest   checkpoints/best
 
-Only rank 0 writes here (except checkpoints). A folder with other contents and a second writer are refused.
+Only rank 0 writes here (except checkpoints). Refuses a folder with other contents, and a second writer.
 """
 
 import json
@@ -40,7 +40,7 @@ class RunFolder:
         self._evaluations: Any = None
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Save the config that repeats this run, in JSON types."""
+        """Save, in JSON types, the config that repeats this run."""
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / CONFIG, text)
 
@@ -57,7 +57,7 @@ class RunFolder:
         _append(self._metrics, row)
 
     def rows(self, first: int, last: int) -> list[dict[str, Any]]:
-        """The rows of some steps, of whichever start."""
+        """The rows of some steps, from any start."""
         found = last_rows(self.path / METRICS, last - first + 1) if last >= first else []
         return [row for row in found if first <= row["step"] <= last]
 
@@ -66,7 +66,7 @@ class RunFolder:
         _append(self._evaluations, row)
 
     def sync(self) -> None:
-        """Put the rows on disk; called before a checkpoint that builds on them is published."""
+        """Flush the rows to disk; called before a checkpoint that depends on them is published."""
         sync_open(self._metrics)
         sync_open(self._evaluations)
 
@@ -79,7 +79,7 @@ class RunFolder:
 
 
 def last_rows(path: Path, count: int) -> list[dict[str, Any]]:
-    """The last `count` whole rows of a metrics file, the newest last; fewer where there are fewer, or are damaged."""
+    """The last `count` whole rows of a metrics file, in order; fewer if the file has fewer or is damaged."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -124,7 +124,7 @@ def plain(value: Any) -> Any:
 
 
 def _append(file: Any, row: Mapping[str, Any]) -> None:
-    """One row in one write, so that a kill can tear only the last line; NaN and infinities are written as null."""
+    """Write one row in one write, so that a kill can cut only the last line; NaN and infinities are written as null."""
     known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     file.write(json.dumps(known, allow_nan=False).encode() + b"\n")
 

@@ -1,8 +1,8 @@
 """The checkpoints of one run: the joint decisions of all ranks about saving, and the restore of a run.
 
 A save begins between two steps with host copies; each rank's thread writes its file, rank 0's then publishes.
-The main threads collect the results of the threads between two later steps (`advance`), so no
-collective runs in parallel to the training's. Only one save is in flight: the next one waits for it.
+The main threads collect the threads' results between two later steps (`advance`), so no collective runs in
+parallel to the training's. Only one save is in flight: the next one waits for it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -220,9 +220,9 @@ class Checkpoints:
 
 
 def nearest_first(files: Iterable[str], rank: int, world: int) -> list[str]:
-    """The files of a checkpoint, those first that hold what this rank of `world` holds of every parameter.
+    """The files of a checkpoint; those with this rank's part of the parameters come first.
 
-    Ranks hold pieces in the order of their numbers, so a rank opens few files, whatever the number that wrote them.
+    Ranks hold pieces in the order of their numbers, so a rank opens few files for any number of writing ranks.
     """
     names = sorted(files)
     middle = (rank + 0.5) * len(names) / world

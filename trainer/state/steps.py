@@ -7,7 +7,7 @@ from pathlib import Path
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer.state.run_folder import CHECKPOINTS
 
-STATE = "state.json"  # the last file of a checkpoint that is written
+STATE = "state.json"  # the last written file of a checkpoint
 _STEP = re.compile(r"step_(\d{8,})")
 
 
@@ -28,7 +28,7 @@ def complete(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
+    """The step in the name of a checkpoint's folder."""
     return int(path.name.removeprefix("step_"))
 
 

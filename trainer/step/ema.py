@@ -1,6 +1,6 @@
 """Exponential moving average of the fp32 masters, sharded like them: 4 bytes per parameter over all ranks.
 
-Owns the shadow of this rank's fragments and the number of updates. No collective runs in `update`; whole
+Keeps the shadow of this rank's fragments and the number of updates. No collective runs in `update`; whole
 tensors are gathered only on request.
 """
 
@@ -18,7 +18,7 @@ def decay_of_update(number: int, *, decay: float) -> float:
 
 
 class ShardedEma:
-    """The average over `engine.fragments()`; call `update` after every step that was taken, not after a skipped one."""
+    """The average over `engine.fragments()`; call `update` after every taken step, not after a skipped one."""
 
     def __init__(self, engine: Engine, *, decay: float):
         self._engine = engine

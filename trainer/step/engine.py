@@ -1,8 +1,7 @@
 """The training engine: one optimizer step at any ZeRO stage and precision.
 
-Owns what must be equal at all stages: fp32 masters that start as the exact initial weights, gradients
-averaged over the global batch, one decision of all ranks to take or skip a step. Does not check data or
-objectives.
+Keeps everything equal at all stages: fp32 masters that start as the exact initial weights, gradients averaged over
+the global batch, and one decision of all ranks to take or skip a step. Does not check data or objectives.
 """
 
 import math
@@ -22,7 +21,7 @@ from flowmask.trainer.step.fragments import Fragment
 from flowmask.trainer.step.optimizer import ArmedAdamW, NamedTensors, ReplicatedAdamW, decay_groups
 from flowmask.trainer.train_config import TrainConfig, accumulation_steps
 
-_LIMB, _SHIFTS = 1 << 16, (0, 16, 32, 48)  # parts of a digest, whose sums are exact in float64
+_LIMB, _SHIFTS = 1 << 16, (0, 16, 32, 48)  # parts of a digest; their sums are exact in float64
 
 
 class MicroBatch(Protocol):
@@ -44,7 +43,7 @@ class StepResult:
 
     loss: float
     grad_norm: float  # before clipping; nan when it or the loss is not finite
-    skipped: bool  # not finite, or beyond a limit: weights, moments and step count are untouched
+    skipped: bool  # not finite, or above a limit: weights, moments and step count are unchanged
     digest: int  # sum of the micro-batches' digests over all ranks, mod 2^64
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -52,8 +51,8 @@ class StepResult:
 class Engine:
     """A module under training. Construction and the public methods are collective: all ranks call them.
 
-    `module` comes with its initial weights in fp32, the same on every rank (rank 0's are taken). Parameters
-    without gradient stay frozen, in the working precision only: no master, no moments, no fragment. Afterwards
+    `module` comes with its initial weights in fp32, equal on every rank (rank 0's are used). Parameters
+    without gradient stay frozen, only in the working precision: no master, no moments, no fragment. Afterwards
     the parameters have the working precision, under ZeRO 3 only this rank's share: read weights through
     `full_state_dict`, never from the module. A single process has nothing to shard, so without
     `train.offload_optimizer` it always runs ZeRO 0. Raises ConfigError if the batch does not divide. phases: the
@@ -86,7 +85,7 @@ class Engine:
     def _place(self, module: nn.Module, *, keep_exact: bool) -> dict[str, Tensor]:
         """Copy rank 0's weights to every device; keep_exact: in the working precision, with fp32 copies in host memory.
 
-        One parameter at a time, so that a device never holds the whole module in fp32 where the masters are sharded.
+        One parameter at a time: if masters are sharded, a device never holds the whole module in fp32.
         """
         exact = {}
         for name, parameter in named_parameters(module):
@@ -155,8 +154,8 @@ class Engine:
     ) -> StepResult:
         """One optimizer step over this rank's `micro_batches` of one global batch.
 
-        One small reduction covers everything that is reported and decided. No rank takes a step that one rank
-        cannot take, or whose mean loss or gradient norm is above its limit.
+        One small reduction covers all reports and decisions. If one rank cannot take the step, or the mean loss or the
+        gradient norm is above its limit, no rank takes it.
         """
         assert len(micro_batches) == self.accumulation, (len(micro_batches), self.accumulation)
         self._clear_gradients()
@@ -166,7 +165,7 @@ class Engine:
             self._phases.enter("forward")
             loss, metrics = objective.loss(self._deepspeed, batch)
             self._phases.enter("backward")
-            # averaged over all ranks, but summed over those that hold one example's tokens
+            # averaged over all ranks, but summed over the ranks that share one example's tokens
             self._deepspeed.backward(loss * self._sequence_ranks)
             losses.append(loss.detach())
             parts.append(metrics)
@@ -180,7 +179,7 @@ class Engine:
         return self._result(names, sums, self._optimizer.disarm())
 
     def _reduced_norm(self) -> Tensor:
-        """The gradients' global norm, the same on every rank, after the optimizer was told to step."""
+        """The gradients' global norm, equal on every rank, after the optimizer's step was called."""
         return torch.as_tensor(self._deepspeed.optimizer._global_grad_norm)
 
     def _result(self, names: Sequence[str], sums: Tensor, moved: Tensor | None) -> StepResult:
@@ -198,11 +197,11 @@ class Engine:
         if isinstance(self._optimizer, ReplicatedAdamW):
             self._optimizer.expect_gradients()
             return
-        # else DeepSpeed would update a parameter that is unused in this step with its last gradient
+        # otherwise DeepSpeed updates a parameter unused in this step with its last gradient
         if self.zero_stage == 3:
             self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
         for master in self._flat_masters():
-            if master.grad is not None:  # it stays allocated when the optimizer is offloaded
+            if master.grad is not None:  # it stays allocated if the optimizer is offloaded
                 master.grad.zero_()
 
     def _agree(self, losses: list[Tensor], parts: list[Mapping[str, Tensor]], digest: int) -> tuple[list[str], Tensor]:
@@ -220,7 +219,7 @@ class Engine:
 
     @torch.no_grad()
     def refresh_weights(self) -> None:
-        """Update the working weights and the optimizer state after masters and moments were written from outside."""
+        """Update the working weights and the optimizer state after other code has written masters and moments."""
         self._optimizer.close_moments()
         sharded = self._deepspeed.optimizer
         if isinstance(self._optimizer, ReplicatedAdamW):
@@ -232,7 +231,7 @@ class Engine:
         for group in range(len(sharded.fp16_groups)):
             sharded._reassign_or_swap_out_partitioned_parameters(group)
         if small := sharded.persistent_parameters:
-            small[0].partition(small)  # else parameters that are whole, as after a step, are not gathered
+            small[0].partition(small)  # otherwise whole parameters, as after a step, are not gathered
             small[0].all_gather(small)
 
     def full_state_dict(self, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
@@ -251,5 +250,5 @@ class Engine:
         return layout.whole_tensors(self._owned, values, shapes=self.shapes)
 
     def close(self) -> None:
-        """Drop DeepSpeed's hooks; the engine is then useless."""
+        """Remove DeepSpeed's hooks; the engine can't be used any more."""
         self._deepspeed.destroy()

@@ -2,7 +2,7 @@
 
 A fragment is a range of one flattened parameter with its master (a view) and its two Adam moments. The EMA
 and the checkpoint depend on nothing else of a stage's memory layout. Only this file reads attributes of
-DeepSpeed's optimizers, so an upgrade of DeepSpeed has one file to check.
+DeepSpeed's optimizers, so only this file must be checked after an upgrade of DeepSpeed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ class Fragment:
     """Elements start .. start + numel of the flattened parameter `name`.
 
     master: fp32 [numel], a view
-    moment: kind -> fp32 [numel], read from the optimizer each time, which may store moments in another form
+    moment: kind -> fp32 [numel], read from the optimizer each time, because it may store moments in another form
     """
 
     name: str
@@ -94,9 +94,9 @@ def flat_partition(module: nn.Module, optimizer: ArmedAdamW) -> list[Fragment]:
 
 
 def partitioned(module: nn.Module, optimizer: ArmedAdamW, *, zero: Any) -> list[Fragment]:
-    """ZeRO 3: every parameter is cut evenly over the ranks, padded at its end; the padding is left out."""
+    """ZeRO 3: every parameter is cut evenly over the ranks; the padding at its end is left out."""
     pieces = []
-    parameter: Any  # DeepSpeed adds its own attributes to it
+    parameter: Any  # DeepSpeed adds attributes to it
     for name, parameter in named_parameters(module):
         if not parameter.requires_grad:
             continue
@@ -127,8 +127,8 @@ def whole_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Each parameter's name and its whole fp32 tensor [shape], on every rank (or correct only on rank 0).
 
-    Bits are added as integers to zeros, so that even the sign of a zero survives. One parameter at a time:
-    the largest one is all the extra memory a rank needs. Collective: every rank takes all of them.
+    Bits are added as integers to zeros, so even the sign of a zero survives. One parameter at a time, so a rank needs
+    extra memory only for the largest one. Collective: every rank reads all of them.
     """
     mine: dict[str, list[tuple[int, Tensor]]] = {}
     for fragment, value in zip(fragments, values, strict=True):

@@ -1,8 +1,8 @@
-"""AdamW that updates only when armed, and the replicated (ZeRO 0) form of it with flat fp32 masters.
+"""AdamW that updates only when armed, and its replicated (ZeRO 0) form with flat fp32 masters.
 
 DeepSpeed calls `step` at other times too (once inside `initialize`), and ZeRO wraps the given optimizer. So
-the permission to update is here, at the innermost place: an optimizer that is not armed changes nothing, at
-any stage. The device decides whether the gradients allow a step: nothing here waits for it.
+the permission to update is at the innermost place: at any stage, an optimizer that is not armed changes
+nothing. The device decides whether the gradients allow a step: nothing here waits for it.
 """
 
 import math
@@ -16,12 +16,12 @@ from torch import Tensor
 from flowmask.trainer import distributed
 
 NamedTensors = list[tuple[str, Tensor]]  # names and parameters of any shape
-_NORM_ROW = 256  # elements that are summed in fp32; their sums are added in float64
+_NORM_ROW = 256  # elements summed in fp32; these sums are added in float64
 _ALIGN = 64  # elements; aligns every parameter's view like a separate allocation
 
 
 def decay_groups(named: NamedTensors, *, exclude: Literal["none", "norms_biases"]) -> list[NamedTensors]:
-    """All parameters in one group; or two: the decaying ones, then biases and scales of norms, which do not decay."""
+    """All parameters in one group; or two: with decay, then biases and scales of norms, without decay."""
     if exclude == "none":
         return [named]
     spared = {name for name, p in named if p.ndim <= 1 or name.endswith((".bias", ".gamma"))}
@@ -50,7 +50,7 @@ class ArmedAdamW(torch.optim.AdamW):
     def arm(self, allowed: Tensor, norm: Callable[[], Tensor], *, limit: float = math.inf) -> None:
         """Allow the next step to update if `allowed` (bool scalar) is true and the gradients' norm is good.
 
-        norm: returns their global norm at that time; good means finite and at most `limit`.
+        norm: returns their global norm when called; good means finite and at most `limit`.
         """
         self._allowed, self._norm, self._limit, self._moved = allowed, norm, limit, None
 
@@ -68,9 +68,9 @@ class ArmedAdamW(torch.optim.AdamW):
         self._update(self._moved)
 
     def _update(self, moved: Tensor) -> None:
-        # Inputs of torch's fused kernel that were made for gradient scalers. They are copied to the masters' device
-        # here, by a copy that waits: torch's own would not, and a CPU kernel would read them before they arrive from
-        # the GPU. ZeRO 3 steps one part of the masters at a time, and leaves the other groups empty.
+        # Inputs of torch's fused kernel that were made for gradient scalers. Here they are copied to the masters'
+        # device by a copy that waits. Torch's own copy does not wait, so a CPU kernel would read them before they
+        # arrive from the GPU. ZeRO 3 steps one part of the masters at a time, and leaves the other groups empty.
         master: Tensor = next(master for group in self.param_groups for master in group["params"])
         self.found_inf = (~moved).float().to(master.device)
         super().step()
@@ -90,7 +90,7 @@ class ArmedAdamW(torch.optim.AdamW):
             }
 
     def set_step_count(self, steps: int) -> None:
-        """Adam's own step number, which decides its bias correction."""
+        """Adam's step number, which decides its bias correction."""
         for state in self.state.values():
             state["step"].fill_(float(steps))
 
@@ -110,9 +110,9 @@ class ReplicatedAdamW(ArmedAdamW):
     """ZeRO 0: every rank holds one flat fp32 master, one flat fp32 gradient and both moments.
 
     The module's parameters become views of a flat working buffer (the master itself in fp32). Each gradient is
-    added to the flat one as soon as the backward pass has computed it, so micro-batches accumulate in fp32
-    whatever the working precision, and reduction, norm and update are one kernel each. A parameter that a
-    step does not use has a zero gradient, as in the ZeRO stages.
+    added to the flat one as soon as the backward pass has computed it. So micro-batches accumulate in fp32 at any
+    working precision, and reduction, norm and update are one kernel each. A parameter that a step does not use
+    has a zero gradient, as in the ZeRO stages.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class ReplicatedAdamW(ArmedAdamW):
 
     @torch.no_grad()
     def _take_gradient(self, name: str, parameter: Tensor) -> None:
-        """Add a gradient to the flat ones, in fp32; the first of a step overwrites."""
+        """Add a gradient to the flat ones, in fp32; the first one of a step overwrites."""
         assert parameter.grad is not None
         place = self._view(self.gradient, name, parameter)
         if name in self._arrived:
@@ -202,7 +202,7 @@ class ReplicatedAdamW(ArmedAdamW):
 def precise_norm(flat: Tensor) -> Tensor:
     """Euclidean norm of a flat fp32 tensor, summed in float64 over short rows; returns an fp32 scalar.
 
-    One fp32 sum over a million elements was off by 7e-5 on a CPU, and clipping would carry this error into the
+    One fp32 sum over a million elements was wrong by 7e-5 on a CPU, and clipping would carry this error into the
     training. Rows are within 1e-7 of a full float64 sum, which takes ten times as long.
     """
     whole = flat.numel() // _NORM_ROW * _NORM_ROW

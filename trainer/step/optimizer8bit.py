@@ -1,7 +1,7 @@
 """AdamW whose two moments are stored in 8 bits, block by block; the only importer of bitsandbytes.
 
-Owns the codes: one byte per element and one fp32 scale for every block of 256, of each flat master. Other code
-sees fp32 moments: pieces are decoded on request, and a load writes whole moments, which are encoded again. A
+Stores codes: one byte per element and one fp32 scale for every block of 256, of each flat master. Other code sees
+fp32 moments: pieces are decoded on request, and a load writes whole moments, which are encoded again. A
 decoded block encodes to the same bytes again, so with equal block borders nothing is lost.
 """
 
@@ -15,7 +15,7 @@ from flowmask.trainer.step.optimizer import ArmedAdamW, ReplicatedAdamW
 
 BLOCK = 256
 _MOST = 1 << 30  # largest number of elements of a kernel call, which counts them in 32 bits
-_ENCODED = 1 << 24  # elements that are encoded at once
+_ENCODED = 1 << 24  # elements encoded at once
 _KINDS = ("exp_avg", "exp_avg_sq")
 
 
@@ -32,8 +32,8 @@ def require() -> None:
 def code_table(*, signed: bool, device: torch.device) -> Tensor:
     """bitsandbytes' dynamic map, fp32 [256] rising to 1; signed: from -1 on.
 
-    Its own signed map ends at -0.993, so a block whose largest element is negative would shrink each
-    time it is decoded and encoded. Here the first code is -1.
+    bitsandbytes' own signed map ends at -0.993, so a block whose largest element is negative would shrink each
+    time it is decoded and encoded. In this map the first code is -1.
     """
     from bitsandbytes.functional import create_dynamic_map
 
@@ -64,7 +64,7 @@ def encode(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 class ArmedAdamW8bit(ArmedAdamW):
     """`ArmedAdamW` with encoded moments.
 
-    Its step waits for the device, since bitsandbytes' kernels can't be skipped there.
+    Its step waits for the device, because bitsandbytes' kernels can't be skipped there.
     """
 
     def create_state(self, masters: list[Tensor]) -> None:
@@ -75,14 +75,14 @@ class ArmedAdamW8bit(ArmedAdamW):
         for master in masters:
             self.state[master] = {"step": 0}
             for kind, table in self._tables.items():
-                # the code of one zero, repeated: fp32 zeros of a master's size would be the memory peak of a start
+                # the code of a zero, repeated: fp32 zeros of a master's size would be a start's memory peak
                 code = encode(torch.zeros(1, device=where), table)[0]
                 codes = code.repeat(master.numel())
                 scales = torch.zeros(-(-master.numel() // BLOCK), device=where)
                 self.state[master] |= {kind: codes, f"{kind}_scale": scales}
 
     def set_step_count(self, steps: int) -> None:
-        """Adam's own step number, which decides its bias correction."""
+        """Adam's step number, which decides its bias correction."""
         for state in self.state.values():
             state["step"] = steps
 

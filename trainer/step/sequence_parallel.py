@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def split_tokens(module: "nn.Module", *, ranks: int) -> None:
     """Split the tokens of `module` over groups of `ranks` neighbouring ranks, from now on; 1 changes nothing.
 
-    Every rank of a group must then call it with the same batch, and gets the whole output. A loss of that
+    Then every rank of a group must call it with the same batch, and gets the whole output. A loss of that
     output gives each rank the gradient of its own tokens: the full gradient is the *sum* over the group.
     Collective; `refuse_uneven` checks beforehand whether it is possible.
     """
@@ -41,7 +41,7 @@ def split_tokens(module: "nn.Module", *, ranks: int) -> None:
         if isinstance(part, AttentionModuleMixin):
             processor: Any = part.processor
             processor._parallel_config = parallel
-    # it would appear in every step
+    # it would be printed in every step
     warnings.filterwarnings("ignore", message=".*all_gather_tensor", category=FutureWarning)
     dit: Any = module
     apply_context_parallel(dit, context, {name: cut for name, cut in dit._cp_plan.items() if name})

@@ -1,4 +1,4 @@
-"""DeepSpeed, imported only here: builds its config from ours, and its engine without its launcher and log output."""
+"""DeepSpeed, imported only here: makes its config, and its engine without its launcher and log output."""
 
 import logging
 import os
@@ -57,7 +57,7 @@ def config(train: TrainConfig, *, world: int) -> dict[str, Any]:
 def check(train: TrainConfig, *, world: int) -> str:
     """Check that DeepSpeed accepts its config of a training; returns its version. Raises ConfigError with its message.
 
-    For a login node: environment variables that the import sets would go with the job to nodes with GPUs.
+    For a login node: variables set by the import would go with the job to nodes with GPUs.
     """
     environment = dict(os.environ)
     try:
@@ -96,7 +96,7 @@ def _deepspeed() -> Any:
     """The package, without its log output."""
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
-    with _without("mlflow"):  # its unused autotuner would import mlflow in every rank, which takes a second each
+    with _without("mlflow"):  # its unused autotuner would import mlflow in every rank, for a second each
         import deepspeed
     from deepspeed.utils import logger
 

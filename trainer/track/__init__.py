@@ -1,5 +1,5 @@
-"""The outputs of a run: log lines, rates, and MLflow, which a separate process feeds from files.
+"""The outputs of a run: log lines, rates, and MLflow, to which a separate process sends the run's files.
 
-Imports `state`, the objectives and the plan of batches; MLflow in `mlflow_run` alone. A new rate goes to
+Imports `state`, the objectives and the plan of batches; only `mlflow_run` imports MLflow. A new rate goes to
 `meters`, and its group to `names`.
 """

@@ -1,7 +1,7 @@
-"""MLflow's SQLite database as a file: where it lies, and that nobody ever sees it half made.
+"""MLflow's SQLite database as a file: its path, and how it is created completely or not at all.
 
-MLflow makes its tables in a hundred steps. A second process that looks in between, or the next one after a kill, can
-never finish them. So they are made in a file beside it, under a lock, which then gets its name.
+MLflow makes its tables in a hundred steps. A second process that opens the file too early, or the first one after a
+kill, can never complete them. So a temporary file gets the tables under a lock, and is then renamed.
 """
 
 import os
@@ -16,8 +16,8 @@ from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.files import TEMPORARY, sync
 from flowmask.models.folders import locks
 
-PATIENCE_S = 120.0  # for another process that makes the database
-SETTLED_S = 20.0  # a half-made one that nobody wrote for so long is left by a process that is gone
+PATIENCE_S = 120.0  # waiting time for another process that makes the database
+SETTLED_S = 20.0  # an incomplete database unwritten for this long has lost its maker
 _SQLITE = re.compile(r"sqlite:///(?!:memory:|file:)(.+?)(\?\w+=[^?/]*)?", re.DOTALL)
 _MLFLOWS = {"alembic_version", "experiments", "runs"}
 
@@ -35,19 +35,19 @@ _LASTING_WORDS = re.compile(
 
 
 def file_of(uri: str) -> Path | None:
-    """The file of an SQLite database, taken from the URI letter by letter; None for any other server."""
+    """The file of an SQLite database, exactly as in the URI; None for any other server."""
     found = _SQLITE.fullmatch(uri)
     return Path(found[1]) if found else None
 
 
 def absolute(uri: str) -> str:
-    """A URI that means the same in every working folder; one that the environment completes stays as it is."""
+    """A URI with the same meaning in every working folder; one with environment variables is not changed."""
     found = _SQLITE.fullmatch(uri)
     return uri if found is None or "${" in uri else f"sqlite:///{Path.cwd() / found[1]}{found[2] or ''}"
 
 
 def entered(path: Path) -> str:
-    """Go to the database's folder; its URI from there. In a URI a folder's `?` would begin options."""
+    """Change to the database's folder; returns the URI from there. A `?` in the folder's path would begin options."""
     if "?" in path.name:
         raise ConfigError(f"tracking.uri names the file {path.name}, which MLflow can't open; choose a name without ?")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,9 +56,9 @@ def entered(path: Path) -> str:
 
 
 def make_whole(path: Path, make: Callable[[Path], None], *, say: Callable[[str], None]) -> None:
-    """Have a whole database at `path`: the one that is there, or a new one by `make(file)`.
+    """Ensure a complete database at `path`: the existing one, or a new one by `make(file)`.
 
-    One that was left half made is set aside under another name, which is said. TimeoutError if others hold the lock.
+    An incomplete one is renamed, which is reported. TimeoutError if another process holds the lock.
     """
     if path.exists() and not is_half_made(path):
         return
@@ -67,7 +67,7 @@ def make_whole(path: Path, make: Callable[[Path], None], *, say: Callable[[str],
         raise TimeoutError(f"another process has been making {path} for {PATIENCE_S:.0f} s")
     try:
         for left in path.parent.iterdir():
-            if left.name.startswith(f"{TEMPORARY}{path.name}."):  # of a maker that was killed: we hold the lock
+            if left.name.startswith(f"{TEMPORARY}{path.name}."):  # left by a killed maker: this process holds the lock
                 left.unlink()
         while is_half_made(path) and time.time() - path.stat().st_mtime < SETTLED_S:
             time.sleep(0.5)  # a program that does not know the lock may be at work
@@ -83,9 +83,9 @@ def make_whole(path: Path, make: Callable[[Path], None], *, say: Callable[[str],
 
 
 def is_half_made(path: Path) -> bool:
-    """Whether MLflow's tables were begun at `path` and never finished: then its first experiment is not there.
+    """Whether MLflow's tables at `path` were begun but not finished: then its first experiment is missing.
 
-    False for what is whole, is no file, or is another program's database: that MLflow itself judges.
+    False for a complete database, for other files and for another program's database; MLflow itself checks those.
     """
     if not path.is_file():
         return False
@@ -100,7 +100,7 @@ def is_half_made(path: Path) -> bool:
 
 
 def _set_aside(path: Path) -> Path:
-    """Give it a name that nothing else has, with the journals that belong to it."""
+    """Rename it to a free name, with its journals."""
     place = path.with_name(f"{path.name}.half-made-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}")
     for end in ("-journal", "-wal", "-shm", ""):
         if path.with_name(path.name + end).exists():
@@ -109,7 +109,7 @@ def _set_aside(path: Path) -> Path:
 
 
 def is_lasting(error: Exception) -> bool:
-    """Whether waiting can't mend what a call raised: a person has to."""
+    """Whether waiting can't repair the cause of an error, so that a person must do something."""
     if isinstance(error, UserError | ImportError | PermissionError | NotADirectoryError | FileExistsError):
         return True
     return getattr(error, "error_code", None) in _LASTING_CODES or _LASTING_WORDS.search(str(error)) is not None

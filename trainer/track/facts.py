@@ -1,4 +1,4 @@
-"""What MLflow is told of a training beside its numbers: who trains what, on which data, where, by which code."""
+"""The facts about a training that MLflow gets in addition to its numbers: user, objective, data, machine, code."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -19,13 +19,13 @@ from flowmask.trainer.state.run_folder import CONFIG, flatten
 from flowmask.trainer.track.plans import RunFacts, common_tags
 from flowmask.trainer.track.spool import DatasetFacts
 
-_DIGEST_CHARACTERS = 36  # that MLflow takes
+_DIGEST_CHARACTERS = 36  # MLflow's limit
 
 
 def params_of(config: RunConfig) -> dict[str, Any]:
-    """The keys of a config that say what is learned, and how, by dotted name; None where a key is not used.
+    """The keys of a config that determine what is learned, by dotted name; None for an unused key.
 
-    Where it is written, launched and tracked is no param: that stands in tags and in config.yaml.
+    Keys about output, launching and tracking are no params: they are in tags and in config.yaml.
     """
     objective = objective_class(config.objective.kind)
     tree = config.model_dump(mode="json", exclude={"out", "launch", "tracking"})
@@ -39,7 +39,7 @@ def params_of(config: RunConfig) -> dict[str, Any]:
 
 
 def facts_of(config: RunConfig, training: Reader, held_out: Any = None) -> RunFacts:
-    """All of it, as this start is. held_out: the reader of evaluations; None: there are none."""
+    """All facts about this start. held_out: the reader of evaluations; None without evaluations."""
     datasets = datasets_of(training, held_out)
     names = dict.fromkeys(one.name for one in datasets if one.context == "training")
     tags = {"objective": config.objective.kind, "dataset": ", ".join(names), "gpus": _gpus()}
@@ -50,7 +50,7 @@ def facts_of(config: RunConfig, training: Reader, held_out: Any = None) -> RunFa
 
 
 def _gpus() -> str:
-    """Number and name of the devices that train: `8 x NVIDIA H200`; `none` on CPUs."""
+    """Number and name of the training devices: `8 x NVIDIA H200`; `none` on CPUs."""
     device = distributed.device()
     if device.type != "cuda":
         return "none"
@@ -58,7 +58,7 @@ def _gpus() -> str:
 
 
 def datasets_of(training: Reader, held_out: Any = None) -> tuple[DatasetFacts, ...]:
-    """The caches that a training reads, and the one it is evaluated on; equal ones once. held_out: its reader."""
+    """The caches of training and of evaluation; equal ones once. held_out: the evaluation's reader."""
     found: dict[tuple[str, str], DatasetFacts] = {}
     for context, reader in (("training", training), ("evaluation", held_out)):
         for cache in caches_of(reader) if reader is not None else ():
@@ -81,7 +81,7 @@ def _dataset(cache: CacheReader | StreamReader, context: Any) -> DatasetFacts:
 
 
 def _dataset_name(place: object) -> str:
-    """`mevis/train` where the cache's config.yaml tells, else the name of the cache's folder."""
+    """`mevis/train` if the cache's config.yaml has it, else the name of the cache's folder."""
     if isinstance(place, Path):
         try:
             found = list(_sources(read_yaml(place / "config.yaml")["data"]))

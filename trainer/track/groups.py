@@ -1,7 +1,7 @@
-"""One MLflow run above others: of a curriculum or a study, with its trainings as children.
+"""One MLflow run for a curriculum or a study, with its trainings as child runs.
 
-It is remembered in a folder of its own. Whoever starts the group plans the run; the first training that reaches the
-server makes it there, and each training puts itself below it.
+Its plan is stored in a folder. The command that starts the group plans the run. The first training that reaches the
+server makes the run there, and each training makes itself a child of it.
 """
 
 import time
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 def begin_group(
     folder: Path, trainings: Sequence["RunConfig"], *, name: str, command: str, say: Callable[[str], None]
 ) -> None:
-    """Plan the run above the trainings that are tracked; nothing where none is. A folder that refuses ends nothing."""
+    """Plan the parent run of the tracked trainings; does nothing if none is tracked. A faulty folder is no error."""
     first = next((one for one in trainings if one.tracking.enabled), None)
     if first is None:
         return
     try:
-        RunFolder(folder, patience_s=0).close()  # makes it one of ours
+        RunFolder(folder, patience_s=0).close()  # marks it as one of FlowMask's folders
         spool.write_plan(folder, plan_of_group(folder, first, name=name, tags=common_tags(command)))
     except (UserError, OSError) as error:
         say(f"MLflow: {error}; no run stands above those of the trainings")
@@ -44,9 +44,9 @@ def end_group(
     artifacts: Sequence[Path] = (),
     say: Callable[[str], None],
 ) -> None:
-    """Say at the server how the group has ended, if one of its `runs` was tracked; says where to look, or what is left.
+    """Send the end of the group if one of its `runs` was tracked; reports its page, or the command for the rest.
 
-    step: at which `metrics` were measured. Whatever is wrong with MLflow ends nothing.
+    step: the step of `metrics`. A fault of MLflow ends nothing.
     """
     plan = spool.read_plan(folder)
     plans = [found for run in runs if (found := spool.read_plan(run)) is not None and spool.is_plan_ours(run, found)]

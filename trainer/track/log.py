@@ -1,7 +1,7 @@
-"""The log of a run: log.txt, the console, and the numbers of each step for metrics.jsonl, from which
-MLflow is fed.
+"""The log of a run: log.txt, the console, and the numbers of each step for metrics.jsonl, which MLflow's data
+comes from.
 
-A bar on a terminal, plain lines anywhere else; a file never gets a control character. Only rank 0 has one.
+A bar on a terminal, plain lines elsewhere; a file never gets a control character. Only rank 0 has a log.
 """
 
 import math
@@ -33,7 +33,7 @@ class RunLog:
         self.console = PlainConsole(file=sys.stderr, quiet=path is None)
 
     def say(self, message: str) -> None:
-        """One line, now."""
+        """Write one line now."""
         if self._file is None:
             return
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {printable(message)}"
@@ -46,7 +46,7 @@ class RunLog:
 
 
 class StepReport:
-    """Turns finished steps into rows, log lines and progress of the bar; without a folder it is silent."""
+    """Turns finished steps into rows, log lines and progress of the bar; silent without a folder."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class StepReport:
         self._log, self._folder, self._throughput = log, folder, throughput
         self._steps, self._every = steps, every_steps
         self._width = len(str(steps))
-        # a window that an earlier start has begun goes on: its rows are in the file
+        # continue a window that an earlier start has begun: its rows are in the file
         self._window = [] if folder is None else folder.rows(window_start(start_step + 1, every_steps), start_step)
         self._unsaid = False
         self._bar = _bar(log.console) if folder is not None else None
@@ -76,7 +76,7 @@ class StepReport:
         self._started = time.perf_counter()
 
     def step_done(self, row: Mapping[str, Any], *, waited_s: float) -> None:
-        """Report one step; `waited_s`: seconds that this run has waited for data so far."""
+        """Report one step; `waited_s`: total seconds that this run has waited for data."""
         now = time.perf_counter()
         took, wait = now - self._started, waited_s - self._waited_s
         self._started, self._waited_s = now, waited_s
@@ -96,7 +96,7 @@ class StepReport:
             self._flush()
 
     def _flush(self) -> None:
-        """One line for the steps of this window: means of loss and norm over them, rates over their time."""
+        """One line for the steps of this window: means of loss and norm over steps, rates over their time."""
         window, self._window, self._unsaid = self._window, [], False
         last, mean = window[-1], summarise(window)
         loss, norm = mean.get("loss", math.nan), mean.get("grad_norm", math.nan)
@@ -125,7 +125,7 @@ def throughput_of(
 ) -> Throughput:
     """Computes rates from a step's seconds, if the module's objective has a formula for its work.
 
-    module: as it was built; its `config` has the sizes. The peak is `tracking.peak_tflops`, else the GPU's.
+    module: as built; its `config` has the sizes. The peak is `tracking.peak_tflops`, else the GPU's.
     """
     device = distributed.device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else None

@@ -1,7 +1,7 @@
-"""Speed and memory of a run: rates of one step, summary of a window of steps, memory, peaks of GPUs.
+"""Speed and memory of a run: rates of a step, summary of a window of steps, memory, peaks of GPUs.
 
-Rates are rank 0's clock over the whole global batch; memory is rank 0's. Imports neither torch nor MLflow
-at the top: the process that feeds MLflow uses it too.
+Rates use rank 0's clock and the whole global batch; memory is rank 0's. Imports neither torch nor MLflow
+at the top, because the process that sends to MLflow uses it too.
 """
 
 import math
@@ -22,7 +22,7 @@ _LATEST = ("epoch", "lr", "host_memory_gib", "device_memory_gib", "device_memory
 _NOT_SUMMARISED = ("step", "batch", "time", "step_s", "world_size", "skipped")
 _PERCENTILES = (50, 90, 99)
 
-# Dense bf16 tensor-core TFLOP/s from NVIDIA's data sheets; the first name that the device's contains.
+# Dense bf16 tensor-core TFLOP/s from NVIDIA's data sheets; the first name contained in the device's name counts.
 _PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     *(("GB200", 2500.0), ("B200", 2250.0), ("GH200", 989.4), ("H200 NVL", 835.5), ("H200", 989.4)),
     *(("H100 NVL", 835.5), ("H100 PCIE", 756.5), ("H100", 989.4), ("H20", 148.0), ("A100", 312.0)),
@@ -44,8 +44,8 @@ class Work:
 class Throughput:
     """Turns the seconds of a step into rates.
 
-    work(step): work of the global batch of that step (counted from 1), or None for a module whose work
-    is not counted; peak_tflops: of one device, None if unknown.
+    work(step): work of the global batch of that step (counted from 1); None if the module has no formula for its work.
+    peak_tflops: of one device, None if unknown.
     """
 
     global_batch: int
@@ -54,7 +54,7 @@ class Throughput:
     work: Callable[[int], Work] | None = None
 
     def rates(self, step: int, *, seconds: float, waited_s: float) -> dict[str, float]:
-        """Rates of one step that took `seconds`, of which `waited_s` were spent waiting for data."""
+        """Rates of one step that took `seconds`, with `waited_s` of them spent waiting for data."""
         rates = {
             "step_s": seconds,
             "examples_per_s": self.global_batch / seconds,
@@ -73,8 +73,8 @@ class Throughput:
 def summarise(rows: Sequence[Row]) -> dict[str, float]:
     """Summary of a window of consecutive rows: finite numbers by name, a pure function of the rows.
 
-    Rates are weighted by the steps' time, states are the last row's, anything else is the mean over the rows
-    that have it. Percentiles are of the steps' seconds.
+    Rates are weighted by the steps' time, states are the last row's, other numbers are the mean over the rows
+    that have them. Percentiles are of the steps' seconds.
     """
     summary: dict[str, float] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
@@ -97,17 +97,17 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def window_start(step: int, every_steps: int) -> int:
-    """The first step of the window that `step` lies in: windows end at the multiples of `every_steps`.
+    """The first step of the window that contains `step`: windows end at multiples of `every_steps`.
 
-    The log's lines, MLflow's points and `flowmask status` all summarise such windows, so they show the same numbers.
+    Log lines, MLflow's points and `flowmask status` summarise these windows, so they show the same numbers.
     """
     return (step - 1) // every_steps * every_steps + 1
 
 
 def newest_window(rows: Sequence[Row], *, every_steps: int, ended: bool) -> Sequence[Row]:
-    """The rows of the last window that is over, as far as they are given, the newest last; empty for none.
+    """The given rows of the last finished window, in order; empty if there is none.
 
-    ended: nothing follows, so a part of a window is one.
+    ended: no more rows follow, so an incomplete window counts too.
     """
     lasts = (row["step"] for row in reversed(rows))
     last = next((step for step in lasts if ended or step % every_steps == 0), 0)
@@ -115,7 +115,7 @@ def newest_window(rows: Sequence[Row], *, every_steps: int, ended: bool) -> Sequ
 
 
 def memory() -> dict[str, float]:
-    """GiB that this process holds now: resident on the host, allocated (and the most so far) on its GPU."""
+    """This process's memory in GiB now: resident on the host, allocated on its GPU, and the GPU's maximum so far."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     held = {"host_memory_gib": pages * os.sysconf("SC_PAGE_SIZE") / _GIB}
     import torch
@@ -127,7 +127,7 @@ def memory() -> dict[str, float]:
 
 
 def peak_tflops(device_name: str | None) -> float | None:
-    """Dense bf16 peak of a GPU by the name that CUDA gives it; None if it is not in the table."""
+    """Dense bf16 peak of a GPU by CUDA's name for it; None if it is not in the table."""
     name = (device_name or "").upper()
     return next((peak for part, peak in _PEAK_TFLOPS if re.search(rf"\b{part}\b", name)), None)
 

@@ -1,4 +1,4 @@
-"""The MLflow run of a training run, as the sending process has it (sender.py); the only importer of MLflow."""
+"""The MLflow run of a training run, in the sending process (sender.py); the only importer of MLflow."""
 
 import hashlib
 import json
@@ -23,8 +23,8 @@ from flowmask.trainer.track.spool import Sent, Status, TrackingPlan
 KEY_TAG = "flowmask.run"
 _PARENT_TAG = "mlflow.parentRunId"
 
-_MONITOR_EVERY_S = 30.0  # a sample of the machine's load
-_PARAM_CHARACTERS = 500  # what every MLflow server since 1.0 takes; the config artifact has the whole value
+_MONITOR_EVERY_S = 30.0  # between two samples of the machine's load
+_PARAM_CHARACTERS = 500  # every MLflow server since 1.0 accepts it; the config artifact has the whole value
 _DATASET_CHARACTERS = 500
 _PARAMS_A_REQUEST, _METRICS_A_REQUEST = 100, 1000
 _ELSEWHERE = re.compile(r"(?!file:)[A-Za-z][\w+.-]*:")
@@ -32,12 +32,12 @@ _PLACE = re.compile(r"[\w. -]+(?:/[\w. -]+)*")
 
 
 class MlflowRun:
-    """The MLflow run of a plan. Every call may raise whatever a server can do to a client, and may be repeated."""
+    """The MLflow run of a plan. Every call may raise any error of a server or client, and may be repeated."""
 
     def __init__(self, folder: Path, plan: TrackingPlan, *, say: Callable[[str], None], begins: bool = True) -> None:
-        """Find the run or make it, and say in it what is trained.
+        """Find the run or make it, and send the facts about the training.
 
-        plan: its `uri` with all that a server asks for. begins: it runs from now on; else it stays as it is.
+        plan: its `uri` includes the server's secrets. begins: set the run's status to RUNNING; else leave it.
         """
         quieten()
         from mlflow.tracking import MlflowClient
@@ -77,22 +77,22 @@ class MlflowRun:
         if found is not None:
             return str(found.experiment_id)
         served = self._plan.uri.startswith(("http://", "https://", "databricks"))
-        beside = self._folder.resolve().parent / "mlflow_artifacts"  # else MLflow takes the working folder
+        beside = self._folder.resolve().parent / "mlflow_artifacts"  # otherwise MLflow uses the working folder
         location = None if served else beside.as_uri()
         return str(self._client.create_experiment(name, artifact_location=location))
 
     def _run(self) -> str:
-        """The id that is known, or what an earlier start made without noting it, or a new run.
+        """The known id, the run that an earlier start made without noting it, or a new run.
 
-        A request to make one may be carried out after its answer was given up: what such requests leave is
-        an empty run with our tag, and is deleted. A run of another key is another training's: only a plan that has
-        lost its own key names one (`run_id`), which is given the new key.
+        A server may make a run after the client has given up waiting. Such a run is empty and has this plan's tag; it
+        is deleted. A run with another key belongs to another training: it is taken over only if the plan lost its key
+        and names the run in `run_id`; then the run gets the new key.
         """
         for known in (self.sent.run_id, self._plan.run_id):
             if known is not None and self._is_known(known, adopt=known == self._plan.run_id):
                 self._delete_copies(of=known)
                 return known
-        self.sent = Sent(uri=self._server)  # a run that is not there has nothing
+        self.sent = Sent(uri=self._server)  # the run is missing, so nothing is sent
         found = self._tagged()
         if not found:
             plan, tags = self._plan, {**self._plan.tags, KEY_TAG: self._plan.key}
@@ -105,11 +105,11 @@ class MlflowRun:
         return oldest
 
     def is_active(self) -> bool:
-        """Whether the server has the run, and nobody deleted it."""
+        """Whether the run exists on the server and is not deleted."""
         return self._is_known(self.run_id, adopt=False)
 
     def _is_known(self, run_id: str, *, adopt: bool) -> bool:
-        """Whether there is such a run with our key; adopt: with any key, which becomes ours."""
+        """Whether this run exists with the plan's key; adopt: with any key, which is then replaced by the plan's."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -127,13 +127,13 @@ class MlflowRun:
         return True
 
     def _take_children(self) -> None:
-        """Put the runs of the plan's `children` below this one, as MLflow's pages nest them."""
+        """Make the runs of the plan's `children` child runs of this one, as MLflow's pages nest them."""
         for key in self._plan.children:
             for run in self._tagged(key):
                 self._client.set_tag(run.info.run_id, _PARENT_TAG, self.run_id)
 
     def _tagged(self, key: str | None = None) -> list[Any]:
-        """The runs of a key, ours if none is given, the oldest first."""
+        """The runs of a key, by default the plan's, the oldest first."""
         ours = f"tags.`{KEY_TAG}` = '{key or self._plan.key}'"
         return list(self._client.search_runs([self._experiment_id], ours, order_by=["attributes.start_time ASC"]))
 
@@ -143,7 +143,7 @@ class MlflowRun:
                 self._client.delete_run(run.info.run_id)
 
     def note_sent(self, outbox_bytes: int) -> None:
-        """Remember the run's id and how much of the outbox it has."""
+        """Store the run's id and the number of outbox bytes already sent."""
         where = {"run_id": self.run_id, "experiment_id": self._experiment_id}
         sent = Sent(uri=self._server, **where, outbox_bytes=outbox_bytes)
         if sent != spool.read_sent(self._folder, uri=self._server):
@@ -151,11 +151,11 @@ class MlflowRun:
         self.sent = sent
 
     def last_step(self) -> int:
-        """The last training step whose metrics the server has; 0 if it has none."""
+        """The last training step whose metrics the server has; 0 if none."""
         return int(self._client.get_run(self.run_id).data.metrics.get(STEP, 0))
 
     def _has_older_names(self) -> bool:
-        """Whether all that it has is called as in versions without groups: then everything is sent by today's names."""
+        """Whether all metrics have names of a version without groups: then all are sent again with today's names."""
         there = self._client.get_run(self.run_id).data.metrics
         return OLDER_STEP in there and STEP not in there
 
@@ -166,7 +166,7 @@ class MlflowRun:
         self._client.log_batch(self.run_id, tags=tags)
 
     def send_datasets(self) -> None:
-        """Say which datasets the run reads; the server keeps the one it has of equal ones."""
+        """Send the datasets of the run; the server keeps only one of equal ones."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
@@ -178,14 +178,14 @@ class MlflowRun:
             self._client.log_inputs(self.run_id, inputs)
 
     def is_below(self) -> bool:
-        """Whether it is shown below another run."""
+        """Whether it is a child of another run."""
         return _PARENT_TAG in self._client.get_run(self.run_id).data.tags
 
     def put_below(self, other: "MlflowRun") -> None:
         self._client.set_tag(self.run_id, _PARENT_TAG, other.run_id)
 
     def _send_params(self) -> None:
-        """Params can't change in MLflow: a resume adds only new ones, and notes changed ones as tags."""
+        """Params can't change in MLflow: a resume adds only new ones, and stores changed ones as tags."""
         from mlflow.entities import Param
 
         there = self._client.get_run(self.run_id).data
@@ -199,11 +199,11 @@ class MlflowRun:
                 self._client.set_tag(self.run_id, tag, value)
 
     def send_steps(self, points: Sequence[Point]) -> None:
-        """Training steps' points, each whole or not at all, with the mark that says how far the server is."""
+        """Send points of training steps, each complete or not at all, with a mark that shows the last sent step."""
         self._send([p._replace(metrics=p.metrics | {STEP: float(p.step)}) for p in points])
 
     def send_note(self, point: Point) -> None:
-        """One point beside the steps: MLflow drops the second of two equal points."""
+        """Send a point that is no training step's; MLflow drops the second of two equal points."""
         self._send([point])
 
     def _send(self, points: Sequence[Point]) -> None:
@@ -220,7 +220,7 @@ class MlflowRun:
             self._client.log_batch(self.run_id, metrics=request)
 
     def send_artifact(self, path: Path, *, to: str | None) -> None:
-        """Upload a file, or what is in a folder; UserError for what would lead out of it, or out of the artifacts."""
+        """Upload a file or a folder's content; UserError for a path that leads out of the folder or the artifacts."""
         if to is not None and (not _PLACE.fullmatch(to) or ".." in to.split("/")):
             raise UserError(f"its place {to!r} is no path below the run's artifacts")
         spool.refuse_ways_out(path)
@@ -230,16 +230,16 @@ class MlflowRun:
             self._client.log_artifact(self.run_id, str(path), to)
 
     def finish(self, status: Status, ended_ms: int | None) -> None:
-        """ended_ms: when the training ended, which may be long ago; None: now."""
+        """ended_ms: when the training ended, possibly long ago; None: now."""
         self._take_children()
         self._delete_copies(of=self.run_id)
         self._client.set_terminated(self.run_id, status=status, end_time=ended_ms)
 
 
 def watch_node(uri: str, run_id: str) -> None:
-    """From now on a thread has MLflow's own monitor feed `system/HOST/...` of a run with this machine's load.
+    """Start a thread in which MLflow's monitor sends this machine's load to `system/HOST/...` of a run.
 
-    That monitor ends when a server is away for a moment, and is made again then. MLflow's own variables count:
+    The monitor ends at each outage of the server and is then made again. MLflow's own variables apply:
     MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL, and false for MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.
     """
     quieten()
@@ -259,7 +259,7 @@ def watch_node(uri: str, run_id: str) -> None:
 
 
 def _make_database(path: Path) -> None:
-    """MLflow's own tables in a new file in the working folder, written and let go."""
+    """Make MLflow's tables in a new file in the working folder, and close it."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     store = SqlAlchemyStore(f"sqlite:///{path.name}", (Path.cwd() / "mlflow_artifacts").as_uri())
@@ -267,7 +267,7 @@ def _make_database(path: Path) -> None:
 
 
 def short(value: str) -> str:
-    """A param's value as every server takes it: a long one is cut, and ends in its own hash."""
+    """A param's value in a length that every server accepts: a long one is cut and ends in its hash."""
     if len(value) <= _PARAM_CHARACTERS:
         return value
     mark = f"... sha256 {hashlib.sha256(value.encode()).hexdigest()[:16]}"
@@ -275,13 +275,13 @@ def short(value: str) -> str:
 
 
 def quieten() -> None:
-    """MLflow neither phones home nor writes into the console, and leaves patience to the sender."""
+    """MLflow sends no telemetry and prints nothing; the sender does the retries."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its own would make a run twice
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's retries would make a run twice
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }.items():
         os.environ.setdefault(name, value)

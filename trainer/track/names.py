@@ -1,28 +1,28 @@
-"""What MLflow calls the numbers of a run: the one table of names.
+"""MLflow's names for the numbers of a run: the only table of names.
 
-    train/<name>                      loss, learning rate, gradient norm, and what an objective reports
-    eval/<name>                       evaluations while training
+        train/<name>                      loss, learning rate, gradient norm, and the objective's numbers
+        eval/<name>                       evaluations during training
     test/<dataset>/<split>/<name>     scores of `flowmask evaluate`
     system/<name>                     speed and memory
 
-metrics.jsonl, evaluations.jsonl and scores.json keep the short names that they have had from the first version on, so
-a run of any version is read, continued and sent by the same table.
+metrics.jsonl, evaluations.jsonl and scores.json keep the short names of the first version, so a run of any version
+is read, continued and sent with the same table.
 """
 
 import re
 
-STEP = "train/step"  # a metric whose value is its own step: the server's latest says how far it has the run
-OLDER_STEP = "step"  # what versions without groups called it
+STEP = "train/step"  # a metric whose value is its step: the latest value shows how far the run was sent
+OLDER_STEP = "step"  # its name in versions without groups
 
 _SPEED = {"examples_per_s", "tokens_per_s", "model_tflop_per_s", "mfu_pct", "data_wait_pct"}
 _MEMORY = {"host_memory_gib", "device_memory_gib", "device_memory_peak_gib"}
 _SYSTEM = _SPEED | _MEMORY | {"step_s_p50", "step_s_p90", "step_s_p99"}
 _EVALUATION = "eval_"
-_CHARACTERS = 250  # that MLflow takes
+_CHARACTERS = 250  # MLflow's limit
 
 
 def mlflow_name(key: str) -> str:
-    """MLflow's name of a number that a run's files call `key`; one that has a group keeps it."""
+    """MLflow's name for the number `key` of a run's files; a name with a group is unchanged."""
     if "/" in key:
         return allowed(key)
     if key in _SYSTEM:
@@ -33,12 +33,12 @@ def mlflow_name(key: str) -> str:
 
 
 def scores_group(dataset: str, split: str, *, videos: int | None = None) -> str:
-    """The group of a dataset's scores; videos: how many of its first ones were scored; None: all."""
+    """The group of a dataset's scores; videos: number of scored videos from the start; None: all."""
     some = "" if videos is None else f"_first_{videos}"
     parts = [part for part in f"{dataset}/{split}{some}".split("/") if part.strip(".")]
     return "/".join(["test", *(re.sub(r"[^\w.-]+", "_", part, flags=re.ASCII) for part in parts)])
 
 
 def allowed(key: str) -> str:
-    """A key of the characters that MLflow allows."""
+    """A key with only the characters that MLflow allows."""
     return re.sub(r"[^\w\-./ :]", "_", key, flags=re.ASCII)[:_CHARACTERS]

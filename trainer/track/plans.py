@@ -1,6 +1,6 @@
-"""The plan of an MLflow run: of a training at each of its starts, and of the run above those of a curriculum.
+"""The plan of an MLflow run: for each start of a training, and for the parent run of a curriculum.
 
-What begins without a checkpoint, and a copied folder, is a new MLflow run; all else goes on in its own.
+A training without a checkpoint and a copied folder get a new MLflow run; any other start continues its run.
 """
 
 import getpass
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from flowmask.trainer.config import RunConfig
 
 _DIRTY = "-dirty"
-_LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` serves
-_TRAINING = "?workflowType=machine_learning"  # without it the page is made for language models
+_LOCAL = "http://127.0.0.1:5000"  # the default address of `mlflow ui`
+_TRAINING = "?workflowType=machine_learning"  # otherwise the page is the one for language models
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What MLflow is told of a run beside its numbers (facts.py). params: None where a key is not used."""
+    """The facts about a run for MLflow, without its numbers (facts.py). params: None for an unused key."""
 
     params: Mapping[str, Any]
     tags: Mapping[str, str]
@@ -39,7 +39,7 @@ class RunFacts:
 def plan_of_run(
     config: "RunConfig", facts: RunFacts, *, resumed: bool, run_id: str | None, warn: Callable[[str], None]
 ) -> TrackingPlan:
-    """The plan of this start of a training. run_id: the MLflow run that a checkpoint names."""
+    """The plan of this start of a training. run_id: the MLflow run named in a checkpoint."""
     tracking, out = config.tracking, config.out
     known, other = spool.read_plan(out), spool.copied_from(out)
     if other is not None:
@@ -68,7 +68,7 @@ def plan_of_run(
 
 
 def plan_of_group(folder: Path, first: "RunConfig", *, name: str, tags: Mapping[str, str]) -> TrackingPlan:
-    """The plan of the run above others, which is remembered in `folder`: at the server of the `first` of them."""
+    """The plan of a parent run, stored in `folder`; it uses the server of the `first` training."""
     copied, tracking = spool.copied_from(folder) is not None, first.tracking
     if copied:
         spool.forget(folder)
@@ -86,7 +86,7 @@ def plan_of_group(folder: Path, first: "RunConfig", *, name: str, tags: Mapping[
 
 
 def _name_and_start(earlier: TrackingPlan | None, *, asked: str | None, called: str) -> dict[str, Any]:
-    """Both stay what they were at the first start; runs of one name are told apart by when they started."""
+    """Both stay as at the first start; the start time distinguishes runs of one name."""
     if earlier is not None:
         return {"name": earlier.name, "started_ms": earlier.started_ms}
     now_s = time.time()
@@ -95,9 +95,9 @@ def _name_and_start(earlier: TrackingPlan | None, *, asked: str | None, called: 
 
 
 def server_for(asked: str | None, out: Path, *, earlier: TrackingPlan | None) -> str:
-    """The server that a config means. A database that it names by a relative path, or not at all, is the first start's.
+    """The server of a config. A default database, or one with a relative path, stays the one of the first start.
 
-    So it is the same one from any working folder, and after the run was moved; unless it is gone.
+    So it is the same from any working folder and after the run was moved; unless the file is gone.
     """
     uri = default_uri(out) if asked is None else database.absolute(asked)
     if earlier is None or earlier.asked != asked or (asked is not None and uri == asked):
@@ -107,12 +107,12 @@ def server_for(asked: str | None, out: Path, *, earlier: TrackingPlan | None) ->
 
 
 def default_uri(run_folder: Path) -> str:
-    """A SQLite database beside the run folder, shared by the runs that lie there."""
+    """A SQLite database next to the run folder, shared by all runs there."""
     return f"sqlite:///{run_folder.resolve().parent / 'mlflow.db'}"
 
 
 def common_tags(command: str) -> dict[str, str]:
-    """Tags of whatever this process tracks: user, command, commit, machine, SLURM's job."""
+    """Tags of everything this process tracks: user, command, commit, machine, SLURM's job."""
     commit = git_commit()
     tags = {
         "mlflow.user": _user(),
@@ -131,14 +131,14 @@ def common_tags(command: str) -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user that has no name
+    except (KeyError, OSError):  # a container's user without a name
         return str(os.getuid())
 
 
 def page_of(uri: str, *, experiment_id: str | None, run_id: str | None = None) -> str:
-    """The page of a run, or of its experiment's runs; of a database with the command that serves it.
+    """The page of a run, or of its experiment's runs; for a database with the command that serves it.
 
-    Empty where the server is of a kind whose pages have other addresses, or has not got the run.
+    Empty if the server's pages have other addresses, or if it does not have the run.
     """
     if experiment_id is None:
         return ""

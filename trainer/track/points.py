@@ -1,6 +1,6 @@
-"""From the rows of metrics.jsonl to the points that MLflow is sent: one for each window of steps.
+"""From the rows of metrics.jsonl to the points for MLflow: one point for each window of steps.
 
-The rows may be a stranger's, and grow while they are read.
+The rows may come from another user, and grow during reading.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _MOST_TIME_S = 1e12
 
 
 class Point(NamedTuple):
-    """Metrics of one step as MLflow keeps them."""
+    """Metrics of one step in MLflow's form."""
 
     step: int
     time_ms: int
@@ -23,11 +23,11 @@ class Point(NamedTuple):
 
 
 class StepPoints:
-    """The points of metrics.jsonl behind step `after`: one for each window of `every_steps` steps.
+    """The points of metrics.jsonl after step `after`: one for each window of `every_steps` steps.
 
-    A point is a function of the rows alone, wherever sending stops and starts again: its window begins behind the last
-    multiple of `every_steps`, as those of the log's lines do. Windows up to `after` (trained again since a kill) are
-    passed over. last_ms: the time of the newest row that was read; None before the first.
+    A point depends only on the rows, wherever sending stops and starts again: its window begins after the last multiple
+    of `every_steps`, like those of the log's lines. Windows up to `after` (trained again after a kill) are skipped.
+    last_ms: the time of the newest row read; None before the first.
     """
 
     def __init__(self, folder: Path, *, every_steps: int, after: int) -> None:
@@ -37,7 +37,7 @@ class StepPoints:
         self.last_ms: int | None = None
 
     def take(self, limit: int, *, final: bool) -> list[Point]:
-        """Up to `limit` points that are there by now; `final`: nothing follows, so a part of a window counts."""
+        """Up to `limit` points of the rows so far; `final`: no more rows follow, so an incomplete window counts."""
         points = []
         for row, _ in self._rows.rows():
             if self._add(row) and self._window[-1]["step"] % self._every == 0:
@@ -47,7 +47,7 @@ class StepPoints:
         return points + self._close_window() if final else points
 
     def _add(self, row: dict[str, Any]) -> bool:
-        """Add a row to its window, which an earlier row may have begun; False for what is no step's."""
+        """Add a row to its window, which an earlier row may have begun; False if it is no step's row."""
         step: Any = row.get("step")
         if not has_room_for(step, row.get("time", 0)):
             return False
@@ -59,7 +59,7 @@ class StepPoints:
         return True
 
     def _close_window(self) -> list[Point]:
-        """The point of the window, if MLflow has none as new."""
+        """The point of the window, unless MLflow has it already."""
         window, self._window = self._window, []
         if not window or window[-1]["step"] <= self._after:
             return []
@@ -70,19 +70,19 @@ class StepPoints:
 
 
 def has_room_for(step: Any, time_s: Any) -> bool:
-    """Whether they are a step and a time that MLflow's databases can hold."""
+    """Whether step and time are valid and fit into MLflow's databases."""
     return type(step) is int and 0 <= step < 2**63 and isinstance(time_s, int | float) and abs(time_s) < _MOST_TIME_S
 
 
 class Tail:
-    """Follows a file of JSON lines by one handle: when another file takes its place, this one has no more rows."""
+    """Follows a file of JSON lines with one handle; if the file is replaced, it gives no more rows."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
         self._file: IO[bytes] | None = None
 
     def rows(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Rows that end with a line break and were not given yet, each with the byte behind it."""
+        """New rows that end with a line break, each with the offset of its end."""
         if self._file is None:
             if self._path.is_symlink() or not self._path.is_file():
                 return

@@ -1,9 +1,9 @@
-"""The process that feeds MLflow: run as a module with RUN TIMEOUT_S [PID], started by tracking.py.
+"""The process that sends to MLflow: run as a module with RUN TIMEOUT_S [PID], started by tracking.py.
 
-With the id of the training process it follows the run until its standard input closes or that process is
-gone; without, it sends what an ended run has left. It tries for ever while training goes on and for
-TIMEOUT_S afterwards; what waiting can't mend is told at once, and holds up nothing else. The server comes by a
-variable, as files hold no secrets. What it says on standard output is for the run's log.
+With the training's process id it follows the run until its standard input closes or that process is gone. Without
+it, it sends the unsent data of an ended run. It retries without limit during training, and for TIMEOUT_S afterwards.
+Errors that waiting can't repair are reported at once and delay nothing else. The server comes in an environment
+variable, because files hold no secrets. Its standard output goes to the run's log.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from flowmask.trainer.track.tracking import DONE, LEFT
 _POINTS = 40  # a request holds up to 1000 metrics
 _LOOK_EVERY_S = 1.0
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-_LASTING_S = 300.0  # before a person may have mended what waiting does not
-_QUIET_S = 600.0  # between two reports of a server that comes and goes
+_LASTING_S = 300.0  # wait after an error that needs a person
+_QUIET_S = 600.0  # between two reports of a server with repeated outages
 _REASON_CHARACTERS = 600
 
 T = TypeVar("T")
 
 
 class Deadline:
-    """The end of the training run; from then on there are `end_timeout_s` left, whatever hangs."""
+    """The end of the training run; after it `end_timeout_s` remain, even if something hangs."""
 
     def __init__(self, *, timeout_s: float, parent: int | None) -> None:
         self._timeout_s, self._parent = timeout_s, parent
@@ -51,7 +51,7 @@ class Deadline:
             threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
 
     def _watch(self, parent: int) -> None:
-        """A closed input or another parent: training has ended, or died."""
+        """A closed input or another parent process: training has ended or died."""
         while os.getppid() == parent:
             ready, _, _ = select.select([sys.stdin], [], [], 1.0)
             if ready and not os.read(sys.stdin.fileno(), 4096):
@@ -66,11 +66,11 @@ class Deadline:
 
 
 class GivenUpError(Exception):
-    """The run has ended, and what is left can't be sent as things are."""
+    """The run has ended, and the rest can't be sent in the present state."""
 
 
 class Sender:
-    """Sends one run folder's points, notes and status, each until the server has it."""
+    """Sends one run folder's points, notes and status; repeats each until the server has it."""
 
     def __init__(self, folder: Path, plan: TrackingPlan, end: Deadline, say: Callable[[str], None]) -> None:
         self._folder, self._plan, self._end, self._say = folder, plan, end, say
@@ -81,7 +81,7 @@ class Sender:
         self._refused = 0
 
     def run(self) -> int:
-        """DONE, or LEFT if something will not be taken."""
+        """DONE, or LEFT if the server refuses something for good."""
         try:
             self._send_all()
         except GivenUpError:
@@ -99,7 +99,7 @@ class Sender:
         steps = StepPoints(self._folder, every_steps=self._plan.every_steps, after=after)
         outbox = Outbox(self._folder, offset=mlflow_run.sent.outbox_bytes)
         while True:
-            final = self._end.reached.is_set()  # before looking: then nothing comes after what is found
+            final = self._end.reached.is_set()  # read before looking: then no later data can be missed
             points = steps.take(_POINTS, final=final)
             if points:
                 self._patiently(partial(mlflow_run.send_steps, points))
@@ -111,7 +111,7 @@ class Sender:
         self._patiently(lambda: mlflow_run.finish(*_final_state(self._folder, steps)))
 
     def _join(self, mlflow_run: MlflowRun, folder: Path) -> None:
-        """Put the run below the one of `folder`, which the first of its runs makes at the server."""
+        """Make the run a child of the run of `folder`, which the first child makes on the server."""
         if mlflow_run.is_below():
             return
         plan = spool.read_plan(folder)
@@ -146,7 +146,7 @@ class Sender:
             self._refused += not self._attempt(mlflow_run, send, str(path))
 
     def _attempt(self, mlflow_run: MlflowRun, call: Callable[[], object], what: str) -> bool:
-        """Send something; what the server of a run that is well will never take is told, and passed: then False."""
+        """Send something. If the server of an intact run refuses it for good: report it, skip it, return False."""
 
         def once() -> Exception | None:
             try:
@@ -163,15 +163,15 @@ class Sender:
         return refused is None
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """Result of `call`, tried until it succeeds; the end's watchdog is what limits that.
+        """Result of `call`, repeated until it succeeds; after the end the watchdog limits the time.
 
-        GivenUpError at once if the run has ended, and waiting does not mend what is wrong.
+        GivenUpError at once if the run has ended and waiting can't repair the error.
         """
         attempt = 0
         while True:
             try:
                 value = call()
-            except Exception as error:  # noqa: BLE001 - whatever a tracking server does, training goes on
+            except Exception as error:  # noqa: BLE001 - training continues after any fault of a server
                 lasting = is_lasting(error)
                 report = self._report_fault if lasting else self._report_outage
                 report(error)
@@ -190,7 +190,7 @@ class Sender:
         return f"{type(error).__name__}: {without_secrets(str(error), uri=self._plan.uri)}"
 
     def _report_fault(self, error: Exception) -> None:
-        """What a person has to mend: whole, and once."""
+        """Report an error that a person must fix: complete, and once."""
         reason = self._reason(error)
         if reason not in self._told:
             self._told.add(reason)
@@ -216,21 +216,21 @@ class Sender:
 
 
 def _final_state(folder: Path, steps: StepPoints) -> tuple[Status, int | None]:
-    """What training has written at its end, and when; if it could not, it died after its last row."""
+    """Status and time that training wrote at its end; without them it died after its last row."""
     plan = spool.read_plan(folder)
     status: Status = "FAILED" if plan is None or plan.status == "RUNNING" else plan.status
     return status, plan.ended_ms if plan is not None and plan.ended_ms is not None else steps.last_ms
 
 
 def main(folder: Path, timeout_s: float, parent: int | None) -> int:
-    """Send until everything is there (DONE) or time is up (LEFT)."""
+    """Send until everything is sent (DONE) or time is up (LEFT)."""
     for number in (*STOP_SIGNALS, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes: training decides when it ends
+        signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes; the training decides about its end
     os.nice(5)
     plan = spool.read_plan(folder)
     if plan is None:
         return LEFT
-    if parent is None and not spool.is_plan_ours(folder, plan):  # it may name a run that is not its own
+    if parent is None and not spool.is_plan_ours(folder, plan):  # another user's plan may name a wrong run
         plan = plan.model_copy(
             update={"key": f"{plan.key[:32]}-{signature('key', plan.key)[:16]}", "run_id": None, "parent": ""}
         )
@@ -241,7 +241,7 @@ def main(folder: Path, timeout_s: float, parent: int | None) -> int:
 
 
 def _voice() -> Callable[[str], None]:
-    """Lines to standard output, which nobody else may write to (MLflow does) and nobody may read any more."""
+    """Writes lines to standard output, which MLflow must not use and whose reader may be gone."""
     pipe = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - to the end of the process
 
@@ -253,5 +253,5 @@ def _voice() -> Callable[[str], None]:
 
 
 if __name__ == "__main__":
-    # not sys.exit: a thread of MLflow's that hangs must not keep this process
+    # not sys.exit: a hanging thread of MLflow must not keep this process alive
     os._exit(main(Path(sys.argv[1]).resolve(), float(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None))

@@ -1,12 +1,12 @@
-"""What lies in a run folder for MLflow: the plan of the MLflow run, what it has, and what is still to be sent.
+"""The files in a run folder for MLflow: the plan of the MLflow run, the sent part, and the data to send.
 
-    tracking.json         the plan: our own id of the run, server, params, status; written by the trainer, and marked
-                          as this user's: only then `flowmask track` goes to the server that it names
-    tracking_sent.json    the MLflow run's id and how much of the outbox is there; written by the sender
-    tracking_outbox.jsonl metrics and artifacts other than the steps'; a file outside of the run is marked as well
+    tracking.json         the plan: FlowMask's id of the run, server, params, status; written by the trainer with a
+                          mark of this user: only then `flowmask track` uses the named server
+    tracking_sent.json    the MLflow run's id and the sent part of the outbox; written by the sender
+    tracking_outbox.jsonl metrics and artifacts that are not of steps; a file outside of the run has a mark too
 
-The steps' metrics are metrics.jsonl itself: how far MLflow has them, MLflow is asked. One sender at a time,
-held by flock. The folder may be a stranger's.
+Metrics of steps are in metrics.jsonl; MLflow itself is asked for the last sent step. A file lock allows one
+sender at a time. The folder may belong to another user.
 """
 
 import fcntl
@@ -43,7 +43,7 @@ class _Document(BaseModel):
 
 
 class DatasetFacts(_Document):
-    """What MLflow is told of a cache that a run reads; digest: the start of its fingerprint; counts: what it holds."""
+    """Facts about a cache of a run for MLflow; digest: start of its fingerprint; counts: numbers of its contents."""
 
     name: str
     digest: str
@@ -54,11 +54,11 @@ class DatasetFacts(_Document):
 
 
 class TrackingPlan(_Document):
-    """All that a sender needs to know of a run, whenever and wherever it is started.
+    """Everything that a sender needs to know about a run, at any time and place.
 
-    uri: in the file without secrets; asked: what the config said of it. folder: where the run lay at its last start.
-    started_ms, ended_ms: of the training itself, whenever it is sent; None: not known, or not ended.
-    parent: folder of the run that this one belongs below; children: keys of the runs that belong below this one
+    uri: without secrets in the file; asked: the uri of the config. folder: the run's place at its last start.
+    started_ms, ended_ms: of the training itself, not of the sending; None: unknown, or not ended.
+    parent: folder of the parent run; children: keys of the child runs
     """
 
     key: str = Field(pattern=r"^[\w-]{1,64}$")
@@ -81,7 +81,7 @@ class TrackingPlan(_Document):
 
 
 class Sent(_Document):
-    """What the server at `uri` has: the run, in which experiment, and the first bytes of the outbox."""
+    """The content of the server at `uri`: the run, its experiment, and the first bytes of the outbox."""
 
     uri: SecretUri
     run_id: str | None = None
@@ -92,13 +92,13 @@ class Sent(_Document):
 class Note(NamedTuple):
     """One line of the outbox: a point, or a file or folder for the artifacts under `to`.
 
-    may_go: the file lies in the run, or this user's own command registered it. weights: sent only when asked for.
+    may_go: the file is in the run, or this user's own command registered it. weights: sent only on request.
     """
 
     point: Point | None
     artifact: Path | None
     to: str | None
-    end: int  # the byte behind it
+    end: int  # the byte after it
     may_go: bool = True
     weights: bool = False
 
@@ -118,7 +118,7 @@ def write_plan(folder: Path, plan: TrackingPlan) -> None:
 
 
 def is_plan_ours(folder: Path, plan: TrackingPlan) -> bool:
-    """Whether a process of this user wrote the plan that lies in `folder`, and so this user named the server."""
+    """Whether a process of this user wrote the plan in `folder`, so that this user chose the server."""
     try:
         return is_ours(parse_json(_content(folder / TRACKING))["mark"], "plan", plan.key, masked_uri(plan.uri))
     except (OSError, ValueError, KeyError, TypeError):
@@ -126,7 +126,7 @@ def is_plan_ours(folder: Path, plan: TrackingPlan) -> bool:
 
 
 def copied_from(folder: Path) -> Path | None:
-    """The run that `folder` is a copy of: the one that its plan names is still there, elsewhere, with the same key."""
+    """The run of which `folder` is a copy: its plan names another existing folder with the same key."""
     plan = read_plan(folder)
     other = Path(plan.folder) if plan is not None and plan.folder else folder
     try:
@@ -139,13 +139,13 @@ def copied_from(folder: Path) -> Path | None:
 
 
 def forget(folder: Path) -> None:
-    """Begin as a run that no server knows."""
+    """Delete the records of a server's run, so that a new one begins."""
     for name in (SENT, OUTBOX):
         (folder / name).unlink(missing_ok=True)
 
 
 def key_of(folder: Path) -> str:
-    """Our own id of the run: the one it has, or a new one."""
+    """FlowMask's id of the run: the existing one, or a new one."""
     try:
         key = parse_json(_content(folder / TRACKING))["key"]
         return key if isinstance(key, str) and key else uuid.uuid4().hex
@@ -154,7 +154,7 @@ def key_of(folder: Path) -> str:
 
 
 def read_sent(folder: Path, *, uri: str) -> Sent:
-    """What the server at `uri` is known to have; nothing if the file speaks of another server."""
+    """The known content of the server at `uri`; empty if the file is about another server."""
     try:
         sent = Sent.model_validate_json(_content(folder / SENT))
     except (OSError, ValidationError):
@@ -167,36 +167,36 @@ def write_sent(folder: Path, sent: Sent) -> None:
 
 
 def add_metrics(folder: Path, step: int, metrics: Mapping[str, float], *, of: str = "") -> None:
-    """Leave metrics that are not a training step's (an evaluation's) for the sender.
+    """Put metrics that are not a training step's (an evaluation's) into the outbox.
 
-    of: which measurement; a step's metric is sent once for each.
+    of: name of the measurement; a step's metric is sent once for each name.
     """
     finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
     _append(folder, {"step": step, "time": time.time(), "metrics": finite} | ({"of": of} if of else {}))
 
 
 def add_artifact(folder: Path, path: Path, *, to: str | None, weights: bool = False) -> None:
-    """Leave a file or folder for the sender, by its path: it is read when it is sent, and not copied."""
+    """Put the path of a file or folder into the outbox: it is read when sent, and not copied."""
     where = str(path.resolve())
     row = {"artifact": where, "to": to, "mark": signature("artifact", where, str(to))}
     _append(folder, row | ({"weights": True} if weights else {}))
 
 
 class Outbox:
-    """The notes behind byte `offset`; what a measurement gave before (a repeated evaluation) is left out."""
+    """The notes after byte `offset`; metrics that the same measurement gave before (a repeat) are left out."""
 
     def __init__(self, folder: Path, *, offset: int) -> None:
         self._folder, self._rows, self._sent_up_to = folder.resolve(), Tail(folder / OUTBOX), offset
         self._seen: set[tuple[str, int, str]] = set()
 
     def take(self) -> list[Note]:
-        """The notes that are there by now and were not taken yet."""
+        """The notes that are new since the last call."""
         notes = []
         for row, end in self._rows.rows():
             try:
                 note = self._note_of(row, end)
             except (KeyError, TypeError, ValueError, OverflowError):
-                continue  # not a line of ours
+                continue  # not FlowMask's line
             if note is not None and end > self._sent_up_to:
                 notes.append(note)
         return notes
@@ -220,32 +220,32 @@ class Outbox:
 
 @contextmanager
 def only_sender(folder: Path) -> Iterator[None]:
-    """Wait until no other process sends for this folder, and be the one that does."""
+    """Wait until no other process sends for this folder, and become the only sender."""
     with open(folder / _LOCK, "ab", opener=_itself) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _itself(path: str, flags: int) -> int:
-    """Open a file of the folder, and none that a link there leads to."""
+    """Open a file of the folder; do not follow a link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def _content(path: Path) -> bytes:
-    """What stands in a small file; empty for what is no file, or is too long."""
+    """The content of a small file; empty if it is no file or too long."""
     if not path.is_file() or path.stat().st_size > _MOST_BYTES:
         return b""
     return path.read_bytes()
 
 
 def _append(folder: Path, row: Mapping[str, Any]) -> None:
-    """Append one line in one write, so that writers never mix. A newline comes first: a torn line spoils no other."""
+    """Append one line in one write, so that writers never mix. It begins with a newline: the last line may be cut."""
     with open(folder / OUTBOX, "ab", buffering=0, opener=_itself) as file:
         file.write(b"\n" + json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
 def refuse_ways_out(path: Path) -> None:
-    """UserError if a file or folder to be sent is or holds a link, a pipe or a device."""
+    """UserError if a file or folder to be sent is, or contains, a link, a pipe or a device."""
     inside = (Path(folder) / name for folder, *names in os.walk(path) for name in [*names[0], *names[1]])
     for each in (path, *inside):
         mode = each.lstat().st_mode

@@ -1,7 +1,7 @@
-"""MLflow without any influence on training: one MLflow run per training run, also after restarts.
+"""MLflow without influence on training: one MLflow run per training run, also after restarts.
 
-Training starts a process that sends (trainer/track/sender.py) and writes files; it never waits for a server, and loses
-nothing to one. Nothing here imports MLflow.
+Training writes files and starts a sending process (trainer/track/sender.py). It never waits for a server, and a
+server's fault loses no data. Nothing here imports MLflow.
 """
 
 import os
@@ -26,16 +26,16 @@ from flowmask.trainer.track.spool import Status, TrackingPlan
 if TYPE_CHECKING:
     from flowmask.trainer.config import RunConfig
 
-DONE, LEFT = 0, 3  # exit codes of the sender: the server has everything; it has not
+DONE, LEFT = 0, 3  # exit codes of the sender: everything was sent; something was not
 
 _RESTART_S = 30.0
 
 
 class Tracker:
-    """Training's end of the wire: starts the sender, and tells it by a closed pipe that the run has ended.
+    """Training's side: starts the sender, and tells it by a closed pipe that the run has ended.
 
-    The sender is a separate process, so neither MLflow's imports nor its waiting take the interpreter from a
-    step. It ends by itself when training dies in any way, and marks the run FAILED then.
+    The sender is a separate process, so MLflow's imports and waiting never delay a step. If training dies, the
+    sender ends by itself and marks the run FAILED.
     """
 
     def __init__(self, folder: Path, plan: TrackingPlan, *, warn: Callable[[str], None]) -> None:
@@ -53,26 +53,26 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run; None until the server has given one."""
+        """MLflow's id of the run; None until the server has assigned one."""
         return spool.read_sent(self._folder, uri=self._server).run_id or self._plan.run_id
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics that are not a training step's; those are read from metrics.jsonl."""
+        """Send metrics that are not a training step's; those come from metrics.jsonl."""
         self._write(lambda: spool.add_metrics(self._folder, step, metrics))
 
     def artifact(self, path: Path, *, to: str | None = None) -> None:
-        """Upload a file or folder under the artifact folder `to`, some time: it is read when it is sent."""
+        """Upload a file or folder later to the artifact folder `to`; it is read when it is sent."""
         self._write(lambda: spool.add_artifact(self._folder, path, to=to))
 
     def _write(self, call: Callable[[], None]) -> None:
-        """A disk that is full ends no training on MLflow's account."""
+        """A full disk for MLflow's files does not end training."""
         try:
             call()
         except OSError as error:
             self._warn(f"{self._folder} can't be written for MLflow ({error.strerror}); training continues")
 
     def close(self, status: Status) -> None:
-        """Let everything be sent, with the final status; gives up, with one line, after `end_timeout_s`."""
+        """Send everything with the final status; gives up after `end_timeout_s`, with one line."""
         ended = self._plan.model_copy(update={"status": status, "ended_ms": int(time.time() * 1000)})
         self._write(lambda: spool.write_plan(self._folder, ended))
         with self._lock:
@@ -90,7 +90,7 @@ class Tracker:
             self._warn(f"MLflow: {page}")
 
     def _supervise(self) -> None:
-        """Keep a sender alive, and pass on what it says."""
+        """Keep a sender running, and log its output."""
         while True:
             with self._lock:
                 process = self._process = _start_sender(
@@ -109,10 +109,10 @@ class Tracker:
 
 
 def replay(folder: Path, *, timeout_s: float, warn: Callable[[str], None], uri: str | None = None) -> bool:
-    """Send what an ended run has left and set its status; whether the server has everything now.
+    """Send the unsent data of an ended run and set its status; returns whether the server has everything now.
 
-    uri: the server; None: the one that the run's own start named, if that was this user's. A run that died without a
-    word is FAILED. CheckpointError if the run was never tracked, or is being trained: then it sends by itself.
+    uri: the server; None: the one of the run's own start, if it was this user's. A run that died without writing its
+    end is FAILED. CheckpointError if the run was never tracked, or is in training: then it sends by itself.
     """
     server = _server_of(folder, named=uri)
     RunFolder(folder, patience_s=0).close()
@@ -124,7 +124,7 @@ def replay(folder: Path, *, timeout_s: float, warn: Callable[[str], None], uri: 
 
 
 def _server_of(folder: Path, *, named: str | None) -> str:
-    """Where to send an ended run; CheckpointError where this user did not name the server, or it can't be known."""
+    """The server for an ended run; CheckpointError if this user did not choose it, or it is unknown."""
     plan = spool.read_plan(folder)
     if plan is None:
         raise CheckpointError(
@@ -146,9 +146,9 @@ def _server_of(folder: Path, *, named: str | None) -> str:
 
 
 def offer_artifact(checkpoint: str | Path, path: Path, *, to: str, weights: bool = False) -> Path | None:
-    """Leave a file or folder that was made from a checkpoint for its MLflow run; its run folder, if you track that.
+    """Put a file or folder made from a checkpoint into its run's outbox; returns the run folder if you track it.
 
-    A run in training uploads it at once, one that has ended with `replay`; weights only when `ask_for_weights` does.
+    A run in training uploads it at once, an ended one with `replay`; weights only after `ask_for_weights`.
     """
     run = tracked_run(checkpoint)
     if run is not None:
@@ -157,9 +157,9 @@ def offer_artifact(checkpoint: str | Path, path: Path, *, to: str, weights: bool
 
 
 def offer_metrics(checkpoint: str | Path, step: int, metrics: Mapping[str, float], *, of: str) -> Path | None:
-    """Leave numbers that were measured of a checkpoint for its MLflow run, as `offer_artifact` leaves files.
+    """Put numbers measured on a checkpoint into its run's outbox, like `offer_artifact` for files.
 
-    of: names the measurement: what it has left before at this step stays.
+    of: name of the measurement; earlier numbers of it at this step stay.
     """
     run = tracked_run(checkpoint)
     if run is not None:
@@ -168,7 +168,7 @@ def offer_metrics(checkpoint: str | Path, step: int, metrics: Mapping[str, float
 
 
 def tracked_run(checkpoint: str | Path) -> Path | None:
-    """The run folder of a run, of one of its steps or of an export in it, if it is one that you track."""
+    """The run folder of a run, of one of its steps or of an export in it, if you track the run."""
     path = Path(checkpoint)
     above = path.parent.parent if path.parent.name in (CHECKPOINTS, "export") else path
     for folder in (path, above):
@@ -179,7 +179,7 @@ def tracked_run(checkpoint: str | Path) -> Path | None:
 
 
 def ask_for_weights(folder: Path) -> None:
-    """Let the exports that were written of a run be sent; CheckpointError where there are none."""
+    """Allow sending the weights of a run's exports; CheckpointError if there are none."""
     notes = spool.Outbox(folder, offset=0).take()
     found = {(note.artifact, note.to): None for note in notes if note.weights and note.may_go}
     there = [(path, to) for path, to in found if path is not None and path.exists()]
@@ -192,9 +192,9 @@ def ask_for_weights(folder: Path) -> None:
 
 
 def send_left(checkpoint: str | Path, *, say: Callable[[str], None]) -> None:
-    """Send what an evaluation has left for an ended run, for as long as its end may wait; one line on how it went.
+    """Send an evaluation's unsent data for an ended run, for at most its end timeout; reports the result in one line.
 
-    A run in training sends it by itself. Whatever is wrong with MLflow is said, and no more than that.
+    A run in training sends it by itself. A fault of MLflow is reported and has no other effect.
     """
     run = tracked_run(checkpoint)
     if run is None or locks.is_held(run / LOCK):
@@ -210,7 +210,7 @@ def send_left(checkpoint: str | Path, *, say: Callable[[str], None]) -> None:
 
 
 def where_to_look(folder: Path, *, experiment: bool = False) -> str:
-    """The page of a run, or of all runs of its experiment, as a person opens it; empty where no server has it."""
+    """The address of a run's page, or of all runs of its experiment; empty if no server has it."""
     plan = spool.read_plan(folder)
     if plan is None:
         return ""
@@ -224,7 +224,7 @@ def _start_sender(folder: Path, uri: str, *, timeout_s: float, parent: int | Non
 
 
 def start_module(name: str, *words: object, uri: str) -> subprocess.Popen[str]:
-    """`python -m NAME WORDS`: its session is its own, so that a terminal's ^C does not reach it. uri: of the server."""
+    """`python -m NAME WORDS` in a separate session, so that a terminal's ^C does not reach it. uri: of the server."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment = os.environ | alone | {"PYTHONPATH": path, URI_VARIABLE: uri}
@@ -247,9 +247,9 @@ def _end_input(process: subprocess.Popen[str] | None) -> None:
 def start_tracking(
     config: "RunConfig", facts: RunFacts, *, resumed: bool, run_id: str | None, warn: Callable[[str], None]
 ) -> Tracker | None:
-    """The tracker of a training run; None if it wants none.
+    """The tracker of a training run; None if tracking is off.
 
-    run_id: the MLflow run that a checkpoint names, needed where `tracking.json` is lost.
+    run_id: the MLflow run named in a checkpoint, needed if `tracking.json` is lost.
     """
     if not config.tracking.enabled:
         return None

@@ -1,8 +1,8 @@
 """The model card of an exported folder: README.md in the form of Hugging Face's hub, made from stored facts.
 
 States base model, data, step, version of the code, licences, how to load, and the scores of evaluations of exactly
-these weights, which are searched inside the run's folder and beside it. Unrecorded facts are left out. Names are shown
-as text; paths are not shown.
+these weights, which are searched inside the run's folder and next to it. Unrecorded facts are left out. Names are
+shown as text; paths are not shown.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +74,7 @@ class CardFacts:
 
 
 def write_card(out: Path, facts: CardFacts) -> None:
-    """Write the card into `out`, replacing one from the base."""
+    """Write the card into `out`, replacing the base's card."""
     (out / CARD).unlink(missing_ok=True)
     (out / CARD).write_text(model_card(facts), encoding="utf-8")
 

@@ -13,7 +13,7 @@ from flowmask.trainer.predict.show.run_lengths import RunLengthFile
 
 
 class Drawing:
-    """The overlay videos, run-length masks and figures of one video's prompts, beside their folders of masks."""
+    """The overlay videos, run-length masks and figures of one video's prompts, next to their folders of masks."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Drawing:
     def draw(self, total: int, *, on_frame: Callable[[int], None]) -> str:
         """Draw the first `total` frames; returns why a part of the sound is missing, or "".
 
-        on_frame: gets the number of drawn frames.
+        on_frame: receives the number of drawn frames.
         """
         chosen = set(evenly(total) if self._figures else [])
         height, width = self._source.size

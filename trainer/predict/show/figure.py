@@ -1,4 +1,4 @@
-"""A figure for a page: a few frames of a video in a row, the mask of one sentence over them, the sentence above."""
+"""A figure for a page: a row of frames of a video, with one sentence's mask over them and the sentence above."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ class FigureStrip:
         """Append a frame: uint8 [H W 3], its mask bool [H W], and the label below it."""
         label = legend_text(label, instead=f"frame {len(self._cells) + 1}")
         painted = paint(frame, [(mask, self._tone)], size=self._size)
-        self._cells.append((outlined(painted, mask, self._tone), label))  # a contour alone would be faint on paper
+        self._cells.append((outlined(painted, mask, self._tone), label))  # a contour without fill is faint on paper
 
     def save(self, path: Path) -> None:
         """Write the figure."""

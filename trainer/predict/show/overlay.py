@@ -1,6 +1,6 @@
 """Overlays: videos under coloured masks, a legend of the prompts, mask PNGs.
 
-Works frame by frame, so a video of any length takes the memory of one frame.
+Works frame by frame, so a video of any length needs the memory of one frame.
 """
 
 import colorsys
@@ -35,7 +35,7 @@ _STRIP, _INK = (18, 18, 22), (238, 238, 242)
 
 
 def colour(number: int) -> Rgb:
-    """The colour of prompt `number`: distinct hues, without end."""
+    """The colour of prompt `number`: distinct hues, without limit."""
     if number < len(_PALETTE):
         return _PALETTE[number]
     r, g, b = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.95)
@@ -52,13 +52,13 @@ def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def legend_text(text: str, *, instead: str) -> str:
-    """A sentence as a legend shows it, or `instead` if the font lacks one of its characters."""
+    """A sentence for a legend, or `instead` if the font lacks one of its characters."""
     return text if all(map(_is_drawn, set(text[:_LONGEST_TEXT]))) else instead
 
 
 @lru_cache(maxsize=4096)
 def _is_drawn(letter: str) -> bool:
-    """Whether the font has a glyph for a character, and not the box that stands for missing ones."""
+    """Whether the font has a glyph for a character, and not only the box for missing ones."""
     face = font(16)
     try:
         return letter.isspace() or bytes(face.getmask(letter)) != bytes(face.getmask(_NO_LETTER))
@@ -95,7 +95,7 @@ def wrap(text: str, *, width_px: int, size_px: int, lines: int) -> list[str]:
 def legend(prompts: Sequence[tuple[str, Rgb]], *, width: int) -> NDArray[np.uint8]:
     """A strip to place below a frame: a swatch of each prompt's colour and its sentence.
 
-    returns: uint8 [height width 3]; as high as the wrapped sentences need, 0 without any
+    returns: uint8 [height width 3]; its height fits the wrapped sentences, 0 without any
     """
     if not prompts:
         return np.zeros((0, width, 3), dtype=np.uint8)
@@ -124,7 +124,7 @@ def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Read what `write_mask` wrote: bool [H W]."""
+    """Read a file of `write_mask`: bool [H W]."""
     with Image.open(path) as image:
         return np.asarray(image.convert("L")) > 127
 

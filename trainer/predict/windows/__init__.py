@@ -1,1 +1,1 @@
-"""Videos of any length, a window of frames at a time: the cuts, and one answer from all windows."""
+"""Videos of any length, one window of frames at a time: the cuts, and one answer from all windows."""

@@ -1,5 +1,5 @@
-"""The clips of a video's windows, one after another; one answer from the logits of all; the masks that become final
-with each.
+"""The clips of a video's windows, one after another; one answer from the logits of all; the final masks of each
+window.
 
 Memory holds the pixels of one window, and of the frames that it shares with the next.
 """
@@ -35,15 +35,15 @@ def window_clips(
 class Blend:
     """The logits of one sentence, window after window; keeps those of the frames that two windows share.
 
-    Over the shared frames the weight of the later window rises linearly from 0, and would reach 1 at its first frame
-    that is not shared.
+    Over the shared frames the later window's weight rises linearly from 0; it reaches 1 at the first frame after
+    them.
     """
 
     def __init__(self) -> None:
         self._kept: Tensor | None = None  # of frames that are not final, on the host
 
     def add(self, window: TimeWindow, logits: Tensor) -> Tensor:
-        """Logits [F H W] of the next window, its padding too -> those of its final frames."""
+        """Logits [F H W] of the next window, with its padding -> those of its final frames."""
         logits = logits[: len(window.frames)]
         if self._kept is not None:
             kept = self._kept.to(logits.device)
@@ -65,7 +65,7 @@ class Stitched:
         self._blend = Blend()
 
     def add(self, window: TimeWindow, logits: Tensor) -> Tensor:
-        """Logits [F H W] of the next window, its padding too -> those of its final frames, as `Blend.add`.
+        """Logits [F H W] of the next window, with its padding -> those of its final frames, as `Blend.add`.
 
         CheckpointError if one of them is not finite.
         """

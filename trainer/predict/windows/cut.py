@@ -4,8 +4,8 @@
     0  1-4  5-8  9-12
               8  9-12  13-16  17-20
 
-A window is a separate clip: its first latent frame is its first frame, every other one is four frames. It begins at the
-last frame of a latent frame of the previous window, so the latent frames in the overlap cover the same frames.
+A window is a separate clip: its first latent frame is its first frame, every other one is four frames. It begins at
+the last frame of a latent frame of the previous window, so latent frames in the overlap cover the same frames.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def window_for(total: int, asked: WindowConfig) -> WindowConfig:
 
 @dataclass(frozen=True)
 class TimeWindow:
-    """frames: of the video; final: those that no later window contains; total: frames of the video."""
+    """frames: of the video; final: those that no later window contains; total: number of the video's frames."""
 
     frames: range
     final: range
@@ -75,7 +75,7 @@ class TimeWindow:
 
 
 def cut(total: int, window: WindowConfig) -> list[TimeWindow]:
-    """The windows of a video of `total` frames, in order; all are of one length, so the last one overlaps more.
+    """The windows of a video of `total` frames, in order; all have one length, so the last one overlaps more.
 
     Raises ConfigError if one window is longer than the model's positions.
     """

@@ -19,12 +19,12 @@ from flowmask.trainer.score.results import NOTHING
 
 _INTERVALS = "Intervals of 95 % are those of the differences when the videos are drawn 1,000 times with replacement."
 _ROWS, _SHEETS, _FRAMES = 200, 12, 6
-_SIDE = 400  # of the scatter, in its own units; a margin is left for the axes
+_SIDE = 400  # of the scatter, in its own units; with a margin for the axes
 _MARGIN = 44
 
 
 def page_file(out: Path) -> PageFile:
-    """The file of a page; an earlier one is replaced, and nothing else."""
+    """The file of a page; it replaces only an earlier page of this kind."""
     return PageFile(out, title="Compared evaluations", kind="compared evaluations")
 
 
@@ -41,7 +41,7 @@ def write_page(file: PageFile, comparisons: Sequence[PairedScores]) -> None:
 
 
 def label(number: int) -> str:
-    """What an evaluation is called beside the others: A is the first."""
+    """The name of an evaluation on the page: A is the first."""
     return chr(ord("A") + number) if number < 26 else str(number + 1)
 
 
@@ -78,7 +78,7 @@ def _differences(comparison: PairedScores, *, other: str) -> str:
 
 
 def title_of(name: str) -> str:
-    """What a number of a comparison is called."""
+    """The title of a comparison's number."""
     return metrics()[name].title if name in metrics() else NOTHING.get(name, name)
 
 
@@ -88,7 +88,7 @@ def signed(value: float) -> str:
 
 
 def said(interval: Sequence[float] | None) -> str:
-    """An interval of a difference."""
+    """An interval of a difference, as text."""
     return f"{signed(interval[0])} to {signed(interval[1])}" if interval else "needs two videos"
 
 
@@ -129,7 +129,7 @@ def _changes(comparison: PairedScores, pairs: Sequence[Pair], found: Found, *, o
 
 
 def _sheet(comparison: PairedScores, pair: Pair, found: Found, *, other: str) -> str:
-    """The frames of an expression with all masks; empty where the dataset or the masks are gone."""
+    """The frames of an expression with all masks; empty if the dataset or the masks are missing."""
     if pair not in found:
         return ""
     video, expression = found[pair]

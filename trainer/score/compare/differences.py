@@ -31,8 +31,8 @@ class Difference:
 class PairedScores:
     """One evaluation against the first.
 
-    metrics: by name, in the order in which metrics are shown; N-acc last, over the expressions that name nothing, if
-             both evaluations record them; shared: in the order of the first evaluation
+    metrics: by name, in display order; N-acc last, over the expressions that name nothing, if both evaluations
+             record them; shared: in the order of the first evaluation
     """
 
     first: Evaluated

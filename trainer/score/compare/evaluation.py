@@ -28,7 +28,7 @@ class Evaluated:
     path:   as given; folder: of its other files, if they exist
     scores: every metric of each expression; keys: name of each expression's folder of masks
     left_empty: for expressions that name nothing, whether the mask is empty; missing in older evaluations
-    data:   the dataset as its config names it; None where that can't be read
+    data:   the dataset in its config; None if the config can't be read
     """
 
     path: Path
@@ -71,7 +71,7 @@ def open_evaluation(path: Path) -> Evaluated:
 
 
 def dataset_of(evaluations: Sequence[Evaluated]) -> tuple[Found, str]:
-    """The expressions of the first dataset that is accessible, or a sentence that explains why none is."""
+    """The expressions of the first dataset that can be read; otherwise a sentence with the reason."""
     why = "no config.yaml lies beside the scores"
     for evaluation in evaluations:
         if evaluation.data is not None:

@@ -1,7 +1,7 @@
 """Scores of trainings that differ only in the seed: mean or paired difference, with an interval.
 
-Both the seeds and the videos are drawn with replacement, since another training and another set of videos would both
-give other numbers. Two sets are paired by seed, video and expression.
+Both the seeds and the videos are drawn with replacement, because another training and another set of videos would
+both give other numbers. Two sets are paired by seed, video and expression.
 """
 
 from collections.abc import Sequence
@@ -48,5 +48,5 @@ def over_seeds(
 
 
 def _times_drawn(generator: np.random.Generator, *, among: int, resamples: int) -> np.ndarray:
-    """How often each of `among` things is drawn in as many draws: float64 [resamples among]."""
+    """How often each of `among` things is drawn in that number of draws: float64 [resamples among]."""
     return generator.multinomial(among, np.full(among, 1 / among), size=resamples).astype(np.float64)

@@ -1,8 +1,8 @@
-"""The metrics: each is one file here, or in an installed package, and needs no line elsewhere.
+"""The metrics: each is one file, here or in an installed package, and needs no other change.
 
 Its name is that of its file, or of an entry point of the group `flowmask.metrics`; the contract is `base.Metric`.
 scores.json, the report, the table at an evaluation's end, validation and MLflow use it automatically.
-Imports `models.plugins` alone.
+Imports only `models.plugins`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ Scores = dict[str, float]
 
 
 def metrics() -> dict[str, Metric]:
-    """Every metric by name, in the order in which they are shown."""
+    """Every metric by name, in display order."""
     found = {name: _KNOWN.get(name)() for name in _KNOWN.names()}
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 

@@ -1,4 +1,4 @@
-"""The contract of a metric: its inputs, per frame or per set, how it is averaged, and where it is shown."""
+"""The contract of a metric: its inputs, per frame or per set, its averaging, and the places where it is shown."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ class Metric(ABC):
     """One number about predicted masks; a class of PerFrame, PerSet or Combined.
 
     title: name for display; unit: of the value, shown unless it is %; order: position in tables, lowest first
-    shown: places beside scores.json; as `eval_<name>` of a validation it is also in MLflow
+    shown: places in addition to scores.json; as `eval_<name>` of a validation it is also in MLflow
     """
 
     title: ClassVar[str]
@@ -29,7 +29,7 @@ class Metric(ABC):
 
 
 class Measured(Metric):
-    """A metric that is computed from masks."""
+    """A metric computed from masks."""
 
     @abstractmethod
     def frame(self, truth: Mask, predicted: Mask) -> Any:

@@ -22,7 +22,7 @@ class BoundaryAccuracy(PerFrame):
 def boundary(mask: Mask) -> Mask:
     """Pixels of bool [H W] that differ from their right, lower or lower-right neighbour.
 
-    The last row and column compare along themselves only; the last corner is never a boundary.
+    The last row and column are compared only along themselves; the last corner is never a boundary.
     """
     found = np.zeros(mask.shape, dtype=bool)
     np.not_equal(mask[:, :-1], mask[:, 1:], out=found[:, :-1])
@@ -48,7 +48,7 @@ def boundary_accuracy(truth: Mask, predicted: Mask) -> float:
 
 @dataclass(frozen=True)
 class _Bits:
-    """Pixels as the bits of one integer, row after row: a shift moves all of them at once.
+    """Pixels as the bits of one integer, row after row: a shift moves all of them together.
 
     width: bits of a row; the bits after its pixels are 0, as a margin for horizontal shifts
     """
@@ -69,7 +69,7 @@ class _Bits:
         return (self.bits & other.dilated(radius)).bit_count() / self.bits.bit_count()
 
     def dilated(self, radius: int) -> int:
-        """The bits of every pixel in the disk around one of these; some are outside of the frame, and in the margin."""
+        """The bits of every pixel in the disk around one of these; some are outside of the frame, or in the margin."""
         wide, reach, found = self.bits, 0, 0
         for y in range(radius, -1, -1):
             while reach < math.isqrt(radius**2 - y**2):

@@ -1,4 +1,4 @@
-"""J&F: the mean of region similarity and boundary accuracy, by which benchmarks rank."""
+"""J&F: the mean of region similarity and boundary accuracy; benchmarks rank by it."""
 
 from collections.abc import Mapping
 

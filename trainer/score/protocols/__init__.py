@@ -1,8 +1,8 @@
-"""Benchmark protocols: each is one file here, or in an installed package, and needs no line elsewhere.
+"""Benchmark protocols: each is one file, here or in an installed package, and needs no other change.
 
 Its name, `protocol` of an evaluation, is that of its file, or of an entry point of the group `flowmask.protocols`; the
 contract is `base.BenchmarkProtocol`. The numbers are those of the benchmark's own public code, made by pure functions.
-Where several conventions are in use under one name, each has its own table.
+If several conventions are in use under one name, each has its own table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,24 +32,24 @@ _TITLES = {
 
 
 def protocol_named(name: str) -> BenchmarkProtocol:
-    """The protocol of a name; raises ConfigError that lists the known ones."""
+    """The protocol of a name; raises ConfigError with the list of known ones."""
     return _KNOWN.get(name)()
 
 
 def in_scores(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The value of `protocol` in scores.json, from the protocol's part of each video's record, in order.
 
-    name, convention (the default's) and tables: convention -> what is averaged over -> number by name, in percent, None
-    where nothing of the kind was scored
+    name, convention (the default's) and tables: convention -> group -> number by name, in percent, None if the group
+    has no scores
     """
     protocol = protocol_named(name)
     return {"name": name, "convention": protocol.conventions[0], "tables": protocol.overall(records)}
 
 
 def numbers_by_name(known: Mapping[str, Any] | None) -> dict[str, float | None]:
-    """The numbers of the default convention by one name each, `<protocol>_<part>_<number>`; empty for no protocol.
+    """The numbers of the default convention, each named `<protocol>_<part>_<number>`; empty for no protocol.
 
-    known: as `in_scores` gives it
+    known: as returned by `in_scores`
     """
     if known is None:
         return {}
@@ -61,5 +61,5 @@ def numbers_by_name(known: Mapping[str, Any] | None) -> dict[str, float | None]:
 
 
 def number_title(name: str) -> str:
-    """A number's name as people write it."""
+    """A number's usual name in text."""
     return _TITLES.get(name) or name.replace("precision_", "P@").replace("ap_", "AP ").replace("_", " ")

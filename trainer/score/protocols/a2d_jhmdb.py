@@ -36,14 +36,14 @@ def answered(truth: Mask, masks: Sequence[Mask], scores: Sequence[float]) -> Ans
 def overall(samples: Mapping[str, Answered]) -> dict[str, float]:
     """o_iou, m_iou, precisions, map, ap_50, ap_75 and ap_{small, medium, large} (-1: no true mask of the size).
 
-    samples: what `answered` gave, by ids in whose order average precision takes them
+    samples: results of `answered`, by id; average precision uses the order of the ids
     """
     best = [image_iou.Overlap(*one["best"]) for one in samples.values()]
     return {**image_iou.overall(best, convention="referformer"), **_average_precision(samples)}
 
 
 def _average_precision(samples: Mapping[str, Answered]) -> dict[str, float]:
-    """COCO's, with categories off and one true mask a sample."""
+    """COCO's, without categories and with one true mask per sample."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -52,7 +52,7 @@ def _average_precision(samples: Mapping[str, Answered]) -> dict[str, float]:
         where = {"image_id": number, "category_id": 1}
         truths.append({**one["truth"], **where, "id": number, "iscrowd": 0})
         answers += [{**answer, **where} for answer in one["answers"]]
-    with redirect_stdout(io.StringIO()):  # it talks
+    with redirect_stdout(io.StringIO()):  # pycocotools prints
         true = COCO()
         true.dataset = {
             "images": [

@@ -1,8 +1,8 @@
 """A2D-Sentences: every annotated frame of every sentence is one sample; numbers as in `a2d_jhmdb`.
 
-The benchmark's models give several masks with scores. Ours gives one mask. Its score is the mean probability of its
-pixels, at the size of the clip and before the logits are clamped to -1..1; an empty mask scores 0. The score affects
-only average precision.
+The benchmark's models give several masks with scores. FlowMask gives one mask. Its score is the mean probability of
+its pixels, at the size of the clip and before the logits are clamped to -1..1; an empty mask scores 0. The score
+affects only average precision.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The contract of a protocol: the part of a video's record that it needs, and the tables from all records.
+"""The contract of a protocol: its part of a video's record, and the tables from all records.
 
 Imports `data_pipeline.sources` and the metrics; torch only where types are checked.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 JudgedPiece = tuple[Sequence[int], Mask, Mask]  # frame ids, truth and predicted, two bool [n H W]
 Row = Mapping[str, float | None]
-Table = Mapping[str, Row]  # what is averaged over -> number by name, in percent
+Table = Mapping[str, Row]  # group -> number by name, in percent
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The masks of one sentence as they were written, in the frames that are annotated for it.
+    """The written masks of one sentence, in the frames that are annotated for it.
 
     answered: whether a mask has a pixel in any frame, annotated or not
     j, f:     fractions, of each annotated frame
@@ -40,15 +40,15 @@ class Answer:
 
 
 class Listener(ABC):
-    """Receives the logits of each sentence of one video, for a protocol that needs more than the masks."""
+    """Receives the logits of each sentence of one video, for a protocol that needs more than masks."""
 
     @abstractmethod
     def hear(self, expression: Expression, logits: "Tensor", clip: "VaeClip") -> None:
-        """Logits [F H W] at the clip's size, its padding frames too."""
+        """Logits [F H W] at the clip's size, with its padding frames."""
 
 
 class BenchmarkProtocol(ABC):
-    """How a benchmark scores; a subclass of PerAnswer, or of this one if the answers of a video are scored together.
+    """How a benchmark scores. Subclass PerAnswer, or this class if the answers of a video are scored together.
 
     conventions: names of its tables, one for each scoring convention in use; the first is the default
     sources:     the layouts (`data.source`) that it scores
@@ -78,7 +78,7 @@ class BenchmarkProtocol(ABC):
     def listener(self, video: Video, folder: Path) -> Listener | None:
         """A listener to the logits of a video; None if the masks are enough.
 
-        folder: where label maps go, as <annotator>/<frame>.png: does not exist yet; published as labels/<video>/
+        folder: for label maps, as <annotator>/<frame>.png: does not exist yet; published as labels/<video>/
         """
         return None
 

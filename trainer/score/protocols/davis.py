@@ -1,13 +1,13 @@
-"""How Ref-DAVIS17 is scored: four annotators, whose objects compete for each pixel; three conventions of scoring.
+"""The scoring of Ref-DAVIS17: four annotators, whose objects compete for each pixel; three conventions.
 
-    unsupervised      all frames, void left out, labels matched to objects: what ReferFormer's script runs; the default
+    unsupervised      all frames, void left out, labels matched to objects, as in ReferFormer's script; the default
     semi_supervised   without the first and the last frame, label k against object k, void is background
     per_expression    every sentence's own mask against its object, no competition (VISA tools/eval_davis17.py)
 
-They are up to six points apart on one set of masks. Follows davisvideochallenge/davis2017-evaluation (ac7c43f),
-wjn922/ReferFormer (06fc218) and cilinyan/VISA (ec158fd). Unlike there, the frames of the decay are not counted in 8
-bits, which matters above 256 frames; a predicted label that no object has is refused, where the package ends the
-program. Fractions.
+They differ by up to six points on one set of masks. Follows davisvideochallenge/davis2017-evaluation (ac7c43f),
+wjn922/ReferFormer (06fc218) and cilinyan/VISA (ec158fd). Two differences: the frames of the decay are not counted
+in 8 bits, which matters above 256 frames; and a predicted label that no object has is refused, where the package
+ends the program. Fractions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def roles(expressions: int) -> list[tuple[int, int]]:
 def fuse(probabilities: NDArray[np.floating]) -> Labels:
     """Label map uint8 [T H W] of one annotator's objects [N T H W]: the largest probability of 0.5 or more wins.
 
-    Of equal ones the lower object does; where none reaches 0.5 the background (0) wins.
+    Among equal ones the lower object wins; if none reaches 0.5 the background (0) wins.
     """
     kept = np.where(probabilities < THRESHOLD, 0, probabilities)
     planes = np.concatenate([np.full_like(kept[:1], _BACKGROUND), kept])
@@ -53,7 +53,7 @@ def expression(truth: Labels, thing: int, predicted: Mask) -> Agreement:
 def annotator(truth: Labels, predicted: Labels, *, convention: str) -> list[dict[str, float]]:
     """Numbers of each object of one video, from two label maps uint8 [T H W].
 
-    In `unsupervised` they stand in the order of the predicted labels that they were matched to.
+    In `unsupervised` they are in the order of the predicted labels that they were matched to.
     """
     void = truth == VOID
     objects = int(np.where(void, 0, truth)[0].max())

@@ -2,7 +2,7 @@
 
 Follows henghuiding/ReLA gres_model/evaluation/refer_evaluation.py (3ca9551). A model without a
 no-target head answers "nothing" by an empty mask. Open question: whether the tables for models without a head remove
-small masks first. Percentages, but n_acc and t_acc fractions, as there.
+small masks first. Percentages, except n_acc and t_acc, which are fractions as in ReLA.
 """
 
 from collections.abc import Mapping, Sequence

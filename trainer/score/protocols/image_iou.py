@@ -5,7 +5,7 @@
     sa2va         I / (U + 1e-5) in float32; called gIoU and cIoU; no precisions (LISA-style code)
 
 Follows wjn922/ReferFormer datasets/a2d_eval.py (06fc218), yz93/LAVT-RIS test.py (1da0af9) and bytedance/Sa2VA RES.py
-(9832e1a). LAVT scores at 480 x 480; here masks are scored as they are given. Fractions.
+(9832e1a). LAVT scores at 480 x 480; here masks are scored at their given size. Fractions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class Overlap:
-    """The pixels of one sample in both masks, and in either."""
+    """The numbers of pixels of one sample in both masks, and in either."""
 
     intersection: int
     union: int
@@ -56,7 +56,7 @@ def ious(items: Sequence[Overlap], *, convention: str) -> NDArray[np.floating]:
 
 
 def overall(items: Sequence[Overlap], *, convention: str) -> dict[str, float]:
-    """o_iou, m_iou and, but for sa2va, precision_0.5 ... 0.9 of at least one sample."""
+    """o_iou, m_iou and, except for sa2va, precision_0.5 ... 0.9 of at least one sample."""
     each = ious(items, convention=convention).astype(np.float64)
     inside, outside = sum(item.intersection for item in items), sum(item.union for item in items)
     found = {"o_iou": inside / outside if outside else 0.0, "m_iou": float(each.mean())}

@@ -38,7 +38,7 @@ class LongRvos(PerAnswer):
 
 
 def expression(truth: Mask, predicted: Mask | None) -> dict[str, float]:
-    """All numbers of two bool [T H W]; None is a video without a prediction, which gets 0 for all."""
+    """All numbers of two bool [T H W]; None is a video without a prediction, which gets 0 in all numbers."""
     if predicted is None:
         return dict.fromkeys(_NAMES, 0.0)
     j, f = frame_scores(truth, predicted)

@@ -1,6 +1,6 @@
 """MeViS, v1 and v2 `valid_u`: J, F and J&F over all expressions, and the accuracy of empty answers.
 
-J&F follows henghuiding/MeViS tools/eval_mevis.py (7c0620b), which has no sentences without a target: there an
+J&F follows henghuiding/MeViS tools/eval_mevis.py (7c0620b), which has no sentences without a target: its
 empty answer scores 1 in every frame. For v2 no public scorer was found. N-acc, T-acc and Final follow published rows
 and the abstract of the LSVOS 2026 winner (arXiv 2608.11458). It is unknown whether v2's J&F covers all expressions or
 only those with a target; so both are given: `final` with all, `final_target` with those that have one.

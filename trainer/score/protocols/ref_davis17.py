@@ -112,7 +112,7 @@ def _truth(video: Video) -> davis.Labels:
 
 
 def _wrong(video: Video) -> str:
-    """Why a video can't be scored; "" if it can."""
+    """The reason why a video can't be scored; "" if it can."""
     if len(video.frame_names) < _FEWEST_FRAMES:
         return f"{len(video.frame_names)} frames, expected at least {_FEWEST_FRAMES}"
     roles = davis.roles(len(video.expressions))

@@ -1,8 +1,8 @@
 """ReVOS: J, F, accuracy A and robustness R, for referring and reasoning sentences separately.
 
 Follows cilinyan/VISA tools/eval_revos.py (ec158fd), with its rounding and 8-bit arithmetic. Sentences without a target
-(type_id 2) are measured but enter no mean. R measures how few pixels outside of the target were predicted, relative to
-all objects of the video's sentences. Real files with rows of type_id 2 were not available.
+(type_id 2) are measured but count in no mean. R falls with the number of predicted pixels outside of the target,
+relative to all objects of the video's sentences. Real files with rows of type_id 2 were not available.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,10 +51,10 @@ class Revos(BenchmarkProtocol):
 
 
 def expression(instances: Sequence[Mask], foreground: Mask, predicted: Mask | None) -> dict[str, float]:
-    """j, f, a and r, fractions, of one sentence; None is a video without a prediction, which gets 0 for all.
+    """j, f, a and r, fractions, of one sentence; None is a video without a prediction, which gets 0 in all.
 
-    instances:  bool [T H W] of each annotation that the sentence means
-    foreground: bool [T H W], the union of all that any sentence of the video means
+    instances:  bool [T H W] of each annotation of the sentence
+    foreground: bool [T H W], the union of the annotations of all sentences of the video
     """
     if predicted is None:
         return dict.fromkeys(_NAMES, 0.0)
@@ -70,10 +70,10 @@ def _means(j: Sequence[float], f: Sequence[float], frames: Sequence[tuple[float,
 
 
 def _frames(instances: Sequence[Mask], foreground: Sequence[int], predicted: Mask) -> list[tuple[float, float]]:
-    """A and R of each frame of bool [n H W]; `foreground` are the pixels of each frame's."""
+    """A and R of each frame of bool [n H W]; `foreground` has the pixel count of each frame's foreground."""
     truth = np.zeros(predicted.shape, np.uint8)
     for instance in instances:
-        truth += instance  # 2 where two overlap, as in the public code
+        truth += instance  # 2 where two instances overlap, as in the public code
     said = predicted.astype(np.uint8)
     accuracy = np.mean(truth == said, axis=(1, 2)).tolist()
     return [(a, _robustness(*frame)) for a, frame in zip(accuracy, zip(truth, foreground, said))]

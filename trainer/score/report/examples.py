@@ -1,4 +1,4 @@
-"""Chooses the expressions that a report shows, and reads the frames and masks of one."""
+"""Chooses the expressions for a report, and reads the frames and masks of one."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

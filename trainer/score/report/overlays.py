@@ -12,7 +12,7 @@ _FPS = 10.0  # datasets of frames do not state a rate
 
 
 def write_overlays(out: Path, expressions: Mapping[str, tuple[Video, Expression]], *, masks: Path) -> Path:
-    """Write out/overlays/<video>_<expression>.mp4 for each expression; `overlays` is made.
+    """Write out/overlays/<video>_<expression>.mp4 for each expression; makes `overlays`.
 
     expressions: by `<video>/<expression>`; if two names collide, the / becomes %2f. masks: the folder of
     their PNGs. Returns the folder of the videos.
