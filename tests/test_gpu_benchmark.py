@@ -69,7 +69,7 @@ def needed(name: str, found: set[str]) -> set[str]:
 
 
 def out_of_reach() -> list[str]:
-    """Modules of the installed packages that are neither in the wheels nor needs of torch, transformers or safetensors."""
+    """Modules of installed packages that neither the wheels hold nor torch, transformers or safetensors need."""
     script = (ROOT / "benchmarks" / "gpu_wheels.sh").read_text()
     carried = re.search(r"names='([^']*)'", script)
     assert carried is not None

@@ -347,7 +347,7 @@ def branches() -> dict[str, Any]:
 
 
 def offloaded() -> dict[str, Any]:
-    """Four steps around a skipped one, and steps with unused parameters; each with and without the offloaded optimizer."""
+    """Four steps around a skipped one, and steps with unused parameters, for both settings of offload_optimizer."""
     found: dict[str, Any] = {}
     for stage, offload in itertools.product((1, 2, 3), (False, True)):
         config = settings(stage=stage, precision="bf16").model_copy(update={"offload_optimizer": offload})
