@@ -1,4 +1,4 @@
-"""Pages that commands write can be read: in a narrow and a wide window, by day and by night.
+"""Pages that commands write are readable: in narrow and wide windows, in light and dark mode.
 
 FLOWMASK_PICTURES=DIR keeps a picture of each.
 """
@@ -13,7 +13,7 @@ from command import flowmask
 
 WINDOWS = [(width, scheme) for width in (400, 1100, 1600) for scheme in ("light", "dark")]
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3, level AA
-# Texts whose colour, mixed with all that is behind it, stands out too little.
+# Texts with too little contrast, after mixing their colour with all backgrounds behind them.
 FAINT = """least => {
   const luminance = ([r, g, b]) => [[r, .2126], [g, .7152], [b, .0722]].reduce((sum, [part, weight]) =>
     sum + weight * (part <= 10.3 ? part / 3294.6 : ((part / 255 + .055) / 1.055) ** 2.4), 0);
@@ -46,7 +46,7 @@ FAINT = """least => {
 
 @pytest.fixture(scope="module")
 def pages(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of each command that writes one of a cache, of scores or of a run."""
+    """One page of each command that writes a page of a cache, of scores or of a run."""
     folder = tmp_path_factory.mktemp("pages")
     evaluation, inspected, compared = smoke / "evaluate", folder / "inspect.html", folder / "compare.html"
     trained = folder / "run.html"
@@ -62,7 +62,7 @@ def pages(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 @pytest.fixture(scope="module")
 def shown(pages: dict[str, Path], chromium: Any) -> Iterator[Any]:
-    """Opens a page in a window; errors of its script fail the test at the end."""
+    """Opens a page in a window; errors of its scripts fail the test at the end."""
     said: list[str] = []
 
     def show(name: str, width: int = 1100, scheme: str = "light") -> Any:

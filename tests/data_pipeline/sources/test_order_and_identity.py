@@ -1,4 +1,4 @@
-"""Frames match their masks in every order and spelling, ids are unique, and the identity covers every input of bytes."""
+"""Frames match their masks in every order and spelling, ids are unique, and the identity covers all inputs of bytes."""
 
 import json
 import os

@@ -139,7 +139,7 @@ def test_an_avis_damaged_index_is_missed(name: str, tmp_path: Path) -> None:
 def test_a_fragment_with_a_damaged_header_is_missed(name: str, box: bytes, tmp_path: Path) -> None:
     whole = film(tmp_path, name)
     at = whole.index(box, whole.index(b"moof", whole.index(b"moof") + 4) - 4)  # in the second fragment
-    for place, value in ((at, b"x"), (at - 4, b"\x7f"), (at - 2, b"\x55")):  # another kind, too large a size, another size
+    for place, value in ((at, b"x"), (at - 4, b"\x7f"), (at - 2, b"\x55")):  # another kind, too large, another size
         damaged = whole[:place] + value + whole[place + 1 :]
         refused = holds(tmp_path / f"{place}_{name}", damaged)
         assert refused or len(VideoFile(tmp_path / f"{place}_{name}")) == 60
