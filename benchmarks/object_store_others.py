@@ -4,10 +4,9 @@
 
 VENV: an environment with torch, mosaicml-streaming and litdata (their numpy and transformers differ from ours).
 Each clip is one example of 3.1 MB: latents of 16x5x60x104 (the video's mean and logvar, the mask's mean), a sentence.
-Each reader has the format and defaults of its own manual (shards of 64 MB, shuffled, batches of 8, a worker per core),
-a new process and an empty disk, and reads every example once. Seconds go from the request of the first batch to the
-last batch, with the start of workers. `raw`: the requests of `ours` by 64 plain connections, which discard the bytes.
-Medians over interleaved rounds.
+Each reader has the format and defaults of its manual (shards of 64 MB, shuffled, batches of 8, a worker per core),
+a new process and an empty disk, and reads every example once. Seconds: from the request of the first batch to the last
+batch. `raw`: the requests of `ours` by 64 plain connections. Medians over interleaved rounds.
 """
 
 import argparse

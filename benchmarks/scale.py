@@ -6,8 +6,7 @@
     python benchmarks/scale.py saves --ranks 2 8 64 1000
     python benchmarks/scale.py failures
 
-Each prints a table of CPU seconds, which are valid on a busy machine too, and of the peak memory of a new process.
-`clips` plans with the real planner, and finalises real sidecars beside tars that are holes.
+Each prints a table. CPU seconds are valid on a busy machine too; memory is the peak of a new process.
 """
 
 import argparse
@@ -62,7 +61,7 @@ def measured(work: Callable[[], object]) -> dict[str, Any]:
 
 @part("clips")
 def clips(arguments: argparse.Namespace) -> None:
-    """Plan and finalise: CPU seconds and memory by the number of clips."""
+    """CPU seconds and memory of the real planner and finaliser, by the number of clips."""
 
     def rows() -> Iterator[Sequence[object]]:
         for size in arguments.sizes:

@@ -1,6 +1,6 @@
 """A cache build by many processes around a stub encoder: the other parts are real, from plan to index; no torch.
 
-    python benchmarks/stub_build.py OUT --clips 12800 --workers 200 --json
+    python benchmarks/stub_build.py OUT --clips 12800 --workers 200
 
 Workers are forked, so that hundreds fit on one machine. Each counts its filesystem calls, pass by pass. A clip is one
 frame of 16x16. Its latent is 64 numbers computed from the pixels, so the bytes are a function of the clip.

@@ -84,7 +84,7 @@ def measured(lab: "Lab", row: "Row", journal: Journal) -> bool:
         lab.matrix_tflops = found.get("tflop_per_s")
     try:
         lab.clear()
-    except RuntimeError as error:  # the GPU has an error that stays
+    except RuntimeError as error:  # the GPU has a permanent error
         print(why(error), file=sys.stderr)
         return False
     return not lab.gpu or lab.held() < _LEAK_BYTES

@@ -132,7 +132,7 @@ def run_study(out: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reproduce, "run_curriculum", lambda *_, **__: 0)
         out.mkdir(parents=True, exist_ok=True)
-        patched.chdir(out)  # its files name the folder
+        patched.chdir(out)  # its files contain the folder's path
         reproduce.reproduce(Path("configs/paper.yaml"), ["out=."], profile=None, wait=True, dry_run=False)
 
 
