@@ -16,8 +16,8 @@ from flowmask.trainer.explain.verdict import COMPUTING, COPYING, READING, a_step
 CAUSES = {"disk": READING, "copy": COPYING, "rank": COMPUTING}
 BUSY = 1 + os.getloadavg()[0] / 2  # other tests run at the same time: a fault must last longer than their load
 TIMEOUT_S = 6.0 * BUSY
-STEPS = {"disk": 6, "copy": 6, "rank": 6, "hang": 3}  # steps of a fault; the first SETTLING of them do not count:
-SETTLING = 2  # these batches were read before the fault began
+STEPS = {"disk": 6, "copy": 6, "rank": 6, "hang": 3}  # steps reserved for each fault, SETTLING of them without it:
+SETTLING = 2  # batches that were read before the fault began
 # after half of the timeout, stacks are written; the others must still be waiting
 SLOW_S, HANG_S = (0.3 * BUSY, 0.82 * TIMEOUT_S)
 

@@ -155,7 +155,7 @@ def _high(path: Path) -> int:
 
 
 def _with_legend_of(count: int) -> int:
-    """The height of an overlay of a film of 64x100 px with that many short sentences."""
+    """The height of an overlay of a film of 64x100 px with `count` short sentences."""
     from flowmask.trainer.predict.show.overlay import colour, legend, view_size
 
     high, wide = view_size(64, 100)
