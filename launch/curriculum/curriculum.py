@@ -177,11 +177,16 @@ def _submit_all(curriculum: Curriculum, judged: Mapping[str, Judgement]) -> _Sen
         earlier = curriculum.before(stage)
         job_id = _live(curriculum, stage, renewed=bool(earlier & sent.fresh))
         if job_id is None:
+            # a job that is no longer in the queue may have ended well since the stage was judged
+            found = judge(stage, unfinished=earlier & sent.jobs.keys(), memo=curriculum.out)
+            if found.done:
+                err.print(f"{stage.name}: done, {found.why}")
+                continue
             after = [sent.jobs[name] for name in sent.jobs if name in earlier]
             job_id = stage_jobs.submit(curriculum.out, stage, after=after)
             sent.fresh.add(stage.name)
             behind = f" after {', '.join(after)}" if after else ""
-            err.print(f"{stage.name}: submitted job {job_id}{behind}; {judged[stage.name].why}")
+            err.print(f"{stage.name}: submitted job {job_id}{behind}; {found.why}")
         else:
             err.print(f"{stage.name}: already submitted as job {job_id}")
         sent.jobs[stage.name] = job_id

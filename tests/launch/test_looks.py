@@ -1,52 +1,17 @@
-"""Pages that commands write are readable: in narrow and wide windows, in light and dark mode.
+"""Pages that commands write can be read: in a narrow and a wide window, light and dark."""
 
-FLOWMASK_PICTURES=DIR keeps a picture of each.
-"""
-
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import flowmask
-
-WINDOWS = [(width, scheme) for width in (400, 1100, 1600) for scheme in ("light", "dark")]
-LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3, level AA
-# Texts with too little contrast, after mixing their colour with all backgrounds behind them.
-FAINT = """least => {
-  const luminance = ([r, g, b]) => [[r, .2126], [g, .7152], [b, .0722]].reduce((sum, [part, weight]) =>
-    sum + weight * (part <= 10.3 ? part / 3294.6 : ((part / 255 + .055) / 1.055) ** 2.4), 0);
-  const parts = colour => { const n = colour.match(/[\\d.]+/g).map(Number); return n.length == 3 ? [...n, 1] : n };
-  const over = ([r, g, b, a], below) => [r, g, b].map((part, i) => a * part + (1 - a) * below[i]);
-  const canvas = matchMedia("(prefers-color-scheme: dark)").matches ? [18, 18, 18] : [255, 255, 255];
-  const seen = (element, ink) => {
-    const outer = [];
-    for (let one = element; one; one = one.parentElement) outer.unshift(one);
-    let below = canvas, opacity = 1;
-    for (const one of outer) {
-      const style = getComputedStyle(one);
-      opacity *= style.opacity;
-      below = over(parts(style.backgroundColor), below);
-    }
-    const [r, g, b, a] = parts(ink);
-    return [over([r, g, b, a * opacity], below), below];
-  };
-  const faint = [];
-  for (const element of document.querySelectorAll("body *")) {
-    const own = [...element.childNodes].filter(node => node.nodeType == 3 && node.data.trim());
-    if (!own.length || element.closest("script, style, svg")) continue;
-    const [ink, below] = seen(element, getComputedStyle(element).color).map(luminance);
-    const contrast = (Math.max(ink, below) + .05) / (Math.min(ink, below) + .05);
-    if (contrast < least) faint.push(`${own[0].data.trim().slice(0, 40)}: ${contrast.toFixed(1)}`);
-  }
-  return faint;
-}"""
+from looks import look_at, opened
 
 
 @pytest.fixture(scope="module")
 def pages(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One page of each command that writes a page of a cache, of scores or of a run."""
+    """A page of each command that writes one of a cache, of scores or of a run."""
     folder = tmp_path_factory.mktemp("pages")
     evaluation, inspected, compared = smoke / "evaluate", folder / "inspect.html", folder / "compare.html"
     trained = folder / "run.html"
@@ -62,15 +27,11 @@ def pages(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 @pytest.fixture(scope="module")
 def shown(pages: dict[str, Path], chromium: Any) -> Iterator[Any]:
-    """Opens a page in a window; errors of its scripts fail the test at the end."""
+    """Opens a page in a window; errors of its script fail the test at the end."""
     said: list[str] = []
 
     def show(name: str, width: int = 1100, scheme: str = "light") -> Any:
-        page = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(pages[name].as_uri())
-        return page
+        return opened(chromium, pages[name], said, width=width, scheme=scheme)
 
     yield show
     assert said == []
@@ -78,15 +39,7 @@ def shown(pages: dict[str, Path], chromium: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", ["report", "inspect", "compare", "run"])
 def test_a_page_fits_its_window_shows_every_picture_and_its_texts_stand_out(name: str, shown: Any) -> None:
-    for width, scheme in WINDOWS:
-        page = shown(name, width, scheme)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
-        assert page.evaluate(FAINT, LEAST_CONTRAST) == [], (width, scheme)
-        if "FLOWMASK_PICTURES" in os.environ:
-            path = Path(os.environ["FLOWMASK_PICTURES"]) / f"{name}-{width}-{scheme}.png"
-            page.screenshot(path=path, full_page=True)
-        page.context.close()
+    look_at(name, lambda width, scheme: shown(name, width, scheme))
 
 
 def test_a_click_on_a_title_sorts_by_value_and_another_one_turns_it_round(shown: Any) -> None:

@@ -96,7 +96,7 @@ def test_a_submitter_killed_behind_sbatch_submits_no_stage_twice_and_a_stopped_s
     known = (f"cache_refcoco: already submitted as job {orphan}", "cache_refcoco: done")
     assert any(line in second.stderr for line in known), second.stderr
     again = flowmask("curriculum", path, *endless, "--no-wait")
-    assert "submitted" not in again.stderr, again.stderr
+    assert ": submitted job" not in again.stderr, again.stderr
     assert jobs_of(cluster) == sorted(STAGES)
 
     pretrain, more = (tmp_path / name for name in ("pretrain", "more"))

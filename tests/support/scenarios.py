@@ -19,6 +19,7 @@ from flowmask.trainer.step.engine import Engine, StepResult
 from flowmask.trainer.train_config import TrainConfig
 
 GLOBAL_BATCH = 8
+STEPS, SAVED = 12, 6  # of a trajectory; the step of its checkpoint
 TOKENS = GLOBAL_BATCH * 2 * 2 * 2  # in a step; a gradient is a sum over them
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
@@ -136,9 +137,9 @@ def micro_batches(step: int, *, micro: int) -> list[Batch]:
 
 
 def settings(*, stage: int, precision: str, micro: int = 2, clip: float = 1.0) -> TrainConfig:
-    """A config whose learning rate is high enough to show differences in 20 steps."""
+    """A config whose learning rate is high enough to show differences in a dozen steps."""
     values: dict[str, Any] = {"zero_stage": stage, "precision": precision, "grad_clip": clip}
-    return TrainConfig(steps=20, lr=2e-3, global_batch=GLOBAL_BATCH, micro_batch=micro, **values)
+    return TrainConfig(steps=STEPS, lr=2e-3, global_batch=GLOBAL_BATCH, micro_batch=micro, **values)
 
 
 class Training:
@@ -206,7 +207,7 @@ def _plain(results: list[StepResult]) -> list[list[float]]:
 
 
 def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[int, ...] = STAGES) -> dict[str, Any]:
-    """20 steps for each setting; with `resume`, saved at step 12 and continued by another engine."""
+    """`STEPS` steps for each setting; with `resume`, saved at step `SAVED` and continued by another engine."""
     found: dict[str, Any] = {}
     for precision, stage, micro in itertools.product(PRECISIONS, stages, micros):
         if micro != 2 and distributed.world_size() > 1 and stage != 1:
@@ -223,11 +224,11 @@ def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[
         with Operators() as operators:
             results += training.run(range(1, 2))
         row["collectives"] = operators.collectives
-        results += training.run(range(2, 12))
+        results += training.run(range(2, SAVED))
         if resume and micro == 2:
-            training.save(12)
+            training.save(SAVED)
             saved = training.everything()
-        results += training.run(range(12, 20))
+        results += training.run(range(SAVED, STEPS))
         row["losses"] = _plain(results)
         row["digests"] = [str(result.digest) for result in results]
         row["doubles"] = [result.metrics["double"] / result.loss for result in results]
@@ -237,7 +238,7 @@ def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[
             training = Training(stage=stage, precision=precision, folder=place)
             row["state"] = training.restore()
             row["restored_exact"] = same(saved, training.everything())
-            row["resumed"] = _plain(training.run(range(12, 20)))
+            row["resumed"] = _plain(training.run(range(SAVED, STEPS)))
             row["end_exact"] = same(end, training.everything())
             row["held"] = sum(piece.numel for piece in training.engine.fragments())
         training.engine.close()
@@ -443,7 +444,7 @@ def continued(*, folder: str, moves: list[tuple[str, int, int]]) -> dict[str, An
         place = Path(folder) / f"{precision}_{stage}"
         training = Training(stage=to, precision=precision, folder=place)
         training.restore()
-        found[f"{precision}/{stage}/{to}"] = _plain(training.run(range(12, 16)))
+        found[f"{precision}/{stage}/{to}"] = _plain(training.run(range(SAVED, SAVED + 4)))
         training.engine.close()
     return found
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DIRTY = "-dirty"
 _LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` serves
-_TRAINING = "?workflowType=machine_learning"  # else the page is that of language models, which has no runs
+_TRAINING = "?workflowType=machine_learning"  # without it the page is made for language models
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def page_of(uri: str, *, experiment_id: str | None, run_id: str | None = None) -
     """
     if experiment_id is None:
         return ""
-    page = f"/#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id is not None else _TRAINING)
+    run = f"/{run_id}" if run_id is not None else ""
+    page = f"/#/experiments/{experiment_id}/runs{run}{_TRAINING}"
     uri = masked_uri(uri)
     if uri.startswith(("http://", "https://")):
         return uri.partition("?")[0].rstrip("/") + page

@@ -20,10 +20,12 @@ from curriculum_lab import curriculum, write, write_world
 from fake_slurm import fake_slurm
 from runs import unequal_tensors
 
+from flowmask.launch.curriculum import curriculum as command
+from flowmask.launch.curriculum import jobs as stage_jobs
 from flowmask.launch.curriculum.checks import check
 from flowmask.launch.curriculum.curriculum import run_curriculum
 from flowmask.launch.curriculum.done import Judgement, judge_all
-from flowmask.launch.curriculum.stages import load_curriculum
+from flowmask.launch.curriculum.stages import Stage, load_curriculum
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.state.checkpoint import read_state
 from flowmask.trainer.state.steps import complete
@@ -260,6 +262,22 @@ def test_a_stage_that_would_train_on_cpus_unasked_is_refused_before_anything_is_
         run_curriculum(load_curriculum(write(tmp_path / "c.yaml", tree)), wait=False, dry_run=True)
         said = capsys.readouterr().out
         assert said.count("each node: ") == len(tree["stages"]) and f"each node: {gpus}" in said
+
+
+def test_a_stage_whose_job_ends_while_the_others_are_judged_is_not_submitted_again(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, sent = load_curriculum(write(tmp_path / "c.yaml", tree)), dict[str, list[str]]()
+    first, *others = (one.name for one in loaded.stages)
+
+    def submit(out: Path, stage: Stage, *, after: list[str]) -> str:
+        sent[stage.name] = after
+        return stage.name
+
+    monkeypatch.setattr(stage_jobs, "submit", submit)
+    monkeypatch.setattr(command, "judge", lambda stage, **_: Judgement(stage.name == first, "now"))
+    command._submit_all(loaded, {name: Judgement(False, "earlier") for name in (first, *others)})
+    assert list(sent) == others and all(first not in after for after in sent.values())
 
 
 def test_no_stage_trains_on_what_another_one_scores(tree: dict[str, Any], tmp_path: Path) -> None:

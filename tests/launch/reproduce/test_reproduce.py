@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from looks import look_at, opened
 from study_lab import TRAIN, write_study
 
 from flowmask.launch.reproduce import reproduce
@@ -59,6 +60,12 @@ def test_the_page_shows_every_row_and_the_same_sentences_and_escapes_what_it_is_
     assert text.count("<figure>") >= 1 and text.count('alt="two steps"') == text.count('alt="true mask"') > 0
     for table in (study / TABLE).read_text().split("\n\n"):
         assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1, table
+
+
+def test_the_page_can_be_read_in_any_window(study: Path, chromium: Any) -> None:
+    said: list[str] = []
+    look_at("study", lambda width, scheme: opened(chromium, study / PAGE, said, width=width, scheme=scheme))
+    assert said == []
 
 
 def test_every_row_started_from_the_dit_that_learned_videos(study: Path) -> None:

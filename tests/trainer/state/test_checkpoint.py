@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scenarios import PRECISIONS, STAGES, Training, assert_same_training, same
+from scenarios import PRECISIONS, SAVED, STAGES, Training, assert_same_training, same
 from seals import rewrite
 from workers import run_ranks
 
@@ -42,9 +42,9 @@ def test_a_resumed_run_equals_one_that_never_stopped_to_the_bit(
 ) -> None:
     row = two_ranks[0]["trajectories"][f"{precision}/{stage}/2"]
     assert row["restored_exact"], "masters, moments and EMA come back as they were"
-    assert row["resumed"] == row["losses"][12:]
+    assert row["resumed"] == row["losses"][SAVED:]
     assert row["end_exact"]
-    assert row["state"] == {"step": 12, "note": "x"}
+    assert row["state"] == {"step": SAVED, "note": "x"}
 
 
 MOVES = {  # precision, ZeRO stage of the two processes that saved, stage of the resume
@@ -63,7 +63,7 @@ def test_a_run_of_two_processes_resumes_in_one_and_in_four_at_any_stage(
     assert len(found[0]) == len(MOVES[world_size])
     for name, losses in found[0].items():
         precision, stage, _ = name.split("/")
-        expected = two_ranks[0]["trajectories"][f"{precision}/{stage}/2"]["losses"][12:16]
+        expected = two_ranks[0]["trajectories"][f"{precision}/{stage}/2"]["losses"][SAVED : SAVED + 4]
         assert_same_training(losses, expected, precision=precision)
 
 

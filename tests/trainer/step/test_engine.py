@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import PRECISIONS, STAGES, TOKENS, Velocity, assert_same_training, global_batch, tiny_dit
+from scenarios import PRECISIONS, STAGES, STEPS, TOKENS, Velocity, assert_same_training, global_batch, tiny_dit
 from tolerance import add_apart, summed
 
 from flowmask.models.errors import ConfigError
@@ -27,7 +27,7 @@ def test_the_zero_stage_does_not_change_the_training(
 ) -> None:
     found = two_ranks[0]["trajectories"]
     losses, expected = found[f"{precision}/{stage}/2"]["losses"], found[f"{precision}/1/2"]["losses"]
-    assert len(losses) == 20
+    assert len(losses) == STEPS
     assert losses[-1][0] < losses[0][0]
     assert_same_training(losses, expected, precision=precision)
 
@@ -56,10 +56,10 @@ def test_every_rank_reports_the_same_numbers(two_ranks: list[dict[str, Any]]) ->
 def test_the_digest_and_the_metrics_are_of_the_global_batch(
     two_ranks: list[dict[str, Any]], one_rank: dict[str, Any]
 ) -> None:
-    expected = [str(sum(example.digest for example in global_batch(step)) % (1 << 64)) for step in range(20)]
+    expected = [str(sum(example.digest for example in global_batch(step)) % (1 << 64)) for step in range(STEPS)]
     for row in [*two_ranks[0]["trajectories"].values(), *one_rank.values()]:
         assert row["digests"] == expected
-        assert row["doubles"] == pytest.approx([2.0] * 20, rel=1e-12)
+        assert row["doubles"] == pytest.approx([2.0] * STEPS, rel=1e-12)
 
 
 @per_engine

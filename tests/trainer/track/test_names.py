@@ -35,12 +35,12 @@ def test_scores_are_grouped_by_dataset_and_split_and_those_of_a_part_say_so() ->
 @pytest.mark.parametrize(
     ("uri", "page"),
     [
-        ("http://h:5000/", "http://h:5000/#/experiments/1/runs/r"),
-        ("https://u:Mark3r@h/x?token=Mark3r", "https://***@h/x/#/experiments/1/runs/r"),
+        ("http://h:5000/", "http://h:5000/#/experiments/1/runs/r?workflowType=machine_learning"),
+        ("https://u:Mark3r@h/x?token=Mark3r", "https://***@h/x/#/experiments/1/runs/r?workflowType=machine_learning"),
         (
             "sqlite:////a b/mlflow.db",
             "`mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'`, "
-            "then open http://127.0.0.1:5000/#/experiments/1/runs/r",
+            "then open http://127.0.0.1:5000/#/experiments/1/runs/r?workflowType=machine_learning",
         ),
         ("databricks", ""),
     ],

@@ -161,7 +161,7 @@ def check_facts(run: Any, out: Path) -> None:
     facts = json.loads(found.dataset.profile)
     assert (found.dataset.name, found.tags[0].value, facts["examples"]) == ("cache", "training", manifest["examples"])
     assert facts["fingerprint"] == manifest["fingerprint"]["total"]
-    page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    page = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
     assert f"open http://127.0.0.1:5000{page}" in (out / "log.txt").read_text()
 
 
