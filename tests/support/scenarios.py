@@ -19,7 +19,7 @@ from flowmask.trainer.step.engine import Engine, StepResult
 from flowmask.trainer.train_config import TrainConfig
 
 GLOBAL_BATCH = 8
-STEPS, SAVED = 12, 6  # of a trajectory; the step of its checkpoint
+STEPS, SAVED = 12, 6  # steps of a trajectory; the step of its checkpoint
 TOKENS = GLOBAL_BATCH * 2 * 2 * 2  # in a step; a gradient is a sum over them
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
@@ -207,7 +207,7 @@ def _plain(results: list[StepResult]) -> list[list[float]]:
 
 
 def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[int, ...] = STAGES) -> dict[str, Any]:
-    """`STEPS` steps for each setting; with `resume`, saved at step `SAVED` and continued by another engine."""
+    """Training for `STEPS` steps with each setting; with `resume`, another engine continues from step `SAVED`."""
     found: dict[str, Any] = {}
     for precision, stage, micro in itertools.product(PRECISIONS, stages, micros):
         if micro != 2 and distributed.world_size() > 1 and stage != 1:
