@@ -42,7 +42,7 @@ FAINT = """least => {
 
 
 def look_at(name: str, show: Callable[[int, str], Any]) -> None:
-    """The page fits each window, shows every picture, and its texts have enough contrast; `show` opens it in a window."""
+    """The page fits each window, shows every picture, and its texts have enough contrast; `show` opens a window."""
     for width, scheme in WINDOWS:
         page = show(width, scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
