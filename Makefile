@@ -1,4 +1,4 @@
-# The two commands of the README are `make demo` and `make test`; both set everything up first.
+# `make demo` and `make test` are the two commands of the README; both run the setup first.
 PYTHON ?= python3
 OUT ?= out/demo
 JOBS ?= 2
@@ -9,10 +9,10 @@ export HF_HUB_OFFLINE = 1
 
 .PHONY: help setup demo demo-full test test-slurm test-page test-long docs lint format clean
 
-help:            ## what can be made
+help:            ## this list of targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
-setup: $(VENV)/.ready  ## the virtual environment, with pinned versions
+setup: $(VENV)/.ready  ## make the virtual environment with pinned versions
 
 $(VENV)/.ready: constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FlowMask needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -23,34 +23,34 @@ $(VENV)/.ready: constraints.txt setup.cfg pyproject.toml
 demo: setup      ## dataset -> cache -> decoder -> DiT -> J&F -> predict, in about ten minutes on 2 cores
 	$(BIN)/flowmask demo --out $(OUT)
 
-demo-full: setup ## the same at length, up to an hour on 2 cores
+demo-full: setup ## the long form of the demo, up to an hour on 2 cores
 	$(BIN)/flowmask demo --full --out $(OUT)-full
 
-test: setup      ## every law once, small; JOBS=N processes, 2 unless said
+test: setup      ## run every short test once; JOBS=N processes, default 2
 	$(BIN)/pytest -m 'not long' $(SHARED)
 
-test-slurm: setup ## the laws of launching on a real SLURM; installs its packages when root
+test-slurm: setup ## the tests of launching on a real SLURM; root installs its packages
 	tests/slurm/install.sh
 	FLOWMASK_NEED_SLURM=1 $(BIN)/pytest --timeout 3600 tests/slurm
 
-test-page: setup ## the laws of the page in a real browser; installs it when root
+test-page: setup ## the tests of the page in a real browser; root installs it
 	tests/launch/serve/install.sh
 	FLOWMASK_NEED_BROWSER=1 $(BIN)/pytest tests/launch/serve
 
-test-long: setup ## the same laws at length; TRIALS=N SEED=S JOBS=N
+test-long: setup ## all tests, also the long ones; TRIALS=N SEED=S JOBS=N
 	$(BIN)/pytest --timeout 3600 $(SHARED)
 
-docs: setup      ## the site in site/, from docs/; a dead link fails it
+docs: setup      ## build docs/ into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-lint: setup      ## ruff and mypy
+lint: setup      ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup    ## let ruff rewrite
+format: setup    ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:           ## forget the environment and every output of the demo
+clean:           ## delete the environment and every output of the demo
 	rm -rf $(VENV) out *.egg-info

@@ -1,11 +1,11 @@
-"""This checkout against another commit: each one's own benchmarks, round about in processes of their own, as ratios.
+"""Compares this checkout with another commit: runs the benchmarks of both in turn, and gives ratios.
 
     python benchmarks/against.py REV [--benchmarks train_step loader cache] [--rounds N] [--json]
     python benchmarks/against.py REV --benchmarks train_step -- --preset tiny --rounds 1 --no-mlflow
 
-REV is checked out into a temporary git worktree, which is removed at the end. Every figure that both print with
---json gets the median over rounds of here / REV, and a bootstrap interval of 95 % (for fewer than six rounds: the
-lowest and the highest). Which of the two goes first turns. Behind --: options of the benchmark, the same for both.
+REV is checked out into a temporary git worktree, which is removed at the end. Each figure that both print with --json
+gets the median over rounds of here / REV, and a bootstrap interval of 95 % (for fewer than six rounds: the lowest and
+the highest). The order of the two alternates. After --: options for the benchmark of both.
 """
 
 import argparse
@@ -30,7 +30,7 @@ BOOTSTRAP_FROM, DRAWS = 6, 2000
 
 @contextmanager
 def checkout(revision: str, folder: Path) -> Iterator[Path]:
-    """The files of a commit, for a while; what is uncommitted here stays as it is."""
+    """The files of a commit in a temporary worktree; uncommitted changes here stay."""
     worktree, there = ["git", "-C", str(ROOT), "worktree"], folder / "checkout"
     if subprocess.run([*worktree, "add", "--detach", "--quiet", str(there), revision]).returncode:
         sys.exit(f"REV is {revision}, which git can't check out: give a commit, branch or tag of {ROOT}")
@@ -51,7 +51,7 @@ def figures(root: Path, benchmark: str, options: Sequence[str]) -> dict[str, flo
 
 
 def numbers(tree: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in nested mappings; texts, truths and lists are none."""
+    """Every number in nested mappings; strings, booleans and lists are skipped."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from numbers(value, f"{name}.{key}" if name else str(key))
@@ -62,7 +62,7 @@ def numbers(tree: Any, name: str = "") -> Iterator[tuple[str, float]]:
 def rounds_of(
     roots: Sequence[Path], benchmark: str, options: Sequence[str], *, rounds: int
 ) -> list[list[dict[str, float]]]:
-    """The figures of each checkout in each round; the first to go turns with the rounds."""
+    """The figures of each checkout in each round; the order of the checkouts alternates."""
     found: list[list[dict[str, float]]] = [[] for _ in roots]
     for number in range(rounds):
         order = range(len(roots)) if number % 2 == 0 else reversed(range(len(roots)))
@@ -73,7 +73,7 @@ def rounds_of(
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """95 % of the medians of resampled rounds; of few rounds the lowest and the highest."""
+    """95 % of the medians of resampled rounds; for few rounds the lowest and the highest."""
     if len(ratios) < BOOTSTRAP_FROM:
         return min(ratios), max(ratios)
     drawn = np.random.default_rng(0).choice(np.array(ratios), size=(DRAWS, len(ratios)))
@@ -82,7 +82,7 @@ def interval(ratios: Sequence[float]) -> tuple[float, float]:
 
 
 def compare(here: Sequence[dict[str, float]], there: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """For each number that every run of both has, unless it is ever 0: the ratio of each round, summed up."""
+    """For each number that every run of both has and that is never 0: the ratio of each round, summarised."""
     shared = [name for name in here[0] if all(name in run and run[name] for run in (*here, *there))]
     found = {}
     for name in shared:
@@ -114,7 +114,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     given = parsed()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed on SIGTERM too
     found = {}
     with tempfile.TemporaryDirectory(dir=given.folder) as name, checkout(given.revision, Path(name)) as there:
         for benchmark in given.benchmarks:

@@ -1,11 +1,11 @@
-"""How well a build uses the machine: one worker, its stages overlapped, on clips that are dear to encode or to decode.
+"""How well a build uses the machine: one worker with overlapped stages, on clips that are slow to encode or to decode.
 
     python benchmarks/cache.py [--json] [--clips N] [--rounds N] [--folder DIR] [--memory]
 
-encode_bound: encoding costs at least four times decoding and writing; `busy` is the share of the wall time in which the
-encoder worked. decode_bound: large frames, small clips; `ratio` is wall time over (CPU seconds of all stages / cores).
-Both are of the clips' phase, without loading weights; best of some rounds, since whatever else runs takes cores away
-(`load` says how much). `wanted_cores` holds on a busy machine too: threads that ran or waited for a core, on average.
+encode_bound: encoding costs at least four times decoding and writing; `busy` is the encoder's share of the wall time.
+decode_bound: large frames, small clips; `ratio` is wall time over (CPU seconds of all stages / cores). Both cover the
+clips' phase without loading weights, in the best round, since other work takes cores away (`load` shows it).
+`wanted_cores` is valid on a busy machine too: the mean number of threads that ran or waited for a core.
 --memory: peak resident memory of a worker at 1,000 and at 20,000 clips (half an hour).
 """
 
@@ -59,7 +59,7 @@ DECODE_BOUND = Case("decode_bound", source=(1080, 1920), short_side=16)
 
 
 def write_dataset(folder: Path, case: Case, *, clips: int) -> None:
-    """One video a clip in the layout of MeViS: noise that moves, with one rectangle for a mask."""
+    """One video a clip in the layout of MeViS: moving noise, with one rectangle as the mask."""
     height, width = case.source
     noise = np.random.default_rng(0).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
     picture = np.asarray(Image.fromarray(noise).resize((width, height)))
@@ -96,7 +96,7 @@ def config_of(folder: Path, case: Case, *, out: Path) -> CacheBuildConfig:
 
 
 def _core_seconds() -> float:
-    """Seconds that threads of this process ran, or could have run if there had been a core."""
+    """Seconds in which threads of this process ran, or waited for a core."""
     total = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         with suppress(OSError):  # the thread has just ended
@@ -116,11 +116,11 @@ class Watch:
 
     def _told(self, progress: BuildProgress) -> None:
         if progress.phase == "clips" != self._phase:
-            _ = self._build.encoder  # its weights are loaded before the clock starts
+            _ = self._build.encoder  # load its weights before the clock starts
             self.before = {stage: self._build.clock.busy(stage) for stage in STAGES}
             self.started = time.perf_counter()
             self.first = self.last = (_core_seconds(), self.started)
-        elif progress.phase == "clips":  # not later: the pipeline's threads end with it
+        elif progress.phase == "clips":  # not later: the pipeline's threads end with this phase
             self.last = (_core_seconds(), time.perf_counter())
         if progress.phase == "finalise":
             self.ended = time.perf_counter()
@@ -143,7 +143,7 @@ class Watch:
 
 
 def measure(folder: Path, case: Case, *, clips: int, rounds: int) -> dict[str, Any]:
-    """The best round: what the pipeline can do when it has the cores to itself."""
+    """The best round: the result of the pipeline when it has all cores."""
     if not (folder / case.name).exists():
         write_dataset(folder / case.name / "train", case, clips=clips)
     results = []
@@ -157,7 +157,7 @@ def measure(folder: Path, case: Case, *, clips: int, rounds: int) -> dict[str, A
 
 
 def peak_memory_mb(folder: Path, *, clips: int) -> int:
-    """Peak resident memory of a worker process that plans, builds and finalises alone."""
+    """Peak resident memory of one worker process that plans, builds and finalises."""
     case = Case(f"memory_{clips}", source=(32, 32), short_side=32, frames=5)
     write_dataset(folder / case.name / "train", case, clips=clips)
     config = config_of(folder, case, out=folder / f"cache_{clips}")

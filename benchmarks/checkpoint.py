@@ -1,9 +1,9 @@
-"""What a checkpoint costs the training: step times without a save, with one in flight, and of a save waited for.
+"""The cost of checkpoints for the training: step times without a save, during a save, and a save that is waited for.
 
     python benchmarks/checkpoint.py --parameters-m 50 --steps 12 --json
 
-One process, the trainer's own engine, EMA and checkpoints on fixed tensors. `stall_s` is how long the step that a
-save begins in is held up (the host copies); the steps after it share the machine with the writing thread.
+One process with the trainer's own engine, EMA and checkpoints, on fixed tensors. `stall_s` is the delay of the step in
+which a save begins (the host copies). The next steps share the machine with the writing thread.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Fixed:
 
 
 class Square:
-    """A loss that keeps every layer busy."""
+    """A loss that uses every layer."""
 
     def loss(self, module: nn.Module, batch: Fixed) -> tuple[Tensor, dict[str, Tensor]]:
         dtype = next(module.parameters()).dtype
@@ -48,13 +48,13 @@ class Square:
 
 
 def model(parameters: float) -> nn.Module:
-    """Square layers of width 1024 with about that many parameters."""
+    """Square layers of width 1024 with about this number of parameters."""
     layers = max(1, round(parameters / (1024 * 1024)))
     return nn.Sequential(*(nn.Sequential(nn.Linear(1024, 1024), nn.GELU()) for _ in range(layers)))
 
 
 def timed(call: Any) -> float:
-    """Seconds that `call` took, the GPU's work included."""
+    """Seconds of `call`, with the GPU's work."""
     started = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -90,7 +90,7 @@ def measure(parameters: float, *, tokens: int, steps: int, rounds: int, folder: 
             during.append(timed(step))
         wrote = time.perf_counter() - begun
         if number == 1:
-            continue  # it pays for the host buffers
+            continue  # the first save also allocates the host buffers
         for key, value in zip(
             figures, (statistics.median(alone), stall, statistics.median(during), max(during), wrote)
         ):

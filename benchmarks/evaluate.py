@@ -1,16 +1,12 @@
-"""What an evaluation gains by doing each thing once and all things at once, and how much of it arithmetic allows.
+"""The speed-up of an evaluation that does no work twice and overlaps its stages, and the largest possible speed-up.
 
     python benchmarks/evaluate.py [--json] [--videos N] [--sentences N] [--rounds N] [--threads N]
 
-`naive`: as the published script does it, for each sentence alone, one after another: read the video, encode it,
-sample, decode, write the masks, score them. `ours`: as `flowmask evaluate` does it. Wall seconds; equal masks.
-
-`allowed` is naive / ideal. The ideal has no overhead: after the first video is read, the models work without a pause
-(encode each video once, sample and decode its sentences in batches), and only the last sentence's masks are written
-and scored behind that; unless reading, the judges or the CPU seconds of all on these cores take longer. The times of
-the stages are measured in the same round, each alone, one video after another.
-`reached` is (naive / ours) / allowed. The models compute on `--threads` cores (1), as they leave the others to the
-rest on a machine with a GPU. Tiny Wan, random DiT; JPEG frames of 480x854, 17 in a video, clips of 128x224.
+`naive`: sentence by sentence, as the published script: read, encode, sample, decode, write, score. `ours`: as
+`flowmask evaluate`. Wall seconds; equal masks. `allowed` is naive / ideal, `reached` is (naive / ours) / allowed.
+Ideal: the models never pause after the first read; only the last sentence is judged after them. The ideal is longer
+if reading, the judges or all CPU seconds on these cores take longer. Stages are timed alone, in the same round.
+The models use `--threads` cores (1), as on a machine with a GPU. Tiny Wan, random DiT, 17 frames of 480x854.
 """
 
 import argparse
@@ -70,7 +66,7 @@ class Filmed(FolderVideo):
 
 
 def segmenter(folder: Path) -> LoadedSegmenter:
-    """The tiny Wan with a random DiT that takes the video."""
+    """The tiny Wan with a random DiT that also takes the video."""
     write_tiny_wan(folder)
     wan = WanFolder(folder)
     dit: Any = wan.empty_transformer(video_injection=True)
@@ -102,7 +98,7 @@ def starting(out: Path) -> Callable[[Video], OneVideo]:
 
 
 def naive(loaded: LoadedSegmenter, videos: Sequence[Video], out: Path) -> list[Record]:
-    """One sentence after another, each as a video of its own."""
+    """Sentence by sentence, each with a separate copy of its video."""
     found, start = [], starting(out)
     for video in videos:
         for expression in video.expressions:
@@ -118,7 +114,7 @@ def ours(loaded: LoadedSegmenter, videos: Sequence[Video], out: Path) -> list[Re
 
 
 def alone(loaded: LoadedSegmenter, videos: Sequence[Video], out: Path) -> tuple[Stages, Stages]:
-    """Wall and CPU seconds of each stage of ours, nothing at the same time."""
+    """Wall and CPU seconds of each of our stages, one at a time."""
     wall: Stages = defaultdict(float)
     cpu: Stages = defaultdict(float)
 
@@ -142,7 +138,7 @@ def alone(loaded: LoadedSegmenter, videos: Sequence[Video], out: Path) -> tuple[
 
 
 def ideal_s(wall: Stages, cpu: Stages, *, videos: int, sentences: int) -> float:
-    """The wall seconds that our work takes at the least, from those of its stages alone."""
+    """The smallest possible wall seconds of our work, from the stage times."""
     busy = wall["read"] / videos + wall["models"] + wall["judge"] / (videos * sentences)
     return max(busy, wall["read"], wall["judge"], sum(cpu.values()) / len(os.sched_getaffinity(0)))
 

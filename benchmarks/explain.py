@@ -1,11 +1,11 @@
-"""What a run's own time line costs: CPU time in the stopwatch, its lines and its watchdog's beats, as a part of a step.
+"""The cost of a run's time line: CPU time of stopwatch, written lines and watchdog, as a part of a step.
 
     python benchmarks/explain.py [--json]                           the calls of a step alone; a second, without torch
     python benchmarks/explain.py --run [--json] [--steps N] [--every N]
 
-`--run`: a tiny DiT on a synthetic cache, in one process, without MLflow: its steps are as short as steps can be, so the
-part is the largest that a run can have. Times are CPU seconds of the training thread, which do not depend on what else
-the machine does. Every call of the stopwatch and of what looks on is timed; timing them is counted as theirs.
+`--run`: a tiny DiT on a synthetic cache, in one process, without MLflow. Its steps are as short as possible, so the
+part is the largest that a run can have. Times are CPU seconds of the training thread, which do not depend on other
+work of the machine. Every call of the stopwatch and of the witness is timed; the cost of timing counts as theirs.
 """
 
 import argparse
@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from flowmask.trainer.explain.timeline import TimelineFile
 from flowmask.trainer.phases import Phases, Spent
 
-MICRO_BATCHES, COLLECTIVES, EVERY = 2, 3, 10  # of a step at ZeRO 1; steps a line
+MICRO_BATCHES, COLLECTIVES, EVERY = 2, 3, 10  # in a step at ZeRO 1; steps per line
 
 
 def bare(folder: Path, *, steps: int = 5000) -> dict[str, float]:
-    """Microseconds of CPU that the calls of one step take, with a line every EVERY steps."""
+    """CPU microseconds of the calls of one step, with a line every EVERY steps."""
     phases, file = Phases(), TimelineFile(folder, rank=0, world_size=2)
-    file.add(0, Spent(1, 1.0, {}))  # what is imported for the first line
+    file.add(0, Spent(1, 1.0, {}))  # imports of the first line
     began = thread_time()
     for step in range(1, steps + 1):
         phases.enter("read")
@@ -52,7 +52,7 @@ def bare(folder: Path, *, steps: int = 5000) -> dict[str, float]:
 
 
 class Meter:
-    """CPU seconds and calls of some functions; of those that call each other the outermost counts."""
+    """CPU seconds and calls of some functions; of nested calls only the outermost counts."""
 
     def __init__(self) -> None:
         self.seconds, self.calls, self._inside = 0.0, 0, False
@@ -72,7 +72,7 @@ class Meter:
 
 
 def measure(folder: Path, *, steps: int, every: int) -> dict[str, float]:
-    """Microseconds a step of looking on, the step's milliseconds, and their ratio in percent."""
+    """CPU microseconds of the time line in a step, the step's milliseconds, and their ratio in percent."""
     from tracking import make_world
 
     from flowmask.trainer.config import RunConfig

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures this machine's GPU in one run: gpu.sh OUT [--wheels DIR] [--seconds N] [--device cpu] [--tiny]
-# Needs Python 3.12 with torch, transformers and safetensors, no network and no weights. DIR: what gpu_wheels.sh made, for
-# a machine that lacks the rest. OUT gets rows.jsonl, each row as it is done, and results.json and tables.md of them.
-# PYTHON names the interpreter (python3).
+# Needs Python 3.12 with torch, transformers and safetensors, no network and no weights. DIR: the wheels of
+# gpu_wheels.sh, for a machine without the other packages. OUT gets rows.jsonl, with each row when it is done, and
+# results.json and tables.md made from it. PYTHON is the interpreter (python3).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3} began=$SECONDS path=$root:$root/benchmarks words=()

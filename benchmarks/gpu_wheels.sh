@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Wheels for a machine that has Python 3.12, torch, transformers and safetensors, and no network: gpu_wheels.sh DIR [PYTHON]
-# DIR then holds what gpu.sh imports besides these, in the versions of constraints.txt. PYTHON (python3) makes them; it
-# needs pip, and torch for DeepSpeed, which is no wheel on the index.
+# Wheels for a machine with Python 3.12, torch, transformers and safetensors, and no network: gpu_wheels.sh DIR [PYTHON]
+# DIR then holds the other packages that gpu.sh imports, in the versions of constraints.txt. PYTHON (python3) makes the
+# wheels. It needs pip, and torch to build DeepSpeed, which has no wheel on the index.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: $0 DIR [PYTHON]" >&2; exit 2; }
 root=$(cd "$(dirname "$0")/.." && pwd)

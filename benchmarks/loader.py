@@ -1,11 +1,12 @@
-"""How fast a cache is read, in useful MB/s: bytes of the tensors that examples need, nothing else counted.
+"""How fast a cache is read, in useful MB/s: only bytes of the tensors that examples need count.
 
     python benchmarks/loader.py [--json] [--clips N] [--rounds N] [--folder DIR]
 
-Latents of the full size (16x5x60x104), two masks and three sentences of 15 tokens a clip, page cache warm, every
-reader in a global shuffle, rounds interleaved, median over them. `ours.trainer` is the trainer's loader: its default
-threads, the flow-matching objective's needs and its `prepare`. `webdataset` decodes one record for each example, as an
-equally good shuffle must; `torch_load` has one file an example; `raw_read` reads as many bytes into one buffer.
+Latents of the full size (16x5x60x104), two masks and three sentences of 15 tokens a clip, warm page cache, a global
+shuffle in every reader, median over interleaved rounds. `ours.trainer` is the trainer's loader with its default
+threads, and the needs and `prepare` of the flow-matching objective. `webdataset` decodes one record per example, as
+an equally good shuffle must. `torch_load` has one file per example. `raw_read` reads the same number of bytes into
+one buffer.
 """
 
 import argparse
@@ -37,7 +38,7 @@ GLOBAL_BATCH, TEXT_TOKENS = 8, 256
 
 
 class Readers:
-    """The ways to read `count` examples; each method returns the useful bytes that it read."""
+    """The ways to read `count` examples; each method returns its useful bytes."""
 
     def __init__(self, folder: Path, *, count: int):
         self.cache, self.count = folder / "cache", count
@@ -127,7 +128,7 @@ class Readers:
         return done
 
     def parts_ms(self) -> dict[str, float]:
-        """Milliseconds an example of what happens in and after the loader, each on its own, in one thread."""
+        """Milliseconds an example of the work in and after the loader, each part alone, in one thread."""
         plan = [np.array([i], np.int64) for i in self.shuffle.sample(range(len(self.reader.index)), 64)]
         keys = list(range(64))
         empty = torch.empty(0)
@@ -157,7 +158,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def measure(folder: Path, *, clips: int, rounds: int, count: int) -> dict[str, Any]:
-    """Medians in useful MB/s over interleaved rounds; the first, not counted, warms the page cache."""
+    """Medians in useful MB/s over interleaved rounds; the first round only warms the page cache."""
     write_cache(folder / "cache", clips=clips)
     readers = Readers(folder, count=count)
     ways = ("raw_read", "trainer", "threads_0", "webdataset", "torch_load")
@@ -198,7 +199,7 @@ def main() -> None:
 
 
 def start_up(folder: Path, *, shards: int, examples: int) -> dict[str, Any]:
-    """Seconds and memory from opening a large cache to the first batch, in a process of its own."""
+    """Seconds and memory from opening a large cache to the first batch, in a separate process."""
     import subprocess
 
     from synthetic_cache import write_large_cache

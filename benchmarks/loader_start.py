@@ -1,8 +1,8 @@
 """From opening a cache to the first batch: seconds and private memory, as one JSON line. Called by loader.py.
 
-Imports and the objective are not counted: they are done before. `uss_mb` is what this process's private memory (USS)
-grew by, the first batch and those read ahead (one example each) included; `uss_absolute_mb` is all of it, with
-Python, torch and DeepSpeed.
+Imports and the objective come before, and are not counted. `uss_mb` is the growth of this process's private memory
+(USS), with the first batch and those read ahead (one example each). `uss_absolute_mb` is all of it, with Python,
+torch and DeepSpeed.
 """
 
 import json

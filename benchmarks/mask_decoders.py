@@ -1,9 +1,9 @@
-"""What the two mask decoders cost at the published VAE's size, with random weights: FLOPs, memory and CPU seconds.
+"""The cost of the two mask decoders at the published VAE's size, with random weights: FLOPs, memory and CPU seconds.
 
     python benchmarks/mask_decoders.py [--json] [--clip FRAMESxHEIGHTxWIDTH] [--rounds N]
 
-FLOPs and the peak of a pass are those of 17x480x832 in fp32, on fake tensors. CPU seconds are of a smaller clip that
-is decoded, medians over rounds that take turns, on one core.
+FLOPs and the peak of a pass are those of 17x480x832 in fp32, on fake tensors. CPU seconds are for decoding a smaller
+clip on one core, medians over alternating rounds.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What J and F of a frame cost, against the formula as a textbook has it; both must give the same numbers.
+"""The cost of J and F for a frame, against the textbook formula; both must give the same numbers.
 
     python benchmarks/metrics.py [--json] [--frames N] [--rounds N]
 
 Textbook: two outlines, each dilated by a disk of 0.8 % of the diagonal, with one shifted copy of the outline for each
-pixel of the disk; precision, recall and their harmonic mean. Masks: blobs with rough outlines and holes, the prediction
-moved and worn. CPU milliseconds a frame, medians over rounds that take turns.
+pixel of the disk; precision, recall and their harmonic mean. Masks: blobs with rough outlines and holes; the prediction
+is moved and roughened. CPU milliseconds a frame, medians over alternating rounds.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def textbook(truth: Mask, predicted: Mask) -> tuple[float, float]:
 
 
 def outline(mask: Mask) -> Mask:
-    """Pixels that differ from the one to the right, below, or both; at the last row and column from those there are."""
+    """Pixels that differ from their right, lower or diagonal neighbour; the last row and column use existing ones."""
     height, width = mask.shape
     wide = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     shifted = (wide[y : y + height, x : x + width] for y, x in ((0, 1), (1, 0), (1, 1)))
@@ -50,7 +50,7 @@ def outline(mask: Mask) -> Mask:
 
 
 def dilated(edge: Mask, radius: int) -> Mask:
-    """Whether a pixel of `edge` lies in the disk x^2 + y^2 <= radius^2 around."""
+    """Whether a pixel of `edge` is in the disk x^2 + y^2 <= radius^2 around a pixel."""
     height, width = edge.shape
     wide, found = np.pad(edge, radius), np.zeros_like(edge)
     for y in range(-radius, radius + 1):
@@ -65,7 +65,7 @@ def ours(truth: Mask, predicted: Mask) -> tuple[float, float]:
 
 
 def pairs(height: int, width: int, *, frames: int) -> list[tuple[Mask, Mask]]:
-    """True and predicted masks; about a tenth of a frame is inside."""
+    """True and predicted masks, which cover about a tenth of a frame."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(frames):
@@ -85,7 +85,7 @@ def cpu_ms(score: Callable[[Mask, Mask], tuple[float, float]], masks: Sequence[t
 
 
 def measure(height: int, width: int, *, frames: int, rounds: int) -> dict[str, float]:
-    """Medians over rounds, and the largest difference of a number."""
+    """Medians over rounds, and the largest difference of a score."""
     masks = pairs(height, width, frames=frames)
     differences = [abs(a - b) for pair in masks for a, b in zip(textbook(*pair), ours(*pair))]
     times = [(cpu_ms(textbook, masks), cpu_ms(ours, masks)) for _ in range(rounds)]

@@ -1,13 +1,12 @@
-"""How fast a cache in an object store is read, as ratios to what the same server gives raw.
+"""How fast a cache in an object store is read, as ratios to the raw speed of the same server.
 
     python benchmarks/object_store.py [--json] [--clips N] [--count N] [--rounds N] [--delay-ms MS] [--folder DIR]
 
-The server is a process of its own on this machine: it answers ranges of files as S3 does, each after the delay.
-Latents have their full size (16x5x60x104). `cold` is the trainer's loader with an empty disk, `warm` with what `cold`
-left there, `folder` the same loader on the folder, each from its opened reader on. `raw` asks for just the ranges that
-`cold` asks for, by 64 plain connections that throw the bytes away. MB/s are of these bytes for `raw` and `cold`, of all
-bytes of the examples for `warm` and `folder` (sentences of a clip share its video). Rounds are interleaved, figures
-medians.
+The server is a separate process on this machine. It answers ranges of files as S3 does, each after the delay.
+Latents have their full size (16x5x60x104). `cold` is the trainer's loader with an empty disk, `warm` uses the disk
+after `cold`, `folder` is the same loader on the folder, each timed after its reader is opened. `raw` requests the
+ranges of `cold` by 64 plain connections, and discards the bytes. MB/s count these bytes for `raw` and `cold`, and all
+bytes of the examples for `warm` and `folder` (sentences of a clip share its video). Medians over interleaved rounds.
 """
 
 import argparse
@@ -95,7 +94,7 @@ def _listing(folder: Path) -> bytes:
 
 @contextmanager
 def server_of(folder: Path, *, delay_ms: float) -> Iterator[int]:
-    """The port of `serve` in a process of its own."""
+    """The port of `serve` in a separate process."""
     command = [sys.executable, __file__, "--serve", str(folder), "--delay-ms", str(delay_ms)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
@@ -106,7 +105,7 @@ def server_of(folder: Path, *, delay_ms: float) -> Iterator[int]:
 
 
 def ours(data: LoaderConfig, *, count: int) -> tuple[int, float, float]:
-    """Bytes of `count` examples, read by the trainer's loader; seconds, and seconds of this process's CPU."""
+    """Read `count` examples by the trainer's loader; bytes, seconds, and CPU seconds of this process."""
     reader = open_reader(data)
     started, busy = perf_counter(), process_time()
     plan, done = plan_for(reader, global_batch=GLOBAL_BATCH, seed=1, remainder="carry"), 0
@@ -121,7 +120,7 @@ def ours(data: LoaderConfig, *, count: int) -> tuple[int, float, float]:
 
 
 def requests_of(data: LoaderConfig, *, count: int) -> list[ByteRange]:
-    """What `ours` asks the server for."""
+    """The ranges that `ours` requests from the server."""
     asked: list[ByteRange] = []
     real = ObjectStore.ranges
 
@@ -136,13 +135,13 @@ def requests_of(data: LoaderConfig, *, count: int) -> list[ByteRange]:
 
 
 def environment(port: int) -> dict[str, str]:
-    """How any S3 client of this machine finds the server."""
+    """The variables by which any S3 client of this machine finds the server."""
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_EC2_METADATA_DISABLED": "true"}
     return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1", **keys}
 
 
 def raw(port: int, wanted: Sequence[ByteRange]) -> tuple[int, float, float]:
-    """As `ours`: the same requests over plain connections."""
+    """The requests of `ours` over plain connections."""
     own = local()
     started, busy = perf_counter(), process_time()
 
@@ -163,7 +162,7 @@ def raw(port: int, wanted: Sequence[ByteRange]) -> tuple[int, float, float]:
 
 
 def measure(folder: Path, *, clips: int, count: int, rounds: int, delay_ms: float) -> dict[str, Any]:
-    """Medians over interleaved rounds; the first, not counted, also notes what `cold` asks for."""
+    """Medians over interleaved rounds; a first, uncounted read records the requests of `cold`."""
     write_cache(folder / "bucket/cache", clips=clips)
     rates: dict[str, list[float]] = {way: [] for way in ("raw", "cold", "warm", "folder")}
     cpu: dict[str, list[float]] = {way: [] for way in rates}

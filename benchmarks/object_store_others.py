@@ -3,11 +3,10 @@
     python benchmarks/object_store_others.py --python VENV/bin/python [--json] [--clips N] [--rounds N] [--delay-ms MS]
 
 VENV: an environment with torch, mosaicml-streaming and litdata (their numpy and transformers differ from ours).
-Each clip is one example: latents of 16x5x60x104 (the video's mean and logvar, the mask's mean) and a sentence, 3.1 MB.
-Each reader has the format and the defaults that its own manual gives (shards of 64 MB, shuffled, batches of 8, as many
-workers as there are cores), a fresh process and an empty disk, and reads every example once. Seconds are from the first
-batch that is asked for to the last one that is there, starts of workers included. `raw` is just the requests of
-`ours`, by 64 plain connections that throw the bytes away. Rounds are interleaved, figures medians.
+Each clip is one example of 3.1 MB: latents of 16x5x60x104 (the video's mean and logvar, the mask's mean), a sentence.
+Each reader has the format and defaults of its manual (shards of 64 MB, shuffled, batches of 8, a worker per core),
+a new process and an empty disk, and reads every example once. Seconds: from the request of the first batch to the last
+batch. `raw`: the requests of `ours` by 64 plain connections. Medians over interleaved rounds.
 """
 
 import argparse
@@ -31,7 +30,7 @@ OTHERS = ("mosaicml", "litdata")
 
 
 def prepare(folder: Path) -> None:
-    """Write the examples of `examples.npy` in the format of each of the others."""
+    """Write the examples of `examples.npy` in the formats of the other readers."""
     from litdata.streaming.cache import Cache
     from streaming import MDSWriter
 
@@ -58,7 +57,7 @@ def _columns(row: "np.ndarray[Any, Any]") -> Iterable[tuple[str, Any]]:
 
 
 def read(way: str, disk: Path, *, examples: int) -> dict[str, float]:
-    """Read every example once in this process; its bytes, seconds, and seconds to the first batch."""
+    """Read every example once in this process; bytes, seconds, and seconds to the first batch."""
     loader: Any
     if way == "ours":
         loader = _ours(disk, examples=examples)
@@ -72,7 +71,7 @@ def read(way: str, disk: Path, *, examples: int) -> dict[str, float]:
         import litdata
         from litdata.streaming import downloader
 
-        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # the server of this benchmark has no TLS
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # this benchmark's server has no TLS
         dataset = litdata.StreamingDataset("s3://bucket/litdata", cache_dir=str(disk), shuffle=True)
         loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=os.cpu_count() or 1)
     started, first, done, count = perf_counter(), 0.0, 0, 0
@@ -107,7 +106,7 @@ def _ours(disk: Path, *, examples: int) -> Iterable[dict[str, Any]]:
 
 
 def measure(folder: Path, *, python: str, clips: int, rounds: int, delay_ms: float) -> dict[str, Any]:
-    """MB/s of examples, and ratios of `ours` to each, as medians of interleaved rounds."""
+    """MB/s of examples, and ratios of `ours` to each other reader, as medians of interleaved rounds."""
     from object_store import environment, raw, requests_of, server_of
     from synthetic_cache import write_cache
 

@@ -1,6 +1,6 @@
-"""Counts what this process asks of the filesystem: calls, and the names that listings give.
+"""Counts the filesystem calls of this process, and the names in its listings.
 
-Not counted: what compiled libraries open by themselves (safetensors, one file a clip), reads and writes of open files.
+Not counted: files that compiled libraries open (safetensors: one file a clip), reads and writes of open files.
 """
 
 import builtins
@@ -13,16 +13,16 @@ _CALLS = (
     *("stat", "lstat", "open", "link", "symlink", "readlink", "rename", "replace", "remove", "unlink", "mkdir"),
     *("rmdir", "utime", "truncate", "fsync", "listdir", "scandir"),
 )
-_NAMES_PER_QUESTION = 256  # of a listing, which counts as one question and one more for so many names
+_NAMES_PER_QUESTION = 256  # a listing counts as one call, and one more for each 256 names
 
 
 def asked_of(count: Counter[str]) -> float:
-    """Questions to the filesystem, those of listings by their size."""
+    """Number of filesystem calls; listings count by their size."""
     return sum(count.values()) - count["names"] * (1 - 1 / _NAMES_PER_QUESTION)
 
 
 class Questions:
-    """Calls by name, pass by pass; `begin` names the pass that begins."""
+    """Calls by name for each pass; `begin` starts the named pass."""
 
     def __init__(self) -> None:
         self.passes: dict[str, Counter[str]] = {}

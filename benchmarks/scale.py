@@ -1,4 +1,4 @@
-"""What grows, and how fast: many clips, shards, build workers and ranks, counted and measured on one machine.
+"""Growth with the number of clips, shards, build workers and ranks, counted and measured on one machine.
 
     python benchmarks/scale.py clips --sizes 100000 1000000
     python benchmarks/scale.py workers --workers 1 8 64 200
@@ -6,8 +6,7 @@
     python benchmarks/scale.py saves --ranks 2 8 64 1000
     python benchmarks/scale.py failures
 
-Each prints a table. Seconds are of the CPU, so that they hold on a machine that does other work; memory is the most
-that a fresh process had. `clips` plans with the real planner and finalises real sidecars beside tars of holes.
+Each prints a table. CPU seconds are valid on a busy machine too; memory is the peak of a new process.
 """
 
 import argparse
@@ -47,7 +46,7 @@ def table(head: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
 
 
 def fresh(function: str, *arguments: object) -> dict[str, Any]:
-    """What a function of this file returns in a process of its own, with its CPU seconds and its most memory."""
+    """The result of a function of this file in a separate process, with its CPU seconds and peak memory."""
     command = [sys.executable, __file__, "--call", function, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -62,7 +61,7 @@ def measured(work: Callable[[], object]) -> dict[str, Any]:
 
 @part("clips")
 def clips(arguments: argparse.Namespace) -> None:
-    """Plan and finalise: CPU seconds and memory by the number of clips."""
+    """CPU seconds and memory of the real planner and finaliser, by the number of clips."""
 
     def rows() -> Iterator[Sequence[object]]:
         for size in arguments.sizes:
@@ -86,7 +85,7 @@ def plan_clips(folder: str, size: str) -> dict[str, Any]:
 
 
 def write_sidecars(folder: str) -> dict[str, Any]:
-    """A sidecar of every unit of the plan, and a tar of holes: what workers would have written, without their work."""
+    """A sidecar of every unit of the plan, and a tar that is a hole: the files of workers, without their work."""
     import stub_build
 
     from flowmask.data_pipeline.build.records import Rows, example_rows
@@ -131,7 +130,7 @@ def finalise_clips(folder: str) -> dict[str, Any]:
 
 @part("workers")
 def workers(arguments: argparse.Namespace) -> None:
-    """Build with forked workers: questions to the filesystem, and whether the bytes are those of one worker."""
+    """Build with forked workers: filesystem calls, and whether the bytes are those of one worker."""
 
     def rows() -> Iterator[Sequence[object]]:
         bytes_of_one = None
@@ -157,7 +156,7 @@ def workers(arguments: argparse.Namespace) -> None:
 
 @part("status")
 def status(arguments: argparse.Namespace) -> None:
-    """`flowmask cache status` by the number of shards, of a build near its end and of a finished cache."""
+    """`flowmask cache status` by the number of shards, for a build near its end and for a finished cache."""
 
     def rows() -> Iterator[Sequence[object]]:
         for size in arguments.sizes:
@@ -172,7 +171,7 @@ def status(arguments: argparse.Namespace) -> None:
 
 
 def write_begun(folder: str, size: str) -> dict[str, Any]:
-    """A build of which one shard is left, by the names of its files."""
+    """A build with one missing shard, made of file names."""
     from flowmask.data_pipeline.cache.manifest import Fingerprint
     from flowmask.data_pipeline.cache.shards import sidecar_name
     from flowmask.data_pipeline.plan.cost import ViewCost
@@ -196,7 +195,7 @@ def write_begun(folder: str, size: str) -> dict[str, Any]:
 
 
 def write_finished(folder: str, size: str) -> dict[str, Any]:
-    """The manifest of a cache with so many shards."""
+    """The manifest of a cache with `size` shards."""
     from flowmask.data_pipeline.cache import manifest
     from flowmask.data_pipeline.cache.shards import shard_name
 
@@ -239,7 +238,7 @@ def status_of(folder: str) -> dict[str, Any]:
 
 @part("saves")
 def saves(arguments: argparse.Namespace) -> None:
-    """What rank 0 of a group sends, gets and writes for one checkpoint, beside its own tensors."""
+    """The data that rank 0 of a group sends, receives and writes for one checkpoint, without its own tensors."""
 
     def rows() -> Iterator[Sequence[object]]:
         for ranks in arguments.ranks:
@@ -251,7 +250,7 @@ def saves(arguments: argparse.Namespace) -> None:
 
 
 def save_among(folder: str, ranks: str) -> dict[str, Any]:
-    """One save of the real `Checkpoints` on rank 0 of a group whose other ranks answer as this one does."""
+    """One save of the real `Checkpoints` on rank 0 of a group in which all ranks answer the same."""
     from types import SimpleNamespace
 
     import torch
@@ -287,7 +286,7 @@ def save_among(folder: str, ranks: str) -> dict[str, Any]:
 
 @part("failures")
 def failures(arguments: argparse.Namespace) -> None:
-    """The longest restart with which 128 nodes that fail every 3 h keep 99 %, by what a save costs."""
+    """The longest restart with which 128 nodes that fail every 3 h keep 99 %, by the cost of a save."""
     from flowmask.launch.plan.failures import Saving
 
     def rows() -> Iterator[Sequence[object]]:

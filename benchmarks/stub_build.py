@@ -1,9 +1,9 @@
-"""A cache build by many processes around a stub encoder: all else is real, from the plan to the index; no torch.
+"""A cache build by many processes around a stub encoder: the other parts are real, from plan to index; no torch.
 
-    python benchmarks/stub_build.py OUT --clips 12800 --workers 200 --json
+    python benchmarks/stub_build.py OUT --clips 12800 --workers 200
 
-Workers are forked, so that hundreds fit on one machine. Each counts what it asks of the filesystem, pass by pass. A
-clip is one frame of 16x16, its latent 64 numbers that follow from the pixels, so the bytes are a function of the clip.
+Workers are forked, so that hundreds fit on one machine. Each counts its filesystem calls, pass by pass. A clip is one
+frame of 16x16. Its latent is 64 numbers computed from the pixels, so the bytes are a function of the clip.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from questions import Questions, asked_of
 
-sys.modules["safetensors.torch"] = safetensors.numpy  # what writes shards: the stub's tensors are numpy's
+sys.modules["safetensors.torch"] = safetensors.numpy  # used to write shards: the stub's tensors are numpy arrays
 
 from flowmask.data_pipeline.build.clip_pass import ClipPass  # noqa: E402
 from flowmask.data_pipeline.build.finalise import clear_work  # noqa: E402
@@ -77,7 +77,7 @@ class DotVideo(Video):
 
 
 class Dots(VideoSet):
-    """A dataset of `clips` clips that is made when it is asked for."""
+    """A dataset of `clips` clips, made on request."""
 
     def __init__(self, clips: int):
         self.clips = clips
@@ -101,7 +101,7 @@ class _DotVideos(LazyVideos[Video]):
 
 
 class StubEncoder:
-    """Latents [16 1 2 2] that follow from the pixels, at no cost."""
+    """Latents [16 1 2 2] computed from the pixels, at almost no cost."""
 
     def encode(self, clips: Iterable[DecodedClip]) -> Iterator[Any]:
         for decoded in clips:
@@ -117,7 +117,7 @@ class StubEncoder:
 
 
 class StubEmbeddings:
-    """Embeddings of the finished text units, read as `Embeddings` reads them."""
+    """Embeddings of the finished text units, read as in `Embeddings`."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -152,7 +152,7 @@ def config_of(out: Path, *, clips_per_shard: int, lease_s: float = 60.0) -> Cach
 
 
 def write_plan(folder: Path, *, clips: int, config: CacheBuildConfig) -> None:
-    """The plan of a build of so many clips, by the real planner."""
+    """The plan of a build of `clips` clips, by the real planner."""
     fields = {f"cache.{name}": value for name, value in config.cache.model_dump(mode="json").items()}
     identity = Fingerprint(total="0" * 64, text="0" * 64, video="0" * 64, masks="0" * 64, fields=fields)
     facts = {"latent_channels": CHANNELS, "latents_mean": [0.0] * CHANNELS, "latents_std": [1.0] * CHANNELS}
@@ -162,7 +162,7 @@ def write_plan(folder: Path, *, clips: int, config: CacheBuildConfig) -> None:
 
 
 def work(config: CacheBuildConfig, *, clips: int, worker: int, workers: int, begin: Callable[[str], None]) -> None:
-    """One worker's part of the build, pass after pass, as `Build` has them; `begin` is told each pass."""
+    """One worker's part of the build, in the passes of `Build`; `begin` gets the name of each pass."""
     shared = SharedBuild(Path(config.out), config.cache.lease_s, worker=worker, workers=workers)
     begin("plan")
     shared.out.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def work(config: CacheBuildConfig, *, clips: int, worker: int, workers: int, beg
     begin("text")
     try:
         _encode(config, shared, plan, clips=clips, begin=begin)
-    except (CacheError, FileNotFoundError):  # the others have finished and cleared `work` away, as in `Build`
+    except (CacheError, FileNotFoundError):  # the others have finished and removed `work`, as in `Build`
         if not shared.finished.exists():
             raise
     clear_work(shared.work)
@@ -211,7 +211,7 @@ def _encode(
 
 
 def build(out: Path, *, clips: int, workers: int, clips_per_shard: int = 64, lease_s: float = 60.0) -> dict[str, Any]:
-    """Build with `workers` processes; seconds, and operations on the filesystem by pass, of all of them together."""
+    """Build with `workers` processes; seconds, and filesystem calls by pass, over all processes."""
     config = config_of(out, clips_per_shard=clips_per_shard, lease_s=lease_s)
     began = time.perf_counter()
     children = []

@@ -1,6 +1,6 @@
 """Caches of random numbers for benchmarks, in the real format, by the real writers: no dataset, no encoders.
 
-Latents have the size of a clip of 17x480x832. Refuses nothing: it is not part of the library.
+Latents have the size of a clip of 17x480x832. Nothing is checked or refused: it is not part of the library.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ def write_cache(
     sentences: int = SENTENCES,
     stats: LatentStats | None = None,
 ) -> None:
-    """A whole cache of `clips` records, 4.4 MB each unless told.
+    """A whole cache of `clips` records, by default 4.4 MB each.
 
-    stats: of the latents of the VAE that the cache shall have been made with
+    stats: of the latents of the VAE in whose name the cache is written
     """
     (folder / FOLDER).mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -93,7 +93,7 @@ def _record(
 
 
 def write_large_cache(folder: Path, *, shards: int, examples: int, buckets: int = 4) -> None:
-    """A cache of holes: full index and manifest, shards of the right size (30 MB) without a block on the disk."""
+    """A cache of holes: full index and manifest, shards of the right size (30 MB) that take no space on the disk."""
     (folder / FOLDER).mkdir(parents=True)
     size, latent = 30_000_000, 2 * int(np.prod(LATENT))
     entries = []
@@ -129,7 +129,7 @@ def _write_manifest(
     known = stats or LatentStats((0.0,) * LATENT[0], (1.0,) * LATENT[0])
     frames, height, width = shape
     buckets = [
-        # the shape is what matters to a reader; equal shapes would be one bucket in a real cache
+        # readers need only the shape; in a real cache, equal shapes would be one bucket
         BucketEntry(frames=frames, height=height, width=width, first=[sum(examples[:b])], examples=[count])
         for b, count in enumerate(examples)
     ]

@@ -1,11 +1,11 @@
-"""What MLflow costs a run: steps/s without tracking, with a healthy server, and with one that never answers.
+"""The cost of MLflow for a run: steps/s without tracking, with a healthy server, and with one that never answers.
 
     python benchmarks/tracking.py [--json] [--steps N] [--rounds N] [--folder DIR]
 
-A tiny DiT on a synthetic cache, on this machine, every step a point; rounds interleaved, median over them. Rates are of
-the second half of a run's steps: the sending process takes a few seconds of CPU time to start, once. `whole` has the
-same ratios over all steps, so that this is not hidden. CPU seconds depend less on what else the machine does: `cpu` is
-the ratio of steps per CPU second of the training process alone, `sender_cpu_s` what the sender used in a whole run.
+A tiny DiT on a synthetic cache, on this machine, each step is a point; medians over interleaved rounds. Rates cover the
+second half of a run's steps, since the start of the sender process takes a few seconds of CPU time. `whole` has the
+same ratios over all steps, with that cost. CPU seconds depend less on other work of the machine: `cpu` is the ratio of
+steps per CPU second of the training process alone, `sender_cpu_s` the sender's CPU time in a whole run.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def hanging() -> Iterator[str]:
 
 
 def rates(folder: Path, name: str, uri: str | None, *, steps: int) -> dict[str, float]:
-    """Of one run: steps/s of its second half and of all but the first five steps; CPU seconds."""
+    """For one run: steps/s of its second half and of all but the first five steps; CPU seconds."""
     tree: dict[str, Any] = {
         "out": folder / "runs" / name,
         "model": {"wan": folder / "wan", "text_tokens": 16},

@@ -1,7 +1,7 @@
-"""What train_step.py measures on: DiTs, VAEs and UMT5 encoders of random weights, and caches that fit them.
+"""The models and caches of train_step.py: DiTs, VAEs and UMT5 encoders of random weights, and caches that fit them.
 
-`cpu50m` is Wan's architecture at 50 M parameters with encoders cut down alike: their share of a step is what it
-is at full size. `wan1.3b` is Wan2.1 1.3B with its own VAE and UMT5-XXL; `tiny` is for tests.
+`cpu50m` is Wan's architecture at 50 M parameters. Its encoders are reduced alike, so that their share of a step is that
+at full size. `wan1.3b` is Wan2.1 1.3B with its own VAE and UMT5-XXL; `tiny` is for tests.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ TEXT_TOKENS = 256
 
 @dataclass(frozen=True)
 class Size:
-    """One model and the clips that it sees; `vae`, `text`: constructor arguments of the frozen encoders."""
+    """One model and its clips; `vae`, `text`: constructor arguments of the frozen encoders."""
 
     dit: dict[str, Any]
     clip: tuple[int, int, int]  # frames, height, width in px
@@ -46,7 +46,7 @@ class Size:
         return TRAINING_PASSES * dit_forward_flop(config, self.latent, text_tokens=TEXT_TOKENS)
 
     def build_dit(self) -> nn.Module:
-        """The widened DiT in fp32 on the CPU; random, and small enough not to overflow."""
+        """The widened DiT in fp32 on the CPU; its random weights are small enough not to overflow."""
         dit = build_dit(self.dit, in_channels=32)
         source = torch.Generator().manual_seed(0)
         state = {k: torch.randn(v.shape, generator=source) * 0.02 for k, v in dit.state_dict().items()}
@@ -79,13 +79,13 @@ class Encoders:
 
     @property
     def parameters_m(self) -> dict[str, float]:
-        """Million parameters of each encoder that is run (the VAE's encoder half)."""
+        """Million parameters of each encoder that runs (the VAE's encoder half)."""
         models = {"vae_encoder": self.vae.encoder, "umt5": self.text}
         return {name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in models.items()}
 
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
-        """What a cache would have held, as `Batch` names it."""
+        """The tensors that a cache would hold, by their names in `Batch`."""
         mean, logvar = encode_moments(self.vae, self._video)
         text = self.text(input_ids=self._words).last_hidden_state
         return {

@@ -1,12 +1,12 @@
-"""What a training step costs beside its arithmetic: four ways to take it, in interleaved blocks of one process.
+"""The cost of a training step beside its arithmetic: four ways to take it, in interleaved blocks of one process.
 
     python benchmarks/train_step.py [--json] [--rounds N] [--steps N]
     python benchmarks/train_step.py --device cuda --preset wan1.3b --batch 1 2 4 --table docs/benchmarks.md
 
-trainer: the run itself, with loader, EMA, metrics, log and MLflow's sender. bare: its DeepSpeed engine and optimizer
-on fixed tensors, nothing else. bare_torch: plain PyTorch, bf16 weights, fp32 masters, fused AdamW. on_the_fly: the
-trainer with VAE and UMT5 in the step, as the reference does it. Medians of blocks; peak memory is the trainer's,
-measured before the rest is built. --table: the trainer at each batch size, with and without checkpointing.
+trainer: the run itself, with loader, EMA, metrics, log and MLflow's sender. bare: only its DeepSpeed engine and
+optimizer, on fixed tensors. bare_torch: plain PyTorch, bf16 weights, fp32 masters, fused AdamW. on_the_fly: the
+trainer with VAE and UMT5 in the step, as in the reference. Medians of blocks; peak memory is the trainer's, measured
+before the other ways are built. --table: the trainer at each batch size, with and without checkpointing.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def synchronise() -> None:
 
 
 class Peak:
-    """Most memory since it was made, in GiB: allocated on the GPU, or resident on the host."""
+    """Peak memory since its creation, in GiB: allocated on the GPU, or resident on the host."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -59,7 +59,7 @@ class Peak:
 
 
 def in_blocks(steps: dict[str, Callable[[], None]], *, rounds: int, length: int) -> dict[str, Any]:
-    """Seconds of wall and of CPU time a step, median over interleaved blocks whose order turns."""
+    """Wall and CPU seconds of a step, medians over interleaved blocks in rotating order."""
     names = list(steps)
     wall: dict[str, list[float]] = {name: [] for name in names}
     busy: dict[str, list[float]] = {name: [] for name in names}
@@ -106,7 +106,7 @@ def measure(run: Run, size: Size, *, ways: Sequence[str], rounds: int, length: i
 def run_once(
     folder: Path, size: Size, *, batch: int, checkpointing: Any, options: argparse.Namespace, ways: Sequence[str]
 ) -> dict[str, Any]:
-    """One training run whose loop is `measure`: everything around it is what `flowmask train` does."""
+    """One training run whose loop is `measure`; all other parts are those of `flowmask train`."""
     config = RunConfig.model_validate(
         {
             "out": folder / f"run_{batch}_{checkpointing}",
@@ -154,7 +154,7 @@ def table(rows: Sequence[dict[str, Any]], *, command: str, size: str) -> str:
 
 
 def write_between_marks(path: Path, text: str) -> None:
-    """Replace what stands between the marks in a Markdown file; they are added at its end if missing."""
+    """Replace the text between the marks in a Markdown file; missing marks are added at its end."""
     before = path.read_text() if path.exists() else ""
     if _MARKS[0] not in before:
         before += f"\n{_MARKS[0]}\n{_MARKS[1]}\n"
@@ -163,7 +163,7 @@ def write_between_marks(path: Path, text: str) -> None:
 
 
 def sweep(folder: Path, size: Size, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The trainer alone at every batch size with each kind of checkpointing; what does not fit says so."""
+    """The trainer alone at every batch size with each kind of checkpointing; out of memory is a row too."""
     rows = []
     for batch in options.batch:
         for checkpointing in options.checkpointing:

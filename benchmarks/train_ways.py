@@ -1,4 +1,4 @@
-"""The ways of train_step.py to take one training step, with everything around it or without."""
+"""The four ways of train_step.py to take one training step."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,7 +22,7 @@ from flowmask.trainer.run.start import save_memory_and_time
 
 
 def inside_a_run(config: RunConfig, measure: Callable[[Run], object], *, build: Callable[[Any], nn.Module]) -> None:
-    """A training run whose loop is `measure`: everything around it is what `flowmask train` does.
+    """A training run whose loop is `measure`; all other parts are those of `flowmask train`.
 
     build: the module of its objective
     """
@@ -38,7 +38,7 @@ def inside_a_run(config: RunConfig, measure: Callable[[Run], object], *, build: 
 
 
 class Fixed:
-    """A micro-batch as the DiT sees it, made once."""
+    """A micro-batch for the DiT, made once."""
 
     def __init__(self, size: Size, *, batch: int):
         device = distributed.device()
@@ -92,7 +92,7 @@ class BareTorch:
 
 
 class Trainer:
-    """One turn of the training loop; `encode` replaces what the cache held."""
+    """One turn of the training loop; `encode` replaces the tensors of the cache."""
 
     def __init__(self, run: Run, encode: Callable[[], dict[str, Tensor]] | None = None):
         self._run, self._encode = run, encode
@@ -108,6 +108,6 @@ class Trainer:
 
 
 def trained_as(run: Run, module: Any) -> Any:
-    """A module that recomputes and is compiled as the run's is."""
+    """Apply the run's recomputation and compilation to a module."""
     save_memory_and_time(run.config, run.objective, module)
     return module

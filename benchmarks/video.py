@@ -1,9 +1,9 @@
-"""What reading an H.264 mp4 costs by decord, by PyAV forward, and as a cache build reads it, which chooses.
+"""The cost of reading an H.264 mp4 by decord, by PyAV forward, and by a cache build's reader, which chooses one.
 
     python benchmarks/video.py [--json] [--frames N ...] [--clips N] [--rounds N]
 
-480x854 px, x264's default groups of 250 pictures, written here. CPU seconds, medians over rounds: `sparse` for a
-clip of 17 frames drawn as for a cache, `whole` for the first 120 frames in order, `open` for opening and counting.
+480x854 px, x264's default groups of 250 pictures, written here. CPU seconds, medians over rounds: `sparse` for a clip
+of 17 frames drawn as for a cache, `whole` for the first 120 frames in order, `open` for opening and counting.
 """
 
 import argparse
@@ -29,7 +29,7 @@ HEIGHT, WIDTH, WHOLE = 480, 854, 120
 
 
 def write_film(path: Path, frames: int) -> None:
-    """A camera that pans over a blurred noise."""
+    """A camera that pans over blurred noise."""
     small = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 4, 3), dtype=np.uint8)
     scene = np.asarray(Image.fromarray(small).resize((2 * WIDTH, HEIGHT), Image.Resampling.BICUBIC))
     with VideoWriter(path, height=HEIGHT, width=WIDTH, fps=25) as film:

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Sets FlowMask up in a bare Debian or Ubuntu with Python 3.11 or newer, as root: system packages, and a virtual
-# environment with the versions of constraints.txt. container/Dockerfile and container/flowmask.def run it.
-#   FLOWMASK_VENV    where the environment goes; /opt/flowmask unless set
-#   FLOWMASK_EXTRAS  optional parts of the package, by comma; a2d,gpu,serve unless set
+# Installs FlowMask as root on a bare Debian or Ubuntu with Python 3.11 or newer: system packages, and a virtual
+# environment with the versions of constraints.txt. container/Dockerfile and container/flowmask.def run this script.
+#   FLOWMASK_VENV    folder of the environment; default /opt/flowmask
+#   FLOWMASK_EXTRAS  optional parts of the package, with commas; default a2d,gpu,serve
 set -euo pipefail
 source=$(cd "$(dirname "$0")/.." && pwd)
 venv=${FLOWMASK_VENV:-/opt/flowmask}
 extras=${FLOWMASK_EXTRAS-a2d,gpu,serve}
 
-# g++ and Python's headers: torch.compile and DeepSpeed's CPU Adam build code at run time. The font: legends of overlays.
+# torch.compile and DeepSpeed's CPU Adam build code at run time with g++ and Python's headers. Legends need the font.
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -qq -y --no-install-recommends ca-certificates fonts-dejavu-core g++ git python3-dev python3-venv

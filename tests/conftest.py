@@ -1,6 +1,6 @@
-"""How the tests are shared out when several processes run them (`make test`): a file is never split.
+"""How several processes share the tests (`make test`): a file is never split.
 
-Files that need the same costly thing go together, so that it is made once, and they go first.
+Files that need the same slow fixture run in one process, so that it is made once, and they run first.
 """
 
 import os
@@ -15,39 +15,39 @@ import pytest
 from browser import why_no_browser
 from cluster import why_not
 
-# Words that stand in a file which needs the thing. A SLURM mostly waits, so its tests come before all others.
+# Words in a test file that needs the slow fixture. SLURM tests mostly wait, so they come before all others.
 COSTLY = ("import Cluster", "smoke:", "two_ranks:")
 ROOT = Path(__file__).parents[1]
 
 
 @lru_cache
 def costly(file: str) -> str | None:
-    """What a test file needs of the things that are made once."""
+    """The slow fixture that a test file needs, if any."""
     text = (ROOT / file).read_text()
     return next((word for word in COSTLY if word in text), None)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The user's own key (models/safe/signature.py) is made in a folder of the tests."""
+    """The user's own key (models/safe/signature.py) is made in a temporary folder."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(autouse=True)
 def no_test_changes_the_priority_of_those_after_it() -> Iterator[None]:
-    """A process of real-time priority leaves nothing of the machine to the others."""
+    """A process with real-time priority would take all CPU time from the others."""
     before = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
     yield
     assert (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)) == before
 
 
 def compute_in_one_thread() -> None:
-    """OpenMP's threads do not survive a fork: a child whose parent has used them waits for them for ever."""
+    """OpenMP's threads do not survive a fork: after a parent that used them, a child would wait for them for ever."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
 
-# A machine may be busy: how long an example takes proves nothing.
+# No deadline: the time of an example says nothing on a busy machine.
 hypothesis.settings.register_profile("laws", deadline=None)
 hypothesis.settings.load_profile("laws")
 os.register_at_fork(after_in_child=compute_in_one_thread)

@@ -1,4 +1,4 @@
-"""The laws of the tree itself: who imports whom, which file owns which library, how long code may grow."""
+"""The laws of the source tree: allowed imports, one owner file per library, limits on the length of code."""
 
 import ast
 import configparser
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A room imports itself and the rooms before it; within it, a folder imports itself and what stands before it. "." is
-# what lies in the room itself, but for the files that have a place of their own here.
+# A room imports itself and the rooms before it. Inside a room, a folder imports itself and the entries before it.
+# "." stands for the files of the room's own folder that have no entry here.
 ORDER = {
     "models": ("stored", ".", "decoders", "safe", "folders", "plugins", "weights", "cost"),
     "data_pipeline": (
@@ -42,13 +42,13 @@ OWNERS = {
     "pycocotools.mask": "data_pipeline/formats/rle.py",
     "pycocotools.cocoeval": "trainer/score/protocols/a2d_jhmdb.py",
 }
-ONLY_IN_FILES = ("os.fsync", "os.replace", "hashlib.file_digest")  # calls that models/files.py alone makes
+ONLY_IN_FILES = ("os.fsync", "os.replace", "hashlib.file_digest")  # calls that only models/files.py makes
 SOURCES = sorted(path.relative_to(ROOT) for room in ORDER for path in (ROOT / room).rglob("*.py"))
 FOLDERS = sorted({path.parent for path in SOURCES})
 
 
 def module_of(path: Path) -> str:
-    """The name that a file is imported by."""
+    """The module name of a file."""
     return "flowmask." + ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -57,7 +57,7 @@ MODULES = {module_of(path): path for path in SOURCES}
 
 @cache
 def imported_modules(path: Path) -> frozenset[str]:
-    """Every module that a file imports, inside functions too; a name from a package that is a module counts as such."""
+    """Every module that a file imports, also inside functions; an imported name counts if it is a module."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
@@ -75,7 +75,7 @@ def ours(path: Path) -> Iterator[Path]:
 
 
 def place(path: Path) -> tuple[str, str]:
-    """Room, and the folder or file of ORDER."""
+    """The room, and the folder or file of ORDER."""
     room, *inner = path.parts
     return room, inner[0] if len(inner) > 1 or inner[0] in ORDER[room] else "."
 
@@ -149,7 +149,7 @@ def test_files_are_synced_replaced_and_hashed_in_one_place(call: str) -> None:
 
 
 def test_the_signals_that_ask_for_an_end_stand_in_one_place() -> None:
-    """A second set of them would be a process that saves where another one dies."""
+    """With a second list of them, a signal could let one process save and end another at once."""
     assert {str(path) for path in SOURCES if "signal.SIGUSR2" in (ROOT / path).read_text()} == {"models/process.py"}
 
 
@@ -162,14 +162,14 @@ def test_the_packages_of_a_wheel_are_the_folders_of_the_tree() -> None:
 
 
 def test_pytest_collects_every_folder_of_tests(request: pytest.FixtureRequest) -> None:
-    """By default it passes over folders called `build`, without a word."""
+    """By default pytest skips folders called `build` without a message."""
     skipped = request.config.getini("norecursedirs")
     folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]}
     assert not [name for name in folders for pattern in skipped if fnmatch(name, pattern)]
 
 
 def test_no_room_is_imported_under_two_names() -> None:
-    """A second copy of a module would have classes and registries that are not the first one's."""
+    """A second copy of a module has other classes and registries than the first."""
     everything = "\n".join(f"import {name}" for name in MODULES)
     code = f"import sys\n{everything}\nprint([m for m in sys.modules if m.split('.')[0] in {tuple(ORDER)}])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

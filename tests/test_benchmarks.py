@@ -1,4 +1,4 @@
-"""The benchmarks run at tiny size, give their figures, and write their tables in place of the last."""
+"""The benchmarks run at tiny size, give their figures, and replace their last tables."""
 
 import json
 import os
@@ -59,14 +59,14 @@ def test_two_checkouts_are_compared_in_turns_and_the_other_one_is_removed(tmp_pa
 def test_a_sleep_in_a_step_stands_out_although_both_checkouts_are_at_times_half_as_fast(
     monkeypatch: pytest.MonkeyPatch, slower: float
 ) -> None:
-    """A sleep changes no count: only times tell. Without one, 95 in 100 intervals should hold 1."""
+    """A sleep changes no count: only times show it. Without a sleep, 95 in 100 intervals should contain 1."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import against
 
     random, trials, rounds = np.random.default_rng(int(os.environ.get("SEED", 0))), 100, 8
     seen = 0
     for _ in range(trials):
-        load = random.uniform(1, 2, rounds)  # of the machine in a round, for both
+        load = random.uniform(1, 2, rounds)  # load of the machine in a round, the same for both
         here, there = ([{"step_s": s} for s in load * random.normal(1 + more, 0.02, rounds)] for more in (slower, 0))
         seen += against.compare(here, there)["step_s"]["low"] > 1
     assert seen >= 0.95 * trials if slower else seen <= 0.15 * trials

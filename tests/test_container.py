@@ -19,7 +19,7 @@ NEEDED = ("debootstrap", "unshare", "chroot")
 
 
 def docker_files() -> dict[str, str]:
-    """What the Dockerfile copies: name in the checkout -> place in the image."""
+    """The COPY lines of the Dockerfile: name in the checkout -> place in the image."""
     found = {}
     for line in re.findall(r"^COPY (.+)$", DOCKERFILE.read_text(), re.MULTILINE):
         *names, place = line.split()
@@ -28,14 +28,14 @@ def docker_files() -> dict[str, str]:
 
 
 def apptainer_files() -> dict[str, str]:
-    """The same of the Apptainer definition."""
+    """The same for the Apptainer definition."""
     block = re.search(r"^%files\n((?: +.+\n)+)", DEFINITION.read_text(), re.MULTILINE)
     assert block is not None
     return dict(line.split() for line in block[1].splitlines())
 
 
 def wanted_files() -> set[str]:
-    """Top-level names that the set-up reads: those of setup.cfg, and the files that pip and the script are given."""
+    """Top-level names that the set-up reads: those in setup.cfg, and the files for pip and the script."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     folders = [line.partition("=")[2].strip() for line in setup["options"]["package_dir"].strip().splitlines()]
@@ -59,13 +59,13 @@ def test_both_recipes_begin_with_the_same_debian_and_run_the_one_script_alone() 
 
 
 def pip_settings(root: Path, folders: set[Path]) -> dict[str, str]:
-    """This machine's settings of pip as variables; files that they name are copied into `root`, folders are added."""
+    """This machine's pip settings as variables; their files are copied into `root`, their folders are added."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     found = {}
     for key, value in re.findall(r"^[\w:]+\.([\w-]+)='(.*)'$", listed.stdout, re.MULTILINE):
         words = []
         for word in value.split():
-            is_index = word.startswith("file:")  # whose pages link to files beside them
+            is_index = word.startswith("file:")  # the index pages link to files beside them
             path = Path(urllib.parse.urlparse(word).path).parent if is_index else Path(word)
             if path.is_absolute() and path.is_file():
                 (root / "settings").mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ def pip_settings(root: Path, folders: set[Path]) -> dict[str, str]:
 
 @pytest.fixture
 def bare_debian(tmp_path: Path) -> Iterator[Path]:
-    """A Debian of nothing but its essential packages and apt, with this machine's way to the network."""
+    """A Debian with its essential packages and apt alone, and this machine's network settings."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         pytest.skip(f"needs root and {', '.join(NEEDED)}: as root, apt-get install debootstrap util-linux")

@@ -1,4 +1,4 @@
-"""README and docs tell the truth: links lead somewhere, commands parse, keys exist, messages are the code's."""
+"""README and docs are true: links work, commands parse, keys exist, messages are those of the code."""
 
 import ast
 import re
@@ -37,12 +37,12 @@ def name_of(page: Path) -> str:
 
 
 def prose(page: Path) -> str:
-    """A page without its blocks of code."""
+    """A page without its code blocks."""
     return _FENCE.sub("", page.read_text())
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Words of each `flowmask ...` line of the page's blocks; of a pipe or a comment only what stands before."""
+    """Words of each `flowmask ...` line of the page's blocks, without a comment."""
     blocks = [block for kind, block in _FENCE.findall(page.read_text()) if kind in ("", "bash", "sh")]
     indented = [line.strip() for line in prose(page).splitlines() if line.startswith("    ")]
     for line in "\n".join([*blocks, *indented]).replace("\\\n", " ").splitlines():
@@ -51,7 +51,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def inline_commands(page: Path) -> Iterator[list[str]]:
-    """Words of each `flowmask ...` in the prose, which may leave out what it needs."""
+    """Words of each `flowmask ...` in the prose; such a command can lack its arguments."""
     for said in re.findall(r"`flowmask ([a-z][^`]*)`", " ".join(prose(page).split())):
         yield shlex.split(said.replace("...", ""))
 
@@ -62,7 +62,7 @@ def root_command() -> Any:
 
 
 def resolve(words: list[str]) -> tuple[Any, str, list[str]]:
-    """The command that words name, its name, and the rest of the words."""
+    """The command that the words name, its name, and the other words."""
     command, names = root_command(), 0
     while hasattr(command, "commands") and len(words) > names and not words[names].startswith("-"):
         assert words[names] in command.commands, f"flowmask {' '.join(words)}: there is no such command"
@@ -78,7 +78,7 @@ def refuse_unknown_options(words: list[str]) -> None:
 
 
 def refuse_unknown_keys(words: list[str]) -> None:
-    """Overrides that no config of the kind has; a bundled config is loaded with them."""
+    """Refuse overrides that no config of the kind has; a bundled config is loaded with its overrides."""
     _, name, rest = resolve(words)
     given = [word for word in rest if re.match(r"[a-z_]+(\.[\w]+)*=", word)]
     config = next((BUNDLED.parent / word for word in rest if word.startswith("configs/")), None)
@@ -130,7 +130,7 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def slug(heading: str) -> str:
-    """The anchor that a heading gets, here and on the site."""
+    """The anchor of a heading, here and on the site."""
     text = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
     return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
 
@@ -164,7 +164,7 @@ def test_every_file_and_test_that_a_page_names_exists(page: Path) -> None:
 
 
 def literals() -> str:
-    """Every piece of text in the rooms, a line each; an f-string is cut where it fills something in."""
+    """Every string in the rooms, one a line; an f-string is cut at its inserted values."""
     trees = (ast.parse(path.read_text()) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
     nodes = (node for tree in trees for node in ast.walk(tree))
     return "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))

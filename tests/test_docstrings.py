@@ -1,4 +1,4 @@
-"""Docstrings say what a tensor is: its shape, by the legend of models/__init__.py."""
+"""Docstrings give the shape of each tensor, by the legend of models/__init__.py."""
 
 import ast
 import re
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("models", "data_pipeline", "trainer")
 SOURCES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 TENSOR = re.compile(r"\b(Tensor|NDArray|ndarray)\b")
-# `[B 16 f h w]`, but not `dict[str, int]`; or, in words, that there is no shape, or which one, or that it may be any.
+# `[B 16 f h w]`, but not `dict[str, int]`; or the words for no shape, a named shape or any shape.
 SHAPE = re.compile(r"(?<![\w\"'])\[[\w.*+-][^\[\]\n\"',]*\]|\bscalars?\b|\bof [\w`' ]{1,30}\bshapes?\b")
-# The same shape in two spaces is two things: a latent's, and that of pixels.
+# Latents and pixels can have the same shape, so the docstring must name the space too.
 SPACES = {
     r"f h w\]": r"\b(raw|norm|velocity|velocities|standard normal|path)\b",
     r"\bF H W( 3)?\]": r"\b(bool|rgb8|uint8|signed|-1\.\.1|logits|prob|float|float32)\b",
@@ -24,7 +24,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Told(NamedTuple):
-    """Something public that is or handles a tensor, and all that is said about it."""
+    """A public name that is or handles a tensor, and its documentation."""
 
     place: str
     said: str
@@ -42,7 +42,7 @@ def read(path: Path) -> Source:
 
 
 def comment(path: Path, node: ast.stmt) -> str:
-    """The comment behind a statement and those right above it."""
+    """The trailing comment of a statement and the comment lines right above it."""
     lines, first = read(path).lines, node.lineno - 1
     above = first
     while lines[above - 1].lstrip().startswith("#"):
@@ -52,7 +52,7 @@ def comment(path: Path, node: ast.stmt) -> str:
 
 @cache
 def aliases(path: Path) -> frozenset[str]:
-    """Names of types of tensors that a file makes or imports; not those whose comment gives the shape."""
+    """Names of tensor types that a file makes or imports, except those whose comment gives the shape."""
     found: set[str] = set()
     for node in ast.walk(read(path).tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("flowmask."):
@@ -68,7 +68,7 @@ def aliases(path: Path) -> frozenset[str]:
 
 
 def is_tensor(annotation: ast.expr, names: Iterable[str]) -> bool:
-    """Whether a type holds a tensor, by itself or by one of these names."""
+    """Whether a type holds a tensor, directly or by one of these names."""
     text = ast.unparse(annotation)
     return bool(TENSOR.search(text)) or any(re.search(rf"\b{name}\b", text) for name in names)
 
@@ -88,7 +88,7 @@ CLASSES = {node.name: node for path in SOURCES for node in read(path).tree.body 
 
 
 def docstring(name: str, owner: ast.ClassDef | None, function: Function | None = None) -> str:
-    """A function's docstring; that of an override, if it has none, is that of the method it overrides."""
+    """A function's docstring; an override without one has the docstring of the method that it overrides."""
     methods = [node for node in owner.body if isinstance(node, Function) and node.name == name] if owner else []
     for said in map(ast.get_docstring, [function] if function else methods):
         if said:

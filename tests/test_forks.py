@@ -1,4 +1,4 @@
-"""The law that tests which fork stand on: a child computes, whatever its parent computed before."""
+"""A forked child can compute, whatever its parent computed before; tests that fork rely on this."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from disturbed import FINISHED, end_of, in_child
 
 @pytest.fixture
 def busy_parent() -> Iterator[None]:
-    """A process whose OpenMP threads are at work, as after a test that trains in it."""
+    """A process with active OpenMP threads, as after a test that trains."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     assert torch.ones(1_000_000).sum() == 1_000_000

@@ -1,4 +1,4 @@
-"""The script for a GPU, tried on the CPU: every kind of row, and nothing of what is measured is lost."""
+"""The GPU script, run on the CPU: it gives every kind of row, and loses no measured row."""
 
 import json
 import os
@@ -24,8 +24,8 @@ from gpu.journal import Journal, tables  # noqa: E402
 from gpu.lab import shares  # noqa: E402
 from gpu.scale import REAL, TINY  # noqa: E402
 
-MISSING = {"mlflow", "decord", "av", "submitit", "pandas", "webdataset", "pytest"}  # whatever the packages say
-# A worker of two rows: it ends as it is told in the first, and whoever comes next measures the second.
+MISSING = {"mlflow", "decord", "av", "submitit", "pandas", "webdataset", "pytest"}  # treated as missing in any case
+# A worker of two rows: it ends in the first as the test says, and the next worker measures the second.
 STUB = """
 import os, sys, time
 from pathlib import Path
@@ -48,7 +48,7 @@ def stub(out: Path, ending: str, *, limit_s: float = 60) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the processes that a test starts."""
+    """PYTHONPATH of the processes that a test starts."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]))
 
 
@@ -57,7 +57,7 @@ def plain(name: str) -> str:
 
 
 def needed(name: str, found: set[str]) -> set[str]:
-    """A package, and what it says that it needs."""
+    """A package and all packages that it requires."""
     if plain(name) not in found:
         with suppress(metadata.PackageNotFoundError):
             listed = metadata.distribution(name).requires or []
@@ -69,7 +69,7 @@ def needed(name: str, found: set[str]) -> set[str]:
 
 
 def out_of_reach() -> list[str]:
-    """The modules of all packages here that are neither torch, transformers, safetensors and theirs nor carried."""
+    """Modules of installed packages that neither the wheels hold nor torch, transformers or safetensors need."""
     script = (ROOT / "benchmarks" / "gpu_wheels.sh").read_text()
     carried = re.search(r"names='([^']*)'", script)
     assert carried is not None
@@ -80,7 +80,7 @@ def out_of_reach() -> list[str]:
     return sorted(MISSING | {name for name, of in packages if name[0] != "_" and not {*map(plain, of)} & there})
 
 
-@pytest.mark.timeout(3600)  # half a minute where nothing else runs
+@pytest.mark.timeout(3600)  # half a minute on an idle machine
 def test_the_whole_script_gives_every_kind_of_row_with_torch_transformers_safetensors_and_the_wheels(
     tmp_path: Path,
 ) -> None:
@@ -175,7 +175,7 @@ def test_what_a_profile_says_of_a_step_is_counted_by_step() -> None:
         steps.Event("cudaStreamSynchronize", 4, 0.0, kernel=False),
         steps.Event("aten::_local_scalar_dense", 2, 0.0, kernel=False),
         steps.Event("cudaLaunchKernel", 100, 0.0, kernel=False),
-        steps.Event("aten::mm", 10, 3000.0, kernel=False),  # whose time is its kernel's
+        steps.Event("aten::mm", 10, 3000.0, kernel=False),  # its time is the time of its kernel
         steps.Event("gemm", 10, 3000.0, kernel=True),
         steps.Event("Memcpy DtoH (Device -> Pinned)", 2, 1000.0, kernel=True),
     ]
@@ -200,7 +200,7 @@ def test_the_first_rows_are_a_step_and_each_model_and_have_their_time() -> None:
 
 
 class Stand:
-    """In place of a lab: rows that take no time."""
+    """Replaces a lab: its rows take no time."""
 
     gpu, scale, matrix_tflops = False, TINY, None
 

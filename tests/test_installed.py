@@ -1,4 +1,4 @@
-"""A wheel, made from an sdist, works where people put it: beside others' packages and files of the same names."""
+"""A wheel, made from an sdist, works beside other people's packages and files with the names of our rooms."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def build_wheel(source: Path, wheels: Path) -> Path:
 
 
 def write_theirs(folder: Path) -> None:
-    """Packages and modules of our rooms' names, and a module of a library's name, none of which may be imported."""
+    """Write packages and modules with our rooms' names, and one with a library's name; none of them may be imported."""
     for name in PACKAGES:
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(POISON)
@@ -79,7 +79,7 @@ class Installation:
         subprocess.run(command, check=True)
 
     def run(self, *words: object, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
-        """A command of this environment, with `path` on PYTHONPATH."""
+        """Run a command of this environment, with `path` on PYTHONPATH."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         environment |= {"PYTHONPATH": str(path), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
         command = [str(self.bin / str(words[0])), *map(str, words[1:])]
@@ -110,18 +110,18 @@ def test_a_wheel_works_beside_other_packages_and_files_of_its_rooms_names(
     for name in PACKAGES:
         shutil.copytree(here / name, path / name)
     make_lab(tmp_path)
-    tracked = {"tracking.enabled": True, "tracking.end_timeout_s": 300.0}  # a busy machine imports MLflow for long
+    tracked = {"tracking.enabled": True, "tracking.end_timeout_s": 300.0}  # MLflow's import is slow on a busy machine
     config = run_config(tmp_path, tmp_path / "run", {"train.steps": 2, **tracked})
     (here / "mine.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     done = installation.run("flowmask", "train", "mine.yaml", cwd=here, path=path)
     assert done.returncode == 0, done.stdout + done.stderr
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         (status,) = database.execute("SELECT status FROM runs").fetchone()
-    assert status == "FINISHED"  # the process that feeds MLflow ran too
+    assert status == "FINISHED"  # MLflow's sender process ran too
     wrote = installation.run("flowmask", "tiny-wan", "wan", cwd=here, path=path)
     assert wrote.returncode == 0 and (here / "wan" / "vae").is_dir(), (
         wrote.stderr
-    )  # what ships with the package is found
+    )  # finds the files that ship with the package
     listed = installation.run("python", "-m", "flowmask", "configs", cwd=here, path=path)
     assert "train_mevis.yaml" in listed.stdout, listed.stderr
     versions = installation.run("flowmask", "--version", cwd=here, path=path)

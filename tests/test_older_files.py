@@ -1,4 +1,4 @@
-"""A cache, a run and an evaluation made by an earlier version (tests/golden/older) still open and go on."""
+"""A cache, a run and an evaluation of an earlier version (tests/golden/older) still open and continue."""
 
 import json
 import os
@@ -29,13 +29,13 @@ from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
 OLDER = Path(__file__).parent / "golden" / "older"
 EXPECTED: dict[str, Any] = json.loads((OLDER / "expected.json").read_text())
-WAN_WRITTEN_NS = 10**18  # a checkout has times of its own, and an evaluation knows those of its Wan folder
-ROUNDING = 1e-5  # losses and norms through SSE4, AVX2 and AVX-512 kernels differ by 1e-7 at most
+WAN_WRITTEN_NS = 10**18  # fixed, since a checkout sets new times and an evaluation stores those of its Wan folder
+ROUNDING = 1e-5  # losses and norms of SSE4, AVX2 and AVX-512 kernels differ by 1e-7 at most
 
 
 @pytest.fixture
 def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy as the working folder, since the files name each other by relative paths."""
+    """A copy as the working folder, since the files refer to each other by relative paths."""
     torch.set_num_threads(1)
     shutil.copytree(OLDER, tmp_path, symlinks=True, dirs_exist_ok=True)
     (tmp_path / "data").symlink_to(GOLDEN)

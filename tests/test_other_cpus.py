@@ -1,4 +1,4 @@
-"""The laws about numbers hold on CPUs without this one's instructions: torch and oneDNN then sum in another order."""
+"""The laws about numbers hold on CPUs with fewer instructions: torch and oneDNN then sum in another order."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_the_laws_about_numbers_hold_on_other_cpus(level: str, tmp_path: Path) -
 
 @pytest.mark.long
 def test_cpus_that_share_a_folder_of_compiled_programs_do_not_run_each_others(tmp_path: Path) -> None:
-    """As nodes do that share a home. A program for narrower vectors, run with wider ones, writes past its ends."""
+    """For nodes that share a home. A program for narrow vectors writes beyond its ends when run with wider ones."""
     compiled = ("tests/models/test_dit.py::test_compiled_blocks_compute_what_the_others_do",)
     for level in ("avx2", None):
         variables = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
@@ -40,7 +40,7 @@ def test_cpus_that_share_a_folder_of_compiled_programs_do_not_run_each_others(tm
 
 
 def run_tests(tests: Sequence[str], variables: Mapping[str, str], scratch: Path) -> None:
-    """The short ones, in a process of their own."""
+    """Run the short tests in a separate process."""
     pytest_here = [sys.executable, "-m", "pytest", "-m", "not long", "-p", "no:cacheprovider", "--show-capture=no"]
     command = [*pytest_here, "--basetemp", str(scratch), *tests]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)

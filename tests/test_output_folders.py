@@ -1,4 +1,4 @@
-"""The law of results, for every command that writes any: nothing of others is lost, and no end leaves halves."""
+"""The law of results, for every command that writes any: no file of others is lost, and no end leaves half results."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from flowmask.launch.local.worker import explain_os_error
 from flowmask.models.errors import UserError
 
 SEED = int(os.environ.get("SEED", "0"))
-ONCE = ("export file", "export folder", "import", "import wan", "tiny-wan")  # refuse what is there, also their own
+ONCE = ("export file", "export folder", "import", "import wan", "tiny-wan")  # these refuse any existing target
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Writer]:
 
 
 def command(writer: Writer, out: Path) -> None:
-    """As the command line runs it: what the disk refuses is one line there."""
+    """Run a writer as the command line does: an error of the disk is one line."""
     try:
         writer(out)
     except OSError as error:

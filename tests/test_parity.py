@@ -1,4 +1,4 @@
-"""Every number that the reference code computed, at its tolerance: one test per expected tensor or record.
+"""Every number of the reference code, at its tolerance: one test per expected tensor or record.
 
 The set is the folder in FLOWMASK_PARITY_DIR, or the one in tests/golden.
 """

@@ -1,4 +1,4 @@
-"""The parity tests notice every single wrong number: sets with one expected number off by ten tolerances fail."""
+"""The parity tests notice every single wrong number: a set with one number off by ten tolerances fails."""
 
 import os
 import random
@@ -24,7 +24,7 @@ def sampled() -> list[Target]:
 
 
 def fails(root: Path, case: str) -> bool:
-    """Whether any check of a case fails on a set; checks stop at the first that does."""
+    """Whether any check of a case fails on a set; it stops at the first failure."""
     chosen = {name: checks for name, checks in CASES.items() if name.startswith(case)}
     for check in collect(root, chosen):
         try:

@@ -1,6 +1,6 @@
-"""Every number of the golden sets, which the benchmarks' own public code computed, comes out of our protocols.
+"""Our protocols give every number of the golden sets, which the benchmarks' own public code computed.
 
-FLOWMASK_PROTOCOLS_DIR names another set of the same layout. tests/golden/protocols/README.md says where they come from.
+FLOWMASK_PROTOCOLS_DIR names another set of the same layout. tests/golden/protocols/README.md gives the sources.
 """
 
 import json
@@ -14,8 +14,8 @@ from protocol_sets import COMPUTED, leaves, load
 
 OWN = Path(__file__).parent / "golden" / "protocols"
 ROOT = Path(os.environ.get("FLOWMASK_PROTOCOLS_DIR", OWN))
-TOLERANCE = 1e-7  # of float64 sums in another order
-FLOAT32 = 1e-6  # of the numbers that the public code sums in float32
+TOLERANCE = 1e-7  # float64 sums in another order
+FLOAT32 = 1e-6  # the public code sums these numbers in float32
 NUMBERS = [
     (name, path, value)
     for name in sorted(COMPUTED)
@@ -25,7 +25,7 @@ NUMBERS = [
 
 @cache
 def ours(name: str) -> dict[str, Any]:
-    """What our code gives for a set, computed once."""
+    """Our results for a set, computed once."""
     return leaves(COMPUTED[name](*load(ROOT / name)))
 
 

@@ -1,4 +1,4 @@
-"""What is done with Wan2.1 1.3B and 14B as published, by names and shapes alone: no number of theirs is ever read."""
+"""Loading, training and export of Wan2.1 1.3B and 14B as published, by names and shapes alone; no weight is read."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def wan(size: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def unread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test here may take memory that weights would take."""
+    """No test of this file may use the memory of real weights."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     never_read(monkeypatch)
     yield
@@ -62,7 +62,7 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def wide(size: str) -> dict[str, tuple[int, ...]]:
-    """Of the DiT that takes the video."""
+    """Shapes of the DiT that also takes the video."""
     known = shapes_of("transformer", size)
     return {**known, PATCH_KEY: (known[PATCH_KEY][0], 32, 1, 2, 2)}
 

@@ -1,4 +1,4 @@
-"""The README is short, and it and the map in docs/architecture.md tell the truth about the tree."""
+"""The README is short. It and the map in docs/architecture.md describe the tree correctly."""
 
 import re
 from pathlib import Path

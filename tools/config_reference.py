@@ -1,4 +1,4 @@
-"""Write docs/config/: a page and a JSON schema of each kind of config: python tools/config_reference.py.
+"""Write docs/config/: a page and a JSON schema for each kind of config: python tools/config_reference.py.
 
 Run it when a test says that a page and its config sections differ.
 """
@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "config"
 
 
 def files() -> dict[Path, str]:
-    """What belongs into docs/config/, by path."""
+    """The files of docs/config/, by path."""
     made = {DOCS / f"{name}.md": page(name, kind) for name, kind in kinds().items()}
     return made | {DOCS / f"{name}.json": schema(name, kind) for name, kind in kinds().items()}
 

@@ -1,6 +1,6 @@
-"""Write what `flowmask plan` says into the heads of the bundled configs: python tools/headers.py, in any folder.
+"""Write the results of `flowmask plan` into the heads of the bundled configs: python tools/headers.py, in any folder.
 
-Run it when a test says that a head and its plan differ. Only the lines of `LABELS` are touched.
+Run it when a test says that a head and its plan differ. It changes only the lines of `LABELS`.
 """
 
 import os
@@ -11,7 +11,7 @@ from flowmask.launch.plan.header import LABELS, heads, lines_of
 
 
 def written(text: str, lines: list[str]) -> str:
-    """A config's text with these lines in place of those it has."""
+    """A config's text with these lines instead of its old ones."""
     kept: list[str] = []
     inside = placed = False
     for line in text.splitlines():
@@ -26,7 +26,7 @@ def written(text: str, lines: list[str]) -> str:
 
 
 def main() -> None:
-    os.chdir(tempfile.mkdtemp())  # where there are no weights and no data
+    os.chdir(tempfile.mkdtemp())  # a folder without weights and data
     for path in heads():
         text = path.read_text()
         if (new := written(text, lines_of(path))) != text:

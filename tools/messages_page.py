@@ -1,6 +1,6 @@
-"""The site's page of all messages: what a person may read in one line, by the file that says it.
+"""The site's page of all one-line messages, by the file that raises them.
 
-MkDocs calls `on_files` (mkdocs.yml, hooks) and gets the page; it is made of the code, so it is never out of date.
+MkDocs calls `on_files` (mkdocs.yml, hooks) and gets the page. The page is made from the code, so it is always current.
 """
 
 import ast
@@ -19,7 +19,7 @@ Every line that FlowMask raises for a person, by the file that raises it. `…` 
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """MkDocs' event: the page joins those of docs/."""
+    """MkDocs' event: add the page to those of docs/."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, PAGE, content=page()))
@@ -37,7 +37,7 @@ def page() -> str:
 
 
 def messages(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Kind and text of each message that a file raises with its words beside the `raise`."""
+    """Kind and text of each message whose words are in the `raise` statement."""
     for node in ast.walk(tree):
         call = node.exc if isinstance(node, ast.Raise) else None
         if not isinstance(call, ast.Call) or not call.args or not isinstance(call.func, ast.Name):
@@ -48,7 +48,7 @@ def messages(tree: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def words(node: ast.AST) -> str:
-    """The text of a string or f-string, with … for what is filled in; empty for anything else."""
+    """The text of a string or f-string, with … for each inserted value; empty for any other node."""
     if isinstance(node, ast.Constant):
         return str(node.value).replace("\n", " ").replace("`", "'")
     if isinstance(node, ast.JoinedStr):

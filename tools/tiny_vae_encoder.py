@@ -1,9 +1,9 @@
 """The encoder of the tiny VAE in closed form: principal components of 8x8 pixel blocks, written into Wan's network.
 
-A small `AutoencoderKLWan` has room for an exactly linear map along its shortcuts, and the best linear map to 16
-channels needs no training: each strided convolution takes the principal components of what it merges. Residual
-branches are zero; the one nonlinearity on the way, norm and SiLU before the last convolution, is undone by a large
-constant channel (the norm then divides by a constant) and by pairs, since SiLU(y) - SiLU(-y) = y.
+The shortcuts of a small `AutoencoderKLWan` can hold an exactly linear map. The best linear map to 16 channels needs
+no training: each strided convolution takes the principal components of its inputs. Residual branches are zero.
+One nonlinearity remains: norm and SiLU before the last convolution. A large constant channel cancels the norm, which
+then divides by a constant. Pairs of channels cancel SiLU, since SiLU(y) - SiLU(-y) = y.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 Z = 16  # latent channels
 PIXEL, HALF, QUARTER, EIGHTH = 8, 8, 16, 32  # channels at each resolution: base_dim 8, dim_mult 1, 2, 4
-KEPT_QUARTER, KEPT_EIGHTH = (12, 18)  # channels that keep the mean of two frames; the others keep their difference
-CONSTANT = 1024.0  # of the channel that dominates the norm; the map is linear up to |x|^2 / 2 CONSTANT^2
-POSTERIOR_STD = 0.05  # of a latent whose own standard deviation is 1
+KEPT_QUARTER, KEPT_EIGHTH = (12, 18)  # channels for the mean of two frames; the others hold their difference
+CONSTANT = 1024.0  # value of the channel that dominates the norm; the map is linear up to |x|^2 / 2 CONSTANT^2
+POSTERIOR_STD = 0.05  # for a latent with standard deviation 1
 
 
 @dataclass(frozen=True)
 class LinearEncoder:
-    """Matrices [out in] of each merge, finest first; `scale` [16] brings each latent channel to its size."""
+    """Matrices [out in] of each merge, finest first; `scale` [16] gives each latent channel its standard deviation."""
 
     half: Tensor  # 8 x (3 channels, 2x2 pixels)
     quarter: Tensor  # 16 x (8, 2x2)
@@ -49,7 +49,7 @@ class LinearEncoder:
 
 
 def fit(clips: Tensor, *, raw_std: float) -> LinearEncoder:
-    """Fit to clips [B 3 5 H W] signed, half of them masks as grey videos; each channel gets `raw_std`."""
+    """Fit to clips [B 3 5 H W] signed, half of them masks as grey videos; each channel gets the std `raw_std`."""
     pixels = _blocks(clips)
     half = _components(pixels, HALF)
     blocks = _blocks(_mix(half, pixels))
@@ -103,14 +103,14 @@ def _write_pointwise(conv: nn.Conv3d, matrix: Tensor) -> None:
 
 
 def _write_space(down: Any, matrix: Tensor) -> None:
-    """The first two rows and columns of a 3x3 convolution of stride 2 are the block itself."""
+    """The first two rows and columns of a 3x3 convolution of stride 2 cover the block."""
     conv = down.resample[1]
     channels = matrix.shape[1] // 4
     conv.weight[: matrix.shape[0], :channels, :2, :2] = matrix.view(-1, channels, 2, 2)
 
 
 def _write_time(down: Any, matrix: Tensor) -> None:
-    """Of a window of three frames at stride 2 the last two are the pair."""
+    """In a window of three frames at stride 2, the last two are the pair."""
     channels = matrix.shape[1] // 2
     down.time_conv.weight[:, :, 1, 0, 0] = matrix[:, :channels]
     down.time_conv.weight[:, :, 2, 0, 0] = matrix[:, channels:]
@@ -128,12 +128,12 @@ def _blocks(x: Tensor) -> Tensor:
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """[B C F H W] -> [B 2C F/2 H W]: the channels of two frames that follow each other."""
+    """[B C F H W] -> [B 2C F/2 H W]: the channels of two consecutive frames."""
     return torch.cat([x[:, :, 0::2], x[:, :, 1::2]], 1)
 
 
 def _components(x: Tensor, count: int) -> Tensor:
-    """The `count` directions [count C] of largest mean square over all places of x [B C F H W]."""
+    """The `count` directions [count C] with the largest mean square over all places of x [B C F H W]."""
     rows = x.movedim(1, -1).reshape(-1, x.shape[1]).double()
     _, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
     return vectors[:, -count:].flip(1).T.float()

@@ -1,9 +1,10 @@
-"""Make the tiny Wan VAE that ships in models/tiny: `python -m tools.train_tiny_vae --out DIR --minutes 12`.
+"""Make the tiny Wan VAE in models/tiny: `python -m tools.train_tiny_vae --out DIR --minutes 12`.
 
-Owns the recipe. The encoder is a closed form (tools/tiny_vae_encoder.py): the principal components of synthetic clips
-and of their masks as grey videos, at Wan's scale. The decoder is trained to undo it on one CPU thread, on
-synthetic clips, masks and noise textures. DIR then holds config.json, the weights in bfloat16 and measured.json.
-What ships: `--minutes 9`, then `--start` from that with `--minutes 30 --lr 2e-3`, ended after 20 of them.
+The encoder has a closed form (tools/tiny_vae_encoder.py): the principal components of synthetic clips and of their
+masks as grey videos, at Wan's scale. One CPU thread trains the decoder to invert it, on synthetic clips, masks and
+noise textures. DIR then holds config.json, the weights in bfloat16 and measured.json.
+Recipe of the shipped files: `--minutes 9`, then `--start` from the result with `--minutes 30 --lr 2e-3`, stopped
+after 20 minutes.
 """
 
 import argparse
@@ -35,14 +36,14 @@ ARCHITECTURE: dict[str, Any] = {
     "attn_scales": [],
     "temperal_downsample": [False, True, True],
 }
-RAW_STD = 1.7  # of every latent channel over videos and masks together
-GEOMETRIES = ((9, 64, 96), (17, 48, 48), (5, 64, 96), (9, 48, 64))  # frames, height, width beside 5 x 64 x 64
-# Every `vae` below is an AutoencoderKLWan, whose class diffusers leaves untyped.
+RAW_STD = 1.7  # standard deviation of every latent channel over videos and masks together
+GEOMETRIES = ((9, 64, 96), (17, 48, 48), (5, 64, 96), (9, 48, 64))  # frames, height, width in addition to 5 x 64 x 64
+# Every `vae` below is an AutoencoderKLWan; diffusers has no types for it.
 log = logging.getLogger("train_tiny_vae")
 
 
 def textures(rng: np.random.Generator, count: int, frames: int, height: int, width: int) -> NDArray[np.float32]:
-    """Natural-looking clips: noise with a 1/f-like spectrum that pans, signed float32 [N 3 F H W]."""
+    """Natural-looking clips: panning noise with a 1/f-like spectrum, signed float32 [N 3 F H W]."""
     margin = 16
     canvas = np.zeros((count, 3, height + margin, width + margin), np.float32)
     tall, wide = canvas.shape[2:]
@@ -71,7 +72,7 @@ def blobs(rng: np.random.Generator, count: int, frames: int, height: int, width:
 
 
 def scenes(seed: int, block: int, *, frames: int = 5, size: int = 64) -> tuple[NDArray[np.float32], ...]:
-    """One block of synthetic clips and one mask of each, both signed float32 [N 3 F H W]."""
+    """One block of synthetic clips and one mask for each, both signed float32 [N 3 F H W]."""
     drawn = draw_block(seed, block, frames=frames, size=size)
     videos = drawn.frames.transpose(0, 4, 1, 2, 3).astype(np.float32) / 127.5 - 1
     rng = np.random.default_rng(mix64(seed, block, 1))
@@ -81,7 +82,7 @@ def scenes(seed: int, block: int, *, frames: int = 5, size: int = 64) -> tuple[N
 
 
 def batches(seed: int) -> Iterator[Tensor]:
-    """Endless batches: 2 synthetic videos, 4 masks, 1 blob and 1 texture; every 6th of other sizes and lengths."""
+    """Endless batches: 2 synthetic videos, 4 masks, 1 blob and 1 texture; every 6th has another size and length."""
     rng = np.random.default_rng(mix64(seed, 2))
     step = 0
     for block in iter(range(1 << 40)):
@@ -99,7 +100,7 @@ def batches(seed: int) -> Iterator[Tensor]:
 
 
 def decode(vae: Any, raw: Tensor) -> Tensor:
-    """Latent [B 16 f h w] raw -> pixels [B 3 F H W], without the clamp of `vae.decode` that stops gradients."""
+    """Latent [B 16 f h w] raw -> pixels [B 3 F H W], without the clamp of `vae.decode`, which stops gradients."""
     vae.clear_cache()
     hidden = vae.post_quant_conv(raw)
     frames = []
@@ -113,7 +114,7 @@ def decode(vae: Any, raw: Tensor) -> Tensor:
 
 
 def new_vae(linear: LinearEncoder, seed: int) -> Any:
-    """A VAE whose encoder is `linear`. The decoder's residual branches start at zero: close to linear trains faster."""
+    """A VAE whose encoder is `linear`. The decoder's residual branches start at zero: training is then faster."""
     torch.manual_seed(seed)
     vae: Any = AutoencoderKLWan(**ARCHITECTURE)
     write(linear, vae)
@@ -134,12 +135,12 @@ def channels_last(vae: Any) -> Any:
 
 
 def decoder_weights(vae: Any) -> list[Tensor]:
-    """What is trained."""
+    """The trained parameters."""
     return [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
 
 
 def train(vae: Any, linear: LinearEncoder, *, out: Path, minutes: float, seed: int, lr: float) -> None:
-    """Train the decoder in place for `minutes`, saving averaged weights as it goes.
+    """Train the decoder in place for `minutes`; save averaged weights during the training.
 
     Convolutions run on a bfloat16 copy; AdamW and the average keep fp32.
     """

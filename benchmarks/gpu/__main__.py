@@ -1,6 +1,6 @@
 """python -m gpu OUT [--tiny] [--device cpu|cuda] [--seconds N]; gpu.sh calls it.
 
-Imports no torch: it outlives a worker that the GPU, the kernel or its own time ends, and starts the next one.
+It imports no torch. When the GPU, the kernel or a time limit ends a worker, this process starts the next one.
 """
 
 import argparse
@@ -16,17 +16,17 @@ from types import FrameType
 
 from gpu.journal import Journal
 
-_LAST_S = 2.0  # of the time, to write what is there
+_LAST_S = 2.0  # kept to write the results
 
 
 def main() -> int:
-    """0 when every row was measured, failed by itself, or found no time; that of the worker if none came to a row."""
+    """0 when every row was measured, failed alone or had no time; the worker's code if no row was measured."""
     parser = argparse.ArgumentParser(prog="gpu.sh", description="Measures this machine's GPU; see benchmarks/gpu.sh.")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder for the results")
     parser.add_argument("--tiny", action="store_true", help="the tiny Wan, to try the script")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--seconds", type=float, default=600.0, help="all in all; the first rows take the first 240")
-    for name, kind in (("--spent", float), ("--site", Path)):  # of gpu.sh: seconds so far, a folder that it made
+    for name, kind in (("--spent", float), ("--site", Path)):  # from gpu.sh: seconds so far, its temporary folder
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if (options.out / "rows.jsonl").exists():
@@ -52,7 +52,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def measure(command: Sequence[str], journal: Journal, *, until_s: float) -> int:
-    """Workers one after another until one has come to the end of the rows; until_s: monotonic seconds."""
+    """Run workers one after another until one has reached the end of the rows; until_s: monotonic seconds."""
     while True:
         before = len(journal.rows())
         code = _watched(command, journal, until_s)
@@ -71,7 +71,7 @@ def measure(command: Sequence[str], journal: Journal, *, until_s: float) -> int:
 
 
 def _watched(command: Sequence[str], journal: Journal, until_s: float) -> int:
-    """The exit code of a worker, which is killed when its row has taken too long or all time is over."""
+    """The exit code of a worker, which is killed when its row takes too long or all time is over."""
     worker = subprocess.Popen(command)
     try:
         while True:

@@ -17,13 +17,13 @@ from flowmask.trainer.track.meters import peak_tflops
 from gpu.lab import GB, Lab
 
 WORDS = 16  # tokens of a sentence
-_BATCH = 64  # sentences, which a build does not take together yet
+_BATCH = 64  # sentences in a batch
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 Made = tuple[torch.nn.Module, Callable[[], object], float, float]  # module, its pass, FLOP, planned bytes of a pass
 
 
 def machine(lab: Lab) -> dict[str, Any]:
-    """Where all else was measured."""
+    """The machine of all measurements."""
     found: dict[str, Any] = {"scale": lab.scale.name, "device": platform.processor() or platform.machine()}
     if lab.gpu:
         facts = torch.cuda.get_device_properties(lab.device)
@@ -33,7 +33,7 @@ def machine(lab: Lab) -> dict[str, Any]:
 
 
 def matrix(precision: str, lab: Lab) -> dict[str, Any]:
-    """The product of two square matrices: the rate that a GPU reaches where nothing stands in its way."""
+    """The product of two square matrices: the largest rate that a GPU reaches."""
     use_tf32(precision == "tf32")
     side = lab.scale.matrix
     a, b = torch.randn(2, side, side, device=lab.device).to(DTYPES[precision])
@@ -42,7 +42,7 @@ def matrix(precision: str, lab: Lab) -> dict[str, Any]:
 
 
 def model(name: str, precision: str, lab: Lab) -> dict[str, Any]:
-    """A pass of one clip or of sentences, and memory at the most beside that of `flowmask plan`."""
+    """A pass of one clip or of sentences, and its peak memory beside the plan's."""
     use_tf32(precision == "tf32")
     module, run, flop, planned = MODELS[name](lab, DTYPES[precision])
     weights = sum(p.nbytes for p in module.parameters())

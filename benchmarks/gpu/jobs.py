@@ -1,4 +1,4 @@
-"""What jobs do here: a cache build's encoder, an evaluation's models, the ranks of a training until they work."""
+"""Jobs on this machine: a cache build's encoder, an evaluation's models, a training's ranks up to their first steps."""
 
 import json
 import os
@@ -32,7 +32,7 @@ _STEPS = 2
 
 
 def cache(precision: str, at_once: int, lab: Lab) -> dict[str, Any]:
-    """Clips of one mask through a build's own encoder, pixels in host memory to moments there."""
+    """Clips of one mask through a build's own encoder, from pixels in host memory to moments in host memory."""
     use_tf32(precision == "tf32")
     vae = lab.drawn(lab.shapes.vae(), DTYPES[precision]).eval().requires_grad_(False)
     encoder = ClipEncoder(vae, dtype=torch.bfloat16, pixel_norm="half", batch_clips=at_once)
@@ -54,7 +54,7 @@ def _clip(lab: Lab, number: int) -> DecodedClip:
 
 
 def evaluate(sentences: int, decoder: str, lab: Lab) -> dict[str, Any]:
-    """Pixels and sentences of a video to its masks, by an evaluation's models; nothing is read, judged or written."""
+    """From pixels and sentences of a video to its masks, by an evaluation's models; no reading, scoring or writing."""
     use_tf32(None)
     loaded = _segmenter(lab, decoder)
     frames, height, width = lab.scale.clip
@@ -72,7 +72,7 @@ def evaluate(sentences: int, decoder: str, lab: Lab) -> dict[str, Any]:
 
 
 def _segmenter(lab: Lab, decoder: str) -> LoadedSegmenter:
-    """Random weights in the precisions of an evaluation: DiT and text in bf16, video in fp32, the decoder as asked."""
+    """Random weights in an evaluation's precisions: DiT and text in bf16, video in fp32, the decoder as requested."""
     vae: Any = lab.drawn(lab.shapes.vae()).requires_grad_(False)
     text = lab.drawn(lab.shapes.text_encoder(), torch.bfloat16)
     whole = Segmenter(
@@ -86,7 +86,7 @@ def _segmenter(lab: Lab, decoder: str) -> LoadedSegmenter:
 
 
 def start(ranks: int, lab: Lab) -> dict[str, Any]:
-    """A training of the tiny Wan from its launcher to its first steps; more than one rank: on the CPU."""
+    """A training of the tiny Wan from its launcher to its first steps; with more than one rank on the CPU."""
     options = {"steps": _STEPS, "global_batch": ranks, "log_every_steps": 1}
     job = training(lab, wan=lab.tiny_wan, cache=lab.tiny_cache, ranks=ranks, train=options)
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if ranks > 1 or not lab.gpu else {}

@@ -1,6 +1,6 @@
-"""The rows of one measurement: each is on the disk before the next begins, also where the machine dies in that one.
+"""The rows of one measurement: each is on the disk before the next begins, so a crash loses no finished row.
 
-rows.jsonl is what was written; results.json and tables.md are made of it again with every row.
+rows.jsonl is the record; results.json and tables.md are written again from it after every row.
 """
 
 import json
@@ -11,36 +11,36 @@ from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
-MATRIX = "matrix bf16"  # the row whose rate the others are compared with
-_REASON = 200  # characters of a failure that stay
+MATRIX = "matrix bf16"  # the row with the rate for comparisons
+_REASON = 200  # characters of a failure that are kept
 
 
 class Journal:
-    """What is known so far; processes may write it one after another."""
+    """The results so far; several processes can write it one after another."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.path = out, out / "rows.jsonl"
 
     def entries(self) -> Iterator[Entry]:
-        """Every whole line; a line that a killed writer left unfinished is none."""
+        """Every whole line; the unfinished line of a killed writer is skipped."""
         text = self.path.read_text() if self.path.exists() else ""
         return (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n"))
 
     def rows(self) -> list[Entry]:
-        """Rows with figures, failures, and those that there was no time for."""
+        """Rows with figures, failed rows, and rows without time."""
         return [entry for entry in self.entries() if "kind" in entry and "began" not in entry]
 
     def open_row(self) -> Entry | None:
-        """What is being measured now, or was when its process died."""
+        """The row in measurement, or the last row of a process that died."""
         last = deque(self.entries(), maxlen=1)
         return last[0] if last and "began" in last[0] else None
 
     def plan(self, names: list[tuple[str, str]]) -> None:
-        """All rows that there may be, as (kind, name); those that are missing at the end found no time."""
+        """Record all possible rows as (kind, name); those that are missing at the end had no time."""
         self._append({"planned": names})
 
     def close(self) -> None:
-        """Add the rows that there was no time for."""
+        """Add the rows that had no time."""
         planned = [one for entry in self.entries() for one in entry.get("planned", ())]
         there = {row["row"] for row in self.rows()}
         for kind, name in dict.fromkeys(map(tuple, planned)):
@@ -48,11 +48,11 @@ class Journal:
                 self.add(name, kind=kind, not_started="no time was left")
 
     def begin(self, name: str, *, kind: str, at_s: float, limit_s: float) -> None:
-        """`name` is measured from now on; at_s: monotonic seconds, limit_s: how long it may take at the most."""
+        """Record the start of `name`; at_s: monotonic seconds, limit_s: its largest allowed time."""
         self._append({"began": at_s, "row": name, "kind": kind, "limit_s": limit_s})
 
     def add(self, name: str, *, kind: str, **found: Any) -> None:
-        """A row: figures by name, `failed` or `not_started` with the reason."""
+        """Add a row: figures by name, or `failed` or `not_started` with the reason."""
         for key in ("failed", "not_started"):
             if key in found:
                 found[key] = " ".join(str(found[key]).split())[:_REASON]
@@ -74,7 +74,7 @@ class Journal:
 
 
 def tables(rows: list[Entry]) -> str:
-    """Markdown: a table for each kind of row, its columns what the rows of the kind have."""
+    """Markdown: a table for each kind of row; its columns are the figures of these rows."""
     parts = []
     for kind in dict.fromkeys(row["kind"] for row in rows if "not_started" not in row):
         some = [row for row in rows if row["kind"] == kind and "not_started" not in row]

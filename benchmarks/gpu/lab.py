@@ -1,6 +1,6 @@
-"""What every row needs: the device, modules with random weights on it, clocks, memory, and shares of the peak.
+"""Shared by all rows: the device, modules with random weights on it, clocks, memory, and shares of the peak.
 
-Modules are those of `flowmask plan`, made on the meta device and drawn where they compute: no file, no host copy.
+Modules are those of `flowmask plan`, made on the meta device and filled on the GPU: no file, no host copy.
 """
 
 import gc
@@ -33,14 +33,14 @@ _ROUNDS = 3
 
 @dataclass
 class Lab:
-    """folder: a temporary one. matrix_tflops: what the largest bf16 product reached here, once its row is done."""
+    """folder: a temporary folder. matrix_tflops: the rate of the largest bf16 product here, once its row is done."""
 
     scale: Scale
     folder: Path
     asked: Any = "cuda"
     matrix_tflops: float | None = None
     device: torch.device = field(init=False)
-    plans: dict[Any, Any] = field(default_factory=dict)  # of trainings
+    plans: dict[Any, Any] = field(default_factory=dict)  # plans of trainings
 
     def __post_init__(self) -> None:
         self.device = rank_device(self.asked, key="--device")
@@ -53,7 +53,7 @@ class Lab:
 
     @property
     def tiny_wan(self) -> Path:
-        """A whole Wan folder, whose tokenizer serves every scale."""
+        """A whole Wan folder; every scale uses its tokenizer."""
         return self.folder / "tiny"
 
     @property
@@ -75,7 +75,7 @@ class Lab:
 
     @property
     def dit_config(self) -> dict[str, Any]:
-        """As it is trained: with the video injected."""
+        """The config for training: with the injected video."""
         return {**self.shapes.dit_config, "in_channels": 32, "out_channels": 16}
 
     @cached_property
@@ -85,7 +85,7 @@ class Lab:
 
     @cached_property
     def tiny_cache(self) -> Path:
-        """One that fits the tiny Wan."""
+        """A cache that fits the tiny Wan."""
         return self.cache if self.scale is TINY else self._cache("tiny_cache", TINY, wan=self.tiny_wan)
 
     def _cache(self, name: str, scale: Scale, *, wan: Path) -> Path:
@@ -96,7 +96,7 @@ class Lab:
         return folder
 
     def drawn(self, module: Any, dtype: torch.dtype = torch.float32) -> Any:
-        """A module of the meta device with random weights on this one, which keep numbers near 1."""
+        """Move a module from the meta device to this one, with random weights that keep numbers near 1."""
         nn.Module.to(module, dtype)
         module.to_empty(device=self.device)
         if hasattr(module, "tie_weights"):
@@ -110,12 +110,12 @@ class Lab:
         return module
 
     def shares(self, flop: float, seconds: float) -> dict[str, float | None]:
-        """What work of `flop` in `seconds` makes of this GPU's stated peak, and of the matrix rate measured here."""
+        """The share of this GPU's stated peak, and of the matrix rate measured here, for `flop` in `seconds`."""
         name = torch.cuda.get_device_name(self.device) if self.gpu else None
         return shares(flop, seconds, peak_tflops=peak_tflops(name), matrix_tflops=self.matrix_tflops)
 
     def seconds(self, work: Callable[[], object], *, warm: int = 2) -> float:
-        """Seconds of one call, the median of three blocks without a wait inside; `warm` calls come before."""
+        """Seconds of one call, the median of three blocks without a wait inside, after `warm` calls."""
         for _ in range(warm):
             work()
         one = self._block(work, 1)
@@ -135,9 +135,9 @@ class Lab:
             torch.cuda.synchronize(self.device)
 
     def clear(self) -> None:
-        """Free what the last row held, and start the count of the peak again."""
+        """Free the tensors of the last row, and reset the peak."""
         if "torch._dynamo" in sys.modules:
-            torch._dynamo.reset()  # else its programs keep modules alive, and after some more it compiles no more
+            torch._dynamo.reset()  # else its programs keep modules alive, and later compilations hit its limit
         gc.collect()
         if self.gpu:
             torch.cuda.synchronize(self.device)
@@ -148,11 +148,11 @@ class Lab:
         self._before = self.held()
 
     def held(self) -> int:
-        """Bytes of tensors on the GPU, or resident on the host."""
+        """Bytes of tensors on the GPU, or resident bytes on the host."""
         return torch.cuda.memory_allocated(self.device) if self.gpu else _resident("VmRSS")
 
     def memory(self) -> dict[str, float]:
-        """GB at the most since `clear`: of tensors, with what the allocator keeps, and on the whole GPU by now."""
+        """Peak GB since `clear`: of tensors and of the allocator; and the GB of the whole GPU now."""
         if not self.gpu:
             return {"peak_gb": (_resident("VmHWM") - self._before) / GB}
         free, total = torch.cuda.mem_get_info(self.device)
@@ -163,7 +163,7 @@ class Lab:
 def shares(
     flop: float, seconds: float, *, peak_tflops: float | None, matrix_tflops: float | None
 ) -> dict[str, float | None]:
-    """TFLOP/s, and per cent of a stated peak (MFU) and of a measured rate, as far as they are known."""
+    """TFLOP/s, and percent of a stated peak (MFU) and of a measured rate, where they are known."""
     reached = flop / seconds / 1e12
     of = {"mfu_pct": peak_tflops, "of_matrix_pct": matrix_tflops}
     return {"tflop_per_s": reached, **{name: 100 * reached / rate if rate else None for name, rate in of.items()}}

@@ -1,4 +1,4 @@
-"""Everything that is measured, in the order of what it is worth: a row is not begun if it would not end in time."""
+"""All measurements, most valuable first; a row does not begin if it could not end in time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from gpu.lab import Lab
 from gpu.scale import Precision, Scale
 from gpu.steps import Way
 
-FIRST_S = 240  # within which the first rows are measured
-_COMPILE_S = 60.0  # of an estimate; as all of them, a guess until a GPU was measured
+FIRST_S = 240  # time for the first rows
+_COMPILE_S = 60.0  # in an estimate; all estimates are guesses until a GPU was measured
 
 
 @dataclass(frozen=True)
 class Row:
-    """measure: figures by name, with units; first: step time beside memory and its plan, and a pass of each model."""
+    """measure: figures by name, with units; first: one of the first rows, which must fit into FIRST_S."""
 
     kind: str
     of: str
@@ -52,7 +52,7 @@ def all_rows(scale: Scale) -> list[Row]:
 
 
 def _ways(scale: Scale) -> Iterator[Way]:
-    """Each way to train that is tried: the fewest changes first, of these what may gain most; precisions alone."""
+    """Each way to train: fewest changes first; other precisions last."""
     names = ("recompute", "micro_batch", "attention", "compile")
     grid = product(scale.recomputes, scale.micro_batches, scale.attentions, scale.compiled)
     yield from sorted((Way(**dict(zip(names, values, strict=True))) for values in grid), key=lambda way: way.changes)

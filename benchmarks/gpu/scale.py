@@ -1,18 +1,18 @@
-"""How large what is measured is: the published model on a GPU, the tiny one to try the script itself."""
+"""The sizes of a measurement: the published model on a GPU, or the tiny one to try the script."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["bf16", "tf32", "fp32"]  # tf32: fp32 whose products are rounded so
+Precision = Literal["bf16", "tf32", "fp32"]  # tf32: fp32 with products rounded to TF32
 Recompute = Literal["none", "selective", "full"]
 Clip = tuple[int, int, int]  # frames, height, width in px
 
 
 @dataclass(frozen=True)
 class Scale:
-    """clip: of training and of evaluation; matrix: side of the largest product; within_s: how long one figure takes.
+    """clip: for training and evaluation; matrix: side of the largest product; within_s: time for one figure.
 
-    wan: name of the folder that stands for the weights; one that holds none is the published model of that name.
+    wan: name of the folder of the weights; without weights it means the published model of that name.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Scale:
     compiled: tuple[bool, ...]
     attentions: tuple[str, ...]
     recomputes: tuple[Recompute, ...]
-    precisions: tuple[Precision, ...]  # the first one of all that is measured first
+    precisions: tuple[Precision, ...]  # the first precision is measured first
     ranks: tuple[int, ...]
 
 

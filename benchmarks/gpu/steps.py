@@ -1,4 +1,4 @@
-"""A training step of the trainer itself on a cache of random clips: its time, its memory beside the plan, its waits."""
+"""A training step of the trainer itself on a cache of random clips: time, memory beside the plan, waits."""
 
 import tempfile
 from collections import Counter
@@ -19,14 +19,14 @@ from gpu.scale import Precision, Recompute
 
 _PROFILED = 2  # steps
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-_ASKED = ("aten::_local_scalar_dense",)  # a number that Python asks a tensor for
+_ASKED = ("aten::_local_scalar_dense",)  # reads of a tensor's number by Python
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
-_LONGEST = 8  # kernels by time that are named
+_LONGEST = 8  # number of longest kernels that are named
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train; the defaults are the plain one."""
+    """One way to train; the defaults are the plain way."""
 
     micro_batch: int = 1
     recompute: Recompute = "none"
@@ -36,7 +36,7 @@ class Way:
 
     @property
     def changes(self) -> int:
-        """In how much it is not the plain way."""
+        """The number of settings that differ from the plain way."""
         return sum(getattr(self, one.name) != one.default for one in fields(self))
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ def job_of(lab: Lab, way: Way) -> TrainJob:
 
 
 def training(lab: Lab, *, wan: Path, cache: Path, train: dict[str, Any], ranks: int = 1) -> TrainJob:
-    """A run in a folder of its own, which saves nothing before its end."""
+    """A run in a new folder, which saves nothing before its end."""
     return TrainJob.model_validate(
         {
             "out": Path(tempfile.mkdtemp(dir=lab.folder)) / "run",
@@ -74,7 +74,7 @@ def training(lab: Lab, *, wan: Path, cache: Path, train: dict[str, Any], ranks: 
 
 
 def step(way: Way, lab: Lab) -> dict[str, Any]:
-    """Time of a step, and memory at the most from before the engine is built, beside `flowmask plan`'s."""
+    """Time of a step, and peak memory since before the engine is built, beside the plan's."""
     job = job_of(lab, way)
     plan = planned(lab, job)
     seconds: list[float] = []
@@ -88,7 +88,7 @@ def step(way: Way, lab: Lab) -> dict[str, Any]:
 
 
 def waits(way: Way, lab: Lab) -> dict[str, Any]:
-    """What the host does in a step, by the profiler, and how much of the step the GPU works."""
+    """The host's work in a step by the profiler, and the part of the step in which the GPU works."""
     found: dict[str, Any] = {}
 
     def measure(run: Run) -> None:
@@ -111,7 +111,7 @@ def waits(way: Way, lab: Lab) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Event:
-    """What the profiler saw under one name; kernel: it is work of the GPU itself, which took `device_us`."""
+    """The profiler's entry for one name; kernel: work of the GPU itself, which took `device_us`."""
 
     name: str
     count: int
@@ -125,8 +125,8 @@ def _event(seen: Any) -> Event:
 
 
 def of_a_step(events: Iterable[Event], *, steps: int, step_s: float) -> dict[str, Any]:
-    """Calls a step that wait for the GPU, by name, copies, and launches; the GPU's time, as a part of the step without
-    a profiler; the longest kernels in ms a step.
+    """Per step: calls that wait for the GPU by name, copies and launches; the GPU's time as a part of the step without
+    a profiler; the longest kernels in ms.
     """
     counts: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
@@ -144,7 +144,7 @@ def of_a_step(events: Iterable[Event], *, steps: int, step_s: float) -> dict[str
 
 
 def planned(lab: Lab, job: TrainJob) -> TrainPlan:
-    """What `flowmask plan` says of the job; the same for every recomputation."""
+    """The plan of the job; it covers every recomputation."""
     key = (job.train.micro_batch, job.train.precision)
     if key not in lab.plans:
         lab.plans[key] = plan_training(job, speed=GpuSpeed(1.0, 1.0, "here"))
@@ -152,7 +152,7 @@ def planned(lab: Lab, job: TrainJob) -> TrainPlan:
 
 
 def train(lab: Lab, job: TrainJob, measure: Callable[[Run], object]) -> None:
-    """`measure` inside a run of the trainer on random weights; RuntimeError if it took no step at all."""
+    """Run `measure` inside a run of the trainer on random weights; RuntimeError if no step was taken."""
 
     def checked(run: Run) -> None:
         measure(run)

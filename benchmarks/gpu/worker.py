@@ -1,7 +1,7 @@
-"""python -m gpu.worker OUT ...: measures the rows that are not in the journal yet, as long as there is time for them.
+"""python -m gpu.worker OUT ...: measures the rows that are not in the journal, while there is time.
 
-A row that raises is a row with its reason, and the next one begins in the memory that it left. Where it left too
-little, or the GPU does not answer any more, this process ends and another one goes on.
+A row that raises is a row with its reason, and the next row begins in the same process. If a row leaves too little
+memory, or the GPU has failed, this process ends and another one continues.
 """
 
 import argparse
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from gpu.lab import Lab
     from gpu.rows import Row
 
-_LONGEST, _LEAST_S = 4.0, 120.0  # times its estimate, and at the least: after that a row hangs
+_LONGEST, _LEAST_S = 4.0, 120.0  # multiple of its estimate, and least seconds, after which a row counts as hanging
 _LEAK_BYTES = 2e9
-_AGAIN = 3  # exit code: rows are left, for a fresh process
+_AGAIN = 3  # exit code: rows are left for a new process
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def measure_rows(lab: "Lab", journal: Journal, *, until_s: float) -> int:
-    """Exit code: 0 when no row is left that there is time for. until_s: monotonic seconds."""
+    """Exit code: 0 when no row with enough time is left. until_s: monotonic seconds."""
     from gpu.rows import all_rows
 
     rows = all_rows(lab.scale)
@@ -73,7 +73,7 @@ def measure_rows(lab: "Lab", journal: Journal, *, until_s: float) -> int:
 
 
 def measured(lab: "Lab", row: "Row", journal: Journal) -> bool:
-    """Measure one row and write it; whether this process is good for another."""
+    """Measure one row and write it; whether this process can measure another."""
     began, found = time.monotonic(), {}
     try:
         found = row.measure(lab)
@@ -84,14 +84,14 @@ def measured(lab: "Lab", row: "Row", journal: Journal) -> bool:
         lab.matrix_tflops = found.get("tflop_per_s")
     try:
         lab.clear()
-    except RuntimeError as error:  # the GPU has an error that stays
+    except RuntimeError as error:  # the GPU has a permanent error
         print(why(error), file=sys.stderr)
         return False
     return not lab.gpu or lab.held() < _LEAK_BYTES
 
 
 def why(error: Exception) -> str:
-    """One line."""
+    """The error in one line."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):

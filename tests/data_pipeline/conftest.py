@@ -1,4 +1,4 @@
-"""Small inputs that the tests of the pipeline share: a dataset in MeViS layout, a tiny Wan folder, a finished cache."""
+"""Small inputs for all tests of the pipeline: a dataset in MeViS layout, a tiny Wan folder, a finished cache."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def mevis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a dataset with one split, `train`; never changed by a test."""
+    """The root of a dataset with one split, `train`; no test changes it."""
     root = tmp_path_factory.mktemp("mevis")
     write_mevis(root / "train")
     return root
@@ -60,7 +60,7 @@ def make_config(mevis: Path, tiny_wan: Path) -> MakeConfig:
 
 @pytest.fixture(scope="session")
 def cache(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished cache of two views; never changed by a test."""
+    """A finished cache of two views; no test changes it."""
     out = tmp_path_factory.mktemp("built") / "cache"
     build(make_config(out))
     return out

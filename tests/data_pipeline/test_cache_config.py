@@ -1,4 +1,4 @@
-"""Impossible cache settings are refused with the value and the nearest right one."""
+"""Impossible cache settings are refused with the value and the nearest valid one."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Laws of the random numbers: functions of their key alone, and distributed as they say."""
+"""Laws of the random numbers: functions of their key alone, with the stated distribution."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def words(low: Tensor, high: Tensor) -> Tensor:
 
 
 def unclamped(bits: Tensor) -> Tensor:
-    """The formula of older runs, which gave inf or nan where u is 0."""
+    """The formula of older versions, which gave inf or nan where u is 0."""
     halves = bits.view(torch.int32).view(-1, 2).to(torch.float32)
     radius = halves[:, 0].add(2.0**31 + 0.5).mul_(2.0**-32).clamp_(max=1).log_().mul_(-2).sqrt_()
     angle = halves[:, 1] * (2 * math.pi * 2.0**-32)
@@ -28,7 +28,7 @@ def unclamped(bits: Tensor) -> Tensor:
 
 
 class Moments:
-    """Sums over a sample, and how far it is from the normal law in standard errors of such a sample."""
+    """Sums over a sample, and its distance from the normal law in standard errors."""
 
     def __init__(self) -> None:
         self.count, self.sums = 0, [0.0] * 6
@@ -41,7 +41,7 @@ class Moments:
         self.count += drawn.numel()
 
     def errors(self) -> Sequence[float]:
-        """Mean, variance, skewness, kurtosis, share beyond 4 and 5 sigma: each less its law's, in standard errors."""
+        """Mean, variance, skewness, kurtosis, share beyond 4 and 5 sigma, less those of the law, in standard errors."""
         shares = [math.erfc(limit / 2**0.5) for limit in (4, 5)]
         law = (0, 1, 0, 3, *shares)
         variances = (1, 2, 15, 96, *(share * (1 - share) for share in shares))
@@ -76,7 +76,7 @@ def test_numbers_that_were_finite_in_older_runs_are_the_same_to_the_bit() -> Non
 
 
 def test_mean_variance_kurtosis_and_tails_are_those_of_the_normal_law() -> None:
-    """Within 5 standard errors of 16 million numbers, 1000 of which are expected beyond 4 sigma."""
+    """Within 5 standard errors for 16 million numbers; 1000 of them are expected beyond 4 sigma."""
     moments = Moments()
     for i in range(16):
         moments.add(normal(mix64(2, i), (1_000_000,)))
@@ -85,9 +85,9 @@ def test_mean_variance_kurtosis_and_tails_are_those_of_the_normal_law() -> None:
 
 @pytest.mark.long
 def test_all_values_of_both_halves_give_finite_numbers_with_the_moments_and_tails_of_the_normal_law() -> None:
-    """Every radius and every angle once, paired by an odd factor; 5 standard errors of so large a random sample."""
+    """Every radius and every angle once, paired by an odd factor; 5 standard errors of a random sample of this size."""
     torch.set_num_threads(1)
-    moments, chunk = Moments(), 1 << 15  # small enough for a core's cache: twice as fast
+    moments, chunk = Moments(), 1 << 15  # fits a core's cache: twice as fast
     finite = torch.tensor(True)
     for first in range(LOWEST, HIGHEST, chunk):
         low = torch.arange(first, first + chunk)
@@ -99,7 +99,7 @@ def test_all_values_of_both_halves_give_finite_numbers_with_the_moments_and_tail
 
 
 def test_normal_numbers_are_the_splitmix64_stream_of_their_key_through_box_muller():
-    """Computed the slow way, on Python's integers and doubles."""
+    """The same numbers computed slowly, with Python's integers and floats."""
     key, count = mix64(5), 7
     golden, mask = 0x9E3779B97F4A7C15, (1 << 64) - 1
     cos, sin = [], []

@@ -1,4 +1,4 @@
-"""Small files that ask for much: each is one line at once, in little memory."""
+"""Small files that ask for a lot of memory or time: the answer is one line at once, in little memory."""
 
 import io
 import json
@@ -29,7 +29,7 @@ from flowmask.models.weights.wan import WanFolder
 
 
 def doubled(times: int) -> bytes:
-    """A pickle of a list that names one list twice, which names one list twice, and so on."""
+    """A pickle of a list that names one list twice, and so on `times` times."""
     value: list[Any] = []
     for _ in range(times):
         value = [value, value]
@@ -49,7 +49,7 @@ PICKLES = {
 }
 
 
-HARMLESS = ("100,000 lists in each other", "a place of 2^31 in the memo")  # no more than their bytes say
+HARMLESS = ("100,000 lists in each other", "a place of 2^31 in the memo")  # as large as their bytes say
 
 
 @pytest.mark.parametrize("name", PICKLES)
@@ -70,7 +70,7 @@ def small_dit() -> dict[str, Tensor]:
 
 
 def packed(path: Path, content: Any) -> None:
-    """A .pth file as torch writes it, but deflated: zeros take no room."""
+    """A .pth file as torch writes it, but deflated: zeros take no space."""
     plain = io.BytesIO()
     torch.save(content, plain)
     with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:

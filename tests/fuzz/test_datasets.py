@@ -1,4 +1,4 @@
-"""Mutants of small datasets in every layout: each opens with what its maker meant, or is refused by file and field."""
+"""Mutants of small datasets in every layout: each opens with the maker's values, or is refused with file and field."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ from flowmask.data_pipeline.sources import open_source
 from flowmask.data_pipeline.sources.base import VideoSet
 from flowmask.models.errors import DataError
 
-# What a field may turn into; each is wrong for most of them.
+# Values that replace a field; each is wrong for most fields.
 VALUES = [None, True, -1, 10**30, 1.5, float("nan"), float("inf"), "", " ", "x", "../x", "a\nb", "\0", "\ud800",
           [], [None], [[]], [[1, 2]], {}, {"": None}, {"size": "x"}, {"size": [1, 1], "counts": "0"},
           2**62, 10**4000, 1e308, "x" * 5000, "x" * 300,
@@ -60,7 +60,7 @@ SAID = re.compile(r"\d+|[A-Za-z_]+")
 
 @dataclass(frozen=True)
 class Layout:
-    """A dataset, and the annotation files of it that a person may have got wrong."""
+    """A dataset, and its annotation files, which a person can get wrong."""
 
     root: Path
     source: str
@@ -118,7 +118,7 @@ NAMES += ["a2d"] * HAS_H5PY
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value in parsed annotations, the whole left out."""
+    """The path of every value in parsed annotations, except the root."""
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     found = []
     for key, value in items:
@@ -141,7 +141,7 @@ def spoil(content: Any, path: tuple[Any, ...], value: Any, *, how: str) -> Any:
 
 
 def read_all(source: VideoSet) -> None:
-    """What a cache build asks of a source."""
+    """Read from a source all that a cache build reads."""
     source.identity()
     for video in source.videos():
         str(video)
@@ -161,13 +161,13 @@ def read_all(source: VideoSet) -> None:
 
 
 def mutant(name: str, before: bytes, draw: random.Random) -> tuple[str, set[str], bytes]:
-    """(what was done to an annotation file, words of which its refusal must say one, the new bytes)."""
+    """(the change of an annotation file, words of which its refusal must contain one, the new bytes)."""
     codec: Any = pickle if name.endswith(".p") else json
     content = codec.loads(before)
     path, value = draw.choice(places(content)), draw.choice(VALUES)
     how = draw.choice(HOW if codec is pickle else (*HOW, *IN_TEXT))
     if how == "doubled" and all(isinstance(key, int) for key in path):
-        how = "removed"  # there is no key in a list
+        how = "removed"  # a list has no key
     words = {str(key) for key in path} | {str(value)}
     if how not in IN_TEXT:
         changed = codec.dumps(spoil(content, path, value, how=how))
@@ -183,7 +183,7 @@ def mutant(name: str, before: bytes, draw: random.Random) -> tuple[str, set[str]
 
 
 def refused(layout: Layout, root: Path, draw: random.Random) -> bool:
-    """Change one annotation file in the copy `root`, read everything, mend it; whether it was refused."""
+    """Change one annotation file in the copy `root`, read all, restore the file; whether it was refused."""
     name = draw.choice(layout.files)
     file = root / name
     before = file.read_bytes()
@@ -232,7 +232,7 @@ def test_any_one_field_spoiled_is_read_or_refused_at_length(layouts, name, tmp_p
 
 
 def meaning(source: VideoSet) -> dict[str, Any]:
-    """All that a source says, by the ids of its videos."""
+    """All content of a source, by the ids of its videos."""
     said = {}
     for video in source.videos():
         ids = range(len(video.frame_names))
@@ -243,7 +243,7 @@ def meaning(source: VideoSet) -> dict[str, Any]:
 
 
 def turned_around(content: Any) -> Any:
-    """The same objects with their members in the opposite order; lists stay."""
+    """The same objects with their members in reverse order; lists stay."""
     if isinstance(content, dict):
         return {key: turned_around(content[key]) for key in reversed(content)}
     return [turned_around(item) for item in content] if isinstance(content, list) else content

@@ -1,6 +1,7 @@
-"""Whatever a file holds: what its maker made, or one line; never a trace, a hang or memory without measure.
+"""Damaged files give their maker's values or one line: never a trace, a hang or unlimited memory.
 
-300 mutants in all, 10,000 in the long form; TRIALS=n tries n times as many, SEED others. KEEP=DIR keeps what failed.
+300 mutants in all, 10,000 in the long form. TRIALS=n tries n times as many; SEED chooses others. KEEP=DIR keeps
+the files of failures.
 """
 
 import json
@@ -34,7 +35,7 @@ SEED, TRIALS = int(os.environ.get("SEED", "0")), int(os.environ.get("TRIALS", "1
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One of each file: a cache and a run of the oldest version, sealed as today's; exports, a submission, datasets."""
+    """One of each file: a cache and a run of the oldest version with today's seals, exports, a submission, datasets."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(OLDER, folder, symlinks=True, dirs_exist_ok=True)
@@ -62,7 +63,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def track(run: Path) -> None:
-    """What a run leaves for MLflow, and the rows of its evaluations."""
+    """Write the files of a run for MLflow, and the rows of its evaluations."""
     rows = ({"step": step, "loss": 0.5, "jf": 80.0, "definition": "0" * 12} for step in (1, 2, 3))
     (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan = spool.TrackingPlan(key="k" * 32, uri="http://a:1", experiment="e", name="n", folder=str(run))
@@ -73,7 +74,7 @@ def track(run: Path) -> None:
 
 
 def submit(folder: Path) -> None:
-    """A submission of the run, in a folder of its own."""
+    """Write a submission of the run, in a separate folder."""
     out = folder / "submitted"
     shutil.copytree(folder / "run", out, symlinks=True)
     submission = Submission.create(out, kind="train", resolved={"out": "submitted", "launch": {}})
@@ -88,7 +89,7 @@ def submit(folder: Path) -> None:
 
 
 def outcome(entry: Readable, lab: Path, *, size: int, made: Any) -> str:
-    """What reading gives; AssertionError for anything that is neither right nor one line."""
+    """The result of reading; AssertionError if the error is not one line."""
     try:
         with bounded(size):
             found = entry.read(lab)
@@ -152,7 +153,7 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(lab: Path, spec
         SPECIAL[special](path)
         try:
             result = outcome(replace(entry), lab, size=len(content), made=made)
-            missing = special == "a link to nothing"  # as if it were not there, which some files may be
+            missing = special == "a link to nothing"  # like a missing file, which is right for some files
             assert result != "other" or missing or not entry.faithful, "another result, without a word"
         except Exception as error:  # noqa: BLE001
             problems.append(f"{entry.file}: {type(error).__name__}: {str(error)[:300]}")

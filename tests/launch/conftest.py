@@ -1,4 +1,4 @@
-"""What tests of the command line share: a smoke demo, a browser, and commands that do not outlive a test."""
+"""Shared by the tests of the command line: a smoke demo, a browser, and commands that end with their test."""
 
 import subprocess
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Commands that a test starts here do not outlive it."""
+    """Commands that a test starts; they are killed at its end."""
     commands: list[subprocess.Popen[str]] = []
     yield commands
     for command in commands:

@@ -1,4 +1,4 @@
-"""A config is right, or one line says which key is wrong, what it holds and what is allowed."""
+"""A config is valid, or one line gives the key, its value and the allowed values."""
 
 import itertools
 import re
@@ -238,14 +238,14 @@ NOT_FINITE = (".inf", "-.inf", ".nan", "inf", "-nan", "1e999", "Infinity")
 
 
 def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
-    """Every config section there is, of jobs, rooms, objectives and curricula."""
+    """Every config section of jobs, rooms, objectives and curricula."""
     yield of
     for section in of.__subclasses__():
         yield from sections(section)
 
 
 def floats_of(annotation: Any) -> list[Any]:
-    """The places of floats in a field: [] for none, else what makes a value that holds one, by nesting."""
+    """For each float in a field, a function that puts a value into the nesting around it; [] without floats."""
     if annotation is float:
         return [lambda value: value]
     inner = [make for argument in get_args(annotation) for make in floats_of(argument)]

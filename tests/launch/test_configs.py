@@ -1,4 +1,4 @@
-"""A config that a person names is their own file, else the bundled one of that name, else one line that helps."""
+"""A config's name means the user's own file, else the bundled file of that name, else one line that helps."""
 
 from pathlib import Path
 

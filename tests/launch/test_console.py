@@ -1,4 +1,4 @@
-"""The console is best effort: whatever stdout and stderr lead to, the work is done and the exit code is its own."""
+"""Console output is best effort: with any stdout and stderr, the work is done with the same exit code."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ run_process(lambda: [print("line", number, "\\u2014") for number in range(20000)
 
 @pytest.mark.parametrize("way", BROKEN)
 def test_the_work_is_done_and_ends_with_its_own_code_whatever_the_console_does(way: str, tmp_path: Path) -> None:
-    sleeps = ["no C"] * (way in ("sleeping reader", "stopped terminal"))  # nothing of ours helps a library there
+    sleeps = ["no C"] * (way in ("sleeping reader", "stopped terminal"))  # our code can't protect a library there
     with broken(way) as console:
         command = [sys.executable, "-c", TALKS, tmp_path / "file", *sleeps]
         process = subprocess.Popen(command, env=environment(), **console)

@@ -1,7 +1,7 @@
-"""Which GPU each kind of job computes on, and what is said where it is missing or full.
+"""The GPU of each kind of job, and the message when it is missing or full.
 
-The machine has no GPU: torch tells of 8, every tensor that is sent to one stays on the CPU, and where it was to go
-is noted. So whole jobs run, through the same entry as any rank.
+The machine has no GPU: torch reports 8, every tensor sent to a GPU stays on the CPU, and its target is recorded.
+So whole jobs run, through the same entry as any rank.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ VALID = {"data": {"split": "valid_u"}, "cache": {"leaks": "allow", "clips_per_sh
 
 
 class Node8(TorchFunctionMode):
-    """Computes on the CPU all that is sent to a GPU; `used` are the devices that were named."""
+    """Computes on the CPU all work for a GPU; `used`: the devices that were named."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def train_job(smoke: Path, out: Path, run: str, **changes: Any) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def small_cache(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of a few units, made on the CPU."""
+    """A cache of a few units, built on the CPU."""
     out = tmp_path_factory.mktemp("small") / "cache"
     assert jobs.run_rank("cache", cache_job(smoke, out)) == 0
     return out
@@ -152,7 +152,7 @@ def test_every_kind_of_job_computes_on_the_gpu_of_its_local_rank(
 ) -> None:
     job(smoke, tmp_path / "out", small_cache)
     assert node.used == {f"cuda:{RANK}"}
-    assert set(node.default) == {f"cuda:{RANK}"}  # what a library takes that is told nothing
+    assert set(node.default) == {f"cuda:{RANK}"}  # the default of libraries
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_every_kind_of_job_computes_on_the_gpu_of_its_local_rank(
     [
         ({}, 8, "cuda:0"),
         ({"LOCAL_RANK": "7", "LOCAL_WORLD_SIZE": "8"}, 8, "cuda:7"),
-        ({"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8"}, 1, "cuda:0"),  # each rank is shown its own
+        ({"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8"}, 1, "cuda:0"),  # each rank sees its own GPU alone
     ],
 )
 def test_a_rank_takes_its_own_of_the_gpus_that_it_sees(

@@ -1,4 +1,4 @@
-"""What a person sees before a job is sent: which job it is, what would be refused, the very script."""
+"""The output before a job is sent: its kind, the refusals, the exact script."""
 
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ CACHE: dict[str, Any] = {
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder on a machine that has no SLURM."""
+    """An empty folder on a machine without SLURM."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
     return tmp_path
@@ -72,7 +72,7 @@ def test_a_dry_run_prints_the_script_as_it_has_always_been(
     monkeypatch: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """The training says what it needs of a node; for the cache that is found out."""
+    """The training config states its needs of a node; those of the cache are derived."""
     fake_slurm(tmp_path_factory.mktemp("slurm"), monkeypatch, {"gpu": [("gpu:a100:8(S:0-1)", 64)]})
     Path("job.yaml").write_text(yaml.safe_dump(config))
     code, out, _ = said("submit", "job.yaml", "--dry-run", capsys=capsys, monkeypatch=monkeypatch)

@@ -1,4 +1,4 @@
-"""Pages that commands write can be read: in a narrow and a wide window, light and dark."""
+"""Pages that commands write are readable: in narrow and wide windows, in light and dark mode."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from looks import look_at, opened
 
 @pytest.fixture(scope="module")
 def pages(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of each command that writes one of a cache, of scores or of a run."""
+    """One page of each command that writes a page of a cache, of scores or of a run."""
     folder = tmp_path_factory.mktemp("pages")
     evaluation, inspected, compared = smoke / "evaluate", folder / "inspect.html", folder / "compare.html"
     trained = folder / "run.html"
@@ -27,7 +27,7 @@ def pages(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 @pytest.fixture(scope="module")
 def shown(pages: dict[str, Path], chromium: Any) -> Iterator[Any]:
-    """Opens a page in a window; errors of its script fail the test at the end."""
+    """Opens a page in a window; errors of its scripts fail the test at the end."""
     said: list[str] = []
 
     def show(name: str, width: int = 1100, scheme: str = "light") -> Any:

@@ -1,4 +1,4 @@
-"""An unknown key is answered by the key that was meant: by its name, another trainer's name for it, or its letters."""
+"""The answer to an unknown key is the intended key: by its name, another trainer's name for it, or its letters."""
 
 import pytest
 

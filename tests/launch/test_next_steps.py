@@ -1,4 +1,4 @@
-"""The command to run next: every command with a result names one, and each of these is a command of `flowmask`."""
+"""The next command: every command with a result names one, and each of these is a command of `flowmask`."""
 
 import re
 from pathlib import Path
@@ -16,14 +16,14 @@ from flowmask.models.errors import ConfigError
 from flowmask.models.process import REQUEUE_EXIT_CODE
 from flowmask.trainer.predict.parts import PARTS
 
-# Commands that answer a question, run until they are stopped, or end with a list of steps as the whole answer.
+# Commands that answer a question, run until they are stopped, or end with a list of steps.
 ANSWERS = {"config", "cache inspect", "compare", "logs", "profile", "report", "serve", "stop", "toy", "track"}
 BY_JOB = {"cache build", "train", "evaluate", "export"}
 CONFIG = f"data.root={Path(__file__).parent}"
 
 
 def commands() -> set[str]:
-    """Every command of `flowmask`, as typed."""
+    """Every command of `flowmask`, as a user types it."""
     group = typer.main.get_command(app)
     names: set[str] = set()
     for name, command in group.commands.items():  # type: ignore[attr-defined]

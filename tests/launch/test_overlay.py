@@ -1,4 +1,4 @@
-"""An overlay lies between a config and the command line, serves every kind of job, and says what is wrong with it."""
+"""An overlay comes between a config and the command line, works for every kind of job, and names its mistakes."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def test_a_path_of_a_config_is_where_the_longest_entry_has_it_from_the_overlays_
     job = train(overlay, "model.wan=runs/wan")
     assert job.out == tmp_path / "a/r/mevis" and job.data.cache == Path("/c/mevis_train")
     assert job.model.mask_decoder == f"{tmp_path}/a/../d" and job.model.wan == Path("runs/wan")
-    assert train(write(tmp_path / "b.yaml", paths={"run": "r"})).out == Path("runs/mevis")  # a whole part of a path
+    assert train(write(tmp_path / "b.yaml", paths={"run": "r"})).out == Path("runs/mevis")  # not a whole part of a path
 
 
 def test_each_kind_of_job_takes_its_own_section_and_every_kind_has_one(tmp_path: Path) -> None:

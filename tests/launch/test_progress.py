@@ -1,4 +1,4 @@
-"""A person is never left without a sign: a bar that moves on a terminal, lines elsewhere."""
+"""A user always sees progress: a moving bar on a terminal, lines elsewhere."""
 
 import io
 import time

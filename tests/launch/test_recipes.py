@@ -1,4 +1,4 @@
-"""Every recipe that comes with FlowMask is whole: its stages fit together, and read and score what is there."""
+"""Every bundled recipe is complete: its stages fit together, and its inputs exist."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ ONE_GPU = sorted((CONFIGS / "one_gpu").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with small weights and datasets in all the places that the recipes name."""
+    """A working folder with small weights and datasets at all paths that the recipes use."""
     place = tmp_path_factory.mktemp("world")
     data = place / "datasets"
     data.mkdir()

@@ -1,4 +1,4 @@
-"""Values that YAML reads otherwise than people do, in files and in overrides."""
+"""Values that YAML and people read differently, in files and in overrides."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A secret that comes in any way lies in no file but the batch script, and is shown nowhere."""
+"""A secret from any source is in no file except the batch script, and is never shown."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from flowmask.models.errors import ConfigError
 from flowmask.models.safe.secrets import URI_VARIABLE
 
 MARK = "Mark3rMark3r"
-INNOCENT = {  # ways in that no name tells
+INNOCENT = {  # secrets in variables whose names do not show it
     "SETTINGS_JSON": json.dumps({"db": {"password": MARK}}),
     "NOTIFY": f"https://hooks.example/services/T0/{MARK}",
     "STORAGE": f"DefaultEndpoint=x;AccountKey={MARK}",
@@ -51,7 +51,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(lab: Path, out: Path, uri: str, **launch: Any) -> Path:
-    """A training's YAML with a secret in every way in."""
+    """A training's YAML with secrets in every place that can hold one."""
     tree = run_config(lab, out, {"train.steps": 2}).model_dump(mode="json")
     tree["tracking"] = {"enabled": True, "uri": uri, "end_timeout_s": 120}
     path = out.with_suffix(".yaml")
@@ -60,7 +60,7 @@ def config(lab: Path, out: Path, uri: str, **launch: Any) -> Path:
 
 
 def holders(folder: Path) -> list[Path]:
-    """Every file with the secret in it."""
+    """Every file that contains the secret."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return sorted(path.relative_to(folder) for path in files if MARK.encode() in path.read_bytes())
 

@@ -1,4 +1,4 @@
-"""What a command and a rank import before their first line: a new heavy package in one of these tables is a choice."""
+"""The imports of a command and of a rank before their first line; a new heavy package must be added to a table here."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from flowmask.launch.jobs import KINDS
 from flowmask.launch.local import processes
 
-# Small ones that every command needs: together a quarter of a second of CPU.
+# Small packages that every command needs: together a quarter of a second of CPU time.
 LIGHT = {
     *("flowmask", "typer", "click", "shellingham", "rich", "pygments", "markdown_it", "mdurl", "attr", "pydantic"),
     *("pydantic_core", "annotated_types", "annotated_doc", "typing_extensions", "typing_inspection", "omegaconf"),
@@ -32,8 +32,8 @@ def run(words):
         main()
     return said.getvalue()
 """
-NONE = ["nothing"]  # no such file
-# What may be imported -> commands that import no more, each at an error or at its whole answer.
+NONE = ["nothing"]  # a file that does not exist
+# Allowed packages -> commands that import no others, each up to an error or a complete answer.
 COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
     (): [
         *([*words, "--help"] for words in ([], ["plan"], ["compare"], ["serve"], ["predict"], ["cache", "build"])),
@@ -56,8 +56,8 @@ COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
         ["submit", "evaluate_a2d", "box=1", "--dry-run"],
     ],
 }
-MODULES = {(): ["flowmask.launch.dispatch", "flowmask.launch.check.doctor"]}  # where a job and `doctor` begin
-# Commands that compute, and what they are given: each says a line before torch is imported.
+MODULES = {(): ["flowmask.launch.dispatch", "flowmask.launch.check.doctor"]}  # the start of a job and of `doctor`
+# Commands that compute, with their arguments: each prints a line before it imports torch.
 TOLD = [
     ["plan", "train_mevis"],
     ["tune", "train_mevis"],
@@ -74,7 +74,7 @@ TOLD = [
     ["tiny-wan", "folder"],
     ["toy", "folder"],
 ]
-# Of each kind of job: what its rank stands on, what it imports at its start, and which packages that adds.
+# For each kind of job: imports before, the module of its rank, and the packages that the module adds.
 WAN = "diffusers.models.transformers.transformer_wan"
 RANKS = {
     "train": (f"torch, {WAN}", "flowmask.trainer.run.train", set()),
@@ -84,14 +84,14 @@ RANKS = {
 
 
 def ask(code: str, *, folder: Path) -> object:
-    """What Python code prints last, as JSON."""
+    """The last line that Python code prints, as JSON."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("allowed", COMMANDS, ids=lambda allowed: "+".join(allowed) or "nothing heavy")
 def test_a_command_that_computes_nothing_imports_nothing_heavy(allowed: tuple[str, ...], tmp_path: Path) -> None:
-    """`flowmask --help`, a question about a run, and a mistake in a config must not wait for torch."""
+    """`flowmask --help`, a question about a run, and a mistake in a config do not wait for torch."""
     code = f"{LISTED}{RUN}\nfound = {{}}\n"
     code += f"for words in {COMMANDS[allowed]!r}:\n    run(words)\n    found[' '.join(words)] = packages()\n"
     code += f"for name in {MODULES.get(allowed, [])!r}:\n    __import__(name)\n    found[name] = packages()\n"
@@ -137,7 +137,7 @@ def test_a_job_says_that_it_starts_before_its_ranks_do(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_imports_few_packages_beyond_those_that_it_stands_on(kind: str, tmp_path: Path) -> None:
-    """DeepSpeed comes later, with the engine. diffusers' Wan brings transformers, peft, scipy and more by itself."""
+    """DeepSpeed comes later, with the engine. diffusers' Wan imports transformers, peft, scipy and others."""
     ground, module, allowed = RANKS[kind]
     code = f"{LISTED}\nimport json, {ground}\nbefore = set(packages())\n"
     code += f"import flowmask.launch.local.worker, {module}\nprint(json.dumps(sorted(set(packages()) - before)))"

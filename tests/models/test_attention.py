@@ -1,4 +1,4 @@
-"""Which kernels compute the DiT's attention: each DiT says for itself, and they differ by rounding alone."""
+"""The attention kernels of the DiT: each DiT has its own choice, and kernels differ only by rounding."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
@@ -42,7 +42,7 @@ def random_dit(dtype: torch.dtype = torch.float32) -> Any:
     source = torch.Generator().manual_seed(0)
     state = {k: torch.randn(v.shape, generator=source) * 0.1 for k, v in dit.state_dict().items()}
     for name in state:
-        if ".norm_q" in name or ".norm_k" in name:  # as trained ones: some tokens are attended to more than others
+        if ".norm_q" in name or ".norm_k" in name:  # as in trained weights: some tokens get more attention
             state[name] += 1
     dit.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
     return dit
@@ -76,7 +76,7 @@ def test_every_attention_of_a_dit_goes_to_the_kernels_that_it_names(name: Attent
     use_attention(dit, name, key="attention")
     torch.testing.assert_close(out_of(dit), plain, rtol=1e-5, atol=1e-6)
     assert seen.shapes == [(SELF, SELF, SELF), (SELF, CROSS, CROSS)] * 2
-    for options in seen.options:  # nothing but defaults: no mask, the scale of the head, no ranks to share with
+    for options in seen.options:  # defaults only: no mask, the scale of the head, no sequence parallelism
         assert {key for key, value in options.items() if value} <= set(), options
 
 
@@ -123,7 +123,7 @@ def test_a_dit_chooses_for_itself_alone(stand_in: Any, monkeypatch: pytest.Monke
 
 
 class Rounded(torch.autograd.Function):
-    """Values, and gradients on their way back, off by a relative `size` up or down."""
+    """Values in the forward pass, and gradients in the backward pass, off by a relative `size` up or down."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: float, source: torch.Generator) -> Tensor:
@@ -141,7 +141,7 @@ def off(x: Tensor, size: float, source: torch.Generator) -> Tensor:
 
 
 def rounding_of_attention(dtype: torch.dtype) -> float:
-    """How far apart two kernels may be, as a relative change of what enters and leaves attention.
+    """The largest difference of two kernels, as a relative change of the inputs and outputs of attention.
 
     A kernel rounds the probabilities before the product with the values (as if the values were rounded), sums of 16
     channels and of 18 tokens, and its result. In bf16 the sums are in fp32 and don't count; in fp32 a sum of n is off
@@ -177,9 +177,9 @@ def test_kernels_differ_by_the_rounding_of_attention(dtype: torch.dtype, monkeyp
         return attend
 
     allowed = [max(changes) for changes in zip(*(apart(rounded(seed)) for seed in range(5)), strict=True)]
-    allowed[0] += torch.finfo(torch.float32).eps  # in which the loss is told
+    allowed[0] += torch.finfo(torch.float32).eps  # the loss is given in fp32
     found = apart(lambda query, key, value, **options: of_math(query, key, value))
-    wrong = apart(lambda query, key, value, **options: of_math(query * 4, key, value))  # the scale forgotten
+    wrong = apart(lambda query, key, value, **options: of_math(query * 4, key, value))  # without the scale
     assert found[1] > 0, "one and the same kernel"
     assert all(a <= b for a, b in zip(found, allowed, strict=True)), (found, allowed)
     assert wrong[1] > allowed[1], (wrong, allowed)

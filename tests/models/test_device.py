@@ -1,4 +1,4 @@
-"""Layers that are made from a seed, beside a process that draws for itself."""
+"""Layers made from a seed do not disturb the random numbers of the process."""
 
 import pytest
 import torch

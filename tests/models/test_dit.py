@@ -105,7 +105,7 @@ def test_recomputation_changes_no_bit_of_loss_and_gradients(kind: Recompute, dty
 
 
 class InPlaceLinear(torch.autograd.Function):
-    """A linear layer as DeepSpeed's ZeRO 3 has it: the bias is added to the product itself."""
+    """A linear layer as in DeepSpeed's ZeRO 3: the bias is added to the product in place."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_recomputation_keeps_less_the_fuller_it_is() -> None:
 
 
 def bytes_held(kind: Recompute) -> int:
-    """Bytes that are alive after a forward pass and were not before."""
+    """Bytes that are alive after a forward pass, but not before it."""
     dit = random_dit(32).train()
     recompute_blocks(dit, kind)
     given = inputs()
@@ -153,7 +153,7 @@ def bytes_held(kind: Recompute) -> int:
 @pytest.mark.parametrize("kind", ["none", pytest.param("selective", marks=pytest.mark.long)])
 def test_compiled_blocks_compute_what_the_others_do(kind: Recompute) -> None:
     plain, compiled = random_dit(32), random_dit(32)
-    torch._dynamo.reset()  # else a program that another test left is taken
+    torch._dynamo.reset()  # else a compiled program of another test is used
     torch._dynamo.utils.counters.clear()
     compile_blocks(compiled, recompute=kind)
     for one, other in zip(train_once(plain), train_once(compiled), strict=True):
@@ -162,7 +162,7 @@ def test_compiled_blocks_compute_what_the_others_do(kind: Recompute) -> None:
 
 
 def test_without_a_compiler_compilation_is_refused_in_one_line() -> None:
-    # torch's own patch: its config takes the undoing of pytest's for the removal of the key
+    # torch's own patch: its config takes pytest's undo for a deletion of the key
     missing = torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")})
     with missing, pytest.raises(ConfigError, match=r"train\.compile is true, but no C\+\+ compiler") as caught:
         compile_blocks(random_dit(32), recompute="none")

@@ -1,4 +1,4 @@
-"""The law of every message to a person: one line, and not longer than anybody reads."""
+"""The law of every message to a user: one line of readable length."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""LoRA in a DiT: nothing changes at the start, only what should learns learns, merging changes nothing."""
+"""LoRA in a DiT: no change at the start, only the chosen weights are trained, and merging keeps the outputs."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ CONFIG = {
 
 
 def base_dit(*, injected: bool = True) -> Any:
-    """Random weights; with `injected`, a plain DiT freshly widened."""
+    """Random weights; with `injected`, a plain DiT that was just widened."""
     source = torch.Generator().manual_seed(0)
     dit = build_dit(CONFIG, in_channels=32 if injected else 16)
     plain = build_dit(CONFIG, in_channels=16)
@@ -36,7 +36,7 @@ def base_dit(*, injected: bool = True) -> Any:
 
 
 def adapted(config: LoraConfig, *, seed: int = 0, trained: bool = False, injected: bool = True) -> Any:
-    """A DiT with adapters; `trained`: everything that may move has moved."""
+    """A DiT with adapters; `trained`: all trainable weights have moved."""
     dit = base_dit(injected=injected)
     add_lora(dit, config, seed=seed)
     if trained:

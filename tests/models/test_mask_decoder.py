@@ -1,4 +1,4 @@
-"""The mask decoder decodes as the VAE does, without the clamp, and learns through every frame."""
+"""The mask decoder decodes as the VAE does, without its clamp, and every frame gives gradients."""
 
 import copy
 from typing import get_args
@@ -22,7 +22,7 @@ def vae() -> torch.nn.Module:
     torch.manual_seed(0)
     vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
     with torch.no_grad():
-        vae.decoder.conv_out.weight *= 2  # so that some outputs pass the clamp
+        vae.decoder.conv_out.weight *= 2  # so that some outputs exceed the clamp
     return vae
 
 
@@ -30,7 +30,7 @@ def vae() -> torch.nn.Module:
 def test_at_the_start_it_is_the_mean_of_the_vaes_own_channels(vae: torch.nn.Module) -> None:
     latent = torch.randn(2, 16, 3, 4, 6) * 0.05
     decoded = vae.decode(latent).sample
-    seen = decoded.abs().amax(1, keepdim=True) < 1  # where the VAE's clamp hides nothing
+    seen = decoded.abs().amax(1, keepdim=True) < 1  # where the VAE's clamp changes nothing
     ours = MaskDecoder.from_vae(vae)(latent)
     assert seen.float().mean() > 0.1
     assert torch.allclose(ours[seen], decoded.mean(1, keepdim=True)[seen], atol=1e-5)
@@ -137,7 +137,7 @@ def trained_once(decoder: MaskDecoder, latent: torch.Tensor) -> list[torch.Tenso
     target = torch.rand(logits.shape, generator=torch.Generator().manual_seed(3)) > 0.5
     loss = 8 * focal_loss(logits, target) + 4 * dice_loss(logits, target)
     loss.backward()
-    of_weights = [p.grad for p in decoder.parameters() if p.grad is not None]  # one frame alone has none in time
+    of_weights = [p.grad for p in decoder.parameters() if p.grad is not None]  # one frame gives none over time
     return [loss.detach(), latent.grad, *of_weights]
 
 

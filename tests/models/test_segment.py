@@ -1,4 +1,4 @@
-"""A segmenter is the sum of its parts: the mean of the posterior, the cleaned sentence, the sampler, the decoder."""
+"""A segmenter combines its parts: the mean of the posterior, the cleaned sentence, the sampler, the decoder."""
 
 from pathlib import Path
 

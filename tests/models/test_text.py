@@ -1,4 +1,4 @@
-"""Cleaning is the reference's; a sentence's embedding depends on nothing else."""
+"""Cleaning is that of the reference; a sentence's embedding depends on nothing else."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Video latents are normalised and mask latents are not; the encoder sees what the legend says."""
+"""Video latents are normalised and mask latents are not; the encoder gets inputs as in the legend."""
 
 import copy
 import os
@@ -64,7 +64,7 @@ def test_a_clip_that_comes_in_pieces_has_the_latent_of_the_whole_to_the_bit(
     generator = torch.Generator().manual_seed(SEED + frames)
     for batch in (1, 2):
         drawn = torch.rand(batch, frames, 16, 24, 3, generator=generator).permute(0, 4, 1, 2, 3) * 2 - 1
-        for signed in (drawn, drawn.contiguous()):  # both layouts, as caches are built and as videos are read
+        for signed in (drawn, drawn.contiguous()):  # both memory layouts: as in cache builds, and as in videos
             whole = vae.encode(signed.to(dtype)).latent_dist
             pieces = (piece.contiguous() if signed.is_contiguous() else piece for piece in latent_frames(signed))
             mean, logvar = encode_pieces(vae, pieces)

@@ -1,4 +1,4 @@
-"""Every case of a parity set by name, and the files that its manifest promises."""
+"""Every case of a parity set by name, and the files in its manifest."""
 
 import functools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A parity set on disk, named checks on it, and the two comparisons they are made of."""
+"""A parity set on disk, named checks on it, and the two comparisons that checks use."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class ParitySet:
-    """A folder of recorded numbers; files are read once."""
+    """A folder of recorded numbers; each file is read once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -92,6 +92,6 @@ def unpack(packed: Tensor, width: int) -> NDArray[np.bool_]:
 
 
 def names_are(found: Iterable[str], known: Iterable[str]) -> Iterator[Check]:
-    """The file holds exactly the tensors that the checks read: nothing goes unchecked, nothing is lost."""
+    """The file holds exactly the tensors that the checks read: no tensor is unchecked, and none is missing."""
     found, known = set(found), set(known)
     yield Check("names", lambda: same(sorted(found ^ known), []))

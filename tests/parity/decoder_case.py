@@ -29,7 +29,7 @@ EXPECTED = (
 
 
 def recorded_vae(data: ParitySet) -> tuple[Any, MaskDecoder]:
-    """The recorded wrapper, taken apart: a VAE with its encoder, and the one-channel decoder."""
+    """The recorded wrapper as two parts: a VAE with its encoder, and the one-channel decoder."""
     from diffusers import AutoencoderKLWan
 
     weights = data.tensors("mask_decoder/weights.safetensors")
@@ -78,7 +78,7 @@ def decoder_checks(data: ParitySet) -> Iterator[Check]:
         same(np.where(certain, got, want), want)
 
     def binary_of_record() -> None:
-        """Nothing of ours: the recorded mask is the recorded logits above zero."""
+        """Uses none of our code: the recorded mask equals recorded logits > 0."""
         recorded = io["resized_logits"][:, 0].numpy()
         want = unpack(io["binary"], recorded.shape[-1])
         same(np.where(np.abs(recorded) > 1e-6, recorded > 0, want), want)

@@ -18,7 +18,7 @@ NOT_ARGUMENTS = ("use_dvi", "patch_embedding_in_channels")
 
 
 def load_dit(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
-    """The recorded DiT as our loader makes it: strictly, its channels told by the weights."""
+    """The recorded DiT, built strictly as in our loader; the weights tell its channels."""
     arguments = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
     dit = build_dit(arguments, in_channels=weights[PATCH_KEY].shape[1])
     shapes = {key: tuple(value.shape) for key, value in dit.state_dict().items()}
@@ -43,7 +43,7 @@ def predict(dit: Any, io: Mapping[str, Tensor], **changed: Tensor) -> Tensor:
 
 
 def intermediates(dit: Any, io: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the reference calls by these names, seen by hooks while our velocity is computed."""
+    """Our intermediates under the reference's names, seen by hooks while our velocity is computed."""
     seen: dict[str, Tensor] = {}
 
     def embedded(_module: Any, _args: Any, out: Any) -> None:
@@ -124,7 +124,7 @@ def dit_checks(data: ParitySet, case: str) -> Iterator[Check]:
 
 
 def init_checks(data: ParitySet, case: str) -> Iterator[Check]:
-    """A plain DiT, widened: the same output, whatever the video."""
+    """A plain DiT and its widened form have the same output, for any video."""
     config, weights = data.record(f"{case}/config.json"), data.tensors(f"{case}/weights.safetensors")
     io, init = data.tensors(f"{case}/io.safetensors"), data.tensors(f"{case}/init.safetensors")
     before, bias = init[f"pre.{PATCH_KEY}"], init["pre.patch_embedding.bias"]

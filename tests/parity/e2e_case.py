@@ -28,7 +28,7 @@ Query = tuple[str, str]  # video, expression id
 
 
 class Evaluation:
-    """Our own evaluation of the recorded dataset, each part computed when a check asks for it."""
+    """Our own evaluation of the recorded dataset; each part is computed when a check needs it."""
 
     def __init__(self, data: ParitySet) -> None:
         self.data = data
@@ -51,7 +51,7 @@ class Evaluation:
 
     @functools.cached_property
     def box(self) -> tuple[int, int]:
-        """(width, height) of the evaluation box. No file tells it; any that explains all sizes will do."""
+        """(width, height) of the evaluation box. No file holds it; any box that gives all sizes is right."""
         wanted = {v: tuple(self.tensors[f"{v}.vae_input"].shape[-2:]) for v in self.videos}
         for width, height in itertools.product(range(16, 865, 16), repeat=2):
             try:
@@ -133,7 +133,7 @@ def _mask_checks(run: Evaluation, steps: int, query: Query) -> Iterator[Check]:
         near(run.logits(steps, query).clamp(-1, 1)[None, None], recorded[f"{key}.logits"], abs=LOGIT)
 
     def mask_of_record() -> None:
-        """Nothing of ours: the recorded mask is the recorded logits above zero, at the original size."""
+        """Uses none of our code: the recorded mask equals recorded logits > 0, at the original size."""
         resized = run.resized_record(recorded[f"{key}.logits"], query)
         want = unpack(recorded[f"{key}.mask"], run.size(query[0])[0])
         same(np.where(np.abs(resized) > 1e-5, resized > 0, want), want)
@@ -164,7 +164,7 @@ def _score_checks(run: Evaluation, steps: int, entry: Mapping[str, Any]) -> Iter
                 )
 
     def by_text() -> dict[str, float]:
-        """The reference's average: keyed by the sentence, so that a later query overwrites an equal one."""
+        """The reference's average: keyed by the sentence, so a later query overwrites an equal earlier one."""
         return average(list({text: run.means(steps)[query] for query, text in run.texts.items()}.values()))
 
     def by_query() -> dict[str, float]:
@@ -181,10 +181,10 @@ def _score_checks(run: Evaluation, steps: int, entry: Mapping[str, Any]) -> Iter
 
 
 def _near_threshold(run: Evaluation, steps: int, entry: Mapping[str, Any]) -> None:
-    """The largest share over the queries of pixels within NEAR of zero.
+    """The largest share, over the queries, of pixels within NEAR of zero.
 
-    It lies between those of a narrower and a wider band, by as much as the logits may differ: those of the record
-    where they are stored, ours elsewhere.
+    The recorded share lies between the shares of a narrower and a wider band. The bands differ from NEAR by the
+    tolerance of the logits: small where the record has logits, LOGIT where ours are used.
     """
     low, high = [], []
     for query in run.texts:

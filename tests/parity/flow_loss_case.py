@@ -27,7 +27,7 @@ from parity.dit_case import TOLERANCE, recorded_dit
 EMA_DECAY = 0.9999
 INPUTS = ("video_posterior_mean", "video_posterior_logvar", "eps", "mask_latent", "timestep", "encoder_hidden_states")
 POINTS = ("x0", "x_t", "u_t", "v_pred")
-GRADIENT_ROUNDING = 2e-6  # of a tensor's largest gradient: what float32 sums in another order may differ by
+GRADIENT_ROUNDING = 2e-6  # part of a tensor's largest gradient: float32 sums in another order may differ by this
 
 
 @dataclass
@@ -86,10 +86,10 @@ def train(dit: Any, steps: list[dict[str, Tensor]], stats: LatentStats, meta: Ma
 
 
 def adam_spread(run: Trained, name: str, upto: int, meta: Mapping[str, Any]) -> NDArray[np.float64]:
-    """How far each element may move when its gradients are rounded differently.
+    """The largest difference of each element when its gradients are rounded differently.
 
-    Adam follows the sign of a gradient near zero, so a few elements may differ by up to twice the learning
-    rate; for all others this is next to nothing.
+    Adam follows the sign of a gradient near zero, so a few elements can differ by up to twice the learning
+    rate; for all others the difference is almost zero.
     """
     gradients = [step[name].double().numpy() for step in run.clipped[: upto + 1]]
     reference = _adam(gradients, run.before[name].double().numpy(), meta)
@@ -115,7 +115,7 @@ def _adam(
 
 
 def after_steps(got: Tensor, want: Tensor, spread: NDArray[np.float64]) -> None:
-    """The note's rule for the whole tensor, and 1e-5 for each element whose sign of gradient is certain."""
+    """The README's rule for the whole tensor, and 1e-5 for each element whose gradient has a certain sign."""
     difference = (got - want).abs()
     assert difference.mean() < 1e-6, f"mean difference {difference.mean():.3g}"
     fraction = (difference > 1e-5).float().mean()
@@ -137,7 +137,7 @@ def _path(step: Mapping[str, Tensor], stats: LatentStats, dit: Any, **wrong: Any
 
 
 def _mistakes(step: Mapping[str, Tensor], stats: LatentStats, dit: Any) -> dict[str, float]:
-    """The losses that three classic mistakes would give; the record proves that ours makes none of them."""
+    """The losses of three classic mistakes; the record proves that our code makes none of them."""
 
     def loss(sign: float = 1.0, **wrong: Any) -> float:
         points = _path(step, stats, dit, **wrong)

@@ -1,4 +1,4 @@
-"""Frame sampling: recorded draws, exact because ours draws in the same order; properties; anchors."""
+"""Frame sampling: recorded draws (exact, since our code draws in the same order), properties, anchors."""
 
 import functools
 import re
@@ -10,13 +10,13 @@ from flowmask.data_pipeline.clip.frames import anchor_frames, sparse_frames
 from parity.core import Check, ParitySet, near, same
 
 TRIALS = 4000
-LONGEST = 60  # of the random videos; the record does not tell its own, and the fractions depend on it a little
+LONGEST = 60  # longest random video; the record does not hold its limit, and the fractions depend on it a little
 FRACTION_TOLERANCE = 0.05
 
 
 @functools.cache
 def _draws(counts: tuple[int, ...]) -> list[tuple[int, int, int, list[int]]]:
-    """(anchor, length, frames, result) over random videos; anchors as an epoch has them."""
+    """(anchor, length, frames, result) over random videos, with the anchors of an epoch."""
     rng = Random(0)
     drawn = []
     for _ in range(TRIALS):
@@ -63,7 +63,7 @@ def _property_checks(record: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _items(annotation: Mapping[str, Any], frames: int) -> list[dict[str, Any]]:
-    """One epoch in the order of the file, its frame names sorted."""
+    """One epoch in the order of the file, with sorted frame names."""
     return [
         {
             "video": video,

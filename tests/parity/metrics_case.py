@@ -13,7 +13,7 @@ from parity.core import Check, ParitySet, names_are, near, same, unpack
 
 
 def _mask(stored: Tensor, entry: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """A recorded mask: bits packed along the width, or plain bytes where any value above 0 counts."""
+    """A recorded mask: bits packed along the width, or plain bytes (above 0 is true)."""
     if stored.shape[-1] == entry["width"]:
         return stored.numpy() > 0
     return unpack(stored, entry["width"])

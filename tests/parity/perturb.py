@@ -1,6 +1,6 @@
-"""A copy of a parity set with one expected number off by ten times its tolerance: what the tests must notice.
+"""A copy of a parity set with one expected number off by ten times its tolerance; the tests must notice it.
 
-Tolerances of tensors are read from the set's own README, apart from the checks, so that the two can disagree.
+Tolerances of tensors come from the set's README, not from the checks, so the two can disagree.
 """
 
 import json
@@ -61,7 +61,7 @@ class Target:
 
 
 def tensor_targets(root: Path) -> Iterator[Target]:
-    """Every tensor that the set's README gives a tolerance for."""
+    """Every tensor with a tolerance in the set's README."""
     file = ""
     for line in (root / "README.md").read_text(encoding="utf-8").splitlines():
         if heading := re.fullmatch(r"### `(.+\.safetensors)`", line):
@@ -80,7 +80,7 @@ def record_targets(root: Path) -> Iterator[Target]:
 
 
 def perturbed(root: Path, target: Target, to: Path, rng: random.Random) -> str:
-    """Write the copy to `to` (links but for the one file); returns what was changed, for messages."""
+    """Write the copy to `to` (links, except the one file); return the change, for messages."""
     shutil.copytree(root, to, copy_function=os.symlink)
     (to / target.file).unlink()
     if target.file.endswith(".json"):
@@ -149,7 +149,7 @@ def _off(old: Any, tolerance: float, rng: random.Random) -> Any:
 
 
 def _change(value: Any, keys: list[str], change: Callable[[Any], Any]) -> None:
-    """Replace the leaf at a path; keys with dots of their own are put together again."""
+    """Replace the leaf at a path. A key can contain dots; its parts are joined again."""
     if isinstance(value, list):
         head, rest = int(keys[0]), keys[1:]
     else:

@@ -14,7 +14,7 @@ ORIGINAL = {"orig_w", "orig_h"}
 
 
 def _size(key: str, width: int, height: int) -> tuple[int, int]:
-    """Our (width, height) under the rule that a key of the table names."""
+    """Our (width, height) under the rule in a key of the table."""
     if match := re.fullmatch(r"eval_box_(\d+)x(\d+)", key):
         return eval_size(width, height, width=int(match[1]), height=int(match[2]), multiple=EVAL_MULTIPLE)
     if match := re.fullmatch(r"train_short(\d+)_max(\d+)", key):

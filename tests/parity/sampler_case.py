@@ -1,4 +1,4 @@
-"""Euler sampling: both recorded schedules, latents and first velocities; the shift is applied once."""
+"""Euler sampling: both recorded schedules, latents and first velocities. The shift is applied once."""
 
 import functools
 import re
@@ -57,7 +57,7 @@ def euler_scheduler() -> Any:
 
 
 def schedule(kind: str, steps: int) -> tuple[Tensor, Tensor]:
-    """`mevis` is ours; `demo` is what diffusers' scheduler does with Wan's config when told no more."""
+    """`mevis` is our schedule; `demo` is that of diffusers' scheduler with Wan's config and no other argument."""
     if kind == "mevis":
         return euler_timesteps(steps, SHIFT)
     assert kind == "demo", f"unknown schedule {kind}"

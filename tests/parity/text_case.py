@@ -1,4 +1,4 @@
-"""Sentences: cleaning, token ids and counts, embeddings; through the same loader as a Wan folder's."""
+"""Sentences: cleaning, token ids and counts, embeddings, through the loader of a Wan folder."""
 
 import functools
 import tempfile
@@ -13,7 +13,7 @@ from parity.core import Check, ParitySet, names_are, near, same
 
 
 def recorded_text_encoder(data: ParitySet) -> TextEncoder:
-    """The recorded tokenizer and encoder laid out as a Wan folder, opened as one."""
+    """The recorded tokenizer and encoder, written as a Wan folder and opened from it."""
     with tempfile.TemporaryDirectory() as folder:
         for part, place in (("text_encoder", "encoder"), ("tokenizer", "tokenizer")):
             (Path(folder) / part).symlink_to((data.root / "text" / place).resolve())

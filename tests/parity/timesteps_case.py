@@ -1,7 +1,7 @@
-"""Training timesteps: the reference's law as arithmetic on its record, and our one law for every batch size.
+"""Training timesteps: the reference's law, computed from its record, and our one law for every batch size.
 
-The reference takes exactly int(B/2) of a batch at 1000; ours gives each example the law of batch size 1. What
-is left of the two below 1000 is the same distribution.
+The reference sets exactly int(B/2) timesteps of a batch to 1000. Our code gives each example the law of batch size 1.
+The timesteps below 1000 have the same distribution in both.
 """
 
 import functools
@@ -17,8 +17,8 @@ from flowmask.models.flow import draw_timestep
 from parity.core import Check, ParitySet, near, same
 
 PROBABILITY = 0.5
-SIGMAS = 5.0  # how many standard errors a mean of random draws may be off
-FRACTION, BIN, CALLS = 0.015, 0.012, 20000  # the tolerances are stated for so many calls
+SIGMAS = 5.0  # limit, in standard errors, for the mean of random draws
+FRACTION, BIN, CALLS = 0.015, 0.012, 20000  # the tolerances hold for 20000 calls
 
 
 @functools.cache

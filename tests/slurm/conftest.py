@@ -1,4 +1,4 @@
-"""One cluster for all tests of this folder; without its packages they are skipped, and the summary says so."""
+"""One cluster for all tests of this folder. Without its packages the tests are skipped, and the summary says so."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import yaml
 from cluster import Cluster, running_cluster, why_not
 from runs import cache_settings, make_lab
 
-NEEDED = os.environ.get("FLOWMASK_NEED_SLURM") == "1"  # `make test-slurm`: skipping would be a lie
+NEEDED = os.environ.get("FLOWMASK_NEED_SLURM") == "1"  # `make test-slurm`: a missing SLURM must not skip the tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +31,7 @@ def one_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(one_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Two idle nodes; commands that a test starts find them. What a test leaves behind is cancelled."""
+    """Two idle nodes for the commands of a test. The jobs of a test are cancelled at its end."""
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, one_cluster.environment[name])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -41,7 +41,7 @@ def cluster(one_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 
 @pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Wan, a finished cache, and `cache.yaml`, which builds one that takes some seconds."""
+    """A tiny Wan, a finished cache, and `cache.yaml`, whose build takes some seconds."""
     folder = tmp_path_factory.mktemp("lab")
     make_lab(folder)
     settings = cache_settings(folder)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests on a real SLURM need, or says why it can't; nothing of it is started.
+# Installs the packages for the tests on a real SLURM, or prints why it can't. It starts no service.
 set -euo pipefail
 packages="slurm-wlm slurmdbd munge mariadb-server"
 export PATH="$PATH:/usr/sbin:/sbin"

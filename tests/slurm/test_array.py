@@ -1,4 +1,4 @@
-"""An array of tasks on two real nodes builds the cache that one process builds, also when tasks are killed."""
+"""An array of tasks on two real nodes builds the cache of one process, also when tasks are killed."""
 
 import contextlib
 import hashlib
@@ -22,11 +22,11 @@ from flowmask.launch.jobs import CacheJob
 from flowmask.launch.slurm.submission import Submission
 
 PATIENCE_S = 240
-SHARED = {"config.yaml"}  # says how it was launched
+SHARED = {"config.yaml"}  # contains the launch settings
 
 
 def contents(cache: Path) -> dict[str, str]:
-    """Hash of every file that is the cache."""
+    """Hash of every file that belongs to the cache."""
     return {
         str(path.relative_to(cache)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(cache.rglob("*"))
@@ -42,7 +42,7 @@ def one_process(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def until(condition: Callable[[], object], command: subprocess.Popen[str]) -> None:
-    """Wait for what a running command brings about."""
+    """Wait for a condition while a command runs."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
         if command.poll() is not None or time.monotonic() > end:
@@ -100,7 +100,7 @@ def test_who_stops_waiting_leaves_the_job_running_and_learns_how_to_watch_it(
     cluster: Cluster, lab: Path, tmp_path: Path
 ) -> None:
     out, config = tmp_path / "cache", tmp_path / "held.yaml"
-    held = yaml.safe_load((lab / "cache.yaml").read_text())  # a job that cannot be over before it is asked for
+    held = yaml.safe_load((lab / "cache.yaml").read_text())  # a job that can't end before the test asks for it
     held["launch"] = {**held.get("launch", {}), "setup": [f"until [ -e {tmp_path}/go ]; do sleep 0.1; done"]}
     config.write_text(yaml.safe_dump(held))
     command = start_flowmask("cache", "build", config, f"out={out}", "launch.cluster=slurm")

@@ -1,4 +1,4 @@
-"""A curriculum on a real SLURM: every stage has one job behind those it needs, whoever is killed or stopped."""
+"""A curriculum on a real SLURM: every stage has one job after the jobs it needs, also after a kill or a stop."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def path(world: Path, tmp_path: Path) -> Path:
-    """A cache, a training that takes for ever, and one that starts from its weights."""
+    """A cache, a training that never ends, and a training that starts from its weights."""
     tree = curriculum(world, tmp_path)
     tree["launch"] = {"cluster": "slurm", "gpus_per_node": 0}
     stages = {one["name"]: one for one in tree["stages"]}
@@ -53,16 +53,16 @@ def until(condition: Callable[[], object], what: str, *, command: Any = None) ->
 
 
 def jobs_of(cluster: Cluster) -> list[str]:
-    """Stages of the curriculum whose jobs SLURM knows, one entry a job; the accounting does not list all that wait."""
+    """Stages of the curriculum whose jobs SLURM knows, one entry a job; `sacct` does not list all waiting jobs."""
     ended = cluster.run("sacct", "-n", "-X", "-P", "-S", "now-1hour", "-o", "JobID,JobName").replace("|", " ")
     queue = cluster.run("squeue", "-h", "--states=all", "-o", "%A %j")
     names = dict(line.split() for line in [*ended.splitlines(), *queue.splitlines()])
     stages = [name.split("-")[1] for name in names.values() if name.startswith("flowmask-")]
-    return sorted(stage for stage in stages if stage in STAGES)  # the cluster has run other tests' jobs too
+    return sorted(stage for stage in stages if stage in STAGES)  # the cluster also ran the jobs of other tests
 
 
 def slow_sbatch(folder: Path) -> Path:
-    """A command `sbatch` that submits, and then does not come back before `go` is there."""
+    """A command `sbatch` that submits, and then waits until `go` is there."""
     real = shutil.which("sbatch")
     (folder / "bin").mkdir()
     script = folder / "bin" / "sbatch"

@@ -1,4 +1,4 @@
-"""A job that submits a job: the new one is what it would be from a login node, whatever the shell says of another."""
+"""A job that a job submits is as if from a login node; the first job's environment changes nothing."""
 
 import shlex
 import sys
@@ -15,7 +15,7 @@ from flowmask.launch.slurm.submission import Submission
 from flowmask.models.process import is_of_a_group
 
 PATIENCE_S = 240
-# Three jobs around it: a task of an array, that was requeued once, and that holds an allocation when it submits.
+# The outer job is a task of an array, was requeued once, and holds an allocation when it submits.
 SUBMITS = """#!/bin/sh
 [ -n "$SLURM_RESTART_COUNT" ] || {{ scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_3"; sleep 60; }}
 export RANK=5 WORLD_SIZE=9 LOCAL_RANK=5 MASTER_ADDR=192.0.2.1 MASTER_PORT=9 PMI_RANK=5 TORCHELASTIC_RUN_ID=x
@@ -57,5 +57,5 @@ def test_a_job_inherits_nothing_of_the_jobs_that_it_is_submitted_from(
 
 
 def variables(dump: Path) -> dict[str, str]:
-    """What `env` wrote."""
+    """The variables in the output of `env`."""
     return dict(line.split("=", 1) for line in dump.read_text().splitlines() if "=" in line)

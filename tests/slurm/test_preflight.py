@@ -1,4 +1,4 @@
-"""What SLURM would refuse, or leave in the queue for ever, is refused on the login node, in one line."""
+"""A job that SLURM would refuse or never start is refused on the login node, in one line."""
 
 import re
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_gpu_job_that_says_nothing_of_gpus_gets_one_a_process_on_the_node_that
     assert submission is not None
     job = cluster.job_fields(submission.slurm()[0])
     assert job["TresPerNode"] == "gres:gpu:2" and job["NodeList"] == "g1"
-    assert job["CPUs/Task"] == "2"  # all of the node; the threads of two processes could use more
+    assert job["CPUs/Task"] == "2"  # the whole node; the threads of two processes could use more
 
 
 def test_a_dry_run_tells_when_the_job_could_start(cluster: Cluster, lab: Path, tmp_path: Path) -> None:

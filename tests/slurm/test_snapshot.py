@@ -1,4 +1,4 @@
-"""A queued job runs the code it was sent with, whatever becomes of the checkout meanwhile."""
+"""A queued job runs the code at its submission; later changes of the checkout have no effect."""
 
 import os
 import shutil

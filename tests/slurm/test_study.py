@@ -1,4 +1,4 @@
-"""A study on a real SLURM: all of its rows are submitted at once, and its page says what is there."""
+"""A study on a real SLURM: all of its rows are submitted at once, and its page shows the finished part."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def test_a_study_is_submitted_at_once_and_the_same_command_shows_it_when_it_is_d
 ) -> None:
     words = ("reproduce", write_study(tmp_path), "launch.cluster=slurm", "launch.gpus_per_node=0")
     out = tmp_path / "study"
-    first = flowmask(*words, "--no-wait", timeout_s=PATIENCE_S)  # but for the world, which all rows start from
+    first = flowmask(*words, "--no-wait", timeout_s=PATIENCE_S)  # except the world, which runs first
     assert first.returncode == 0, first.stderr
     assert first.stderr.count("submitted job") == 2 + 5, first.stderr
     assert "evaluations are missing" in (out / "study.html").read_text()

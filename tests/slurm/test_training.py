@@ -1,4 +1,4 @@
-"""Training on two real nodes: the same numbers as on one machine, however often the cluster takes the nodes back."""
+"""Training on two real nodes gives the numbers of one machine, also when the cluster takes the nodes away."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ CPU_JOB = ("launch.gpus_per_node=0",)
 
 
 def config(lab: Path, out: Path, **overrides: Any) -> Path:
-    """A run of two ranks in all, which saves often enough to lose little and seldom enough to lose something."""
+    """A run of two ranks in all. It saves often enough to lose little, and seldom enough to lose something."""
     keys = {"train.steps": STEPS, "checkpoint.every_steps": 50, "train.log_every_steps": 50, **overrides}
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(run_config(lab, out, keys).model_dump(mode="json")))
@@ -33,7 +33,7 @@ def config(lab: Path, out: Path, **overrides: Any) -> Path:
 
 
 def submit(path: Path, *words: str) -> tuple[Submission, str]:
-    """Hand a run to SLURM on two nodes; its files and its job id."""
+    """Submit a run to SLURM on two nodes; return its files and its job id."""
     done = flowmask("train", path, "launch.cluster=slurm", "launch.nodes=2", *CPU_JOB, *words, "--no-wait")
     assert done.returncode == 0, done.stderr
     submission = Submission.latest(Path(yaml.safe_load(path.read_text())["out"]))
@@ -71,19 +71,19 @@ def rows(out: Path) -> list[tuple[int, float]]:
 
 
 def ranks_of(cluster: Cluster, job: str) -> list[psutil.Process]:
-    """The processes that train, on both nodes."""
+    """The training processes on both nodes."""
     return [one for one in cluster.processes(SLURM_JOB_ID=job) if "flowmask.launch.local.worker" in one.cmdline()]
 
 
 def finished(submission: Submission) -> list[str | None]:
-    """Wait for the job's end for good; why each of its attempts ended."""
+    """Wait until the job has ended for good; the reason for the end of each attempt."""
     until(submission.verdicts, submission)
     return [attempt.why for attempt in submission.attempts(array=0)]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run on one machine, from beginning to end."""
+    """The same run on one machine without a disturbance."""
     out = tmp_path_factory.mktemp("alone") / "run"
     done = flowmask("train", config(lab, out), "launch.processes_per_node=2")
     assert done.returncode == 0, done.stderr
@@ -110,7 +110,7 @@ def test_a_run_that_is_preempted_twice_ends_with_the_weights_of_one_that_never_w
     assert rows(out) == rows(undisturbed)
 
 
-@pytest.mark.long  # SLURM needs a minute to miss a node
+@pytest.mark.long  # SLURM needs a minute to notice a dead node
 def test_a_run_that_loses_the_node_of_its_batch_script_ends_with_the_same_weights(
     cluster: Cluster, lab: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_time_limit_requeues_and_scancel_ends_for_good(cluster: Cluster, lab: 
     with contextlib.closing(sqlite3.connect(out.parent / "mlflow.db")) as database:
         assert database.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
         tags = dict(database.execute("SELECT key, value FROM tags").fetchall())
-    assert tags["mlflow.source.git.commit"] == git_commit().removesuffix("-dirty")  # though it ran its snapshot
+    assert tags["mlflow.source.git.commit"] == git_commit().removesuffix("-dirty")  # although it ran from a snapshot
     assert tags["slurm_job"] == job
 
 
@@ -161,13 +161,13 @@ def test_a_save_that_does_not_fit_the_margin_keeps_the_checkpoint_before(
     out = tmp_path / "run"
     submission, job = submit(config(lab, out), "launch.time_min=100", "launch.signal_margin_s=10")
     until_step(out, 60, submission)
-    stuck = ranks_of(cluster, job)[0]  # as on a file system that does not answer
+    stuck = ranks_of(cluster, job)[0]  # like a rank whose file system does not answer
     stuck.suspend()
     cluster.bring_limit_near(job)
 
     def over() -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
-            stuck.suspend()  # SLURM's signals come with SIGCONT
+            stuck.suspend()  # SLURM sends SIGCONT with its signals
         return bool(submission.attempts(array=0))
 
     until(over, submission, every_s=0.005)

@@ -1,6 +1,5 @@
-"""Kernels of attention for tests: they note what they are given, and compute on any device as flash-attn would.
-
-That is in an autograd function whose two passes are ops of a library, named as flash-attn names its own.
+"""Attention kernels for tests. They record their arguments and run on any device, built as flash-attn's are:
+an autograd function whose forward and backward passes are custom ops with flash-attn's op names.
 """
 
 from dataclasses import dataclass, field
@@ -23,19 +22,19 @@ def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @dataclass
 class Seen:
-    """What the kernels of a name were given: shapes of query, key and value, options, and whether it was to learn."""
+    """The calls of one kernel name: shapes of query, key and value, options, and whether the query needs a gradient."""
 
     shapes: list[tuple[Any, ...]] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
     learning: list[bool] = field(default_factory=list)
 
 
-RAN: list[tuple[Any, ...]] = []  # the shapes of each time that the op itself ran
+RAN: list[tuple[Any, ...]] = []  # one entry of shapes for each call of the op
 
 
 @torch.library.custom_op("flowmask_tests::_flash_attn_forward", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention as an op of another library, with the name that flash-attn gives its own."""
+    """Attention as an op of another library, with the op name that flash-attn uses."""
     RAN.append(tuple(tuple(x.shape) for x in (q, k, v)))
     return exact(q, k, v).contiguous()
 
@@ -64,7 +63,7 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
 
 
 class FlashLike(torch.autograd.Function):
-    """As flash-attn does it: a function whose two passes are ops."""
+    """Built as in flash-attn: a function whose two passes are ops."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -78,7 +77,7 @@ class FlashLike(torch.autograd.Function):
 
 
 def stand_in(name: Attention, monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """Put such kernels in the place of a backend's function in diffusers' dispatcher."""
+    """Replace a backend's function in diffusers' dispatcher by such a kernel."""
     seen = Seen()
 
     def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The least that ranks do: meet, sum once, end. Run as a program it launches them again and again.
+"""Ranks that do the minimum: meet, sum once, end. As a program, this file launches them LAUNCHES times.
 
 python bare_ranks.py OUT LAUNCHES [FIRST_RANK MEET]   MEET: a folder that two such programs share, as two nodes do
 """
@@ -14,7 +14,7 @@ RANKS = 2
 
 
 def rank() -> int:
-    """One rank; what it found goes to OUT."""
+    """One rank; it writes its findings to OUT."""
     import psutil
     import torch
 
@@ -33,7 +33,7 @@ def rank() -> int:
 
 
 def launch(out: Path, launches: int, first_rank: int = 0, shared: Path | None = None) -> int:
-    """Launch them so often, as a job's ranks are launched; 0 if every launch ended with 0."""
+    """Launch the ranks this many times, as a job's ranks are launched; 0 if every launch ended with 0."""
     from flowmask.launch.local import processes
     from flowmask.launch.slurm import task
 

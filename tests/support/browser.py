@@ -1,4 +1,4 @@
-"""A person's browser for tests: headless Chromium, a fresh profile each time."""
+"""A browser for tests: headless Chromium with a fresh profile each time."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-NEEDED = os.environ.get("FLOWMASK_NEED_BROWSER") == "1"  # skipping would be a lie
+NEEDED = os.environ.get("FLOWMASK_NEED_BROWSER") == "1"  # `make test-page`: a missing browser must not skip the tests
 _FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
@@ -16,24 +16,24 @@ _FLAGS = (
 
 
 def why_no_browser() -> str | None:
-    """What is missing here; None if the page can be opened."""
+    """The reason why the page can't be opened here; None if it can."""
     return None if chromium() is not None else "no chromium here: tests/launch/serve/install.sh"
 
 
 def chromium() -> str | None:
-    """The program."""
+    """The path of the program."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
 def page_environment(*more: Path) -> dict[str, str]:
-    """Of the page's process; `more`: folders that come first on its path."""
+    """Environment of the page's process; `more`: folders that come first on its path."""
     path = os.pathsep.join(map(str, (*more, ROOT)))
     return os.environ | {"PYTHONPATH": path, "COLUMNS": "200", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """A Chromium; each of its contexts is another person."""
+    """A Chromium; each of its contexts is another user."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

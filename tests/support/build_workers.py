@@ -1,4 +1,4 @@
-"""Workers of a cache build as processes of their own, for tests that kill, stop and add them."""
+"""Workers of a cache build as separate processes, for tests that kill, stop and add workers."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ build(config, worker=int(sys.argv[2]), workers=int(sys.argv[3]), on_progress=sai
 
 
 def start(config: CacheBuildConfig, *, worker: int = 0, workers: int = 1) -> subprocess.Popen[str]:
-    """Start one worker, which prints a line for each progress that it is told."""
+    """Start one worker, which prints a line for each progress report."""
     return subprocess.Popen(
         [sys.executable, "-c", _WORKER, config.model_dump_json(), str(worker), str(workers)],
         cwd=ROOT,
@@ -32,13 +32,13 @@ def start(config: CacheBuildConfig, *, worker: int = 0, workers: int = 1) -> sub
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for a worker, which must end well."""
+    """Wait for a worker, which must end without an error."""
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
 
 
 def follow(process: subprocess.Popen[str], lines: int) -> str:
-    """Read so many lines of a worker's progress, fewer if it ends; returns the last."""
+    """Read this many lines of a worker's progress, fewer if the worker ends; return the last line."""
     assert process.stdout is not None
     last = ""
     for _ in range(lines):

@@ -1,4 +1,4 @@
-"""Video files with sound that can be held against their pictures: a bright picture and a tone begin together."""
+"""Video files whose sound can be compared with their pictures: a bright picture and a tone begin together."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-CLAPS = (1.0, 2.4)  # s on the clock of the file, when a tone and bright pictures begin
+CLAPS = (1.0, 2.4)  # s on the file's clock, when a tone and bright pictures begin
 CLAP_S, TONE_HZ = 0.2, 1000
 SIZE = (48, 64)  # height, width in px
 VIDEO_CODECS = {"webm": "libvpx", "avi": "mpeg4", "flv": "flv", "asf": "wmv2"}
@@ -21,7 +21,7 @@ def write_claps(
     video_from_s: float = 0.0,
     sound_from_s: float = 0.0,
 ) -> None:
-    """A video of `fps` frames a second with sound in `codec`; each begins where it is told on the file's clock."""
+    """A video of `fps` frames a second with sound in `codec`; `video_from_s`, `sound_from_s`: on the file's clock."""
     with av.open(str(path), "w") as file:
         pictures = file.add_stream(VIDEO_CODECS.get(path.suffix[1:], "libx264"), rate=fps)
         assert isinstance(pictures, av.VideoStream)
@@ -79,7 +79,7 @@ def _mono(piece: av.AudioFrame) -> np.ndarray:
 
 
 def packets(path: Path) -> list[bytes]:
-    """The sound as it is stored."""
+    """The stored packets of the sound."""
     with av.open(str(path)) as file:
         return [bytes(packet) for packet in file.demux(audio=0) if packet.size]
 

@@ -1,8 +1,8 @@
-"""A throwaway SLURM with accounting on this machine: real daemons, private ports, one scratch folder. Two nodes have no
-GPU, a third one has two that are only names, in a partition of its own.
+"""A temporary SLURM with accounting on this machine: real daemons, private ports, one scratch folder.
 
-Everything, also munge's socket and key, lies in the scratch folder; nothing in /etc is read or written. What was
-started is stopped by its pid, and the kernel stops it when the tests die. Needs root and Debian's packages.
+Two nodes have no GPU. A third node is alone in its partition and has two GPUs that are only names.
+All files, also munge's socket and key, are in the scratch folder; nothing in /etc is read or written. Daemons are
+stopped by their pid, and the kernel stops them when the tests die. Needs root and Debian's packages.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ StorageLoc=slurm
 
 
 def why_not() -> str | None:
-    """What keeps a cluster from starting here, with the fix; None when it can start."""
+    """The reason why no cluster can start here, with the fix; None when a cluster can start."""
     missing = [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
     if missing:
         install = f"apt-get install {' '.join(PACKAGES)}"
@@ -100,7 +100,7 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """Idle nodes from `start` to `stop`. `environment` is what a command needs to talk to them."""
+    """Idle nodes from `start` to `stop`. A command with `environment` can talk to the nodes."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -130,7 +130,7 @@ class Cluster:
         _until(lambda: self.node_states() == ["idle", "idle"], "the nodes did not come up")
 
     def stop(self) -> None:
-        """Cancel what runs, then stop the daemons in the reverse order of their start."""
+        """Cancel all jobs, then stop the daemons in the reverse order of their start."""
         if "slurmctld" in self._daemons:
             with contextlib.suppress(subprocess.SubprocessError, AssertionError):
                 self.cancel_all()
@@ -147,7 +147,7 @@ class Cluster:
         self._daemons.clear()
 
     def run(self, *command: object, check: bool = True) -> str:
-        """One of SLURM's commands; its output."""
+        """Run one of SLURM's commands; return its output."""
         words = [str(word) for word in command]
         done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60)
         assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
@@ -158,9 +158,9 @@ class Cluster:
         self._daemon(node, "slurmd", "-D", "-N", node)
 
     def restart_node(self, node: str) -> None:
-        """Start a killed node again, and let the controller tell it of the job that it lost.
+        """Start a killed node again, and wait until the controller has told it about the job that it lost.
 
-        A job that is started again sooner would be ended by that message: hence SLURM's own wait of two minutes.
+        That message ends a job that is started again earlier. Therefore SLURM itself waits two minutes.
         """
         self.start_node(node)
         _until(lambda: self._undelivered() == 0, "messages stay undelivered")
@@ -172,7 +172,7 @@ class Cluster:
         return sum(int(said[name]) for name in ("Agent queue size", "Agent count"))  # not the accounting's own queue
 
     def kill_node(self, node: str) -> None:
-        """kill -9 of a node: its daemon and every process of its jobs, as when the machine loses power."""
+        """kill -9 of a node's daemon and of every process of its jobs, as in a power loss."""
         self._daemons[node].kill()
         self._daemons.pop(node).wait()
         for process in self._of_jobs(node):
@@ -183,7 +183,7 @@ class Cluster:
         return self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%t", check=False).split()
 
     def job_state(self, job: str) -> str:
-        """SLURM's word for the state of a job that it still remembers, such as RUNNING."""
+        """SLURM's word for the state of a job that SLURM still remembers, such as RUNNING."""
         return self.job_fields(job).get("JobState", "")
 
     def job_fields(self, job: str) -> dict[str, str]:
@@ -199,26 +199,30 @@ class Cluster:
         )
 
     def start_now(self, job: str) -> None:
-        """Start a requeued job, which would wait for two minutes.
+        """Start a requeued job now; SLURM alone waits two minutes.
 
-        Not in the second of its requeue: its old credential was revoked then, and the new one would be taken for it.
+        The start is not in the second of the requeue: SLURM revokes the old credential in that second, and mistakes the
+        new credential for the old one.
         """
         _until(lambda: self.job_state(job) == "PENDING", f"job {job} is not pending", 30, lambda: self.job_state(job))
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
 
     def bring_limit_near(self, job: str) -> None:
-        """Give a running job so little time that it has about a minute left."""
+        """Set a running job's time limit so that about a minute is left."""
         hours, minutes, seconds = map(int, self.job_fields(job)["RunTime"].split(":"))
         limit = 60 * hours + minutes + (1 if seconds < 30 else 2)
         self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
 
     def preempt(self) -> None:
-        """A job that needs both nodes, from the partition that takes them."""
+        """Submit a job that needs both nodes, in the partition that preempts the others."""
         words = ("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
         self.run("sbatch", *words)
 
     def processes(self, **wanted: str) -> list[psutil.Process]:
-        """The processes of jobs whose environment has these values; another cluster's jobs have the same numbers."""
+        """The processes of this cluster's jobs whose environment has these values.
+
+        Jobs of another cluster can have the same numbers; `SLURM_CONF` tells them apart.
+        """
         wanted |= {"SLURM_CONF": self.environment["SLURM_CONF"]}
         found = []
         for process in psutil.process_iter():
@@ -239,7 +243,7 @@ class Cluster:
         folder = self.scratch / "munge"
         (folder / "key").write_bytes(secrets.token_bytes(128))
         (folder / "key").chmod(0o400)
-        # --force: as root instead of `munge`, which a folder of pytest's would keep out.
+        # --force: munged runs as root, because user `munge` can't enter pytest's folders.
         files = [f"--{kind}-file={folder / kind}" for kind in ("key", "log", "pid", "seed")]
         self._daemon("munged", "munged", "-F", "--force", f"--socket={folder / 'socket'}", *files)
         _until((folder / "socket").exists, "munged did not start")
@@ -273,11 +277,11 @@ class Cluster:
             )
 
     def _of_jobs(self, node: str = "*") -> list[psutil.Process]:
-        """The processes of this cluster's jobs; first SLURM's own, which would tell it how the others ended."""
+        """The processes of this cluster's jobs. SLURM's own come first: they would report how the others ended."""
         keepers, others = [], []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.name().startswith("slurmstepd"):  # known by the log of its node's slurmd
+                if process.name().startswith("slurmstepd"):  # found by the log file of its node's slurmd
                     logs = [Path(file.path) for file in process.open_files()]
                     if any(log.parent == self.scratch / "log" and log.match(f"slurmd.{node}.log") for log in logs):
                         keepers.append(process)
@@ -324,7 +328,7 @@ def _until(
 
 @contextlib.contextmanager
 def running_cluster(scratch: Path) -> Iterator[Cluster]:
-    """A cluster that is stopped at the end, also when it did not come up."""
+    """A cluster that is stopped at the end, also when its start failed."""
     cluster = Cluster(scratch)
     try:
         cluster.start()

@@ -1,4 +1,4 @@
-"""The command `flowmask` as a person runs it: a process of its own."""
+"""The command `flowmask` in a separate process, as a user runs it."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def flowmask(*words: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run the command as a person does, in a process of its own."""
+    """Run the command in a separate process and wait for it."""
     command = [sys.executable, "-m", "flowmask", *(str(word) for word in words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment())
 
@@ -23,7 +23,7 @@ def start_flowmask(*words: object) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore SIGINT
     )
 
 

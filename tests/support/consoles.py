@@ -1,4 +1,4 @@
-"""Consoles as they go wrong: what a process is started with, so that its stdout and stderr lead there."""
+"""Broken consoles: Popen arguments that connect stdout and stderr of a process to such a console."""
 
 import fcntl
 import os
@@ -26,7 +26,7 @@ def broken(way: str) -> Iterator[dict[str, Any]]:
 
 
 def _opened(way: str) -> tuple[list[int], int]:
-    """What must stay open meanwhile, and the descriptor that is written to."""
+    """The descriptors that must stay open, and the descriptor to write to."""
     if way == "full disk":
         return [], os.open("/dev/full", os.O_WRONLY)
     reader, writer = pty.openpty() if "terminal" in way else os.pipe()
@@ -45,7 +45,7 @@ def _close_both() -> None:
 
 
 def controlling(terminal: int) -> Callable[[], None]:
-    """For preexec_fn of a process in a session of its own: this is its terminal, whose end hangs it up."""
+    """For preexec_fn of a process in a new session: make this the controlling terminal, whose end sends SIGHUP."""
 
     def take() -> None:
         import termios

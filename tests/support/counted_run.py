@@ -1,4 +1,4 @@
-"""A training run whose steps are counted, and into whose steps faults may be planted."""
+"""A training run whose steps are counted. A test can plant faults into its steps."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,30 +22,30 @@ REDUCTIONS = ("all_reduce_sum", "sum_to_rank_zero", "broadcast", "broadcast_obje
 
 @dataclass(frozen=True)
 class StepCounts:
-    """One turn of the training loop, from a step's begin to the next one's."""
+    """Counts of one turn of the training loop, from the begin of one step to the begin of the next."""
 
-    latents: list[torch.Size]  # of its micro-batches
+    latents: list[torch.Size]  # shapes in the step's micro-batches
     operators: Counter[str]
     flop: int
-    questions: Counter[str]  # what brought numbers to Python
+    questions: Counter[str]  # calls that bring numbers to Python
     reductions: Counter[str]  # calls of trainer/distributed.py
     events: Counter[str]
-    needed_bytes: int  # of tensors alive at once, beyond those of its begin
-    left_bytes: int  # and at its end
+    needed_bytes: int  # peak of the live tensors, less those at the step's begin
+    left_bytes: int  # the same at the step's end
 
     def unlike(self, other: "StepCounts") -> set[str]:
-        """Which counts are not another step's."""
+        """The names of the counts that differ from another step's."""
         return {field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)}
 
 
 Plant = Callable[[pytest.MonkeyPatch], None]
-WARM = 2  # steps: one without counters, one after which they have seen every tensor that stays
+WARM = 2  # steps: one without counters, one in which the counters see every tensor that stays
 
 
 def run_counts(
     lab: Path, out: Path, overrides: dict[str, Any], *, steps: int, plants: Sequence[Plant] = ()
 ) -> list[StepCounts]:
-    """Train on the lab's cache: the counts of so many steps, and then of one step with each of `plants` in it."""
+    """Train on the lab's cache: the counts of `steps` steps, then of one step for each of `plants`."""
     last = WARM + steps + len(plants) + 1
     quiet = {"train.steps": last, "checkpoint.every_steps": last + 1, "train.log_every_steps": last + 1}
     with pytest.MonkeyPatch.context() as patch, events() as seen, ExitStack() as modes:
@@ -64,8 +64,9 @@ def run_counts(
 
 
 class _Watch:
-    """The counters of a run, read and set back at the begin of each step. They slow all else down, so that they count
-    in these steps alone."""
+    """The counters of a run, read and reset at the begin of each step. Counters slow the run down, so they count in
+    these steps alone.
+    """
 
     def __init__(self, seen: Counter[str], modes: ExitStack, *, plants: dict[int, Plant], last: int) -> None:
         self.operators, self.memory, self.questions = Operators(), LiveMemory(), Questions()

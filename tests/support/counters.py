@@ -1,4 +1,4 @@
-"""Exact counts of what a piece of work does: the same on any machine under any load, as seconds are not."""
+"""Exact counts of a piece of work. Counts, unlike seconds, are the same on any machine under any load."""
 
 import os
 import sys
@@ -18,19 +18,19 @@ EVENTS = {"import", "subprocess.Popen", "os.system", "socket.connect", "_thread.
 
 
 class Operators(_Work):
-    """Operators that torch runs on this thread, by name; their FLOPs; what goes to another device or to other ranks."""
+    """Operators that torch runs on this thread, by name; their FLOPs; bytes sent to another device; collectives."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
         self.sent_bytes = 0  # copied from the host to another device
-        self.waited_copies = 0  # of these copies, those that the host waits for
+        self.waited_copies = 0  # those of these copies that the host waits for
         self.collectives: list[tuple[str, int]] = []  # name, and bytes of its largest argument
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
         name = func._overloadpacket.__name__
-        if func.namespace != "profiler":  # marks for a profiler: how many depends on the optimizers made before
+        if func.namespace != "profiler":  # marks for a profiler: their number depends on the optimizers made before
             self.calls[name] += 1
         if func.namespace == "c10d":
             self.collectives.append((name, max(map(tensor_bytes, args))))
@@ -52,7 +52,7 @@ _listening: list[Counter[str]] = []
 
 @contextmanager
 def events() -> Iterator[Counter[str]]:
-    """While inside, what any thread of the process asks of the system: EVENTS by name, files as "open PATH"."""
+    """While inside, counts the system calls of all threads of the process: EVENTS by name, files as "open PATH"."""
     _hear_once()
     seen: Counter[str] = Counter()
     _listening.append(seen)
@@ -64,7 +64,7 @@ def events() -> Iterator[Counter[str]]:
 
 @cache
 def _hear_once() -> None:
-    sys.addaudithook(_hear)  # for ever
+    sys.addaudithook(_hear)  # a hook can't be removed
 
 
 def _hear(event: str, args: Any) -> None:
@@ -77,7 +77,7 @@ def _hear(event: str, args: Any) -> None:
 
 @contextmanager
 def reads() -> Iterator[list[int]]:
-    """While inside, the size of each `os.preadv`."""
+    """While inside, collects the size of each `os.preadv`."""
     sizes: list[int] = []
     real = os.preadv
 

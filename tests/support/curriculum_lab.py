@@ -1,4 +1,4 @@
-"""A tiny world for curricula: Wan, RefCOCO and MeViS in their published layouts, and the YAML of the whole recipe."""
+"""A tiny setting for curricula: Wan, RefCOCO and MeViS in their published layouts, and the YAML of the whole recipe."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def write_world(folder: Path) -> None:
 
 
 def curriculum(world: Path, out: Path) -> dict[str, Any]:
-    """The stages of configs/curriculum_refcoco_mevis.yaml, as small as they go."""
+    """The stages of configs/curriculum_refcoco_mevis.yaml at the smallest size."""
     train = {
         "model": {"wan": str(world / "wan"), "text_tokens": 16},
         "train": TRAIN,

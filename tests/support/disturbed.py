@@ -1,4 +1,7 @@
-"""A call that is killed, or meets a full disk, at its n-th file-system call: in a forked child, imports done before."""
+"""A call in a forked child that is killed, or meets a full disk, at its n-th file-system call.
+
+The imports are done before the fork.
+"""
 
 import errno
 import faulthandler
@@ -18,14 +21,14 @@ TAKE_SPACE = {"os.mkdir", "os.link", "os.symlink"}
 
 
 def takes_space(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether a full disk refuses this call; it lets files be renamed and deleted."""
+    """Whether a full disk refuses this call. A full disk allows renames and deletions."""
     return event in TAKE_SPACE or (event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR)))
 
 
 def in_child(call: Callable[[], Any], *, hook: Callable[[str, tuple[Any, ...]], None] | None = None) -> int:
-    """Start `call` in a fork; its process. It ends with FINISHED, REFUSED by a one-line UserError, or BROKEN.
+    """Start `call` in a fork; return its pid. The child ends with FINISHED, REFUSED (a one-line UserError) or BROKEN.
 
-    One that hangs prints where, and ends with 1.
+    A child that hangs prints its stack and ends with 1.
     """
     pid = os.fork()
     if pid:
@@ -47,12 +50,12 @@ def in_child(call: Callable[[], Any], *, hook: Callable[[str, tuple[Any, ...]], 
 
 
 def end_of(pid: int) -> int:
-    """How a child ended: its code, or minus its signal."""
+    """How a child ended: its exit code, or minus its signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def calls_of(call: Callable[[], Any], *, counted: Callable[[str, tuple[Any, ...]], bool]) -> int:
-    """How many counted file-system calls an undisturbed `call` makes, done in a child."""
+    """How many counted file-system calls `call` makes without a disturbance, in a child."""
     reading, writing = os.pipe()
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
@@ -71,7 +74,7 @@ def every_call(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def kill_at(number: int, call: Callable[[], Any]) -> int:
-    """SIGKILL before the n-th file-system call, from 1 on."""
+    """Send SIGKILL before the n-th file-system call; n starts at 1."""
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -84,7 +87,7 @@ def kill_at(number: int, call: Callable[[], Any]) -> int:
 
 
 def full_from(number: int, call: Callable[[], Any]) -> int:
-    """No space from the n-th call that takes some, from 1 on."""
+    """The disk is full from the n-th call that needs space; n starts at 1."""
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -98,7 +101,7 @@ def full_from(number: int, call: Callable[[], Any]) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
-    """Every file and link below a folder, but for the three whose content tells who wrote it."""
+    """Every file and link below a folder, except three files whose content depends on the writer."""
     skipped = {".flowmask.json", ".lock", ".owner.json"}
     return {
         path.relative_to(folder).as_posix(): str(path.readlink()) if path.is_symlink() else path.read_bytes()

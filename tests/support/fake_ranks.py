@@ -1,6 +1,9 @@
-"""Ranks of a training of eight at any size, one after another: the real engine and DeepSpeed, fake tensors and group.
+"""The ranks of a training on eight ranks at any size, one after another: real engine and DeepSpeed, fake tensors, fake
+process group.
 
-python fake_ranks.py CONFIG WAN RANKS [OVERRIDE ...]   RANKS: as 0,7; prints of each its pieces: [name, start, elements]
+python fake_ranks.py CONFIG WAN RANKS [OVERRIDE ...]
+
+RANKS: as 0,7. Prints for each rank its pieces: [name, start, elements].
 """
 
 import json
@@ -27,7 +30,7 @@ WORLD = 8
 
 
 def pretend() -> None:
-    """Fake tensors lie at address 0, which is aligned for everybody, and are on their device already."""
+    """Give all fake tensors the aligned address 0, and leave them on their device."""
     from diffusers.models.modeling_utils import ModelMixin
 
     def stay(module: nn.Module, *_: Any, **__: Any) -> nn.Module:
@@ -38,7 +41,7 @@ def pretend() -> None:
 
 
 def pieces(job: TrainJob, wan: Path, rank: int) -> list[tuple[str, int, int]]:
-    """What one rank of eight, of which nobody else is there, holds of the masters."""
+    """The pieces of the masters on one rank of eight; the other ranks do not exist."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=WORLD)
     module = trained_module(job, architecture(wan))
     with _fake_mode():
@@ -51,7 +54,7 @@ def pieces(job: TrainJob, wan: Path, rank: int) -> list[tuple[str, int, int]]:
 
 def main(config: str, wan: str, ranks: str, *overrides: str) -> None:
     pretend()
-    zero._deepspeed()  # imported once for all: DeepSpeed keeps its group for good, so each rank is a fork
+    zero._deepspeed()  # imported once; DeepSpeed keeps its first group, so each rank is a fork
     changes = [f"model.wan={wan}", f"launch.processes_per_node={WORLD}", *overrides]
     job = load_job(Path(config), TrainJob, changes)
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:

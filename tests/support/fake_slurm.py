@@ -1,4 +1,4 @@
-"""Commands `scontrol` and `sbatch` that answer like those of a cluster with these partitions, and send nothing."""
+"""Commands `scontrol` and `sbatch` that answer as on a cluster with these partitions, and send nothing."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ _NODE = (
 def fake_slurm(
     folder: Path, monkeypatch: pytest.MonkeyPatch, partitions: Mapping[str, Sequence[tuple[str, int]]]
 ) -> None:
-    """PATH holds a SLURM. partitions: (Gres, CPUs) of the nodes of each; the first partition is the default."""
+    """Put a fake SLURM on PATH. partitions: (Gres, CPUs) of the nodes of each; the first partition is the default."""
     shown = [
         _PARTITION.format(name=name, default="NO" if number else "YES", count=len(nodes))
         for number, (name, nodes) in enumerate(partitions.items())

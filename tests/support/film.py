@@ -1,4 +1,4 @@
-"""Real video files for tests, written by FFmpeg's libraries in PyAV: no program has to be installed."""
+"""Real video files for tests, written by FFmpeg's libraries in PyAV; no installed program is needed."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +10,7 @@ SIZE = (48, 64)  # height, width in px
 
 
 def write_film(path: Path, *, frames: int) -> None:
-    """An H.264 file of that many frames, each unlike the others, its index in front so that a cut file still opens."""
+    """An H.264 file of that many different frames. Its index is in front, so that a cut file still opens."""
     height, width = SIZE
     across, down = np.meshgrid(np.arange(width), np.arange(height))
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as file:

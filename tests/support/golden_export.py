@@ -1,4 +1,4 @@
-"""The recorded evaluation's weights as files: a Wan folder, an export of the DiT and a FlowRVS mask decoder."""
+"""The weights of the recorded evaluation as files: a Wan folder, an export of the DiT and a FlowRVS mask decoder."""
 
 import json
 import shutil
@@ -36,14 +36,14 @@ def write_golden_export(folder: Path) -> Path:
 
 
 def write_published(folder: Path) -> Path:
-    """`write_golden_export`, and `folder`/dit.pth: the trained DiT as a published file, which tells no convention."""
+    """`write_golden_export`, and `folder`/dit.pth: the trained DiT as a published file, which holds no conventions."""
     export = write_golden_export(folder)
     torch.save({"model": load_file(PARITY / "dit_dvi" / "weights.safetensors")}, folder / "dit.pth")
     return export
 
 
 def _write_transformers(plain: Path, injected: Path) -> None:
-    """Wan's own DiT, and the trained one that also takes the video."""
+    """Wan's own DiT, and the trained DiT that also takes the video."""
     config = json.loads((PARITY / "dit_dvi" / "config.json").read_text())
     known = {k: v for k, v in config.items() if k not in ("use_dvi", "patch_embedding_in_channels")}
     weights = load_file(PARITY / "dit_dvi" / "weights.safetensors")
@@ -55,7 +55,7 @@ def _write_transformers(plain: Path, injected: Path) -> None:
 
 
 def _write_vae(folder: Path, decoder: Path) -> None:
-    """A random VAE of the recorded architecture; encoder and decoder proper are in the FlowRVS file."""
+    """A random VAE of the recorded architecture; the real encoder and decoder are in the FlowRVS file."""
     from diffusers import AutoencoderKLWan
 
     config = json.loads((PARITY / "mask_decoder" / "config.json").read_text())

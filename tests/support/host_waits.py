@@ -1,4 +1,4 @@
-"""Counts the questions that are asked of a device: on a GPU each of them is a wait."""
+"""Counts the calls that read numbers from a device. On a GPU, the host waits in each of them."""
 
 from collections import Counter
 from typing import Any
@@ -11,7 +11,7 @@ ASKING = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", 
 
 
 class Questions(TorchFunctionMode):
-    """Counts by name what brings a tensor's numbers to Python."""
+    """Counts by name the calls that bring a tensor's numbers to Python."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class Questions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         self.seen[name] += name in ASKING
         if name == "tensor" and torch.device((kwargs or {}).get("device") or "cpu").type != "cpu":
-            self.seen["tensor on a device"] += 1  # torch waits until it is there
+            self.seen["tensor on a device"] += 1  # torch waits until the tensor is there
         return func(*args, **(kwargs or {}))
 
 
 class Scalars(TorchDispatchMode):
-    """Counts the same below Python: scalars that torch itself reads from a tensor."""
+    """Counts the scalars that torch itself reads from a tensor, below Python."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ _YOUTUBE_LENGTHS = {"0a1b": 6, "2c3d": 4}
 
 
 def index_map(frame: int) -> np.ndarray:
-    """uint8 [H W]: object 1 moves to the right, object 3 leaves after two frames, 2 does not exist."""
+    """uint8 [H W]: object 1 moves to the right, object 3 leaves after two frames, object 2 does not exist."""
     indices = np.zeros(SIZE, np.uint8)
     indices[10:30, 4 * frame : 4 * frame + 16] = 1
     if frame < 2:
@@ -47,7 +47,7 @@ def write_meta(root: Path, split: str, videos: dict) -> None:
 
 
 def write_youtube(root: Path) -> None:
-    """`train` with masks, `valid` without, and a `test` list whose video stands in `valid` too."""
+    """`train` with masks, `valid` without, and a `test` list whose video is in `valid` too."""
     texts = [("A red  Square", "1"), ("the disc on the right", "3"), ("the moving one", "1")]
     train = {
         video_id: {
@@ -88,7 +88,7 @@ for number, (image, box) in enumerate([(581857, (4, 6, 30, 40)), (581857, (30, 2
                                        (7, (8, 8, 20, 44))]):  # fmt: skip
     TRUTH[100 + number] = np.zeros(SIZES[image], bool)
     TRUTH[100 + number][box[1] : box[3], box[0] : box[2]] = True
-# (COCO image id, annotation id, split, sentences); the sentences of an image need not stand together
+# (COCO image id, annotation id, split, sentences); the sentences of an image are not always side by side
 REFS = [
     (581857, 100, "train", ["the Man in red", "left man"]),
     (98304, 102, "train", ["sky"]),
@@ -98,7 +98,7 @@ REFS = [
 
 
 def segmentation(ann_id):
-    """A polygon of two parts for 100, an RLE for 102, else one polygon."""
+    """A polygon of two parts for annotation 100, an RLE for 102, else one polygon."""
     if ann_id == 102:
         return rle.encode(TRUTH[ann_id])
     rows, columns = np.nonzero(TRUTH[ann_id])
@@ -149,7 +149,7 @@ def write_original_form(root: Path) -> None:
 
 
 def write_refcoco(root: Path) -> None:
-    """Two images in `train`, one in `val`, in both forms."""
+    """Two images in `train`, one in `val`, in both layouts."""
     for folder in ("train2014", "refcoco"):
         (root / folder).mkdir()
     for image_id, size in SIZES.items():
@@ -164,7 +164,7 @@ def write_refcoco(root: Path) -> None:
 
 
 def write_mevis(folder: Path) -> None:
-    """Three videos with a moving square and a disc that leaves; birds' last sentence is of the disc alone."""
+    """Three videos with a moving square and a disc that leaves; the last sentence of `birds` names the disc alone."""
     generator = np.random.default_rng(0)
     videos, masks, anno = {}, {}, 0
     for video_id, length in _MEVIS_LENGTHS.items():
@@ -198,7 +198,7 @@ def write_mevis(folder: Path) -> None:
 
 
 def write_grefs(root: Path, **changes) -> None:
-    """gRefCOCO's form: one JSON of refs, each with a list of annotations."""
+    """gRefCOCO's layout: one JSON of refs, each with a list of annotations."""
     (root / "grefcoco").mkdir()
     shutil.copy(root / INSTANCES, root / "grefcoco/instances.json")
     named = [("both people", [100, 101], False), ("a giraffe", [-1], True), ("one woman", [101], False)]
@@ -218,14 +218,17 @@ def write_grefs(root: Path, **changes) -> None:
 
 
 def plain_rle(mask: np.ndarray) -> dict:
-    """A run-length mask whose counts are numbers, as COCO's tools write crowds."""
+    """A run-length mask whose counts are plain numbers, as COCO's tools write crowds."""
     flat = mask.T.ravel()
     runs = np.diff(np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1], [True]])))
     return {"size": list(mask.shape), "counts": [0] * bool(flat[0]) + runs.tolist()}
 
 
 def write_revos(root: Path) -> None:
-    """Two videos in `train`, one in `valid`; counts of object 1 are strings, of 3 lists; null where it is away."""
+    """Two videos in `train`, one in `valid`. Counts of object 1 are strings, counts of object 3 are lists.
+
+    The mask is null in frames without the object.
+    """
     masks, number = {}, 0
     for split, video_ids in {"train": ("UVO/all/-a1", "TAO/b2"), "valid": ("LVVIS/c3",)}.items():
         videos = {}
@@ -252,7 +255,7 @@ def write_revos(root: Path) -> None:
 
 
 def write_long_rvos(root: Path) -> None:
-    """`train`, `valid`, and `test` without masks, a video each; a frame without an object has no picture of it."""
+    """`train`, `valid`, and `test` without masks, one video each; a frame without the object has no mask file."""
     meant = [
         ("the red Square", 1, "static"),
         ("it leaves", "3", "dynamic"),

@@ -1,4 +1,4 @@
-"""How long reading a file may take, and how much memory."""
+"""Limits of time and memory for reading a file."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ SECONDS, BYTES = 2.0, 200_000_000
 
 @contextmanager
 def bounded(size: int) -> Iterator[None]:
-    """AssertionError if the block takes longer than SECONDS (on a busy machine more), or ten times `size` + BYTES."""
+    """AssertionError if the block takes longer than SECONDS (more on a busy machine), or 10 `size` + BYTES bytes."""
 
     def late(*_: object) -> None:
         raise AssertionError("it hangs")
 
     before = _kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    Path("/proc/self/clear_refs").write_text("5")  # restart the peak here
     handler = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, SECONDS * (1 + os.getloadavg()[0] / 2))
     try:

@@ -1,4 +1,4 @@
-"""What a page has to look like in a real browser: in narrow and wide windows, light and dark.
+"""Checks of a page in a real browser: in narrow and wide windows, in light and dark mode.
 
 FLOWMASK_PICTURES=DIR keeps a picture of each.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 WINDOWS = [(width, scheme) for width in (400, 1100, 1600) for scheme in ("light", "dark")]
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3, level AA
-# Texts whose colour, mixed with all that is behind it, stands out too little.
+# Texts with too little contrast, after mixing their colour with all backgrounds behind them.
 FAINT = """least => {
   const luminance = ([r, g, b]) => [[r, .2126], [g, .7152], [b, .0722]].reduce((sum, [part, weight]) =>
     sum + weight * (part <= 10.3 ? part / 3294.6 : ((part / 255 + .055) / 1.055) ** 2.4), 0);
@@ -42,7 +42,7 @@ FAINT = """least => {
 
 
 def look_at(name: str, show: Callable[[int, str], Any]) -> None:
-    """The page fits each window, shows every picture, and its texts stand out; `show` opens it in one."""
+    """The page fits each window, shows every picture, and its texts have enough contrast; `show` opens a window."""
     for width, scheme in WINDOWS:
         page = show(width, scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -55,7 +55,7 @@ def look_at(name: str, show: Callable[[int, str], Any]) -> None:
 
 
 def opened(chromium: Any, path: Path, said: list[str], *, width: int, scheme: str) -> Any:
-    """The page in a window of a fresh browser profile; `said` gets what its script writes or raises."""
+    """The page in a new window with a fresh profile; `said` collects the output and errors of its scripts."""
     page = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))

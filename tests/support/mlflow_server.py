@@ -1,4 +1,4 @@
-"""A real `mlflow server` that a test starts, kills and starts again, its databases, and the line to it."""
+"""A real `mlflow server` that a test starts, kills and starts again, its databases, and a proxy to it."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ PATIENCE_S = 180.0
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
-    """Look until it is true; the test fails if that takes three minutes."""
+    """Wait until the condition is true; the test fails after three minutes."""
     until = time.monotonic() + PATIENCE_S
     while not true():
         assert time.monotonic() < until, f"waited {PATIENCE_S:.0f} s for {what}"
@@ -31,7 +31,7 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
 
 
 class Server:
-    """`mlflow server` on a port of its own; what it keeps outlives its process."""
+    """`mlflow server` on a free port; its data outlives its process."""
 
     def __init__(self, folder: Path, *, database: str) -> None:
         self._folder, self._database, self.port = folder, database, free_port()
@@ -39,14 +39,14 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers; nothing if it runs."""
+        """Start the server and wait until it answers; do nothing if it runs."""
         if self._process is not None:
             return
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", self._database, "--workers", "1"]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"}
-        quiet["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # five processes that nobody here needs
+        quiet["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # five processes that no test needs
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
@@ -60,7 +60,7 @@ class Server:
         return False
 
     def kill(self) -> None:
-        """kill -9 it and the workers that it started."""
+        """kill -9 the server and the workers that it started."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -104,7 +104,7 @@ class Postgres:
         self._run("pg_ctl", "start", "-w", "-t", "120", "-l", str(self._folder / "log"), "-o", settings)
 
     def kill(self) -> None:
-        """End it as a power cut does: what was committed is found again in its log."""
+        """End the server as a power cut does: it recovers committed data from its log."""
         self._run("pg_ctl", "stop", "-m", "immediate", "-w")
 
     def remove(self) -> None:
@@ -114,7 +114,7 @@ class Postgres:
 
 
 class Line:
-    """A TCP line to a server, which a test can cut, or make swallow what comes back."""
+    """A TCP proxy to a server. A test can cut it, or let it drop the answers."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -125,7 +125,7 @@ class Line:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def set(self, state: Literal["open", "silent", "mute", "cut"]) -> None:
-        """open; silent: takes connections and never answers; mute: asks, and loses the answers; cut: refuses."""
+        """open: passes all; silent: accepts, never answers; mute: passes requests, drops answers; cut: refuses."""
         self.state = state
         held, self._held = self._held, []
         for connection in held:

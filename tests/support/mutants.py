@@ -1,4 +1,4 @@
-"""Damaged forms of a file: of its bytes, of the structure and of the values of what stands in it."""
+"""Damaged forms of a file: changed bytes, changed structure and changed values."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def deep(levels: int) -> list[Any]:
 
 
 def change_bytes(content: bytes, rng: random.Random) -> bytes:
-    """One or a few changes of the bytes, wherever they are."""
+    """Change one or a few bytes at any place."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         at = rng.randrange(len(data) + 1) if rng.random() < 0.7 else min(len(data), rng.randrange(200))
@@ -61,7 +61,7 @@ def change_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_value(value: Any, rng: random.Random) -> Any:
-    """Another value in one place of a nested one: removed, renamed, doubled, exchanged, or something odd."""
+    """Change one place of a nested value: removed, renamed, doubled, exchanged, or replaced by an odd value."""
     value = copy.deepcopy(value)
     places: list[tuple[Any, Any]] = []
     stack = [value]
@@ -91,12 +91,12 @@ def change_value(value: Any, rng: random.Random) -> Any:
 
 
 def change_json(content: bytes, rng: random.Random) -> bytes:
-    """The JSON of a file with another value in one place; a seal stays as it was."""
+    """Change one place in a file's JSON; its seal stays the same."""
     return json.dumps(change_value(json.loads(content), rng), indent=1).encode()
 
 
 def resealed(content: bytes, rng: random.Random) -> bytes:
-    """As `change_json`, with the right seal: what a stranger can make."""
+    """`change_json` with a valid seal: a file that a stranger can make."""
     value = json.loads(content)
     value.pop("seal")
     changed = change_value(value, rng)
@@ -107,7 +107,7 @@ def resealed(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_lines(content: bytes, rng: random.Random) -> bytes:
-    """A line of JSON lines changed, doubled, removed or moved; empty ones are left out."""
+    """Change, double, remove or move one line of JSON lines; empty lines are left out."""
     lines = [line for line in content.splitlines(keepends=True) if line.strip()]
     at, how = rng.randrange(len(lines)), rng.randrange(4)
     if how == 0:

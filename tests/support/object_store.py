@@ -1,6 +1,6 @@
-"""An S3 server of moto's in a process of its own, and a proxy before it that counts, delays, cuts and fails.
+"""moto's S3 server in a separate process, and a proxy before it that counts, delays, cuts and fails.
 
-Both listen on ports that the system chose; the process is ended by its pid.
+The system chooses the port of each; the process is ended by its pid.
 """
 
 import subprocess
@@ -72,7 +72,7 @@ Fault = str | int | None  # "cut", "reset", "delay", "short": a whole answer of 
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: the object's path, and the range that was asked for (start, stop), if it was one."""
+    """One request: the object's path, and its range (start, stop), if it has one."""
 
     path: str
     range: tuple[int, int] | None
@@ -80,20 +80,20 @@ class Asked:
 
 @dataclass
 class Proxy:
-    """What the proxy saw, and what it does: `fault` is asked about each GET."""
+    """The requests that the proxy saw, and its faults: `fault` is called for each GET."""
 
     backend: int
     port: int = 0
     asked: list[Asked] = field(default_factory=list)
     fault: Callable[[Asked], Fault] = lambda _: None
     delay_s: float = 0.0
-    together: int = 0  # requests being answered just now, and the most there were
+    together: int = 0  # requests in progress; `most_together` is the most so far
     most_together: int = 0
-    gate: int = 0  # answer nothing before so many requests have come
+    gate: int = 0  # answer nothing before this many requests have come
     lock: Any = field(default_factory=threading.Condition)
 
     def reset(self) -> None:
-        """Answer everything at once, and forget what was asked."""
+        """Remove all faults, and forget the requests."""
         self.fault, self.delay_s, self.most_together, self.gate = lambda _: None, 0.0, 0, 0
         self.asked.clear()
 
@@ -108,7 +108,7 @@ class Proxy:
 
 @contextmanager
 def own_connection() -> Iterator[None]:
-    """Inside, this process has a client of its own: one is made for the environment, and kept."""
+    """While inside, this process makes a new client from the environment, and keeps it."""
     objects._connection.cache_clear()
     try:
         yield
@@ -139,7 +139,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads, request_queue_size = True, 128
 
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up is no news."""
+        """Ignore a client that hangs up."""
 
 
 class _Handler(BaseHTTPRequestHandler):

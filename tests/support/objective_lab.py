@@ -1,4 +1,4 @@
-"""Objectives without a cache or a DiT: made by kind, fed with batches that are functions of their keys."""
+"""Objectives without a cache or a DiT: made by kind, on batches that are functions of their keys."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ def make(kind: str = "flow_matching", *, stats: LatentStats = STATS, wan: Path =
 
 
 def batch_of(keys: list[int], *, shape: tuple[int, ...] = (16, 1, 1, 1)) -> Batch:
-    """Random latents that are functions of the key, too."""
+    """Random latents that are also functions of the key."""
     sources = [torch.Generator().manual_seed(key) for key in keys]
     latents = [[torch.randn(shape, generator=source) for source in sources] for _ in range(3)]
     count = torch.arange(len(keys))
@@ -32,7 +32,7 @@ def batch_of(keys: list[int], *, shape: tuple[int, ...] = (16, 1, 1, 1)) -> Batc
 
 
 class ExactVelocity:
-    """Stands for a DiT that knows the answer: it reads the mask off x_t and the injected video."""
+    """Stands for a perfect DiT: it computes the exact velocity from x_t and the injected video."""
 
     patch_embedding = SimpleNamespace(weight=torch.zeros(1), in_channels=32)
 
@@ -43,7 +43,7 @@ class ExactVelocity:
 
 
 class SilentVelocity(ExactVelocity):
-    """Stands for a DiT that says nothing at all."""
+    """Stands for a DiT whose output is zero."""
 
     def __call__(self, *, hidden_states: Tensor, timestep: Tensor, **_: Any) -> tuple[Tensor]:
         return (torch.zeros_like(hidden_states[:, :16]),)

@@ -1,4 +1,4 @@
-"""One rank's part of test_plan_memory.py: trains a tiny DiT with the real engine and says what it held."""
+"""One rank of test_plan_memory.py: trains a tiny DiT with the real engine and measures its memory."""
 
 import gc
 from pathlib import Path
@@ -28,10 +28,10 @@ def job_of(wan: Path, changes: dict[str, Any]) -> Any:
 
 
 def measure(wan: str, cases: list[dict[str, Any]]) -> list[dict[str, int]]:
-    """For each case: bytes of live tensors between two steps, at the most in a step, and at the most at the start."""
+    """For each case: bytes of live tensors between two steps, the peak in a step, and the peak at the start."""
     from flowmask.trainer.step import zero
 
-    zero._BUCKET_ELEMENTS = BUCKET  # as small beside the tiny DiT as the real ones beside the real DiT
+    zero._BUCKET_ELEMENTS = BUCKET  # the ratio to the tiny DiT is that of the real bucket to the real DiT
     configure = zero.config
 
     def with_small_prefetch(*args: Any, **keys: Any) -> dict[str, Any]:

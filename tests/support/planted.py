@@ -1,4 +1,4 @@
-"""Faults planted into chosen steps of one rank of a real run: a disk, a copy or a computation that is slow, a hang."""
+"""Faults planted into chosen steps of one rank of a real run: a slow disk, copy or computation, or a hang."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ import pytest
 
 
 class Fault(NamedTuple):
-    """So many seconds more in each of these steps (counted from 0), of one rank; kind: of KINDS."""
+    """`seconds` more in each step from `first` to `last` (counted from 0) of one rank; kind: one of KINDS."""
 
     kind: str
     rank: int
@@ -43,7 +43,7 @@ def planted(faults: Sequence[Fault]) -> Iterator[None]:
             del now.step
 
     def slow_read(self: CacheReader, *args: Any, **named: Any) -> Any:
-        if hasattr(now, "step"):  # not where a validator reads
+        if hasattr(now, "step"):  # not in the reads of a validator
             be_slow(now.step, "disk")
         return read(self, *args, **named)
 

@@ -1,4 +1,4 @@
-"""A package of one file, installed as pip would: found by its entry point, in this process and in those it starts."""
+"""A package of one file, found by its entry point as if pip had installed it, in this process and its children."""
 
 import importlib
 import os

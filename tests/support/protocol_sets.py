@@ -1,4 +1,4 @@
-"""Golden sets of benchmarks' public code: what our protocols give for their inputs, laid out as their expected.json."""
+"""Golden sets of the benchmarks' public code: our protocols' results on the same inputs, laid out as expected.json."""
 
 import hashlib
 import json

@@ -1,6 +1,6 @@
-"""The golden sets of benchmarks as videos in memory, with what an evaluation would have predicted for them.
+"""The golden sets of benchmarks as videos in memory, with their predictions as an evaluation gives them.
 
-A video that a set says has no prediction can't be an evaluation's: its record is made by the pure functions.
+Some videos have no prediction in a set. An evaluation can't make their records; the pure functions make them.
 """
 
 import json
@@ -26,7 +26,7 @@ _REVOS_KINDS = ("referring", "reasoning", "no_target")
 
 
 class HeldVideo(Video):
-    """Masks bool [T H W] of each annotation, and those that were predicted for each expression."""
+    """Masks bool [T H W] of each annotation, and the predicted masks of each expression."""
 
     has_masks = True
 
@@ -65,7 +65,7 @@ class Answered:
     probabilities: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def record(self, video: HeldVideo, folder: Path) -> dict[str, Any]:
-        """What a video's record keeps, as it is read again: masks are written and scored as an evaluation does it."""
+        """A video's record, as it is read again; masks are written and scored as in an evaluation."""
         protocol = protocol_named(self.name)
         protocol.refuse_video(video, name=self.name)
         heard = protocol.listener(video, folder / "labels")
@@ -76,7 +76,7 @@ class Answered:
             for name, mask in zip(video.frame_names, masks):
                 places[expression.exp_id].write(name, mask)
             judge.right(expression, {"answered": bool(masks.any())}, [(range(frames), masks)])
-            if isinstance(heard, Competition):  # of probabilities that no logit between -1 and 1 has
+            if isinstance(heard, Competition):  # takes probabilities that no logit between -1 and 1 has
                 heard.take(expression, 0, self.probabilities[video.video_id, expression.exp_id])
             elif heard is not None:
                 logits = torch.full((frames, 1, 1), self.logits[video.video_id, expression.exp_id])
@@ -136,7 +136,7 @@ def _add(result: Answered, name: str, masks: Mapping[str, Any], sentences: Seque
 
 
 def image_set(folder: str, protocol: str, *, source: str | None = None) -> Answered:
-    """Images with one sentence each; of several masks with scores the best alone, its score turned into a logit."""
+    """Images with one sentence each. Of several masks with scores, the best is kept, and its score becomes a logit."""
     inputs, meta = load(GOLDEN / folder)
     result = Answered(protocol)
     for item in meta["items"]:
@@ -168,7 +168,7 @@ def davis_set() -> Answered:
 
 
 def a2d_wanted(answered: Answered) -> dict[str, float]:
-    """What the pure functions say of the same single masks."""
+    """The result of the pure functions for the same single masks."""
     samples = {}
     for video in answered.videos:
         ((_, masks),) = video.said.items()

@@ -1,7 +1,7 @@
-"""Wan2.1 as it is published, without its numbers: configs word for word, and weights that are holes in sparse files.
+"""Wan2.1 as published, without its numbers: exact configs, and weights that are holes in sparse files.
 
-A hole reads as zeros and takes no room on a disk. Names and shapes are those that diffusers and transformers give the
-published configs.
+A hole reads as zeros and takes no space on a disk. Names and shapes are those of diffusers' and transformers' models
+with the published configs.
 """
 
 import json
@@ -98,7 +98,7 @@ UMT5: dict[str, Any] = {
 
 @cache
 def shapes_of(part: str, size: str = "1.3B") -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of a part's tensors, as diffusers or transformers have them."""
+    """Names and shapes of a part's tensors in diffusers or transformers."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -111,12 +111,12 @@ def shapes_of(part: str, size: str = "1.3B") -> Mapping[str, tuple[int, ...]]:
         else:
             model = UMT5EncoderModel(UMT5Config.from_dict(dict(UMT5)))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    shapes.pop("encoder.embed_tokens.weight", None)  # one table with shared.weight, which is stored once
+    shapes.pop("encoder.embed_tokens.weight", None)  # the same table as shared.weight; it is stored once
     return MappingProxyType(shapes)
 
 
 def write_published(folder: Path, size: str = "1.3B") -> Path:
-    """The folder Wan2.1-T2V-<size>-Diffusers; fp32 zeros that no disk holds."""
+    """The folder Wan2.1-T2V-<size>-Diffusers, with fp32 zeros that take no space on a disk."""
     parts = {"transformer": DITS[size], "vae": VAE, "text_encoder": UMT5, "scheduler": SCHEDULER}
     for part, config in parts.items():
         (folder / part).mkdir(parents=True)
@@ -148,7 +148,7 @@ def write_shards(folder: Path, stem: str, shapes: Mapping[str, tuple[int, ...]])
 
 
 def write_hole(file: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file of fp32 zeros: a header, and a hole."""
+    """A safetensors file of fp32 zeros: a header and a hole."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, shape in shapes.items():
@@ -162,7 +162,7 @@ def write_hole(file: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapp
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """What a safetensors file of any size says that it holds."""
+    """The shapes in the header of a safetensors file of any size."""
     with file.open("rb") as content:
         header = json.loads(content.read(struct.unpack("<Q", content.read(8))[0]))
     return {name: tuple(one["shape"]) for name, one in header.items() if name != "__metadata__"}
@@ -173,28 +173,28 @@ def _bytes(shape: tuple[int, ...]) -> int:
 
 
 def hole_of(tensors: Mapping[str, Tensor], file: Any, metadata: Mapping[str, str] | None = None) -> None:
-    """In place of safetensors' `save_file`: names and shapes alone."""
+    """Replaces safetensors' `save_file`: writes names and shapes alone."""
     write_hole(Path(file), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata)
 
 
 def meta_of(folder: SafetensorsFolder, key: str) -> Tensor:
-    """In place of reading a stored tensor: its shape alone."""
+    """Replaces reading a stored tensor: gives its shape alone."""
     return torch.empty(folder._home[key][0].get_slice(key).get_shape(), device="meta")
 
 
 def meta_file(file: Path) -> dict[str, Tensor]:
-    """In place of safetensors' `load_file`."""
+    """Replaces safetensors' `load_file`."""
     with SafetensorsFolder(file.parent, file.name.removesuffix(".safetensors")) as weights:
         return {key: weights.stored(key) for key in weights.shapes()}
 
 
 def names_sha256(state: Mapping[str, Tensor]) -> str:
-    """In place of the hash of values: that of names and shapes."""
+    """Replaces the hash of values: a hash of names and shapes."""
     return sha256(str(sorted((name, tuple(tensor.shape)) for name, tensor in state.items())).encode()).hexdigest()
 
 
 def never_read(patch: pytest.MonkeyPatch) -> None:
-    """From now on whatever reads, hashes, judges or writes numbers of weights deals with names and shapes."""
+    """Let all code that reads, hashes, checks or writes weights use names and shapes alone."""
     import safetensors.torch
 
     from flowmask.models import lora, strict

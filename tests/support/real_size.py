@@ -1,6 +1,9 @@
-"""What test_real_size.py runs, each in a process by itself: Wan2.1 1.3B at 480x832 px on the CPU, and what it held.
+"""The functions that test_real_size.py runs, each in a separate process: Wan2.1 1.3B at 480x832 px on the CPU, and
+its memory.
 
-python real_size.py NAME WAN   prints one line of JSON; WAN: a folder of published.py. CLIP=5x480x832 takes less time
+python real_size.py NAME WAN
+
+Prints one line of JSON; WAN: a folder of published.py. CLIP=5x480x832 takes less time.
 """
 
 import ctypes
@@ -25,14 +28,14 @@ from flowmask.models.vae import LatentStats
 
 ROOT = Path(__file__).parents[2]
 CLIP = Shape(*map(int, os.environ.get("CLIP", "17x480x832").split("x")))
-SHORT = Shape(5, 480, 832)  # of which the mask decoder's training fits into a laptop
-# The VAE goes on after a first frame by four frames at a time, in memory that it keeps: five frames have both.
+SHORT = Shape(5, 480, 832)  # short, so that the mask decoder's training fits into a laptop
+# The VAE takes a first frame, then four frames at a time, and keeps memory between: five frames use both.
 VAE_CLIP = CLIP if int(os.environ.get("TRIALS", "1")) > 1 else SHORT
 UNIT = LatentStats(mean=(0.0,) * 16, std=(1.0,) * 16)
 
 
 def train_job(name: str, wan: Path) -> TrainJob:
-    """A bundled config in bf16 with one example a step, and all that can be computed again is."""
+    """A bundled config in bf16 with one example a step and full recomputation."""
     alone = ["micro_batch=1", "global_batch=1", "activation_checkpointing=full", "precision=bf16"]
     changes = [f"model.wan={wan}", "launch.processes_per_node=1", *(f"train.{change}" for change in alone)]
     return load_job(ROOT / "configs" / f"{name}.yaml", TrainJob, changes)
@@ -40,9 +43,9 @@ def train_job(name: str, wan: Path) -> TrainJob:
 
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Seconds, and the most resident bytes beyond those at the start."""
+    """Seconds, and peak resident bytes, less the resident bytes at the start."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide as much of what comes
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed before would hide later growth of the same size
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
     before, begin, found = _resident("VmRSS"), time.monotonic(), {}
     yield found
@@ -55,7 +58,7 @@ def _resident(name: str) -> int:
 
 
 def lora_step(wan: Path) -> dict[str, Any]:
-    """A step from random weights whose last layer is all but zero, so that the loss is that of its target alone."""
+    """A step from random weights. The last layer is near zero, so the loss is about the mean square of its target."""
     from flowmask.launch.plan.model import objective_of
     from flowmask.trainer.objectives import objective_named
     from flowmask.trainer.run.start import save_memory_and_time, starting_module
@@ -97,7 +100,7 @@ def lora_step(wan: Path) -> dict[str, Any]:
 
 
 def _tensors(module: nn.Module, engine: Any, ema: Any) -> list[Tensor]:
-    """All that is held between two steps, each storage once."""
+    """All tensors that are kept between two steps, each storage once."""
     optimizer = engine._optimizer
     every = [*module.parameters(), *module.buffers(), optimizer.master, optimizer.gradient, optimizer.working]
     every += [value for state in optimizer.state.values() for value in state.values()] + list(ema.shadow)
@@ -146,7 +149,7 @@ def decoder_step(wan: Path) -> dict[str, Any]:
 
 
 def draw(module: nn.Module) -> None:
-    """Weights that keep numbers near 1; norms as they start."""
+    """Weights that keep numbers near 1; norms keep their initial value."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in module.parameters():

@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: a tiny Wan, a cache of a few clips, configs and the rows of a run."""
+"""Shared by the tests of whole runs: a tiny Wan, a cache of a few clips, configs and the rows of a run."""
 
 import json
 import multiprocessing
@@ -54,7 +54,7 @@ def cache_settings(folder: Path) -> dict[str, Any]:
         "model": {"wan": folder / "wan"},
         "data": {"source": "mevis", "root": GOLDEN, "split": "valid_u"},
         "clip": {**CLIP, "frames": 5, "flip_probability": 0.5},
-        "cache": {"clips_per_shard": 4, "views": 2, "leaks": "allow"},  # an evaluation split, trained on
+        "cache": {"clips_per_shard": 4, "views": 2, "leaks": "allow"},  # training on an evaluation split
     }
 
 
@@ -104,7 +104,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def losses(out: Path, *, skipped: Sequence[int] = ()) -> list[float]:
-    """A run's losses; the rows must be those of steps 1, 2, 3, ... once each, and no other step `skipped`."""
+    """A run's losses. The rows must be steps 1, 2, 3, ... once each; exactly the steps `skipped` are skipped."""
     found = rows(out)
     assert [row["step"] for row in found if row.get("skipped")] == [*skipped]
     assert [row["step"] for row in found] == list(range(1, len(found) + 1))
@@ -112,9 +112,9 @@ def losses(out: Path, *, skipped: Sequence[int] = ()) -> list[float]:
 
 
 def unequal_tensors(one: Path, other: Path) -> list[str]:
-    """What differs between the newest checkpoints of two runs: masters, moments and averages of every rank.
+    """The tensors that differ between the newest checkpoints of two runs: masters, moments, averages of all ranks.
 
-    The process's own generator is left out: nothing is drawn from it, and its state tells how often a run was started.
+    The process's own generator is left out: no code draws from it, and its state depends on the number of starts.
     """
     wrong, files = [], sorted((one / "checkpoints" / "latest").glob("rank_*.safetensors"))
     assert files, one
@@ -130,11 +130,11 @@ def unequal_tensors(one: Path, other: Path) -> list[str]:
 
 
 def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> list[Any]:
-    """Runs one after another in one group of real processes.
+    """Jobs one after another in one group of real processes.
 
-    A job has lab, out and overrides, and may have `code` (its exit code; 0), `raises` (what a UserError says in
-    every rank), `signal_rank` (which rank alone gets a SIGTERM) and `faults` (see planted.py). The ranks are forked
-    from a server that has imported everything once, which saves 6 s a process. What they print is in `folder`.
+    A job has lab, out and overrides. Optional: `code` (its exit code; 0), `raises` (the text of a UserError in every
+    rank), `signal_rank` (the only rank that gets a SIGTERM) and `faults` (see planted.py). The ranks are forked from a
+    server that has imported everything once, which saves 6 s a process. Their output is in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -152,7 +152,7 @@ def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> 
 
 
 def run_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2, timeout_s: float = 240) -> None:
-    """`start_group`, waited for; a rank that fails or hangs fails the test with what it printed."""
+    """`start_group`, then wait; a rank that fails or hangs fails the test with the printed output."""
     group = start_group(jobs, folder=folder, ranks=ranks)
     until = time.monotonic() + timeout_s
     while time.monotonic() < until and any(process.exitcode is None for process in group):
@@ -165,7 +165,7 @@ def run_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2, timeo
 
 
 def kill_group(group: list[Any], *, only_alive: bool = False) -> None:
-    """kill -9 every rank, and wait until the kernel has let go of them."""
+    """kill -9 every rank, and wait until the processes are gone."""
     for process in group:
         if process.exitcode is None or not only_alive:
             process.kill()
@@ -192,7 +192,7 @@ def _rank(rank: int, ranks: int, meet: Path, jobs: list[dict[str, Any]], log: Pa
 
 
 class SignalAt:
-    """An objective that behaves as `inner`, and sends this process a signal during the loss of one step."""
+    """An objective that acts as `inner`, and sends this process a signal in the loss of one step."""
 
     step: ClassVar[int] = 4
 
@@ -202,7 +202,7 @@ class SignalAt:
     @classmethod
     @contextmanager
     def on_every_run(cls) -> Iterator[None]:
-        """While inside, runs of this process have their objective wrapped."""
+        """While inside, the objectives of this process's runs are wrapped."""
         from flowmask.trainer.run import train
 
         real = train.objective_named
@@ -222,7 +222,7 @@ class SignalAt:
 
 
 class NanFrom(SignalAt):
-    """An objective whose loss is not a number in some steps."""
+    """An objective whose loss is NaN in some steps."""
 
     steps: ClassVar[range] = range(4, 7)
 

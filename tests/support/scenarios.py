@@ -1,4 +1,4 @@
-"""What the trainer's tests run in every rank: the same small trainings under many settings."""
+"""The scenarios that the trainer's tests run in every rank: the same small trainings under many settings."""
 
 import itertools
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from flowmask.trainer.step.engine import Engine, StepResult
 from flowmask.trainer.train_config import TrainConfig
 
 GLOBAL_BATCH = 8
-STEPS, SAVED = 12, 6  # of a trajectory; the step of its checkpoint
-TOKENS = GLOBAL_BATCH * 2 * 2 * 2  # of a step: a gradient is a sum over them
+STEPS, SAVED = 12, 6  # steps of a trajectory; the step of its checkpoint
+TOKENS = GLOBAL_BATCH * 2 * 2 * 2  # in a step; a gradient is a sum over them
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 EMA_DECAY = 0.6
-PERSISTENT = 600  # elements
+PERSISTENT = 600  # elements; ZeRO 3 keeps tensors up to this size whole on every rank
 
 
 @dataclass
@@ -65,7 +65,7 @@ class SteepVelocity(Velocity):
 
 
 class Branches(nn.Module):
-    """One parameter that never trains on anything, and two that take turns."""
+    """One layer that is never used, and two layers that take turns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ NORM_TOLERANCE = {"fp32": 1e-6, "bf16": 2e-2}
 
 
 def tiny_dit() -> WanTransformer3DModel:
-    """Two layers of width 24 with random weights, the same everywhere."""
+    """Two layers of width 24 with the same random weights on every rank."""
     torch.manual_seed(0)
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -107,7 +107,7 @@ def tiny_dit() -> WanTransformer3DModel:
 
 
 def global_batch(step: int) -> list[Batch]:
-    """The examples of `step`, one by one, a function of the step alone."""
+    """The examples of `step`, one by one; a function of the step alone."""
     generator = torch.Generator().manual_seed(1000 + step)
     latents = torch.randn(GLOBAL_BATCH, 8, 2, 4, 4, generator=generator)
     target = torch.randn(GLOBAL_BATCH, 4, 2, 4, 4, generator=generator)
@@ -143,7 +143,7 @@ def settings(*, stage: int, precision: str, micro: int = 2, clip: float = 1.0) -
 
 
 class Training:
-    """An engine, its EMA and its checkpoints, and the steps taken so far."""
+    """An engine with its EMA and its checkpoints."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ def _plain(results: list[StepResult]) -> list[list[float]]:
 
 
 def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[int, ...] = STAGES) -> dict[str, Any]:
-    """`STEPS` steps for each setting; with `resume`, saved at step `SAVED` and continued by another engine."""
+    """Training for `STEPS` steps with each setting; with `resume`, another engine continues from step `SAVED`."""
     found: dict[str, Any] = {}
     for precision, stage, micro in itertools.product(PRECISIONS, stages, micros):
         if micro != 2 and distributed.world_size() > 1 and stage != 1:
@@ -247,7 +247,7 @@ def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[
 
 
 def twice() -> dict[str, list[tuple[str, int]]]:
-    """Collectives of two faulty steps: weights are gathered again after it, and all our reductions are done twice."""
+    """Collectives of two faulty steps: the first gathers the weights twice, the second does our reductions twice."""
     training, real = Training(stage=3, precision="bf16"), distributed.all_reduce_sum
     training.run(range(1))
     with Operators() as gathering:
@@ -291,7 +291,7 @@ def skips() -> dict[str, Any]:
 
 
 def spikes() -> dict[str, Any]:
-    """Steps beyond a limit of the loss or of the gradient norm: reported, and not taken."""
+    """Steps above a limit of the loss or of the gradient norm: reported, and not taken."""
     found: dict[str, Any] = {}
     for precision, stage in itertools.product(PRECISIONS, STAGES):
         training = Training(stage=stage, precision=precision)
@@ -314,7 +314,7 @@ def spikes() -> dict[str, Any]:
 
 
 def decays(*, folder: str) -> dict[str, Any]:
-    """Weights after four steps in which only matrices decay, and whether a checkpoint brings them back."""
+    """Weights after four steps in which only matrices decay, and whether a checkpoint restores them."""
     found: dict[str, Any] = {}
     for stage in STAGES:
         place = Path(folder) / f"decays_{stage}"
@@ -348,7 +348,7 @@ def branches() -> dict[str, Any]:
 
 
 def offloaded() -> dict[str, Any]:
-    """Four steps around a skipped one, and steps with unused parameters, the optimizer in host memory or not."""
+    """Four steps around a skipped one, and steps with unused parameters, for both settings of offload_optimizer."""
     found: dict[str, Any] = {}
     for stage, offload in itertools.product((1, 2, 3), (False, True)):
         config = settings(stage=stage, precision="bf16").model_copy(update={"offload_optimizer": offload})
@@ -392,7 +392,7 @@ def overlapped() -> dict[str, bool]:
 
 
 def average() -> dict[str, Any]:
-    """The EMA of 8 steps at each stage beside the same average of the gathered masters."""
+    """The EMA of 8 steps at each stage, and the same average of the gathered masters."""
     found: dict[str, Any] = {}
     for stage in (0, 1, 3):
         training = Training(stage=stage, precision="bf16")
@@ -416,9 +416,9 @@ def average() -> dict[str, Any]:
 
 
 def group(*, folder: str) -> dict[str, Any]:
-    """All that two ranks are asked for, in one group."""
+    """All results that the tests need from two ranks, in one group."""
     distributed.init(timeout_s=60)
-    zero._PERSISTENT_ELEMENTS = PERSISTENT  # so that ZeRO 3 has both kinds of parameters in a tiny model
+    zero._PERSISTENT_ELEMENTS = PERSISTENT  # ZeRO 3 then has both kinds of parameters in a tiny model
     return {
         "rank": distributed.rank(),
         "any": [distributed.any_true(distributed.rank() == 1), distributed.any_true(False)],

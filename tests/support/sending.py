@@ -1,4 +1,4 @@
-"""Run folders as a sender finds them, and the sender itself in the test's own process."""
+"""Run folders as a sender finds them, and a sender that runs in the test's process."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ def rows(out: Path, steps: range = range(1, ROWS + 1)) -> None:
 
 
 def sent(out: Path, uri: str | None = None) -> tuple[int, list[str]]:
-    """Send an ended run from this process; the exit code, and what was said."""
+    """Send an ended run from this process; the exit code and the messages."""
     plan, said, over = spool.read_plan(out), list[str](), threading.Event()
     assert plan is not None
     over.set()
@@ -31,7 +31,7 @@ def sent(out: Path, uri: str | None = None) -> tuple[int, list[str]]:
 
 
 def forget_databases() -> None:
-    """MLflow keeps what it opened by its URI, which from another folder is another file: a sender has one folder."""
+    """Forget MLflow's open databases. MLflow keeps them by URI, and in another folder the same URI is another file."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry
 

@@ -1,4 +1,4 @@
-"""The page as people have it: a process of its own, on a machine whose network is refused, and visitors."""
+"""The page as users have it: a separate process on a machine whose network is refused, and visitors."""
 
 import http.client
 import io
@@ -21,7 +21,7 @@ from browser import page_environment
 
 PATIENCE_S = 240.0
 DONE = "document.querySelector('#status').innerText.startsWith('Done')"
-# Loaded by every Python of the page's process before all else: notes what would leave the machine, and refuses it.
+# Every Python of the page's process loads this first: it records each call to another machine, and refuses it.
 NO_NETWORK = """
 import os, sys
 def refuse(event, arguments):
@@ -41,7 +41,7 @@ sys.addaudithook(refuse)
 
 @dataclass
 class Served:
-    """A page that is open. outward: what its process wanted of other machines; out: where its files lie."""
+    """An open page. outward: calls to other machines by its process; its files are in `folder`/out."""
 
     url: str
     process: subprocess.Popen[str]
@@ -55,11 +55,11 @@ class Served:
         return path.read_text() if path.exists() else ""
 
     def files(self) -> list[Path]:
-        """Uploads and results that lie there now; the names that Gradio takes for an upload hold nothing."""
+        """Uploads and results that are there now; Gradio's file names for uploads hold no bytes."""
         found = []
         for folder, _, names in os.walk(self.folder / "out"):
             for path in (Path(folder, name) for name in names if "/files" in folder):
-                with suppress(FileNotFoundError):  # it is just being removed
+                with suppress(FileNotFoundError):  # the file was removed in the meantime
                     found += [path] if path.stat().st_size else []
         return found
 
@@ -99,7 +99,7 @@ def served(folder: Path, *command: object) -> Iterator[Served]:
 
 
 class Visitor:
-    """A person with the page open."""
+    """A user with the page open."""
 
     def __init__(self, context: Any, url: str) -> None:
         self.asked: list[str] = []
@@ -118,7 +118,7 @@ class Visitor:
         self.page.set_input_files("#clip input[type=file]", file)
 
     def says(self, words: str) -> None:
-        """Wait until the page says it."""
+        """Wait until the page shows the words."""
         self.page.wait_for_function("words => document.body.innerText.includes(words)", arg=words)
         assert "Traceback" not in self.page.inner_text("body")
 
@@ -143,7 +143,7 @@ def visit(chromium: Any, url: str) -> Iterator[Visitor]:
 
 
 def request(site: Served, method: str, path: str, body: str = "", **headers: str) -> tuple[int, str]:
-    """One HTTP request whose path is sent as it is."""
+    """One HTTP request with an unchanged path."""
     connection = http.client.HTTPConnection(urlsplit(site.url).netloc, timeout=60)
     connection.request(method, path, body or None, headers)
     answer = connection.getresponse()
@@ -151,7 +151,7 @@ def request(site: Served, method: str, path: str, body: str = "", **headers: str
 
 
 def until(happens: Callable[[], bool]) -> None:
-    """Wait for what must happen."""
+    """Wait until it happens."""
     end = time.monotonic() + PATIENCE_S
     while not happens():
         assert time.monotonic() < end

@@ -1,4 +1,4 @@
-"""A page whose predictions go on for ever, as a program: `slow_page.py FOLDER`. It says on stderr what they do."""
+"""A page whose predictions never end, as a program: `slow_page.py FOLDER`. It prints each begin and end on stderr."""
 
 import sys
 import time

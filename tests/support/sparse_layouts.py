@@ -1,4 +1,4 @@
-"""Small A2D-Sentences and JHMDB-Sentences sets, as their public loaders read them, and a listed video like them."""
+"""Small A2D-Sentences and JHMDB-Sentences sets in the layout of their public loaders, and a similar JSONL set."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ FRAMES = 6
 
 
 def box(frame: int, number: int = 1) -> np.ndarray:
-    """bool [H W]: where object `number` is in a frame."""
+    """bool [H W]: the place of object `number` in a frame."""
     mask = np.zeros(SIZE, bool)
     mask[4 + 2 * frame : 20 + 2 * frame, 20 * number - 16 : 20 * number] = True
     return mask
 
 
 def write_h5(path: Path, masks: dict[int, np.ndarray]) -> None:
-    """One annotated frame: MATLAB writes the last axis first, and no first axis for a single instance."""
+    """One annotated frame. MATLAB writes the last axis first, and a single instance has no first axis."""
     import h5py
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def write_h5(path: Path, masks: dict[int, np.ndarray]) -> None:
 
 
 def write_a2d(root: Path) -> None:
-    """`bird`: instances 1 and 3 in frame 2, instance 1 alone in frame 5, both counted from 1; `cat` is of the test."""
+    """`bird`: instances 1 and 3 in frame 2, instance 1 alone in frame 5, counted from 1; `cat` is in the test split."""
     videos, masks = root / "Release/clips320H", root / "text_annotations/a2d_annotation_with_instances"
     videos.mkdir(parents=True)
     for name in ("bird", "cat"):
@@ -44,7 +44,7 @@ def write_a2d(root: Path) -> None:
 
 
 def write_jhmdb(root: Path) -> None:
-    """One video of six PNG frames, of which 2 and 6 (from 1) are annotated; its .mat has a mask of each frame."""
+    """One video of six PNG frames; 2 and 6 (counted from 1) are annotated. Its .mat has a mask of each frame."""
     from scipy.io import savemat
 
     frames, masks = root / "Rename_Images/run/man_1", root / "puppet_mask/run/man_1"
@@ -72,7 +72,7 @@ def write_jhmdb(root: Path) -> None:
 
 
 def write_listed(root: Path, *, annotated: list[int] | None, without_target: bool = False) -> Path:
-    """A JSONL of one video with a mask for every frame, of which `annotated` are said to be right."""
+    """A JSONL of one video with a mask for every frame; `annotated` lists the frames whose mask counts."""
     root.mkdir(exist_ok=True)
     write_film(root / "film.mp4", frames=FRAMES)
     entry = {

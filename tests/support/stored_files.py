@@ -1,4 +1,4 @@
-"""Every file of ours that we read, with how it is read: adding a file is one entry in FILES."""
+"""Every file of ours that we read, with its reader: a new file is one entry in FILES."""
 
 import hashlib
 from collections.abc import Callable
@@ -36,10 +36,10 @@ from flowmask.trainer.track.points import StepPoints
 
 @dataclass(frozen=True)
 class Readable:
-    """A file below the lab's folder, and how it is read.
+    """A file below the lab's folder, and its reader.
 
-    faithful: what is given equals what the maker made, or is refused; else the file only informs, or is checked by
-    `verify` alone, and only the other laws hold
+    faithful: the reader gives the maker's values, or refuses. False: the file only informs, or `verify` alone checks
+    it, and only the other laws hold.
     """
 
     file: str
@@ -53,7 +53,7 @@ def digest(*arrays: Any) -> str:
 
 
 def read_cache(lab: Path) -> Any:
-    """Every example of the cache, its record and its sentence, and what training takes from the manifest."""
+    """Every example of the cache with its record and sentence, and the manifest."""
     reader, found = CacheReader(lab / "cache"), []
     for bucket in reader.buckets:
         for first, count in zip(bucket.first, bucket.counts, strict=True):
@@ -120,7 +120,7 @@ def read_status(lab: Path, folder: str) -> Any:
 
 
 def read_tracked(lab: Path) -> Any:
-    """What a sender takes from a run's folder."""
+    """All that a sender takes from a run's folder."""
     run = lab / "run"
     plan = spool.read_plan(run)
     ours = plan is not None and spool.is_plan_ours(run, plan)
@@ -134,7 +134,7 @@ def read_outbox(run: Path) -> list[spool.Note]:
 
 
 def go_on(lab: Path) -> Any:
-    """What a run keeps of its rows when it goes on behind step 2."""
+    """The rows that a run keeps when it continues after step 2."""
     run = RunFolder(lab / "run", patience_s=1)
     try:
         run.open_metrics(after_step=2, evaluated_step=2)

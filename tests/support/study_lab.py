@@ -1,4 +1,4 @@
-"""A study as small as it goes: its world, two trainings, a row that only scores."""
+"""A study at the smallest size: its data and weights, two trainings, a row that only scores."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ TRAIN: dict[str, Any] = {
     "train": {"steps": 3, "lr": 2e-3, "global_batch": 2, "micro_batch": 2, "log_every_steps": 1, "precision": "fp32"},
     "checkpoint": {"every_steps": 2},
     "ema": {"decay": 0.5},
-    "tracking": {"end_timeout_s": 300},  # making MLflow's database takes long on a busy machine
+    "tracking": {"end_timeout_s": 300},  # MLflow's database takes long on a busy machine
 }
 SCORE = {"out": "unsaid", "checkpoint": "unsaid", "precision": "fp32", "device": "cpu", "sampler": {"steps": 1}}
 

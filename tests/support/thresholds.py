@@ -1,4 +1,4 @@
-"""A calibrated evaluation as far as a reader of its threshold knows it, and a dataset to calibrate on."""
+"""The files of a calibrated evaluation that a reader of its threshold needs, and a dataset to calibrate on."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from flowmask.trainer.predict.presence import RULE, Calibration, Presence
 
 
 def write_threshold(out: Path, loaded: LoadedSegmenter, threshold: float) -> Path:
-    """Write `out`/scores.json with a threshold for these weights, one Euler step and their box; returns `out`."""
+    """Write `out`/scores.json with a threshold for these weights, one Euler step and their box; return `out`."""
     chosen = Presence(
         rule=RULE,
         threshold=threshold,
@@ -29,7 +29,7 @@ def write_threshold(out: Path, loaded: LoadedSegmenter, threshold: float) -> Pat
 
 
 def write_some_naming_nothing(root: Path, videos: Mapping[str, str], texts: Sequence[str]) -> Path:
-    """MeViS `valid_u` in `root`: the recorded videos under other ids, every second sentence of each names nothing.
+    """MeViS `valid_u` in `root`: the recorded videos under other ids; every second sentence of each names nothing.
 
     videos: new id -> recorded id; each has all `texts`
     """

@@ -1,6 +1,6 @@
 """Real gloo processes for tests: start N ranks of one group, run a function in each, collect the results.
 
-Every process start imports torch and DeepSpeed anew (about 6 s), so a test asks one group for many things.
+Every process imports torch and DeepSpeed at its start (about 6 s), so a test asks one group for many results.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that no process uses now."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
@@ -45,7 +45,7 @@ def start_ranks(count: int, module: Path, function: str, *, folder: Path, argume
 def run_ranks(
     count: int, module: Path, function: str, *, folder: Path, timeout_s: float = 120, arguments: dict[str, Any]
 ) -> list[Any]:
-    """What every rank returned, in rank order; a rank that fails or hangs fails the test with its output."""
+    """The result of every rank, in rank order; a rank that fails or hangs fails the test with its output."""
     processes = start_ranks(count, module, function, folder=folder, arguments=arguments)
     until = time.monotonic() + timeout_s
     try:

@@ -1,4 +1,4 @@
-"""Every command that writes results, small and in this process: what it computes is made up, how it writes is not."""
+"""Every command that writes results, small and in this process: the results are made up, the writing is real."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +132,7 @@ def run_study(out: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reproduce, "run_curriculum", lambda *_, **__: 0)
         out.mkdir(parents=True, exist_ok=True)
-        patched.chdir(out)  # its files name the folder
+        patched.chdir(out)  # its files contain the folder's path
         reproduce.reproduce(Path("configs/paper.yaml"), ["out=."], profile=None, wait=True, dry_run=False)
 
 
@@ -187,7 +187,7 @@ NAMES = (
 
 
 def writers(lab: Path) -> dict[str, Writer]:
-    """By the command's name; lab: a folder for what they read."""
+    """By the command's name; lab: a folder for their inputs."""
     source, dit, original = str(write_published(lab)), lab / "dit.pth", lab / "original.safetensors"
     text = load_file(PARITY / "text" / "encoder" / "model.safetensors")
     save_file({TEXT.original(name): tensor for name, tensor in text.items()}, original)

@@ -1,6 +1,6 @@
-"""Videos whose pictures carry their own number, in many codecs and containers, written by PyAV.
+"""Videos whose pictures show their own number, in many codecs and containers, written by PyAV.
 
-The number in a picture is the truth: no decoder's own count is believed.
+The number in a picture is the truth; a decoder's count is never trusted.
 """
 
 import os
@@ -17,19 +17,19 @@ from av.bitstream import BitStreamFilterContext
 from numpy.typing import NDArray
 
 BITS = 10
-TICKS = 4  # of the encoder's clock for each frame of constant rate
+TICKS = 4  # ticks of the encoder's clock for each frame of constant rate
 
 
 @dataclass(frozen=True)
 class Film:
     """One file of the zoo.
 
-    cut:      first number that a stream-copied cut shows, and its packets from the keyframe before that one
-    variable: frames last one to three times as long as one of constant rate
+    cut:      first number that a stream-copied cut shows, and its packets from the keyframe before that number
+    variable: frames last one to three times as long as at a constant rate
     turn:     degrees, clockwise, that a player turns the picture by
     """
 
-    name: str  # with the suffix that names the container
+    name: str  # with the suffix of the container
     codec: str
     frames: int = 60
     size: tuple[int, int] = (64, 100)  # height, width in px
@@ -42,14 +42,14 @@ class Film:
     aspect: Fraction | None = None
     muxer: Mapping[str, str] = field(default_factory=dict)
     filters: str = ""  # bitstream filters over the encoder's packets
-    sound: bool = False  # a second of it longer than the film
+    sound: bool = False  # one second longer than the film
 
     def __str__(self) -> str:
         return self.name
 
     @property
     def container(self) -> str:
-        """What comes after the last dot of the name."""
+        """The part after the last dot of the name."""
         return self.name.rpartition(".")[2]
 
 
@@ -87,7 +87,7 @@ def _cells(size: tuple[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
 
 
 def write(path: Path, film: Film) -> list[int]:
-    """Write the file; returns the numbers that a player shows, in their order."""
+    """Write the file; return the numbers in the order in which a player shows them."""
     shown = list(range(film.frames))
     if film.cut is None and not film.filters:
         _encode(path, film)
@@ -102,14 +102,14 @@ def write(path: Path, film: Film) -> list[int]:
 
 
 def times(film: Film) -> list[int]:
-    """When each frame begins, in ticks of 1 / (TICKS x rate) s, and when the last one ends."""
+    """The begin of each frame, in ticks of 1 / (TICKS x rate) s, and the end of the last frame."""
     lengths = [TICKS * (1 + number * 7 % 3 if film.variable else 1) for number in range(film.frames)]
     return [sum(lengths[:number]) for number in range(film.frames + 1)]
 
 
 @contextmanager
 def own_priority() -> Iterator[None]:
-    """SVT-AV1 gives the thread that opens it real-time priority, if root does, and with it all that it starts later."""
+    """Restore the thread's priority: as root, SVT-AV1 gives it real-time priority, which later threads inherit."""
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
@@ -148,7 +148,7 @@ def _encode(path: Path, film: Film, *, format: str | None = None) -> None:
 def _copy(whole: Path, path: Path, film: Film) -> list[int]:
     """Copy packets without decoding, as a cut does: from the keyframe before the first number.
 
-    mp4 and mov say by an edit list that the pictures before the first number are not shown; elsewhere they are.
+    In mp4 and mov an edit list hides the pictures before the first number; other containers show them.
     """
     with av.open(str(whole)) as source, av.open(str(path), "w", options=dict(film.muxer)) as file:
         stream = source.streams.video[0]
@@ -169,14 +169,14 @@ def _copy(whole: Path, path: Path, film: Film) -> list[int]:
     return shown
 
 
-# Of the display matrix: where a step to the right and a step down go.
+# Of the display matrix: the directions of a step to the right and of a step down.
 _TURNS = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
 
 
 def _turn(path: Path, degrees: int) -> None:
     """Write the turn into the track header of an mp4 or mov, as phones do."""
     content = bytearray(path.read_bytes())
-    at = content.index(b"tkhd") + 4 + 40  # version 0: the matrix stands behind 40 bytes
+    at = content.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes
     a, b, c, d = _TURNS[degrees]
     rows = [a, b, 0, c, d, 0, 0, 0]
     matrix = b"".join((value * 65536).to_bytes(4, "big", signed=True) for value in rows) + (1 << 30).to_bytes(4, "big")
@@ -260,7 +260,7 @@ FILMS = (
 
 
 def drawn(rng: Random, number: int) -> Film:
-    """A film of drawn codec, container, groups of pictures, times and cut."""
+    """A film with random codec, container, groups of pictures, times and cut."""
     codec = rng.choice(["libx264"] * 4 + ["libx265", "libvpx-vp9", "mpeg4", "mpeg2video"])
     gop, b_frames = rng.choice([1, 2, 3, 4, 7, 12, 25, 250]), rng.randint(0, 5)
     containers = {
@@ -295,7 +295,7 @@ def drawn(rng: Random, number: int) -> Film:
     muxer, variable, first = rng.choice(muxers.get(container, [{}])), False, rng.randrange(frames)
     if codec in ("libx264", "libvpx-vp9") and container in ("mp4", "mov", "mkv", "webm"):
         variable = rng.random() < 0.3
-    # A refresh has no keyframe to begin a copy at, and a file of fragments no edit list.
+    # A copy needs a keyframe to begin at (no intra refresh) and an edit list (no fragments).
     copied = codec != "libvpx-vp9" and container in ("mp4", "mov", "mkv", "ts")
     copied = copied and "intra-refresh=1" not in switches and "frag" not in str(muxer)
     return Film(

@@ -1,4 +1,4 @@
-"""The process groups that the trainer's tests share: starting one costs more than what it is asked for."""
+"""Process groups that the trainer's tests share, since the start of a group costs more than the tests' work."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ SUPPORT = Path(__file__).parents[1] / "support"
 
 @pytest.fixture(scope="session")
 def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the two processes of `two_ranks` leave their checkpoints."""
+    """Folder of the checkpoints that the two processes of `two_ranks` save."""
     return tmp_path_factory.mktemp("two_ranks") / "saved"
 
 
 @pytest.fixture(scope="session")
 def two_ranks(saved_by_two: Path) -> list[dict[str, Any]]:
-    """Everything that two real processes were asked for, by rank."""
+    """All results of two real processes, by rank."""
     from workers import run_ranks
 
     arguments = {"folder": str(saved_by_two)}
@@ -27,7 +27,7 @@ def two_ranks(saved_by_two: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same trainings in one process, which needs no launcher."""
+    """The same trainings in one process, without a launcher."""
     from scenarios import trajectories
 
     torch.set_num_threads(1)

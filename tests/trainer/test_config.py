@@ -1,4 +1,4 @@
-"""A run's config refuses what cannot run, with the value, the rule and the fix."""
+"""A run's config refuses impossible settings with the value, the rule and the fix."""
 
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def test_a_saved_section_of_all_kinds_keeps_the_keys_of_its_own() -> None:
     with pytest.raises(ValidationError, match=r"unknown key objective\.latent_noise_std"):
         RunConfig.model_validate(tree | {"objective": OF_ALL_KINDS})
     mine = in_todays_terms(tree | {"objective": OF_ALL_KINDS})["objective"]
-    later = {"start": "video", "predicts": "velocity", "weights_seed": None}  # keys of its own that came since
+    later = {"start": "video", "predicts": "velocity", "weights_seed": None}  # newer keys of this kind
     assert mine == {key: OF_ALL_KINDS[key] for key in list(OF_ALL_KINDS)[:5]} | later
     other = in_todays_terms(tree | {"objective": OF_ALL_KINDS | {"kind": "mask_decoder"}})["objective"]
     assert other == {"kind": "mask_decoder"} | {key: OF_ALL_KINDS[key] for key in list(OF_ALL_KINDS)[5:]}

@@ -1,4 +1,4 @@
-"""Numbers that are not finite are found where weights are read, saved, exported or started from, and named."""
+"""Numbers that are not finite are found when weights are read, saved, exported or started from, and are named."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def test_so_is_a_number_of_its_configs(wan: Path, part: str, key: str, value: st
 
 
 def poisoned(lab: Path, out: Path, kind: str, overrides: dict[str, Any] | None = None) -> str:
-    """A run of two steps whose last checkpoint holds a NaN in each tensor of a kind, as earlier versions saved."""
+    """A run of two steps whose last checkpoint has a NaN in each tensor of one kind, as earlier versions allowed."""
 
     def poison(tensors: Iterator[tuple[str, Tensor]], **_: Any) -> None:
         for name, tensor in tensors:
@@ -95,7 +95,7 @@ def test_weights_of_a_run_that_are_not_finite_are_neither_exported_nor_started_f
         out = tmp_path / {"flowrvs": "out.pth", "safetensors": "out.safetensors"}.get(format, "out")
         with pytest.raises(WeightsError, match=BROKEN.format(f"{run}:")):
             export(run, format=format, out=out)
-        assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing half made
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no partial file
     with pytest.raises(WeightsError, match=BROKEN.format(f"{run}:")):
         start(lab, tmp_path / "next", {"model.init": run})
     with pytest.raises(CheckpointError, match=BROKEN.format(".*step_00000002: ema of") + "move it away"):

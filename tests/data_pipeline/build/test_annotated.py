@@ -1,4 +1,4 @@
-"""Clips of which some frames are not annotated: the record says which, and verify, inspect and the readers know."""
+"""Clips with frames that are not annotated: the record names them, and verify, inspect and the readers respect it."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def whole(make_config: Any, out: Path, data: Path, **clip: Any) -> CacheBuildCon
 
 @pytest.fixture(scope="module")
 def config(make_config: Any, tmp_path_factory: pytest.TempPathFactory) -> CacheBuildConfig:
-    """A finished cache of one whole video, two of its frames annotated, and a sentence that names nothing."""
+    """A finished cache of one whole video with two annotated frames, and a sentence that names nothing."""
     folder = tmp_path_factory.mktemp("partly")
     made = whole(
         make_config,
@@ -102,11 +102,11 @@ def test_sparse_clips_are_the_annotated_frames_one_by_one_with_the_draws_of_thei
 def test_verify_and_inspect_look_at_annotated_frames_alone(
     config: CacheBuildConfig, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the decoded mask is wrong in frames that nobody annotated, the IoU doesn't know."""
+    """A wrong mask in a frame that is not annotated does not change the IoU."""
     truth = np.stack([box(i) for i in [*range(FRAMES), 5, 5, 5]])
 
     def shown(_vae: Any, latent: torch.Tensor) -> np.ndarray:
-        return resize_masks(truth, size=(latent.shape[3] * 8, latent.shape[2] * 8))  # the record: 1 and 4
+        return resize_masks(truth, size=(latent.shape[3] * 8, latent.shape[2] * 8))  # the record has 1 and 4 alone
 
     monkeypatch.setattr(verify_masks, "shown", shown)
     monkeypatch.setattr(inspect_examples, "shown", shown)

@@ -1,4 +1,4 @@
-"""Laws of the build, held with real processes: the same bytes however it was interrupted and shared."""
+"""Laws of the build with real processes: the same bytes after any interruption and with any number of workers."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from flowmask.models.weights.wan import WanFolder
 
 
 def kill_after(process: subprocess.Popen[str], lines: int) -> None:
-    """SIGKILL a worker once it has told its progress so many times."""
+    """SIGKILL a worker after it has reported its progress `lines` times."""
     assert process.stdout is not None
     for _ in range(lines):
         if not process.stdout.readline():
@@ -95,7 +95,7 @@ def test_a_build_does_not_end_by_a_plan_that_has_changed_since_it_was_written(ma
     build(config)
     (config.out / "manifest.json").unlink()
     path = config.out / "plan" / name
-    path.write_bytes(path.read_bytes().replace(b"the", b"tha", 1))  # a plan as any other, but for its hash
+    path.write_bytes(path.read_bytes().replace(b"the", b"tha", 1))  # a valid plan, except for its hash
     with pytest.raises(CacheError, match=rf"plan/{name}: changed since the build was planned.*delete {config.out} "):
         build(config)
     assert not (config.out / "manifest.json").exists()
@@ -147,7 +147,7 @@ def test_the_manifest_holds_no_time_path_or_number_of_workers(cache):
 
 
 def test_cached_equals_on_the_fly_to_the_bit(cache, make_config):
-    """Every tensor that the reader gives is what the encoders give for that clip and sentence."""
+    """Every tensor from the reader equals the encoders' output for that clip and sentence."""
     config = make_config(cache)
     plan = read_plan(cache / "plan")
     on_the_fly = Build(config).clip_pass(plan)

@@ -1,4 +1,4 @@
-"""Laws of a build whose workers come, go, hang and die: it ends, with the bytes of one that nothing disturbed."""
+"""Laws of a build whose workers join, leave, hang and die: it ends with the bytes of an undisturbed build."""
 
 import os
 import random
@@ -23,20 +23,20 @@ VIEWS = 4
 
 @pytest.fixture(scope="module")
 def many(make_config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CacheBuildConfig]:
-    """Configs of one cache of many units, each elsewhere."""
+    """Configs of one cache of many units, each in another folder."""
     folder = tmp_path_factory.mktemp("many")
     return lambda name: make_config(folder / name, cache={"views": VIEWS, "clips_per_shard": 1, "lease_s": 1.0})
 
 
 @pytest.fixture(scope="module")
 def undisturbed(many: Callable[[str], CacheBuildConfig]) -> dict[str, str]:
-    """What one worker makes in one go."""
+    """The cache that one worker makes without a break."""
     build(many("undisturbed"))
     return contents(many("undisturbed").out)
 
 
 def chaos(config: CacheBuildConfig, *, workers: int, events: int, seed: int) -> None:
-    """Workers at random moments killed, stopped for a while, and added; then all that are left end well."""
+    """Kill, stop and add workers at random moments; then all remaining workers end without an error."""
     draw = random.Random(seed)
     crew = [start(config, worker=i, workers=workers) for i in range(workers)]
     stopped: list[subprocess.Popen[str]] = []
@@ -64,7 +64,7 @@ def chaos(config: CacheBuildConfig, *, workers: int, events: int, seed: int) -> 
 
 
 def all_end_well(workers: list[subprocess.Popen[str]]) -> None:
-    """Or were killed by us."""
+    """Each worker ends without an error, or was killed by the test."""
     for worker in workers:
         _, errors = worker.communicate(timeout=300)
         assert worker.returncode in (0, -signal.SIGKILL), errors
@@ -115,7 +115,7 @@ def test_units_of_owners_that_fell_silent_elsewhere_are_taken_over_the_plan_and_
 
 @pytest.mark.parametrize("phase", ["_encode_sentences", "_encode_clips"])
 def test_a_worker_under_whom_the_others_finish_encodes_nothing_and_ends_well(many, undisturbed, monkeypatch, phase):
-    """The others have removed `work`, with all sentences in it, before this one asks what is left to do."""
+    """The other workers have removed `work` with all its sentences before this worker asks for its next unit."""
     config = many(f"late{phase}")
     real = getattr(Build, phase)
 
@@ -137,7 +137,7 @@ def test_how_long_a_lease_lasts_does_not_shape_bytes(many, undisturbed):
     patient = config.model_copy(update={"cache": config.cache.model_copy(update={"lease_s": 500.0})})
     build(patient)
     assert contents(config.out) == undisturbed
-    build(config)  # and is no other fingerprint
+    build(config)  # lease_s is not part of the fingerprint
 
 
 def test_a_rank_of_the_command_that_is_killed_is_done_without(many, undisturbed, tmp_path):

@@ -1,4 +1,4 @@
-"""A build's clips: a batch is sent to the encoder before the results of the one before are taken, and asks nothing."""
+"""A build's clips: the next batch goes to the encoder before the results of the last are taken, without a wait."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -38,11 +38,11 @@ def clips() -> Iterator[DecodedClip]:
 def test_between_a_batch_and_the_next_nothing_of_the_device_is_asked(
     tiny_wan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The meta device takes the place of a GPU: it holds no number, so that whoever asks for one ends there."""
+    """The meta device stands for a GPU: it holds no numbers, so code that asks for one fails there."""
     seen: list[tuple[str, int]] = []
 
     class Noted:
-        """Results of a batch, of which it is noted when they are sent off and when they are taken."""
+        """Results of a batch; the test records when they are sent and when they are taken."""
 
         count = 0
 

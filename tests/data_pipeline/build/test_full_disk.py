@@ -1,4 +1,4 @@
-"""The law of a full disk: the build stops in one line, keeps what is whole, and ends with the same bytes later."""
+"""The law of a full disk: the build stops in one line, keeps whole files, and ends with the same bytes later."""
 
 import hashlib
 import os
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def build_in_a_process(config, *, limit_bytes: int = 0) -> str:
-    """The one line that it refused with; empty if the build finished."""
+    """The one line of the refusal; empty if the build finished."""
     done = subprocess.run(
         [sys.executable, "-c", _WORKER, config.model_dump_json(), str(limit_bytes)],
         cwd=REPOSITORY,
@@ -56,7 +56,7 @@ def build_in_a_process(config, *, limit_bytes: int = 0) -> str:
 
 @pytest.fixture
 def small_disk(tmp_path, cache):
-    """A function that mounts a disk of so many bytes; a test's own, gone with it. None where one may not mount."""
+    """A function that mounts a disk of the given size for one test; it returns None if mounting is not allowed."""
     place, mounted = tmp_path / "disk", []
     place.mkdir()
 
@@ -77,7 +77,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_shard_stops_the_build_and_room_let
 ):
     shards = sorted(path.stat().st_size for path in (cache / "shards").glob("*.tar"))
     disk = small_disk(sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) // 2)
-    if disk is None:  # files may then not grow beyond two thirds of a shard: the same error in the same place
+    if disk is None:  # limit file size to two thirds of a shard: the same error at the same place
         config = make_config(tmp_path / "cache")
         said = build_in_a_process(config, limit_bytes=shards[-1] * 2 // 3)
     else:

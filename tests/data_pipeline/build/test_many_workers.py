@@ -1,4 +1,4 @@
-"""Many workers of one build around a stub encoder (`benchmarks/stub_build.py`): the same bytes as of one."""
+"""Many workers of one build around a stub encoder (`benchmarks/stub_build.py`): the bytes of one worker."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def stub_build(out: Path, *, clips: int, workers: int, clips_per_shard: int) -> dict[str, Any]:
-    """Forked workers, which end with an error if anything has imported torch."""
+    """Build with forked workers, which fail if any of them has imported torch."""
     command = [sys.executable, "benchmarks/stub_build.py", str(out), "--hashes", "--clips", str(clips)]
     command += ["--workers", str(workers), "--clips-per-shard", str(clips_per_shard)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

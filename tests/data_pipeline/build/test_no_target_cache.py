@@ -1,4 +1,4 @@
-"""Sentences that name nothing in a cache: kept with the empty mask as target, encoded once, or dropped; told apart."""
+"""Sentences that name nothing in a cache: kept with the empty mask as target (encoded once), or dropped."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def data(mevis: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kept(data: Path, make_config: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[CacheBuildConfig, list[Any]]:
-    """A finished cache that keeps such sentences, and the shapes of the empty masks that were encoded for it."""
+    """A finished cache that keeps such sentences, and the shapes of the empty masks that were encoded."""
     config, empty = make_config(tmp_path_factory.mktemp("kept") / "cache", root=data), []
 
     def counted(vae: Any, masks: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def kept(data: Path, make_config: Any, tmp_path_factory: pytest.TempPathFactory)
 
 
 def of_nothing(reader: CacheReader) -> list[int]:
-    """Example ids whose mask is of no annotation."""
+    """Example ids whose mask has no annotation."""
     return [
         i
         for i in range(reader.manifest.examples)
@@ -91,10 +91,10 @@ def test_they_are_examples_with_the_empty_masks_latent_encoded_once_for_the_whol
 def test_a_clip_without_the_objects_of_its_other_sentences_stays_for_the_one_that_names_nothing(
     make_config: Any, tmp_path: Path
 ) -> None:
-    """drop_empty_masks leaves out an object that is absent from a clip, never a sentence that names nothing."""
+    """drop_empty_masks leaves out an object that is absent from a clip, but keeps a sentence that names nothing."""
     data = write_listed(tmp_path / "data", annotated=None, without_target=True)
     entry = json.loads((data / "train.jsonl").read_text())
-    entry["expressions"][0]["masks"][1:] = [None] * (FRAMES - 1)  # the box is in the first frame alone
+    entry["expressions"][0]["masks"][1:] = [None] * (FRAMES - 1)  # the box is only in the first frame
     (data / "train.jsonl").write_text(json.dumps(entry))
     config = make_config(tmp_path / "cache", clip={"frames": 1, "augment": False}, cache={"views": 1})
     source = {"source": "videos", "root": data, "split": "train"}

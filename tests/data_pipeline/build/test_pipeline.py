@@ -1,4 +1,4 @@
-"""Laws of the overlapped stages: order is kept, work is bounded, an error anywhere ends all and gives claims back."""
+"""Laws of the overlapped stages: order is kept, work is bounded, any error ends all stages and releases claims."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ AHEAD = 3
 
 
 class Trace:
-    """A pipeline over numbers that notes what it does; `break_at` names the stage and item that fail."""
+    """A pipeline over numbers that records its work; `break_at`: the stage and item that fail."""
 
     def __init__(self, break_at: tuple[str, int] | None = None, before_encode: Callable[[int], None] | None = None):
         self.break_at, self.before_encode = break_at, before_encode or (lambda _: None)
@@ -84,11 +84,11 @@ def test_what_waits_for_the_encoder_and_what_is_claimed_is_bounded():
     trace = Trace()
     trace.run(20, size=2, threads=8)
     assert trace.most_held <= UNITS_AT_ONCE
-    assert trace.most_waiting <= AHEAD + 1  # one has been taken by the encoder and is not yet counted off
+    assert trace.most_waiting <= AHEAD + 1  # the encoder has taken one that still counts as waiting
 
 
 def test_items_of_a_unit_are_decoded_while_the_one_before_is_encoded():
-    """Item 100 belongs to unit 1; the encoder waits for its decoding while it holds the last item of unit 0."""
+    """Item 100 belongs to unit 1. The encoder waits for its decoding while it holds the last item of unit 0."""
     decoded = threading.Event()
     trace = Trace(before_encode=lambda item: decoded.wait(30) if item == 4 else None)  # type: ignore[arg-type]
     inner = trace._decode

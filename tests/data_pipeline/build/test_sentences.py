@@ -1,4 +1,4 @@
-"""Sentences of a build: none is padded, none sees another, and which go together follows from their unit alone."""
+"""Sentences of a build: no padding, no attention between sentences; a unit alone decides which go together."""
 
 from collections import Counter
 from pathlib import Path
@@ -22,7 +22,7 @@ from flowmask.models.errors import CacheError, ConfigError
 from flowmask.models.text import TextEncoder
 from flowmask.models.weights.wan import WanFolder
 
-# Of 2 to 12 tokens, one beyond the short limit; 14 in all
+# 2 to 12 tokens each, one beyond the short limit; 14 texts
 TEXTS = [*(f"the {' '.join(['dog'] * n)} number {n}" for n in range(4)), "a cat", "a bird", "a dog", "two"]
 TEXTS += [" ".join(["dog"] * (SHORT_TEXT + 3)), "red", "a red cat", "the cat on the left", "a cow", "two cats"]
 
@@ -37,7 +37,7 @@ def embedded(encoder: TextEncoder, texts: list[str], together: int) -> list[dict
 
 
 def test_a_sentence_among_others_is_what_it_is_alone_whoever_they_are(encoder: TextEncoder) -> None:
-    """To the bit where one goes at a time; else within the rounding of a product of another size."""
+    """Equal to the bit one at a time; else within the rounding of a product of another size."""
     alone = [embedded(encoder, [text], 1)[0] for text in TEXTS]
     assert [set(one) for one in alone] == [
         {LONG_TEXT, SHORT_TEXT} if len(t.split()) > 9 else {LONG_TEXT} for t in TEXTS
@@ -55,7 +55,7 @@ def test_a_sentence_among_others_is_what_it_is_alone_whoever_they_are(encoder: T
 def test_a_batch_holds_equally_many_tokens_and_costs_what_its_tokens_cost(
     encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many FLOPs as one at a time, in fewer passes; padded to the long limit it would be many times more."""
+    """The FLOPs of single sentences in fewer passes; padding to the long limit would cost many times more."""
     sizes = Counter(len(encoder.token_ids(text, max_tokens=LONG_TEXT)) for text in TEXTS) + Counter([SHORT_TEXT])
     flop, passes, real = {}, list[torch.Size](), TextEncoder.together
 
@@ -81,7 +81,7 @@ def test_a_batch_holds_equally_many_tokens_and_costs_what_its_tokens_cost(
 def test_a_batch_is_sent_off_before_the_one_before_is_taken_and_asks_nothing(
     encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The meta device takes the place of a GPU: it holds no number, so that whoever asks for one ends there."""
+    """The meta device stands for a GPU: it holds no numbers, so code that asks for one fails there."""
     import copy
 
     seen: list[str] = []

@@ -1,4 +1,4 @@
-"""Laws of `cache status`: what it says of a build is what lies in the folder, by the filesystem's clock."""
+"""Laws of `cache status`: it reports the folder's content, by the filesystem's clock."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_a_build_whose_worker_died_says_how_far_it_came_and_that_nobody_works_on
 
 @pytest.fixture
 def half_built(cache: Path, tmp_path: Path) -> Path:
-    """A build of which three units of two clips are done, ten seconds apart; the last just now."""
+    """A build with three finished units of two clips, ten seconds apart; the last is new."""
     shutil.copytree(cache, tmp_path / "half")
     (tmp_path / "half" / "manifest.json").unlink()
     (tmp_path / "half" / "quarantine.jsonl").unlink(missing_ok=True)

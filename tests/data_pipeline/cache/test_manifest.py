@@ -1,4 +1,4 @@
-"""What a manifest may say: every value in its range, counts that agree, a seal; else one line."""
+"""A valid manifest: every value in its range, equal counts, a seal. Any other manifest is refused in one line."""
 
 import shutil
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def test_a_value_that_has_changed_is_refused_though_it_is_in_its_range(copy: Pat
     with pytest.raises(CacheError, match="its seal is broken"):
         read_manifest(copy)
     path.write_text("".join(line for line in content.splitlines(keepends=True) if '"seal"' not in line))
-    with pytest.raises(CacheError, match="damaged"):  # the comma before it is left
+    with pytest.raises(CacheError, match="damaged"):  # the comma before the seal stays
         read_manifest(copy)
     path.write_text(content.replace('"seal": "', '"seal_": "'))
     with pytest.raises(CacheError, match="it has no seal, which schema_version 2 must have"):
@@ -110,7 +110,7 @@ def test_an_older_manifest_opens_with_one_line_and_gets_a_seal_when_it_is_writte
     (said,) = caplog.messages
     assert str(path) in said and "has no seal" in said
     assert verify(copy).ok
-    (copy / "quarantine.jsonl").write_text("{}")  # whatever else is wrong
+    (copy / "quarantine.jsonl").write_text("{}")  # the quarantine is wrong too
     repair(copy, found=lambda: verify(copy), config=lambda: make_config(copy))
     assert path.read_bytes() == made
 
@@ -138,7 +138,7 @@ ROWS: dict[str, tuple[str, int]] = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_strangers_row_that_leads_nowhere_is_one_line(copy: Path, name: str) -> None:
-    """The hash is right: the maker of the cache made it so."""
+    """The hash is right: the maker of the cache wrote it."""
     column, value = ROWS[name]
     index = np.load(copy / "index.npy")
     index[column][0] = value

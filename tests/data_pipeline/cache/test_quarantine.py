@@ -1,4 +1,4 @@
-"""Laws of the quarantine: what cannot be read is named and left out, alike for any number of workers, up to a limit."""
+"""Laws of the quarantine: unreadable clips are named and left out, equally for any number of workers, up to a limit."""
 
 import json
 import shutil
@@ -99,7 +99,7 @@ def test_a_cache_with_a_quarantine_has_the_same_bytes_whatever_the_workers_and_t
 def test_above_the_limit_the_build_stops_in_one_line_and_tries_again_what_was_mended(copy, cache, make_config):
     path = frames(copy, "cars")[6]
     good = path.read_bytes()
-    path.write_bytes(bytes(len(good)))  # of the same size: the fingerprint does not see it
+    path.write_bytes(bytes(len(good)))  # the same size: the fingerprint can't tell
     config = make_config(copy.parent / "cache", root=copy, cache={"max_quarantined_fraction": 0.0})
     with pytest.raises(DataError, match=r"00030\.jpg: not a readable image.*max_quarantined_fraction 0;") as raised:
         build(config)

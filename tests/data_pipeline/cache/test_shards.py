@@ -1,4 +1,4 @@
-"""Laws of the shards: anybody's WebDataset reads them, their bytes are their records', and they are whole or absent."""
+"""Laws of the shards: any WebDataset reads them, their bytes depend on records alone, and they are whole or absent."""
 
 import pytest
 import torch

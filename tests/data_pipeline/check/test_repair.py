@@ -1,4 +1,4 @@
-"""Laws of `cache repair`: what is wrong is made anew, to the same bytes, and nothing else is touched."""
+"""Laws of `cache repair`: wrong files are made again with the same bytes, and no other file changes."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def stamps(folder):
 
 
 def regions(shard: Path) -> dict[str, int]:
-    """A byte of every kind of region of a shard."""
+    """One byte of every kind of region of a shard."""
     with tarfile.open(shard) as tar:
         meta, tensors = tar.getmembers()[:2]
         last = tar.getmembers()[-1]
@@ -153,7 +153,7 @@ def test_a_unit_that_is_named_is_encoded_again_without_looking(cache, copy, make
 
 @pytest.fixture
 def other_device(monkeypatch):
-    """This machine as another kind of device: other versions are recorded, and rounding differs a little."""
+    """Let this machine act as another device: it records other versions, and rounds a little differently."""
     from flowmask.data_pipeline.build import encode
 
     monkeypatch.setattr(building, "_environment", lambda device: {"device": "another GPU", "torch": "9"})
@@ -250,7 +250,7 @@ def test_many_repairs_that_are_killed_go_on(cache, copy, make_config):
 def test_a_repair_killed_between_any_two_of_its_files_is_mended_by_the_next(
     cache, copy, make_config, monkeypatch, other_device
 ):
-    """Also where the new bytes are other ones: at each rename the process is gone."""
+    """Also when the new bytes differ; the process ends at each rename in turn."""
 
     class GoneError(BaseException):
         pass
@@ -316,7 +316,7 @@ def test_a_frame_that_could_be_read_then_and_not_now_is_refused_not_quarantined(
     before = contents(copy)
     root = shutil.copytree(mevis, tmp_path / "mevis")
     for frame in root.rglob("*.jpg"):
-        frame.write_bytes(bytes(frame.stat().st_size))  # of the same size, so the fingerprint cannot tell
+        frame.write_bytes(bytes(frame.stat().st_size))  # the same size, so the fingerprint can't tell
     with pytest.raises((CacheError, DataError), match="jpg"):
         mend(copy, make_config(copy, root=root))
     assert contents(copy) == before

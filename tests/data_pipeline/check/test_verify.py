@@ -1,4 +1,4 @@
-"""Laws of `cache verify`: a wrong file is named, no right one is."""
+"""Laws of `cache verify`: it names every wrong file, and no right one."""
 
 import hashlib
 import random
@@ -74,7 +74,7 @@ def test_each_file_is_named_alone_when_a_bit_of_it_flips_it_is_cut_or_gone(copy,
             path.write_bytes(other)
             assert named(copy) == [path.name]
     if name == "manifest.json":
-        return  # without it a folder is no cache
+        return  # without it, the folder is no cache
     path.unlink()
     assert named(copy) == [path.name]
 
@@ -95,7 +95,7 @@ def test_a_unit_without_its_shard_and_its_sidecar_names_these_two(copy, name):
 
 
 def reseal(folder, shard, change):
-    """Rewrite the tensors of a shard by `change`, and its hash in sidecar and manifest: nobody can tell by hashes."""
+    """Rewrite a shard's tensors by `change`, and its hash in sidecar and manifest, so that no hash is wrong."""
     import io
     import tarfile
 
@@ -146,7 +146,7 @@ def test_without_weights_verify_says_that_no_mask_was_decoded(cache):
 
 
 def rehash(folder, name, content):
-    """Put other bytes in a shard and their hash in the manifest: only the content can tell."""
+    """Replace a shard's bytes and their hash in the manifest, so that only the content is wrong."""
     (folder / "shards" / name).write_bytes(content)
     facts = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     rewrite(folder / "manifest.json", lambda m: [s.update(facts) for s in m["shards"] if s["file"] == name])

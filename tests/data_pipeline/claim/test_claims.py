@@ -1,4 +1,4 @@
-"""Laws of claims, held with real processes: one owner while leases hold, no harm when they do not."""
+"""Laws of claims with real processes: one owner while leases hold, and no harm when a lease is lost."""
 
 import json
 import os
@@ -67,7 +67,7 @@ share_out(SharedUnits(range(units), folder=folder / "work" / "claims", kind="uni
 
 
 def race(folder: Path, *, racers: int, units: int, lease_s: float = 60.0) -> list[subprocess.Popen[str]]:
-    """Racers that begin at the same moment, all at unit 0."""
+    """Start workers at the same moment, all at unit 0."""
     started = [python(_RACER, folder, units, lease_s) for _ in range(racers)]
     assert [said(racer) for racer in started] == ["ready"] * racers
     for racer in started:
@@ -91,7 +91,7 @@ def test_of_workers_that_race_for_each_unit_one_gets_it(tmp_path, racers, units)
 
 @pytest.mark.parametrize("how", ["claims stolen", "folder removed"])
 def test_losing_claims_while_working_does_no_harm(tmp_path, how):
-    """Every unit is done and every worker ends well, whatever becomes of the folder of claims."""
+    """Every unit is done and every worker ends without an error, even if claims or their folder are deleted."""
     racers, draw = race(tmp_path, racers=3, units=150), random.Random(1)
     while any(racer.poll() is None for racer in racers):
         if how == "folder removed":
@@ -110,7 +110,7 @@ def race_with_deaths(folder: Path, *, deaths: int, seed: int, units: int) -> Non
     for _ in range(deaths):
         time.sleep(draw.uniform(0, 0.1))
         victim = draw.choice(racers)
-        victim.kill()  # not waited for: a zombie is dead too
+        victim.kill()  # not waited for: a zombie counts as dead too
         racers.append(python(_RACER, folder, units, 60.0))  # joins late
         go(racers[-1])
     assert sorted({racer.wait(timeout=60) for racer in racers}) in ([-9, 0], [0])
@@ -150,7 +150,7 @@ def test_a_unit_is_free_at_once_when_its_owner_dies_on_this_host_and_not_before(
     assert said(holder) == "True"
     assert not is_free(tmp_path / "unit")
     holder.kill()
-    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table of processes
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, but still in the process table
     assert is_free(tmp_path / "unit")
     holder.wait()
     assert is_free(tmp_path / "unit")
@@ -163,7 +163,7 @@ def test_a_released_unit_is_free_and_another_threads_is_not(tmp_path):
 
 
 def foreign(path: Path, *, silent_s: float = 0.0, lease_s: float = 1000.0, **changes: Any) -> Path:
-    """A claim of a process on some other host, whose last beat is so old; returns its lease."""
+    """A claim of a process on another host, `silent_s` after its last heartbeat; return its lease."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lease = path.with_name(f"{WORKER}foreign-{path.name}")
     other = {"host": "elsewhere", "machine": "m", "boot": "b", "namespace": "pid:[1]"}
@@ -179,7 +179,7 @@ def beat(lease: Path, silent_s: float) -> None:
 
 
 HERE = this_worker(1000.0).model_dump()
-DEAD_PID = 2**22 + 1  # above the kernel's largest
+DEAD_PID = 2**22 + 1  # greater than the kernel's largest pid
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def time_to_take(path: Path, *, at_most_s: float = 30.0) -> float:
 
 @pytest.fixture(params=[-5, 5], ids=["slow clock", "fast clock"])
 def wrong_clock(request, monkeypatch):
-    """This node's clock is hours off; the filesystem's is not."""
+    """This node's clock is hours wrong; the filesystem's clock is right."""
     real = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real() + request.param * HOUR_NS)
     monkeypatch.setattr(time, "time", lambda: (real() + request.param * HOUR_NS) / 1e9)
@@ -230,7 +230,7 @@ def wrong_clock(request, monkeypatch):
 
 def test_a_silent_owner_on_another_host_loses_its_unit_by_the_filesystems_clock(tmp_path, wrong_clock):
     foreign(tmp_path / "silent", silent_s=4, lease_s=3)
-    assert not is_free(tmp_path / "silent")  # seen once: the next beat may come
+    assert not is_free(tmp_path / "silent")  # a first look is no proof: the next heartbeat may come
     assert 0.5 < time_to_take(tmp_path / "silent") < 2.5
     foreign(tmp_path / "fresh", silent_s=4, lease_s=1000)
     for _ in range(3):
@@ -239,7 +239,7 @@ def test_a_silent_owner_on_another_host_loses_its_unit_by_the_filesystems_clock(
 
 @pytest.mark.parametrize("silent_s", [-5 * 3600, 5 * 3600], ids=["ahead", "behind"])
 def test_a_filesystem_that_stamps_with_its_clients_clocks_does_no_harm(tmp_path, silent_s):
-    """A beat from a node whose clock is hours off counts; its silence does too."""
+    """A heartbeat from a node with a clock hours off counts, and so does its silence."""
     lease = foreign(tmp_path / "unit", lease_s=1.5)
     until = time.monotonic() + 2.5
     while time.monotonic() < until:
@@ -278,7 +278,7 @@ def test_a_stopped_worker_loses_its_unit_and_does_no_harm_when_it_goes_on(tmp_pa
         go(holder)
         assert said(holder) == "released"
         assert holder.wait(timeout=30) == 0
-        assert [found.name for found in claims_in(tmp_path)] == ["unit"]  # ours still
+        assert [found.name for found in claims_in(tmp_path)] == ["unit"]  # still our claim
     assert claims_in(tmp_path) == []
 
 
@@ -298,7 +298,7 @@ def test_a_slow_owner_whose_half_file_was_cleared_away_waits_for_the_others_and_
 
 
 def test_what_is_taken_over_is_taken_by_one(tmp_path):
-    """Many that find the same dead owner at the same moment: still one owner."""
+    """Many workers find the same dead owner at the same moment: one of them becomes the owner."""
     for unit in range(20):
         foreign(tmp_path / "claims" / f"unit-{unit:06d}", **(HERE | {"pid": DEAD_PID}))
     (tmp_path / "work").mkdir()
@@ -324,7 +324,7 @@ def test_waiting_for_a_minute_looks_few_times(monkeypatch):
     waited_s, pauses = 0.0, claims._pauses(120.0)
     looks = sum(1 for _ in takewhile(lambda _: waited_s < 60, iter(int, 1)) if (waited_s := waited_s + next(pauses)))
     assert looks < 40
-    assert max(next(pauses) for _ in range(20)) < 10  # and yet a finished build is soon seen
+    assert max(next(pauses) for _ in range(20)) < 10  # so the end of a build is noticed soon
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What sharing units costs the filesystem: so much for each unit and each worker, whatever the number of the others."""
+"""The filesystem calls of shared units: a fixed number for each unit and each worker, however many others there are."""
 
 import os
 import random
@@ -32,7 +32,7 @@ def shared_units(folder: Path, units: Sequence[int]) -> SharedUnits:
 
 
 def played(folder: Path, *, workers: int, units: int, seed: int, patch: pytest.MonkeyPatch) -> Counter[int]:
-    """How often each unit was given, to workers that take turns by chance; one that waits lets another finish."""
+    """How often each unit was given. Workers take random turns; when one waits, another finishes its unit."""
     (folder / "results").mkdir(parents=True)
     draw = random.Random(seed)
     hands: dict[int, tuple[int, ExitStack]] = {}

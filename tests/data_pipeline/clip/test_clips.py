@@ -1,4 +1,4 @@
-"""Laws of clip planning: pure, in the reference's numbers, and mirrored sentences for mirrored pictures."""
+"""Laws of clip planning: it is a pure function, uses the reference's numbers, and mirrors sentences with pictures."""
 
 from random import Random
 
@@ -14,7 +14,7 @@ CLIP = ClipConfig(frames=5, short_side=32, long_side=64, size_multiple=16)
 
 
 class Blank(Video):
-    """A video of a given size and length without pixels."""
+    """A video of a given size and length, without pixels."""
 
     has_masks = True
 
@@ -93,7 +93,7 @@ def test_augmentation_crops_half_the_clips_within_the_reference_limits_and_flips
     cropped = [geometry for geometry in geometries if geometry.crop]
     assert 140 < len(cropped) < 260
     assert 140 < sum(geometry.flip for geometry in geometries) < 260
-    assert {min(geometry.resize) for geometry in cropped} == {384, 480, 576}  # 400, 500, 600 floored to 32
+    assert {min(geometry.resize) for geometry in cropped} == {384, 480, 576}  # 400, 500, 600 rounded down by 32
     for geometry in cropped:
         left, top, width, height = geometry.crop
         assert 384 <= width <= min(geometry.resize[0], 600) and 384 <= height <= min(geometry.resize[1], 600)

@@ -1,4 +1,4 @@
-"""A clip's frames follow the reference's rule; each draw is its generator's alone."""
+"""A clip's frames follow the reference's rule; each draw depends on its generator alone."""
 
 import os
 from random import Random
@@ -18,7 +18,7 @@ def check(trials: int, seed: int) -> None:
         assert ids[0] >= 0 and ids[-1] < length
         assert any(max(0, anchor - d) in ids for d in (1, 2, 3))
         assert any(min(length - 1, anchor + d) in ids for d in (1, 2, 3))
-        if length >= frames + 6:  # room for the rest outside the neighbours: only the ends may stand twice
+        if length >= frames + 6:  # enough frames outside the neighbours: only the ends can repeat
             assert len(set(ids)) >= frames - 2, (anchor, length, ids)
 
 

@@ -72,7 +72,7 @@ def test_a_mask_pixel_is_the_floor_of_its_place_in_the_source_in_float32(
     source: tuple[int, int], size: tuple[int, int]
 ) -> None:
     def place(count: int, of: int) -> np.ndarray:
-        scale = np.float32(of) / np.float32(count)  # as the reference: at some places one off the exact floor
+        scale = np.float32(of) / np.float32(count)  # as the reference; sometimes one off the exact floor
         return np.floor(np.arange(count, dtype=np.float32) * scale).astype(int)
 
     masks = np.random.default_rng(0).random((2, *source)) > 0.5

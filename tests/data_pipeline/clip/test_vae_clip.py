@@ -1,4 +1,4 @@
-"""A clip of a video: its pieces are the signed pixels of the whole, and of the video small frames alone are held."""
+"""A clip of a video: its pieces equal the signed pixels of the whole, and memory holds only the resized frames."""
 
 import os
 import tracemalloc

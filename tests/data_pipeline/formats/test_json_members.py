@@ -1,4 +1,4 @@
-"""Laws of the member-wise reader: it finds what json finds, where it stands, and refuses what json refuses."""
+"""Laws of the member-wise reader: it finds the members and places that json finds, and refuses like json."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def value(draw: random.Random, depth: int = 0) -> Any:
 
 
 def loads(content: bytes, field: str | None) -> dict[str, Any] | None:
-    """What json makes of it; None if it refuses, or no object stands there."""
+    """The object that json gives; None if json refuses, or if it is no object."""
     try:
         found = json.loads(content, object_pairs_hook=unique_keys)
         found = found if field is None else found[field]

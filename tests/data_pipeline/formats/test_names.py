@@ -1,4 +1,4 @@
-"""Any ids give file names that are safe and distinct everywhere; names that were safe stay; frames go by number."""
+"""Any ids give file names that are safe and distinct on every system. Safe ids stay; frames are ordered by number."""
 
 import random
 import string
@@ -50,7 +50,7 @@ def test_any_ids_give_safe_names_no_two_of_which_are_one_and_lead_back(names: se
 @given(st.sets(st.tuples(*[st.text(st.sampled_from("aA_./%"), min_size=1, max_size=4)] * 2), min_size=1, max_size=30))
 def test_two_ids_joined_by_a_sign_that_stands_in_ids_are_told_apart(pairs: set[tuple[str, str]]):
     keys = set()
-    for video, expression in pairs:  # each pair by itself, as names of a video and of its expression
+    for video, expression in pairs:  # each pair separately, as names of a video and of its expression
         keys.add(f"{file_names([video])[video]}/{file_names([expression])[expression]}")
     joined = file_names(keys, spelled=lambda key: key.replace("/", "_"))
     assert len({same_file(name) for name in joined.values()}) == len(keys)

@@ -1,4 +1,4 @@
-"""Pictures are read as what they show, or refused in one line; nothing else is opened, started or waited for."""
+"""Pictures are read as people see them, or refused in one line; no other file is opened, started or waited for."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def grey(values: np.ndarray) -> np.ndarray:
 
 
 def png_of(raw: bytes, *, depth: int, kind: int, size: tuple[int, int] = SIZE, more: bytes = b"") -> bytes:
-    """A PNG of raw sample rows, written by hand: PIL writes no colour of 16 bits."""
+    """A PNG of raw sample rows, written by hand, since PIL writes no 16-bit colour."""
     rows = len(raw) // size[0]
     filtered = b"".join(b"\0" + raw[i * rows : (i + 1) * rows] for i in range(size[0]))
     header = struct.pack(">IIBBBBB", size[1], size[0], depth, kind, 0, 0, 0)
@@ -92,7 +92,7 @@ def test_each_kind_of_picture_is_read_as_what_it_shows_whatever_it_is_called(tmp
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 10))
 def test_orientation_is_followed_where_it_is_asked_for_and_only_there(tmp_path: Path, form: str, orientation: int):
-    """Each of the 8 ways stores one scene, seen by EXIF's own words: where the stored row 0 and column 0 are."""
+    """Each of the 8 orientations stores one scene. EXIF says where the stored row 0 and column 0 are seen."""
     scene = np.zeros((16, 32, 3), np.uint8)
     scene[:8, :16], scene[:8, 16:], scene[8:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     turned = scene.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else scene
@@ -196,7 +196,7 @@ def test_as_many_pixels_as_the_other_frames_have_are_read_from_a_file_of_any_siz
 
 
 def mutants(count: int, seed: int, path: Path) -> tuple[int, int]:
-    """Read damaged pictures; how many were read and how many refused."""
+    """Read damaged pictures; the numbers of read and of refused pictures."""
     draw, read = random.Random(seed), 0
     contents = [content for content, _ in SHOWN.values()]
     for _ in range(count):
@@ -229,7 +229,7 @@ def test_a_damaged_picture_is_read_or_refused_at_length(tmp_path: Path):
 def test_a_mask_marks_its_object_by_any_value_above_0(tmp_path: Path):
     path, mask = tmp_path / "m.png", RNG.random(SIZE) > 0.5
     black = Image.fromarray(mask.astype(np.uint8))
-    black.putpalette([0] * 6)  # both of its colours
+    black.putpalette([0] * 6)  # both of its colours are black
     low = np.zeros((*SIZE, 3), np.uint8)
     low[mask, 2] = 1
     solid = np.dstack([low, np.full(SIZE, 255, np.uint8)])

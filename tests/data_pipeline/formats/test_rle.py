@@ -91,7 +91,7 @@ def test_a_damaged_polygon_is_refused_with_its_place(polygons, said):
 
 
 def reference(counts, total: int) -> list[int] | None:
-    """Run lengths by COCO's definition in whole numbers of any size; None if they are no mask of `total` px."""
+    """Run lengths by COCO's definition in integers of any size; None if they are no mask of `total` px."""
     if isinstance(counts, str):
         runs, at = [], 0
         while at < len(counts):

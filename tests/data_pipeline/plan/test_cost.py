@@ -1,4 +1,4 @@
-"""Laws of what a build says of its cost, and of what it does only once."""
+"""Laws of a build's cost estimate, and of the work that a build does only once."""
 
 import gc
 import os
@@ -32,9 +32,9 @@ def test_the_cost_of_a_view_is_said_once_before_anything_is_encoded(make_config,
     phases = [progress.phase for progress in said]
     assert phases.index("cost") < phases.index("text") < phases.index("clips")
     assert "cost per view: 6 clips, 24 encoder passes" in note and "2 views" in note and "1 worker" in note
-    assert notes(told(config)) == []  # complete: nothing is measured
+    assert notes(told(config)) == []  # a complete cache: nothing is measured
     (config.out / "manifest.json").unlink()
-    assert notes(told(config)) == []  # under way
+    assert notes(told(config)) == []  # the build has begun
 
 
 def test_bytes_do_not_depend_on_the_warm_up(cache, make_config, tmp_path):
@@ -82,7 +82,7 @@ def test_hours_and_bytes_follow_from_what_was_measured():
 
 
 def test_of_the_text_encoder_and_the_vae_one_is_gone_before_the_other_comes(make_config, tmp_path, monkeypatch):
-    """In one job, with the warm-up, which loads both."""
+    """In one job, with the warm-up, which loads both models."""
     loaded: list[tuple[str, weakref.ref]] = []
 
     def remembered(name, load):
@@ -103,7 +103,7 @@ def test_of_the_text_encoder_and_the_vae_one_is_gone_before_the_other_comes(make
 
 @pytest.fixture
 def hashed(monkeypatch, tmp_path) -> list[str]:
-    """The parts whose weights were read to be hashed."""
+    """The parts whose weights were read for a hash."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     parts: list[str] = []
     identity = WanFolder.identity
@@ -123,7 +123,7 @@ def test_weights_are_hashed_once_and_again_only_when_their_files_change(hashed, 
     config = make_config(tmp_path / "cache", wan=tmp_path / "wan")
     build(config)
     assert sorted(hashed) == ["text_encoder", "tokenizer", "vae"]
-    build(config)  # complete
+    build(config)  # the cache is complete
     (config.out / "manifest.json").unlink()
     build(config)  # a worker that joins later
     assert len(hashed) == 3

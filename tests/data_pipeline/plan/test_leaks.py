@@ -1,4 +1,4 @@
-"""Laws of the leak check: what is scored on is not trained on, unless a person says so, and the manifest tells."""
+"""Laws of the leak check: no evaluation video is trained on without permission, and the manifest records it."""
 
 import json
 import pickle
@@ -35,14 +35,14 @@ def ids(source):
 
 @pytest.fixture
 def mevis_with_valid(mevis, tmp_path):
-    """MeViS whose `birds` is in valid_u too, and a `valid` of another video without masks or frames."""
+    """MeViS whose `birds` is also in valid_u, and a `valid` of another video without masks or frames."""
     root = shutil.copytree(mevis, tmp_path / "mevis")
     meta = json.loads((root / "train" / "meta_expressions.json").read_text())
     for split, video_ids in (("valid_u", ["birds"]), ("valid", ["zebras"])):
         (root / split).mkdir()
         entries = {video_id: meta["videos"].get(video_id, {}) for video_id in video_ids}
         (root / split / "meta_expressions.json").write_text(json.dumps({"videos": entries}))
-    (root / "test").mkdir()  # nothing in it
+    (root / "test").mkdir()  # an empty folder
     return root
 
 
@@ -101,7 +101,7 @@ def test_an_evaluation_split_mixed_into_a_training_cache_leaks(mevis_with_valid)
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_the_lists_of_ref_youtube_vos_and_ref_davis17_are_looked_into(tmp_path, source, write, split):
     write(tmp_path)
-    if not (tmp_path / "train").exists():  # of Ref-DAVIS17 the fixture writes the other split
+    if not (tmp_path / "train").exists():  # the fixture of Ref-DAVIS17 writes the other split
         for folder in (tmp_path, tmp_path / "meta_expressions"):
             (folder / "valid").rename(folder / "train")
     first, *_ = ids(guarded(source, tmp_path, "train"))
@@ -110,7 +110,7 @@ def test_the_lists_of_ref_youtube_vos_and_ref_davis17_are_looked_into(tmp_path, 
     listed.write_text(json.dumps({"videos": {first: {}}}))
     with pytest.raises(DataError, match=rf"{first} \({split}\)"):
         guarded(source, tmp_path, "train")
-    if source == "ref_youtube_vos":  # the other fixture is one video
+    if source == "ref_youtube_vos":  # the other fixture has only one video
         assert first not in ids(guarded(source, tmp_path, "train", leaks="drop"))
 
 

@@ -1,4 +1,4 @@
-"""Laws of views: each is drawn for itself, a mirrored one has its own sentences, and epoch e trains on view e mod V."""
+"""Laws of views: independent draws, mirrored sentences in a mirrored view, and view e mod V in epoch e."""
 
 import json
 import tarfile
@@ -22,7 +22,7 @@ from flowmask.models.weights.wan import WanFolder
 
 
 def records(folder: Path):
-    """(record, tensors) by (clip, view), as the shards have them."""
+    """(record, tensors) by (clip, view), as in the shards."""
     found = {}
     for shard in sorted((folder / "shards").glob("*.tar")):
         with tarfile.open(shard) as tar:

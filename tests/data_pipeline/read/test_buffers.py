@@ -1,4 +1,4 @@
-"""Laws of the batches' memory: given out again when nobody holds it, and never before."""
+"""Laws of the batches' memory: a buffer is used again only when no code holds it."""
 
 import gc
 import threading

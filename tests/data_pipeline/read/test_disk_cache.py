@@ -1,4 +1,4 @@
-"""Laws of the cache on a node's disk: never over its limit, whole files only, whoever is killed."""
+"""Laws of the cache on a node's disk: never over its limit, whole files only, also after kills."""
 
 import os
 import random
@@ -20,7 +20,7 @@ BLOCK = 4096
 
 
 def stored(cache: DiskCache) -> int:
-    """Bytes that the files take, while nobody adds any."""
+    """Bytes that the files take, while no process adds any."""
     with cache._counting():
         return sum(-(-path.stat().st_size // BLOCK) * BLOCK for path in cache.folder.iterdir() if path.name != "locks")
 
@@ -35,7 +35,7 @@ def read(cache: DiskCache, name: str, size: int) -> bytes | None:
 
 
 def use(cache: DiskCache, *, seed: int, operations: int) -> None:
-    """Random work; the limit holds after each part of it, and what is read is what was put."""
+    """Random work. The limit holds after each part, and reads give the written bytes."""
     draw = random.Random(seed)
     for _ in range(operations):
         number = draw.randrange(40)
@@ -56,7 +56,7 @@ def test_the_folder_never_takes_more_than_its_limit(tmp_path: Path, trial: int) 
 
 
 def test_nor_do_threads_and_processes_together(tmp_path: Path) -> None:
-    """Each thread has its own cache object, and so its own locks, as a process has."""
+    """Each thread has a separate cache object with separate locks, as a process has."""
     code = (
         "import sys; sys.path[:0] = sys.argv[3:]; from pathlib import Path; import test_disk_cache as laws; "
         "laws.use(laws.DiskCache(Path(sys.argv[1]), limit=30 * 4096), seed=int(sys.argv[2]), operations=150)"
@@ -111,7 +111,7 @@ def test_a_file_of_another_size_is_none_and_goes(tmp_path: Path, damage: Callabl
 
 
 def fetched(cache: DiskCache, names: list[str], there: set[str]) -> list[str]:
-    """What `once` asks for."""
+    """The names that `once` fetches."""
     asked: list[str] = []
 
     def fetch(some: list[str]) -> None:
@@ -136,7 +136,7 @@ def test_a_killed_process_keeps_nobody_waiting(tmp_path: Path) -> None:
     got: list[str] = []
     waits = threading.Thread(target=lambda: got.extend(fetched(cache, ["a", "b"], there)))
     waits.start()
-    while "b" not in there:  # what nobody has claimed is not kept waiting by what somebody has
+    while "b" not in there:  # a free name does not wait for a claimed one
         waits.join(0.01)
     assert got == [] and waits.is_alive()
     os.kill(other.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Laws of the global order: everything exactly once, whoever reads it."""
+"""Laws of the global order: every example exactly once, for any number of readers."""
 
 import os
 from collections import Counter
@@ -42,7 +42,7 @@ def test_permute_is_a_bijection_of_every_size(size):
 def test_every_order_of_four_comes_about_equally_often():
     seen = Counter(tuple(permutation(4, key).tolist()) for key in range(4800))
     assert len(seen) == 24
-    assert min(seen.values()) > 130 and max(seen.values()) < 275  # 200 expected, deviation 14
+    assert min(seen.values()) > 130 and max(seen.values()) < 275  # 200 expected, standard deviation 14
 
 
 def test_neighbouring_epochs_are_in_unrelated_orders():
@@ -53,7 +53,7 @@ def test_neighbouring_epochs_are_in_unrelated_orders():
 
 
 def check_epochs(counts, *, global_batch, seed, epochs=5):
-    """Feed whole epochs and compare what each one got with what it must get."""
+    """Read whole epochs and compare the examples of each with the expected ones."""
     plan = EpochPlan(buckets_of(counts), global_batch=global_batch, seed=seed)
     fed: dict[int, Counter[int]] = {}
     step = 0
@@ -70,7 +70,7 @@ def check_epochs(counts, *, global_batch, seed, epochs=5):
         missing = sum(views[epoch % 2] for views in counts) - sum(fed.get(epoch, Counter()).values())
         assert missing < global_batch * len(counts), "only what the last batches carry over may be missing"
         assert set(fed.get(epoch, Counter()).values()) <= {1}
-    for number, views in enumerate(counts):  # whatever was fed, each bucket's epochs came without a gap
+    for number, views in enumerate(counts):  # each bucket's epochs came without a gap
         bucket = plan.buckets[number]
         of_bucket = {
             epoch: [i for i in examples if bucket.first[0] <= i < bucket.first[0] + sum(views)]
@@ -96,7 +96,7 @@ def test_every_example_stands_exactly_once_in_each_epoch_at_length(counts, globa
 
 def test_a_batch_may_straddle_epochs_and_each_example_keeps_its_own_epoch_and_view():
     plan = EpochPlan([Bucket("a", (0, 5), (5, 3))], global_batch=6, seed=3)
-    batches = [plan[step] for step in range(4)]  # 24 examples are three turns of both views
+    batches = [plan[step] for step in range(4)]  # 24 examples are three passes over both views
     epochs = sorted(int(epoch) for batch in batches for epoch in batch.epochs)
     assert epochs == [0] * 5 + [1] * 3 + [2] * 5 + [3] * 3 + [4] * 5 + [5] * 3
     assert any(len(set(batch.epochs.tolist())) > 1 for batch in batches)

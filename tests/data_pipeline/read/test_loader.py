@@ -1,4 +1,4 @@
-"""Laws of reading: the bytes of the shards, in an order that no rank, thread or restart can change."""
+"""Laws of reading: the bytes of the shards, in an order that does not depend on ranks, threads or restarts."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def loader_of(reader, *, global_batch=8, rank=0, world_size=1, micro_batch=1, **
 
 
 def records_of(shard):
-    """JSON, its place and the tensors of each record, by the plain libraries."""
+    """JSON, its place and the tensors of each record, read by standard libraries."""
     with tarfile.open(shard) as tar:
         members = tar.getmembers()
         for described, stored in zip(members[::2], members[1::2], strict=True):
@@ -255,7 +255,7 @@ def test_a_reader_that_does_not_check_at_the_start_names_a_shard_when_it_is_touc
 
 
 def test_reading_ahead_is_bounded_by_the_batches_asked_for(reader):
-    """Examples in memory: those handed out, and `prefetch_batches` global batches of this rank's share."""
+    """Examples in memory: those in use, and `prefetch_batches` global batches of this rank's share."""
     alive = peak = 0
     lock = threading.Lock()
 

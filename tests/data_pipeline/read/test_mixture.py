@@ -1,4 +1,4 @@
-"""Laws of several caches in one run: exact shares at every step, every cache its own epochs, one reader for all."""
+"""Laws of several caches in one run: exact shares at every step, separate epochs for each cache, one reader for all."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def shares_of(weights):
 
 
 def buckets_of(counts):
-    """A cache's buckets of `counts[bucket][view]` examples, ids from 0."""
+    """A cache's buckets of `counts[bucket][view]` examples; ids start at 0."""
     buckets, first = [], 0
     for number, views in enumerate(counts):
         firsts = tuple(first + sum(views[:v]) for v in range(len(views)))
@@ -45,7 +45,7 @@ def buckets_of(counts):
 
 
 def check_turns(weights, *, seed, start, steps):
-    """Every step has one owner, and every cache its share of every prefix, off by less than its tree's depth."""
+    """Every step has one owner. The share of each cache in every prefix is off by less than the depth of the tree."""
     shares = shares_of(weights)
     turns, depth = Turns(shares, seed=seed), ceil(log2(len(shares)))
     given = turns.counts(start)
@@ -94,7 +94,7 @@ CACHES = st.lists(
 
 
 def check_streams(caches, weights, *, global_batch, seed, steps):
-    """A cache is fed the batches of a plan of its own, none left out: its epochs and views are its own."""
+    """Each cache gives the batches of its own plan, none left out: its epochs and views are its own."""
     shares = shares_of((weights * len(caches))[: len(caches)])
     buckets = [buckets_of(cache) for cache in caches]
     plan = MixturePlan(buckets, shares=shares, global_batch=global_batch, seed=seed)
@@ -166,7 +166,7 @@ def test_a_mixture_of_any_size_is_planned_in_milliseconds_and_is_the_same_for_ev
         batch = plan[step]
         pairs = set(zip(batch.example_ids.tolist(), batch.epochs.tolist(), strict=True))
         assert len(pairs) == 1000
-        for world in (1, 2, 8, 40, 1000):  # what ranks read, put together, is the global batch
+        for world in (1, 2, 8, 40, 1000):  # the ranks' parts together are the global batch
             share = 1000 // world
             ranks = [batch.example_ids[r * share : (r + 1) * share] for r in range(world)]
             assert np.array_equal(np.concatenate(ranks), batch.example_ids)
@@ -183,7 +183,7 @@ def test_drop_refuses_and_names_a_small_bucket_of_any_cache():
 
 @pytest.fixture(scope="module")
 def other_cache(make_config, tmp_path_factory) -> Path:
-    """One view of other draws, without flips: it differs in what shapes bytes, not in what a model needs."""
+    """One view with other draws and without flips: other bytes, but the same for a model."""
     out = tmp_path_factory.mktemp("other") / "cache"
     build(make_config(out, clip={"flip_probability": 0.0}, cache={"views": 1, "seed": 9}))
     return out
@@ -211,7 +211,7 @@ def test_an_example_of_a_mixture_is_the_example_of_its_cache(cache, other_cache)
 
 
 def run_of(reader, *, world, steps, micro_batch=1, start=0, global_batch=8):
-    """Digest of each global step, with the ids and keys that all ranks together were given."""
+    """Digest of each global step, with the ids and keys of all ranks together."""
     plan = plan_for(reader, global_batch=global_batch, seed=3, remainder="carry")
     given = [[0, [], []] for _ in range(steps)]
     for rank in range(world):
@@ -297,7 +297,7 @@ def spoil(folder: Path, **changes) -> Path:
 )
 def test_caches_of_which_no_one_model_can_be_trained_are_refused_with_the_fields(cache, tmp_path, changes, said):
     other = spoil(shutil.copytree(cache, tmp_path / "other"), **changes)
-    if said is None:  # nothing differs that a model needs: only the hash, as of another dataset
+    if said is None:  # the same for a model: only the hash differs, as for another dataset
         open_reader(mixture((cache, 1), (other, 1))).close()
         return
     with pytest.raises(CacheError, match=said) as raised:

@@ -1,4 +1,4 @@
-"""What reading asks of the file system is counted exactly: a file opened twice or a byte too many fails here."""
+"""The reader's file-system calls are counted exactly: one more open or one more byte fails here."""
 
 import threading
 from collections import Counter
@@ -34,7 +34,7 @@ def epoch(reader: CacheReader, needs: set[str]) -> list[int]:
 
 
 def parts(reader: CacheReader, example: int, needs: set[str]) -> list[tuple[int, int]]:
-    """First and last byte of each tensor and record that an example needs, in its shard's order."""
+    """First and last byte of each tensor that an example needs, in its shard's order."""
     row, size = reader.index[example], reader.dtype.itemsize
     latent = 16 * int(np.prod(reader.bucket_of(example).latent_shape)) * size
     found = [(int(row[name]), latent) for name in needs & set(LATENTS)]
@@ -44,7 +44,7 @@ def parts(reader: CacheReader, example: int, needs: set[str]) -> list[tuple[int,
 
 
 def expected(reader: CacheReader, examples: list[int], needs: set[str]) -> list[int]:
-    """Sizes of the reads: tensors that lie side by side in one, and the record apart for its masks."""
+    """Sizes of the reads: adjacent tensors in one read, and the record in another when masks are needed."""
     sizes = []
     for example in examples:
         before = None
@@ -70,7 +70,7 @@ def test_an_example_costs_its_own_bytes_once_and_a_read_for_tensors_side_by_side
 
 
 def opened(cache: Path) -> Counter[str]:
-    """The cache's files that are opened from its own opening to the end of the steps, each with how often."""
+    """The cache's files that are opened between its opening and the end of the steps, with counts."""
     with events() as seen:
         reader = CacheReader(cache)
         shards = {int(reader.index[example]["shard"]) for example in epoch(reader, {"video_mean", "mask_pixels"})}
@@ -81,7 +81,7 @@ def opened(cache: Path) -> Counter[str]:
 
 
 def files(cache: Path) -> Counter[str]:
-    """Every file of a cache once, its index three times more: for numpy's map."""
+    """Every file of a cache once, and its index three more times: for numpy's map."""
     shards = [f"shards/{shard.name}" for shard in (cache / "shards").glob("*.tar")]
     return Counter([*shards, "manifest.json", *["index.npy"] * 4])
 
@@ -127,7 +127,7 @@ def test_threads_that_need_one_shard_open_it_once(cache: Path, monkeypatch: pyte
         opened.append(shard)
         if len(opened) > 1:
             second.set()
-        second.wait(0.2)  # the first one is still opening when the other thread asks
+        second.wait(0.2)  # the first open is still running when the other thread asks
         return real(self, shard)
 
     monkeypatch.setattr(reading.LocalFiles, "_open", noted)

@@ -1,4 +1,4 @@
-"""The cache format is what docs/formats/cache.md says: a reader of that page alone reads what the trainer reads."""
+"""The cache format is as in docs/formats/cache.md: a reader made from that page alone reads the trainer's values."""
 
 import runpy
 import subprocess

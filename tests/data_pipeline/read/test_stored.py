@@ -1,4 +1,4 @@
-"""Laws of a cache in an object store: the folder's batches, whatever happens on the way, and few bytes for them."""
+"""Laws of a cache in an object store: the batches of the folder, whatever the network does, and few bytes for them."""
 
 import os
 import random
@@ -31,7 +31,7 @@ TEXT = 256
 
 @pytest.fixture(scope="module")
 def server(cache: Path) -> Iterator[int]:
-    """The port of a server that has the cache."""
+    """The port of a server that holds the cache."""
     with moto_process() as port:
         assert upload(port, cache, "some/cache") == URL
         yield port
@@ -45,7 +45,7 @@ def shared_proxy(server: int) -> Iterator[Proxy]:
 
 @pytest.fixture
 def proxy(shared_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """The way to the server; what it saw of other tests is forgotten."""
+    """The proxy to the server, without the records of other tests."""
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": shared_proxy.url}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(objects, "_FIRST_WAIT_S", 0.01)
@@ -55,7 +55,7 @@ def proxy(shared_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
 
 @pytest.fixture
 def new_connection() -> Iterator[None]:
-    """A client that is made while the test runs, for one in another environment."""
+    """A new client during the test, for a test that changes the environment."""
     with own_connection():
         yield
 
@@ -88,7 +88,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def read(reader: CacheReader, ids: list[int] | None = None) -> list[dict[str, torch.Tensor]]:
-    """Examples one by one, all unless told."""
+    """Read examples one by one; all examples if `ids` is None."""
     numbers = range(reader.manifest.examples) if ids is None else ids
     return [reader.read(np.array([i]), needs=NEEDS, text_tokens=TEXT) for i in numbers]
 
@@ -99,7 +99,7 @@ def equal(found: list[dict[str, torch.Tensor]], cache: Path, ids: list[int] | No
 
 
 def needed_bytes(cache: Path, ids: list[int]) -> int:
-    """Bytes of all different ranges that examples consist of."""
+    """Bytes of all different ranges that the examples need."""
     reader = CacheReader(cache)
     ranges: set[tuple[int, int, int]] = set()
     for i in ids:
@@ -120,7 +120,7 @@ def test_the_batches_are_those_of_the_folder_from_any_step_with_any_disk(proxy: 
     assert all(map(same, steps_of(config(tmp_path / "a"), 14), local))
     assert all(map(same, steps_of(config(tmp_path / "a"), 5, start=9), local[18:])), "a full disk"
     assert all(map(same, steps_of(config(tmp_path / "b"), 3, start=7), local[14:20])), "an empty one"
-    tiny = config(tmp_path / "c", local_cache_gib=64 / (1 << 20))  # of one example at most
+    tiny = config(tmp_path / "c", local_cache_gib=64 / (1 << 20))  # room for one example at most
     assert all(map(same, steps_of(tiny, 6, micro_batch=2), local[:12]))
     assert sum(path.stat().st_size for path in (tmp_path / "c").rglob("*") if path.name != "locks") <= 64 << 10
 
@@ -134,7 +134,7 @@ def test_a_mixture_and_single_records_may_be_in_a_store_too(proxy: Proxy, cache:
 
 
 def unlucky(seed: int) -> Callable[[Asked], str | int | None]:
-    """Each request fails up to twice, in any way, before it is answered."""
+    """Each request fails up to two times, in any way, before it is answered."""
     draw, left = random.Random(seed), dict[Asked, int]()
 
     def fault(asked: Asked) -> str | int | None:
@@ -175,7 +175,7 @@ def test_past_the_retries_one_line_names_the_object_and_the_fix(
         read(reader, [0])
     assert set(Counter(proxy.asked).values()) == {2}
     proxy.reset()
-    read(reader, [0])  # nothing of the failure is left
+    read(reader, [0])  # the failure has no effect any more
 
 
 def test_what_can_not_pass_is_said_at_once(proxy: Proxy, cache: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_without_obstore_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch
 
 @pytest.fixture
 def spoiled(proxy: Proxy, server: int, cache: Path, tmp_path: Path) -> Callable[[str, bytes], str]:
-    """Uploads the cache once more, with a file of other content; returns the URL."""
+    """Uploads the cache again, with one file of other content; returns the URL."""
 
     def upload_with(name: str, content: bytes) -> str:
         shutil.copytree(cache, tmp_path / "spoiled")
@@ -317,7 +317,7 @@ def test_an_index_that_is_not_the_manifests_is_refused(
 def test_verify_names_each_object_that_is_not_as_it_was_written(
     spoiled: Callable[[str, bytes], str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "_PIECE", 1000)  # many pieces, and a last one that is shorter
+    monkeypatch.setattr(objects, "_PIECE", 1000)  # many pieces, the last one shorter
     whole = verify_stored(URL)
     assert whole.ok and whole.examples == CacheReader(cache).manifest.examples and whole.shards and whole.records
     content = bytearray((cache / "shards/000001.tar").read_bytes())
@@ -380,7 +380,7 @@ def test_joined_requests_hold_all_ranges_and_are_at_most_a_quarter_waste(trial: 
             at += draw.choice([0, 1, 50, 5000, 10**7])
             length = draw.choice([1, 10, 1000, 10**6])
             ranges[shard, at, length] = None
-            at += draw.choice([0, length, length])  # some lie over others
+            at += draw.choice([0, length, length])  # some ranges overlap
     requests = list(joined(ranges))
     assert sorted(one for request in requests for one in request.ranges) == sorted(ranges)
     for request in requests:

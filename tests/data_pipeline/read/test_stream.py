@@ -1,4 +1,4 @@
-"""Laws of streaming: the bytes of the shards over HTTP, each example once an epoch, resumed where it stopped."""
+"""Laws of streaming: the bytes of the shards over HTTP, each example once an epoch, a resume at the right place."""
 
 import shutil
 import threading
@@ -22,7 +22,7 @@ from flowmask.models.errors import CacheError, ConfigError
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder, counts what was asked for, and hangs up after `limit` bytes of a tar."""
+    """Serves a folder, counts requests, and hangs up after `limit` bytes of a tar."""
 
     def log_message(self, *_):
         pass
@@ -127,7 +127,7 @@ def test_a_stream_starts_at_any_step_as_if_it_had_never_stopped(server, step):
 
 
 def test_resume_leaves_the_shards_of_finished_windows_alone(server, cache):
-    """Of a stream with windows of one shard, a start in window n asks for nothing before it."""
+    """A stream with windows of one shard that starts in window n requests no earlier shard."""
     shards = [f"/shards/{entry.file}" for entry in read_manifest(cache).shards]
     loader = batches_of(server.url, shuffle_examples=1, start_step=5)
     order = [list(w.wanted()) for w in islice(loader.plan.windows(5), 2)]
@@ -147,7 +147,7 @@ def test_a_server_that_dies_in_the_middle_of_a_shard_is_one_line_that_names_it(s
 
 
 def test_a_shard_that_is_fetched_again_loses_and_repeats_nothing(server):
-    """The server hangs up once, in the middle of the first tar that it is asked for."""
+    """The server hangs up once, in the middle of the first tar."""
     expected = steps_of(batches_of(server.url), 10)
     server.limit, original = 15_000, Handler.copyfile
 
@@ -244,7 +244,7 @@ def plan_of(manifest: Manifest, *, rank, world_size, micro_batch, window, global
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_example_comes_exactly_once_an_epoch_over_all_ranks(cache, seed):
-    """Random caches, with empty shards, several views and buckets, any number of ranks and window."""
+    """Random caches with empty shards, several views and buckets; any number of ranks and any window."""
     random = np.random.default_rng(seed)
     views, shards, buckets = (int(random.integers(1, 4)), int(random.integers(3, 20)), int(random.integers(1, 5)))
     counts = random.integers(0, 9, (shards, buckets)) * (random.random((shards, 1)) < 0.8)

@@ -1,4 +1,4 @@
-"""Laws of `cache inspect`: the page says what the cache holds, shows what the latents hold, and stands alone."""
+"""Laws of `cache inspect`: the page shows the cache's numbers and latents, and needs no other file."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from flowmask.models.errors import CacheError, ConfigError, WeightsError
 
 @pytest.fixture(scope="module")
 def page(cache, tiny_wan, tmp_path_factory):
-    """The page of the cache that nobody changes; its build left no config, as one by another program."""
+    """The page of the shared cache, which has no config.yaml, like a cache of another program."""
     out = tmp_path_factory.mktemp("page") / "below" / "cache.html"
     inspect(cache, out=out, examples=2, seed=1, wan=tiny_wan)
     assert [file.name for file in out.parent.iterdir()] == ["cache.html"]

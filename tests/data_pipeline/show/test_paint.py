@@ -1,4 +1,4 @@
-"""What stands out in a picture, whatever its colours."""
+"""Outlines and masks are visible on a picture of any colour."""
 
 import itertools
 

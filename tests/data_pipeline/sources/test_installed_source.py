@@ -1,4 +1,4 @@
-"""A dataset in a layout of its own is one file, which an installed package names in an entry point."""
+"""A dataset in a new layout is one file. An installed package names it in an entry point."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ LAYOUT = (Path(__file__).parents[3] / "docs" / "examples" / "own_dataset.py").re
 
 
 def install(site: Path, source: str, *, value: str = "seaside:BeachSource", package: str = "seaside") -> None:
-    """What pip leaves of a package with one file and one entry point."""
+    """Write the files that pip installs for a package of one file with one entry point."""
     site.mkdir(exist_ok=True)
     (site / f"{package}.py").write_text(source)
     info = site / f"{package}-1.0.dist-info"
@@ -33,7 +33,7 @@ def install(site: Path, source: str, *, value: str = "seaside:BeachSource", pack
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of installed packages, with nothing in it yet."""
+    """A folder for installed packages, still empty."""
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     for module in ("seaside", "lakeside"):
         monkeypatch.delitem(__import__("sys").modules, module, raising=False)

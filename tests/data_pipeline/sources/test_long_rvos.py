@@ -1,4 +1,4 @@
-"""Laws of Long-RVOS: a folder of pictures for each object, and one line for what is wrong."""
+"""Laws of Long-RVOS: a folder of masks for each object, and one line for each mistake."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A sentence that names nothing loads from every layout; an object that no mask holds is another thing, and refused."""
+"""Sentences that name nothing load from every layout; an object that is in no mask is refused."""
 
 import json
 import random
@@ -143,7 +143,7 @@ def test_of_grefcoco_a_ref_names_several_objects_one_or_none(coco: Path, changes
 
 
 def crowd(*ids: int) -> Change:
-    """These annotations are crowds, which COCO writes as run-lengths of plain numbers."""
+    """Make these annotations crowds, which COCO writes as run-lengths of plain numbers."""
 
     def change(content: Any) -> None:
         for annotation in content["annotations"]:
@@ -161,7 +161,7 @@ def test_of_grefcoco_crowds_beside_objects_are_left_out_and_change_what_a_cache_
     def masks_identity(split: str) -> str:
         return open_source(DataSourceConfig(source="refcoco", root=coco, split=split)).identity()["masks"]
 
-    assert masks_identity("grefcoco/unc/train") == sha256_of(instances)  # as of caches of before
+    assert masks_identity("grefcoco/unc/train") == sha256_of(instances)  # as in older caches
     edit(instances, crowd(100, 102))
     (image,) = videos("refcoco", coco, "grefcoco/unc/train").values()
     assert [e.anno_ids for e in image.expressions] == [("101",), (), ("101",)] and nothing(image) == ["a giraffe"]
@@ -249,7 +249,7 @@ def test_masks_of_a_list_that_cannot_be_meant_are_refused_before_anything_begins
 
 def test_an_object_that_no_mask_holds_is_refused_with_those_that_occur(tmp_path: Path) -> None:
     write_youtube(tmp_path)
-    (tmp_path / "train/meta.json").unlink()  # without it opening can't know
+    (tmp_path / "train/meta.json").unlink()  # without it, opening can't notice the mistake
     meta = tmp_path / "meta_expressions/train/meta_expressions.json"
     edit(meta, lambda content: content["videos"]["0a1b"]["expressions"]["1"].update(obj_id="7"))
     opened = videos("ref_youtube_vos", tmp_path)

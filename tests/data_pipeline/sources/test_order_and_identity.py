@@ -1,4 +1,4 @@
-"""Frames pair with their masks in every order and spelling, ids stand once, and what shapes bytes is identity."""
+"""Frames match their masks in every order and spelling, ids are unique, and the identity covers all inputs of bytes."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def videos_of(source: str, root: Path, split: str = "train") -> list[Video]:
 
 
 def scene(frame: int) -> np.ndarray:
-    """Bool [H W]: an object that moves; where it is tells the frame."""
+    """Bool [H W]: a moving object; its place tells the frame."""
     mask = np.zeros(SIZE, bool)
     mask[4:12, 2 * frame : 2 * frame + 3] = True
     return mask
@@ -44,7 +44,7 @@ def save_frame(path: Path, frame: int) -> None:
 
 
 def write_mevis(root: Path, names: list[str], *, suffix: str = ".jpg", listed: Callable[[str], str] = str) -> None:
-    """A video whose frame called i shows scene(i); masks go by place in the list."""
+    """A video whose frame named i shows scene(i); masks follow the places in the list."""
     split = root / "train"
     numbers = [int("".join(filter(str.isdigit, name))) for name in names]
     for name, number in zip(names, numbers, strict=True):
@@ -56,7 +56,7 @@ def write_mevis(root: Path, names: list[str], *, suffix: str = ".jpg", listed: C
 
 
 def assert_paired(video: Video) -> None:
-    """Frame i shows scene i, and so does its mask: time order, and each mask with its picture."""
+    """Frame i and its mask show scene i: frames are in time order, and each mask is with its picture."""
     ids = list(range(len(video.frame_names)))
     truth = np.stack([scene(i) for i in ids])
     assert np.array_equal(video.mask(video.expressions[0].anno_ids, ids), truth)
@@ -224,7 +224,7 @@ def line(text: str = "it", video_id: str = "v", exp_ids: tuple[Any, ...] = (0,))
 @pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n"), ("\n\n", "\n \n")])
 def test_lines_of_a_list_end_with_a_line_feed_alone(tmp_path: Path, separator: str, start: str, end: str) -> None:
     text = f"it{separator}moves"
-    raw = json.dumps(separator)[1:-1] if separator < " " else separator  # JSON spells controls out
+    raw = json.dumps(separator)[1:-1] if separator < " " else separator  # JSON escapes control characters
     lines = [line(f"it{raw}moves").replace("\\\\", "\\"), line(video_id="w")]
     (tmp_path / "train.jsonl").write_text(start + end.join(lines) + end, encoding="utf-8")
     first, second = videos_of("videos", tmp_path)
@@ -283,7 +283,7 @@ def built(make_config: Any, root: Path, out: Path) -> Any:
 def test_masks_in_files_are_part_of_a_caches_identity_and_older_caches_open_with_one_line(
     tmp_path: Path, make_config: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The new masks have the size of the old ones in bytes: what a file holds counts."""
+    """The new masks have the byte sizes of the old ones: the identity depends on content."""
     masks = [np.zeros((48, 64), bool) for _ in range(5)]
     for i, mask in enumerate(masks):
         mask[8:24, 4 * i : 4 * i + 16] = True
@@ -302,7 +302,7 @@ def test_masks_in_files_are_part_of_a_caches_identity_and_older_caches_open_with
 
 
 def without_mask_files(cache: Path) -> None:
-    """Make of a cache one of before: its fingerprint names no files of masks."""
+    """Make a cache like an older one: its fingerprint names no mask files."""
     from flowmask.models.stored.sealed import seal, unseal
 
     path = cache / "plan/plan.json"

@@ -1,4 +1,4 @@
-"""Laws of the layout of Ref-YouTube-VOS, which Ref-DAVIS17 shares: palette masks, and one line for what is wrong."""
+"""Laws of the layout of Ref-YouTube-VOS and Ref-DAVIS17: palette masks, and one line for each mistake."""
 
 import json
 import shutil
@@ -159,7 +159,7 @@ def test_a_cache_of_it_is_whole(youtube, make_config, tmp_path):
     build(config)
     report = verify(config.out)
     assert report.ok and report.records == 3  # 6 frames are two clips of 5, 4 frames one
-    assert 6 <= report.examples <= 9  # without those of the object that left
+    assert 6 <= report.examples <= 9  # without the object that left
 
 
 DAVIS = "meta_expressions/valid/meta_expressions.json"

@@ -1,4 +1,4 @@
-"""Laws of RefCOCO in both of its forms: one video an image, the same masks, and a pickle that can run nothing."""
+"""Laws of RefCOCO in both layouts: one video per image, the same masks, and a pickle that can run no code."""
 
 import json
 import os
@@ -192,7 +192,7 @@ def test_a_bad_segmentation_is_refused_with_its_annotation(copy, value, said):
 
 
 class Malicious:
-    """Pickles as a call of os.mkdir."""
+    """A pickle that calls os.mkdir."""
 
     def __init__(self, path):
         self.path = path

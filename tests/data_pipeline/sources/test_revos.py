@@ -1,4 +1,4 @@
-"""Laws of ReVOS: splits share frames and masks, a sentence has a kind, and one line for what is wrong."""
+"""Laws of ReVOS: splits share frames and masks, a sentence has a kind, and one line for each mistake."""
 
 import json
 import shutil
@@ -117,7 +117,7 @@ def test_a_spoiled_dataset_is_refused_in_one_line(copy: Path, spoil: Spoil, said
 
 
 def test_a_kind_changes_no_byte_of_a_cache(revos: Path, make_config: Any, tmp_path: Path) -> None:
-    """Neither shards nor fingerprint: caches of before sentences had kinds are continued."""
+    """Neither shards nor fingerprint change, so builds from before sentences had kinds can continue."""
     written = []
     for name, kind in (("with", RevosSource.expression), ("without", super(RevosSource, RevosSource).expression)):
         data = CacheSourceConfig(source="revos", root=revos)

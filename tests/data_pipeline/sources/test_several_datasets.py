@@ -1,4 +1,4 @@
-"""Laws of a cache of several datasets: nothing is mixed up, and one alone is what it was without names."""
+"""Laws of a cache of several datasets: they stay apart, and a list of one is the same as that one without a name."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from flowmask.models.errors import CacheError, ConfigError
 
 @pytest.fixture(scope="module")
 def roots(mevis, tmp_path_factory) -> dict[str, Path]:
-    """MeViS, the same ids with other pictures and sentences, and RefCOCO."""
+    """MeViS, a copy with the same ids but other pictures and sentences, and RefCOCO."""
     base = tmp_path_factory.mktemp("datasets")
     other = shutil.copytree(mevis, base / "other")
     for frame in sorted((other / "train/JPEGImages").rglob("*.jpg")):
@@ -75,7 +75,7 @@ def test_videos_of_one_id_stay_apart_and_each_record_names_its_dataset(mixed):
     assert verify(mixed).ok
     clips = Counter((r["source"], r["video_id"]) for r in records(mixed) if r["view"] == 0)
     assert {source for source, _ in clips} == {"mevis", "other", "refcoco"}
-    assert clips["mevis", "cars"] == clips["other", "cars"] == 3  # twelve frames, an anchor in five
+    assert clips["mevis", "cars"] == clips["other", "cars"] == 3  # twelve frames, one anchor in five
     texts = {
         source: {e["text"] for r in records(mixed) if r["source"] == source for e in r["expressions"]}
         for source in ("mevis", "other")
@@ -131,7 +131,7 @@ def test_a_list_of_one_dataset_is_that_dataset(cache, config_of, entries, tmp_pa
 
 
 def test_the_fingerprint_of_one_dataset_has_the_fields_it_always_had(cache):
-    """One field more, whatever its default, would refuse every cache that was ever built."""
+    """One more field, with any default, would refuse every older cache."""
     fields = CacheReader(cache).manifest.fingerprint.fields
     clip = (
         "sampling frames short_side long_side size_multiple augment crop_probability crop_short_sides crop_min "

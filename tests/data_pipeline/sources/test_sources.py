@@ -1,4 +1,4 @@
-"""Laws of the sources: what they read, and one line that names file and field for whatever is wrong."""
+"""Laws of the sources: the values that they read, and one line with file and field for each mistake."""
 
 import json
 import shutil
@@ -129,7 +129,7 @@ def test_an_unknown_source_lists_the_known_ones(tmp_path):
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory) -> Path:
-    """A real H.264 file of ten frames, 64x48, its index in front so that a cut file still opens."""
+    """A real H.264 file of ten frames, 64x48. Its index is in front, so that a cut file still opens."""
     path = tmp_path_factory.mktemp("film") / "film.mp4"
     write_film(path, frames=10)
     return path

@@ -1,4 +1,4 @@
-"""A2D-Sentences and JHMDB-Sentences: what small sets in their layouts give, and what is refused."""
+"""A2D-Sentences and JHMDB-Sentences: the values of small sets in their layouts, and the refusals."""
 
 import json
 import sys
@@ -87,7 +87,7 @@ def link_outside(file: Any) -> None:
 
 def huge(file: Any) -> None:
     del file["reMask"]
-    file.create_dataset("reMask", shape=(2, 2**20, 2**12), dtype="u1", chunks=True)  # takes no room in the file
+    file.create_dataset("reMask", shape=(2, 2**20, 2**12), dtype="u1", chunks=True)  # takes no space in the file
 
 
 @pytest.mark.parametrize(

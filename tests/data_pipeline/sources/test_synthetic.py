@@ -1,4 +1,4 @@
-"""The synthetic dataset: what it says is true, what it stores is what it shows, and a seed decides it all."""
+"""The synthetic dataset: its sentences are true, its masks match its pictures, and the seed decides all."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from flowmask.data_pipeline.sources.synthetic_scene import (
 from flowmask.models.errors import DataError
 
 SIDE, FRAMES, VIDEOS = 64, 5, 40
-SENTENCES = "e1293f2ed3f6dfff"  # SHA-256 of those of `root`, from before some could name nothing
+SENTENCES = "e1293f2ed3f6dfff"  # SHA-256 of the sentences of `root` before some could name nothing
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_a_named_direction_is_where_the_mask_goes() -> None:
 
 
 def test_a_sentence_is_true_of_all_its_objects_and_of_no_other() -> None:
-    """Two sentences of a video with the same words name the same objects, and more words never name more."""
+    """In one video, equal words name the same objects, and more words never name more objects."""
     for drawn in draw_block(6, 0, frames=FRAMES, size=SIDE).sentences:
         scene = [(text.replace("not moving", "still"), objects) for text, objects in drawn]
         assert len(scene) >= 2
@@ -154,7 +154,7 @@ def test_other_sizes_and_lengths_are_drawn_as_asked(tmp_path: Path) -> None:
 
 
 def words_of(text: str) -> dict[str, str]:
-    """What a sentence says of each trait that it speaks of."""
+    """The word of a sentence for each trait that it mentions."""
     said = [word.removesuffix("s") for word in text.replace("not moving", "still").split()]
     traits = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS}
     return {trait: word for trait, known in traits.items() for word in said if word in known}
@@ -188,7 +188,7 @@ def test_words_are_true_of_the_objects_that_a_sentence_names_and_of_none_if_it_n
                 said = words_of(text)
                 of_colour = [traits for traits in scene if traits["colour"] == said["colour"]]
                 assert bool(of_colour) == (kind == OTHER_MOTION)
-                if kind == OTHER_MOTION:  # the motion alone is wrong
+                if kind == OTHER_MOTION:  # only the motion is wrong
                     assert any(traits | said == traits | {"motion": said["motion"]} for traits in of_colour)
 
 

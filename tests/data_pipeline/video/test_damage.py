@@ -1,6 +1,6 @@
-"""Bytes overwritten inside a video: refused in one line, or every other frame stays in its place.
+"""Bytes overwritten inside a video: it is refused in one line, or every other frame stays in its place.
 
-Containers without an index of all frames (mkv, ts) can't tell that one is gone: there a player shows fewer too.
+Containers without an index of all frames (mkv, ts) can't show that a frame is lost; players show fewer there too.
 """
 
 import os
@@ -30,7 +30,7 @@ INDEXED = (
     *("h264_sound.avi", "mpeg4_b.avi", "mpeg4_b.mp4", *FRAGMENTS),
 )
 _SAY_HOW = (b"elst", b"ctts", b"stts", b"tkhd", b"avcC", b"hvcC", b"vpcC", b"av1C", b"esds")
-GROUP = 12  # pictures that need each other: what may show rubbish
+GROUP = 12  # pictures that depend on each other and can be garbage together
 
 
 def film(folder: Path, name: str) -> bytes:
@@ -40,7 +40,7 @@ def film(folder: Path, name: str) -> bytes:
 
 
 def holds(path: Path, content: bytes) -> bool:
-    """The law for a file of that content, with and without allow_truncated; returns whether it is refused without."""
+    """The law for a file of that content, with and without allow_truncated; whether it is refused without."""
     path.write_bytes(content)
     refused = False
     for allowed in (False, True):
@@ -57,16 +57,16 @@ def holds(path: Path, content: bytes) -> bool:
 
 
 def what_no_reader_can_tell(content: bytes) -> list[tuple[int, int]]:
-    """First and last byte of each box of an mp4 that says when frames are shown, how turned, or how they decode.
+    """First and last byte of each mp4 box for the times of frames, their turn, or their decoding.
 
-    Other times are told where they contradict each other, and can't be where they do not; so are other shapes.
+    Changed times are noticed where they contradict each other, and only there. The same holds for sizes.
     """
     found = [at.start() for name in _SAY_HOW for at in re.finditer(name, content)]
     return [(at - 4, at - 4 + int.from_bytes(content[at - 4 : at])) for at in found]
 
 
 def overwritten(folder: Path, name: str, seed: int) -> None:
-    """Up to twelve files with random bytes anywhere but there."""
+    """Up to twelve files with random bytes outside these boxes."""
     whole, rng = film(folder, name), np.random.default_rng(seed)
     left_out = what_no_reader_can_tell(whole)
     for trial in range(12):
@@ -91,19 +91,19 @@ def test_damage_of_any_seed_is_refused_or_leaves_every_other_frame_in_its_place(
 
 @pytest.mark.parametrize("name", INDEXED)
 def test_a_packet_whose_beginning_is_overwritten_moves_no_other(name: str, tmp_path: Path) -> None:
-    """Headers of pictures: a decoder drops what it can't place, and often says nothing."""
+    """Damage in headers of pictures: a decoder drops such a picture, often without a message."""
     whole, rng = film(tmp_path, name), np.random.default_rng(SEED)
     with av.open(str(tmp_path / name)) as file:
         places = [packet.pos for packet in file.demux(video=0) if packet.size]
     for at in [places[0], *rng.choice(places[1:], 7)]:
-        behind = at + 4 + int(rng.integers(0, 8))  # of the length, where one stands there
+        behind = at + 4 + int(rng.integers(0, 8))  # after the packet's length, if it has one
         damaged = whole[:behind] + rng.bytes(2) + whole[behind + 2 :]
         holds(tmp_path / f"at{behind}_{name}", damaged)
 
 
 @pytest.mark.parametrize("name", INDEXED)
 def test_the_first_picture_is_missed_wherever_its_headers_are_hit(name: str, tmp_path: Path) -> None:
-    """A beginning that lacks what it refers to is passed over; damage of the codes of its parts makes one look so."""
+    """A video may begin with pictures that lack their references; damaged start codes can look like that."""
     whole, rng = film(tmp_path, name), np.random.default_rng(SEED)
     with av.open(str(tmp_path / name)) as file:
         first = next(packet for packet in file.demux(video=0) if packet.size)
@@ -138,8 +138,8 @@ def test_an_avis_damaged_index_is_missed(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("box", [b"moof", b"mfhd", b"traf", b"tfhd", b"tfdt", b"trun", b"mdat"])
 def test_a_fragment_with_a_damaged_header_is_missed(name: str, box: bytes, tmp_path: Path) -> None:
     whole = film(tmp_path, name)
-    at = whole.index(box, whole.index(b"moof", whole.index(b"moof") + 4) - 4)  # of the second fragment
-    for place, value in ((at, b"x"), (at - 4, b"\x7f"), (at - 2, b"\x55")):  # its kind, a size too large, another one
+    at = whole.index(box, whole.index(b"moof", whole.index(b"moof") + 4) - 4)  # in the second fragment
+    for place, value in ((at, b"x"), (at - 4, b"\x7f"), (at - 2, b"\x55")):  # another kind, too large, another size
         damaged = whole[:place] + value + whole[place + 1 :]
         refused = holds(tmp_path / f"{place}_{name}", damaged)
         assert refused or len(VideoFile(tmp_path / f"{place}_{name}")) == 60
@@ -156,7 +156,7 @@ def test_times_that_hide_a_picture_behind_the_edit_list_are_damage(name: str, tm
 
 
 def copied(source: Path, path: Path, change: Callable[[int, av.Packet], bytes | None]) -> None:
-    """Copy packets; `change` gives the bytes for the n-th of them, None to leave it out."""
+    """Copy packets; `change` gives the bytes of the n-th packet, or None to leave it out."""
     with av.open(str(source)) as given, av.open(str(path), "w") as file:
         stream = file.add_stream_from_template(given.streams.video[0])
         for number, packet in enumerate(p for p in given.demux(video=0) if p.size):
@@ -185,7 +185,7 @@ def test_frames_for_reference_alone_give_no_picture_and_are_no_damage(container:
 
 def test_frames_that_repeat_the_one_before_give_no_picture_and_are_no_damage(tmp_path: Path) -> None:
     film(tmp_path, "mpeg4.avi")
-    repeats = b"\x00\x00\x01\xb6" + (0b01_0_1_00000_1_0_01111).to_bytes(2)  # a predicted one, not coded
+    repeats = b"\x00\x00\x01\xb6" + (0b01_0_1_00000_1_0_01111).to_bytes(2)  # a predicted picture that is not coded
     copied(
         tmp_path / "mpeg4.avi",
         tmp_path / "repeats.avi",
@@ -201,7 +201,7 @@ REFRESH = Film("refresh.ts", "libx264", options={**NAMED["h264_refresh.mp4"].opt
 @pytest.mark.parametrize("container", ["mp4", "mov", "avi", "mkv", "ts"])
 @pytest.mark.parametrize("source", ["h264_open_cut.ts", "mpeg2.ts", "refresh.ts", "hevc.ts"])
 def test_a_copy_that_begins_anywhere_is_no_damage(source: str, container: str, tmp_path: Path) -> None:
-    """Its first pictures need some that were not copied; players begin where they can."""
+    """The first pictures need pictures that were not copied; players begin where they can."""
     if (source, container) == ("hevc.ts", "avi"):
         pytest.skip("avi holds no HEVC")
     write(tmp_path / source, NAMED.get(source, REFRESH))

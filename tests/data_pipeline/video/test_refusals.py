@@ -1,4 +1,4 @@
-"""What is no whole video is refused in one line, before anything else is opened; its rest can be asked for."""
+"""A file that is no whole video is refused in one line before other files are opened; its rest is read on request."""
 
 import gc
 import os
@@ -22,13 +22,13 @@ NAMED = {film.name: film for film in FILMS}
 
 
 def film(folder: Path, name: str = "h264.mp4") -> Path:
-    """The film of that name, written."""
+    """Write the film of that name."""
     write(folder / name, NAMED[name])
     return folder / name
 
 
 def refusal(path: Path) -> str:
-    """The one line that a file is refused with."""
+    """The one line of a file's refusal."""
     with pytest.raises(DataError) as raised:
         len(VideoFile(path))
     said = str(raised.value)
@@ -104,12 +104,12 @@ def test_fragments_that_are_cut_around_their_boxes_are_missed_and_those_before_a
     path = tmp_path / "h264_fragments.mp4"
     write(path, NAMED[path.name])
     whole = path.read_bytes()
-    boxes = [found.start() - 4 for found in re.finditer(b"moof|mdat", whole)][2:]  # behind the first fragment
+    boxes = [found.start() - 4 for found in re.finditer(b"moof|mdat", whole)][2:]  # after the first fragment
     for box in boxes:
         for at in range(box, box + 12):
             path.write_bytes(whole[:at])
             if not any(whole[box:at]) and whole[box + 4 : box + 8] == b"moof":
-                assert len(VideoFile(path)) % 12 in (0, 6), at  # it ends with a fragment: nothing tells that more came
+                assert len(VideoFile(path)) % 12 in (0, 6), at  # the file ends with a whole fragment: no sign of more
                 continue
             assert "data.allow_truncated" in refusal(path), at
             video = VideoFile(path, allow_truncated=True)
@@ -134,13 +134,13 @@ def test_an_avi_that_is_cut_in_its_index_has_all_frames_or_is_refused_and_one_cu
             video = VideoFile(path)
             assert [number_of(frame) for frame in video.frames(range(len(video)))] == list(range(60)), at
         except DataError as error:
-            assert "sound" in name and "data.allow_truncated" in str(error)  # FFmpeg reads two streams by the index
+            assert "sound" in name and "data.allow_truncated" in str(error)  # FFmpeg needs the index for two streams
     for at in rng.integers(last.pos + 1, last.pos + last.size, 4):
         path.write_bytes(whole[:at])
         assert "data.allow_truncated" in refusal(path), at
 
 
-# Its index in front, as the web has them: a cut one still opens.
+# Its index is in front, as on the web, so that a cut file still opens.
 FASTSTART = Film("faststart.mp4", "libx264", options=NAMED["h264.mp4"].options, muxer={"movflags": "faststart"})
 CUT_SHORT = (
     *("h264.mkv", "vp9.webm", "av1.webm", "h264.avi", "mpeg4.avi", "h264.flv", "h264_fragments.mp4", "wmv.asf"),
@@ -157,7 +157,7 @@ def test_a_file_that_lost_its_end_is_refused_and_what_is_left_is_read_when_allow
     write(path, NAMED.get(name, FASTSTART))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     said = refusal(path)
-    if "can be read" not in said:  # not even its beginning
+    if "can be read" not in said:  # not even its beginning can be read
         assert "no readable video, or a truncated one" in said
         return
     assert "data.allow_truncated" in said
@@ -166,7 +166,7 @@ def test_a_file_that_lost_its_end_is_refused_and_what_is_left_is_read_when_allow
     assert len(video) == read <= 60
     shown = [number_of(frame) for frame in video.frames(range(read))]
     sound = max(0, read - 8)
-    assert shown[:sound] == list(range(sound))  # behind, pictures are missing that the lost ones came before
+    assert shown[:sound] == list(range(sound))  # later, pictures that need lost ones are missing
     with pytest.raises(DataError, match=f"frame {read + 8} was requested"):
         video.frames([read + 8])
 

@@ -1,4 +1,4 @@
-"""The sound of overlay videos: in step with the pictures, cut with them, stored as it was where an mp4 can hold it."""
+"""The sound of overlay videos: in step with the pictures, cut with them, copied unchanged where an mp4 allows it."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ COPIED = [
     *(("mov", "aac"), ("webm", "libopus"), ("ts", "aac"), ("ts", "mp2"), ("flv", "aac")),
 ]
 ENCODED = [("mov", "pcm_s16le"), ("avi", "pcm_s16le"), ("mkv", "vorbis"), ("asf", "wmav2")]
-_STEP_S = 0.03  # less than that apart, sound and picture are one
+_STEP_S = 0.03  # limit in s between a sound and its picture
 
 
 def _overlay(source: Path, path: Path, *, fps: float | None = None, seconds: float | None = None) -> Path:
-    """The pictures of a film at a rate and as long as told, with its sound."""
+    """The pictures of a film at the given rate and length, with its sound."""
     video = VideoFile(source)
     rate = video.frames_per_second if fps is None else fps
     ids = range(len(video)) if fps is None else video.times.shown_at(exact_rate(fps))
@@ -39,7 +39,7 @@ def _overlay(source: Path, path: Path, *, fps: float | None = None, seconds: flo
 def _codec(path: Path) -> str:
     with av.open(str(path)) as file:
         name: str = file.streams.audio[0].codec_context.codec.canonical_name
-        return name.replace("mp2", "mp3")  # an mp4 has one word for both
+        return name.replace("mp2", "mp3")  # an mp4 names both the same
 
 
 @pytest.mark.parametrize(("container", "codec"), [*COPIED, *ENCODED])
@@ -52,7 +52,7 @@ def test_sound_is_heard_when_its_picture_is_seen_and_stored_as_it_was_where_an_m
     assert len(seen(made)) == len(heard(made)) == len(CLAPS)
     assert np.abs(np.subtract(seen(made), heard(made))).max() < _STEP_S
     assert _codec(made) == (_codec(source) if (container, codec) in COPIED else "aac")
-    if (container, codec) in COPIED and container != "ts":  # whose packets have headers that an mp4's have not
+    if (container, codec) in COPIED and container != "ts":  # packets of ts have headers that those of mp4 do not have
         stored = packets(source)
         assert packets(made) == stored[: len(packets(made))]
     assert 0 <= span_s(made, "video") - span_s(made, "audio") + 0.15 < 0.3

@@ -1,4 +1,4 @@
-"""The picture that is on the screen at a time: as FFmpeg's own fps filter has it, and as the film was made."""
+"""The picture on the screen at a given time, compared with FFmpeg's fps filter and with the film's making."""
 
 import os
 from contextlib import suppress
@@ -22,16 +22,16 @@ TIMED = (
     *("h264_variable.mp4", "h264_variable.mov", "h264_variable.mkv", "h264_variable.flv", "h264_variable.ts"),
     *("vp9_variable.webm", "ntsc.mkv", "ntsc.mp4", "mpeg2.mpg", "wmv.asf", "h264_interlaced.mkv"),
 )
-_CLOCK = 2_880_000  # a second, in a unit that all containers' units divide
+_CLOCK = 2_880_000  # one second, in a unit that the units of all containers divide
 
 
 def _by_ffmpeg(path: Path, rates: tuple[Fraction, ...]) -> list[list[int | None]]:
-    """The numbers of the pictures that FFmpeg shows at each rate, each a millisecond early as containers round."""
+    """The numbers of the pictures that FFmpeg shows at each rate, one millisecond early, since containers round."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
         numbers = {frame.pts: number_of(frame.to_ndarray(format="rgb24")) for frame in frames}
-        if not frames[-1].duration:  # fragments do not say how long the last one stays: the rate says it
+        if not frames[-1].duration:  # fragments lack the last frame's duration: take it from the rate
             frames[-1].duration = round(1 / (stream.average_rate * stream.time_base))
         found = []
         for rate in rates:
@@ -73,7 +73,7 @@ def test_a_slower_player_shows_what_ffmpegs_filter_shows(name: str, tmp_path: Pa
 
 
 def _true(film: Film, shown: list[int], rate: Fraction) -> list[int]:
-    """What is on the screen by the times that the film was made with."""
+    """The pictures on the screen by the times that the film was made with."""
     clock = 1 / (film.rate * TICKS)
     begins = [(times(film)[number] - times(film)[shown[0]]) * clock for number in shown]
     end = (times(film)[shown[-1] + 1] - times(film)[shown[0]]) * clock
@@ -83,7 +83,7 @@ def _true(film: Film, shown: list[int], rate: Fraction) -> list[int]:
 
 @pytest.mark.parametrize("name", ["h264.avi", "mpeg4_b.avi", "h264.h264", "h264.flv", "h264_variable.mp4", "hevc.mp4"])
 def test_a_slower_player_shows_the_film_as_it_was_made(name: str, tmp_path: Path) -> None:
-    """Also where the container has no times, or those of decoding alone."""
+    """Also where the container has no times, or only decoding times."""
     film = next(film for film in FILMS if film.name == name)
     shown = write(tmp_path / name, film)
     for rate in (Fraction(1), Fraction(7), Fraction(25, 2)):
@@ -104,11 +104,11 @@ def _drawn_agree(trials: int, folder: Path) -> None:
         rng = Random(f"{SEED} {trial}")
         film = drawn(rng, trial)
         path = folder / film.name
-        with suppress(av.FFmpegError, DataError):  # a film that can't be written, or whose cut holds no picture
+        with suppress(av.FFmpegError, DataError):  # the film can't be written, or its cut holds no picture
             shown = write(path, film)
             rate = Fraction(rng.randint(1, 600), rng.choice([10, 11, 13]))
             ours = _ours(path, shown, rate)
-            if film.container != "avi":  # which has times of decoding alone: FFmpeg's filter drops pictures
+            if film.container != "avi":  # avi has only decoding times: FFmpeg's filter drops pictures
                 assert ours == _by_ffmpeg(path, (rate,))[0], (film, rate)
             agreed += 1
     assert agreed > 0.8 * trials

@@ -1,4 +1,4 @@
-"""A video that is written is a function of its frames."""
+"""The bytes of a written video depend on its frames alone."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_the_same_frames_give_the_same_bytes_wherever_they_lie_in_memory(tmp_pat
         frames.append(np.stack([frame, frame[::-1], frame.T], axis=-1).astype(np.uint8))
     written, taken = set(), []
     for number in range(24):
-        taken.append(np.zeros(997 * number + 13, np.uint8))  # so that the next buffers lie elsewhere
+        taken.append(np.zeros(997 * number + 13, np.uint8))  # moves the next buffers to another address
         with VideoWriter(tmp_path / "film.mp4", height=64, width=64, fps=5) as writer:
             for frame in frames:
                 writer.add(frame)

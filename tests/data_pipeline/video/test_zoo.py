@@ -1,4 +1,4 @@
-"""Frame i is the i-th picture that a player shows, whatever wrote the file and in whatever order it is read."""
+"""Frame i is the i-th picture that a player shows, for files of any writer, read in any order."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ TRIALS = int(os.environ.get("TRIALS", "1"))
 
 
 def numbers(film: Film, frames: list[np.ndarray]) -> list[int | None]:
-    """What the pictures show; a turned one must be turned back to be read."""
+    """The numbers in the pictures; a turned picture is turned back before it is read."""
     return [number_of(np.rot90(frame, film.turn // 90)) for frame in frames]
 
 
@@ -50,7 +50,7 @@ def test_frame_i_is_the_ith_picture_that_a_player_shows(film: Film, tmp_path: Pa
 
 
 def assert_seeks_are_right(path: Path, film: Film, shown: list[int], rng: random.Random) -> bool:
-    """Where the rule admits a file, every single read by decord is right; returns whether it does."""
+    """Where decord may read the file, every single read by decord is right; return whether it may."""
     seeking = seeking_reader(path, facts_of(path))
     for ids in reads(rng, len(shown)) if seeking else []:
         some = sorted(set(ids))
@@ -59,7 +59,7 @@ def assert_seeks_are_right(path: Path, film: Film, shown: list[int], rng: random
 
 
 def shown_whole(path: Path) -> bool:
-    """Whether FFmpeg tells what a file is, and decodes it whole: of a .ts of a few packets it often does neither."""
+    """Whether FFmpeg recognises and decodes a file completely; with a .ts of a few packets it often fails."""
     try:
         with av.open(str(path)) as container:
             return not any(frame.is_corrupt for frame in container.decode(video=0))
@@ -76,7 +76,7 @@ def test_drawn_films_of_any_codec_container_and_cut_are_read_right(tmp_path: Pat
         path = tmp_path / film.name
         try:
             shown = write(path, film)
-        except av.FFmpegError:  # a film that this muxer does not take, such as too short a cut
+        except av.FFmpegError:  # the muxer refuses the film, for example a cut that is too short
             unwritten += 1
             continue
         if shown and not shown_whole(path):
@@ -84,7 +84,7 @@ def test_drawn_films_of_any_codec_container_and_cut_are_read_right(tmp_path: Pat
             with pytest.raises(DataError, match=r"no readable video|truncated or damaged"):
                 len(VideoFile(path))
             continue
-        if shown:  # a cut may end before its first shown picture
+        if shown:  # a cut can end before its first shown picture
             video = VideoFile(path)
             assert len(video) == len(shown), film
             for ids in reads(rng, len(shown)):
@@ -102,7 +102,7 @@ def test_all_frames_at_the_rate_last_as_long_as_a_player_shows_them(film: Film, 
     begins = [tick / TICKS / float(film.rate) for tick in times(film)]
     lasts = begins[shown[-1] + 1] - begins[shown[0]]
     rate = VideoFile(path).frames_per_second
-    longest = 4 if film.variable else 1  # the last frame's end is not in every container
+    longest = 4 if film.variable else 1  # not every container holds the end of the last frame
     assert abs(len(shown) / rate - lasts) <= longest / float(film.rate)
     if not film.variable and shown == list(range(film.frames)):
         assert rate == float(film.rate)

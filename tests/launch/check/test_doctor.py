@@ -1,4 +1,4 @@
-"""`flowmask doctor`: every question is answered in one line, and what is wrong comes with its fix."""
+"""`flowmask doctor`: every check has an answer of one line, and each fault comes with its fix."""
 
 import json
 import sys

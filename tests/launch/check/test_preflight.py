@@ -1,4 +1,4 @@
-"""What a job reads, holds and writes is checked by what the job says of itself, before it starts."""
+"""The inputs, memory and outputs of a job are checked before it starts, as the job itself states them."""
 
 from pathlib import Path
 from typing import Any

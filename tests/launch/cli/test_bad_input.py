@@ -1,4 +1,4 @@
-"""What a person gets wrong is one line that names it, an exit code that is not 0, and nothing lost."""
+"""A user's mistake is one line that names it, an exit code that is not 0, and no loss."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def place(tmp_path: Path, wan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
 
     def run_here(kind: str, resolved: dict[str, Any], *, processes: int) -> int:
-        if kind != "train":  # which would look for its group
+        if kind != "train":  # a training would look for its group
             monkeypatch.setenv("RANK", "0")
             monkeypatch.setenv("WORLD_SIZE", "1")
         return jobs.run_rank(kind, resolved)
@@ -62,7 +62,7 @@ def place(tmp_path: Path, wan: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(*words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the command, which must refuse; the one line that it says."""
+    """Run the command, which must refuse; return its one line."""
     monkeypatch.setattr(sys, "argv", ["flowmask", *words])
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:

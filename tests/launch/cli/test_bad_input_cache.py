@@ -1,4 +1,4 @@
-"""What a person gets wrong with a cache: one line that names it, exit code 2, and no byte of theirs lost or changed."""
+"""A user's mistake with a cache: one line that names it, exit code 2, and no byte of the user's lost or changed."""
 
 import json
 import os
@@ -21,7 +21,7 @@ Mutation = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, weights, a config and the cache built from them; copied, never changed."""
+    """A dataset, weights, a config and the cache built from them; tests use copies."""
     from flowmask.models.weights.tiny_wan import write_tiny_wan
 
     folder = tmp_path_factory.mktemp("world")
@@ -42,7 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the world; its weights are a link. Jobs run in this process, as their only rank."""
+    """A copy of `world` with a link to its weights. Jobs run in this process, as their only rank."""
     for name in ("data", "cache"):
         shutil.copytree(world / name, tmp_path / name)
     for name in ("cache.yaml", "occupied"):
@@ -55,7 +55,7 @@ def place(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """Exit code of a command, and what it said on stderr."""
+    """Exit code of a command, and its stderr."""
     monkeypatch.setattr(sys, "argv", ["flowmask", *words])
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:

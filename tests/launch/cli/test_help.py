@@ -1,4 +1,4 @@
-"""What `flowmask` says of itself: every command in a panel, all that its help was written to say, its version."""
+"""The help of `flowmask`: every command in a panel, every help text complete, and the version."""
 
 from collections.abc import Iterator
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Whatever stands in a folder, a command that shows it sends no control character to the terminal."""
+"""A command that shows a folder's content sends no control character to the terminal."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def ended(out: Path, text: str) -> list[str]:
 
 
 def named_after(out: Path, text: str) -> list[str]:
-    name = text.replace("/", "").replace("\x00", "").replace("\ud800", "")  # no name of a file
+    name = text.replace("/", "").replace("\x00", "").replace("\ud800", "")  # characters that no file name can have
     (out / name / "checkpoints").mkdir(parents=True)
     return ["status", str(out)]
 
@@ -100,7 +100,7 @@ def test_no_command_passes_on_what_steers_a_terminal(
     said = capsys.readouterr()
     for stream in (said.out, said.err):
         assert {unicodedata.category(c) for c in stream if c not in "\n\t"}.isdisjoint({"Cc", "Cf", "Cs", "Zl", "Zp"})
-    if prepare is not log:  # a log has lines
+    if prepare is not log:  # a log has many lines
         assert not any(line.startswith("flowmask: finished") for line in (said.out + said.err).splitlines())
 
 

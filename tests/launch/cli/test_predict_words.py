@@ -1,4 +1,4 @@
-"""The command line of `flowmask predict`: which word is a video, which a sentence, and what reaches the prediction."""
+"""The command line of `flowmask predict`: which word is a video, which a sentence, and the resulting call."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from flowmask.models.errors import ConfigError, UserError
 
 
 class Given:
-    """What the command asked for; it is refused then."""
+    """The arguments of the prediction, which is then refused."""
 
     videos: list[Path]
     prompts: list[str]

@@ -1,4 +1,4 @@
-"""What the command line says of presence reaches the work: the flag as a key of the config, the folder as it is."""
+"""The options for presence reach the job: the flag as a key of the config, the folder unchanged."""
 
 from pathlib import Path
 from typing import Any

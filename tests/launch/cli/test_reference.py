@@ -1,4 +1,4 @@
-"""The config reference: every key says what it is, and the pages, schemas and the terminal say what the sections do."""
+"""The config reference: every key has a description, and pages, schemas and terminal agree with the sections."""
 
 import json
 from collections.abc import Mapping

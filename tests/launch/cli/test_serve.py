@@ -1,4 +1,4 @@
-"""`flowmask serve` before the page is there: the first word at once, and a mistake is one line."""
+"""`flowmask serve` before the page is there: a line at once, and one line for a mistake."""
 
 import subprocess
 import sys

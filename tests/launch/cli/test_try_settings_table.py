@@ -1,4 +1,4 @@
-"""`flowmask evaluate --try-settings`: a row for each combination, the best first; the same as JSON; nothing written."""
+"""`flowmask evaluate --try-settings`: a row for each combination, the best first; the same as JSON; no file written."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from flowmask.models.errors import UserError
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An evaluation of weights of which nobody knows two conventions."""
+    """An evaluation of weights with two unknown conventions."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("golden")
     write_published(folder)

@@ -1,4 +1,4 @@
-"""A curriculum ends the same however often it is killed, runs nothing twice, and refuses what can't be right."""
+"""A curriculum ends the same after any number of kills, runs no stage twice, and refuses impossible settings."""
 
 import copy
 import json
@@ -52,7 +52,7 @@ def tree(world: Path, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def killed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The whole recipe, done: its command was killed once, and a rank of the decoder another time."""
+    """The whole recipe, done: once its command was killed, once a rank of the decoder."""
     out = tmp_path_factory.mktemp("killed")
     tree = curriculum(world, out)
     stage(tree, "decoder")["config"]["train"] = {**stage(tree, "decoder")["config"]["train"], "steps": 12}
@@ -65,7 +65,7 @@ def killed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     first.wait()
     assert not (out / "pretrain").exists()
     saved = newest_step(out / "decoder")
-    here = ("launch.cluster=debug", "stages.decoder.launch.cluster=local")  # fewer processes: faster
+    here = ("launch.cluster=debug", "stages.decoder.launch.cluster=local")  # fewer processes are faster
     second = start_flowmask("curriculum", path, *here)
     until(lambda: newest_step(out / "decoder") > saved, second)
     rank = next(p for p in psutil.Process(second.pid).children() if "flowmask.launch.local.worker" in p.cmdline())
@@ -162,7 +162,7 @@ def test_done_is_told_by_content_and_nothing_of_another_content_is_overwritten(
         one["config"]["out"] = str(tmp_path / one["name"])
     shutil.copytree(out / "decoder", tmp_path / "decoder", symlinks=True)
     elsewhere = write(tmp_path / "moved.yaml", {**other, "out": str(tmp_path / "curriculum")})
-    assert judged(elsewhere)["decoder"].why == "cache_mevis not done"  # its cache must be there to compare
+    assert judged(elsewhere)["decoder"].why == "cache_mevis not done"  # the cache is needed for the comparison
     shutil.copytree(out / "cache_mevis", tmp_path / "cache_mevis")
     assert judged(elsewhere)["decoder"].done
 

@@ -1,4 +1,4 @@
-"""A stage of so many epochs is done when its run has had them; of a cache at a URL the run itself says so."""
+"""A stage with a number of epochs is done when its run has had them; for a cache at a URL the run tells."""
 
 from pathlib import Path
 from typing import Any

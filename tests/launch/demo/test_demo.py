@@ -1,4 +1,4 @@
-"""The whole works from dataset to prediction, leaves what people rely on, and each part repeats from its config."""
+"""The demo works from dataset to prediction, leaves its documented files, and each part repeats from its config."""
 
 import hashlib
 import json
@@ -127,7 +127,7 @@ def test_the_demo_trains_in_as_many_processes_as_share_its_batches(
     monkeypatch.setattr(demo.DemoRun, "_predict", lambda self: None)
     for part in ("write_dataset", "write_wan"):
         monkeypatch.setattr(demo, part, lambda *_, **__: None)
-    monkeypatch.setattr(demo, "refuse_skips", lambda run: None)  # no run was made
+    monkeypatch.setattr(demo, "refuse_skips", lambda run: None)  # no run exists
     demo.DemoRun(tmp_path, demo.load_settings(profile), Console(quiet=True)).run()
     assert asked == [("cache", gpus), ("train", training), ("train", training), ("evaluate", gpus)]
 

@@ -1,4 +1,4 @@
-"""The notebook of the smoke world: stored without outputs, and its cells run as they stand."""
+"""The notebook of the smoke demo is stored without outputs, and its cells run unchanged."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 
 
 def shown_by(cell: dict[str, Any], names: dict[str, Any]) -> Any:
-    """Run a cell with these names; the value of its last expression, which Jupyter would show."""
+    """Run a cell with these names; return the value of its last expression, which Jupyter shows."""
     *body, last = ast.parse("".join(cell["source"])).body
     if isinstance(last, ast.Expr):
         last = ast.Assign([ast.Name("_", ast.Store())], last.value)
@@ -32,12 +32,12 @@ def test_the_cells_of_the_notebook_show_scores_losses_and_an_overlay(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
-    Path("out/smoke").symlink_to(smoke)  # finished, so the first cell runs no stage again
+    Path("out/smoke").symlink_to(smoke)  # finished, so the first cell runs no stage
     names: dict[str, Any] = {}
     _, truth, scores, losses, overlay = [shown_by(cell, names) for cell in CELLS]
     assert scores.keys() == {"jf", "j", "f", "jf_shuffled_text"}
     assert [step for step, _ in losses] == list(range(1, 13))
     assert isinstance(truth, Image.Image) and isinstance(overlay, Image.Image)
     colours = truth.getcolors(truth.width * truth.height)
-    assert colours is not None and (230, 97, 0) in {colour for _, colour in colours}  # a mask's contour
+    assert colours is not None and (230, 97, 0) in {colour for _, colour in colours}  # the contour of a mask
     assert overlay.width == 3 * names["pictures"][0].width

@@ -1,4 +1,4 @@
-"""Each kind of job says of itself what it is, reads and leaves; a config that no kind recognises is refused."""
+"""Each kind of job states its name, inputs and outputs; a config of no kind is refused."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A config given to another kind's command is told by its kind, with the command that takes it."""
+"""A config given to another kind's command is refused with its kind and the right command."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ PREFIXES = {"paper": "study", "views": "study", "curriculum_": "curriculum"}
 
 
 def kind_of(name: str, path: Path) -> str:
-    """What a bundled config is, by its name where it is made of jobs."""
+    """The kind of a bundled config; by its name if it consists of several jobs."""
     composed = next((kind for prefix, kind in PREFIXES.items() if name.startswith(prefix)), None)
     return composed or load_any(path, ["checkpoint=x"] if "evaluate" in name else [])[0].KIND
 

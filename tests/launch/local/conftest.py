@@ -1,4 +1,4 @@
-"""What the tests of launches on this machine share."""
+"""Shared by the tests of launches on this machine."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs go on and end right without a console, and the end of a session is a stop unless nohup says otherwise."""
+"""Runs work without a console. The end of a session stops a run, except under nohup."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PATIENCE_S = 240
 
 
 def command(lab: Path, out: Path, *, steps: int = STEPS) -> list[str]:
-    """Two ranks that say a line each step."""
+    """Two ranks that print a line each step."""
     keys = {"train.steps": steps, "train.log_every_steps": 1, "checkpoint.every_steps": 1000}
     config = out.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(run_config(lab, out, keys).model_dump(mode="json")))
@@ -58,7 +58,7 @@ def test_a_training_goes_on_and_ends_right_without_a_console(way: str, lab: Path
 
 @pytest.mark.long
 def test_every_kind_of_job_does_its_work_on_a_console_without_room(tmp_path: Path) -> None:
-    """Cache build, trainings, evaluation, prediction: the demo runs them all."""
+    """The demo runs them all: cache build, trainings, evaluation, prediction."""
     with broken("full disk") as console:
         words = [sys.executable, "-m", "flowmask", "demo", "--smoke", "--out", str(tmp_path / "demo")]
         assert subprocess.run(words, env=environment(), timeout=600, **console).returncode == 0
@@ -77,7 +77,7 @@ def until_step(out: Path, step: int, run: subprocess.Popen[bytes]) -> None:
 
 
 def ended(run: subprocess.Popen[bytes]) -> int:
-    """Its exit code; nothing of it is left, however it ended."""
+    """The run's exit code; none of its processes is left."""
     group = psutil.Process(run.pid).children(recursive=True)
     try:
         return run.wait(timeout=PATIENCE_S)
@@ -117,7 +117,7 @@ def test_the_end_of_a_session_saves_and_stops_and_nohup_keeps_launcher_and_ranks
     os.close(terminal)
     os.set_blocking(master, False)
     until_step(out, saved + 2, run)
-    os.close(master)  # as sshd does: SIGHUP to the session, and EIO for whoever writes
+    os.close(master)  # as sshd does: SIGHUP to the session, and EIO for writers
     assert ended(run) == 75
     assert (out / "checkpoints" / "latest").readlink().name == f"step_{last_step(out):08d}"
     assert json.loads((out / ".ended.json").read_text())["code"] == 75

@@ -1,4 +1,4 @@
-"""A launcher never leaves a rank behind, passes signals on, and a run goes on after any of its deaths."""
+"""A launcher leaves no rank behind and passes signals on; a run can continue after any kind of death."""
 
 import json
 import os

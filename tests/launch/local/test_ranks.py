@@ -1,4 +1,4 @@
-"""How the ranks of one machine end is told apart: asked to stop, too slow to save, crashed with its reason."""
+"""How the ranks of one machine ended: stopped on request, too slow to save, or crashed with a reason."""
 
 import json
 import os

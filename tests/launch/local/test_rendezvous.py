@@ -1,4 +1,4 @@
-"""Ranks always find each other, on the one interface that they need, and those that have done their work end with 0."""
+"""Ranks always find each other, on the one interface that they need, and end with 0 when their work is done."""
 
 import json
 import os
@@ -23,7 +23,7 @@ BARE = Path(__file__).parents[2] / "support" / "bare_ranks.py"
 def launched(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, str(BARE), *map(str, words)]
     variables = environment() | {"OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # of whoever runs the tests
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # as in a group of the test's caller
         variables[name] = "7"
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -33,7 +33,7 @@ def found(out: Path) -> list[dict[str, Any]]:
 
 
 def launch_together(folder: Path, *, launches: int, at_once: int = 3) -> None:
-    """So many launches of two ranks, some at once; none may fail."""
+    """`launches` launches of two ranks, `at_once` at the same time; none may fail."""
     outs = [folder / str(number) for number in range(at_once)]
     for out in outs:
         out.mkdir()

@@ -1,4 +1,4 @@
-"""Who is named when a job's ranks fail: the one that failed first, not those that it left without an answer."""
+"""The rank that is named when a job fails: the first to fail, not the ranks that then got no answer."""
 
 import signal
 from pathlib import Path

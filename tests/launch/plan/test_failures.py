@@ -1,4 +1,4 @@
-"""How much of the wall time a run keeps when nodes fail: the formula against a cluster that is played through."""
+"""The share of wall time that a run keeps when nodes fail: the formula against a simulated cluster."""
 
 import os
 import random
@@ -20,7 +20,7 @@ COSTS = {  # mean time between failures, restart, stall, write, interval between
 
 
 def played(costs: Saving, every_s: float, draws: random.Random, *, hours: int) -> float:
-    """The kept part of `hours` of a run that saves, fails and goes on from its newest complete checkpoint."""
+    """The kept part of `hours` of a run that saves, fails and continues from its newest complete checkpoint."""
     clock = kept = 0.0
     fails_at = draws.expovariate(1 / costs.mtbf_s)
     interval = max(every_s + costs.stall_s, costs.write_s)
@@ -59,7 +59,7 @@ def test_no_interval_keeps_more_than_the_advised_one() -> None:
 
 
 def test_with_failures_every_3_hours_99_percent_needs_a_restart_within_a_minute_and_a_half() -> None:
-    """128 nodes of 8 GPUs, Wan2.1 1.3B: the save is cheap, the restart is what costs."""
+    """128 nodes of 8 GPUs, Wan2.1 1.3B: the save is cheap, the restart is expensive."""
 
     def best(restart_min: float) -> float:
         cluster = Cluster(node_mtbf_h=3 * 128, restart_min=restart_min)

@@ -1,4 +1,4 @@
-"""What a config says of hardware and cost at its head is what its plan says now."""
+"""The hardware and cost in the head of each config are those of its plan today."""
 
 import importlib.util
 import re
@@ -18,8 +18,8 @@ NAMES = [path.relative_to(BUNDLED).with_suffix("").as_posix() for path in heads(
     "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.long) for name in NAMES]
 )
 def test_the_head_of_a_config_is_what_its_plan_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise: python tools/headers.py."""
-    monkeypatch.chdir(tmp_path)  # no weights, no data
+    """If this fails: python tools/headers.py."""
+    monkeypatch.chdir(tmp_path)  # without weights and data
     path = BUNDLED / f"{name}.yaml"
     assert "\n".join(lines_of(path)) + "\n" in path.read_text()
 

@@ -1,4 +1,4 @@
-"""`flowmask plan`: formulas against what is measured, plans without weights or caches, and errors of one line."""
+"""`flowmask plan`: formulas against measurements, plans without weights or caches, and errors of one line."""
 
 import json
 import math
@@ -202,7 +202,7 @@ def test_a_light_mask_decoder_is_planned_as_such_and_its_share_of_the_vaes_work_
     assert own.decoder_share is None and light.decoder_share == pytest.approx(0.00028, rel=0.02)
     assert light.device_bytes < own.device_bytes
     vae = Encoders(architecture(Path("none"))).decode(Shape(9, 480, 832)).flop * 17 / 9
-    assert own.flop - light.flop == pytest.approx(2 * vae, rel=0.01)  # fp32 as TF32: at half of the peak
+    assert own.flop - light.flop == pytest.approx(2 * vae, rel=0.01)  # fp32 as TF32: half the peak rate
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])
@@ -210,9 +210,9 @@ def test_the_mask_decoder_trains_on_80_gb_at_the_published_size_and_in_bf16_on_2
     job = load_job(CONFIGS / "train_mask_decoder.yaml", TrainJob, [f"train.precision={precision}"])
     found = plan_training(job, speed=SPEED, clip=Shape(17, 480, 832))
     peak = {plan.setting.recompute: plan.device.peak / 1e9 for plan in found.settings}
-    assert found.chosen.setting.recompute == "selective"  # as the config that comes with FlowMask has it
+    assert found.chosen.setting.recompute == "selective"  # as in the bundled config
     assert peak["full"] < peak["selective"] < 80 < peak["none"]
-    assert all(world.device_bytes < 80e9 for world in found.worlds)  # one GPU alone, too
+    assert all(world.device_bytes < 80e9 for world in found.worlds)  # also on a single GPU
     on_80, on_24 = found.fits(80), found.fits(24)
     assert on_80 is not None and on_80.setting.recompute == "selective" and on_80.slowdown == 1
     assert (on_24 is not None) == (precision == "bf16") and (on_24 is None or on_24.setting.recompute == "full")
@@ -247,7 +247,7 @@ def test_what_a_plan_advises_where_nothing_fits_can_be_done_and_then_fits(
 
 @dataclass(frozen=True)
 class Found:
-    """Of a plan, all that advice is made of: 2 GB of weights, and what is left for activations."""
+    """All parts of a plan that advice needs: 2 GB of weights, and the bytes of activations."""
 
     micro_batch: int
     activations: float
@@ -299,7 +299,7 @@ def test_the_disk_that_a_run_takes_is_what_was_planned_and_what_is_asked_for_bef
     (file,) = (tmp_path / "run" / "checkpoints" / "step_00000003").glob("*.safetensors")
     tensors = load_file(file)
     assert sum(t.nbytes for name, t in tensors.items() if not name.startswith("rng|")) == planned.checkpoint_bytes
-    around = file.stat().st_size - planned.checkpoint_bytes  # names, and a generator's state
+    around = file.stat().st_size - planned.checkpoint_bytes  # tensor names and a generator's state
     assert 0.5 * planned.disk_bytes < max(most) <= planned.disk_bytes + 9 * around
     asked = next(found for found in preflight.examine(job) if found.what == "disk")
     assert f"take {planned.disk_bytes / 1e9:.3g} GB" in asked.said

@@ -1,4 +1,4 @@
-"""What `flowmask plan` says a rank holds is what real ranks hold: two of them, every ZeRO stage, bf16 and fp32."""
+"""The memory of a rank in `flowmask plan` is that of two real ranks, at every ZeRO stage, in bf16 and fp32."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def in_fp32(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, di
 
 
 def measured_by_ranks(wan: Path, folder: Path, numbers: list[int]) -> dict[int, dict[str, int]]:
-    """What the first of two real ranks held, by the number of the case."""
+    """The memory of the first of two real ranks, by the number of the case."""
     from workers import run_ranks
 
     arguments = {"wan": str(wan), "cases": [CASES[number] for number in numbers]}
@@ -84,7 +84,7 @@ def test_a_rank_holds_what_the_plan_says(wan: Path, measured: dict[int, dict[str
         ranks=2,
         moments_bytes=EIGHT_BIT_MOMENTS_BYTES if eight else FP32_MOMENTS_BYTES,
     )
-    batch = 2 * (batch_bytes(job, SHAPE, text_dim=64) + 4 * 16 * LATENT[0] * LATENT[1] * LATENT[2])  # with its noise
+    batch = 2 * (batch_bytes(job, SHAPE, text_dim=64) + 4 * 16 * LATENT[0] * LATENT[1] * LATENT[2])  # with the noise
     device = device_memory(
         setting,
         parameters=sum(sizes),
@@ -95,10 +95,10 @@ def test_a_rank_holds_what_the_plan_says(wan: Path, measured: dict[int, dict[str
         prefetch=BUCKET,
         gpu=False,
     )
-    hosted = host_memory(setting, parameters=sum(sizes))  # on a CPU both are the same memory
+    hosted = host_memory(setting, parameters=sum(sizes))  # on a CPU, host and device memory are the same
     host = hosted.offloaded
     found = measured[number]
-    between = device.states + host + (device.buffers if job.train.zero_stage == 3 else 0)  # some stay gathered
+    between = device.states + host + (device.buffers if job.train.zero_stage == 3 else 0)  # some weights stay gathered
     assert found["peak"] == pytest.approx(device.working + host, rel=0.1)
     assert found["held"] == pytest.approx(between, rel=0.1)
     if not job.train.offload_optimizer:

@@ -28,4 +28,4 @@ def test_an_evaluation_in_windows_is_planned_as_passes_of_one_window_each(tmp_pa
     assert (same["flop"], same["device_bytes"]) == (whole["flop"], whole["device_bytes"])
     assert (whole["longest"], cut["longest"]) == ("41x320x320", "21x320x320")
     assert (cut["videos"], cut["sentences"]) == (1, whole["sentences"])
-    assert whole["flop"] < cut["flop"] < 1.2 * whole["flop"]  # a frame twice, and the text
+    assert whole["flop"] < cut["flop"] < 1.2 * whole["flop"]  # one frame twice, and the text again

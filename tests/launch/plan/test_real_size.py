@@ -1,4 +1,4 @@
-"""Wan2.1 1.3B at its real size on the CPU, without its weights: losses are right, memory is as planned."""
+"""Wan2.1 1.3B at its real size on the CPU, without its weights: correct losses, memory as planned."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from flowmask.launch.plan.model import architecture, trained_module
 from flowmask.launch.plan.one_pass import micro_batch_pass
 from flowmask.launch.plan.train import GpuSpeed, plan_training
 
-NEEDED_GIB = {"lora_step": 12, "vae_passes": 14, "decoder_step": 16}  # of host memory
+NEEDED_GIB = {"lora_step": 12, "vae_passes": 14, "decoder_step": 16}  # host memory
 pytestmark = [pytest.mark.long, pytest.mark.timeout(7200)]
 
 
@@ -27,14 +27,14 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(name: str, wan: Path) -> Any:
-    """What a function of real_size.py found in a process by itself; skips where the host has too little memory."""
+    """The result of a function of real_size.py in a separate process; skips where the host has too little memory."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) / 2**20
     if free < NEEDED_GIB[name]:
         pytest.skip(f"{name} needs {NEEDED_GIB[name]} GiB of host memory, {free:.1f} are available")
     command = [sys.executable, str(ROOT / "tests" / "support" / "real_size.py"), name, str(wan)]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-    freed = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # what is freed is the system's again, and not counted any more
+    freed = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # freed memory goes back to the system, and is not counted
     variables = {**os.environ, **freed, "PYTHONPATH": path}
     done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -45,7 +45,7 @@ def run(name: str, wan: Path) -> Any:
 def test_a_lora_step_has_the_loss_of_its_target_moves_every_adapter_and_takes_what_is_planned(wan: Path) -> None:
     found = run("lora_step", wan)
     job, shapes, step = train_job("train_mevis_lora", wan), architecture(wan), found["step"]
-    assert found["target"] == pytest.approx(1 + math.exp(0.5) + 1, rel=0.02)  # mean, logvar and mask are N(0, 1)
+    assert found["target"] == pytest.approx(1 + math.exp(0.5) + 1, rel=0.02)  # mean, logvar, mask are N(0, 1)
     assert step["loss"] == pytest.approx(found["target"], rel=1e-3)
     assert step["grad_norm"] > 0 and not step["skipped"] and step["moved"] == found["trained"]
     assert found["names"] == len(list(trained_module(job, shapes).parameters()))

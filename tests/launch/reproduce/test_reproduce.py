@@ -1,4 +1,4 @@
-"""A whole study, as small as it goes: its world, two trainings, a row that only scores, its page and its MLflow run."""
+"""A whole study at the smallest size: its data, two trainings, a row that only scores, its page and its MLflow run."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def run(path: Path) -> int:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that was interrupted after its first scores, and begun again."""
+    """The folder of a study that was interrupted after its first scores, and then continued."""
     path = write_study(tmp_path_factory.mktemp("study"))
     out, write = path.parent / "study", reproduce.page.write_page
     pages: list[str] = []
@@ -29,7 +29,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def interrupted(*args: Any, **named: Any) -> None:
         write(*args, **named)
         pages.append((out / PAGE).read_text())
-        if len(pages) == 2:  # the cache was made before: a training and its scores
+        if len(pages) == 2:  # the first training and its scores are done
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
@@ -109,7 +109,7 @@ def test_mlflow_has_one_run_above_those_of_the_trainings_with_the_figures_and_th
 
 @pytest.mark.parametrize(("change", "named"), [("world.dataset.train_videos=3", "train_videos"), ("start", "start")])
 def test_a_study_in_another_world_is_refused_where_one_is(study: Path, change: str, named: str, tmp_path: Path) -> None:
-    """Its dataset and its DiT would stay what they are, and the table would say nothing of it."""
+    """A study would keep the old dataset and DiT, and its table would not show that."""
     before = {path: path.read_bytes() for path in (study / "world").rglob("*.json")}
     other = write_study(tmp_path)
     if change == "start":

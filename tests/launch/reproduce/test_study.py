@@ -1,4 +1,4 @@
-"""A study's YAML: what it becomes, and the one line about what is wrong with it."""
+"""A study's YAML: its jobs, and the one line for a mistake."""
 
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ def test_every_row_of_the_paper_is_a_training_and_an_evaluation_of_every_seed(
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_trainings_of_one_seed_differ_by_nothing_but_their_row(tmp_path: Path, profile: str | None) -> None:
-    """So a difference between rows is that of their objectives."""
+    """A difference between rows then comes from their objectives."""
     found = load_study(PAPER, [f"out={tmp_path}/out"], profile=profile)
     where = {"wan": "w", "untrained_wan": "u", "dataset": "d"} if found.config.world else {}
     stages = found.curriculum(values=where).by_name
     jobs = [stages[f"{row.name}_seed0"].job.model_dump(mode="json") for row in found.config.rows if row.of is None]
     for job in jobs:
-        assert job["tracking"].pop("stage")  # where MLflow shows it
+        assert job["tracking"].pop("stage")  # the place of the run in MLflow
     for job in jobs:
         same = {key: value for key, value in job.items() if key not in ("objective", "out")}
         assert same == {key: value for key, value in jobs[0].items() if key not in ("objective", "out")}
@@ -66,7 +66,7 @@ def test_an_override_goes_over_every_training_or_evaluation_and_a_profile_over_t
     jobs = [stage.job for stage in found.curriculum(values=where).stages]
     assert {job.train.steps for job in jobs if isinstance(job, TrainJob) and job.makes == "dit"} == {700}
     assert {job.ema.decay for job in jobs if isinstance(job, TrainJob) and job.makes == "dit"} == {0.5}
-    assert {job.sampler.steps for job in jobs if isinstance(job, EvaluateJob)} == {2, 4, 20}  # a row's own is stronger
+    assert {job.sampler.steps for job in jobs if isinstance(job, EvaluateJob)} == {2, 4, 20}  # a row's own value wins
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Cost and loss of a training by its rows: against hand counts, at any length, and whatever stands in the file."""
+"""Cost and loss of a training from its rows: against hand counts, at any length, for any content of the file."""
 
 import json
 import math

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Chromium, in which the tests of the page open it; or says why it can't.
+# Installs Chromium for the tests of the page, or prints why it can't.
 set -euo pipefail
 if command -v chromium > /dev/null || command -v chromium-browser > /dev/null; then
   exit 0

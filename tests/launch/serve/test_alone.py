@@ -1,4 +1,4 @@
-"""A process that stays alone reaches no other machine, whichever call is tried; its own sockets work."""
+"""A process after `stay_alone` reaches no other machine by any call; its own sockets work."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What is refused before Gradio sees it, and what every answer tells the browser."""
+"""The requests that are refused before Gradio sees them, and the headers of every answer."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from flowmask.launch.serve.server import Door
 
 
 class FullService:
-    """A service in whose folder there is no room."""
+    """A service whose folder is full."""
 
     limits = Limits(megabytes=1)
 

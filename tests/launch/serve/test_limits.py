@@ -1,4 +1,4 @@
-"""Each limit of the page is one line that names the value, the most that is taken, and the fix."""
+"""Each limit of the page gives one line with the value, the limit and the fix."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_a_clip_is_taken_up_to_its_most_seconds(tmp_path: Path, frames: int, sai
 
 
 class Claims:
-    """A video that says what it likes of itself."""
+    """A video whose name sets its size, frames and rate."""
 
     def __init__(self, path: Path) -> None:
         width, height, frames, self.fps = map(float, path.name.split("-"))

@@ -1,4 +1,4 @@
-"""What people see and get: the real page in a real browser, with real weights behind it."""
+"""The real page in a real browser, with real weights: its text, its results and its files."""
 
 import json
 import socket
@@ -132,7 +132,7 @@ def test_neither_the_page_nor_its_process_asks_another_machine(chromium: Any, si
             fetched += ".then(() => 'fetched', error => `${error}`)"
             assert "TypeError" in me.page.evaluate(fetched, elsewhere)
             other.setblocking(False)
-            with pytest.raises(BlockingIOError):  # nobody came
+            with pytest.raises(BlockingIOError):  # no connection came
                 other.accept()
     assert site.outward == before
     assert list((site.folder / "here").iterdir()) == []
@@ -169,7 +169,7 @@ def test_no_file_but_uploads_and_results_is_served(site: Served, lab: Path, rout
 
 
 def test_a_request_that_names_a_file_of_this_machine_gets_nothing_of_it(site: Served, lab: Path) -> None:
-    """As somebody writes one who does not use the page."""
+    """Requests of a client that does not use the page."""
     status, body = request(site, "GET", "/config")
     assert status == 200
     events = [one["id"] for one in json.loads(body)["dependencies"]]

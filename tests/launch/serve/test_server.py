@@ -1,4 +1,4 @@
-"""The process of the page: where it listens, and that it ends, with or without people, and leaves nothing."""
+"""The page's process: its address, and its end, with or without visitors, which leaves no files."""
 
 import signal
 import socket

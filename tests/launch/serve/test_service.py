@@ -1,4 +1,4 @@
-"""People at the page: one prediction at a time, each sees its own, and nothing is left of who has gone."""
+"""Visitors of the page: one prediction at a time, each sees only its own, and no file of a past visitor stays."""
 
 import os
 import random
@@ -23,11 +23,11 @@ PATIENCE_S = 60.0
 
 
 class Predicting:
-    """In the place of `predict`: writes the sentences into files of the right names, step by step."""
+    """Replaces `predict`: writes the sentences into files with the right names, step by step."""
 
     def __init__(self) -> None:
         self.inside, self.most_inside, self.order = 0, 0, list[str]()
-        self.go = threading.Event()  # without it, a prediction takes steps until its person leaves
+        self.go = threading.Event()  # while it is cleared, a prediction runs until its visitor leaves
         self.go.set()
         self._lock = threading.Lock()
 
@@ -74,7 +74,7 @@ def service(predicting: Predicting, tmp_path: Path) -> Service:
 
 
 def upload(service: Service, tmp_path: Path, *, content: str = "0") -> Path:
-    """A clip as Gradio stores it: in a folder that is named after its content."""
+    """A clip as Gradio stores it: in a folder named after its content."""
     folder = tmp_path / "files" / f"content-{content}"
     folder.mkdir(exist_ok=True)
     if not (folder / "clip.mp4").exists():
@@ -87,7 +87,7 @@ def find(service: Service, who: str, video: Path | None, text: str) -> Found:
 
 
 class Asking:
-    """A request in a thread of its own."""
+    """A request in a separate thread."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.result: Any = None
@@ -299,14 +299,14 @@ def test_a_clip_stays_while_a_request_of_one_who_left_reads_it(
 
 
 def _visit(service: Service, who: str, draws: random.Random, *, tmp_path: Path) -> Iterator[None]:
-    """What somebody does at the page, step by step."""
+    """The actions of one visitor, step by step."""
     clip = tmp_path / "files" / f"content-{draws.choice('12')}" / "clip.mp4"
     for request in range(draws.randrange(1, 4)):
         try:
             clip = service.lend(who, "given.mp4") if draws.random() < 0.3 else clip
             found = find(service, who, clip, f"{who} {request}")
             assert found.overlay.read_text() == f"{who} {request}"
-        except (PersonLeftError, LimitError):  # they left, the line was full, or another one took the upload along
+        except (PersonLeftError, LimitError):  # left, no free place, or a shared upload is gone
             pass
         yield
 

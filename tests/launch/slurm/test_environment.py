@@ -1,4 +1,4 @@
-"""What SLURM's commands, and with sbatch a new job, are told of the shell that they are called from."""
+"""The environment of SLURM's commands, and of a job that sbatch starts."""
 
 import os
 
@@ -36,7 +36,7 @@ def test_commands_of_slurm_see_no_job_no_group_and_no_options_of_the_shell(monke
     monkeypatch.setattr(os, "environ", dict(KEPT))
     assert commands.environment() == KEPT
     os.environ |= dict.fromkeys(FOREIGN, "7")
-    alone = {name: value for name, value in KEPT.items() if name != "CUDA_VISIBLE_DEVICES"}  # the other job's GPUs
+    alone = {name: value for name, value in KEPT.items() if name != "CUDA_VISIBLE_DEVICES"}  # another job's GPUs
     assert commands.environment() == alone
     before = dict(os.environ)
     with pytest.raises(ValueError), commands.fresh_environment():

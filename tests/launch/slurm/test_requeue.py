@@ -1,4 +1,4 @@
-"""Why a SLURM job ended, and whether it starts again: each cause told from the others, each with its own budget."""
+"""Why a SLURM job ended, and whether it starts again: each cause is recognised and has a separate budget."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -38,7 +38,7 @@ def facts(state: str = "RUNNING", *, restarts: int = 0, left_s: float = 7200, pr
         ([SAVED, SAVED], facts(preempted=True, left_s=50), False, 0, "preempted"),
         ([None, SAVED], facts(preempted=True), False, 15, "preempted"),
         ([SAVED, SAVED], facts(left_s=119), False, 0, "time limit"),
-        ([SAVED, SAVED], facts(left_s=3600), False, 0, "preempted"),  # a signal of somebody's
+        ([SAVED, SAVED], facts(left_s=3600), False, 0, "preempted"),  # somebody sent a signal
         ([SAVED, SAVED], None, False, 0, "preempted"),
         ([SAVED, SAVED], facts(), True, 0, "stopped"),
         ([SAVED, CRASH], facts(), False, 1, "crashed"),
@@ -92,12 +92,12 @@ def test_time_limits_that_leave_no_new_checkpoint_end_the_job_though_the_budget_
     budgets = BUDGETS | {"max_timeouts": 100}
     verdict = judge(stuck, budgets, saves=True)
     assert verdict is not None and "launch.signal_margin_s" in verdict.message
-    assert judge(stuck, budgets, saves=False) is None  # a cache build leaves none
+    assert judge(stuck, budgets, saves=False) is None  # a cache build saves none
     assert judge([stuck[0], Attempt(1, "time limit", "late", "step_2")], budgets, saves=True) is None
 
 
 class Slurm:
-    """What the batch script would ask of SLURM, answered and written down: only its commands are replaced."""
+    """Replaces SLURM's commands for the batch script: answers them, and records the calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, found: JobFacts | None, states: list[str]) -> None:
         self.asked: list[str] = []

@@ -1,4 +1,4 @@
-"""What a job asks of a SLURM node where its config leaves it open, and when that is refused."""
+"""The resources that a job requests on a SLURM node where its config is open, and when they are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def job(kind: type[Job], tree: dict[str, Any] | None = None, **launch: Any) -> J
 
 
 def refused(asked: Asked) -> str:
-    """The one line that a real submission ends with; empty where it goes out."""
+    """The one line of a refused submission; empty if it is accepted."""
     try:
         preflight.refuse(list(asked.findings))
     except ConfigError as error:
@@ -80,8 +80,8 @@ def test_a_gpu_job_asks_for_a_gpu_a_process_and_cpus_for_its_threads(
 @pytest.mark.parametrize(
     ("nodes", "gpus", "cpus"),
     [
-        ([("(null)", 64), ("gpu:4", 64)], 2, 8),  # mixed: SLURM takes the node that has them
-        ([("gpu:4", 64), ("gpu:4", 6)], 2, 6),  # never more CPUs than the smallest node has
+        ([("(null)", 64), ("gpu:4", 64)], 2, 8),  # mixed: SLURM takes a node with GPUs
+        ([("gpu:4", 64), ("gpu:4", 6)], 2, 6),  # not more CPUs than the smallest node has
         ([("gpu:4", 1)], 2, 1),
     ],
 )
@@ -89,7 +89,7 @@ def test_the_nodes_of_the_partition_decide(
     nodes: list[tuple[str, int]], gpus: int, cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_slurm(tmp_path, monkeypatch, {"gpu": nodes, "other": [("(null)", 1)]})
-    asked = settle(job(TrainJob))  # of the default partition, the first
+    asked = settle(job(TrainJob))  # in the default partition, the first
     assert (asked.launch.gpus_per_node, asked.launch.cpus_per_node) == (gpus, cpus)
     assert ("smallest node" in asked.said) == (cpus < 8)
 

@@ -1,4 +1,4 @@
-"""What a queued job runs is frozen when it is sent, and holds nothing secret."""
+"""The code of a queued job is frozen at its submission, and contains no secret."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A toy is the same for the same seed, and under its overlay every config that comes with FlowMask runs."""
+"""A toy is the same for the same seed, and under its overlay every bundled config runs."""
 
 import hashlib
 import re
@@ -22,8 +22,8 @@ from flowmask.launch.toy.toy import commands, write_toy
 from flowmask.models.errors import ConfigError
 
 CONFIGS = sorted(BUNDLED.rglob("*.yaml"))
-CONFIGS.remove(BUNDLED / "demo.yaml")  # no job: the sizes of `flowmask demo`, which writes a world of its own
-COMPOSED = {"rows:": "study", "stages:": "curriculum"}  # a line of a config that is made of jobs; a study has both
+CONFIGS.remove(BUNDLED / "demo.yaml")  # no job: the sizes of `flowmask demo`, which writes its own data
+COMPOSED = {"rows:": "study", "stages:": "curriculum"}  # a line only of configs made of jobs; a study has both
 COMMANDS = {
     "cache": ["cache", "build"],
     "train": ["train"],
@@ -38,7 +38,7 @@ def name_of(path: Path) -> str:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, but of our own marks."""
+    """SHA-256 of every file below a folder, except our own marks."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".flowmask"))
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
@@ -51,7 +51,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def composed(path: Path) -> str:
-    """Curriculum or study; empty for a job."""
+    """The string `curriculum` or `study`; empty for a job."""
     lines = path.read_text().splitlines()
     return next((kind for line, kind in COMPOSED.items() if line in lines), "")
 
@@ -82,7 +82,7 @@ def test_all_that_a_config_reads_is_in_a_toy_or_made_under_its_overlay_by_anothe
     read = {}
     for name, of_one in found.items():
         for job in of_one:
-            own_world = name == "views.yaml"  # a study that writes it
+            own_world = name == "views.yaml"  # this study writes its own data
             assert job.out.is_relative_to(toy), f"{name} writes into {job.out}"
             for each in job.inputs():
                 there = each.path.exists() or not made.isdisjoint([each.path.resolve(), *each.path.resolve().parents])

@@ -1,4 +1,4 @@
-"""The world that trainings are timed in."""
+"""The weights, cache and config for timing trainings."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import yaml
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `wan`, `cache` and the config of a training, whose settings are slow."""
+    """A folder with `wan`, `cache` and the config of a training with slow settings."""
     from runs import make_lab, run_config
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The search alone: jobs whose times and memory are made up, and a clock that only moves when a job is timed."""
+"""The search alone: made-up times and memory of jobs, and a clock that moves only when a job is timed."""
 
 import math
 import os
@@ -40,12 +40,12 @@ VALUES: dict[str, tuple[Any, ...]] = {
 
 @dataclass
 class Bench:
-    """A made-up machine: what a job takes and holds is a product, and each trial moves the clock."""
+    """A simulated machine: time and memory of a job are products, and each trial moves the clock."""
 
     seconds: Callable[[Job], float]
-    room: float = math.inf  # what fits; jobs need `needs`
+    room: float = math.inf  # memory; jobs need `needs`
     needs: Callable[[Job], float] = lambda job: 1.0
-    foreseen: bool = True  # whether `plan` knows what fits
+    foreseen: bool = True  # whether `plan` knows the memory limit
     trial_s: float = 10.0
     waits: float = 0.0
     now: float = 0.0
@@ -77,7 +77,7 @@ def search(
     minutes: float = 60,
     begun: bool = False,
 ) -> Search:
-    """A whole search; begun: as of a run that has a checkpoint."""
+    """A whole search; begun: the run already has a checkpoint."""
     given = kind.model_validate(tree)
     found = Search(
         given,
@@ -98,7 +98,7 @@ def tree_with(**changes: Any) -> dict[str, Any]:
 def test_the_fastest_of_the_settings_is_found_wherever_one_starts_if_each_has_its_own_share_of_the_time() -> None:
     rng = random.Random(SEED)
     for _ in range(TRIALS):
-        # a larger batch is better or worse all the way; more recomputation is never faster
+        # a larger batch is always better or always worse; more recomputation is never faster
         slope = rng.choice((0.7, 1.4))
         share = {
             axes.MICRO_BATCH: {n: slope**i for i, n in enumerate((1, 2, 4))},
@@ -139,7 +139,7 @@ def bytes_of(job: Job) -> float:
 
 @pytest.mark.parametrize("foreseen", [True, False])
 def test_what_does_not_fit_is_never_chosen_and_what_needs_as_much_is_not_tried(foreseen: bool) -> None:
-    def quick(job: Job) -> float:  # were there no limit, the largest would win
+    def quick(job: Job) -> float:  # without a limit, the largest job would win
         return 1 / bytes_of(job)
 
     bench = Bench(quick, room=10.0, needs=bytes_of, foreseen=foreseen)
@@ -160,7 +160,7 @@ def test_a_job_that_does_not_fit_is_made_to_by_the_first_setting_that_does() -> 
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_no_candidate_learns_anything_else(begun: bool) -> None:
-    """As a resume judges it; kernels and compilation, which round otherwise, only where nothing has begun."""
+    """By the rules of a resume. Kernels and compilation round differently, and change only where no run has begun."""
     rng, otherwise, tried = random.Random(SEED), 0, 0
     for _ in range(max(3, TRIALS // 10)):
         start = with_changes(TREE, {key: rng.choice(values) for key, values in VALUES.items()})

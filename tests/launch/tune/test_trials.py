@@ -1,4 +1,4 @@
-"""One candidate in real processes, the part of a job that one machine has, and what is known of its memory."""
+"""One candidate in real processes, the part of a job on one machine, and the knowledge of its memory."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`flowmask tune` on a tiny Wan: a planted slow setting is found, and the config that is written learns the same."""
+"""`flowmask tune` on a tiny Wan: it finds a planted slow setting, and the config that it writes trains the same."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ from flowmask.launch.tune import sample, trials, tune
 from flowmask.launch.tune.search import Changes, Timing
 from flowmask.trainer.run.train import run
 
-PLANTED_S = 0.25  # what each pass of the planted slow settings sleeps: more than this machine's own swings
+PLANTED_S = 0.25  # sleep in each pass of the slow settings: more than the noise of this machine
 
 
 class Planted(SignalAt):
@@ -37,7 +37,7 @@ class Planted(SignalAt):
 
 
 class InThisProcess(trials.Trials):
-    """Trials without processes of their own, and of a machine without a compiler: a few steps of the same job."""
+    """Trials in the test's process, on a machine without a compiler: a few steps of the same job."""
 
     def __call__(self, job: Job, changes: Changes, *, until: float, best: Timing) -> Timing:
         assert isinstance(job, TrainJob)
@@ -113,7 +113,7 @@ def test_a_run_that_has_begun_keeps_what_rounds_otherwise(
 def test_the_decoding_threads_of_a_build_are_found(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that makes everybody wait, and an encoder that does not: each thread more is that much faster."""
+    """A slow disk and a fast encoder: each additional thread makes the build faster."""
     real, known = sample.decode, {}
 
     def slow(clip: Any, video: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What `flowmask status`, `logs` and `stop` say and do is true of real trainings."""
+"""The answers and actions of `flowmask status`, `logs` and `stop` match real trainings."""
 
 import json
 import subprocess

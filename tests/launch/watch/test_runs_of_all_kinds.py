@@ -1,4 +1,4 @@
-"""`flowmask status` and `stop` of a cache's build and of an evaluation, while they are at work."""
+"""`flowmask status` and `stop` on a running cache build and on a running evaluation."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def until(condition: Callable[[], object], command: subprocess.Popen[str]) -> No
 
 
 def looked(out: Path) -> RunStatus:
-    """What is known of a run, which may not have begun yet."""
+    """The status of a run, which can still be before its start."""
     (status,) = look_at_all([out])
     return status
 

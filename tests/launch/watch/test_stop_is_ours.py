@@ -1,4 +1,4 @@
-"""`flowmask stop` acts on what is proved to be the run, whatever its files name."""
+"""`flowmask stop` acts only on a process or job that provably belongs to the run, whatever the files name."""
 
 import json
 import os
@@ -19,7 +19,7 @@ RUN = "exec 9>{lock}; flock 9; echo; exec sleep 600"
 
 
 def holder(command: str) -> subprocess.Popen[bytes]:
-    """A process that has done what it should before it waits."""
+    """A process that has run its commands and now sleeps."""
     process = subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
@@ -38,7 +38,7 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
 def test_only_the_process_that_holds_the_lock_is_signalled(tmp_path: Path, processes: Any) -> None:
     lock = tmp_path / ".lock"
     ours = holder(RUN.format(lock=lock))
-    shares = holder(f"exec 9<{lock}; echo; exec sleep 600")  # has it open, and no lock
+    shares = holder(f"exec 9<{lock}; echo; exec sleep 600")  # has the file open, without a lock
     other = holder("echo; exec sleep 600")
     processes += [ours, shares, other]
     assert [is_held_by(each.pid, lock) for each in processes] == [True, False, False]
@@ -46,7 +46,7 @@ def test_only_the_process_that_holds_the_lock_is_signalled(tmp_path: Path, proce
         assert not _signal(process_here(wrong.pid), tmp_path, lock=lock)
         assert wrong.poll() is None
     earlier = process_here(ours.pid).model_copy(update={"started": process_here(ours.pid).started - 1})
-    assert _signal(earlier, tmp_path, lock=lock) and ours.poll() is None  # that one is gone
+    assert _signal(earlier, tmp_path, lock=lock) and ours.poll() is None  # a process that is gone
     assert _signal(process_here(ours.pid), tmp_path, lock=lock)
     assert ours.wait(timeout=20) == -15
 
@@ -70,7 +70,7 @@ def test_a_lock_that_only_leads_to_another_runs_is_no_proof(how: str, tmp_path: 
 def test_a_folder_that_names_another_process_is_refused_in_one_line(
     pid: int, tmp_path: Path, processes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own lock is held, so that it seems to run, by somebody else than the one that it names."""
+    """A third process holds the folder's lock, so that the run seems to be active."""
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)
     processes.append(holder(RUN.format(lock=out / ".lock")))
@@ -84,7 +84,7 @@ def test_a_folder_that_names_another_process_is_refused_in_one_line(
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """SLURM's commands: scontrol shows what `shown` holds; every other call is noted in `calls`."""
+    """SLURM's commands: scontrol prints the file `shown`; every call is recorded in `calls`."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     for name in ("scontrol", "scancel", "squeue", "sacct"):

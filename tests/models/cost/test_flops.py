@@ -1,4 +1,4 @@
-"""The FLOP formula counts what torch counts, and what was measured on the real size."""
+"""The FLOP formula gives torch's counts, and the measured count at the real size."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_the_formula_is_what_the_counter_counts(
     dit: Any = build_dit(TRANSFORMER, in_channels=channels).to_empty(device="cpu")
     shape = (batch, 16, *latent)
     text = torch.zeros(batch, text_tokens, dit.config.text_dim)
-    by_products = sdpa_kernel(SDPBackend.MATH)  # the CPU's fused attention is unknown to the counter
+    by_products = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the CPU's fused attention
     with torch.no_grad(), by_products, FlopCounterMode(display=False) as counter:
         velocity(
             dit, x_t=torch.zeros(shape), video_latent=torch.zeros(shape), timestep=torch.full((batch,), 1000), text=text

@@ -1,4 +1,4 @@
-"""The light mask decoder: a fraction of the work of the VAE's, causal as that is, and known by its weights."""
+"""The light mask decoder: a fraction of the work of the VAE's, causal like it, and identified by its weights."""
 
 import os
 import random
@@ -32,14 +32,14 @@ def vae() -> Any:
 
 
 def networks() -> list[LightDecoderConfig]:
-    """Sizes drawn by chance, and the default one."""
+    """Random sizes, and the default one."""
     rng = random.Random(SEED)
     drawn = [LightDecoderConfig(width=rng.randint(1, 24), depth=rng.randint(0, 3)) for _ in range(TRIALS)]
     return [LightDecoderConfig(), *drawn]
 
 
 def trained(network: LightDecoderConfig) -> LightMaskDecoder:
-    """A decoder that is not as it started."""
+    """A decoder whose weights differ from its initial ones."""
     decoder = LightMaskDecoder.fresh(network)
     torch.manual_seed(SEED)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def trained(network: LightDecoderConfig) -> LightMaskDecoder:
 
 
 def flop(decoder: torch.nn.Module, latent: tuple[int, int, int]) -> int:
-    """By torch's counter; the module is on the meta device."""
+    """FLOP by torch's counter; the module is on the meta device."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         decoder(torch.empty(1, 16, *latent, device="meta"))
     return counter.get_total_flops()

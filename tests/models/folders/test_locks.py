@@ -1,4 +1,4 @@
-"""Locks of folders: one holder, free when it is gone, and asking keeps nobody out."""
+"""Locks of folders: one holder, free when it is gone, and a question about the lock blocks nobody."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The mechanism that every command writes its results by: whose a folder is, one writer, all results or none."""
+"""The mechanism behind the results of every command: the owner of a folder, one writer, all results or none."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ OTHER = Kind("a pile", older=lambda path: None)
 
 
 def publish(out: Path, number: int, *, names: tuple[str, ...] = ("a", "b")) -> None:
-    """Results of two names and an index, all of them telling the number; `gone` takes what is not made again."""
+    """Two results and an index that all contain the number; `gone` removes results that are not made again."""
     folder = OutputFolder(out, KIND)
     with folder.held(), folder.scratch() as place:
         for name in names:
@@ -98,7 +98,7 @@ def test_a_link_in_the_place_of_a_result_is_not_followed(tmp_path: Path) -> None
 
 @pytest.fixture
 def states(tmp_path: Path) -> Callable[[Path], str]:
-    """Which results a folder holds whole: "old" or "new"."""
+    """The complete set of results in a folder: "old" or "new"."""
     known = {}
     for name, numbers in {"old": (1,), "new": (1, 2)}.items():
         for number in numbers:
@@ -179,7 +179,7 @@ def test_only_who_may_write_a_folder_may_open_its_lock(tmp_path: Path) -> None:
         out = tmp_path / oct(mode)
         folder = OutputFolder(out, KIND)
         out.chmod(mode)
-        (out / ".lock").touch(0o666)  # as earlier versions left it
+        (out / ".lock").touch(0o666)  # as in earlier versions
         with folder.held():
             assert (out / ".lock").stat().st_mode & 0o777 == wanted
 

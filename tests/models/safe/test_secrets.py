@@ -1,4 +1,4 @@
-"""What is saved of a value that may hold secrets holds none, and says what is missing where it is used."""
+"""A value that is saved contains no secret. Its later use reports the missing secret."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a user marked, that user recognises; nobody else can make it, and looking leaves nothing."""
+"""A user recognises their own marks; nobody else can make them, and a check writes no file."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Text from anybody's file is shown, and does nothing else to a terminal."""
+"""Text from any file is shown, and has no other effect on a terminal."""
 
 import io
 import unicodedata

@@ -1,4 +1,4 @@
-"""Published FlowRVS files load safely and strictly, and their EMA list finds its names."""
+"""Published FlowRVS files load safely and strictly, and each tensor of their EMA list gets its name."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ def weights(request: pytest.FixtureRequest) -> dict[str, Tensor]:
 
 
 def trained(weights: dict[str, Tensor], order: list[str]) -> dict[str, object]:
-    """A training file's content; the EMA weights are the weights plus one, in the reference's order."""
+    """The content of a training file; the EMA weights are the weights plus one, in the reference's order."""
     return {
         "model": weights,
         "ema_model": {"decay": 0.9999, "shadow_params": [weights[name] + 1 for name in order]},
@@ -111,7 +111,7 @@ def test_a_file_that_is_not_whole_is_refused_in_one_line(damage: str, tmp_path: 
 
 
 class Trap:
-    """Unpickled carelessly, it writes a file."""
+    """It writes a folder when it is unpickled without protection."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -1,4 +1,4 @@
-"""DiTs of other projects and folders of two experts are told in one line each, and never taken for ours."""
+"""DiTs of other projects and folders of two experts are refused in one line each, and never taken for ours."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def ours(case: str = "dit_dvi") -> dict[str, Tensor]:
 
 
 def original(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Some names as Wan's own code has them."""
+    """A state dict with some of its names as in Wan's own code."""
     ends = {"attn1.to_q": "self_attn.q", "attn1.to_k": "self_attn.k", "attn2.to_q": "cross_attn.q"}
     renamed = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""Wan2.1's original files become a folder in the diffusers layout, bit for bit, or one line says why not."""
+"""Wan2.1's original files become a folder in the diffusers layout, bit for bit, or are refused in one line."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from flowmask.models.weights.tiny_wan import write_tiny_wan
 from flowmask.models.weights.wan import WanFolder
 
 STEM = "diffusion_pytorch_model"
-TEXT_BLOCK = {  # of UMT5, whose names no library's converter knows
+TEXT_BLOCK = {  # names of UMT5, which no library's converter knows
     "norm1": "layer.0.layer_norm",
     **{f"attn.{one}": f"layer.0.SelfAttention.{one}" for one in "qkvo"},
     "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
@@ -37,7 +37,7 @@ TEXT_BLOCK = {  # of UMT5, whose names no library's converter knows
 
 
 def converted(part: str, names: Mapping[str, str]) -> dict[str, str]:
-    """diffusers' names of the original ones, as diffusers itself has them; of UMT5 as the table above has them."""
+    """diffusers' names of the original ones, by diffusers' own converter; for UMT5 by the table above."""
     from diffusers.loaders import single_file_utils as theirs
 
     if part == "text_encoder":
@@ -71,7 +71,7 @@ def test_the_tables_lead_every_published_name_to_one_original_name_and_tell_the_
 
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Wan, its VAE of the published layers at a small width."""
+    """A tiny Wan whose VAE has the published layers at a small width."""
     from diffusers import AutoencoderKLWan
 
     folder = tmp_path_factory.mktemp("ours") / "wan"
@@ -88,7 +88,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def originals(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in the layout that Wan-AI publishes: the text encoder in bf16, the DiT in shards."""
+    """The same weights in Wan-AI's layout: the text encoder in bf16, the DiT in shards."""
     folder = tmp_path_factory.mktemp("theirs") / "Wan2.1-T2V"
     (folder / "google").mkdir(parents=True)
     shutil.copytree(wan / "tokenizer", folder / "google" / "umt5-xxl")
@@ -110,7 +110,7 @@ def originals(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_alike(out: Path, wan: Path) -> None:
-    """All parts give what those of `wan` give, to the bit."""
+    """All parts have the same outputs as those of `wan`, to the bit."""
     theirs, ours = WanFolder(out), WanFolder(wan)
     torch.manual_seed(0)
     latent, clip, text = torch.randn(1, 16, 2, 4, 4), torch.rand(1, 3, 5, 32, 32) * 2 - 1, torch.randn(1, 7, 64)
@@ -172,7 +172,7 @@ class Harm:
 
 
 def dit_file(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
-    """The DiT as one file, changed."""
+    """The changed DiT as one file."""
     state = load_file(folder / f"{STEM}-00001-of-00002.safetensors")
     state |= load_file(folder / f"{STEM}-00002-of-00002.safetensors")
     change(state)

@@ -1,4 +1,4 @@
-"""The tiny Wan folder: the real layout, opened by the strict loader, with a VAE that keeps what it is shown."""
+"""The tiny Wan folder: the real layout, opened by the strict loader, with a VAE that reconstructs its input."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A Wan2.1 folder opens strictly: whole, or one line that says what is wrong and where."""
+"""A Wan2.1 folder opens strictly: complete, or refused in one line with the mistake and its place."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ STEM = "diffusion_pytorch_model"
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint as diffusers itself writes it, the DiT in shards."""
+    """A tiny checkpoint as diffusers writes it, with the DiT in shards."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
     root = tmp_path_factory.mktemp("wan")

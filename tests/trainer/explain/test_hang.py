@@ -1,4 +1,4 @@
-"""Who did not arrive is a pure function of what the ranks have left; a rank that is stuck leaves it by itself."""
+"""The missing rank is a pure function of the files that the ranks write; a stuck rank writes its file by itself."""
 
 import threading
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_the_rank_that_did_not_arrive_is_named() -> None:
 
 
 def test_where_collectives_are_queued_their_number_tells() -> None:
-    """NCCL's are not waited for where they are called: no rank seems to wait in one."""
+    """NCCL's collectives do not block where they are called, so no rank seems to wait in one."""
     queued = stuck(9, waits=False)
     said = who_is_missing({0: queued, 1: stuck(5, waits=False, phase="forward")}, 2)
     assert said == "Rank 1 did not end its step, but is in phase forward at loader.py:1 read"

@@ -1,4 +1,4 @@
-"""MLflow's system metrics have each machine's load under its name."""
+"""MLflow's system metrics contain each machine's load under its name."""
 
 import os
 import subprocess
@@ -28,11 +28,11 @@ def test_a_machine_without_rank_zero_is_in_the_run_under_its_name(tmp_path: Path
     quick = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2", URI_VARIABLE: uri, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, env=os.environ | quick, stdin=subprocess.PIPE)
     try:
-        spool.write_sent(tmp_path, Sent(uri=uri, run_id=run_id))  # as the sender does when it has made the run
+        spool.write_sent(tmp_path, Sent(uri=uri, run_id=run_id))  # as the sender does after it has created the run
         name = f"system/{os.uname().nodename}/cpu_utilization_percentage"
         wait_until(lambda: name in client.get_run(run_id).data.metrics, name)
         assert process.poll() is None
-        process.communicate(timeout=60)  # its input ends with the rank
+        process.communicate(timeout=60)  # closes its input, as the end of the rank does
         assert process.returncode == 0
     finally:
         process.kill()
@@ -43,7 +43,7 @@ def test_a_machine_without_rank_zero_is_in_the_run_under_its_name(tmp_path: Path
     ("rank", "local", "uri", "starts"),
     [
         (8, "0", "http://127.0.0.1:1", True),
-        (0, "0", "http://127.0.0.1:1", False),  # the sender is there
+        (0, "0", "http://127.0.0.1:1", False),  # the sender runs there
         (9, "1", "http://127.0.0.1:1", False),
         (8, "0", "sqlite:///m.db", False),
         (8, "0", None, False),

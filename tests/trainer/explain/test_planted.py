@@ -1,4 +1,4 @@
-"""Two real ranks over gloo, into which slow disks, copies and ranks and hangs are planted: each cause is named."""
+"""Two real ranks over gloo with planted slow disks, slow copies, slow ranks and hangs: each cause is named."""
 
 import os
 import random
@@ -14,16 +14,16 @@ from flowmask.trainer.explain.timeline import aligned, read_timeline
 from flowmask.trainer.explain.verdict import COMPUTING, COPYING, READING, a_step, explain
 
 CAUSES = {"disk": READING, "copy": COPYING, "rank": COMPUTING}
-BUSY = 1 + os.getloadavg()[0] / 2  # other tests run beside these: what a fault adds has to be more than they do
+BUSY = 1 + os.getloadavg()[0] / 2  # other tests run at the same time: a fault must last longer than their load
 TIMEOUT_S = 6.0 * BUSY
-STEPS = {"disk": 6, "copy": 6, "rank": 6, "hang": 3}  # of a fault and, of these, so many before it counts:
-SETTLING = 2  # the batches that were read before it began
-# after half of the timeout the stacks are written, and the others waited for
+STEPS = {"disk": 6, "copy": 6, "rank": 6, "hang": 3}  # steps reserved for each fault, SETTLING of them without it:
+SETTLING = 2  # batches that were read before the fault began
+# after half of the timeout, stacks are written; the others must still be waiting
 SLOW_S, HANG_S = (0.3 * BUSY, 0.82 * TIMEOUT_S)
 
 
 def faults_of(trials: int, *, seed: int) -> list[Fault]:
-    """Every kind once a trial, in any order, each in any rank."""
+    """Every kind once per trial, in random order, each in a random rank."""
     draws, found, step = random.Random(seed), [], SETTLING
     for _ in range(trials):
         for kind in draws.sample(KINDS, len(KINDS)):
@@ -45,7 +45,7 @@ def test_a_planted_cause_and_its_rank_are_named_every_time(lab: Path, tmp_path: 
         "train.log_every_steps": 1,
         "train.collective_timeout_s": TIMEOUT_S,
         "checkpoint.every_steps": 10**6,
-        "data.threads": 0,  # a thread that reads ahead hides a fault behind a step that takes longer
+        "data.threads": 0,  # reading ahead in a thread would hide a fault behind a longer step
     }
     job = {"lab": str(lab), "out": str(out), "overrides": overrides, "faults": faults}
     run_group([job], folder=tmp_path / "logs", timeout_s=240 + 60 * BUSY * trials)

@@ -1,4 +1,4 @@
-"""A profile of a live run: every rank's trace, asked for by a file; whatever goes wrong with it, training goes on."""
+"""A profile of a live run: a file requests it, every rank writes a trace, and the training continues in any case."""
 
 import json
 import threading
@@ -18,8 +18,8 @@ from flowmask.trainer.explain.profile import PROFILE, REQUEST, LiveProfile
 from flowmask.trainer.run.run_state import Run
 
 OLDER = Path(__file__).parents[2] / "golden" / "older"
-MARKS = 10  # of the clock, in a step: two a micro-batch, of which there are two here, and six
-STEPS = 600  # enough for somebody to ask in the middle; the run is ended when the traces are there
+MARKS = 10  # of the clock in a step: two in each of the two micro-batches, and six more
+STEPS = 600  # enough for a request in the middle; the run is stopped when the traces are there
 
 
 def test_a_live_run_is_profiled_and_goes_on_as_if_nobody_had_asked(lab: Path, tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_live_run_is_profiled_and_goes_on_as_if_nobody_had_asked(lab: Path, tm
         while not found:
             try:
                 found.append(profile(out, steps=2, timeout_s=300))
-            except UserError as error:  # not begun yet
+            except UserError as error:  # the run has not begun
                 if "has ended" in str(error) or (out / "checkpoints" / "latest").exists():
                     found.append(error)
 

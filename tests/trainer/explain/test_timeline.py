@@ -1,4 +1,4 @@
-"""A rank's time line: every second is in one phase, files are bounded, and a stranger's lines are passed over."""
+"""A rank's time line: every second is in one phase, files are bounded, and a stranger's lines are skipped."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ SPENT = Spent(10, 1.25, {"read": 0.25, "forward": 0.5, REDUCE: 0.5})
 
 
 class Ticking:
-    """A clock that a test moves; of events too, whose time is known when they are past."""
+    """A clock that a test moves. It can also act as events, whose time is known only after they are past."""
 
     def __init__(self, *, laps_late: int = 0) -> None:
         self.now, self.LAPS_LATE, self.asked_too_early = 0.0, laps_late, 0
@@ -37,7 +37,7 @@ class Ticking:
 
 
 class FakeEvent:
-    """torch's event on a device that is `BEHIND` seconds late; asking an unfinished one is an error, as torch's is."""
+    """torch's event on a device that is `BEHIND` seconds late. As in torch, reading an unfinished event is an error."""
 
     now, made, BEHIND = 0.0, 0, 10.0
 
@@ -94,7 +94,7 @@ def test_events_are_read_a_lap_late_and_never_before_they_are_past(monkeypatch: 
     clock.done = clock.now
     take_a_step(phases, clock)
     assert phases.take().steps == 1 and not clock.asked_too_early
-    take_a_step(phases, clock)  # the device is behind: that lap is lost, and nobody waits for it
+    take_a_step(phases, clock)  # the device is behind: this lap is lost, and no code waits for it
     assert phases.take().steps == 0 and not clock.asked_too_early
 
 

@@ -1,4 +1,4 @@
-"""The slowest rank and its cause are a pure function of what each rank's steps were spent on."""
+"""The slowest rank and its cause are a pure function of the time in each phase of each rank's steps."""
 
 import random
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def ranks_of(world: int, *, noise: Callable[[], float] = lambda: 1.0) -> list[di
 
 
 def reduced(ranks: list[dict[str, float]], *, network_s: float = 0.03) -> list[dict[str, float]]:
-    """The same with what each waits for the last to come."""
+    """The same with each rank's wait for the last rank."""
     longest = max(sum(rank.values()) for rank in ranks)
     return [rank | {REDUCE: longest - sum(rank.values()) + network_s} for rank in ranks]
 
@@ -59,7 +59,7 @@ def test_the_rank_that_holds_the_others_up_is_named_with_its_cause(world: int, p
 def test_a_rank_that_waits_in_the_reduction_is_not_the_slow_one() -> None:
     ranks = ranks_of(4)
     for rank in ranks[:3]:
-        rank["read"] += 0.4  # three of four read slowly: the one that is left waits
+        rank["read"] += 0.4  # three of four read slowly; the fourth waits
     found = explain(reduced(ranks))
     assert found.rank is None or found.rank < 3
     assert max(reduced(ranks)[3].values()) == reduced(ranks)[3]["backward"] or reduced(ranks)[3][REDUCE] > 0.4
@@ -82,7 +82,7 @@ def test_a_slow_network_is_nobodys_fault_and_an_even_run_is_computing() -> None:
 
 
 def test_lateness_that_overlapped_reductions_show_again_as_computing_is_told_by_where_it_began() -> None:
-    """A rank that reads slowly comes late to the first bucket: the others, which wait, seem to compute less."""
+    """A rank that reads slowly is late for the first bucket. The others wait, and seem to compute less."""
     ranks = ranks_of(2)
     ranks[0]["read"] += 0.2
     found = reduced(ranks)

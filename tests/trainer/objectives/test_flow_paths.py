@@ -1,4 +1,4 @@
-"""The paper's other paths: from noise, the mask itself predicted, random weights; at the defaults nothing changes."""
+"""Other paths of the paper: from noise, direct prediction of the mask, random weights; the defaults change nothing."""
 
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,7 @@ PATHS = [{**start, "predicts": predicts} for start, predicts in product([{}, NOI
 
 
 class KnowsTheEnd:
-    """Stands for a DiT that knows the mask of each example, and gives what it is asked for."""
+    """Stands for a DiT that knows the mask of each example, and gives the requested output."""
 
     patch_embedding = SimpleNamespace(weight=torch.zeros(1), in_channels=32)
 

@@ -1,4 +1,4 @@
-"""What the objectives compute: draws from keys alone, the right spaces, and the same loss with and without a cache."""
+"""The objectives: draws depend on keys alone, spaces are right, and the loss is the same with and without a cache."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,7 +140,7 @@ def test_noise_on_the_decoders_input_is_drawn_from_the_key_at_the_asked_size() -
 
 
 class Decoder(torch.nn.Module):
-    """Stands for a decoder: its logits are the latent's first channel, enlarged; each frame knows no other."""
+    """Stands for a decoder: its logits are the latent's first channel, enlarged; frames are independent."""
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.interpolate(latent[:, :1], scale_factor=(1, 2, 2))

@@ -1,4 +1,4 @@
-"""An objective that one file of an installed package makes does all that ours do."""
+"""An objective in one file of an installed package can do all that ours can."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Text to video: noise is carried to the video, no mask is looked at; a run becomes a Wan2.1 folder."""
+"""Text to video: the path goes from noise to the video, without a mask; a run becomes a Wan2.1 folder."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ T2V = {"objective": {"kind": "text_to_video"}}
 
 
 class KnowsTheVideo:
-    """Stands for a DiT that knows the video of each example; it is given 16 channels, and nothing else of it."""
+    """Stands for a DiT that knows the video of each example; its only input has 16 channels."""
 
     patch_embedding = SimpleNamespace(weight=torch.zeros(1), in_channels=16)
 

@@ -1,4 +1,4 @@
-"""Sentences are answered without a look at a device: on a GPU each of its numbers that is asked for is a wait."""
+"""Sentences are answered without reading from the device: on a GPU, the host waits for each number that it reads."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_window_and_its_sentences_are_answered_without_a_question_and_without_a_copy_that_is_waited_for(
     golden: Path,
 ) -> None:
-    """The meta device takes the place of a GPU: it holds no number, so that whoever asks for one ends there."""
+    """The meta device stands for a GPU: it holds no numbers, so code that asks for one fails there."""
     settings: dict[str, Any] = {"precision": "fp32", "encoder_precision": "bf16", "device": "cpu"}
     whole = load_segmenter(str(golden), sampler=SamplerConfig(steps=2), **settings)
     segmenter: Any = whole.segmenter
@@ -65,7 +65,7 @@ def test_a_logit_that_is_not_finite_is_found_where_its_frame_is_final(broken: fl
 def test_the_next_sentence_is_queued_while_the_masks_of_the_one_before_are_written(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were they written first, the second sentence would never come: the writer waits for it."""
+    """If masks were written first, the second sentence would never come, since the writer waits for it."""
     import threading
 
     told, sentences, write, asked = threading.Event(), list[str](), one_video.write_mask, Segmenter.encode_text

@@ -1,4 +1,4 @@
-"""What a file of weights does not tell is asked for or assumed, and said; what it remembers is not argued with."""
+"""Conventions that a weights file lacks are asked for or assumed, with a message; those that it holds always count."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def untold(export: Path) -> Path:
-    """The same weights as a published file, which tells none of its conventions."""
+    """The same weights as a published file, which holds none of its conventions."""
     return export.parent / "dit.pth"
 
 

@@ -1,4 +1,4 @@
-"""Text and video are encoded for evaluation as they were for training, and what TF32 may do is set in one place."""
+"""Text and video are encoded for evaluation as for training, and one place sets the use of TF32."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ DTYPE_OF: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
 
 @pytest.fixture(scope="module")
 def runs_of(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
-    """A run of one step on a cache that was encoded in each precision and is stored without rounding."""
+    """For each precision, a run of one step on a cache encoded in it and stored without rounding."""
     torch.set_num_threads(1)
     folder, runs = tmp_path_factory.mktemp("encoders"), {}
     for precision, dtype in DTYPE_OF.items():
@@ -115,7 +115,7 @@ def test_scores_of_other_encoders_are_other_scores_and_those_of_before_keep_thei
 
 @pytest.fixture
 def flags() -> Any:
-    """Whether fp32 products, and convolutions, may be in TF32; put back as torch has them."""
+    """Whether fp32 products, and convolutions, may use TF32; torch's defaults are restored at the end."""
     yield lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
 

@@ -1,4 +1,4 @@
-"""Export: the same tensors to the bit through every format, readable by the libraries that it is meant for."""
+"""Export: the same tensors to the bit in every format, readable by the libraries that the format is for."""
 
 import json
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_an_exported_dit_brings_its_decoder_and_predicts_as_its_run(
     theirs = load_segmenter(str(folder), sampler=SamplerConfig(), wan=lab / "wan")
     assert ours.weights == theirs.weights and ours.box == theirs.box
     settings = json.loads((folder / "flowmask.json").read_text())
-    assert str(lab) not in json.dumps(settings)  # nothing of the training's machine
+    assert str(lab) not in json.dumps(settings)  # no path of the training's machine
 
 
 def test_training_starts_from_an_export_as_from_its_run(lab: Path, dit_run: Path, tmp_path: Path) -> None:

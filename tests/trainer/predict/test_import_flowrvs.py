@@ -1,4 +1,4 @@
-"""An import segments as the files do that it was made of, remembers their conventions, and needs nothing but Wan2.1."""
+"""An import segments as its files do, remembers their conventions, and needs nothing but Wan2.1."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ NONE = AskedConventions()
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with wan, dit.pth and decoder.pth, whose encoder is not that of wan."""
+    """A folder with wan, dit.pth and decoder.pth; the encoder of decoder.pth differs from that of wan."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("golden")
     write_published(folder)
@@ -31,7 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(checkpoint: Path, files: Path, said: list[str], **options: Any) -> Tensor:
-    """What weights say of a clip and a sentence with a capital."""
+    """The logits for a clip and a sentence with capital letters."""
     loaded = load_segmenter(
         str(checkpoint),
         wan=files / "wan",

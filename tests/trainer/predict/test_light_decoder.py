@@ -1,4 +1,4 @@
-"""A light mask decoder is used by name as the VAE's is, from whatever holds it."""
+"""A light mask decoder is used by name like the VAE's, from any file that holds it."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def light(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dit(lab: Path, light: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DiT that names the light decoder, with which it is validated."""
+    """A DiT whose config names the light decoder, also for its validation."""
     out = tmp_path_factory.mktemp("dit") / "run"
     watched = {"evaluate.every_steps": 2, "evaluate.examples": 1, "evaluate.jf_examples": 1, "evaluate.overlays": 0}
     assert start(lab, out, watched | {"train.steps": 2, "model.mask_decoder": str(light)}) == 0

@@ -1,4 +1,4 @@
-"""A folder that holds no trained weights is told in one line: what it is, and what to give in its place."""
+"""A folder without trained weights is refused in one line with its kind and the right source."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from flowmask.trainer.predict.weights import load_dit, load_mask_decoder
 
 OLDER = Path(__file__).parents[2] / "golden" / "older"
 BASE = "is a Wan2.1 folder"
-KINDS: dict[str, str] = {  # folder of `lab` -> what it is called
+KINDS: dict[str, str] = {  # folder of `lab` -> its name in the message
     "older/cache": "is a cache, from which alone no",
     "older/evaluation": "is an evaluation, from which alone no",
     "data": "is a dataset, from which alone no",

@@ -1,4 +1,4 @@
-"""Prediction: what is written for each prompt, what is refused, what a rerun replaces."""
+"""Prediction: the files for each prompt, the refusals, and the files that a rerun replaces."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_a_name_that_is_not_utf_8_is_one_line_before_anything_is_read(tmp_path: 
 
 
 def test_photographs_are_read_as_people_see_them(tmp_path: Path) -> None:
-    """The camera was turned: the picture lies on its side, and EXIF says so."""
+    """The camera was turned: the stored picture lies on its side, and EXIF records it."""
     frame, exif = _frames(1)[0][:24], Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(frame)).save(tmp_path / "1.png", exif=exif)
@@ -128,7 +128,7 @@ def test_photographs_are_read_as_people_see_them(tmp_path: Path) -> None:
 
 
 def _entries(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """What predictions.json says, by video and prompt."""
+    """The entries of predictions.json, by video and prompt."""
     found = json.loads((out / "predictions.json").read_text())["prompts"]
     return {(Path(entry["video"]).name, entry["prompt"]): entry for entry in found}
 
@@ -165,7 +165,7 @@ def test_another_video_has_names_of_its_own_in_the_same_folder(export: Path, vid
 
 
 def _decoded(path: Path) -> np.ndarray:
-    """float64 [F H W 3]: x264 writes equal pictures in other bits each time where they have hard edges."""
+    """float64 [F H W 3]: x264 can write other bits for equal pictures with hard edges."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24").astype(float) for frame in container.decode(video=0)])
 

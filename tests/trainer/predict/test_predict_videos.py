@@ -1,4 +1,4 @@
-"""Prediction of several videos at once, at another rate, with another threshold; files of every kind."""
+"""Prediction of several videos at once, at another rate, with another threshold; files of all kinds."""
 
 import json
 from fractions import Fraction
@@ -40,7 +40,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _grows(path: Path) -> Path:
-    """A film that is read whole when it is checked, and whose pictures change their size in the middle."""
+    """A film that passes the first check, and whose picture size changes in the middle."""
     parts = []
     for size in ((64, 100), (96, 100)):
         write(path, Film("part.h264", "libx264", frames=3, size=size, options=X264))
@@ -112,7 +112,7 @@ def test_a_lower_rate_takes_the_pictures_on_the_screen_and_names_them(name: str,
     assert source.frame_names == [f"{place:05d}" for place in range(len(source.source_frames))]
     ids = range(len(source.frame_names))
     assert [number_of(frame) for frame in source.frames(ids)] == [shown[i] for i in source.source_frames]
-    pieces = [source.frames([i])[0] for i in ids]  # one after another, as windows read them
+    pieces = [source.frames([i])[0] for i in ids]  # one by one, as windows read them
     assert [number_of(frame) for frame in pieces] == [shown[i] for i in source.source_frames]
 
 
@@ -155,7 +155,7 @@ def _high(path: Path) -> int:
 
 
 def _with_legend_of(count: int) -> int:
-    """The height of an overlay of a film of 64x100 px with that many short sentences."""
+    """The height of an overlay of a film of 64x100 px with `count` short sentences."""
     from flowmask.trainer.predict.show.overlay import colour, legend, view_size
 
     high, wide = view_size(64, 100)

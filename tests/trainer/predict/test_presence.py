@@ -1,4 +1,4 @@
-"""The threshold of presence: how it is chosen, what it empties, what it belongs to, and which exports carry it."""
+"""The threshold of presence: its choice, its effect on masks, the settings it belongs to, and exports that hold it."""
 
 import json
 import os
@@ -187,7 +187,7 @@ def test_what_is_no_threshold_is_one_line_before_weights_are_loaded(
 
 @pytest.fixture(scope="module")
 def trained(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A LoRA run, which every format can hold, and a mask decoder."""
+    """A LoRA run, which every format can store, and a mask decoder."""
     folder = tmp_path_factory.mktemp("runs")
     common = {"train.steps": 2, "train.lr": 1e-2}
     assert start(lab, folder / "lora", common | {"lora": {"rank": 2}}) == 0

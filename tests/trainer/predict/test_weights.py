@@ -1,4 +1,4 @@
-"""Weights by name: whatever the container, the same tensors; whatever is wrong, one line."""
+"""Weights by name: the same tensors from any container, and one line for any mistake."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A training, its validation and an evaluation in the same process each compute attention as they were told."""
+"""A training, its validation and an evaluation in the same process each use the attention of their own config."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ EVALUATE = {"evaluate.every_steps": 1, "evaluate.examples": 2, "evaluate.jf_exam
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As other tests have it, but with heads of a width that all kernels take."""
+    """As in other tests, but with heads of a width that all kernels accept."""
     folder = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(runs.DIT, "attention_head_dim", 16)
@@ -34,7 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_gets_the_kernels_that_it_asks_for(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (starting, inference):  # whether this machine can: another test's question
+    for module in (starting, inference):  # another test checks the support of this machine
         monkeypatch.setattr(module, "require_attention", lambda *args, **options: None)
     seen = {name: stand_in(name, monkeypatch) for name in KERNELS}
     changes = {"train.attention": "flash", "train.activation_checkpointing": "selective", "train.steps": 1}

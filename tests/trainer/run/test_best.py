@@ -1,4 +1,4 @@
-"""The best evaluation is the best of those that were measured alike."""
+"""The best evaluation is the best of those with the same definition."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ FOUND = {"step": 4, "metric": "eval_loss", "value": 0.5}
 
 
 def started(changes: dict[str, Any], *, cache: str, decoder: str, older: bool) -> tuple[Any, list[str]]:
-    """What is left of a best when evaluations are changed, and the lines about it."""
+    """The best that remains when evaluations change, and the messages about it."""
     said: list[str] = []
     before, now = (run_config(Path(), Path(), {"evaluate": more}) for more in (SETTINGS, SETTINGS | changes))
     best = dict(FOUND) if older else {**FOUND, "definition": definition_of(before.evaluate, cache="a", decoder="d")}
@@ -96,7 +96,7 @@ def test_a_run_whose_evaluations_change_keeps_its_best_until_the_first_of_the_ne
     kept, changed = ({"easy": easy, "hard": hard}[name] for name in (lower, higher))
     start(lab, run, LOSSES | kept | {"train.steps": 5})
     assert best_step(run) == 4 and "evaluations differ from before" not in (run / "log.txt").read_text()
-    start(lab, run, LOSSES | changed | {"train.steps": 6})  # a larger loss, but of its own kind the best
+    start(lab, run, LOSSES | changed | {"train.steps": 6})  # a larger loss, but the best of its definition
     assert best_step(run) == 6
     log = (run / "log.txt").read_text()
     assert "evaluate" in log and log.count("evaluations differ from before (timesteps: ") == 1

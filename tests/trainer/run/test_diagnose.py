@@ -1,4 +1,4 @@
-"""A step that is skipped says what was not finite first and of whom; a run that nothing came of says so and fails."""
+"""A skipped step names the first value that was not finite and its examples; a run without any taken step fails."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ NAN = float("nan")
 
 
 class BrokenVelocity(SilentVelocity):
-    """Stands for a DiT whose velocity is not a number for the second example."""
+    """Stands for a DiT whose velocity is NaN for the second example."""
 
     def __call__(self, **inputs: Any) -> tuple[torch.Tensor]:
         (velocity,) = super().__call__(**inputs)
@@ -85,7 +85,7 @@ def test_skips_are_told_by_reason_and_only_spikes_and_steps_that_counted_blame_t
         assert "train.lr" not in never and "last good" not in never
     assert "lower train.lr" in str(useless(config, {"x": 9}, updates=5, reason="loss spike"))
     said = str(useless(config, {"latents not finite": 3}, updates=0))
-    assert "flowmask cache verify A; flowmask cache verify B" in said  # to be pasted, one for each cache
+    assert "flowmask cache verify A; flowmask cache verify B" in said  # one command for each cache, ready to paste
 
 
 def test_latents_of_one_example_are_named_on_whichever_rank_they_are(lab: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Spikes are judged against the recent past, robustly, before the optimizer moves, and alike on every rank."""
+"""Spikes are judged against recent steps, robustly, before the optimizer moves, and equally on every rank."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def test_the_default_takes_ordinary_noise_and_skips_what_is_far_beyond_it(seed: 
     draw = random.Random(seed)
     guard = SpikeGuard(GuardConfig())
     for step in range(5000):
-        norm = math.exp(draw.gauss(-step / 2000, spread))  # falls slowly, as it does
+        norm = math.exp(draw.gauss(-step / 2000, spread))  # falls slowly, as in a training
         assert norm <= guard.grad_norm_limit
         fed(guard, [norm])
     assert guard.grad_norm_limit < 100 * math.exp(10 * spread)

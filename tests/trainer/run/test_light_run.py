@@ -1,4 +1,4 @@
-"""A run that trains a light mask decoder: trainer, loss and validation as of the VAE's, and no mix-up of both."""
+"""A run that trains a light mask decoder: trainer, loss and validation as for the VAE's; both are kept apart."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The loop's decisions: what a signal may do, and when the state is saved."""
+"""The decisions of the loop: the effect of a signal, and the steps at which the state is saved."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from flowmask.trainer.run.run_state import Run
 
 
 class Nothing:
-    """Stands for the parts of a run that a test does not look at."""
+    """Stands for parts of a run that a test does not use."""
 
     wait_s = copy_wait_s = 0.0
 
@@ -45,7 +45,7 @@ class Guard(Nothing):
 
 
 class Saves(Nothing):
-    """Checkpoints whose every save goes well at once."""
+    """Checkpoints whose saves always succeed at once."""
 
     busy = False
 
@@ -57,7 +57,7 @@ class Saves(Nothing):
 
 
 class Witness(Nothing):
-    """Nobody wants a profile."""
+    """No profile is requested."""
 
     phases = Phases()
 

@@ -1,4 +1,4 @@
-"""LoRA runs: trained, resumed and moved like any run; only adapters have state; the base is told by its hash."""
+"""LoRA runs are trained, resumed and moved like any run; only adapters have state; a hash identifies the base."""
 
 import json
 import shutil
@@ -51,12 +51,12 @@ def other_trials(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trial(request: pytest.FixtureRequest, stage: int) -> Path:
-    """The folder that holds the runs of this ZeRO stage."""
+    """The folder of the runs with this ZeRO stage."""
     return request.getfixturevalue("trials" if stage in SHORT else "other_trials")
 
 
 def run_trials(lab: Path, folder: Path, stages: Sequence[int]) -> Path:
-    """`one` process; of two, at every ZeRO stage N: `never_N`, `stopped_N` (then resumed), `moved_N` (to one)."""
+    """`one`: one process. Two processes at every ZeRO stage N: `never_N`, `stopped_N` (resumed), `moved_N` (to one)."""
     assert start(lab, folder / "one", overrides(0)) == 0
     jobs: list[dict[str, Any]] = []
     for stage in stages:
@@ -77,7 +77,7 @@ def run_trials(lab: Path, folder: Path, stages: Sequence[int]) -> Path:
 def test_ranks_and_zero_stage_do_not_change_the_training_of_adapters(trial: Path, stage: int) -> None:
     one, two = losses(trial / "one"), losses(trial / f"never_{stage}")
     assert two == pytest.approx(one, rel=5e-3) and len(two) == STEPS
-    assert max(abs(a - b) for a, b in pairwise(one)) > 0.05  # it moves
+    assert max(abs(a - b) for a, b in pairwise(one)) > 0.05  # the loss changes
 
 
 @pytest.mark.parametrize("stage", EACH_STAGE)
@@ -115,7 +115,7 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_else(trials: Path, lab: 
 
 
 def frozen_cost(*, lab: str) -> dict[str, Any]:
-    """Runs in every rank: what lies on it for frozen and for trained parameters, after two steps in bf16."""
+    """Run by every rank: the memory for frozen and for trained parameters, after two steps in bf16."""
     from scenarios import EMA_DECAY, ShardedEma, Velocity, micro_batches, settings, tiny_dit
 
     from flowmask.trainer.step.engine import Engine
@@ -162,7 +162,7 @@ def test_frozen_weights_have_no_master_moments_average_or_gradient_and_do_not_mo
     for stage, first in ranks[0].items():
         both = [found[stage] for found in ranks]
         share = 1 if stage == "0" else 2
-        room = first["trained"] + 64 * first["parts"]  # alignment of the flat buffers
+        room = first["trained"] + 64 * first["parts"]  # padding of the flat buffers
         for found in both:
             assert found["masters"] <= room / share + 64 * first["parts"], stage
             assert found["moments"] == 2 * found["masters"]
@@ -171,7 +171,7 @@ def test_frozen_weights_have_no_master_moments_average_or_gradient_and_do_not_mo
 
 
 def unmerged(lab: Path, source: str, *, ema: bool = True) -> nn.Module:
-    """The base with live adapters, as the training computes it in fp32."""
+    """The base with unmerged adapters, as the training computes it in fp32."""
     adapter = load_adapter(source, ema=ema)
     dit: Any = WanFolder(lab / "wan").transformer(video_injection=True)
     add_lora(dit, adapter.config, seed=1)
@@ -253,7 +253,7 @@ def test_prediction_takes_a_lora_run_its_exports_and_its_adapters_alike(
 
 @pytest.fixture
 def swapped(lab: Path, tmp_path: Path) -> tuple[Path, Callable[[], None]]:
-    """A lab of its own, and what changes one weight of its base."""
+    """A separate lab, and a function that changes one weight of its base."""
     own = tmp_path / "lab"
     own.mkdir()
     shutil.copytree(lab / "wan", own / "wan")
@@ -291,7 +291,7 @@ def test_any_other_base_is_refused_in_one_line(swapped: tuple[Path, Callable[[],
 def test_adapters_may_rest_on_weights_other_than_wans(trials: Path, lab: Path, tmp_path: Path) -> None:
     base = export(str(trials / "one"), format="safetensors", out=tmp_path / "base.safetensors").path
     run, init = tmp_path / "run", {"model.init": str(base), "train.precision": "fp32"}
-    frozen_patch = {"lora": {"rank": 2, "also_train": []}}  # it has learned the video already
+    frozen_patch = {"lora": {"rank": 2, "also_train": []}}  # the base has learned the video already
     assert start(lab, run, LORA | init | frozen_patch | {"train.steps": 2}) == 0
     assert start(lab, run, LORA | init | frozen_patch | {"train.steps": 4}) == 0
     assert start(lab, tmp_path / "never", LORA | init | frozen_patch | {"train.steps": 4}) == 0

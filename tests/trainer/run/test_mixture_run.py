@@ -1,4 +1,4 @@
-"""Whole runs on several caches, one of them of two datasets: trained, resumed, and refused when weights change."""
+"""Whole runs on two caches, one of them of two datasets: trained, resumed, and refused when weights change."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from flowmask.models.errors import CheckpointError
 
 @pytest.fixture(scope="module")
 def mix(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The lab's cache, and one of RefCOCO's images (one frame) with videos (five frames)."""
+    """The lab's cache, and a cache of RefCOCO's images (one frame) and videos (five frames)."""
     folder = tmp_path_factory.mktemp("mixture")
     (folder / "coco").mkdir()
     write_refcoco(folder / "coco")

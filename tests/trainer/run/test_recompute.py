@@ -1,4 +1,4 @@
-"""Recomputation and compilation in a whole run: what they may change, and what they refuse."""
+"""Recomputation and compilation in a whole run: their allowed changes, and their refusals."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whole runs in one process: what is written, what is refused, and how a run ends."""
+"""Whole runs in one process: their files, their refusals and their ends."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ ROW_KEYS = {
 
 @pytest.fixture(scope="module")
 def finished(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 10 steps that was never disturbed; `copies` start from the same config."""
+    """A run of 10 undisturbed steps; `copies` start from the same config."""
     out = tmp_path_factory.mktemp("finished") / "run"
     assert start(lab, out) == 0
     return out
@@ -38,7 +38,7 @@ def test_a_run_leaves_its_config_rows_log_and_checkpoints(finished: Path) -> Non
     found = rows(finished)
     assert [row["step"] for row in found] == list(range(1, 11))
     assert all(row.keys() >= ROW_KEYS and row["world_size"] == 1 for row in found)
-    assert found[0]["epoch"] == 0.0 and found[4]["epoch"] == 2.0  # 8 examples of a view are two batches
+    assert found[0]["epoch"] == 0.0 and found[4]["epoch"] == 2.0  # 8 examples in a view are two batches
     assert [path.name for path in complete(finished / "checkpoints")] == ["step_00000010", "step_00000009"]
     assert (finished / "checkpoints" / "latest").resolve().name == "step_00000010"
     config = yaml.safe_load((finished / "config.yaml").read_text())
@@ -249,7 +249,7 @@ def _log(out: Path) -> str:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Content hashes of a folder's files, without the lock, the log and who was there last."""
+    """Content hashes of a folder's files, without the lock, the log and the owner."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     kept = [path for path in paths if path.name not in (".lock", "log.txt", ".owner.json")]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}

@@ -1,4 +1,4 @@
-"""Laws of training from an object store: the run is that on the folder, stopped on the way too, and keeps no secret."""
+"""Laws of training from an object store: the run equals that on the folder, also after a stop; no secret is stored."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ EVALUATED = {"train.steps": 8, "evaluate.every_steps": 4, "evaluate.examples": 4
 
 @pytest.fixture(scope="module")
 def port(lab: Path) -> Iterator[int]:
-    """Of a server that has the lab's cache."""
+    """Port of a server that holds the lab's cache."""
     with moto_process() as port:
         upload(port, lab / "cache", "lab")
         yield port
@@ -23,7 +23,7 @@ def port(lab: Path) -> Iterator[int]:
 
 @pytest.fixture
 def url(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The lab's cache in an object store, which this process reaches by its environment."""
+    """The lab's cache in an object store; environment variables lead this process there."""
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
         monkeypatch.setenv(name, value)
     with own_connection():

@@ -1,4 +1,4 @@
-"""Laws of training from a stream: a run on a URL is the run on its folder, also when it was stopped on the way."""
+"""Laws of training from a stream: a run on a URL equals the run on the folder, also after a stop."""
 
 import shutil
 import threading
@@ -23,7 +23,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def url(lab: Path) -> Iterator[str]:
-    """The lab's cache behind a web server of its own."""
+    """The lab's cache on a separate web server."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(lab / "cache")))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -1,4 +1,4 @@
-"""Evaluation while training: fixed examples, the same numbers at any world size, and no trace in the training."""
+"""Evaluation while training: fixed examples, the same numbers at any world size, no effect on the training."""
 
 import json
 import shutil

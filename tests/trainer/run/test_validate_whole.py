@@ -1,4 +1,4 @@
-"""Whole videos while training: the numbers of `flowmask evaluate`, and no trace in the training."""
+"""Whole videos while training: the numbers of `flowmask evaluate`, and no effect on the training."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ SHORT = {"train.precision": "fp32", "train.micro_batch": 1, "train.steps": 3}
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of three videos that no cache has."""
+    """A dataset of three videos that are in no cache."""
     root = tmp_path_factory.mktemp("held")
     folder = shutil.copytree(GOLDEN / "valid_u", root / "valid_u")
     videos = json.loads((folder / "meta_expressions.json").read_text())["videos"]
@@ -47,20 +47,20 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def whole(held: Path, **more: Any) -> dict[str, Any]:
-    """The overrides of a run that is evaluated on whole videos too."""
+    """The overrides of a run that is also evaluated on whole videos."""
     data = {"source": "mevis", "root": str(held), "split": "valid_u"}
     return CHEAP | {"evaluate.whole_videos": {"data": data, "protocol": "mevis", **more}}
 
 
 def found(run: Path) -> dict[int, dict[str, float]]:
-    """The numbers of whole videos by step, where there are some."""
+    """The numbers of whole videos by step, for steps that have them."""
     every = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     numbers = {row["step"]: {k.removeprefix("eval_whole_"): v for k, v in row.items() if "whole" in k} for row in every}
     return {step: some for step, some in numbers.items() if some}
 
 
 def evaluated(run: Path, held: Path, out: Path, **changes: Any) -> dict[str, float]:
-    """What `flowmask evaluate` says of a checkpoint, of its numbers that training shows."""
+    """The numbers of `flowmask evaluate` for a checkpoint, limited to those that training shows."""
     data = {"source": "mevis", "root": held, "split": "valid_u"}
     given = {"out": out, "checkpoint": str(run), "data": data, "device": "cpu", "protocol": "mevis"} | changes
     scores = evaluate(EvaluateConfig.model_validate(given))
@@ -72,7 +72,7 @@ def evaluated(run: Path, held: Path, out: Path, **changes: Any) -> dict[str, flo
 
 @pytest.fixture(scope="module")
 def run(lab: Path, held: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in bf16 with whole videos at its last step alone."""
+    """A run in bf16 with whole videos only at its last step."""
     out = tmp_path_factory.mktemp("whole") / "run"
     short = {"train.steps": 4, "evaluate.every_steps": 2, "evaluate.best": "eval_whole_jf"}
     assert start(lab, out, whole(held, every_steps=4) | short) == 0
@@ -132,7 +132,7 @@ def test_adapters_that_are_not_merged_give_the_numbers_of_merged_ones(lab: Path,
 
 
 def scorer(say: Any) -> WholeVideos:
-    """Three videos in one process; what scores them is not there."""
+    """Three videos in one process, without models."""
     data = {"root": "d", "split": "valid_u"}
     config = EvaluateConfig.model_validate({"out": "o", "checkpoint": "c", "data": data})
     videos = [SimpleNamespace(video_id=f"v{n}") for n in range(3)]
@@ -156,7 +156,7 @@ def test_a_video_that_cannot_be_scored_is_a_line_and_the_training_goes_on_withou
 
 
 def broken(held: Path, folder: Path, what: str) -> dict[str, str]:
-    """A copy of the dataset without its masks, or with a damaged frame; as a config names it."""
+    """A copy of the dataset without masks, or with a damaged frame, as entries of a config."""
     root = shutil.copytree(held, folder / what)
     if what == "masks":
         (root / "valid_u" / "mask_dict.json").unlink()

@@ -1,4 +1,4 @@
-"""Calibrating: the threshold is that of the other videos, the same in every process and after every stop."""
+"""Calibration: the other videos give the threshold, and it is the same in every process and after every stop."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from flowmask.trainer.score.evaluate import evaluate, fingerprint_now
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 from flowmask.trainer.score.results import Scores
 
-# Every second one names nothing; by chance the recorded weights find less for these.
+# Every second text names nothing; by chance the recorded weights give smaller presences for these.
 TEXTS = ["the red car", "a dog", "a thing of kind 5", "a thing of kind 1", "two birds near the water"]
 TEXTS += ["a thing of kind 3"]
 
@@ -68,7 +68,7 @@ def scored(*args: Any, **options: Any) -> Scores:
 
 @pytest.fixture(scope="module")
 def done(lab: Path) -> dict[str, Scores]:
-    """scored and others without a threshold; calibrated; both again with the threshold that was chosen."""
+    """scored and others without a threshold; calibrated; then both with the chosen threshold."""
     chosen = str(lab / "calibrated")
     return {
         "scored": scored(config(lab, lab / "out_scored")),
@@ -164,7 +164,7 @@ def test_the_fingerprint_knows_thresholds_by_their_value_and_is_what_it_was_with
 
 
 def _judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A number for each video that is encoded from now on."""
+    """Collects one entry for each video that is encoded from now on."""
     seen: list[int] = []
     encode = Segmenter.encode_video
     monkeypatch.setattr(Segmenter, "encode_video", lambda self, signed: seen.append(1) or encode(self, signed))
@@ -199,7 +199,7 @@ def test_two_processes_take_one_threshold_and_end_as_one_does(
     asked, encoded = calibrating(lab, tmp_path / "e"), _judged(monkeypatch)
     assert evaluate(asked, rank=order[0], world=2) is None
     noted = list((tmp_path / "e/.evaluate").glob("*/calibration/*.json"))
-    for path in noted:  # whatever becomes of what it was chosen by, the choice stands
+    for path in noted:  # the choice stays, even if the numbers behind it change
         path.write_text(json.dumps({"judged": [{"presence": 0.0, "answered": True, "has_target": True}]}))
     assert evaluate(asked, rank=order[1], world=2) == done["calibrated"]
     assert (len(noted), len(encoded)) == (2, 4), "no video is judged twice"

@@ -1,4 +1,4 @@
-"""Evaluation: scores, masks, what is read how often, what a stop or another checkpoint leaves behind."""
+"""Evaluation: scores, masks, how often inputs are read, and results after a stop or with another checkpoint."""
 
 import errno
 import json
@@ -68,7 +68,7 @@ def _masks(out: Path) -> dict[str, np.ndarray]:
 
 
 def _encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of all videos that are encoded from now on."""
+    """Collects the shapes of all videos that are encoded from now on."""
     seen: list[tuple[int, ...]] = []
     encode = Segmenter.encode_video
 
@@ -140,7 +140,7 @@ def test_a_protocol_that_needs_the_logits_of_whole_videos_refuses_windows(tmp_pa
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The recorded videos with more sentences, some of them equal; equal ones of a video mean different objects."""
+    """The recorded videos with more sentences, some of them equal; equal ones of a video name different objects."""
     root = tmp_path_factory.mktemp("spoken") / "data"
     shutil.copytree(DATA, root)
     path = root / "valid_u" / "meta_expressions.json"
@@ -178,7 +178,7 @@ def test_neither_processes_nor_what_waits_changes_a_byte_of_masks_and_scores(
 def test_sentences_of_a_video_share_passes_of_the_models_and_equal_ones_share_their_latent(
     export: Path, tmp_path: Path, spoken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five sentences, of which three differ; two fit into a pass of the DiT, one into a pass of the decoder."""
+    """Five sentences, three of them different; the DiT takes two in a pass, the decoder one."""
     seen: dict[str, list[int]] = {"dit": [], "decoder": []}
     velocity, decode = segment.velocity, MaskDecoder.forward
 
@@ -409,7 +409,7 @@ HOSTILE = {"vidA": ["a/b", "a_b", "x" * 220], "vidB": ["a", "A", "e." * 60 + "/"
 
 
 def test_any_ids_end_in_results_that_are_kept_apart_and_lead_back_to_them(export: Path, tmp_path: Path) -> None:
-    """Expressions are called so that those of two videos could be mixed up."""
+    """The ids could mix up the expressions of two videos."""
     videos = json.loads((DATA / "valid_u" / "meta_expressions.json").read_text())["videos"]
     meta, folder = {}, tmp_path / "data" / "valid_u"
     for name, hostile in HOSTILE.items():

@@ -1,4 +1,4 @@
-"""Intervals over videos against draws that are written out, and what they may not depend on."""
+"""Intervals over videos against the enumeration of all draws; they depend on nothing but seed and content."""
 
 import os
 import random
@@ -14,7 +14,7 @@ SEED = int(os.environ.get("SEED", "0"))
 
 
 def rows(videos: int, *, seed: str = "rows") -> list[Drawable]:
-    """Some expressions of each video: `jf` of all, `n_acc` or `t_acc` of each, and sums of a metric of the set."""
+    """Some expressions of each video: `jf` for all, `n_acc` or `t_acc` for each, and sums of a set-wide metric."""
     draw = random.Random(f"{SEED} {seed}")
     found = []
     for video in range(videos):
@@ -35,7 +35,7 @@ def measured(some: list[Drawable], *, seed: int = 0) -> dict[str, Interval | Non
 
 
 def written_out(some: list[Drawable], value: Callable[[list[Drawable]], float | None]) -> list[float]:
-    """The interval of a number of a set, from every possible draw of its videos."""
+    """The interval of a set's number, from every possible draw of its videos."""
     videos = sorted({row.video for row in some})
     draws = np.stack(np.meshgrid(*[range(len(videos))] * len(videos)), axis=-1).reshape(-1, len(videos))
     sets = [[row for place in draw for row in some if row.video == videos[place]] for draw in draws]

@@ -1,4 +1,4 @@
-"""Masks come back as they were put into either place."""
+"""Masks are read back as written, from files and from memory."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A metric that one file of an installed package makes is shown wherever ours are."""
+"""A metric in one file of an installed package is shown wherever ours are."""
 
 import json
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def test_a_metric_of_one_file_is_in_the_scores_the_report_and_the_table(
     assert scores is not None
     saved = json.loads((tmp_path / "e" / "scores.json").read_text())
     each = [entry["oiou"] for entry in saved["per_expression"].values()]
-    assert 0 < saved["oiou"] <= 100 and saved["oiou"] != pytest.approx(np.mean(each))  # of the set, no mean
+    assert 0 < saved["oiou"] <= 100 and saved["oiou"] != pytest.approx(np.mean(each))  # over the set, not a mean
     assert 0 < saved["decoder"]["oiou"] <= 100
     assert "<th class=number>overall IoU" in (tmp_path / "e" / "report.html").read_text()
     show_scores(scores, tmp_path / "e")

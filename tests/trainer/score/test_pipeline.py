@@ -1,4 +1,4 @@
-"""Reading, models and judges at work at once: the same records, each thing done once, errors in their order."""
+"""Reading, models and judges at work at once: the same records, each work done once, errors in order."""
 
 import threading
 from collections import Counter
@@ -42,7 +42,7 @@ class Shown(HeldVideo):
 
 
 class Fake:
-    """What segments: logits are a function of the pixels and the sentence; counts what it is asked for."""
+    """Replaces the models: logits are a function of pixels and sentence. It counts its calls."""
 
     box, pixel_norm = FrameBox(height_px=16, width_px=32, size_multiple=16), "half"
 
@@ -103,7 +103,7 @@ def test_at_once_gives_the_records_and_masks_of_one_after_another(waiting: int, 
 
 
 def without_presence(found: list[Any]) -> list[Any]:
-    """Records but for the presences, which are means over pieces; and these."""
+    """The records without their presences, which are means over pieces; and the presences."""
     numbers = [entry.pop("presence") for _, record in found for entry in record["expressions"].values()]
     return [repr(found), numbers]
 
@@ -112,7 +112,7 @@ def without_presence(found: list[Any]) -> list[Any]:
 def test_windows_of_frames_that_do_not_see_each_other_give_the_records_and_masks_of_the_whole(
     at_least: float | None,
 ) -> None:
-    """at_least: of the presences, the part below the threshold."""
+    """at_least: the share of presences below the threshold."""
     videos, whole = [Shown(i) for i in range(3)], Kept()
     _, numbers = without_presence(overlapped(videos, whole))
     chosen = None
@@ -140,7 +140,7 @@ def test_a_video_is_read_and_encoded_once_and_each_of_its_sentences_sampled_once
 
 
 class _Failing(Shown):
-    """Fails, with its number, where it is told to."""
+    """Raises an error with its number in the given stage."""
 
     def __init__(self, number: int, *, read: bool = False, judge: bool = False) -> None:
         super().__init__(number)

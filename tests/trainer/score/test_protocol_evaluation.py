@@ -1,4 +1,4 @@
-"""An evaluation with a protocol: shared out or resumed it gives the same tables, shown wherever scores are."""
+"""An evaluation with a protocol gives the same tables on several processes and after a stop, on every page."""
 
 import json
 import re

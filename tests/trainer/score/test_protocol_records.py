@@ -1,4 +1,4 @@
-"""Scoring by a protocol: what videos' records keep gives the numbers of the benchmarks' own code."""
+"""Scoring by a protocol: the videos' records give the numbers of the benchmarks' own code."""
 
 import hashlib
 import json
@@ -149,7 +149,7 @@ def test_label_maps_that_are_written_are_those_of_the_public_code(tmp_path: Path
 
 
 def test_an_annotators_objects_share_out_the_pixels_of_their_masks(tmp_path: Path) -> None:
-    """Logits of any size become label maps of the video's size: some object's exactly where a mask is."""
+    """Logits of any size become label maps of the video's size: a label exactly where there is a mask."""
     sentences = [Expression(str(i), "x", (str(i // 4),)) for i in range(8)]
     video = HeldVideo("v", {}, dict.fromkeys(sentences, np.zeros((18, 10, 14))))
     heard, said = Competition(video, tmp_path), np.zeros((4, 2, 18, 10, 14), bool)

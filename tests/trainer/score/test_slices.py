@@ -10,7 +10,7 @@ from flowmask.trainer.score.slices import TITLES, TRUTH, TrueSize, has_motion, s
 
 
 class Made:
-    """A video of which only what slices ask is known."""
+    """A video with only the fields that slices need."""
 
     has_masks = True
 

@@ -1,4 +1,4 @@
-"""Scores of a sentence that names nothing, and of videos of which some frames are annotated, against hand counts."""
+"""Hand counts for sentences that name nothing, and for videos with frames that are not annotated."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def run(export: Path, out: Path, data: dict[str, Any], **changes: Any) -> Any:
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Any:
-    """One video: a box in every frame, of which 1 and 4 are annotated, and a sentence that names nothing."""
+    """One video with a box in every frame, frames 1 and 4 annotated, and a sentence that names nothing."""
     root = write_listed(tmp_path / "data", annotated=[1, 4], without_target=True)
     return open_source(DataSourceConfig(source="videos", root=root)).videos()[0]
 
@@ -70,7 +70,7 @@ def test_a_frame_of_a_sentence_that_names_nothing_scores_100_if_the_mask_is_empt
     assert scores(listed, nothing, predicted) == {"j": 100, "f": 100, "jf": 100}
     predicted[1, 5, 5] = True
     assert scores(listed, nothing, predicted) == {"j": 50, "f": 50, "jf": 50}
-    predicted[:] = True  # a full frame has no contour: F is 100, as the public script has it
+    predicted[:] = True  # a full frame has no contour: F is 100, as in the public script
     assert scores(listed, nothing, predicted) == {"j": 0, "f": 100, "jf": 50}
 
 

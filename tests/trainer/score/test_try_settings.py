@@ -1,4 +1,4 @@
-"""Trying settings: the J&F that an evaluation with them has, each combination once, and nothing asked twice."""
+"""Trying settings: the J&F of an evaluation with them, each combination once, and no work done twice."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def test_what_is_known_or_asked_for_is_not_tried(files: Path, tmp_path: Path) ->
     tried = of(conventions=asked)
     assert {one.conventions["mask_latent_norm"] for one in tried} == {"none", "video"} and len(tried) == 2
     assert all(one.conventions[name] == value for one in tried for name, value in asked.items())
-    tried = of(checkpoint=str(files / "export"))  # remembers text_tokens and lowercase
+    tried = of(checkpoint=str(files / "export"))  # holds text_tokens and lowercase
     assert len(tried) == 4 and {one.conventions["lowercase"] for one in tried} == {False}
     with pytest.raises(ConfigError, match="nothing to try") as raised:
         of(conventions={name: values[0] for name, values in TRIED.items()})

@@ -1,4 +1,4 @@
-"""A checkpoint is complete or not there; a resumed run is the run that never stopped, at any world size."""
+"""A checkpoint is complete or absent; a resumed run equals the run that never stopped, at any world size."""
 
 import errno
 import itertools
@@ -47,7 +47,7 @@ def test_a_resumed_run_equals_one_that_never_stopped_to_the_bit(
     assert row["state"] == {"step": SAVED, "note": "x"}
 
 
-MOVES = {  # precision, ZeRO stage of the two processes that saved, stage of those that go on
+MOVES = {  # precision, ZeRO stage of the two processes that saved, stage of the resume
     1: [(precision, stage, 1) for precision in PRECISIONS for stage in STAGES],
     4: [("bf16", 0, 1), ("bf16", 1, 3), ("bf16", 2, 2), ("fp32", 3, 0)],
 }
@@ -92,7 +92,7 @@ def test_the_last_k_stay_and_latest_points_to_the_newest(training: Training) -> 
 
 
 def _die_at(call_number: int) -> None:
-    """Let the `call_number`-th touch of the file system from now on be this process's end by kill -9."""
+    """kill -9 this process at its `call_number`-th file-system call from now on."""
     seen = 0
 
     def counted(real: Any, half: Any = None) -> Any:
@@ -116,7 +116,7 @@ def _die_at(call_number: int) -> None:
 
 
 def _killed_while(work: Any, *, call_number: int) -> bool:
-    """Run `work` in a forked process that dies at a touch of the file system; False if it came to its end."""
+    """Run `work` in a forked process that dies at a file-system call; False if `work` ended before."""
     child = os.fork()
     if child == 0:
         _die_at(call_number)
@@ -182,7 +182,7 @@ def test_a_disk_that_is_full_at_any_moment_of_a_save_is_one_line_and_keeps_the_e
 
 
 class Gate:
-    """Holds every write back until it is opened."""
+    """Holds back every write until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._open = threading.Event()
@@ -305,7 +305,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(training: Training) -
 
 
 def _rewrite(path: Path, change: Any) -> None:
-    """Change the tensors of a checkpoint and record the new file as the right one."""
+    """Change the tensors of a checkpoint, and record the hash of the new file."""
     file = path / "rank_00000.safetensors"
     tensors = load_file(file)
     change(tensors)

@@ -1,4 +1,4 @@
-"""A run of so many epochs is the run of the steps that they are in its cache: as the loader counts, settled once."""
+"""A run of N epochs is the run of that many steps in its cache, counted by the loader and fixed once."""
 
 import os
 from collections import Counter
@@ -32,7 +32,7 @@ from flowmask.trainer.train_config import TrainConfig
 def test_epochs_give_every_example_as_often_as_they_name_its_view_but_for_a_batch_that_is_not_full(
     counts: list[int], views: int, batch: int, epochs: int, remainder: str, seed: int
 ) -> None:
-    """Carried over, less than a batch of each bucket waits for the next epoch; dropped, as much is lost in each."""
+    """Carry: less than a batch of each bucket waits for the next epoch. Drop: each epoch loses as much."""
     counts = [n for n in counts if n and (remainder == "carry" or n >= batch)]
     firsts = [tuple(range(1000 * i, 1000 * i + 100 * views, 100)) for i in range(len(counts))]
     buckets = [Bucket(f"b{i}", firsts[i], (n,) * views) for i, n in enumerate(counts)]
@@ -76,7 +76,7 @@ def test_a_run_of_epochs_is_the_run_of_their_steps_to_the_bit_also_when_there_ar
     lab: Path, tmp_path: Path, mode: str
 ) -> None:
     common = {"train.schedule": "multistep", "train.decay_factor": 0.5, "data.mode": mode}
-    epochs = common | {"train.steps": None, "train.epochs": 2, "train.decay_at_epochs": [1]}  # of two steps each
+    epochs = common | {"train.steps": None, "train.epochs": 2, "train.decay_at_epochs": [1]}  # two steps each
     assert start(lab, tmp_path / "epochs", epochs) == 0
     saved = yaml.safe_load((tmp_path / "epochs" / "config.yaml").read_text())["train"]
     assert (saved["steps"], saved["epochs"], saved["decay_at_steps"], saved["decay_at_epochs"]) == (4, None, [2], [])
@@ -86,7 +86,7 @@ def test_a_run_of_epochs_is_the_run_of_their_steps_to_the_bit_also_when_there_ar
     assert start(lab, tmp_path / "steps", steps) == 0
     assert losses(tmp_path / "epochs") == losses(tmp_path / "steps")
     assert not unequal_tensors(tmp_path / "epochs", tmp_path / "steps")
-    assert start(lab, tmp_path / "epochs", steps) == 0  # the same run, whichever way it is asked for
+    assert start(lab, tmp_path / "epochs", steps) == 0  # the same run, asked for in steps
     with pytest.raises(CheckpointError, match=r"train\.decay_at_steps\.? ?.*\[2\] -> \[4\]"):
         start(lab, tmp_path / "epochs", epochs | {"train.decay_at_epochs": [2]})
 

@@ -1,4 +1,4 @@
-"""A checkpoint of many ranks, read by any number of others: how many files each of them opens."""
+"""A checkpoint of many ranks, read by any number of ranks: the number of files that each of them opens."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ WROTE, ELEMENTS = 48, 1920
 def test_a_rank_opens_the_files_that_hold_its_part_and_two_more_at_the_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
 ) -> None:
-    """One parameter cut evenly, as every ZeRO stage cuts what it shares out."""
+    """One parameter cut evenly, as every ZeRO stage cuts sharded tensors."""
     whole, share = torch.arange(ELEMENTS, dtype=torch.float32), ELEMENTS // WROTE
     names = [f"rank_{rank:05d}.safetensors" for rank in range(WROTE)]
     for rank, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Which code runs is known in a checkout and in a snapshot of one, and not knowing it is no error."""
+"""The running code is identified in a checkout and in its snapshot; elsewhere it is unknown, which is no error."""
 
 import json
 import subprocess

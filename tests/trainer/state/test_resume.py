@@ -1,4 +1,4 @@
-"""Resume equals never stopped: real ranks, killed with -9 at a random step, at every ZeRO stage."""
+"""A resumed run equals one that never stopped: real ranks, killed with -9 at a random step, at every ZeRO stage."""
 
 import os
 import random
@@ -23,7 +23,7 @@ def job(lab: Path, out: Path, stage: int) -> dict[str, Any]:
 
 
 def kill_at(lab: Path, out: Path, stage: int, *, row: int, folder: Path) -> bytes:
-    """Start a run of two ranks and kill both with -9 once `row` rows stand; metrics.jsonl as they left it."""
+    """Start a run of two ranks and kill both with -9 after `row` rows; metrics.jsonl after the kill."""
     group = start_group([job(lab, out, stage)], folder=folder)
     metrics = out / "metrics.jsonl"
     try:
@@ -44,7 +44,7 @@ def kept_rows(out: Path) -> int:
 
 @pytest.fixture(scope="module")
 def trials(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`never_N`, and `killed_N` (killed once, then resumed) with what the kill left, for every ZeRO stage N."""
+    """`never_N`, `killed_N` (killed once, then resumed) and metrics.jsonl after the kill, for every ZeRO stage N."""
     folder = tmp_path_factory.mktemp("resume")
     run_group([job(lab, folder / f"never_{stage}", stage) for stage in STAGES], folder=folder / "reference")
     rng = random.Random(int(os.environ.get("SEED", "0")))
@@ -53,7 +53,7 @@ def trials(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         left = kill_at(lab, out, stage, row=rng.randint(2, 7), folder=folder / f"kill_{stage}")
         (folder / f"left_{stage}").write_bytes(b"".join(left.splitlines(keepends=True)[: kept_rows(out)]))
     resumed = [job(lab, folder / f"killed_{stage}", stage) for stage in STAGES]
-    for name, stage in (("stayed", 1), ("moved", 3)):  # both go on from the end of ZeRO 1
+    for name, stage in (("stayed", 1), ("moved", 3)):  # both continue from the end of ZeRO 1
         shutil.copytree(folder / "never_1", folder / name, symlinks=True)
         resumed.append(job(lab, folder / name, stage))
         resumed[-1]["overrides"]["train.steps"] = STEPS + 4
@@ -89,7 +89,7 @@ def test_a_run_goes_on_at_another_zero_stage(trials: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("trial", range(int(os.environ.get("TRIALS", "4"))))
 def test_any_number_of_kills_at_any_moment_costs_nothing(lab: Path, trials: Path, tmp_path: Path, trial: int) -> None:
-    """Moments are drawn on the clock, so that they fall into starts, steps, saves and deletions alike."""
+    """Kills come at random times, so they hit starts, steps, saves and deletions."""
     rng = random.Random(1000 * int(os.environ.get("SEED", "0")) + trial)
     stage, out = rng.choice(STAGES), tmp_path / "run"
     for number in range(3):

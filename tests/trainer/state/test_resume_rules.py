@@ -1,4 +1,4 @@
-"""What a resume may change, and what it may not."""
+"""The settings that a resume may change, and those that it may not."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from flowmask.trainer.state.resume import _free_keys, refuse_other_config, settl
 
 
 def saved_by(config: RunConfig) -> dict[str, Any]:
-    """What a checkpoint of a first start with this config says."""
+    """The state in a checkpoint of a first start with this config."""
     tree: dict[str, Any] = json.loads(settled(config, {}).model_dump_json())
     return {"config": tree}
 
@@ -44,7 +44,7 @@ def test_what_may_change_is_what_always_could() -> None:
         *("out", "launch", "checkpoint", "tracking", "guard", "evaluate"),
         *("data.cache", "data.mix", "data.threads", "data.prefetch_batches", "data.retries"),
         *("data.local_cache", "data.local_cache_gib"),
-        *("train.epochs", "train.decay_at_epochs"),  # never saved: a run has the steps that they are
+        *("train.epochs", "train.decay_at_epochs"),  # never saved: a run stores the resulting steps
         *("train.steps", "train.micro_batch", "train.sequence_parallel", "train.zero_stage", "train.offload_optimizer"),
         *("train.activation_checkpointing", "train.log_every_steps", "train.collective_timeout_s"),
     }

@@ -1,4 +1,4 @@
-"""A run folder has one writer, and its rows are never doubled, torn or rewritten."""
+"""A run folder has one writer, and its rows are never doubled, cut off or rewritten."""
 
 import json
 import subprocess

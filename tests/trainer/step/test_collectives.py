@@ -1,4 +1,4 @@
-"""What two ranks say to each other in a step is counted to the byte, at every ZeRO stage."""
+"""The collectives of two ranks in a step are counted to the byte, at every ZeRO stage."""
 
 import itertools
 from collections import Counter
@@ -7,25 +7,25 @@ from typing import Any
 import pytest
 from scenarios import PERSISTENT, PRECISIONS, STAGES, tiny_dit
 
-MICRO_BATCHES = 2  # of a rank's step where the micro-batch is 2
-AGREED = ("allreduce_", 8 * (2 + 5))  # loss and a metric, four limbs of the digest, how many are not finite
+MICRO_BATCHES = 2  # in a rank's step, with a micro-batch of 2
+AGREED = ("allreduce_", 8 * (2 + 5))  # loss and a metric, four limbs of the digest, number of non-finite values
 Collectives = Counter[tuple[str, int]]
 
 
 def expected(stage: int, precision: str) -> Collectives:
-    """Name, and bytes of the whole tensor; all gradients are smaller than one of DeepSpeed's buckets, and are fp32."""
+    """Name, and bytes of the whole tensor. All gradients fit into one of DeepSpeed's buckets, in fp32."""
     sizes = [parameter.numel() for parameter in tiny_dit().parameters()]
     weight, everything = (4 if precision == "fp32" else 2), sum(sizes)
     if stage == 0:
         return Counter([AGREED, ("allreduce_", 4 * sum(-(-size // 64) * 64 for size in sizes))])
     if stage < 3:
-        times = 1 if stage == 1 else MICRO_BATCHES  # gradients are whole until the last one, or sharded at once
-        whole_norm = (stage, precision) == (1, "bf16")  # each rank has all gradients there, and measures them itself
+        times = 1 if stage == 1 else MICRO_BATCHES  # whole gradients once at the end, or sharded each time
+        whole_norm = (stage, precision) == (1, "bf16")  # each rank has all gradients, and computes the norm alone
         norm = [] if whole_norm else [("allreduce_", 4)]
         return Counter(
             [AGREED, *norm, *[("allreduce_", 4 * everything)] * times, ("_allgather_base_", weight * everything)]
         )
-    kept = [size for size in sizes if size <= PERSISTENT]  # whole on every rank: gathered once, when they have moved
+    kept = [size for size in sizes if size <= PERSISTENT]  # whole on every rank: gathered once, after an update
     fetched = ("_allgather_base_", weight * (everything - sum(kept)))  # once for both passes of a micro-batch
     reduced = ("_reduce_scatter_base_", 4 * everything)
     return Counter(

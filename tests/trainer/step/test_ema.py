@@ -1,4 +1,4 @@
-"""The average of the weights follows its law and costs its share."""
+"""The average of the weights follows its law and takes the expected memory."""
 
 from typing import Any
 

@@ -119,7 +119,7 @@ def test_biases_and_norms_can_be_spared_from_weight_decay_as_in_plain_torch(
 
 
 def _plain_torch_with_spared_decay() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Weights after four steps, and how far another order of summation may move each element."""
+    """Weights after four steps, and the largest change of each element by another order of summation."""
     dit = tiny_dit()
     matrices = [p for p in dit.parameters() if p.ndim > 1]
     others = [p for p in dit.parameters() if p.ndim <= 1]

@@ -1,4 +1,4 @@
-"""A rank that hangs or dies ends the job in a bounded time, with one line; nothing that was saved is lost."""
+"""A rank that hangs or dies ends the job in bounded time with one line; saved checkpoints are kept."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from runs import losses, run_config, run_group, start_group
 from flowmask.launch.local.processes import JobFailedError, run_local
 from flowmask.trainer.state.steps import complete
 
-TIMEOUT_S = 6  # of a busy machine too: tests run beside each other
+TIMEOUT_S = 6  # enough on a busy machine, where tests run at the same time
 STEPS = 40
 
 

@@ -1,4 +1,4 @@
-"""A step asks its device for numbers once, when all of its work is queued; on a GPU each such question is a wait."""
+"""A step reads numbers from its device once, after all of its work is queued; on a GPU each such read is a wait."""
 
 from collections import Counter
 

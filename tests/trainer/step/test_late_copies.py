@@ -1,6 +1,6 @@
-"""A step that is forbidden on a GPU moves nothing on the CPU, whose kernel waits for no copy.
+"""If the GPU forbids a step, nothing moves on the CPU, whose kernel does not wait for copies.
 
-There is no GPU here: tensors are said to lie on one, and a copy from there that is not waited for has not arrived.
+There is no GPU here. Tensors pretend to be on one, and a copy from there that is not waited for has not arrived.
 """
 
 import math
@@ -17,7 +17,7 @@ GPU = torch.device("cuda", 0)
 
 
 class LateGpu(TorchFunctionMode):
-    """What `put` or computed from it is said to lie on a GPU."""
+    """Tensors from `put`, and results computed from them, pretend to be on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Moments in 8 bits: the training stays AdamW's, a skip moves no byte, a resume goes on where it stopped."""
+"""Moments in 8 bits: the training stays close to AdamW, a skip changes no byte, a resume is exact."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def training(stage: int = 0, precision: str = "fp32", *, folder: Path | None = N
 
 
 def encoded(trained: Training) -> dict[str, torch.Tensor]:
-    """Every byte of this rank's masters and encoded moments."""
+    """All bytes of this rank's masters and encoded moments."""
     optimizer = trained.engine._optimizer
     found = {}
     for number, (master, state) in enumerate(optimizer.state.items()):
@@ -113,9 +113,9 @@ def test_a_run_that_was_stopped_ends_with_the_losses_of_one_that_never_was(lab: 
 
 
 def skipped_and_resumed(*, folder: str) -> dict[str, Any]:
-    """What skips and a resume leave, at every ZeRO stage and precision."""
+    """The state after skips and after a resume, at every ZeRO stage and precision."""
     distributed.init(timeout_s=60)
-    zero._PERSISTENT_ELEMENTS = 600  # both kinds of ZeRO 3's parameters
+    zero._PERSISTENT_ELEMENTS = 600  # ZeRO 3 then has both kinds of parameters
     found = {}
     for precision, stage in [("fp32", stage) for stage in STAGES] + [("bf16", stage) for stage in STAGES]:
         trained = training(stage, precision, folder=Path(folder) / f"{precision}_{stage}")
@@ -150,7 +150,7 @@ def skipped_and_resumed(*, folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """Where two ranks left their checkpoints, and what they found."""
+    """The folder of two ranks' checkpoints, and their results."""
     where = tmp_path_factory.mktemp("eight_bits")
     arguments = {"folder": str(where / "saved")}
     found = run_ranks(2, Path(__file__), "skipped_and_resumed", folder=where, arguments=arguments)

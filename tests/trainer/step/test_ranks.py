@@ -1,4 +1,4 @@
-"""The number of ranks and the micro-batch change how a batch is computed, not which batch and hardly its loss."""
+"""The number of ranks and the micro-batch leave every batch the same, and its loss almost the same."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def overrides(precision: str, micro: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def by_ranks(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`<precision>_<ranks>_<micro-batch>`: the same training, cut up in every way."""
+    """`<precision>_<ranks>_<micro-batch>`: the same training with every split of its batch."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.set_num_threads(1)
     jobs = []

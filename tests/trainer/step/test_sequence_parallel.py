@@ -1,4 +1,4 @@
-"""Splitting an example's tokens over ranks changes where the work is done, not the training."""
+"""Splitting an example's tokens over ranks moves the work, but does not change the training."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ EVALUATE = {
     "evaluate.timesteps": (1000, 1),
 }
 SPLIT = {"train.sequence_parallel": 2, "train.micro_batch": 2}
-CHANGES = {  # of the run that one process alone makes
+CHANGES = {  # compared with the run of one process
     "zero_1": SPLIT | {"train.zero_stage": 1},
     "zero_3": SPLIT | {"train.zero_stage": 3},
     "recomputed": SPLIT | {"train.zero_stage": 2, "train.activation_checkpointing": "full"},
@@ -44,7 +44,7 @@ AT_LENGTH = CHANGES | {
     "one_each": SPLIT | {"train.micro_batch": 1},
     "bf16": SPLIT | {"train.zero_stage": 2, "train.precision": "bf16"},
 }
-OTHERS = ("bf16", "lora")  # than the run of one process that the rest is compared with
+OTHERS = ("bf16", "lora")  # these have a separate reference run of one process
 SAME = [name for name in AT_LENGTH if name not in OTHERS]
 
 
@@ -60,7 +60,7 @@ def overrides(**changes: Any) -> dict[str, Any]:
 
 
 def trainings(lab: str, folder: str, names: list[str]) -> dict[str, Any]:
-    """In every rank: what each one sees of a split DiT, the named trainings, and one cut up anew at each start."""
+    """Run by every rank: its part of a split DiT, the named trainings, and one with another split at each start."""
     found = seen_by_a_rank()
     for name in names:
         start(Path(lab), Path(folder) / name, overrides(**AT_LENGTH[name]))
@@ -72,7 +72,7 @@ def trainings(lab: str, folder: str, names: list[str]) -> dict[str, Any]:
 
 
 def seen_by_a_rank() -> dict[str, Any]:
-    """Tokens in a block, the whole output, and the gradients of a loss of it, summed over a group of two."""
+    """Tokens in a block, the whole output, and the gradients of a loss, summed over a group of two."""
     distributed.init()
     dit = tiny_dit()
     tokens: list[int] = []
@@ -89,7 +89,7 @@ def seen_by_a_rank() -> dict[str, Any]:
 
 
 def flash_of_a_rank() -> dict[str, Any]:
-    """Output and summed gradients of a split DiT whose kernels are flash-attn's, and which shapes these were given."""
+    """Output and summed gradients of a split DiT with flash-attn's kernels, and the shapes that the kernels got."""
     dit, shapes = tiny_dit(), []
 
     def forward(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float, *options: Any) -> tuple[Tensor, ...]:
@@ -120,7 +120,7 @@ def flash_of_a_rank() -> dict[str, Any]:
 
 
 def asked(dit: Any) -> Tensor:
-    """The output of a DiT for two examples of 8 tokens that are the same everywhere."""
+    """The output of a DiT for two examples of 8 tokens that are the same on every rank."""
     draws = torch.Generator().manual_seed(3)
     output: Tensor = dit(
         hidden_states=torch.randn(2, 8, 2, 4, 4, generator=draws),
@@ -133,7 +133,7 @@ def asked(dit: Any) -> Tensor:
 
 @pytest.fixture(scope="module")
 def alone(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process, which the others are compared with."""
+    """The run of one process, with which the others are compared."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("alone") / "run"
     start(lab, out, overrides(**{"train.micro_batch": 2}))
@@ -142,7 +142,7 @@ def alone(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def others_alone(lab: Path, alone: Path) -> Path:
-    """The folder of the runs in one process of another precision, and of adapters."""
+    """The folder of the runs of one process in another precision, and with adapters."""
     for name in OTHERS:
         start(lab, alone.parent / name, overrides(**AT_LENGTH[name] | {"train.sequence_parallel": 1}))
     return alone.parent
@@ -150,7 +150,7 @@ def others_alone(lab: Path, alone: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def split(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder of all trainings that two ranks made as one group, and what each rank saw."""
+    """The folder of all trainings of two ranks in one group, and the results of each rank."""
     folder = tmp_path_factory.mktemp("split")
     return folder, run_group_of(2, lab, folder, list(CHANGES))
 
@@ -209,7 +209,7 @@ def test_each_rank_computes_its_share_of_the_tokens_and_the_sum_of_gradients_is_
     output = asked(whole)
     output.square().mean().backward()
     largest = max(float(p.grad.abs().max()) for p in whole.parameters())
-    allowed = summed(2 * 8, torch.float32, largest)  # over the tokens of both examples
+    allowed = summed(2 * 8, torch.float32, largest)  # a sum over the tokens of both examples
     for seen in [found for rank in split[1] for found in (rank, rank["flash"])]:
         if "tokens" in seen:
             assert seen["tokens"] == [4]  # of 8

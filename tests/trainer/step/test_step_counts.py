@@ -1,4 +1,4 @@
-"""What a step of a run does is counted exactly, so that whoever adds one of anything is told; and faults are found."""
+"""The work of a step is counted exactly, so that any addition is noticed; planted faults are found."""
 
 import subprocess
 from collections import Counter
@@ -27,7 +27,7 @@ from flowmask.trainer.objectives.flow_matching import FlowMatching
 from flowmask.trainer.step.engine import Engine
 from flowmask.trainer.step.optimizer import ReplicatedAdamW
 
-# Of torch 2.13 on a CPU: operators of a micro-batch of two examples, its backward pass in it, and of all around them.
+# torch 2.13 on a CPU: operators of a micro-batch of two examples with its backward pass, and of the rest of a step.
 OPERATORS = {"fp32": (867, 51), "bf16": (938, 52)}
 STATS = 2 * 16 * 4  # bytes of the latents' mean and deviation
 LIMBS = 4 * 8  # bytes of a batch's digest
@@ -49,7 +49,7 @@ def clean(counted: list[StepCounts]) -> list[StepCounts]:
 
 
 def test_a_step_asks_the_system_for_nothing_and_other_ranks_and_its_device_twice(clean: list[StepCounts]) -> None:
-    """Once for what the step did, once, on the host alone, whether to stop."""
+    """Once for the results of the step, and once, on the host alone, for the decision to stop."""
     for step in clean:
         assert step.questions == Counter(tolist=2) and not step.operators["_local_scalar_dense"]
         assert step.reductions == Counter(all_reduce_sum=2)
@@ -68,7 +68,7 @@ def test_a_step_leaves_no_tensor_behind_and_steps_of_one_shape_do_and_need_the_s
 def test_operators_are_so_many_a_micro_batch_and_so_many_a_step_whatever_the_shape(
     lab: Path, tmp_path: Path, clean: list[StepCounts], precision: str
 ) -> None:
-    """On a GPU each is a kernel to launch."""
+    """On a GPU, each operator launches a kernel."""
     each, around = OPERATORS[precision]
     ways = {"train.precision": precision, "train.global_batch": 2}
     steps = {1: run_counts(lab, tmp_path / "one", ways, steps=1), 2: clean}
@@ -89,7 +89,7 @@ def test_a_step_costs_the_formulas_flop_and_what_it_computes_again(
 
 
 def _flop(lab: Path, latent: tuple[int, ...], kind: str, *, text_tokens: int = 256) -> float:
-    """An example's: three passes, less the gradients of inputs, which nobody needs, and more for what is done again."""
+    """FLOP of an example: three passes, without the unneeded gradients of inputs, plus the recomputation."""
     config: dict[str, Any] = {**read_json(lab / "wan" / "transformer" / "config.json"), "in_channels": 32}
     grid: Any = latent
     s, width = dit_tokens(config, grid), config["num_attention_heads"] * config["attention_head_dim"]
@@ -118,8 +118,10 @@ def batch(lab: Path) -> Iterator[tuple[Any, Batch]]:
 
 
 def sent(lab: Path, objective: Any, batch: Batch) -> tuple[Operators, Counter[str]]:
-    """What a step of one micro-batch sends to its device and asks of it. The meta device takes the place of a GPU: it
-    holds no number that could be asked for, so that a step that does so ends there."""
+    """The operators and device reads of a step of one micro-batch.
+
+    The meta device stands for a GPU: it holds no numbers, so code that asks for one fails there.
+    """
     module = objective.blueprint(architecture(lab / "wan")).to(torch.bfloat16).to("meta")
     with Operators() as operators, Questions() as questions:
         loss, metrics = objective.loss(module, batch.to("meta"))
@@ -181,7 +183,7 @@ def _unfused_average(patch: pytest.MonkeyPatch) -> None:
 
 
 _kept: list[Tensor] = []
-# Each with the count that finds it. A loss of time alone is found by benchmarks/against.py (tests/test_benchmarks.py).
+# Each with the count that finds it. benchmarks/against.py finds lost time alone (tests/test_benchmarks.py).
 FAULTS: Mapping[str, tuple[Plant, str]] = {
     "a wait": (_after_loss(lambda loss, *_: loss.item()), "questions"),
     "a branch on the device's number": (_after_loss(lambda loss, *_: 1 if loss > 0 else 0), "questions"),

@@ -1,4 +1,4 @@
-"""DeepSpeed's config is made from ours alone, and DeepSpeed's own reader takes it."""
+"""Our config alone determines DeepSpeed's, and DeepSpeed's own reader accepts it."""
 
 import itertools
 import os

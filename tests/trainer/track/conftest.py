@@ -1,4 +1,4 @@
-"""A user with a home and databases of their own, and the plans of runs that nobody trains."""
+"""A user with a separate home and databases, and the plans of runs that are not trained."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from flowmask.trainer.track.tracking import start_tracking
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's own new database, which takes it seconds to make."""
+    """A new database as MLflow creates it, which takes seconds."""
     mlflow_run.quieten()
     folder = tmp_path_factory.mktemp("template")
     with pytest.MonkeyPatch.context() as patch:
@@ -28,7 +28,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def at_home(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user of the test's own; the sender, which runs in this process here, may change the folder."""
+    """A separate user for the test. The sender runs in this process, and may change the working folder."""
     monkeypatch.setattr(mlflow_run, "_make_database", lambda path: shutil.copyfile(template, path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
@@ -37,7 +37,7 @@ def at_home(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The plan that a start of a run in `out` has, with no process that sends."""
+    """The plan of a run that starts in `out`, without a sender process."""
     said: list[str] = []
 
     def fake(folder: Path, plan: TrackingPlan, *, warn: Any) -> Any:

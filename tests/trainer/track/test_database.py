@@ -1,4 +1,4 @@
-"""MLflow's database is whole before anybody sees it, wherever it lies, and however often its maker is killed."""
+"""Other programs see only a complete MLflow database, in any place, however often its maker is killed."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ def make(path: Path, *, pause_s: float = 0.002) -> None:
 
 
 def open_as_a_run(path: str, failed: Any) -> None:
-    """What each run does: have it made, and use it."""
+    """As in each run: let the database be made, and use it."""
     try:
         make_whole(Path(path), make, say=lambda line: None)
         with closing(sqlite3.connect(path)) as made:
@@ -44,7 +44,7 @@ def open_as_a_run(path: str, failed: Any) -> None:
 
 
 def at_once(path: Path, draw: random.Random, *, kill: bool) -> None:
-    """Three runs at the same time, of which one may be killed; then one more."""
+    """Three runs at the same time, one of which can be killed; then one more."""
     fork = multiprocessing.get_context("fork")
     failed = fork.Queue()
     runs = [fork.Process(target=open_as_a_run, args=(str(path), failed)) for _ in range(3)]
@@ -151,7 +151,7 @@ os._exit(0)
 
 @pytest.mark.long
 def test_mlflows_own_database_whose_maker_is_ended_at_any_moment_is_known_as_half_made(tmp_path: Path) -> None:
-    """The real tables, made at the real place as a program without our lock does it."""
+    """The real tables at the real path, made as by a program without our lock."""
     draw, half = random.Random(f"{SEED}"), 0
     for trial in range(5 * TRIALS):
         folder = tmp_path / str(trial)

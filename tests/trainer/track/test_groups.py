@@ -1,4 +1,4 @@
-"""What a server is told of a run beside its numbers: the run above it, the weights that were asked for, older names."""
+"""Data for a server beside a run's numbers: the run above it, requested weights, older names."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_the_stages_of_a_curriculum_are_children_of_one_run_that_ends_with_it(pl
     assert ended is not None
     spool.write_plan(group, ended.model_copy(update={"status": "FINISHED", "ended_ms": ended.started_ms + 5000}))
     assert sent(group) == (tracking.DONE, [])
-    assert sent(out) == (tracking.DONE, [])  # scores that come later do not wake the run above
+    assert sent(out) == (tracking.DONE, [])  # later scores do not reopen the run above
     above = runs_of(plan.uri)["curriculum"].info
     assert (above.status, above.end_time - above.start_time) == ("FINISHED", 5000)
 
@@ -74,7 +74,7 @@ def test_weights_are_uploaded_only_when_they_are_asked_for(planned: Any, tmp_pat
     secret = tmp_path / "secret"
     secret.write_text("mine")
     tracking.offer_artifact(out / "checkpoints" / "step_00000003", export, to="weights/step_3", weights=True)
-    with (out / spool.OUTBOX).open("a") as file:  # somebody else's line
+    with (out / spool.OUTBOX).open("a") as file:  # a line of another user
         file.write(json.dumps({"artifact": str(secret), "to": "x", "mark": "", "weights": True}) + "\n")
     assert sent(out) == (tracking.DONE, [])
     uploads = tmp_path / "runs" / "mlflow_artifacts"

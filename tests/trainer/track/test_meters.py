@@ -1,4 +1,4 @@
-"""Rates, windows of steps, memory and peaks."""
+"""Rates, windows of steps, memory and peak rates."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_memory_is_this_process() -> None:
         ("NVIDIA GeForce RTX 4090", 165.2),
         ("NVIDIA L40S", 362.1),
         ("NVIDIA A100-PCIE-40GB", 312.0),
-        ("NVIDIA RTX A4000", None),  # no A40
+        ("NVIDIA RTX A4000", None),  # not an A40
         ("Tesla K80", None),
         (None, None),
     ],

@@ -1,4 +1,4 @@
-"""Every number of a run has one name in MLflow, in the group that it belongs to, and one page where it is seen."""
+"""Every number of a run has one name in MLflow, in its group, and is on one page."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A person sees one loss, wherever they look."""
+"""A user sees the same loss everywhere."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ def shown(out: Path) -> dict[int, str]:
 
 
 def sent(out: Path, *, after: int) -> dict[int, str]:
-    """The loss of each point that MLflow gets of a run which has ended, by step."""
+    """The loss of each point that MLflow gets for an ended run, by step."""
     points = StepPoints(out, every_steps=EVERY, after=after).take(100, final=True)
     return {point.step: f"{point.metrics['loss']:.5f}" for point in points}
 

@@ -1,4 +1,4 @@
-"""Where a run goes in MLflow: to a server that this user named, as a run of its own, and what can't go is told."""
+"""The MLflow run of a training: on the server that this user named, as one run; refusals are reported."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def runs_in(path: Path) -> list[tuple[str, list[int]]]:
-    """First word of the name, and steps, of every run in a database, the oldest first."""
+    """First word of the name, and steps, of every run in a database, oldest first."""
     with closing(sqlite3.connect(path)) as database:
         found = database.execute("SELECT name, run_uuid FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time")
         query = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'train/step' ORDER BY step"
@@ -41,7 +41,7 @@ def test_a_run_that_starts_anew_is_a_new_mlflow_run_and_a_resumed_one_the_same(p
     assert (again.key, again.run_id) == (first.key, None)
     rows(out, range(4, 6))
     assert sent(out)[0] == tracking.DONE
-    (out / "metrics.jsonl").unlink()  # checkpoints/ was deleted
+    (out / "metrics.jsonl").unlink()  # as after the deletion of checkpoints/
     spool.add_metrics(out, 5, {"eval_loss": 1.0})
     new = planned(out, resumed=False, run_id="of nothing")
     assert new.key != first.key and new.run_id is None
@@ -63,7 +63,7 @@ def test_a_run_whose_tracking_files_are_lost_goes_on_in_the_mlflow_run_of_its_ch
     rows(out, range(4, 6))
     assert planned(out, run_id=run_id).run_id == run_id
     assert sent(out)[0] == tracking.DONE
-    (out / spool.SENT).unlink()  # the new key alone leads there now
+    (out / spool.SENT).unlink()  # only the new key finds the run now
     assert planned(out, run_id=run_id).run_id is None
     assert sent(out)[0] == tracking.DONE
     assert runs_in(tmp_path / "runs" / "mlflow.db") == [("a", [1, 2, 3, 4, 5])]
@@ -81,17 +81,17 @@ def test_a_copied_folder_is_a_new_mlflow_run_and_a_moved_one_the_same(planned: A
     assert planned(b, run_id=spool.read_sent(a, uri=first.uri).run_id).key != first.key
     assert "is a copy of" in planned.said[-1]
     copied = spool.key_of(b)
-    assert planned(b).key == copied and planned(a).key == first.key  # each goes on as itself
+    assert planned(b).key == copied and planned(a).key == first.key  # each continues its own run
     assert sent(b)[0] == tracking.DONE
     elsewhere = tmp_path / "elsewhere" / "c"
     elsewhere.parent.mkdir()
     a.rename(elsewhere)
     rows(elsewhere, range(4, 5))
     moved = planned(elsewhere)
-    assert (moved.key, moved.uri) == (first.key, first.uri)  # its database stayed behind
+    assert (moved.key, moved.uri) == (first.key, first.uri)  # the database stays in the old place
     assert sent(elsewhere)[0] == tracking.DONE
     assert runs_in(tmp_path / "runs" / "mlflow.db") == [("a", [1, 2, 3, 4]), ("b", [1, 2, 3, 4, 5])]
-    planned(a, resumed=False)  # another run takes the place that was left
+    planned(a, resumed=False)  # another run starts in the old place
     assert spool.copied_from(elsewhere) is None
     c.symlink_to(b)
     assert spool.copied_from(c) is None
@@ -132,7 +132,7 @@ def test_a_database_lies_beside_the_run_whatever_its_folder_is_called(name: str,
 
 
 def lasting_uri(kind: str, folder: Path) -> tuple[str, str]:
-    """A server that can't ever take a run, and a word of the reason."""
+    """A server that can never accept a run, and a word of the reason."""
     (folder / "notes.db").write_text("no database " * 1000)
     (folder / "file").touch()
     return {
@@ -213,11 +213,11 @@ def test_a_note_that_can_never_be_taken_is_told_and_blocks_nothing(planned: Any,
     assert len(said) == len(places) + 2, said
     assert len(list((tmp_path / "mlflow_artifacts").rglob("good.txt"))) == 1
     assert not list(tmp_path.rglob("up")) and not (tmp_path / "b").exists()
-    assert sent(out) == (tracking.DONE, [])  # what was told is passed
+    assert sent(out) == (tracking.DONE, [])  # entries that were reported are skipped
 
 
 class Listener:
-    """A server of somebody else's: what arrives there."""
+    """Another user's server; it records requests."""
 
     def __init__(self) -> None:
         import socket
@@ -241,7 +241,7 @@ class Listener:
 
 
 def strangers_run(out: Path, uri: str, secret: Path, *, mark: object = None) -> None:
-    """A run folder that somebody else made: they name the server, and files of this user's."""
+    """A run folder made by a stranger. The stranger names the server, and files of this user."""
     rows(out)
     plan = {"key": "k" * 32, "uri": uri, "experiment": "e", "name": "n", "status": "FINISHED", "mark": mark}
     (out / "tracking.json").write_text(json.dumps(plan))
@@ -280,7 +280,7 @@ def test_a_strangers_run_goes_only_where_this_user_says_and_takes_no_file_along(
     secret.parent.mkdir()
     secret.write_text("Mark3r")
     mine = f"sqlite:///{tmp_path}/mine.db"
-    own = tmp_path / "runs" / "own"  # a run of this user's, whose id and key the stranger knows
+    own = tmp_path / "runs" / "own"  # a run of this user; the stranger knows its id and key
     rows(own, range(1, 2))
     spool.write_plan(own, TrackingPlan(key="k" * 32, uri=mine, experiment="e", name="own", status="FINISHED"))
     assert sent(own)[0] == tracking.DONE
@@ -320,7 +320,7 @@ def test_ones_own_run_is_sent_and_offered_without_a_word_more(planned: Any, tmp_
 
 @pytest.mark.parametrize("trials", [1, pytest.param(20, marks=pytest.mark.long)])
 def test_three_first_runs_at_once_in_a_folder_with_a_half_made_database_all_arrive(trials: int, tmp_path: Path) -> None:
-    """Real processes that send, in a folder with a name that is no part of a URI."""
+    """Real sender processes, in a folder whose name is not valid in a URI."""
     for trial in range(trials):
         runs = tmp_path / f"{trial} what?"
         runs.mkdir()
@@ -339,7 +339,7 @@ def test_three_first_runs_at_once_in_a_folder_with_a_half_made_database_all_arri
             tracker.close("FINISHED")
         for folder in folders:
             folder.close()
-        told = [line for line in said if not line.startswith("MLflow: `mlflow ui ")]  # each says where to look
+        told = [line for line in said if not line.startswith("MLflow: `mlflow ui ")]  # each names the place to look
         assert len(told) == 1 and "half made" in told[0] and len(said) == 4, said
         assert sorted(runs_in(runs / "mlflow.db")) == [(name, [1, 2, 3]) for name in "abc"]
 

@@ -1,4 +1,4 @@
-"""What lies in a run folder for MLflow is read whole, once, and the same each time."""
+"""MLflow's files in a run folder are read whole, once, and with the same result each time."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_points_are_the_same_wherever_sending_stops_and_starts_again(
         points = StepPoints(folder, every_steps=every, after=after)
         while batch := points.take(limit, final=cut == 41):
             found += batch
-            after = batch[-1].step  # what the server says when it is asked anew
+            after = batch[-1].step  # the server's answer to a new sender
     assert [p.step for p in found] == [*range(every, 41 + 1, every)] + ([41] if 41 % every else [])
     for before, point in zip([0, *(p.step for p in found)], found, strict=False):
         assert point.metrics["loss"] == (before + 1 + point.step) / 2 and point.time_ms == 1000 * point.step

@@ -1,4 +1,4 @@
-"""MLflow sees one run per training run, whole and once, and can neither stop nor slow it."""
+"""MLflow sees one run per training run, complete and once, and can neither stop nor slow the training."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ HELPERS = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request is given up after 2 s, so that a test of a server that hangs is short."""
+    """A request is given up after 2 s, so that tests with a hanging server are short."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
 
@@ -57,10 +57,10 @@ def line(sqlite_server: Server) -> Iterator[Line]:
 
 
 class Writer:
-    """A run folder whose rows a test writes, tracked under an experiment of its own."""
+    """A run folder whose rows a test writes, tracked under a separate experiment."""
 
     def __init__(self, out: Path, *, uri: str, experiment: str, after: int = 0, end_timeout_s: float = 120):
-        """`after`: the step of the checkpoint that it goes on from."""
+        """`after`: the step of the checkpoint to continue from."""
         self.out, self.step, self.warnings = out, after, list[str]()
         self._folder = RunFolder(out)
         self._folder.write_config({"train": {"lr": 1}, "model": {}, "data": {}})
@@ -77,7 +77,7 @@ class Writer:
         self.tracker = Tracker(out, self.plan, warn=self.warnings.append)
 
     def train(self, steps: int) -> None:
-        """Rows of so many more steps; the loss is a function of the step."""
+        """Write rows of `steps` more steps; the loss is a function of the step."""
         for _ in range(steps):
             self.step += 1
             row = {"step": self.step, "time": time.time(), "loss": loss(self.step), "step_s": 0.1}
@@ -110,7 +110,7 @@ def has_step(server: Server, experiment: str, step: int) -> bool:
 
 
 def check_whole(client: Any, experiment: str, *, steps: int, status: str) -> None:
-    """One run that has every step's point once, and ended as it says."""
+    """One run with one point for every step and this end status."""
     run = the_run(client, experiment)
     assert run.info.status == status
     marks = Counter(point.step for point in client.get_metric_history(run.info.run_id, "train/step"))
@@ -149,7 +149,7 @@ def test_one_mlflow_run_across_restarts_with_params_metrics_and_the_right_end(la
 
 
 def check_facts(run: Any, out: Path) -> None:
-    """Who trained what on which data, where, by which code; named by when it began."""
+    """The run's user, objective, data, machine and code, and its name with its start time."""
     tags, commit = run.data.tags, provenance.git_commit()
     assert tags["mlflow.source.git.commit"] == commit.removesuffix("-dirty") and tags["mlflow.user"]
     assert (tags["objective"], tags["dataset"], tags["gpus"]) == ("flow_matching", "cache", "none")
@@ -212,7 +212,7 @@ def test_a_postgresql_that_dies_under_the_server_gets_everything_once(tmp_path: 
 
 
 def test_answers_that_are_lost_double_nothing(line: Line, sqlite_server: Server, tmp_path: Path) -> None:
-    """The server does as it is asked, but nobody hears of it: it is asked again."""
+    """The server does the work, but its answers are lost, so the client asks again."""
     line.set("mute")
     writer = Writer(tmp_path / "run", uri=line.uri, experiment="mute")
     writer.train(20)
@@ -287,9 +287,9 @@ def test_a_killed_training_is_failed_and_its_next_start_continues_the_same_run(
     last_row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert the_run(client, "crash").info.end_time == int(1000 * last_row["time"])
     first = the_run(client, "crash").info.run_id
-    (out / spool.SENT).unlink()  # as if it had died before the id was saved
+    (out / spool.SENT).unlink()  # as if the sender had died before it saved the id
     writer = Writer(out, uri=sqlite_server.uri, experiment="crash", after=12)
-    writer.train(18)  # eight of them again
+    writer.train(18)  # repeats eight steps
     writer.close("FINISHED")
     check_whole(client, "crash", steps=30, status="FINISHED")
     assert the_run(client, "crash").info.run_id == first
@@ -306,7 +306,7 @@ def test_a_server_that_accepts_and_never_answers_costs_neither_time_nor_life(tmp
     started = time.perf_counter()
     writer.close("FINISHED")
     line.close()
-    assert logged < 10 and time.perf_counter() - started < 5  # a call that waits would take minutes
+    assert logged < 10 and time.perf_counter() - started < 5  # a blocking call would take minutes
     assert len(writer.warnings) == 2 and "\n" not in "".join(writer.warnings)
     assert "can't be reached" in writer.warnings[0] and "has not accepted everything" in writer.warnings[1]
     assert len((writer.out / "metrics.jsonl").read_text().splitlines()) == 20_000
@@ -366,7 +366,7 @@ def test_a_sender_and_a_line_that_fail_at_any_moment_lose_and_double_nothing(
                 writer = Writer(writer.out, uri=line.uri, experiment=name, after=after)
             time.sleep(draw.uniform(0, 4))
         line.set("open")
-        writer.train(max(1, furthest - writer.step))  # MLflow takes no point back
+        writer.train(max(1, furthest - writer.step))  # MLflow does not delete points
         writer.close("FINISHED")
         check_whole(sqlite_server.client, name, steps=writer.step, status="FINISHED")
 

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: read by the hub's own code, true, and its lines of Python load the folder."""
+"""The model card of an exported folder: the hub's code reads it, it is true, and its Python lines load the folder."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_a_card_shows_the_scores_of_just_these_weights(dit_run: Path, tmp_path: 
     assert row((folder / "README.md").read_text(), "mevis, valid_u") == "61.2 | 60.0 | 62.5 | 7 | "
     assert "99.0" not in (folder / "README.md").read_text()
     last = export(str(dit_run), format="diffusers", out=tmp_path / "last", ema=False).path
-    assert "Scores" not in (last / "README.md").read_text()  # the evaluation was of the averaged weights
+    assert "Scores" not in (last / "README.md").read_text()  # the scores are those of the averaged weights
 
 
 def test_no_name_leaves_its_place_in_a_card(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is drawn of masks that are written: run-length masks, figures, overlay videos with the film's sound."""
+"""The drawings beside the masks: run-length masks, figures, overlay videos with the film's sound."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def _masks(rng: np.random.Generator, count: int, size: tuple[int, int]) -> list[
 
 
 def _draw(source: InputVideo, place: Path, *, figures: bool = False) -> list[Path]:
-    """Draw random masks of the prompts; their folders."""
+    """Draw random masks for the prompts; return their folders."""
     rng, folders = np.random.default_rng(len(source.frame_names)), [place / slug for slug in ("dog", "birds")]
     for folder in folders:
         folder.mkdir()

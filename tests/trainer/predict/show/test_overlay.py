@@ -1,4 +1,4 @@
-"""What a person looks at: masks over frames, the legend, mask PNGs, overlay videos."""
+"""The pictures for people: masks over frames, the legend, mask PNGs, overlay videos."""
 
 import unicodedata
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_a_contour_is_drawn_in_the_solid_colour_but_not_along_the_border_of_the_
 
 
 def test_where_masks_coincide_each_colour_is_seen_and_elsewhere_nothing_changes() -> None:
-    """Every pixel is as one of its masks alone would have it, and no run of pixels hides one of them."""
+    """Every pixel looks as one of its masks alone would make it, and no run of pixels hides another mask."""
     rng = np.random.default_rng(0)
     height, width = 96, 160
     frame = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -121,7 +121,7 @@ def test_the_legend_shows_each_prompt_in_its_colour_and_grows_with_their_number(
 def test_a_sentence_is_shown_only_if_the_font_has_a_glyph_for_each_of_its_letters(
     face: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which letters a font has is asked of its own table, the legend only of PIL."""
+    """The font's own table gives its letters; the legend uses only PIL."""
     fonts = [ImageFont.truetype(face, 16) if face else ImageFont.load_default(16)]
     monkeypatch.setattr(overlay, "font", lambda size: fonts[0])
     overlay._is_drawn.cache_clear()

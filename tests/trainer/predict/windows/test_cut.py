@@ -1,4 +1,4 @@
-"""Videos of any length: how windows are cut and blended, and that the memory of one is enough."""
+"""Videos of any length: windows are cut and blended, and memory for one window is enough."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ PROMPTS = ["the dog running to the left", "a bird"]
 
 
 def drawn() -> list[tuple[int, WindowConfig]]:
-    """Videos and windows of all kinds, the smallest ones too."""
+    """Videos and windows of all kinds, also the smallest."""
     random, found = np.random.default_rng(SEED), [(1, WindowConfig()), (6, WindowConfig(frames=5, overlap=0))]
     for _ in range(TRIALS):
         frames = int(4 * random.integers(1, 12) + 1)
@@ -129,7 +129,7 @@ def test_only_a_long_video_is_cut_if_nothing_is_said_and_a_whole_one_may_be_too_
 
 
 class Film:
-    """Frames of noise, and which of them were read."""
+    """Frames of noise; it records the frames that were read."""
 
     size = (20, 36)
 

@@ -1,4 +1,4 @@
-"""`flowmask compare`: paired differences against hand counts, its page, and what it refuses."""
+"""`flowmask compare`: paired differences against hand counts, its page, and its refusals."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def evaluation(folder: Path, jf: dict[str, float], **changes: Any) -> Path:
 
 @pytest.fixture
 def two(tmp_path: Path) -> list[Path]:
-    """Of the golden dataset; the second is better by 10, and by 60 at the last expression."""
+    """Two evaluations of the golden dataset; the second is better by 10, and by 60 at the last expression."""
     first = {key: 20.0 + place for place, key in enumerate(KEYS)}
     other = {key: value + (60 if key == KEYS[-1] else 10) for key, value in first.items()}
     return [evaluation(tmp_path / "a", first), evaluation(tmp_path / "b", other)]

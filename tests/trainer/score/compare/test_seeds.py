@@ -1,4 +1,4 @@
-"""Means and paired differences over seeds: against hand counts, and how often their intervals hold the truth."""
+"""Means and paired differences over seeds: against hand counts, and how often their intervals contain the truth."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_one_video_has_no_interval_and_nothing_in_common_no_mean() -> None:
 
 
 def test_what_all_videos_of_both_sides_share_is_no_doubt_about_their_difference() -> None:
-    """Hard and easy videos are hard and easy for both: the difference of two sets that differ by 1 is 1, surely."""
+    """Hard and easy videos are the same for both sides, so a difference of 1 everywhere has an interval of width 0."""
     generator = np.random.default_rng(0)
     base = [{(f"v{v}", "0"): float(x) for v, x in enumerate(generator.uniform(0, 100, 50))} for _ in range(3)]
     more = [evaluated({pair: value + 1 for pair, value in one.items()}) for one in base]
@@ -43,7 +43,7 @@ def test_what_all_videos_of_both_sides_share_is_no_doubt_about_their_difference(
 def test_the_interval_holds_the_truth_as_often_as_it_says(
     seeds: int, videos: int, of_seed: float, of_video: float
 ) -> None:
-    """Both kinds of doubt are in it: 8 seeds are few, so a little less than 95 % is what drawing again can give."""
+    """Seeds and videos both vary. With 8 seeds, resampling gives a little less than 95 %."""
     held, rounds = 0, 200
     for trial in range(rounds):
         generator = np.random.default_rng(trial)

@@ -1,4 +1,4 @@
-"""Which expressions a report shows."""
+"""The choice of expressions that a report shows."""
 
 import itertools
 
