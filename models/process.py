@@ -5,6 +5,8 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +52,21 @@ def python_module(module: str, *words: object) -> list[str]:
     `-P`: without the working folder on the path, because a user's `yaml.py` there would be imported as the library.
     """
     return [sys.executable, "-P", "-m", module, *map(str, words)]
+
+
+@contextmanager
+def without(*packages: str) -> Iterator[None]:
+    """Inside the block, packages that are not imported yet cannot be found, as if they were not installed.
+
+    A library that is imported there does not import them for features that FlowMask does not use.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: the import system's own mark
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 class Owner(BaseModel):

@@ -7,6 +7,7 @@ A new kind is a file here and an entry in KINDS.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from flowmask.launch.jobs.job import Job, Resolved
 from flowmask.launch.jobs.train import TrainJob
 from flowmask.launch.overlay import split
 from flowmask.models.errors import ConfigError
+from flowmask.models.process import without
 
 # A config without `kind` has the first kind here that recognises it.
 KINDS: dict[str, type[Job]] = {kind.KIND: kind for kind in (TrainJob, EvaluateJob, CacheJob)}
@@ -28,6 +30,7 @@ _COMPOSED = {
     "stages": ("curriculum", "curriculum"),
     "paths": ("overlay", "COMMAND CONFIG"),
 }
+_UNUSED = ("peft", "bitsandbytes", "scipy")  # diffusers imports them for its own adapters, quantizers and schedulers
 AnyJob = TypeVar("AnyJob", bound=Job)
 _NAMES = {name: kind for kind in KINDS.values() for name in (kind.KIND, *kind.ALIASES)}
 
@@ -101,13 +104,19 @@ def read_any(config: Path, overrides: Sequence[str] = ()) -> tuple[dict[Any, Any
     return tree, kind, because
 
 
-def run_rank(kind: str, resolved: Resolved) -> int:
-    """Run one rank of a job in this process. Raises ConfigError if its GPU is missing or has too little memory."""
+def run_rank(kind: str, resolved: Resolved, *, own_process: bool = False) -> int:
+    """Run one rank of a job in this process. Raises ConfigError if its GPU is missing or has too little memory.
+
+    own_process: nothing else runs here, so the job's library may be imported without the parts that no job uses
+    """
     from flowmask.models.device import gpu_holds, require_gpu
 
     job = validate(resolved, KINDS[kind], origin=f"{kind} job")
     if (promised := job.launch.gpus_per_node) and job.computes_on != "cpu":
         require_gpu(f"launch.gpus_per_node is {promised}", otherwise="set launch.gpus_per_node=0")
+    if own_process and job.LIBRARY:
+        with without(*_UNUSED):
+            import_module(job.LIBRARY)
     with gpu_holds(f"this {kind} job", fix=job.LESS_MEMORY):
         code = job.work(resolved, rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
     return code or 0

@@ -29,7 +29,7 @@ def main(folder: Path) -> int:
     job = json.loads((folder / "job.json").read_text())
     rank = int(os.environ["RANK"])
     try:
-        return run_rank(job["kind"], job["config"])
+        return run_rank(job["kind"], job["config"], own_process=True)
     except UserError as error:
         message: str | None = str(error)
     except OSError as error:

@@ -144,3 +144,25 @@ def test_a_rank_imports_few_packages_beyond_those_that_it_stands_on(kind: str, t
     added = ask(code, folder=tmp_path)
     assert isinstance(added, list)
     assert set(added) <= allowed
+
+
+@pytest.mark.parametrize("config", ["train_mevis", "train_mevis_lora", "evaluate_mevis"])
+def test_a_rank_leaves_out_what_no_job_uses_of_diffusers_and_finds_it_later(config: str, tmp_path: Path) -> None:
+    unused = ("peft", "bitsandbytes", "scipy")
+    code = f"""{LISTED}
+import json
+from importlib import import_module
+from pathlib import Path
+from flowmask.launch import jobs
+job, _ = jobs.load_any(Path({config!r}), ["launch.gpus_per_node=0"])
+def work(self, resolved, *, rank, world):
+    import flowmask.trainer.run.train, flowmask.trainer.score.evaluate
+    found.append(packages())
+type(job).work, found = work, []
+jobs.run_rank(job.KIND, job.model_dump(mode="json"), own_process=True)
+assert {WAN!r} in sys.modules
+for name in {unused}:
+    import_module(name)
+print(json.dumps(found))"""
+    (found,) = ask(code, folder=tmp_path)  # type: ignore[misc]
+    assert "diffusers" in found and not set(unused) & set(found)

@@ -2,16 +2,14 @@
 
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from flowmask.models.errors import ConfigError
+from flowmask.models.process import without
 from flowmask.trainer.step.optimizer import ArmedAdamW
 from flowmask.trainer.train_config import TrainConfig, accumulation_steps
 
@@ -96,22 +94,9 @@ def _deepspeed() -> Any:
     """The package, without its log output."""
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when the package is imported
-    with _without("mlflow"):  # its unused autotuner would import mlflow in every rank, for a second each
+    with without("mlflow"):  # its unused autotuner would import mlflow in every rank, for a second each
         import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
     return deepspeed
-
-
-@contextmanager
-def _without(name: str) -> Iterator[None]:
-    """Inside the block, hide a package from imports, unless it is already imported."""
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
