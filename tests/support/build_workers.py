@@ -11,6 +11,9 @@ from flowmask.data_pipeline.config import CacheBuildConfig
 ROOT = Path(__file__).parents[2]
 _WORKER = """
 import sys
+from flowmask.models.process import without
+with without("peft", "bitsandbytes", "scipy"):  # which diffusers imports: 2 s of CPU
+    import diffusers.models.autoencoders.autoencoder_kl_wan
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.config import CacheBuildConfig
 config = CacheBuildConfig.model_validate_json(sys.argv[1])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from flowmask.launch.local.worker import quieten_libraries, run_process
+from flowmask.models.process import without
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +71,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def _main(module: Path, function: str, folder: Path) -> int:
     quieten_libraries()
     torch.set_num_threads(1)
+    with without("peft", "bitsandbytes", "scipy"):  # as ranks of a job do
+        import diffusers.models.transformers.transformer_wan  # noqa: F401
     sys.path.insert(0, str(module.parent))
     spec = importlib.util.spec_from_file_location(module.stem, module)
     assert spec is not None and spec.loader is not None
