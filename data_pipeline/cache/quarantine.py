@@ -62,6 +62,7 @@ class Quarantine:
         """clips: planned ones; videos: videos without a planned clip; each counts as one clip."""
         self._folder, self._shards = out / "work" / LIVE, shards
         self._clips, self._videos, self._fraction = clips + videos, videos, fraction
+        self._counts: dict[Path, int] = {}  # lines of finished units, each read once
 
     def begin(self, unit: int) -> None:
         """Delete the lines of an earlier attempt at a unit."""
@@ -71,21 +72,33 @@ class Quarantine:
         """Write the lost clips of a unit so far. Raises DataError if the build has lost too many."""
         self._folder.mkdir(parents=True, exist_ok=True)
         write_file(self._path(unit), to_bytes(lines))
-        self._check(lines, finished=[path for path in self._finished() if path != self._path(unit)])
+        others = (path for path in self._folder.glob("*.jsonl") if path != self._path(unit))
+        known = self._counts
+        self._counts = {
+            path: known[path] if path in known else len(read(path))
+            for path in others
+            if path in known or self._sidecar(path).exists()
+        }
+        if self._are_too_many(len(lines) + sum(self._counts.values())):
+            self._check(lines, finished=[path for path in self._finished() if path != self._path(unit)])
 
     def check(self) -> None:
         """Raises DataError if all workers together have lost too many clips."""
         self._check((), finished=self._finished())
 
+    def _are_too_many(self, clips: int) -> bool:
+        return clips + self._videos > self._fraction * self._clips
+
     def _check(self, lines: Sequence[Line], *, finished: list[Path]) -> None:
         found = [*lines, *(line for path in finished for line in read(path))]
-        lost = len(found) + self._videos
-        if lost <= self._fraction * self._clips:
+        if not self._are_too_many(len(found)):
             return
         for path in finished:  # the next build tries them again, when their inputs may be repaired
             self._sidecar(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-        raise too_many(lost, of=self._clips, fraction=self._fraction, example=found[0] if found else None)
+        raise too_many(
+            len(found) + self._videos, of=self._clips, fraction=self._fraction, example=found[0] if found else None
+        )
 
     def _finished(self) -> list[Path]:
         """Files of finished units; a unit of another worker counts when it is finished."""

@@ -11,7 +11,9 @@ from build_workers import contents, finish, start
 from PIL import Image
 
 from flowmask.data_pipeline.build.build import Build, build
-from flowmask.data_pipeline.cache.quarantine import line
+from flowmask.data_pipeline.cache import quarantine
+from flowmask.data_pipeline.cache.quarantine import Line, Quarantine, line
+from flowmask.data_pipeline.cache.shards import sidecar_name
 from flowmask.data_pipeline.formats import rle
 from flowmask.data_pipeline.read.reader import CacheReader
 from flowmask.models.errors import CacheError, DataError
@@ -162,3 +164,27 @@ def test_what_is_not_the_input_s_fault_is_an_error(number, tmp_path):
 def test_a_dataset_that_vanished_is_an_error(tmp_path):
     with pytest.raises(DataError, match="vanished"):
         line(DataError("a.jpg: missing"), video_id="v", clip="c", roots=[tmp_path / "gone"])
+
+
+def test_each_finished_unit_is_read_once_however_many_clips_are_lost_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, reads = 20, list[Path]()
+
+    def counted(path: Path) -> list[Line]:
+        reads.append(path)
+        return real(path)
+
+    real = quarantine.read
+    monkeypatch.setattr(quarantine, "read", counted)
+    lost = [{"video": "v", "clip": "c", "file": "f", "reason": "r"}]
+    ours, theirs = (Quarantine(tmp_path, clips=100, videos=0, fraction=0.5, shards=tmp_path) for _ in range(2))
+    for unit in range(units):
+        worker = (ours, theirs)[unit % 2]
+        worker.add(unit, lost)
+        worker.add(unit, lost * 2)
+        (tmp_path / sidecar_name(unit)).touch()
+    assert len(reads) <= 2 * units
+    assert len(list((tmp_path / "work/quarantine").iterdir())) == units
+    with pytest.raises(DataError, match="51 of 100 clips cannot be read"):
+        ours.add(units, lost * 11)
