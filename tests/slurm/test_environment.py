@@ -25,6 +25,7 @@ salloc --nodes=1 --ntasks=1 --mem-per-cpu=100 {command} || touch {folder}/failed
 """
 
 
+@pytest.mark.long  # tests/launch/slurm/test_environment.py removes the same variables without a SLURM
 def test_a_job_inherits_nothing_of_the_jobs_that_it_is_submitted_from(
     cluster: Cluster, lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,6 +200,7 @@ def test_two_ranks_on_each_of_two_nodes_train_as_four_on_one_machine(
     }
 
 
+@pytest.mark.long  # tests/launch/slurm/test_requeue.py counts crashes on a fake SLURM
 def test_a_crash_loop_stops_with_its_reason(cluster: Cluster, lab: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     submission, job = submit(config(lab, out, **{"train.steps": 1_000_000}), "launch.max_crashes=1")
