@@ -1,66 +1,31 @@
-"""Growth with the number of clips, shards, build workers and ranks, counted and measured on one machine.
+"""Growth with the number of clips, shards and build workers, counted and measured on one machine.
 
     python benchmarks/scale.py clips --sizes 100000 1000000
     python benchmarks/scale.py workers --workers 1 8 64 200
     python benchmarks/scale.py status --sizes 10000 100000
-    python benchmarks/scale.py saves --ranks 2 8 64 1000
-    python benchmarks/scale.py failures
 
 Each prints a table. CPU seconds are valid on a busy machine too; memory is the peak of a new process.
 """
 
-import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import fresh, measured, part, run, table
 
 CLIPS_PER_SHARD, SENTENCES = 64, 2
-_PARTS: dict[str, Callable[[argparse.Namespace], None]] = {}
-
-
-def part(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a part of this benchmark."""
-
-    def add(function: Callable[..., None]) -> Callable[..., None]:
-        _PARTS[name] = function
-        return function
-
-    return add
-
-
-def table(head: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
-    """Print a table line by line, as its rows are measured."""
-    print("| " + " | ".join(head) + " |", "|" + "---|" * len(head), sep="\n", flush=True)
-    for row in rows:
-        print("| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) + " |", flush=True)
-
-
-def fresh(function: str, *arguments: object) -> dict[str, Any]:
-    """The result of a function of this file in a separate process, with its CPU seconds and peak memory."""
-    command = [sys.executable, __file__, "--call", function, *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def measured(work: Callable[[], object]) -> dict[str, Any]:
-    began = time.process_time()
-    work()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"cpu_s": time.process_time() - began, "peak_mib": peak}
 
 
 @part("clips")
-def clips(arguments: argparse.Namespace) -> None:
+def clips(arguments: Namespace) -> None:
     """CPU seconds and memory of the real planner and finaliser, by the number of clips."""
 
     def rows() -> Iterator[Sequence[object]]:
@@ -129,7 +94,7 @@ def finalise_clips(folder: str) -> dict[str, Any]:
 
 
 @part("workers")
-def workers(arguments: argparse.Namespace) -> None:
+def workers(arguments: Namespace) -> None:
     """Build with forked workers: filesystem calls, and whether the bytes are those of one worker."""
 
     def rows() -> Iterator[Sequence[object]]:
@@ -155,7 +120,7 @@ def workers(arguments: argparse.Namespace) -> None:
 
 
 @part("status")
-def status(arguments: argparse.Namespace) -> None:
+def status(arguments: Namespace) -> None:
     """`flowmask cache status` by the number of shards, for a build near its end and for a finished cache."""
 
     def rows() -> Iterator[Sequence[object]]:
@@ -236,89 +201,12 @@ def status_of(folder: str) -> dict[str, Any]:
     return measured(lambda: status_of_cache(Path(folder)))
 
 
-@part("saves")
-def saves(arguments: argparse.Namespace) -> None:
-    """The data that rank 0 of a group sends, receives and writes for one checkpoint, without its own tensors."""
-
-    def rows() -> Iterator[Sequence[object]]:
-        for ranks in arguments.ranks:
-            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-                found = fresh("save_among", folder, ranks)
-            yield ranks, found["collectives"], found["received"], found["state_bytes"], f"{found['seconds']:.2f}"
-
-    table(("ranks", "collectives", "bytes that a rank gets", "bytes of state.json", "CPU s of rank 0"), rows())
-
-
-def save_among(folder: str, ranks: str) -> dict[str, Any]:
-    """One save of the real `Checkpoints` on rank 0 of a group in which all ranks answer the same."""
-    from types import SimpleNamespace
-
-    import torch
-    import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_iter
-
-    from flowmask.trainer.config import CheckpointConfig
-    from flowmask.trainer.state.saving import Checkpoints
-
-    seen = {"collectives": 0, "received": 0}
-
-    class Traffic(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function.namespace == "c10d":
-                seen["collectives"] += 1
-                seen["received"] += sum(t.nbytes for t in tree_iter(args[0]) if isinstance(t, torch.Tensor))
-            return function(*args, **(kwargs or {}))
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=int(ranks))
-    piece = SimpleNamespace(name="w", start=0, tensors=lambda: {"master": torch.zeros(4)})
-    engine = SimpleNamespace(updates=1, zero_stage=1, shapes={"w": (4,)}, fragments=lambda: [piece])
-    average = SimpleNamespace(updates=1, shadow=[torch.zeros(4)])
-    checkpoints = Checkpoints(Path(folder), config=CheckpointConfig(), warn=print)
-    began = time.process_time()
-    with Traffic():
-        checkpoints.begin(engine, average, step=1, state={})  # type: ignore[arg-type]
-        checkpoints.settle()
-    seconds = time.process_time() - began
-    return {**seen, "state_bytes": Path(folder, "step_00000001", "state.json").stat().st_size, "seconds": seconds}
-
-
-@part("failures")
-def failures(arguments: argparse.Namespace) -> None:
-    """The longest restart with which 128 nodes that fail every 3 h keep 99 %, by the cost of a save."""
-    from flowmask.launch.plan.failures import Saving
-
-    def rows() -> Iterator[Sequence[object]]:
-        for stall_s, write_s in ((0.002, 4.5), (0.1, 4.5), (0.1, 30.0), (1.0, 10.0)):
-            enough = [s for s in range(601) if _best(Saving(10_800, s, stall_s, write_s)) >= 0.99]
-            costs = Saving(10_800, 60, stall_s, write_s)
-            every = costs.best_interval_s()
-            longest = f"{enough[-1]} s" if enough else "none"
-            yield f"{stall_s:g} s", f"{write_s:g} s", f"{every:.0f} s", f"{100 * costs.effective(every):.2f} %", longest
-
-    head = ("a save stalls for", "and counts after", "best interval", "kept, restart 60 s", "longest restart for 99 %")
-    table(head, rows())
-
-
-def _best(costs: Any) -> float:
-    return float(costs.effective(costs.best_interval_s()))
-
-
-def main() -> None:
-    if sys.argv[1:2] == ["--call"]:
-        print(json.dumps(globals()[sys.argv[2]](*sys.argv[3:])))
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=_PARTS)
+def options(parser: ArgumentParser) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64, 200])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 64, 1000])
     parser.add_argument("--clips", type=int, default=12_800, help="of `workers`, 8 a shard")
     parser.add_argument("--folder", type=Path, help="where to write; default: the place for temporary files")
-    arguments = parser.parse_args()
-    _PARTS[arguments.part](arguments)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__ or "", globals(), options)
