@@ -115,7 +115,7 @@ def workers(arguments: Namespace) -> None:
             each = (f"{asked['clips'] / units:.1f}", f"{asked['finalise'] / units:.1f}")
             yield count, units, *each, f"{found['cpu_s']:.1f}", f"{found['peak_mib']:.0f}", equal
 
-    head = ("workers", "units", "questions a unit", "and of finalise", "CPU s", "MiB of the largest", "bytes of one")
+    head = ("workers", "units", "requests a unit", "and of finalise", "CPU s", "MiB of the largest", "bytes of one")
     table(head, rows())
 
 

@@ -99,10 +99,7 @@ def waits(way: Way, lab: Lab) -> dict[str, Any]:
             for _ in range(_PROFILED):
                 take()
             lab.synchronise()
-        on_gpu = torch.autograd.DeviceType.CUDA
-        events = [
-            Event(e.key, e.count, e.self_device_time_total, e.device_type == on_gpu) for e in profile.key_averages()
-        ]
+        events = [_event(seen) for seen in profile.key_averages()]
         found.update(step_s=plain_s, **of_a_step(events, steps=_PROFILED, step_s=plain_s))
 
     train(lab, job_of(lab, way), measure)
@@ -120,6 +117,7 @@ class Event:
 
 
 def _event(seen: Any) -> Event:
+    """An entry of `key_averages`; a range that our code marks is shown on the GPU too, but is no kernel."""
     on_gpu = seen.device_type == torch.autograd.DeviceType.CUDA and not getattr(seen, "is_user_annotation", False)
     return Event(seen.key, seen.count, seen.self_device_time_total, on_gpu)
 

@@ -18,7 +18,7 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time
 ABORTS_AT_EXIT = """
 import atexit, ctypes, runpy, sys
 from flowmask.launch import jobs
-def job(kind, resolved):
+def job(kind, resolved, **_):
     libc = ctypes.CDLL(None)
     getattr(libc, "__cxa_atexit")(libc.abort, None, None)  # as a library that left a thread of C++ unjoined
     atexit.register(print, "tidied up", end="")
