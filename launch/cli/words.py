@@ -100,7 +100,7 @@ def keep_names_whole(arguments: Sequence[str]) -> None:
     class Options(Table):
         def add_row(self, *cells: Any, **styles: Any) -> None:
             super().add_row(*cells, **styles)
-            for column, cell in zip(self.columns, cells, strict=True):
+            for column, cell in zip(self.columns, cells, strict=False):
                 if isinstance(cell, Text) and cell.plain.startswith("--"):
                     column.no_wrap = True
             if len(self.columns) > 3:  # options: the last two are their types and their help

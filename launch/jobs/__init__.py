@@ -1,6 +1,6 @@
 """The jobs by name: each kind is a class here with the facts that the launcher needs.
 
-Imports launch/config and launch/progress and, when a job runs, the folder that does the work.
+Imports launch/config and launch/progress and, when a job runs, the room that does the work.
 A new kind is a file here and an entry in KINDS.
 """
 
@@ -30,7 +30,7 @@ _COMPOSED = {
     "stages": ("curriculum", "curriculum"),
     "paths": ("overlay", "COMMAND CONFIG"),
 }
-_UNUSED = ("peft", "bitsandbytes", "scipy")  # diffusers imports them for its own adapters, quantizers and schedulers
+UNUSED = ("peft", "bitsandbytes", "scipy")  # diffusers imports them for its own adapters, quantizers and schedulers
 AnyJob = TypeVar("AnyJob", bound=Job)
 _NAMES = {name: kind for kind in KINDS.values() for name in (kind.KIND, *kind.ALIASES)}
 
@@ -115,7 +115,7 @@ def run_rank(kind: str, resolved: Resolved, *, own_process: bool = False) -> int
     if (promised := job.launch.gpus_per_node) and job.computes_on != "cpu":
         require_gpu(f"launch.gpus_per_node is {promised}", otherwise="set launch.gpus_per_node=0")
     if own_process and job.LIBRARY:
-        with without(*_UNUSED):
+        with without(*UNUSED):
             import_module(job.LIBRARY)
     with gpu_holds(f"this {kind} job", fix=job.LESS_MEMORY):
         code = job.work(resolved, rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))

@@ -1,4 +1,4 @@
-"""The interface of a kind of job, so that no other code in this folder depends on the kind."""
+"""The interface of a kind of job, so that no other code in this room depends on the kind."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,11 +51,11 @@ WAN_DIT = "diffusers.models.transformers.transformer_wan"
 
 
 class Job(Section):
-    """The config of the working folder of code plus `launch`. A job is plain data, equal on every machine."""
+    """The config of a room plus `launch`. A job is plain data, equal on every machine."""
 
     KIND: ClassVar[str]
     COMMAND: ClassVar[str]  # subcommand of `flowmask` that runs it
-    ROOM: ClassVar[type[Section]]  # config class of the folder that does the work
+    ROOM: ClassVar[type[Section]]  # config class of the room that does the work
     ALIASES: ClassVar[tuple[str, ...]] = ()  # other names of the kind in a config
     COUNTS: ClassVar[str]  # unit of its progress
     LESS_MEMORY: ClassVar[str]  # the fix if the GPU has too little memory
@@ -67,7 +67,7 @@ class Job(Section):
     UNCHECKED: ClassVar[str] = ""  # facts that only the job itself can check
 
     if TYPE_CHECKING:
-        out: Path  # in the config of every folder
+        out: Path  # in the config of every room
     launch: LaunchConfig = LaunchConfig()
 
     @property
@@ -134,7 +134,7 @@ class Job(Section):
         raise NotImplementedError
 
     def for_room(self) -> Any:
-        """The config without `launch`, for the folder that does the work."""
+        """The config without `launch`, for the room that does the work."""
         return self.ROOM.model_validate(self.model_dump(exclude={"launch"}))
 
     @classmethod

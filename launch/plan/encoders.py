@@ -29,13 +29,13 @@ def share_of_peak(dtype: str, *, tf32: bool | None, products: bool) -> float:
     return _TF32 if allowed else _FP32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoders:
     """The frozen parts of one Wan."""
 
     shapes: Architecture
 
-    @lru_cache  # noqa: B019 - a process plans few shapes, but some of them many times
+    @lru_cache  # noqa: B019 - lives as long as a plan
     def encode(self, shape: Shape, *, dtype: str, clips: int = 1) -> Pass:
         """The VAE's encoder over `clips` clips, with its pixels."""
 

@@ -3,10 +3,8 @@
 Every parameter is on the meta device. Each assumed shape is noted in one line.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,6 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "1.3B": {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     "14B": {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
 }
-_ENCODERS = ("vae", "text_encoder")
 _UMT5_XXL = {
     "vocab_size": 256384,
     "d_model": 4096,
@@ -46,26 +43,13 @@ _UMT5_XXL = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Architecture:
-    """The shapes of one Wan2.1; `notes` name the assumed ones. Equal if all shapes are equal."""
+    """The shapes of one Wan2.1; `notes` name the assumed ones."""
 
     folder: WanFolder | None
     dit_config: dict[str, Any]
     notes: list[str] = field(default_factory=list)
-
-    @cached_property
-    def identity(self) -> str:
-        """All facts from which the modules are made."""
-        parts = () if self.folder is None else (self.folder.path / part / "config.json" for part in _ENCODERS)
-        texts = [path.read_text() if path.is_file() else None for path in parts]
-        return json.dumps([self.dit_config, texts if any(texts) else None], sort_keys=True, default=str)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Architecture) and self.identity == other.identity
-
-    def __hash__(self) -> int:
-        return hash(self.identity)
 
     def dit(self, *, video_injection: bool, layers: int | None = None) -> nn.Module:
         """The DiT with all its blocks, or only `layers` of them."""

@@ -1,8 +1,6 @@
 """Cost of one micro-batch on a rank: the run's objective and module, run on fake tensors (dry_run.py)."""
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +10,6 @@ from flowmask.launch.plan.model import Architecture, objective_of, trained_modul
 from flowmask.models.config import Recompute
 from flowmask.models.cost.dry_run import Pass, dry_pass
 
-# The settings that decide the cost of a pass, beside its shape; passes of this process by all that decides them.
-_DECIDES: Any = {"objective": True, "lora": True, "model": True, "train": {"precision", "micro_batch"}}
-_MEASURED: dict[str, Pass] = {}
 _FEW, _MORE = 2, 3  # blocks: cost is linear in their number from the second on
 
 
@@ -57,20 +52,15 @@ def micro_batch_pass(
     ranks = job.train.sequence_parallel
     latent, share = _latent_share(shape.latent, ranks)
 
-    settings = job.model_dump(mode="json", include=_DECIDES)
-
     def run(module: nn.Module) -> Tensor:
         batch = objective.fake_batch(latent, examples=job.train.micro_batch, text_dim=text_dim)
         return objective.loss(module, batch)[0]
 
     def measure(layers: int | None) -> Pass:
-        key = json.dumps([shapes.identity, settings, latent, recompute, like_a_gpu, layers], sort_keys=True)
-        if key not in _MEASURED:
-            module = trained_module(job, shapes, layers=layers)
-            if recompute != "none":
-                objective.recompute(module, recompute)
-            _MEASURED[key] = dry_pass(module, run, dtype=dtype, like_a_gpu=like_a_gpu)
-        return _MEASURED[key]
+        module = trained_module(job, shapes, layers=layers)
+        if recompute != "none":
+            objective.recompute(module, recompute)
+        return dry_pass(module, run, dtype=dtype, like_a_gpu=like_a_gpu)
 
     depth = shapes.dit_config["num_layers"]
     if every_layer or not objective.has_blocks or depth <= _MORE:

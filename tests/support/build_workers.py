@@ -11,8 +11,9 @@ from flowmask.data_pipeline.config import CacheBuildConfig
 ROOT = Path(__file__).parents[2]
 _WORKER = """
 import sys
+from flowmask.launch.jobs import UNUSED
 from flowmask.models.process import without
-with without("peft", "bitsandbytes", "scipy"):  # which diffusers imports: 2 s of CPU
+with without(*UNUSED):
     import diffusers.models.autoencoders.autoencoder_kl_wan
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.config import CacheBuildConfig

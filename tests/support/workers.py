@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from flowmask.launch.jobs import UNUSED
 from flowmask.launch.local.worker import quieten_libraries, run_process
 from flowmask.models.process import without
 
@@ -71,7 +72,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def _main(module: Path, function: str, folder: Path) -> int:
     quieten_libraries()
     torch.set_num_threads(1)
-    with without("peft", "bitsandbytes", "scipy"):  # as ranks of a job do
+    with without(*UNUSED):  # as ranks of a job do
         import diffusers.models.transformers.transformer_wan  # noqa: F401
     sys.path.insert(0, str(module.parent))
     spec = importlib.util.spec_from_file_location(module.stem, module)
