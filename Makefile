@@ -37,8 +37,8 @@ test-page: setup ## the tests of the page in a real browser; root installs it
 	tests/launch/serve/install.sh
 	FLOWMASK_NEED_BROWSER=1 $(BIN)/pytest tests/launch/serve
 
-test-long: setup ## all tests, also the long ones; TRIALS=N SEED=S JOBS=N
-	$(BIN)/pytest --timeout 3600 $(SHARED)
+test-long: setup ## the laws at length: long tests and drawn cases; TRIALS=N SEED=S JOBS=N
+	$(BIN)/pytest -m 'long or drawn' --timeout 3600 $(SHARED)
 
 docs: setup      ## build docs/ into site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

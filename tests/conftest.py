@@ -53,6 +53,11 @@ hypothesis.settings.load_profile("laws")
 os.register_at_fork(after_in_child=compute_in_one_thread)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if isinstance(item, pytest.Function) and {"SEED", "TRIALS"} & vars(item.module).keys():
+        item.add_marker("drawn")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: COSTLY.index(word) if (word := costly(item.location[0])) else len(COSTLY))
 

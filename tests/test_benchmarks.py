@@ -9,6 +9,7 @@ from shutil import copyfile
 
 import numpy as np
 import pytest
+from trials import SEED
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,7 +64,7 @@ def test_a_sleep_in_a_step_stands_out_although_both_checkouts_are_at_times_half_
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import against
 
-    random, trials, rounds = np.random.default_rng(int(os.environ.get("SEED", 0))), 100, 8
+    random, trials, rounds = np.random.default_rng(SEED), 100, 8
     seen = 0
     for _ in range(trials):
         load = random.uniform(1, 2, rounds)  # load of the machine in a round, the same for both

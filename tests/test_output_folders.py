@@ -1,6 +1,5 @@
 """The law of results, for every command that writes any: no file of others is lost, and no end leaves half results."""
 
-import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -8,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from disturbed import FINISHED, KILLED, REFUSED, calls_of, contents, end_of, every_call, full_from, in_child, kill_at
+from trials import SEED
 from writers import NAMES, Writer, writers
 
 from flowmask.launch.local.worker import explain_os_error
 from flowmask.models.errors import UserError
 
-SEED = int(os.environ.get("SEED", "0"))
 ONCE = ("export file", "export folder", "import", "import wan", "tiny-wan")  # these refuse any existing target
 
 

@@ -10,10 +10,9 @@ import pytest
 from parity.cases import CASES
 from parity.core import collect
 from parity.perturb import Target, perturbed, record_targets, tensor_targets
+from trials import SEED, TRIALS
 
 ROOT = Path(__file__).parent / "golden" / "parity"
-SEED = int(os.environ.get("SEED", "0"))
-TRIALS = int(os.environ.get("TRIALS", "1"))
 TARGETS = [*tensor_targets(ROOT), *record_targets(ROOT)]
 
 

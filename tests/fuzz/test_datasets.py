@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import pickle
 import random
 import re
@@ -30,6 +29,7 @@ from layouts import (
     write_youtube,
 )
 from sparse_layouts import write_a2d, write_jhmdb
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats import rle
@@ -227,8 +227,8 @@ def test_any_one_field_spoiled_is_read_or_refused_by_file_and_field(layouts, nam
 @pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_any_one_field_spoiled_is_read_or_refused_at_length(layouts, name, tmp_path):
-    seed = int(os.environ.get("SEED", "1"))
-    trials(layouts, name, tmp_path, count=50 * int(os.environ.get("TRIALS", "10")), seed=seed)
+    seed = 1 + SEED
+    trials(layouts, name, tmp_path, count=500 * TRIALS, seed=seed)
 
 
 def meaning(source: VideoSet) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 from limits import bounded
 from seals import rewrite
 from stored_files import FILES, Readable
+from trials import SEED, TRIALS
 
 from flowmask.launch.slurm import commands
 from flowmask.launch.slurm.submission import Attempt, Submission, Verdict
@@ -30,7 +31,6 @@ from flowmask.trainer.state.owner import End, Start
 from flowmask.trainer.track import spool
 
 OLDER = Path(__file__).parents[1] / "golden" / "older"
-SEED, TRIALS = int(os.environ.get("SEED", "0")), int(os.environ.get("TRIALS", "1"))
 
 
 @pytest.fixture(scope="module")

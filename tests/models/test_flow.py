@@ -1,9 +1,8 @@
 """The flow's mathematics: path, posterior, timestep law and Euler steps."""
 
-import os
-
 import pytest
 import torch
+from trials import SEED, TRIALS
 
 from flowmask.models.flow import (
     draw_timestep,
@@ -64,8 +63,8 @@ def test_a_timestep_is_1000_with_the_probability_else_uniform_below(probability:
 
 @pytest.mark.long
 def test_the_timestep_law_holds_for_any_seed() -> None:
-    for trial in range(int(os.environ.get("TRIALS", "20"))):
-        check_timestep_law(1_000_000, 0.5, seed=int(os.environ.get("SEED", "0")) + trial)
+    for trial in range(20 * TRIALS):
+        check_timestep_law(1_000_000, 0.5, seed=SEED + trial)
 
 
 def test_the_edges_of_the_uniform_draw_stay_in_1_to_999() -> None:

@@ -1,11 +1,11 @@
 """Cleaning is that of the reference; a sentence's embedding depends on nothing else."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from trials import SEED
 
 from flowmask.models.text import RecentTexts, TextEncoder, clean, has_words, pad
 from flowmask.models.weights.wan import WanFolder
@@ -83,7 +83,7 @@ def test_an_embedding_does_not_depend_on_what_was_encoded_before(encoder: TextEn
 
 
 def test_what_was_asked_for_lately_is_not_made_again_and_no_more_than_the_limit_is_kept() -> None:
-    rng, made, most = np.random.default_rng(int(os.environ.get("SEED", "0"))), list[tuple[str, int]](), 4 * 8 * 60
+    rng, made, most = np.random.default_rng(SEED), list[tuple[str, int]](), 4 * 8 * 60
 
     class Counted(TextEncoder):
         def __init__(self) -> None:

@@ -1,11 +1,11 @@
 """Video latents are normalised and mask latents are not; the encoder gets inputs as in the legend."""
 
 import copy
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from trials import SEED
 
 from flowmask.models.cost.live_memory import LiveMemory
 from flowmask.models.vae import (
@@ -18,8 +18,6 @@ from flowmask.models.vae import (
     mask_to_signed,
     normalise,
 )
-
-SEED = int(os.environ.get("SEED", "0"))
 
 
 @pytest.fixture(scope="module")

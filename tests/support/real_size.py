@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from trials import TRIALS
 
 from flowmask.launch.config import load_job
 from flowmask.launch.jobs import TrainJob
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 CLIP = Shape(*map(int, os.environ.get("CLIP", "17x480x832").split("x")))
 SHORT = Shape(5, 480, 832)  # short, so that the mask decoder's training fits into a laptop
 # The VAE takes a first frame, then four frames at a time, and keeps memory between: five frames use both.
-VAE_CLIP = CLIP if int(os.environ.get("TRIALS", "1")) > 1 else SHORT
+VAE_CLIP = CLIP if TRIALS > 1 else SHORT
 UNIT = LatentStats(mean=(0.0,) * 16, std=(1.0,) * 16)
 
 

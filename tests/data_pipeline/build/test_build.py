@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from build_workers import contents, finish, start
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.build.build import Build, build
 from flowmask.data_pipeline.build.progress import BuildProgress
@@ -57,8 +58,8 @@ def test_a_build_killed_at_random_points_ends_with_the_same_bytes(cache, make_co
 
 @pytest.mark.long
 def test_many_builds_killed_at_random_points_end_with_the_same_bytes(cache, make_config, tmp_path):
-    for trial in range(int(os.environ.get("TRIALS", "3"))):
-        seed = int(os.environ.get("SEED", "0")) + trial
+    for trial in range(TRIALS):
+        seed = SEED + trial
         interrupt_and_compare(make_config(tmp_path / f"{trial}"), kills=4, seed=seed, whole=cache)
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from build_workers import contents, finish, follow, start
 from command import start_flowmask
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.build.build import Build, build
 from flowmask.data_pipeline.claim.leases import WORKER, filesystem_now, this_worker
@@ -77,8 +78,8 @@ def test_a_build_of_killed_stopped_and_added_workers_ends_with_the_same_bytes(ma
 
 @pytest.mark.long
 def test_many_such_builds_end_with_the_same_bytes(many, undisturbed):
-    for trial in range(int(os.environ.get("TRIALS", "3"))):
-        seed = int(os.environ.get("SEED", "0")) + trial
+    for trial in range(TRIALS):
+        seed = SEED + trial
         chaos(many(f"chaos-{seed}"), workers=4, events=8, seed=seed)
         assert contents(many(f"chaos-{seed}").out) == undisturbed, f"SEED={seed}"
 

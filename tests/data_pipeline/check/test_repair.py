@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from seals import rewrite
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.build import build as building
 from flowmask.data_pipeline.check.compare import compare
@@ -83,8 +84,8 @@ def test_a_bit_flipped_in_any_region_and_a_cut_anywhere_are_found_and_mended(cac
 
 @pytest.mark.long
 def test_every_region_of_every_shard_is_mended_to_the_same_bytes(cache, copy, make_config):
-    draw = random.Random(int(os.environ.get("SEED", "0")))
-    for _ in range(int(os.environ.get("TRIALS", "3"))):
+    draw = random.Random(SEED)
+    for _ in range(3 * TRIALS):
         for shard in draw.sample(sorted((copy / "shards").glob("*.tar")), 2):
             content = bytearray(shard.read_bytes())
             content[draw.choice(list(regions(shard).values()))] ^= 1 << draw.randrange(8)
@@ -242,8 +243,8 @@ def test_a_repair_that_is_killed_goes_on(cache, copy, make_config):
 
 @pytest.mark.long
 def test_many_repairs_that_are_killed_go_on(cache, copy, make_config):
-    for trial in range(int(os.environ.get("TRIALS", "3"))):
-        seed = int(os.environ.get("SEED", "0")) + trial
+    for trial in range(3 * TRIALS):
+        seed = SEED + trial
         kill_and_mend(copy, make_config(copy), whole=cache, seed=seed)
 
 

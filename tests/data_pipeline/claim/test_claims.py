@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.cache.shards import cache_file, remove_leftovers
 from flowmask.data_pipeline.claim import claims
@@ -123,8 +124,8 @@ def test_workers_that_die_and_join_leave_no_unit_behind_and_nobody_waits_for_a_l
 
 @pytest.mark.long
 def test_many_deaths_leave_no_unit_behind(tmp_path):
-    for trial in range(int(os.environ.get("TRIALS", "3"))):
-        seed = int(os.environ.get("SEED", "0")) + trial
+    for trial in range(3 * TRIALS):
+        seed = SEED + trial
         (tmp_path / str(trial)).mkdir()
         race_with_deaths(tmp_path / str(trial), deaths=12, seed=seed, units=1500)
 

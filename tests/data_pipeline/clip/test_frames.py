@@ -1,9 +1,9 @@
 """A clip's frames follow the reference's rule; each draw depends on its generator alone."""
 
-import os
 from random import Random
 
 import pytest
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.clip.frames import anchor_frames, sparse_frames
 
@@ -28,7 +28,7 @@ def test_a_clip_holds_its_anchor_and_a_near_frame_on_each_side() -> None:
 
 @pytest.mark.long
 def test_a_clip_holds_its_anchor_at_length() -> None:
-    check(int(os.environ.get("TRIALS", "100000")), seed=int(os.environ.get("SEED", "0")))
+    check(100000 * TRIALS, seed=SEED)
 
 
 def test_the_draw_is_a_function_of_the_generator() -> None:

@@ -1,6 +1,5 @@
 """A clip of a video: its pieces equal the signed pixels of the whole, and memory holds only the resized frames."""
 
-import os
 import tracemalloc
 from collections.abc import Sequence
 
@@ -8,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from trials import SEED
 
 from flowmask.data_pipeline.clip.pixels import PixelNorm, pad_to_stride, resize_frame, to_signed
 from flowmask.data_pipeline.clip.vae_clip import FRAMES_AT_ONCE, read_clip
 from flowmask.data_pipeline.config import FrameBox
 from flowmask.models.vae import latent_frames
 
-SEED = int(os.environ.get("SEED", "0"))
 BOX = FrameBox(height_px=32, width_px=48)
 
 

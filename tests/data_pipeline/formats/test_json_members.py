@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trials import TRIALS
 
 from flowmask.data_pipeline.formats import json_members
 from flowmask.data_pipeline.formats.json_file import unique_keys
@@ -33,7 +34,7 @@ def loads(content: bytes, field: str | None) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-@pytest.mark.parametrize("trial", range(int(os.environ.get("TRIALS", "40"))))
+@pytest.mark.parametrize("trial", range(40 * TRIALS))
 def test_members_are_those_of_json_for_any_window_and_damage(tmp_path: Path, monkeypatch, trial: int):
     draw = random.Random(f"{os.environ.get('SEED', '0')} {trial}")
     monkeypatch.setattr(json_members, "_CHUNK", draw.choice([1, 3, 50, 4000]))

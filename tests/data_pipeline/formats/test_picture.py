@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.formats import picture
 from flowmask.data_pipeline.formats.picture import image_size, pictures_in, read_image, read_index_map, read_object_mask
@@ -217,13 +218,13 @@ def mutants(count: int, seed: int, path: Path) -> tuple[int, int]:
 
 
 def test_a_damaged_picture_is_read_or_refused_in_one_line(tmp_path: Path):
-    read, refused = mutants(300, int(os.environ.get("SEED", "0")), tmp_path / "x.jpg")
+    read, refused = mutants(300, SEED, tmp_path / "x.jpg")
     assert read and refused > 30
 
 
 @pytest.mark.long
 def test_a_damaged_picture_is_read_or_refused_at_length(tmp_path: Path):
-    mutants(2000 * int(os.environ.get("TRIALS", "5")), int(os.environ.get("SEED", "1")), tmp_path / "x.jpg")
+    mutants(10000 * TRIALS, 1 + SEED, tmp_path / "x.jpg")
 
 
 def test_a_mask_marks_its_object_by_any_value_above_0(tmp_path: Path):

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.read import disk_cache
 from flowmask.data_pipeline.read.disk_cache import DiskCache
 from flowmask.models.errors import CacheError
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "20")), int(os.environ.get("SEED", "0"))
+DRAWS = 20 * TRIALS
+
 BLOCK = 4096
 
 
@@ -49,7 +51,7 @@ def use(cache: DiskCache, *, seed: int, operations: int) -> None:
         assert stored(cache) <= cache.limit
 
 
-@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("trial", range(DRAWS))
 def test_the_folder_never_takes_more_than_its_limit(tmp_path: Path, trial: int) -> None:
     limit = random.Random(SEED + trial).randrange(0, 60 * BLOCK)
     use(DiskCache(tmp_path, limit=limit), seed=SEED + trial, operations=80)

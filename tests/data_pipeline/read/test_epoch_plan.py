@@ -1,6 +1,5 @@
 """Laws of the global order: every example exactly once, for any number of readers."""
 
-import os
 from collections import Counter
 from itertools import pairwise
 from time import perf_counter
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trials import TRIALS
 
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.read.epoch_plan import EpochPlan, permute
@@ -88,7 +88,7 @@ def test_every_example_stands_exactly_once_in_each_epoch_of_its_view(counts, glo
 
 
 @pytest.mark.long
-@settings(max_examples=int(os.environ.get("TRIALS", "300")))
+@settings(max_examples=300 * TRIALS)
 @given(counts=COUNTS, global_batch=st.integers(1, 64), seed=st.integers(0, 2**64 - 1))
 def test_every_example_stands_exactly_once_in_each_epoch_at_length(counts, global_batch, seed):
     check_epochs(counts, global_batch=global_batch, seed=seed, epochs=11)

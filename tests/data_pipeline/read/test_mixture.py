@@ -1,7 +1,6 @@
 """Laws of several caches in one run: exact shares at every step, separate epochs for each cache, one reader for all."""
 
 import json
-import os
 import shutil
 from fractions import Fraction
 from math import ceil, log2
@@ -14,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seals import rewrite
+from trials import TRIALS
 
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.cache.buckets import Bucket
@@ -66,7 +66,7 @@ def test_every_cache_has_its_share_of_every_prefix_within_a_constant(weights, se
 
 
 @pytest.mark.long
-@settings(max_examples=int(os.environ.get("TRIALS", "300")))
+@settings(max_examples=300 * TRIALS)
 @given(
     weights=st.lists(st.floats(1e-6, 1e6).map(lambda w: Fraction(str(w))), min_size=1, max_size=40),
     seed=st.integers(0, 2**64 - 1),
@@ -128,7 +128,7 @@ def test_each_cache_is_fed_its_own_plan_without_a_gap(caches, weights, global_ba
 
 
 @pytest.mark.long
-@settings(max_examples=int(os.environ.get("TRIALS", "100")))
+@settings(max_examples=100 * TRIALS)
 @given(
     caches=CACHES,
     weights=st.lists(st.integers(1, 99), min_size=1, max_size=4),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from object_store import BUCKET, ENVIRONMENT, Asked, Proxy, moto_process, own_connection, proxy_before, upload
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.cache import objects
 from flowmask.data_pipeline.check.verify_stored import verify_stored
@@ -24,7 +25,8 @@ from flowmask.data_pipeline.read.stored import Range, _checksum, joined
 from flowmask.launch.config import validate
 from flowmask.models.errors import CacheError, ConfigError
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "4")), int(os.environ.get("SEED", "0"))
+DRAWS = 4 * TRIALS
+
 URL = f"s3://{BUCKET}/some/cache"
 TEXT = 256
 
@@ -147,7 +149,7 @@ def unlucky(seed: int) -> Callable[[Asked], str | int | None]:
     return fault
 
 
-@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("trial", range(DRAWS))
 def test_a_server_that_delays_cuts_and_fails_changes_no_byte(proxy: Proxy, cache: Path, tmp_path: Path, trial: int):
     proxy.fault, proxy.delay_s = unlucky(SEED + trial), 0.001
     assert all(map(same, steps_of(config(tmp_path, retries=2), 5), steps_of(LoaderConfig(cache=cache), 5)))
@@ -256,7 +258,7 @@ def test_a_forked_process_is_refused_and_does_not_wait_without_end(proxy: Proxy,
     assert equal(read(reader, [0]), cache, [0])
 
 
-@pytest.mark.parametrize("trial", range(10 * TRIALS))
+@pytest.mark.parametrize("trial", range(10 * DRAWS))
 def test_a_checksum_sees_a_changed_lost_added_and_moved_part(trial: int) -> None:
     draw = random.Random(SEED + trial)
     blocks = [draw.randbytes(4096) for _ in range(draw.randrange(2, 6))]
@@ -333,7 +335,7 @@ def test_verify_names_each_object_that_is_not_as_it_was_written(
         verify_stored("https://me:hidden@host/x")
 
 
-@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("trial", range(DRAWS))
 def test_what_is_damaged_on_the_disk_is_found_and_fetched_again(
     proxy: Proxy, cache: Path, tmp_path: Path, trial: int
 ) -> None:
@@ -370,7 +372,7 @@ def test_a_batch_asks_for_little_more_than_it_needs_and_for_all_of_it_together(
     assert proxy.most_together == asked, "none was answered before all were asked"
 
 
-@pytest.mark.parametrize("trial", range(10 * TRIALS))
+@pytest.mark.parametrize("trial", range(10 * DRAWS))
 def test_joined_requests_hold_all_ranges_and_are_at_most_a_quarter_waste(trial: int) -> None:
     draw = random.Random(SEED + trial)
     ranges: dict[Range, None] = {}

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from layouts import (
     write_youtube,
 )
 from PIL import Image
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats import rle
@@ -95,8 +95,8 @@ def test_a_malformed_run_length_is_never_taken_for_an_empty_mask(counts: Any) ->
 
 
 def test_is_empty_says_what_decoding_says() -> None:
-    rng = np.random.default_rng(int(environ.get("SEED", "0")))
-    for _ in range(200 * int(environ.get("TRIALS", "1"))):
+    rng = np.random.default_rng(SEED)
+    for _ in range(200 * TRIALS):
         size = tuple(rng.integers(1, 40, 2))
         mask = rng.random(size) < rng.choice([0, 0, 0.001, 0.01, 1])
         assert rle.is_empty(rle.encode(mask)) == (not mask.any())
@@ -268,11 +268,11 @@ def test_grey_masks_are_told_as_such(tmp_path: Path) -> None:
 
 
 def test_whichever_objects_stand_in_whichever_frames_only_those_that_stand_in_none_are_refused(tmp_path: Path) -> None:
-    rng = random.Random(int(environ.get("SEED", "0")))
+    rng = random.Random(SEED)
     write_youtube(tmp_path)
     (tmp_path / "train/meta.json").unlink()
     folder, video_id = tmp_path / "train/Annotations/0a1b", "0a1b"
-    for _ in range(20 * int(environ.get("TRIALS", "1"))):
+    for _ in range(20 * TRIALS):
         held = set()
         for path in sorted(folder.iterdir()):
             indices = np.zeros(SIZE, np.uint8)

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from os import environ
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.data_pipeline.formats.rle import decode
@@ -177,8 +177,8 @@ def objects_of(seed: int, block: int) -> list[list[dict[str, str]]]:
 
 
 def test_words_are_true_of_the_objects_that_a_sentence_names_and_of_none_if_it_names_nothing() -> None:
-    seed = int(environ.get("SEED", "9"))
-    for number in range(int(environ.get("TRIALS", "2"))):
+    seed = 9 + SEED
+    for number in range(2 * TRIALS):
         block, scenes = draw_block(seed, number, frames=FRAMES, size=SIDE, no_target=6), objects_of(seed, number)
         for scene, sentences, nothing in zip(scenes, block.sentences, block.nothing, strict=True):
             for text, objects in (*sentences, *((text, ()) for text, _ in nothing)):

@@ -3,7 +3,6 @@
 Containers without an index of all frames (mkv, ts) can't show that a frame is lost; players show fewer there too.
 """
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from trials import SEED, TRIALS
 from zoo import FILMS, Film, number_of, write
 
 from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import DataError
 
-SEED = int(os.environ.get("SEED", "0"))
-TRIALS = int(os.environ.get("TRIALS", "1"))
 NAMED = {film.name: film for film in FILMS}
 FRAGMENTS = {"fragments_sound.mp4": "frag_keyframe+empty_moov", "moov_and_fragments.mp4": "frag_keyframe"}
 FRAGMENTS |= {"every_frame.mp4": "frag_every_frame+empty_moov", "dash.mp4": "dash", "cmaf.mp4": "cmaf"}

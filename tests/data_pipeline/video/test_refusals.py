@@ -11,13 +11,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from trials import SEED
 from zoo import FILMS, Film, number_of, write
 
 from flowmask.data_pipeline.video import opening
 from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import DataError
 
-SEED = int(os.environ.get("SEED", "0"))
 NAMED = {film.name: film for film in FILMS}
 
 

@@ -1,6 +1,5 @@
 """The picture on the screen at a given time, compared with FFmpeg's fps filter and with the film's making."""
 
-import os
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -9,13 +8,13 @@ from random import Random
 import av
 import pytest
 from av.filter import Graph
+from trials import SEED, TRIALS
 from zoo import FILMS, TICKS, Film, drawn, number_of, times, write
 
 from flowmask.data_pipeline.video.times import exact_rate
 from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import DataError
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "1")), int(os.environ.get("SEED", "0"))
 RATES = (Fraction(1), Fraction(7), Fraction(10), Fraction(25, 2), Fraction(24000, 1001), Fraction(60))
 TIMED = (
     *("h264.mp4", "h264.ts", "h264_cut.mp4", "h264_open_cut.ts", "h264_fragments.mp4", "hevc_cut.mov", "picture.gif"),

@@ -1,7 +1,6 @@
 """Frame i is the i-th picture that a player shows, for files of any writer, read in any order."""
 
 import importlib.util
-import os
 import random
 import sys
 from pathlib import Path
@@ -9,15 +8,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from trials import SEED, TRIALS
 from zoo import FILMS, TICKS, Film, drawn, number_of, times, write
 
 from flowmask.data_pipeline.video.packets import facts_of
 from flowmask.data_pipeline.video.seeking import seeking_reader
 from flowmask.data_pipeline.video.video_file import VideoFile
 from flowmask.models.errors import DataError
-
-SEED = int(os.environ.get("SEED", "0"))
-TRIALS = int(os.environ.get("TRIALS", "1"))
 
 
 def numbers(film: Film, frames: list[np.ndarray]) -> list[int | None]:

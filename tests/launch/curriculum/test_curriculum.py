@@ -19,6 +19,7 @@ from command import flowmask, start_flowmask
 from curriculum_lab import curriculum, write, write_world
 from fake_slurm import fake_slurm
 from runs import unequal_tensors
+from trials import SEED, TRIALS
 
 from flowmask.launch.curriculum import curriculum as command
 from flowmask.launch.curriculum import jobs as stage_jobs
@@ -306,7 +307,7 @@ def test_no_stage_trains_on_whole_videos_that_a_training_scores_on_the_way(
 def test_a_curriculum_killed_at_any_time_ends_with_the_weights_and_scores_of_an_undisturbed_one(
     world: Path, tmp_path: Path
 ) -> None:
-    trials, seed = int(os.environ.get("TRIALS", "3")), int(os.environ.get("SEED", "0"))
+    trials, seed = TRIALS, SEED
     alone = tmp_path / "alone"
     alone.mkdir()
     begun = time.monotonic()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from command import environment, flowmask
 from runs import run_config
+from trials import TRIALS
 
 from flowmask.launch.local.processes import Group
 from flowmask.launch.slurm import task
@@ -50,12 +51,12 @@ def test_launches_at_once_on_one_machine_all_meet_and_end(tmp_path: Path) -> Non
 
 @pytest.mark.long
 def test_many_launches_three_at_a_time_all_meet_and_end(tmp_path: Path) -> None:
-    launch_together(tmp_path, launches=int(os.environ.get("TRIALS", "1")) * 60)
+    launch_together(tmp_path, launches=TRIALS * 60)
 
 
 @pytest.mark.long
 def test_trainings_three_at_a_time_all_end_with_zero(lab: Path, tmp_path: Path) -> None:
-    trainings = int(os.environ.get("TRIALS", "1")) * 6
+    trainings = TRIALS * 6
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps(run_config(lab, tmp_path / "run", {"train.steps": 3}).model_dump(mode="json")))
     waiting, running = list(range(trainings)), list[subprocess.Popen[bytes]]()

@@ -1,14 +1,13 @@
 """The share of wall time that a run keeps when nodes fail: the formula against a simulated cluster."""
 
-import os
 import random
 
 import pytest
+from trials import SEED, TRIALS
 
 from flowmask.launch.plan.failures import Cluster, Saving, plan_saves
 from flowmask.launch.plan.plan import cluster_of
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "1")), int(os.environ.get("SEED", "0"))
 HOURS = 10_000
 COSTS = {  # mean time between failures, restart, stall, write, interval between saves: seconds
     "128 nodes that fail every 3 h": (10_800, 60, 0.1, 2, 60),

@@ -1,6 +1,5 @@
 """Visitors of the page: one prediction at a time, each sees only its own, and no file of a past visitor stays."""
 
-import os
 import random
 import threading
 import zipfile
@@ -12,13 +11,13 @@ from typing import Any
 import pytest
 from film import write_film
 from served import until
+from trials import SEED, TRIALS
 
 from flowmask.launch.serve import service as service_module
 from flowmask.launch.serve.limits import MIB, LimitError, Limits
 from flowmask.launch.serve.service import Found, PersonLeftError, Service
 from flowmask.models.errors import ConfigError
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "1")), int(os.environ.get("SEED", "0"))
 PATIENCE_S = 60.0
 
 

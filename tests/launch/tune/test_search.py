@@ -1,7 +1,6 @@
 """The search alone: made-up times and memory of jobs, and a clock that moves only when a job is timed."""
 
 import math
-import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trials import SEED, TRIALS
 
 from flowmask.launch.jobs import CacheJob, TrainJob
 from flowmask.launch.jobs.job import Job
@@ -19,7 +19,8 @@ from flowmask.launch.tune.tune import changed, with_changes
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer.state.resume import may_choose, refuse_other_config, settled
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "30")), int(os.environ.get("SEED", "0"))
+DRAWS = 30 * TRIALS
+
 TREE: dict[str, Any] = {
     "out": "run",
     "model": {"wan": "wan"},
@@ -97,7 +98,7 @@ def tree_with(**changes: Any) -> dict[str, Any]:
 
 def test_the_fastest_of_the_settings_is_found_wherever_one_starts_if_each_has_its_own_share_of_the_time() -> None:
     rng = random.Random(SEED)
-    for _ in range(TRIALS):
+    for _ in range(DRAWS):
         # a larger batch is always better or always worse; more recomputation is never faster
         slope = rng.choice((0.7, 1.4))
         share = {
@@ -162,7 +163,7 @@ def test_a_job_that_does_not_fit_is_made_to_by_the_first_setting_that_does() -> 
 def test_no_candidate_learns_anything_else(begun: bool) -> None:
     """By the rules of a resume. Kernels and compilation round differently, and change only where no run has begun."""
     rng, otherwise, tried = random.Random(SEED), 0, 0
-    for _ in range(max(3, TRIALS // 10)):
+    for _ in range(max(3, DRAWS // 10)):
         start = with_changes(TREE, {key: rng.choice(values) for key, values in VALUES.items()})
         bench = Bench(lambda job: rng.uniform(0.5, 1), waits=0.5)
         search(bench, start, begun=begun)

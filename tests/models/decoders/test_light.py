@@ -1,6 +1,5 @@
 """The light mask decoder: a fraction of the work of the VAE's, causal like it, and identified by its weights."""
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
+from trials import SEED, TRIALS
 
 from flowmask.models.config import LightDecoderConfig
 from flowmask.models.decoders.either import decoder_of, empty_light, network_of, refuse_other_decoder
@@ -17,10 +17,9 @@ from flowmask.models.errors import WeightsError
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.trainer.objectives import section
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+DRAWS = 4 * TRIALS
 
-SEED = int(os.environ.get("SEED", "0"))
-TRIALS = int(os.environ.get("TRIALS", "4"))
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def vae() -> Any:
 def networks() -> list[LightDecoderConfig]:
     """Random sizes, and the default one."""
     rng = random.Random(SEED)
-    drawn = [LightDecoderConfig(width=rng.randint(1, 24), depth=rng.randint(0, 3)) for _ in range(TRIALS)]
+    drawn = [LightDecoderConfig(width=rng.randint(1, 24), depth=rng.randint(0, 3)) for _ in range(DRAWS)]
     return [LightDecoderConfig(), *drawn]
 
 

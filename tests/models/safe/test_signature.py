@@ -1,10 +1,10 @@
 """A user recognises their own marks; nobody else can make them, and a check writes no file."""
 
 import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
+from trials import TRIALS
 
 from flowmask.models.safe.signature import is_ours, signature
 
@@ -40,7 +40,7 @@ def _sign(_: int) -> str:
 
 
 def test_processes_that_start_at_once_have_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for trial in range(int(os.environ.get("TRIALS", "3"))):
+    for trial in range(3 * TRIALS):
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / str(trial)))
         with multiprocessing.get_context("fork").Pool(8) as pool:
             assert len(set(pool.map(_sign, range(32)))) == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from planted import KINDS, Fault
 from runs import run_group
+from trials import SEED, TRIALS
 
 from flowmask.trainer.explain.hang import HANG, read_hang, who_is_missing
 from flowmask.trainer.explain.run_page import page_file, write_run_page
@@ -34,12 +35,9 @@ def faults_of(trials: int, *, seed: int) -> list[Fault]:
     return found
 
 
-@pytest.mark.parametrize(
-    "trials",
-    [1, pytest.param(int(os.environ.get("TRIALS", "20")), marks=[pytest.mark.long, pytest.mark.timeout(3600)])],
-)
+@pytest.mark.parametrize("trials", [1, pytest.param(20 * TRIALS, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_a_planted_cause_and_its_rank_are_named_every_time(lab: Path, tmp_path: Path, trials: int) -> None:
-    out, faults = tmp_path / "run", faults_of(trials, seed=int(os.environ.get("SEED", "0")))
+    out, faults = tmp_path / "run", faults_of(trials, seed=SEED)
     overrides = {
         "train.steps": faults[-1].last + 1 + SETTLING,
         "train.log_every_steps": 1,

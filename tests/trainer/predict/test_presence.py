@@ -1,7 +1,6 @@
 """The threshold of presence: its choice, its effect on masks, the settings it belongs to, and exports that hold it."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from golden_export import write_golden_export
 from runs import start
 from thresholds import write_threshold
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.models.config import SamplerConfig
@@ -24,7 +24,8 @@ from flowmask.trainer.predict.show.overlay import read_mask
 from flowmask.trainer.predict.weights import stored_settings
 from flowmask.trainer.predict.windows.cut import WindowConfig
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "60")), int(os.environ.get("SEED", "0"))
+DRAWS = 60 * TRIALS
+
 PROMPTS = ["a dog", "the red car", "two birds near the water"]
 FORMATS = {"diffusers": "", "flowrvs": ".pth", "safetensors": ".safetensors", "lora": ""}
 
@@ -38,7 +39,7 @@ def accuracies(judged: list[Judged], threshold: float) -> tuple[float, float]:
 
 def test_no_threshold_is_better_than_the_chosen_one_and_no_lower_one_is_as_good() -> None:
     random = np.random.default_rng(SEED)
-    for _ in range(TRIALS):
+    for _ in range(DRAWS):
         numbers = random.choice(np.arange(random.integers(1, 12)) / 12, random.integers(2, 40))
         kinds = random.random(len(numbers)) < random.random()
         kinds[:2] = True, False
@@ -56,7 +57,7 @@ def test_no_threshold_is_better_than_the_chosen_one_and_no_lower_one_is_as_good(
 
 def test_a_threshold_that_was_planted_is_found_between_its_neighbours() -> None:
     random = np.random.default_rng(SEED)
-    for _ in range(TRIALS):
+    for _ in range(DRAWS):
         planted = random.uniform(0.01, 0.9)
         absent, present = random.uniform(0, planted, random.integers(1, 9)), random.uniform(planted, 1, 7)
         judged = [Judged(float(p), True, False) for p in absent] + [Judged(float(p), True, True) for p in present]

@@ -1,16 +1,14 @@
 """Intervals over videos against the enumeration of all draws; they depend on nothing but seed and content."""
 
-import os
 import random
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from trials import SEED
 
 from flowmask.trainer.score.intervals import Drawable, Interval, intervals, resampled
-
-SEED = int(os.environ.get("SEED", "0"))
 
 
 def rows(videos: int, *, seed: str = "rows") -> list[Drawable]:

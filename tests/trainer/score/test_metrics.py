@@ -1,13 +1,13 @@
 """J and F are DAVIS's: checked against a plain dilation by the disk, and at every empty and full corner."""
 
 import math
-import os
 from itertools import product
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
+from trials import SEED, TRIALS
 
 from flowmask.trainer.score.metrics import Tally
 from flowmask.trainer.score.metrics.f import boundary, boundary_accuracy, boundary_radius
@@ -66,12 +66,12 @@ def test_f_equals_a_plain_dilation_by_the_disk() -> None:
 
 @pytest.mark.long
 def test_f_equals_a_plain_dilation_at_length() -> None:
-    check(int(os.environ.get("TRIALS", "300")), seed=int(os.environ.get("SEED", "0")))
+    check(300 * TRIALS, seed=SEED)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2), (3, 130), (600, 3), (7, 64), (65, 8)])
 def test_f_of_thin_frames_and_of_pixels_at_their_borders_is_that_of_a_plain_dilation(shape: tuple[int, int]) -> None:
-    rng = np.random.default_rng(int(os.environ.get("SEED", "0")))
+    rng = np.random.default_rng(SEED)
     masks = [np.zeros(shape, bool), np.ones(shape, bool), *(rng.random(shape) < share for share in (0.02, 0.5, 0.98))]
     for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         masks.append(np.zeros(shape, bool))

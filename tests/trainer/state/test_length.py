@@ -1,6 +1,5 @@
 """A run of N epochs is the run of that many steps in its cache, counted by the loader and fixed once."""
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import losses, run_config, start, unequal_tensors
+from trials import TRIALS
 
 from flowmask.data_pipeline.cache.buckets import Bucket
 from flowmask.data_pipeline.config import LoaderConfig
@@ -20,7 +20,7 @@ from flowmask.trainer.state.length import counted, if_known
 from flowmask.trainer.train_config import TrainConfig
 
 
-@settings(max_examples=int(os.environ.get("TRIALS", "60")))
+@settings(max_examples=60 * TRIALS)
 @given(
     counts=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any),
     views=st.integers(1, 3),

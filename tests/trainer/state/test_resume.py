@@ -1,6 +1,5 @@
 """A resumed run equals one that never stopped: real ranks, killed with -9 at a random step, at every ZeRO stage."""
 
-import os
 import random
 import shutil
 import time
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 from runs import kill_group, losses, rows, run_group, start_group
+from trials import SEED, TRIALS
 
 STAGES = (0, 1, 2, 3)
 STEPS = 10
@@ -47,7 +47,7 @@ def trials(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`never_N`, `killed_N` (killed once, then resumed) and metrics.jsonl after the kill, for every ZeRO stage N."""
     folder = tmp_path_factory.mktemp("resume")
     run_group([job(lab, folder / f"never_{stage}", stage) for stage in STAGES], folder=folder / "reference")
-    rng = random.Random(int(os.environ.get("SEED", "0")))
+    rng = random.Random(SEED)
     for stage in STAGES:
         out = folder / f"killed_{stage}"
         left = kill_at(lab, out, stage, row=rng.randint(2, 7), folder=folder / f"kill_{stage}")
@@ -87,10 +87,10 @@ def test_a_run_goes_on_at_another_zero_stage(trials: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("trial", range(int(os.environ.get("TRIALS", "4"))))
+@pytest.mark.parametrize("trial", range(4 * TRIALS))
 def test_any_number_of_kills_at_any_moment_costs_nothing(lab: Path, trials: Path, tmp_path: Path, trial: int) -> None:
     """Kills come at random times, so they hit starts, steps, saves and deletions."""
-    rng = random.Random(1000 * int(os.environ.get("SEED", "0")) + trial)
+    rng = random.Random(1000 * SEED + trial)
     stage, out = rng.choice(STAGES), tmp_path / "run"
     for number in range(3):
         group = start_group([job(lab, out, stage)], folder=tmp_path / str(number))

@@ -1,7 +1,6 @@
 """Other programs see only a complete MLflow database, in any place, however often its maker is killed."""
 
 import multiprocessing
-import os
 import random
 import signal
 import sqlite3
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trials import SEED, TRIALS
 
 from flowmask.trainer.track import database
 from flowmask.trainer.track.database import absolute, file_of, is_half_made, make_whole
 
+DRAWS = 3 * TRIALS
+
 STEPS = 6
-TRIALS, SEED = int(os.environ.get("TRIALS", "3")), int(os.environ.get("SEED", "0"))
 
 
 def make(path: Path, *, pause_s: float = 0.002) -> None:
@@ -64,7 +65,7 @@ def at_once(path: Path, draw: random.Random, *, kill: bool) -> None:
 
 @pytest.mark.parametrize("kill", [False, True])
 def test_runs_that_start_at_once_share_one_whole_database_whoever_is_killed(kill: bool, tmp_path: Path) -> None:
-    for trial in range(5 * TRIALS):
+    for trial in range(5 * DRAWS):
         folder = tmp_path / f"{trial}"
         folder.mkdir()
         at_once(folder / "mlflow.db", random.Random(f"{SEED} {trial}"), kill=kill)
@@ -153,7 +154,7 @@ os._exit(0)
 def test_mlflows_own_database_whose_maker_is_ended_at_any_moment_is_known_as_half_made(tmp_path: Path) -> None:
     """The real tables at the real path, made as by a program without our lock."""
     draw, half = random.Random(f"{SEED}"), 0
-    for trial in range(5 * TRIALS):
+    for trial in range(5 * DRAWS):
         folder = tmp_path / str(trial)
         folder.mkdir()
         ended = subprocess.run([sys.executable, "-c", REAL, folder, str(draw.uniform(0, 4))], check=False)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from mlflow_server import Line, Postgres, Server, wait_until
 from runs import GOLDEN, SignalAt, start
+from trials import SEED, TRIALS
 
 from flowmask.models.errors import CheckpointError
 from flowmask.trainer.score.evaluate import evaluate
@@ -348,7 +349,7 @@ def test_a_sender_and_a_line_that_fail_at_any_moment_lose_and_double_nothing(
     line: Line, sqlite_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "_RESTART_S", 0.2)
-    trials, seed = int(os.environ.get("TRIALS", "3")), int(os.environ.get("SEED", "0"))
+    trials, seed = 3 * TRIALS, SEED
     for trial in range(trials):
         draw = random.Random(f"{seed} {trial}")
         name = f"chaos {seed} {trial}"

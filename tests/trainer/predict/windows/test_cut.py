@@ -1,6 +1,5 @@
 """Videos of any length: windows are cut and blended, and memory for one window is enough."""
 
-import os
 import subprocess
 import sys
 import weakref
@@ -16,6 +15,7 @@ import torch
 from golden_export import write_golden_export
 from PIL import Image
 from torch import Tensor
+from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.clip.vae_clip import VaeClip, read_clip
 from flowmask.data_pipeline.config import FrameBox
@@ -27,14 +27,15 @@ from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.windows.clips import Blend, window_clips
 from flowmask.trainer.predict.windows.cut import LONGEST, TimeWindow, WindowConfig, cut, window_for
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "200")), int(os.environ.get("SEED", "0"))
+DRAWS = 200 * TRIALS
+
 PROMPTS = ["the dog running to the left", "a bird"]
 
 
 def drawn() -> list[tuple[int, WindowConfig]]:
     """Videos and windows of all kinds, also the smallest."""
     random, found = np.random.default_rng(SEED), [(1, WindowConfig()), (6, WindowConfig(frames=5, overlap=0))]
-    for _ in range(TRIALS):
+    for _ in range(DRAWS):
         frames = int(4 * random.integers(1, 12) + 1)
         window = WindowConfig(frames=frames, overlap=int(4 * random.integers(0, frames // 4)))
         found.append((int(random.integers(1, 200)), window))
@@ -143,7 +144,7 @@ class Film:
 
 def test_the_clip_of_each_window_is_that_of_its_frames_and_every_frame_is_read_once() -> None:
     box, random = FrameBox(height_px=16, width_px=32), np.random.default_rng(SEED)
-    for total, window in [drawn()[i] for i in random.integers(0, TRIALS, 12)]:
+    for total, window in [drawn()[i] for i in random.integers(0, DRAWS, 12)]:
         film, windows = Film(), cut(total, window)
         for one, clip in window_clips(film, windows, box=box, pixel_norm="half"):
             wanted = read_clip(Film(), one.frames, box=box, pixel_norm="half")
