@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the two commands of the README; both run the setup first.
 PYTHON ?= python3
 OUT ?= out/demo
-JOBS ?= 2
+JOBS ?= 3
 SHARED := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +26,7 @@ demo: setup      ## dataset -> cache -> decoder -> DiT -> J&F -> predict, in abo
 demo-full: setup ## the long form of the demo, up to an hour on 2 cores
 	$(BIN)/flowmask demo --full --out $(OUT)-full
 
-test: setup      ## run every short test once; JOBS=N processes, default 2
+test: setup      ## run every short test once; JOBS=N processes, default 3: some only wait
 	$(BIN)/pytest -m 'not long' $(SHARED)
 
 test-slurm: setup ## the tests of launching on a real SLURM; root installs its packages

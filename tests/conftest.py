@@ -18,6 +18,9 @@ from cluster import why_not
 # Words in a test file that needs the slow fixture. SLURM tests mostly wait, so they come before all others.
 COSTLY = ("import Cluster", "smoke:", "two_ranks:")
 ROOT = Path(__file__).parents[1]
+# Several processes share the cores, and OpenMP's threads spin while they wait for each other: a training of ten steps
+# took 20 s in place of 2. torch and numpy, which read this, are not imported yet.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @lru_cache

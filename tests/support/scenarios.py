@@ -19,7 +19,7 @@ from flowmask.trainer.step.engine import Engine, StepResult
 from flowmask.trainer.train_config import TrainConfig
 
 GLOBAL_BATCH = 8
-STEPS, SAVED = 12, 6  # steps of a trajectory; the step of its checkpoint
+STEPS, SAVED = 8, 4  # steps of a trajectory; the step of its checkpoint
 TOKENS = GLOBAL_BATCH * 2 * 2 * 2  # in a step; a gradient is a sum over them
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
