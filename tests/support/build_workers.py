@@ -9,12 +9,14 @@ from pathlib import Path
 from flowmask.data_pipeline.config import CacheBuildConfig
 
 ROOT = Path(__file__).parents[2]
-_WORKER = """
+IMPORTS_OF_A_RANK = """
 import sys
 from flowmask.launch.jobs import UNUSED
 from flowmask.models.process import without
 with without(*UNUSED):
     import diffusers.models.autoencoders.autoencoder_kl_wan
+"""
+_WORKER = f"""{IMPORTS_OF_A_RANK}
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.config import CacheBuildConfig
 config = CacheBuildConfig.model_validate_json(sys.argv[1])

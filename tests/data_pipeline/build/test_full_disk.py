@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from build_workers import IMPORTS_OF_A_RANK
 
 from flowmask.data_pipeline.check.repair import repair
 from flowmask.data_pipeline.check.verify import verify
 
 REPOSITORY = Path(__file__).parents[3]
-_WORKER = """
-import resource, signal, sys
+_WORKER = f"""{IMPORTS_OF_A_RANK}
+import resource, signal
 from flowmask.data_pipeline.build.build import build
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.models.errors import CacheError
@@ -27,7 +28,7 @@ if limit:
 try:
     build(CacheBuildConfig.model_validate_json(sys.argv[1]))
 except CacheError as error:
-    sys.exit(f"refused: {error}")
+    sys.exit(f"refused: {{error}}")
 """
 
 

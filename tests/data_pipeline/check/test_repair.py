@@ -13,6 +13,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from build_workers import IMPORTS_OF_A_RANK
 from seals import rewrite
 from trials import SEED, TRIALS
 
@@ -196,8 +197,7 @@ def test_a_comparison_names_what_is_beyond_the_tolerance(cache, copy):
     assert any("000001.tar: clip" in problem for problem in compare(copy, cache).problems)
 
 
-_REPAIR = """
-import sys
+_REPAIR = f"""{IMPORTS_OF_A_RANK}
 from pathlib import Path
 from flowmask.data_pipeline.config import CacheBuildConfig
 from flowmask.data_pipeline.check.repair import repair
