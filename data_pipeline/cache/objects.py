@@ -79,7 +79,8 @@ class ObjectStore:
         """An object; CacheError if it has more than `limit` bytes."""
 
         def get() -> bytes:
-            answer = self._bucket.get(self._prefix + name)
+            # asked for as a range: only such an answer says the size of the object beside its own, which may be cut
+            answer = self._bucket.get(self._prefix + name, options={"range": (0, limit)})
             size = answer.meta["size"]
             if size > limit:
                 raise CacheError(f"{self.url}/{name}: it has more than {limit} bytes")

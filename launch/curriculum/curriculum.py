@@ -74,7 +74,7 @@ def run_curriculum(
     if not wait and sent.jobs:
         return 0
     try:
-        return _to_the_end(lambda: _watch(curriculum, sent) if sent.jobs else 0, tell)
+        return _to_the_end(lambda: _watch(curriculum, sent) if sent.jobs else _all_done(curriculum), tell)
     except KeyboardInterrupt:
         ids = " ".join(sent.jobs.values())
         err.print(f"the jobs continue. Watch them: flowmask status {curriculum.out}; cancel them: scancel {ids}")
@@ -140,6 +140,10 @@ def _run_here(curriculum: Curriculum, after_stage: Callable[[], None]) -> int:
         if not found.done:
             raise UserError(f"stage {stage.name} ended without its result: {found.why}; see {stage.out}")
         after_stage()
+    return _all_done(curriculum)
+
+
+def _all_done(curriculum: Curriculum) -> int:
     err.print(f"all {len(curriculum.stages)} stages are done")
     return 0
 
@@ -230,8 +234,7 @@ def _watch(curriculum: Curriculum, sent: _Sent) -> int:
     for stage in curriculum.stages:
         if not judged[stage.name].done:
             raise JobEndedError(f"stage {stage.name}: {_reason(curriculum, stage, judged[stage.name])}")
-    err.print(f"all {len(curriculum.stages)} stages are done")
-    return 0
+    return _all_done(curriculum)
 
 
 def _state_of(rows: Mapping[str, tuple[str, str]], job_id: str) -> str:

@@ -172,9 +172,11 @@ def test_past_the_retries_one_line_names_the_object_and_the_fix(
     proxy.reset()
     proxy.fault = lambda _: kind
     from_where = rf"; {proxy.url}\); tried 2 times: .*data\.retries$"
-    where = rf"{URL}/shards/\d{{6}}\.tar: cannot be read \({said}.*{from_where}"
-    with pytest.raises(CacheError, match=where):
+    fails = rf": cannot be read \({said}.*{from_where}"
+    with pytest.raises(CacheError, match=rf"{URL}/shards/\d{{6}}\.tar{fails}"):
         read(reader, [0])
+    with pytest.raises(CacheError, match=rf"{URL}/manifest\.json{fails}"):
+        opened(tmp_path, retries=1)
     assert set(Counter(proxy.asked).values()) == {2}
     proxy.reset()
     read(reader, [0])  # the failure has no effect any more

@@ -281,6 +281,17 @@ def test_a_stage_whose_job_ends_while_the_others_are_judged_is_not_submitted_aga
     assert list(sent) == others and all(first not in after for after in sent.values())
 
 
+def test_a_curriculum_that_is_done_says_so_on_slurm_too(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_slurm(tmp_path, monkeypatch, {"main": [("(null)", 4)]})
+    tree["launch"] = {"cluster": "slurm", "gpus_per_node": 0}
+    loaded = load_curriculum(write(tmp_path / "c.yaml", tree))
+    monkeypatch.setattr(command, "judge_all", lambda *_, **__: {s.name: Judgement(True, "then") for s in loaded.stages})
+    assert run_curriculum(loaded, wait=True) == 0
+    assert f"all {len(loaded.stages)} stages are done" in capsys.readouterr().err
+
+
 def test_no_stage_trains_on_what_another_one_scores(tree: dict[str, Any], tmp_path: Path) -> None:
     path = write(tmp_path / "c.yaml", tree)
     check(load_curriculum(path), done=set())
