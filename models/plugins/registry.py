@@ -6,6 +6,7 @@ Nothing is imported before it is requested.
 import difflib
 import inspect
 import pkgutil
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -50,9 +51,8 @@ class Registry(Generic[T]):
         entry: type[T] = found
         return entry
 
-    def _files(self) -> set[str]:
-        folder = Path(str(import_module(self._package).__file__)).parent
-        return {module.name for module in pkgutil.iter_modules([str(folder)])}
+    def _files(self) -> frozenset[str]:
+        return _modules(Path(str(import_module(self._package).__file__)).parent)
 
     def _of_file(self, name: str) -> type[T] | None:
         """The entry in the file of this name, if there is one: other files of the folder are helpers."""
@@ -64,3 +64,8 @@ class Registry(Generic[T]):
     def _is_entry(self, found: object) -> bool:
         below = inspect.isclass(found) and issubclass(found, self._base) and found is not self._base
         return below and not inspect.isabstract(found)
+
+
+@cache
+def _modules(folder: Path) -> frozenset[str]:
+    return frozenset(module.name for module in pkgutil.iter_modules([str(folder)]))

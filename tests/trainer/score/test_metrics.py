@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from counters import events
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from trials import SEED, TRIALS
@@ -112,3 +113,11 @@ def test_a_clip_is_scored_frame_by_frame() -> None:
     assert tally.scores() == {name: pytest.approx(200 / 3) for name in ("j", "f", "jf")} and not tally.sums()
     with pytest.raises(ValueError, match="shorter"):
         tally.add(np.stack([SOME, SOME]), SOME[None])
+
+
+def test_the_scores_of_a_further_expression_read_no_file() -> None:
+    """Else each one reads a file of every installed package, for its entry points."""
+    Tally()
+    with events() as seen:
+        Tally()
+    assert not seen
