@@ -22,6 +22,7 @@ from flowmask.models.config import Section
 from flowmask.models.errors import ConfigError
 from flowmask.models.safe.secrets import SecretLine, SecretOption, masked_line, masked_option, masked_uri
 from flowmask.models.safe.words import has_control, printable
+from flowmask.models.stored.typed import refuse_deep_yaml
 from flowmask.trainer.objectives import of_one_kind
 
 # Sections that may hold secrets: in these, `${oc.env:NAME}` is saved as written.
@@ -176,6 +177,7 @@ def readable(path: Path) -> Iterator[None]:
 
 def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     """The keys of a file, merged over those of its `base`: a path from its folder, else a bundled config's name."""
+    refuse_deep_yaml(path.read_bytes())
     refuse_two_readings(path.read_text(encoding="utf-8"), where=f"config {path}")
     loaded = OmegaConf.load(path)
     if isinstance(loaded, DictConfig):

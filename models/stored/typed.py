@@ -1,5 +1,6 @@
 """FlowMask's small files as typed values: JSON of a type, YAML as plain data. ValueError names the fault."""
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from flowmask.models.stored.sealed import parse_json
 
 T = TypeVar("T")
 _MOST_YAML = 1 << 16  # bytes; parsing takes seconds for each MB
+_MOST_OPEN = 100  # brackets of a YAML text that are open at once; parsing takes the square of them
 _TOO_LARGE = 1e150  # the product of two numbers below it is finite
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
@@ -44,9 +46,20 @@ def is_number(value: Any) -> bool:
 
 def read_yaml(path: Path) -> Any:
     """The value in a YAML file; OSError, or ValueError if it is not YAML."""
+    content = read_regular(path, limit=_MOST_YAML)
+    refuse_deep_yaml(content)
     try:
-        return yaml.safe_load(read_regular(path, limit=_MOST_YAML))
+        return yaml.safe_load(content)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except (yaml.YAMLError, TypeError, AttributeError, LookupError, OverflowError) as error:
         raise ValueError(f"no YAML ({' '.join(str(error).split())[:200]})") from None
+
+
+def refuse_deep_yaml(content: bytes) -> None:
+    """ValueError for a YAML text with too many brackets open at once, as in a damaged file; 1,000 take 4 s."""
+    deep = 0
+    for bracket in re.findall(rb"[\[\]{}]", content):
+        deep += 1 if bracket in b"[{" else -1
+        if deep > _MOST_OPEN:
+            raise ValueError(f"it is nested too deep: {deep} brackets are open at once")

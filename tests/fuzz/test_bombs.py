@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from limits import bounded
 from torch import Tensor
 
 from flowmask.data_pipeline.cache.shards import tar_records, tensor_ranges
 from flowmask.data_pipeline.formats.json_members import Places, members
 from flowmask.data_pipeline.formats.plain_pickle import read_plain_pickle
+from flowmask.launch.config import load_job
+from flowmask.launch.jobs import TrainJob
 from flowmask.launch.slurm.submission import Submission
 from flowmask.launch.watch.runs import look_at_all
-from flowmask.models.errors import UserError, WeightsError
+from flowmask.models.errors import ConfigError, UserError, WeightsError
 from flowmask.models.files import read_object
 from flowmask.models.stored.sealed import parse_json
 from flowmask.models.stored.typed import read_yaml
@@ -193,6 +196,28 @@ def test_json_that_is_nested_too_deep_is_no_json(tmp_path: Path, levels: int) ->
             read_yaml(path)
         except (ValueError, OSError) as error:
             assert "\n" not in str(error)
+
+
+def load_keys(path: Path) -> Any:
+    return load_job(path, TrainJob, [])
+
+
+@pytest.mark.parametrize("read", [read_yaml, load_keys])
+def test_yaml_that_is_nested_too_deep_is_refused_before_it_is_parsed(
+    tmp_path: Path, read: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyYAML takes the square of the open brackets: 4 s for 1,000."""
+    path = tmp_path / "a.yaml"
+    monkeypatch.setattr(yaml.scanner.Scanner, "fetch_more_tokens", lambda _: pytest.fail("it is parsed"))
+    path.write_text("train:\n  eps: " + "[{a: " * 51)
+    with pytest.raises((ValueError, ConfigError), match="nested too deep: 101 brackets are open at once"):
+        read(path)
+
+
+def test_yaml_with_many_brackets_side_by_side_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: [" + "[{b: [1]}], " * 500 + "]")
+    assert len(read_yaml(path)["a"]) == 500
 
 
 @pytest.mark.parametrize(
