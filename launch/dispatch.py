@@ -17,9 +17,11 @@ from flowmask.launch.next_steps import NOT_DRY, say_after, say_next
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import resources, snapshot
 from flowmask.launch.slurm.submission import Submission
-from flowmask.models.errors import UserError
+from flowmask.models.errors import ConfigError, UserError
 from flowmask.models.process import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, MISTAKE_EXIT_CODE
 from flowmask.trainer.state.owner import note_end
+
+_REFUSES = "submit would refuse:"
 
 
 def start(kind: str, config: Path, overrides: Sequence[str] = (), *, wait: bool = True) -> int:
@@ -60,8 +62,9 @@ def submit(config: Path, overrides: Sequence[str], *, wait: bool, dry_run: bool)
     job, because = jobs.load_any(config, overrides)
     err.print(f"{config}: {job.KIND}, because {because}")  # printed first: the checks import torch
     if dry_run:
-        out.print(describe(job, because=because))
-        say_next(NOT_DRY)
+        out.print(said := describe(job, because=because))
+        if _REFUSES not in said:
+            say_next(NOT_DRY)
         return 0
     if job.launch.cluster != "slurm":
         preflight.refuse(preflight.examine(job))
@@ -90,7 +93,11 @@ def to_slurm(job: Job, *, wait: bool) -> int:
     code = snapshot.freeze(submission.folder)
     if ignored := slurm_commands.ignored_options():
         err.print(f"ignored variables: {', '.join(ignored)}; use launch.account, launch.sbatch_args and so on instead")
-    job_id = slurm.submit(submission, asked.launch, name=name, code=code, hidden=hidden)
+    try:
+        job_id = slurm.submit(submission, asked.launch, name=name, code=code, hidden=hidden)
+    except ConfigError:
+        submission.forget()
+        raise
     err.print(f"submitted job {job_id}; its logs: {submission.logs}")
     if not wait:
         return 0
@@ -110,12 +117,10 @@ def describe(job: Job, *, because: str) -> str:
         asked = resources.settle(job)
         script = slurm.script(job.out, slurm.whole(asked.launch), name=_name(job))
         printed = slurm.script(job.out, slurm.shown(asked.launch), name=_name(job))
+    count = resources.counted
     tasks = f"{launch.array} tasks x " if launch.array > 1 else ""
-    lines = [
-        f"{job.KIND}, because {because}",
-        f"out: {job.out.resolve()}",
-        f"where: {launch.cluster}, {tasks}{launch.nodes} nodes x {launch.processes_per_node} processes",
-    ]
+    place = f"{tasks}{count(launch.nodes, 'node')} x {count(launch.processes_per_node, 'process')}"
+    lines = [f"{job.KIND}, because {because}", f"out: {job.out.resolve()}", f"where: {launch.cluster}, {place}"]
     if asked is not None:
         limit = f"{launch.time_min} min" if launch.time_min else "the partition's"
         lines += [
@@ -125,7 +130,7 @@ def describe(job: Job, *, because: str) -> str:
             f"{launch.max_crashes} crashes",
         ]
     findings = preflight.examine(job, script, asked.findings if asked else ())
-    titles = {"pass": "checked:", "warn": "take note:", "fail": "submit would refuse:"}
+    titles = {"pass": "checked:", "warn": "take note:", "fail": _REFUSES}
     titles["unknown"] = "could not be checked here:"
     for state, title in titles.items():
         found = [f"  {finding.said}" for finding in findings if finding.state == state]

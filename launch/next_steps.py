@@ -43,9 +43,13 @@ SAME: Final = "the same command continues"
 NOT_DRY: Final = "the same command without --dry-run"
 
 
-def say_next(step: str, path: object = "") -> None:
-    """Print the next step: a command, in which `{path}` is replaced by the quoted path."""
-    err.print(printable(f"next: {step.replace('{path}', shlex.quote(str(path)))}"), style="dim")
+def say_next(step: str, path: object = "", *overrides: str) -> None:
+    """Print the next step: a command, in which `{path}` is replaced by the quoted path.
+
+    overrides: of a config at `path`, repeated behind it
+    """
+    words = shlex.join([str(path), *overrides])
+    err.print(printable(f"next: {step.replace('{path}', words)}"), style="dim")
 
 
 def say_after(makes: str, out: Path, code: int, *, queued: bool) -> None:

@@ -18,10 +18,10 @@ def refuse_two_readings(text: str, *, where: str) -> None:
     for node in _scalars(yaml.compose(text, Loader=yaml.SafeLoader)):
         if node.style is None and node.tag.endswith((":int", ":float")) and _TWO_READINGS.fullmatch(node.value):
             number = yaml.safe_load(node.value)
-            raise ConfigError(
-                f"{where}, line {node.start_mark.line + 1}: YAML reads {node.value} as {number}; "
-                f"write {number} for the number or '{node.value}' in quotes for the text"
-            )
+            at = f"{where}, line {node.start_mark.line + 1}: YAML reads {node.value} as {number}"
+            if ":" in node.value:
+                raise ConfigError(f"{at}, to the base of 60; write the number you mean, in the unit of the key")
+            raise ConfigError(f"{at}; write {number} for the number or '{node.value}' in quotes for the text")
 
 
 def _scalars(root: Any) -> Iterator[yaml.ScalarNode]:

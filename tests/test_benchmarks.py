@@ -73,6 +73,7 @@ def test_a_sleep_in_a_step_stands_out_although_both_checkouts_are_at_times_half_
     assert seen >= 0.95 * trials if slower else seen <= 0.15 * trials
 
 
+@pytest.mark.long
 def test_the_benchmarks_of_evaluation_give_their_ratios_and_equal_numbers() -> None:
     found = []
     for words in (

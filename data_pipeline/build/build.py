@@ -220,7 +220,7 @@ class Build:
             self.out,
             shards=self.shards,
             clips=plan.clips,
-            videos=plan.facts["unreadable_videos"],
+            videos=plan.facts["unreadable_videos"] * self.config.cache.views,
             fraction=self.config.cache.max_quarantined_fraction,
         )
 

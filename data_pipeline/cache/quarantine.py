@@ -55,11 +55,22 @@ def read(path: Path) -> list[Line]:
         raise CacheError(f"{path} is damaged ({error}); delete it and build again") from error
 
 
+def summary(cache: Path) -> str:
+    """What a finished cache lacks, in one line that names the first; empty if it lacks nothing."""
+    if not (lines := read(cache / FILE)):
+        return ""
+    videos = sum(one["clip"] is None for one in lines)
+    counts = ((videos, "video"), (len(lines) - videos, "clip"))
+    lost = " and ".join(f"{count:,} {thing}{'s' * (count != 1)}" for count, thing in counts if count)
+    first = f"{lines[0]['file']}: {lines[0]['reason']} (video {lines[0]['video']})"
+    return f"{lost} cannot be read and {'is' if len(lines) == 1 else 'are'} left out; the first: {first}"
+
+
 class Quarantine:
     """The quarantined inputs of all workers of a build so far, and the limit."""
 
     def __init__(self, out: Path, *, clips: int, videos: int, fraction: float, shards: Path):
-        """clips: planned ones; videos: videos without a planned clip; each counts as one clip."""
+        """clips: planned ones; videos: those of videos whose clips nobody knows: at least one in each view."""
         self._folder, self._shards = out / "work" / LIVE, shards
         self._clips, self._videos, self._fraction = clips + videos, videos, fraction
         self._counts: dict[Path, int] = {}  # lines of finished units, each read once

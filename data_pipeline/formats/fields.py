@@ -1,5 +1,6 @@
 """Checks of the fields of a dataset's annotations; DataError names the field and its value."""
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -60,6 +61,14 @@ def refuse_twice(names: Iterable[str], *, where: str, said: str = "appears twice
     name, times = next(iter(Counter(names).most_common(1)), ("", 0))
     if times > 1:
         raise DataError(f"{where}: {name[:40]!r} {said}")
+
+
+def refuse_misspelt(entry: Any, known: Sequence[str], *, where: str) -> None:
+    """DataError for a field that is probably meant to be a known one, which is missing; other fields are allowed."""
+    absent = [name for name in known if name not in entry] if isinstance(entry, dict) else []
+    for name in entry if absent else ():
+        if name not in known and (near := difflib.get_close_matches(name, absent, n=1, cutoff=0.8)):
+            raise DataError(f"{where} has an unknown field {name[:40]!r}; did you mean {near[0]!r}?")
 
 
 def is_int(value: Any) -> bool:

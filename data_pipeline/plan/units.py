@@ -84,7 +84,9 @@ def write_plan(
                 line = _PLANNED.dump_json((clip, texts_of_clip))
                 clips.add(line, starts_unit=number % config.cache.clips_per_shard == 0)
                 cost.add(clip, texts_of_clip)
-        losses.refuse_too_many(clips=clips.count, fraction=config.cache.max_quarantined_fraction)
+        losses.refuse_too_many(
+            clips=clips.count, views=config.cache.views, fraction=config.cache.max_quarantined_fraction
+        )
     write_file(folder / quarantine.FILE, quarantine.to_bytes(losses.videos.values()))
     for name, lines in (("clips", clips), ("texts", texts)):
         with cache_file(folder / f"{name}.npy") as file:
@@ -123,10 +125,12 @@ class _Losses:
             error = DataError(f"{missing}: the file is missing")
             self._clips.append(quarantine.line(error, video_id=clip.label, clip=clip.key, roots=self._roots))
 
-    def refuse_too_many(self, *, clips: int, fraction: float) -> None:
-        lost = [*self.videos.values(), *self._clips]
-        if len(lost) > fraction * (total := clips + len(self.videos)):
-            raise quarantine.too_many(len(lost), of=total, fraction=fraction, example=lost[0])
+    def refuse_too_many(self, *, clips: int, views: int, fraction: float) -> None:
+        unplanned = views * len(self.videos)
+        lost, total = unplanned + len(self._clips), clips + unplanned
+        if lost > fraction * total:
+            example = [*self.videos.values(), *self._clips][0]
+            raise quarantine.too_many(lost, of=total, fraction=fraction, example=example)
 
 
 def _view_clips(source: VideoSet, *, view: int, config: CacheBuildConfig, losses: _Losses) -> Iterator[Clip]:

@@ -21,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.formats import rle
-from flowmask.data_pipeline.formats.fields import check_expression, check_name, check_path, field, is_int, refuse_twice
+from flowmask.data_pipeline.formats.fields import (
+    check_expression,
+    check_name,
+    check_path,
+    field,
+    is_int,
+    refuse_misspelt,
+    refuse_twice,
+)
 from flowmask.data_pipeline.formats.json_file import json_lines, parse
 from flowmask.data_pipeline.formats.picture import pictures_in, read_object_mask
 from flowmask.data_pipeline.formats.reading import Mistakes, open_file, shown
@@ -86,6 +94,7 @@ class ListedVideo(FileVideo):
 
     def __init__(self, entry: dict[str, Any], *, folder: Path, where: str):
         self._folder, self._where = folder, where
+        refuse_misspelt(entry, ("video", "video_id", "annotated", "expressions"), where=where)
         spot = f"{where}: video"
         self.path = folder / check_path(check_name(field(entry, "video", str, where=where), where=spot), where=spot)
         self.video_id = check_name(entry.get("video_id", self.path.stem), where=f"{where}: video_id")
@@ -104,6 +113,7 @@ class ListedVideo(FileVideo):
 
     def _expression(self, number: int, item: Any) -> Expression:
         where = f"{self._where}: expressions[{number}]"
+        refuse_misspelt(item, ("exp_id", "text", "masks"), where=where)
         text = check_expression(field(item, "text", str, where=where), where=f"{where}.text")
         exp_id = check_name(item.get("exp_id", number), where=f"{where}.exp_id")
         masks = item.get("masks")
@@ -263,6 +273,8 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     """The object of a line."""
     try:
         entry = parse(line)
+    except json.JSONDecodeError as error:  # its own message names line 1: that of this text
+        raise DataError(f"{where}: no valid JSON ({error.msg}: column {error.colno})") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: no valid JSON ({' '.join(str(error).split())})") from error
     if not isinstance(entry, dict):

@@ -60,9 +60,10 @@ class VideoFile:
             damage = facts.lost
         if damage and not self._allow_truncated:
             promised = f"{facts.promised} frames" if facts.promised else "its frames"
+            use = ", or set data.allow_truncated=true (predict: --allow-truncated) to use the readable frames"
             raise DataError(
-                f"{self.path}: truncated or damaged: {count} of {promised} can be read ({damage}); replace the file, "
-                "or set data.allow_truncated=true (predict: --allow-truncated) to use the readable frames"
+                f"{self.path}: truncated or damaged: {count} of {promised} can be read ({damage}); replace the file"
+                + use * bool(count)
             )
         if not count:
             raise DataError(f"{self.path}: no readable video, or a truncated one (no whole picture)")

@@ -14,10 +14,10 @@ from typing import Any
 
 from flowmask.data_pipeline.cache.manifest import read_manifest
 from flowmask.launch.check.attention import attention
-from flowmask.launch.config import LaunchConfig
 from flowmask.launch.finding import Finding
 from flowmask.launch.jobs import TrainJob
 from flowmask.launch.jobs.job import Job
+from flowmask.launch.launch_config import LaunchConfig
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import CacheError, CheckpointError, ConfigError, UserError, WeightsError
 from flowmask.models.folders.output_folder import own_files

@@ -39,7 +39,7 @@ def plan(
         say_json(planning.to_json(found))
     else:
         show(found, console)
-        say_next(NEXT["plan"], config)
+        say_next(NEXT["plan"], config, *overrides or [])
 
 
 def tune(
@@ -86,4 +86,4 @@ def doctor(
         examination.show(findings, console)
     exit_with(not report["ok"])
     if config is not None:
-        say_next(NEXT["doctor"], config)
+        say_next(NEXT["doctor"], config, *overrides or [])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowmask.data_pipeline.config import CacheBuildConfig, source_names
+from flowmask.launch.console import err
 from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config, wan_inputs
 from flowmask.launch.progress import Update, cache_progress
 from flowmask.models.errors import UserError
@@ -51,9 +52,12 @@ class CacheJob(Job, CacheBuildConfig):
 
     def work(self, resolved: Resolved, *, rank: int, world: int) -> None:
         from flowmask.data_pipeline.build.build import build
+        from flowmask.data_pipeline.cache.quarantine import FILE, summary
 
         with cache_progress(self.out, show=rank == 0) as on_progress:
             build(self.for_room(), worker=rank, workers=world, on_progress=on_progress)
+        if rank == 0 and (lost := summary(self.out)):
+            err.print(f"{self.out}: {lost}; the list: {self.out / FILE}")
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # on every node, because the first one may have died
             save_config(self.out, resolved)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import yaml
 
 from flowmask.data_pipeline.config import DataSourceConfig
-from flowmask.launch.config import LaunchConfig
+from flowmask.launch.launch_config import LaunchConfig
 from flowmask.launch.progress import Update
 from flowmask.models.config import Section
 from flowmask.models.files import write_atomically

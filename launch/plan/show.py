@@ -184,10 +184,10 @@ def _show_cache(found: CachePlan, console: Console) -> None:
     rows = [
         ("counted", f"{what}: {found.clips:,} clips, {found.masks:,} masks, {found.examples:,} examples"),
         ("clips", _shares(found.shapes)),
-        ("sentences", f"{found.sentences:,} distinct, encoded once"),
+        ("sentences", f"{found.sentences:,} distinct in one view, encoded once; other views may add flipped ones"),
         ("disk", f"{size(found.total_bytes)}: latents {size(found.latent_bytes)}, text {size(found.text_bytes)}"),
         ("work", f"VAE {work(found.video_flop)}, UMT5 {work(found.text_flop)}"),
-        ("time", f"{hours(found.hours)} on {found.workers} workers; {_speed(found)}"),
+        ("time", f"{hours(found.hours)} on {found.workers} worker{'s' * (found.workers != 1)}; {_speed(found)}"),
         ("GPU", f"{size(found.device_bytes)}: {_fits(found.device_bytes)}"),
         ("host", f"{size(found.host_bytes)} a worker while the text encoder is loaded"),
     ]

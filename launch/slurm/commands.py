@@ -18,6 +18,7 @@ from flowmask.models.errors import ConfigError
 from flowmask.models.process import is_of_a_group
 
 TIMEOUT_S = 60.0
+_NO_CONTROLLER = re.compile(r"Could not establish a configuration source|Unable to contact slurm controller[^\n]*")
 _OF_SLURM = re.compile(r"(?:SLURMD?|SBATCH|SALLOC|SRUN|SCANCEL|SCONTROL|SQUEUE|SACCT|SINFO|SPANK)_\w+")
 _OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")  # which, who
 _OF_AN_ALLOCATION = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
@@ -90,9 +91,15 @@ def run(*command: str) -> str:
     """The output of a command. Raises ConfigError with SLURM's message if it fails."""
     done = _run(command)
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise ConfigError(f"`{' '.join(command)}` failed: {said}")
+        said = done.stderr or done.stdout
+        raise ConfigError(unreachable(said) or f"`{' '.join(command)}` failed: {' '.join(said.split())}")
     return done.stdout
+
+
+def unreachable(said: str) -> str:
+    """One line with the fix, if SLURM's message means that no controller answers; else empty."""
+    found = _NO_CONTROLLER.search(said)
+    return (found and f"no SLURM controller answers ({found[0]}): use a login node, or set SLURM_CONF") or ""
 
 
 def partition(name: str | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
-from flowmask.launch.config import LaunchConfig
+from flowmask.launch.launch_config import LaunchConfig
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import snapshot, task
 from flowmask.launch.slurm.submission import Submission
@@ -47,7 +47,8 @@ def submit(
         with slurm_commands.fresh_environment(), executor.batch():  # several jobs in a batch become an array
             jobs = [executor.submit(task.run, str(submission.folder)) for _ in range(launch.array)]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise ConfigError(f"SLURM refused the job: {_last_line(error)}") from error
+        no_answer = slurm_commands.unreachable(str(error))
+        raise ConfigError(no_answer or f"SLURM refused the job: {_last_line(error)}") from error
     finally:
         for path in submission.logs.rglob("*.sh"):
             path.chmod(0o600)

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowmask.launch.config import LaunchConfig
 from flowmask.launch.finding import Finding
 from flowmask.launch.jobs.job import Job
+from flowmask.launch.launch_config import LaunchConfig
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.models.errors import ConfigError
 
@@ -48,11 +48,15 @@ def settle(job: Job) -> Asked:
     if open_gpus:
         gpus = launch.processes_per_node if partition.most_gpus else None
         findings = (_judge(launch, partition),) if partition.exists else ()
+    if gpus is not None and (idle := gpus - launch.processes_per_node) > 0:
+        used = f"{counted(launch.processes_per_node, 'process')} on each, one GPU per process"
+        fix = f"{counted(idle, 'GPU')} stay idle; set launch.processes_per_node={gpus}, or lower launch.gpus_per_node"
+        findings += (Finding("GPUs", "warn", f"launch.gpus_per_node is {gpus}, with {used}: {fix}"),)
     cpus, because = _cpus(job, partition)
-    known = "GPUs unknown" if open_gpus and partition.most_gpus is None else _count(gpus or 0, "GPU")
+    known = "GPUs unknown" if open_gpus and partition.most_gpus is None else counted(gpus or 0, "GPU")
     said = elsewhere or f"{known}{' (one per process)' * bool(open_gpus and gpus)}"
     settled = launch.model_copy(update={"gpus_per_node": gpus, "cpus_per_node": cpus})
-    return Asked(settled, f"each node: {said}, {_count(cpus, 'CPU')}{because}", findings)
+    return Asked(settled, f"each node: {said}, {counted(cpus, 'CPU')}{because}", findings)
 
 
 def gpus_of(node: Mapping[str, str]) -> int:
@@ -108,8 +112,8 @@ def _judge(launch: LaunchConfig, partition: _Partition) -> Finding:
         return Finding("GPUs", "fail", f"{found}launch.gpus_per_node=0")
     if wanted > most:
         found = f"launch.processes_per_node is {wanted}, one per GPU, but {partition.said} has no node with more than "
-        return Finding("GPUs", "fail", f"{found}{_count(most, 'GPU')}: lower it, or set launch.gpus_per_node")
-    return Finding("GPUs", "pass", f"{partition.said} has GPUs, {_count(most, 'GPU')} on a node at most")
+        return Finding("GPUs", "fail", f"{found}{counted(most, 'GPU')}: lower it, or set launch.gpus_per_node")
+    return Finding("GPUs", "pass", f"{partition.said} has GPUs, {counted(most, 'GPU')} on a node at most")
 
 
 def _cpus(job: Job, partition: _Partition) -> tuple[int, str]:
@@ -119,11 +123,11 @@ def _cpus(job: Job, partition: _Partition) -> tuple[int, str]:
         return launch.cpus_per_node, ""
     threads = job.reading_threads
     need, most = launch.processes_per_node * (1 + threads), partition.least_cpus
-    because = f"{_count(launch.processes_per_node, 'process')} x (1 + {_count(threads, 'reading thread')})"
+    because = f"{counted(launch.processes_per_node, 'process')} x (1 + {counted(threads, 'reading thread')})"
     if most is None or need <= most:
         return need, f" ({because})"
     return most, f" (all of {partition.said}'s smallest node; {because} = {need} would be more)"
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"

@@ -11,8 +11,9 @@ Files are written atomically; readers need no SLURM.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -115,6 +116,12 @@ class Submission:
         except OSError as error:
             raise ConfigError(f"out is {out}; it is not writable ({error.strerror}): choose another out") from error
         return cls(folder)
+
+    def forget(self) -> None:
+        """Delete the folder of a submission that SLURM did not take: it would look like a run that has not begun."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()  # if it is empty
 
     @classmethod
     def planned(cls, out: Path) -> "Submission":

@@ -44,6 +44,11 @@ def test_a_next_step_is_a_command_that_exists(step: str) -> None:
     assert words[1] in commands() or " ".join(words[1:3]) in commands()
 
 
+def test_a_next_step_for_a_config_repeats_its_overlays_and_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    say_next(NEXT["plan"], "train.yaml", "out/toy/try.yaml", "train.lr=1e-4", "out=a b")
+    assert capsys.readouterr().err == "next: flowmask submit train.yaml out/toy/try.yaml train.lr=1e-4 'out=a b'\n"
+
+
 def test_a_path_in_a_next_step_can_be_pasted_into_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
     say_next(NEXT["cache repair"], "my caches/it's\x1b[0m")
     said = capsys.readouterr().err

@@ -19,7 +19,8 @@ def test_a_number_that_yaml_reads_as_another_is_refused_with_both(text: str, pla
     with pytest.raises(ConfigError) as caught:
         load_yaml(path)
     said = str(caught.value)
-    assert f"YAML reads {text} as {TWO_READINGS[text]}; write {TWO_READINGS[text]}" in said
+    to_do = ", to the base of 60; write the number you mean" if ":" in text else f"; write {TWO_READINGS[text]} for"
+    assert f"YAML reads {text} as {TWO_READINGS[text]}{to_do}" in said
     assert said.startswith(f"config {path}, line ") and "\n" not in said
     with pytest.raises(ConfigError, match=f"YAML reads {text} as"):
         split_override(f"train.seed={text}")

@@ -94,7 +94,8 @@ def test_recomputation_keeps_or_repeats_them_and_changes_no_bit(kind: Recompute,
     assert len(RAN) == 4 * times
 
 
-@pytest.mark.parametrize("kind", ["none", pytest.param("selective", marks=pytest.mark.long)])
+@pytest.mark.long  # test_dit.py compiles blocks in the short run
+@pytest.mark.parametrize("kind", ["none", "selective"])
 def test_compiled_blocks_go_to_them_too(kind: Recompute, stand_in: Any) -> None:
     stand_in("flash")
     plain, compiled = random_dit(), random_dit()

@@ -107,11 +107,11 @@ class Run:
     def advance(self, result: StepResult) -> None:
         """Count and report the step that was just taken or skipped."""
         self.witness.phases.enter("other")
-        lr, epoch = self.lr, self.plan.progress(self.step)
+        lr = self.lr
         self.step += 1
         row: dict[str, Any] = {
             "step": self.step,
-            "epoch": epoch,
+            "epoch": self.plan.progress(self.step),
             "loss": result.loss,
             "lr": lr,
             "grad_norm": result.grad_norm,

@@ -82,6 +82,15 @@ def test_a_video_without_a_readable_header_is_quarantined_as_a_whole(copy, make_
     assert (entry["video"], entry["clip"]) == ("dogs", None)
     assert entry["file"] == "train/JPEGImages/dogs/00000.jpg"
     assert CacheReader(config.out).manifest.unreadable_videos == 1
+    said = quarantine.summary(config.out)
+    assert said.startswith("1 video cannot be read and is left out; the first: train/JPEGImages/dogs/00000.jpg: ")
+
+
+def test_a_video_without_a_readable_header_counts_as_a_clip_of_each_view(copy, make_config):
+    frames(copy, "dogs")[0].write_text("no image")
+    share = make_config(copy.parent / "cache", root=copy, cache={"views": 2, "max_quarantined_fraction": 0.0})
+    with pytest.raises(DataError, match=r"2 of \d+ clips cannot be read"):
+        build(share)
 
 
 def test_a_cache_with_a_quarantine_has_the_same_bytes_whatever_the_workers_and_the_place(copy, make_config):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from film import SIZE, write_film
 from golden_export import BOX, write_golden_export
 from PIL import Image
 
@@ -18,7 +19,8 @@ from flowmask.models.errors import ConfigError, DataError
 from flowmask.trainer.score.evaluate import evaluate
 from flowmask.trainer.score.evaluate_config import EvaluateConfig
 
-LAYOUT = (Path(__file__).parents[3] / "docs" / "examples" / "own_dataset.py").read_text()
+EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
+LAYOUT, FILES = ((EXAMPLES / name).read_text() for name in ("own_dataset.py", "own_video_files.py"))
 
 
 def install(site: Path, source: str, *, value: str = "seaside:BeachSource", package: str = "seaside") -> None:
@@ -61,6 +63,27 @@ def config_of(root: Path, out: Path, wan: Path) -> CacheBuildConfig:
     clip = {"frames": 5, "short_side": 32, "long_side": 64, "size_multiple": 16, "augment": False}
     parts = {"out": out, "model": {"wan": wan}, "data": data, "clip": clip, "cache": {"device": "cpu"}}
     return CacheBuildConfig.model_validate(parts)
+
+
+def test_a_layout_of_video_files_from_outside_is_cached_with_sentences_that_name_nothing(
+    site: Path, tiny_wan: Path, tmp_path: Path
+) -> None:
+    install(site, FILES, value="seaside:PierSource")
+    root = tmp_path / "data"
+    (root / "clips").mkdir(parents=True)
+    write_film(root / "clips" / "a.mp4", frames=7)
+    mask = np.zeros(SIZE, np.uint8)
+    mask[8:24, 8:40] = 255
+    (root / "masks" / "a.mp4" / "boat").mkdir(parents=True)
+    for number in range(7):
+        Image.fromarray(mask).save(root / "masks" / "a.mp4" / "boat" / f"{number:05d}.png")
+    (root / "train.csv").write_text("file,sentence,object\na.mp4,the boat,boat\na.mp4,a car,\n")
+    config = config_of(root, tmp_path / "cache", tiny_wan)
+    build(config)
+    assert CacheReader(config.out).manifest.examples == 2 * 2, "two clips of 5 frames from 7, two sentences"
+    (video,) = open_source(config.data).videos()
+    boat, nothing = (video.mask(one.anno_ids, [0])[0] for one in video.expressions)
+    assert boat.sum() == 16 * 32 and not nothing.any()
 
 
 def test_a_layout_from_outside_is_cached_and_kept_from_leaks_by_its_name_alone(

@@ -179,6 +179,12 @@ def test_a_list_of_masks_of_another_length_is_refused(film, tmp_path):
     ("text", "said"),
     [
         ("{", r"list\.jsonl:1: no valid JSON"),
+        ('{"video": "a.mp4" "x": 1}', r"list\.jsonl:1: no valid JSON \(Expecting ',' delimiter: column 19\)"),
+        ('{"vidio": "a.mp4", "expressions": []}', "has an unknown field 'vidio'; did you mean 'video'"),
+        (
+            '{"video": "a.mp4", "expressions": [{"text": "x", "mask": "m"}]}',
+            r"list\.jsonl:1: expressions\[0\] has an unknown field 'mask'; did you mean 'masks'\?",
+        ),
         ("[]", "no field 'video'"),
         ('{"video": "a.mp4", "expressions": [{"text": "x", "masks": ""}]}', r"masks is ''; expected a folder"),
         ("file,text\n" * 9, r"^[^;]*list\.jsonl:1: no valid JSON \(file,text\); a line is one video"),
@@ -194,6 +200,13 @@ def test_a_bad_list_is_refused_with_its_line(tmp_path, text, said):
     (tmp_path / "list.jsonl").write_text(text)
     with pytest.raises(DataError, match=said):
         open_source(DataSourceConfig(source="videos", root=tmp_path / "list.jsonl"))
+
+
+def test_fields_of_one_s_own_are_allowed_beside_the_known_ones(film, tmp_path):
+    line = {"video": film.name, "videos": 1, "expressions": [{"text": "x", "text_id": 7, "masks": []}], "note": "n"}
+    (film.parent / "own.jsonl").write_text(json.dumps(line))
+    (video,) = open_source(DataSourceConfig(source="videos", root=film.parent / "own.jsonl")).videos()
+    assert [one.text for one in video.expressions] == ["x"]
 
 
 def test_a_truncated_video_is_refused_wherever_it_was_cut(film, tmp_path):

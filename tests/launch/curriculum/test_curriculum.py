@@ -322,7 +322,7 @@ def test_a_curriculum_killed_at_any_time_ends_with_the_weights_and_scores_of_an_
     alone = tmp_path / "alone"
     alone.mkdir()
     begun = time.monotonic()
-    assert flowmask("curriculum", write(alone / "c.yaml", curriculum(world, alone))).returncode == 0
+    assert flowmask("curriculum", write(alone / "c.yaml", curriculum(world, alone)), timeout_s=900).returncode == 0
     whole_s = time.monotonic() - begun
     draw = random.Random(seed)
     for trial in range(trials):

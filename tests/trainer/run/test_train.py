@@ -38,13 +38,13 @@ def test_a_run_leaves_its_config_rows_log_and_checkpoints(finished: Path) -> Non
     found = rows(finished)
     assert [row["step"] for row in found] == list(range(1, 11))
     assert all(row.keys() >= ROW_KEYS and row["world_size"] == 1 for row in found)
-    assert found[0]["epoch"] == 0.0 and found[4]["epoch"] == 2.0  # 8 examples in a view are two batches
+    assert found[0]["epoch"] == 0.5 and found[4]["epoch"] == 2.5  # 8 examples in a view are two batches
     assert [path.name for path in complete(finished / "checkpoints")] == ["step_00000010", "step_00000009"]
     assert (finished / "checkpoints" / "latest").resolve().name == "step_00000010"
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["train"]["schedule_steps"] == 10 and config["train"]["lr"] == 2e-3
     log = (finished / "log.txt").read_text()
-    line = r"step {2}5/10  epoch 2\.00  loss \d\.\d+  lr 0\.002  grad norm .*  [\d.]+ samples/s  data wait \d+ %"
+    line = r"step {2}5/10  epoch 2\.50  loss \d\.\d+  lr 0\.002  grad norm .*  [\d.]+ samples/s  data wait \d+ %"
     assert re.search(line, log) and "\x1b" not in log and "\r" not in log
     assert losses(finished)[-1] < losses(finished)[0]
 
