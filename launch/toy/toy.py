@@ -45,16 +45,16 @@ cache:
     crop_max: 80
 train:
   train:
-    steps: 20
+    steps: 8
     epochs: null
     lr: 2.0e-3
-    warmup_steps: 4
+    warmup_steps: 2
     schedule: constant
     decay_at_epochs: []
     decay_at_steps: []
     micro_batch: 4
     precision: fp32        # bf16 is slow on many CPUs
-  checkpoint.every_steps: 20
+  checkpoint.every_steps: 8
 evaluate:
   box: {height_px: 64, width_px: 64}
   precision: fp32
