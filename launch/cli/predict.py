@@ -85,6 +85,7 @@ def predict(
     if not 0 < shift < math.inf:
         raise ConfigError(f"--shift is {shift:g}; it must be above 0; the default is 3")
     videos, sentences = _asked(given or [], video or [], prompts)
+    _require_files(videos, checkpoint)
     with told() as on_progress:
         on_progress("starting", 0, 1)  # the import of torch takes seconds
         from flowmask.models.config import SamplerConfig
@@ -141,6 +142,15 @@ def read_prompts(name: str) -> list[str]:
     if not (sentences := [line.strip() for line in lines if line.strip()]):
         raise UserError(f"--prompts {name} holds no sentence; write one on each line")
     return sentences
+
+
+def _require_files(videos: list[Path], checkpoint: str) -> None:
+    """Raises UserError for a missing file before the libraries are loaded, which takes seconds."""
+    for video in videos:
+        if not video.exists():
+            raise UserError(f"{video}: no such video file or folder of frames")
+    if not Path(checkpoint).exists():
+        raise UserError(f"--checkpoint {checkpoint} does not exist; give a run, an export, or a FlowRVS .pth file")
 
 
 def _asked(given: list[str], videos: list[Path], prompts: str | None) -> tuple[list[Path], list[str]]:

@@ -66,7 +66,7 @@ def from_flowrvs(
     asked = conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase)
     done = import_flowrvs(dit, decoder=decoder, out=out, conventions=asked, ema=averaged, wan=wan, say=err.print)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
-    say_next(NEXT["import flowrvs"], done.path)
+    say_next(NEXT["import flowrvs"] + " --wan WAN" * (wan is None), done.path)
 
 
 def export(
@@ -92,4 +92,5 @@ def export(
     done = export_weights(source, format=format, out=out, ema=averaged, dtype=dtypes[dtype], wan=wan, presence=presence)
     console.print(f"wrote {done.path}: {done.parameters:,} parameters, sha256 {done.sha256}")
     offer(source, done.path, to=f"weights/{done.path.name}", weights=True)
-    say_next(AFTER_EXPORT[done.part], done.path)
+    alone = done.part == "dit" and done.path.is_file()  # without Wan's other parts and the mask decoder
+    say_next(AFTER_EXPORT[done.part] + " --wan WAN --mask-decoder DECODER" * alone, done.path)

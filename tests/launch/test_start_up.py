@@ -42,6 +42,7 @@ COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
         ["configs"],
         ["demo", "--smoke", "--full"],
         ["evaluate", *NONE, "--try-settings"],
+        ["predict", *NONE, "the dog", "--checkpoint", "nothing"],
         ["submit", "cache_mevis", "cache.clips=5", "--dry-run"],
     ],
     ("numpy",): [
@@ -64,7 +65,7 @@ TOLD = [
     ["submit", "train_mevis", "--dry-run"],
     ["curriculum", "curriculum_mevis_v2", "--dry-run"],
     ["evaluate", "evaluate_mevis", "--try-settings"],
-    ["predict", "clip.mp4", "the dog", "--checkpoint", "nothing"],
+    ["predict", ".", "the dog", "--checkpoint", "."],
     ["export", "nothing"],
     ["import", "wan", "nothing", "nowhere"],
     ["import", "flowrvs", "nowhere", "--dit", "nothing"],

@@ -42,7 +42,7 @@ def settle(told: Mapping[str, Any], asked: AskedConventions, *, where: object) -
     """
     wanted = asked.model_dump(exclude_none=True)
     wrong = [
-        f"{name} is {_word(value)}, but it was trained with {_word(told[name])}"
+        f"{name} {_word(value)} is asked for, but it was trained with {_word(told[name])}"
         for name, value in wanted.items()
         if told.get(name, value) != value
     ]

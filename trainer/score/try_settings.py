@@ -74,11 +74,14 @@ def try_settings(
     loaded = loaded_by(config, say)
     records: dict[int, list[Record]] = {}
     combinations = list(_combinations(loaded))
-    for done, video in enumerate(videos):
-        on_progress("videos", done, len(videos))
+    done, total = 0, len(videos) * len(combinations)
+    say(f"{len(combinations)} combinations on each of {len(videos)} videos")
+    on_progress("scores", done, total)
+    for video in videos:
         for number, record in _records(config, loaded, video, combinations):
             records.setdefault(number, []).append(record)
-    on_progress("videos", len(videos), len(videos))
+            done += 1
+            on_progress("scores", done, total)
     tried = [Tried(known, _means(records[number])) for number, known in enumerate(combinations)]
     return sorted(tried, key=lambda one: -one.scores[MAIN])
 

@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Mutation, list[str], list[str]]] = {
         lambda p: (p / META).write_text('{"videos": '), BUILD, ["meta_expressions.json"],
     ),
     "truncated video": (
-        cut_video, ["predict", "clip.mp4", "a dog", "--checkpoint", "run"], ["clip.mp4"],
+        cut_video, ["predict", "clip.mp4", "a dog", "--checkpoint", "data"], ["clip.mp4"],
     ),
     "unwritable cache": (lambda p: None, [*BUILD, "out=occupied/cache"], ["occupied"]),
     "train without a cache": (lambda p: None, ["train", "train.yaml"], ["cache", "flowmask cache build"]),
@@ -139,13 +139,16 @@ CASES: dict[str, tuple[Mutation, list[str], list[str]]] = {
     "evaluate without a run": (lambda p: None, ["evaluate", "evaluate.yaml"], ["run"]),
     "verify no cache": (lambda p: None, ["cache", "verify", "data"], ["data", "manifest.json"]),
     "predict a missing video": (
-        lambda p: None, ["predict", "nothing.mp4", "a dog", "--checkpoint", "run"], ["nothing.mp4"],
+        lambda p: None, ["predict", "nothing.mp4", "a dog", "--checkpoint", "data"], ["nothing.mp4"],
+    ),
+    "predict without weights": (
+        lambda p: None, ["predict", "data", "a dog", "--checkpoint", "run"], ["--checkpoint run does not exist"],
     ),
     "predict a text file": (
-        lambda p: None, ["predict", "occupied", "a dog", "--checkpoint", "run"], ["occupied"],
+        lambda p: None, ["predict", "occupied", "a dog", "--checkpoint", "data"], ["occupied"],
     ),
     "predict an empty sentence": (
-        lambda p: None, ["predict", "data/valid_u/JPEGImages/vidA", " ", "--checkpoint", "run"], ["sentence", "prompt"],
+        lambda p: None, ["predict", "data/valid_u/JPEGImages/vidA", " ", "--checkpoint", "data"], ["sentence"],
     ),
     "tiny-wan onto a file": (lambda p: None, ["tiny-wan", "occupied"], ["occupied"]),
 }  # fmt: skip

@@ -29,6 +29,9 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Given:
 
     monkeypatch.setattr("flowmask.trainer.predict.predict.predict_videos", stop)
     monkeypatch.chdir(tmp_path)
+    for name in ("a.mp4", "b.mp4"):
+        Path(name).touch()
+    Path("run").mkdir()
     return found
 
 
@@ -78,12 +81,12 @@ def test_settings_reach_the_prediction_and_defaults_are_those_of_before(given: G
 
 
 def test_mistakes_are_one_line_that_says_what_is_right(given: Given) -> None:
-    Path("b.mp4").write_bytes(b"")
     Path("empty.txt").write_bytes(b"\xef\xbb\xbf \r\n\r\n")
     Path("old.txt").write_bytes(b"the dog\r\ncaf\xe9\r\n")
     Path("wide.txt").write_text("the dog", encoding="utf-16")
     refusals = {
         (): "no video was given",
+        ("none.mp4", "a dog"): "none.mp4: no such video file or folder of frames",
         ("a.mp4", "b.mp4", "a dog"): "b.mp4 is a file, but a sentence is expected here; for several videos use --video",
         ("a.mp4", "--prompts", "no.txt"): "--prompts no.txt can't be read: no such file",
         ("a.mp4", "--prompts", "."): "--prompts . can't be read: is a directory",

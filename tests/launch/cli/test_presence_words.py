@@ -35,7 +35,12 @@ def test_the_flag_calibrate_is_the_key_of_the_config(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("command", ["predict clip.mp4 dog --checkpoint run", "export run"])
-def test_presence_reaches_predictions_and_exports(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_presence_reaches_predictions_and_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("clip.mp4").touch()
+    Path("run").mkdir()
     name = command.split()[0]
     given: list[Any] = []
 
