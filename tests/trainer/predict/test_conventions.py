@@ -44,7 +44,9 @@ def test_what_is_remembered_counts_then_what_is_asked_for_then_what_is_assumed(
     known = {name: values[told]} if told else {}
     wanted = AskedConventions.model_validate({name: values[asked]} if asked else {})
     if told and asked and told != asked:
-        with pytest.raises(ConfigError, match=f"it.pth records.*{name} .* is asked for, but .* remove this setting") as raised:
+        with pytest.raises(
+            ConfigError, match=f"it.pth records.*{name} .* is asked for, but .* remove this setting"
+        ) as raised:
             settle(known, wanted, where="it.pth")
         assert "\n" not in str(raised.value)
         return
