@@ -17,7 +17,7 @@ from flowmask.launch.next_steps import NOT_DRY, say_after, say_next
 from flowmask.launch.slurm import commands as slurm_commands
 from flowmask.launch.slurm import resources, snapshot
 from flowmask.launch.slurm.submission import Submission
-from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.errors import UserError
 from flowmask.models.process import CRASH_EXIT_CODE, INTERRUPTED_EXIT_CODE, MISTAKE_EXIT_CODE
 from flowmask.trainer.state.owner import note_end
 
@@ -95,7 +95,7 @@ def to_slurm(job: Job, *, wait: bool) -> int:
         err.print(f"ignored variables: {', '.join(ignored)}; use launch.account, launch.sbatch_args and so on instead")
     try:
         job_id = slurm.submit(submission, asked.launch, name=name, code=code, hidden=hidden)
-    except ConfigError:
+    except slurm.NotTakenError:
         submission.forget()
         raise
     err.print(f"submitted job {job_id}; its logs: {submission.logs}")

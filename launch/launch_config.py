@@ -14,12 +14,13 @@ def _option(value: Any) -> str | Literal[True]:
         return value
     if isinstance(value, int | float) and value is not False:
         return str(value)
-    raise ValueError(f"it is {value!r}; give a text or a number, or true for an option without a value")
+    kind = "empty" if value is None else "false" if value is False else f"a {type(value).__name__}"  # may be a secret
+    raise ValueError(f"it is {kind}; give a text or a number, or true for an option without a value")
 
 
 def _minutes(value: Any) -> Any:
-    if isinstance(value, str):
-        raise ValueError(f"it is {value!r}; launch.time_min is a number of minutes: 1440 for 24 hours")
+    if isinstance(value, str) and not value.strip().isdecimal():  # ${oc.env:NAME} is a text too
+        raise ValueError(f"launch.time_min is {value!r}; it is a number of minutes: 1440 for 24 hours")
     return value
 
 

@@ -31,10 +31,14 @@ class _Executor(SlurmExecutor):
         return 1
 
 
+class NotTakenError(ConfigError):
+    """SLURM has certainly no job of this submission. A request that timed out may have become one."""
+
+
 def submit(
     submission: Submission, launch: LaunchConfig, *, name: str, code: Path, hidden: Mapping[str, str] | None = None
 ) -> str:
-    """Submit to SLURM; returns the job id. Raises ConfigError with SLURM's message if it refuses.
+    """Submit to SLURM; returns the job id. Raises NotTakenError with SLURM's message, ConfigError if it may have a job.
 
     launch: as settled by resources.py. code: folder of the packages that the job runs, first on its PYTHONPATH.
     hidden: `Job.hidden`. Only the script holds these values and secrets of launch; only this user can read it.
@@ -47,8 +51,9 @@ def submit(
         with slurm_commands.fresh_environment(), executor.batch():  # several jobs in a batch become an array
             jobs = [executor.submit(task.run, str(submission.folder)) for _ in range(launch.array)]
     except (FailedJobError, FailedSubmissionError) as error:
-        no_answer = slurm_commands.unreachable(str(error))
-        raise ConfigError(no_answer or f"SLURM refused the job: {_last_line(error)}") from error
+        said = slurm_commands.unreachable(str(error)) or f"SLURM refused the job: {_last_line(error)}"
+        taken = isinstance(error, FailedSubmissionError) or "timed out" in str(error).lower()
+        raise (ConfigError if taken else NotTakenError)(said) from error
     finally:
         for path in submission.logs.rglob("*.sh"):
             path.chmod(0o600)

@@ -50,7 +50,9 @@ def settle(job: Job) -> Asked:
         findings = (_judge(launch, partition),) if partition.exists else ()
     if gpus is not None and (idle := gpus - launch.processes_per_node) > 0:
         used = f"{counted(launch.processes_per_node, 'process')} on each, one GPU per process"
-        fix = f"{counted(idle, 'GPU')} stay idle; set launch.processes_per_node={gpus}, or lower launch.gpus_per_node"
+        fix = (
+            f"{counted(idle, 'GPU')} would be idle; set launch.processes_per_node={gpus}, or lower launch.gpus_per_node"
+        )
         findings += (Finding("GPUs", "warn", f"launch.gpus_per_node is {gpus}, with {used}: {fix}"),)
     cpus, because = _cpus(job, partition)
     known = "GPUs unknown" if open_gpus and partition.most_gpus is None else counted(gpus or 0, "GPU")

@@ -17,7 +17,11 @@ def refusal(**keys: object) -> str:
 
 @pytest.mark.parametrize("text", ["24:00:00", "24h", "1440 min"])
 def test_a_time_limit_that_is_no_number_names_its_unit(text: str) -> None:
-    assert f"it is {text!r}; launch.time_min is a number of minutes: 1440 for 24 hours" in refusal(time_min=text)
+    assert f"launch.time_min is {text!r}; it is a number of minutes: 1440 for 24 hours" in refusal(time_min=text)
+
+
+def test_a_time_limit_may_come_from_the_environment_as_text() -> None:
+    assert LaunchConfig.model_validate({"time_min": "1440"}).time_min == 1440
 
 
 @pytest.mark.parametrize("value", [8, 2.5, "8", True])
@@ -26,9 +30,9 @@ def test_a_number_is_an_option_s_value_as_it_is_written(value: object) -> None:
     assert found is True if value is True else found == str(value)
 
 
-@pytest.mark.parametrize("value", [False, None, [1]])
-def test_an_option_with_another_value_is_one_fault(value: object) -> None:
-    assert f"it is {value!r}; give a text or a number, or true for an option" in refusal(sbatch_args={"nice": value})
+@pytest.mark.parametrize(("value", "said"), [(False, "false"), (None, "empty"), (["KEY=hidden"], "a list")])
+def test_an_option_with_another_value_is_one_fault_that_does_not_show_it(value: object, said: str) -> None:
+    assert f"it is {said}; give a text or a number, or true for an option" in refusal(sbatch_args={"nice": value})
 
 
 @pytest.mark.parametrize("name", ["no-requeue", "no_requeue"])

@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import read_object, remove_known, write_atomically
 from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind, OutputFolder
 from flowmask.models.stored.sealed import parse_json
+from flowmask.models.stored.typed import read_yaml
 from flowmask.trainer.score.archive import FILE as ARCHIVE
 from flowmask.trainer.score.report.overlays import OVERLAYS
 from flowmask.trainer.state.owner import note_start
@@ -191,8 +190,8 @@ def _older(out: Path) -> list[str] | None:
 
 def _is_config(path: Path) -> bool:
     try:
-        found = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        found = read_yaml(path)
+    except (OSError, ValueError):
         return False
     return isinstance(found, dict) and isinstance(found.get("checkpoint"), str)
 

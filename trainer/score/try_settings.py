@@ -75,7 +75,7 @@ def try_settings(
     records: dict[int, list[Record]] = {}
     combinations = list(_combinations(loaded))
     done, total = 0, len(videos) * len(combinations)
-    say(f"{len(combinations)} combinations on each of {len(videos)} videos")
+    say(f"{len(combinations)} combinations, each on {len(videos)} video{'s' * (len(videos) != 1)}")
     on_progress("scores", done, total)
     for video in videos:
         for number, record in _records(config, loaded, video, combinations):

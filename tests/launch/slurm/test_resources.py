@@ -160,7 +160,7 @@ def test_what_the_config_says_is_what_is_asked_for_and_slurm_is_not_consulted(
 def test_gpus_that_no_process_would_use_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (found,) = settle(job(TrainJob, gpus_per_node=8, cpus_per_node=3, processes_per_node=1)).findings
-    assert found.state == "warn" and "7 GPUs stay idle; set launch.processes_per_node=8" in found.said
+    assert found.state == "warn" and "7 GPUs would be idle; set launch.processes_per_node=8" in found.said
 
 
 def test_without_slurm_one_warning_names_the_key_and_nothing_is_refused(
