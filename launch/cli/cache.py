@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Wait, exit_with, run_job, say_json, say_loading
+from flowmask.launch.cli.words import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    Wait,
+    exit_with,
+    load_diffusers,
+    run_job,
+    say_json,
+    say_loading,
+)
 from flowmask.launch.console import out as console
 from flowmask.launch.next_steps import NEXT, say_next
 
@@ -74,6 +84,7 @@ def cache_repair(
 ) -> None:
     """Rebuild only the damaged files: only their units are encoded again."""
     say_loading()
+    load_diffusers()
     from flowmask.data_pipeline.check.repair import repair
     from flowmask.data_pipeline.check.verify import verify
     from flowmask.launch.cli.cache_check import build_config, show_repair
@@ -122,6 +133,7 @@ def cache_inspect(
 ) -> None:
     """Write one HTML page about a cache: its contents, and random examples decoded from the latents."""
     say_loading()
+    load_diffusers()
     from flowmask.data_pipeline.show.inspect_page import inspect
     from flowmask.launch.progress import bar
 

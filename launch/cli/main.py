@@ -21,7 +21,17 @@ from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import profile, report, track
 from flowmask.launch.cli.try_settings import show_settings
 from flowmask.launch.cli.weights import export, import_app
-from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Run, Wait, exit_with, run_job, say_loading
+from flowmask.launch.cli.words import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    Run,
+    Wait,
+    exit_with,
+    load_diffusers,
+    run_job,
+    say_loading,
+)
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
@@ -94,6 +104,7 @@ def toy(
 ) -> None:
     """Write a tiny Wan, small datasets, and the try.yaml under which every config runs in minutes on two cores."""
     say_loading()
+    load_diffusers()
     from flowmask.launch.toy.toy import commands, write_toy
 
     sentence = write_toy(folder, seed=seed, say=err.print)
@@ -262,6 +273,7 @@ def tiny_wan(
 ) -> None:
     """Write a tiny checkpoint in the layout of Wan2.1, to test offline. All weights but the VAE's are random."""
     say_loading()
+    load_diffusers()
     from flowmask.models.weights.tiny_wan import write_tiny_wan
 
     write_tiny_wan(folder, seed=seed, random_vae=random_vae)

@@ -46,6 +46,7 @@ def serve(
 ) -> None:
     """Serve a web page: people upload a clip, type sentences, and get masks and overlays. Needs 'flowmask\\[serve]'."""
     err.print(f"flowmask serve: loading {run}")
+    words.load_diffusers()
     from flowmask.launch.serve import page, server
     from flowmask.launch.serve.limits import Limits
     from flowmask.models.config import SamplerConfig

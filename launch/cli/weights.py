@@ -14,6 +14,7 @@ from flowmask.launch.cli.words import (
     PresenceOf,
     TextTokensOf,
     conventions_of,
+    load_diffusers,
     say_loading,
 )
 from flowmask.launch.console import err
@@ -40,6 +41,7 @@ def from_wan(
 ) -> None:
     """Convert Wan2.1's original files to diffusers' names, bit for bit. Accepts ComfyUI's prefix."""
     say_loading()
+    load_diffusers()
     from flowmask.models.weights.import_wan import import_wan
 
     import_wan(source, out, say=err.print)
@@ -61,6 +63,7 @@ def from_flowrvs(
 ) -> None:
     """Convert FlowRVS's published weights to an export, which also stores the settings that their files lack."""
     say_loading()
+    load_diffusers()
     from flowmask.trainer.predict.import_flowrvs import import_flowrvs
 
     asked = conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase)
@@ -82,6 +85,7 @@ def export(
 ) -> None:
     """Write trained weights in a format that diffusers, FlowRVS's code or any safetensors reader loads."""
     say_loading()
+    load_diffusers()
     import torch
 
     from flowmask.trainer.predict.export import export as export_weights

@@ -139,6 +139,13 @@ def say_loading() -> None:
     err.print("loading libraries")
 
 
+def load_diffusers() -> None:
+    """For a command that needs Wan's models: import diffusers without what no command uses of it."""
+    from flowmask.launch.jobs import import_diffusers
+
+    import_diffusers()
+
+
 def exit_with(code: int) -> None:
     """Exit with this code, unless it is 0."""
     if code:

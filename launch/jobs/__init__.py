@@ -104,19 +104,24 @@ def read_any(config: Path, overrides: Sequence[str] = ()) -> tuple[dict[Any, Any
     return tree, kind, because
 
 
+def import_diffusers() -> None:
+    """Import diffusers' Wan without what no job uses of it. Only for a process of FlowMask's own."""
+    with without(*UNUSED):
+        import_module("diffusers.models.transformers.transformer_wan")
+
+
 def run_rank(kind: str, resolved: Resolved, *, own_process: bool = False) -> int:
     """Run one rank of a job in this process. Raises ConfigError if its GPU is missing or has too little memory.
 
-    own_process: nothing else runs here, so the job's library may be imported without the parts that no job uses
+    own_process: nothing else runs here, so diffusers may be imported without the parts that no job uses
     """
     from flowmask.models.device import gpu_holds, require_gpu
 
     job = validate(resolved, KINDS[kind], origin=f"{kind} job")
     if (promised := job.launch.gpus_per_node) and job.computes_on != "cpu":
         require_gpu(f"launch.gpus_per_node is {promised}", otherwise="set launch.gpus_per_node=0")
-    if own_process and job.LIBRARY:
-        with without(*UNUSED):
-            import_module(job.LIBRARY)
+    if own_process:
+        import_diffusers()
     with gpu_holds(f"this {kind} job", fix=job.LESS_MEMORY):
         code = job.work(resolved, rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
     return code or 0

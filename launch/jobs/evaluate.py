@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from flowmask.data_pipeline.config import DataSourceConfig
 from flowmask.launch.console import err
-from flowmask.launch.jobs.job import WAN_DIT, Input, Job, Resolved, RunStatus, save_config
+from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, save_config
 from flowmask.launch.progress import bar, show_scores
 from flowmask.models.files import read_object
 from flowmask.models.folders.output_folder import Kind
@@ -22,7 +22,6 @@ class EvaluateJob(Job, EvaluateConfig):
     COMMAND = "evaluate"
     LOCK = ".evaluate/rank_0.lock"
     LESS_MEMORY = "lower the box or sentences_per_batch, or choose bf16 as precision, encoder_ and decoder_precision"
-    LIBRARY = WAN_DIT
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:

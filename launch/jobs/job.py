@@ -47,9 +47,6 @@ class RunStatus:
     logs: str = ""
 
 
-WAN_DIT = "diffusers.models.transformers.transformer_wan"
-
-
 class Job(Section):
     """The config of a room plus `launch`. A job is plain data, equal on every machine."""
 
@@ -63,7 +60,6 @@ class Job(Section):
     SAVES: ClassVar[bool] = False  # writes checkpoints, from which the next start continues
     LOCK: ClassVar[str] = ".lock"  # lock file in `out`, held by the working process
     RESULT: ClassVar[str] = ""  # file in `out` whose presence means done, however its ranks ended
-    LIBRARY: ClassVar[str] = ""  # module of another project that each of its ranks imports
     UNCHECKED: ClassVar[str] = ""  # facts that only the job itself can check
 
     if TYPE_CHECKING:

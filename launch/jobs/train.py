@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from flowmask.data_pipeline.config import DataSourceConfig
-from flowmask.launch.jobs.job import WAN_DIT, Input, Job, Resolved, RunStatus, wan_inputs
+from flowmask.launch.jobs.job import Input, Job, Resolved, RunStatus, wan_inputs
 from flowmask.models.files import read_object
 from flowmask.models.folders import locks
 from flowmask.models.folders.output_folder import Kind
@@ -34,7 +34,6 @@ class TrainJob(Job, RunConfig):
     ALIASES = ("decoder",)
     LESS_MEMORY = "lower train.micro_batch, or choose settings that fit according to `flowmask plan`"
     SAVES = True
-    LIBRARY = WAN_DIT
 
     @model_validator(mode="after")
     def _ranks_fit(self) -> Self:

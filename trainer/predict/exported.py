@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY
 from flowmask.models.errors import WeightsError
 from flowmask.models.stored.regular import open_regular
-from flowmask.models.stored.sealed import parse_json
+from flowmask.models.stored.sealed import SEAL, parse_json
 from flowmask.models.strict import SafetensorsFolder, exported_settings, opened, read_json
 from flowmask.models.weights.flowrvs import SETTINGS
 from flowmask.models.weights.foreign import refuse_foreign_folder, what_is
@@ -112,4 +112,8 @@ def _opened(path: Path) -> Iterator[Any]:
 def header(path: Path) -> dict[str, Any]:
     """The settings in the header of FlowMask's .safetensors file."""
     with _opened(path) as file:
-        return exported_settings(parse_json((file.metadata() or {}).get(SETTINGS, "{}")), where=path)
+        metadata = file.metadata() or {}
+        for name, value in metadata.items():
+            if name != SETTINGS and f'"{SEAL}":' in value:
+                raise ValueError(f"FlowMask's settings are there as {name[:40]!r}, not as {SETTINGS!r}")
+        return exported_settings(parse_json(metadata.get(SETTINGS, "{}")), where=path)
