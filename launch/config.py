@@ -26,6 +26,7 @@ from flowmask.trainer.objectives import of_one_kind
 
 # Sections that may hold secrets: in these, `${oc.env:NAME}` is saved as written.
 KEPT = (".tracking.uri", ".launch.setup", ".launch.srun_args", ".launch.sbatch_args")
+_MAPPING = "tag:yaml.org,2002:map"
 _MOST_PROBLEMS = 8  # in one message
 
 
@@ -109,12 +110,12 @@ def readable(path: Path) -> Iterator[None]:
 def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     """The keys of a file, merged over those of its `base`: a path from its folder, else a bundled config's name."""
     refuse_deep_yaml(path.read_bytes())
-    refuse_two_readings(path.read_text(encoding="utf-8"), where=f"config {path}")
-    loaded = OmegaConf.load(path)
-    if isinstance(loaded, DictConfig):
-        loaded = OmegaConf.create(at_home(as_written(loaded)))
-    if not isinstance(loaded, DictConfig) or not loaded:
+    root = refuse_two_readings(path.read_text(encoding="utf-8"), where=f"config {path}")
+    if root is None or root.tag != _MAPPING or not root.value:
         raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
+    written = OmegaConf.load(path)
+    assert isinstance(written, DictConfig)
+    loaded = OmegaConf.create(at_home(as_written(written)))
     if isinstance(objective := loaded.get("objective"), DictConfig):
         loaded["objective"] = of_one_kind(objective)
     base = loaded.pop("base", None)

@@ -13,15 +13,20 @@ from flowmask.models.errors import ConfigError
 _TWO_READINGS = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 
 
-def refuse_two_readings(text: str, *, where: str) -> None:
-    """ConfigError for the first plain number in a YAML text that YAML reads as another number than people do."""
-    for node in _scalars(yaml.compose(text, Loader=yaml.SafeLoader)):
+def refuse_two_readings(text: str, *, where: str) -> yaml.Node | None:
+    """ConfigError for the first plain number in a YAML text that YAML reads as another number than people do.
+
+    Returns the root of the text.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    for node in _scalars(root):
         if node.style is None and node.tag.endswith((":int", ":float")) and _TWO_READINGS.fullmatch(node.value):
             number = yaml.safe_load(node.value)
             at = f"{where}, line {node.start_mark.line + 1}: YAML reads {node.value} as {number}"
             if ":" in node.value:
                 raise ConfigError(f"{at}, to the base of 60; write the number you mean, in the unit of the key")
             raise ConfigError(f"{at}; write {number} for the number or '{node.value}' in quotes for the text")
+    return root
 
 
 def _scalars(root: Any) -> Iterator[yaml.ScalarNode]:

@@ -136,7 +136,10 @@ INSPECT = ["cache", "inspect", "cache", "--out", "page.html"]
 CASES: dict[str, tuple[Mutation, list[str], str]] = {
     "no config": (remove("cache.yaml"), BUILD, "cache.yaml does not exist"),
     "config that is no YAML": (write("cache.yaml", "out: [1"), BUILD, "not valid YAML"),
-    "empty config": (write("cache.yaml", ""), BUILD, "holds no keys"),
+    **{
+        f"config that is {text!r}": (write("cache.yaml", text), BUILD, "holds no keys; it must be a YAML mapping")
+        for text in ("", "{}", "5", "1.5", "true", "a text", "[1, 2]", "!!set {a, b}", "!!binary aGk=", "2024-01-01")
+    },
     "config without weights": (write("cache.yaml", "out: x\ndata: {root: data}\n"), BUILD, "model is missing"),
     "misspelt key": (nothing, [*BUILD, "cache.veiws=3"], "did you mean cache.views"),
     "override without a value": (nothing, [*BUILD, "cache.views"], "is not KEY=VALUE"),

@@ -150,10 +150,12 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(dit_run: Path, l
     assert (tmp_path / "there.pth").read_bytes() == b"mine"
 
 
-def test_settings_whose_name_is_damaged_are_damage_and_not_a_file_of_another_tool(dit_run: Path, tmp_path: Path) -> None:
+def test_settings_whose_name_is_damaged_are_damage_and_not_a_file_of_another_tool(
+    dit_run: Path, tmp_path: Path
+) -> None:
     path = export(str(dit_run), format="safetensors", out=tmp_path / "w.safetensors").path
     content = path.read_bytes()
     assert content.count(b'"flowmask":') == 1
     path.write_bytes(content.replace(b'"flowmask":', b'"nlowmask":'))
-    with pytest.raises(UserError, match="w.safetensors is damaged .*'nlowmask'.*get it again"):
+    with pytest.raises(UserError, match=r"w\.safetensors is damaged .*'nlowmask'.*get it again"):
         load_dit(str(path))
