@@ -293,7 +293,7 @@ def main() -> None:
     quieten_libraries()
     words.keep_names_whole(sys.argv[1:])
     try:
-        app()
+        code = words.answer(app, sys.argv[1:])
     except UserError as error:
         _fail(str(error))
     except OSError as error:
@@ -301,6 +301,7 @@ def main() -> None:
         if message is None:
             raise
         _fail(message)
+    sys.exit(code)
 
 
 def _fail(message: str) -> None:

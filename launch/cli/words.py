@@ -1,5 +1,6 @@
 """Arguments and helpers that the commands of `flowmask` share, and the start of a job from the command line."""
 
+import difflib
 import json
 import platform
 from collections.abc import Sequence
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flowmask.launch.console import err, out
+from flowmask.models.errors import UserError
+from flowmask.models.process import MISTAKE_EXIT_CODE
 
 if TYPE_CHECKING:
     from flowmask.models.config import AskedConventions
 
+_NotUnderstood: Any = typer.BadParameter.__bases__[0]  # UsageError, which has no public name
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, or the name of one that `flowmask configs` lists")]
 Overrides = Annotated[
     list[str] | None,
@@ -144,6 +148,44 @@ def load_diffusers() -> None:
     from flowmask.launch.jobs import import_diffusers
 
     import_diffusers()
+
+
+def answer(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Run the command line; returns its exit code. UserError, of one line, for words that it does not understand."""
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except _NotUnderstood as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its text is the help of a group of commands
+            error.show()
+            return MISTAKE_EXIT_CODE
+        raise UserError(_misunderstanding(error, arguments)) from None
+
+
+def _misunderstanding(error: Any, arguments: Sequence[str]) -> str:
+    """One line: the option and its value, what is wrong, and where the right words are."""
+    told = " ".join(error.format_message().split()).removesuffix(".")
+    context = error.ctx
+    parameter: Any = getattr(error, "param", None)
+    command = context.command_path if context else "flowmask"
+    value = _given(parameter.opts, arguments) if parameter and type(error).__name__ == "BadParameter" else None
+    if value is not None:
+        told = f"{parameter.opts[0]} is {value!r}: {error.message.removeprefix('Value error, ').removesuffix('.')}"
+    elif name := getattr(error, "option_name", None) if type(error).__name__ == "NoSuchOption" else None:
+        options = [option for one in context.command.params for option in one.opts if option.startswith("--")]
+        near = difflib.get_close_matches(name, options, n=1)
+        told = f"there is no option {name}" + (f"; did you mean {near[0]}?" if near else "")
+        if not near and any(one.name == "overrides" for one in context.command.params):
+            told += "; settings of the config are given without dashes, as KEY=VALUE: train.lr=1e-4"
+    return f"{told[0].lower()}{told[1:]}{' See' if told.endswith('?') else '; see'} `{command} --help`"
+
+
+def _given(names: Sequence[str], arguments: Sequence[str]) -> str | None:
+    """The value that the command line gives to an option."""
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name in names and name.startswith("-"):
+            return value if equals else following
+    return None
 
 
 def exit_with(code: int) -> None:
