@@ -20,7 +20,7 @@ from flowmask.launch.cli.reference import config
 from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import profile, report, track
 from flowmask.launch.cli.try_settings import show_settings
-from flowmask.launch.cli.weights import export, import_app
+from flowmask.launch.cli.weights import export, import_app, tiny_wan
 from flowmask.launch.cli.words import (
     AsJson,
     ConfigFile,
@@ -263,22 +263,7 @@ app.command()(doctor)
 app.command()(profile)
 app.command()(report)
 app.command()(track)
-
-
-@app.command("tiny-wan")
-def tiny_wan(
-    folder: Annotated[Path, typer.Argument(help="Folder to create")],
-    seed: Annotated[int, typer.Option(help="Seed of the random weights")] = 0,
-    random_vae: Annotated[bool, typer.Option("--random-vae", help="Make the VAE random too")] = False,
-) -> None:
-    """Write a tiny checkpoint in the layout of Wan2.1, to test offline. All weights but the VAE's are random."""
-    say_loading()
-    load_diffusers()
-    from flowmask.models.weights.tiny_wan import write_tiny_wan
-
-    write_tiny_wan(folder, seed=seed, random_vae=random_vae)
-    console.print(f"wrote {folder}")
-    say_next(NEXT["tiny-wan"], folder)
+app.command("tiny-wan")(tiny_wan)
 
 
 def command() -> None:

@@ -47,6 +47,11 @@ Height = Annotated[
 Threshold = Annotated[float, typer.Option(help="Probability above which a pixel is in the mask, 0 to 1")]
 
 
+def _refuse_clip_frames(given: int | None) -> None:
+    if given is not None:
+        raise ConfigError("--clip-frames was removed; use --window-frames 4k+1, whose windows overlap and are blended")
+
+
 def predict(
     given: Given = None,
     *,
@@ -65,7 +70,7 @@ def predict(
     threshold: Threshold = 0.5,
     window_frames: words.WindowFrames = None,
     window_overlap: words.WindowOverlap = 16,
-    clip_frames: Annotated[int | None, typer.Option(hidden=True)] = None,
+    clip_frames: Annotated[int | None, typer.Option(hidden=True, callback=_refuse_clip_frames)] = None,
     figures: Annotated[bool, typer.Option("--figures", help="Also write a PNG of some frames per sentence")] = False,
     allow_truncated: words.AllowTruncated = False,
     averaged: words.Averaged = True,
@@ -80,8 +85,6 @@ def predict(
     lowercase: words.LowercaseOf = None,
 ) -> None:
     """Segment the object that each sentence names in videos: PNG masks, run-length masks and overlay videos."""
-    if clip_frames is not None:
-        raise ConfigError("--clip-frames was removed; use --window-frames 4k+1, whose windows overlap and are blended")
     if not 0 < shift < math.inf:
         raise ConfigError(f"--shift is {shift:g}; it must be above 0; the default is 3")
     videos, sentences = _asked(given or [], video or [], prompts)

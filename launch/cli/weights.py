@@ -1,4 +1,4 @@
-"""`flowmask export` and `flowmask import`: conversion of trained weights."""
+"""`flowmask export` and `flowmask import`: conversion of trained weights; `flowmask tiny-wan`: random ones."""
 
 from pathlib import Path
 from typing import Annotated
@@ -98,3 +98,18 @@ def export(
     offer(source, done.path, to=f"weights/{done.path.name}", weights=True)
     alone = done.part == "dit" and done.path.is_file()  # without Wan's other parts and the mask decoder
     say_next(AFTER_EXPORT[done.part] + " --wan WAN --mask-decoder DECODER" * alone, done.path)
+
+
+def tiny_wan(
+    folder: Annotated[Path, typer.Argument(help="Folder to create")],
+    seed: Annotated[int, typer.Option(help="Seed of the random weights")] = 0,
+    random_vae: Annotated[bool, typer.Option("--random-vae", help="Make the VAE random too")] = False,
+) -> None:
+    """Write a tiny checkpoint in the layout of Wan2.1, to test offline. All weights but the VAE's are random."""
+    say_loading()
+    load_diffusers()
+    from flowmask.models.weights.tiny_wan import write_tiny_wan
+
+    write_tiny_wan(folder, seed=seed, random_vae=random_vae)
+    console.print(f"wrote {folder}")
+    say_next(NEXT["tiny-wan"], folder)
