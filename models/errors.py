@@ -3,6 +3,9 @@
 Every message names the cause, its value and the fix. Any other exception is a bug in FlowMask.
 """
 
+import errno
+import os
+
 NO_ROOM = "free memory does not hold"  # part of the message about a GPU that is too small
 _MOST_CHARACTERS = 1500
 
@@ -19,6 +22,12 @@ class UserError(Exception):
             half = _MOST_CHARACTERS // 2
             line = f"{line[:half]} [...] {line[-half:]}"
         super().__init__(line)
+
+
+def help_of_disk(error: BaseException) -> str:
+    """What to do about an error of a file system that refuses to write, also one with only the system's words."""
+    of_a_limit = getattr(error, "errno", None) == errno.EFBIG or os.strerror(errno.EFBIG) in str(error)
+    return "raise the limit of file sizes (`ulimit -f`)" if of_a_limit else "make room"
 
 
 class ConfigError(UserError):

@@ -6,11 +6,23 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from disturbed import FINISHED, KILLED, REFUSED, calls_of, contents, end_of, every_call, full_from, in_child, kill_at
+from disturbed import (
+    FINISHED,
+    KILLED,
+    REFUSED,
+    calls_of,
+    contents,
+    end_of,
+    every_call,
+    full_from,
+    in_child,
+    kill_at,
+    with_file_limit,
+)
 from trials import SEED
 from writers import NAMES, Writer, writers
 
-from flowmask.launch.local.worker import explain_os_error
+from flowmask.launch.local.worker import explain_disk_error
 from flowmask.models.errors import UserError
 
 ONCE = ("export file", "export folder", "import", "import wan", "tiny-wan")  # these refuse any existing target
@@ -25,8 +37,8 @@ def command(writer: Writer, out: Path) -> None:
     """Run a writer as the command line does: an error of the disk is one line."""
     try:
         writer(out)
-    except OSError as error:
-        said = explain_os_error(error)
+    except Exception as error:
+        said = None if isinstance(error, UserError) else explain_disk_error(error)
         if said is None:
             raise
         raise UserError(said) from error
@@ -101,6 +113,17 @@ def check_full(writer: Writer, name: str, *, wanted: dict[str, bytes | str], fol
         assert contents(out) == wanted, f"SEED={SEED}: full from {number}"
 
 
+def check_file_limit(writer: Writer, name: str, *, wanted: dict[str, bytes | str], folder: Path, every: bool) -> None:
+    sizes = sorted({len(content) for content in wanted.values() if len(content) > 1 and isinstance(content, bytes)})
+    for size in sizes if every else random.Random(f"{SEED} limit {name}").sample(sizes, 1):
+        out = folder / f"limited_{size}"
+        code = with_file_limit(size - 1, partial(command, writer, out))
+        assert code == REFUSED, f"no file may have {size} bytes"
+        code = end_of(in_child(partial(command, writer, out)))
+        assert code == FINISHED or (code == REFUSED and name in ONCE), f"after a limit of {size - 1} bytes"
+        assert contents(out) == wanted, f"after a limit of {size - 1} bytes"
+
+
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_that_was_killed_or_met_a_full_disk_ends_right_when_it_is_given_again(
@@ -113,6 +136,7 @@ def test_a_command_that_was_killed_or_met_a_full_disk_ends_right_when_it_is_give
     wanted = undisturbed(name)
     check_kills(commands[name], name, wanted=wanted, folder=tmp_path, every=every)
     check_full(commands[name], name, wanted=wanted, folder=tmp_path, every=every)
+    check_file_limit(commands[name], name, wanted=wanted, folder=tmp_path, every=every)
 
 
 @pytest.mark.parametrize("name", NAMES)

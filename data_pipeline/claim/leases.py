@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flowmask.models.errors import CacheError
+from flowmask.models.errors import CacheError, help_of_disk
 from flowmask.models.process import DEFAULT_LEASE_S, Owner, process_here
 from flowmask.models.stored.regular import open_regular
 
@@ -92,7 +92,7 @@ class Worker:
                 now = self._touch_or_write()
             except OSError as error:
                 raise CacheError(
-                    f"cannot write {self.path.parent}: {error.strerror}; make room, or choose another `out`"
+                    f"cannot write {self.path.parent}: {error.strerror}; {help_of_disk(error)}, or choose another `out`"
                 ) from error
             if self._thread is None:
                 self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)

@@ -34,7 +34,7 @@ from flowmask.launch.cli.words import (
 )
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
-from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
+from flowmask.launch.local.worker import explain_disk_error, quieten_libraries, run_process
 from flowmask.launch.next_steps import NEXT, NOT_DRY, say_next
 from flowmask.models.errors import UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE, forget_group
@@ -281,8 +281,8 @@ def main() -> None:
         code = words.answer(app, sys.argv[1:])
     except UserError as error:
         _fail(str(error))
-    except OSError as error:
-        message = explain_os_error(error)
+    except Exception as error:
+        message = explain_disk_error(error)
         if message is None:
             raise
         _fail(message)

@@ -16,10 +16,11 @@ from typing import NoReturn
 from flowmask.launch import console
 from flowmask.launch.jobs import run_rank
 from flowmask.launch.local.processes import die_with_parent
-from flowmask.models.errors import RankLostError, UserError
+from flowmask.models.errors import RankLostError, UserError, help_of_disk
 from flowmask.models.process import CRASH_EXIT_CODE, MISTAKE_EXIT_CODE
 
-_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # these can come from flushing an open file, without a path
+# These can come from flushing an open file, without a path.
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def main(folder: Path) -> int:
@@ -32,17 +33,14 @@ def main(folder: Path) -> int:
         return run_rank(job["kind"], job["config"], own_process=True)
     except UserError as error:
         message: str | None = str(error)
-    except OSError as error:
-        message = explain_os_error(error)
-        if message is None:
-            (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
-            raise
     except RankLostError as error:
         (folder / f"lost_{int(os.environ['LOCAL_RANK']):05d}.txt").write_text(str(error))
         return CRASH_EXIT_CODE
-    except BaseException:
-        (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
-        raise
+    except BaseException as error:
+        message = explain_disk_error(error)
+        if message is None:
+            (folder / f"crash_{rank:05d}.txt").write_text(traceback.format_exc())
+            raise
     (folder / f"error_{rank:05d}.txt").write_text(message or "")
     return MISTAKE_EXIT_CODE
 
@@ -52,13 +50,17 @@ def quieten_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def explain_os_error(error: OSError) -> str | None:
-    """One line for an error of the file system; None for a bug in FlowMask."""
-    if error.filename is None:
-        if error.errno not in _DISK_REFUSES:
-            return None
-        return f"the disk refused to write: {str(error.strerror).lower()}; make room, then start again"
-    return f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
+def explain_disk_error(error: BaseException) -> str | None:
+    """One line for an error of the file system, also if safetensors met it; None for a bug in FlowMask."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {str(error.strerror).lower()}; check the path, its permissions and the free space"
+    if isinstance(error, OSError) and error.errno in _DISK_REFUSES:
+        why = str(error.strerror).lower()
+    elif type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
+        why = " ".join(str(error).split())[:200].lower()
+    else:
+        return None
+    return f"the disk refused to write: {why}; {help_of_disk(error)}, then start again"
 
 
 def run_process(work: Callable[[], int | None], *, answers: bool = False) -> NoReturn:

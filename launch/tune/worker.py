@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from flowmask.launch.local.processes import JobFailedError, die_with_parent, run_local
-from flowmask.launch.local.worker import explain_os_error, quieten_libraries, run_process
+from flowmask.launch.local.worker import explain_disk_error, quieten_libraries, run_process
 from flowmask.models.errors import UserError
 from flowmask.models.process import MISTAKE_EXIT_CODE
 
@@ -31,8 +31,8 @@ def main(folder: Path) -> int:
         reason: str | None = ": ".join([error.what, *last])
     except UserError as error:
         reason = str(error)
-    except OSError as error:
-        reason = explain_os_error(error)
+    except Exception as error:
+        reason = explain_disk_error(error)
         if reason is None:
             raise
     (folder / REASON).write_text(reason or "")

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowmask.models.errors import ConfigError, UserError
+from flowmask.models.errors import ConfigError, UserError, help_of_disk
 from flowmask.models.files import MARK, TEMPORARY, move_new, read_object, sha256_of, sync, write_atomically
 from flowmask.models.folders import locks
 from flowmask.models.folders.scratch import FILES, OLD, SWAP, clear, scratch, undo_swap
@@ -184,9 +184,8 @@ class OutputFolder:
         except OSError as error:
             if only and error.errno not in only:
                 raise
-            raise self.kind.error(
-                f"out is {self.path}; it can't be written ({error.strerror or error}): make room, or choose another"
-            ) from error
+            why = f"it can't be written ({error.strerror or error})"
+            raise self.kind.error(f"out is {self.path}; {why}: {help_of_disk(error)}, or choose another") from error
 
 
 def own_files(path: Path, kind: Kind) -> Collection[str] | None:

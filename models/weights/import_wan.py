@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowmask.models.errors import ConfigError, WeightsError
+from flowmask.models.errors import ConfigError, WeightsError, help_of_disk
 from flowmask.models.files import move_new
 from flowmask.models.folders.scratch import scratch
 from flowmask.models.strict import SafetensorsFolder, check_shapes, read_json, refuse_not_finite
@@ -49,7 +49,8 @@ def import_wan(source: Path, out: Path, *, say: Callable[[str], None] = lambda l
         try:
             (_import_folder if source.is_dir() else _import_file)(source, made, say)
         except SafetensorError as error:
-            raise ConfigError(f"cannot write {out}: {' '.join(str(error).split())[:200]}; make room") from error
+            why = " ".join(str(error).split())[:200]
+            raise ConfigError(f"cannot write {out}: {why}; {help_of_disk(error)}") from error
         move_new(made, out)
 
 

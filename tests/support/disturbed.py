@@ -6,6 +6,7 @@ The imports are done before the fork.
 import errno
 import faulthandler
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -98,6 +99,16 @@ def full_from(number: int, call: Callable[[], Any]) -> int:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
 
     return end_of(in_child(call, hook=hook))
+
+
+def with_file_limit(size: int, call: Callable[[], Any]) -> int:
+    """The kernel lets no file grow beyond `size` bytes, whichever library writes it (`ulimit -f`)."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        call()
+
+    return end_of(in_child(limited))
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from flowmask.models.config import FLOW_PATH, LightDecoderConfig
 from flowmask.models.decoders.either import network_of
 from flowmask.models.decoders.light import SETTING
-from flowmask.models.errors import ConfigError, WeightsError
+from flowmask.models.errors import ConfigError, WeightsError, help_of_disk
 from flowmask.models.files import move_new
 from flowmask.models.folders.scratch import scratch
 from flowmask.models.lora import write_adapter
@@ -136,7 +136,7 @@ def _said(target: Path) -> Iterator[None]:
         if not ours or (isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error)):
             raise
         why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise ConfigError(f"cannot write {target}: {why}; make room, or give another --out") from error
+        raise ConfigError(f"cannot write {target}: {why}; {help_of_disk(error)}, or give another --out") from error
 
 
 @dataclass

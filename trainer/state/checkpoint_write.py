@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowmask.models.errors import WeightsError
+from flowmask.models.errors import WeightsError, help_of_disk
 from flowmask.models.files import remove_known, sha256_of, sync
 from flowmask.models.stored.sealed import seal_readable
 from flowmask.models.strict import refuse_not_finite
@@ -97,7 +97,7 @@ class Background:
         try:
             self._result = self._call()
         except (OSError, SafetensorError) as error:
-            self._problem = f"{' '.join(str(error).split())}; earlier checkpoints are kept; free disk space"
+            self._problem = f"{' '.join(str(error).split())}; earlier checkpoints are kept; {help_of_disk(error)}"
         except WeightsError as error:
             self._problem = f"{error}; earlier checkpoints are kept"
         except BaseException as error:  # noqa: BLE001 - `outcome` raises it again
