@@ -6,6 +6,7 @@ Pure functions on uint8 [H W 3] rgb8 and bool [H W]; no files.
 import base64
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +32,22 @@ def paint(
     returns: uint8 [size 3], by default the frame's size; masks are enlarged without smoothing
     """
     size = size or (frame.shape[0], frame.shape[1])
-    canvas = _resized(frame, size, Image.Resampling.BICUBIC).astype(np.float32)
-    shown = [
-        (_resized(mask.astype(np.uint8), size, Image.Resampling.NEAREST).astype(bool), np.array(tone, np.float32))
-        for mask, tone in layers
-    ]
-    masks, tones = [mask for mask, _ in shown], [tone for _, tone in shown]
+    canvas = Image.fromarray(_resized(frame, size, Image.Resampling.BICUBIC))
+    masks = [_resized(mask.astype(np.uint8), size, Image.Resampling.NEAREST).astype(bool) for mask, _ in layers]
+    tones = [tone for _, tone in layers]
     for mask, tone in zip(_striped(masks, size), tones):
-        canvas[mask] = (1 - _FILL) * canvas[mask] + _FILL * tone
+        canvas.paste(canvas.point(_tinted(tone)), mask=Image.fromarray(mask))
     contours = [_contour(mask, max(1, min(size) // 160)) for mask in masks]
     for contour, tone in zip(_striped(contours, size), tones):
-        canvas[contour] = tone
-    return canvas.round().clip(0, 255).astype(np.uint8)
+        canvas.paste(tone, mask=Image.fromarray(contour))
+    return np.array(canvas)
+
+
+@lru_cache
+def _tinted(tone: Rgb) -> list[int]:
+    """The value of each of the 3 x 256 values of a pixel's channels under a fill."""
+    values = np.arange(256, dtype=np.float32)
+    return [round(float(value)) for channel in tone for value in (1 - _FILL) * values + _FILL * np.float32(channel)]
 
 
 def lit(frame: NDArray[np.uint8], mask: NDArray[np.bool_], tone: Rgb) -> NDArray[np.uint8]:
@@ -77,6 +82,8 @@ def embedded(picture: NDArray[np.uint8]) -> str:
 
 def _striped(masks: Sequence[NDArray[np.bool_]], size: tuple[int, int]) -> list[NDArray[np.bool_]]:
     """The same masks without common pixels: where several overlap, each keeps diagonal stripes."""
+    if len(masks) < 2:
+        return list(masks)
     count = np.asarray(np.sum(masks, axis=0, dtype=np.int32))
     common = count > 1
     if not common.any():

@@ -54,7 +54,8 @@ class VideoWriter:
 
     def add(self, picture: NDArray[np.uint8]) -> None:
         """Append one frame: uint8 [H W 3]; an odd side grows by its last row or column."""
-        picture = np.pad(picture, ((0, self._even[0]), (0, self._even[1]), (0, 0)), mode="edge")
+        if any(self._even):
+            picture = np.pad(picture, ((0, self._even[0]), (0, self._even[1]), (0, 0)), mode="edge")
         video_frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         self._send(
             video_frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)

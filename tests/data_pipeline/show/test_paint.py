@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from flowmask.data_pipeline.show.paint import CELL_PX, PREDICTED_COLOUR, TRUE_COLOUR, Rgb, lit, outlined
+from flowmask.data_pipeline.show.paint import CELL_PX, PREDICTED_COLOUR, TRUE_COLOUR, Rgb, lit, outlined, paint
 
 
 def luminance(colour: np.ndarray) -> float:
@@ -38,3 +38,16 @@ def test_an_empty_mask_has_no_outline_and_the_border_of_a_full_frame_is_none() -
     empty = lit(frame, np.zeros(frame.shape[:2], bool), TRUE_COLOUR)
     full = lit(frame, np.ones(frame.shape[:2], bool), TRUE_COLOUR)
     assert len(np.unique(empty)) == 1 and len(np.unique(full.reshape(-1, 3), axis=0)) == 1
+
+
+def test_a_fill_mixes_each_value_with_its_tone_and_changes_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    frame, mask = rng.integers(0, 256, (90, 70, 3), dtype=np.uint8), rng.random((90, 70)) < 0.5
+    given, tone = frame.copy(), (230, 97, 0)
+    painted = paint(frame, [(mask, tone)])
+    inside = mask & np.roll(mask, 1, 0) & np.roll(mask, -1, 0) & np.roll(mask, 1, 1) & np.roll(mask, -1, 1)
+    inside[[0, -1]], inside[:, [0, -1]] = False, False
+    assert inside.any() and np.array_equal(painted[~mask], frame[~mask]) and np.array_equal(frame, given)
+    assert np.abs(painted[inside] - (0.55 * frame[inside] + 0.45 * np.array(tone))).max() <= 0.5 + 1e-4
+    painted[:] = 0
+    assert np.array_equal(frame, given)
