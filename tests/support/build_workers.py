@@ -1,55 +1,72 @@
 """Workers of a cache build as separate processes, for tests that kill, stop and add workers."""
 
 import hashlib
-import os
-import subprocess
+import resource
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from forks import Forked
+
 from flowmask.data_pipeline.config import CacheBuildConfig
+from flowmask.models.errors import CacheError
 
-ROOT = Path(__file__).parents[2]
-IMPORTS_OF_A_RANK = """
-import sys
-from flowmask.launch.jobs import UNUSED
-from flowmask.models.process import without
-with without(*UNUSED):
-    import diffusers.models.autoencoders.autoencoder_kl_wan
-"""
-_WORKER = f"""{IMPORTS_OF_A_RANK}
-from flowmask.data_pipeline.build.build import build
-from flowmask.data_pipeline.config import CacheBuildConfig
-config = CacheBuildConfig.model_validate_json(sys.argv[1])
-said = lambda progress: print(progress.phase, progress.done, flush=True)
-build(config, worker=int(sys.argv[2]), workers=int(sys.argv[3]), on_progress=said)
-"""
+Say = Callable[[str], None]
 
 
-def start(config: CacheBuildConfig, *, worker: int = 0, workers: int = 1) -> subprocess.Popen[str]:
-    """Start one worker, which prints a line for each progress report."""
-    return subprocess.Popen(
-        [sys.executable, "-c", _WORKER, config.model_dump_json(), str(worker), str(workers)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(config: CacheBuildConfig, *, worker: int = 0, workers: int = 1) -> Forked:
+    """Start one worker, which says a line for each progress report."""
+    return Forked(_build, config.model_dump_json(), worker, workers)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def start_limited(config: CacheBuildConfig, *, limit_bytes: int) -> Forked:
+    """Start a worker none of whose files may grow beyond `limit_bytes` (0: no limit); it says only its refusal."""
+    return Forked(_limited, config.model_dump_json(), limit_bytes)
+
+
+def start_repair(config: CacheBuildConfig) -> Forked:
+    """Start a repair, which says a line at its begin and for each progress report."""
+    return Forked(_repair, config.model_dump_json())
+
+
+def finish(worker: Forked) -> None:
     """Wait for a worker, which must end without an error."""
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    code, said = worker.finish()
+    assert code == 0, said
 
 
-def follow(process: subprocess.Popen[str], lines: int) -> str:
-    """Read this many lines of a worker's progress, fewer if the worker ends; return the last line."""
-    assert process.stdout is not None
-    last = ""
-    for _ in range(lines):
-        last = process.stdout.readline().strip() or last
-    return last
+def _build(say: Say, config: str, worker: int, workers: int) -> None:
+    from flowmask.data_pipeline.build.build import build
+
+    found = CacheBuildConfig.model_validate_json(config)
+    build(found, worker=worker, workers=workers, on_progress=lambda at: say(f"{at.phase} {at.done}"))
+
+
+def _limited(say: Say, config: str, limit_bytes: int) -> None:
+    if limit_bytes:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    try:
+        _build(lambda _: None, config, 0, 1)
+    except CacheError as error:
+        say(str(error))
+        sys.exit(1)
+
+
+def _repair(say: Say, config: str) -> None:
+    from flowmask.data_pipeline.check.repair import repair
+    from flowmask.data_pipeline.check.verify import verify
+
+    found = CacheBuildConfig.model_validate_json(config)
+    folder = Path(found.out)
+    say("begin")
+    repair(
+        folder,
+        found=lambda: verify(folder),
+        config=lambda: found,
+        on_progress=lambda what, done, total: say(f"{what} {done}"),
+    )
 
 
 def contents(folder: Path) -> dict[str, str]:

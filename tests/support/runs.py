@@ -1,8 +1,6 @@
 """Shared by the tests of whole runs: a tiny Wan, a cache of a few clips, configs and the rows of a run."""
 
 import json
-import multiprocessing
-import os
 import shutil
 import signal
 import tempfile
@@ -15,8 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from forks import start_fork
 from planted import planted
 from safetensors.torch import load_file
+from workers import be_rank
 
 from flowmask.models.errors import UserError
 from flowmask.trainer.config import RunConfig
@@ -133,22 +133,12 @@ def start_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2) -> 
     """Jobs one after another in one group of real processes.
 
     A job has lab, out and overrides. Optional: `code` (its exit code; 0), `raises` (the text of a UserError in every
-    rank), `signal_rank` (the only rank that gets a SIGTERM) and `faults` (see planted.py). The ranks are forked from a
-    server that has imported everything once, which saves 6 s a process. Their output is in `folder`.
+    rank), `signal_rank` (the only rank that gets a SIGTERM) and `faults` (see planted.py). The output of the ranks is
+    in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(
-        ["flowmask.trainer.run.train", "deepspeed", "diffusers.models.transformers.transformer_wan"]
-    )
     meet = Path(tempfile.mkdtemp(dir=folder)) / "meet"
-    group = []
-    for rank in range(ranks):
-        process = forks.Process(target=_rank, args=(rank, ranks, meet, jobs, folder / f"log_{rank}.txt"))
-        process.start()
-        group.append(process)
-    return group
+    return [start_fork(_rank, rank, ranks, meet, jobs, folder / f"log_{rank}.txt") for rank in range(ranks)]
 
 
 def run_group(jobs: list[dict[str, Any]], *, folder: Path, ranks: int = 2, timeout_s: float = 240) -> None:
@@ -174,15 +164,7 @@ def kill_group(group: list[Any], *, only_alive: bool = False) -> None:
 
 
 def _rank(rank: int, ranks: int, meet: Path, jobs: list[dict[str, Any]], log: Path) -> None:
-    import torch
-
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ.update(
-        FLOWMASK_MEET=str(meet), WORLD_SIZE=str(ranks), RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS="1"
-    )
-    torch.set_num_threads(1)
+    be_rank(rank, ranks, meet=meet, log=log)
     for job in jobs:
         signalled = SignalAt.on_every_run() if job.get("signal_rank") == rank else nullcontext()
         raised = pytest.raises(UserError, match=job["raises"]) if "raises" in job else nullcontext()

@@ -1,24 +1,15 @@
-"""Real gloo processes for tests: start N ranks of one group, run a function in each, collect the results.
-
-Every process imports torch and DeepSpeed at its start (about 6 s), so a test asks one group for many results.
-"""
+"""Real gloo processes for tests: start N ranks of one group, run a function in each, collect the results."""
 
 import importlib.util
 import os
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from flowmask.launch.jobs import UNUSED
-from flowmask.launch.local.worker import quieten_libraries, run_process
-from flowmask.models.process import without
-
-ROOT = Path(__file__).parents[2]
+from forks import start_fork
 
 
 def free_port() -> int:
@@ -28,52 +19,42 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def start_ranks(count: int, module: Path, function: str, *, folder: Path, arguments: dict[str, Any]) -> list[Any]:
-    """Start `function(**arguments)` of the file `module` in `count` processes of one group."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(arguments, folder / "arguments.pt")
-    (folder / "meet").unlink(missing_ok=True)
-    group = {"WORLD_SIZE": str(count), "FLOWMASK_MEET": str(folder / "meet")}
-    processes = []
-    for rank in range(count):
-        variables = os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        variables["PYTHONPATH"] = str(ROOT)
-        command = [sys.executable, __file__, str(module), function, str(folder)]
-        with (folder / f"log_{rank}.txt").open("w") as log:
-            processes.append(subprocess.Popen(command, env=variables, stdout=log, stderr=log))
-    return processes
-
-
 def run_ranks(
     count: int, module: Path, function: str, *, folder: Path, timeout_s: float = 120, arguments: dict[str, Any]
 ) -> list[Any]:
-    """The result of every rank, in rank order; a rank that fails or hangs fails the test with its output."""
-    processes = start_ranks(count, module, function, folder=folder, arguments=arguments)
+    """The result of `function(**arguments)` of the file `module` in every rank, in rank order.
+
+    A rank that fails or hangs fails the test with its output.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(arguments, folder / "arguments.pt")
+    (folder / "meet").unlink(missing_ok=True)
+    processes = [start_fork(_rank, rank, count, module, function, folder) for rank in range(count)]
     until = time.monotonic() + timeout_s
-    try:
-        while any(process.poll() is None for process in processes) and time.monotonic() < until:
-            if any(process.poll() for process in processes):
-                break
-            time.sleep(0.05)
-    finally:
-        for process in processes:
-            if process.poll() is None and time.monotonic() >= until - timeout_s:
-                _end(process)
+    while time.monotonic() < until and any(process.exitcode is None for process in processes):
+        if any(process.exitcode for process in processes):
+            break
+        time.sleep(0.02)
+    for process in processes:
+        if process.exitcode is None:
+            process.kill()
+        process.join()
     logs = "\n".join((folder / f"log_{rank}.txt").read_text()[-3000:] for rank in range(count))
-    assert all(process.returncode == 0 for process in processes), logs
+    assert all(process.exitcode == 0 for process in processes), logs
     return [torch.load(folder / f"result_{rank}.pt", weights_only=True) for rank in range(count)]
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
+def be_rank(rank: int, ranks: int, *, meet: Path, log: Path) -> None:
+    """Make this process a rank of a group, with its output in a file."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    group = {"FLOWMASK_MEET": meet, "WORLD_SIZE": ranks, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in group.items()}, OMP_NUM_THREADS="1")
 
 
-def _main(module: Path, function: str, folder: Path) -> int:
-    quieten_libraries()
-    torch.set_num_threads(1)
-    with without(*UNUSED):  # as ranks of a job do
-        import diffusers.models.transformers.transformer_wan  # noqa: F401
+def _rank(rank: int, ranks: int, module: Path, function: str, folder: Path) -> None:
+    be_rank(rank, ranks, meet=folder / "meet", log=folder / f"log_{rank}.txt")
     sys.path.insert(0, str(module.parent))
     spec = importlib.util.spec_from_file_location(module.stem, module)
     assert spec is not None and spec.loader is not None
@@ -81,10 +62,4 @@ def _main(module: Path, function: str, folder: Path) -> int:
     sys.modules[module.stem] = loaded
     spec.loader.exec_module(loaded)
     arguments = torch.load(folder / "arguments.pt", weights_only=True)
-    result = getattr(loaded, function)(**arguments)
-    torch.save(result, folder / f"result_{os.environ['RANK']}.pt")
-    return 0
-
-
-if __name__ == "__main__":
-    run_process(lambda: _main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    torch.save(getattr(loaded, function)(**arguments), folder / f"result_{rank}.pt")

@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from build_workers import contents, finish, start
+from forks import Forked
 from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.build.build import Build, build
@@ -26,14 +25,10 @@ from flowmask.models.text import clean
 from flowmask.models.weights.wan import WanFolder
 
 
-def kill_after(process: subprocess.Popen[str], lines: int) -> None:
+def kill_after(worker: Forked, lines: int) -> None:
     """SIGKILL a worker after it has reported its progress `lines` times."""
-    assert process.stdout is not None
-    for _ in range(lines):
-        if not process.stdout.readline():
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    worker.follow(lines)
+    worker.kill()
 
 
 def test_two_workers_build_the_same_bytes_as_one(cache, make_config, tmp_path):

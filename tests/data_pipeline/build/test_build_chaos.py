@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from build_workers import contents, finish, follow, start
+from build_workers import contents, finish, start
 from command import start_flowmask
+from forks import Forked
 from trials import SEED, TRIALS
 
 from flowmask.data_pipeline.build.build import Build, build
@@ -40,7 +40,7 @@ def chaos(config: CacheBuildConfig, *, workers: int, events: int, seed: int) -> 
     """Kill, stop and add workers at random moments; then all remaining workers end without an error."""
     draw = random.Random(seed)
     crew = [start(config, worker=i, workers=workers) for i in range(workers)]
-    stopped: list[subprocess.Popen[str]] = []
+    stopped: list[Forked] = []
     try:
         for _ in range(events):
             victim, what = draw.choice(crew), draw.choice(["kill", "kill", "stop", "join"])
@@ -48,27 +48,27 @@ def chaos(config: CacheBuildConfig, *, workers: int, events: int, seed: int) -> 
                 crew.append(start(config, worker=draw.randrange(workers), workers=workers))
                 continue
             if victim not in stopped:
-                follow(victim, draw.randint(1, 6 * VIEWS))
+                victim.follow(draw.randint(1, 6 * VIEWS))
             if what == "kill":
                 victim.kill()
             else:
-                victim.send_signal(signal.SIGSTOP)
+                victim.signal(signal.SIGSTOP)
                 stopped.append(victim)
         all_end_well([worker for worker in crew if worker not in stopped])
         build(config)
         for worker in stopped:
-            worker.send_signal(signal.SIGCONT)
+            worker.signal(signal.SIGCONT)
         all_end_well(stopped)
     finally:
         for worker in crew:
             worker.kill()
 
 
-def all_end_well(workers: list[subprocess.Popen[str]]) -> None:
+def all_end_well(workers: list[Forked]) -> None:
     """Each worker ends without an error, or was killed by the test."""
     for worker in workers:
-        _, errors = worker.communicate(timeout=300)
-        assert worker.returncode in (0, -signal.SIGKILL), errors
+        code, said = worker.finish()
+        assert code in (0, -signal.SIGKILL), said
 
 
 def test_a_build_of_killed_stopped_and_added_workers_ends_with_the_same_bytes(many, undisturbed):
@@ -88,13 +88,13 @@ def test_a_worker_that_was_stopped_in_the_middle_ends_well_after_the_others_have
     config = many("stopped")
     worker = start(config)
     try:
-        while not follow(worker, 1).startswith("clips"):
-            assert worker.poll() is None
-        follow(worker, 3)
-        worker.send_signal(signal.SIGSTOP)
+        while not worker.follow(1).startswith("clips"):
+            assert worker.running
+        worker.follow(3)
+        worker.signal(signal.SIGSTOP)
         build(config)
     finally:
-        worker.send_signal(signal.SIGCONT)
+        worker.signal(signal.SIGCONT)
     finish(worker)
     assert contents(config.out) == undisturbed
 

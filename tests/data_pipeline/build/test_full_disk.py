@@ -1,58 +1,24 @@
 """The law of a full disk: the build stops in one line, keeps whole files, and ends with the same bytes later."""
 
-import hashlib
 import os
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from build_workers import IMPORTS_OF_A_RANK
+from build_workers import contents, start_limited
 
 from flowmask.data_pipeline.check.repair import repair
 from flowmask.data_pipeline.check.verify import verify
 
-REPOSITORY = Path(__file__).parents[3]
-_WORKER = f"""{IMPORTS_OF_A_RANK}
-import resource, signal
-from flowmask.data_pipeline.build.build import build
-from flowmask.data_pipeline.config import CacheBuildConfig
-from flowmask.models.errors import CacheError
-limit = int(sys.argv[2])
-if limit:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    build(CacheBuildConfig.model_validate_json(sys.argv[1]))
-except CacheError as error:
-    sys.exit(f"refused: {{error}}")
-"""
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
 
 def build_in_a_process(config, *, limit_bytes: int = 0) -> str:
     """The one line of the refusal; empty if the build finished."""
-    done = subprocess.run(
-        [sys.executable, "-c", _WORKER, config.model_dump_json(), str(limit_bytes)],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    said = [line for line in done.stderr.splitlines() if line.startswith("refused: ")]
-    assert "Traceback" not in done.stderr and len(said) == (done.returncode != 0), done.stderr
-    return said[0] if said else ""
+    code, said = start_limited(config, limit_bytes=limit_bytes).finish()
+    assert code == bool(said) and "\n" not in said, said
+    return said
 
 
 @pytest.fixture

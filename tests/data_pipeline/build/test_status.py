@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from build_workers import contents, follow, start
+from build_workers import contents, start
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -38,11 +38,10 @@ def test_a_finished_cache_is_complete_and_untouched(cache):
 def test_a_build_whose_worker_died_says_how_far_it_came_and_that_nobody_works_on_it(make_config, tmp_path):
     config = make_config(tmp_path / "cache")
     worker = start(config)
-    while not follow(worker, 1).startswith("clips"):
-        assert worker.poll() is None
-    follow(worker, 3)
+    while not worker.follow(1).startswith("clips"):
+        assert worker.running
+    worker.follow(3)
     worker.kill()
-    worker.communicate()
     found = status(config.out)
     assert found.phase in ("clips", "finalise")
     assert found.sentences is not None and found.sentences.done == found.sentences.total > 0

@@ -1,19 +1,15 @@
 """Laws of `cache repair`: wrong files are made again with the same bytes, and no other file changes."""
 
-import hashlib
 import json
 import os
 import random
 import shutil
-import signal
 import struct
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
-from build_workers import IMPORTS_OF_A_RANK
+from build_workers import contents, start_repair
 from seals import rewrite
 from trials import SEED, TRIALS
 
@@ -37,15 +33,6 @@ def mend(folder, config=None, **options):
         raise AssertionError("nothing has to be encoded here")
 
     return repair(folder, found=lambda: verify(folder), config=(lambda: config) if config else unknown, **options)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Hash of every file, by its path in the folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def stamps(folder):
@@ -197,41 +184,13 @@ def test_a_comparison_names_what_is_beyond_the_tolerance(cache, copy):
     assert any("000001.tar: clip" in problem for problem in compare(copy, cache).problems)
 
 
-_REPAIR = f"""{IMPORTS_OF_A_RANK}
-from pathlib import Path
-from flowmask.data_pipeline.config import CacheBuildConfig
-from flowmask.data_pipeline.check.repair import repair
-from flowmask.data_pipeline.check.verify import verify
-config = CacheBuildConfig.model_validate_json(sys.argv[1])
-folder = Path(config.out)
-said = lambda what, done, total: print(what, done, flush=True)
-print("begin", flush=True)
-repair(folder, found=lambda: verify(folder), config=lambda: config, on_progress=said)
-"""
-
-
-def killed_repair(folder: Path, config: CacheBuildConfig, *, lines: int) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _REPAIR, config.model_dump_json()],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    for _ in range(lines):
-        if not process.stdout.readline():
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
 def kill_and_mend(folder: Path, config: CacheBuildConfig, *, whole: Path, seed: int) -> None:
     draw = random.Random(seed)
     for name in ("000001.tar", "000004.tar"):
         os.truncate(folder / "shards" / name, draw.randrange(9000))
-    killed_repair(folder, config, lines=draw.randint(1, 13))
+    worker = start_repair(config)
+    worker.follow(draw.randint(1, 13))
+    worker.kill()
     mend(folder, config)
     assert contents(folder) == contents(whole)
 
