@@ -125,7 +125,11 @@ def plan_training(job: TrainJob, *, speed: GpuSpeed, clip: Shape | None = None, 
     objective, config = objective_of(job), getattr(module, "config", {})
     kinds = RECOMPUTE if objective.recomputes() else RECOMPUTE[:1]
     passes = {recompute: micro_batch_pass(job, shapes, largest, recompute=recompute) for recompute in kinds}
-    flop = sum(share * _training_flop(job, shapes, shape, config=config) for shape, share in mixture.items())
+    forward = {largest: passes["none"].forward_flop / job.train.micro_batch}
+    flop = sum(
+        share * _training_flop(job, shapes, shape, config=config, forward=forward.get(shape))
+        for shape, share in mixture.items()
+    )
     planner = Planner(job, shapes, largest, counts, passes)
     chosen = planner.at(own_setting(job))
     light = module.network if isinstance(module, LightMaskDecoder) else None
@@ -177,10 +181,12 @@ def _worlds(job: TrainJob, planner: Planner, setting: Setting, step_flop: float,
     return plans
 
 
-def _training_flop(job: TrainJob, shapes: Architecture, shape: Shape, *, config: Any) -> float:
-    """FLOPs of one example, forward and backward; config: the module's constructor arguments."""
+def _training_flop(job: TrainJob, shapes: Architecture, shape: Shape, *, config: Any, forward: float | None) -> float:
+    """FLOPs of one example, forward and backward; config: the module's constructor arguments; forward: if measured."""
     found = objective_of(job).training_flop(config, shape.latent, adapters=job.lora is not None)
     if found is not None:
         return found
-    alone = job.model_copy(update={"train": job.train.model_copy(update={"micro_batch": 1})})
-    return TRAINING_PASSES * micro_batch_pass(alone, shapes, shape, recompute="none").forward_flop
+    if forward is None:
+        alone = job.model_copy(update={"train": job.train.model_copy(update={"micro_batch": 1})})
+        forward = micro_batch_pass(alone, shapes, shape, recompute="none").forward_flop
+    return TRAINING_PASSES * forward

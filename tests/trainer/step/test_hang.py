@@ -46,7 +46,8 @@ def test_a_rank_that_hangs_or_dies_ends_the_others_within_the_timeout(
     said = (tmp_path / "logs" / "log_0.txt").read_text().strip().splitlines()[-1]
     assert said.startswith("flowmask.models.errors.RankLostError: rank 0 lost contact with another rank")
     assert f"{TIMEOUT_S} s (train.collective_timeout_s)" in said
-    missing = re.search(r"Rank 1 did not come to .* number \d+( \(.*\))?, in which the others wait, and left no stack", said)
+    called = r"Rank 1 did not come to .* number \d+( \(.*\))?, in which the others wait, and left no stack"
+    missing = re.search(called, said)
     assert missing is not None or number == signal.SIGKILL, "a connection that is closed is told at once"
     if stage == 0:
         run_group([job], folder=tmp_path / "again")
