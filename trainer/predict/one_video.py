@@ -101,6 +101,9 @@ class VideoPrediction:
             if entry["absent"]:
                 numbers = f"presence {entry['presence']:.4g} is below {entry['presence_threshold']:.4g}"
                 self._say(f"{entry['prompt']!r} was judged absent, so its masks are empty: {numbers}")
+            elif not any(entry["area_px"]):
+                reached = f"no pixel of any frame is above the threshold {self._threshold}"
+                self._say(f"{entry['prompt']!r}: all masks are empty, because {reached}")
         return Predictions(
             self.out / made[0]["together"], self._names, self._source.fps, [_result(self.out, e) for e in made]
         )

@@ -194,6 +194,17 @@ def test_a_higher_threshold_keeps_a_part_of_the_masks_and_the_number_of_presence
     assert json.loads((tmp_path / "0.9" / "predictions.json").read_text())["mask_threshold"] == 0.9
 
 
+def test_masks_that_are_all_empty_are_said_to_be(export: str, film: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    for level, empty in ((0.5, False), (1 - 1e-7, True)):
+        out = tmp_path / str(level)
+        result = predict(film, ["a dog"], checkpoint=export, out=out, threshold=level, say=said.append, **SETTINGS)
+        assert any(result.prompts[0].area_px) is not empty
+    assert [line for line in said if "empty" in line] == [
+        "'a dog': all masks are empty, because no pixel of any frame is above the threshold 0.9999999"
+    ]
+
+
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -0.5, 50.0, float("nan")])
 def test_a_threshold_that_is_no_probability_is_one_line(film: Path, tmp_path: Path, threshold: float) -> None:
     with pytest.raises(ConfigError, match=r"threshold is .*above 0 and below 1"):
