@@ -108,7 +108,7 @@ def toy(
     from flowmask.launch.toy.toy import commands, write_toy
 
     sentence = write_toy(folder, seed=seed, say=err.print)
-    console.print(f"wrote {folder}; next:")
+    console.print(f"{folder} is complete; next:")
     for command in commands(folder, sentence):
         typer.echo(f"  {command}")
 
