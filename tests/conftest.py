@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 from browser import why_no_browser
 from cluster import why_not
+from trials import drawn_tests
 
 # Words in a test file that needs the slow fixture. SLURM tests mostly wait, so they come before all others.
 COSTLY = ("import Cluster", "smoke:", "two_ranks:")
@@ -57,7 +58,7 @@ os.register_at_fork(after_in_child=compute_in_one_thread)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if isinstance(item, pytest.Function) and {"SEED", "TRIALS"} & vars(item.module).keys():
+    if isinstance(item, pytest.Function) and item.originalname in drawn_tests(item.path):
         item.add_marker("drawn")
 
 

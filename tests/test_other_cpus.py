@@ -11,7 +11,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = {"avx2": "AVX2", "default": "SSE41"}  # ATEN_CPU_CAPABILITY: DNNL_MAX_CPU_ISA
 NUMERIC = (
-    "tests/models",
+    "tests/models/decoders",
+    "tests/models/test_attention.py",
+    "tests/models/test_dit.py",
+    "tests/models/test_flow.py",
+    "tests/models/test_lora.py",
+    "tests/models/test_mask_decoder.py",
+    "tests/models/test_segment.py",
+    "tests/models/test_text.py",
+    "tests/models/test_vae.py",
     "tests/test_parity.py",
     "tests/data_pipeline/clip/test_pixels.py",
     "tests/data_pipeline/test_randomness.py",
