@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ _IMPORTED_ONCE = [
 ]
 
 
-def start_fork(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A multiprocessing.Process that calls a function of an importable module, in today's environment and folder."""
+def start_fork(function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None) -> Any:
+    """A multiprocessing.Process that calls a function of an importable module, in the present folder.
+
+    environment: its variables; None: the present ones
+    """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED_ONCE)
-    process = context.Process(target=_call, args=(dict(os.environ), str(Path.cwd()), function, arguments))
+    process = context.Process(
+        target=_call, args=(dict(environment or os.environ), str(Path.cwd()), function, arguments)
+    )
     process.start()
     return process
 
