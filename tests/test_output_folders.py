@@ -1,9 +1,10 @@
 """The law of results, for every command that writes any: no file of others is lost, and no end leaves half results."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from disturbed import (
@@ -17,9 +18,10 @@ from disturbed import (
     full_from,
     in_child,
     kill_at,
+    takes_space,
     with_file_limit,
 )
-from trials import SEED
+from trials import SEED, TRIALS
 from writers import NAMES, Writer, writers
 
 from flowmask.launch.local.worker import explain_disk_error
@@ -86,57 +88,52 @@ def test_what_somebody_else_adds_to_our_results_stays(
         assert (out / folder / "mine").read_text() == "mine", folder
 
 
-def drawn(total: int, *, seed: str, every: bool) -> list[int]:
-    numbers = range(1, total + 1)
-    return list(numbers) if every else sorted(random.Random(f"{SEED} {seed}").sample(numbers, 3))
+def drawn(numbers: Sequence[int], most: int, *, seed: str) -> list[int]:
+    return sorted(random.Random(f"{SEED} {seed}").sample(numbers, min(most, len(numbers))))
 
 
-def check_kills(writer: Writer, name: str, *, wanted: dict[str, bytes | str], folder: Path, every: bool) -> None:
+def check_kills(writer: Writer, name: str, *, wanted: dict[str, bytes | str], folder: Path, draws: int) -> None:
     total = calls_of(partial(command, writer, folder / "counted"), counted=every_call)
-    for number in drawn(total, seed=f"kill {name}", every=every):
+    for number in drawn(range(1, total + 1), draws, seed=f"kill {name}"):
         out = folder / f"killed_{number}"
         assert kill_at(number, partial(command, writer, out)) == KILLED
-        code = end_of(in_child(partial(command, writer, out)))
-        assert code == FINISHED or (code == REFUSED and name in ONCE), f"SEED={SEED}: killed at {number}"
-        assert contents(out) == wanted, f"SEED={SEED}: killed at {number} of {total}"
+        check_again(writer, name, out, wanted=wanted, what=f"killed at {number} of {total}")
 
 
-def check_full(writer: Writer, name: str, *, wanted: dict[str, bytes | str], folder: Path, every: bool) -> None:
-    for number in range(1, 10_000) if every else drawn(8, seed=f"full {name}", every=False):
+def check_full(writer: Writer, name: str, *, wanted: dict[str, bytes | str], folder: Path, draws: int) -> None:
+    total = calls_of(partial(command, writer, folder / "counted_space"), counted=takes_space)
+    for number in drawn(range(1, total + 1), draws, seed=f"full {name}"):
         out = folder / f"full_{number}"
-        code = full_from(number, partial(command, writer, out))
-        if code == FINISHED and every:
-            break
-        assert code in (FINISHED, REFUSED), f"SEED={SEED}: full from {number}"
-        code = end_of(in_child(partial(command, writer, out)))
-        assert code == FINISHED or (code == REFUSED and name in ONCE), f"SEED={SEED}: full from {number}"
-        assert contents(out) == wanted, f"SEED={SEED}: full from {number}"
+        assert full_from(number, partial(command, writer, out)) in (FINISHED, REFUSED), f"full from {number}"
+        check_again(writer, name, out, wanted=wanted, what=f"full from {number} of {total}")
 
 
-def check_file_limit(writer: Writer, name: str, *, wanted: dict[str, bytes | str], folder: Path, every: bool) -> None:
+def check_file_limit(writer: Writer, name: str, *, wanted: dict[str, bytes | str], folder: Path, draws: int) -> None:
     sizes = sorted({len(content) for content in wanted.values() if len(content) > 1 and isinstance(content, bytes)})
-    for size in sizes if every else random.Random(f"{SEED} limit {name}").sample(sizes, 1):
+    for size in drawn(sizes, max(1, draws // 3), seed=f"limit {name}"):
         out = folder / f"limited_{size}"
-        code = with_file_limit(size - 1, partial(command, writer, out))
-        assert code == REFUSED, f"no file may have {size} bytes"
-        code = end_of(in_child(partial(command, writer, out)))
-        assert code == FINISHED or (code == REFUSED and name in ONCE), f"after a limit of {size - 1} bytes"
-        assert contents(out) == wanted, f"after a limit of {size - 1} bytes"
+        assert with_file_limit(size - 1, partial(command, writer, out)) == REFUSED, f"no file may have {size} bytes"
+        check_again(writer, name, out, wanted=wanted, what=f"a limit of {size - 1} bytes")
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
+def check_again(writer: Writer, name: str, out: Path, *, wanted: dict[str, bytes | str], what: str) -> None:
+    code = end_of(in_child(partial(command, writer, out)))
+    assert code == FINISHED or (code == REFUSED and name in ONCE), f"SEED={SEED}: {what}"
+    assert contents(out) == wanted, f"SEED={SEED}: {what}"
+
+
+@pytest.mark.parametrize("draws", [3, pytest.param(24 * TRIALS, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_that_was_killed_or_met_a_full_disk_ends_right_when_it_is_given_again(
     commands: dict[str, Writer],
     undisturbed: Callable[[str], dict[str, bytes | str]],
     name: str,
-    every: bool,
+    draws: int,
     tmp_path: Path,
 ) -> None:
-    wanted = undisturbed(name)
-    check_kills(commands[name], name, wanted=wanted, folder=tmp_path, every=every)
-    check_full(commands[name], name, wanted=wanted, folder=tmp_path, every=every)
-    check_file_limit(commands[name], name, wanted=wanted, folder=tmp_path, every=every)
+    given: dict[str, Any] = {"wanted": undisturbed(name), "folder": tmp_path, "draws": draws}
+    for check in (check_kills, check_full, check_file_limit):
+        check(commands[name], name, **given)
 
 
 @pytest.mark.parametrize("name", NAMES)
