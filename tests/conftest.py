@@ -17,7 +17,7 @@ from cluster import why_not
 from trials import drawn_tests
 
 # Words in a test file that needs the slow fixture. SLURM tests mostly wait, so they come before all others.
-COSTLY = ("import Cluster", "smoke:", "two_ranks:")
+COSTLY = ("from real_size", "import toy as", "import Cluster", "smoke:", "two_ranks:")
 ROOT = Path(__file__).parents[1]
 # Several processes share the cores, and OpenMP's threads spin while they wait for each other: a training of ten steps
 # took 20 s in place of 2. torch and numpy, which read this, are not imported yet.
@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @lru_cache
 def costly(file: str) -> str | None:
-    """The slow fixture that a test file needs, if any."""
+    """A word in a test file that begins early, since it, or a fixture that such files share, takes long."""
     text = (ROOT / file).read_text()
     return next((word for word in COSTLY if word in text), None)
 

@@ -3,7 +3,7 @@ its memory.
 
 python real_size.py NAME WAN
 
-Prints one line of JSON; WAN: a folder of published.py. CLIP=5x480x832 takes less time.
+Prints one line of JSON; WAN: a folder of published.py. CLIP: 5x480x832, or 17x480x832 with TRIALS above 1.
 """
 
 import ctypes
@@ -28,10 +28,11 @@ from flowmask.launch.plan.one_pass import Shape
 from flowmask.models.vae import LatentStats
 
 ROOT = Path(__file__).parents[2]
-CLIP = Shape(*map(int, os.environ.get("CLIP", "17x480x832").split("x")))
 SHORT = Shape(5, 480, 832)  # short, so that the mask decoder's training fits into a laptop
-# The VAE takes a first frame, then four frames at a time, and keeps memory between: five frames use both.
-VAE_CLIP = CLIP if TRIALS > 1 else SHORT
+# A step of 17 frames takes an hour of CPU time where bf16 is not an instruction. The VAE takes a first frame, then four
+# frames at a time, and keeps memory between: five frames use both.
+CLIP = Shape(*map(int, os.environ.get("CLIP", "17x480x832" if TRIALS > 1 else str(SHORT)).split("x")))
+VAE_CLIP = CLIP
 UNIT = LatentStats(mean=(0.0,) * 16, std=(1.0,) * 16)
 
 
