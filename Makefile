@@ -20,7 +20,7 @@ $(VENV)/.ready: constraints.txt setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
-demo: setup      ## dataset -> cache -> decoder -> DiT -> J&F -> predict, in about ten minutes on 2 cores
+demo: setup      ## dataset -> cache -> decoder -> DiT -> J&F -> predict, in 10 to 25 minutes on 2 cores
 	$(BIN)/flowmask demo --out $(OUT)
 
 demo-full: setup ## the long form of the demo, up to an hour on 2 cores
