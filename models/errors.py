@@ -8,6 +8,10 @@ import os
 
 NO_ROOM = "free memory does not hold"  # part of the message about a GPU that is too small
 _MOST_CHARACTERS = 1500
+_DISK_HELP = {
+    errno.EFBIG: "raise the limit of file sizes (`ulimit -f`)",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions"),
+}
 
 
 class UserError(Exception):
@@ -26,8 +30,10 @@ class UserError(Exception):
 
 def help_of_disk(error: BaseException) -> str:
     """What to do about an error of a file system that refuses to write, also one with only the system's words."""
-    of_a_limit = getattr(error, "errno", None) == errno.EFBIG or os.strerror(errno.EFBIG) in str(error)
-    return "raise the limit of file sizes (`ulimit -f`)" if of_a_limit else "make room"
+    for number, fix in _DISK_HELP.items():
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return fix
+    return "make room"
 
 
 class ConfigError(UserError):

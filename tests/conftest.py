@@ -16,7 +16,7 @@ from browser import why_no_browser
 from cluster import why_not
 from trials import drawn_tests
 
-# Words in a test file that needs the slow fixture. SLURM tests mostly wait, so they come before all others.
+# Words in test files that begin first, in this order: those that take longest, then those that share a slow fixture.
 COSTLY = ("from real_size", "import toy as", "import Cluster", "smoke:", "two_ranks:")
 ROOT = Path(__file__).parents[1]
 # Several processes share the cores, and OpenMP's threads spin while they wait for each other: a training of ten steps

@@ -15,6 +15,7 @@ from torch import Tensor
 from flowmask.models.decoders.either import network_of
 from flowmask.models.dit import LATENT_CHANNELS, PATCH_KEY, build_dit
 from flowmask.models.errors import WeightsError
+from flowmask.models.stored.sealed import SEAL
 from flowmask.models.strict import check_shapes, exported_settings
 from flowmask.models.weights.foreign import refuse_foreign
 from flowmask.models.weights.pickled import plain_tensors, read_pickle
@@ -107,8 +108,19 @@ def stored_settings(path: Path) -> dict[str, Any]:
     return _settings(read_pickle(path, fix=_FIX, mapped=True), path)
 
 
+def refuse_renamed_settings(sealed: Iterable[object], *, where: Path) -> None:
+    """WeightsError if something with FlowMask's seal has not the name SETTINGS, which then is damaged."""
+    if strangers := [str(name) for name in sealed if name != SETTINGS]:
+        raise WeightsError(
+            f"{where} is damaged (FlowMask's settings are there as {strangers[0][:40]!r}, not as {SETTINGS!r}); "
+            "export it again, or get it again"
+        )
+
+
 def _settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The conventions recorded by a FlowMask export; empty for a published file."""
+    sealed = (name for name, value in content.items() if isinstance(value, Mapping) and SEAL in value)
+    refuse_renamed_settings(sealed, where=path)
     return exported_settings(content.get(SETTINGS, {}), where=f"{path}: `{SETTINGS}`")
 
 

@@ -32,7 +32,6 @@ SHORT = Shape(5, 480, 832)  # short, so that the mask decoder's training fits in
 # A step of 17 frames takes an hour of CPU time where bf16 is not an instruction. The VAE takes a first frame, then four
 # frames at a time, and keeps memory between: five frames use both.
 CLIP = Shape(*map(int, os.environ.get("CLIP", "17x480x832" if TRIALS > 1 else str(SHORT)).split("x")))
-VAE_CLIP = CLIP
 UNIT = LatentStats(mean=(0.0,) * 16, std=(1.0,) * 16)
 
 
@@ -119,7 +118,7 @@ def vae_passes(wan: Path) -> dict[str, Any]:
     vae: Any = WanFolder(wan).vae()
     draw(vae)
     with measured() as encoding, torch.no_grad():
-        clip = torch.rand(1, 3, VAE_CLIP.frames, VAE_CLIP.height, VAE_CLIP.width) * 2 - 1
+        clip = torch.rand(1, 3, CLIP.frames, CLIP.height, CLIP.width) * 2 - 1
         mean, logvar = encode_moments(vae, clip)
     encoding |= {"finite": bool(torch.isfinite(mean).all() & torch.isfinite(logvar).all()), "shape": list(mean.shape)}
     decoder = MaskDecoder.from_vae(vae).requires_grad_(False)

@@ -21,7 +21,7 @@ def drawn_tests(path: Path) -> frozenset[str]:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 defined = [name]
             case ast.Assign(targets=targets):
-                defined = [target.id for target in targets if isinstance(target, ast.Name)]
+                defined = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
             case ast.AnnAssign(target=ast.Name(id=name)):
                 defined = [name]
             case _:

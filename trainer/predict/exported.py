@@ -14,7 +14,7 @@ from flowmask.models.errors import WeightsError
 from flowmask.models.stored.regular import open_regular
 from flowmask.models.stored.sealed import SEAL, parse_json
 from flowmask.models.strict import SafetensorsFolder, exported_settings, opened, read_json
-from flowmask.models.weights.flowrvs import SETTINGS
+from flowmask.models.weights.flowrvs import SETTINGS, refuse_renamed_settings
 from flowmask.models.weights.foreign import refuse_foreign_folder, what_is
 from flowmask.trainer.predict.parts import DIT, ENCODER, MASK_DECODER, PARTS, VIDEO_DIT, Part, State
 from flowmask.trainer.state.run_folder import CHECKPOINTS
@@ -113,7 +113,5 @@ def header(path: Path) -> dict[str, Any]:
     """The settings in the header of FlowMask's .safetensors file."""
     with _opened(path) as file:
         metadata = file.metadata() or {}
-        for name, value in metadata.items():
-            if name != SETTINGS and f'"{SEAL}":' in value:
-                raise ValueError(f"FlowMask's settings are there as {name[:40]!r}, not as {SETTINGS!r}")
+        refuse_renamed_settings((name for name, value in metadata.items() if f'"{SEAL}":' in value), where=path)
         return exported_settings(parse_json(metadata.get(SETTINGS, "{}")), where=path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from published import write_published
-from real_size import CLIP, ROOT, SHORT, VAE_CLIP, train_job
+from real_size import CLIP, ROOT, SHORT, train_job
 
 from flowmask.launch.plan.encoders import Encoders
 from flowmask.launch.plan.model import architecture, trained_module
@@ -58,12 +58,9 @@ def test_a_lora_step_has_the_loss_of_its_target_moves_every_adapter_and_takes_wh
 def test_the_vae_encodes_and_decodes_a_clip_in_the_memory_that_is_planned(wan: Path) -> None:
     found, encoders = run("vae_passes", wan), Encoders(architecture(wan))
     assert found["encode"]["finite"] and found["decode"]["finite"]
-    assert found["encode"]["shape"] == [1, 16, *VAE_CLIP.latent]
-    assert found["decode"]["shape"] == [1, 1, VAE_CLIP.frames, VAE_CLIP.height, VAE_CLIP.width]
-    for name, planned in (
-        ("encode", encoders.encode(VAE_CLIP, dtype="float32")),
-        ("decode", encoders.decode(VAE_CLIP)),
-    ):
+    assert found["encode"]["shape"] == [1, 16, *CLIP.latent]
+    assert found["decode"]["shape"] == [1, 1, CLIP.frames, CLIP.height, CLIP.width]
+    for name, planned in (("encode", encoders.encode(CLIP, dtype="float32")), ("decode", encoders.decode(CLIP))):
         assert 0.8 * planned.peak_bytes < found[name]["peak"] < 1.5 * planned.peak_bytes
 
 

@@ -150,12 +150,13 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(dit_run: Path, l
     assert (tmp_path / "there.pth").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("format", ["flowrvs", "safetensors"])
 def test_settings_whose_name_is_damaged_are_damage_and_not_a_file_of_another_tool(
-    dit_run: Path, tmp_path: Path
+    dit_run: Path, tmp_path: Path, format: str
 ) -> None:
-    path = export(str(dit_run), format="safetensors", out=tmp_path / "w.safetensors").path
+    path = export(str(dit_run), format=format, out=tmp_path / f"w{FORMATS[format]}").path
     content = path.read_bytes()
-    assert content.count(b'"flowmask":') == 1
-    path.write_bytes(content.replace(b'"flowmask":', b'"nlowmask":'))
-    with pytest.raises(UserError, match=r"w\.safetensors is damaged .*'nlowmask'.*get it again"):
+    assert content.count(b"flowmask") == 1
+    path.write_bytes(content.replace(b"flowmask", b"nlowmask"))
+    with pytest.raises(UserError, match=r"is damaged .*'nlowmask'.*get it again"):
         load_dit(str(path))
