@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from flowmask.launch.configs import bundled_of, find_config
 from flowmask.launch.nearest import nearest
-from flowmask.launch.scalars import at_home, refuse_two_readings
+from flowmask.launch.scalars import at_home, parse_plain
 from flowmask.models.errors import ConfigError
 from flowmask.models.safe.secrets import masked_line, masked_option, masked_uri
 from flowmask.models.safe.words import has_control, printable
@@ -110,7 +110,7 @@ def readable(path: Path) -> Iterator[None]:
 def load_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> DictConfig:
     """The keys of a file, merged over those of its `base`: a path from its folder, else a bundled config's name."""
     refuse_deep_yaml(path.read_bytes())
-    root = refuse_two_readings(path.read_text(encoding="utf-8"), where=f"config {path}")
+    root = parse_plain(path.read_text(encoding="utf-8"), where=f"config {path}")
     if root is None or root.tag != _MAPPING or not root.value:
         raise ConfigError(f"config {path} holds no keys; it must be a YAML mapping")
     written = OmegaConf.load(path)
@@ -166,7 +166,7 @@ def split_override(item: str) -> tuple[str, Any]:
         raise ConfigError(f"override {item!r} is not KEY=VALUE, for example train.lr=1e-4")
     try:
         parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-        refuse_two_readings(text, where=f"override of {key}")
+        parse_plain(text, where=f"override of {key}")
     except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"override of {key}: its value is not valid YAML ({_problem(error)}); quote it") from error
     return key, at_home(parsed["value"])

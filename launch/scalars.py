@@ -13,10 +13,10 @@ from flowmask.models.errors import ConfigError
 _TWO_READINGS = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 
 
-def refuse_two_readings(text: str, *, where: str) -> yaml.Node | None:
-    """ConfigError for the first plain number in a YAML text that YAML reads as another number than people do.
+def parse_plain(text: str, *, where: str) -> yaml.Node | None:
+    """The root of a YAML text, None if it is empty.
 
-    Returns the root of the text.
+    ConfigError for the first plain number in it that YAML reads as another number than people do.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     for node in _scalars(root):

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, exit_with, load_diffusers, say_json, say_loading
+from flowmask.launch.cli.words import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    exit_with,
+    load_wan_libraries,
+    say_json,
+    say_loading,
+)
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.next_steps import NEXT, say_next
@@ -28,8 +36,7 @@ def plan(
     restart_min: Annotated[float, typer.Option(help="Minutes from a failure to the next step, with the queue")] = 10.0,
 ) -> None:
     """Estimate memory for each ZeRO stage, hours and disk space of a job. Needs no GPU and no weights."""
-    say_loading()
-    load_diffusers()
+    load_wan_libraries()
     from flowmask.launch.plan import plan as planning
     from flowmask.launch.plan.show import show
 

@@ -11,7 +11,7 @@ from flowmask.launch.cli.words import (
     Overrides,
     Wait,
     exit_with,
-    load_diffusers,
+    load_wan_libraries,
     run_job,
     say_json,
     say_loading,
@@ -83,8 +83,7 @@ def cache_repair(
     wan: CacheWan = None,
 ) -> None:
     """Rebuild only the damaged files: only their units are encoded again."""
-    say_loading()
-    load_diffusers()
+    load_wan_libraries()
     from flowmask.data_pipeline.check.repair import repair
     from flowmask.data_pipeline.check.verify import verify
     from flowmask.launch.cli.cache_check import build_config, show_repair
@@ -132,8 +131,7 @@ def cache_inspect(
     wan: CacheWan = None,
 ) -> None:
     """Write one HTML page about a cache: its contents, and random examples decoded from the latents."""
-    say_loading()
-    load_diffusers()
+    load_wan_libraries()
     from flowmask.data_pipeline.show.inspect_page import inspect
     from flowmask.launch.progress import bar
 

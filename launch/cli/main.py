@@ -21,17 +21,7 @@ from flowmask.launch.cli.serve import serve
 from flowmask.launch.cli.track import profile, report, track
 from flowmask.launch.cli.try_settings import show_settings
 from flowmask.launch.cli.weights import export, import_app, tiny_wan
-from flowmask.launch.cli.words import (
-    AsJson,
-    ConfigFile,
-    Overrides,
-    Run,
-    Wait,
-    exit_with,
-    load_diffusers,
-    run_job,
-    say_loading,
-)
+from flowmask.launch.cli.words import AsJson, ConfigFile, Overrides, Run, Wait, exit_with, load_wan_libraries, run_job
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.local.worker import explain_disk_error, quieten_libraries, run_process
@@ -103,8 +93,7 @@ def toy(
     seed: Annotated[int, typer.Option(min=0, help="Of weights and scenes")] = 0,
 ) -> None:
     """Write a tiny Wan, small datasets, and the try.yaml under which every config runs in minutes on two cores."""
-    say_loading()
-    load_diffusers()
+    load_wan_libraries()
     from flowmask.launch.toy.toy import commands, write_toy
 
     sentence = write_toy(folder, seed=seed, say=err.print)

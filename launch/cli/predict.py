@@ -91,7 +91,7 @@ def predict(
     _require_files(videos, checkpoint)
     with told() as on_progress:
         on_progress("starting", 0, 1)  # the import of torch takes seconds
-        words.load_diffusers()
+        words.load_wan_libraries(say=False)
         from flowmask.models.config import SamplerConfig
         from flowmask.trainer.predict import predict as predicting
         from flowmask.trainer.predict.predictions import result_folders

@@ -46,7 +46,7 @@ def serve(
 ) -> None:
     """Serve a web page: people upload a clip, type sentences, and get masks and overlays. Needs 'flowmask\\[serve]'."""
     err.print(f"flowmask serve: loading {run}")
-    words.load_diffusers()
+    words.load_wan_libraries(say=False)
     from flowmask.launch.serve import page, server
     from flowmask.launch.serve.limits import Limits
     from flowmask.models.config import SamplerConfig

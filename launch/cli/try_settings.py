@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flowmask.launch.cli.words import load_diffusers, say_json, say_loading
+from flowmask.launch.cli.words import load_wan_libraries, say_json
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
 from flowmask.launch.next_steps import say_next
@@ -19,8 +19,7 @@ def show_settings(config: Path, overrides: Sequence[str], *, as_json: bool) -> N
     job = load_kind(config, EvaluateJob, overrides)
     if job.launch.cluster == "slurm":
         raise UserError("--try-settings runs in this process only; run it in an allocation with launch.cluster=local")
-    say_loading()
-    load_diffusers()
+    load_wan_libraries()
     from flowmask.launch.progress import bar
     from flowmask.models.device import gpu_holds
     from flowmask.trainer.score.try_settings import TRIED, try_settings

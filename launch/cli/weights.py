@@ -14,8 +14,7 @@ from flowmask.launch.cli.words import (
     PresenceOf,
     TextTokensOf,
     conventions_of,
-    load_diffusers,
-    say_loading,
+    load_wan_libraries,
 )
 from flowmask.launch.console import err
 from flowmask.launch.console import out as console
@@ -40,8 +39,7 @@ def from_wan(
     ],
 ) -> None:
     """Convert Wan2.1's original files to diffusers' names, bit for bit. Accepts ComfyUI's prefix."""
-    say_loading()
-    load_diffusers()
+    load_wan_libraries()
     from flowmask.models.weights.import_wan import import_wan
 
     import_wan(source, out, say=err.print)
@@ -62,8 +60,7 @@ def from_flowrvs(
     lowercase: LowercaseOf = None,
 ) -> None:
     """Convert FlowRVS's published weights to an export, which also stores the settings that their files lack."""
-    say_loading()
-    load_diffusers()
+    load_wan_libraries()
     from flowmask.trainer.predict.import_flowrvs import import_flowrvs
 
     asked = conventions_of(pixel_norm, text_tokens, mask_latent_norm, lowercase)
@@ -84,8 +81,7 @@ def export(
     presence: PresenceOf = None,
 ) -> None:
     """Write trained weights in a format that diffusers, FlowRVS's code or any safetensors reader loads."""
-    say_loading()
-    load_diffusers()
+    load_wan_libraries()
     import torch
 
     from flowmask.trainer.predict.export import export as export_weights
@@ -106,8 +102,7 @@ def tiny_wan(
     random_vae: Annotated[bool, typer.Option("--random-vae", help="Make the VAE random too")] = False,
 ) -> None:
     """Write a tiny checkpoint in the layout of Wan2.1, to test offline. All weights but the VAE's are random."""
-    say_loading()
-    load_diffusers()
+    load_wan_libraries()
     from flowmask.models.weights.tiny_wan import write_tiny_wan
 
     write_tiny_wan(folder, seed=seed, random_vae=random_vae)

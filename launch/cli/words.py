@@ -143,10 +143,15 @@ def say_loading() -> None:
     err.print("loading libraries")
 
 
-def load_diffusers() -> None:
-    """For a command that needs Wan's models: import diffusers without what no command uses of it."""
+def load_wan_libraries(*, say: bool = True) -> None:
+    """Import what Wan's models need, after a line to stderr; of diffusers only what FlowMask uses.
+
+    say: False for a command that shows its own progress
+    """
     from flowmask.launch.jobs import import_diffusers
 
+    if say:
+        say_loading()
     import_diffusers()
 
 

@@ -91,6 +91,29 @@ def ask(code: str, *, folder: Path) -> object:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def at_import(package: str, fact: str, commands: list[list[str]], *, folder: Path) -> dict[str, list[object]]:
+    """What the Python expression `fact` gives as each command imports the package, and the command ends.
+
+    Returns a list of one value for each command, empty if it does not import the package.
+    """
+    code = f"""{LISTED}{RUN}
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == {package!r}:
+            facts.append({fact})
+            raise SystemExit
+sys.meta_path.insert(0, Stop())
+found = {{}}
+for words in {commands!r}:
+    facts = []
+    run(words)
+    found[" ".join(words)] = facts[:1]
+print(json.dumps(found))"""
+    found = ask(code, folder=folder)
+    assert isinstance(found, dict)
+    return found
+
+
 @pytest.mark.parametrize("allowed", COMMANDS, ids=lambda allowed: "+".join(allowed) or "nothing heavy")
 def test_a_command_that_computes_nothing_imports_nothing_heavy(allowed: tuple[str, ...], tmp_path: Path) -> None:
     """`flowmask --help`, a question about a run, and a mistake in a config do not wait for torch."""
@@ -109,41 +132,15 @@ def test_a_package_that_a_command_gains_is_found(tmp_path: Path) -> None:
 
 
 def test_a_command_says_a_line_before_it_imports_torch(tmp_path: Path) -> None:
-    code = f"""{LISTED}{RUN}
-class Stop:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch":
-            reached.append(sys.stderr.getvalue())
-            raise SystemExit
-sys.meta_path.insert(0, Stop())
-found = {{}}
-for words in {TOLD!r}:
-    reached = []
-    run(words)
-    found[" ".join(words)] = reached[:1]
-print(json.dumps(found))"""
-    found = ask(code, folder=tmp_path)
-    assert isinstance(found, dict)
-    assert not {words: said for words, said in found.items() if said == [""] or not said}
+    said = at_import("torch", "sys.stderr.getvalue()", TOLD, folder=tmp_path)
+    assert not {words: lines for words, lines in said.items() if lines in ([], [""])}
 
 
 def test_a_command_that_needs_wan_imports_diffusers_without_what_it_does_not_use(tmp_path: Path) -> None:
-    code = f"""{LISTED}{RUN}
-class Stop:
-    def find_spec(self, name, path=None, target=None):
-        if name == "diffusers":
-            hidden.append([sys.modules.get(package, "there") for package in {UNUSED!r}])
-            raise SystemExit
-sys.meta_path.insert(0, Stop())
-found = {{}}
-for words in {[words for words in TOLD if not LATER & {*words}]!r}:
-    hidden = []
-    run(words)
-    found[" ".join(words)] = hidden[:1]
-print(json.dumps(found))"""
-    found = ask(code, folder=tmp_path)
-    assert isinstance(found, dict)
-    assert not {words: hidden for words, hidden in found.items() if hidden != [[None] * len(UNUSED)]}
+    commands = [words for words in TOLD if not LATER & {*words}]
+    hidden = f"[sys.modules.get(package, 'there') for package in {UNUSED!r}]"
+    found = at_import("diffusers", hidden, commands, folder=tmp_path)
+    assert found == {" ".join(words): [[None] * len(UNUSED)] for words in commands}
 
 
 def test_a_job_says_that_it_starts_before_its_ranks_do(

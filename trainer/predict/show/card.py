@@ -33,7 +33,7 @@ _SEGMENTS = "of a model of referring video segmentation: a video and a sentence 
 _FIRST = {
     "dit": f"The diffusion transformer (DiT) {_SEGMENTS} the sentence names comes out.",
     "mask_decoder": f"The mask decoder {_SEGMENTS} the sentence names comes out.",
-    "video_dit": "A Wan2.1 folder whose diffusion transformer was trained further on text to video.",
+    "video_dit": "A Wan folder whose diffusion transformer was trained further on text to video.",
     "lora": f"LoRA adapters for the diffusion transformer (DiT) {_SEGMENTS} the sentence names comes out.",
 }
 _DIT = """from diffusers import WanTransformer3DModel
@@ -51,8 +51,10 @@ dit = WanFolder(WAN).transformer(video_injection={injected})  # WAN: the path of
 dit.load_lora_adapter({folder!r}, prefix="base_model.model", weight_name="adapter_model.safetensors")""",
 }
 _LICENCE = """\
-Wan2.1, from which these weights were trained, is under Apache-2.0, and so is FlowMask. The datasets of the training
-have terms of their own; some of them exclude commercial use. Whoever publishes these weights states here which hold."""
+{base}FlowMask is under Apache-2.0. The datasets of the training have their own terms; some exclude commercial use.
+Whoever publishes these weights states here which hold."""
+_OF_WAN = "Wan2.1, from which these weights were trained, is under Apache-2.0. "
+_OTHER_SIZE = "a model with the architecture of Wan2.1 in another size"
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,10 @@ def model_card(facts: CardFacts) -> str:
         "Training": _table(["", ""], [*_training(facts, base).items()]),
         "Scores": _table(["evaluation", "J&F", "J", "F", "videos", "expressions"], [*_scores(facts)]),
         "How to load": _how_to_load(facts),
-        "Licence": _LICENCE,
+        "Licence": _LICENCE.format(base=_OF_WAN if base else ""),
     }
-    text = [f"# {_shown(facts.folder)}", f"{_FIRST[facts.part]} Trained from Wan2.1 with FlowMask."]
+    trained = f"Trained from {'Wan2.1' if base else _OTHER_SIZE} with FlowMask."
+    text = [f"# {_shown(facts.folder)}", f"{_FIRST[facts.part]} {trained}"]
     text += [f"## {title}\n\n{section}" for title, section in sections.items() if section]
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n" + "\n\n".join(text) + "\n"
 
@@ -114,7 +117,7 @@ def _training(facts: CardFacts, base: str | None) -> dict[str, str]:
     """Names and values of the known facts of the training."""
     settings, known = facts.loaded.settings, {}
     if base or settings.get("wan"):
-        known["Base model"] = base or f"Wan2.1, folder `{_shown(Path(settings['wan']).name)}`"
+        known["Base model"] = base or f"folder `{_shown(Path(settings['wan']).name)}`, {_OTHER_SIZE}"
     if (checkpoint := newest(facts.source)) is not None:
         document = read_run(checkpoint)
         state = document["state"]
