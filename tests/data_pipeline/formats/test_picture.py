@@ -176,12 +176,12 @@ def test_a_small_file_that_wants_much_memory_is_refused_or_read_without_it(tmp_p
     path = tmp_path / "bomb.png"
     path.write_bytes(bombs()[name])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.monotonic()
+    began = time.process_time()
     try:
         assert np.array_equal(read_image(path, size=None), COLOUR)
     except DataError as error:
         assert "\n" not in str(error) and str(path) in str(error)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
@@ -205,7 +205,7 @@ def mutants(count: int, seed: int, path: Path) -> tuple[int, int]:
         for _ in range(draw.randint(1, 4)):
             content[draw.randrange(min(len(content), draw.choice([40, 4000])))] = draw.randrange(256)
         path.write_bytes(content[: draw.choice([len(content), draw.randrange(len(content))])])
-        began = time.monotonic()
+        began = time.process_time()
         try:
             high, wide = image_size(path, upright=True)
             frame = read_image(path, size=None, upright=True)
@@ -213,7 +213,7 @@ def mutants(count: int, seed: int, path: Path) -> tuple[int, int]:
             read += 1
         except DataError as error:
             assert "\n" not in str(error) and str(path) in str(error)
-        assert time.monotonic() - began < 2, bytes(content)
+        assert time.process_time() - began < 2, bytes(content)
     return read, count - read
 
 
