@@ -97,6 +97,7 @@ def test_the_whole_script_gives_every_kind_of_row_with_torch_transformers_safete
         "matrix": {"tflop_per_s"},
         "step": {"step_s", "peak_gb", "planned_tensors_gb", "planned_gpu_gb", "of_matrix_pct"},
         "forward": {"seconds", "peak_gb", "planned_tensors_gb", "of_matrix_pct"},
+        "encoder": {"seconds", "largest_difference_pct"},
         "waits": {"waits", "launches"},
         "cache": {"clips_per_s"},
         "evaluate": {"s_per_sentence"},

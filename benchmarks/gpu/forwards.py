@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmask.data_pipeline.build.encode import channels_last
 from flowmask.models.config import ModelConfig
 from flowmask.models.cost.flops import dit_forward_flop
 from flowmask.models.device import use_tf32
@@ -20,6 +21,7 @@ WORDS = 16  # tokens of a sentence
 _BATCH = 64  # sentences in a batch
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 Made = tuple[torch.nn.Module, Callable[[], object], float, float]  # module, its pass, FLOP, planned bytes of a pass
+Encode = tuple[torch.nn.Module, Callable[[], tuple[Tensor, Tensor]], float, float]
 
 
 def machine(lab: Lab) -> dict[str, Any]:
@@ -52,6 +54,23 @@ def model(name: str, precision: str, lab: Lab) -> dict[str, Any]:
     return {"seconds": seconds, **lab.shares(flop, seconds), **lab.memory(), **expected}
 
 
+def encoder(way: str, precision: str, lab: Lab) -> dict[str, Any]:
+    """The VAE's encoder in another way: its time, and its largest difference to the plain pass in % of its range."""
+    use_tf32(precision == "tf32")
+    vae, run, flop, _ = _vae_encode(lab, DTYPES[precision])
+    with torch.no_grad():
+        plain = run()
+        ENCODER_WAYS[way](vae)
+        seconds = lab.seconds(run)
+        pairs = list(zip(plain, run(), strict=True))
+    apart = max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs)
+    return {"seconds": seconds, **lab.shares(flop, seconds), **lab.memory(), "largest_difference_pct": 100 * apart}
+
+
+def _compile_encoder(vae: Any) -> None:
+    vae.encoder.compile()
+
+
 def _dit(lab: Lab, dtype: torch.dtype) -> Made:
     dit = lab.drawn(lab.shapes.dit(video_injection=True), dtype).eval()
     tokens = ModelConfig(wan=lab.wan).text_tokens
@@ -68,7 +87,7 @@ def _dit(lab: Lab, dtype: torch.dtype) -> Made:
     )
 
 
-def _vae_encode(lab: Lab, dtype: torch.dtype) -> Made:
+def _vae_encode(lab: Lab, dtype: torch.dtype) -> Encode:
     vae = lab.drawn(lab.shapes.vae(), dtype).eval()
     clip = torch.rand(1, 3, *lab.scale.clip, device=lab.device) * 2 - 1
     planned = lab.encoders.encode(lab.clip, dtype=str(dtype).removeprefix("torch."))
@@ -99,6 +118,7 @@ def _umt5_batch(lab: Lab, dtype: torch.dtype) -> Made:
     return _umt5(lab, dtype, sentences=_BATCH)
 
 
+ENCODER_WAYS: dict[str, Callable[[Any], None]] = {"channels last": channels_last, "compiled": _compile_encoder}
 MODELS: dict[str, Callable[[Lab, torch.dtype], Made]] = {
     "dit": _dit,
     "vae encode": _vae_encode,

@@ -42,6 +42,7 @@ def all_rows(scale: Scale) -> list[Row]:
         Row("waits", str(Way()), 25, partial(steps.waits, Way())),
         *(_step(way) for way in ways if way.changes == 1),
         *(_cache(first, at_once) for at_once in (1, 4)),
+        *(_encoder(way, first) for way in forwards.ENCODER_WAYS),
         *(_evaluate(sentences, "fp32") for sentences in (1, 8)),
         *(Row("waits", str(way), 85, partial(steps.waits, way)) for way in ways if way == compiled),
         *(Row("start", f"ranks: {n}", 20 + n, partial(jobs.start, n)) for n in scale.ranks),
@@ -72,6 +73,11 @@ def _forwards(precision: Precision, *, first: bool = False) -> Iterator[Row]:
 
 def _matrix(precision: Precision, *, first: bool = False) -> Row:
     return Row("matrix", precision, 4, partial(forwards.matrix, precision), first=first)
+
+
+def _encoder(way: str, precision: Precision) -> Row:
+    estimate = 20 + _COMPILE_S * (way == "compiled")
+    return Row("encoder", f"{way}, {precision}", estimate, partial(forwards.encoder, way, precision))
 
 
 def _cache(precision: Precision, at_once: int) -> Row:

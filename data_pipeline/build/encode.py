@@ -63,7 +63,7 @@ class ClipEncoder:
         self.vae, self.dtype, self.pixel_norm = vae, dtype, pixel_norm
         self.batch_clips, self.clock = batch_clips, clock or StageClock()
         if vae.device.type == "cpu":
-            _channels_last(vae)
+            channels_last(vae)
 
     def encode(self, clips: Iterable[DecodedClip]) -> Iterator[EncodedClip]:
         """Encode clips; each is returned in order once complete; a clip without masks is left out.
@@ -122,7 +122,7 @@ def _set_mask(result: EncodedClip, place: int, mean: Result) -> None:
     result.waits_for -= 1
 
 
-def _channels_last(vae: nn.Module) -> None:
+def channels_last(vae: nn.Module) -> None:
     """Order the convolution weights as the CPU kernels need them: 1.7 times faster, twice as fast in bf16."""
     formats = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
     for module in vae.modules():

@@ -90,15 +90,17 @@ def last_rows(path: Path, count: int) -> list[dict[str, Any]]:
                 content = file.read(taken)
     except OSError:
         return []
-    rows = []
-    for line in content.split(b"\n")[taken < size : -1][-count:]:
-        try:
-            row = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            rows.append(row)
-    return rows
+    rows = map(_row, content.split(b"\n")[taken < size : -1][-count:])
+    return [row for row in rows if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row of a line; None for all that this file does not write."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -143,19 +145,10 @@ def _continue_rows(path: Path, step: int) -> Any:
 def _rows_up_to(path: Path, step: int) -> Iterator[bytes]:
     with os.fdopen(open_regular(path), "rb") as file:
         for line in file:
-            number = _step_of(line)
-            if number is None or number > step:
+            row = _row(line) if line.endswith(b"\n") else None
+            if row is None or row["step"] > step:
                 return
             yield line
-
-
-def _step_of(line: bytes) -> int | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return int(parse_json(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _older_run(path: Path) -> tuple[()] | None:

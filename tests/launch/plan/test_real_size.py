@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from published import write_published
-from real_size import CLIP, ROOT, SHORT, train_job
+from real_size import CLIP, DECODER_CLIP, ROOT, train_job
 
 from flowmask.launch.plan.encoders import Encoders
 from flowmask.launch.plan.model import architecture, trained_module
@@ -67,5 +67,5 @@ def test_the_vae_encodes_and_decodes_a_clip_in_the_memory_that_is_planned(wan: P
 def test_a_mask_decoder_step_takes_the_memory_that_is_planned(wan: Path) -> None:
     step = run("decoder_step", wan)["step"]
     assert 0 < step["loss"] < 100 and step["grad_norm"] > 0 and not step["skipped"]
-    cost = micro_batch_pass(train_job("train_mask_decoder", wan), architecture(wan), SHORT, recompute="full")
+    cost = micro_batch_pass(train_job("train_mask_decoder", wan), architecture(wan), DECODER_CLIP, recompute="full")
     assert 0.8 * cost.peak_bytes < step["peak"] < 1.5 * cost.peak_bytes

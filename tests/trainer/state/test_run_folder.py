@@ -35,7 +35,13 @@ def row(step: int) -> bytes:
     return json.dumps({"step": step, "loss": 1 / (step + 2)}).encode() + b"\n"
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"step": 6, "lo', b"\x00\x00\n", b'{"loss": 1}\n'])
+DAMAGED = [b"", b'{"step": 6, "lo', b"\x00\x00\n", b'{"loss": 1}\n', b"6\n"]
+DAMAGED += [
+    b'{"step": %s}\n' % step for step in (b"Infinity", b"1e999", b"NaN", b"5.5", b"true", b'"5"', b"null", b"[5]")
+]
+
+
+@pytest.mark.parametrize("torn", DAMAGED)
 @pytest.mark.parametrize(("after", "kept"), [(0, 0), (3, 3), (5, 5), (9, 5)])
 def test_a_resume_keeps_the_rows_of_its_checkpoint_byte_for_byte_and_no_others(
     tmp_path: Path, torn: bytes, after: int, kept: int
