@@ -95,7 +95,7 @@ def last_rows(path: Path, count: int) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """The row of a line; None for all that this file does not write."""
+    """The row of a whole line; None if it is damaged."""
     try:
         row = parse_json(line)
     except ValueError:
@@ -171,7 +171,7 @@ def _is_run_config(path: Path) -> bool:
 def _are_rows(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline()
-    return not first or _step_of(first) is not None
+    return not first or (first.endswith(b"\n") and _row(first) is not None)
 
 
 def _are_checkpoints(path: Path) -> bool:
