@@ -128,7 +128,7 @@ def test_each_cache_is_fed_its_own_plan_without_a_gap(caches, weights, global_ba
 
 
 @pytest.mark.long
-@settings(max_examples=100 * TRIALS)
+@settings(max_examples=25 * TRIALS)
 @given(
     caches=CACHES,
     weights=st.lists(st.integers(1, 99), min_size=1, max_size=4),
