@@ -56,7 +56,7 @@ def _columns(row: "np.ndarray[Any, Any]") -> Iterable[tuple[str, Any]]:
         start = stop
 
 
-def read(way: str, disk: Path, *, examples: int) -> dict[str, float]:
+def read(way: str, disk: Path, *, examples: int, workers: int) -> dict[str, float]:
     """Read every example once in this process; bytes, seconds, and seconds to the first batch."""
     loader: Any
     if way == "ours":
@@ -66,14 +66,14 @@ def read(way: str, disk: Path, *, examples: int) -> dict[str, float]:
 
         os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
         dataset = StreamingDataset(remote="s3://bucket/mosaicml", local=str(disk), shuffle=True, batch_size=BATCH)
-        loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=os.cpu_count() or 1)
+        loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers)
     else:
         import litdata
         from litdata.streaming import downloader
 
         downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # this benchmark's server has no TLS
         dataset = litdata.StreamingDataset("s3://bucket/litdata", cache_dir=str(disk), shuffle=True)
-        loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=os.cpu_count() or 1)
+        loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers)
     started, first, done, count = perf_counter(), 0.0, 0, 0
     for batch in loader:
         first = first or perf_counter() - started
@@ -105,7 +105,7 @@ def _ours(disk: Path, *, examples: int) -> Iterable[dict[str, Any]]:
     return batches()
 
 
-def measure(folder: Path, *, python: str, clips: int, rounds: int, delay_ms: float) -> dict[str, Any]:
+def measure(folder: Path, *, python: str, clips: int, rounds: int, delay_ms: float, workers: int) -> dict[str, Any]:
     """MB/s of examples, and ratios of `ours` to each other reader, as medians of interleaved rounds."""
     from object_store import environment, raw, requests_of, server_of
     from synthetic_cache import write_cache
@@ -137,7 +137,7 @@ def measure(folder: Path, *, python: str, clips: int, rounds: int, delay_ms: flo
                     rates[way].append(done / took / 1e6)
                     continue
                 command = [sys.executable if way == "ours" else python, this, "--read", way]
-                command += ["--folder", str(folder / "disk"), "--clips", str(clips)]
+                command += ["--folder", str(folder / "disk"), "--clips", str(clips), "--workers", str(workers)]
                 printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 found = json.loads(printed.splitlines()[-1])
                 rates[way].append(found["bytes"] / found["seconds"] / 1e6)
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=192, help="3.1 MB each; a multiple of 8")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--delay-ms", type=float, default=20.0, help="before each answer of the server")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of each of the other two")
     parser.add_argument("--folder", type=Path, help="where the data goes for a while; default: a temporary folder")
     parser.add_argument("--read", choices=("ours", *OTHERS), help=argparse.SUPPRESS)
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
@@ -173,13 +174,16 @@ def main() -> None:
         prepare(given.prepare)
         return
     if given.read is not None:
-        print(json.dumps(read(given.read, given.folder / given.read, examples=given.clips)), flush=True)
+        print(
+            json.dumps(read(given.read, given.folder / given.read, examples=given.clips, workers=given.workers)),
+            flush=True,
+        )
         return
     if given.clips % BATCH:
         parser.error(f"--clips is {given.clips}; give a multiple of {BATCH}")
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         way = {"python": given.python, "clips": given.clips, "rounds": given.rounds, "delay_ms": given.delay_ms}
-        figures = measure(Path(folder), **way)
+        figures = measure(Path(folder), **way, workers=given.workers)
     for name, value in figures.items():
         print(f"{name:32} {value}", file=sys.stderr if given.json else sys.stdout)
     if given.json:
