@@ -69,7 +69,7 @@ def look(folder: Path) -> RunStatus:
             found = _here(replace(found, state="idle", why="", job_id=None, logs=_log(folder)), folder, kind)
     else:
         start = read_start(folder)
-        found = _here(replace(found, restarts=start.number - 1 if start else 0), folder, kind)
+        found = _here(replace(found, restarts=start.restarts if start else 0), folder, kind)
     if found.state == "running" and found.step is not None and found.steps and found.step_s:
         found = replace(found, eta_s=max(0, found.steps - found.step) * found.step_s)
     return found

@@ -24,11 +24,15 @@ OWNER, ENDED = ".owner.json", ".ended.json"
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a job in a folder; `number` counts from 1."""
+    """One start of a job in a folder.
+
+    number: from 1; restarts: starts up to this one whose predecessor had not ended well
+    """
 
     owner: Owner
     launcher: Owner
     number: int
+    restarts: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,12 @@ class End:
 
 def note_start(folder: Path) -> None:
     """Record that this process works in `folder`; called by the holder of its lock."""
-    before = read_start(folder)
+    before, end = read_start(folder), read_end(folder)
+    number, restarts = (before.number + 1, before.restarts) if before else (1, 0)
+    if before is not None and (end is None or end.code):
+        restarts += 1
     launcher = process_here(int(os.environ.get("FLOWMASK_PARENT", os.getpid())))
-    _write(folder / OWNER, Start(process_here(os.getpid()), launcher, before.number + 1 if before else 1))
+    _write(folder / OWNER, Start(process_here(os.getpid()), launcher, number, restarts))
 
 
 def note_end(folder: Path, *, code: int, message: str = "") -> None:
