@@ -24,6 +24,7 @@ from flowmask.models.errors import ConfigError
 CONFIGS = sorted(BUNDLED.rglob("*.yaml"))
 CONFIGS.remove(BUNDLED / "demo.yaml")  # no job: the sizes of `flowmask demo`, which writes its own data
 COMPOSED = {"rows:": "study", "stages:": "curriculum"}  # a line only of configs made of jobs; a study has both
+HERE = "launch.cluster=debug"  # in the process of the command; the stages of curricula have processes of their own
 COMMANDS = {
     "cache": ["cache", "build"],
     "train": ["train"],
@@ -97,7 +98,7 @@ def test_all_that_a_config_reads_is_in_a_toy_or_made_under_its_overlay_by_anothe
 
 
 def test_a_job_of_each_kind_runs_under_the_overlay(toy: Path, tmp_path: Path) -> None:
-    own, here = tmp_path / "toy", "launch.cluster=debug"
+    own = tmp_path / "toy"
     shutil.copytree(toy, own)
     chain = {
         "cache_mevis.yaml": ("cache", ["cache.views=1", "clip.frames=5"]),
@@ -105,7 +106,7 @@ def test_a_job_of_each_kind_runs_under_the_overlay(toy: Path, tmp_path: Path) ->
         "evaluate_jhmdb.yaml": ("evaluate", [f"checkpoint={own}/runs/mevis", "mask_decoder=vae", "max_videos=1"]),
     }
     for name, (kind, smaller) in chain.items():
-        assert dispatch.start(kind, BUNDLED / name, [str(own / "try.yaml"), here, *smaller]) == 0
+        assert dispatch.start(kind, BUNDLED / name, [str(own / "try.yaml"), HERE, *smaller]) == 0
     assert (own / "runs/a2d/evaluate_jhmdb/report.html").is_file()
 
 
@@ -155,7 +156,7 @@ def caches(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(toy, own)
     for path in CONFIGS:
         if not composed(path) and isinstance(jobs(path, str(own / "try.yaml"))[0], CacheJob):
-            run(*COMMANDS["cache"], path, own / "try.yaml")
+            run(*COMMANDS["cache"], path, own / "try.yaml", HERE)
     return own
 
 
@@ -169,7 +170,7 @@ def test_every_job_that_comes_with_flowmask_runs_under_the_overlay(caches: Path,
         ready = [path for path, job in left.items() if all(each.path.exists() for each in job.inputs())]
         assert ready, f"nothing makes what {sorted(left)} read"
         for path in ready:
-            run(*COMMANDS[left.pop(path).KIND], path, own / "try.yaml")
+            run(*COMMANDS[left.pop(path).KIND], path, own / "try.yaml", HERE)
 
 
 @pytest.mark.long
