@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flowmask.models.stored.regular import open_regular
-from flowmask.models.stored.sealed import parse_json
 from flowmask.models.stored.typed import is_number
+from flowmask.trainer.state.run_folder import row_of
 
 CURVE_POINTS = 80
 Curve = tuple[tuple[int, float], ...]  # (step, mean loss since the previous point)
@@ -88,11 +88,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     with file:
         for line in file:
-            try:
-                row = parse_json(line)
-            except ValueError:
-                continue
-            if not isinstance(row, dict) or type(row.get("step")) is not int:
-                continue
-            if all(is_number(row.get(key)) and row[key] > 0 for key in ("step", "step_s", "examples_per_s")):
+            row = row_of(line)
+            if row is not None and all(
+                is_number(row.get(key)) and row[key] > 0 for key in ("step", "step_s", "examples_per_s")
+            ):
                 yield row

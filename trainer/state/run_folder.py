@@ -90,12 +90,12 @@ def last_rows(path: Path, count: int) -> list[dict[str, Any]]:
                 content = file.read(taken)
     except OSError:
         return []
-    rows = map(_row, content.split(b"\n")[taken < size : -1][-count:])
+    rows = map(row_of, content.split(b"\n")[taken < size : -1][-count:])
     return [row for row in rows if row is not None]
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    """The row of a whole line; None if it is damaged."""
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """The row of a whole line of a metrics file, with an integer `step`; None if the line is damaged."""
     try:
         row = parse_json(line)
     except ValueError:
@@ -145,8 +145,10 @@ def _continue_rows(path: Path, step: int) -> Any:
 def _rows_up_to(path: Path, step: int) -> Iterator[bytes]:
     with os.fdopen(open_regular(path), "rb") as file:
         for line in file:
-            row = _row(line) if line.endswith(b"\n") else None
-            if row is None or row["step"] > step:
+            row = row_of(line) if line.endswith(b"\n") else None
+            if row is None:
+                continue  # a line that a kill or the disk has damaged
+            if row["step"] > step:
                 return
             yield line
 
@@ -171,7 +173,7 @@ def _is_run_config(path: Path) -> bool:
 def _are_rows(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline()
-    return not first or (first.endswith(b"\n") and _row(first) is not None)
+    return not first or (first.endswith(b"\n") and row_of(first) is not None)
 
 
 def _are_checkpoints(path: Path) -> bool:

@@ -57,6 +57,16 @@ def test_a_resume_keeps_the_rows_of_its_checkpoint_byte_for_byte_and_no_others(
     assert path.read_bytes().endswith(b'{"step": %d}\n' % (kept + 1))
 
 
+@pytest.mark.parametrize("damaged", [line for line in DAMAGED if line.endswith(b"\n")])
+def test_a_damaged_row_costs_no_other_row(tmp_path: Path, damaged: bytes) -> None:
+    path = tmp_path / METRICS
+    path.write_bytes(row(1) + row(2) + damaged + row(3) + row(4))
+    folder = RunFolder(tmp_path)
+    folder.open_metrics(after_step=3)
+    folder.close()
+    assert path.read_bytes() == row(1) + row(2) + row(3)
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(CheckpointError, match=r"not a run but holds holiday\.jpg"):

@@ -54,7 +54,6 @@ _LICENCE = """\
 {base}FlowMask is under Apache-2.0. The datasets of the training have their own terms; some exclude commercial use.
 Whoever publishes these weights states here which hold."""
 _OF_WAN = "Wan2.1, from which these weights were trained, is under Apache-2.0. "
-_OTHER_SIZE = "a model with the architecture of Wan2.1 in another size"
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def model_card(facts: CardFacts) -> str:
         "How to load": _how_to_load(facts),
         "Licence": _LICENCE.format(base=_OF_WAN if base else ""),
     }
-    trained = f"Trained from {'Wan2.1' if base else _OTHER_SIZE} with FlowMask."
+    trained = "Trained from Wan2.1 with FlowMask." if base else "Trained with FlowMask."
     text = [f"# {_shown(facts.folder)}", f"{_FIRST[facts.part]} {trained}"]
     text += [f"## {title}\n\n{section}" for title, section in sections.items() if section]
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n" + "\n\n".join(text) + "\n"
@@ -117,7 +116,7 @@ def _training(facts: CardFacts, base: str | None) -> dict[str, str]:
     """Names and values of the known facts of the training."""
     settings, known = facts.loaded.settings, {}
     if base or settings.get("wan"):
-        known["Base model"] = base or f"folder `{_shown(Path(settings['wan']).name)}`, {_OTHER_SIZE}"
+        known["Base model"] = base or f"folder `{_shown(Path(settings['wan']).name)}`"
     if (checkpoint := newest(facts.source)) is not None:
         document = read_run(checkpoint)
         state = document["state"]
