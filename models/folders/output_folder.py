@@ -231,7 +231,7 @@ def _below(path: Path) -> Iterator[Path]:
 
 def _read_mark(folder: Path) -> dict[str, str]:
     """The mark of a folder; empty without one, and without a kind if it is damaged."""
-    found = read_object(folder / MARK)
-    if not found and not os.path.lexists(folder / MARK):
+    if not os.path.lexists(folder / MARK):  # asked first: another process may make it at any moment
         return {}
+    found = read_object(folder / MARK)
     return {key: found[key] if isinstance(found.get(key), str) else "" for key in ("kind", "id")}

@@ -12,6 +12,7 @@ from disturbed import FINISHED, KILLED, REFUSED, calls_of, contents, end_of, eve
 
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import MARK, move_new, whole_file
+from flowmask.models.folders import output_folder
 from flowmask.models.folders.output_folder import Kind, OutputFolder, identity_of
 from flowmask.models.folders.scratch import scratch
 
@@ -61,6 +62,30 @@ def test_a_damaged_mark_or_a_file_in_the_place_of_the_folder_is_one_line(tmp_pat
         assert (out / MARK).read_text() == text
     with pytest.raises(ConfigError, match="can't be written"):
         OutputFolder(tmp_path / "0" / MARK, KIND)
+
+
+@pytest.mark.parametrize("call", range(6))
+@pytest.mark.parametrize("after", [False, True])
+def test_a_mark_that_another_process_makes_at_any_moment_of_the_look_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, after: bool
+) -> None:
+    seen = 0
+
+    def with_another(real: Callable[..., Any]) -> Callable[..., Any]:
+        def look(path: Path) -> Any:
+            nonlocal seen
+            mine, seen = seen == call and Path(path).name == MARK, seen + 1
+            found = real(path) if after or not mine else None
+            if mine:
+                OutputFolder(tmp_path, KIND)
+            return found if after or not mine else real(path)
+
+        return look
+
+    monkeypatch.setattr(os.path, "lexists", with_another(os.path.lexists))
+    monkeypatch.setattr(output_folder, "read_object", with_another(output_folder.read_object))
+    OutputFolder(tmp_path, KIND)
+    assert identity_of(tmp_path)
 
 
 def test_a_folder_from_before_marks_opens_and_its_files_may_be_replaced(tmp_path: Path) -> None:
