@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from flowmask.models.config import LoraConfig
 from flowmask.models.errors import ConfigError, WeightsError
+from flowmask.models.process import compiling_later
 from flowmask.models.strict import check_shapes
 
 PATCH = "patch_embedding"
@@ -45,7 +46,8 @@ def add_lora(dit: nn.Module, config: LoraConfig, *, seed: int) -> None:
     The outputs do not change: B is zero. A is drawn from (seed, name) alone. Raises ConfigError for names
     that match nothing, and if the zero channels of the injected video would not be trained.
     """
-    from peft import inject_adapter_in_model
+    with compiling_later():
+        from peft import inject_adapter_in_model
 
     _check_targets(dit, config)
     whole = _trained_whole(dit, config)
@@ -111,7 +113,8 @@ def write_adapter(folder: Path, trained: Mapping[str, Tensor], config: LoraConfi
 
 
 def _peft_config(config: LoraConfig, *, whole: list[str] | None = None) -> Any:
-    from peft import LoraConfig as PeftConfig
+    with compiling_later():
+        from peft import LoraConfig as PeftConfig
 
     alpha: Any = config.rank if config.alpha is None else config.alpha
     return PeftConfig(

@@ -7,8 +7,9 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial, wraps
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,6 +53,34 @@ def python_module(module: str, *words: object) -> list[str]:
     `-P`: without the working folder on the path, because a user's `yaml.py` there would be imported as the library.
     """
     return [sys.executable, "-P", "-m", module, *map(str, words)]
+
+
+@contextmanager
+def compiling_later() -> Iterator[None]:
+    """Inside the block, `torch.compile` returns at once, and a function is compiled when it is first called.
+
+    Libraries decorate functions that FlowMask never calls, and each such import would load torch's compiler.
+    """
+    import torch
+
+    compile_now = torch.compile
+
+    def later(function: Any = None, **options: Any) -> Any:
+        if function is None:
+            return partial(later, **options)
+        compiled = cache(lambda: compile_now(function, **options))
+
+        @wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            return compiled()(*arguments, **named)
+
+        return call
+
+    torch.compile = later  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_now
 
 
 @contextmanager

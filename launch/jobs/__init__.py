@@ -30,7 +30,12 @@ _COMPOSED = {
     "stages": ("curriculum", "curriculum"),
     "paths": ("overlay", "COMMAND CONFIG"),
 }
-UNUSED = ("peft", "bitsandbytes", "scipy")  # diffusers imports them for its own adapters, quantizers and schedulers
+UNUSED = (
+    "peft",
+    "bitsandbytes",
+    "scipy",
+    "transformers",
+)  # diffusers imports them for its own adapters, quantizers and schedulers
 AnyJob = TypeVar("AnyJob", bound=Job)
 _NAMES = {name: kind for kind in KINDS.values() for name in (kind.KIND, *kind.ALIASES)}
 

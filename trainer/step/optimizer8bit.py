@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowmask.models.errors import ConfigError
+from flowmask.models.process import compiling_later
 from flowmask.trainer.step.optimizer import ArmedAdamW, ReplicatedAdamW
 
 BLOCK = 256
@@ -22,7 +23,8 @@ _KINDS = ("exp_avg", "exp_avg_sq")
 def require() -> None:
     """Raises ConfigError if bitsandbytes is missing."""
     try:
-        import bitsandbytes.functional  # noqa: F401 - registers the operators
+        with compiling_later():
+            import bitsandbytes.functional  # noqa: F401 - registers the operators
     except ImportError as error:
         raise ConfigError(
             "train.optimizer is adamw8bit, which needs bitsandbytes: pip install 'flowmask[gpu]', or choose adamw"

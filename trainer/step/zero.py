@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flowmask.models.errors import ConfigError
-from flowmask.models.process import without
+from flowmask.models.process import compiling_later, without
 from flowmask.trainer.step.optimizer import ArmedAdamW
 from flowmask.trainer.train_config import TrainConfig, accumulation_steps
 
@@ -84,7 +84,8 @@ def initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any])
     bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # it prints at every construction
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     ops.__compatible_ops__ = {}  # otherwise gloo compiles an operator, which needs a compiler
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+    with compiling_later():  # functions of an optimizer that is not used
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     if not config.get("zero_optimization"):
         engine.enable_backward_allreduce = False  # the replicated optimizer reduces its flat gradient itself
     return engine

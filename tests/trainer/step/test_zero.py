@@ -28,11 +28,21 @@ def test_deepspeed_takes_every_training_that_we_take(stage: int) -> None:
         assert zero.check(train, world=world)
 
 
-def test_a_rank_never_imports_mlflow() -> None:
-    words = "import sys, flowmask.trainer.run.train\n"
-    words += "from flowmask.trainer.step import zero; zero._deepspeed(); assert 'mlflow' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def test_a_rank_that_takes_a_step_imports_neither_mlflow_nor_transformers_nor_torchs_compiler() -> None:
+    unused = ["mlflow", "transformers", "bitsandbytes", "torch._inductor.compile_fx"]
+    words = f"""
+import sys
+from flowmask.launch.jobs import import_diffusers
+import_diffusers()
+import flowmask.trainer.run.train
+from scenarios import Training
+Training(stage=1, precision="bf16", change={{"offload_optimizer": True}}).run(range(1))  # DeepSpeed's ZeRO in one rank
+print([name for name in {unused} if name in sys.modules])"""
+    found_in = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
+    command = [sys.executable, "-c", words]
+    done = subprocess.run(command, env=os.environ | found_in, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_asking_leaves_nothing_in_the_environment_that_a_job_would_take_along() -> None:
