@@ -3,6 +3,7 @@
 Files that need the same slow fixture run in one process, so that it is made once, and they run first.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,12 @@ os.register_at_fork(after_in_child=compute_in_one_thread)
 def pytest_itemcollected(item: pytest.Item) -> None:
     if isinstance(item, pytest.Function) and item.originalname in drawn_tests(item.path):
         item.add_marker("drawn")
+
+
+def pytest_collection_finish() -> None:
+    """All that is imported by now stays: each later collection of garbage need not look through it, for 0.3 s."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import psutil
 import pytest
 import yaml
 from cluster import Cluster
-from command import flowmask, start_flowmask
+from command import Started, flowmask, start_flowmask
 
 from flowmask.data_pipeline.build.build import build
 from flowmask.launch.config import load_job
@@ -41,7 +40,7 @@ def one_process(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return contents(out)
 
 
-def until(condition: Callable[[], object], command: subprocess.Popen[str]) -> None:
+def until(condition: Callable[[], object], command: Started) -> None:
     """Wait for a condition while a command runs."""
     end = time.monotonic() + PATIENCE_S
     while not condition():

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from forks import start_fork
 
@@ -30,15 +31,57 @@ def flowmask(*words: object, timeout_s: float = 300) -> subprocess.CompletedProc
 def _main(words: list[str], files: list[Path]) -> None:
     from flowmask.launch.cli.main import command
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
     for number, file in enumerate(files, start=1):
-        with file.open("w") as opened:
+        with file.open("a") as opened:
             os.dup2(opened.fileno(), number)
     sys.argv = ["flowmask", *words]
     command()
 
 
-def start_flowmask(*words: object) -> subprocess.Popen[str]:
+class Started:
+    """A command in a forked process; what tests need of subprocess.Popen, with both outputs in one file."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._folder = tempfile.TemporaryDirectory()  # deleted with this object
+        self._words, self._said = words, Path(self._folder.name, "said")
+        self._process = start_fork(_main, list(words), [self._said] * 2, environment=environment())
+        self.pid = int(self._process.pid)
+
+    @property
+    def returncode(self) -> Any:
+        return self._process.exitcode
+
+    def poll(self) -> Any:
+        """The exit code, or minus the signal; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(["flowmask", *self._words], timeout or 0)
+        return int(self.returncode)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """What it printed, after its end."""
+        self.wait(timeout)
+        return self._said.read_text(), None
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start_flowmask(*words: object) -> Started:
     """Start the command and return at once."""
+    return Started([str(word) for word in words])
+
+
+def start_python(*words: object) -> subprocess.Popen[str]:
+    """Start the command in a Python of its own, whose ranks are such too, and return at once."""
     command: Sequence[str] = [sys.executable, "-m", "flowmask", *(str(word) for word in words)]
     return subprocess.Popen(
         command,

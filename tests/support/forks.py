@@ -1,15 +1,23 @@
 """Processes forked from a server that has imported everything once, which saves six seconds of CPU at each start."""
 
+import gc
 import multiprocessing
 import os
 import signal
+import subprocess
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import children
+
 _IMPORTED_ONCE = [
+    "flowmask.launch.cli.main",
+    "flowmask.launch.dispatch",
+    "flowmask.launch.jobs",
     "flowmask.trainer.run.train",
+    "flowmask.trainer.score.evaluate",
     "flowmask.data_pipeline.build.build",
     "flowmask.data_pipeline.check.repair",
     "deepspeed",
@@ -36,6 +44,8 @@ def start_fork(function: Callable[..., Any], *arguments: Any, environment: Mappi
 def _call(environment: dict[str, str], folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     import torch
 
+    gc.freeze()  # what the server has imported stays
+    subprocess.Popen = children.Popen  # type: ignore[misc]
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

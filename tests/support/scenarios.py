@@ -19,7 +19,7 @@ from flowmask.trainer.step.engine import Engine, StepResult
 from flowmask.trainer.train_config import TrainConfig
 
 GLOBAL_BATCH = 8
-STEPS, SAVED = 8, 4  # steps of a trajectory; the step of its checkpoint
+STEPS, SAVED = 6, 3  # steps of a trajectory; the step of its checkpoint
 TOKENS = GLOBAL_BATCH * 2 * 2 * 2  # in a step; a gradient is a sum over them
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
@@ -392,12 +392,12 @@ def overlapped() -> dict[str, bool]:
 
 
 def average() -> dict[str, Any]:
-    """The EMA of 8 steps at each stage, and the same average of the gathered masters."""
+    """The EMA of 5 steps at each stage, and the same average of the gathered masters."""
     found: dict[str, Any] = {}
     for stage in (0, 1, 3):
         training = Training(stage=stage, precision="bf16")
         expected: dict[str, Tensor] = {}
-        for number in range(1, 9):
+        for number in range(1, 6):
             training.run(range(number, number + 1))
             masters = training.engine.full_state_dict()
             decay = 0.0 if number == 1 else min(EMA_DECAY, number / (9 + number))
@@ -437,14 +437,14 @@ def group(*, folder: str) -> dict[str, Any]:
 
 
 def continued(*, folder: str, moves: list[tuple[str, int, int]]) -> dict[str, Any]:
-    """Four steps from two ranks' checkpoints at this world size; moves: precision, stage saved, stage now."""
+    """The last steps from two ranks' checkpoints at this world size; moves: precision, stage saved, stage now."""
     distributed.init(timeout_s=60)
     found = {}
     for precision, stage, to in moves:
         place = Path(folder) / f"{precision}_{stage}"
         training = Training(stage=to, precision=precision, folder=place)
         training.restore()
-        found[f"{precision}/{stage}/{to}"] = _plain(training.run(range(SAVED, SAVED + 4)))
+        found[f"{precision}/{stage}/{to}"] = _plain(training.run(range(SAVED, STEPS)))
         training.engine.close()
     return found
 

@@ -1,7 +1,6 @@
 """The answers and actions of `flowmask status`, `logs` and `stop` match real trainings."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command import flowmask, start_flowmask
+from command import Started, flowmask, start_flowmask
 from runs import make_lab, rows, run_config
 
 from flowmask.launch.cli import main as cli
@@ -34,7 +33,7 @@ def config(lab: Path, out: Path, **overrides: Any) -> Path:
     return path
 
 
-def until(condition: Callable[[], object], *commands: subprocess.Popen[str]) -> None:
+def until(condition: Callable[[], object], *commands: Started) -> None:
     end = time.monotonic() + PATIENCE_S
     while not condition():
         over = [command for command in commands if command.poll() is not None]
@@ -48,7 +47,7 @@ def steps_done(out: Path) -> int:
 
 
 def test_a_run_is_seen_while_it_trains_and_stops_for_good_with_everything_saved(
-    lab: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
+    lab: Path, tmp_path: Path, started: list[Started]
 ) -> None:
     out = tmp_path / "runs" / "mine"
     out.parent.mkdir()

@@ -1,7 +1,6 @@
 """`flowmask status` and `stop` on a running cache build and on a running evaluation."""
 
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command import flowmask, start_flowmask
+from command import Started, flowmask, start_flowmask
 from golden_export import BOX, DATA, write_golden_export
 from runs import cache_settings, make_lab
 
@@ -25,7 +24,7 @@ def written(path: Path, tree: dict[str, Any]) -> Path:
     return path
 
 
-def until(condition: Callable[[], object], command: subprocess.Popen[str]) -> None:
+def until(condition: Callable[[], object], command: Started) -> None:
     end = time.monotonic() + PATIENCE_S
     while not condition():
         if command.poll() is not None or time.monotonic() > end:
@@ -45,7 +44,7 @@ def seen(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_a_build_is_seen_stops_and_goes_on(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
+def test_a_build_is_seen_stops_and_goes_on(tmp_path: Path, started: list[Started]) -> None:
     make_lab(tmp_path / "lab")
     out = tmp_path / "cache"
     tree = cache_settings(tmp_path / "lab") | {
@@ -73,7 +72,7 @@ def test_a_build_is_seen_stops_and_goes_on(tmp_path: Path, started: list[subproc
 
 
 @pytest.mark.long
-def test_an_evaluation_is_seen_stops_and_goes_on(tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
+def test_an_evaluation_is_seen_stops_and_goes_on(tmp_path: Path, started: list[Started]) -> None:
     export, out = write_golden_export(tmp_path / "golden"), tmp_path / "scores"
     data = {"source": "mevis", "root": DATA, "split": "valid_u"}
     tree = {"out": out, "checkpoint": export, "data": data, "box": BOX, "precision": "fp32", "device": "cpu"}

@@ -63,7 +63,7 @@ def test_a_run_of_two_processes_resumes_in_one_and_in_four_at_any_stage(
     assert len(found[0]) == len(MOVES[world_size])
     for name, losses in found[0].items():
         precision, stage, _ = name.split("/")
-        expected = two_ranks[0]["trajectories"][f"{precision}/{stage}/2"]["losses"][SAVED : SAVED + 4]
+        expected = two_ranks[0]["trajectories"][f"{precision}/{stage}/2"]["losses"][SAVED:]
         assert_same_training(losses, expected, precision=precision)
 
 
