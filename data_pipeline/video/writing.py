@@ -9,7 +9,7 @@ from typing import Self
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from flowmask.data_pipeline.video.sound import SoundCopy, Soundtrack
@@ -34,6 +34,7 @@ class VideoWriter:
         options = {"movflags": "+faststart"}  # the index is at the front, so that it plays during a download
         self._container = av.open(str(self._partial), "w", format="mp4", options=options)
         self._rate, self._frames = exact_rate(fps), 0
+        self._reformatter = VideoReformatter()  # a frame's own one would make its tables for each frame
         stream = self._container.add_stream(_encoder(), rate=self._rate)
         assert isinstance(stream, av.VideoStream)
         self._stream = stream
@@ -56,10 +57,9 @@ class VideoWriter:
         """Append one frame: uint8 [H W 3]; an odd side grows by its last row or column."""
         if any(self._even):
             picture = np.pad(picture, ((0, self._even[0]), (0, self._even[1]), (0, 0)), mode="edge")
-        video_frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        self._send(
-            video_frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-        )
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        colours = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+        self._send(self._reformatter.reformat(frame, format="yuv420p", threads=1, **colours))
 
     def _send(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):

@@ -36,7 +36,7 @@ from flowmask.models.errors import ConfigError
 
 MARK = "curriculum.json"  # in the folder of a curriculum: its stages
 DECODER = "decoder"  # a training whose objective is the mask decoder
-_SOURCE = re.compile(r"\$\{stages\.([\w-]+)\.")  # OmegaConf fills it in, but does not report the stage
+_SOURCE = re.compile(r"\$\{stages\.([\w-]+)\.(\w*)")  # OmegaConf fills it in, but does not report the stage
 _OF_A_STAGE = {"retries", "kind", "needs", "config"}
 
 
@@ -227,28 +227,32 @@ def _stage(
         raise ConfigError(
             f"{path}: {where} is of kind decoder, but trains the {job.makes}: set objective.kind=mask_decoder"
         )
-    sources = {key: _SOURCE.findall(rule)[0] for key, rule in entry.carries.items()}
+    sources = {key: _SOURCE.findall(rule)[0][0] for key, rule in entry.carries.items()}
     return Stage(entry.name, job, entry.needs, sources, entry.retries)
 
 
 def _carried(entry: StageConfig, key: str, rule: str, earlier: Mapping[str, Stage]) -> Any:
     """The value of a rule, filled in from the configs of earlier stages; other stages are unknown."""
-    names = _SOURCE.findall(rule)
-    if not names:
+    read: dict[str, set[str]] = {}
+    for name, section in _SOURCE.findall(rule):
+        read.setdefault(name, set()).add(section)
+    if not read:
         raise ConfigError(
             f"stage {entry.name} carries {key}: {rule}; it must have the form ${{stages.NAME.out}}; "
             "values that are not from another stage belong under `overrides`"
         )
     needed = _before(entry.needs, earlier)
-    if other := next((name for name in names if name not in needed), None):
+    if other := next((name for name in read if name not in needed), None):
         raise ConfigError(
             f"stage {entry.name} carries {key} from {other}, which it does not need; add {other} to needs"
         )
-    known = {name: earlier[name].job.model_dump(mode="json") for name in names}
+    known = {name: earlier[name].job.model_dump(mode="json", include=keys) for name, keys in read.items()}
     try:
         return OmegaConf.to_container(OmegaConf.create({"stages": known, "value": rule}), resolve=True)["value"]  # type: ignore[call-overload,index]
     except InterpolationResolutionError as error:
-        raise ConfigError(f"stage {entry.name} carries {key}: {rule}, but stage {names[0]} has no such key") from error
+        raise ConfigError(
+            f"stage {entry.name} carries {key}: {rule}, but stage {next(iter(read))} has no such key"
+        ) from error
 
 
 def _before(needs: Sequence[str], known: Mapping[str, Stage]) -> set[str]:

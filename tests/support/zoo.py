@@ -14,6 +14,7 @@ from random import Random
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 BITS = 10
@@ -132,8 +133,10 @@ def _encode(path: Path, film: Film, *, format: str | None = None) -> None:
         sound = file.add_stream("aac", rate=44100, layout="mono") if film.sound else None
         clock = 1 / (film.rate * TICKS) if film.variable else 1 / film.rate
         context.time_base = clock
+        reformatter = VideoReformatter()
         for number, begins in zip(range(film.frames), times(film)):
-            frame = av.VideoFrame.from_ndarray(picture(number, film.size), format="rgb24").reformat(format=film.pix_fmt)
+            frame = av.VideoFrame.from_ndarray(picture(number, film.size), format="rgb24")
+            frame = reformatter.reformat(frame, format=film.pix_fmt, threads=1)
             frame.pts, frame.time_base = (begins if film.variable else number), clock
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
