@@ -1,17 +1,17 @@
-"""The cost of one pass of a module, run on fake tensors: real code and sizes, without memory or weights.
+"""The cost of one pass of a module, run on the meta device: real code and sizes, without memory or weights.
 
 A pass of the 1.3B model takes a second on a laptop. It includes everything that the module recomputes or saves, but
 not the scratch space inside a GPU's kernels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -53,32 +53,52 @@ def dry_pass(
     backward: bool = True,
     like_a_gpu: bool = True,
 ) -> Pass:
-    """Run `run(module)`, a scalar loss (a tensor of any shape without `backward`), on fake tensors.
+    """Run `run(module)`, a scalar loss (a tensor of any shape without `backward`), on the meta device.
 
-    module: on the meta device, and useless afterwards; `run` makes its inputs first, on the CPU.
+    module: on that device, and useless afterwards; `run` makes its inputs first, on the default device.
     like_a_gpu: RMSNorm is one kernel, as on a GPU, which keeps less; off: as on a CPU.
     """
-    with _fake_mode():
+    with torch.device("meta"), _attention_in_one_kernel():
         materialise(module, dtype)
         if like_a_gpu:
             _fuse_norms(module)
         return measure_pass(module, run, backward=backward)
 
 
-@cache
-def _fake_mode() -> FakeTensorMode:
-    """One for the process: torch refuses to mix the tensors of two, and keeps some constants after a pass."""
-    return FakeTensorMode()
+@contextmanager
+def _attention_in_one_kernel() -> Iterator[None]:
+    """Inside the block, attention is the CPU's fused kernel; on the meta device torch would take it apart."""
+    functional: Any = nn.functional
+    dispatched = functional.scaled_dot_product_attention
+
+    def fused(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Any,
+    ) -> Tensor:
+        options.pop("enable_gqa", None)  # changes only how heads are shared
+        result: Tensor = _CPU_ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, **options)[0]
+        return result
+
+    functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = dispatched
 
 
 def measure_pass(module: nn.Module, run: Callable[[nn.Module], Tensor], *, backward: bool = True) -> Pass:
-    """`dry_pass` of a module with existing tensors, fake or real; `run` gives a scalar. Drops each gradient at once."""
+    """`dry_pass` of a module with existing tensors, on any device; `run` gives a scalar. Drops each gradient."""
     hooks = [
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
         for parameter in module.parameters()
         if parameter.requires_grad
     ]
-    memory, work = LiveMemory(), _Work()
+    memory, work = LiveMemory(imagined=next(module.parameters()).is_meta), _Work()
     memory.add([*module.parameters(), *module.buffers()])
     before = memory.bytes
     with torch.set_grad_enabled(backward), work, memory:
@@ -92,7 +112,7 @@ def measure_pass(module: nn.Module, run: Callable[[nn.Module], Tensor], *, backw
 
 
 def materialise(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give a module empty parameters of `dtype`, and empty buffers of their present dtypes, on the CPU."""
+    """Give a module empty parameters of `dtype`, and empty buffers of their present dtypes, on the default device."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:

@@ -1,4 +1,4 @@
-"""Bytes of live tensors, now and at the peak: measured with real operators, or with fake ones without memory.
+"""Bytes of live tensors, now and at the peak: measured with real operators, or on the meta device.
 
 Counts storages, so views are free and nothing is counted twice. It sees the results of operators, not the scratch
 space inside a kernel.
@@ -15,10 +15,14 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveMemory(TorchDispatchMode):
-    """Inside the block, tracks every storage from its first operator to its end; `bytes` and `peak_bytes`."""
+    """Inside the block, tracks every storage from its first operator to its end; `bytes` and `peak_bytes`.
 
-    def __init__(self) -> None:
+    imagined: count the tensors of the meta device, in place of all others
+    """
+
+    def __init__(self, *, imagined: bool = False) -> None:
         super().__init__()
+        self._imagined = imagined
         self.bytes = 0
         self.peak_bytes = 0
         self._sizes: dict[int, int] = {}
@@ -31,7 +35,7 @@ class LiveMemory(TorchDispatchMode):
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Count existing tensors, of any shape."""
         for tensor in tensors:
-            if tensor.device.type != "meta":
+            if tensor.is_meta is self._imagined:
                 self._note(tensor.untyped_storage())
 
     def restart_peak(self) -> None:

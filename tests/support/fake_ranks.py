@@ -16,13 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from flowmask.launch.config import load_job
 from flowmask.launch.jobs import TrainJob
 from flowmask.launch.plan.model import architecture, trained_module
-from flowmask.models.cost.dry_run import _fake_mode, materialise
+from flowmask.models.cost.dry_run import materialise
 from flowmask.trainer.step import zero
 from flowmask.trainer.step.engine import Engine
 
@@ -44,7 +44,7 @@ def pieces(job: TrainJob, wan: Path, rank: int) -> list[tuple[str, int, int]]:
     """The pieces of the masters on one rank of eight; the other ranks do not exist."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=WORLD)
     module = trained_module(job, architecture(wan))
-    with _fake_mode():
+    with FakeTensorMode():
         materialise(module, torch.float32)
         engine = Engine(module, train=job.train)
         for piece in engine.fragments():
