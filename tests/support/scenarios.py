@@ -206,8 +206,18 @@ def _plain(results: list[StepResult]) -> list[list[float]]:
     return [[result.loss, result.grad_norm] for result in results]
 
 
-def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[int, ...] = STAGES) -> dict[str, Any]:
-    """Training for `STEPS` steps with each setting; with `resume`, another engine continues from step `SAVED`."""
+def trajectories(
+    *,
+    folder: str,
+    micros: list[int],
+    resume: bool,
+    stages: tuple[int, ...] = STAGES,
+    clean: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Training for `STEPS` steps with each setting; with `resume`, another engine continues from step `SAVED`.
+
+    clean: gets losses and state of the first `SAVED` steps, with `resume`
+    """
     found: dict[str, Any] = {}
     for precision, stage, micro in itertools.product(PRECISIONS, stages, micros):
         if micro != 2 and distributed.world_size() > 1 and stage != 1:
@@ -228,6 +238,8 @@ def trajectories(*, folder: str, micros: list[int], resume: bool, stages: tuple[
         if resume and micro == 2:
             training.save(SAVED)
             saved = training.everything()
+            if clean is not None:
+                clean[f"{precision}/{stage}"] = {"losses": _plain(results), "state": saved}
         results += training.run(range(SAVED, STEPS))
         row["losses"] = _plain(results)
         row["digests"] = [str(result.digest) for result in results]
@@ -261,56 +273,45 @@ def twice() -> dict[str, list[tuple[str, int]]]:
     return {"gathered": gathering.collectives, "reduced": reducing.collectives}
 
 
-def skips() -> dict[str, Any]:
-    """A step with a NaN loss on the last rank, then one with an infinite gradient, between good ones."""
-    found: dict[str, Any] = {}
+def skips(clean: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A NaN loss on the last rank and an infinite gradient between good steps; then losses and norms above a limit.
+
+    clean: losses and state of `SAVED` good steps, of `trajectories`
+    """
+    broken: dict[str, Any] = {}
+    above: dict[str, Any] = {}
     for precision, stage in itertools.product(PRECISIONS, STAGES):
-        clean = Training(stage=stage, precision=precision)
-        expected = _plain(clean.run(range(4)))
-        end = clean.everything()
-        clean.engine.close()
+        name = f"{precision}/{stage}"
         training = Training(stage=stage, precision=precision)
-        seen = _plain(training.run(range(2)))
+        seen = _plain(training.run(range(SAVED - 1)))
         before = training.everything()
-        bad = micro_batches(2, micro=2)
+        bad = micro_batches(SAVED - 1, micro=2)
         if distributed.rank() == distributed.world_size() - 1:
             bad[0].latents.fill_(torch.nan)
-        broken = [training.engine.step(Velocity(), bad)]
-        broken += training.run(range(2, 3), objective=SteepVelocity())
+        results = [training.engine.step(Velocity(), bad)]
+        results += training.run(range(SAVED - 1, SAVED), objective=SteepVelocity())
         untouched = same(before, training.everything())
-        seen += _plain(training.run(range(2, 4)))
-        found[f"{precision}/{stage}"] = {
-            "skipped": [result.skipped for result in broken],
-            "finite_loss": [result.loss == result.loss for result in broken],
+        seen += _plain(training.run(range(SAVED - 1, SAVED)))
+        before = training.everything()
+        broken[name] = {
+            "skipped": [result.skipped for result in results],
+            "finite_loss": [result.loss == result.loss for result in results],
             "untouched": untouched,
-            "as_if_never": seen == expected and same(end, training.everything()),
+            "as_if_never": seen == clean[name]["losses"] and same(clean[name]["state"], before),
             "updates": training.engine.updates,
         }
-        training.engine.close()
-    return found
-
-
-def spikes() -> dict[str, Any]:
-    """Steps above a limit of the loss or of the gradient norm: reported, and not taken."""
-    found: dict[str, Any] = {}
-    for precision, stage in itertools.product(PRECISIONS, STAGES):
-        training = Training(stage=stage, precision=precision)
-        taken = training.run(range(2))
-        before = training.everything()
-        over = [
-            training.engine.step(Velocity(), micro_batches(2, micro=2), grad_norm_limit=1e-3),
-            training.engine.step(Velocity(), micro_batches(2, micro=2), loss_limit=1e-3),
-        ]
+        limits = ({"grad_norm_limit": 1e-3}, {"loss_limit": 1e-3})
+        over = [training.engine.step(Velocity(), micro_batches(SAVED, micro=2), **limit) for limit in limits]
         untouched = same(before, training.everything())
         wide = {"loss_limit": 1e9, "grad_norm_limit": 1e9}
-        within = training.engine.step(Velocity(), micro_batches(2, micro=2), **wide)
-        found[f"{precision}/{stage}"] = {
-            "skipped": [result.skipped for result in (*taken, *over, within)],
+        within = training.engine.step(Velocity(), micro_batches(SAVED, micro=2), **wide)
+        above[name] = {
+            "skipped": [result.skipped for result in (*over, within)],
             "norms": [result.grad_norm for result in (*over, within)],
             "untouched": untouched,
         }
         training.engine.close()
-    return found
+    return {"skips": broken, "spikes": above}
 
 
 def decays(*, folder: str) -> dict[str, Any]:
@@ -341,7 +342,7 @@ def branches() -> dict[str, Any]:
     for precision, stage in itertools.product(PRECISIONS, STAGES):
         torch.manual_seed(0)
         engine = Engine(Branches(), train=settings(stage=stage, precision=precision))
-        results = [engine.step(BranchLoss(), micro_batches(step, micro=2)) for step in range(6)]
+        results = [engine.step(BranchLoss(), micro_batches(step, micro=2)) for step in range(4)]
         found[f"{precision}/{stage}"] = _plain(results)
         engine.close()
     return found
@@ -419,15 +420,15 @@ def group(*, folder: str) -> dict[str, Any]:
     """All results that the tests need from two ranks, in one group."""
     distributed.init(timeout_s=60)
     zero._PERSISTENT_ELEMENTS = PERSISTENT  # ZeRO 3 then has both kinds of parameters in a tiny model
+    clean: dict[str, Any] = {}
     return {
         "rank": distributed.rank(),
         "any": [distributed.any_true(distributed.rank() == 1), distributed.any_true(False)],
         "broadcast": distributed.broadcast_object({"from": distributed.rank()}),
         "gathered": distributed.gather_objects(distributed.rank()),
-        "trajectories": trajectories(folder=folder, micros=[1, 2, 4], resume=True),
+        "trajectories": trajectories(folder=folder, micros=[1, 2, 4], resume=True, clean=clean),
         "twice": twice(),
-        "skips": skips(),
-        "spikes": spikes(),
+        **skips(clean),
         "decays": decays(folder=folder),
         "branches": branches(),
         "offloaded": offloaded(),

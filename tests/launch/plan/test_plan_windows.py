@@ -14,7 +14,7 @@ runner = CliRunner()
 
 
 def test_an_evaluation_in_windows_is_planned_as_passes_of_one_window_each(tmp_path: Path) -> None:
-    write_synthetic(tmp_path, split="valid_u", videos=1, seed=0, frames=41, size=64)
+    write_synthetic(tmp_path, split="valid_u", videos=1, seed=0, frames=17, size=64)
 
     def plan(*window: str) -> dict[str, Any]:
         data = [f"data.root={tmp_path}", "data.split=valid_u", "box.height_px=320", "box.width_px=320"]
@@ -24,8 +24,8 @@ def test_an_evaluation_in_windows_is_planned_as_passes_of_one_window_each(tmp_pa
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    whole, same, cut = plan(), plan("window.frames=41"), plan("window.frames=21", "window.overlap=0")
+    whole, same, cut = plan(), plan("window.frames=17", "window.overlap=4"), plan("window.frames=9", "window.overlap=0")
     assert (same["flop"], same["device_bytes"]) == (whole["flop"], whole["device_bytes"])
-    assert (whole["longest"], cut["longest"]) == ("41x320x320", "21x320x320")
+    assert (whole["longest"], cut["longest"]) == ("17x320x320", "9x320x320")
     assert (cut["videos"], cut["sentences"]) == (1, whole["sentences"])
     assert whole["flop"] < cut["flop"] < 1.2 * whole["flop"]  # one frame twice, and the text again
