@@ -18,7 +18,7 @@ from cluster import why_not
 from trials import drawn_tests
 
 # Words in test files that begin first, in this order: those that take longest, then those that share a slow fixture.
-COSTLY = ("from real_size", "import toy as", "import DITS", "import Cluster", "smoke:", "two_ranks:")
+COSTLY = ("from real_size", "import toy as", "import DITS", "import Cluster", "smoke:", "two_ranks:", "Line, Postgres")
 ROOT = Path(__file__).parents[1]
 # Several processes share the cores, and OpenMP's threads spin while they wait for each other: a training of ten steps
 # took 20 s in place of 2. torch and numpy, which read this, are not imported yet.

@@ -178,7 +178,7 @@ def work(self, resolved, *, rank, world):
     found.append(packages())
 type(job).work, found = work, []
 jobs.run_rank(job.KIND, job.model_dump(mode="json"), own_process=True)
-for name in {UNUSED}:
+for name in {UNUSED if "lora" in config else ()}:
     import_module(name)
 print(json.dumps(found))"""
     (found,) = ask(code, folder=tmp_path)  # type: ignore[misc]

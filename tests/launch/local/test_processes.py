@@ -30,7 +30,7 @@ def wait_for_row(run: Path, step: int, launcher: object) -> None:
 @pytest.fixture
 def command(smoke: Path, tmp_path: Path) -> list[object]:
     config = smoke / "runs" / "dit" / "config.yaml"
-    return ["train", config, f"out={tmp_path / 'run'}", "train.steps=400", "checkpoint.every_steps=5"]
+    return ["train", config, f"out={tmp_path / 'run'}", "train.steps=400", "checkpoint.every_steps=2"]
 
 
 def test_a_run_survives_the_death_of_its_launcher_of_a_rank_and_a_polite_stop(
@@ -38,7 +38,7 @@ def test_a_run_survives_the_death_of_its_launcher_of_a_rank_and_a_polite_stop(
 ) -> None:
     run = tmp_path / "run"
     launcher = start_python(*command)
-    wait_for_row(run, 6, launcher)
+    wait_for_row(run, 3, launcher)
     ranks = psutil.Process(launcher.pid).children()
     assert len(ranks) == 2
     launcher.kill()
@@ -47,7 +47,7 @@ def test_a_run_survives_the_death_of_its_launcher_of_a_rank_and_a_polite_stop(
     assert not alive
 
     launcher = start_python(*command)
-    wait_for_row(run, 12, launcher)
+    wait_for_row(run, 6, launcher)
     victim = psutil.Process(launcher.pid).children()[1]
     victim.send_signal(signal.SIGKILL)
     said, _ = launcher.communicate(timeout=PATIENCE_S)
@@ -55,12 +55,12 @@ def test_a_run_survives_the_death_of_its_launcher_of_a_rank_and_a_polite_stop(
     assert "rank 1 was killed by SIGKILL" in said
 
     launcher = start_python(*command)
-    wait_for_row(run, 18, launcher)
+    wait_for_row(run, 9, launcher)
     os.kill(launcher.pid, signal.SIGTERM)
     said, _ = launcher.communicate(timeout=PATIENCE_S)
     assert launcher.returncode == 75, said
 
     stopped_at = rows(run)[-1]["step"]
-    done = flowmask(*command[:3], f"train.steps={stopped_at + 2}", "checkpoint.every_steps=5")  # type: ignore[operator]
+    done = flowmask(*command[:3], f"train.steps={stopped_at + 2}", "checkpoint.every_steps=2")  # type: ignore[operator]
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in rows(run)] == list(range(1, stopped_at + 3))  # type: ignore[operator]
