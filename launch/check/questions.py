@@ -15,6 +15,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ print(json.dumps({'version': torch.__version__, 'cuda': torch.version.cuda, 'gpu
                   'gloo': d.is_available() and d.is_gloo_available()}))
 """
 _OPS = """
-import json
+import json, sys
+sys.modules['mlflow'] = None  # as in a rank: otherwise DeepSpeed imports it for its autotuner
 from deepspeed.ops.op_builder.all_ops import ALL_OPS
 print(json.dumps({name: bool(op.is_compatible(verbose=False)) for name, op in ALL_OPS.items()
                   if name in ('fused_adam', 'cpu_adam')}))
@@ -121,9 +123,10 @@ def torch(subject: Subject) -> list[Finding]:
 
 def libraries(subject: Subject) -> list[Finding]:
     code = "import importlib, sys; importlib.import_module(sys.argv[1])"
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        problems = list(pool.map(lambda name: run([sys.executable, "-c", code, name])[1], _LIBRARIES))
     findings = []
-    for name, purpose in _LIBRARIES.items():
-        problem = run([sys.executable, "-c", code, name])[1]
+    for (name, purpose), problem in zip(_LIBRARIES.items(), problems, strict=True):
         said = f"for {purpose}: {problem}" if problem else importlib.metadata.version(name)
         findings.append(
             judged(name, not problem, said, "make setup", otherwise="warn" if purpose == _QUICKER else "fail")
