@@ -1,4 +1,4 @@
-"""Cost of one micro-batch on a rank: the run's objective and module, run on fake tensors (dry_run.py)."""
+"""Cost of one micro-batch on a rank: the run's objective and module, run on the meta device (dry_run.py)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Plans of one process share their passes: equal modules and shapes are run on fake tensors once."""
+"""Plans of one process share their passes: equal modules and shapes are run on the meta device once."""
 
 import json
 from collections.abc import Iterator
