@@ -30,12 +30,8 @@ _COMPOSED = {
     "stages": ("curriculum", "curriculum"),
     "paths": ("overlay", "COMMAND CONFIG"),
 }
-UNUSED = (
-    "peft",
-    "bitsandbytes",
-    "scipy",
-    "transformers",
-)  # diffusers imports them for its own adapters, quantizers and schedulers
+# diffusers imports them for its own adapters, quantizers, schedulers and pipelines.
+UNUSED = ("peft", "bitsandbytes", "scipy", "transformers")
 AnyJob = TypeVar("AnyJob", bound=Job)
 _NAMES = {name: kind for kind in KINDS.values() for name in (kind.KIND, *kind.ALIASES)}
 
