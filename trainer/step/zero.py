@@ -3,6 +3,8 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,11 +86,26 @@ def initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any])
     bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # it prints at every construction
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     ops.__compatible_ops__ = {}  # otherwise gloo compiles an operator, which needs a compiler
-    with compiling_later():  # functions of an optimizer that is not used
+    with compiling_later(), _unprinted():  # functions of an optimizer that is not used
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     if not config.get("zero_optimization"):
         engine.enable_backward_allreduce = False  # the replicated optimizer reduces its flat gradient itself
     return engine
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Inside the block, a parameter's text holds no values: ZeRO 3 formats all of them into a message that it drops.
+
+    That takes 8 ms a parameter, and a rank has a thousand; on a GPU each value is a copy to the host.
+    """
+    parameter: Any = nn.Parameter
+    real = parameter.__repr__
+    parameter.__repr__ = object.__repr__
+    try:
+        yield
+    finally:
+        parameter.__repr__ = real
 
 
 def _deepspeed() -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from scenarios import Training
 
 from flowmask.models.errors import ConfigError
 from flowmask.trainer.step import zero
@@ -43,6 +45,17 @@ print([name for name in {unused} if name in sys.modules])"""
     done = subprocess.run(command, env=os.environ | found_in, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_start_makes_no_text_of_the_values_of_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[torch.Size] = []
+    for stage in (1, 2, 3):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch._tensor_str, "_str", lambda tensor, **_: written.append(tensor.shape) or "")
+            training = Training(stage=stage, precision="bf16", change={"offload_optimizer": True})
+        training.engine.close()
+    assert written == []
+    assert "0.5" in repr(torch.nn.Parameter(torch.tensor([0.5])))
 
 
 def test_asking_leaves_nothing_in_the_environment_that_a_job_would_take_along() -> None:
