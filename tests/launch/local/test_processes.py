@@ -5,10 +5,11 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from command import flowmask, start_python
+from command import flowmask, start_flowmask, start_python
 
 PATIENCE_S = 120
 ENDS_WITHIN_S = 5
@@ -37,7 +38,7 @@ def test_a_run_survives_the_death_of_its_launcher_of_a_rank_and_a_polite_stop(
     command: list[object], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    launcher = start_python(*command)
+    launcher: Any = start_python(*command)
     wait_for_row(run, 3, launcher)
     ranks = psutil.Process(launcher.pid).children()
     assert len(ranks) == 2
@@ -46,7 +47,7 @@ def test_a_run_survives_the_death_of_its_launcher_of_a_rank_and_a_polite_stop(
     _, alive = psutil.wait_procs(ranks, timeout=ENDS_WITHIN_S)
     assert not alive
 
-    launcher = start_python(*command)
+    launcher = start_flowmask(*command)
     wait_for_row(run, 6, launcher)
     victim = psutil.Process(launcher.pid).children()[1]
     victim.send_signal(signal.SIGKILL)
@@ -54,7 +55,7 @@ def test_a_run_survives_the_death_of_its_launcher_of_a_rank_and_a_polite_stop(
     assert launcher.returncode == 2
     assert "rank 1 was killed by SIGKILL" in said
 
-    launcher = start_python(*command)
+    launcher = start_flowmask(*command)
     wait_for_row(run, 9, launcher)
     os.kill(launcher.pid, signal.SIGTERM)
     said, _ = launcher.communicate(timeout=PATIENCE_S)

@@ -8,18 +8,21 @@ from typer.testing import CliRunner
 
 from flowmask.data_pipeline.sources.synthetic import write_synthetic
 from flowmask.launch.cli.main import app
+from flowmask.models.weights.tiny_wan import write_tiny_wan
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 runner = CliRunner()
 
 
 def test_an_evaluation_in_windows_is_planned_as_passes_of_one_window_each(tmp_path: Path) -> None:
-    write_synthetic(tmp_path, split="valid_u", videos=1, seed=0, frames=17, size=64)
+    data, wan = tmp_path / "data", tmp_path / "wan"
+    write_synthetic(data, split="valid_u", videos=1, seed=0, frames=17, size=64)
+    write_tiny_wan(wan)
 
     def plan(*window: str) -> dict[str, Any]:
-        data = [f"data.root={tmp_path}", "data.split=valid_u", "box.height_px=320", "box.width_px=320"]
+        named = [f"model.wan={wan}", f"data.root={data}", "data.split=valid_u", "box.height_px=320", "box.width_px=320"]
         command = ["plan", str(CONFIGS / "evaluate_mevis.yaml"), "--json", "--gpu", "A100"]
-        done = runner.invoke(app, [*command, *data, *window])
+        done = runner.invoke(app, [*command, *named, *window])
         assert done.exit_code == 0, done.output
         found: dict[str, Any] = json.loads(done.stdout)
         return found
