@@ -1,8 +1,10 @@
 """How fast a cache in an object store is read, as ratios to the raw speed of the same server.
 
-    python benchmarks/object_store.py [--json] [--clips N] [--count N] [--rounds N] [--delay-ms MS] [--folder DIR]
+    python benchmarks/object_store.py [--json] [--clips N] [--count N] [--rounds N] [--delay-ms MS] [--line-mb-s N]
+        [--folder DIR]
 
-The server is a separate process on this machine. It answers ranges of files as S3 does, each after the delay.
+The server is a separate process on this machine. It answers ranges of files as S3 does, each after the delay, and all
+together at most at the line's rate. Without a rate its own work is the limit, on cores that the client shares.
 Latents have their full size (16x5x60x104). `cold` is the trainer's loader with an empty disk, `warm` uses the disk
 after `cold`, `folder` is the same loader on the folder, each timed after its reader is opened. `raw` requests the
 ranges of `cold` by 64 plain connections, and discards the bytes. MB/s count these bytes for `raw` and `cold`, and all
@@ -23,7 +25,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import local
+from threading import Lock, local
 from time import perf_counter, process_time, sleep
 from typing import Any
 
@@ -34,10 +36,25 @@ from flowmask.data_pipeline.config import LoaderConfig
 from flowmask.data_pipeline.read.batches import open_batches, open_reader, plan_for
 
 GLOBAL_BATCH, TEXT_TOKENS, CONNECTIONS = 8, 256, 64
+PIECE = 1 << 18  # bytes of an answer that the line carries at once
 NEEDS = ("video_mean", "video_logvar", "mask_mean", "text")
 
 
-def serve(folder: Path, *, delay_s: float) -> None:
+class Line:
+    """A network connection that all answers share."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self._bytes_per_s, self._free_at, self._lock = bytes_per_s, 0.0, Lock()
+
+    def carry(self, length: int) -> None:
+        """Return when the line has carried `length` bytes more."""
+        with self._lock:
+            self._free_at = max(self._free_at, perf_counter()) + length / self._bytes_per_s
+            until = self._free_at
+        sleep(max(0.0, until - perf_counter()))
+
+
+def serve(folder: Path, *, delay_s: float, line: Line | None) -> None:
     """Answer GET with and without a range, and a listing, until this process is ended."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,7 +79,11 @@ def serve(folder: Path, *, delay_s: float) -> None:
                     start, stop = int(first), min(int(last) + 1, size) if last else size
                 self._answer(206 if asked else 200, stop - start, range_of=f"bytes {start}-{stop - 1}/{size}")
                 while start < stop and self.command == "GET":
-                    start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
+                    most = min(PIECE, stop - start) if line else stop - start
+                    sent = os.sendfile(self.connection.fileno(), file.fileno(), start, most)
+                    start += sent
+                    if line:
+                        line.carry(sent)
 
         def do_HEAD(self) -> None:
             self.do_GET()
@@ -93,9 +114,10 @@ def _listing(folder: Path) -> bytes:
 
 
 @contextmanager
-def server_of(folder: Path, *, delay_ms: float) -> Iterator[int]:
+def server_of(folder: Path, *, delay_ms: float, line_mb_s: float = 0) -> Iterator[int]:
     """The port of `serve` in a separate process."""
-    command = [sys.executable, __file__, "--serve", str(folder), "--delay-ms", str(delay_ms)]
+    limits = ["--delay-ms", str(delay_ms), "--line-mb-s", str(line_mb_s)]
+    command = [sys.executable, __file__, "--serve", str(folder), *limits]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -161,12 +183,12 @@ def raw(port: int, wanted: Sequence[ByteRange]) -> tuple[int, float, float]:
         return done, perf_counter() - started, process_time() - busy
 
 
-def measure(folder: Path, *, clips: int, count: int, rounds: int, delay_ms: float) -> dict[str, Any]:
+def measure(folder: Path, *, clips: int, count: int, rounds: int, delay_ms: float, line_mb_s: float) -> dict[str, Any]:
     """Medians over interleaved rounds; a first, uncounted read records the requests of `cold`."""
     write_cache(folder / "bucket/cache", clips=clips)
     rates: dict[str, list[float]] = {way: [] for way in ("raw", "cold", "warm", "folder")}
     cpu: dict[str, list[float]] = {way: [] for way in rates}
-    with server_of(folder, delay_ms=delay_ms) as port:
+    with server_of(folder, delay_ms=delay_ms, line_mb_s=line_mb_s) as port:
         os.environ |= environment(port)
         stored = LoaderConfig(cache="s3://bucket/cache", local_cache=folder / "disk")
         asked = requests_of(stored, count=count)
@@ -198,16 +220,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256, help="examples read in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--delay-ms", type=float, default=20.0, help="before each answer of the server")
+    parser.add_argument("--line-mb-s", type=float, default=0.0, help="what the server sends at most; 0: no limit")
     parser.add_argument("--folder", type=Path, help="where the data goes for a while; default: a temporary folder")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve is not None:
-        serve(given.serve, delay_s=given.delay_ms / 1e3)
+        serve(given.serve, delay_s=given.delay_ms / 1e3, line=Line(given.line_mb_s * 1e6) if given.line_mb_s else None)
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        figures = measure(
-            Path(folder), clips=given.clips, count=given.count, rounds=given.rounds, delay_ms=given.delay_ms
-        )
+        sizes = {name: getattr(given, name) for name in ("clips", "count", "rounds", "delay_ms", "line_mb_s")}
+        figures = measure(Path(folder), **sizes)
     for name, value in figures.items():
         print(f"{name:26} {value}", file=sys.stderr if given.json else sys.stdout)
     if given.json:
