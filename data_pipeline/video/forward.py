@@ -66,7 +66,7 @@ class ForwardReader:
 
 
 def readable(path: Path) -> tuple[list[int | None], str]:
-    """Times of the pictures before the first lost one, by decoding all.
+    """Times of the pictures before the first lost one, in the order of display, by decoding all.
 
     Also the reason of the loss, "" if none is lost.
     """
@@ -92,7 +92,11 @@ def readable(path: Path) -> tuple[list[int | None], str]:
         if not owed.times_are_written and first_corrupt is not None:
             sound = min(sound, first_corrupt)
         damage = damage or f"{len(lost)} of its pictures do not decode"
-    return shown[:sound], damage
+    times = shown[:sound]
+    if not owed.times_are_written:  # each picture has that of the packet which was decoded when it was shown
+        known = sorted(time for time in times if time is not None)
+        times = [*known] if len(known) == len(times) else [None] * len(times)
+    return times, damage
 
 
 def _pictures(path: Path) -> Iterator[av.VideoFrame]:

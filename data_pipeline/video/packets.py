@@ -17,8 +17,10 @@ from flowmask.data_pipeline.video.opening import opened, reason, video_stream
 from flowmask.data_pipeline.video.picture import Picture, picture_of
 from flowmask.data_pipeline.video.promise import damage_of_avi, first_unplaced, missing_bytes
 from flowmask.data_pipeline.video.seek_rule import SeekRule
+from flowmask.data_pipeline.video.times import JUMP_S, RESTART_S
 from flowmask.models.errors import DataError
 
+_CLOCK_MAY_JUMP = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 _GAP_S = 0.25  # smaller gaps before the promised end prove nothing
 
 
@@ -34,6 +36,7 @@ class Facts:
     lost:     why its end seems to be missing, in a few words; "" if nothing says so
     seekable: every seek to one of its pictures is correct
     shown:    display time and duration of each counted packet, in units of `unit_s` s
+    jumps:    whether its format is for recordings, whose clock may jump
     """
 
     first: Picture
@@ -46,13 +49,14 @@ class Facts:
     seekable: bool
     shown: Sequence[tuple[int | None, int]]
     unit_s: Fraction | None
+    jumps: bool
 
 
 def facts_of(path: Path) -> Facts:
     """Demux the whole file; DataError if it holds no picture."""
     with opened(path) as container:
         stream = video_stream(container, path=path)
-        seen = _Seen(stream, path)
+        seen = _Seen(stream, path, jumps=bool(container.format.flags & _CLOCK_MAY_JUMP))
         lost = ""
         try:
             for packet in container.demux():
@@ -67,7 +71,7 @@ def facts_of(path: Path) -> Facts:
             lost = "its last packet is incomplete"
         if behind := missing_bytes(path):
             lost = f"{behind:,} bytes are missing at its end"
-        rate, ends_s = _rate(seen.shown, stream), _stated_end_s(container)
+        rate, ends_s = _rate(seen.parts(), stream), _stated_end_s(container)
         if not lost and ends_s - seen.end_s > _GAP_S:
             lost = f"its packets end {ends_s - seen.end_s:.2f} s before the duration in its header"
         unplaced, promised, whole = seen.first_unplaced(container), None, None
@@ -89,13 +93,14 @@ def facts_of(path: Path) -> Facts:
         alone = len(container.streams.video) == 1
         seekable = not lost and alone and seen.first.plain and seen.rule.holds(container.format.name)
         keys, count = tuple(seen.rule.keys), len(seen.shown)
-        return Facts(seen.first, count, whole, rate, keys, promised, lost, seekable, seen.shown, stream.time_base)
+        unit_s, shown = stream.time_base, seen.shown
+        return Facts(seen.first, count, whole, rate, keys, promised, lost, seekable, shown, unit_s, seen.jumps)
 
 
 class _Seen:
     """Facts gathered while the packets pass."""
 
-    def __init__(self, stream: av.VideoStream, path: Path) -> None:
+    def __init__(self, stream: av.VideoStream, path: Path, *, jumps: bool) -> None:
         self.first: Picture | None = None
         self.refused = ""  # FFmpeg's reason why the first picture can't be decoded
         self.shown: list[tuple[int | None, int]] = []  # time and duration, in the stream's time base
@@ -103,6 +108,8 @@ class _Seen:
         self.sizes: dict[int, int] = {}  # bytes by position, for packets of all streams
         self.discarded = 0
         self.overtaken: set[int] = set()  # positions of packets discarded because their time has passed
+        self.restarts: list[int] = []  # shown packets at which the clock begins anew: recordings joined to one file
+        self.jumps = jumps
         self._decoded = -math.inf  # decoding time of the last packet
         self.incomplete = False  # whether the last packet is
         self.start_s = math.inf  # of the first picture
@@ -129,11 +136,26 @@ class _Seen:
             if packet.dts is not None and packet.dts < self._decoded and packet.pos is not None:
                 self.overtaken.add(packet.pos)
             return
-        self._decoded = self._decoded if packet.dts is None else packet.dts
-        self.shown.append((packet.pts, packet.duration or 0))
+        if packet.dts is not None and packet.time_base:
+            since_s = (packet.dts - self._decoded) * packet.time_base
+            if self.shown and (since_s < -RESTART_S or (self.jumps and since_s > JUMP_S)):
+                self.restarts.append(len(self.shown))
+            self._decoded = packet.dts
+        self.shown.append((self._time(packet), packet.duration or 0))
         self.places.append(-1 if packet.pos is None else packet.pos)
         if packet.pts is not None and packet.time_base:
             self.start_s = min(self.start_s, float(packet.pts * packet.time_base))
+
+    def _time(self, packet: Packet) -> int | None:
+        """Its display time; at the end of a recording FFmpeg may state one of the recording behind it."""
+        if not self.jumps or packet.pts is None or packet.dts is None or packet.time_base is None:
+            return packet.pts
+        return packet.dts if abs(packet.pts - packet.dts) * packet.time_base > JUMP_S else packet.pts
+
+    def parts(self) -> list[list[tuple[int | None, int]]]:
+        """The shown packets, divided where the clock begins anew."""
+        ends = [*self.restarts, len(self.shown)]
+        return [self.shown[begin:end] for begin, end in zip([0, *self.restarts], ends)]
 
     def first_unplaced(self, container: InputContainer) -> int | None:
         """The first byte of frames that no fragment names."""
@@ -159,20 +181,22 @@ def _stated_end_s(container: InputContainer) -> float:
     return container.duration / av.time_base if stated and container.duration else 0.0
 
 
-def _rate(shown: Sequence[tuple[int | None, int]], stream: av.VideoStream) -> float:
+def _rate(parts: Sequence[Sequence[tuple[int | None, int]]], stream: av.VideoStream) -> float:
     """Pictures per second, so that all of them together last as long as in a player.
 
-    The header's average is used if it explains the times within half a picture: they may be rounded.
+    The header's average is used if it explains the times within half a picture of each part: they may be rounded, and
+    one of two pictures with the same time may be too many.
     """
-    average = stream.average_rate or stream.guessed_rate or Fraction(25)
-    timed = [(pts, pts + duration) for pts, duration in shown if pts is not None]
-    if len(timed) < len(shown) or not stream.time_base or not timed:
+    average, unit_s = stream.average_rate or stream.guessed_rate or Fraction(25), stream.time_base
+    fewest, span_s = 0, 0.0
+    for part in parts:
+        ends = {pts: pts + duration for pts, duration in part if pts is not None}
+        if not unit_s or not ends or any(pts is None for pts, _ in part):
+            return float(average)
+        last = max(ends)
+        end = ends[last] if ends[last] > last else last + round(1 / (average * unit_s))
+        fewest, span_s = fewest + len(ends), span_s + float((end - min(ends)) * unit_s)
+    count, half = sum(map(len, parts)), 0.5 * len(parts)
+    if span_s <= 0 or fewest - half <= span_s * float(average) <= count + half:
         return float(average)
-    start = min(begin for begin, _ in timed)
-    last, end = max(timed)
-    if end == last:
-        end += round(1 / (average * stream.time_base))
-    span_s = float((end - start) * stream.time_base)
-    if span_s <= 0 or abs(span_s - len(timed) / float(average)) <= 0.5 / float(average):
-        return float(average)
-    return len(timed) / span_s
+    return count / span_s

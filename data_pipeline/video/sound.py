@@ -3,6 +3,7 @@
 Other codecs become AAC, in mono or stereo. Cut at packets: a packet that begins within the pictures is kept whole.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +17,7 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
 from flowmask.data_pipeline.video.opening import opened, reason
+from flowmask.data_pipeline.video.times import JUMP_S, RESTART_S, ShowTimes
 
 _IN_MP4 = ("aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac")  # the allowed ones that players know
 _SLOWEST_MP3 = 16000  # Hz; mp4 does not allow slower ones
@@ -26,18 +28,22 @@ _WARM_UP = 2  # packets: a decoder needs the one before the first audible one
 
 @dataclass(frozen=True)
 class Soundtrack:
-    """The sound of a file, from `start_s` on its clock, the display time of its first picture."""
+    """The sound of a file, from `start_s` on its clock, the display time of its first picture.
+
+    shifts_s: time that is added to the clock after each of its starts, as in the pictures' times
+    """
 
     path: Path
     start_s: Fraction
+    shifts_s: tuple[Fraction, ...]
 
 
-def soundtrack_of(path: Path, *, start_s: Fraction | None) -> Soundtrack | None:
+def soundtrack_of(path: Path, times: ShowTimes) -> Soundtrack | None:
     """The sound of a video file; None if there is none, it can't be decoded, or there are no times."""
-    if start_s is None:
+    if times.start_s is None:
         return None
     with opened(path) as container:
-        return Soundtrack(path, start_s) if _best(container) else None
+        return Soundtrack(path, times.start_s, times.shifts_s) if _best(container) else None
 
 
 class SoundCopy:
@@ -51,7 +57,7 @@ class SoundCopy:
         self._source, self._mp4, self.problem = opened(sound.path), mp4, ""
         stream = _best(self._source)
         assert stream is not None
-        self._stream, self._start_s = stream, sound.start_s
+        self._stream, self._sound = stream, sound
         codec = stream.codec_context.codec.canonical_name
         if codec in _IN_MP4 and (codec != "mp3" or stream.rate >= _SLOWEST_MP3):
             self._out = mp4.add_stream_from_template(stream)
@@ -74,8 +80,9 @@ class SoundCopy:
         self._source.close()
 
     def _stored(self) -> Iterator[Packet]:
-        """The packets of the file from the start time on, with the mp4's times."""
-        packets = self._source.demux(self._stream)
+        """The packets of the file from the start time on, with the mp4's times, which rise."""
+        packets, shifts = self._source.demux(self._stream), list(self._sound.shifts_s)
+        clock, latest = -math.inf, -math.inf  # of the packet before, in its time base: in the file, and in the mp4
         while True:
             try:
                 packet = next(packets)
@@ -86,10 +93,14 @@ class SoundCopy:
                 return
             if packet.pts is None or not packet.size:
                 continue
-            late = round(self._start_s / packet.time_base)
-            packet.pts -= late
+            since_s = (packet.pts - clock) * packet.time_base
+            if len(shifts) > 1 and not -RESTART_S <= since_s <= JUMP_S and clock > -math.inf:
+                del shifts[0]
+            clock = packet.pts
+            packet.pts += round((shifts[0] - self._sound.start_s) / packet.time_base)
             packet.dts = packet.pts
-            if packet.pts + _WARM_UP * (packet.duration or 0) >= 0:
+            if packet.pts > latest and packet.pts + _WARM_UP * (packet.duration or 0) >= 0:
+                latest = packet.pts
                 yield packet
 
     def _encoded(self) -> Iterator[Packet]:

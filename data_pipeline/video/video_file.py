@@ -42,10 +42,13 @@ class VideoFile:
     def times(self) -> ShowTimes:
         """The display time of each picture."""
         with self._lock:
-            begins = self._begins
+            begins: Sequence[int | None] = self._begins
+        if self._facts.seekable:  # all are known, in the order of decoding
+            begins = sorted(begin for begin in begins if begin is not None)
         last = max((time for time in begins if time is not None), default=None)
         lasts = next((duration for time, duration in reversed(self._facts.shown) if time == last), 0)
-        return show_times(begins, unit_s=self._facts.unit_s, last=lasts, rate=self.frames_per_second)
+        facts, rate = self._facts, self.frames_per_second
+        return show_times(begins, unit_s=facts.unit_s, last=lasts, rate=rate, jumps=facts.jumps)
 
     @cached_property
     def _begins(self) -> list[int | None]:

@@ -70,7 +70,7 @@ class InputVideo:
     @cached_property
     def sound(self) -> Soundtrack | None:
         """The sound of the frames."""
-        return None if self._file is None else soundtrack_of(self.path, start_s=self._file.times.start_s)
+        return None if self._file is None else soundtrack_of(self.path, self._file.times)
 
     @cached_property
     def size(self) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def _overlay(source: Path, path: Path, *, fps: float | None = None, seconds: flo
     rate = video.frames_per_second if fps is None else fps
     ids = range(len(video)) if fps is None else video.times.shown_at(exact_rate(fps))
     ids = ids[: None if seconds is None else round(seconds * rate)]
-    sound = soundtrack_of(source, start_s=video.times.start_s)
+    sound = soundtrack_of(source, video.times)
     assert sound is not None
     with VideoWriter(path, height=SIZE[0], width=SIZE[1], fps=rate, sound=sound) as writer:
         for number in ids:
@@ -82,6 +82,16 @@ def test_fewer_and_slower_pictures_have_the_sound_of_their_span(codec: str, tmp_
     assert 1.95 < span_s(made, "audio") < 2.05
 
 
+@pytest.mark.parametrize("codec", ["aac", "mp2"])
+def test_sound_of_recordings_joined_to_one_file_stays_with_its_pictures(codec: str, tmp_path: Path) -> None:
+    for name, late_s in (("one.ts", 0.5), ("other.ts", 0.0)):  # the second clock begins before the first one
+        write_claps(tmp_path / name, codec, video_from_s=late_s, sound_from_s=late_s)
+    (tmp_path / "source.ts").write_bytes(b"".join((tmp_path / name).read_bytes() for name in ("one.ts", "other.ts")))
+    made = _overlay(tmp_path / "source.ts", tmp_path / "o.mp4")
+    assert len(seen(made)) == len(heard(made)) == len(seen(tmp_path / "one.ts")) + len(CLAPS)
+    assert np.abs(np.subtract(seen(made), heard(made))).max() < _STEP_S
+
+
 def test_a_film_without_sound_has_none_and_its_mp4_is_as_it_was(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "mute.mp4"), "w") as file:
         stream = file.add_stream("libx264", rate=10)
@@ -89,4 +99,4 @@ def test_a_film_without_sound_has_none_and_its_mp4_is_as_it_was(tmp_path: Path) 
         file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((*SIZE, 3), np.uint8), format="rgb24")))
         file.mux(stream.encode(None))
     video = VideoFile(tmp_path / "mute.mp4")
-    assert soundtrack_of(tmp_path / "mute.mp4", start_s=video.times.start_s) is None
+    assert soundtrack_of(tmp_path / "mute.mp4", video.times) is None
