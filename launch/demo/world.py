@@ -1,15 +1,15 @@
 """The data of a demo: a synthetic dataset with three splits, and a tiny Wan. Existing parts are kept."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flowmask.launch.progress import bar
 from flowmask.models.errors import ConfigError
 from flowmask.models.files import move_new, read_object, write_atomically
-from flowmask.models.folders.scratch import scratch
+from flowmask.models.folders.scratch import clear, scratch
 
 SPLITS = {"train": "train_videos", "calibrate": "calibrate_videos", "valid_u": "valid_videos"}
 
@@ -28,38 +28,43 @@ def claim(mark: Path, settings: Mapping[str, Any], *, what: str) -> None:
 
 def write_dataset(root: Path, sizes: Mapping[str, Any]) -> None:
     """Write the splits below `root`; sizes: as in configs/demo.yaml."""
+    for split, key in SPLITS.items():
+        if videos := sizes.get(key, 0):
+            write_once(root / split, partial(_write_split, sizes=sizes, split=split, videos=videos))
+
+
+def _write_split(root: Path, *, sizes: Mapping[str, Any], split: str, videos: int) -> None:
     from flowmask.data_pipeline.sources.synthetic import write_synthetic
 
-    for split, key in SPLITS.items():
-        videos, place = sizes.get(key, 0), root / split
-        if place.exists() or not videos:
-            continue
-        with whole(place) as made, bar() as update:
-            write_synthetic(
-                made,
-                split=split,
-                videos=videos,
-                seed=sizes["seed"],
-                frames=sizes["frames"],
-                size=sizes["size_px"],
-                no_target=sizes["no_target"][split],
-                on_progress=lambda done, videos=videos, split=split: update(split, done, videos),  # type: ignore[misc]
-            )
+    with bar() as update:
+        write_synthetic(
+            root,
+            split=split,
+            videos=videos,
+            seed=sizes["seed"],
+            frames=sizes["frames"],
+            size=sizes["size_px"],
+            no_target=sizes["no_target"][split],
+            on_progress=lambda done: update(split, done, videos),
+        )
 
 
 def write_wan(place: Path, *, seed: int) -> None:
     """Write a tiny Wan2.1 folder: all weights except the VAE's are random."""
     from flowmask.models.weights.tiny_wan import write_tiny_wan
 
-    if not place.exists():
-        with whole(place) as root:
-            write_tiny_wan(root / place.name, seed=seed)
+    write_once(place, lambda root: write_tiny_wan(root / place.name, seed=seed))
 
 
-@contextmanager
-def whole(place: Path) -> Iterator[Path]:
-    """A scratch root for a folder called `place.name`, which is moved to `place` once it is complete."""
+def write_once(place: Path, write: Callable[[Path], None]) -> None:
+    """Unless `place` exists, `write(root)` makes a folder of its name in a scratch, which is moved there when complete.
+
+    In both cases nothing stays of processes that were killed in this.
+    """
+    if place.exists():
+        clear(place.parent, undo=False)
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     with scratch(place.parent) as root:
-        yield root
+        write(root)
         move_new(root / place.name, place)

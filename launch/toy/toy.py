@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flowmask.data_pipeline.randomness import mix64
 from flowmask.launch.demo.demo import write_example
-from flowmask.launch.demo.world import claim, whole, write_wan
+from flowmask.launch.demo.world import claim, write_once, write_wan
 from flowmask.launch.toy import actions, pictures, videos
 from flowmask.launch.toy.scenes import Scene, draw_scenes
 from flowmask.models.files import write_atomically
@@ -75,13 +75,10 @@ def write_toy(out: Path, *, seed: int, say: Callable[[str], None]) -> str:
         write_wan(out / "wan", seed=seed)
         for name, write in _datasets(seed).items():
             place = out / "data" / name
-            if place.exists():
-                continue
-            if name == "a2d_sentences" and importlib.util.find_spec("h5py") is None:
+            if name == "a2d_sentences" and not place.exists() and importlib.util.find_spec("h5py") is None:
                 say("data/a2d_sentences is left out, since h5py is missing: pip install 'flowmask[a2d]', then again")
                 continue
-            with whole(place) as root:
-                write(root / name)
+            write_once(place, lambda root, name=name, write=write: write(root / name))  # type: ignore[misc]
         sentence = write_example(out / "data" / "mevis", out / EXAMPLE)[0]
         if not (out / OVERLAY).exists():
             write_atomically(out / OVERLAY, _TRY)

@@ -17,7 +17,7 @@ from flowmask.data_pipeline.show.inspect_page import inspect
 from flowmask.launch.configs import copy_configs
 from flowmask.launch.curriculum.curriculum import _claimed
 from flowmask.launch.demo import demo
-from flowmask.launch.demo.world import whole
+from flowmask.launch.demo.world import write_once
 from flowmask.launch.jobs.job import save_config
 from flowmask.launch.reproduce import reproduce
 from flowmask.launch.toy import toy
@@ -113,12 +113,13 @@ def curriculum(out: Path) -> None:
 
 
 def run_demo(out: Path) -> None:
+    def wan(root: Path) -> None:
+        (root / "wan").mkdir()
+        (root / "wan" / "weights").write_text("weights")
+
     def stages(run: demo.DemoRun) -> None:
         run._note("cache_s", 1.0)
-        if not (run.out / "wan").exists():
-            with whole(run.out / "wan") as root:
-                (root / "wan").mkdir()
-                (root / "wan" / "weights").write_text("weights")
+        write_once(run.out / "wan", wan)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(demo.DemoRun, "run", stages)
@@ -164,9 +165,7 @@ def write_toy(out: Path) -> None:
         (root / "train" / "meta_expressions.json").write_text("{}")
 
     def wan(place: Path, **_: Any) -> None:
-        if not place.exists():
-            with whole(place) as root:
-                some(root / place.name)
+        write_once(place, lambda root: some(root / place.name))
 
     def example(dataset: Path, path: Path) -> list[str]:
         write_atomically(path, "film")
