@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowmask.models.errors import UserError
+from flowmask.models.process import without
 from flowmask.models.safe.secrets import masked_uri
 from flowmask.trainer.state.run_folder import CONFIG
 from flowmask.trainer.track import database, spool
@@ -40,7 +41,8 @@ class MlflowRun:
         plan: its `uri` includes the server's secrets. begins: set the run's status to RUNNING; else leave it.
         """
         quieten()
-        from mlflow.tracking import MlflowClient
+        with without("pandas", "scipy"):  # a third of the import; mlflow-skinny has neither
+            from mlflow.tracking import MlflowClient
 
         quieten()  # importing mlflow has reset its loggers
         self._folder, self._plan = folder, plan
