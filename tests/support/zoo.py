@@ -70,6 +70,8 @@ def picture(number: int, size: tuple[int, int]) -> NDArray[np.uint8]:
 def number_of(pixels: NDArray[np.uint8]) -> int | None:
     """The number that a decoded picture shows, None if it is not readable."""
     height, width = pixels.shape[:2]
+    if height < 16 or width // BITS < 5:  # no picture of a film is so small
+        return None
     number = 0
     for bit, (top, left) in _cells((height, width)):
         above, below = (
