@@ -6,6 +6,7 @@ SHARED := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
+unexport PYTHONDONTWRITEBYTECODE  # each of many processes would compile all sources again
 
 .PHONY: help setup demo demo-full test test-slurm test-page test-long docs lint format clean
 

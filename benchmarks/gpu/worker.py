@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LONGEST, _LEAST_S = 4.0, 120.0  # multiple of its estimate, and least seconds, after which a row counts as hanging
 _LEAK_BYTES = 2e9
+_SAID = 400  # characters of an error
 _AGAIN = 3  # exit code: rows are left for a new process
 
 
@@ -91,13 +92,12 @@ def measured(lab: "Lab", row: "Row", journal: Journal) -> bool:
 
 
 def why(error: Exception) -> str:
-    """The error in one line."""
+    """The begin of an error in one line; libraries often name it in the second one."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
-    said = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {said[0]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_SAID]}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Child processes of a forked process, without the imports that a new Python would repeat.
 
-Only ranks and trials: they are children of a command that `forks.py` started, and their real start is tested by the
-commands of `command.start_python`, by SLURM, and by tests/launch/test_start_up.py.
+Only ranks, trials and senders to MLflow: they are children of a command that `forks.py` started, and their real start
+is tested by the commands of `command.start_python`, by SLURM, and by tests/launch/test_start_up.py.
 """
 
 import atexit
@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-FORKED = ("flowmask.launch.local.worker", "flowmask.launch.tune.worker")
+FORKED = ("flowmask.launch.local.worker", "flowmask.launch.tune.worker", "flowmask.trainer.track.sender")
 
 
 class Popen(subprocess.Popen[Any]):

@@ -23,6 +23,7 @@ _IMPORTED_ONCE = [
     "deepspeed",
     "diffusers.models.autoencoders.autoencoder_kl_wan",
     "diffusers.models.transformers.transformer_wan",
+    "mlflow.store.tracking.sqlalchemy_store",
 ]
 
 
@@ -32,6 +33,7 @@ def start_fork(function: Callable[..., Any], *arguments: Any, environment: Mappi
     environment: its variables; None: the present ones
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would start a thread
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED_ONCE)
     process = context.Process(
