@@ -97,7 +97,7 @@ def initialize(module: nn.Module, optimizer: ArmedAdamW, config: dict[str, Any])
 def _unprinted() -> Iterator[None]:
     """Inside the block, a parameter's text holds no values: ZeRO 3 formats all of them into a message that it drops.
 
-    That takes 8 ms a parameter, and a rank has a thousand; on a GPU each value is a copy to the host.
+    A rank has a thousand parameters, and on a GPU each value is a copy to the host.
     """
     parameter: Any = nn.Parameter
     real = parameter.__repr__
