@@ -3,9 +3,10 @@
 FlowMask has no DiT of its own: `WanTransformer3DModel(in_channels=32)` with concat([x_t, video]) is the reference's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -195,6 +196,7 @@ def _require_compiler() -> None:
             "train.compile is true, but no C++ compiler works here; install g++ or set it to false"
         ) from error
     _tell_cpus_apart()
+    _compile_again_what_is_empty()
 
 
 def _tell_cpus_apart() -> None:
@@ -207,3 +209,24 @@ def _tell_cpus_apart() -> None:
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     config.cpp.simdlen = pick_vec_isa().bit_width()
+
+
+@cache
+def _compile_again_what_is_empty() -> None:
+    """Have torch delete an empty program of its cache, under its lock, before it looks for one.
+
+    A process that is killed while torch copies a program leaves such a file, which ends every later run.
+    """
+    from torch._inductor import codecache
+    from torch.utils._filelock import FileLock
+
+    compile_missing = codecache._worker_compile_cpp
+
+    def compile_all(lock_path: str, builders: Sequence[Any]) -> None:
+        with FileLock(lock_path, timeout=codecache.LOCK_TIMEOUT):
+            for path in (Path(builder.get_target_file_path()) for builder in builders):
+                if path.exists() and not path.stat().st_size:
+                    path.unlink()
+        compile_missing(lock_path, builders)
+
+    codecache._worker_compile_cpp = compile_all  # type: ignore[assignment]

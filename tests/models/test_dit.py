@@ -1,6 +1,8 @@
 """The DiT's velocity: injection by concatenation, dtypes, a rotary table that keeps its precision, and speed."""
 
 import copy
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,6 +161,26 @@ def test_compiled_blocks_compute_what_the_others_do(kind: Recompute) -> None:
     for one, other in zip(train_once(plain), train_once(compiled), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "one program for all blocks"
+
+
+def test_a_program_that_a_killed_process_left_empty_is_compiled_again_and_a_whole_one_is_not(tmp_path: Path) -> None:
+    @dataclass
+    class Builder:
+        path: Path
+
+        def get_target_file_path(self) -> str:
+            return str(self.path)
+
+        def build(self) -> None:
+            self.path.write_text("compiled")
+
+    names = ("empty", "whole", "missing")
+    (tmp_path / "empty").touch()
+    (tmp_path / "whole").write_text("as it was")
+    compile_blocks(random_dit(32), recompute="none")
+    builders: Any = [Builder(tmp_path / name) for name in names]
+    torch._inductor.codecache._worker_compile_cpp(str(tmp_path / "lock"), builders)
+    assert [(tmp_path / name).read_text() for name in names] == ["compiled", "as it was", "compiled"]
 
 
 def test_without_a_compiler_compilation_is_refused_in_one_line() -> None:
