@@ -3,6 +3,7 @@
 FlowMask has no DiT of its own: `WanTransformer3DModel(in_channels=32)` with concat([x_t, video]) is the reference's.
 """
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -196,7 +197,7 @@ def _require_compiler() -> None:
             "train.compile is true, but no C++ compiler works here; install g++ or set it to false"
         ) from error
     _tell_cpus_apart()
-    _compile_again_what_is_empty()
+    _compile_again_what_is_cut()
 
 
 def _tell_cpus_apart() -> None:
@@ -212,10 +213,11 @@ def _tell_cpus_apart() -> None:
 
 
 @cache
-def _compile_again_what_is_empty() -> None:
-    """Have torch delete an empty program of its cache, under its lock, before it looks for one.
+def _compile_again_what_is_cut() -> None:
+    """Have torch delete a program of its cache that is empty or cut, under its lock, before it looks for one.
 
-    A process that is killed while torch copies a program leaves such a file, which ends every later run.
+    A process that is killed while torch copies a program, or meets a full disk, leaves such a file, which ends every
+    later run.
     """
     from torch._inductor import codecache
     from torch.utils._filelock import FileLock
@@ -225,8 +227,18 @@ def _compile_again_what_is_empty() -> None:
     def compile_all(lock_path: str, builders: Sequence[Any]) -> None:
         with FileLock(lock_path, timeout=codecache.LOCK_TIMEOUT):
             for path in (Path(builder.get_target_file_path()) for builder in builders):
-                if path.exists() and not path.stat().st_size:
+                if path.exists() and not _is_whole(path):
                     path.unlink()
         compile_missing(lock_path, builders)
 
     codecache._worker_compile_cpp = compile_all  # type: ignore[assignment]
+
+
+def _is_whole(program: Path) -> bool:
+    """Whether a compiled program reaches to the end that its header states: an ELF file's table of sections."""
+    with program.open("rb") as file:
+        head = file.read(64)
+    if not head.startswith(b"\x7fELF") or len(head) < 64:
+        return bool(head) and not head.startswith(b"\x7fELF")
+    table, entry_bytes, entries = struct.unpack_from("=Q10xHH", head, 40)
+    return program.stat().st_size >= table + entry_bytes * entries

@@ -1,6 +1,7 @@
 """The DiT's velocity: injection by concatenation, dtypes, a rotary table that keeps its precision, and speed."""
 
 import copy
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_compiled_blocks_compute_what_the_others_do(kind: Recompute) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "one program for all blocks"
 
 
-def test_a_program_that_a_killed_process_left_empty_is_compiled_again_and_a_whole_one_is_not(tmp_path: Path) -> None:
+def test_a_compiled_program_that_was_cut_is_compiled_again_and_a_whole_one_is_not(tmp_path: Path) -> None:
     @dataclass
     class Builder:
         path: Path
@@ -172,15 +173,21 @@ def test_a_program_that_a_killed_process_left_empty_is_compiled_again_and_a_whol
             return str(self.path)
 
         def build(self) -> None:
-            self.path.write_text("compiled")
+            self.path.write_bytes(b"compiled")
 
-    names = ("empty", "whole", "missing")
-    (tmp_path / "empty").touch()
-    (tmp_path / "whole").write_text("as it was")
+    head = b"\x7fELF".ljust(40, b"\0") + struct.pack(
+        "=Q10xHH", 1000, 64, 3
+    )  # of sections: where, bytes of each, number
+    program = head.ljust(1000 + 64 * 3, b"\0")  # as linkers write it, with this table at the end
+    cuts = {"empty": 0, "head": 20, "half": len(program) // 2, "almost": len(program) - 1, "whole": len(program)}
+    for name, length in cuts.items():
+        (tmp_path / name).write_bytes(program[:length])
+    names = (*cuts, "missing")
     compile_blocks(random_dit(32), recompute="none")
     builders: Any = [Builder(tmp_path / name) for name in names]
     torch._inductor.codecache._worker_compile_cpp(str(tmp_path / "lock"), builders)
-    assert [(tmp_path / name).read_text() for name in names] == ["compiled", "as it was", "compiled"]
+    found = {name: (tmp_path / name).read_bytes() for name in names}
+    assert found.pop("whole") == program and set(found.values()) == {b"compiled"}
 
 
 def test_without_a_compiler_compilation_is_refused_in_one_line() -> None:
