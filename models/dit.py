@@ -3,8 +3,9 @@
 FlowMask has no DiT of its own: `WanTransformer3DModel(in_channels=32)` with concat([x_t, video]) is the reference's.
 """
 
-import struct
-from collections.abc import Callable, Mapping, Sequence
+import os
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -174,13 +175,14 @@ def use_attention(dit: nn.Module, name: Attention, *, key: str) -> None:
 def compile_blocks(dit: nn.Module, *, recompute: Recompute) -> None:
     """Compile the blocks, which share one program, on first use; raises ConfigError without a compiler."""
     assert isinstance(dit, WanTransformer3DModel)
-    _require_compiler()
+    require_compiler()
     recompute_blocks(dit, recompute, compiled=True)
     if recompute != "selective":  # with selective the recomputing call is compiled
         dit.compile_repeated_blocks()
 
 
-def _require_compiler() -> None:
+def require_compiler() -> None:
+    """Prepare torch's compiler; raises ConfigError without one. Call it before anything is compiled."""
     from torch.utils._triton import has_triton
 
     if torch.cuda.is_available():
@@ -196,8 +198,8 @@ def _require_compiler() -> None:
         raise ConfigError(
             "train.compile is true, but no C++ compiler works here; install g++ or set it to false"
         ) from error
+    _write_programs_whole()
     _tell_cpus_apart()
-    _compile_again_what_is_cut()
 
 
 def _tell_cpus_apart() -> None:
@@ -213,32 +215,24 @@ def _tell_cpus_apart() -> None:
 
 
 @cache
-def _compile_again_what_is_cut() -> None:
-    """Have torch delete a program of its cache that is empty or cut, under its lock, before it looks for one.
+def _write_programs_whole() -> None:
+    """Have torch's compilers write beside a file of the cache, and rename it when it is complete.
 
-    A process that is killed while torch copies a program, or meets a full disk, leaves such a file, which ends every
-    later run.
+    They write in place, and torch takes whatever file it finds. A process killed meanwhile would leave a cut program
+    that ends every later run, or a cut test of this CPU's vectors, without which torch uses none and says nothing.
     """
-    from torch._inductor import codecache
-    from torch.utils._filelock import FileLock
+    from torch._inductor import cpp_builder
 
-    compile_missing = codecache._worker_compile_cpp
+    compile_in_place = cpp_builder.run_compile_cmd
 
-    def compile_all(lock_path: str, builders: Sequence[Any]) -> None:
-        with FileLock(lock_path, timeout=codecache.LOCK_TIMEOUT):
-            for path in (Path(builder.get_target_file_path()) for builder in builders):
-                if path.exists() and not _is_whole(path):
-                    path.unlink()
-        compile_missing(lock_path, builders)
+    def compile_beside(cmd_line: str, cwd: str) -> None:
+        words = shlex.split(cmd_line)
+        target = Path(words[words.index("-o") + 1])
+        for left in target.parent.glob(f"{target.name}.*"):  # of killed processes: torch holds this file's lock here
+            left.unlink()
+        beside = target.with_name(f"{target.name}.{os.getpid()}")
+        words[words.index("-o") + 1] = str(beside)
+        compile_in_place(shlex.join(words), cwd)
+        beside.replace(target)
 
-    codecache._worker_compile_cpp = compile_all  # type: ignore[assignment]
-
-
-def _is_whole(program: Path) -> bool:
-    """Whether a compiled program reaches to the end that its header states: an ELF file's table of sections."""
-    with program.open("rb") as file:
-        head = file.read(64)
-    if not head.startswith(b"\x7fELF") or len(head) < 64:
-        return bool(head) and not head.startswith(b"\x7fELF")
-    table, entry_bytes, entries = struct.unpack_from("=Q10xHH", head, 40)
-    return program.stat().st_size >= table + entry_bytes * entries
+    cpp_builder.run_compile_cmd = compile_beside

@@ -92,7 +92,8 @@ def test_the_whole_script_gives_every_kind_of_row_with_torch_transformers_safete
     found = json.loads((out / "results.json").read_text())
     assert [row["row"] for row in found] == [row.name for row in rows.all_rows(TINY)]
     failed = {row["row"]: row["failed"] for row in found if "failed" in row}
-    assert all("cudnn" in name and "\n" not in why and "needs a GPU" in why for name, why in failed.items())
+    assert not {name: why for name, why in failed.items() if "cudnn" not in name or "needs a GPU" not in why}
+    assert not any("\n" in why for why in failed.values())
     for kind, keys in {
         "matrix": {"tflop_per_s"},
         "step": {"step_s", "peak_gb", "planned_tensors_gb", "planned_gpu_gb", "of_matrix_pct"},

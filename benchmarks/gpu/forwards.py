@@ -11,7 +11,7 @@ from flowmask.data_pipeline.build.encode import channels_last
 from flowmask.models.config import ModelConfig
 from flowmask.models.cost.flops import dit_forward_flop
 from flowmask.models.device import use_tf32
-from flowmask.models.dit import velocity
+from flowmask.models.dit import require_compiler, velocity
 from flowmask.models.mask_decoder import MaskDecoder
 from flowmask.models.vae import encode_moments
 from flowmask.trainer.track.meters import peak_tflops
@@ -68,6 +68,7 @@ def encoder(way: str, precision: str, lab: Lab) -> dict[str, Any]:
 
 
 def _compile_encoder(vae: Any) -> None:
+    require_compiler()
     vae.encoder.compile()
 
 

@@ -1,8 +1,8 @@
 """The DiT's velocity: injection by concatenation, dtypes, a rotary table that keeps its precision, and speed."""
 
 import copy
-import struct
-from dataclasses import dataclass
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from flowmask.models.dit import PATCH_KEY, Recompute, build_dit, compile_blocks, recompute_blocks, velocity, widen
+from flowmask.models.dit import (
+    PATCH_KEY,
+    Recompute,
+    build_dit,
+    compile_blocks,
+    recompute_blocks,
+    require_compiler,
+    velocity,
+    widen,
+)
 from flowmask.models.errors import ConfigError
 
 CONFIG = {
@@ -164,30 +173,20 @@ def test_compiled_blocks_compute_what_the_others_do(kind: Recompute) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "one program for all blocks"
 
 
-def test_a_compiled_program_that_was_cut_is_compiled_again_and_a_whole_one_is_not(tmp_path: Path) -> None:
-    @dataclass
-    class Builder:
-        path: Path
-
-        def get_target_file_path(self) -> str:
-            return str(self.path)
-
-        def build(self) -> None:
-            self.path.write_bytes(b"compiled")
-
-    head = b"\x7fELF".ljust(40, b"\0") + struct.pack(
-        "=Q10xHH", 1000, 64, 3
-    )  # of sections: where, bytes of each, number
-    program = head.ljust(1000 + 64 * 3, b"\0")  # as linkers write it, with this table at the end
-    cuts = {"empty": 0, "head": 20, "half": len(program) // 2, "almost": len(program) - 1, "whole": len(program)}
-    for name, length in cuts.items():
-        (tmp_path / name).write_bytes(program[:length])
-    names = (*cuts, "missing")
-    compile_blocks(random_dit(32), recompute="none")
-    builders: Any = [Builder(tmp_path / name) for name in names]
-    torch._inductor.codecache._worker_compile_cpp(str(tmp_path / "lock"), builders)
-    found = {name: (tmp_path / name).read_bytes() for name in names}
-    assert found.pop("whole") == program and set(found.values()) == {b"compiled"}
+def test_a_process_killed_while_a_program_is_compiled_leaves_none_in_the_cache(tmp_path: Path) -> None:
+    """With a compiler that writes in two parts and kills the process that called it between them."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text('printf half > "$3"; test -z "$1" || kill -KILL $PPID; printf " whole" >> "$3"')
+    require_compiler()
+    program = tmp_path / "program.so"
+    compile_program = f"sh {compiler} %s -o {program}"
+    child = os.fork()
+    if not child:
+        torch._inductor.cpp_builder.run_compile_cmd(compile_program % "killing", str(tmp_path))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL and not program.exists()
+    torch._inductor.cpp_builder.run_compile_cmd(compile_program % "''", str(tmp_path))
+    assert program.read_text() == "half whole" and {*tmp_path.iterdir()} == {compiler, program}
 
 
 def test_without_a_compiler_compilation_is_refused_in_one_line() -> None:
