@@ -60,16 +60,20 @@ def encoder(way: str, precision: str, lab: Lab) -> dict[str, Any]:
     vae, run, flop, _ = _vae_encode(lab, DTYPES[precision])
     with torch.no_grad():
         plain = run()
-        ENCODER_WAYS[way](vae)
+        ENCODER_WAYS[way](vae, lab)
         seconds = lab.seconds(run)
         pairs = list(zip(plain, run(), strict=True))
     apart = max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs)
     return {"seconds": seconds, **lab.shares(flop, seconds), **lab.memory(), "largest_difference_pct": 100 * apart}
 
 
-def _compile_encoder(vae: Any) -> None:
+def _channels_last(vae: Any, _: Lab) -> None:
+    channels_last(vae)
+
+
+def _compile_encoder(vae: Any, lab: Lab) -> None:
     require_compiler()
-    vae.encoder.compile()
+    vae.encoder.compile(backend=lab.scale.encoder_compiler)
 
 
 def _dit(lab: Lab, dtype: torch.dtype) -> Made:
@@ -119,7 +123,7 @@ def _umt5_batch(lab: Lab, dtype: torch.dtype) -> Made:
     return _umt5(lab, dtype, sentences=_BATCH)
 
 
-ENCODER_WAYS: dict[str, Callable[[Any], None]] = {"channels last": channels_last, "compiled": _compile_encoder}
+ENCODER_WAYS: dict[str, Callable[[Any, Lab], None]] = {"channels last": _channels_last, "compiled": _compile_encoder}
 MODELS: dict[str, Callable[[Lab, torch.dtype], Made]] = {
     "dit": _dit,
     "vae encode": _vae_encode,

@@ -27,7 +27,6 @@ from gpu.forwards import DTYPES
 from gpu.lab import Lab
 from gpu.steps import training
 
-_CLIPS = 8
 _STEPS = 2
 
 
@@ -36,10 +35,10 @@ def cache(precision: str, at_once: int, lab: Lab) -> dict[str, Any]:
     use_tf32(precision == "tf32")
     vae = lab.drawn(lab.shapes.vae(), DTYPES[precision]).eval().requires_grad_(False)
     encoder = ClipEncoder(vae, dtype=torch.bfloat16, pixel_norm="half", batch_clips=at_once)
-    clips = [_clip(lab, number) for number in range(_CLIPS)]
+    clips = [_clip(lab, number) for number in range(lab.scale.cached_clips)]
     seconds = lab.seconds(lambda: list(encoder.encode(clips)), warm=1)
-    flop = 2 * _CLIPS * lab.encoders.encode(lab.clip, dtype="bfloat16").flop
-    return {"clips_per_s": _CLIPS / seconds, **lab.shares(flop, seconds), **lab.memory()}
+    flop = 2 * len(clips) * lab.encoders.encode(lab.clip, dtype="bfloat16").flop
+    return {"clips_per_s": len(clips) / seconds, **lab.shares(flop, seconds), **lab.memory()}
 
 
 def _clip(lab: Lab, number: int) -> DecodedClip:

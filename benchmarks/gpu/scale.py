@@ -25,6 +25,8 @@ class Scale:
     attentions: tuple[str, ...]
     recomputes: tuple[Recompute, ...]
     precisions: tuple[Precision, ...]  # the first precision is measured first
+    cached_clips: int
+    encoder_compiler: str  # torch.compile's backend
     ranks: tuple[int, ...]
 
 
@@ -39,6 +41,8 @@ REAL = Scale(
     attentions=("native", "cudnn", "flash"),
     recomputes=("none", "selective", "full"),
     precisions=("bf16", "tf32", "fp32"),
+    cached_clips=8,
+    encoder_compiler="inductor",
     ranks=(1, 8),
 )
 TINY = Scale(
@@ -52,5 +56,7 @@ TINY = Scale(
     attentions=("native", "cudnn"),
     recomputes=("none", "full"),
     precisions=("bf16",),
+    cached_clips=4,
+    encoder_compiler="eager",  # C++ for this encoder takes a compiler minutes
     ranks=(1,),
 )
