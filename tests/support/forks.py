@@ -7,6 +7,7 @@ import signal
 import subprocess
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ class Forked:
 
     def signal(self, number: int) -> None:
         """Send a signal, unless the process is gone."""
-        if self.running:
-            os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # gone, and its end is not known here yet
+            if self.running:
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone."""
