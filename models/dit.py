@@ -229,7 +229,7 @@ def _write_programs_whole() -> None:
         words = shlex.split(cmd_line)
         target = Path(words[words.index("-o") + 1])
         for left in target.parent.glob(f"{target.name}.*"):  # of killed processes: torch holds this file's lock here
-            left.unlink()
+            left.unlink(missing_ok=True)
         beside = target.with_name(f"{target.name}.{os.getpid()}")
         words[words.index("-o") + 1] = str(beside)
         compile_in_place(shlex.join(words), cwd)
