@@ -5,6 +5,7 @@ FlowMask has no DiT of its own: `WanTransformer3DModel(in_channels=32)` with con
 
 import os
 import shlex
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -24,6 +25,7 @@ from flowmask.models.errors import ConfigError
 
 LATENT_CHANNELS = 16
 PATCH_KEY = "patch_embedding.weight"
+_LEFT_S = 3600.0  # longer than a compiler takes; torch waits 600 s for another process that compiles
 _KEPT = ("scaled_dot_product", "_flash_attn_forward")  # parts of the names of attention ops: torch's, flash-attn's
 
 
@@ -228,8 +230,9 @@ def _write_programs_whole() -> None:
     def compile_beside(cmd_line: str, cwd: str) -> None:
         words = shlex.split(cmd_line)
         target = Path(words[words.index("-o") + 1])
-        for left in target.parent.glob(f"{target.name}.*"):  # of killed processes: torch holds this file's lock here
-            left.unlink(missing_ok=True)
+        for left in target.parent.glob(f"{target.name}.*"):
+            if time.time() - left.stat().st_mtime > _LEFT_S:  # of a killed process
+                left.unlink(missing_ok=True)
         beside = target.with_name(f"{target.name}.{os.getpid()}")
         words[words.index("-o") + 1] = str(beside)
         compile_in_place(shlex.join(words), cwd)
