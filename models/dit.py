@@ -201,7 +201,13 @@ def require_compiler() -> None:
             "train.compile is true, but no C++ compiler works here; install g++ or set it to false"
         ) from error
     _write_programs_whole()
-    _tell_cpus_apart()
+    try:
+        _tell_cpus_apart()
+    except OSError as error:
+        raise ConfigError(
+            f"train.compile is true, but torch's folder for compiled programs, {os.environ['TORCHINDUCTOR_CACHE_DIR']}, "
+            f"can't be written ({error.strerror}): set TORCHINDUCTOR_CACHE_DIR to another, or train.compile to false"
+        ) from error
 
 
 def _tell_cpus_apart() -> None:

@@ -191,6 +191,18 @@ def test_a_process_killed_while_a_program_is_compiled_leaves_none_in_the_cache(t
     assert program.read_text() == "half whole" and {*tmp_path.iterdir()} == {compiler, program}
 
 
+def test_a_folder_of_compiled_programs_that_cannot_be_written_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/programs")
+    torch._inductor.cpu_vec_isa.valid_vec_isa_list.cache_clear()  # what earlier tests found out
+    monkeypatch.setattr(torch._inductor.cpu_vec_isa.VecISA, "__bool__", lambda isa: isa.check_build("int x;"))
+    with pytest.raises(ConfigError, match=r"/proc/programs.*No such file.*set TORCHINDUCTOR_CACHE_DIR") as caught:
+        require_compiler()
+    assert "\n" not in str(caught.value)
+    torch._inductor.cpu_vec_isa.valid_vec_isa_list.cache_clear()
+
+
 def test_without_a_compiler_compilation_is_refused_in_one_line() -> None:
     # torch's own patch: its config takes pytest's undo for a deletion of the key
     missing = torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")})
