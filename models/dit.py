@@ -205,8 +205,8 @@ def require_compiler() -> None:
         _tell_cpus_apart()
     except OSError as error:
         raise ConfigError(
-            f"train.compile is true, but torch's folder for compiled programs, {os.environ['TORCHINDUCTOR_CACHE_DIR']}, "
-            f"can't be written ({error.strerror}): set TORCHINDUCTOR_CACHE_DIR to another, or train.compile to false"
+            f"train.compile is true, but torch's folder of compiled programs, {os.environ['TORCHINDUCTOR_CACHE_DIR']},"
+            f" can't be written ({error.strerror}): set TORCHINDUCTOR_CACHE_DIR to another, or train.compile to false"
         ) from error
 
 
