@@ -1,5 +1,6 @@
 """The GPU script, run on the CPU: it gives every kind of row, and loses no measured row."""
 
+import importlib
 import json
 import os
 import re
@@ -76,8 +77,18 @@ def out_of_reach() -> list[str]:
     there = {plain(name) for name in (*carried[1].split(), "deepspeed", "flowmask")}
     for name in ("torch", "transformers", "safetensors"):
         needed(name, there)
-    packages = metadata.packages_distributions().items()
+    listing = "import json; from importlib import metadata; print(json.dumps(metadata.packages_distributions()))"
+    # Asked in a new process: one that has imported setuptools finds its private copies of packages, too.
+    packages = json.loads(subprocess.check_output([sys.executable, "-c", listing])).items()
     return sorted(MISSING | {name for name, of in packages if name[0] != "_" and not {*map(plain, of)} & there})
+
+
+def test_what_this_process_has_imported_does_not_change_what_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = out_of_reach()
+    monkeypatch.setattr(sys, "path", [*sys.path])  # which setuptools lengthens, for the tests after this one too
+    importlib.import_module("setuptools")
+    assert out_of_reach() == before
+    assert not {"setuptools", "jaraco"} & {*before}
 
 
 @pytest.mark.timeout(3600)  # half a minute on an idle machine

@@ -74,8 +74,9 @@ def freeze(folder: Path) -> Path:
 
 
 def _versions() -> dict[str, str]:
-    """Version of every installed distribution."""
-    found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    """Version of every installed distribution; of two copies on `sys.path` the first, which an import takes."""
+    copies = reversed(list(importlib.metadata.distributions()))
+    found = {each.metadata["Name"]: each.version for each in copies}
     return {name: found[name] for name in sorted(filter(None, found))}
 
 
