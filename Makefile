@@ -18,7 +18,7 @@ setup: $(VENV)/.ready  ## make the virtual environment with pinned versions
 $(VENV)/.ready: constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FlowMask needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 demo: setup      ## dataset -> cache -> decoder -> DiT -> J&F -> predict, in 10 to 25 minutes on 2 cores

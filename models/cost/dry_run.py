@@ -5,7 +5,7 @@ not the scratch space inside a GPU's kernels.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from flowmask.models.cost.known_shapes import KnownShapes
 from flowmask.models.cost.live_memory import LiveMemory
 
 # torch has no formula for the CPU's fused attention
@@ -98,10 +99,11 @@ def measure_pass(module: nn.Module, run: Callable[[nn.Module], Tensor], *, backw
         for parameter in module.parameters()
         if parameter.requires_grad
     ]
-    memory, work = LiveMemory(imagined=next(module.parameters()).is_meta), _Work()
+    imagined = next(module.parameters()).is_meta
+    memory, work = LiveMemory(imagined=imagined), _Work()
     memory.add([*module.parameters(), *module.buffers()])
     before = memory.bytes
-    with torch.set_grad_enabled(backward), work, memory:
+    with torch.set_grad_enabled(backward), KnownShapes() if imagined else nullcontext(), work, memory:
         result = run(module)
         saved, forward_flop = memory.bytes - before, work.flop
         if backward:
