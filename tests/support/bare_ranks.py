@@ -1,7 +1,4 @@
-"""Ranks that do the minimum: meet, sum once, end. As a program, this file launches them LAUNCHES times.
-
-python bare_ranks.py OUT LAUNCHES [FIRST_RANK MEET]   MEET: a folder that two such programs share, as two nodes do
-"""
+"""Ranks that do the minimum: meet, sum once, end. `launch` starts them several times; as a program, this is a rank."""
 
 import atexit
 import json
@@ -32,16 +29,21 @@ def rank() -> int:
     return 0
 
 
-def launch(out: Path, launches: int, first_rank: int = 0, shared: Path | None = None) -> int:
-    """Launch the ranks this many times, as a job's ranks are launched; 0 if every launch ended with 0."""
+def launch(words: list[str]) -> None:
+    """Launch the ranks, as a job's ranks are launched; ends the process, with 0 if every launch ended with 0.
+
+    words: OUT LAUNCHES [FIRST_RANK MEET]   MEET: a folder that two such processes share, as two nodes do
+    """
     from flowmask.launch.local import processes
     from flowmask.launch.slurm import task
 
-    processes.python_module = lambda *_: [sys.executable, "-P", __file__]  # type: ignore[assignment]
-    os.environ["BARE_OUT"] = str(out)
-    for number in range(launches):
+    out, launches, *node = words
+    processes.python_module = lambda *_: [sys.executable, "-P", "-m", "bare_ranks"]  # type: ignore[assignment]
+    os.environ["BARE_OUT"] = out
+    for number in range(int(launches)):
         group = None
-        if shared is not None:
+        if node:
+            first_rank, shared = int(node[0]), Path(node[1])
             path, listener = shared / f"{number}.json", None
             if first_rank == 0:
                 listener = task._listen("127.0.0.1")
@@ -53,14 +55,11 @@ def launch(out: Path, launches: int, first_rank: int = 0, shared: Path | None = 
             group = processes.Group(first_rank, 2 * RANKS, meet, listener)
         code = processes.run_local("train", {}, processes=RANKS, group=group)
         if code:
-            return code
-    return 0
+            sys.exit(code)
+    sys.exit(0)
 
 
 if __name__ == "__main__":
     from flowmask.launch.local.worker import run_process
 
-    if len(sys.argv) == 1:
-        run_process(rank)
-    folder, count, *node = sys.argv[1:]
-    sys.exit(launch(Path(folder), int(count), *([int(node[0]), Path(node[1])] if node else [])))
+    run_process(rank)

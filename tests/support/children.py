@@ -14,7 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-FORKED = ("flowmask.launch.local.worker", "flowmask.launch.tune.worker", "flowmask.trainer.track.sender")
+FORKED = (
+    *("flowmask.launch.local.worker", "flowmask.launch.tune.worker", "flowmask.trainer.track.sender"),
+    "bare_ranks",  # beside this file
+)
 
 
 class Popen(subprocess.Popen[Any]):

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from forks import start_fork
+
+Main = Callable[[list[str]], Any]
 
 
 def flowmask(*words: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
@@ -18,7 +20,7 @@ def flowmask(*words: object, timeout_s: float = 300) -> subprocess.CompletedProc
     given = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as place:
         files = [Path(place, name) for name in ("stdout", "stderr")]
-        process = start_fork(_main, given, files, environment=environment())
+        process = start_fork(_run, _flowmask, given, files, environment=environment())
         process.join(timeout_s)
         if process.exitcode is None:
             process.kill()
@@ -29,24 +31,34 @@ def flowmask(*words: object, timeout_s: float = 300) -> subprocess.CompletedProc
         )
 
 
-def _main(words: list[str], files: list[Path]) -> None:
-    from flowmask.launch.cli.main import command
-
+def _run(main: Main, words: list[str], files: list[Path]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
     for number, file in enumerate(files, start=1):
         with file.open("a") as opened:
             os.dup2(opened.fileno(), number)
+    main(words)
+
+
+def _flowmask(words: list[str]) -> None:
+    from flowmask.launch.cli.main import command
+
     sys.argv = ["flowmask", *words]
     command()
 
 
 class Started:
-    """A command in a forked process; what tests need of subprocess.Popen, with both outputs in one file."""
+    """A command in a forked process; what tests need of subprocess.Popen, with both outputs in one file.
 
-    def __init__(self, words: Sequence[str]) -> None:
+    main: what runs with the words, `flowmask` by default; variables: more for its environment
+    """
+
+    def __init__(
+        self, words: Sequence[str], *, main: Main = _flowmask, variables: Mapping[str, str] | None = None
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()  # deleted with this object
         self._words, self._said = words, Path(self._folder.name, "said")
-        self._process = start_fork(_main, list(words), [self._said] * 2, environment=environment())
+        variables = environment() | dict(variables or {})
+        self._process = start_fork(_run, main, list(words), [self._said] * 2, environment=variables)
         self.pid = int(self._process.pid)
 
     @property

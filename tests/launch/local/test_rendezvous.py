@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bare_ranks
 import pytest
-from command import environment, flowmask
+from command import Started, environment, flowmask
 from runs import run_config
 from trials import TRIALS
 
@@ -18,15 +19,12 @@ from flowmask.launch.slurm import task
 from flowmask.models.errors import ConfigError, TrainingError
 from flowmask.trainer import distributed
 
-BARE = Path(__file__).parents[2] / "support" / "bare_ranks.py"
 
-
-def launched(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, str(BARE), *map(str, words)]
-    variables = environment() | {"OMP_NUM_THREADS": "1"}
+def launched(*words: object) -> Started:
+    variables = {"OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # as in a group of the test's caller
         variables[name] = "7"
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return Started([str(word) for word in words], main=bare_ranks.launch, variables=variables)
 
 
 def found(out: Path) -> list[dict[str, Any]]:
