@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 from browser import why_no_browser
 from cluster import why_not
+from forks import draw_small_overlays
 from trials import drawn_tests
 
 # Words in test files that begin first, in this order: those that take longest, then those that share a slow fixture.
@@ -36,6 +37,11 @@ def costly(file: str) -> str | None:
 def nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The user's own key (models/safe/signature.py) is made in a temporary folder."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_overlays() -> None:
+    draw_small_overlays()
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from flowmask.models.errors import ConfigError, DataError, UserError
 from flowmask.trainer.predict.input_video import InputVideo
 from flowmask.trainer.predict.predict import Predictions, predict
 from flowmask.trainer.predict.predictions import unique_slugs
+from flowmask.trainer.predict.show import overlay
 from flowmask.trainer.predict.show.overlay import OverlayVideo, read_mask
 
 PROMPTS = ["the dog running to the left", "two Birds, near: the water!"]
@@ -73,7 +74,10 @@ def test_every_prompt_gets_its_masks_and_its_video_and_all_get_one_together(
         assert prompt.area_px == [int(mask.sum()) for mask in masks]
 
 
-def test_overlay_videos_keep_the_frames_and_the_rate_of_the_source(export: Path, video: Path, tmp_path: Path) -> None:
+def test_overlay_videos_keep_the_frames_and_the_rate_of_the_source(
+    export: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlay, "SHORT_SIDE_PX", 480)
     result = _predict(export, video, tmp_path / "p")
     for path in [result.overlay, *(prompt.overlay for prompt in result.prompts)]:
         with av.open(str(path)) as container:

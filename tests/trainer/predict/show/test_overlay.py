@@ -26,6 +26,11 @@ from flowmask.trainer.predict.show.overlay import (
 )
 
 
+@pytest.fixture(autouse=True)
+def as_people_see_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlay, "SHORT_SIDE_PX", 480)
+
+
 def _disc(height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     return (y - height / 2) ** 2 + (x - width / 2) ** 2 < (min(height, width) / 4) ** 2
