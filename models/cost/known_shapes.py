@@ -17,6 +17,10 @@ _Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # of a contiguou
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
+class _UnknownError(Exception):
+    """An argument whose part in the results is not known here."""
+
+
 @dataclass(frozen=True)
 class _New:
     """The results of an operator, if all are new tensors."""
@@ -40,8 +44,8 @@ class KnownShapes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         named = kwargs or {}
         try:
-            key = (func, _key(args), _key(named)) if _may_give_new_tensors(func) else None
-        except TypeError:  # an argument of another kind, such as a generator
+            key = self._question(func, args, named)
+        except _UnknownError:
             key = None
         if known := self._known.get(key):
             return known.make()
@@ -49,6 +53,12 @@ class KnownShapes(TorchDispatchMode):
         if key is not None and key not in self._known:
             self._known[key] = _new(result, (args, named))
         return result
+
+    def _question(self, func: Any, args: Any, named: dict[str, Any]) -> Hashable:
+        """All that the layout of an operator's results depends on; None if they are not new tensors."""
+        if not _may_give_new_tensors(func):
+            return None
+        return func, torch.get_default_dtype(), _key(args), _key(named)
 
 
 @cache
@@ -59,10 +69,10 @@ def _may_give_new_tensors(func: Any) -> bool:
 
 
 def _key(value: Any) -> Hashable:
-    """All that a result's shape depends on. Raises TypeError for what this does not know."""
+    """What a result's layout depends on in an argument. Raises _UnknownError for another kind, such as a generator."""
     if isinstance(value, Tensor):
         if not value.is_meta or value.is_complex() or type(value) not in (Tensor, nn.Parameter):
-            raise TypeError
+            raise _UnknownError
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
         return tuple(map(_key, value))
@@ -70,7 +80,7 @@ def _key(value: Any) -> Hashable:
         return tuple((name, _key(one)) for name, one in value.items())
     if type(value) in _PLAIN:
         return type(value), value  # 1, 1.0 and True are equal, but give other dtypes
-    raise TypeError
+    raise _UnknownError
 
 
 def _new(result: Any, given: Any) -> _New | None:
